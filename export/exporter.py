@@ -59,7 +59,8 @@ def export_bundle(
         opened = Checkpoint.open(checkpoint, weights, units, lora)
         progress(f"read {opened.weights}: {len(opened.tensors)} tensors, {len(opened.ignored)} ignored")
         features = opened.features
-        progress(f"features: {features.num_mel_bins} mel bins of audio at {features.sample_rate} Hz")
+        kind = f"{features.num_ceps} cepstra of " if features.num_ceps else ""
+        progress(f"features: {kind}{features.num_mel_bins} mel bins of audio at {features.sample_rate} Hz")
         network = opened.network()
         manifest = dataclasses.replace(bundle_manifest(opened), padding_s=padding_s)
         for model in build_graphs(network, manifest):

@@ -7,7 +7,7 @@ run is refused with the reason: loading a file that it does not accept would end
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from u2moe.export.joining import closed, inlined, joined
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Graph, Tensor
-from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
+from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 
@@ -103,11 +103,12 @@ def supported_graphs(
     """
     config, where = manifest.model, f"{source}: sherpa-onnx"
     features = manifest.features
-    if (features.frame_length_ms, features.frame_shift_ms) != (25.0, 10.0):
-        raise UnsupportedError(
-            f"{where}: frame_length and frame_shift are {features.frame_length_ms:g} and {features.frame_shift_ms:g} "
-            "ms, but its client computes only 25 and 10"
-        )
+    computed = FeatureConfig(sample_rate=features.sample_rate, num_mel_bins=features.num_mel_bins)
+    for name, value in asdict(computed).items():
+        if getattr(features, name) != value:
+            raise UnsupportedError(
+                f"{where}: {name} is {getattr(features, name)}, but its client computes only {value}"
+            )
     _check_symbols(tokens, config.blank, where)
     reasons = {ONLINE: _why_not_online(config), OFFLINE: _why_not_offline(config)}
     if all(reasons.values()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from u2moe.export.adapters import Adapters
 from u2moe.export.architecture import Architecture
@@ -12,12 +12,14 @@ from u2moe.export.network_config import read_decoders, read_encoder
 from u2moe.export.text_files import read_yaml
 from u2moe.export.wenet_keys import ONE_VALUE, WITHOUT_EFFECT
 from u2moe.export.yaml_section import Section
-from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig
+from u2moe.runtime.bundle.manifest import WINDOWS, DecodingConfig, FeatureConfig
 from u2moe.runtime.errors import BundleError, CheckpointError, UnsupportedError
 from u2moe.runtime.model.features import constants_of
 
 CONFIG_FILE = "train.yaml"
 DEFAULT_MEL_BINS = 23
+FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
+"""Milliseconds, unless stated."""
 MODELS = ("asr_model", "ctl_model")
 """`ctl_model` has another loss, and the same network."""
 _FUNASR = "FunASR exports it to ONNX and sherpa-onnx runs it"
@@ -85,8 +87,9 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
     if top.integer("vocab_size", vocab_size) != vocab_size:
         raise top.wrong("vocab_size", top.value("vocab_size"), f"equal to output_dim {vocab_size}")
     features = _features(top)
-    if top.integer("input_dim") != features.num_mel_bins:
-        expected = f"equal to num_mel_bins, which is {features.num_mel_bins} ({DEFAULT_MEL_BINS} if not stated)"
+    if top.integer("input_dim") != features.size:
+        name, default = ("num_ceps", 40) if features.num_ceps else ("num_mel_bins", DEFAULT_MEL_BINS)
+        expected = f"equal to {name}, which is {features.size} ({default} if not stated)"
         raise top.wrong("input_dim", top.value("input_dim"), expected)
     normalized, cmvn_file = _normalization(top)
     tokenizer, separate, special_tokens, symbol_table = _tokenizer(top, vocab_size)
@@ -134,25 +137,25 @@ def _features(top: Section) -> FeatureConfig:
     dataset, collate = top.section("dataset_conf", is_whole=False), top.section("collate_conf", is_whole=False)
     if "fbank_conf" not in dataset and top.value("raw_wav") not in (None, True):
         raise top.unsupported("raw_wav", top.value("raw_wav"), ("True",))  # Kaldi's, whose settings are not in the file
-    dataset.choice("feats_type", "fbank", ("fbank",))
-    sample_rate = dataset.section("resample_conf").integer("resample_rate", 16000)
+    settings: dict[str, Any] = {"sample_rate": dataset.section("resample_conf").integer("resample_rate", 16000)}
     old = collate.section("feature_extraction_conf", is_whole=False)
-    if "fbank_conf" in dataset or "feature_type" not in old:
-        fbank = dataset.section("fbank_conf")
-        num_mel_bins = fbank.integer("num_mel_bins", DEFAULT_MEL_BINS)
+    if dataset.choice("feats_type", "fbank", ("fbank", "mfcc")) == "mfcc":
+        conf = dataset.section("mfcc_conf")
+        settings["num_ceps"] = conf.integer("num_ceps", 40)
+        settings |= {"low_hz": conf.number("low_freq", 20.0), "high_hz": conf.number("high_freq", 0.0)}
+        settings["num_mel_bins"] = conf.integer("num_mel_bins", DEFAULT_MEL_BINS)
+    elif "fbank_conf" in dataset or "feature_type" not in old:
+        conf = dataset.section("fbank_conf")
+        settings["window"] = conf.choice("window_type", "povey", WINDOWS)
+        settings["num_mel_bins"] = conf.integer("num_mel_bins", DEFAULT_MEL_BINS)
     else:  # releases before 2021
-        fbank = collate.section("feature_extraction_conf")
-        fbank.choice("feature_type", "fbank", ("fbank",))
-        num_mel_bins = fbank.integer("mel_bins")
-        sample_rate = fbank.integer("resample", sample_rate)
-    frame_length, frame_shift = fbank.number("frame_length", 25.0), fbank.number("frame_shift", 10.0)
+        conf = collate.section("feature_extraction_conf")
+        conf.choice("feature_type", "fbank", ("fbank",))
+        settings["num_mel_bins"] = conf.integer("mel_bins")
+        settings["sample_rate"] = conf.integer("resample", settings["sample_rate"])
+    settings |= {f"{name}_ms": conf.number(name, default) for name, default in FRAMES.items()}
     try:
-        features = FeatureConfig(
-            sample_rate=sample_rate,
-            num_mel_bins=num_mel_bins,
-            frame_length_ms=frame_length,
-            frame_shift_ms=frame_shift,
-        )
+        features = FeatureConfig(**settings)
         constants_of(features)
     except ValueError as error:
         raise CheckpointError(f"{top.file}: dataset_conf: {error}") from error

@@ -33,7 +33,8 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "lora_conf": ("lora_modules", "lora_attn_attr", "lora_list", "lora_dropout"),  # the state dict tells
         # how transcripts become tokens, not how tokens become text
         "tokenizer_conf": ("bpe_path", "non_lang_syms_path", "split_with_space", "is_multilingual", "num_languages"),
-        "dataset_conf.fbank_conf": ("dither",),
+        "dataset_conf.fbank_conf": ("dither",),  # WeNet turns it off for recognition
+        "dataset_conf.mfcc_conf": ("dither",),
         "collate_conf.feature_extraction_conf": ("dither",),
     }
 )  # fmt: skip
@@ -43,7 +44,6 @@ ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "encoder_conf": {"positionwise_layer_type": "linear", "concat_after": False},  # both until 2023
         "decoder_conf": {"use_output_layer": True, "src_attention": True, "concat_after": False},
-        "dataset_conf.fbank_conf": {"window_type": "povey"},
         "collate_conf.feature_extraction_conf": {"window_type": "povey", "using_pitch": False},
     }
 )

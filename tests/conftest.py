@@ -109,6 +109,15 @@ def bundle(exported):
 
 
 @pytest.fixture(scope="session")
+def mfcc_bundle(tmp_path_factory):
+    """A network of random weights that hears MFCC."""
+    from wenet_directories import write_configuration  # noqa: PLC0415 - as in `write_bundle`
+
+    folder = tmp_path_factory.mktemp("mfcc")
+    return Bundle.open(write_bundle(write_configuration("mfcc", folder / "checkpoint"), folder / "bundle"))
+
+
+@pytest.fixture(scope="session")
 def quantized(bundle, tmp_path_factory):
     """A function from the name of a recipe to the tiny bundle quantized by it, made once per session."""
     # Imported here, as in `write_bundle`.

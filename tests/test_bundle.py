@@ -185,7 +185,10 @@ def test_special_files(folder):
         (lambda c: c["model"].update(blank=True), "model: blank: found True, expected int"),
         (lambda c: c["model"].update(blank=99), "blank must be a token id below 4, got 99"),
         (lambda c: c["model"].update(right_context=-1), "right_context must be at least 0, got -1"),
-        (lambda c: c["model"].update(feature_size=40), "feature_size of the model must be num_mel_bins 80, got 40"),
+        (
+            lambda c: c["model"].update(feature_size=40),
+            "feature_size of the model must be that of the features, 80, got 40",
+        ),
         (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms and frame_length_ms must be"),
         (lambda c: c["decoding"].update(reverse_weight=2), "reverse_weight must be between 0 and 1, got 2"),
         (lambda c: c["decoding"].update(ctc_weight=10**400), "ctc_weight: is too large for a 64-bit number"),

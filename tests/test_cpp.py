@@ -154,6 +154,12 @@ def test_a_bundle_has_its_own_calibration_and_padding(program, bundle, model, ta
     assert np.abs(np.subtract(*confidences)).max() > 0.01
 
 
+def test_mfcc(program, mfcc_bundle, talk):
+    samples, _ = soundfile.read(talk, dtype="int16")
+    expected = recognized(mfcc_bundle, mfcc_bundle.load(), samples)
+    assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, mfcc_bundle.path, talk)), expected)
+
+
 def test_it_prints_partial_results_and_text_with_times_and_measures_itself(program, bundle, model, talk):
     done = run(program, bundle.path, talk)
     options = DecodingOptions(chunk_size=16, endpoint=EndpointConfig())

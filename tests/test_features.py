@@ -1,10 +1,11 @@
 import dataclasses
 import resource
+from pathlib import Path
 
 import kaldi_native_fbank
 import numpy as np
 import pytest
-from fbanks import CONFIG, CONFIGS, any_config, plain_banks, plain_fbank
+from fbanks import CONFIG, CONFIGS, WENET, any_config, plain_banks, plain_fbank
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.model.features import FeatureStream, constants_of, fbank
 
+ALL_CONFIGS = [*CONFIGS, *WENET.values()]
+GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "features.npz"))
 LAST_BIT = 2e-6
 """Between neighbours in single precision, for features up to 32. Sums in another order may round to either."""
 
@@ -23,6 +26,15 @@ def test_features_equal_kaldis_definition(config, sound):
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BIT)
     assert (found != expected).mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", WENET)
+def test_features_equal_wenets(name):
+    """Windows, MFCC and the edges of bands, as WeNet's own front end computes them: see golden/README.md."""
+    found = fbank((GOLDEN["samples"] / 32768).astype(np.float32), WENET[name])
+    assert found.shape == GOLDEN[name].shape
+    # WeNet's weights of bands are of single precision. MFCC sums such errors, and multiplies them by 12 at most.
+    np.testing.assert_allclose(found, GOLDEN[name], rtol=0, atol=1e-3 if WENET[name].num_ceps else 1e-4)
 
 
 @given(config=any_config())
@@ -79,7 +91,8 @@ def test_silence_and_constants_are_the_floor(level):
 
 
 @given(
-    steps=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 20)), max_size=20), config=st.sampled_from(CONFIGS)
+    steps=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 20)), max_size=20),
+    config=st.sampled_from(ALL_CONFIGS),
 )
 def test_any_split_gives_the_same_frames(steps, config, sound):
     """Samples in any portions, frames in any portions, to the last bit."""
@@ -92,7 +105,7 @@ def test_any_split_gives_the_same_frames(steps, config, sound):
     assert np.array_equal(np.concatenate(parts), fbank(sound, config))
 
 
-@given(first=st.integers(0, 200), num_frames=st.integers(1, 200), config=st.sampled_from(CONFIGS))
+@given(first=st.integers(0, 200), num_frames=st.integers(1, 200), config=st.sampled_from(ALL_CONFIGS))
 def test_a_frame_does_not_depend_on_those_beside_it(first, num_frames, config, sound):
     whole = fbank(sound, config)
     alone = fbank(sound[first * config.shift_len :][: (num_frames - 1) * config.shift_len + config.frame_len], config)
@@ -145,6 +158,10 @@ def test_front_ends_that_make_no_sense(config, bundle, model):
         ({"frame_shift_ms": 0.0}, "frame_shift_ms and frame_length_ms must be between"),
         ({"frame_shift_ms": 26.0}, "no longer than the frame, got 26.0 and 25.0"),
         ({"frame_length_ms": 1e9}, "frame_length_ms must be between"),
+        ({"window": "kaiser"}, "window must be one of povey, hamming, .*, got 'kaiser'"),
+        ({"num_ceps": 81}, "num_ceps must be between 0 and num_mel_bins 80, got 81"),
+        ({"low_hz": 9000.0}, "low_hz and high_hz must be edges of bands below half the sample_rate 16000, got 9000.0"),
+        ({"high_hz": -8000.0}, "low_hz and high_hz must be edges"),
     ],
 )
 def test_front_ends_that_are_refused_unseen(values, message):

@@ -219,6 +219,20 @@ def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
     assert_same_segments(json.loads(done.stdout)["segments"], expected)
 
 
+@needs_onnxruntime_web
+def test_mfcc(mfcc_bundle, sound, tmp_path):
+    soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")
+    samples, _ = soundfile.read(tmp_path / "sound.wav", dtype="int16")
+    expected = recognized(mfcc_bundle, mfcc_bundle.load(), samples)
+    options = json.dumps({"chunkSize": 16, "numLeftChunks": 4, "endpoint": {}})
+    command = [NODE, "transcribe.mjs", "--json", "--runtime", "web", "--options", options]
+    done = subprocess.run(
+        [*command, mfcc_bundle.path, tmp_path / "sound.wav"], cwd=BROWSER, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_segments(json.loads(done.stdout)["segments"], expected)
+
+
 DAMAGES = [
     (flipped("ctc.ort"), "IntegrityError: ctc.ort: sha256 is "),
     (lambda folder: (folder / "bundle.json").unlink(), "BundleError: bundle.json: cannot be read: ENOENT"),

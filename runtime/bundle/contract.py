@@ -80,7 +80,7 @@ def features() -> Graph:
         samples: one channel at the model's rate, in [-1, 1] [batch, samples]. Frames are complete windows.
 
     Outputs:
-        features: log-mel features, not normalised [batch, frames, mel]; no frames for less than a window.
+        features: features of the front end, not normalised [batch, frames, size]; no frames for less than a window.
     """
     return Graph(
         name="features",
@@ -93,7 +93,7 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
     """Encoder: features and caches to encoder output and new caches.
 
     Inputs:
-        chunk: log-mel features, not normalised [batch, frames, mel].
+        chunk: features, not normalised [batch, frames, size].
         chunk_lens: valid feature frames of each row [batch]; rows are padded at the end.
         offset: position of each stream [batch]: 0, then `next_offset` of the chunk before. Cached frames at negative
             positions are masked: streams at different positions share a batch by padding their caches at the front.

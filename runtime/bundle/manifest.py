@@ -79,14 +79,26 @@ class ModelConfig:
         return value if isinstance(value, int) else None
 
 
+WINDOWS = ("povey", "hamming", "hanning", "blackman", "rectangular")
+"""Kaldi's window functions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """The front end of the checkpoint's training: Kaldi log-mel filter banks of samples times 32768."""
+    """The front end of the checkpoint's training: Kaldi's log-mel filter banks or MFCC of samples times 32768."""
 
     sample_rate: int = 16000
     num_mel_bins: int = 80
     frame_length_ms: float = 25.0
     frame_shift_ms: float = 10.0
+    window: str = "povey"
+    """One of `WINDOWS`."""
+    num_ceps: int = 0
+    """Cepstral coefficients of a frame (MFCC), C0 first and liftered; 0: the log-mel energies themselves."""
+    low_hz: float = 20.0
+    """Lower edge of the mel bands."""
+    high_hz: float = 0.0
+    """Upper edge of the mel bands; 0 or below: added to the Nyquist frequency."""
 
     def __post_init__(self) -> None:
         if not 1000 <= self.sample_rate <= 384_000:
@@ -98,6 +110,25 @@ class FeatureConfig:
                 f"frame_shift_ms and frame_length_ms must be between 1 and 1000, the shift no longer than the frame, "
                 f"got {self.frame_shift_ms} and {self.frame_length_ms}"
             )
+        if self.window not in WINDOWS:
+            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {self.window!r}")
+        if not 0 <= self.num_ceps <= self.num_mel_bins:
+            raise ValueError(f"num_ceps must be between 0 and num_mel_bins {self.num_mel_bins}, got {self.num_ceps}")
+        if not 0 <= self.low_hz < self.top_hz <= self.sample_rate / 2:
+            raise ValueError(
+                f"low_hz and high_hz must be edges of bands below half the sample_rate {self.sample_rate}, "
+                f"got {self.low_hz} and {self.high_hz}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Values of a frame."""
+        return self.num_ceps or self.num_mel_bins
+
+    @property
+    def top_hz(self) -> float:
+        """Upper edge of the mel bands."""
+        return self.high_hz if self.high_hz > 0 else self.sample_rate / 2 + self.high_hz
 
     @property
     def frame_len(self) -> int:
@@ -188,9 +219,9 @@ class Manifest:
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if self.model.feature_size != self.features.num_mel_bins:
+        if self.model.feature_size != self.features.size:
             raise ValueError(
-                f"feature_size of the model must be num_mel_bins {self.features.num_mel_bins}, "
+                f"feature_size of the model must be that of the features, {self.features.size}, "
                 f"got {self.model.feature_size}"
             )
         if not 0 <= self.padding_s <= LONGEST_PADDING_S:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.decoding.spans import LONGEST_TOKEN_S
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from u2moe.runtime.bundle.manifest import FeatureConfig
 
 _MIN_PAUSE_S = 0.08
 """Shorter silences are the closures of stop consonants, within words."""
@@ -23,12 +29,14 @@ Span = tuple[float, float]
 """Start and end in seconds."""
 
 
-def loudness(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Loudness [frames] of log-mel features [frames, mel], on the scale of log energy.
+def loudness(features: npt.NDArray[np.float32], config: FeatureConfig) -> npt.NDArray[np.float32]:
+    """Loudness [frames] of features [frames, size], on the scale of log energy.
 
     As in Stevens' law of perceived loudness, it sums powers of the band energies, so that hum, which fills only a few
-    bands, counts less.
+    bands, counts less. Of MFCC, it is the mean of the log energies, which is what their first coefficient is.
     """
+    if config.num_ceps:
+        return features[:, 0] / np.float32(math.sqrt(config.num_mel_bins))
     levels: npt.NDArray[np.float32] = np.log(np.exp(_POWER * features).mean(axis=1)) / np.float32(_POWER)
     return levels
 

@@ -42,6 +42,7 @@ class Reception:
         self._sample_rate = manifest.features.sample_rate
         self._padding = Padding(padding_s, manifest.features.sample_rate, manifest.features.frame_len)
         self._resampler: Resampler | None = None
+        self._front_end = manifest.features
         self._features = FeatureStream(manifest.features)
         self._windows = Windows(manifest.model, chunk_size, knows_last=knows_last)
         self._levels = array("f")  # loudness of the frames of features from `_levels_start` on
@@ -124,7 +125,7 @@ class Reception:
         if not self.has_window:
             return False
         features = self._features.take(self._windows.num_missing)
-        self._levels.frombytes(loudness(features).tobytes())
+        self._levels.frombytes(loudness(features, self._front_end).tobytes())
         self._windows.accept(features)
         window = self._windows.take()
         if window is None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest
+from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.model.features import FLOOR, PREEMPHASIS, constants_of
 
@@ -35,19 +36,22 @@ def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value
     constants = constants_of(config)
     banks = constants.banks()
     with g.scope("fbank"):
-        frames = g.op("Mul", _emphasised(g, samples, config), constants.window)
+        is_first_used = bool(constants.window[0])
+        frames = g.op("Mul", _emphasised(g, samples, config, is_first_used=is_first_used), constants.window)
         waves = g.op("Unsqueeze", frames, [3])
         parts = g.op("DFT", waves, np.array(constants.num_points), axis=2, onesided=1)
         power = g.op("ReduceSum", g.op("Mul", parts, parts), [3], keepdims=0)
         energies = g.op("MatMul", g.op("Slice", power, [0], [len(banks)], [2]), banks)
         log_energies = g.op("Log", g.op("Max", energies, np.array(FLOOR)))
+        if constants.cepstra is not None:
+            log_energies = g.op("MatMul", log_energies, constants.cepstra)
         return g.op("Cast", log_energies, to=ir.DataType.FLOAT)
 
 
-def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value:
+def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is_first_used: bool) -> ir.Value:
     """Frames [batch, frames, frame_len] without their mean, after pre-emphasis, in double precision.
 
-    The first sample of a frame has no weight in the window, so that what comes before it does not matter.
+    The first sample of a frame is right only if it is used; most windows give it no weight.
     """
     length, shift = config.frame_len, config.shift_len
     # Frames overlap by whole blocks, which are gathered much faster than samples.
@@ -67,6 +71,10 @@ def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir
     frames = g.op("Gather", g.op("Reshape", emphasised, [0, -1, block]), places, axis=1)
     shape = g.op("Concat", g.op("Shape", samples, start=0, end=1), num_frames, [length], axis=0)
     frames = g.op("Reshape", frames, shape, allowzero=1)
+    if is_first_used:  # it counts as the one before it
+        first = g.op("Gather", signal, g.op("Mul", starts, [block]), axis=1)
+        first = g.op("Unsqueeze", g.op("Mul", first, np.array(1 - PREEMPHASIS)), [2])
+        frames = g.op("Concat", first, g.op("Slice", frames, [1], [END], [2]), axis=2)
     return g.op("Sub", frames, g.op("Mul", totals, np.array((1 - PREEMPHASIS) / length)))
 
 

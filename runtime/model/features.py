@@ -1,4 +1,4 @@
-"""Log-mel filter banks as in WeNet's training (Kaldi's), in numpy. No normalisation.
+"""Log-mel filter banks and MFCC as in WeNet's training (Kaldi's), in numpy. No normalisation.
 
 All is computed in double precision, and of one frame alone. The features, which are rounded to single precision, are
 therefore the same to the last bit for any split of the samples, on any processor, and in `graph.features`: the same
@@ -18,13 +18,15 @@ import numpy.typing as npt
 from u2moe.runtime.errors import BundleError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from u2moe.runtime.audio.arrays import Samples
     from u2moe.runtime.bundle.manifest import FeatureConfig
 
 PREEMPHASIS = 0.97
 FLOOR = float(np.finfo(np.float32).eps)
 """Least energy of a band."""
-_LOWEST_HZ = 20.0
+_LIFTER = 22.0
 _SCALE = 32768.0
 _BLOCK = 32
 """Frames at a time. More are hardly faster, but what malloc gives back to the system costs a page fault each 4 KB."""
@@ -33,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
-    """Features [frames, mel] of samples [n] in [-1, 1].
+    """Features [frames, `config.size`] of samples [n] in [-1, 1].
 
     A frame needs a full window of samples (Kaldi's snip_edges): an incomplete window at the end is dropped.
 
@@ -43,10 +45,11 @@ def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
     constants = constants_of(config)
     length, shift = config.frame_len, config.shift_len
     num_frames = max(len(samples) - length + shift, 0) // shift
-    features = np.empty((num_frames, config.num_mel_bins), np.float32)
+    features = np.empty((num_frames, config.size), np.float32)
     for start in range(0, num_frames, _BLOCK):
         block = features[start : start + _BLOCK]
-        block[:] = _log_energies(samples[start * shift :], len(block), config, constants)
+        log_energies = _log_energies(samples[start * shift :], len(block), config, constants)
+        block[:] = log_energies if constants.cepstra is None else _products(log_energies, constants.cepstra)
     return features
 
 
@@ -80,10 +83,10 @@ class FeatureStream:
         self._num_samples += len(samples)
 
     def take(self, num_frames: int) -> npt.NDArray[np.float32]:
-        """The next frames [frames, mel], up to `num_frames`."""
+        """The next frames [frames, `size`], up to `num_frames`."""
         num_frames = min(num_frames, self.num_ready)
         if num_frames == 0:
-            return np.empty((0, self._config.num_mel_bins), np.float32)
+            return np.empty((0, self._config.size), np.float32)
         shift = self._config.shift_len
         samples = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
         features = fbank(samples[: (num_frames - 1) * shift + self._config.frame_len], self._config)
@@ -102,12 +105,13 @@ class Constants:
 
     Attributes:
         num_points: length of the Fourier transform: the frame, padded with zeros to a power of two.
-        window: Povey's window, for samples on the scale of 16-bit integers [frame_len]. Its first weight is 0.
+        window: for samples on the scale of 16-bit integers [frame_len].
         lowest: the lowest point of the spectrum in a band.
-        weights: of each point from there to the Nyquist frequency, in the band that rises and in the one that falls
-            [2, points]. The Nyquist frequency has none, as in Kaldi.
+        weights: of each point from there to the first above the bands, in the band that rises and in the one that falls
+            [2, points]. The last point, at most the Nyquist frequency, has none, as in Kaldi.
         starts: first point after `lowest` of each interval [mel + 1].
         is_filled: 1 for an interval with points in it, else 0 [mel + 1].
+        cepstra: the liftered cosine transform of MFCC [mel, num_ceps]; None without.
     """
 
     num_points: int
@@ -116,11 +120,12 @@ class Constants:
     weights: Floats
     starts: npt.NDArray[np.int64]
     is_filled: Floats
+    cepstra: Floats | None
 
     def banks(self) -> Floats:
         """Weights of all points below the Nyquist frequency in each band [num_points / 2, mel]."""
         intervals = np.searchsorted(self.starts, np.arange(self.weights.shape[1] - 1), side="right") - 1
-        rows = np.arange(self.lowest, self.num_points // 2)
+        rows = np.arange(self.lowest, self.lowest + self.weights.shape[1] - 1)
         banks = np.zeros((self.num_points // 2, len(self.starts) + 1))  # with a band before the first
         banks[rows, intervals + 1] = self.weights[0, :-1]
         banks[rows, intervals] = self.weights[1, :-1]
@@ -136,12 +141,12 @@ def constants_of(config: FeatureConfig) -> Constants:
     """
     length, num_intervals = config.frame_len, config.num_mel_bins + 1
     num_points = 1 << (length - 1).bit_length()
-    lowest, highest = _mel(_LOWEST_HZ), _mel(config.sample_rate / 2)
+    lowest, highest = _mel(config.low_hz), _mel(config.top_hz)
     width = (highest - lowest) / num_intervals
     frequencies = (point * config.sample_rate / num_points for point in range(num_points // 2))
     places = np.array([(_mel(frequency) - lowest) / width for frequency in frequencies])
-    first = int(np.searchsorted(places, 0))
-    places = np.append(places[first:], num_intervals)  # the Nyquist frequency
+    first, last = np.searchsorted(places, [0, num_intervals]).tolist()
+    places = np.append(places[first:last], num_intervals)
     starts = np.searchsorted(places, np.arange(num_intervals))
     is_filled = np.diff(starts, append=len(places) - 1) > 0
     if not np.all(is_filled[:-1] | is_filled[1:]):
@@ -149,16 +154,44 @@ def constants_of(config: FeatureConfig) -> Constants:
     rising = places - np.floor(places)
     weights = np.stack([rising, 1 - rising])
     weights[:, -1] = 0
-    # numpy's vectorized functions differ from processor to processor in the last bit, and bundles should not.
-    turns = (2 * math.pi * place / (length - 1) for place in range(length))
-    window = np.array([(0.5 - 0.5 * math.cos(turn)) ** 0.85 * _SCALE for turn in turns])
     return Constants(
         num_points=num_points,
-        window=window,
+        window=_window(config.window, length),
         lowest=first,
         weights=weights,
         starts=starts,
         is_filled=is_filled.astype(np.float64),
+        cepstra=_cepstra(config.num_mel_bins, config.num_ceps) if config.num_ceps else None,
+    )
+
+
+# numpy's vectorized functions differ from processor to processor in the last bit, and bundles should not.
+
+
+def _window(kind: str, length: int) -> Floats:
+    weights: dict[str, Callable[[float], float]] = {
+        "povey": lambda turn: (0.5 - 0.5 * math.cos(turn)) ** 0.85,
+        "hamming": lambda turn: 0.54 - 0.46 * math.cos(turn),
+        "hanning": lambda turn: 0.5 - 0.5 * math.cos(turn),
+        "blackman": lambda turn: 0.42 - 0.5 * math.cos(turn) + 0.08 * math.cos(2 * turn),
+        "rectangular": lambda _: 1.0,
+    }
+    turns = (2 * math.pi * place / (length - 1) for place in range(length))
+    return np.array([weights[kind](turn) * _SCALE for turn in turns])
+
+
+def _cepstra(num_mel_bins: int, num_ceps: int) -> Floats:
+    """The orthonormal cosine transform, each coefficient times its lifter [mel, num_ceps]."""
+    scales = [math.sqrt((2 if index else 1) / num_mel_bins) for index in range(num_ceps)]
+    lifters = [1 + 0.5 * _LIFTER * math.sin(math.pi * index / _LIFTER) for index in range(num_ceps)]
+    return np.array(
+        [
+            [
+                scales[index] * lifters[index] * math.cos(math.pi / num_mel_bins * (band + 0.5) * index)
+                for index in range(num_ceps)
+            ]
+            for band in range(num_mel_bins)
+        ]
     )
 
 
@@ -167,22 +200,30 @@ def _mel(frequency: float) -> float:
 
 
 def _log_energies(samples: Samples, num_frames: int, config: FeatureConfig, constants: Constants) -> Floats:
-    """Features [frames, mel] of the first frames of samples."""
+    """Log-mel energies [frames, mel] of the first frames of samples."""
     length, shift = config.frame_len, config.shift_len
     signal = samples[: (num_frames - 1) * shift + length].astype(np.float64)
     offsets = _frames(signal, num_frames, length, shift).sum(axis=1, keepdims=True) * ((1 - PREEMPHASIS) / length)
-    # The first sample of a frame has no weight in the window, so that what comes before it does not matter.
     emphasised = signal[1:] - PREEMPHASIS * signal[:-1]
     padded = np.zeros((num_frames, constants.num_points))
-    frames = padded[:, 1:length]
-    np.subtract(_frames(emphasised, num_frames, length - 1, shift), offsets, out=frames)
-    frames *= constants.window[1:]
+    frames = padded[:, :length]
+    np.subtract(_frames(emphasised, num_frames, length - 1, shift), offsets, out=frames[:, 1:])
+    # The first sample of a frame counts as the one before it. Most windows give it no weight.
+    frames[:, 0] = signal[: num_frames * shift : shift] * (1 - PREEMPHASIS) - offsets[:, 0]
+    frames *= constants.window
     parts = np.fft.rfft(padded).view(np.float64)  # real and imaginary parts in turn
     parts *= parts
-    power = parts[:, 2 * constants.lowest :: 2] + parts[:, 2 * constants.lowest + 1 :: 2]
+    begin, end = 2 * constants.lowest, 2 * (constants.lowest + constants.weights.shape[1])
+    power = parts[:, begin:end:2] + parts[:, begin + 1 : end : 2]
     # Not a product of matrices: BLAS would use all cores, and rounds a frame by the number of frames beside it.
     sums = np.add.reduceat(power[:, np.newaxis] * constants.weights, constants.starts, axis=2) * constants.is_filled
     return np.log(np.maximum(sums[:, 0, :-1] + sums[:, 1, 1:], FLOOR))
+
+
+def _products(x: Floats, matrix: Floats) -> Floats:
+    """X [frames, n] @ matrix [n, m], each frame rounded as if it were alone."""
+    products: Floats = (x[:, :, np.newaxis] * matrix).sum(axis=1)
+    return products
 
 
 def _frames(signal: Floats, num_frames: int, length: int, shift: int) -> Floats:

@@ -71,7 +71,11 @@ function parseManifest(text) {
     const found = asObject(manifest, section);
     for (const [name, limits] of Object.entries(fields)) checkNumber(found[name], `${section}.${name}`, ...limits);
   }
-  const { model } = manifest;
+  const { model, features } = manifest;
+  checkNumber(features.num_ceps ?? 0, 'features.num_ceps', 0, features.num_mel_bins);
+  if (model.feature_size !== (features.num_ceps || features.num_mel_bins)) {
+    throw wrong('model.feature_size', model.feature_size, 'that of the features');
+  }
   for (const name of ['blank', 'eos']) checkNumber(model[name], `model.${name}`, 0, model.vocab_size - 1);
   if (!DECODERS.includes(model.decoder)) throw wrong('model.decoder', model.decoder, `one of ${DECODERS.join(', ')}`);
   checkNumber(manifest.padding_s, 'padding_s', 0, 10, true);

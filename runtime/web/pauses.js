@@ -8,8 +8,9 @@ const QUIET = 0.2;
 /** A token extends at most half of this from its peak. */
 export const LONGEST_TOKEN_S = 1;
 
-/** Loudness of each frame of log-mel features [frames, mel], on the scale of log energy. */
-export function loudness(features, numBins) {
+/** Loudness of each frame of features, on the scale of log energy; of MFCC, the mean of the log energies. */
+export function loudness(features, { num_mel_bins: numBins, num_ceps: numCeps = 0 }) {
+  if (numCeps) return features.filter((_, index) => index % numCeps === 0).map((c0) => c0 / Math.sqrt(numBins));
   const levels = new Float32Array(features.length / numBins);
   for (let frame = 0; frame < levels.length; frame += 1) {
     let sum = 0;

@@ -124,7 +124,7 @@ export class Source {
 
   async #advanceWindow() {
     const { window, added } = await this.#windows.take();
-    this.#levels.append(loudness(added, this.#windows.numBins));
+    this.#levels.append(loudness(added, this.#manifest.features));
     const { output, caches } = await this.#wanted(this.#graphs.encode(window, this.#caches, this.#options.required));
     this.#caches = caches;
     this.#advance({ output, logProbs: await this.#wanted(this.#graphs.ctc(output)) });

@@ -15,9 +15,9 @@ export class Windows {
   #numTaken = 0;
   #finished = false;
 
-  /** @param computeFeatures from samples to features [frames, mel] of their whole frames. */
+  /** @param computeFeatures from samples to features [frames, size] of their whole frames. */
   constructor({ model, features }, chunkSize, computeFeatures) {
-    this.numBins = features.num_mel_bins;
+    this.featureSize = model.feature_size;
     this.frameLen = Math.floor((features.sample_rate * features.frame_length_ms) / 1000);
     this.shiftLen = Math.floor((features.sample_rate * features.frame_shift_ms) / 1000);
     this.shortest = model.right_context + 1;
@@ -44,15 +44,15 @@ export class Windows {
     return this.#numFrames - this.#numTaken * this.stride >= (this.#finished ? this.shortest : this.length);
   }
 
-  /** The next window [frames, mel] and the features that it adds, {window, added}. */
+  /** The next window [frames, size] and the features that it adds, {window, added}. */
   async take() {
     const begin = this.#numTaken * this.stride;
     const end = Math.min(begin + this.length, this.#numFrames);
     const added = await this.#extend(Math.max(end, this.#numComputed));
-    const window = this.#features.slice((begin - this.#firstFrame) * this.numBins, (end - this.#firstFrame) * this.numBins);
+    const window = this.#features.slice((begin - this.#firstFrame) * this.featureSize, (end - this.#firstFrame) * this.featureSize);
     this.#numTaken += 1;
     const next = Math.min(begin + this.stride, this.#numComputed);
-    this.#features.forget((next - this.#firstFrame) * this.numBins);
+    this.#features.forget((next - this.#firstFrame) * this.featureSize);
     this.#firstFrame = next;
     return { window, added };
   }

@@ -16,7 +16,8 @@ struct Manifest {
   bool streaming = false, convolution = false, has_decoder = false, bidirectional = false;
   int feature_size = 0, output_size = 0, num_blocks = 0, num_kv_heads = 0, kv_dim = 0, conv_dim = 0, conv_cache = 0,
       vocab_size = 0, subsampling_rate = 0, right_context = 0, static_chunk_size = 0, blank = 0, eos = 0;
-  int sample_rate = 0;
+  int sample_rate = 0, num_mel_bins = 0;
+  int num_ceps = 0;  ///< coefficients of a frame of MFCC; 0: features are log-mel energies
   double frame_length_ms = 0, frame_shift_ms = 0;
   double ctc_weight = 0, reverse_weight = 0;
   double padding_s = 0;  ///< default of StreamOptions::padding_s
@@ -54,9 +55,10 @@ struct Manifest {
     m.sample_rate = features["sample_rate"].integer(1000, 384000);
     m.frame_length_ms = features["frame_length_ms"].number(1, 1000);
     m.frame_shift_ms = features["frame_shift_ms"].number(1, m.frame_length_ms);
-    if (features["num_mel_bins"].number() != m.feature_size) {
-      features["num_mel_bins"].fail("feature_size of the model, " + std::to_string(m.feature_size));
-    }
+    m.num_mel_bins = features["num_mel_bins"].integer(3, 1000);
+    if (features.has("num_ceps")) m.num_ceps = features["num_ceps"].integer(0, m.num_mel_bins);
+    const Json& size = features[m.num_ceps > 0 ? "num_ceps" : "num_mel_bins"];
+    if (size.number() != m.feature_size) size.fail("feature_size of the model, " + std::to_string(m.feature_size));
     m.ctc_weight = decoding["ctc_weight"].number(0, 1e9);
     m.reverse_weight = decoding["reverse_weight"].number(0, 1);
     m.padding_s = json["padding_s"].number(0, kLongestPaddingS);

@@ -6,9 +6,14 @@
 
 namespace u2moe::runtime {
 
-std::vector<float> loudness(const std::vector<float>& features, std::size_t num_bins) {
-  std::vector<float> levels(features.size() / num_bins);
+std::vector<float> loudness(const std::vector<float>& features, const Manifest& m) {
+  const auto num_bins = static_cast<std::size_t>(m.num_mel_bins), size = static_cast<std::size_t>(m.feature_size);
+  std::vector<float> levels(features.size() / size);
   for (std::size_t frame = 0; frame < levels.size(); ++frame) {
+    if (m.num_ceps > 0) {
+      levels[frame] = features[frame * size] / std::sqrt(static_cast<float>(num_bins));
+      continue;
+    }
     double sum = 0;
     for (std::size_t bin = 0; bin < num_bins; ++bin) sum += std::exp(0.25 * static_cast<double>(features[frame * num_bins + bin]));
     levels[frame] = static_cast<float>(std::log(sum / static_cast<double>(num_bins)) / 0.25);

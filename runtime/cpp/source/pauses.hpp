@@ -6,12 +6,14 @@
 #include <utility>
 #include <vector>
 
+#include "manifest.hpp"
+
 namespace u2moe::runtime {
 
 using Seconds = std::pair<double, double>;  ///< start and end
 
-/// Loudness of each frame of features [frames, mel], on the scale of log energy.
-std::vector<float> loudness(const std::vector<float>& features, std::size_t num_bins);
+/// Loudness of each frame of features [frames, feature_size], on the scale of log energy; of MFCC, the mean of log energies.
+std::vector<float> loudness(const std::vector<float>& features, const Manifest& m);
 
 /// Quiet stretches of an utterance with these levels, in seconds from its first frame.
 std::vector<Seconds> find_pauses(const std::vector<float>& levels, double frame_s);

@@ -111,7 +111,7 @@ void Reception::compute(std::size_t end) {
   const std::size_t num = (end - 1 - num_computed_) * shift + static_cast<std::size_t>(m_->frame_len());
   const Floats added = graphs_->features(Floats(first, first + static_cast<std::ptrdiff_t>(num)));
   features_.insert(features_.end(), added.begin(), added.end());
-  const std::vector<float> measured = loudness(added, static_cast<std::size_t>(m_->feature_size));
+  const std::vector<float> measured = loudness(added, *m_);
   levels_.insert(levels_.end(), measured.begin(), measured.end());
   num_computed_ = end;
   const std::size_t used = std::min(end * shift - first_sample_, samples_.size());
