@@ -9,8 +9,12 @@ BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
 WORKERS = -n auto --dist loadfile --no-loadscope-reorder
 KERNELS = $(shell git ls-files runtime/kernels)
-# C++ and JavaScript are distributions of their own; of the latter the server's page has a part.
+# C++, JavaScript and the demo model are distributions of their own; of JavaScript the server's page has a part.
 OTHERS = $(shell git ls-files runtime/cpp runtime/web)
+DEMO = $(shell git ls-files runtime/demo)
+# The version is checked first: an environment of an older Python would stay and be in the way.
+OLD_PYTHON = 'import sys; sys.exit(sys.version_info < (3, 11) and "u2moe needs Python 3.11 or newer: make PYTHON=python3.12")'
+VENV = $(PYTHON) -c $(OLD_PYTHON) && $(PYTHON) -m venv --clear
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 NUMBERS = $(shell git grep -lw 'import torch' -- 'tests/test_*.py')
 LARGEST_WHEEL = 2000000
@@ -135,31 +139,32 @@ $(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json runtime/we
 
 # Not editable: what is checked and tested is what ships. The stamp depends on every packaged file. Studies and results, which do
 # not ship, are those of this clone.
-SOURCES = pyproject.toml $(filter-out $(KERNELS) $(filter-out runtime/web/sound/%,$(OTHERS)),$(shell git ls-files export runtime quantize benchmarks))
+SOURCES = pyproject.toml $(filter-out $(DEMO) $(KERNELS) $(filter-out runtime/web/sound/%,$(OTHERS)),$(shell git ls-files export runtime quantize benchmarks))
 
-# One wheel for both environments. Without --force-reinstall pip keeps what is there of the same version.
-build/wheel/ready: $(SOURCES)
+# Wheels of u2moe and of the demo model for all environments. Without --force-reinstall pip keeps what is there of the same version.
+build/wheel/ready: $(SOURCES) $(DEMO)
 	rm -rf build/wheel
-	test -d .venv || $(PYTHON) -m venv .venv
-	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	test -f .venv/ready || $(VENV) .venv
+	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel . ./runtime/demo
+	test "$$(cat build/wheel/u2moe-*.whl | wc -c)" -le $(LARGEST_WHEEL)
 	touch $@
 
 .venv/ready: build/wheel/ready
-	test -d .venv || $(PYTHON) -m venv .venv
-	.venv/$(PIP_INSTALL) "$$(echo build/wheel/*.whl)[cpu,dev]"
+	test -x .venv/bin/pip || $(VENV) .venv
+	.venv/$(PIP_INSTALL) "$$(echo build/wheel/u2moe-*.whl)[cpu,dev]"
 	.venv/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	ln -sfn $(addprefix "$(CURDIR)"/benchmarks/,studies results) \
 	  "$$(cd .venv && bin/python -c 'import u2moe.benchmarks; print(*u2moe.benchmarks.__path__)')"
 	touch $@
 
-.venv-demo/ready: $(SOURCES)
-	test -d .venv-demo || $(PYTHON) -m venv .venv-demo
+.venv-demo/ready: $(SOURCES) $(DEMO)
+	test -f $@ || $(VENV) .venv-demo
 	.venv-demo/$(PIP_INSTALL) '.[cpu]'
-	.venv-demo/$(PIP_INSTALL) --no-deps --force-reinstall .
+	.venv-demo/$(PIP_INSTALL) --no-deps --force-reinstall . ./runtime/demo
 	touch $@
 
 .venv-oldest/ready: build/wheel/ready
-	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	test -f $@ || $(VENV) .venv-oldest
 	.venv-oldest/$(PIP_INSTALL) build/wheel/*.whl $(or $(OLDEST),onnxruntime)
 	.venv-oldest/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	touch $@

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.cli.terminal import tell
+from u2moe.runtime.places import find_bundle
 
 if TYPE_CHECKING:
     from u2moe.export.comparison import ParityReport
@@ -49,12 +50,12 @@ def add_convert(subparsers: Subparsers) -> None:
         "text out, with onnxruntime-extensions. ort: the graphs of the bundle as they are, in ORT format. sherpa-onnx: "
         "encoder and CTC head as sherpa-onnx's WeNet clients load them.",
     )
-    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--profile", choices=PROFILES, required=True)
     parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
     parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 16)")
-    parser.add_argument("--left-chunks", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 4)")
+    parser.add_argument("--num-left-chunks", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 4)")
     _add_overwrite(parser, "a folder of this kind")
     parser.set_defaults(run=run_convert)
 
@@ -67,7 +68,7 @@ def add_validate(subparsers: Subparsers) -> None:
         description="Check every file of a bundle against its manifest and every graph against its contract; "
         "with --checkpoint compare the graphs with torch too.",
     )
-    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory the bundle was exported from")
     _add_files(parser)
     parser.set_defaults(run=run_validate)
@@ -117,15 +118,16 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> int:
     """Convert a bundle and print what was compared."""
-    given = {"chunk_size": args.chunk_size, "num_left_chunks": args.left_chunks}
+    given = {"chunk_size": args.chunk_size, "num_left_chunks": args.num_left_chunks}
     options = {name: value for name, value in given.items() if value is not None}
     if args.profile == "sherpa-onnx":
         return _run_sherpa(args, options)
     if options:
-        raise ValueError("--chunk-size and --left-chunks need --profile sherpa-onnx")
+        raise ValueError("--chunk-size and --num-left-chunks need --profile sherpa-onnx")
     from u2moe.export.profiles.conversion import convert_bundle
 
-    written = convert_bundle(args.bundle, args.out, args.profile, ort=args.ort, overwrite=args.overwrite, progress=tell)
+    bundle = find_bundle(args.bundle)
+    written = convert_bundle(bundle, args.out, args.profile, ort=args.ort, overwrite=args.overwrite, progress=tell)
     _print_report(written.report)
     print(f"wrote {written.path}: {', '.join(written.files)}")
     return 0
@@ -138,7 +140,9 @@ def _run_sherpa(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
     if args.ort:
         raise ValueError("--ort is not for --profile sherpa-onnx, which reads no ORT format")
-    written = export_sherpa(args.bundle, args.out, SherpaOptions(**options), overwrite=args.overwrite, progress=tell)
+    written = export_sherpa(
+        find_bundle(args.bundle), args.out, SherpaOptions(**options), overwrite=args.overwrite, progress=tell
+    )
     _print_report(written.report)
     print(f"wrote {written.path}; to load it:")
     print(written.usage())
@@ -149,14 +153,14 @@ def run_validate(args: argparse.Namespace) -> int:
     """Validate and print what was checked."""
     from u2moe.runtime.bundle.bundle import Bundle
 
-    bundle = Bundle.open(args.bundle)
+    bundle = Bundle.open(find_bundle(args.bundle))
     bundle.load()
     print(f"{bundle.path}: {len(bundle.manifest.files)} files match their sha256, all graphs match their contract")
     if args.checkpoint is not None:
         from u2moe.export.exporter import validate_bundle
 
         files = {"weights": args.weights, "units": args.units, "lora": args.lora}
-        report = validate_bundle(args.bundle, args.checkpoint, **files, progress=tell)
+        report = validate_bundle(bundle.path, args.checkpoint, **files, progress=tell)
         _print_report(report)
     return 0
 

@@ -22,6 +22,7 @@ from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.validation import first_difference
 
 
 def export_bundle(
@@ -97,7 +98,8 @@ def validate_bundle(
     for section in ("model", "features", "text"):
         found, wanted = getattr(opened.manifest, section), getattr(expected, section)
         if found != wanted:
-            raise BundleError(f"{opened.path}: {section} is {found}, but the checkpoint gives {wanted}")
+            field, found, wanted = first_difference(found, wanted, section)
+            raise BundleError(f"{opened.path}: {field} is {found}, but the checkpoint gives {wanted}")
     if opened.tokens != source.tokens:
         raise BundleError(f"{opened.path / TOKENS_FILE}: differs from the vocabulary of {source.path}")
     return Parity(source.network(), opened.path, opened.manifest, subject=opened.path).run(progress)

@@ -56,6 +56,11 @@ class SherpaExport:
                 f"sherpa_onnx.OfflineRecognizer.from_wenet_ctc(model={str(self.path / OFFLINE.file)!r}, "
                 f"tokens={str(tokens)!r}, sample_rate={shared[0]}, feature_dim={shared[1]})"
             )
+        if ONLINE in self.graphs:
+            lines.append(
+                "# before input_finished, 0.66 s of silence: the client drops what the last chunk lacks\n"
+                f"stream.accept_waveform({shared[0]}, numpy.zeros({shared[0]} * 66 // 100, numpy.float32))"
+            )
         return "\n".join(lines)
 
 

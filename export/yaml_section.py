@@ -160,6 +160,6 @@ class Section:
         if unknown:
             where = f"{self._place('')} has" if self.name else f"{self.file} has"
             raise UnsupportedError(
-                f"{where} unknown keys {_listed(unknown)}, which may change the network; "
+                f"{where} unknown keys {_listed(unknown)}, which may change the network: remove those that do not; "
                 f"known: {', '.join(sorted(map(_key, self._known))) or 'none'}"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.quantize.recipes import FLOAT32, FORMATS, LONGEST_S, RECIPES, recipe
+from u2moe.runtime.places import DEMO_FOLDER, find_bundle
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -76,7 +77,7 @@ def add_quantize(subparsers: Subparsers) -> None:
 def add_inspect(subparsers: Subparsers) -> None:
     """`u2moe inspect BUNDLE`."""
     parser = subparsers.add_parser("inspect", help="show what is in a bundle: sizes, parameters, experts, tensors")
-    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="default: txt")
     parser.set_defaults(run=run_inspect)
 
@@ -92,7 +93,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     audio = _measured_audio(args)
     try:
         bundle, report = quantize_bundle(
-            args.bundle,
+            find_bundle(args.bundle),
             args.out,
             recipe(
                 args.recipe,
@@ -119,7 +120,6 @@ def run_quantize(args: argparse.Namespace) -> int:
 def _measured_audio(args: argparse.Namespace) -> list[Path]:
     """Audio for the report besides that of the list; the clips of the demo model if nothing is named."""
     from u2moe.runtime.audio.folders import find_audio
-    from u2moe.runtime.recognizer import DEMO_FOLDER
 
     clips = DEMO_FOLDER / "clips"
     options = {"--audio": args.audio, "--list": args.list}
@@ -139,7 +139,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     """Inspect and print."""
     from u2moe.quantize.inspection import describe, inspect_bundle
 
-    content = inspect_bundle(args.bundle)
+    content = inspect_bundle(find_bundle(args.bundle))
     print(json.dumps(content, indent=1) if args.format == "json" else describe(content))
     return 0
 

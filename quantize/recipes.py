@@ -86,7 +86,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         for recipe in (
             Recipe(name="int8", groups=dict.fromkeys(FORMATS, "int8")),
             Recipe(name="int8-experts", groups={"experts": "int8"}),
-            Recipe(name="int4-experts", groups={**dict.fromkeys(FORMATS, "int8"), "experts": "int4"}),
+            Recipe(
+                name="int4-experts",
+                groups={**dict.fromkeys(FORMATS, "int8"), "experts": "int4"},
+                required=("experts",),
+            ),
             Recipe(name="fp16", whole="fp16"),
         )
     }
@@ -120,7 +124,7 @@ def recipe(
         name=f"{name}[{suffix}]" if suffix else name,
         groups={**(base.groups if base else {}), **changes},
         whole=base.whole if base else None,
-        required=tuple(group for group, kind in changes.items() if kind != "fp32"),
+        required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != "fp32")),
         packed=packed,
         calibration=tuple(calibration),
     )

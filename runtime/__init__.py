@@ -3,8 +3,12 @@
 try:
     import onnxruntime  # noqa: F401
 except ModuleNotFoundError as error:
+    from u2moe.runtime.installation import install_command
+
     # An extra, since the wheels for CPU and GPU overwrite each other: its name alone does not say what to install.
-    raise ModuleNotFoundError("u2moe needs onnxruntime: pip install 'u2moe[cpu]', or [gpu]", name=error.name) from None
+    raise ModuleNotFoundError(
+        f"u2moe needs onnxruntime: {install_command('cpu')}, or with gpu", name=error.name
+    ) from None
 
 from u2moe.runtime.audio.microphone import Microphone
 from u2moe.runtime.audio.raw import RawAudio

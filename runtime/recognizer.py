@@ -7,7 +7,6 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,18 +15,18 @@ from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 from u2moe.runtime.decoding.context import ContextGraph, Hotwords
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
 from u2moe.runtime.decoding.source import Source
-from u2moe.runtime.errors import BundleError, StreamError
+from u2moe.runtime.errors import StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig, Search
+from u2moe.runtime.places import find_bundle
 from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.stream import Stream
@@ -39,9 +38,6 @@ if TYPE_CHECKING:
 
     from u2moe.runtime.decoding.vad import VoiceActivityDetector
     from u2moe.runtime.model.model import Model
-
-DEMO_FOLDER = Path(__file__).parent / "demo"
-"""The demo model in the package, with recordings in `clips/` to try it on."""
 
 
 class Recognizer:
@@ -134,10 +130,8 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
     ) -> Recognizer:
         """A recogniser for the bundle in `directory`, run as `settings` say; see `from_pretrained`."""
-        if directory is None and not (DEMO_FOLDER / MANIFEST_FILE).is_file():
-            raise BundleError(f"{DEMO_FOLDER}: this installation has no demo model; name the folder of a bundle")
         begin = time.perf_counter()
-        bundle = Bundle.open(DEMO_FOLDER if directory is None else directory, verify=False)
+        bundle = Bundle.open(find_bundle(directory), verify=False)
         model = bundle.load(settings)
         log_info("%s: loaded in %.2f s on %s", bundle.path, time.perf_counter() - begin, ", ".join(model.providers))
         return cls(bundle, model, options, hotwords)
@@ -252,6 +246,8 @@ class Recognizer:
         blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
         segments = list(results)
         return transcript_of(segments, blocks.duration, blocks.error)
+
+    __call__ = transcribe
 
     def segments(
         self,

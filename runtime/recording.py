@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.result import Result, Transcript, moved
 from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _speech(
             stream.input_finished()
         decode([stream])
         for segment in stream.take_segments():
-            yield segment.moved(begin / vad.sample_rate, num_segments)
+            yield moved(segment, begin / vad.sample_rate, num_segments)
             num_segments += 1
 
 

@@ -79,28 +79,6 @@ class Result:
     score: float = 0.0
     nbest: list[Alternative] = field(default_factory=list)
 
-    def moved(self, seconds: float, segment: int) -> Result:
-        """The result as segment number `segment` of a longer recording, shifted by `seconds`."""
-        return replace(self._timed(lambda time: round(time + seconds, 3)), segment=segment)
-
-    def without_padding(self, lead_s: float, end_s: float) -> Result:
-        """The result with times within the audio, which ends at `end_s`.
-
-        Those of this one count from the start of `lead_s` seconds of silence before it.
-        """
-        return self._timed(lambda time: round(min(max(time - lead_s, 0.0), end_s), 3))
-
-    def _timed(self, clock: Callable[[float], float]) -> Result:
-        """The result with times by another clock."""
-        words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in self.words]
-        return replace(
-            self,
-            start=clock(self.start) if self.text else 0.0,
-            end=clock(self.end) if self.text else 0.0,
-            times=[clock(time) for time in self.times],
-            words=words,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
@@ -120,3 +98,28 @@ class Transcript:
     segments: list[Result]
     complete: bool = True
     error: str | None = None
+
+
+def moved(result: Result, seconds: float, segment: int) -> Result:
+    """The result as segment number `segment` of a longer recording, shifted by `seconds`."""
+    return replace(_timed(result, lambda time: round(time + seconds, 3)), segment=segment)
+
+
+def without_padding(result: Result, lead_s: float, end_s: float) -> Result:
+    """The result with times within the audio, which ends at `end_s`.
+
+    Those of this one count from the start of `lead_s` seconds of silence before it.
+    """
+    return _timed(result, lambda time: round(min(max(time - lead_s, 0.0), end_s), 3))
+
+
+def _timed(result: Result, clock: Callable[[float], float]) -> Result:
+    """The result with times by another clock."""
+    words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in result.words]
+    return replace(
+        result,
+        start=clock(result.start) if result.text else 0.0,
+        end=clock(result.end) if result.text else 0.0,
+        times=[clock(time) for time in result.times],
+        words=words,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.audio.arrays import as_samples
+from u2moe.runtime.audio.arrays import as_samples, checked_rate
 from u2moe.runtime.decoding.utterance import State
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Stream:
             StreamError: the input is finished, or decoding has failed.
             AudioError: invalid samples or rate; nothing was appended.
         """
-        self.source.accept(sample_rate, as_samples(samples))
+        self.source.accept(checked_rate(sample_rate), as_samples(samples))
 
     def input_finished(self) -> None:
         """Finish the input. The next decode flushes the last, shorter chunk.

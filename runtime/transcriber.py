@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.audio.arrays import as_samples
+from u2moe.runtime.audio.arrays import as_samples, checked_rate
 from u2moe.runtime.errors import AudioOverflowError, StreamError
 from u2moe.runtime.options import EndpointConfig
 from u2moe.runtime.transcriber_thread import Callbacks, TranscriberThread
@@ -91,19 +91,19 @@ class Transcriber:
         self._kept: _KeptResults | None = None
         self._is_closed = False
 
-    def feed(self, samples: npt.ArrayLike, sample_rate: float | None = None) -> None:
+    def feed(self, sample_rate: float, samples: npt.ArrayLike) -> None:
         """Append samples of one channel: either all of them or, on an error, none. Never waits for recognition.
 
         Args:
+            sample_rate: sample rate in Hz, constant throughout.
             samples: float32 in [-1, 1] or int16 [n]; they are copied.
-            sample_rate: sample rate in Hz, constant throughout; None: the model's.
 
         Raises:
             AudioOverflowError: the queue is full; the caller may feed the samples later or drop them.
             AudioError: invalid samples or rate.
             StreamError: the transcriber is closed, or was ended by an error, which is this one's cause.
         """
-        self._thread.feed(as_samples(samples), sample_rate)
+        self._thread.feed(checked_rate(sample_rate), as_samples(samples))
 
     def report(self, error: Exception) -> None:
         """Call `on_error` with an error of the source once everything fed before has been recognised.
@@ -196,21 +196,19 @@ class Transcriber:
 
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
-    async def feed_async(self, samples: npt.ArrayLike, sample_rate: float | None = None) -> None:
+    async def feed_async(self, sample_rate: float, samples: npt.ArrayLike) -> None:
         """Append samples of any length, waiting while the queue is full; otherwise like `feed`.
 
         If the task is cancelled, some of the samples may have been accepted.
         """
-        accepted = as_samples(samples)
+        rate, accepted = checked_rate(sample_rate), as_samples(samples)
         news = self._async_kept().news
-        with self._thread.changed:
-            rate = self._thread.check_rate(sample_rate)
         size = max(int(min(self._thread.max_queue_s / 2, 1.0) * rate), 1)
         for start in range(0, len(accepted) or 1, size):
             while True:
                 news.clear()
                 try:
-                    self.feed(accepted[start : start + size], sample_rate)
+                    self.feed(rate, accepted[start : start + size])
                     break
                 except AudioOverflowError:
                     await news.wait()

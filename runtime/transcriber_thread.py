@@ -10,7 +10,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.audio.arrays import Resampler
 from u2moe.runtime.errors import AudioError, AudioOverflowError, StreamError
 
 if TYPE_CHECKING:
@@ -68,7 +67,6 @@ class TranscriberThread:
         self.has_ended = False
         self.stream = stream
         self._recognizer = recognizer
-        self._model_rate = recognizer.bundle.manifest.features.sample_rate
         self._has_rate = False
         self._items: deque[npt.NDArray[np.float32] | Exception] = deque()
         self._num_reports = 0
@@ -84,12 +82,13 @@ class TranscriberThread:
 
     # Called in the program's threads.
 
-    def feed(self, samples: npt.NDArray[np.float32], sample_rate: float | None) -> None:
+    def feed(self, rate: float, samples: npt.NDArray[np.float32]) -> None:
         """Append samples to the queue; see `Transcriber.feed`."""
         self.check_process()
         with self.changed:
             self.check_open()
-            rate = self.check_rate(sample_rate)
+            if self._has_rate and rate != self.sample_rate:
+                raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
             queued_s, new_s = self.num_queued / rate, len(samples) / rate
             if queued_s + new_s > self.max_queue_s:
                 raise AudioOverflowError(
@@ -146,15 +145,6 @@ class TranscriberThread:
             raise StreamError(f"this transcriber was ended by an error: {self._error}") from self._error
         if self._input_finished:
             raise StreamError("the input of this transcriber is finished: create another")
-
-    def check_rate(self, sample_rate: float | None) -> float:
-        """Sample rate of new input, by default the model's; requires the lock. Validated here, not in the thread."""
-        rate = self._model_rate if sample_rate is None else sample_rate
-        if not self._has_rate:
-            Resampler(rate, self._model_rate)
-        elif rate != self.sample_rate:
-            raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
-        return rate
 
     # Called in the thread itself.
 

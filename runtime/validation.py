@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import operator
@@ -88,3 +89,14 @@ def checked_options(name: str, value: T | None, default: T) -> T:
     if not isinstance(value, type(default)):
         raise ValueError(f"{name} must be {type(default).__name__} or None, got {value!r}")  # noqa: TRY004
     return value
+
+
+def first_difference(one: object, other: object, name: str) -> tuple[str, object, object]:
+    """Where two values of options or of JSON differ first, such as ("options.beam_size", 10, 5)."""
+    pair = [vars(each) if dataclasses.is_dataclass(each) else each for each in (one, other)]
+    one, other = pair
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in (*one, *other):
+            if one.get(key) != other.get(key):
+                return first_difference(one.get(key), other.get(key), f"{name}.{key}")
+    return name, one, other

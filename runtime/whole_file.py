@@ -96,7 +96,7 @@ def probe(folder: Path) -> float:
     Raises:
         OSError: nothing can be written there.
     """
-    with _part(folder) as part:
+    with failures_named(folder), _part(folder) as part:
         part.touch(exist_ok=False)
         return part.stat().st_mtime
 

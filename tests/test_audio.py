@@ -18,7 +18,7 @@ from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.raw import RawAudio
 from u2moe.runtime.audio.reading import duration_of, read_audio, read_blocks
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 RATE = 16_000
 
@@ -327,10 +327,10 @@ def test_what_is_passed_over_in_a_folder_is_named(tmp_path, monkeypatch):
     for name in ("a.wav", "b.au", "c.m4a", "d.MP4", "notes.txt"):
         (tmp_path / name).write_text("x")
     with pytest.warns(
-        AudioWarning, match=r"cannot read .*c\.m4a, .*d\.MP4 \(media files need: pip install 'u2moe\[media\]"
+        AudioWarning, match=r"cannot read .*c\.m4a, .*d\.MP4 \(media files need: pip install '\.\[media\]"
     ):
         assert find_audio([tmp_path]) == [tmp_path / "a.wav", tmp_path / "b.au"]
-    with pytest.raises(AudioError, match=r"c\.m4a: needs the Python package av: pip install 'u2moe\[media\]'"):
+    with pytest.raises(AudioError, match=r"c\.m4a: needs the Python package av: pip install '\.\[media\]'"):
         read_audio(tmp_path / "c.m4a", RATE)
 
 

@@ -142,7 +142,7 @@ sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "left out: bound, experts, groups of weights, which need onnx-ir: pip install 'u2moe[bench]'" in done.stdout
+    assert "left out: bound, experts, groups of weights, which need onnx-ir: pip install '.[tools]'" in done.stdout
     assert "real-time factor" in done.stdout
     assert "10^9 multiply-adds" not in done.stdout
 
@@ -290,7 +290,7 @@ def test_matplotlib_is_asked_for_before_anything_is_measured(capsys, monkeypatch
     monkeypatch.setattr(suite, "measure_speed", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["bench", "--plots", str(tmp_path)]) == 1
-    assert "pip install 'u2moe[plots]'" in capsys.readouterr().err
+    assert "pip install '.[plots]'" in capsys.readouterr().err
 
 
 def test_a_provider_that_is_not_there_is_named(exported, recordings):

@@ -16,9 +16,9 @@ import pytest
 import soundfile
 from commands import transcribe
 
-from u2moe.runtime import Recognizer, cli, format_transcript
-from u2moe.runtime import recognizer as recognizer_module
+from u2moe.runtime import Recognizer, cli, format_transcript, places
 from u2moe.runtime.cli import terminal
+from u2moe.runtime.installation import install_command
 from u2moe.runtime.text.formats import FORMATS
 
 pytestmark = pytest.mark.slow
@@ -98,7 +98,7 @@ def test_every_format_on_stdout(bundle, recognizer, clips, capsys, file_format):
 
 def test_outputs_that_would_be_lost_are_refused(bundle, clips, capsys):
     assert transcribe(bundle, "-f", "vtt", clips) == 1
-    assert "vtt of several files needs --output-dir" in capsys.readouterr().err
+    assert "vtt of several files needs --output" in capsys.readouterr().err
 
 
 def test_hotwords(bundle, recognizer, clips, capsys):
@@ -114,12 +114,12 @@ def test_hotwords(bundle, recognizer, clips, capsys):
 
 
 def test_stream_shows_partial_results(bundle, clips, capsys):
-    assert transcribe(bundle, "--stream", "--chunk-size", 8, "--left-chunks", 4, clips / "a.wav") == 0
+    assert transcribe(bundle, "--stream", "--chunk-size", 8, "--num-left-chunks", 4, clips / "a.wav") == 0
     out, err = capsys.readouterr()
     partials = err.splitlines()
     assert len(partials) > 3
     assert len(partials[0]) < len(partials[-1])
-    assert transcribe(bundle, "--chunk-size", 8, "--left-chunks", 4, clips / "a.wav") == 0
+    assert transcribe(bundle, "--chunk-size", 8, "--num-left-chunks", 4, clips / "a.wav") == 0
     assert capsys.readouterr().out == out
 
 
@@ -219,11 +219,17 @@ def test_no_bundle(tmp_path, capsys):
 def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypatch):
     (clips / "clips").mkdir()
     (clips / "a.wav").rename(clips / "clips" / "a.wav")
-    monkeypatch.setattr("u2moe.runtime.cli.inputs.DEMO_FOLDER", clips)
-    monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", bundle.path)
-    shutil.copy(clips / "clips" / "a.wav", clips / "clips" / "c.wav")
+    demo = clips / "demo"
+    shutil.copytree(bundle.path, demo)
+    (clips / "clips").rename(demo / "clips")
+    monkeypatch.setattr(places, "DEMO_FOLDER", demo)
+    shutil.copy(demo / "clips" / "a.wav", demo / "clips" / "c.wav")
     assert cli.main(["transcribe"]) == 0
-    assert [line.partition("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["a.wav", "c.wav"]
+    out, err = capsys.readouterr()
+    assert [line.partition("\t")[0] for line in out.splitlines()] == ["a.wav", "c.wav"]
+    assert err == "demo model; use --model BUNDLE for another\n"
+    assert cli.main(["transcribe", "--model", "demo"]) == 0
+    assert capsys.readouterr() == (out, "")
 
 
 def test_version_and_help(capsys):
@@ -235,11 +241,82 @@ def test_version_and_help(capsys):
 
 
 def test_wrong_usage_is_exit_code_2(capsys):
-    for arguments in ([], ["dance"], ["transcribe", "--search", "viterbi"]):
+    for arguments, message in (
+        ([], "required: COMMAND"),
+        (["dance"], "'dance' is no command"),
+        (["transcibe"], "'transcibe' is no command: did you mean transcribe?"),
+        (["transcribe", "--beamsize", "3"], "unrecognized arguments: --beamsize: did you mean --beam-size?"),
+        (["corpus", "score", "OUT", "--bye"], "unrecognized arguments: --bye: did you mean --by?"),
+        (["transcribe", "--search", "viterbi"], "invalid choice: 'viterbi'"),
+        (["transcribe", "https://host/a.wav"], "https://host/a.wav: addresses are not read: download it"),
+    ):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
         assert stop.value.code == 2
-    assert "usage: u2moe" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert "usage: u2moe" in err
+        assert message in err
+
+
+def test_help_needs_nothing_that_computes():
+    program = (
+        "import sys; sys.argv[1:] = []; from u2moe.__main__ import main; main()\n"
+        "print(*(name for name in sys.modules if name.startswith('u2moe')), len(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    names = done.stderr.split()
+    assert (done.returncode, sorted(names[:-1])) == (0, ["u2moe", "u2moe.__main__", "u2moe.commands"])
+    assert int(names[-1]) < 200  # with onnxruntime and numpy there are five times as many
+    for name, (_, _, summary) in cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(summary)}$", done.stdout, re.MULTILINE)
+
+
+def test_every_hint_names_what_is_there():
+    """Until u2moe is on an index, its names must not be suggested."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for part in ("kernels", "demo"):
+        assert (ROOT / f"runtime/{part}/pyproject.toml").is_file()
+        assert install_command(part) == f"pip install ./runtime/{part} (in a clone of u2moe)"
+    assert install_command("cpu,server") == "pip install '.[cpu,server]' (in a clone of u2moe)"
+    for file in ROOT.glob("[erqb]*/**/*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert file.name == "installation.py" or "pip install u2moe" not in text.replace("'", ""), file
+        named = re.findall(r"install_command\([\"']([a-z,]+)[\"']\)", text)
+        assert set(",".join(named).split(",")) <= {"", "kernels", "demo", *extras}, file
+
+
+def test_one_file_that_is_named_is_written(bundle, recognizer, clips, capsys):
+    out = clips / "texts" / "talk.srt"
+    for _ in range(2):  # again: what was asked for by name is made anew
+        out.parent.mkdir(exist_ok=True)
+        out.write_text("old", encoding="utf-8")
+        assert transcribe(bundle, "-o", out, clips / "a.wav") == 0
+        assert out.read_text(encoding="utf-8") == format_transcript(recognizer.transcribe(clips / "a.wav"), "srt")
+    assert transcribe(bundle, "-o", out, clips) == 1
+    assert "talk.srt: is one file for 2 recordings: name a folder" in capsys.readouterr().err
+
+
+def test_a_table_of_several_files_has_a_column_for_them(bundle, clips, capsys):
+    assert transcribe(bundle, "-f", "tsv", clips) == 0
+    header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert header == ["file", "start", "end", "text"]
+    assert [row[0] for row in rows] == [str(clips / "a.wav"), str(clips / "b.flac")]
+    assert all(len(row) == 4 for row in rows)
+
+
+def test_a_recording_without_samples_is_an_error(bundle, clips, capsys):
+    soundfile.write(clips / "none.wav", np.zeros(0), 16_000)
+    for options in ([], ["--stream"]):
+        assert transcribe(bundle, *options, clips / "none.wav") == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "none.wav: holds no samples" in err
+
+
+def test_a_checkpoint_is_no_bundle(clips, capsys):
+    checkpoint = ROOT / "tests" / "golden" / "moe_tiny"
+    assert cli.main(["transcribe", "--model", str(checkpoint), str(clips / "a.wav")]) == 1
+    assert f"is a WeNet checkpoint, no bundle: 'u2moe export {checkpoint} BUNDLE' makes one" in capsys.readouterr().err
 
 
 def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
@@ -287,7 +364,8 @@ def test_an_extra_that_is_missing_is_named(command, bundle, tmp_path):
     )
     assert done.returncode == 1
     expected = (
-        f"u2moe: error: 'u2moe {command[0]}' needs the Python package (torch|onnx_ir): pip install 'u2moe.export.'\n"
+        f"u2moe: error: 'u2moe {command[0]}' needs the Python package "
+        r"(torch|onnx_ir): pip install '\.\[(export|tools)\]' \(in a clone of u2moe\)\n"
     )
     assert re.fullmatch(expected, done.stderr)
     assert not (tmp_path / "out").exists()

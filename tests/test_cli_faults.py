@@ -14,6 +14,7 @@ import soundfile
 from commands import transcribe
 
 from u2moe.runtime import cli
+from u2moe.runtime.installation import install_command
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +71,7 @@ def test_a_text_that_stdout_cannot_encode(bundle, recognizer, clips):
     code, out, err = finished(bundle, clips, clips / "missing.wav", env=environment)
     assert (code, out) == (1, b"")
     assert err.count(b"stdout cannot write") == 2
-    assert b"set PYTHONIOENCODING=utf-8, or use --output-dir" in err
+    assert b"set PYTHONIOENCODING=utf-8, or use --output" in err
     assert err.strip().endswith(b"3 of 3 files failed")
     code, out, err = finished(bundle, "-f", "json", clips, env=environment)
     assert (code, err) == (0, b"")  # JSON has escapes
@@ -156,6 +157,7 @@ def test_ctrl_c_and_sigterm_keep_what_was_recognised(bundle, sound, tmp_path, ar
     program = """
 import sys
 from u2moe.runtime import cli
+from u2moe.runtime.installation import install_command
 from u2moe.runtime.cli import recognition
 
 real = recognition.recognize
@@ -214,7 +216,7 @@ def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
     for _ in range(2):
         assert transcribe(bundle, clips) == 0
         assert capsys.readouterr().err.splitlines() == [
-            f"u2moe: warning: {clips}: cannot read {clips / 'c.m4a'} (media files need: pip install 'u2moe[media]')",
+            f"u2moe: warning: {clips}: cannot read {clips / 'c.m4a'} (media files need: {install_command('media')})",
             f"u2moe: warning: {clips / 'a.wav'}: its channels cancel each other when averaged: choose one channel",
         ]
     assert transcribe(bundle, "--channel", "0", clips / "a.wav") == 0
@@ -224,7 +226,7 @@ def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--left-chunks", "4"], "--left-chunks needs --chunk-size or --stream"),
+        (["--num-left-chunks", "4"], "--num-left-chunks needs --chunk-size or --stream"),
         (["-f", "events", "-o", "out"], "-f events is for stdout"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
         (["--raw", "s16le:8000:0"], "num_channels must be between 1"),
         (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
         (["--hotwords", os.devnull], "holds no hotwords"),
-        (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output-dir"),
+        (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
     ],
 )
 def test_options_that_make_no_sense(bundle, clips, capsys, arguments, message):

@@ -24,7 +24,7 @@ from u2moe.runtime.corpus.rows import Outcome, as_line
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 from u2moe.runtime.corpus.score import GroupScore, score
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import edit_distance, words
 
 ONE = CorpusOptions(block_size=4, num_workers=1)
@@ -224,7 +224,7 @@ def test_the_command_line(tmp_path, capsys):
     assert main(arguments) == 0
     assert "0 utterances" in capsys.readouterr().err
     assert main([*arguments, "--beam-size", "3"]) == 1
-    assert "was begun with options {" in capsys.readouterr().err
+    assert "was begun with options.beam_size 10, now it is 3" in capsys.readouterr().err
     assert main(["corpus", "status", out]) == 1
     status = capsys.readouterr().out
     assert "4 of 4 utterances, 2 blocks\nmissing.wav\t" in status

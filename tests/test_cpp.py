@@ -21,7 +21,7 @@ from searches import HOTWORDS, SYMBOLS, assert_same_searches, search_cases
 import u2moe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
 from u2moe.runtime.audio.resampling import SincResampler
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
 FULL = Path("/dev/full")

@@ -16,7 +16,7 @@ import u2moe.export
 import u2moe.quantize
 import u2moe.runtime
 from u2moe.runtime import cli
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from u2moe.runtime import (
 from u2moe.runtime import transcriber as transcriber_module
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.vad import Speech
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import words
 
 pytestmark = pytest.mark.slow

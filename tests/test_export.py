@@ -278,7 +278,7 @@ def test_validate_compares_with_the_right_checkpoint(moe_bundle, tmp_path):
     other = write_like_moe_tiny(tmp_path / "other")
     with pytest.raises(ParityError):
         validate_bundle(bundle.path, other)
-    with pytest.raises(BundleError, match="streaming=False"):
+    with pytest.raises(BundleError, match=r"model\.streaming is True, but the checkpoint gives False"):
         validate_bundle(bundle.path, write_configuration("not_causal", tmp_path / "offline"))
 
 

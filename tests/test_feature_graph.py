@@ -16,7 +16,7 @@ from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 CLIPS = [soundfile.read(file, dtype="float32")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
 LAST_BIT = 2e-6

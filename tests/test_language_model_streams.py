@@ -15,7 +15,8 @@ from tones import SYMBOLS, say
 from u2moe.runtime import DecodingOptions, LanguageModel, LanguageModelOptions, Recognizer
 from u2moe.runtime.cli.options import language_model_options
 from u2moe.runtime.decoding.fusion import Fusion
-from u2moe.runtime.language.model import DEMO_MODEL, DEMO_WEIGHTS
+from u2moe.runtime.language.model import DEMO_FILE, DEMO_WEIGHTS
+from u2moe.runtime.places import DEMO_FOLDER
 
 
 def arpa_of(**log_probs):
@@ -102,7 +103,7 @@ def test_options_reach_worker_processes(toy, tmp_path):
 def test_a_general_model_comes_with_the_demo_model_and_is_used_on_request_only(tmp_path):
     options = LanguageModelOptions.demo(weight=0.2)
     assert (options.weight, options.word_bonus) == (0.2, DEMO_WEIGHTS["word_bonus"])
-    assert DEMO_MODEL.stat().st_size <= 2_000_000
+    assert (DEMO_FOLDER / DEMO_FILE).stat().st_size <= 2_000_000
     assert options.model.ngrams.order == 3
     assert DecodingOptions().language_model is None
     assert language_model_options("demo,weight=0.1").digest == LanguageModelOptions.demo(weight=0.1).digest

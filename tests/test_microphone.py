@@ -150,7 +150,7 @@ def test_it_stops_when_its_transcriber_has_ended(bundle, model, sound, sounddevi
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ImportError("no module"), r"needs sounddevice: pip install 'u2moe\[microphone\]'"),
+        (ImportError("no module"), r"needs sounddevice: pip install '\.\[microphone\]'"),
         (OSError("PortAudio library not found"), "PortAudio library not found: install libportaudio2"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from u2moe.runtime import Recognizer
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.model.native import CPU, choose_kernels
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
 pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)

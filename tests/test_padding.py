@@ -19,6 +19,7 @@ from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.bundle.manifest_file import parse_manifest
 from u2moe.runtime.decoding.language_model_weights import EncodedRecordings
 from u2moe.runtime.model.features import fbank
+from u2moe.runtime.result import without_padding
 
 PADDING_S = 0.3
 FEATURES = FeatureConfig()
@@ -63,7 +64,7 @@ def test_a_source_is_heard_with_its_padding(lengths, search):
     expected = feed(toy, np.pad(samples, NUM), [], options)
     found = feed(toy, samples, lengths, with_padding(options))
     assert [result.text for result in found] == ["A", "B"]
-    assert found == [result.without_padding(PADDING_S, len(samples) * 1000 // RATE / 1000) for result in expected]
+    assert found == [without_padding(result, PADDING_S, len(samples) * 1000 // RATE / 1000) for result in expected]
 
 
 def test_times_stay_within_the_source(recognizer, sound):

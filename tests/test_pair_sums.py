@@ -7,7 +7,7 @@ from u2moe.export.sherpa import export_sherpa
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import matches
 
 LOUD, SOFT = 18.0, 3.0

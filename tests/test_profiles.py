@@ -16,7 +16,8 @@ from u2moe.export.random_checkpoint import random_config, write_random_checkpoin
 from u2moe.runtime import Bundle, DecodingOptions, ctc_prefix_beam_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.errors import BundleError, ParityError, UnsupportedError
-from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
+from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -245,6 +246,6 @@ def test_commands(bundle, tmp_path, capsys):
     assert f"wrote {tmp_path / '1'}: offline.onnx, tokens.txt" in capsys.readouterr().out
     again = ["convert", str(bundle.path), str(tmp_path / "2"), "--profile"]
     assert main([*again, "streaming", "--chunk-size", "8"]) == 1
-    assert "--chunk-size and --left-chunks need --profile sherpa-onnx" in capsys.readouterr().err
+    assert "--chunk-size and --num-left-chunks need --profile sherpa-onnx" in capsys.readouterr().err
     assert main([*again, "sherpa-onnx", "--ort"]) == 1
     assert "--ort is not for --profile sherpa-onnx" in capsys.readouterr().err

@@ -152,8 +152,9 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantiz
         quantize_bundle(quantized("int8").path, out, RECIPES["int8"])
     with pytest.raises(BundleError, match="not quantized in place"):
         quantize_bundle(float32.path, float32.path, RECIPES["int8"], overwrite=True)
-    with pytest.raises(BundleError, match="quantizes experts, but no graph has such weights"):
-        quantize_bundle(exported("dense_tiny"), out, RECIPES["int8-experts"])
+    for name in ("int8-experts", "int4-experts"):
+        with pytest.raises(BundleError, match="quantizes experts, but no graph has such weights"):
+            quantize_bundle(exported("dense_tiny"), out, RECIPES[name])
     with pytest.raises(BundleError, match="quantizes experts, but no graph has such weights"):
         quantize_bundle(exported("dense_tiny"), out, recipe("int8", {"experts": "int4"}))
     with pytest.raises(ValueError, match="max_wer_increase must be a finite number, got nan"):

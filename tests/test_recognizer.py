@@ -15,8 +15,8 @@ from u2moe.runtime import (
     StreamError,
     ctc_greedy_search,
     ctc_prefix_beam_search,
+    places,
 )
-from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.session import Session
@@ -158,14 +158,18 @@ def test_model_without_decoder(bundle, model, sound):
             recognizer.transcribe(sound, options=DecodingOptions(search=search))
 
 
+def test_a_recogniser_is_called_as_pipelines_are(recognizer, sound):
+    assert recognizer(sound, 16_000) == recognizer.transcribe(sound)
+
+
 def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
     options = DecodingOptions(search="ctc_greedy")
     recognizer = Recognizer.from_pretrained(bundle.path, num_threads=2, options=options)
     assert recognizer.transcribe(sound) == Recognizer(bundle, bundle.load(), options).transcribe(sound)
-    monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", tmp_path)
-    with pytest.raises(BundleError, match="has no demo model"):
+    monkeypatch.setattr(places, "DEMO_FOLDER", tmp_path / "none")
+    with pytest.raises(BundleError, match=r"not installed: pip install \./runtime/demo .*; or name"):
         Recognizer.from_pretrained()
-    monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", bundle.path)
+    monkeypatch.setattr(places, "DEMO_FOLDER", bundle.path)
     assert Recognizer.from_pretrained().bundle.path == bundle.path
 
 

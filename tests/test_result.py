@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.decoding.spans import token_spans, words_of
-from u2moe.runtime.result import Result
+from u2moe.runtime.result import Result, moved
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 
@@ -32,7 +32,7 @@ def test_words_take_times_and_confidence():
 
 
 def test_a_text_without_times_of_words_moves_as_a_whole():
-    found = Result(text="here", is_final=True, start=0.5, end=2.0, times=[0.75]).moved(60.0, 3)
+    found = moved(Result(text="here", is_final=True, start=0.5, end=2.0, times=[0.75]), 60.0, 3)
     assert (found.segment, found.start, found.end, found.times) == (3, 60.5, 62.0, [60.75])
-    silent = Result(text="", is_final=True).moved(60.0, 3)
+    silent = moved(Result(text="", is_final=True), 60.0, 3)
     assert (silent.start, silent.end) == (0.0, 0.0)

@@ -27,7 +27,7 @@ from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ct
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.windows import Windows
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
 pytestmark = pytest.mark.slow
@@ -374,7 +374,7 @@ def test_command(exported, tmp_path, capsys):
     assert sorted(file.name for file in Path(out).iterdir()) == ["model-streaming.onnx", "model.onnx", "tokens.txt"]
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     assert main(command) == 1
-    assert "exists and is not empty" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
 
 

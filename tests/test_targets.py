@@ -37,7 +37,7 @@ def test_a_folder_that_cannot_be_written(bundle, tmp_path, capsys, no_work, comm
         tmp_path = tmp_path / "file"
         tmp_path.touch()
     assert main(commands(bundle, tmp_path)[command]) == 1
-    expected = "exists and is not empty" if occupied else "cannot be written"
+    expected = "is not empty" if occupied else "cannot be written"
     assert f"u2moe: error: {tmp_path / 'out'}: {expected}" in capsys.readouterr().err
 
 

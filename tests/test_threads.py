@@ -113,7 +113,7 @@ def test_a_stream_fails_alone_at_every_step(toy, monkeypatch):
 DAEMONS = """
 import threading
 from u2moe.runtime import Recognizer
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 recognizer = Recognizer.from_pretrained()
 has_begun = threading.Event()

@@ -200,7 +200,10 @@ def test_unknown_keys_are_refused_by_name(path):
     with pytest.raises(UnsupportedError, match="has unknown keys ") as error:
         parse_training_config(changed(path, 1))
     section, _, key = path.rpartition(".")
-    assert f"{section or 'train.yaml'} has unknown keys {key}, which may change the network" in str(error.value)
+    assert (
+        f"{section or 'train.yaml'} has unknown keys {key}, which may change the network: remove those that do not"
+        in str(error.value)
+    )
 
 
 def test_keys_of_the_conformer_are_unknown_to_the_transformer():

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from feeding import LIMIT_S, Gate
+from feeding import LIMIT_S, RATE, Gate
 from transcribing import fail_at, results_of
 
 from u2moe.runtime import (
@@ -46,7 +46,7 @@ def test_every_change_is_told_and_every_segment_once(own, blocks):
     events = Events()
     with Transcriber(own, **events.callbacks()) as transcriber:
         for block in blocks:
-            transcriber.feed(block)
+            transcriber.feed(RATE, block)
         assert transcriber.duration == pytest.approx(4.0)
     assert events.final == segments
     assert [(result.segment, result.text) for result in events.partial] == partial
@@ -63,7 +63,7 @@ def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
         conclude = source.conclude
         source.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
         for block in blocks[:11]:
-            transcriber.feed(block)
+            transcriber.feed(RATE, block)
     assert events.final == []
     assert events.partial
     assert events.partial[-1].text == ""
@@ -75,18 +75,18 @@ def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
         transcriber.report(AudioError("stop here"))
         assert gate.reached.wait(LIMIT_S)
         for block in blocks[:9]:
-            transcriber.feed(block)
+            transcriber.feed(RATE, block)
         assert transcriber.queued_s == pytest.approx(0.9)
-        transcriber.feed(blocks[9])
+        transcriber.feed(RATE, blocks[9])
         with pytest.raises(AudioOverflowError, match=r"1\.00 s of audio are waiting.*limit of 1 s") as refusal:
-            transcriber.feed(blocks[10])
+            transcriber.feed(RATE, blocks[10])
         assert refusal.value.duration == pytest.approx(0.1)
         assert transcriber.duration == pytest.approx(1.0)
         gate.open.set()
         for block in blocks[10:]:
             while True:
                 try:
-                    transcriber.feed(block)
+                    transcriber.feed(RATE, block)
                     break
                 except AudioOverflowError as error:
                     refused.append(error)
@@ -98,7 +98,7 @@ def test_a_forked_process_has_no_thread(own, monkeypatch):
     with Transcriber(own) as transcriber:
         monkeypatch.setattr("os.getpid", lambda: -1)
         for call in (
-            lambda: transcriber.feed(np.zeros(9)),
+            lambda: transcriber.feed(RATE, np.zeros(9)),
             lambda: transcriber.report(ValueError()),
             transcriber.input_finished,
         ):
@@ -124,10 +124,10 @@ def test_failed_decoding_is_told_and_ends_the_transcriber(own, blocks):
     events = Events()
     transcriber = Transcriber(own, **events.callbacks())
     for block in blocks[:20]:
-        transcriber.feed(block)
+        transcriber.feed(RATE, block)
     transcriber._thread.thread.join(LIMIT_S)
     with pytest.raises(StreamError, match="ended by an error: the device is gone") as refusal:
-        transcriber.feed(blocks[20])
+        transcriber.feed(RATE, blocks[20])
     assert isinstance(refusal.value.__cause__, ProviderError)
     with pytest.raises(StreamError, match="the device is gone"):
         transcriber.input_finished()
@@ -141,7 +141,7 @@ def test_an_error_that_nobody_is_told_of_is_raised_by_close(own, blocks):
     fail_at(own, 3, ProviderError("the device is gone"))
     transcriber = Transcriber(own)
     for block in blocks[:3]:
-        transcriber.feed(block)
+        transcriber.feed(RATE, block)
     with pytest.raises(ProviderError, match="the device is gone"):
         transcriber.close()
     transcriber.close()
@@ -156,7 +156,7 @@ def test_an_error_in_a_callback_is_told_and_recognition_goes_on(own, blocks):
 
     with Transcriber(own, on_final=on_final, on_error=errors.append) as transcriber:
         for block in blocks:
-            transcriber.feed(block)
+            transcriber.feed(RATE, block)
     assert finals == results_of(own, blocks)[1]
     assert [error.args for error in errors] == [(result.segment,) for result in finals]
 
@@ -174,21 +174,21 @@ def test_an_error_in_a_callback_that_cannot_be_told_ends_the_transcriber(own, bl
 
     transcriber = Transcriber(own, on_final=on_final, on_error=on_error if has_on_error else None)
     for block in blocks:
-        transcriber.feed(block)
+        transcriber.feed(RATE, block)
     with pytest.raises(KeyError, match="mine"):
         transcriber.close()
     assert len(finals) == 1
     with pytest.raises(StreamError, match="mine"):
-        transcriber.feed(blocks[0])
+        transcriber.feed(RATE, blocks[0])
 
 
 def test_a_refused_portion_does_not_decide_the_rate(own):
     with Transcriber(own, max_queue_s=0.1) as transcriber:
         with pytest.raises(AudioOverflowError):
-            transcriber.feed(np.zeros(8000, np.float32), 8000)
-        transcriber.feed(np.zeros(160, np.float32), 16_000)
+            transcriber.feed(8000, np.zeros(8000, np.float32))
+        transcriber.feed(16_000, np.zeros(160, np.float32))
         with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
-            transcriber.feed(np.zeros(80, np.float32), 8000)
+            transcriber.feed(8000, np.zeros(80, np.float32))
 
 
 @pytest.mark.parametrize("name", ["on_partial", "on_final", "on_error"])
@@ -200,7 +200,7 @@ def test_callbacks_are_functions(own, name):
 def test_an_error_of_the_block_is_not_hidden_by_that_of_the_transcriber(own, blocks):
     fail_at(own, 1, ProviderError("the device is gone"))
     transcriber = Transcriber(own)
-    transcriber.feed(blocks[0])
+    transcriber.feed(RATE, blocks[0])
     with pytest.raises(ZeroDivisionError), transcriber:
         raise ZeroDivisionError
 
@@ -209,14 +209,14 @@ def test_bad_samples_are_refused_to_the_caller_and_change_nothing(own, blocks):
     finals = []
     with Transcriber(own, on_final=finals.append) as transcriber:
         with pytest.raises(AudioError, match="sample rate must be between"):
-            transcriber.feed(blocks[0], 0)
+            transcriber.feed(0, blocks[0])
         for block in blocks:
-            transcriber.feed(block)
+            transcriber.feed(RATE, block)
             for bad in (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32)):
                 with pytest.raises(AudioError):
-                    transcriber.feed(bad)
+                    transcriber.feed(RATE, bad)
         with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
-            transcriber.feed(blocks[0], 8000)
+            transcriber.feed(8000, blocks[0])
     assert finals == results_of(own, blocks)[1]
 
 
@@ -225,7 +225,7 @@ def test_what_was_never_open_or_is_closed_does_not_warn(own, blocks):
     with pytest.raises(ValueError, match="max_queue_s"):
         Transcriber(own, max_queue_s=0)
     with Transcriber(own) as transcriber:
-        transcriber.feed(blocks[0])
+        transcriber.feed(RATE, blocks[0])
     transcriber = Transcriber(own)
     transcriber.close()
     del transcriber
@@ -236,10 +236,10 @@ def test_reports_come_after_what_was_fed_before(own, blocks):
     told = []
     with Transcriber(own, on_final=told.append, on_error=told.append) as transcriber:
         for block in blocks[:20]:
-            transcriber.feed(block)
+            transcriber.feed(RATE, block)
         transcriber.report(AudioError("a gap"))
         for block in blocks[20:]:
-            transcriber.feed(block)
+            transcriber.feed(RATE, block)
     place = [str(event) for event in told].index("a gap")
     assert 0 < place < len(told) - 1
 
@@ -266,16 +266,16 @@ def test_reports_that_wait_are_bounded(own, monkeypatch):
 
 def test_use_after_the_end(own, blocks):
     transcriber = Transcriber(own)
-    transcriber.feed(blocks[0])
+    transcriber.feed(RATE, blocks[0])
     transcriber.input_finished()
-    for use in (lambda: transcriber.feed(blocks[1]), transcriber.input_finished):
+    for use in (lambda: transcriber.feed(RATE, blocks[1]), transcriber.input_finished):
         with pytest.raises(StreamError, match="input of this transcriber is finished"):
             use()
     transcriber.close()
     transcriber.close()
     for use in (
-        lambda: transcriber.feed(blocks[1]),
-        lambda: transcriber.feed([]),
+        lambda: transcriber.feed(RATE, blocks[1]),
+        lambda: transcriber.feed(RATE, []),
         lambda: transcriber.report(AudioError("late")),
         transcriber.input_finished,
     ):
@@ -288,7 +288,7 @@ def test_the_caller_may_reuse_its_buffer(own, blocks):
     with Transcriber(own, on_final=finals.append) as transcriber:
         for block in blocks:
             buffer[:] = block
-            transcriber.feed(buffer)
+            transcriber.feed(RATE, buffer)
         buffer[:] = 0
     assert finals == results_of(own, blocks)[1]
 
@@ -300,7 +300,7 @@ def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
 
     def feed(sign):
         for number in range(1, 201):
-            transcriber.feed(np.full(50, sign * number / 1000, np.float32))
+            transcriber.feed(RATE, np.full(50, sign * number / 1000, np.float32))
 
     threads = [threading.Thread(target=feed, args=(sign,)) for sign in (1, -1)]
     for thread in threads:
@@ -322,7 +322,7 @@ def test_close_from_a_callback_does_not_wait_for_itself(own, blocks):
         transcriber.close()
 
     transcriber = Transcriber(own, on_final=on_final)
-    transcriber.feed(np.concatenate(blocks))
+    transcriber.feed(RATE, np.concatenate(blocks))
     transcriber._thread.thread.join(LIMIT_S)
     assert not transcriber._thread.thread.is_alive()
     assert finals == results_of(own, blocks)[1]
@@ -337,7 +337,7 @@ recognizer = Recognizer.from_pretrained({str(bundle.path)!r})
 transcribers = [Transcriber(recognizer, on_final=print) for _ in range(3)]
 for transcriber in transcribers:
     for _ in range(9):
-        transcriber.feed(np.random.default_rng(0).normal(0, 0.1, 16000))
+        transcriber.feed(16000, np.random.default_rng(0).normal(0, 0.1, 16000))
 {ending}
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=LIMIT_S, check=False)
@@ -348,7 +348,7 @@ def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, block
     finals = []
     transcriber = Transcriber(own, on_final=finals.append)
     for block in blocks:
-        transcriber.feed(block)
+        transcriber.feed(RATE, block)
     thread = transcriber._thread.thread
     with pytest.warns(ResourceWarning, match="unclosed transcriber"):
         del transcriber

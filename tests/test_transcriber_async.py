@@ -14,7 +14,7 @@ from u2moe.runtime import transcriber as transcriber_module
 
 async def feed_all(transcriber, blocks):
     for block in blocks:
-        await transcriber.feed_async(block)
+        await transcriber.feed_async(RATE, block)
     transcriber.input_finished()
 
 
@@ -56,7 +56,7 @@ def test_a_callback_takes_its_events_from_the_iteration(own, blocks):
     async def run():
         finals = []
         async with Transcriber(own, on_final=finals.append) as transcriber:
-            await transcriber.feed_async(np.concatenate(blocks)[:RATE])
+            await transcriber.feed_async(RATE, np.concatenate(blocks)[:RATE])
             partial = await anext(transcriber)
             await feed_all(transcriber, [np.concatenate(blocks)[RATE:]])
             await asyncio.to_thread(transcriber._thread.thread.join)
@@ -76,11 +76,11 @@ def test_errors_are_raised_by_the_iteration(own, blocks):
         events = []
         async with Transcriber(own) as transcriber:
             for block in blocks:
-                transcriber.feed(block)
+                transcriber.feed(RATE, block)
             with pytest.raises(ProviderError, match="the device is gone"):
                 await take_all(transcriber, events)
             with pytest.raises(StreamError, match="the device is gone"):
-                await transcriber.feed_async(blocks[0])
+                await transcriber.feed_async(RATE, blocks[0])
         return events
 
     assert any(event.is_final for event in asyncio.run(run()))
@@ -93,7 +93,7 @@ def test_results_that_nobody_takes_are_an_error_not_a_leak(own, blocks, monkeypa
         events = []
         async with Transcriber(own) as transcriber:
             for block in blocks:
-                transcriber.feed(block)
+                transcriber.feed(RATE, block)
             await asyncio.to_thread(transcriber._thread.thread.join, LIMIT_S)
             with pytest.raises(StreamError, match="2 results are waiting and none is taken"):
                 await take_all(transcriber, events)
@@ -106,10 +106,10 @@ def test_what_needs_async_with_says_so(own, blocks):
     async def run():
         transcriber = Transcriber(own)
         with pytest.raises(StreamError, match="async with"):
-            await transcriber.feed_async(blocks[0])
+            await transcriber.feed_async(RATE, blocks[0])
         with pytest.raises(StreamError, match="async with"):
             await anext(transcriber)
-        transcriber.feed(blocks[0])
+        transcriber.feed(RATE, blocks[0])
         with pytest.raises(StreamError, match="before feeding"):
             await transcriber.__aenter__()
         transcriber.close()
@@ -121,7 +121,7 @@ def test_leaving_an_iteration_does_not_hang(own, blocks):
     async def run():
         async with asyncio.timeout(LIMIT_S), Transcriber(own) as transcriber:
             for block in blocks:
-                transcriber.feed(block)
+                transcriber.feed(RATE, block)
             async for _ in transcriber:
                 break
         return transcriber._thread.thread.is_alive()

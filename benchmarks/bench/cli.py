@@ -20,7 +20,7 @@ from u2moe.runtime.cli.options import given_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.whole_file import write_text
 
 Subparsers = Any  # argparse has no public name for it

@@ -113,7 +113,7 @@ def disk_bytes(bundle: Bundle) -> dict[str, Any]:
     """
     groups = defaultdict[str, int](int)
     if find_spec("onnx_ir"):
-        import onnx_ir as ir  # noqa: PLC0415 - of the extra bench
+        import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
 
         from u2moe.runtime.graph.file import group_of  # noqa: PLC0415
 

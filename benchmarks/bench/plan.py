@@ -104,7 +104,7 @@ def run_suite(
 
     Returns:
         machine, plan, audio, bundles: the conditions; load_average: load of the machine at the start; left_out:
-            measurements that need the extra bench, if it is not installed; without_bound: bundles whose products cannot
+            measurements that need the extra tools, if it is not installed; without_bound: bundles whose products cannot
             be counted, for their weights are packed for native kernels.
         kernels: what runs each bundle, see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
@@ -234,7 +234,7 @@ class _Measurement:
 
     def experts(self, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
         """The routers' choices, in the same modes."""
-        from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra bench
+        from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra tools
 
         samples = [part[: int(_ROUTED_S * self.sample_rate)] for part in self.samples]
         modes = self._main_modes()

@@ -10,6 +10,7 @@ from typing import Any
 from u2moe.benchmarks.bench.terminal import MEMORY, STARTS, WAITS, Report, count_threads, in_order
 from u2moe.benchmarks.instruments.operators import PARTS
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.installation import install_command
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 """The palette of Okabe and Ito, safe for any colour vision; a bundle, stage or group keeps its colour."""
@@ -37,7 +38,7 @@ def require_matplotlib() -> None:
     try:
         importlib.import_module("matplotlib")
     except ModuleNotFoundError as error:
-        raise U2moeError("plots need matplotlib: pip install 'u2moe[plots]'") from error
+        raise U2moeError(f"plots need matplotlib: {install_command('plots')}") from error
 
 
 def draw(report: Report, folder: Path) -> list[Path]:

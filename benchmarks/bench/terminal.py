@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from u2moe.benchmarks.instruments.operators import PARTS
+from u2moe.runtime.installation import install_command
 
 Report = Mapping[str, Any]
 
@@ -66,7 +67,7 @@ def _head(report: Report) -> Iterator[str]:
     if (load := report["load_average"]) is not None and load > _BUSY:
         yield f"other processes were running: load average {load:.1f} at the start"
     if left_out := report.get("left_out"):
-        yield f"left out: {', '.join(left_out)}, which need onnx-ir: pip install 'u2moe[bench]'"
+        yield f"left out: {', '.join(left_out)}, which need onnx-ir: {install_command('tools')}"
     if packed := report.get("without_bound"):
         yield f"no bound of {', '.join(packed)}: the products of packed weights cannot be counted"
     for name, bundle in report["bundles"].items():

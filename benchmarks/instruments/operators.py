@@ -159,7 +159,7 @@ def call_sites(file: Path, operators: Collection[str] = ()) -> list[Site]:
     the order of the calls and have meaningless names; calls within functions follow level by level. Constants become
     initializers and get no index. Calls of functions that native `operators` replace stay as they are.
     """
-    import onnx_ir as ir  # noqa: PLC0415 - of the extra bench
+    import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
 
     model = ir.load(file)
     nodes = [(node, str(node.name)) for node in model.graph if node.op_type != "Constant"]

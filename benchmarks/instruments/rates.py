@@ -135,7 +135,7 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
             quantized bundles have it.
         weights: float32 or int8, all [in, out].
     """
-    import onnx_ir as ir  # noqa: PLC0415 - of the extra bench
+    import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
 
     def constant(name: str, value: Array) -> ir.Value:
         return ir.val(name, const_value=ir.tensor(value, name=name))

@@ -18,7 +18,7 @@ from u2moe.runtime.model.encoder import Encoder, required_cache_size
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.windows import Windows
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 Frames = npt.NDArray[np.float32]
 Run = Callable[[], Any]

@@ -11,7 +11,7 @@ from typing import Any
 
 from u2moe.benchmarks.bench.terminal import Report, describe
 from u2moe.runtime import Bundle
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 _CHUNK_SIZE = 16
 _BOARD_MB, _BOARD_BILLIONS = 2000, 5

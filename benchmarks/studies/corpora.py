@@ -32,7 +32,7 @@ from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 RATE = 16_000
 BLOCK_SIZE = 50

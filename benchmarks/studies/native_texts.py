@@ -22,7 +22,7 @@ from u2moe.runtime import Bundle, DecodingOptions, Recognizer, SessionSettings
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
 KERNELS = ("native", "onnxruntime")

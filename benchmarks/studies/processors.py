@@ -23,7 +23,7 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.runtime.corpus.lists import Recording, read_recordings
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
 HERE = "here"

@@ -24,7 +24,7 @@ from u2moe.benchmarks.studies.shared.python_program import Samples
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import read_recordings
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
 ASPECTS = ("text", "tokens", "times", "words", "nbest")

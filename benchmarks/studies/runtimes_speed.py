@@ -31,7 +31,7 @@ from u2moe.benchmarks.studies.shared import programs
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 RATE = 16_000
 _LOOK_S = 0.01

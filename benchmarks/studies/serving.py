@@ -49,7 +49,7 @@ from u2moe.benchmarks.studies.shared.speakers import (
     speech_blocks,
 )
 from u2moe.runtime.model.native import CPU, choose_kernels
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 STREAMS = (64, 96, 128, 160, *range(192, 321, 16))
 KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}

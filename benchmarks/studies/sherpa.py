@@ -33,7 +33,7 @@ from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 DEMO = "demo"
 OURS, THEIRS = "u2moe", "sherpa-onnx"

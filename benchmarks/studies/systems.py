@@ -28,7 +28,7 @@ from u2moe.benchmarks.studies.shared.readings import readings
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import edit_distance, words
 
 SAMPLE_RATE = 16000

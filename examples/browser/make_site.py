@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 from u2moe.export.profiles.conversion import convert_bundle
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.server import page
 
 HERE = Path(__file__).parent

@@ -1,6 +1,6 @@
 """Recognises a WAV file of 16 bits with libu2moe, by ctypes: transcribe.py LIBRARY BUNDLE FILE.wav.
 
-Other languages do the same. (In Python itself `pip install u2moe` is simpler.)
+Other languages do the same. (In Python itself the package is simpler.)
 """
 
 import ctypes

@@ -53,6 +53,21 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return array.astype(np.float32)
 
 
+def checked_rate(sample_rate: object) -> float:
+    """A sample rate in Hz.
+
+    Raises:
+        AudioError: not a number, or none that audio has.
+    """
+    if isinstance(sample_rate, list | tuple | np.ndarray) and np.size(sample_rate) != 1:
+        raise AudioError("sample rate first: the arguments are (sample_rate, samples)")
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | float | np.integer | np.floating):
+        raise AudioError(f"sample rate must be a number of Hz, got {sample_rate!r:.80}")
+    if not _LOWEST_RATE <= sample_rate <= _HIGHEST_RATE:
+        raise AudioError(f"sample rate must be between {_LOWEST_RATE} and {_HIGHEST_RATE} Hz, got {sample_rate}")
+    return float(sample_rate) if isinstance(sample_rate, np.floating | np.integer) else sample_rate
+
+
 class Resampler:
     """Resamples one channel incrementally: any split gives the same samples.
 
@@ -61,12 +76,7 @@ class Resampler:
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
-        is_number = isinstance(source_rate, int | float | np.integer | np.floating)
-        if not is_number or isinstance(source_rate, bool):
-            raise AudioError(f"sample rate must be a number of Hz, got {source_rate!r:.80}")
-        if not _LOWEST_RATE <= source_rate <= _HIGHEST_RATE:
-            raise AudioError(f"sample rate must be between {_LOWEST_RATE} and {_HIGHEST_RATE} Hz, got {source_rate}")
-        self.source_rate = source_rate
+        self.source_rate = checked_rate(source_rate)
         self.target_rate = target_rate
         self._stream = _stream(source_rate, target_rate) if source_rate != target_rate else None
 

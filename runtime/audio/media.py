@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import AudioError
+from u2moe.runtime.installation import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import av
 
-EXTRA = "pip install 'u2moe[media]'"
+EXTRA = install_command("media")
 
 _CONTAINERS = (
     "3gp,aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,matroska,mov,mp3,mp4,mpc,mpc8,mpeg,"

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from u2moe.runtime.errors import AudioError, AudioOverflowError, MicrophoneError, StreamError
+from u2moe.runtime.installation import install_command
 from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Recipient(Protocol):
     def sample_rate(self) -> float:
         """The rate that it expects, in Hz."""
 
-    def feed(self, samples: npt.NDArray[np.float32], sample_rate: float | None = None) -> None:
+    def feed(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
         """Accept samples [n] without waiting."""
 
     def report(self, error: Exception) -> None:
@@ -125,7 +126,7 @@ class Microphone:
         if status.input_overflow:
             self._lose(0.0, AudioOverflowError("the audio system dropped it before it was delivered", 0.0))
         try:
-            self._transcriber.feed(block[:, 0], self.sample_rate)
+            self._transcriber.feed(self.sample_rate, block[:, 0])
         except StreamError:  # the transcriber is closed, or has ended and reported why
             raise self._sounddevice.CallbackStop from None
         except AudioError as error:  # the queue is full, or the samples are not finite
@@ -177,7 +178,7 @@ def _import_sounddevice() -> Any:
     try:
         return importlib.import_module("sounddevice")
     except ImportError as error:
-        raise MicrophoneError("a microphone needs sounddevice: pip install 'u2moe[microphone]'") from error
+        raise MicrophoneError(f"a microphone needs sounddevice: {install_command('microphone')}") from error
     except OSError as error:  # its Linux wheels come without the library that they load
         raise MicrophoneError(f"sounddevice: {error}: install libportaudio2 (Debian) or portaudio") from error
 

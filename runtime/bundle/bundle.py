@@ -57,6 +57,8 @@ class Bundle:
             wait_until_in_place(folder)
         if not folder.is_dir():
             raise BundleError(f"{folder}: no such folder, expected a bundle")
+        if (folder / "train.yaml").is_file() and not (folder / manifest_file).exists():
+            raise BundleError(f"{folder}: is a WeNet checkpoint, no bundle: 'u2moe export {folder} BUNDLE' makes one")
         opened = BundleFiles(folder)[manifest_file]
         where = opened.path
         manifest = parse_manifest(_decoded(where, opened.read(_MANIFEST_LIMIT)), where)

@@ -118,7 +118,7 @@ class BundleWriter:
             raise BundleError(f"{self.target}: is a file, expected the name of a folder to write a bundle to")
         occupied = any(self.target.iterdir())
         if occupied and not self._overwrite:
-            raise BundleError(f"{self.target}: exists and is not empty; ask to overwrite it or name another folder")
+            raise BundleError(f"{self.target}: is not empty: name another folder, or replace it (--overwrite)")
         if occupied and not (self.target / self._marker).is_file():
             raise BundleError(f"{self.target}: holds no {self._marker}: only a folder of the same kind is overwritten")
 

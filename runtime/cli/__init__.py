@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
+import re
 import signal
 import sys
 import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from u2moe.commands import COMMANDS
 from u2moe.runtime.cli.options import CommandParser
 from u2moe.runtime.cli.terminal import (
     complain,
@@ -21,28 +24,15 @@ from u2moe.runtime.cli.terminal import (
     warnings_as_lines,
 )
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.installation import install_command
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from types import FrameType
 
-COMMANDS = {
-    "transcribe": ("u2moe.runtime.cli.transcribe", "add_transcribe", "recognise audio files"),
-    "listen": ("u2moe.runtime.cli.listen", "add_listen", "recognise speech from a microphone"),
-    "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
-    "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
-    "convert": ("u2moe.export.cli", "add_convert", "make one graph of a bundle, for programs that want fewer"),
-    "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
-    "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
-    "corpus": ("u2moe.runtime.cli.corpus", "add_corpus", "recognise a corpus, each utterance exactly once"),
-    "serve": ("u2moe.runtime.cli.serve", "add_serve", "run a server for existing speech recognition clients"),
-    "lm": ("u2moe.runtime.cli.lm", "add_lm", "make language models for a domain"),
-    "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
-}
-"""Module, function and summary of each command; the module is imported only when the command is used."""
 EXTRAS = {
-    "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
-    "onnxruntime_extensions": "clip", "av": "media",
+    "torch": "export", "onnx": "export", "onnx_ir": "tools", "yaml": "export", "matplotlib": "plots",
+    "onnxruntime_extensions": "clip", "av": "media", "huggingface_hub": "hub",
     "h11": "server", "prometheus_client": "server", "python_multipart": "server", "starlette": "server",
     "uvicorn": "server", "websockets": "server",
     "pyarrow": "parquet", "ray": "ray",
@@ -80,7 +70,7 @@ def _run(arguments: list[str]) -> int:
     received: list[int] = []
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
-        args = parser([command]).parse_args(arguments)
+        args = _parsed(command, arguments)
         with logging_to_stderr(is_verbose=args.verbose), _sigterm_as_interrupt() as received:
             code: int = args.run(args)
     except KeyboardInterrupt:
@@ -91,7 +81,7 @@ def _run(arguments: list[str]) -> int:
         return 1
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
-        remedy = f": pip install 'u2moe[{extra}]'" if extra else ", not installed here"
+        remedy = f": {install_command(extra)}" if extra else ", not installed here"
         complain(f"'u2moe {command}' needs the Python package {error.name}{remedy}")
         return 1
     except (U2moeError, ValueError, OSError) as error:  # of the system: a full disk, a folder that may not be written
@@ -100,20 +90,36 @@ def _run(arguments: list[str]) -> int:
     return 128 + received[0] if received else code
 
 
+def _parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments; wrong ones end the program with exit code 2 and say what may have been meant."""
+    found = parser([command])
+    if command and command not in COMMANDS:
+        found.error(f"{command!r} is no command{_meant(command, COMMANDS)}")
+    args, unknown = found.parse_known_args(arguments)
+    if unknown:
+        options = re.findall(r"(?<!\w)--[a-z][a-z-]*", args.parser.format_help())
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], options)}")
+    return args
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
 def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser of the command line, with the options of these commands; the others have only their summaries.
 
     With all of them it serves completion: `shtab --shell=bash u2moe.runtime.cli.parser` (pip install shtab).
     """
-    found = argparse.ArgumentParser(
-        prog="u2moe", description="U2++ Mixture-of-Experts speech recognition with onnxruntime."
-    )
+    found = argparse.ArgumentParser(prog="u2moe", description="Recognise speech with U2++ models on onnxruntime.")
     found.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
     found.add_argument("--verbose", action="store_true", help="log what is loaded and recognised on stderr")
     subparsers = found.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name, (module, function, summary) in COMMANDS.items():
         if name in commands:
             getattr(importlib.import_module(module), function)(subparsers)
+            subparsers.choices[name].set_defaults(parser=subparsers.choices[name])
         else:
             subparsers.add_parser(name, help=summary, add_help=False)
     return found

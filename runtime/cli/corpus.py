@@ -37,22 +37,22 @@ def add_corpus(subparsers: Subparsers) -> None:
         add_action(parser.add_action(name, add_action.__doc__))
     parser.add_argument("list", metavar="LIST", help="list, folder or URL")
     parser.add_argument("output", metavar="OUT", help="folder of the results, or a URL such as s3://bucket/name")
-    parser.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the list's)")
-    parser.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
-    add_channel(parser)
-    parser.add_argument(
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores that may be used)")
+    parser.add_argument("--retry-failed", action="store_true", help="do blocks with failed utterances again")
+    experts = add_decoding(parser, chunk_size="full context")
+    add_search(experts)
+    experts.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the list's)")
+    experts.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
+    add_channel(experts)
+    experts.add_argument(
         "--block-size", type=int, default=256, metavar="N", help="utterances written at once (default: 256)"
     )
-    parser.add_argument(
+    experts.add_argument(
         "--shard", type=_shard, default=Shard(), metavar="I/N", help="only blocks I, I + N, I + 2 N, ..."
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores that may be used)")
-    parser.add_argument(
+    experts.add_argument(
         "--ray", metavar="ADDRESS", help='run on this Ray cluster; "auto": the one found here, "local": this machine'
     )
-    parser.add_argument("--retry-failed", action="store_true", help="do blocks with failed utterances again")
-    add_decoding(parser, chunk_size="full context")
-    add_search(parser)
     parser.set_defaults(run=run_corpus_command)
 
 

@@ -16,7 +16,7 @@ from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.cli.terminal import complain
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import find_bundle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
     """
     found: list[tuple[Path, Path]] = []
     num_failed = 0
-    for path in args.files or [STDIN if args.raw else DEMO_FOLDER / "clips"]:
+    for path in args.files or [STDIN if args.raw else find_bundle(None) / "clips"]:
         try:
             files = [path] if args.raw or path == STDIN else find_audio([path])
         except AudioError as error:
@@ -76,7 +76,7 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
     audio: File | RawAudio = file
     if args.raw:
         audio = RawAudio(file=file, **args.raw._asdict())
-    is_bundled = path.parent == DEMO_FOLDER / "clips"  # whose folder is long, and of no interest
+    is_bundled = not args.files  # whose folder is long, and of no interest
     return Input(
         name="stdin" if path == STDIN else path.name if is_bundled else str(path),
         file=path,

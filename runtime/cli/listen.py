@@ -12,6 +12,7 @@ from u2moe.runtime.audio.microphone import Microphone, input_devices
 from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
 from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
+from u2moe.runtime.installation import install_command
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.result import Result
 from u2moe.runtime.transcriber import Transcriber
@@ -23,15 +24,15 @@ def add_listen(subparsers: Subparsers) -> None:
         "listen",
         help="recognise speech from a microphone",
         description="Recognise speech from a microphone until Ctrl-C: partial results on stderr, final ones on stdout. "
-        "Needs sounddevice: pip install 'u2moe[microphone]'.",
+        f"Needs sounddevice: {install_command('microphone')}.",
     )
-    parser.add_argument(
+    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one segment per line")
+    experts = add_decoding(parser, chunk_size="as in training, or 16")
+    experts.add_argument(
         "--device",
         metavar="NAME",
         help="number or part of the name (default: the system's default); list: show the microphones and exit",
     )
-    add_decoding(parser, chunk_size="as in training, or 16")
-    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one segment per line")
     parser.set_defaults(run=run_listen, search=None, beam_size=DecodingOptions.beam_size)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from u2moe.runtime.cli.options import Subparsers, language_model_options
+from u2moe.runtime.cli.options import Subparsers, add_model, chosen_bundle, language_model_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
 from u2moe.runtime.corpus.entry import Entry
@@ -90,7 +90,7 @@ def _add_tune(commands: Subparsers) -> None:
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="recordings with transcripts, as for u2moe corpus")
     parser.add_argument("--lm", required=True, metavar="FILE", help="the language model, as for u2moe transcribe")
-    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")
+    add_model(parser)
     parser.set_defaults(run=run_tune)
 
 
@@ -120,7 +120,7 @@ def run_build(args: argparse.Namespace) -> int:
 
 def run_tune(args: argparse.Namespace) -> int:
     """Find weights on recordings with transcripts."""
-    recognizer = Recognizer.from_pretrained(args.model)
+    recognizer = Recognizer.from_pretrained(chosen_bundle(args.model))
     best = language_model_options(args.lm)
     encoded = EncodedRecordings(recognizer.bundle, recognizer.model)
     _encode(encoded, read_utterances(args.list), recognizer.bundle.manifest.features.sample_rate)

@@ -8,18 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import SEARCHES, DecodingOptions, EndpointConfig
+from u2moe.runtime.places import DEMO, find_bundle
 from u2moe.runtime.text.written.formatter import TextFormat
 
-Subparsers = Any  # argparse has no public name for it
+Subparsers = Any  # argparse has no public names for these
+Options = Any
 Hotwords = tuple[str | tuple[str, float], ...]
 
-DEMO = "demo"
-"""The name of the language model that comes with the demo model; ./demo is a file."""
 _LM_NUMBERS = ("weight", "word_bonus", "unknown_score", "rescoring_weight")
 
 
@@ -35,8 +36,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_action(self, name: str, description: str | None) -> argparse.ArgumentParser:
         """The parser of a new action."""
-        self.actions[name] = argparse.ArgumentParser(prog=f"{self.prog} {name}", description=description)
-        return self.actions[name]
+        action = self.actions[name] = argparse.ArgumentParser(prog=f"{self.prog} {name}", description=description)
+        action.set_defaults(parser=action)
+        return action
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """The options, and arguments that are none."""
@@ -45,29 +47,42 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
-def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
-    """Options for model and decoding; `chunk_size` describes the default chunk size."""
-    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")
-    parser.add_argument("--chunk-size", type=int, metavar="N", help=f"encoder frames per chunk (default: {chunk_size})")
-    parser.add_argument("--left-chunks", type=int, metavar="N", help="chunks of left context (default: -1, all)")
-    add_session(parser)
+def add_model(parser: Options) -> None:
+    """The option `--model`."""
+    parser.add_argument("--model", metavar="BUNDLE", help="folder of a bundle (default: demo, the demo model)")
+
+
+def add_decoding(parser: Options, *, chunk_size: str) -> Options:
+    """Options for model and decoding; `chunk_size` describes the default chunk size.
+
+    Returns:
+        The group of options for experts, to which the command may add its own.
+    """
+    add_model(parser)
     add_words(parser)
     parser.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
+    experts = parser.add_argument_group("for experts")
+    experts.add_argument(
+        "--chunk-size", type=int, metavar="N", help=f"encoder frames per chunk (default: {chunk_size})"
+    )
+    experts.add_argument("--num-left-chunks", type=int, metavar="N", help="chunks of left context (default: -1, all)")
+    add_session(experts)
+    return experts
 
 
-def add_search(parser: argparse.ArgumentParser) -> None:
+def add_search(parser: Options) -> None:
     """Options of the search; commands without them set `search` and `beam_size` as defaults."""
     parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring if the model has a decoder")
     parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
 
 
-def add_session(parser: argparse.ArgumentParser) -> None:
+def add_session(parser: Options) -> None:
     """Options of onnxruntime's sessions."""
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
 
 
-def add_words(parser: argparse.ArgumentParser) -> None:
+def add_words(parser: Options) -> None:
     """Options that make words more probable: hotwords and a language model."""
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
     parser.add_argument(
@@ -79,7 +94,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_channel(parser: argparse.ArgumentParser) -> None:
+def add_channel(parser: Options) -> None:
     """The option `--channel`."""
     parser.add_argument(
         "--channel",
@@ -107,17 +122,24 @@ def model_choice(args: argparse.Namespace) -> ModelChoice:
         search=args.search,
         beam_size=args.beam_size,
         chunk_size=args.chunk_size,
-        num_left_chunks=-1 if args.left_chunks is None else args.left_chunks,
+        num_left_chunks=-1 if args.num_left_chunks is None else args.num_left_chunks,
         endpoint=EndpointConfig(),
         language_model=language_model,
         text_format=_text_format(hotwords, language_model) if args.format_text else None,
     )
     return ModelChoice(
-        directory=None if args.model is None else str(args.model),
+        directory=str(chosen_bundle(args.model)),
         settings=session_settings(args),
         options=options,
         hotwords=hotwords,
     )
+
+
+def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
+    """The folder of the bundle that an option names; says so if none does, and the demo model is used."""
+    if name is None:
+        tell(f"demo model; use {option} for another")
+    return find_bundle(name)
 
 
 def _text_format(hotwords: Hotwords | None, language_model: LanguageModelOptions | None) -> TextFormat:

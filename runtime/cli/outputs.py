@@ -44,19 +44,30 @@ class Output:
         """Nothing of a recording could be recognised, or its transcript could not be written."""
 
 
-def make_output(folder: Path | None, file_format: str, inputs: Sequence[Input]) -> Output:
-    """The output for these recordings; no folder: stdout.
+def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Input]) -> Output:
+    """The output for these recordings.
+
+    Args:
+        path: a folder, or a file whose name ends in a format; None: stdout.
+        file_format: one of `FORMATS`, or `EVENTS`; None: as the name of the file says, or txt.
+        inputs: the recordings.
 
     Raises:
         ValueError: transcripts of several recordings would make one file of no format, or be written to the same file.
         OSError: the folder cannot be written.
     """
-    if folder is not None:
-        return _Folder(folder, file_format, inputs)
+    suffix = "" if path is None or path.is_dir() else path.suffix.removeprefix(".")
+    if path is not None and suffix in FORMATS:
+        if len(inputs) > 1:
+            raise ValueError(f"{path}: is one file for {len(inputs)} recordings: name a folder")
+        return _Folder(path.parent, file_format or suffix, inputs, file=path)
+    file_format = file_format or "txt"
+    if path is not None:
+        return _Folder(path, file_format, inputs)
     if file_format == EVENTS:
         return _Events()
-    if not FORMATS[file_format].can_be_joined and len(inputs) > 1:
-        raise ValueError(f"{file_format} of several files needs --output-dir: one output would be many files")
+    if not FORMATS[file_format].can_be_joined and file_format != "tsv" and len(inputs) > 1:
+        raise ValueError(f"{file_format} of several files needs --output: one output would be many files")
     return _Stdout(file_format, is_single=len(inputs) == 1)
 
 
@@ -66,6 +77,8 @@ class _Stdout(Output):
     def __init__(self, file_format: str, *, is_single: bool) -> None:
         self._format = file_format
         self._prints_segments = is_single and file_format == "txt"
+        self._is_table = not is_single and file_format == "tsv"
+        self._has_header = False
 
     def segment(self, _item: Input, segment: Result) -> None:
         if self._prints_segments:
@@ -78,6 +91,11 @@ class _Stdout(Output):
                 print_result("\n")
         elif self._format == "txt":
             print_result(f"{item.name}\t{transcript.text}\n")
+        elif self._is_table:
+            header, *rows = format_transcript(transcript, "tsv").splitlines()
+            lines = [] if self._has_header else [f"file\t{header}\n"]
+            self._has_header = True
+            print_result("".join([*lines, *(f"{item.name}\t{row}\n" for row in rows)]))
         else:
             content = format_transcript(transcript, self._format, name=item.name)
             (print_json if self._format == "json" else print_result)(content)
@@ -108,13 +126,15 @@ def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:
 class _Folder(Output):
     """Writes a file for each recording; several processes may write to the folder at once."""
 
-    def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input]) -> None:
+    def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input], file: Path | None = None) -> None:
+        """The output for recordings; `file`: where the transcript of the only one goes, even if it is there."""
         self._folder = folder
         self._format = file_format
-        for file, count in Counter(map(self._file_of, inputs)).items():
+        self._file = file
+        for target, count in Counter(map(self._file_of, inputs)).items():
             if count > 1:
                 raise ValueError(
-                    f"{count} recordings would be written to {file}: rename them, or recognise them separately"
+                    f"{count} recordings would be written to {target}: rename them, or recognise them separately"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         for place in {folder, *(self._file_of(item).parent for item in inputs)}:
@@ -123,6 +143,8 @@ class _Folder(Output):
 
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
         """Files that are there are kept, whoever wrote them."""
+        if self._file is not None:
+            return inputs
         missing = [item for item in inputs if item.file == STDIN or not self._is_there(item)]
         if len(missing) < len(inputs):
             count = f"{len(inputs) - len(missing)} of {len(inputs)}"
@@ -143,7 +165,7 @@ class _Folder(Output):
                 tell(f"{item.name}: not complete: {partial}")
 
     def _file_of(self, item: Input) -> Path:
-        return self._folder / f"{item.place}.{self._format}"
+        return self._file or self._folder / f"{item.place}.{self._format}"
 
     def _is_there(self, item: Input) -> bool:
         try:

@@ -63,6 +63,8 @@ class Recognition:
             if self._seconds == 0:
                 raise
             error = damage
+        if self._seconds == 0 and not is_interrupted:
+            raise AudioError(f"{item.name}: holds no samples")
         return transcript_of(self._segments, self._seconds, error), is_interrupted
 
     def _whole(self, item: Input) -> None:

@@ -7,7 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.cli.options import add_session, add_words, hotwords_of, language_model_options, session_settings
+from u2moe.runtime.cli.options import (
+    add_session,
+    add_words,
+    chosen_bundle,
+    hotwords_of,
+    language_model_options,
+    session_settings,
+)
+from u2moe.runtime.installation import install_command
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -18,9 +26,10 @@ def add_serve(subparsers: Any) -> None:
         "serve",
         help="run a server for existing speech recognition clients",
         description="Serve clients of OpenAI's REST and realtime APIs, WeNet, sherpa-onnx, vosk and Wyoming, our own "
-        "WebSocket protocol (/stream), and a web page to try it (/). Needs pip install 'u2moe[cpu,server]'.",
+        "WebSocket protocol (/stream), and a web page to try it (/). Needs "
+        f"{install_command('cpu,server')}.",
     )
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the bundled model")
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: demo, the demo model")
     _add_ports_and_access(parser)
     _add_limits(parser)
     _add_model(parser)
@@ -104,7 +113,7 @@ def run_serve(args: argparse.Namespace) -> int:
     )
     language_model = None if args.lm is None else language_model_options(args.lm)
     model = ModelChoice(
-        directory=None if args.bundle is None else str(args.bundle),
+        directory=str(chosen_bundle(args.bundle, "serve BUNDLE")),
         settings=session_settings(args),
         options=DecodingOptions(language_model=language_model),
         hotwords=hotwords_of(args),

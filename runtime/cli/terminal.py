@@ -85,7 +85,7 @@ def print_result(text: str) -> None:
     except UnicodeEncodeError as error:
         character = error.object[error.start]
         raise U2moeError(
-            f"stdout cannot write {character!a} in {error.encoding}: set PYTHONIOENCODING=utf-8, or use --output-dir"
+            f"stdout cannot write {character!a} in {error.encoding}: set PYTHONIOENCODING=utf-8, or use --output"
         ) from error
     except OSError as error:  # a full disk, most of all
         silence_stdout()

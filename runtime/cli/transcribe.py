@@ -34,39 +34,39 @@ def add_transcribe(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="audio files, media files, folders, pipes; -: standard input",
     )
-    add_channel(parser)
+    parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
     parser.add_argument(
-        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
+        "-f",
+        "--format",
+        choices=(*FORMATS, EVENTS),
+        help="default: txt, or as the name of -o ends; json: an object per recording; events, for programs: a JSON "
+        "object for each segment as it is found, each partial result (--stream), and the end of each recording",
     )
     parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="a folder: one file per recording, in folders like theirs; those that are already there are kept. The "
+        "name of a file in one of the formats, such as talk.srt: that file, for a single recording",
+    )
+    experts = add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
+    add_search(experts)
+    add_channel(experts)
+    experts.add_argument(
+        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
+    )
+    experts.add_argument(
         "--raw",
         type=_raw_format,
         metavar="ENCODING:HZ[:CHANNELS]",
         help=f"files are samples without a header, read as they come, such as s16le:16000; {', '.join(ENCODINGS)}",
     )
-    parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
-    parser.add_argument(
+    experts.add_argument(
         "--vad",
         metavar="MODEL",
         help="recognise only where silero VAD finds speech; silero: the installed one (pip install --no-deps "
         "silero-vad), or an ONNX file of it",
-    )
-    add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
-    add_search(parser)
-    parser.add_argument(
-        "-f",
-        "--format",
-        choices=(*FORMATS, EVENTS),
-        default="txt",
-        help="json: an object per recording; events, for programs: a JSON object for each segment as it is found, each "
-        "partial result (--stream), and the end of each recording",
-    )
-    parser.add_argument(
-        "-o",
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
-        help="write one file per recording, in folders like theirs; files that are already there are kept",
     )
     parser.set_defaults(run=run_transcribe)
 
@@ -75,6 +75,8 @@ def named_path(text: str) -> Path:
     """A path that is not empty, as an unset variable of a shell script is: it would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("a name is empty")
+    if re.match(r"[a-z]+://", text):
+        raise argparse.ArgumentTypeError(f"{text}: addresses are not read: download it, or pipe it into 'transcribe -'")
     return Path(text)
 
 
@@ -90,7 +92,7 @@ def run_transcribe(args: argparse.Namespace) -> int:
     _check(args)
     inputs, num_failed = find_inputs(args)
     num_asked = len(inputs) + num_failed
-    output = make_output(args.output_dir, args.format, inputs)
+    output = make_output(args.output, args.format, inputs)
     inputs = output.missing(inputs)
     vad = _detector(args.vad)
     bar = ProgressBar([item.file for item in inputs])
@@ -120,12 +122,12 @@ def run_transcribe(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ValueError for options that contradict each other or would have no effect."""
-    if args.format == EVENTS and args.output_dir:
-        raise ValueError(f"-f {EVENTS} is for stdout: leave out --output-dir")
+    if args.format == EVENTS and args.output:
+        raise ValueError(f"-f {EVENTS} is for stdout: leave out --output")
     if args.vad and args.stream:
         raise ValueError("--vad needs whole recordings: leave out --stream")
-    if args.left_chunks is not None and args.chunk_size is None and not args.stream:
-        raise ValueError("--left-chunks needs --chunk-size or --stream: full context has no chunks")
+    if args.num_left_chunks is not None and args.chunk_size is None and not args.stream:
+        raise ValueError("--num-left-chunks needs --chunk-size or --stream: full context has no chunks")
 
 
 def _detector(model: str | None) -> VoiceActivityDetector | None:

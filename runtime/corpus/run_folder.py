@@ -28,6 +28,7 @@ from u2moe.runtime.corpus.storage import (
     write_whole,
 )
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.validation import first_difference
 
 _INFORMATION = ("u2moe", "list_path")
 """Fields that are written for people: the same run may go on with another version, and the list may move."""
@@ -82,9 +83,9 @@ class RunDescription:
         ours, theirs = (json.loads(run.to_json()) for run in (self, other))
         for name, value in ours.items():
             if name not in _INFORMATION and value != theirs[name]:
-                was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (value, theirs[name]))
-                called = name.replace("_", " ")
-                raise CorpusError(f"{folder}: was begun with {called} {was}, now it is {now}: choose another folder")
+                where, before, after = first_difference(value, theirs[name], name.replace("_", " "))
+                was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (before, after))
+                raise CorpusError(f"{folder}: was begun with {where} {was}, now it is {now}: choose another folder")
 
 
 class OutputFolder:

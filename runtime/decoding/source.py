@@ -16,6 +16,7 @@ from u2moe.runtime.decoding.reception import Reception
 from u2moe.runtime.decoding.utterance import Frames, State, Utterance
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import CacheRow, split_rows
+from u2moe.runtime.result import without_padding
 from u2moe.runtime.text.written.formatter import formatter_of
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Source:
     def presented(self, result: Result) -> Result:
         """A result for programs: with times of the source, and written as `DecodingOptions.text_format` has it."""
         if self._padding_s:
-            result = result.without_padding(self._reception.lead_s, self._reception.end_s)
+            result = without_padding(result, self._reception.lead_s, self._reception.end_s)
         return result if self._formatter is None else self._formatter.result(result)
 
     def take_segments(self) -> list[Result]:

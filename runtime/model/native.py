@@ -18,6 +18,7 @@ from typing import Any
 import onnxruntime
 
 from u2moe.runtime.errors import KernelsError
+from u2moe.runtime.installation import install_command
 
 KERNELS = ("auto", "native", "onnxruntime")
 """What may compute the functions of a graph: `native`, the installed library, or an error; `onnxruntime` alone; or
@@ -38,7 +39,6 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ),
 )
 _NUMBER = re.compile(r"_\d+$")
-_INSTALL = "pip install u2moe-kernels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def installed_kernels() -> Kernels:
         package = importlib.import_module("u2moe_kernels")
     except (ImportError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "u2moe_kernels":
-            raise KernelsError(f"native kernels are not installed: {_INSTALL}") from None
+            raise KernelsError(f"native kernels are not installed: {install_command('kernels')}") from None
         raise KernelsError(f"u2moe-kernels cannot be loaded: {error}") from error
     version = str(package.__version__)
     failures: tuple[type[Exception], ...] = (OSError, *ONNXRUNTIME_ERRORS)
@@ -182,7 +182,7 @@ def _check_contract(version: str, contract: Any) -> None:
     if contract == CONTRACT:
         return
     is_older = not isinstance(contract, int) or contract < CONTRACT
-    remedy = f"{_INSTALL} --upgrade" if is_older else "pip install u2moe --upgrade"
+    remedy = install_command("kernels" if is_older else "cpu")
     raise KernelsError(
         f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators are of contract {contract}, "
         f"this version of u2moe needs {CONTRACT}: {remedy}"

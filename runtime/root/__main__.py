@@ -1,7 +1,21 @@
-"""`python -m u2moe`: the command line."""
+"""The program `u2moe`, also as `python -m u2moe`: the help without onnxruntime, everything else with it."""
+
+from __future__ import annotations
 
 import sys
 
-from u2moe.runtime.cli import main
+from u2moe.commands import help_text
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line; see `u2moe.runtime.cli`."""
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(help_text())
+        return 0
+    from u2moe.runtime.cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ import numpy as np
 
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.decoding.pipeline import MAX_BATCH
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 
 if TYPE_CHECKING:

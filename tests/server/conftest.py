@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.server.listeners import open_listeners, spoken_on
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from u2moe.benchmarks.studies.shared.servers import RunningServer, free_port, our_server
 from u2moe.benchmarks.studies.shared.speakers import first_blocks, speech_blocks
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.places import DEMO_FOLDER
 
 REST, WYOMING = "/v1/audio/transcriptions", "wyoming"
 PROTOCOLS = (*START, REST, WYOMING)

@@ -1,0 +1,19 @@
+"""What to install where something is missing. The one place that knows which names an index has."""
+
+from __future__ import annotations
+
+IS_PUBLISHED = False
+"""Whether u2moe and its other distributions are on PyPI; until then they are installed from a clone."""
+_FOLDERS = {"kernels": "runtime/kernels", "demo": "runtime/demo"}
+"""Distributions of their own, u2moe-NAME, and their folders in a clone."""
+
+
+def install_command(part: str) -> str:
+    """The command that installs a part of u2moe.
+
+    Args:
+        part: "kernels", "demo", or extras of u2moe such as "cpu,server".
+    """
+    if part in _FOLDERS:
+        return f"pip install u2moe-{part}" if IS_PUBLISHED else f"pip install ./{_FOLDERS[part]} (in a clone of u2moe)"
+    return f"pip install 'u2moe[{part}]'" if IS_PUBLISHED else f"pip install '.[{part}]' (in a clone of u2moe)"

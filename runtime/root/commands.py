@@ -1,0 +1,48 @@
+"""The commands of `u2moe` and their help, for which nothing that computes is imported."""
+
+from __future__ import annotations
+
+DOCUMENTATION = "docs/index.md in the repository, or `make docs`"
+
+GROUPS = {
+    "Recognise": {
+        "transcribe": ("u2moe.runtime.cli.transcribe", "add_transcribe", "recognise audio files"),
+        "listen": ("u2moe.runtime.cli.listen", "add_listen", "recognise speech from a microphone"),
+        "corpus": ("u2moe.runtime.cli.corpus", "add_corpus", "recognise a corpus, each utterance exactly once"),
+    },
+    "Your own model": {
+        "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
+        "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
+        "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
+        "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
+        "convert": ("u2moe.export.cli", "add_convert", "make one graph of a bundle, for programs that want fewer"),
+        "lm": ("u2moe.runtime.cli.lm", "add_lm", "make language models for a domain"),
+    },
+    "Measure": {
+        "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine, or compare two"),
+    },
+    "Serve": {
+        "serve": ("u2moe.runtime.cli.serve", "add_serve", "run a server for existing speech recognition clients"),
+    },
+}
+"""Module, function and summary of each command, in groups; the module is imported only when the command is used."""
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+EXAMPLES = """\
+  u2moe transcribe --stream talk.mp3                 the demo model, as if live
+  u2moe export exp/u2pp_moe bundle                   a WeNet training directory
+  u2moe transcribe --model bundle -o texts lectures  a folder of recordings"""
+
+
+def help_text() -> str:
+    """What `u2moe` prints without a command."""
+    groups = "\n".join(
+        f"{title}:\n" + "".join(f"  {name:10}  {summary}\n" for name, (_, _, summary) in group.items())
+        for title, group in GROUPS.items()
+    )
+    return (
+        "usage: u2moe [--version] [--verbose] COMMAND ...\n\n"
+        "Speech recognition with WeNet's U2++ models, dense or with a mixture of experts, on onnxruntime.\n\n"
+        f"{groups}\nExamples:\n{EXAMPLES}\n\n"
+        f"u2moe COMMAND --help describes a command. Documentation: {DOCUMENTATION}"
+    )
