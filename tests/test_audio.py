@@ -3,7 +3,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -122,6 +121,9 @@ def test_arrays():
         (["a"], "got <U1"),
         ([[1.0], [1.0, 2.0]], "not an array"),
         (None, "must be an array, got NoneType"),
+        ("talk.wav", r"must be an array, got str.*np\.frombuffer"),
+        (b"\0\0", r"must be an array, got bytes.*np\.frombuffer"),
+        (bytearray(2), r"must be an array, got bytearray.*np\.frombuffer"),
     ],
 )
 def test_arrays_that_are_refused(samples, message):
@@ -176,23 +178,6 @@ def test_empty_and_truncated_files(tmp_path):
         assert 0 < len(read_audio(tmp_path / "cut.wav", RATE)) < RATE
 
 
-@given(data=st.data(), suffix=st.sampled_from(["wav", "flac", "mp3"]))
-def test_any_damage_is_audio_or_a_typed_error(tmp_path_factory, data, suffix):
-    folder = tmp_path_factory.mktemp("fuzz")
-    soundfile.write(folder / f"a.{suffix}", tone(RATE, 0.2), RATE)
-    content = bytearray((folder / f"a.{suffix}").read_bytes())
-    for _ in range(data.draw(st.integers(1, 8))):
-        content[data.draw(st.integers(0, min(len(content) - 1, 300)))] = data.draw(st.integers(0, 255))
-    (folder / f"b.{suffix}").write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AudioWarning)
-            samples = read_audio(folder / f"b.{suffix}", RATE)
-    except AudioError:
-        return
-    assert np.isfinite(samples).all()
-
-
 def test_folders_are_searched(tmp_path):
     for name in ("b/2.flac", "a.WAV", "notes.txt", "._a.WAV"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -202,12 +187,6 @@ def test_folders_are_searched(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match="no audio files"):
         find_audio([tmp_path / "empty"])
-
-
-def test_text_and_bytes_are_no_samples():
-    for samples in (b"\0\0", "talk.wav", bytearray(2)):
-        with pytest.raises(AudioError, match=r"samples must be an array, got .*np\.frombuffer"):
-            as_samples(samples)
 
 
 def header_of(content):

@@ -310,15 +310,6 @@ def test_records_that_do_not_fit_their_files(beside, tmp_path, monkeypatch, chan
         Bundle.open(bundle.path).load()
 
 
-def test_weights_behind_a_link(beside, tmp_path):
-    bundle = copied(beside[0], tmp_path)
-    (bundle.path / "ctc.onnx.data").rename(tmp_path / "elsewhere")
-    (bundle.path / "ctc.onnx.data").symlink_to(tmp_path / "elsewhere")
-    for load in (bundle.load, lambda: Bundle.open(bundle.path)):
-        with pytest.raises(BundleError, match=r"ctc\.onnx\.data: is a link to"):
-            load()
-
-
 def test_files_that_cannot_be_read(beside, tmp_path, monkeypatch):
     bundle = copied(beside[0], tmp_path)
     real = os.open

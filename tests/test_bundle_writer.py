@@ -65,14 +65,6 @@ def test_a_bundle_that_was_taken_away_is_put_back(bundle, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.12345678.partial", "out"]
 
 
-def test_a_bundle_is_replaced(bundle, tmp_path):
-    write(tmp_path / "out", bundle)
-    (tmp_path / "out" / "mine").touch()
-    write(tmp_path / "out", bundle, overwrite=True)
-    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-    assert not (tmp_path / "out" / "mine").exists()
-
-
 def test_a_bundle_that_cannot_be_replaced_stays(bundle, tmp_path, monkeypatch):
     write(tmp_path / "out", bundle)
     (tmp_path / "out" / "mine").touch()

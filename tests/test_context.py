@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from log_probs import random_log_probs
 
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph, parse_hotwords
-from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
-from u2moe.runtime.decoding.rescoring import attention_rescoring
-from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.decoding.ctc import PrefixBeamSearch, ctc_prefix_beam_search
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 BPE = Vocabulary(
@@ -77,14 +75,6 @@ def test_a_broken_match_is_paid_back_and_a_complete_one_kept():
     )
     assert growing_score(graph, ids(BPE, "\u2581C", "A", "B", "S")) == pytest.approx([2.0, 4.0, 6.0, 0.0])
     assert graph.score(ids(BPE, "\u2581C", "A")) == 0.0
-
-
-def test_phrases_within_and_across_phrases_earn_once_each():
-    graph = ContextGraph([("A B", 1.0), ("B C", 1.0), ("A B C", 1.0), ("B", 1.0)], CHAR)
-    # A B = 2, B = 1, B C = 2, A B C = 3
-    assert graph.score(ids(CHAR, "A", "\u2581", "B", "\u2581", "C")) == 8.0
-    assert graph.score(ids(CHAR, "A", "\u2581", "B")) == 3.0
-    assert graph.score(ids(CHAR, "A", "\u2581", "B", "C")) == 0.0
 
 
 def test_a_suffix_of_a_broken_match_goes_on():
@@ -289,14 +279,3 @@ def test_hotwords_that_are_not_said_change_nothing(seed):
     log_probs[:, ids(BPE, "T", "AT", "\u2581CAT")] = -30.0
     graph = ContextGraph([("CABAT", 3.0), ("BACAT", 3.0), ("A CAT", 3.0), ("CAT", 3.0)], BPE)
     assert ctc_prefix_beam_search(log_probs, 4, context=graph) == ctc_prefix_beam_search(log_probs, 4)
-
-
-def test_rescoring_counts_the_bonus_in_full():
-    graph = ContextGraph([("CAT", 4.0)], BPE)
-    plain = Hypothesis(tokens=ids(BPE, "\u2581B"), score=-1.0, times=[0])
-    named = Hypothesis(tokens=ids(BPE, "\u2581CAT"), score=-5.0 + 4.0, times=[0], context_score=4.0)
-    assert graph.score(named.tokens) == named.context_score
-    scores = TokenScores(left=np.full((2, 2), -1.0, np.float32), right=None, next=np.zeros((2, len(BPE)), np.float32))
-    best, other = attention_rescoring([plain, named], scores, ctc_weight=0.3, reverse_weight=0.0)
-    assert (best.hypothesis, best.score) == (named, pytest.approx(-2.0 + 0.3 * -5.0 + 4.0))
-    assert (other.hypothesis, other.score) == (plain, pytest.approx(-2.0 + 0.3 * -1.0))

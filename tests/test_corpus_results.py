@@ -3,11 +3,8 @@
 import dataclasses
 import json
 import math
-import os
 import shutil
 import signal
-import stat
-import subprocess
 from collections import Counter
 
 import numpy as np
@@ -91,23 +88,6 @@ def test_merge_has_every_row_once_in_order(results, tmp_path):
     folder = OutputFolder(str(results))
     assert merge(folder, tmp_path / "all.jsonl") == 6
     assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == rows_in(results)
-
-
-def test_merge_writes_through_links_and_into_pipes(results, tmp_path):
-    folder = OutputFolder(str(results))
-    (tmp_path / "target").write_text("old", encoding="utf-8")
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    assert merge(folder, tmp_path / "link") == 6
-    assert (tmp_path / "link").is_symlink()
-    expected = (tmp_path / "target").read_bytes()
-    assert expected.count(b"\n") == 6
-    if not hasattr(os, "mkfifo"):
-        return
-    os.mkfifo(tmp_path / "pipe")
-    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
-        assert merge(folder, tmp_path / "pipe") == 6
-        assert reader.communicate(timeout=60)[0] == expected
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 def test_merge_of_what_is_not_complete(results, tmp_path):

@@ -86,24 +86,6 @@ def test_searches_equal_wenet(golden):
         np.testing.assert_allclose([h.score for h in hypotheses], expected["nbest_scores"], atol=1e-9)
 
 
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    time=st.integers(0, 30),
-    vocab=st.integers(2, 9),
-    beam_size=st.integers(1, 10),
-    scale=st.sampled_from([0.3, 1.0, 3.0, 10.0]),
-    data=st.data(),
-)
-def test_prefix_beam_search_equals_plain_algorithm(seed, time, vocab, beam_size, scale, data):
-    log_probs = random_log_probs(seed, time, vocab, scale)
-    blank = data.draw(st.integers(0, vocab - 1))
-    expected = plain_prefix_beam_search(log_probs, beam_size, blank)
-    hypotheses = ctc_prefix_beam_search(log_probs, beam_size, blank)
-    assert [h.tokens for h in hypotheses] == [tokens for tokens, _, _ in expected]
-    assert [h.times for h in hypotheses] == [times for _, _, times in expected]
-    np.testing.assert_allclose([h.score for h in hypotheses], [score for _, score, _ in expected], atol=1e-9)
-
-
 def spoken_log_probs(seed, time, vocab, blank, height):
     """What a trained model gives: blank nearly everywhere, and now and then one or two frames of a token."""
     rng = np.random.default_rng(seed)
@@ -124,13 +106,20 @@ SPOKEN = {
 }
 
 
+@pytest.mark.parametrize("spoken", [True, False])
 @given(**SPOKEN)
-def test_frames_that_blank_dominates_equal_plain_algorithm(seed, time, vocab, beam_size, height, data):
+def test_prefix_beam_search_equals_plain_algorithm(spoken, seed, time, vocab, beam_size, height, data):
+    """Where blank dominates most frames, and where nothing does."""
     blank = data.draw(st.integers(0, vocab - 1))
-    log_probs = spoken_log_probs(seed, time, vocab, blank, height)
+    log_probs = (
+        spoken_log_probs(seed, time, vocab, blank, height)
+        if spoken
+        else random_log_probs(seed, time, vocab, height / 4)
+    )
     expected = plain_prefix_beam_search(log_probs, beam_size, blank)
     hypotheses = ctc_prefix_beam_search(log_probs, beam_size, blank)
-    assert [(h.tokens, h.times) for h in hypotheses] == [(tokens, times) for tokens, _, times in expected]
+    assert [h.tokens for h in hypotheses] == [tokens for tokens, _, _ in expected]
+    assert [h.times for h in hypotheses] == [times for _, _, times in expected]
     np.testing.assert_allclose([h.score for h in hypotheses], [score for _, score, _ in expected], atol=1e-9)
 
 
@@ -161,7 +150,7 @@ def test_most_frames_of_speech_go_the_short_way(monkeypatch):
     num=st.integers(1, 12),
     kind=st.sampled_from(["different", "equal", "impossible"]),
 )
-def testmost_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
+def test_most_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
     rng = np.random.default_rng(seed)
     num = min(num, vocab)
     log_probs = -rng.random((7, vocab), np.float32)
@@ -172,18 +161,6 @@ def testmost_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
     tokens, scores = most_probable(log_probs, num)
     assert np.array_equal(tokens, np.argsort(-log_probs, axis=1, kind="stable")[:, :num])
     assert np.array_equal(scores, np.take_along_axis(log_probs, tokens, axis=1))
-
-
-def test_large_beam_sums_all_alignments():
-    """With room for every prefix, a score is the sum over all paths that collapse to it."""
-    log_probs = random_log_probs(3, 4, 3)
-    sums = defaultdict(lambda: -math.inf)
-    for path in np.ndindex(3, 3, 3, 3):
-        collapsed = tuple(t for i, t in enumerate(path) if t != 0 and (i == 0 or t != path[i - 1]))
-        sums[collapsed] = log_add(sums[collapsed], sum(float(log_probs[i, t]) for i, t in enumerate(path)))
-    for hypothesis in ctc_prefix_beam_search(log_probs, 200):
-        assert hypothesis.score == pytest.approx(sums.pop(tuple(hypothesis.tokens)), abs=1e-9)
-    assert not sums
 
 
 @given(seed=st.integers(0, 2**32 - 1), splits=st.lists(st.integers(0, 9), max_size=12), beam_size=st.integers(1, 6))

@@ -52,14 +52,6 @@ def test_streams_that_are_decoded_together_keep_their_own_models(toy, options):
     assert "A" not in texts[2].split()
 
 
-def test_any_split_of_the_audio_gives_the_same(toy, options):
-    chosen = with_model(options(A=-0.3, B=-3, C=-1, D=-2))
-    samples, _ = say("ABCD" * 3, [0.1, 0.9, 0.2, 0.1] * 3)
-    whole = feed(toy, samples, options=chosen)
-    assert feed(toy, samples, [1, 700, 12_345, 3, 20_000], chosen) == whole
-    assert any(segment.nbest[0].language_score for segment in whole)
-
-
 def test_a_model_that_counts_for_nothing_changes_no_text_and_no_score(toy, options):
     samples, _ = say("ABCD", [0.3] * 4)
     plain = feed(toy, samples)

@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, SubtitleOptions, VadOptions
 
@@ -70,22 +68,3 @@ def test_numbers_of_numpy_become_those_of_python():
     assert options == DecodingOptions(beam_size=4, chunk_size=16, ctc_weight=0.5)
     assert json.loads(json.dumps(dataclasses.asdict(options)))["beam_size"] == 4
     assert EndpointRule(min_trailing_silence=np.float64(1.0)) == EndpointRule(min_trailing_silence=1)
-
-
-ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.fractions(), st.complex_numbers(),
-    st.sampled_from([np.float32(1), np.int8(3), np.zeros(2), np.zeros(1), b"1", {}, ()]),
-)  # fmt: skip
-
-
-@given(st.data())
-def test_any_options_are_taken_or_refused_as_values(data):
-    kind = data.draw(st.sampled_from(KINDS))
-    names = [field.name for field in dataclasses.fields(kind)]
-    chosen = data.draw(st.dictionaries(st.sampled_from(names), ANYTHING, min_size=1))
-    try:
-        options = kind(**chosen)
-    except ValueError:
-        return
-    numbers = [value for value in dataclasses.asdict(options).values() if isinstance(value, float)]
-    assert all(math.isfinite(value) for value in numbers)

@@ -3,7 +3,6 @@
 import onnx_ir as ir
 import pytest
 
-from u2moe.export.sherpa import export_sherpa
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
@@ -49,12 +48,3 @@ def test_every_weight_of_a_recipe_leaves_room(quantized, fits_16_bits):
     is_int4 = quantized.manifest.quantization["recipe"] == "int4-experts"
     experts = quantized.manifest.quantization["num_weights"]["experts"] if is_int4 else 0
     assert_all_fit(quantized.path, fits_16_bits, num_factors(quantized) - experts)
-
-
-def test_graphs_for_sherpa_onnx_have_the_same_weights(quantized, fits_16_bits, tmp_path):
-    if quantized.manifest.quantization["recipe"] != "int8":
-        pytest.skip("one recipe is enough")
-    exported = export_sherpa(quantized.path, tmp_path / "sherpa")
-    weights = factors(ir.load(exported.path / "model.onnx"))
-    assert len(weights) > 20
-    assert all(map(fits_16_bits, weights.values()))

@@ -46,6 +46,15 @@ def file(long, tmp_path):
     return tmp_path / "a.wav"
 
 
+def test_one_channel_is_recognised(recognizer, sound, tmp_path):
+    soundfile.write(tmp_path / "anti.wav", np.stack([sound, -sound], axis=1), 16_000, subtype="FLOAT")
+    expected = recognizer.transcribe(sound)
+    assert recognizer.transcribe(tmp_path / "anti.wav", channel=0) == expected
+    assert list(recognizer.segments(tmp_path / "anti.wav", channel=0)) == expected.segments
+    with pytest.raises(ValueError, match="channel and track are only for files"):
+        recognizer.transcribe(sound, channel=0)
+
+
 def test_segments_are_those_of_the_transcript(recognizer, file, long):
     for audio in (file, str(file), long):
         for options in (None, TINY):
