@@ -1,8 +1,7 @@
-"""Rounding of experts to 4 bits with the smallest output error on recorded tokens. Independent of graphs.
+"""GPTQ (Frantar et al. 2022) for experts in 4 bits: minimises the output error on recorded tokens. No graphs.
 
-Rows are rounded one after the other, and the remaining rows are corrected for the errors so far: GPTQ (Frantar et al.
-2022). The second product is fitted to the hidden activations of the rounded first one, and the biases, which stay in
-float32, absorb the mean error.
+Rows are rounded one after the other, and later rows compensate for the errors so far. The second product is fitted to
+the hidden activations of the rounded first one, and the biases, which stay in float32, absorb the mean error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A quantized bundle compared with its float32 bundle: bytes, errors, routing, word error rate, speed.
+"""Compares a quantized bundle with its float32 bundle: bytes, errors, routing, word error rate, speed.
 
 Everything is measured on the written files. A packed bundle is measured before packing, except for its size.
 """

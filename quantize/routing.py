@@ -1,4 +1,4 @@
-"""Inputs of an encoder's mixtures of experts, chunk by chunk, and the experts that the routers choose."""
+"""Records the inputs of an encoder's mixtures of experts by chunk, and the experts that routers choose."""
 
 from __future__ import annotations
 

@@ -128,9 +128,9 @@ class Weights:
 
 
 def _readers(quantize: Callable[[], tuple[Array, Array]]) -> tuple[Callable[[], Array], Callable[[], Array]]:
-    """Readers of the integers and of the scales, for which the weight is quantized once if they are called in order.
+    """Functions that return the integers and the scales; called in this order, they quantize the weight once.
 
-    The scales, which are small, wait for their reader.
+    The scales, which are small, are kept until they are read.
     """
     waiting: list[Array] = []
 

@@ -17,7 +17,7 @@ POSITIONS = "Sinusoids"
 """The layer that stays in float32: half precision is exact for integers only up to 2048."""
 LARGEST = float(np.finfo(np.float16).max)
 MASK = float(np.finfo(np.float32).max)
-"""Scores are masked with its negative, which half precision has as its own smallest number."""
+"""Masks hold its negative, which becomes the lowest number of half precision."""
 
 
 def in_half_precision(model: ir.Model, weights: Weights) -> None:

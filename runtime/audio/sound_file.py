@@ -1,4 +1,4 @@
-"""Detects what libsndfile does not report of a sound file: that it is truncated or unfinished."""
+"""Detects truncated and unfinished sound files, which libsndfile does not report."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
 
 
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
-    """The stream, or one that states the audio that it holds, with a warning, where its header states none."""
+    """The stream or, with a warning, one with a repaired header if its header states no audio."""
     position = _unfinished(stream)
     if position is None:
         return stream

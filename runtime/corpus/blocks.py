@@ -1,4 +1,4 @@
-"""Blocks of a list: consecutive utterances by position, so that all machines agree on them without communicating."""
+"""Divides a list into blocks of consecutive utterances: all machines agree on them without communicating."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Block:
     """Consecutive utterances of a list.
 
     Attributes:
-        number: its place among the blocks.
+        number: index among the blocks.
         start: position of its first utterance in the list.
         utterances: at least one.
     """
@@ -34,12 +34,12 @@ class Block:
 
     @property
     def file_name(self) -> str:
-        """The file of its results in a folder of results; says which positions it covers."""
+        """Path of its file in the folder of results; names the positions that it covers."""
         return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
 
 
 def cut_into_blocks(utterances: Iterable[Entry], size: int) -> Iterator[Block]:
-    """Blocks of `size` utterances, the last one shorter; one is in memory at a time."""
+    """Blocks of `size` utterances, the last one shorter; holds one at a time."""
     remaining = iter(utterances)
     number = 0
     while content := tuple(islice(remaining, size)):
@@ -48,14 +48,14 @@ def cut_into_blocks(utterances: Iterable[Entry], size: int) -> Iterator[Block]:
 
 
 def range_of(file_name: str) -> tuple[int, int] | None:
-    """The positions (first, after the last) that a file of results covers by its name; None: it is not such a file."""
+    """The positions (first, after the last) in the name of a file of results; None: it is another file."""
     found = _NAME.fullmatch(file_name)
     return (int(found[1]), int(found[2])) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A share of the blocks: those whose number leaves `index` when divided by `count`.
+    """The blocks whose number modulo `count` is `index`.
 
     Raises:
         ValueError: `index` is not between 0 and `count` - 1.

@@ -1,7 +1,7 @@
-"""Claims on blocks, so that machines that share a folder do not work on the same one.
+"""Claims on blocks, so that machines that share a folder do not work on the same block.
 
-Claims only save work: if two processes do the same block, both write the same bytes, each time as a whole file. So no
-locks are needed, and on a file system where claims fail (no hard links, late listings) only time is lost.
+Claims only save work. Two processes that do the same block write the same bytes, each atomically, so that no locks are
+needed; on a file system where claims fail (no hard links, delayed listings) only time is lost.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from u2moe.runtime.corpus.storage import write_first, write_whole
 from u2moe.runtime.whole_file import probe
 
 LEASE_S = 600.0
-"""Seconds after which a claim that was not renewed is void: its owner's machine is gone."""
+"""Seconds without renewal after which a claim is void."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who works on a block.
+    """A process that works on a block.
 
     Attributes:
-        host: its machine.
-        process: number of its process there.
-        started: when that process started, in ticks since the machine did, so that a number that is used again shows;
-            None: the system does not say.
+        host: name of its machine.
+        process: its process id.
+        started: its start in clock ticks since boot, which tells a reused process id; None: unknown.
     """
 
     host: str
@@ -42,7 +41,7 @@ class Owner:
         return cls(host=socket.gethostname(), process=os.getpid(), started=_started(os.getpid()))
 
     def is_gone(self) -> bool:
-        """Whether this machine is the owner's, and its process has ended."""
+        """Whether it ran on this machine and has ended."""
         if self.host != socket.gethostname() or os.name != "posix":
             return False
         try:
@@ -56,7 +55,7 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim on a block, and the seconds since it was renewed, by the clock of the file system."""
+    """A claim on a block; `age_s` are seconds since its renewal by the clock of the file system."""
 
     number: int
     owner: Owner
@@ -64,7 +63,7 @@ class Claim:
 
     @property
     def is_void(self) -> bool:
-        """Whether its owner does not work on the block any more."""
+        """Whether its owner no longer works on the block."""
         return self.age_s > LEASE_S or self.owner.is_gone()
 
 
@@ -79,7 +78,7 @@ class Claims:
     def take(self, number: int) -> bool:
         """Claim a block; False if another process that seems to be alive has it."""
         content = json.dumps(asdict(self._me)).encode()
-        with contextlib.suppress(OSError):  # where claims cannot be written, none conflict
+        with contextlib.suppress(OSError):  # claims that cannot be written do not conflict
             if not write_first(self._path(number), content):
                 claim = self._read(number)
                 if claim is not None and not claim.is_void:
@@ -95,13 +94,13 @@ class Claims:
                 os.utime(self._path(number))
 
     def release(self, number: int) -> None:
-        """Give a block up, done or not."""
+        """Release a block, done or not."""
         self._own.discard(number)
         with contextlib.suppress(OSError):
             os.unlink(self._path(number))  # noqa: PTH108
 
     def release_all(self) -> None:
-        """Give up all that this process holds."""
+        """Release all blocks of this process."""
         for number in list(self._own):
             self.release(number)
 
@@ -123,7 +122,7 @@ class Claims:
         return str(self._folder / f"{number:012}")
 
     def _read(self, number: int) -> Claim | None:
-        """The claim on a block; None: there is none, as it was released in this moment, or it cannot be read."""
+        """The claim on a block; None: it was released meanwhile, or cannot be read."""
         path = Path(self._path(number))
         try:
             owner = Owner(**json.loads(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""An utterance of a corpus: where its audio lies, and what its list says of it. Reads no audio; `sources` does."""
+"""An utterance of a corpus: the source of its audio, and its metadata. Reads no audio; `sources` does."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class AudioBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A shell command that writes a sound file to its standard output; only made where the caller allows it."""
+    """A shell command that writes a sound file to its standard output; needs `ListOptions.allow_pipes`."""
 
     command: str
 
@@ -60,7 +60,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """Stands for the audio of a line that cannot be parsed; reading it raises AudioError."""
+    """Placeholder for a line that cannot be parsed; reading it raises AudioError."""
 
     error: str
 
@@ -73,18 +73,18 @@ AudioSource = AudioFile | AudioBytes | TarMember | Command | Unreadable
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An entry of a list: a recording, or a part of one, that is recognised on its own.
+    """An entry of a list: a recording, or a part of one.
 
     Attributes:
-        key: what names it, as the list does.
-        source: where its audio lies.
+        key: its name in the list.
+        source: source of its audio.
         start: seconds into the source at which it begins.
         end: seconds into the source at which it ends; None: at the end of the source.
         channel: index of the only channel to use; None: the average of all.
         text: its transcript, if the list has one.
         speaker: its speaker, if the list names one.
         duration: its length in seconds, if the list states it.
-        fields: everything else that the list says, as JSON; of a NeMo list all its fields.
+        fields: all other fields of the list, as JSON; of a NeMo list all fields.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""Which model to use and how to decode, in a form that is sent to other processes, which load it."""
+"""A picklable choice of model and decoding options; worker processes load it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ModelChoice:
 
     @property
     def can_be_forked(self) -> bool:
-        """Whether processes that are forked after loading can use it: on the CPU, without threads of onnxruntime's."""
+        """Whether forked processes can use a loaded model: on the CPU, without threads of onnxruntime."""
         return self.settings.providers == (DEFAULT_PROVIDER,) and self.num_threads == 1
 
     @property

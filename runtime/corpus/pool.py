@@ -1,8 +1,8 @@
-"""Worker processes: blocks go to those that are idle; one that dies is replaced and its block done again.
+"""A pool of worker processes for blocks. A worker that dies is replaced, and its block is repeated.
 
-A file may kill the process that reads it, and would do so for ever. So workers name the utterances that they are about
-to touch, in memory that outlives them. An utterance at which processes die again and again becomes a row with an error;
-of several that were decoded together each is then decoded alone.
+Workers note the utterances that they are about to read or decode in shared memory. So an utterance whose file kills
+each reader is identified after some deaths, and becomes a row with an error; a batch is first split into single
+utterances.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL} if os.name == "posix" else set()
 _MOST_CRASHES = 2
 _MOST_KILLS = 5
-"""Deaths at one utterance until it is left out. A crash is a reason; a kill may have come from outside (an operator,
-another process that ran out of memory)."""
+"""Deaths at one utterance after which it is left out. More kills than crashes: a kill may come from outside (an
+operator, or another process that exhausted the memory)."""
 _MOST_STARTS = 5
 
 
@@ -53,7 +53,7 @@ class WorkerSetup:
         folder: the folder of the run.
         run: its description.
         model: the model.
-        recognizer: it, already loaded, for forked processes; None: each process loads it.
+        recognizer: the loaded model, for forked processes; None: each process loads it.
     """
 
     folder: str
@@ -63,7 +63,7 @@ class WorkerSetup:
 
 
 class _Report(ctypes.Structure):
-    """What a worker says of the block that it works on, in memory that it shares with its parent."""
+    """Progress of a worker on its block, in memory shared with the parent."""
 
     _fields_ = (
         ("is_ready", ctypes.c_bool),
@@ -76,14 +76,14 @@ class _Report(ctypes.Structure):
 
 @dataclass(kw_only=True)
 class _Trouble:
-    """Deaths at a block."""
+    """Deaths of workers at one block."""
 
     deaths: Counter[tuple[int, ...]] = field(default_factory=Counter)
     left_out: dict[int, str] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)
 
     def blame(self, attempt: tuple[int, ...], exit_code: int) -> None:
-        """Take notice of a death at an attempt."""
+        """Record that a worker died during an attempt."""
         self.deaths[attempt] += 1
         if not attempt or self.deaths[attempt] < (_MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS):
             return
@@ -95,7 +95,7 @@ class _Trouble:
 
 @dataclass(kw_only=True, eq=False)
 class _Worker:
-    """A process, and the block that it works on."""
+    """A process, and the block it works on."""
 
     process: BaseProcess
     connection: connection.Connection
@@ -107,8 +107,7 @@ class _Worker:
 class WorkerPool:
     """A fixed number of worker processes. Close it, or use it in a `with` block.
 
-    A model that can be forked is loaded once and shared by all workers, page by page, as they do not change it;
-    otherwise each loads its own.
+    Forked workers share the memory of a model that was loaded once; otherwise each worker loads it.
 
     Args:
         setup: what workers need; with a `recognizer`, they are forked.
@@ -132,12 +131,12 @@ class WorkerPool:
         self.close()
 
     def in_progress(self) -> tuple[int, float]:
-        """Utterances, and seconds of audio, that are recognised of blocks that are not finished."""
+        """Numbers of utterances and of seconds of audio recognised in unfinished blocks."""
         busy = [worker.report for worker in self._workers if worker.block is not None]
         return sum(report.num_utterances for report in busy), sum(report.seconds for report in busy)
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Have all blocks done; yields each that is, and None about once a second. Asks for the next when one is idle.
+        """Do all blocks; yields each when it is done, and None about once a second. Blocks are requested when needed.
 
         Raises:
             CorpusError: workers die before they have begun.
@@ -184,7 +183,7 @@ class WorkerPool:
         worker.report.num_utterances, worker.report.seconds, worker.report.num_attempted = 0, 0.0, 0
         trouble = self._trouble.get(block.number)
         caution = Caution(left_out=dict(trouble.left_out), alone=frozenset(trouble.alone)) if trouble else None
-        with contextlib.suppress(ConnectionError):  # a worker that has died meanwhile shows where its messages end
+        with contextlib.suppress(ConnectionError):  # a worker that died meanwhile is noticed in `_receive`
             worker.connection.send((block, caution))
 
     def _receive(self, worker: _Worker) -> BlockDone | None:
@@ -251,7 +250,7 @@ def _work(setup: WorkerSetup, parent: connection.Connection, report: Any, parent
 
 
 def _end_with(parent_id: int) -> None:
-    """End this process after its parent, of which its connection need not tell: a forked sibling may hold the end."""
+    """End this process with its parent. The pipe may stay open, as forked siblings hold its other end."""
     while os.getppid() == parent_id:
         time.sleep(_TICK_S)
     os._exit(1)

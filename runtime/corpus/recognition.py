@@ -1,4 +1,4 @@
-"""From the utterances of a block to its file: short ones in batches, long ones alone, a row for each."""
+"""Recognises the utterances of a block, short ones in batches, and writes a row for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BATCH_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Caution:
-    """What is known of a block at which a process has died; see `pool`.
+    """How to repeat a block at which processes died; see `pool`.
 
     Attributes:
         left_out: why utterances, by their index, are not tried again.
@@ -39,7 +39,7 @@ class Caution:
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """An utterance whose audio was read: what remains to be decoded is in the stream."""
+    """An utterance whose audio was read; the stream holds what is not decoded yet."""
 
     index: int
     stream: Stream
@@ -100,7 +100,7 @@ class BlockRecognizer:
         return [rows[index] for index in range(len(utterances))]
 
     def _read(self, index: int, utterance: Entry, sources: Sources) -> _Read:
-        """Read an utterance; a long one is decoded on the way."""
+        """Read an utterance; a long one is decoded while it is read."""
         self._on_attempt([index])
         warnings: dict[str, None] = {}  # each once, in order
         with handing_warnings_to(warnings.setdefault):
@@ -122,7 +122,7 @@ class BlockRecognizer:
         )
 
     def _decode(self, utterances: Sequence[Entry], reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
-        """Rows of what was read, decoded together or, if that fails, each alone."""
+        """Decode utterances together or, if that fails, each alone."""
         self._on_attempt([read.index for read in reads])
         try:
             self._recognizer.decode_streams([read.stream for read in reads])

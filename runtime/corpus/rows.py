@@ -1,4 +1,4 @@
-"""A row of results for each utterance, as it is written and as it is read. Parquet is in `parquet`."""
+"""Rows of results: writes and reads one per utterance, as JSON. Parquet is in `parquet`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from u2moe.runtime.options import DecodingOptions, EndpointConfig
 from u2moe.runtime.result import Result, Transcript
 
 _DIGITS = 4
-"""Decimals of confidences: more of them are noise, and a fifth of a row."""
+"""Decimals of confidences; more are noise, and would take a fifth of a row."""
 
 Row = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ class RowMaker:
 
     @classmethod
     def of_run(cls, run: RunDescription) -> Self:
-        """What makes the rows of a run."""
+        """A maker of the rows of a run."""
         return cls(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
 
     def of_transcript(self, utterance: Entry, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
@@ -98,7 +98,7 @@ def _rounded(confidence: float | None) -> float | None:
 
 
 def as_line(row: Row) -> bytes:
-    """A row as a line of JSON in UTF-8; one with a name that is not valid text is escaped."""
+    """A row as a line of JSON in UTF-8, or in ASCII with escapes if it holds invalid Unicode."""
     try:
         return as_json(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
@@ -106,7 +106,7 @@ def as_line(row: Row) -> bytes:
 
 
 def as_json(value: Any, *, ensure_ascii: bool = True) -> str:
-    """A value as JSON, in which numbers that JSON does not have (NaN, as some lists hold it) are null."""
+    """A value as JSON; NaN and infinity, which JSON lacks, become null."""
     options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": (",", ":"), "allow_nan": False}
     try:
         return json.dumps(value, **options)
@@ -129,12 +129,12 @@ class Outcome:
     Attributes:
         key: key of the utterance.
         text: recognised text.
-        duration: seconds of audio that were read.
-        reference: transcript of the list.
-        speaker: speaker of the list.
-        fields: what else the list says.
-        error: why it is not recognised, or only in part.
-        warnings: why its audio, although usable, may not be what was intended.
+        duration: seconds of audio read.
+        reference: transcript in the list.
+        speaker: speaker in the list.
+        fields: other fields of the list.
+        error: why it was not, or not completely, recognised.
+        warnings: warnings about its audio.
     """
 
     key: str

@@ -31,13 +31,13 @@ from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import first_difference
 
 _INFORMATION = ("u2moe", "list_path")
-"""Fields that are written for people: the same run may go on with another version, and the list may move."""
+"""Fields that may differ when a run is continued."""
 _LONGEST_VALUE = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """Everything that the results of a run depend on. Whoever continues a run must mean the same one.
+    """Everything that the results of a run depend on; a run is only continued with the same description.
 
     Attributes:
         u2moe: version that began it.
@@ -66,12 +66,12 @@ class RunDescription:
     block_size: int
 
     def to_json(self) -> bytes:
-        """As the content of a file."""
+        """The content of run.json."""
         return json.dumps(dataclasses.asdict(self), indent=1).encode() + b"\n"
 
     @classmethod
     def from_json(cls, content: bytes, name: str) -> RunDescription:
-        """From the content of a file; raises CorpusError, which names the file, if it does not describe a run."""
+        """Parse the content of run.json; raises CorpusError, naming the file, if it does not describe a run."""
         try:
             record = json.loads(content)
             return cls(**record | {"providers": tuple(record["providers"])})
@@ -79,7 +79,7 @@ class RunDescription:
             raise CorpusError(f"{name}: does not describe a run of this version of u2moe: {error}") from error
 
     def check(self, other: RunDescription, folder: str) -> None:
-        """Raise CorpusError if `other` means another run than this one, which is that of `folder`."""
+        """Raise CorpusError if `other` describes another run than this one, of `folder`."""
         ours, theirs = (json.loads(run.to_json()) for run in (self, other))
         for name, value in ours.items():
             if name not in _INFORMATION and value != theirs[name]:
@@ -131,7 +131,7 @@ class OutputFolder:
         write_whole(join(self._blocks, block.file_name), content)
 
     def is_finished(self, block: Block) -> bool:
-        """Whether a block has its file now: another machine may have written it since `finished_blocks` looked."""
+        """Whether a block is finished now; another machine may have written it since `finished_blocks`."""
         return exists(join(self._blocks, block.file_name))
 
     def contents(self) -> Iterator[tuple[int, str, bytes]]:
@@ -143,7 +143,7 @@ class OutputFolder:
 
     @property
     def num_utterances(self) -> int | None:
-        """The number of utterances in the list, if a process has read it to its end."""
+        """The number of utterances in the list; None: no process has read it to its end."""
         content = read_bytes(join(self.path, "end.json"))
         return None if content is None else int(json.loads(content)["num_utterances"])
 
@@ -152,7 +152,7 @@ class OutputFolder:
         write_whole(join(self.path, "end.json"), json.dumps({"num_utterances": number}).encode() + b"\n")
 
     def num_missing(self) -> int | None:
-        """Utterances without results; None: unknown, as nobody has read the list to its end."""
+        """Number of utterances without results; None: unknown, see `num_utterances`."""
         total = self.num_utterances
         return None if total is None else total - sum(stop - start for start, stop in self.finished_blocks().items())
 

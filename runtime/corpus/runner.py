@@ -1,4 +1,4 @@
-"""A run over a corpus on this machine: what is missing in the folder is done by worker processes."""
+"""Runs over a corpus: worker processes do what is missing in the folder of results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CorpusOptions:
     Attributes:
         list_format: name of the list's format; None: detected.
         list_options: how to interpret the entries of the list.
-        block_size: utterances in a block, which is what is written at once, and lost if the machine fails.
+        block_size: utterances in a block, the unit that is written, and lost if the machine fails.
         shard: the share of the blocks to do.
         num_workers: processes; None: as many as fill the usable cores.
         retry_failed: whether blocks with failed utterances are done again.
@@ -156,7 +156,7 @@ class Workers(Protocol):
 
 
 class CorpusRun:
-    """One call's share of a run; `close` gives up what is not done.
+    """The work of one call on a run; `close` releases the blocks that are not done.
 
     Attributes:
         description: the run.
@@ -192,7 +192,7 @@ class CorpusRun:
         return cls(description, folder, options)
 
     def work(self, workers: Workers, on_progress: Callable[[RunProgress], object]) -> None:
-        """Go through the list until there is nothing left to do, or only what others are doing."""
+        """Go through the list until all that is left is being done by others."""
         progress = self.progress
         while True:
             self._num_taken = progress.num_before = progress.num_elsewhere = 0
@@ -210,7 +210,7 @@ class CorpusRun:
                 return
 
     def close(self) -> None:
-        """Give up what is not done."""
+        """Release the blocks that are not done."""
         if self._claims is not None:
             self._claims.release_all()
             self._claims.remove_void({start // self.description.block_size for start in self._finished | self._own})

@@ -1,4 +1,4 @@
-"""The samples of an utterance, wherever its audio lies: in a file, behind a URL, in a tar archive, from a command."""
+"""Reads the audio of utterances from files, URLs, tar archives and commands."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LONGEST_COMMAND_S = 600.0
 class Sources:
     """Reads the audio of utterances.
 
-    Caches the last recording that was fetched, as the next utterance may be another part of it, and keeps one archive
-    open, so that the members of a compressed one are read in one pass. Close it, or use it in a `with` block.
+    Caches the last recording, as the next utterance may be another part of it, and keeps one archive open, so that a
+    compressed archive is read in one pass. Close it, or use it in a `with` block.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Files by path or by URL: local ones with the standard library, all others with fsspec, if it is installed."""
+"""Access to files by path (standard library) or by URL (fsspec, if installed)."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def list_files(folder: str) -> list[str]:
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all, also after a power failure; replaces one that exists.
+    """Write a file atomically and durably; replaces one that exists.
 
     Object stores show an object when it is whole. Folders are created.
 
@@ -151,9 +151,9 @@ def write_whole(path: str, content: bytes) -> None:
 
 
 def write_first(path: str, content: bytes) -> bool:
-    """Write a file whole, unless it exists; of several processes that try at once one succeeds.
+    """Write a file atomically unless it exists; of several processes that try at once one succeeds.
 
-    Object stores have no such operation here: two that begin in the same moment may both succeed.
+    On object stores this is not atomic: two processes may both succeed.
     """
     if is_url(path):
         if exists(path):

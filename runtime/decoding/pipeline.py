@@ -30,7 +30,7 @@ MAX_BATCH = 32
 _MAX_WHOLE = 8
 _MAX_WHOLE_FRAMES = 6000
 """Largest batch of windows with full context, in windows and in feature frames (a minute of audio): attention needs
-memory by the square of the length, and larger batches save no more time."""
+memory quadratic in the length, and larger batches save no more time."""
 _MOST_PADDING = 1.1
 """Longest window of such a batch, in lengths of its shortest."""
 
@@ -218,10 +218,9 @@ def _working(sources: Sequence[Source]) -> list[Source]:
 
 
 def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
-    """Each item with its result, all computed together.
+    """Yield each item with its result, computed together.
 
-    If that fails, each half is computed apart, down to the items that fail alone: their sources have failed, and the
-    others have not.
+    If that fails, bisects to find the items that cause the error, whose sources have then failed.
     """
     try:
         results = compute(items)

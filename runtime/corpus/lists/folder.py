@@ -13,7 +13,7 @@ from u2moe.runtime.corpus.lists.options import ListOptions
 from u2moe.runtime.errors import CorpusError
 
 SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))
-"""Suffixes of recordings, on every machine the same: where the extra `media` is missing, some of them give errors."""
+"""Suffixes of recordings, independent of installed extras: without `media` some give errors."""
 
 
 def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:

@@ -15,7 +15,7 @@ _BESIDE = ("segments", "text", "utt2spk")
 
 
 class _Table:
-    """A table of "key value" lines that is read beside another, both sorted as by `LC_ALL=C sort`, as Kaldi demands."""
+    """A table of "key value" lines, read in parallel with another; both sorted by `LC_ALL=C sort`, as in Kaldi."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -24,7 +24,7 @@ class _Table:
         self._wanted = b""
 
     def find(self, key: str) -> str | None:
-        """The value of a key that follows the one before; None if the table lacks it.
+        """The value of a key, which must not precede the last one; None: the table lacks it.
 
         Raises:
             CorpusError: the table, or the list beside it, is not sorted.

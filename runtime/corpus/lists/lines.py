@@ -1,4 +1,4 @@
-"""The lines of a list as a stream; a line that cannot be parsed becomes an unreadable entry."""
+"""Streams the lines of a list; a line that cannot be parsed becomes an unreadable entry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from u2moe.runtime.errors import CorpusError
 
 _LONGEST_QUOTE = 60
 _LONGEST_LINE = 1 << 24
-"""A line beyond this many bytes is no entry of a list: a file of another kind is not read into memory."""
+"""Longest line in bytes, so that a file of another kind is not read into memory."""
 
 
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Lists of recordings with transcripts as they are used for measurements: all of it in memory, and every line whole."""
+"""Lists of recordings with transcripts, for measurements: in memory, and without malformed lines."""
 
 from __future__ import annotations
 

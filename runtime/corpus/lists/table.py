@@ -1,4 +1,4 @@
-"""The formats of lists by name, their detection, and the digest by which a run recognises its list."""
+"""The table of list formats, their detection, and the digest that identifies a list."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Spoken words as people write them: digits for numbers, times, dates and money, and capitals. English, by rule."""
+"""Inverse text normalization for English by rules: digits for numbers, times, dates and money, and capitals."""

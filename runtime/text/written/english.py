@@ -1,7 +1,7 @@
-"""English words as they are written: digits for numbers, times, dates, money and percentages, by rules in order.
+"""Inverse text normalization of English: digits for numbers, times, dates, money and percentages, by ordered rules.
 
-Numbers below ten stay words unless something makes them a quantity, as style guides have it: "two dogs", "12 dogs",
-"2 million", "$2", "2%". Digits that are spoken one by one (three or more) are joined.
+As in style guides, numbers below ten stay words unless a unit follows: "two dogs", "12 dogs", "2 million", "$2", "2%".
+Three or more digits that are spoken one by one are joined.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FEWEST_DIGITS = 3
 
 
 class Written(NamedTuple):
-    """A written word, and the spoken words `begin` to `end` (exclusive) that it stands for."""
+    """A written word, and the range of spoken words, `begin` to `end` (exclusive), that it replaces."""
 
     text: str
     begin: int
@@ -56,7 +56,7 @@ class Written(NamedTuple):
 
 
 Rule = Callable[[Sequence[str], int], list[Written] | None]
-"""The written words that begin with a place in the spoken words; None: the rule does not apply."""
+"""Converts the spoken words from a position on; None: the rule does not apply."""
 
 
 def write(words: Sequence[str]) -> list[Written]:

@@ -1,4 +1,4 @@
-"""Results as people read them: numbers as digits, and sentences with small letters. Scores and times stay."""
+"""Formats results for reading: numbers as digits, and sentence case. Keeps scores and times."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ class TextFormatter:
         self._casing = Casing(self.format.capitalized)
 
     def text(self, text: str) -> str:
-        """A text as people write it."""
+        """A formatted text."""
         spoken = text.split()
         return " ".join(part.text for part in self._written(spoken)) if _is_english(spoken) else text
 
     def result(self, result: Result) -> Result:
-        """A result with its texts and words as people write them.
+        """A result with formatted texts and words.
 
-        A written word begins where the first of the spoken words begins that it stands for, ends where the last one
-        ends, and has the least of their confidences. Tokens, times of tokens and scores are unchanged.
+        A written word has the span and the lowest confidence of the spoken words that it replaces. Tokens, their times,
+        and scores are unchanged.
         """
         spoken = [word.word for word in result.words]
         words = result.words
@@ -80,7 +80,7 @@ class TextFormatter:
         return dataclasses.replace(result, text=text, words=words, nbest=list(nbest.values()))
 
     def transcript(self, transcript: Transcript) -> Transcript:
-        """A transcript whose segments are written so."""
+        """A transcript with formatted segments."""
         segments = [self.result(segment) for segment in transcript.segments]
         text = join_texts([segment.text for segment in segments if segment.text])
         return dataclasses.replace(transcript, text=text, segments=segments)
@@ -100,7 +100,7 @@ class TextFormatter:
 
 
 def _kept(part: Written, spoken: Sequence[str]) -> str:
-    """A written word in its own letter case, if it is the spoken one."""
+    """A written word, in the spoken letter case if it is unchanged."""
     is_same = part.end == part.begin + 1 and part.text == spoken[part.begin].lower()
     return spoken[part.begin] if is_same else part.text
 
