@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
 END = 2**63 - 1
 """As the end of a slice: everything to the end of the axis."""
+_LANES = 16
+"""Numbers that onnxruntime adds at once, at most: one in each lane of a vector."""
+_BLOCK = 16_384
+"""Keys times channels of a head (a power of two, 16 or more) whose products onnxruntime adds without a break."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,14 @@ class Heads:
     size: int
 
     def context(
-        self, g: GraphBuilder, query: ir.Value, key_value: ir.Value, bias: ir.Value, positions: Sequence[ir.Value]
+        self,
+        g: GraphBuilder,
+        query: ir.Value,
+        key_value: ir.Value,
+        bias: ir.Value,
+        positions: Sequence[ir.Value],
+        *,
+        cache: ir.Value | None = None,
     ) -> ir.Value:
         """Context [batch, time, num_heads * size], as nodes.
 
@@ -37,17 +49,38 @@ class Heads:
             key_value: keys and values [batch, num_kv_heads, keys, 2 * size].
             bias: is added to the scores.
             positions: empty, or what is added to the keys [batch or 1, keys, num_heads * size].
+            cache: the first keys and values are from this cache, which may begin with padding.
         """
         if self.num_heads > self.num_kv_heads:
             key_value = self._repeat(g, key_value)
         keys, values = g.ops("Split", key_value, [self.size] * 2, axis=-1, num_outputs=2)
         for each in positions:
             keys = g.op("Add", keys, to_heads(g, each, self.num_heads, self.size))
+        if cache is not None:
+            before = self._alignment(g, cache, bias)
+            # Of all axes: onnxruntime's optimizer moves transpositions past a Pad and does not heed its input `axes`.
+            of_keys = g.op("Concat", [0, 0], before, [0] * 5, axis=0)
+            keys, values = (g.op("Pad", each, of_keys, 0.0) for each in (keys, values))
+            bias = g.op("Pad", bias, g.op("Concat", [0] * 3, before, [0] * 4, axis=0), -np.inf)
         queries = to_heads(g, query, self.num_heads, self.size)
         scores = g.op("MatMul", queries, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
         weights = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
         joined = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
         return g.op("Reshape", joined, [0, 0, self.num_heads * self.size])
+
+    def _alignment(self, g: GraphBuilder, cache: ir.Value, bias: ir.Value) -> ir.Value:
+        """Padding [1] of the axis of keys, at its front: what padding a cache begins with then changes no bit.
+
+        Sums of float32 depend on where among the lanes and blocks of the processor a number stands. So the chunk always
+        begins with a vector and, if there are more keys than one block has, ends with a block. Without a cache nothing
+        is padded. Computed from what all layers of a graph share, so that it is computed once.
+        """
+        block = _BLOCK // max(16, 1 << (self.size - 1).bit_length())
+        past, keys = g.op("Shape", cache, start=3, end=4), g.op("Shape", bias, start=3, end=4)
+        end = g.op("Add", keys, g.op("Mod", g.op("Sub", past, keys), [_LANES]))
+        is_one_block = g.op("LessOrEqual", g.op("Mul", end, g.op("Min", past, [1])), [block])
+        step = g.op("Where", is_one_block, [_LANES], [block])
+        return g.op("Mod", g.op("Neg", end), step)
 
     def _repeat(self, g: GraphBuilder, key_value: ir.Value) -> ir.Value:
         """Repeat each key/value head for the heads of its group: [batch, kv_heads, t, e] to [batch, heads, t, e]."""
@@ -95,7 +128,7 @@ def cached_attention(heads: Heads, *, relative: bool) -> ir.Function:
         own = to_heads(g, key_value, heads.num_kv_heads, 2 * heads.size)
         kept = g.op("Unsqueeze", g.op("Slice", own, first_kept, [END], [2]), [0])
         both = g.op("Concat", g.op("Gather", cache, block, axis=0), own, axis=2)
-        return [heads.context(g, query, both, bias, positions), kept]
+        return [heads.context(g, query, both, bias, positions, cache=cache), kept]
 
     names = ["query", "key_value", "cache", "block", "first_kept", "bias", *(["positions"] if relative else [])]
     return build_function("CachedAttention", names, body, {**asdict(heads), "relative": int(relative)})
