@@ -10,17 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conformance
 import numpy as np
 import onnxruntime
 import pytest
 import soundfile
 from manifests import adjusted, edited, flipped, without
 from other_runtimes import assert_same_segments, recognized
-from searches import HOTWORDS, SYMBOLS, assert_same_searches, search_cases
 
 import u2moe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
-from u2moe.runtime.audio.resampling import SincResampler
 from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
@@ -192,28 +191,25 @@ def test_hotwords_change_what_they_change_in_python(program, bundle, model, talk
     assert_same_segments(segments(run(program, *arguments)), expected)
 
 
-@pytest.mark.parametrize("hotwords", ["", HOTWORDS], ids=["alone", "hotwords"])
-def test_searches_are_those_of_python(check, tmp_path, hotwords):
-    (tmp_path / "tokens.txt").write_text("".join(f"{each} {i}\n" for i, each in enumerate(SYMBOLS)), encoding="utf-8")
-    (tmp_path / "hotwords.txt").write_text(hotwords, encoding="utf-8")
-    data = b"".join(np.array([size, len(case)], np.int32).tobytes() + case.tobytes() for size, case in search_cases())
-    lines = check("search", tmp_path / "tokens.txt", tmp_path / "hotwords.txt", data=data).splitlines()
-    assert_same_searches(list(map(json.loads, lines)), hotwords)
+@pytest.mark.parametrize("kind", conformance.COMPUTED)
+def test_cases_have_the_results_of_python(check, kind):
+    conformance.assert_same(kind, json.loads(check("conformance", kind, conformance.FOLDER / f"{kind}.json")))
 
 
-@pytest.mark.parametrize(
-    "rates", [(8000, 16_000), (44_100, 16_000), (48_000, 16_000), (22_050, 16_000), (44_056, 16_000), (16_000, 16_000)]
-)
-def test_the_resampler_is_that_of_python(check, sound, rates):
-    """To single precision: processors may multiply and add in one step."""
-    samples = sound[:9000]
-    ours = SincResampler(*rates) if rates[0] != rates[1] else None
-    expected = samples if ours is None else ours.resample_chunk(samples, last=True)
-    found = np.frombuffer(check("resample", *rates, data=samples.tobytes()), np.float32)
-    assert len(found) == len(expected)
-    np.testing.assert_allclose(found, expected, atol=2e-7)
-    split = check("resample", *rates, 1, 0, 700, 4096, 3, data=samples.tobytes())
-    assert np.array_equal(np.frombuffer(split, np.float32), found)
+def test_recordings_are_recognised_as_in_python(check, tmp_path):
+    """With every option, on the demo model: with its native kernels, or on onnxruntime alone where there are none."""
+    clips = [soundfile.read(file, dtype="int16")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
+    samples = np.concatenate([np.append(clip, np.zeros(8000, np.int16)) for clip in clips])
+    soundfile.write(tmp_path / "clips.wav", samples, 16_000, subtype="PCM_16")
+    model = DEMO_FOLDER / "general.lm"
+    file = conformance.FOLDER / "recordings.json"
+    lines = check("recordings", DEMO_FOLDER, file, tmp_path / "clips.wav", model).splitlines()
+    recognizer = Recognizer.from_pretrained()
+    cases = conformance.load("recordings")["cases"]
+    for case, found in zip(cases, map(json.loads, lines), strict=True):
+        expected = conformance.recognized_case(recognizer, case, samples, model)
+        assert expected, case["name"]
+        assert_same_segments(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 
+import conformance
 import numpy as np
 import pytest
 import soundfile
@@ -11,48 +12,107 @@ from browsing import BROWSER, WEB, needs_onnxruntime_web
 from javascript import NODE, needs_node, run_module
 from manifests import adjusted, edited, flipped, without
 from other_runtimes import assert_same_segments, recognized
-from searches import HOTWORDS, SYMBOLS, VOCABULARY, assert_same_searches, random_frames, search_cases
+from searches import random_frames
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
 from u2moe.runtime.audio.padding import Padding
 from u2moe.runtime.audio.resampling import SincResampler
-from u2moe.runtime.decoding.alignment import find_cut
-from u2moe.runtime.decoding.endpoint import Endpointer
-from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses
 
 pytestmark = needs_node
 
 
-@pytest.mark.parametrize("hotwords", ["", HOTWORDS], ids=["alone", "hotwords"])
-def test_searches_are_those_of_python(hotwords):
-    found = run_module(
-        """
-        const { PrefixBeamSearch } = await part('ctc.js');
-        const { ContextGraph } = await part('hotwords.js');
-        const { Vocabulary } = await part('text.js');
-        const vocabulary = new Vocabulary(input.symbols);
-        console.log(JSON.stringify(input.cases.map(([size, frames]) => {
-          const search = new PrefixBeamSearch(size, 0, input.phrases && new ContextGraph(input.phrases, vocabulary));
-          const split = Math.floor(frames.length / 3); // any split gives the same
-          for (const part of [frames.slice(0, split), frames.slice(split)]) {
-            search.advance(Float32Array.from(part.flat()), input.symbols.length);
-          }
-          const partial = search.hypotheses(1)[0].tokens;
-          search.finish();
-          const found = search.hypotheses();
-          for (const each of found) each.scores = [each.score, each.contextScore];
-          const { tokens } = found[0];
-          const words = vocabulary.words(tokens).map(({ text, begin, end }) => [text, begin, end]);
-          return { partial, found, words, text: vocabulary.text(tokens) };
-        })));
-        """,
-        {
-            "cases": [(size, frames.tolist()) for size, frames in search_cases()],
-            "symbols": SYMBOLS,
-            "phrases": parse_hotwords(hotwords) if hotwords else None,
-        },
-    )
-    assert_same_searches(found, hotwords)
+SEARCH = """
+  const { PrefixBeamSearch } = await part('ctc.js');
+  const { ContextGraph } = await part('hotwords.js');
+  const { Vocabulary } = await part('text.js');
+  const vocabulary = new Vocabulary(input.symbols);
+  console.log(JSON.stringify(input.cases.map(({ beam_size, frames, phrases }) => {
+    const search = new PrefixBeamSearch(beam_size, 0, phrases && new ContextGraph(phrases, vocabulary));
+    const split = Math.floor(frames.length / 3); // any split gives the same
+    for (const part of [frames.slice(0, split), frames.slice(split)]) {
+      search.advance(Float32Array.from(part.flat()), input.symbols.length);
+    }
+    const partial = search.hypotheses(1)[0].tokens;
+    search.finish();
+    const found = search.hypotheses(), { tokens } = found[0];
+    return {
+      partial,
+      tokens: found.map((each) => each.tokens),
+      times: found.map((each) => each.times),
+      scores: found.map(({ score, contextScore }) => [score, contextScore, 0]),
+      probabilities: found.map((each) => each.probabilities),
+      text: vocabulary.text(tokens),
+      words: vocabulary.words(tokens).map(({ text, begin, end }) => [text, begin, end]),
+    };
+  })));
+"""
+ENDPOINT = """
+  const { Endpointer, endpointRules } = await part('endpoint.js');
+  const { findCut } = await part('alignment.js');
+  const { Vocabulary } = await part('text.js');
+  const vocabulary = new Vocabulary(input.symbols), width = input.symbols.length;
+  const camel = (rule) => rule && {
+    mustContainNonsilence: rule.must_contain_nonsilence,
+    minTrailingSilence: rule.min_trailing_silence,
+    minUtteranceLength: rule.min_utterance_length,
+  };
+  console.log(JSON.stringify(input.cases.map(({ frames, tokens, endpoint, frame_s }) => {
+    const logProbs = Float32Array.from(frames.flat());
+    const rules = Object.fromEntries(Object.entries(endpoint).map(([name, rule]) => [name, camel(rule)]));
+    const found = new Endpointer(endpointRules(rules), frame_s, 0).advance(logProbs, width);
+    return {
+      endpoint: found && { num_frames: found.numFrames, trailing_silence: found.trailingSilence },
+      cut: findCut(vocabulary, tokens, logProbs, width, 0),
+    };
+  })));
+"""
+PAUSES = """
+  const { endAtPauses, findPauses } = await part('pauses.js');
+  console.log(JSON.stringify(input.cases.map(({ levels, words, peaks, frame_s }) => {
+    const pauses = findPauses(Float32Array.from(levels), frame_s);
+    return { pauses, words: endAtPauses(words, peaks, pauses) };
+  })));
+"""
+PADDING = """
+  const { Padding } = await part('sound/padding.js');
+  console.log(JSON.stringify(input.cases.map(({ samples, split, padding_s }) => {
+    const padding = new Padding(padding_s, { sample_rate: 16000, frame_length_ms: 25 });
+    const scaled = Float32Array.from(samples, (sample) => sample / 32768);
+    const parts = [padding.accept(scaled.slice(0, split)), padding.accept(scaled.slice(split)), padding.finish()];
+    const heard = parts.flatMap((each) => [...each]);
+    return { num_before: padding.numBefore, num_heard: heard.length, num_sounds: heard.filter(Boolean).length };
+  })));
+"""
+RESAMPLING = """
+  const { Resampler } = await part('sound/resampler.js');
+  console.log(JSON.stringify(input.cases.map(({ samples, rate }) => {
+    const resampler = new Resampler(rate, 16000);
+    const scaled = Float32Array.from(samples, (sample) => sample / 32768);
+    return { samples: [...resampler.accept(scaled), ...resampler.finish()] };
+  })));
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("search", SEARCH),
+        ("endpoint", ENDPOINT),
+        ("pauses", PAUSES),
+        ("padding", PADDING),
+        ("resampling", RESAMPLING),
+    ],
+)
+def test_cases_have_the_results_of_python(kind, code):
+    """Those of what the module has: no language models, no search without a beam."""
+    content = conformance.load(kind)
+    if kind == "search":
+        content["cases"] = [
+            {**case, "phrases": case["hotwords"] and parse_hotwords(case["hotwords"])}
+            for case in content["cases"]
+            if case["search"] == "ctc_prefix_beam" and not case["language_model"]
+        ]
+    conformance.assert_same(kind, run_module(code, content), {case["name"] for case in content["cases"]})
 
 
 def test_searches_leave_nothing_behind():
@@ -74,64 +134,6 @@ def test_searches_leave_nothing_behind():
         "--expose-gc",
     )
     assert growth < 1_000_000
-
-
-def test_endpoints_cuts_and_pauses():
-    random = np.random.default_rng(1)
-    cases = []
-    for seed in range(30):
-        words = np.cumsum(random.uniform(0.1, 1.2, (6, 2)).ravel()).reshape(6, 2)
-        cases.append({
-            "frames": random_frames(seed, 40 + seed).tolist(),
-            "tokens": random.choice([2, 4, 8, 3, 9], random.integers(0, 9)).tolist(),
-            "levels": np.convolve(random.normal(0, 4, 80), np.ones(9) / 3, "same").astype(np.float32).tolist(),
-            "words": words.tolist(),
-            "peaks": (words + np.array([0.03, -0.03])).tolist(),
-        })  # fmt: skip
-    rule = {"mustContainNonsilence": True, "minTrailingSilence": 0.12}
-    found = run_module(
-        """
-        const { Endpointer, endpointRules } = await part('endpoint.js');
-        const { findCut } = await part('alignment.js');
-        const { endAtPauses, findPauses } = await part('pauses.js');
-        const { Vocabulary } = await part('text.js');
-        const vocabulary = new Vocabulary(input.symbols), width = input.symbols.length;
-        const rules = endpointRules({ rule1: null, rule2: input.rule, rule3: { minUtteranceLength: 1.9 } });
-        console.log(JSON.stringify(input.cases.map(({ frames, tokens, levels, words, peaks }) => {
-          const logProbs = Float32Array.from(frames.flat());
-          const pauses = findPauses(Float32Array.from(levels), 0.01);
-          return {
-            endpoint: new Endpointer(rules, 0.04, 0).advance(logProbs, width),
-            cut: findCut(vocabulary, tokens, logProbs, width, 0),
-            pauses,
-            words: endAtPauses(words, peaks, pauses),
-          };
-        })));
-        """,
-        {"cases": cases, "symbols": SYMBOLS, "rule": rule},
-    )
-    config = EndpointConfig(
-        rule1=None,
-        rule2=EndpointRule(must_contain_nonsilence=True, min_trailing_silence=0.12),
-        rule3=EndpointRule(min_utterance_length=1.9),
-    )
-    kinds = {"endpoint": set(), "cut": set()}
-    for case, theirs in zip(cases, found, strict=True):
-        frames = np.array(case["frames"], np.float32)
-        endpoint = Endpointer(config, 0.04).advance(frames)
-        expected = endpoint and {
-            "numFrames": endpoint.num_frames, "rule": endpoint.rule, "trailingSilence": endpoint.trailing_silence,
-        }  # fmt: skip
-        assert theirs["endpoint"] == expected
-        cut = find_cut(VOCABULARY, case["tokens"], frames)
-        assert theirs["cut"] == cut
-        pauses = find_pauses(np.array(case["levels"], np.float32), 0.01)
-        assert theirs["pauses"] == [list(pause) for pause in pauses]
-        ours = end_at_pauses([tuple(word) for word in case["words"]], [tuple(peak) for peak in case["peaks"]], pauses)
-        assert theirs["words"] == [list(word) for word in ours]
-        kinds["endpoint"].add(expected and expected["rule"])
-        kinds["cut"].add(cut is None)
-    assert kinds == {"endpoint": {2, 3, None}, "cut": {True, False}}
 
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_056, 44_100, 48_000])

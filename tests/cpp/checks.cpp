@@ -4,29 +4,26 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <limits>
-#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "audio_file.hpp"
-#include "ctc.hpp"
+#include "hotwords.hpp"
 #include "json.hpp"
-#include "json_text.hpp"
-#include "resampler.hpp"
 #include "u2moe.hpp"
 
 namespace core = u2moe::runtime;
 
+void conformance(const std::string& kind, const std::string& file);
+void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model);
 void random_calls(const char* bundle, const std::vector<float>& samples, unsigned seed, int num_calls);
 
 namespace {
@@ -60,23 +57,6 @@ std::vector<float> read_all(const std::string& file, int& rate) {
     samples.insert(samples.end(), part.begin(), part.end());
   }
   return samples;
-}
-
-// float32 samples from standard input to standard output, in portions of the given sizes and then the rest.
-void resample(int argc, char** argv) {
-  const std::string bytes{std::istreambuf_iterator<char>(std::cin), {}};
-  std::vector<float> samples(bytes.size() / 4), found;
-  std::memcpy(samples.data(), bytes.data(), samples.size() * 4);
-  core::Resampler resampler(std::stoi(argv[2]), std::stoi(argv[3]));
-  const auto add = [&found](const std::vector<float>& part) { found.insert(found.end(), part.begin(), part.end()); };
-  std::size_t begin = 0;
-  for (int i = 4; i <= argc; ++i) {
-    const std::size_t left = samples.size() - begin, num = i < argc ? std::min<std::size_t>(std::stoul(argv[i]), left) : left;
-    add(resampler.accept(samples.data() + begin, num));
-    begin += num;
-  }
-  add(resampler.finish());
-  std::fwrite(found.data(), 4, found.size(), stdout);
 }
 
 // Every letter that has another case: its code, upper case and lower case.
@@ -147,44 +127,9 @@ void recognize_with_rules(int argc, char** argv) {
   std::printf("%s", recognize(u2moe::Recognizer(argv[2]), samples, rate, samples.size(), options, text_of).c_str());
 }
 
-template <class T>
-bool take(T* values, std::size_t num = 1) {
-  return std::fread(values, sizeof(T), num, stdin) == num;
-}
-
 std::string read_text(const std::string& file) {
   std::ifstream stream(file, std::ios::binary);
   return {std::istreambuf_iterator<char>(stream), {}};
-}
-
-// From tokens.txt and hotwords, and cases of a beam size, a number of frames and their log-probabilities: hypotheses before and
-// after the end of the input, and the words of the best.
-void search(char** argv) {
-  const core::Vocabulary vocabulary = core::Vocabulary::parse(read_text(argv[2]), argv[2]);
-  const std::vector<core::Hotword> hotwords = core::parse_hotwords(read_text(argv[3]));
-  const auto context = hotwords.empty() ? nullptr : std::make_shared<const core::ContextGraph>(hotwords, vocabulary);
-  for (std::int32_t sizes[2]; take(sizes, 2);) {
-    const auto num_frames = static_cast<std::size_t>(sizes[1]);
-    std::vector<float> frames(num_frames * vocabulary.size());
-    if (!take(frames.data(), frames.size())) throw std::runtime_error("too few frames");
-    core::CtcSearch beams(core::PrefixBeamSearch(static_cast<std::size_t>(sizes[0]), 0, context, nullptr));
-    const std::size_t split = num_frames / 3;  // any split gives the same
-    beams.advance(frames.data(), split, vocabulary.size());
-    beams.advance(frames.data() + split * vocabulary.size(), num_frames - split, vocabulary.size());
-    const std::vector<int> partial = beams.hypotheses(1)[0].tokens;
-    beams.finish();
-    const auto hypothesis = [](const core::Hypothesis& each) {
-      return "{\"tokens\": " + core::json_text(each.tokens) + ", \"times\": " + core::json_text(each.times) + ", \"probabilities\": " +
-             core::json_text(each.probabilities) + ", \"scores\": " + core::json_text(std::vector<double>{each.score, each.context_score}) + "}";
-    };
-    const auto word = [](const core::WordSpan& each) {
-      return "[" + core::json_text(each.text) + ", " + std::to_string(each.begin) + ", " + std::to_string(each.end) + "]";
-    };
-    const std::vector<int> best = beams.hypotheses(1)[0].tokens;
-    std::printf("{\"partial\": %s, \"found\": %s, \"words\": %s, \"text\": %s}\n", core::json_text(partial).c_str(),
-                core::json_list(beams.hypotheses(), hypothesis).c_str(), core::json_list(vocabulary.words(best), word).c_str(),
-                core::json_text(vocabulary.text(best)).c_str());
-  }
 }
 
 // Hotwords and their weights, in the notation of the locale.
@@ -263,12 +208,16 @@ int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
   std::setlocale(LC_ALL, "");  // as programs with a window do
   try {
-    if (what == "resample") resample(argc, argv);
+    if (what == "conformance") conformance(argv[2], argv[3]);
+    if (what == "recordings") {
+      int rate = 0;
+      const std::vector<float> samples = read_all(argv[4], rate);
+      recognize_cases(argv[3], u2moe::Recognizer(argv[2]), samples, argv[5]);
+    }
     if (what == "letters") print_letters();
     if (what == "threads") recognize_in_threads(argv);
     if (what == "at-once") recognize_at_once(argv);
     if (what == "rules") recognize_with_rules(argc, argv);
-    if (what == "search") search(argv);
     if (what == "misuse") misuse(argv);
     if (what == "random-calls") {
       int rate = 0;

@@ -169,7 +169,7 @@ typedef struct u2moe_endpoint_rule {
 typedef struct u2moe_stream_options {
   size_t size;
   /* Encoder frames of a chunk; 0: as in training, or 16. U2MOE_FULL_CONTEXT: whole recordings, of which up to 30 seconds
-   * are encoded at once; results come later and are better. */
+   * are encoded at once; results come later and are better. It needs endpoint rules. */
   int32_t chunk_size;
   int32_t num_left_chunks;   /* chunks of the past that the encoder sees; -1: all */
   const char *search;        /* "attention_rescoring", "ctc_prefix_beam" or "ctc_greedy"; NULL: with the decoder if there is one */

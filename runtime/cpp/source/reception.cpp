@@ -12,8 +12,6 @@ namespace u2moe::runtime {
 namespace {
 
 constexpr float kLoudest = 8;  // samples may exceed 1 after resampling or decoding, but beyond this they are unscaled integers
-constexpr std::size_t kMostFrames = 4096;  // in one call of the graph, whose memory they take
-constexpr std::size_t kAll = std::numeric_limits<std::size_t>::max() / 4;
 
 template <class T>
 void drop(std::vector<T>& items, std::size_t num) {
@@ -24,9 +22,9 @@ void drop(std::vector<T>& items, std::size_t num) {
 
 Reception::Reception(const Graphs& graphs, const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
     : graphs_(&graphs), m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
-      stride_(chunk_size == kEndless ? kAll : static_cast<std::size_t>(chunk_size) * rate_),
+      stride_(static_cast<std::size_t>(chunk_size) * rate_),
       shortest_(static_cast<std::size_t>(manifest.right_context) + 1), length_(stride_ - rate_ + shortest_),
-      needed_(knows_last && chunk_size != kEndless ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
+      needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
 void Reception::check(int sample_rate, const float* samples, std::size_t num) {
   if (resampler_ && sample_rate != resampler_->source_rate()) {
@@ -62,7 +60,7 @@ void Reception::take_window() {
   const std::size_t end = std::min(next_ + length_, num_frames());
   const std::size_t kept = std::min(next_, num_computed_);
   drop(features_, (kept - begin_) * bins);
-  while (num_computed_ < end) compute(std::min(end, num_computed_ + kMostFrames));
+  if (end > num_computed_) compute(end);
   drop(features_, (next_ - kept) * bins);  // what lies between two windows
   begin_ = next_;
   end_ = end;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <vector>
 
@@ -15,8 +14,6 @@ namespace u2moe::runtime {
 /// Windows begin every `chunk_size` encoder frames unless the last one is shortened or repeated; the last may be shorter.
 class Reception {
  public:
-  static constexpr int kEndless = 0;  ///< instead of a chunk size: all features are one window
-
   /// @param knows_last a full window waits for another after it, or for the end, so that it is known whether it is the last.
   Reception(const Graphs& graphs, const Manifest& manifest, int chunk_size, bool knows_last, double padding_s);
 

@@ -38,6 +38,9 @@ StreamOptions StreamOptions::for_bundle(const Bundle& bundle) const {
   if (search == Search::kGreedy && (hotwords || language_model)) {
     throw InvalidArgument("hotwords and a language model need a prefix beam search or rescoring, search is 'ctc_greedy'");
   }
+  if (chunk_size == kFullContext && !endpoint) {
+    throw InvalidArgument("full context needs endpoint rules: without them its memory grows with the square of the recording");
+  }
   StreamOptions definite = *this;
   const int trained = m.static_chunk_size;
   if (chunk_size == 0 || (chunk_size == kFullContext && trained && m.streaming)) definite.chunk_size = trained ? trained : 16;
@@ -67,7 +70,6 @@ CtcSearch Stream::new_search() const {
 
 int Stream::reception_chunk_size() const {
   if (!has_full_context()) return options_.chunk_size;
-  if (!options_.endpoint) return Reception::kEndless;
   return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * *options_.padding_s) / m().frame_s()));
 }
 

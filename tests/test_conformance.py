@@ -1,0 +1,43 @@
+"""The cases that every runtime runs: Python's own results, and an option for each of Python's."""
+
+import dataclasses
+
+import pytest
+from conformance import COMPUTED, FOLDER, assert_same, load
+
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions
+
+PYTHON_ALONE = {
+    "length_penalty": "of search by the decoder alone",
+    "text_format": "written text",
+    "classes": "lists of words for language models",
+    "model": "a file",
+}
+"""Options that no other runtime has, and what they belong to."""
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_python_gives_the_results_of_the_cases(kind, tmp_path):
+    """Where this is meant to change, tests/conformance/make_cases.py writes them again."""
+    content = load(kind)
+    assert_same(kind, [COMPUTED[kind](case, content, tmp_path) for case in content["cases"]])
+
+
+def names_in(value):
+    """All keys of JSON."""
+    if isinstance(value, dict):
+        return set(value) | {name for each in value.values() for name in names_in(each)}
+    return {name for each in value for name in names_in(each)} if isinstance(value, list) else set()
+
+
+def test_every_option_has_a_case():
+    """An option that Python gains needs a case, or an entry above that says why it has none."""
+    options = {
+        field.name
+        for kind in (DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions)
+        for field in dataclasses.fields(kind)
+    }
+    tried = {name for file in FOLDER.glob("*.json") for name in names_in(load(file.stem))}
+    assert options - tried == PYTHON_ALONE.keys() - {"model"}
+    searches = {case["search"] for case in load("search")["cases"]}
+    assert searches == {"ctc_prefix_beam", "ctc_greedy"}  # rescoring has a file of its own

@@ -1,0 +1,181 @@
+"""The cases of tests/conformance, which every runtime runs: how Python computes them, and how results are compared.
+
+A file of cases has `cases`, each with its input and its `result`, and what they share. Those of recordings have no
+result: int8 rounds differently on other processors, so that what Python recognises there and then is the result.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from searches import SYMBOLS, VOCABULARY
+
+from u2moe.runtime import (
+    ContextGraph,
+    DecodingOptions,
+    EndpointConfig,
+    EndpointRule,
+    LanguageModelOptions,
+    parse_hotwords,
+)
+from u2moe.runtime.audio.padding import Padding
+from u2moe.runtime.audio.resampling import SincResampler
+from u2moe.runtime.decoding.alignment import find_cut
+from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
+from u2moe.runtime.decoding.endpoint import Endpointer
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
+from u2moe.runtime.decoding.rescoring import attention_rescoring
+from u2moe.runtime.language.model import LanguageModel
+from u2moe.runtime.model.model import TokenScores
+
+FOLDER = Path(__file__).parents[1] / "conformance"
+
+
+def load(kind):
+    """The content of a file of cases."""
+    return json.loads((FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
+
+
+def frames_of(case):
+    """Log-probabilities [frames, symbols]."""
+    return np.array(case["frames"], np.float32).reshape(-1, len(SYMBOLS))
+
+
+def _search(case, shared, folder):
+    fusion, options = None, case["language_model"]
+    if options:
+        file = folder / f"{options['model']}.arpa"
+        file.write_text(shared["models"][options["model"]], encoding="utf-8")
+        fusion = Fusion(LanguageModelOptions(**{**options, "model": LanguageModel.open(file)}), VOCABULARY)
+    context = ContextGraph(parse_hotwords(case["hotwords"]), VOCABULARY) if case["hotwords"] else None
+    search = GreedySearch(0)
+    if case["search"] == "ctc_prefix_beam":
+        search = PrefixBeamSearch(case["beam_size"], 0, context, fusion)
+    search.advance(frames_of(case))
+    partial = search.hypotheses(1)[0].tokens
+    search.finish()
+    found = search.hypotheses()
+    best = found[0].tokens
+    return {
+        "partial": partial,
+        "tokens": [each.tokens for each in found],
+        "times": [each.times for each in found],
+        "scores": [[each.score, each.context_score, each.language_score] for each in found],
+        "probabilities": [each.probabilities for each in found],
+        "text": VOCABULARY.text(best),
+        "words": [[word.text, word.begin, word.end] for word in VOCABULARY.words(best)],
+    }
+
+
+def rules_of(options):
+    """An EndpointConfig from JSON."""
+    rules = {name: value and EndpointRule(**value) for name, value in options.items() if name != "pause"}
+    return EndpointConfig(**rules, **({"pause": options["pause"]} if "pause" in options else {}))
+
+
+def recognized_case(recognizer, case, samples, model):
+    """Segments of a case of recordings: samples at 16 kHz, and the file of a language model."""
+    options = dict(case["options"])
+    hotwords, weights, rules = (
+        options.pop("hotwords", None),
+        options.pop("language_model", None),
+        options.pop("endpoint"),
+    )
+    language_model = weights and LanguageModelOptions(model=model, **weights)
+    endpoint = None if rules is None else rules_of(rules)
+    chosen = DecodingOptions(**options, endpoint=endpoint, language_model=language_model)
+    hotwords = hotwords and parse_hotwords(hotwords)
+    whole = np.tile(samples, case["repeats"])
+    if chosen.chunk_size is None:
+        return recognizer.transcribe(whole, 16_000, options=chosen, hotwords=hotwords).segments
+    stream = recognizer.create_stream(chosen, hotwords=hotwords)
+    stream.accept_waveform(16_000, whole)
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    return stream.take_segments()
+
+
+def _endpoint(case, _shared, _folder):
+    found = Endpointer(rules_of(case["endpoint"]), case["frame_s"], 0).advance(frames_of(case))
+    return {
+        "endpoint": found and {"num_frames": found.num_frames, "trailing_silence": found.trailing_silence},
+        "cut": find_cut(VOCABULARY, case["tokens"], frames_of(case)),
+    }
+
+
+def _pauses(case, _shared, _folder):
+    levels = np.array(case["levels"], np.float32)
+    pauses = find_pauses(levels, case["frame_s"])
+    words, peaks = ([tuple(each) for each in case[name]] for name in ("words", "peaks"))
+    first = first_pause(levels, case["frame_s"], case["pause"], case["after_s"])
+    return {
+        "pauses": list(map(list, pauses)),
+        "words": list(map(list, end_at_pauses(words, peaks, pauses))),
+        "first": first and list(first),
+    }
+
+
+def _padding(case, _shared, _folder):
+    padding = Padding(case["padding_s"], 16_000, 400)
+    samples = np.array(case["samples"], np.float32) / np.float32(32768)
+    heard = [*padding.accept(samples[: case["split"]]), *padding.accept(samples[case["split"] :]), *padding.finish()]
+    return {"num_before": padding.num_before, "num_heard": len(heard), "num_sounds": int(np.count_nonzero(heard))}
+
+
+def _resampling(case, _shared, _folder):
+    samples = np.array(case["samples"], np.float32) / np.float32(32768)
+    return {"samples": SincResampler(case["rate"], 16_000).resample_chunk(samples, last=True).tolist()}
+
+
+def _rescoring(case, _shared, _folder):
+    right = case["right"] and np.array(case["right"], np.float32)
+    scores = TokenScores(left=np.array(case["left"], np.float32), right=right, next=np.zeros((0, 0), np.float32))
+    hypotheses = [Hypothesis(**each) for each in case["hypotheses"]]
+    weights = (case["ctc_weight"], case["reverse_weight"], case["rescoring_weight"])
+    found = attention_rescoring(hypotheses, scores, *weights)
+    return {
+        "tokens": [each.hypothesis.tokens for each in found],
+        "scores": [[each.score, each.attention_score] for each in found],
+        "probabilities": [each.token_probabilities for each in found],
+    }
+
+
+COMPUTED = {
+    "search": _search,
+    "endpoint": _endpoint,
+    "pauses": _pauses,
+    "padding": _padding,
+    "resampling": _resampling,
+    "rescoring": _rescoring,
+}
+"""What Python computes of each kind: a function of a case, of what its file shares, and of a folder for files."""
+
+
+def assert_same(kind, found, names=None):
+    """Results are those of the cases: sums in double precision to 1e-9, resampled samples to 2e-7, all else equal.
+
+    Args:
+        kind: the file of cases.
+        found: results in order, each with some of the fields.
+        names: the cases that a runtime can run; None: all.
+    """
+    cases = [case for case in load(kind)["cases"] if names is None or case["name"] in names]
+    for case, ours in zip(cases, found, strict=True):
+        for field, theirs in case["result"].items():
+            if field in ours:
+                _compare(ours[field], theirs, f"{kind} {case['name']}: {field}")
+
+
+def _compare(ours, theirs, where):
+    if isinstance(theirs, list):
+        assert len(ours) == len(theirs), where
+        for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            _compare(one, other, f"{where} {index}")
+    elif isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name in theirs:
+            _compare(ours[name], theirs[name], f"{where} {name}")
+    else:
+        assert ours == (pytest.approx(theirs, rel=1e-9, abs=2e-7) if isinstance(theirs, float) else theirs), where
