@@ -14,7 +14,7 @@ OTHERS = $(shell git ls-files runtime/cpp runtime/web)
 DEMO = $(shell git ls-files runtime/demo)
 # The version is checked first: an environment of an older Python would stay and be in the way.
 OLD_PYTHON = 'import sys; sys.exit(sys.version_info < (3, 11) and "u2moe needs Python 3.11 or newer: make PYTHON=python3.12")'
-VENV = $(PYTHON) -c $(OLD_PYTHON) && $(PYTHON) -m venv --clear
+venv = { $(PYTHON) -c $(OLD_PYTHON) && $(PYTHON) -m venv --clear $(1); }
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 NUMBERS = $(shell git grep -lw 'import torch' -- 'tests/test_*.py')
 LARGEST_WHEEL = 2000000
@@ -144,13 +144,13 @@ SOURCES = pyproject.toml $(filter-out $(DEMO) $(KERNELS) $(filter-out runtime/we
 # Wheels of u2moe and of the demo model for all environments. Without --force-reinstall pip keeps what is there of the same version.
 build/wheel/ready: $(SOURCES) $(DEMO)
 	rm -rf build/wheel
-	test -f .venv/ready || $(VENV) .venv
+	test -f .venv/ready || $(call venv,.venv)
 	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel . ./runtime/demo
 	test "$$(cat build/wheel/u2moe-*.whl | wc -c)" -le $(LARGEST_WHEEL)
 	touch $@
 
 .venv/ready: build/wheel/ready
-	test -x .venv/bin/pip || $(VENV) .venv
+	test -x .venv/bin/pip || $(call venv,.venv)
 	.venv/$(PIP_INSTALL) "$$(echo build/wheel/u2moe-*.whl)[cpu,dev]"
 	.venv/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	ln -sfn $(addprefix "$(CURDIR)"/benchmarks/,studies results) \
@@ -158,13 +158,13 @@ build/wheel/ready: $(SOURCES) $(DEMO)
 	touch $@
 
 .venv-demo/ready: $(SOURCES) $(DEMO)
-	test -f $@ || $(VENV) .venv-demo
+	test -f $@ || $(call venv,.venv-demo)
 	.venv-demo/$(PIP_INSTALL) '.[cpu]'
 	.venv-demo/$(PIP_INSTALL) --no-deps --force-reinstall . ./runtime/demo
 	touch $@
 
 .venv-oldest/ready: build/wheel/ready
-	test -f $@ || $(VENV) .venv-oldest
+	test -f $@ || $(call venv,.venv-oldest)
 	.venv-oldest/$(PIP_INSTALL) build/wheel/*.whl $(or $(OLDEST),onnxruntime)
 	.venv-oldest/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	touch $@

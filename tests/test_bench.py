@@ -13,7 +13,7 @@ import soundfile
 
 from u2moe.benchmarks.bench import plan as suite
 from u2moe.benchmarks.bench import plots as pictures
-from u2moe.benchmarks.bench.compare import compare_reports, read_report, values
+from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio, values
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates
@@ -196,7 +196,7 @@ def test_the_only_bundles_are_compared_whatever_their_names(report):
         return json.loads(text.replace(name, new_name))
 
     lines = compare_reports(only("moe_tiny", "old"), only("moe_tiny", "new")).splitlines()
-    assert lines[0] == "old is compared with new, the only bundle of each report"
+    assert lines[0] == "old is compared with new, which has its place in the other report"
     assert any(line.startswith("real-time factor, new, full context") for line in lines)
 
 
@@ -220,11 +220,12 @@ def test_what_is_no_report_is_refused_by_name(tmp_path, content):
 def test_command_shows_draws_and_compares_what_was_saved(report, saved, tmp_path, capsys):
     saved.write_text(json.dumps({**report, "latency": [], "bound": [], "rates": [], "experts": {}}), encoding="utf-8")
     plots, copied = tmp_path / "new" / "plots", tmp_path / "other" / "copy.json"
-    assert (
-        cli.main(["bench", *map(str, ("--report", saved, "--plots", plots, "--json", copied, "--compare", saved))]) == 0
-    )
+    assert cli.main(["bench", *map(str, (saved, saved, "--plots", plots, "-o", copied, "--fail-above", 1))]) == 0
     out = capsys.readouterr().out
     assert "End to end" in out
+    assert out.startswith("time moe_tiny / moe_tiny = 1.000 (quartiles, not measured in turns: ")
+    factor = report["speed"][0]["real_time_factor"]["median"]
+    assert f"moe_tiny: RTF {factor:.4f}, {1 / factor:.0f} times real time, 1 thread\n" in out
     assert f"Against {saved}" in out
     assert f"wrote {plots / 'speed.png'}" in out
     assert read_report(copied) == read_report(saved)
@@ -240,7 +241,7 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
 
     monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", record)
     arguments = (
-        "--threads",
+        "--num-threads",
         "2,1,2",
         "--chunk-sizes",
         "8",
@@ -266,16 +267,15 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--threads", "one"], "--threads must be numbers separated by commas, got 'one'"),
-        (["--threads", "0"], "threads must be numbers from 1 on, got [0]"),
+        (["--num-threads", "one"], "--num-threads must be numbers separated by commas, got 'one'"),
+        (["--num-threads", "0"], "threads must be numbers from 1 on, got [0]"),
         (["--chunk-sizes", "0"], "chunk sizes must be numbers from 1 on"),
         (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
         (["--paced", "-1"], "seconds in real time must be a number from 0 on, got -1.0"),
         (["--paced", "inf"], "seconds in real time must be a number from 0 on, got inf"),
-        (["--report", "x.json", "bundle"], "--report measures nothing, so that BUNDLE has no use"),
-        (["--report", "x.json", "--threads", "1", "--quick"], "so that --quick, --threads has no use"),
-        (["--report", "no.json"], "no.json: cannot be read as a report"),
-        (["--compare", "no.json"], "no.json: cannot be read as a report"),
+        (["demo", "no.json"], "no.json: cannot be read as a report"),
+        (["a.json", "b.json", "c.json"], "no more than two reports"),
+        (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
         (["--plots", "/dev/null/plots"], "/dev/null/plots: cannot be created"),
         (["--audio", "no.wav"], "no.wav"),
     ],
@@ -314,8 +314,33 @@ def test_bundles_are_told_apart_by_the_ends_of_their_paths(tmp_path):
     names = name_bundles([tmp_path / "a" / "int8", tmp_path / "b" / "int8"])
     assert names == {"a/int8": tmp_path / "a" / "int8", "b/int8": tmp_path / "b" / "int8"}
     assert list(name_bundles([tmp_path / "x", tmp_path / "y"])) == ["x", "y"]
-    with pytest.raises(ValueError, match="twice"):
-        name_bundles([tmp_path / "x", tmp_path / "y" / ".." / "x"])
+    assert list(name_bundles([tmp_path / "x", tmp_path / "y" / ".." / "x"])) == ["x", "x (2)"]
+
+
+def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys, exported):
+    changed = copy.deepcopy(report)
+    ours, theirs = changed["speed"][:2]
+    theirs["seconds"] = [1.0, 2.0, 3.0, 4.0]
+    for factor, code in ((1.0, 0), (1.04, 0), (1.2, 1)):
+        ours["seconds"] = [factor * seconds for seconds in theirs["seconds"]]
+        text, ratio = time_ratio(changed)
+        assert (ratio.low, ratio.median, ratio.high) == pytest.approx((factor,) * 3)
+        assert text == (
+            f"time moe_tiny / dense_tiny = {factor:.3f} (95 %: {factor:.3f} to {factor:.3f}), full context, 1 thread"
+        )
+        monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", lambda *_, **__: changed)
+        bundles = [str(exported(name)) for name in ("moe_tiny", "dense_tiny")]
+        assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == code
+        assert capsys.readouterr().out.startswith(f"{text}\nmoe_tiny: RTF ")
+    ours["seconds"] = [1.5, 1.0, 4.0, 4.5]  # a tenth more, but by chance
+    assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == 0
+    with pytest.raises(ValueError, match="a ratio needs two bundles"):
+        time_ratio({**report, "bundles": {"moe_tiny": {}}})
+
+
+def test_a_step_says_how_long_it_takes(lines):
+    assert "1 thread, full context: warm-up" in lines
+    assert any(re.fullmatch(r"1 thread, full context: round 2 of 2, \d+ s left", line) for line in lines)
 
 
 def test_a_device_needs_what_the_runtime_needs():

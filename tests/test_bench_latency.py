@@ -1,5 +1,6 @@
 """How times are taken and summed up: spreads, stages, chunks, and what a listener waits for."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from u2moe.benchmarks.bench import latency, speed
 from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe, Stopwatch
 from u2moe.benchmarks.instruments.statistics import Spread, differs, interleaved, percentiles
-from u2moe.runtime import Result, WordResult
+from u2moe.runtime import Bundle, Recognizer, Result, WordResult
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 CHUNKS = Mode(chunk_size=4, num_left_chunks=4)
@@ -103,6 +104,8 @@ def test_a_word_is_there_when_it_and_all_before_it_stay(vocabulary):
     assert latency.first_partial(segment, events, final) == [(0.75, 0.1)]
     # "ab" went once more and is there for good from the fourth event on; "c" turned into "d" until the end
     assert latency.emissions(segment, events, final, vocabulary) == [(3.5, 0.4), (3.5, 0.5)]
+    assert latency.flicker(segment, events, vocabulary) == (2, 2)
+    assert latency.flicker(segment, [event(1.0, 0.1, [1, 2, 3])], vocabulary) == (2, 0)
     assert latency.first_partial(utterance([], []), events, final) == []
     assert latency.first_partial(segment, [event(1.0, 0.1)], final) == [(4.75, 0.5)]
 
@@ -134,6 +137,12 @@ def probe(bundle):
 def test_hearing_changes_no_result(probe, recognizer, sound):
     found = probe.recognise(sound, Mode())
     assert found.texts == [recognizer.transcribe(sound).text]
+    changed = dataclasses.replace(probe.bundle.manifest, padding_s=0.3)
+    padded = Bundle(probe.bundle.path, changed, probe.bundle.tokens)
+    expected = Recognizer(padded, padded.load()).transcribe(sound)
+    measured = Probe(padded).recognise(sound, Mode())
+    assert [vars(segment) for segment in measured.segments] == [vars(segment) for segment in expected.segments]
+    assert measured.segments != found.segments
     assert found.audio_s == 4.0
     assert sum(found.stages.values()) == pytest.approx(found.wall_s)
     assert min(found.stages.values()) > 0

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from u2moe.benchmarks.bench.plan import FORMAT, VERSION
 from u2moe.benchmarks.bench.terminal import MEMORY, STARTS, Report, count_threads, in_order, spread, table
-from u2moe.benchmarks.instruments.statistics import differs
+from u2moe.benchmarks.instruments.statistics import Spread, differs, ratio_of_sums
 
 Values = dict[tuple[str, ...], Mapping[str, float]]
 
@@ -40,6 +42,36 @@ def read_report(file: Path) -> dict[str, Any]:
     return report
 
 
+def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
+    """The ratio of times with full context on the first number of threads, described, and with its 95 % interval.
+
+    Args:
+        report: the times of its first bundle are divided by those of its second, with which it took turns.
+        other: or by those of the first bundle of this one, measured at another time: the interval is then that of the
+            quartiles, and what the machine did meanwhile is not in it.
+
+    Raises:
+        ValueError: there is only one bundle.
+    """
+    pair = [(report, 0), (report, 1) if other is None else (other, 0)]
+    found = []
+    for source, place in pair:
+        if place >= len(source["bundles"]):
+            raise ValueError("a ratio needs two bundles, or a bundle and a report")
+        name = list(source["bundles"])[place]
+        found.append(next(entry for entry in in_order(source) if entry["bundle"] == name))
+    if other is None:
+        ratio = ratio_of_sums(*(np.array(entry["seconds"]) for entry in found))
+    else:
+        one, two = (entry["real_time_factor"] for entry in found)
+        low, high = one["low"] / two["high"], one["high"] / two["low"]
+        ratio = Spread(median=one["median"] / two["median"], low=low, high=high, count=one["count"])
+    names = " / ".join(entry["bundle"] for entry in found)
+    kind = "95 %" if other is None else "quartiles, not measured in turns"
+    text = f"time {names} = {ratio.median:.3f} ({kind}: {ratio.low:.3f} to {ratio.high:.3f}), {found[0]['mode']}"
+    return f"{text}, {count_threads(found[0]['threads'])}", ratio
+
+
 def compare_reports(before: Report, after: Report) -> str:
     """A line for each measurement in both reports, those that differ first, and other differences between them.
 
@@ -60,12 +92,12 @@ def _lines(before: Report, after: Report) -> Iterator[str]:
             yield f"{name}: {old} -> {new}"
     if before["audio"] != after["audio"]:
         yield "the recordings are not the same: times per second of audio may differ for that reason alone"
-    old_values, new_values = values(before), values(after)
-    if (names := _only_bundles(before, after)) and names[0] != names[1]:
-        yield f"{names[0]} is compared with {names[1]}, the only bundle of each report"
-        old_values = {
-            tuple(names[1] if part == names[0] else part for part in key): old_values[key] for key in old_values
-        }
+    roles = dict(zip(before["bundles"], after["bundles"], strict=False))
+    for name, new_name in roles.items():
+        if name != new_name:
+            yield f"{name} is compared with {new_name}, which has its place in the other report"
+    old_values = {tuple(roles.get(part, part) for part in key): value for key, value in values(before).items()}
+    new_values = values(after)
     rows = [
         [", ".join(key), *_cells(key, old_values[key], found)] for key, found in new_values.items() if key in old_values
     ]
@@ -79,23 +111,19 @@ def _conditions(before: Report, after: Report) -> dict[str, tuple[Any, Any]]:
     """What else the results depend on, in both reports; older reports lack some of it."""
     names = ("providers", "plan")
     found = {name: (_plain(before.get(name)), _plain(after.get(name))) for name in names}
-    for bundle in before["bundles"].keys() & after["bundles"].keys():
-        pair = (before, after)
-        recipes = [report["bundles"][bundle]["recipe"] for report in pair]
-        kernels = [report.get("kernels", {}).get(bundle, {}).get("description") for report in pair]
-        found[f"recipe of {bundle}"] = (recipes[0], recipes[1])
-        found[f"kernels of {bundle}"] = (kernels[0], kernels[1])
+    for name, new_name in zip(before["bundles"], after["bundles"], strict=False):
+        kernels = [
+            report.get("kernels", {}).get(own, {}).get("description")
+            for report, own in ((before, name), (after, new_name))
+        ]
+        found[f"recipe of {new_name}"] = (before["bundles"][name]["recipe"], after["bundles"][new_name]["recipe"])
+        found[f"kernels of {new_name}"] = (kernels[0], kernels[1])
     return found
 
 
 def _plain(value: Any) -> Any:
     """A value as it would be after it was saved."""
     return json.loads(json.dumps(value))
-
-
-def _only_bundles(before: Report, after: Report) -> tuple[str, str] | None:
-    names = [list(report["bundles"]) for report in (before, after)]
-    return (names[0][0], names[1][0]) if all(len(own) == 1 for own in names) else None
 
 
 def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:

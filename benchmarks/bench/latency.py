@@ -80,6 +80,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
         finalisation_s: from the end of the last word of an utterance to its final result. Audio after that word is
             algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and the
             second pass are compute.
+        flicker: share of the words shown in partial results that changed afterwards.
 
         The last three have percentiles of "algorithmic", "compute" and "total"; keys without any speech are missing.
     """
@@ -89,6 +90,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
     first: list[Wait] = []
     words: list[Wait] = []
     finals: list[Wait] = []
+    shown = changed = 0
     for item in observed:
         end = Event(audio_s=item.audio_s, compute_s=item.final_s, tokens=(), segment=-1)
         for segment in item.segments:
@@ -98,10 +100,27 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
             first += first_partial(segment, events, final)
             words += emissions(segment, events, final, vocabulary)
             finals += [(final.audio_s - word.end, final.compute_s) for word in segment.words[-1:]]
+            numbers = flicker(segment, events, vocabulary)
+            shown, changed = shown + numbers[0], changed + numbers[1]
     for name, waits in (("first_partial_s", first), ("word_s", words), ("finalisation_s", finals)):
         if waits:
             result[name] = _parts(waits)
+    if shown:
+        result["flicker"] = changed / shown
     return result
+
+
+def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) -> tuple[int, int]:
+    """How many words of an utterance partial results showed, and how many of them changed or went afterwards."""
+    texts = [[word.text for word in vocabulary.words(tokens)] for tokens in (e.tokens for e in events)]
+    texts.append([word.text for word in vocabulary.words(segment.tokens)])
+    num_shown = max((len(words) for words in texts[:-1]), default=0)
+    changed = 0
+    for place in range(num_shown):
+        seen = [words[place] if place < len(words) else None for words in texts]
+        first = next(number for number, text in enumerate(seen) if text is not None)
+        changed += any(text != seen[first] for text in seen[first:])
+    return num_shown, changed
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:

@@ -16,7 +16,7 @@ from u2moe.benchmarks.bench.footprint import measure_footprint
 from u2moe.benchmarks.bench.latency import measure_latency
 from u2moe.benchmarks.bench.speed import measure_speed
 from u2moe.benchmarks.bench.terminal import count_threads
-from u2moe.benchmarks.instruments.host import describe_machine, load_average, usable_cores
+from u2moe.benchmarks.instruments.host import OtherLoad, describe_machine, usable_cores
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.runtime import Bundle
@@ -103,7 +103,7 @@ def run_suite(
         progress: called with a line for each step.
 
     Returns:
-        machine, plan, audio, bundles: the conditions; load_average: load of the machine at the start; left_out:
+        machine, plan, audio, bundles: the conditions; other_cores: cores that other processes used meanwhile; left_out:
             measurements that need the extra tools, if it is not installed; without_bound: bundles whose products cannot
             be counted, for their weights are packed for native kernels.
         kernels: what runs each bundle, see `Kernels.data`.
@@ -123,12 +123,12 @@ def run_suite(
         raise ValueError(f"bundles must share a sample rate, got {sorted(rates_hz)} Hz")
     sample_rate = rates_hz.pop()
     samples = [_read(recording.path, bundles.values()) for recording in recordings]
+    others = OtherLoad()
     report: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
-        "load_average": load_average(),
         "providers": list(settings.providers),
         "plan": {"warm_up": 1, **vars(plan)},
         "audio": {
@@ -159,6 +159,7 @@ def run_suite(
         progress=progress,
     )
     report["experts"] = {} if report["left_out"] else measurement.experts(bundles)
+    report["other_cores"] = others.cores()
     return report
 
 
@@ -254,15 +255,16 @@ class _Measurement:
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     """Names for bundle folders: as many of the last parts of their paths as distinguish them.
 
-    Raises:
-        ValueError: the same folder twice.
+    One that is given twice, to see how much two measurements of the same differ, gets a number.
     """
     resolved = [path.resolve() for path in paths]
-    if len(set(resolved)) != len(resolved):
-        raise ValueError("the same bundle is given twice")
     depth = 1
-    while len(names := {"/".join(path.parts[-depth:]): path for path in resolved}) < len(resolved):
+    while len({path.parts[-depth:] for path in resolved}) < len(set(resolved)):
         depth += 1
+    names: dict[str, Path] = {}
+    for path in resolved:
+        name = "/".join(path.parts[-depth:])
+        names[name if name not in names else f"{name} ({sum(path == other for other in names.values()) + 1})"] = path
     return names
 
 

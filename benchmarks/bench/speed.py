@@ -60,6 +60,7 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 
     Returns:
         real_time_factor: seconds of the runtime's calls per second of audio, each round over all recordings.
+        seconds: of these calls, for each recording of each round, so that bundles that took turns can be compared.
         core_hours_per_hour: CPU seconds of all threads per second of audio.
         stages: the real-time factor of each stage; shares: their medians as fractions of the sum.
         finalisation_s: percentiles from the end of the input to the final result, see `latencies`.
@@ -79,6 +80,7 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
     total = sum(stage.median for stage in stages.values())
     entry: dict[str, Any] = {
         "real_time_factor": factor("wall").data(),
+        "seconds": [round(cost["wall"], 7) for recordings in costs for cost in recordings],
         "core_hours_per_hour": factor("cpu").data(),
         "stages": {stage: found.data() for stage, found in stages.items()},
         "shares": {stage: found.median / total for stage, found in stages.items()},

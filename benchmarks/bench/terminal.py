@@ -16,7 +16,19 @@ MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": 
 """Keys of reports, and their names in tables and plots."""
 
 _WHERE = ["mode", "threads", "bundle"]
-_BUSY = 0.5
+_BUSY = 0.2
+
+
+def headline(report: Report) -> str:
+    """Speed in a line for each bundle, with full context."""
+    entries = [entry for entry in in_order(report) if entry["mode"] == report["speed"][0]["mode"]]
+    return "\n".join(
+        f"{entry['bundle']}: RTF {(factor := entry['real_time_factor']['median']):.4f}, "
+        f"{1 / factor:.0f} times real time, "
+        f"{count_threads(entry['threads'])}"
+        for entry in entries
+        if entry["threads"] == entries[0]["threads"]
+    )
 
 
 def describe(report: Report) -> str:
@@ -64,8 +76,8 @@ def _head(report: Report) -> Iterator[str]:
     files, seconds = report["audio"]["files"], report["audio"]["seconds"]
     rounds = f"{plan['warm_up']} round to warm up, then {plan['repetitions']}: medians (quartiles)"
     yield f"{report['time']}, recordings: {len(files)} of {seconds:.1f} s together, {rounds}"
-    if (load := report["load_average"]) is not None and load > _BUSY:
-        yield f"other processes were running: load average {load:.1f} at the start"
+    if (cores := report.get("other_cores")) is not None and cores > _BUSY:
+        yield f"other processes used {cores:.1f} cores meanwhile: measure again when the machine is quiet"
     if left_out := report.get("left_out"):
         yield f"left out: {', '.join(left_out)}, which need onnx-ir: {install_command('tools')}"
     if packed := report.get("without_bound"):
@@ -79,12 +91,13 @@ def _head(report: Report) -> Iterator[str]:
 def _speed(report: Report) -> Iterator[str]:
     """End to end: the real-time factor and its shares."""
     stages = list(report["speed"][0]["shares"])
-    head = ["mode", "threads", "bundle", "real-time factor", "core-hours / hour", *stages]
+    head = ["mode", "threads", "bundle", "real-time factor", "RTFx", "core-hours / hour", *stages]
     words = any("words" in entry for entry in report["speed"])
     rows = [
         [
             *where(entry),
             spread(entry["real_time_factor"], 1, 4),
+            f"{1 / entry['real_time_factor']['median']:.0f}",
             spread(entry["core_hours_per_hour"], 1, 4),
             *(f"{entry['shares'][stage]:.0%}" for stage in stages),
             *([f"{entry['words']['rate']:.1%}"] if words else []),
@@ -124,10 +137,11 @@ def _latency(report: Report) -> Iterator[str]:
             *(_milliseconds(chunk, "p50", "p90", "p95", "p99") if chunk else ["-"] * 4),
             *([f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"] if chunk else ["-"] * 2),
             *(_wait(entry.get(name)) for name in WAITS),
+            f"{entry['flicker']:.0%}" if "flicker" in entry else "-",
         ])  # fmt: skip
     yield ""
     yield "In real time, ms: a chunk; what a listener waits for, as audio that must come first + compute"
-    yield from table([*_WHERE, "p50", "p90", "p95", "p99", "budget", "late", *WAITS.values()], rows)
+    yield from table([*_WHERE, "p50", "p90", "p95", "p99", "budget", "late", *WAITS.values(), "flicker"], rows)
 
 
 def _wait(wait: Mapping[str, Any] | None) -> str:

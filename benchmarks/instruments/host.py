@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,7 @@ INTEGER_PRODUCTS = (
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
+_STAT = Path("/proc/stat")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -116,6 +118,31 @@ def usable_cores() -> int:
 def load_average() -> float | None:
     """Processes that ran or waited for a core in the last minute; above 0, something else uses the machine."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+class OtherLoad:
+    """Measures how many cores other processes use from its construction on."""
+
+    def __init__(self) -> None:
+        self._begin = self._times()
+
+    def cores(self) -> float | None:
+        """Cores that others used on average; None where the system does not tell."""
+        now = self._times()
+        if now is None or self._begin is None:
+            return None
+        elapsed, busy, own = (after - before for before, after in zip(self._begin, now, strict=True))
+        return max(busy - own, 0.0) / max(elapsed, 1e-9)
+
+    @staticmethod
+    def _times() -> tuple[float, float, float] | None:
+        """Seconds: of the clock, of all processes on all cores, and of this one with its children."""
+        fields = _read(_STAT).partition("\n")[0].split()[1:]
+        if len(fields) < 8:
+            return None
+        user, nice, system, _, _, irq, softirq, _ = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields[:8])
+        own = os.times()
+        return time.monotonic(), user + nice + system + irq + softirq, sum(own[:4])
 
 
 def caches(folder: Path) -> dict[str, int]:

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Model, Recognizer, Result, Stream
 from u2moe.runtime.decoding.pipeline import Observer
-from u2moe.runtime.decoding.source import Source
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import Search
+from u2moe.runtime.text.vocabulary import join_texts
 
 Samples = npt.NDArray[np.float32]
 
@@ -247,12 +247,13 @@ class Probe:
             events=events,
             final_s=time.perf_counter() - done if paced else self.watch.wall_s - before,
             segments=segments[0],
-            texts=[" ".join(segment.text for segment in own) for own in segments],
+            texts=[join_texts([segment.text for segment in own]) for own in segments],
         )
 
     def _stream(self, mode: Mode) -> Stream:
         options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
-        return Stream(Source(self.model, self.recognizer.vocabulary, options))
+        create = self.recognizer.create_recording_stream if mode.chunk_size is None else self.recognizer.create_stream
+        return create(options)
 
     def _portions(self, num_samples: int, mode: Mode) -> Iterator[tuple[int, int]]:
         """First and last sample (exclusive) of each portion."""

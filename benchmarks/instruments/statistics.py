@@ -70,8 +70,11 @@ def interleaved(
     if repetitions < 1:
         raise ValueError(f"repetitions must be at least 1, got {repetitions}")
     results: dict[Key, list[Measured]] = {key: [] for key in cases}
+    begin = time.monotonic()
     for number in range(-warm_up, repetitions):
-        progress(f"{title}: " + ("warm-up" if number < 0 else f"round {number + 1} of {repetitions}"))
+        done, elapsed = number + warm_up, time.monotonic() - begin
+        left = f", {elapsed / done * (repetitions - number):.0f} s left" if done else ""
+        progress(f"{title}: " + ("warm-up" if number < 0 else f"round {number + 1} of {repetitions}") + left)
         for key, call in cases.items():
             measured = call()
             if number >= 0:
@@ -125,7 +128,7 @@ def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
     if not below.sum():
         raise ValueError("a ratio of sums needs others whose sum is not 0")
     drawn = np.random.default_rng(0).integers(len(above), size=(NUM_DRAWN, len(above)))
-    of_draws = above[drawn].sum(axis=1) / np.maximum(below[drawn].sum(axis=1), 1)
+    of_draws = above[drawn].sum(axis=1) / np.maximum(below[drawn].sum(axis=1), below[below > 0].min())
     low, high = np.quantile(of_draws, (0.025, 0.975)).tolist()
     return Spread(median=float(above.sum() / below.sum()), low=low, high=high, count=NUM_DRAWN)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +101,6 @@ def add_channel(parser: Options) -> None:
         metavar="N",
         help="use only this channel, 0 for the left one (default: the average of all)",
     )
-
-
-def given_options(args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str]) -> list[str]:
-    """Those of the options, as "--beam-size", whose value is not the default."""
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
 
 
 def model_choice(args: argparse.Namespace) -> ModelChoice:
