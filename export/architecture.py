@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Activation = Literal["relu", "swish", "gelu", "tanh", "hardtanh", "selu"]
 NormKind = Literal["layer_norm", "rms_norm", "batch_norm"]
@@ -78,12 +78,18 @@ class Convolution:
         if not self.causal and self.kernel % 2 == 0:
             raise ValueError(f"a convolution that is not causal needs an odd kernel, got {self.kernel}")
 
+    @property
+    def has_history(self) -> bool:
+        """Whether it sees frames before those of a chunk, and none after them."""
+        return self.causal and self.kernel > 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderArchitecture:
-    """A conformer or transformer encoder."""
+    """An encoder: normalisation and subsampling of the features, then blocks of one kind."""
 
-    kind: Literal["conformer", "transformer"]
+    kind: str
+    """WeNet's name of it, one of `encoders.kinds.KINDS`."""
     input_size: int
     """Mel bins of a feature frame."""
     dim: int
@@ -103,12 +109,17 @@ class EncoderArchitecture:
     dynamic_chunk: bool
     normalized_input: bool
     """Whether mean and variance normalisation of the features is part of the network."""
+    causal: bool
+    """Whether no layer looks ahead beyond the current chunk."""
+    chunk_multiple: int = 1
+    """Chunk sizes must be multiples of it."""
+    own: Any = None
+    """What only this kind of encoder has: a frozen dataclass of its file."""
 
     @property
     def streaming(self) -> bool:
         """Whether this encoder was trained on chunks and never looks ahead beyond the current one."""
-        causal = self.convolution is None or self.convolution.causal
-        return causal and (self.dynamic_chunk or self.static_chunk_size > 0)
+        return self.causal and (self.dynamic_chunk or self.static_chunk_size > 0)
 
     @property
     def subsampling_rate(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from u2moe.export.adapters import AdapterUse, with_adapters
 from u2moe.export.architecture import Architecture
 from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
+from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.model import SpeechModel
 from u2moe.export.text_files import read_text
 from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
@@ -120,24 +121,21 @@ class Checkpoint:
     def model_config(self) -> ModelConfig:
         """Sizes and kinds for the bundle's manifest."""
         encoder = self.architecture.encoder
-        convolution = encoder.convolution
+        kind = KINDS[encoder.kind].network
         decoder: Literal["bitransformer", "transformer", "none"] = "none"
         if self.architecture.left_decoder is not None:
             decoder = "transformer" if self.architecture.right_decoder is None else "bitransformer"
         return ModelConfig(
             streaming=encoder.streaming,
-            convolution=convolution is not None and convolution.causal and convolution.kernel > 1,
             decoder=decoder,
             feature_size=encoder.input_size,
             output_size=encoder.dim,
             num_blocks=encoder.num_blocks,
-            num_kv_heads=encoder.attention.num_kv_heads,
-            kv_dim=2 * encoder.attention.head_dim,
-            conv_dim=convolution.channels if convolution else 0,
-            conv_cache=convolution.kernel - 1 if convolution and convolution.causal else 0,
             vocab_size=self.architecture.vocab_size,
             subsampling_rate=encoder.subsampling_rate,
             right_context=encoder.right_context,
+            caches=kind.caches(encoder) if encoder.streaming else (),
+            chunk_multiple=encoder.chunk_multiple,
             static_chunk_size=0 if encoder.dynamic_chunk else encoder.static_chunk_size,
             blank=self.architecture.blank,
             sos=self.architecture.sos,

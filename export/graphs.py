@@ -9,8 +9,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from u2moe.export.decoder_nodes import DecoderNodes
-from u2moe.export.encoder import SpeechEncoder
-from u2moe.export.encoder_nodes import EncoderNodes
+from u2moe.export.encoders.kinds import KINDS
+from u2moe.export.encoders.network import SpeechEncoder
 from u2moe.export.layers import linear
 from u2moe.export.model import SpeechModel
 from u2moe.runtime.bundle import contract
@@ -20,10 +20,10 @@ from u2moe.runtime.graph.builder import GraphBuilder
 
 def encoder_graph(encoder: SpeechEncoder, config: ModelConfig, metadata: dict[str, str]) -> ir.Model:
     """The encoder, with caches if it can stream."""
-    graph = contract.encoder(streaming=config.streaming, convolution=config.convolution)
+    graph = contract.encoder(streaming=config.streaming, caches=config.caches)
     g = GraphBuilder(graph.name)
     inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
-    outputs = EncoderNodes(g, encoder, inputs, config.max_position).build()
+    outputs = KINDS[encoder.config.kind].nodes(g, encoder, inputs, config.max_position).build()
     return g.model(graph, inputs, outputs, config.axis, metadata)
 
 

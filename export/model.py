@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.decoder import AttentionDecoder, BidirectionalDecoder
-from u2moe.export.encoder import SpeechEncoder
+from u2moe.export.encoders.kinds import KINDS
 
 
 class CTCHead(nn.Module):
@@ -28,7 +28,7 @@ class SpeechModel(nn.Module):
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config
-        self.encoder = SpeechEncoder(config.encoder)
+        self.encoder = KINDS[config.encoder.kind].network(config.encoder)
         self.ctc = CTCHead(config.encoder.dim, config.vocab_size)
         self.decoder: nn.Module | None = None
         if config.left_decoder is not None and config.right_decoder is not None:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.comparison import Array, ParityReport, compared
-from u2moe.export.encoder import BlockCache, ConformerBlock
+from u2moe.export.encoders.network import BlockCaches
 from u2moe.export.feature_parity import compare_features
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError
-from u2moe.runtime.model.caches import Caches
+from u2moe.runtime.model.caches import join_rows, split_rows
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
@@ -205,7 +205,8 @@ class Parity:
         """Each side carries its own caches from chunk to chunk; outputs and caches are compared after every chunk."""
         required = chunk_size * left if left >= 0 else -1
         caches, torch_caches = self.encoder.start(), None
-        outputs, att, cnn = [], [], []
+        outputs: list[tuple[Array, Array]] = []
+        result: Pairs = {}
         for window in self._windows(self._features(1, frames), chunk_size):
             offset = int(caches.offset[0])
             expected, torch_caches = self.network.encoder.forward_chunk(
@@ -213,11 +214,9 @@ class Parity:
             )
             output, caches = self.encoder.step(window, caches, required_cache_size=required)
             outputs.append((expected.numpy(), output))
-            att.append((_stacked(torch_caches, "att"), caches.att))
-            if caches.cnn is not None:
-                cnn.append((_stacked(torch_caches, "cnn"), caches.cnn))
-        result = {**self._encoded(outputs), "r_att_cache": att}
-        return {**result, "r_cnn_cache": cnn} if cnn else result
+            for name, found in caches.tensors.items():
+                result.setdefault(f"r_{name}", []).append((_stacked(torch_caches, name), found))
+        return {**self._encoded(outputs), **result}
 
     def _stream_batch(self) -> Pairs:
         """Streams after 0, 1, 3 and 7 chunks, in one call; the last chunk of one of them is short."""
@@ -242,12 +241,8 @@ class Parity:
         chunk = np.full((len(past), lengths.max(), self.config.feature_size), 7.0, np.float32)
         for row, parts in enumerate(windows):
             chunk[row, : lengths[row]] = parts[-1][0]
-        cnn = [state.cnn for state in states if state.cnn is not None]
-        batch = Caches(
-            offset=np.concatenate([state.offset for state in states]),
-            att=np.concatenate([_padded_front(state.att, required) for state in states], axis=1),
-            cnn=np.concatenate(cnn, axis=1) if cnn else None,
-        )
+        rows = [split_rows(state, [min(int(state.offset[0]), required)])[0] for state in states]
+        batch = join_rows(rows)
         found, _ = self.encoder.step(chunk, batch, required_cache_size=required, chunk_lens=lengths)
         return self._encoded([(each, found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
@@ -277,7 +272,7 @@ class Parity:
         """The layer's node, cut out of the saved graph, on one, a few and many tokens directed to each expert."""
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
         block = self.network.get_submodule(name.rpartition(".")[0])
-        scale = block.scale if isinstance(block, ConformerBlock) else 1.0  # the layer's weights include it
+        scale = getattr(block, "scale", 1.0)  # the layer's weights include it
         gate = layer.gate.weight.float()
         toward = torch.linalg.pinv(gate) * (3 / gate.norm(dim=1).clamp(min=1e-3)).max()
         spread = torch.from_numpy(self.random.standard_normal((64, gate.shape[1])).astype(np.float32))
@@ -323,10 +318,5 @@ def _in_memory(value: ir.Value) -> ir.Value:
     return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)
 
 
-def _stacked(caches: list[BlockCache], name: str) -> Array:
-    return torch.stack([getattr(cache, name) for cache in caches]).numpy()
-
-
-def _padded_front(att: Array, size: int) -> Array:
-    missing = size - att.shape[3]
-    return np.pad(att, ((0, 0), (0, 0), (0, 0), (missing, 0), (0, 0)))
+def _stacked(caches: list[BlockCaches], name: str) -> Array:
+    return torch.stack([own[name] for own in caches if name in own]).numpy()

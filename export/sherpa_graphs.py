@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE
 from u2moe.export.joining import closed, inlined, joined
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Graph, Tensor
@@ -127,14 +128,19 @@ def _why_not_online(config: ModelConfig) -> str | None:
             "causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, which the online client "
             "needs"
         )
-    if config.num_kv_heads * config.kv_dim != 2 * config.output_size:
+    unknown = [cache.name for cache in config.caches if cache.name not in (ATT_CACHE, CNN_CACHE)]
+    if unknown:
+        return f"caches: the encoder keeps {', '.join(unknown)}, for which the online client has no place"
+    heads, _, width = _sizes(config, ATT_CACHE)
+    if heads * width != 2 * config.output_size:
         return (
-            f"n_kv_head, head_dim: {config.num_kv_heads} key heads of {config.kv_dim // 2} do not match output_size "
+            f"n_kv_head, head_dim: {heads} key heads of {width // 2} do not match output_size "
             f"{config.output_size}, which the online client uses for its attention cache"
         )
-    if config.convolution and config.conv_dim != config.output_size:
+    channels, _ = _sizes(config, CNN_CACHE)
+    if channels != config.output_size:
         return (
-            f"conv_inner_factor: {config.conv_dim} channels of the convolution do not match output_size "
+            f"conv_inner_factor: {channels} channels of the convolution do not match output_size "
             f"{config.output_size}, which the online client uses for its convolution cache"
         )
     return None
@@ -192,8 +198,8 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
             "chunk_lens": g.op("Shape", inputs["x"], start=1, end=2),
             "offset": g.op("Sub", inputs["offset"], required),  # the client counts from the size of its cache
             "required_cache_size": g.op("Squeeze", required, [0]),
-            "att_cache": g.op("Unsqueeze", inputs["attn_cache"], [1]),
-            "cnn_cache": inputs["conv_cache"],
+            ATT_CACHE: g.op("Unsqueeze", inputs["attn_cache"], [1]),
+            CNN_CACHE: inputs["conv_cache"],
         }
         encoder, ctc = joined(bundle, feeds)
         results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
@@ -221,11 +227,10 @@ def offline_graph(bundle: Bundle) -> ir.Model:
 
         feeds = {"chunk": inputs["x"], "chunk_lens": inputs["x_lens"]}
         if config.streaming:
-            blocks, heads = [config.num_blocks], [config.num_kv_heads]
             feeds["offset"] = zeros(np.int64, batch)
             feeds["required_cache_size"] = g.op("Squeeze", g.constant([0]), [0])
-            feeds["att_cache"] = zeros(np.float32, blocks, batch, [*heads, 0, config.kv_dim])
-            feeds["cnn_cache"] = zeros(np.float32, blocks, batch, [config.conv_dim, config.conv_cache])
+            for cache in config.caches:
+                feeds[cache.name] = zeros(np.float32, [cache.num_blocks], batch, list(cache.shape))
         encoder, ctc = joined(bundle, feeds)
         results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
         outputs = {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}
@@ -237,10 +242,10 @@ def offline_graph(bundle: Bundle) -> ir.Model:
 def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:
     """What the online client reads from the graph, and what a person may want to know."""
     values = {
-        "head": config.num_kv_heads,
+        "head": _sizes(config, ATT_CACHE)[0],
         "num_blocks": config.num_blocks,
         "output_size": config.output_size,
-        "cnn_module_kernel": (config.conv_cache if config.convolution else 0) + 1,
+        "cnn_module_kernel": _sizes(config, CNN_CACHE)[1] + 1,
         "right_context": config.right_context,
         "chunk_size": options.chunk_size,
         "left_chunks": options.num_left_chunks,
@@ -258,8 +263,15 @@ def offline_metadata(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _axis(config: ModelConfig) -> Callable[[str], int | None]:
-    """Sizes of the axes; without convolutions their cache is as wide as the network and holds no frame."""
-    without = {} if config.convolution else {"conv_dim": config.output_size, "conv_cache": 0}
-    fixed = {"one": 1, **without}
-    return lambda name: fixed.get(name, config.axis(name))
+def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
+    """Last axes of a cache at the start; without convolutions theirs is as wide as the network and holds no frame."""
+    missing = (0, 0, 0) if name == ATT_CACHE else (config.output_size, 0)
+    return next((cache.shape for cache in config.caches if cache.name == name), missing)
+
+
+def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
+    """Sizes of the axes."""
+    heads, _, width = _sizes(config, ATT_CACHE)
+    channels, past = _sizes(config, CNN_CACHE)
+    fixed = {"one": 1, "num_kv_heads": heads, "kv_dim": width, "conv_dim": channels, "conv_cache": past}
+    return lambda name: fixed[name] if name in fixed else config.axis(name)

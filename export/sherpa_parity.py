@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.export.comparison import ParityReport, compared
+from u2moe.export.encoders.network import ATT_CACHE
 from u2moe.export.feature_parity import parity_features
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
 from u2moe.runtime.bundle.bundle import Bundle
@@ -119,8 +121,9 @@ class SherpaParity:
         """
         start = self.model.encoder.start()
         required = required_cache_size(self.options.chunk_size, self.options.num_left_chunks)
-        att = np.zeros((*start.att.shape[:3], required, start.att.shape[4]), np.float32)
-        return Caches(offset=start.offset, att=att, cnn=start.cnn)
+        blocks, batch, heads, _, width = start.tensors[ATT_CACHE].shape
+        empty = np.zeros((blocks, batch, heads, required, width), np.float32)
+        return replace(start, tensors=start.tensors | {ATT_CACHE: empty})
 
     def _stream(self, client: OnlineClient, caches: Caches) -> Pairs:
         pairs: Pairs = []
@@ -136,7 +139,7 @@ class SherpaParity:
         offset = np.array([(self.config.max_position // chunk - 3) * chunk])
         client.start()
         client.offset = client.offset + offset
-        return self._stream(client, Caches(offset=offset, att=start.att, cnn=start.cnn))
+        return self._stream(client, replace(start, offset=offset))
 
     def _offline(self) -> Pairs:
         config = self.config

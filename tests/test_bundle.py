@@ -5,6 +5,7 @@ import pytest
 from manifests import edit_manifest
 
 from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import BundleError, IntegrityError
@@ -12,15 +13,14 @@ from u2moe.runtime.text.vocabulary import TextConfig
 
 MODEL = ModelConfig(
     streaming=True,
-    convolution=True,
     decoder="bitransformer",
     feature_size=80,
     output_size=64,
     num_blocks=3,
-    num_kv_heads=4,
-    kv_dim=32,
-    conv_dim=64,
-    conv_cache=7,
+    caches=(
+        Cache(name="att_cache", num_blocks=3, shape=(4, 0, 32)),
+        Cache(name="cnn_cache", num_blocks=3, shape=(64, 7)),
+    ),
     vocab_size=4,
     subsampling_rate=4,
     right_context=6,
@@ -171,8 +171,8 @@ def test_special_files(folder):
     ("change", "message"),
     [
         (lambda c: c.update(format="other"), "format: found 'other', expected 'u2moe-bundle'"),
-        (lambda c: c.update(version=4), "version: found 4, expected 3; use the u2moe that wrote"),
-        (lambda c: c.update(version=2), "version: found 2, expected 3; made by an earlier development version"),
+        (lambda c: c.update(version=5), "version: found 5, expected 4; use the u2moe that wrote"),
+        (lambda c: c.update(version=2), "version: found 2, expected 4; made by an earlier development version"),
         (lambda c: c.update(version=True), "version: found True"),
         (lambda c: c.pop("version"), "version: found None"),
         (lambda c: c.update(colour="red"), "unknown field 'colour'"),

@@ -14,6 +14,7 @@ from u2moe.export.attention import positional_encoding
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 from u2moe.runtime import CheckpointError, UnsupportedError
+from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow
@@ -98,17 +99,25 @@ def test_everything_of_a_checkpoint(make):
             assert tensor.data_ptr() == checkpoint.tensors[name].data_ptr()  # nothing is copied
 
 
+def attention(heads, width):
+    return Cache(name="att_cache", num_blocks=2, shape=(heads, 0, width))
+
+
+def convolution(channels, past):
+    return Cache(name="cnn_cache", num_blocks=2, shape=(channels, past))
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({}, {"streaming": True, "convolution": True, "decoder": "bitransformer", "conv_dim": 32, "conv_cache": 7}),
-        ({"encoder": "transformer"}, {"streaming": True, "convolution": False, "conv_dim": 0, "conv_cache": 0}),
+        ({}, {"streaming": True, "decoder": "bitransformer", "caches": (attention(4, 16), convolution(32, 7))}),
+        ({"encoder": "transformer"}, {"streaming": True, "caches": (attention(4, 16),)}),
         ({"decoder": "transformer"}, {"decoder": "transformer"}),
         ({"decoder": None}, {"decoder": "none"}),
-        ({"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"num_kv_heads": 2, "kv_dim": 16}),
-        ({"encoder_conf": {"conv_inner_factor": 4}}, {"conv_dim": 64}),
+        ({"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"caches": (attention(2, 16), convolution(32, 7))}),
+        ({"encoder_conf": {"conv_inner_factor": 4}}, {"caches": (attention(4, 16), convolution(64, 7))}),
         ({"encoder_conf": {"input_layer": "conv2d6"}}, {"subsampling_rate": 6, "right_context": 10}),
-        ({"encoder_conf": {"causal": False, "cnn_module_kernel": 7}}, {"streaming": False, "conv_cache": 0}),
+        ({"encoder_conf": {"causal": False, "cnn_module_kernel": 7}}, {"streaming": False, "caches": ()}),
         ({"encoder_conf": {"static_chunk_size": 4}}, {"static_chunk_size": 0}),
         ({"encoder_conf": {"static_chunk_size": 4, "use_dynamic_chunk": False}}, {"static_chunk_size": 4}),
     ],

@@ -487,7 +487,7 @@ def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk
         (without("files", "decoder.onnx"), r"bundle\.json: files: field 'decoder\.onnx' is missing"),
         (edited("model", blank=999), r"bundle\.json: model: blank: found 999, expected an integer from 0 to"),
         (edited("features", sample_rate="16k"), r"bundle\.json: features: sample_rate: found '16k', expected a number"),
-        (edited("", version=1), r"bundle\.json: version: found 1, expected 3"),
+        (edited("", version=1), r"bundle\.json: version: found 1, expected 4"),
         (edited("features", frame_shift_ms=5), r"features\.onnx: u2moe\.frame_shift_ms is 10\.0, which is not that of"),
         (edited("model", blank=5), r"\.onnx: u2moe\.blank is \d+, which is not that of bundle\.json"),
     ],

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime import Bundle
+from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import Caches, join_rows, split_rows
 from u2moe.runtime.model.encoder import check_chunks, required_cache_size
@@ -67,8 +68,10 @@ def test_cache_of_bounded_left_context_may_be_padded_at_the_front(model):
     """Cached frames at negative positions do not exist: that is how streams of different age share a batch."""
     chunk = features(67)[None]
     _output, caches = model.encoder.step(chunk, model.encoder.start(), required_cache_size=32)
-    padding = np.full((*caches.att.shape[:3], 32 - 16, caches.att.shape[4]), 7.0, np.float32)
-    padded = dataclasses.replace(caches, att=np.concatenate((padding, caches.att), axis=3))
+    att = caches.tensors["att_cache"]
+    padding = np.full((*att.shape[:3], 32 - 16, att.shape[4]), 7.0, np.float32)
+    att = np.concatenate((padding, att), axis=3)
+    padded = dataclasses.replace(caches, tensors=caches.tensors | {"att_cache": att})
     chunk = features(67, seed=1)[None]
     grown, _ = model.encoder.step(chunk, caches, required_cache_size=32)
     fixed, _ = model.encoder.step(chunk, padded, required_cache_size=32)
@@ -80,17 +83,25 @@ def caches_of(seed, batch, num_cached, offset=100):
     rng = np.random.default_rng(seed)
     return Caches(
         offset=np.arange(batch) + offset,
-        att=rng.random((3, batch, 2, num_cached, 4), np.float32),
-        cnn=rng.random((3, batch, 5, 6), np.float32),
+        tensors={
+            "att_cache": rng.random((3, batch, 2, num_cached, 4), np.float32),
+            "half_cache": rng.random((2, batch, 2, (num_cached + 1) // 2, 4), np.float32),
+            "cnn_cache": rng.random((3, batch, 5, 6), np.float32),
+        },
+        layout=(
+            Cache(name="att_cache", num_blocks=3, shape=(2, 0, 4)),
+            Cache(name="half_cache", num_blocks=2, shape=(2, 0, 4), rate=0.5),
+            Cache(name="cnn_cache", num_blocks=3, shape=(5, 6)),
+        ),
     )
 
 
 def test_a_batch_that_stays_the_same_is_not_copied():
     caches = caches_of(0, 3, 8)
     joined = join_rows(split_rows(caches, [8, 5, 8]))
-    assert np.shares_memory(joined.att, caches.att)
-    assert joined.att.shape == caches.att.shape
-    assert joined.cnn is caches.cnn
+    for name, tensor in caches.tensors.items():
+        assert np.shares_memory(joined.tensors[name], tensor)
+        assert joined.tensors[name].shape == tensor.shape
     assert joined.offset.tolist() == [100, 101, 102]
 
 
@@ -104,17 +115,18 @@ def test_another_batch_is_copied_with_the_rows_it_leaves_behind(order):
     for place, index in enumerate(order):
         num = [8, 5, 8, 8, 6][index]
         source, row = (caches, index) if index < 4 else (other, 0)
-        assert np.array_equal(joined.att[:, place, :, joined.att.shape[3] - num :], source.att[:, row, :, -num:])
-        assert not joined.att[:, place, :, : joined.att.shape[3] - num].any()
-        assert np.array_equal(joined.cnn[:, place], source.cnn[:, row])
+        for name, length in (("att_cache", num), ("half_cache", (num + 1) // 2)):
+            found, expected = joined.tensors[name][:, place], source.tensors[name][:, row]
+            assert np.array_equal(found[:, :, found.shape[2] - length :], expected[:, :, -length:])
+            assert not found[:, :, : found.shape[2] - length].any()
+        assert np.array_equal(joined.tensors["cnn_cache"][:, place], source.tensors["cnn_cache"][:, row])
         assert joined.offset[place] == source.offset[row]
     for row in left:
         index = row.offset - 100
-        att, cnn = row.views()
-        assert np.array_equal(att, caches.att[:, index : index + 1, :, 8 - row.num_cached :])
-        assert np.array_equal(cnn, caches.cnn[:, index : index + 1])
-        assert not np.shares_memory(att, caches.att)
-        assert not np.shares_memory(cnn, caches.cnn)
+        own, all_rows = row.views(), {name: tensor[:, index : index + 1] for name, tensor in caches.tensors.items()}
+        assert np.array_equal(own["att_cache"], all_rows["att_cache"][:, :, :, 8 - row.num_cached :])
+        assert np.array_equal(own["cnn_cache"], all_rows["cnn_cache"])
+        assert not any(np.shares_memory(own[name], tensor) for name, tensor in caches.tensors.items())
 
 
 def test_a_stream_that_begins_anew_forgets_what_was_before():
@@ -125,7 +137,9 @@ def test_a_stream_that_begins_anew_forgets_what_was_before():
     rows[1].begin_anew(5)
     joined = join_rows(rows)
     assert joined.offset.tolist() == [3, 5]
-    assert np.array_equal(joined.att, caches.att[:, :, :, 3:])  # five frames: nobody needs those before
+    # five frames: nobody needs those before
+    assert np.array_equal(joined.tensors["att_cache"], caches.tensors["att_cache"][:, :, :, 3:])
+    assert np.array_equal(joined.tensors["half_cache"], caches.tensors["half_cache"][:, :, :, 1:])
     rows[0].begin_anew(20)
     assert (rows[0].offset, rows[0].num_cached) == (20, 3)
 
@@ -149,7 +163,7 @@ def test_position_is_moved_back_when_left_context_is_bounded(model, limited):
         output, caches = encoder.step(features(67, seed)[None], caches, required_cache_size=32)
         offsets.append(int(caches.offset[0]))
         assert np.isfinite(output).all()
-        assert caches.att.shape[3] == min(16 * (seed + 1), 32)
+        assert caches.tensors["att_cache"].shape[3] == min(16 * (seed + 1), 32)
         if offsets[-1] < int(before.offset[0]):
             moved = dataclasses.replace(before, offset=np.array([32]))
             expected, _ = model.encoder.step(features(67, seed)[None], moved, required_cache_size=32)
@@ -174,7 +188,7 @@ def test_a_program_that_counts_frames_without_limit_gets_the_same_output(limited
 
 def test_position_is_never_moved_below_what_is_cached(model, limited):
     encoder = limited(1)
-    for left, based in ((0, model.config.conv_cache), (16, 16), (4096, None)):
+    for left, based in ((0, model.config.caches[1].shape[1]), (16, 16), (4096, None)):
         caches = encoder.start()
         for seed in range(4):
             _, caches = encoder.step(features(67, seed)[None], caches, required_cache_size=left)

@@ -102,21 +102,21 @@ def test_positions_have_no_end(moe_bundle, moe_checkpoint, offset):
     """WeNet's table ends at 5000 frames, 200 seconds; ours are computed. 3 million frames are 33 hours."""
     encoder = moe_bundle[0].load().encoder
     chunk = np.random.default_rng(0).normal(8, 2, (1, 67, 80)).astype(np.float32)
+    start = encoder.start()
     caches = dataclasses.replace(
-        encoder.start(), offset=np.array([offset]), cnn=np.full((3, 1, 64, 7), 0.1, np.float32)
+        start,
+        offset=np.array([offset]),
+        tensors=start.tensors | {"cnn_cache": np.full((3, 1, 64, 7), 0.1, np.float32)},
     )
     feeds = {
         "chunk": chunk,
         "chunk_lens": np.array([67]),
         "offset": caches.offset,
         "required_cache_size": np.array(-1),
-        "att_cache": caches.att,
-        "cnn_cache": caches.cnn,
+        **caches.tensors,
     }
     output = encoder.session.run(feeds)["output"]
-    from u2moe.export.encoder import BlockCache  # noqa: PLC0415
-
-    torch_caches = [BlockCache(torch.zeros(1, 4, 0, 32), torch.full((1, 64, 7), 0.1)) for _ in range(3)]
+    torch_caches = [{"att_cache": torch.zeros(1, 4, 0, 32), "cnn_cache": torch.full((1, 64, 7), 0.1)} for _ in range(3)]
     with torch.inference_mode():
         expected, _ = moe_checkpoint.network().encoder.forward_chunk(torch.from_numpy(chunk), offset, torch_caches, -1)
     np.testing.assert_allclose(output, expected.numpy(), atol=LIMIT)
@@ -132,14 +132,18 @@ def test_rows_of_a_batch_do_not_see_each_other(moe_bundle):
         alone.append(encoder.step(row[np.newaxis, 64:131], caches, required_cache_size=32)[0])
         state.append(caches)
         assert first.shape == (1, 16, 64)
+    rows = {name: np.concatenate([caches.tensors[name] for caches in state], axis=1) for name in state[0].tensors}
     batch = Caches(
         offset=np.concatenate([caches.offset for caches in state]),
-        att=np.pad(np.concatenate([caches.att for caches in state], axis=1), ((0, 0),) * 3 + ((16, 0), (0, 0))),
-        cnn=np.concatenate([caches.cnn for caches in state], axis=1),
+        tensors={
+            "att_cache": np.pad(rows["att_cache"], ((0, 0),) * 3 + ((16, 0), (0, 0))),
+            "cnn_cache": rows["cnn_cache"],
+        },
+        layout=state[0].layout,
     )
     together, caches = encoder.step(features[:, 64:131], batch, required_cache_size=32)
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
-    assert caches.att.shape[3] == 32
+    assert caches.tensors["att_cache"].shape[3] == 32
 
 
 def test_a_checkpoint_that_cannot_stream_says_so(tmp_path):

@@ -238,7 +238,7 @@ def test_mfcc(mfcc_bundle, sound, tmp_path):
 DAMAGES = [
     (flipped("ctc.ort"), "IntegrityError: ctc.ort: sha256 is "),
     (lambda folder: (folder / "bundle.json").unlink(), "BundleError: bundle.json: cannot be read: ENOENT"),
-    (edited("", version=1), "BundleError: bundle.json: version: found 1, expected 3"),
+    (edited("", version=1), "BundleError: bundle.json: version: found 1, expected 4"),
     (without("", "model"), "BundleError: bundle.json: model: found undefined, expected an object"),
     (without("model", "blank"), "BundleError: bundle.json: model.blank: found undefined, expected a number between 0"),
     (edited("model", right_context="6"), "BundleError: bundle.json: model.right_context: found 6, expected a number"),

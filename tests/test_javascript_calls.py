@@ -301,6 +301,8 @@ def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
           }
           return new TextEncoder().encode(JSON.stringify(manifest));
         } });
+        const { model } = JSON.parse(new TextDecoder().decode(await source.read('bundle.json')));
+        const [attention, convolution] = model.caches;
         const load = (change) => Recognizer.fromBundle(changed(change), { ort: runtime, sessionOptions });
         const failed = async (change) => {
           const recognizer = await load(change), stream = recognizer.createStream();
@@ -312,8 +314,8 @@ def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
         };
         console.log(JSON.stringify([
           told(await caught(load({ 'ctc.onnx': Uint8Array.of(1, 2, 3) }))),
-          await failed({ model: { kv_dim: 17 } }),
-          await failed({ model: { convolution: false } }),
+          await failed({ model: { caches: [{ ...attention, shape: [4, 0, 17] }, convolution] } }),
+          await failed({ model: { caches: [attention] } }),
           await failed({ model: { output_size: 33 } }), // not even a tensor
           await failed({ 'ctc.onnx': await source.read('features.onnx') }),
         ]));

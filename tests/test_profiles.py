@@ -48,17 +48,14 @@ def converted(tmp_path_factory):
 
 def streamed(run, manifest, samples, chunk_size=16, left=4):
     """Log-probabilities of a stream, as a program in any language would compute them."""
-    config, step = manifest.model, samples_per_frame(manifest)
-    state = {
-        "offset": np.zeros(1, np.int64),
-        "att_cache": np.zeros((config.num_blocks, 1, config.num_kv_heads, 0, config.kv_dim), np.float32),
-        "cnn_cache": np.zeros((config.num_blocks, 1, config.conv_dim, config.conv_cache), np.float32),
-    }
+    step = samples_per_frame(manifest)
+    caches = {cache.name: np.zeros((cache.num_blocks, 1, *cache.shape), np.float32) for cache in manifest.model.caches}
+    state = {"offset": np.zeros(1, np.int64), **caches}
     shortest, parts = window_samples(manifest), []
     for begin in range(0, len(samples) - shortest + 1, chunk_size * step):
         window = samples[begin : begin + (chunk_size - 1) * step + shortest]
         found = run({"samples": window[None], "required_cache_size": np.array(chunk_size * left), **state})
-        state = {"offset": found["next_offset"], "att_cache": found["r_att_cache"], "cnn_cache": found["r_cnn_cache"]}
+        state = {"offset": found["next_offset"], **{name: found[f"r_{name}"] for name in caches}}
         parts.append(found["log_probs"][0])
     return np.concatenate(parts)
 

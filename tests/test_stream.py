@@ -178,7 +178,7 @@ def test_a_long_stream_keeps_its_size(export_quickly, tmp_path, sound):
         recognizer.decode_streams([stream])
         offsets.append(stream.source.caches.offset)
         assert stream.source.caches.num_cached <= 64
-        assert stream.source.caches.place[0].att.shape[3] <= 64
+        assert stream.source.caches.place[0].tensors["att_cache"].shape[3] <= 64
         assert stream.source._reception._windows._num_frames < 400
         assert sum(map(len, stream.source.utterance._outputs)) == 0
     assert max(offsets) <= 300

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from u2moe.export.attention import MultiHeadAttention, positional_encoding
+from u2moe.export.convolution import ConvolutionModule
 from u2moe.export.decoder import AttentionDecoder, DecoderBlock
-from u2moe.export.encoder import ConformerBlock, ConvolutionModule, SpeechEncoder, Subsampling, chunk_mask
+from u2moe.export.encoders.conformer import ConformerBlock
+from u2moe.export.encoders.network import SpeechEncoder, chunk_mask
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
+from u2moe.export.subsampling import Subsampling
 
 Part = TypeVar("Part", bound=nn.Module)
 

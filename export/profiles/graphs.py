@@ -27,9 +27,6 @@ LONGEST_CLIP_S = 30
 _LONGEST_CLIP = 480_000
 """The same in samples, whatever their rate."""
 
-_ATT = ("num_blocks", "batch", "num_kv_heads")
-_CNN = ("num_blocks", "batch", "conv_dim", "conv_cache")
-
 
 def _float(name: str, *axes: str) -> Tensor:
     return Tensor(name=name, dtype="float32", axes=axes)
@@ -48,28 +45,27 @@ def streaming_contract(config: ModelConfig) -> Graph:
             frame of the chunk (both are in the graph's metadata). The last window may be shorter.
         offset: position of the chunk [batch]: 0, then `next_offset` of the chunk before.
         required_cache_size: encoder frames of left context to keep; negative: all. Scalar.
-        att_cache, cnn_cache: as for a bundle's encoder.
+        caches: as for a bundle's encoder.
 
     Outputs:
         log_probs: [batch, time, vocab]; encoder_out: [batch, time, dim], for the decoder; next_offset: [batch], which
             never exceeds `max_position` if the left context is limited; the new caches.
     """
-    inputs: tuple[Tensor, ...] = (
-        _float("samples", "batch", "samples"),
-        _int("offset", "batch"),
-        _int("required_cache_size"),
-        _float("att_cache", *_ATT, "cache_time", "kv_dim"),
+    return Graph(
+        name="streaming",
+        inputs=(
+            _float("samples", "batch", "samples"),
+            _int("offset", "batch"),
+            _int("required_cache_size"),
+            *(cache.tensor() for cache in config.caches),
+        ),
+        outputs=(
+            _float("log_probs", "batch", "time", "vocab_size"),
+            _float("encoder_out", "batch", "time", "output_size"),
+            _int("next_offset", "batch"),
+            *(cache.tensor("r_") for cache in config.caches),
+        ),
     )
-    outputs: tuple[Tensor, ...] = (
-        _float("log_probs", "batch", "time", "vocab_size"),
-        _float("encoder_out", "batch", "time", "output_size"),
-        _int("next_offset", "batch"),
-        _float("r_att_cache", *_ATT, "next_cache_time", "kv_dim"),
-    )
-    if config.convolution:
-        inputs = (*inputs, _float("cnn_cache", *_CNN))
-        outputs = (*outputs, _float("r_cnn_cache", *_CNN))
-    return Graph(name="streaming", inputs=inputs, outputs=outputs)
 
 
 def offline_contract() -> Graph:
@@ -184,8 +180,7 @@ def _offline(
     if config.streaming:
         feeds["offset"] = g.constant([0])
         feeds["required_cache_size"] = g.constant(np.array(0, np.int64))
-        feeds["att_cache"] = _zeros(g, config.num_blocks, 1, config.num_kv_heads, 0, config.kv_dim)
-        feeds["cnn_cache"] = _zeros(g, config.num_blocks, 1, config.conv_dim, config.conv_cache)
+        feeds |= {cache.name: _zeros(g, cache.num_blocks, 1, *cache.shape) for cache in config.caches}
     parts = joined(bundle, feeds)
     results = {value.name: value for part in parts for value in part.graph.outputs}
     with g.scope("greedy"):
@@ -275,7 +270,7 @@ def _zeros(g: GraphBuilder, *shape: int) -> ir.Value:
     return g.op("ConstantOfShape", list(shape), value=ir.tensor(np.zeros(1, np.float32)))
 
 
-def _axis(config: ModelConfig) -> Callable[[str], int | None]:
+def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
     return lambda name: 1 if name == "one" else config.axis(name)
 
 

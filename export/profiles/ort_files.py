@@ -126,9 +126,8 @@ def _feeds(graph: str, bundle: Bundle, before: dict[str, Array]) -> dict[str, Ar
             feeds = {"chunk": before["features"], "chunk_lens": np.array([before["features"].shape[1]])}
         if config.streaming:
             feeds |= {"offset": np.zeros(1, np.int64), "required_cache_size": np.array(-1)}
-            feeds["att_cache"] = np.zeros((config.num_blocks, 1, config.num_kv_heads, 0, config.kv_dim), np.float32)
-        if config.streaming and config.convolution:
-            feeds["cnn_cache"] = np.zeros((config.num_blocks, 1, config.conv_dim, config.conv_cache), np.float32)
+            for cache in config.caches:
+                feeds[cache.name] = np.zeros((cache.num_blocks, 1, *cache.shape), np.float32)
         return feeds
     if graph == "ctc":
         return {"encoder_out": before["output"]}

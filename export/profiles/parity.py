@@ -116,9 +116,7 @@ class ProfileParity:
         encoder, required = self.model.encoder, required_cache_size(chunk_size, left)
         caches = encoder.start()
         caches.offset[:] = start
-        mine: dict[str, Array] = {"offset": caches.offset, "att_cache": caches.att}
-        if caches.cnn is not None:
-            mine["cnn_cache"] = caches.cnn
+        mine: dict[str, Array] = {"offset": caches.offset, **caches.tensors}
         step = samples_per_frame(self.bundle.manifest)
         shortest = window_samples(self.bundle.manifest)
         length = (chunk_size - 1) * step + shortest
@@ -131,15 +129,11 @@ class ProfileParity:
                 "log_probs": self.model.ctc(output[0])[np.newaxis],
                 "encoder_out": output,
                 "next_offset": caches.offset,
-                "r_att_cache": caches.att,
+                **{f"r_{name}": tensor for name, tensor in caches.tensors.items()},
             }
-            if caches.cnn is not None:
-                expected["r_cnn_cache"] = caches.cnn
             for name, value in expected.items():
                 pairs.setdefault(name, []).append((value, found[name]))
-            mine = {"offset": found["next_offset"], "att_cache": found["r_att_cache"]}
-            if "r_cnn_cache" in found:
-                mine["cnn_cache"] = found["r_cnn_cache"]
+            mine = {"offset": found["next_offset"], **{name: found[f"r_{name}"] for name in caches.tensors}}
         for name, values in pairs.items():
             self._add(compared(case, name, values))
 

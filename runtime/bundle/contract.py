@@ -7,11 +7,12 @@ checkpoint, all others are dynamic.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 METADATA_PREFIX = "u2moe."
 MOE_DOMAIN = "u2moe"
 """Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
@@ -48,7 +49,43 @@ class Tensor:
     name: str
     dtype: str
     """numpy name of the element type: "float32" or "int64"."""
-    axes: tuple[str, ...]
+    axes: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A tensor that a streaming encoder carries from chunk to chunk: zeros [num_blocks, batch, *shape] at the start.
+
+    The input `name` of a chunk is the output `r_<name>` of the chunk before.
+    """
+
+    name: str
+    num_blocks: int
+    """Blocks that have a part in it."""
+    shape: tuple[int, ...]
+    """The last axes at the start of a stream. The one of size 0, if there is one, grows with the cached frames."""
+    rate: float = 1.0
+    """Cached frames per encoder frame, where an axis grows."""
+
+    def __post_init__(self) -> None:
+        if self.num_blocks < 1 or not self.shape or min(self.shape) < 0 or self.shape.count(0) > 1:
+            raise ValueError(f"a cache needs blocks, and axes of which at most one grows, got {self}")
+        if not 0 < self.rate < math.inf:
+            raise ValueError(f"rate must be above 0, got {self.rate}")
+
+    @property
+    def time_axis(self) -> int | None:
+        """The axis that grows with the cached frames, counted in the whole tensor; None: its size is fixed."""
+        return 2 + self.shape.index(0) if 0 in self.shape else None
+
+    def num_frames(self, num_cached: int) -> int:
+        """Frames along `time_axis` for `num_cached` encoder frames."""
+        return math.ceil(num_cached * self.rate)
+
+    def tensor(self, prefix: str = "") -> Tensor:
+        """The input, or with a prefix the output, of an encoder graph."""
+        axes = (size or f"{prefix}{self.name}_time" for size in self.shape)
+        return Tensor(name=f"{prefix}{self.name}", dtype="float32", axes=(self.num_blocks, "batch", *axes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +126,7 @@ def features() -> Graph:
     )
 
 
-def encoder(*, streaming: bool, convolution: bool) -> Graph:
+def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
     """Encoder: features and caches to encoder output and new caches.
 
     Inputs:
@@ -98,6 +135,7 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
         offset: position of each stream [batch]: 0, then `next_offset` of the chunk before. Cached frames at negative
             positions are masked: streams at different positions share a batch by padding their caches at the front.
         required_cache_size: cached frames to keep for the next call; negative: all. Scalar.
+        one input for each of `caches`, float32. Conformers have these two:
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
         cnn_cache: last input frames of the depthwise convolution, after the gated linear unit
             [blocks, batch, conv_dim, kernel-1]. Frames before the start are filled in by the graph.
@@ -109,30 +147,18 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
             their distances do not change. A program that counts frames itself, without limit, gets the same output if
             its chunks are equally long.
 
-    A graph that cannot stream has only `chunk, chunk_lens -> output, output_lens`; one without causal convolution has
-    no cnn_cache.
+    A graph that cannot stream has only `chunk, chunk_lens -> output, output_lens`.
     """
     features = (_float("chunk", "batch", "frames", "feature_size"), _int("chunk_lens", "batch"))
     result = (_float("output", "batch", "time", "output_size"), _int("output_lens", "batch"))
     if not streaming:
         return Graph(name="encoder", inputs=features, outputs=result)
-    att_axes = ("num_blocks", "batch", "num_kv_heads")
-    cnn_axes = ("num_blocks", "batch", "conv_dim", "conv_cache")
-    inputs: tuple[Tensor, ...] = (
-        *features,
-        _int("offset", "batch"),
-        _int("required_cache_size"),
-        _float("att_cache", *att_axes, "cache_time", "kv_dim"),
+    kept = tuple(caches)
+    return Graph(
+        name="encoder",
+        inputs=(*features, _int("offset", "batch"), _int("required_cache_size"), *(one.tensor() for one in kept)),
+        outputs=(*result, _int("next_offset", "batch"), *(one.tensor("r_") for one in kept)),
     )
-    outputs: tuple[Tensor, ...] = (
-        *result,
-        _int("next_offset", "batch"),
-        _float("r_att_cache", *att_axes, "next_cache_time", "kv_dim"),
-    )
-    if convolution:
-        inputs = (*inputs, _float("cnn_cache", *cnn_axes))
-        outputs = (*outputs, _float("r_cnn_cache", *cnn_axes))
-    return Graph(name="encoder", inputs=inputs, outputs=outputs)
 
 
 def ctc() -> Graph:

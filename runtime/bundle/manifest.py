@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from u2moe.runtime.bundle import contract
@@ -21,17 +22,10 @@ class ModelConfig:
 
     streaming: bool
     """False: the encoder looks ahead or was not trained on chunks; it can only transcribe whole utterances."""
-    convolution: bool
-    """Whether streams cache frames for a causal convolution with more than one tap."""
     decoder: Literal["bitransformer", "transformer", "none"]
     feature_size: int
     output_size: int
     num_blocks: int
-    num_kv_heads: int
-    kv_dim: int
-    """Last axis of the attention cache: keys and values of one head."""
-    conv_dim: int
-    conv_cache: int
     vocab_size: int
     subsampling_rate: int
     right_context: int
@@ -40,14 +34,19 @@ class ModelConfig:
     blank: int
     sos: int
     eos: int
+    caches: tuple[contract.Cache, ...] = ()
+    """What a stream keeps from chunk to chunk; none if the encoder cannot stream."""
+    chunk_multiple: int = 1
+    """Chunk sizes must be multiples of it: layers at a lower frame rate take several encoder frames at a time."""
     max_position: int = 5000
     """Encoder frames after which a stream with limited left context moves its positions back."""
 
     def __post_init__(self) -> None:
-        for name in ("feature_size", "output_size", "num_blocks", "vocab_size", "subsampling_rate", "max_position"):
+        positive = ("feature_size", "output_size", "num_blocks", "vocab_size", "subsampling_rate")
+        for name in (*positive, "chunk_multiple", "max_position"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_kv_heads", "kv_dim", "conv_dim", "conv_cache", "right_context", "static_chunk_size"):
+        for name in ("right_context", "static_chunk_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("blank", "sos", "eos"):
@@ -68,14 +67,14 @@ class ModelConfig:
 
     def graphs(self) -> tuple[contract.Graph, ...]:
         """The graphs that a bundle of this model holds."""
-        encoder = contract.encoder(streaming=self.streaming, convolution=self.convolution)
+        encoder = contract.encoder(streaming=self.streaming, caches=self.caches)
         if self.decoder == "none":
             return (encoder, contract.ctc())
         return (encoder, contract.ctc(), contract.decoder(bidirectional=self.bidirectional))
 
-    def axis(self, name: str) -> int | None:
-        """Size of a symbolic axis of the contract; None when it is dynamic."""
-        value = getattr(self, name, None)
+    def axis(self, name: str | int) -> int | None:
+        """Size of an axis of the contract; None when it is dynamic."""
+        value = name if isinstance(name, int) else getattr(self, name, None)
         return value if isinstance(value, int) else None
 
 
@@ -240,6 +239,6 @@ class Manifest:
             for item in fields(part):
                 value = getattr(part, item.name)
                 if value is not None:
-                    text = str(value).lower() if isinstance(value, bool) else str(value)
+                    text = value if isinstance(value, str) else json.dumps(value, default=asdict)
                     result[f"{contract.METADATA_PREFIX}{item.name}"] = text
         return result

@@ -135,7 +135,7 @@ class GraphBuilder:
         """Versions of the operator sets used so far."""
         return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
 
-    def input(self, tensor: contract.Tensor, axes: Callable[[str], int | None]) -> ir.Value:
+    def input(self, tensor: contract.Tensor, axes: Callable[[str | int], int | None]) -> ir.Value:
         """The graph input that the contract describes; `axes` gives the size of a fixed axis."""
         return ir.val(tensor.name, dtype=ir.DataType[_TYPES[tensor.dtype]], shape=_shape(tensor, axes))
 
@@ -144,7 +144,7 @@ class GraphBuilder:
         graph: contract.Graph,
         inputs: dict[str, ir.Value],
         outputs: dict[str, ir.Value],
-        axes: Callable[[str], int | None],
+        axes: Callable[[str | int], int | None],
         metadata: dict[str, str],
     ) -> ir.Model:
         """Close the graph with the outputs that the contract names, in its order."""
@@ -225,5 +225,5 @@ def _content(function: ir.Function) -> bytes:
 _TYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8", "str": "STRING"}
 
 
-def _shape(tensor: contract.Tensor, axes: Callable[[str], int | None]) -> ir.Shape:
+def _shape(tensor: contract.Tensor, axes: Callable[[str | int], int | None]) -> ir.Shape:
     return ir.Shape([axes(axis) or axis for axis in tensor.axes])

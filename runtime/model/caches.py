@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle.contract import Cache
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Caches:
@@ -16,13 +18,24 @@ class Caches:
 
     Attributes:
         offset: position of the next chunk in encoder frames, int64 [batch].
-        att: keys and values, float32 [blocks, batch, kv_heads, cache, 2*head_dim].
-        cnn: last frames before the depthwise convolution, float32 [blocks, batch, conv_dim, kernel-1], or None.
+        tensors: what the manifest lists, by name, float32 [blocks, batch, ...].
+        layout: the manifest's list.
     """
 
     offset: npt.NDArray[np.int64]
-    att: npt.NDArray[np.float32]
-    cnn: npt.NDArray[np.float32] | None
+    tensors: dict[str, npt.NDArray[np.float32]]
+    layout: tuple[Cache, ...]
+
+    def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, npt.NDArray[np.float32]]:
+        """Views of some rows, where an axis grows with time of its frames for the last `num_cached` encoder frames."""
+        views = {}
+        for cache in self.layout:
+            view = self.tensors[cache.name][:, rows]
+            if cache.time_axis is not None:
+                surplus = max(view.shape[cache.time_axis] - cache.num_frames(num_cached), 0)
+                view = view[(slice(None),) * cache.time_axis + (slice(surplus, None),)]
+            views[cache.name] = view
+        return views
 
 
 class CacheRow:
@@ -48,18 +61,15 @@ class CacheRow:
         self.offset = num_frames
         self.num_cached = min(num_frames, self.num_cached)
 
-    def views(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """Views of `Caches.att` and `Caches.cnn` for this stream."""
+    def views(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Views of `Caches.tensors` for this stream."""
         caches, index, _ = self.place
-        first = caches.att.shape[3] - self.num_cached
-        cnn = None if caches.cnn is None else caches.cnn[:, index : index + 1]
-        return caches.att[:, index : index + 1, :, first:], cnn
+        return caches.last(self.num_cached, slice(index, index + 1))
 
     def leave(self) -> None:
         """Copy the row out of its batch."""
-        att, cnn = self.views()
-        own = Caches(offset=np.array([self.offset]), att=att.copy(), cnn=None if cnn is None else cnn.copy())
-        self.place = (own, 0, ())
+        own = {name: view.copy() for name, view in self.views().items()}
+        self.place = (Caches(offset=np.array([self.offset]), tensors=own, layout=self.place[0].layout), 0, ())
 
 
 def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
@@ -73,24 +83,34 @@ def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
 def join_rows(rows: Sequence[CacheRow]) -> Caches:
     """Caches of several streams as a batch. Copies nothing if they are exactly the rows of one batch.
 
-    Shorter attention caches are padded at the front. This is valid only if they reach back to the start of their
-    stream: the padding is then at negative positions, which the graph masks. The streams of a batch must therefore have
-    the same left context.
+    Shorter caches of keys and values are padded at the front. This is valid only if they reach back to the start of
+    their stream: the padding is then at negative positions, which the graph masks. The streams of a batch must
+    therefore have the same left context.
     """
     offset = np.array([row.offset for row in rows], np.int64)
     longest = max(row.num_cached for row in rows)
     places = [row.place for row in rows]
     last = places[0][0]
     if len(rows) == len(last.offset) and all(place[:2] == (last, index) for index, place in enumerate(places)):
-        att = np.ascontiguousarray(last.att[:, :, :, last.att.shape[3] - longest :])
-        return Caches(offset=offset, att=att, cnn=last.cnn)
+        tensors = {name: np.ascontiguousarray(view) for name, view in last.last(longest).items()}
+        return Caches(offset=offset, tensors=tensors, layout=last.layout)
     views = [row.views() for row in rows]
-    blocks, _, heads, _, width = last.att.shape
-    att = np.zeros((blocks, len(rows), heads, longest, width), np.float32)
-    for index, (view, _) in enumerate(views):
-        att[:, index : index + 1, :, longest - view.shape[3] :] = view
-    cnn = [view for _, view in views if view is not None]
+    tensors = {cache.name: _joined(cache, [view[cache.name] for view in views]) for cache in last.layout}
     mates = (reference() for _, _, references in places for reference in references)
     for left in {mate for mate in mates if mate is not None} - set(rows):
         left.leave()
-    return Caches(offset=offset, att=att, cnn=np.concatenate(cnn, axis=1) if cnn else None)
+    return Caches(offset=offset, tensors=tensors, layout=last.layout)
+
+
+def _joined(cache: Cache, rows: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Rows as a batch, shorter ones padded at the front."""
+    if (axis := cache.time_axis) is None:
+        return np.concatenate(rows, axis=1)
+    shape = list(rows[0].shape)
+    shape[1], shape[axis] = len(rows), max(row.shape[axis] for row in rows)
+    joined = np.zeros(shape, np.float32)
+    for index, row in enumerate(rows):
+        place = [slice(None)] * len(shape)
+        place[1], place[axis] = slice(index, index + 1), slice(shape[axis] - row.shape[axis], None)
+        joined[tuple(place)] = row
+    return joined

@@ -25,16 +25,9 @@ class Encoder:
 
     def start(self, batch: int = 1) -> Caches:
         """Caches of streams before their first chunk."""
-        config = self.config
-        return Caches(
-            offset=np.zeros(batch, np.int64),
-            att=np.zeros((config.num_blocks, batch, config.num_kv_heads, 0, config.kv_dim), np.float32),
-            cnn=(
-                np.zeros((config.num_blocks, batch, config.conv_dim, config.conv_cache), np.float32)
-                if config.convolution
-                else None
-            ),
-        )
+        layout = self.config.caches
+        tensors = {cache.name: np.zeros((cache.num_blocks, batch, *cache.shape), np.float32) for cache in layout}
+        return Caches(offset=np.zeros(batch, np.int64), tensors=tensors, layout=layout)
 
     def step(
         self,
@@ -66,13 +59,9 @@ class Encoder:
             return whole, caches
         feeds["offset"] = caches.offset
         feeds["required_cache_size"] = np.array(required_cache_size, np.int64)
-        feeds["att_cache"] = caches.att
-        if caches.cnn is not None:
-            feeds["cnn_cache"] = caches.cnn
-        result = self.session.run(feeds)
-        return result["output"], Caches(
-            offset=result["next_offset"], att=result["r_att_cache"], cnn=result.get("r_cnn_cache")
-        )
+        result = self.session.run(feeds | caches.tensors)
+        tensors = {name: result[f"r_{name}"] for name in caches.tensors}
+        return result["output"], Caches(offset=result["next_offset"], tensors=tensors, layout=caches.layout)
 
     def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Encode one utterance [frames, mel] with full context in one call: [time, dim]."""
@@ -112,3 +101,6 @@ def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> 
         raise ValueError(f"num_left_chunks must be at least 0, or -1 for all, got {num_left_chunks}")
     if not config.streaming:
         raise StreamError("this bundle's encoder cannot stream: it was trained for full context (chunk_size=None)")
+    if chunk_size % config.chunk_multiple:
+        multiple = config.chunk_multiple
+        raise StreamError(f"chunk_size must be a multiple of {multiple} for this encoder, got {chunk_size}")

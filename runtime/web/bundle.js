@@ -5,7 +5,7 @@ import { Vocabulary, parseTokens } from './text.js';
 
 const MANIFEST = 'bundle.json';
 const TOKENS = 'tokens.txt';
-const FORMAT_VERSION = 3;
+const FORMAT_VERSION = 4;
 const LARGEST = 2 ** 20;
 const DECODERS = ['bitransformer', 'transformer', 'none'];
 
@@ -13,8 +13,7 @@ const DECODERS = ['bitransformer', 'transformer', 'none'];
 const NUMBERS = {
   model: {
     feature_size: [1, LARGEST], output_size: [1, LARGEST], num_blocks: [1, LARGEST], vocab_size: [1, LARGEST],
-    subsampling_rate: [1, LARGEST], num_kv_heads: [0, LARGEST], kv_dim: [0, LARGEST],
-    conv_dim: [0, LARGEST], conv_cache: [0, LARGEST], right_context: [0, LARGEST], static_chunk_size: [0, LARGEST],
+    subsampling_rate: [1, LARGEST], right_context: [0, LARGEST], static_chunk_size: [0, LARGEST], chunk_multiple: [1, LARGEST],
   },
   features: {
     sample_rate: [1000, 384000], num_mel_bins: [3, 1000], frame_length_ms: [1, 1000, true], frame_shift_ms: [1, 1000, true],
@@ -77,6 +76,8 @@ function parseManifest(text) {
     throw wrong('model.feature_size', model.feature_size, 'that of the features');
   }
   for (const name of ['blank', 'eos']) checkNumber(model[name], `model.${name}`, 0, model.vocab_size - 1);
+  if (!Array.isArray(model.caches)) throw wrong('model.caches', model.caches, 'a list');
+  model.caches.forEach((cache, index) => checkCache(cache, `model.caches.${index}`));
   if (!DECODERS.includes(model.decoder)) throw wrong('model.decoder', model.decoder, `one of ${DECODERS.join(', ')}`);
   checkNumber(manifest.padding_s, 'padding_s', 0, 10, true);
   for (const [name, digest] of Object.entries(asObject(manifest, 'files'))) {
@@ -91,6 +92,14 @@ function asObject(manifest, section) {
   const value = manifest[section];
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw wrong(section, value, 'an object');
   return value;
+}
+
+function checkCache(cache, where) {
+  if (typeof cache?.name !== 'string') throw wrong(`${where}.name`, cache?.name, 'a string');
+  if (!Array.isArray(cache.shape)) throw wrong(`${where}.shape`, cache.shape, 'a list');
+  checkNumber(cache.num_blocks, `${where}.num_blocks`, 1, LARGEST);
+  checkNumber(cache.rate, `${where}.rate`, 1e-3, 1e3, true);
+  for (const size of cache.shape) checkNumber(size, `${where}.shape`, 0, LARGEST);
 }
 
 function checkNumber(value, name, least, most, hasFraction = false) {

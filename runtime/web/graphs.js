@@ -124,43 +124,45 @@ export class Graphs {
     return features.data;
   }
 
-  /** Caches of a stream before its first chunk: {offset, att, cnn}; att is {data, length}. */
+  /** Caches of a stream before its first chunk: {offset, tensors}, of which the manifest lists the tensors. */
   start() {
-    const { num_blocks: blocks, conv_dim: dim, conv_cache: length } = this.#model;
-    return { offset: 0, att: { data: new Float32Array(0), length: 0 }, cnn: new Float32Array(blocks * dim * length) };
+    const tensors = this.#model.caches.map(({ num_blocks: blocks, shape }) => {
+      const dims = [blocks, 1, ...shape];
+      return float(new Float32Array(product(dims)), dims);
+    });
+    return { offset: 0, tensors };
   }
 
   /** Encode one chunk: encoder output [time, dim], and the caches for the next chunk. */
   async encode(window, caches, required) {
-    const m = this.#model, numFrames = window.length / m.feature_size;
-    const time = Math.floor((numFrames - m.right_context - 1) / m.subsampling_rate) + 1;
+    const { feature_size: width, caches: layout } = this.#model, numFrames = window.length / width;
     const feeds = {
-      chunk: float(window, [1, numFrames, m.feature_size]),
+      chunk: float(window, [1, numFrames, width]),
       chunk_lens: int([numFrames], [1]),
       offset: int([caches.offset], [1]),
       required_cache_size: int([required], []),
-      att_cache: float(caches.att.data, [m.num_blocks, 1, m.num_kv_heads, caches.att.length, m.kv_dim]),
     };
-    if (m.convolution) feeds.cnn_cache = float(caches.cnn, [m.num_blocks, 1, m.conv_dim, m.conv_cache]);
-    const found = await this.#graphs.encoder.run(feeds, ['output', 'next_offset', 'r_att_cache']);
-    const att = { data: found.r_att_cache.data, length: found.r_att_cache.dims[3] };
-    const kept = required >= 0 ? Math.min(caches.att.length + time, required) : caches.att.length + time;
-    return {
-      output: found.output.data,
-      caches: { offset: Number(found.next_offset.data[0]), att: this.lastOf(att, kept), cnn: found.r_cnn_cache?.data ?? caches.cnn },
-    };
+    layout.forEach(({ name }, index) => { feeds[name] = caches.tensors[index]; });
+    const results = layout.map(({ name }) => `r_${name}`);
+    const found = await this.#graphs.encoder.run(feeds, ['output', 'next_offset', ...results]);
+    const tensors = results.map((name) => float(found[name].data, found[name].dims));
+    return { output: found.output.data, caches: { offset: Number(found.next_offset.data[0]), tensors } };
   }
 
-  /** The last `length` frames of an attention cache. */
-  lastOf(att, length) {
-    if (att.length <= length) return att;
-    const { num_blocks: blocks, num_kv_heads: heads, kv_dim: width } = this.#model;
-    const data = new Float32Array(blocks * heads * length * width);
-    for (let row = 0; row < blocks * heads; row += 1) {
-      const end = (row + 1) * att.length * width;
-      data.set(att.data.subarray(end - length * width, end), row * length * width);
-    }
-    return { data, length };
+  /** The caches of a stream that begins anew with its last `numFrames` encoder frames. */
+  lastOf(caches, numFrames) {
+    const tensors = this.#model.caches.map(({ shape, rate }, index) => {
+      const { data, dims } = caches.tensors[index], axis = 2 + shape.indexOf(0);
+      if (axis < 2 || dims[axis] <= Math.ceil(numFrames * rate)) return caches.tensors[index];
+      const length = Math.ceil(numFrames * rate), width = product(dims.slice(axis + 1)), rows = product(dims.slice(0, axis));
+      const last = new Float32Array(rows * length * width);
+      for (let row = 0; row < rows; row += 1) {
+        const end = (row + 1) * dims[axis] * width;
+        last.set(data.subarray(end - length * width, end), row * length * width);
+      }
+      return float(last, dims.map((size, place) => (place === axis ? length : size)));
+    });
+    return { offset: numFrames, tensors };
   }
 
   /** Log-probabilities [time, vocab] of encoder output [time, dim]. */
@@ -187,6 +189,7 @@ export class Graphs {
   }
 }
 
+const product = (numbers) => numbers.reduce((total, number) => total * number, 1);
 const float = (data, dims) => ({ type: 'float32', data, dims });
 const int = (values, dims) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims });
 

@@ -53,6 +53,7 @@ export class Recognizer {
       rules: endpointRules(endpoint),
       rescore: rescore && this.#graphs.hasDecoder,
     };
+    if (options.chunkSize % model.chunk_multiple) throw new RangeError(`chunkSize must be a multiple of ${model.chunk_multiple}, got ${options.chunkSize}`);
     options.required = checked('numLeftChunks', numLeftChunks, -1, 1e6) < 0 ? -1 : options.chunkSize * numLeftChunks;
     const context = hotwords?.length ? new ContextGraph(hotwords, this.vocabulary) : null;
     return new Stream({ graphs: this.#graphs, manifest: this.manifest, vocabulary: this.vocabulary, options, context });

@@ -155,7 +155,7 @@ export class Source {
     const number = utterance.number + (result.text ? 1 : 0);
     if (endpoint) {
       const numFrames = utterance.surplus.output.length / this.#manifest.model.output_size;
-      this.#caches = { ...this.#caches, offset: numFrames, att: this.#graphs.lastOf(this.#caches.att, numFrames) };
+      this.#caches = this.#graphs.lastOf(this.#caches, numFrames);
       this.#beginUtterance(number, utterance.start + utterance.numFrames);
       this.#advance(utterance.surplus);
     } else {

@@ -3,6 +3,7 @@
 import numpy as np
 
 from u2moe.runtime import ProviderError, Recognizer
+from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
@@ -11,9 +12,9 @@ RATE = 16_000
 TONES = {"A": 500, "B": 1000, "C": 2000, "D": 4000}
 SYMBOLS = ["<blank>", *(f"\u2581{word}" for word in TONES), "<sos/eos>"]
 CONFIG = ModelConfig(
-    streaming=True, convolution=False, decoder="none", feature_size=80, output_size=80, num_blocks=1, num_kv_heads=1,
-    kv_dim=2, conv_dim=0, conv_cache=0, vocab_size=len(SYMBOLS), subsampling_rate=4, right_context=6,
-    static_chunk_size=0, blank=0, sos=5, eos=5,
+    streaming=True, decoder="none", feature_size=80, output_size=80, num_blocks=1,
+    caches=(Cache(name="att_cache", num_blocks=1, shape=(1, 0, 2)),), vocab_size=len(SYMBOLS),
+    subsampling_rate=4, right_context=6, static_chunk_size=0, blank=0, sos=5, eos=5,
 )  # fmt: skip
 MANIFEST = Manifest(
     model=CONFIG, features=FeatureConfig(), text=TextConfig(tokenizer="bpe"), decoding=DecodingConfig(),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
-from u2moe.export.encoder import BlockCache, SpeechEncoder
+from u2moe.export.encoders.network import BlockCaches, SpeechEncoder
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime.model.encoder import required_cache_size
 
@@ -65,8 +65,8 @@ class TorchEncoder:
 
     @torch.inference_mode()
     def stream(
-        self, chunks: list[Frames], caches: list[BlockCache] | None = None, offset: int = 0
-    ) -> tuple[list[Frames], list[BlockCache] | None, int]:
+        self, chunks: list[Frames], caches: list[BlockCaches] | None = None, offset: int = 0
+    ) -> tuple[list[Frames], list[BlockCaches] | None, int]:
         """Encode chunks [1, frames, mel] in order; returns outputs, caches and the next position."""
         required, outputs = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS), []
         for chunk in chunks:

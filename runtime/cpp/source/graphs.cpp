@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -14,6 +16,11 @@ namespace {
 template <class Items>
 std::int64_t length(const Items& items) {
   return static_cast<std::int64_t>(items.size());
+}
+
+template <class Iterator>
+std::int64_t product(Iterator begin, Iterator end) {
+  return std::accumulate(begin, end, std::int64_t{1}, std::multiplies<>());
 }
 
 Floats checked(const std::string& path, Floats values) {
@@ -51,12 +58,12 @@ Graphs::Graphs(const Bundle& bundle, const Settings& settings)
   ort::check(ort::api().DisableTelemetryEvents(env_.get()));
   Names inputs = {"chunk", "chunk_lens"}, outputs = {"output"};
   if (m_.streaming) {
-    inputs.insert(inputs.end(), {"offset", "required_cache_size", "att_cache"});
-    outputs.insert(outputs.end(), {"next_offset", "r_att_cache"});
+    inputs.insert(inputs.end(), {"offset", "required_cache_size"});
+    outputs.push_back("next_offset");
   }
-  if (m_.streaming && m_.convolution) {
-    inputs.push_back("cnn_cache");
-    outputs.push_back("r_cnn_cache");
+  for (const CacheLayout& cache : m_.caches) {
+    inputs.push_back(cache.name);
+    outputs.push_back("r_" + cache.name);
   }
   features_ = open(bundle, settings, "features.onnx", {"samples"}, {"features"});
   encoder_ = open(bundle, settings, "encoder.onnx", inputs, outputs);
@@ -74,13 +81,15 @@ Floats Graphs::features(Floats samples) const {
 
 Caches Graphs::start() const {
   Caches caches;
-  if (m_.convolution) caches.cnn.assign(static_cast<std::size_t>(std::int64_t{m_.num_blocks} * m_.conv_dim * m_.conv_cache), 0.0F);
+  for (const CacheLayout& cache : m_.caches) {
+    const auto size = static_cast<std::size_t>(product(cache.shape.begin(), cache.shape.end()));
+    caches.tensors.push_back({Floats(size, 0.0F), cache.shape});
+  }
   return caches;
 }
 
 Floats Graphs::encode(Floats window, Caches& caches, std::int64_t required) const {
   const std::int64_t num_frames = length(window) / m_.feature_size;
-  const std::int64_t time = (num_frames - m_.right_context - 1) / m_.subsampling_rate + 1;
   std::vector<std::int64_t> frames = {num_frames}, offset = {caches.offset}, kept = {required};
   Values inputs;
   inputs.push_back(ort::tensor(window, {1, num_frames, m_.feature_size}));
@@ -88,30 +97,32 @@ Floats Graphs::encode(Floats window, Caches& caches, std::int64_t required) cons
   if (m_.streaming) {
     inputs.push_back(ort::tensor(offset, {1}));
     inputs.push_back(ort::tensor(kept, {}));
-    inputs.push_back(ort::tensor(caches.att, {m_.num_blocks, 1, m_.num_kv_heads, caches.length, m_.kv_dim}));
-    if (m_.convolution) inputs.push_back(ort::tensor(caches.cnn, {m_.num_blocks, 1, m_.conv_dim, m_.conv_cache}));
   }
+  for (Caches::Tensor& cache : caches.tensors) inputs.push_back(ort::tensor(cache.data, cache.shape));
   const Values found = run(encoder_, inputs);
-  Floats output = ort::floats_of(*found[0]);
-  if (!m_.streaming) return output;
-  const std::int64_t num_kept = required >= 0 ? std::min(caches.length + time, required) : caches.length + time;
-  caches.offset = ort::integers_of(*found[1])[0];
-  caches.length = ort::shape_of(*found[2])[3];
-  caches.att = ort::floats_of(*found[2]);
-  if (m_.convolution) caches.cnn = ort::floats_of(*found[3]);
-  keep_last(caches, num_kept);
-  return output;
+  if (m_.streaming) caches.offset = ort::integers_of(*found[1])[0];
+  for (std::size_t i = 0; i < caches.tensors.size(); ++i) {
+    caches.tensors[i] = {ort::floats_of(*found[2 + i]), ort::shape_of(*found[2 + i])};
+  }
+  return ort::floats_of(*found[0]);
 }
 
 void Graphs::keep_last(Caches& caches, std::int64_t num_frames) const {
-  if (caches.length <= num_frames) return;
-  Floats att;
-  for (std::int64_t row = 0; row < std::int64_t{m_.num_blocks} * m_.num_kv_heads; ++row) {
-    const auto end = caches.att.begin() + (row + 1) * caches.length * m_.kv_dim;
-    att.insert(att.end(), end - num_frames * m_.kv_dim, end);
+  for (std::size_t i = 0; i < m_.caches.size(); ++i) {
+    if (m_.caches[i].time_axis < 0) continue;
+    auto& [data, shape] = caches.tensors[i];
+    const auto axis = shape.begin() + m_.caches[i].time_axis;
+    const auto wanted = static_cast<std::int64_t>(std::ceil(static_cast<double>(num_frames) * m_.caches[i].rate));
+    if (*axis <= wanted) continue;
+    const std::int64_t width = product(axis + 1, shape.end()), rows = product(shape.begin(), axis);
+    Floats last;
+    for (std::int64_t row = 1; row <= rows; ++row) {
+      const auto end = data.begin() + row * *axis * width;
+      last.insert(last.end(), end - wanted * width, end);
+    }
+    *axis = wanted;
+    data = std::move(last);
   }
-  caches.att = std::move(att);
-  caches.length = num_frames;
 }
 
 Floats Graphs::ctc(Floats output) const {

@@ -16,8 +16,12 @@ using Floats = std::vector<float>;
 /// What the encoder keeps of the past of a stream.
 struct Caches {
   std::int64_t offset = 0;  ///< position of the next frame
-  std::int64_t length = 0;  ///< frames of att
-  Floats att, cnn;
+  /// One of those that the manifest lists.
+  struct Tensor {
+    Floats data;
+    std::vector<std::int64_t> shape;
+  };
+  std::vector<Tensor> tensors;
 };
 
 /// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders; right is empty without that decoder.
@@ -45,7 +49,7 @@ class Graphs {
   /// @param required frames of left context to keep; negative: all.
   Floats encode(Floats window, Caches& caches, std::int64_t required) const;
 
-  /// Keep only the last frames of the attention cache.
+  /// Keep, of the caches that grow, only the frames for the last `num_frames` encoder frames.
   void keep_last(Caches& caches, std::int64_t num_frames) const;
 
   /// Log-probabilities [time, vocab] of encoder output [time, dim].

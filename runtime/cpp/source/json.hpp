@@ -101,6 +101,9 @@ class Json {
     if (auto* object = std::get_if<Object>(&value_)) {
       for (auto& [key, value] : *object) value.set_path(path + ": " + key);
     }
+    if (auto* items = std::get_if<Array>(&value_)) {
+      for (std::size_t i = 0; i < items->size(); ++i) (*items)[i].set_path(path + ": " + std::to_string(i));
+    }
   }
 
   struct Parser {

@@ -1,6 +1,8 @@
 // The manifest of a bundle: sizes of the model, features, and defaults of decoding.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,11 +13,20 @@ namespace u2moe::runtime {
 
 constexpr double kLongestPaddingS = 10;
 
+/// What a stream keeps from chunk to chunk in one tensor: zeros [blocks, 1, ...] at the start.
+struct CacheLayout {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  std::ptrdiff_t time_axis = -1;  ///< the axis that grows with the cached frames; -1: its size is fixed
+  double rate = 1;                ///< cached frames per encoder frame, where an axis grows
+};
+
 /// Names and meanings are those of bundle.json; see docs/export.md.
 struct Manifest {
-  bool streaming = false, convolution = false, has_decoder = false, bidirectional = false;
-  int feature_size = 0, output_size = 0, num_blocks = 0, num_kv_heads = 0, kv_dim = 0, conv_dim = 0, conv_cache = 0,
-      vocab_size = 0, subsampling_rate = 0, right_context = 0, static_chunk_size = 0, blank = 0, eos = 0;
+  bool streaming = false, has_decoder = false, bidirectional = false;
+  int feature_size = 0, output_size = 0, num_blocks = 0, chunk_multiple = 0, vocab_size = 0, subsampling_rate = 0,
+      right_context = 0, static_chunk_size = 0, blank = 0, eos = 0;
+  std::vector<CacheLayout> caches;
   int sample_rate = 0, num_mel_bins = 0;
   int num_ceps = 0;  ///< coefficients of a frame of MFCC; 0: features are log-mel energies
   double frame_length_ms = 0, frame_shift_ms = 0;
@@ -41,16 +52,16 @@ struct Manifest {
   /// @throws BundleError names the field, what was found and what was expected.
   static Manifest of(const Json& json) {
     if (!json.has("format") || json["format"].string() != "u2moe-bundle") json["format"].fail("'u2moe-bundle'");
-    if (json["version"].number() != 3) json["version"].fail("3: use the u2moe that wrote the bundle, or export it again");
+    if (json["version"].number() != 4) json["version"].fail("4: use the u2moe that wrote the bundle, or export it again");
     const Json &model = json["model"], &features = json["features"], &decoding = json["decoding"], &calibration = json["calibration"];
     const std::string& decoder = model["decoder"].string();
     Manifest m;
     m.streaming = model["streaming"].boolean();
-    m.convolution = model["convolution"].boolean();
     m.bidirectional = decoder == "bitransformer";
     m.has_decoder = m.bidirectional || decoder == "transformer";
     if (!m.has_decoder && decoder != "none") model["decoder"].fail("'bitransformer', 'transformer' or 'none'");
     for (const Field& field : fields()) m.*field.value = model[field.name].integer(field.least, 1 << 20);
+    for (const Json& cache : model["caches"].array()) m.caches.push_back(layout(cache));
     for (const char* token : {"blank", "eos"}) model[token].integer(0, m.vocab_size - 1);
     m.sample_rate = features["sample_rate"].integer(1000, 384000);
     m.frame_length_ms = features["frame_length_ms"].number(1, 1000);
@@ -80,11 +91,19 @@ struct Manifest {
     int least;
   };
 
+  static CacheLayout layout(const Json& json) {
+    CacheLayout cache{json["name"].string(), {json["num_blocks"].integer(1, 1 << 20), 1}, -1, json["rate"].number(1e-3, 1e3)};
+    for (const Json& size : json["shape"].array()) {
+      if (size.integer(0, 1 << 20) == 0) cache.time_axis = static_cast<std::ptrdiff_t>(cache.shape.size());
+      cache.shape.push_back(size.integer(0, 1 << 20));
+    }
+    return cache;
+  }
+
   static const std::vector<Field>& fields() {
     static const std::vector<Field> all = {
         {"feature_size", &Manifest::feature_size, 1}, {"output_size", &Manifest::output_size, 1},
-        {"num_blocks", &Manifest::num_blocks, 1}, {"num_kv_heads", &Manifest::num_kv_heads, 0},
-        {"kv_dim", &Manifest::kv_dim, 0}, {"conv_dim", &Manifest::conv_dim, 0}, {"conv_cache", &Manifest::conv_cache, 0},
+        {"num_blocks", &Manifest::num_blocks, 1}, {"chunk_multiple", &Manifest::chunk_multiple, 1},
         {"vocab_size", &Manifest::vocab_size, 1}, {"subsampling_rate", &Manifest::subsampling_rate, 1},
         {"right_context", &Manifest::right_context, 0}, {"static_chunk_size", &Manifest::static_chunk_size, 0},
         {"blank", &Manifest::blank, 0}, {"eos", &Manifest::eos, 0}};

@@ -47,6 +47,10 @@ StreamOptions StreamOptions::for_bundle(const Bundle& bundle) const {
   if (definite.chunk_size != kFullContext && !m.streaming) {
     throw StreamError("this bundle's encoder cannot stream: it was trained for full context (chunk_size U2MOE_FULL_CONTEXT)");
   }
+  if (definite.chunk_size != kFullContext && definite.chunk_size % m.chunk_multiple) {
+    throw StreamError("chunk_size must be a multiple of " + std::to_string(m.chunk_multiple) + " for this encoder, got " +
+                      std::to_string(definite.chunk_size));
+  }
   if (search == Search::kRescoring && !m.has_decoder) {
     throw StreamError("search 'attention_rescoring' needs a decoder, and this bundle has none (CTC only)");
   }

@@ -1,0 +1,181 @@
+"""The convolution module of conformer blocks: in plain torch, and as layers of the graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import Convolution
+from u2moe.export.attention import RMSNorm, norm
+from u2moe.export.layers import linear, normalization, parameter, product, vector
+from u2moe.export.moe import ACTIVATIONS
+from u2moe.runtime.graph import layers
+from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.convolution import TimeConvolution
+
+
+class ConvolutionModule(nn.Module):
+    """Pointwise, gated, depthwise and pointwise convolution over time (arXiv 2005.08100)."""
+
+    def __init__(self, dim: int, config: Convolution) -> None:
+        super().__init__()
+        self.config = config
+        padding = 0 if config.causal else (config.kernel - 1) // 2
+        channels = config.channels
+        self.pointwise_conv1 = nn.Conv1d(dim, 2 * channels, 1, bias=config.bias)
+        self.depthwise_conv = nn.Conv1d(
+            channels, channels, config.kernel, padding=padding, groups=channels, bias=config.bias
+        )
+        self.norm = norm(channels, config.norm)
+        self.pointwise_conv2 = nn.Conv1d(channels, dim, 1, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]()
+
+    def gated(self, x: Tensor) -> Tensor:
+        """The gated linear unit of the first projection: [batch, time, dim] to [batch, channels, time]."""
+        return nn.functional.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
+
+    def initial_cache(self, batch: int) -> Tensor:
+        """The depthwise convolution's history before the first frame: the gated unit's output for zeros, not zeros.
+
+        [batch, channels, kernel-1].
+        """
+        bias = self.pointwise_conv1.bias
+        frame = torch.zeros(2 * self.config.channels) if bias is None else bias
+        start = nn.functional.glu(frame.to(self.pointwise_conv1.weight), dim=0)
+        return start.view(1, -1, 1).expand(batch, -1, self.config.kernel - 1)
+
+    def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[batch, time, dim], true for valid frames [batch, time], cache [batch, channels, kernel-1] if causal."""
+        gated = self.gated(x.masked_fill(~valid.unsqueeze(-1), 0.0))
+        if self.config.causal:
+            history = self.initial_cache(len(x)) if cache is None else cache
+            gated = torch.cat((history.to(gated.dtype), gated), dim=2)
+            cache = gated[:, :, gated.shape[2] - self.config.kernel + 1 :]
+        y = self.depthwise_conv(gated)
+        over_channels = self.config.norm.kind != "batch_norm"
+        y = self.norm(y.transpose(1, 2)).transpose(1, 2) if over_channels else self.norm(y)
+        y = self.pointwise_conv2(self.activation(y)).transpose(1, 2)
+        return y.masked_fill(~valid.unsqueeze(-1), 0.0), cache
+
+
+def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.Value | None:
+    """The frame that each convolution sees before the first one [modules, 1, 1, channels]; None: it sees none."""
+    if not modules or not modules[0].config.has_history:
+        return None
+    shape = (len(modules), 1, 1, modules[0].config.channels)
+    with g.scope(group="convolution_state"):
+        return parameter(
+            g, "initial_cache", shape, lambda: torch.stack([_before_first_frame(module) for module in modules])
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionFrames:
+    """The frames around those of a call.
+
+    Attributes:
+        histories: frames before a chunk [blocks, batch, kernel - 1, channels], or for whole utterances the one that
+            stands for all before the first [blocks, 1, 1, channels]; None: a convolution does not see them.
+        valid: 1 for frames that exist [batch, time, 1], for whole utterances of a convolution that looks ahead.
+        streaming: whether this is a chunk.
+    """
+
+    histories: ir.Value | None
+    valid: ir.Value | None
+    streaming: bool
+
+
+def convolution(
+    g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: ConvolutionFrames, place: int
+) -> tuple[ir.Value, ir.Value | None]:
+    """The module's layers on [batch, time, dim], and what is to be cached; `place` is the module's in the histories."""
+    config = module.config
+    with g.scope("conv_module", group="pointwise_convolutions"):
+        # both halves of the gated linear unit as separate products: nothing has to be split
+        inputs = [_half(g, x, module, half) for half in range(2)]
+        weights = _weights(g, module)
+        is_rms = isinstance(module.norm, RMSNorm)
+        has_norm = isinstance(module.norm, nn.LayerNorm)
+        form = TimeConvolution(
+            kernel=config.kernel,
+            activation="" if is_rms else config.activation,
+            bias=len(weights) - 2 * has_norm > 1,
+            norm=has_norm,
+            epsilon=config.norm.eps if has_norm else 0.0,
+        )
+        kept = None
+        if not config.causal:
+            (y,) = g.call(form.centred(config.channels), *inputs, cast("ir.Value", frames.valid), *weights)
+        elif frames.histories is None:
+            (y,) = g.call(form.causal(config.channels), *inputs, *weights)
+        elif frames.streaming:
+            function = form.cached(config.channels)
+            y, kept = g.call(function, *inputs, frames.histories, g.constant(place), *weights)
+        else:
+            (y,) = g.call(form.causal(config.channels), *inputs, frames.histories, g.constant(place), *weights)
+        if is_rms:
+            y = normalization(g, y, module.norm, "norm")
+            y = g.call(layers.activation_layer(config.activation), y)[0]
+        # padded frames may hold anything from here on: no valid frame depends on them
+        return linear(g, y, module.pointwise_conv2, "pointwise_conv2"), kept
+
+
+def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, half: int) -> ir.Value:
+    """One half of the gated linear unit's projection: 0 the linear one, 1 the gate."""
+    layer, size = module.pointwise_conv1, module.config.channels
+    rows, bias = slice(half * size, (half + 1) * size), layer.bias
+    with g.scope("pointwise_conv1", ("linear", "gate")[half]):
+        weights = [parameter(g, "weight", (layer.in_channels, size), lambda: layer.weight[rows, :, 0].T)]
+        if bias is not None:
+            weights.append(parameter(g, "bias", (size,), lambda: bias[rows]))
+        return product(g, x, *weights)
+
+
+def _weights(g: GraphBuilder, module: ConvolutionModule) -> list[ir.Value]:
+    """Of the depthwise convolution, which batch normalisation is folded into, and of a layer normalisation."""
+    config, layer, norm = module.config, module.depthwise_conv, module.norm
+    folded = isinstance(norm, nn.BatchNorm1d)
+
+    def weight() -> torch.Tensor:
+        scale = scale_and_shift(norm)[0] if isinstance(norm, nn.BatchNorm1d) else 1.0
+        return (layer.weight.double().permute(1, 2, 0) * scale).permute(2, 0, 1).unsqueeze(2)
+
+    def bias() -> torch.Tensor:
+        own = torch.zeros(config.channels) if layer.bias is None else layer.bias
+        scale, shift = scale_and_shift(norm) if isinstance(norm, nn.BatchNorm1d) else (1.0, 0.0)
+        return own.double() * scale + shift
+
+    with g.scope("depthwise_conv", group="depthwise_convolutions"):
+        weights = [parameter(g, "weight", (config.channels, 1, 1, config.kernel), weight)]
+        if folded or layer.bias is not None:
+            weights.append(parameter(g, "bias", (config.channels,), bias))
+    if isinstance(norm, nn.LayerNorm):
+        with g.scope("norm", group="normalization"):
+            weights += [vector(g, "weight", norm.weight), vector(g, "bias", norm.bias)]
+    return weights
+
+
+def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale and shift that batch normalisation applies to each channel at inference."""
+    variance, mean = cast("torch.Tensor", layer.running_var), cast("torch.Tensor", layer.running_mean)
+    scale = layer.weight.double() / (variance.double() + layer.eps).sqrt()
+    return scale, layer.bias.double() - mean.double() * scale
+
+
+def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:
+    """The frame that `initial_cache` repeats [1, 1, channels].
+
+    Computed in float64 and rounded: sigmoids of torch depend on the processor in their last bit.
+    """
+    bias, channels = module.pointwise_conv1.bias, module.config.channels
+    if bias is None:
+        return torch.zeros(1, 1, channels)
+    values, gates = bias.double().chunk(2)
+    divisors = [1 + math.exp(min(-gate, 700.0)) for gate in gates.tolist()]
+    return (values / torch.tensor(divisors, dtype=torch.float64)).float().view(1, 1, channels)

@@ -1,0 +1,40 @@
+"""The table of the encoders by WeNet's names. A new one is a file beside this, and a line in the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from u2moe.export.architecture import EncoderArchitecture
+from u2moe.export.encoders import conformer, transformer
+from u2moe.export.encoders.network import SpeechEncoder
+from u2moe.export.encoders.nodes import EncoderNodes
+from u2moe.export.yaml_section import Section
+
+
+class Reader(Protocol):
+    """Reads the architecture from a train.yaml; `normalized` says whether feature statistics are part of it."""
+
+    def __call__(self, top: Section, *, normalized: bool) -> EncoderArchitecture:
+        """The architecture."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of encoder: how it is read from a train.yaml, in plain torch, and as layers of a graph."""
+
+    read: Reader
+    network: type[SpeechEncoder]
+    nodes: type[EncoderNodes]
+
+
+KINDS = {
+    "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
+    "transformer": Kind(transformer.read, transformer.TransformerEncoder, transformer.TransformerNodes),
+}
+
+
+def read_encoder(top: Section, *, normalized: bool) -> EncoderArchitecture:
+    """The encoder of a train.yaml, of the kind that it names."""
+    kind = top.choice("encoder", "conformer", tuple(KINDS))
+    return KINDS[kind].read(top, normalized=normalized)

@@ -1,0 +1,166 @@
+"""What all encoders share, in plain torch, with the names of WeNet's state dict.
+
+There are two ways to run an encoder: `forward` over whole (padded) utterances with an optional chunk mask, used for
+training and parity, and `forward_chunk` with explicit caches, the reference for the streaming graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import EncoderArchitecture
+from u2moe.export.attention import norm, positional_encoding
+from u2moe.export.subsampling import Subsampling
+from u2moe.runtime.bundle.contract import Cache
+
+BlockCaches = dict[str, Tensor]
+"""State of one block between chunks, by the names of the caches in the manifest [batch, ...]."""
+ATT_CACHE = "att_cache"
+CNN_CACHE = "cnn_cache"
+
+
+class GlobalCMVN(nn.Module):
+    """Mean and variance normalisation of the features by statistics of the training data."""
+
+    mean: Tensor
+    istd: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("istd", torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., mel] to [..., mel]."""
+        return (x - self.mean) * self.istd
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all blocks share in one call of the encoder."""
+
+    mask: Tensor
+    """True where a query may see a key [batch, 1, time, keys]."""
+    valid: Tensor
+    """True for frames that exist [batch, time]."""
+    positions: Tensor
+    """Sinusoids of the keys [batch or 1, keys, dim]."""
+
+
+def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
+    """True where frame i may see frame j [time, time]: its chunk and `num_left_chunks` before it (negative: all)."""
+    chunks = torch.arange(time) // chunk_size
+    distance = chunks.unsqueeze(1) - chunks.unsqueeze(0)
+    visible = distance >= 0
+    return visible if num_left_chunks < 0 else visible & (distance <= num_left_chunks)
+
+
+class SpeechEncoder(nn.Module):
+    """Normalisation, subsampling and the blocks, which a kind of encoder supplies."""
+
+    def __init__(self, config: EncoderArchitecture) -> None:
+        super().__init__()
+        self.config = config
+        self.global_cmvn = GlobalCMVN(config.input_size) if config.normalized_input else None
+        self.embed = Subsampling(config)
+        self.encoders = nn.ModuleList(self.block(index) for index in range(config.num_blocks))
+        self.after_norm = norm(config.dim, config.norm)
+
+    def block(self, index: int) -> nn.Module:
+        """The block of that number.
+
+        It is called with [batch, time, dim], the `Context` and its caches, empty at the start; it returns
+        [batch, time, dim] and its caches with the frames of this call appended.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
+        """What a stream keeps from chunk to chunk."""
+        raise NotImplementedError
+
+    def run_blocks(
+        self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
+    ) -> tuple[Tensor, list[BlockCaches]]:
+        """All blocks on [batch, time, dim]."""
+        following = []
+        for block, own in zip(self.encoders, caches, strict=True):
+            x, cache = block(x, context, own)
+            following.append(cache)
+        return x, following
+
+    def _embed(self, features: Tensor) -> Tensor:
+        return cast("Tensor", self.embed(features if self.global_cmvn is None else self.global_cmvn(features)))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
+
+    def start(self) -> list[BlockCaches]:
+        """The caches of the blocks before the first chunk."""
+        return [{} for _ in self.encoders]
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, chunk_size: int | None = None, num_left_chunks: int = -1
+    ) -> tuple[Tensor, Tensor]:
+        """Whole utterances [batch, frames, mel], valid frames [batch], to [batch, time, dim] and valid times [batch].
+
+        `chunk_size` None is full context, but an encoder with a static chunk size always uses that size.
+        """
+        x = self._embed(features)
+        time = x.shape[1]
+        lengths = self.embed.output_lengths(lengths)
+        valid = torch.arange(time, device=x.device) < lengths.unsqueeze(1)
+        mask = valid.view(len(x), 1, 1, time).expand(-1, 1, time, -1)
+        if self.config.static_chunk_size > 0 and not self.config.dynamic_chunk:
+            chunk_size = self.config.static_chunk_size
+        if chunk_size is not None:
+            mask = mask & chunk_mask(time, chunk_size, num_left_chunks).to(x.device)
+        positions = positional_encoding(torch.arange(time, device=x.device), self.config.dim).unsqueeze(0)
+        x = x + positions if self.config.absolute_positions else x
+        x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), self.start())
+        return self._finish(x), lengths
+
+    def forward_chunk(
+        self, chunk: Tensor, offset: int, caches: list[BlockCaches] | None, required_cache_size: int
+    ) -> tuple[Tensor, list[BlockCaches]]:
+        """One chunk of one stream: [1, frames, mel] to [1, time, dim] and the caches for the next call.
+
+        `offset` is the number of encoder frames before this chunk; `required_cache_size` cached frames are kept,
+        all of them if it is negative.
+        """
+        caches = self.start() if caches is None else caches
+        x = self._embed(chunk)
+        time = x.shape[1]
+        cached = caches[0][ATT_CACHE].shape[2] if ATT_CACHE in caches[0] else 0
+        positions = positional_encoding(torch.arange(offset - cached, offset + time), self.config.dim).unsqueeze(0)
+        x = x + positions[:, cached:] if self.config.absolute_positions else x
+        context = Context(torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, time, dtype=torch.bool), positions)
+        x, following = self.run_blocks(x, context, caches)
+        return self._finish(x), [self._last(own, required_cache_size) for own in following]
+
+    def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
+        """The caches with the frames for `required` encoder frames, where they grow."""
+        kept = dict(caches)
+        for cache in self.caches(self.config):
+            if cache.time_axis is not None and cache.name in kept and required >= 0:
+                axis = cache.time_axis - 1
+                size = kept[cache.name].shape[axis]
+                num = min(cache.num_frames(required), size)
+                kept[cache.name] = kept[cache.name].narrow(axis, size - num, num)
+        return kept
+
+
+def attention_cache(config: EncoderArchitecture, num_blocks: int, name: str = ATT_CACHE, rate: float = 1.0) -> Cache:
+    """Keys and values of `num_blocks` blocks."""
+    heads = config.attention
+    return Cache(name=name, num_blocks=num_blocks, shape=(heads.num_kv_heads, 0, 2 * heads.head_dim), rate=rate)
+
+
+def with_past(caches: BlockCaches, name: str, new: Tensor) -> Tensor:
+    """Cached frames and new ones [batch, heads, time, channels]."""
+    return torch.cat((caches[name], new), dim=2) if name in caches else new

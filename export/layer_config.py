@@ -1,0 +1,171 @@
+"""Reads from a train.yaml what several kinds of encoder and decoder have in common."""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+from u2moe.export.architecture import (
+    Activation,
+    Attention,
+    Convolution,
+    EncoderArchitecture,
+    FeedForward,
+    Norm,
+    NormKind,
+    SubsamplingKind,
+)
+from u2moe.export.yaml_section import LARGEST_SIZE, Section
+
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+LAYER_NORMS: tuple[NormKind, ...] = ("layer_norm", "rms_norm")
+CONVOLUTION_NORMS: tuple[NormKind, ...] = get_args(NormKind)
+SUBSAMPLINGS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
+MOST_BLOCKS = 256
+MOST_EXPERTS = 8192
+"""Limit on the experts of all layers of an encoder or decoder. Large mixtures have about 1,000; each is a module, and
+building 2,000 modules takes a second even without weights."""
+FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
+    "position_wise_feed_forward": "dense",
+    "gated": "gated",
+    "moe": "moe",
+}
+
+
+def encoder_architecture(
+    top: Section,
+    *,
+    normalized: bool,
+    activation: Activation,
+    positions: str,
+    attentions: tuple[str, ...],
+    has_macaron: bool = False,
+    has_convolution: bool = False,
+) -> EncoderArchitecture:
+    """What encoders have in common, from a train.yaml.
+
+    Args:
+        top: the file.
+        normalized: whether feature statistics are part of the network.
+        activation: the default, as are `positions` and the first of `attentions`, which are those supported.
+        positions: the default.
+        attentions: kinds of attention layer.
+        has_macaron: whether blocks of this kind may have a second feed-forward layer.
+        has_convolution: whether they may have a convolution module, as conformers do.
+    """
+    conf = top.section("encoder_conf")
+    dim = conf.integer("output_size", 256)
+    if dim % 2:
+        raise conf.wrong("output_size", dim, "even: positions are pairs of sine and cosine")
+    kind = conf.choice("pos_enc_layer_type", positions, ("rel_pos", "abs_pos"))
+    attention = conf.choice("selfattention_layer_type", attentions[0], attentions)
+    chosen = conf.choice("activation_type", activation, ACTIVATIONS)
+    num_blocks = conf.integer("num_blocks", 6, maximum=MOST_BLOCKS)
+    macaron = has_macaron and conf.flag("macaron_style", default=True)
+    convolution = read_convolution(conf, dim, chosen) if has_convolution else None
+    encoder = EncoderArchitecture(
+        kind=cast("str", top.value("encoder") or "conformer"),
+        input_size=top.integer("input_dim"),
+        dim=dim,
+        num_blocks=num_blocks,
+        subsampling=conf.choice("input_layer", "conv2d", SUBSAMPLINGS),
+        absolute_positions=kind == "abs_pos",
+        attention=read_attention(conf, dim, relative=attention == "rel_selfattn"),
+        feed_forward=read_feed_forward(conf, chosen, num_layers=num_blocks * (2 if macaron else 1)),
+        macaron=macaron,
+        convolution=convolution,
+        norm=read_norm(conf),
+        pre_norm=conf.flag("normalize_before", default=True),
+        final_norm=not has_convolution or conf.flag("final_norm", default=True),
+        # negative sizes mean none, as in WeNet
+        static_chunk_size=max(conf.integer("static_chunk_size", 0, minimum=-LARGEST_SIZE), 0),
+        dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
+        normalized_input=normalized,
+        causal=convolution is None or convolution.causal,
+    )
+    check_input_size(top, encoder)
+    check_static_chunk(conf, encoder)
+    return encoder
+
+
+def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:
+    """The convolutions reach as far in frequency as in time."""
+    if encoder.input_size <= encoder.right_context:
+        expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
+        raise top.wrong("input_dim", encoder.input_size, expected)
+
+
+def check_static_chunk(conf: Section, encoder: EncoderArchitecture) -> None:
+    """A convolution that looks beyond the chunk mask: no streaming can reproduce what WeNet computes."""
+    if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
+        found = encoder.static_chunk_size
+        raise conf.unsupported("static_chunk_size", found, ("0 with causal: false", "any with causal: true"))
+
+
+def read_norm(conf: Section) -> Norm:
+    """The normalisation of a network's layers."""
+    return Norm(kind=conf.choice("layer_norm_type", "layer_norm", LAYER_NORMS), eps=read_eps(conf, "norm_eps"))
+
+
+def read_eps(conf: Section, key: str) -> float:
+    """The number under a root that keeps a norm from dividing by zero."""
+    return conf.number(key, 1e-5, minimum=0.0, maximum=1.0)
+
+
+def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = False) -> Attention:
+    """Heads as configured; `prefix` chooses the biases of cross-attention."""
+    num_heads = conf.integer("attention_heads", 4)
+    head_dim = conf.optional_integer("head_dim")
+    num_kv_heads = conf.optional_integer("n_kv_head")
+    if num_kv_heads is not None and head_dim is None:
+        raise conf.wrong("head_dim", None, "given together with n_kv_head")
+    if head_dim is None and dim % num_heads:
+        raise conf.wrong("attention_heads", num_heads, f"a divisor of the width {dim}, unless head_dim is given")
+    head_dim = head_dim or dim // num_heads
+    num_kv_heads = num_kv_heads or num_heads
+    if num_heads % num_kv_heads:
+        raise conf.wrong("n_kv_head", num_kv_heads, f"a divisor of attention_heads {num_heads}")
+    if relative and num_heads * head_dim != dim:
+        raise conf.wrong("head_dim", head_dim, f"output_size {dim} / attention_heads {num_heads} for rel_selfattn")
+    biases = {f"{name}_bias": conf.flag(f"{prefix}{name}_bias", default=True) for name in ("query", "key", "value")}
+    return Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, relative=relative, **biases)
+
+
+def read_feed_forward(conf: Section, activation: Activation, *, num_layers: int) -> FeedForward:
+    """The layer, which occurs `num_layers` times in the network."""
+    kind = FEED_FORWARDS[conf.choice("mlp_type", "position_wise_feed_forward", tuple(FEED_FORWARDS))]
+    hidden, bias = conf.integer("linear_units", 2048), conf.flag("mlp_bias", default=True)
+    num_experts, chosen = conf.integer("n_expert", 8), conf.integer("n_expert_activated", 2)
+    if kind != "moe":
+        return FeedForward(kind=kind, hidden=hidden, activation=activation, bias=bias)
+    if num_layers * num_experts > MOST_EXPERTS:
+        raise conf.wrong(
+            "n_expert", num_experts, f"at most {MOST_EXPERTS // num_layers} in each of {num_layers} layers"
+        )
+    if chosen > num_experts:
+        raise conf.wrong("n_expert_activated", chosen, f"at most n_expert {num_experts}")
+    return FeedForward(
+        kind=kind,
+        hidden=hidden,
+        activation=activation,
+        bias=bias,
+        num_experts=num_experts,
+        num_experts_per_token=chosen,
+    )
+
+
+def read_convolution(conf: Section, dim: int, activation: Activation) -> Convolution | None:
+    """The convolution module of conformer blocks; None if they have none."""
+    used = conf.flag("use_cnn_module", default=True)
+    kernel, causal = conf.integer("cnn_module_kernel", 15), conf.flag("causal", default=False)
+    factor = conf.integer("conv_inner_factor", 2)
+    norm = Norm(
+        kind=conf.choice("cnn_module_norm", "batch_norm", CONVOLUTION_NORMS), eps=read_eps(conf, "conv_norm_eps")
+    )
+    bias = conf.flag("conv_bias", default=True)
+    if not used:
+        return None
+    if not causal and kernel % 2 == 0:
+        raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
+    return Convolution(
+        kernel=kernel, causal=causal, channels=factor * dim // 2, bias=bias, norm=norm, activation=activation
+    )
