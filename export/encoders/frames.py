@@ -13,8 +13,8 @@ from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
 
 
-class Frames:
-    """Frames at positions `step` apart, and those in a cache before them.
+class FrameNodes:
+    """FrameNodes at positions `step` apart, and those in a cache before them.
 
     Args:
         g: builds the nodes.

@@ -9,7 +9,7 @@ from torch import nn
 
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.attention_nodes import AttentionNodes
-from u2moe.export.encoders.frames import Frames, next_history
+from u2moe.export.encoders.frames import FrameNodes, next_history
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, SpeechEncoder
 from u2moe.export.layers import Residual, feed_forward, vector
 from u2moe.runtime.graph.attention import END
@@ -78,7 +78,7 @@ class EncoderNodes:
             time = g.op("Shape", x, start=1, end=2)
             self.offset: Operand = self._position(time) if self.streaming else [0]
             required = self.inputs.get("required_cache_size")
-            self.frames = Frames(
+            self.frames = FrameNodes(
                 g, time=time, lens=self.output_lens, offset=self.offset, cache=cache, required=required
             )
         self.positions = self.frames.sinusoids(self.config.dim)
