@@ -4,6 +4,7 @@ import os
 import pytest
 from manifests import edit_manifest
 
+from u2moe.runtime.bundle import files
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig
@@ -131,6 +132,19 @@ def test_damaged_file(folder):
         Bundle.open(folder, verify=False)
     (folder / "encoder.onnx").unlink()
     with pytest.raises(BundleError, match=r"encoder\.onnx: missing"):
+        Bundle.open(folder)
+
+
+def test_a_large_file_has_digests_of_its_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK", 3)
+    folder = write(tmp_path / "bundle").path
+    found = {name: len(digest.blocks) for name, digest in Bundle.open(folder).manifest.files.items()}
+    assert found == {"ctc.onnx": 0, "decoder.onnx": 3, "encoder.onnx": 3, "tokens.txt": 11}
+    (folder / "encoder.onnx").write_bytes(b"encOder")
+    with pytest.raises(IntegrityError, match=r"encoder\.onnx: sha256 of block 1 is .* expected"):
+        Bundle.open(folder)
+    edit_manifest(folder, lambda content: content["files"]["encoder.onnx"]["blocks"].pop())
+    with pytest.raises(BundleError, match=r"encoder\.onnx: blocks: found 2 digests, expected 3 for 7 bytes"):
         Bundle.open(folder)
 
 

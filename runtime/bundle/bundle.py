@@ -43,9 +43,8 @@ class Bundle:
 
         Args:
             path: the folder.
-            verify: compare the sha256 of every file with the manifest (about a second per gigabyte). False: only names
-                and sizes, and the sha256 of the vocabulary; `load` then verifies what it reads. No file is verified
-                twice.
+            verify: compare the sha256 of every file with the manifest, on all cores. False: only names and sizes, and
+                the sha256 of the vocabulary; `load` then verifies what it reads. No file is verified twice.
             manifest_file: name of the manifest, which is different while a bundle is being written.
 
         Raises:

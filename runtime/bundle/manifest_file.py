@@ -19,6 +19,9 @@ FORMAT = "u2moe-bundle"
 def format_manifest(manifest: Manifest) -> str:
     """The content of bundle.json."""
     content = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    for digest in content["files"].values():
+        if not digest["blocks"]:
+            del digest["blocks"]
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

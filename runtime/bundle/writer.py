@@ -144,6 +144,6 @@ def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) 
 
 def _digest(folder: Path, name: str) -> FileDigest:
     file = BundleFile(folder, name)
-    digest = FileDigest(sha256=file.sha256(), size=file.size)
+    digest = file.digest()
     file.close()
     return digest
