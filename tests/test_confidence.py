@@ -11,25 +11,25 @@ from u2moe.benchmarks.studies.calibration import write_calibration
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.manifest import Calibration
-from u2moe.runtime.decoding.confidence import calibrated, word_confidence
+from u2moe.runtime.decoding.confidence import word_confidence
 from u2moe.runtime.places import DEMO_FOLDER
 
 
 def test_a_word_is_as_sure_as_its_least_sure_token():
-    assert word_confidence([0.9, 0.2, 0.8]) == 0.2
+    assert word_confidence([0.9, 0.2, 0.8], None) == 0.2
 
 
 def test_log_odds_are_scaled_and_shifted():
-    assert calibrated(0.8, None) == 0.8
-    assert calibrated(0.8, Calibration()) == pytest.approx(0.8)
-    assert calibrated(0.5, Calibration(scale=2.0)) == 0.5
-    assert calibrated(0.8, Calibration(scale=2.0)) == pytest.approx(16 / 17)  # odds of 4 become 16
-    assert calibrated(0.5, Calibration(bias=math.log(3))) == pytest.approx(0.75)
+    assert word_confidence([0.8], None) == 0.8
+    assert word_confidence([0.8], Calibration()) == pytest.approx(0.8)
+    assert word_confidence([0.5], Calibration(scale=2.0)) == 0.5
+    assert word_confidence([0.8], Calibration(scale=2.0)) == pytest.approx(16 / 17)  # odds of 4 become 16
+    assert word_confidence([0.5], Calibration(bias=math.log(3))) == pytest.approx(0.75)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2).map(sorted), st.floats(0.01, 100), st.floats(-1000, 1000))
 def test_calibration_keeps_the_order_and_is_a_probability(confidences, scale, bias):
-    found = [calibrated(confidence, Calibration(scale=scale, bias=bias)) for confidence in confidences]
+    found = [word_confidence([confidence], Calibration(scale=scale, bias=bias)) for confidence in confidences]
     assert all(0 <= confidence <= 1 for confidence in found)
     assert all(a <= b for a, b in itertools.pairwise(found))
 
@@ -41,7 +41,7 @@ def test_confidences_are_what_the_bundle_says_they_are_worth(bundle, model, soun
     plain, scaled = (
         Recognizer(which, model, DecodingOptions(search=search)).transcribe(sound).segments for which in (bundle, other)
     )
-    expected = [calibrated(word.confidence, calibration) for segment in plain for word in segment.words]
+    expected = [word_confidence([word.confidence], calibration) for segment in plain for word in segment.words]
     assert [word.confidence for segment in scaled for word in segment.words] == pytest.approx(expected)
     assert expected
     for before, after in zip(plain, scaled, strict=True):

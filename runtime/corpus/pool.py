@@ -45,23 +45,6 @@ operator, or another process that exhausted the memory)."""
 _MOST_STARTS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSetup:
-    """What a worker needs.
-
-    Attributes:
-        folder: the folder of the run.
-        run: its description.
-        model: the model.
-        recognizer: the loaded model, for forked processes; None: each process loads it.
-    """
-
-    folder: str
-    run: RunDescription
-    model: ModelChoice
-    recognizer: Recognizer | None
-
-
 class _Report(ctypes.Structure):
     """Progress of a worker on its block, in memory shared with the parent."""
 
@@ -110,17 +93,22 @@ class WorkerPool:
     Forked workers share the memory of a model that was loaded once; otherwise each worker loads it.
 
     Args:
-        setup: what workers need; with a `recognizer`, they are forked.
+        folder: the folder of the run.
+        run: its description.
+        model: the model.
+        recognizer: the loaded model, for workers that are forked; None: they are spawned.
         num_workers: number of processes.
 
     Attributes:
         num_deaths: workers that died and were replaced.
     """
 
-    def __init__(self, setup: WorkerSetup, num_workers: int) -> None:
+    def __init__(
+        self, folder: str, run: RunDescription, model: ModelChoice, recognizer: Recognizer | None, num_workers: int
+    ) -> None:
         self.num_deaths = 0
-        self._setup = setup
-        self._context = multiprocessing.get_context("spawn" if setup.recognizer is None else "fork")
+        self._setup = (folder, run, model, recognizer)
+        self._context = multiprocessing.get_context("spawn" if recognizer is None else "fork")
         self._trouble: dict[int, _Trouble] = {}
         self._workers = [self._start() for _ in range(num_workers)]
 
@@ -169,7 +157,7 @@ class WorkerPool:
         ours, theirs = self._context.Pipe()
         report = self._context.RawValue(_Report)
         process = self._context.Process(  # type: ignore[attr-defined]  # of either context
-            target=_work, args=(self._setup, theirs, report, os.getpid()), name="u2moe-corpus", daemon=True
+            target=_work, args=(*self._setup, theirs, report, os.getpid()), name="u2moe-corpus", daemon=True
         )
         with warnings.catch_warnings():
             # Python warns of threads. Those of numpy's OpenBLAS are stopped before a fork and started after it.
@@ -219,7 +207,10 @@ class WorkerPool:
             self._assign(new, old.block)
 
 
-def _work(setup: WorkerSetup, parent: connection.Connection, report: Any, parent_id: int) -> None:
+def _work(
+    path: str, run: RunDescription, model: ModelChoice, loaded: Recognizer | None, parent: connection.Connection,
+    report: Any, parent_id: int,
+) -> None:  # fmt: skip
     """The worker process: do the blocks that come through the connection until it ends, or the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -235,9 +226,8 @@ def _work(setup: WorkerSetup, parent: connection.Connection, report: Any, parent
         report.num_attempted = len(indices)
 
     try:
-        folder, rows = OutputFolder(setup.folder), RowMaker.of_run(setup.run)
-        model = setup.recognizer or setup.model.load()
-        recognizer = BlockRecognizer(model, rows, on_progress=count, on_attempt=attempt)
+        folder, rows = OutputFolder(path), RowMaker.of_run(run)
+        recognizer = BlockRecognizer(loaded or model.load(), rows, on_progress=count, on_attempt=attempt)
         report.is_ready = True
         while True:
             block, caution = parent.recv()

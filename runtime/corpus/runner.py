@@ -14,7 +14,7 @@ from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions, count_lines, digest, find_format, read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
-from u2moe.runtime.corpus.pool import WorkerPool, WorkerSetup, may_fork, num_cores
+from u2moe.runtime.corpus.pool import WorkerPool, may_fork, num_cores
 from u2moe.runtime.corpus.recognition import BlockDone
 from u2moe.runtime.corpus.results import is_faultless
 from u2moe.runtime.corpus.rows import options_as_json
@@ -111,8 +111,8 @@ def run_corpus(
     with contextlib.closing(CorpusRun.begin(list_path, output, recognizer, model, options)) as run:
         shared = recognizer if model.can_be_forked and may_fork() else None
         del recognizer
-        setup = WorkerSetup(folder=run.folder.path, run=run.description, model=model, recognizer=shared)
-        with WorkerPool(setup, options.num_workers or max(num_cores() // model.num_threads, 1)) as pool:
+        num_workers = options.num_workers or max(num_cores() // model.num_threads, 1)
+        with WorkerPool(run.folder.path, run.description, model, shared, num_workers) as pool:
             run.work(pool, on_progress)
     return run.progress
 

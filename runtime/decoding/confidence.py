@@ -14,17 +14,14 @@ _SMALLEST = 1e-6
 """Confidences are clipped to this distance from 0 and 1, so that their odds are finite."""
 
 
-def word_confidence(probabilities: Sequence[float]) -> float:
-    """Confidence of a word, given the probabilities of its tokens: the smallest of them.
+def word_confidence(probabilities: Sequence[float], calibration: Calibration | None) -> float:
+    """Confidence of a word, given the probabilities of its tokens: the smallest of them, calibrated (Platt scaling).
 
     A word is correct only if all its tokens are. On real recordings the minimum separated correct from incorrect words
-    better than the usual geometric mean.
+    better than the usual geometric mean. The calibration scales and shifts its log-odds to the expected share of
+    correct words.
     """
-    return min(probabilities)
-
-
-def calibrated(confidence: float, calibration: Calibration | None) -> float:
-    """The confidence with its log-odds scaled and shifted (Platt scaling): the expected share of correct words."""
+    confidence = min(probabilities)
     if calibration is None:
         return confidence
     clipped = min(max(confidence, _SMALLEST), 1 - _SMALLEST)

@@ -1,4 +1,4 @@
-"""Pauses in an utterance, and word boundaries derived from them: CTC gives the peaks of words, not their edges."""
+"""Times of tokens and words: spans around the peaks of CTC, and word boundaries moved to the pauses of the audio."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.decoding.spans import LONGEST_TOKEN_S
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from u2moe.runtime.bundle.manifest import FeatureConfig
 
+_LONGEST_TOKEN_S = 1.0
+"""Longest span of a token in seconds: it extends at most half of this from its peak."""
 _MIN_PAUSE_S = 0.08
 """Shorter silences are the closures of stop consonants, within words."""
 _POWER = 0.25
@@ -72,6 +72,22 @@ def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: fl
     return next((pause for pause in long if sum(pause) / 2 > after_s), None)
 
 
+def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[Span]:
+    """Start and end of each token in seconds, from the encoder frames at which they peak.
+
+    As in WeNet's `gen_timestamps_from_peak`, tokens meet halfway between their peaks, but extend at most half a second
+    from their own peak, and stay within the audio.
+    """
+    spans = []
+    for index, time in enumerate(times):
+        peak = time * frame_s
+        start, end = peak - _LONGEST_TOKEN_S / 2, peak + _LONGEST_TOKEN_S / 2
+        start = max(start, (times[index - 1] + time) / 2 * frame_s if index > 0 else 0.0)
+        end = min(end, (time + times[index + 1]) / 2 * frame_s if index + 1 < len(times) else duration)
+        spans.append((start, end))
+    return spans
+
+
 def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:
     """Move word boundaries to the pauses: words end where the longest pause between two peaks begins.
 
@@ -98,9 +114,9 @@ def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence
         if not between:
             continue
         start, end = max(between, key=lambda pause: pause[1] - pause[0])
-        if place and start - max(before, earliest) <= LONGEST_TOKEN_S:
+        if place and start - max(before, earliest) <= _LONGEST_TOKEN_S:
             ends[place - 1] = start
-        if place < len(words) and after - end <= LONGEST_TOKEN_S:
+        if place < len(words) and after - end <= _LONGEST_TOKEN_S:
             starts[place] = end
         elif 0 < place < len(words):
             starts[place] = max(starts[place], ends[place - 1])

@@ -6,10 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from u2moe.runtime.decoding.alignment import align
-from u2moe.runtime.decoding.confidence import calibrated, word_confidence
-from u2moe.runtime.decoding.pauses import end_at_pauses
+from u2moe.runtime.decoding.confidence import word_confidence
+from u2moe.runtime.decoding.pauses import end_at_pauses, token_spans
 from u2moe.runtime.decoding.rescoring import attention_beam_search, attention_rescoring
-from u2moe.runtime.decoding.spans import token_spans, words_of
 from u2moe.runtime.result import Alternative, Result, WordResult
 
 if TYPE_CHECKING:
@@ -136,8 +135,13 @@ class SecondPass:
         meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
         peaks = [(begin + best.times[word.begin] * frame_s, begin + best.times[word.end - 1] * frame_s)
                  for word in words]  # fmt: skip
-        confidences = [
-            calibrated(word_confidence(probabilities[word.begin : word.end]), self._manifest.calibration)
-            for word in words
+        calibration = self._manifest.calibration
+        return [
+            WordResult(
+                word=word.text,
+                start=round(start, 3),
+                end=round(end, 3),
+                confidence=word_confidence(probabilities[word.begin : word.end], calibration),
+            )
+            for word, (start, end) in zip(words, end_at_pauses(meeting, peaks, source.pauses()), strict=True)
         ]
-        return words_of(words, end_at_pauses(meeting, peaks, source.pauses()), confidences)

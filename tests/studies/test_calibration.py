@@ -10,7 +10,7 @@ from u2moe.benchmarks.studies import calibration
 from u2moe.benchmarks.studies.calibration import area_under_roc, fit, information, reliability, write_calibration
 from u2moe.runtime import Bundle
 from u2moe.runtime.bundle.manifest import Calibration
-from u2moe.runtime.decoding.confidence import calibrated
+from u2moe.runtime.decoding.confidence import word_confidence
 
 
 def drawn(shape=lambda confidence: confidence, num=20_000):
@@ -71,8 +71,10 @@ def test_the_fit_is_written_into_the_bundle_on_top_of_what_it_says(bundle, tmp_p
     )
     both = write_calibration(folder, 3.0, 0.25)
     assert both == Calibration(scale=6.0, bias=1.75) == Bundle.open(folder).manifest.calibration
-    expected = calibrated(calibrated(0.3, Calibration(scale=2.0, bias=0.5)), Calibration(scale=3.0, bias=0.25))
-    assert calibrated(0.3, both) == pytest.approx(expected)
+    expected = word_confidence(
+        [word_confidence([0.3], Calibration(scale=2.0, bias=0.5))], Calibration(scale=3.0, bias=0.25)
+    )
+    assert word_confidence([0.3], both) == pytest.approx(expected)
     with pytest.raises(ValueError, match="scale must be above 0"):
         write_calibration(folder, -1.0, 0.0)
     assert Bundle.open(folder).manifest.calibration == both
