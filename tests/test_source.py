@@ -14,36 +14,6 @@ from tones import ToyBundle, ToyModel, say, toy_recognizer
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, StreamError, Transcriber
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.decoding.source import Source
-from u2moe.runtime.decoding.utterance import State
-
-
-def states(toy, source):
-    """States that an utterance goes through until nothing is left to do."""
-    seen = [source.state]
-    while source.state in (State.WINDOWS, State.SEARCHED):
-        if source.state is State.SEARCHED:
-            toy._pipeline._settle([source])
-        else:
-            toy._pipeline._search([(source, source.take_window())])
-        seen.append(source.state)
-    return seen
-
-
-def test_an_utterance_goes_from_state_to_state(toy):
-    stream = toy.create_stream(dataclasses.replace(CHUNKED, endpoint=None))
-    source, (samples, _) = stream.source, say("AB", [0.3, 0.3])
-    assert (source.state, stream.is_ready) == (State.RECEIVING, False)
-    stream.accept_waveform(RATE, samples[:5000])
-    assert source.state is State.RECEIVING
-    stream.accept_waveform(RATE, samples[5000:])
-    assert (source.state, stream.is_ready) == (State.WINDOWS, True)
-    assert states(toy, source) == [State.WINDOWS] * 2 + [State.RECEIVING]
-    stream.input_finished()
-    assert states(toy, source) == [State.WINDOWS, State.SEARCHED, State.CONCLUDED]
-    assert not stream.is_ready
-    assert stream.get_result().text == "A B"
-    stream.reset()
-    assert source.state is State.RECEIVING
 
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 30_000), max_size=4))
@@ -61,25 +31,6 @@ def test_what_is_missing_completes_a_window(chunk_size, lengths):
     stream.accept_waveform(RATE, np.zeros(1, np.float32))
     assert stream.is_ready
     assert stream.missing_s == 0
-
-
-def test_the_next_utterance_begins_with_the_surplus_of_an_ended_one(toy):
-    """Frames of a chunk after an endpoint belong to the next utterance, whose numbers go on."""
-    options = DecodingOptions(chunk_size=200, endpoint=CHUNKED.endpoint)
-    stream = toy.create_stream(options)
-    samples, starts = say("AB", [0.3, 2.0])
-    stream.accept_waveform(RATE, samples)
-    stream.input_finished()
-    source = stream.source
-    toy._pipeline._search([(source, source.take_window())])
-    ended = source.utterance
-    assert (source.state, ended.number, ended.start) == (State.SEARCHED, 0, 0)
-    assert ended.endpoint.rule == 2
-    assert 0 < ended.num_frames < starts[1] / source.frame_s
-    assert ended.num_frames + len(ended.surplus) == ((len(samples) - 400) // 160 + 1 - 7) // 4 + 1
-    toy._pipeline._settle([source])
-    assert (source.utterance.number, source.utterance.start) == (1, ended.end)
-    assert [segment.text for segment in stream.take_segments()] == ["A", "B"]
 
 
 @pytest.mark.parametrize("options", [CHUNKED, DecodingOptions(endpoint=EndpointConfig())])
