@@ -1,0 +1,279 @@
+"""Moves large activation channels into the weights beside them, by powers of two: the network stays equal in float32.
+
+A token has one scale for all its channels: one that is a hundred times as large as the others leaves these two of 127
+steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is made, and multiplies the weights that read it.
+With powers of two nothing rounds: all products and sums are the same numbers, scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, NOTHING, Float, int8_columns
+from u2moe.quantize.experts.layer import ExpertLayer, expert_layers
+from u2moe.quantize.passes.calls import calls, inputs_of
+from u2moe.quantize.routing import ExpertInputs
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.graph.external import with_external
+from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of
+from u2moe.runtime.model.native import plain_name
+
+Exponents = npt.NDArray[np.int64]
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Candidate shares of the differences between channels that move into the weights."""
+UNSEEN = 0.5
+"""The share where no recordings tell."""
+LEAST_GAIN = 0.02
+"""Part of a layer's error that smoothing must take away: less is chance."""
+NUM_ROWS = 512
+"""Rows of each value on which candidates are judged, besides those with the largest channels."""
+PIECE_FRAMES = 3000
+"""Feature frames per encoder call: attention over a whole long recording would need too much memory."""
+LARGEST_EXPONENT = 12
+"""Limit of a channel's exponent: nothing becomes subnormal or infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Channels between the parameters that make them and the weights that read them.
+
+    Attributes:
+        value: the value [..., rows] that the weights read; None inside a function.
+        made: parameters [..., columns] that make the channels; `columns`: that of each channel.
+        read: weights [rows, out]; `channels`: the channel that each row reads.
+        size: estimates the size of each channel where there are no recordings.
+    """
+
+    value: ir.Value | None = None
+    made: Sequence[ir.Value]
+    columns: npt.NDArray[np.int64]
+    read: Sequence[ir.Value]
+    channels: npt.NDArray[np.int64]
+    size: Callable[[], Float]
+
+    @property
+    def name(self) -> str:
+        """The name of the value; "" without one."""
+        return (self.value.name or "") if self.value is not None else ""
+
+
+def sites_of(model: ir.Model) -> list[Site]:
+    """All sites of a float32 graph.
+
+    These are outputs of normalisations that only products, feed-forward layers and mixtures read; values of attention;
+    and hidden units of feed-forward layers and experts behind relu or a gate.
+    """
+    mixtures = {layer.node: layer for layer in expert_layers(model)}
+    sites = [site for node in calls(model, "Normalization", "RmsNormalization", "AddNormalization")
+             for site in _normalized(node, mixtures)]  # fmt: skip
+    sites += [site for node in calls(model, "Attention", "CachedAttention") for site in _values(node)]
+    for node in calls(model, "FeedForward", "GatedFeedForward"):
+        gated = plain_name(node.op_type) == "GatedFeedForward"
+        if gated or node.attributes["activation"].as_string() == "relu":
+            sites.append(_hidden(inputs_of(node)[1 + gated :]))
+    for layer in mixtures.values():
+        if layer.mixture.activation == "relu":
+            products = [layer.w1, layer.b1, layer.w2] if layer.mixture.bias else [layer.w1, layer.w2]
+            sites += [_hidden(parameters) for parameters in zip(*products, strict=True)]
+    return sites
+
+
+def smooth(model: ir.Model, rows: Mapping[str, Float]) -> int:
+    """Scale the channels of a float32 graph in place; its outputs stay the same numbers.
+
+    Args:
+        model: the graph. Weights are read and scaled when it is saved.
+        rows: samples [n, rows] of values by name; sites without them are scaled by their weights alone.
+
+    Returns:
+        Number of scaled channels.
+    """
+    num_scaled = 0
+    for site in sites_of(model):
+        exponents = _exponents(site, rows.get(site.name))
+        if exponents.any():
+            _scale(site, exponents)
+            num_scaled += int(np.count_nonzero(exponents))
+    return num_scaled
+
+
+def smoothed_bundle(
+    bundle: Bundle, folder: Path, features: Sequence[Float], progress: Callable[[str], None]
+) -> tuple[Bundle, int]:
+    """Write a float32 bundle that computes the same numbers with smoother activations.
+
+    Args:
+        bundle: in float32.
+        folder: where to write it.
+        features: of recordings [frames, mel] each.
+        progress: called with a line for each step.
+
+    Returns:
+        The bundle, and the number of scaled channels.
+    """
+    num_scaled = 0
+    with BundleWriter(folder) as staging:
+        for graph in bundle.manifest.model.graphs():
+            model = ir.load(bundle.path / graph.file)
+            rows = _recorded(bundle, model, features, progress) if graph.name == "encoder" else {}
+            progress(f"smoothing {graph.file}")
+            num_scaled += smooth(model, rows)
+            save_graph(model, staging.path / graph.file)
+        for name in bundle.manifest.files:
+            if not (staging.path / name).exists() and not name.endswith(".onnx.data"):
+                staging.add(name, bundle.path / name)
+        return staging.finish(with_external(bundle.manifest, staging.path)), num_scaled
+
+
+def _recorded(
+    bundle: Bundle, model: ir.Model, features: Sequence[Float], progress: Callable[[str], None]
+) -> dict[str, Float]:
+    """Rows of every site's value, evenly from all recordings, and for each channel the row in which it is largest."""
+    names = [site.name for site in sites_of(model) if site.name]
+    encoder, share = ExpertInputs(bundle, also=names), max(NUM_ROWS // max(len(features), 1), 1)
+    parts: dict[str, list[Float]] = {name: [] for name in names}
+    for number, frames in enumerate(features):
+        progress(f"activations: recording {number + 1} of {len(features)}")
+        for begin in range(0, len(frames), PIECE_FRAMES):
+            piece = frames[begin : begin + PIECE_FRAMES]
+            if len(piece) < bundle.manifest.model.window:
+                continue
+            for name, rows in encoder.recorded(piece, names).items():
+                picked = np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(int)
+                largest = np.abs(rows).argmax(axis=0)
+                parts[name].append(rows[np.union1d(picked, largest)])
+    return {name: _thinned(np.concatenate(rows)) for name, rows in parts.items() if rows}
+
+
+def _thinned(rows: Float) -> Float:
+    """Up to `NUM_ROWS` rows evenly, and for each channel the row in which it is largest."""
+    picked = np.linspace(0, len(rows) - 1, min(NUM_ROWS, len(rows))).astype(int)
+    return rows[np.union1d(picked, np.abs(rows).argmax(axis=0))]
+
+
+def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Iterator[Site]:
+    value = node.outputs[-1]
+    made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
+    read = [_weights_of(value, use.node, mixtures) for use in value.uses()]
+    if all(read) and not value.is_graph_output():
+        weights = [weight for each in read for weight in each]
+        yield _in_order(made, weights, lambda: sum(np.abs(array_of(parameter)) for parameter in made), value)
+
+
+def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Sequence[ir.Value]:
+    """The weights with which a node multiplies a value; none if it does anything else with it."""
+    if list(reader.inputs).count(value) > 1 or reader.inputs[0] is not value:
+        return []
+    if reader in mixtures:
+        return [mixtures[reader].gate, *mixtures[reader].w1]
+    num_weights = {"Linear": 1, "FeedForward": 1, "GatedFeedForward": 2}
+    return inputs_of(reader)[1 : 1 + num_weights.get(plain_name(reader.op_type) if reader.domain else "", 0)]
+
+
+def _values(node: ir.Node) -> Iterator[Site]:
+    """Values of attention, head by head after the keys in what one product makes; groups of heads share them."""
+    context, key_value = node.outputs[0], inputs_of(node)[1]
+    maker, readers = key_value.producer(), [use.node for use in context.uses()]
+    if maker is None or [plain_name(each.op_type) for each in (maker, *readers)] != ["Linear", "Linear"]:
+        return
+    heads, groups, size = (node.attributes[name].as_int() for name in ("num_heads", "num_kv_heads", "size"))
+    channel = np.arange(groups * size).reshape(groups, size)
+    columns = (channel + size * (1 + np.arange(groups)[:, np.newaxis])).ravel()
+    made = inputs_of(maker)[1:]
+    yield Site(
+        value=context,
+        made=made,
+        columns=columns,
+        read=inputs_of(readers[0])[1:2],
+        channels=np.repeat(channel, heads // groups, axis=0).ravel(),
+        size=lambda: np.abs(array_of(made[0])[:, columns]).max(axis=0),
+    )
+
+
+def _hidden(parameters: Sequence[ir.Value]) -> Site:
+    """Hidden units of two products, with or without biases."""
+    made, second = parameters[: len(parameters) // 2], parameters[len(parameters) // 2]
+    if len(parameters) == 3:
+        made, second = parameters[:2], parameters[2]
+    return _in_order(made, [second], lambda: np.abs(array_of(made[0])).max(axis=0))
+
+
+def _in_order(
+    made: Sequence[ir.Value], read: Sequence[ir.Value], size: Callable[[], Float], value: ir.Value | None = None
+) -> Site:
+    order = np.arange(shape_of(read[0])[0])
+    return Site(value=value, made=made, columns=order, read=read, channels=order, size=size)
+
+
+def _exponents(site: Site, rows: Float | None) -> Exponents:
+    """The power of two by which each channel is divided, the best of those for `STRENGTHS`; zeros if none helps."""
+    weights = [array_of(weight) for weight in site.read if group_of(weight) != "routers"]  # these stay in float32
+    weight_size = _by_channel(site, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
+    if rows is None:
+        return _balanced(site.size(), weight_size, UNSEEN)
+    size = _by_channel(site, np.abs(rows).max(axis=0))
+    candidates = [np.zeros(len(size), np.int64), *(_balanced(size, weight_size, strength) for strength in STRENGTHS)]
+    errors = [_error(rows, weights, exponents[site.channels]) for exponents in candidates]
+    best = int(np.argmin(errors))
+    return candidates[best] if errors[best] <= (1 - LEAST_GAIN) * errors[0] else candidates[0]
+
+
+def _by_channel(site: Site, sizes: Float) -> Float:
+    """The largest of the rows' sizes that belong to each channel."""
+    result = np.zeros(len(site.columns), np.float32)
+    np.maximum.at(result, site.channels, sizes)
+    return result
+
+
+def _balanced(size: Float, weight_size: Float, strength: float) -> Exponents:
+    found = (size > NOTHING) & (weight_size > NOTHING)
+    logs = np.zeros(len(size))
+    logs[found] = strength * np.log2(size[found]) - (1 - strength) * np.log2(weight_size[found])
+    middle = np.median(logs[found]) if found.any() else 0.0
+    exponents = np.where(found, np.rint(logs - middle), 0)
+    return np.clip(exponents, -LARGEST_EXPONENT, LARGEST_EXPONENT).astype(np.int64)
+
+
+def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float:
+    """Relative error, summed over the weights, of their products with these rows in int8."""
+    scaled = np.ldexp(rows, -exponents)
+    step = np.maximum(np.abs(scaled).max(axis=1, keepdims=True), NOTHING) / ACTIVATION_LEVELS
+    rounded = np.rint(scaled / step) * step
+    total = 0.0
+    for weight in weights:
+        integers, scale = int8_columns(np.ldexp(weight, exponents[:, np.newaxis]))
+        expected = rows @ weight
+        difference = np.linalg.norm(rounded @ (integers * scale) - expected)
+        total += float(difference / max(float(np.linalg.norm(expected)), NOTHING))
+    return total
+
+
+def _scale(site: Site, exponents: Exponents) -> None:
+    def divided(array: Float) -> Float:
+        by_column = np.zeros(array.shape[-1], np.int64)
+        by_column[site.columns] = exponents
+        return np.ldexp(array, -by_column)
+
+    def multiplied(array: Float) -> Float:
+        return np.ldexp(array, exponents[site.channels][:, np.newaxis])
+
+    for values, change in ((site.made, divided), (site.read, multiplied)):
+        for value in values:
+            _replace(value, change)
+
+
+def _replace(value: ir.Value, change: Callable[[Float], Float]) -> None:
+    """Make an initializer one that is read and changed when the graph is saved."""
+    before = ir.Value(name=value.name, const_value=value.const_value)
+
+    def load() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(change(array_of(before)), np.float32), name=value.name)
+
+    value.const_value = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape_of(value)), name=value.name)
