@@ -24,16 +24,13 @@ class ExpertTokens:
     """Calibration tokens by layer and expert.
 
     Attributes:
-        seconds: seconds of audio.
-        num_compensated: experts seen so far that had enough tokens for calibration; `num_plain`: those that had not.
+        enough: by layer seen so far, whether each expert had enough tokens for calibration.
     """
 
-    def __init__(
-        self, folder: Path, layers: Mapping[str, RoutedLayer], seconds: float, progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path, layers: Mapping[str, RoutedLayer], progress: Callable[[str], None]) -> None:
         """The file of a layer in `folder` has its name and holds its tokens, float32 [n, dim]."""
-        self.folder, self.layers, self.seconds, self.progress = folder, layers, seconds, progress
-        self.num_compensated = self.num_plain = 0
+        self.folder, self.layers, self.progress = folder, layers, progress
+        self.enough: dict[str, list[bool]] = {}
 
     def by_expert(self, name: str, num_experts: int) -> Iterator[tuple[Array, Array] | None]:
         """For each expert of the layer, its tokens [n, dim] and its routing weight [n] for each of them.
@@ -47,20 +44,16 @@ class ExpertTokens:
         dim = len(self.layers[name].gate)
         tokens = np.fromfile(self.folder / name, np.float32).reshape(-1, dim)
         shares = self.layers[name].shares(tokens)
+        enough = self.enough[name] = []
         for own in shares.T:
             (chosen,) = np.nonzero(own)
-            enough = len(chosen) >= dim
-            self.num_compensated += enough
-            self.num_plain += not enough
-            yield (tokens[chosen], own[chosen]) if enough else None
+            enough.append(len(chosen) >= dim)
+            yield (tokens[chosen], own[chosen]) if enough[-1] else None
 
     def data(self) -> dict[str, float]:
         """Statistics for the manifest and the report."""
-        return {
-            "seconds": round(self.seconds, 2),
-            "compensated_experts": self.num_compensated,
-            "plain_experts": self.num_plain,
-        }
+        enough = [each for layer in self.enough.values() for each in layer]
+        return {"compensated_experts": sum(enough), "plain_experts": len(enough) - sum(enough)}
 
 
 @contextmanager
@@ -89,5 +82,4 @@ def recorded(
                     for layer, tokens in encoder.tokens(frames[begin : begin + _PIECE_FRAMES]).items():
                         written[layer].write(np.ascontiguousarray(tokens).tobytes())
         del encoder  # its weights are not needed any more
-        seconds = sum(map(len, features)) * bundle.manifest.features.frame_shift_ms / 1000
-        yield ExpertTokens(folder, layers, seconds, progress)
+        yield ExpertTokens(folder, layers, progress)

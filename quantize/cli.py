@@ -42,9 +42,16 @@ def add_quantize(subparsers: Subparsers) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="round 4-bit experts of the encoder so that what they compute of these recordings changes least: audio "
-        "files, folders, or lists (.tsv) as --list takes; a few minutes of typical speech, of which at most "
-        f"{LONGEST_S // 60} are used (default: round each weight by itself)",
+        help="fit to these recordings: large activation channels move into the weights, and 4-bit experts are rounded "
+        "so that their outputs change least; audio files, folders, or lists (.tsv) as --list takes; a few minutes of "
+        f"typical speech, of which at most {LONGEST_S // 60} are used (default: round each weight by itself)",
+    )
+    parser.add_argument(
+        "--max-damage",
+        metavar="PERCENT",
+        type=float,
+        help="use the next better format for the layers that hurt most, so that at most so many percent of the tokens "
+        "change on the recordings of --calibrate",
     )
     parser.add_argument(
         "--packed",
@@ -100,6 +107,7 @@ def run_quantize(args: argparse.Namespace) -> int:
                 _groups(args.group),
                 packed=args.packed,
                 calibration=_recordings(args.calibrate),
+                max_damage=None if args.max_damage is None else args.max_damage / 100,
             ),
             audio=audio,
             recordings=read_recordings(args.list) if args.list else [],
@@ -108,7 +116,8 @@ def run_quantize(args: argparse.Namespace) -> int:
             progress=tell,
         )
     except QuantizationError as error:
-        print(describe(error.report))
+        if error.report is not None:
+            print(describe(error.report))
         raise
     if report is not None:
         print(describe(report))

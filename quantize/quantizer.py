@@ -6,20 +6,16 @@ import dataclasses
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from u2moe.quantize.calibration import ExpertTokens, recorded
 from u2moe.quantize.packing import pack_graph, save_mapped
-from u2moe.quantize.passes import quantize_graph
-from u2moe.quantize.recipes import LONGEST_S, Recipe
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
-from u2moe.quantize.weights import Change
+from u2moe.quantize.run import opened_run
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import Manifest
@@ -27,7 +23,6 @@ from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.external import with_external
-from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import words
 
@@ -66,7 +61,8 @@ def quantize_bundle(
         BundleError: not a float32 bundle, weights in a file with several names (hard links), a requested group that no
             graph has, or a target that cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
-        QuantizationError: the word error rate rose beyond `max_wer_increase`; carries the report.
+        QuantizationError: the word error rate rose beyond `max_wer_increase` (it then carries the report), or no choice
+            of layers meets the recipe's `max_damage`.
     """
     if max_wer_increase is not None:
         _check_limit(max_wer_increase, recordings)
@@ -77,17 +73,17 @@ def quantize_bundle(
         features = features_of(source, measured)
         if measured and not features:
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
-        changes, record = _quantized_graphs(source, recipe, staging.path, progress)
-        quantized = tuple(graph.file for graph in source.manifest.model.graphs())
-        for name in source.manifest.files:
-            if not name.startswith(quantized):  # nor the weights beside a graph
-                staging.add(name, source.path / name)
-        manifest = with_external(dataclasses.replace(source.manifest, quantization=record), staging.path)
-        staged = staging.seal(manifest)
-        staged.load()
-        report = None
+        with opened_run(source, recipe, staging.path.parent, progress) as run:
+            made = run.quantize(recipe, staging)
+            if recipe.max_damage is not None:
+                made = run.repaired(made, staging, recipe.max_damage)
+            damage = run.damage(made) if recipe.calibration and features else None
+        made.bundle.load()
+        manifest, report = made.bundle.manifest, None
         if features:
-            report = build_report(source, staged, changes, features, recordings, progress=progress)
+            report = build_report(source, made.bundle, made.changes, features, recordings, progress=progress)
+            if damage is not None:
+                report["damage"] = dataclasses.asdict(damage)
             _check_words(report, max_wer_increase)
         if layout is not None:
             manifest = _pack(staging, manifest, layout, progress)
@@ -96,22 +92,6 @@ def quantize_bundle(
         if report is not None:
             staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
         return staging.finish(manifest), report
-
-
-def _quantized_graphs(
-    source: Bundle, recipe: Recipe, folder: Path, progress: Callable[[str], None]
-) -> tuple[dict[str, Change], dict[str, Any]]:
-    """Quantize each graph and save it in `folder`; returns the changed weights, and the record for the manifest."""
-    changes: dict[str, Change] = {}
-    with _tokens(source, recipe, folder, progress) as tokens:
-        for graph in source.manifest.model.graphs():
-            progress(f"quantizing {graph.file}")
-            model = ir.load(source.path / graph.file)
-            changes |= quantize_graph(model, recipe, tokens)
-            save_graph(model, folder / graph.file, progress=progress)
-    counts = Counter(change.group for change in changes.values())
-    _check_found(source, recipe, counts)
-    return changes, _record(recipe, counts, tokens)
 
 
 def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:
@@ -150,28 +130,6 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
     return source
 
 
-def _tokens(
-    source: Bundle, recipe: Recipe, folder: Path, progress: Callable[[str], None]
-) -> AbstractContextManager[ExpertTokens | None]:
-    """Tokens of the recipe's calibration recordings, in files in `folder`; None without calibration."""
-    if not recipe.calibration:
-        return nullcontext()
-    shift_s = source.manifest.features.frame_shift_ms / 1000
-    features = features_of(source, recipe.calibration, limit=round(LONGEST_S / shift_s))
-    if not features:
-        raise AudioError(f"calibration: {recipe.calibration[0]} and all others are too short for the encoder")
-    return recorded(source, features, folder, progress)
-
-
-def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
-    """Raise BundleError if a group requested by name is missing; recipes for all groups accept networks with some."""
-    missing = recipe.quantized.keys() - changed.keys()
-    by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
-    if missing - by_nature or not changed:
-        groups = ", ".join(sorted(missing))
-        raise BundleError(f"{source.path}: recipe {recipe.name} quantizes {groups}, but no graph has such weights")
-
-
 def _check_limit(max_wer_increase: float, recordings: Sequence[Recording]) -> None:
     if not math.isfinite(max_wer_increase):
         raise ValueError(f"max_wer_increase must be a finite number, got {max_wer_increase}")
@@ -188,15 +146,3 @@ def _check_words(report: dict[str, Any], limit: float | None) -> None:
                 f"by more than {limit:.2%}",
                 report,
             )
-
-
-def _record(recipe: Recipe, changed: Counter[str], tokens: ExpertTokens | None) -> dict[str, Any]:
-    """The recipe as the manifest records it."""
-    return {
-        "recipe": recipe.name,
-        "groups": dict(recipe.quantized),
-        "whole": recipe.whole,
-        "block_size": recipe.block_size,
-        "num_weights": dict(sorted(changed.items())),
-        **({"calibration": tokens.data()} if tokens else {}),
-    }

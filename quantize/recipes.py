@@ -40,8 +40,12 @@ class Recipe:
         required: groups that were requested by name; a network without one of them is an error.
         packed: write weights in the layout of the native kernels, which then map them from the file. The bundle cannot
             be loaded without these kernels, and its files must not change in place while it is loaded.
-        calibration: audio files on which the output error of the encoder's int4 experts is minimised (GPTQ). Empty:
+        calibration: audio files that show which activation channels are large, to be moved into the weights
+            (SmoothQuant), and on which the output error of the encoder's int4 experts is minimised (GPTQ). Empty:
             each weight is rounded to the nearest value.
+        max_damage: use better formats for the layers that hurt most, so that at most this share of the tokens of CTC
+            greedy search changes on the recordings of `calibration` (0.005: 0.5 %); None: no limit.
+        exceptions: formats of single layers, by the names of `layer_of`: "fp32", or for experts one of `FORMATS`.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Recipe:
     required: tuple[str, ...] = ()
     packed: bool = False
     calibration: tuple[Path, ...] = ()
+    max_damage: float | None = None
+    exceptions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for group, kind in self.groups.items():
@@ -70,9 +76,13 @@ class Recipe:
             raise ValueError(f"packed is for weights in int8 and int4, got whole {self.whole!r}")
         if not self.whole and not self.quantized:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
-        experts = self.groups.get("experts", "fp32")
-        if self.calibration and experts != "int4":
-            raise ValueError(f"calibration is for experts in int4, got experts in {experts}")
+        if self.whole and self.calibration:
+            raise ValueError(f"calibration is for int8 and int4, got whole {self.whole!r}")
+        if self.max_damage is not None and not (self.calibration and 0 < self.max_damage <= 1):
+            raise ValueError(f"max_damage must be above 0, at most 1, and needs calibration, got {self.max_damage}")
+        for layer, kind in self.exceptions.items():
+            if kind not in FORMATS["experts"]:
+                raise ValueError(f"exceptions: {layer} must be one of {', '.join(FORMATS['experts'])}, got {kind!r}")
 
     @property
     def quantized(self) -> dict[str, str]:
@@ -107,6 +117,7 @@ def recipe(
     *,
     packed: bool = False,
     calibration: Sequence[Path] = (),
+    max_damage: float | None = None,
 ) -> Recipe:
     """The recipe of that name, optionally with other formats for some groups, and with other options of `Recipe`.
 
@@ -116,7 +127,7 @@ def recipe(
     if name not in (*RECIPES, FLOAT32):
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
     base = RECIPES.get(name)
-    if base is not None and not (groups or packed or calibration):
+    if base is not None and not (groups or packed or calibration or max_damage is not None):
         return base
     changes = dict(groups or {})
     suffix = ",".join(f"{group}={kind}" for group, kind in sorted(changes.items()))
@@ -127,4 +138,5 @@ def recipe(
         required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != "fp32")),
         packed=packed,
         calibration=tuple(calibration),
+        max_damage=max_damage,
     )

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.quantize.arithmetic import relative_error
+from u2moe.quantize.damage import describe_damage
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.quantize.weights import Change
 from u2moe.runtime.audio.reading import read_blocks
@@ -239,10 +240,16 @@ def describe(report: Mapping[str, Any]) -> str:
     files = sizes["files"]
     lines.append(f"{'all files':24} {files['before']:14,} {files['after']:14,} {sizes['ratio']:7.1%}")
     if calibration := report["recipe"].get("calibration"):
-        lines.append(
-            f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_experts']} experts of "
-            f"the encoder; {calibration['plain_experts']} got too few tokens and were rounded without"
-        )
+        lines.append(f"calibrated with {calibration['seconds']:.0f} s of audio")
+        if "plain_experts" in calibration:
+            lines[-1] += (
+                f": {calibration['compensated_experts']} experts of the encoder; {calibration['plain_experts']} got "
+                "too few tokens and were rounded without"
+            )
+    if damage := report.get("damage"):
+        lines += describe_damage(damage)
+    for layer, kind in report["recipe"].get("exceptions", {}).items():
+        lines.append(f"in {kind}, because of the limit on damage: {layer}")
     outputs = report["outputs"]
     lines.append(
         f"on {outputs['frames']} encoder frames: encoder output differs by {outputs['encoder_relative']:.2%}, "

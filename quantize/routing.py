@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
+from u2moe.quantize.names import scope
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.errors import BundleError
@@ -96,7 +97,7 @@ class ExpertInputs:
         self._names = [str(value.name) for value in model.graph.outputs]
         self._seen: dict[str, Array] = {}
         kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in bundle.manifest.quantization else None
-        self._load = partial(_load, model, options, kernels)
+        self._load = partial(load_graph, model, options, kernels)
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
@@ -156,8 +157,8 @@ def _layer(node: ir.Node) -> RoutedLayer | None:
     )
 
 
-def _load(
-    model: ir.Model, options: onnxruntime.SessionOptions | None, kernels: Kernels | None
+def load_graph(
+    model: ir.Model, options: onnxruntime.SessionOptions | None = None, kernels: Kernels | None = None
 ) -> onnxruntime.InferenceSession:
     """A session of a modified graph. Keep the graph while the session is in use: its weights stay memory-mapped.
 
@@ -176,8 +177,3 @@ def _load(
     }
     options.add_external_initializers(list(weights), list(weights.values()))
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=[DEFAULT_PROVIDER])
-
-
-def scope(node: ir.Node) -> str:
-    """The name of the layer that the node belongs to."""
-    return (node.name or "").rsplit("/", 1)[0].replace("/", ".")

@@ -104,9 +104,7 @@ def smooth(model: ir.Model, rows: Mapping[str, Float]) -> int:
     return num_scaled
 
 
-def smoothed_bundle(
-    bundle: Bundle, folder: Path, features: Sequence[Float], progress: Callable[[str], None]
-) -> tuple[Bundle, int]:
+def smoothed_bundle(bundle: Bundle, folder: Path, features: Sequence[Float], progress: Callable[[str], None]) -> Bundle:
     """Write a float32 bundle that computes the same numbers with smoother activations.
 
     Args:
@@ -114,22 +112,17 @@ def smoothed_bundle(
         folder: where to write it.
         features: of recordings [frames, mel] each.
         progress: called with a line for each step.
-
-    Returns:
-        The bundle, and the number of scaled channels.
     """
-    num_scaled = 0
     with BundleWriter(folder) as staging:
         for graph in bundle.manifest.model.graphs():
             model = ir.load(bundle.path / graph.file)
             rows = _recorded(bundle, model, features, progress) if graph.name == "encoder" else {}
-            progress(f"smoothing {graph.file}")
-            num_scaled += smooth(model, rows)
+            progress(f"smoothing {graph.file}: {smooth(model, rows)} channels scaled")
             save_graph(model, staging.path / graph.file)
         for name in bundle.manifest.files:
             if not (staging.path / name).exists() and not name.endswith(".onnx.data"):
                 staging.add(name, bundle.path / name)
-        return staging.finish(with_external(bundle.manifest, staging.path)), num_scaled
+        return staging.finish(with_external(bundle.manifest, staging.path))
 
 
 def _recorded(

@@ -122,10 +122,10 @@ class QuantizationError(U2moeError):
     """A quantized bundle has a larger loss of accuracy than allowed.
 
     Attributes:
-        report: the measurements, in the form of `report.json`.
+        report: the measurements, in the form of `report.json`; None if there are none yet.
     """
 
-    def __init__(self, message: str, report: dict[str, Any]) -> None:
+    def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.report = report
 

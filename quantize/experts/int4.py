@@ -13,8 +13,8 @@ from u2moe.quantize.arithmetic import Float
 from u2moe.quantize.calibration import ExpertTokens
 from u2moe.quantize.compensation import FloatExpert, RoundedWeight
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
+from u2moe.quantize.names import scope
 from u2moe.quantize.recipes import Recipe
-from u2moe.quantize.routing import scope
 from u2moe.quantize.weights import Array, Weights
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation

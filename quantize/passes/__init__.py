@@ -41,10 +41,10 @@ def quantize_graph(model: ir.Model, recipe: Recipe, tokens: ExpertTokens | None 
     if "experts" in formats:
         quantize_experts(model, weights, formats["experts"], recipe, tokens)
     if "subsampling" in formats:
-        quantize_front_end(model, weights)
+        quantize_front_end(model, weights, recipe.exceptions)
     if "embeddings" in formats:
         quantize_embeddings(model, weights)
-    quantize_products(model, weights, formats.keys())
+    quantize_products(model, weights, formats.keys(), recipe.exceptions)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     return weights.changes

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
+from u2moe.quantize.names import layer_of
 from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
 from u2moe.quantize.token_scales import int8_linear
@@ -15,13 +16,15 @@ from u2moe.quantize.weights import Array, Quantized, Weights
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 
-def quantize_front_end(model: ir.Model, weights: Weights) -> None:
+def quantize_front_end(model: ir.Model, weights: Weights, exceptions: Collection[str] = ()) -> None:
     """Replace the convolutions and the projection of the front end.
 
     The convolutions become products over [batch, time, frequency, channels], and the projection reads its input
     frequency by frequency instead of channel by channel. The first convolution stays in float32.
     """
     for node in calls(model, "Subsampling"):
+        if layer_of(node) in exceptions:
+            continue
         features, *convolutions, projection, bias = inputs_of(node)
         sizes = (node.attributes[name].as_ints() for name in ("kernels", "strides"))
         windows = [Window(kernel=kernel, stride=stride) for kernel, stride in zip(*sizes, strict=True)]

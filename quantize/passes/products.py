@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
+from u2moe.quantize.names import layer_of
 from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
 from u2moe.quantize.token_scales import (
     int8_feed_forward,
@@ -25,9 +26,15 @@ _WITH_KNOWN_LOWEST = ("relu", "swish")
 """Activations whose lowest value is used for the scale of a product alone."""
 
 
-def quantize_products(model: ir.Model, weights: Weights, groups: Collection[str]) -> None:
+def quantize_products(
+    model: ir.Model, weights: Weights, groups: Collection[str], exceptions: Collection[str] = ()
+) -> None:
     """Replace each linear or feed-forward layer of these groups; rows that several layers read are quantized once."""
-    nodes = [node for node in calls(model, "Linear", *_FEED_FORWARD) if group_of(inputs_of(node)[1]) in groups]
+    nodes = [
+        node
+        for node in calls(model, "Linear", *_FEED_FORWARD)
+        if group_of(inputs_of(node)[1]) in groups and layer_of(node) not in exceptions
+    ]
     num_readers = Counter(node.inputs[0] for node in nodes)
     rows: dict[ir.Value, Sequence[ir.Value]] = {}
     for node in nodes:
