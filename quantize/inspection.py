@@ -71,6 +71,7 @@ def describe(content: dict[str, Any]) -> str:
     model = manifest["model"]
     streaming = "streaming and full context" if model["streaming"] else "full context only"
     packed = manifest["quantization"].get(PACKED)
+    exceptions = manifest["quantization"].get("exceptions", {})
     is_whole = manifest["quantization"].get("recipe", "fp16") == "fp16"
     counted = "parameters" if is_whole else "stored numbers, with scales (two weights in 4 bits are one)"
     lines = [
@@ -81,6 +82,11 @@ def describe(content: dict[str, Any]) -> str:
         f"silence around audio that is cut in a sound: {manifest['padding_s']:g} s",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
+        *(
+            [f"exceptions: {', '.join(f'{layer} in {kind}' for layer, kind in exceptions.items())}"]
+            if exceptions
+            else []
+        ),
         f"{counted}: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]

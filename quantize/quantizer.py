@@ -77,14 +77,14 @@ def quantize_bundle(
             made = run.quantize(recipe, staging)
             if recipe.max_damage is not None:
                 made = run.repaired(made, staging, recipe.max_damage)
-            damage = run.damage(made) if recipe.calibration and features else None
-        made.bundle.load()
-        manifest, report = made.bundle.manifest, None
-        if features:
-            report = build_report(source, made.bundle, made.changes, features, recordings, progress=progress)
-            if damage is not None:
-                report["damage"] = dataclasses.asdict(damage)
-            _check_words(report, max_wer_increase)
+            made.bundle.load()
+            report = None
+            if features:
+                report = build_report(source, made.bundle, made.changes, features, recordings, progress=progress)
+                _check_words(report, max_wer_increase)
+                if recipe.calibration:
+                    report["damage"] = dataclasses.asdict(run.damage(made))
+        manifest = made.bundle.manifest
         if layout is not None:
             manifest = _pack(staging, manifest, layout, progress)
             if report is not None:

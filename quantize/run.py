@@ -33,7 +33,7 @@ DAMAGE_S = 120
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantized:
+class QuantizedBundle:
     """A staged bundle.
 
     Attributes:
@@ -64,7 +64,7 @@ class QuantizationRun:
         self._seconds = sum(map(len, heard)) * shift_s
         self._measured = list(_first(heard, round(DAMAGE_S / shift_s), source.manifest.model.window))
 
-    def quantize(self, recipe: Recipe, staging: BundleWriter) -> Quantized:
+    def quantize(self, recipe: Recipe, staging: BundleWriter) -> QuantizedBundle:
         """Stage the bundle with its graphs quantized, in place of what was staged before.
 
         Raises:
@@ -86,13 +86,13 @@ class QuantizationRun:
                 staging.add(name, self._source.path / name)
         record = self._record(recipe, counts)
         manifest = with_external(dataclasses.replace(self._source.manifest, quantization=record), staging.path)
-        return Quantized(recipe=recipe, bundle=staging.seal(manifest), changes=changes)
+        return QuantizedBundle(recipe=recipe, bundle=staging.seal(manifest), changes=changes)
 
-    def damage(self, made: Quantized) -> Damage:
+    def damage(self, made: QuantizedBundle) -> Damage:
         """The damage of every layer on the first two minutes of the recordings."""
         return self._meter(made).measure(self._progress)
 
-    def repaired(self, made: Quantized, staging: BundleWriter, limit: float) -> Quantized:
+    def repaired(self, made: QuantizedBundle, staging: BundleWriter, limit: float) -> QuantizedBundle:
         """`made` with better formats where it hurts most, so that at most a share `limit` of the tokens changes.
 
         The better format is int8 for experts in 4 bits if there are any, and else float32.
@@ -130,7 +130,7 @@ class QuantizationRun:
     def _spared(self, meter: DamageMeter, limit: float) -> tuple[list[str], float]:
         return layers_to_spare(meter, meter.measure(self._progress), limit, self._progress)
 
-    def _meter(self, made: Quantized) -> DamageMeter:
+    def _meter(self, made: QuantizedBundle) -> DamageMeter:
         return DamageMeter(self._source, made.bundle, self._measured)
 
     def _record(self, recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:

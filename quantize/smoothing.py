@@ -28,8 +28,8 @@ from u2moe.runtime.model.native import plain_name
 Exponents = npt.NDArray[np.int64]
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Candidate shares of the differences between channels that move into the weights."""
-UNSEEN = 0.5
-"""The share where no recordings tell."""
+UNSEEN, LEAST_EXPONENT = 0.5, 3
+"""The share where no recordings tell, and the least exponent then: a guess is good enough for true outliers only."""
 LEAST_GAIN = 0.02
 """Part of a layer's error that smoothing must take away: less is chance."""
 NUM_ROWS = 512
@@ -41,7 +41,7 @@ LARGEST_EXPONENT = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class ChannelSite:
     """Channels between the parameters that make them and the weights that read them.
 
     Attributes:
@@ -64,7 +64,7 @@ class Site:
         return (self.value.name or "") if self.value is not None else ""
 
 
-def sites_of(model: ir.Model) -> list[Site]:
+def sites_of(model: ir.Model) -> list[ChannelSite]:
     """All sites of a float32 graph.
 
     These are outputs of normalisations that only products, feed-forward layers and mixtures read; values of attention;
@@ -82,7 +82,7 @@ def sites_of(model: ir.Model) -> list[Site]:
         if layer.mixture.activation == "relu":
             products = [layer.w1, layer.b1, layer.w2] if layer.mixture.bias else [layer.w1, layer.w2]
             sites += [_hidden(parameters) for parameters in zip(*products, strict=True)]
-    return sites
+    return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]
 
 
 def smooth(model: ir.Model, rows: Mapping[str, Float]) -> int:
@@ -99,7 +99,7 @@ def smooth(model: ir.Model, rows: Mapping[str, Float]) -> int:
     for site in sites_of(model):
         exponents = _exponents(site, rows.get(site.name))
         if exponents.any():
-            _scale(site, exponents)
+            scale(site, exponents)
             num_scaled += int(np.count_nonzero(exponents))
     return num_scaled
 
@@ -128,10 +128,11 @@ def smoothed_bundle(bundle: Bundle, folder: Path, features: Sequence[Float], pro
 def _recorded(
     bundle: Bundle, model: ir.Model, features: Sequence[Float], progress: Callable[[str], None]
 ) -> dict[str, Float]:
-    """Rows of every site's value, evenly from all recordings, and for each channel the row in which it is largest."""
+    """Of every site's value rows evenly from all recordings, and for each channel the row in which it is largest."""
     names = [site.name for site in sites_of(model) if site.name]
-    encoder, share = ExpertInputs(bundle, also=names), max(NUM_ROWS // max(len(features), 1), 1)
-    parts: dict[str, list[Float]] = {name: [] for name in names}
+    encoder, share = ExpertInputs(bundle, also=names), max(NUM_ROWS // len(features), 1)
+    picked: dict[str, list[Float]] = {name: [] for name in names}
+    peaks: dict[str, Float] = {}
     for number, frames in enumerate(features):
         progress(f"activations: recording {number + 1} of {len(features)}")
         for begin in range(0, len(frames), PIECE_FRAMES):
@@ -139,19 +140,15 @@ def _recorded(
             if len(piece) < bundle.manifest.model.window:
                 continue
             for name, rows in encoder.recorded(piece, names).items():
-                picked = np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(int)
-                largest = np.abs(rows).argmax(axis=0)
-                parts[name].append(rows[np.union1d(picked, largest)])
-    return {name: _thinned(np.concatenate(rows)) for name, rows in parts.items() if rows}
+                picked[name].append(rows[np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(int)])
+                largest = rows[np.abs(rows).argmax(axis=0)]
+                known = peaks.setdefault(name, largest)
+                larger = np.abs(largest.diagonal()) > np.abs(known.diagonal())
+                known[larger] = largest[larger]
+    return {name: np.concatenate([*picked[name], rows]) for name, rows in peaks.items()}
 
 
-def _thinned(rows: Float) -> Float:
-    """Up to `NUM_ROWS` rows evenly, and for each channel the row in which it is largest."""
-    picked = np.linspace(0, len(rows) - 1, min(NUM_ROWS, len(rows))).astype(int)
-    return rows[np.union1d(picked, np.abs(rows).argmax(axis=0))]
-
-
-def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Iterator[Site]:
+def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Iterator[ChannelSite]:
     value = node.outputs[-1]
     made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
     read = [_weights_of(value, use.node, mixtures) for use in value.uses()]
@@ -170,7 +167,7 @@ def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, Exp
     return inputs_of(reader)[1 : 1 + num_weights.get(plain_name(reader.op_type) if reader.domain else "", 0)]
 
 
-def _values(node: ir.Node) -> Iterator[Site]:
+def _values(node: ir.Node) -> Iterator[ChannelSite]:
     """Values of attention, head by head after the keys in what one product makes; groups of heads share them."""
     context, key_value = node.outputs[0], inputs_of(node)[1]
     maker, readers = key_value.producer(), [use.node for use in context.uses()]
@@ -180,7 +177,7 @@ def _values(node: ir.Node) -> Iterator[Site]:
     channel = np.arange(groups * size).reshape(groups, size)
     columns = (channel + size * (1 + np.arange(groups)[:, np.newaxis])).ravel()
     made = inputs_of(maker)[1:]
-    yield Site(
+    yield ChannelSite(
         value=context,
         made=made,
         columns=columns,
@@ -190,7 +187,7 @@ def _values(node: ir.Node) -> Iterator[Site]:
     )
 
 
-def _hidden(parameters: Sequence[ir.Value]) -> Site:
+def _hidden(parameters: Sequence[ir.Value]) -> ChannelSite:
     """Hidden units of two products, with or without biases."""
     made, second = parameters[: len(parameters) // 2], parameters[len(parameters) // 2]
     if len(parameters) == 3:
@@ -200,17 +197,18 @@ def _hidden(parameters: Sequence[ir.Value]) -> Site:
 
 def _in_order(
     made: Sequence[ir.Value], read: Sequence[ir.Value], size: Callable[[], Float], value: ir.Value | None = None
-) -> Site:
+) -> ChannelSite:
     order = np.arange(shape_of(read[0])[0])
-    return Site(value=value, made=made, columns=order, read=read, channels=order, size=size)
+    return ChannelSite(value=value, made=made, columns=order, read=read, channels=order, size=size)
 
 
-def _exponents(site: Site, rows: Float | None) -> Exponents:
+def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
     """The power of two by which each channel is divided, the best of those for `STRENGTHS`; zeros if none helps."""
     weights = [array_of(weight) for weight in site.read if group_of(weight) != "routers"]  # these stay in float32
     weight_size = _by_channel(site, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
     if rows is None:
-        return _balanced(site.size(), weight_size, UNSEEN)
+        exponents = _balanced(site.size(), weight_size, UNSEEN)
+        return np.where(np.abs(exponents) >= LEAST_EXPONENT, exponents, 0)
     size = _by_channel(site, np.abs(rows).max(axis=0))
     candidates = [np.zeros(len(size), np.int64), *(_balanced(size, weight_size, strength) for strength in STRENGTHS)]
     errors = [_error(rows, weights, exponents[site.channels]) for exponents in candidates]
@@ -218,7 +216,7 @@ def _exponents(site: Site, rows: Float | None) -> Exponents:
     return candidates[best] if errors[best] <= (1 - LEAST_GAIN) * errors[0] else candidates[0]
 
 
-def _by_channel(site: Site, sizes: Float) -> Float:
+def _by_channel(site: ChannelSite, sizes: Float) -> Float:
     """The largest of the rows' sizes that belong to each channel."""
     result = np.zeros(len(site.columns), np.float32)
     np.maximum.at(result, site.channels, sizes)
@@ -248,7 +246,14 @@ def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float
     return total
 
 
-def _scale(site: Site, exponents: Exponents) -> None:
+def scale(site: ChannelSite, exponents: Exponents) -> None:
+    """Divide each channel of a site by a power of two, in place; its graph computes the same numbers.
+
+    Args:
+        site: of a float32 graph.
+        exponents: of each channel.
+    """
+
     def divided(array: Float) -> Float:
         by_column = np.zeros(array.shape[-1], np.int64)
         by_column[site.columns] = exponents

@@ -45,7 +45,7 @@ class SwitchedGraph:
         self.inputs: dict[str, list[str]] = {}
         self.outputs: dict[str, list[str]] = {}
         self._values = {value.name: value for node in quantized.graph for value in node.outputs}
-        self._values |= {value.name: value for value in quantized.graph.inputs} | {**quantized.graph.initializers}
+        self._values |= {value.name: value for value in quantized.graph.inputs}
         calls = {node.outputs[0].name: node for node in other.graph if node.domain == MOE_DOMAIN}
         for node in list(quantized.graph):
             call = calls.get(node.outputs[0].name) if node.domain == MOE_DOMAIN else None

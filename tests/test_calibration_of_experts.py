@@ -10,7 +10,8 @@ import soundfile
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, pack_int4, relative_error
 from u2moe.quantize.compensation import FloatExpert, compensated_int4, fitted
-from u2moe.quantize.report import describe
+from u2moe.quantize.report import describe, features_of
+from u2moe.quantize.smoothing import smoothed_bundle
 from u2moe.runtime import AudioError, Bundle, BundleError
 from u2moe.runtime.cli import main
 from u2moe.runtime.model.features import FeatureStream
@@ -132,9 +133,20 @@ def test_calibrated_experts_are_nearer_to_float32(bundle, calibrated, quantized,
     assert relative_error(expected, found) < 0.8 * relative_error(expected, plain)
 
 
+@pytest.fixture
+def rounded(bundle, tmp_path):
+    """A function from recordings to the bundle that is smoothed with them and then rounded plainly."""
+
+    def make(files):
+        smoothed = smoothed_bundle(bundle, tmp_path / "smoothed", features_of(bundle, files), lambda _: None)
+        return quantize_bundle(smoothed.path, tmp_path / "rounded", recipe("int4-experts"))[0]
+
+    return make
+
+
 @pytest.mark.slow
-def test_only_weights_and_biases_of_the_encoders_experts_change(calibrated, quantized):
-    plain = quantized("int4-experts")
+def test_only_weights_and_biases_of_the_encoders_experts_change(calibrated, rounded, recordings):
+    plain = rounded(sorted(recordings.iterdir()))
     before, after = (initializers(item, "decoder.onnx") for item in (plain, calibrated))
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -160,20 +172,20 @@ def test_manifest_and_report_say_what_was_calibrated(bundle, recordings, tmp_pat
 
 
 @pytest.mark.slow
-def test_experts_without_enough_tokens_are_rounded_as_without_any(bundle, quantized, tmp_path):
+def test_experts_without_enough_tokens_are_rounded_as_without_any(bundle, rounded, tmp_path):
     """A third of a second gives no expert as many tokens as it has inputs."""
     soundfile.write(tmp_path / "short.wav", np.random.default_rng(0).normal(size=5000) * 0.1, 16_000)
     short = recipe("int4-experts", calibration=[tmp_path / "short.wav"])
     out, _ = quantize_bundle(bundle.path, tmp_path / "out", short)
     assert out.manifest.quantization["calibration"]["compensated_experts"] == 0
-    plain, found = (initializers(item, "encoder.onnx") for item in (quantized("int4-experts"), out))
+    plain, found = (initializers(item, "encoder.onnx") for item in (rounded([tmp_path / "short.wav"]), out))
     assert plain.keys() == found.keys()
     assert all(np.array_equal(plain[name], found[name]) for name in plain)
 
 
-def test_calibration_is_for_experts_in_int4():
-    with pytest.raises(ValueError, match="calibration is for experts in int4, got experts in int8"):
-        recipe("int8", calibration=[Path("a.wav")])
+def test_calibration_is_for_integers():
+    with pytest.raises(ValueError, match="calibration is for int8 and int4, got whole 'fp16'"):
+        recipe("fp16", calibration=[Path("a.wav")])
 
 
 @pytest.mark.slow
@@ -201,5 +213,5 @@ def test_command_takes_files_folders_and_lists(bundle, recordings, tmp_path, cap
     assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in bundle.path.iterdir()}
     found = Bundle.open(tmp_path / "out").manifest.quantization["calibration"]
     assert found["seconds"] == pytest.approx(8 * 4, abs=0.5)
-    assert main([*arguments, "--overwrite"]) == 1
-    assert "calibration is for experts in int4" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--recipe", "fp16"]) == 1
+    assert "calibration is for int8 and int4" in capsys.readouterr().err
