@@ -48,8 +48,20 @@ def _add_ports_and_access(parser: argparse.ArgumentParser) -> None:
         "sherpa-offline or vosk at /, for clients without paths; may be repeated",
     )
     parser.add_argument(
-        "--api-key", type=Path, metavar="FILE", help=f"file with the key that clients must send (or ${_KEY_VARIABLE})"
+        "--api-key",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the key that clients must send (or ${_KEY_VARIABLE}), or with a name, a key and a number of "
+        "streams on each line; read anew on SIGHUP",
     )
+    parser.add_argument(
+        "--forwarded-allow-ips",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address or network of a proxy whose X-Forwarded-For and X-Forwarded-Proto are believed; may be repeated",
+    )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="default: text")
     parser.add_argument(
         "--cors-origin",
         action="append",
@@ -106,7 +118,10 @@ def run_serve(args: argparse.Namespace) -> int:
         capacity=args.capacity,
         limits=Limits(upload_bytes=args.max_upload << 20, duration_s=args.max_duration, idle_s=args.idle_timeout),
         drain_s=args.drain_timeout,
-        api_key=_api_key(args.api_key),
+        api_key=os.environ.get(_KEY_VARIABLE) if args.api_key is None else None,
+        keys_file=args.api_key,
+        forwarded_allow_ips=tuple(args.forwarded_allow_ips),
+        logs_json=args.log_format == "json",
         cors_origins=tuple(args.cors_origin),
         tls_certificate=args.tls_certificate,
         tls_key=args.tls_key,
@@ -131,12 +146,3 @@ def _protocol_ports(values: list[str]) -> dict[str, int]:
             raise ValueError(f"--protocol must name each protocol once, got {name} twice")
         ports[name] = int(port)
     return ports
-
-
-def _api_key(file: Path | None) -> str | None:
-    if file is None:
-        return os.environ.get(_KEY_VARIABLE)
-    key = file.read_text(encoding="utf-8").strip()
-    if not key:
-        raise ValueError(f"{file}: holds no API key")
-    return key

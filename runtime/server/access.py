@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
+import re
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -12,14 +13,20 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 from u2moe.runtime.server.errors import RequestError, in_openai_form
+from u2moe.runtime.server.log import REQUEST_ID
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from u2moe.runtime.server.keys import Keys
     from u2moe.runtime.server.log import Incidents
 
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Web pages cannot set WebSocket headers, so they offer the key as a subprotocol."""
+KEY = "u2moe.key"
+"""In the scope of a request: its key, or None."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _READING = ("GET", "HEAD", "OPTIONS")
 """Methods of HTTP that change nothing and cost little. Others need no leave of browsers, as the forms of a page."""
 
@@ -37,7 +44,7 @@ class Access:
         app: ASGIApp,
         incidents: Incidents,
         *,
-        api_key: str | None,
+        keys: Keys,
         origins: tuple[str, ...],
         open_paths: frozenset[str],
     ) -> None:
@@ -45,27 +52,42 @@ class Access:
         # around the refusals, too: a page that may read answers may read why it is refused
         self._guarded = CORSMiddleware(self._guard, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
         self._incidents = incidents
-        self._api_key = api_key
+        self._keys = keys
         self._origins = origins
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request, or pass it to the application."""
-        await self._guarded(scope, receive, send)
+        """Refuse the request, or pass it to the application. Its answer bears its id, which is also in the log."""
+        given = Headers(scope=scope).get("x-request-id", "")
+        name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        REQUEST_ID.set(name)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] in _BEGINNINGS:
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name.encode())]
+            await send(message)
+
+        await self._guarded(scope, receive, send_with_id)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:  # two lengths, of which a proxy may take one
+            refusal = _refuse(400, "a request may have Transfer-Encoding or Content-Length, not both", "length")
+            refusal.headers["Connection"] = "close"
+            await refusal(scope, receive, send)
+            return
+        key = self._keys.find(_candidates(headers, scope))
         if scope.get("method") not in _READING and not self._may_connect(headers, scope):
             self._incidents.refuse("origin")
             await _refuse(403, "pages of this origin may not use the server", "origin")(scope, receive, send)
-        elif self._needs_key(scope) and not self._has_key(headers, scope):
+        elif key is None and self._needs_key(scope):
             self._incidents.refuse("key")
             await _refuse(401, "the API key is missing or wrong", "invalid_api_key")(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self._app({**scope, KEY: key}, receive, send)
 
     def _may_connect(self, headers: Headers, scope: Scope) -> bool:
         origin = headers.get("origin")
@@ -74,19 +96,9 @@ class Access:
         return urlsplit(origin).netloc == headers.get("host")
 
     def _needs_key(self, scope: Scope) -> bool:
-        if self._api_key is None or scope.get("method") == "OPTIONS":
+        if not self._keys.by_name or scope.get("method") == "OPTIONS":
             return False
         return scope["type"] == "websocket" or scope["path"] not in self._open_paths
-
-    def _has_key(self, headers: Headers, scope: Scope) -> bool:
-        given = [QueryParams(scope["query_string"]).get("api_key", "")]
-        scheme, _, value = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            given.append(value.strip())
-        for name in scope.get("subprotocols", []):
-            given += [name.removeprefix(prefix) for prefix in KEY_SUBPROTOCOLS if name.startswith(prefix)]
-        key = (self._api_key or "").encode()
-        return sum(hmac.compare_digest(candidate.encode(), key) for candidate in given) > 0
 
 
 class OwnPorts:
@@ -108,6 +120,17 @@ class OwnPorts:
             if path is not None:
                 scope = {**scope, "path": path, "raw_path": path.encode(), "u2moe.any_origin": True}
         await self._app(scope, receive, send)
+
+
+def _candidates(headers: Headers, scope: Scope) -> list[str]:
+    """What a request may mean as its key."""
+    given = [QueryParams(scope["query_string"]).get("api_key", "")]
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        given.append(value.strip())
+    for name in scope.get("subprotocols", []):
+        given += [name.removeprefix(prefix) for prefix in KEY_SUBPROTOCOLS if name.startswith(prefix)]
+    return given
 
 
 def _refuse(status: int, message: str, code: str) -> JSONResponse:

@@ -60,7 +60,7 @@ def make_app(service: Service, ports: Mapping[int, str]) -> ASGIApp:
     guarded = Access(
         Starlette(routes=routes, exception_handlers={HTTPException: _http_error}),
         service.incidents,
-        api_key=service.options.api_key,
+        keys=service.keys,
         origins=service.options.cors_origins,
         open_paths=frozenset({*(route.path for route in page), "/healthz", "/readyz"}),
     )
@@ -106,4 +106,4 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     """Errors for unknown paths and methods, in the form of all other errors."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = str(error.detail) if isinstance(error, HTTPException) else str(error)
-    return error_response(RequestError(message), status)
+    return error_response(RequestError(message), status, getattr(error, "headers", None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from u2moe.runtime.errors import U2moeError
@@ -62,6 +63,17 @@ class StoppingError(UnavailableError):
 
     def __init__(self, message: str = "the server is about to stop") -> None:
         super().__init__(message)
+
+
+class StorageError(RequestError):
+    """An upload cannot be stored: the folder for temporary files is full (507) or cannot be written (503)."""
+
+    kind = "storage"
+
+    def __init__(self, error: OSError) -> None:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        super().__init__("the server has no room for the file now" if is_full else "the server cannot store files now")
+        self.status = 507 if is_full else 503
 
 
 class RecognitionError(U2moeError):

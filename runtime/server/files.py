@@ -8,13 +8,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from u2moe.runtime.audio.reading import duration_of
 from u2moe.runtime.server.admission import Admission
-from u2moe.runtime.server.errors import TooLargeError
+from u2moe.runtime.server.errors import StoppingError, TooLargeError
 
 if TYPE_CHECKING:
     from u2moe.runtime.decoding.context import ContextGraph
@@ -37,6 +37,8 @@ class FileQueue:
 
     Attributes:
         admission: places in the queue, each from the first byte of an upload to the last byte of the response.
+        is_cut: whether those that are left get an error.
+        tasks: files that wait or are recognised.
     """
 
     def __init__(self, recognizer: Recognizer, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
@@ -45,14 +47,55 @@ class FileQueue:
         self.metrics = metrics
         self.max_duration_s = options.limits.duration_s
         self.pool = ThreadPoolExecutor(options.file_threads, "u2moe-files", initializer=_be_nice)
+        self.is_cut = False
+        self.tasks: set[FileTask] = set()
+        self._uploads: set[asyncio.Task[Any]] = set()
+
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[None]:
+        """While the current task receives a file: it is cut off with an error if the server cannot wait for it.
+
+        Raises:
+            StoppingError: it was.
+        """
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("an upload needs a task")
+        self._uploads.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.is_cut:
+                raise
+            task.uncancel()
+            raise StoppingError from None
+        finally:
+            self._uploads.discard(task)
+
+    def cut(self) -> None:
+        """End all uploads and files with an error."""
+        self.is_cut = True
+        for upload in self._uploads:
+            upload.cancel()
+        for task in self.tasks:
+            task.cut()
 
     def recognize(self, file: IO[bytes], hotwords: ContextGraph | None) -> FileTask:
         """Recognise a file when its turn comes, and close it."""
         return FileTask(self, file, hotwords)
 
     def stop(self) -> None:
-        """Start no more files; running ones continue in their threads."""
+        """Start no more files; running ones end as soon as they notice that nobody waits for them."""
         self.pool.shutdown(wait=False, cancel_futures=True)
+        for task in self.tasks:
+            task.cut()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for running files; whether all have ended in time."""
+        deadline = time.monotonic() + seconds
+        for thread in list(self.pool._threads):  # noqa: SLF001 - `shutdown` waits without end
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self.pool._threads)  # noqa: SLF001
 
 
 class FileTask:
@@ -71,7 +114,13 @@ class FileTask:
         self._results: asyncio.Queue[Result | Exception | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
+        queue.tasks.add(self)
         queue.pool.submit(self._work).add_done_callback(lambda _: file.close())
+
+    def cut(self) -> None:
+        """End it with an error: the server cannot wait for it."""
+        self._is_abandoned.set()
+        self._results.put_nowait(StoppingError())
 
     async def __aiter__(self) -> AsyncIterator[Result]:
         try:
@@ -81,6 +130,7 @@ class FileTask:
                 yield item
         finally:
             self._is_abandoned.set()
+            self._queue.tasks.discard(self)
 
     # The rest runs in a thread.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,19 @@ from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.connections import raise_descriptor_limit
+from u2moe.runtime.server.keys import Keys
 from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners, spoken_on
 from u2moe.runtime.server.log import LOGGER, log_to_stderr
 from u2moe.runtime.server.metrics import Metrics
-from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.notify import notify
+from u2moe.runtime.server.options import ServerOptions, check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import WorkerPlace, run_workers
+
+_AFTER_STOP_S = 2.0
+"""Seconds for files to notice that nobody waits for them."""
 
 
 def launch(options: ServerOptions, model: ModelChoice) -> int:
@@ -36,8 +42,10 @@ def launch(options: ServerOptions, model: ModelChoice) -> int:
         OSError: a port cannot be opened.
         BundleError: not a bundle, or a damaged one.
     """
-    log_to_stderr()
+    log_to_stderr(is_json=options.logs_json)
     raise_descriptor_limit()
+    check_tls(options)
+    Keys(options)  # fails here rather than with the first client
     listeners = open_listeners(options)
     code = 0
     try:
@@ -87,19 +95,30 @@ async def _serve(options: ServerOptions, model: ModelChoice, listeners: Sequence
 
     def ready() -> None:
         LOGGER.info("ready: %d live streams at a time", service.admission.num_places)
+        notify("READY=1")
 
     await Server(service, spoken_on(listeners), ready).run_here(listeners)
+    _end_without_waiting(service)
+
+
+def _end_without_waiting(service: Service) -> None:
+    """End the process if a file does not let go: the interpreter would wait for its thread."""
+    if not service.files.wait(_AFTER_STOP_S):
+        LOGGER.info("stopped")
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _work(options: ServerOptions, model: ModelChoice, place: WorkerPlace) -> None:
     """Serve connections that are handed over, in a separate process."""
-    log_to_stderr(place.number)
+    log_to_stderr(place.number, is_json=options.logs_json)
 
     async def serve() -> None:
         recognizer = await _load(model)
         metrics = Metrics(tuple(PROTOCOLS), place.rows, place.number)
         service = Service(recognizer, options, metrics)
         await Server(service, place.ports).run_behind(place.channel)
+        _end_without_waiting(service)
 
     try:
         with _ended_by_sigterm():
@@ -119,5 +138,5 @@ def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Non
             LOGGER.info("listening at tcp://%s:%d (%s)", host, listener.port, listener.speaks)
         else:
             LOGGER.info("listening at ws%s://%s:%d/ (%s)", tls, host, listener.port, listener.speaks)
-    if not options.is_local and options.api_key is None:
+    if not options.is_local and not options.has_keys:
         LOGGER.warning("anyone who reaches %s may use this server: it has no API key", options.host)

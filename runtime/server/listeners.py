@@ -60,7 +60,7 @@ def _check(name: str, options: ServerOptions) -> None:
     known = [protocol.name for protocol in PROTOCOLS.values() if protocol.may_have_port]
     if name not in known:
         raise ValueError(f"a protocol with a port of its own must be one of {', '.join(known)}, got {name!r}")
-    if PROTOCOLS[name].run_tcp is not None and options.api_key is not None and not options.is_local:
+    if PROTOCOLS[name].run_tcp is not None and options.has_keys and not options.is_local:
         raise ValueError(f"{name} knows no API key: with one, its port may only be opened on the loopback address")
 
 

@@ -5,10 +5,12 @@ Lines hold neither audio, text, URLs nor addresses of clients.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import traceback
 import warnings
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ from u2moe.runtime.server.errors import UnavailableError
 if TYPE_CHECKING:
     from u2moe.runtime.server.metrics import Metrics
 
+REQUEST_ID: ContextVar[str] = ContextVar("u2moe_request_id", default="")
+"""Of the request or connection that the current task serves."""
 LOGGER = logging.getLogger("u2moe.server")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -34,12 +38,15 @@ _INCIDENTS = {
     "request": "ended a connection: the client broke its protocol",
     "idle": "ended a connection: the client sent or read too little for too long",
     "too_large": "ended a connection: the client sent more than --max-upload or --max-duration allow",
+    "storage": "refused a file: the folder for temporary files is full or cannot be written",
     "recognition": "ended a connection: recognition failed",
 }
 
 
-def log_to_stderr(worker: int | None = None) -> None:
+def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
     """Log the server's messages and the warnings of libraries to stderr, those of a worker with its number.
+
+    A line is text, or a JSON object with time, level, logger, message and, where it is about one, the request's id.
 
     Warnings that clients can cause without end, about their forms and the headers of their files, are left out.
     """
@@ -47,7 +54,8 @@ def log_to_stderr(worker: int | None = None) -> None:
     warnings.simplefilter("ignore", AudioWarning)
     name = "" if worker is None else f"worker {worker}: "
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(_FORMAT.replace("%(message)s", f"{name}%(message)s")))
+    line = _FORMAT.replace("%(message)s", f"{name}%(message)s")
+    handler.setFormatter(_JsonFormatter(f"{name}%(message)s") if is_json else _Formatter(line))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     LOGGER.setLevel(logging.INFO)
 
@@ -62,7 +70,16 @@ class _Formatter(logging.Formatter):
         return f"{kind.__name__ if kind else None} at {places}"
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).strip().replace("\n", " ")
+        line = super().format(record).strip().replace("\n", " ")
+        return f"{line} (request {REQUEST_ID.get()})" if REQUEST_ID.get() else line
+
+
+class _JsonFormatter(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = logging.Formatter.format(self, record).strip().replace("\n", " ")
+        level, request = record.levelname.lower(), {"request": REQUEST_ID.get()} if REQUEST_ID.get() else {}
+        line = {"time": record.created, "level": level, "logger": record.name, "message": message, **request}
+        return json.dumps(line, ensure_ascii=False)
 
 
 class Incidents:

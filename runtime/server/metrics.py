@@ -25,7 +25,7 @@ _COUNTERS = {
     "failures": (
         "Connections and requests that ended with an error.",
         "kind",
-        ("request", "idle", "too_large", "recognition"),
+        ("request", "idle", "too_large", "storage", "recognition"),
     ),
     "audio_seconds": ("Seconds of audio recognised.", "source", ("stream", "file")),
     "compute_seconds": ("Seconds spent on recognition.", "source", ("stream", "file")),
@@ -39,13 +39,13 @@ _GAUGES = {
     "queue_seconds": "Seconds of audio that wait to be recognised, of sessions that have a whole chunk.",
     "ready": "Workers that take connections.",
 }
-_INTERNAL = ("known_connections",)
+_INTERNAL = ("known_connections", "heartbeats")
 """For the process that distributes connections to workers, not for Prometheus."""
 _HISTOGRAMS = {
     "partial_latency_seconds": "From the arrival of audio to the partial result that it gave.",
     "final_latency_seconds": "From the arrival of the last audio of an utterance, or of its end, to its final result.",
 }
-_NUM_COLUMNS = 80
+_NUM_COLUMNS = 160
 """Columns of the array: room for all values below and some thirty protocols."""
 
 
@@ -95,6 +95,10 @@ class Metrics:
         """Mark a connection as no longer new: it counts as a stream, or is known not to be one."""
         with self._lock:
             self._row[self._columns["known_connections"]] += 1
+
+    def beat(self) -> None:
+        """Show that the event loop turns."""
+        self._row[self._columns["heartbeats"]] += 1
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,10 +59,13 @@ class ServerOptions:
         max_files: files that each worker accepts at once, including waiting ones.
         limits: limits for each client.
         drain_s: seconds for running utterances to finish when the server is stopped.
-        api_key: key that clients must send; None: none.
+        api_key: key that clients must send; None: none, or those of `keys_file`.
+        keys_file: file with keys, read anew on SIGHUP; see `read_keys`.
         cors_origins: origins whose pages may use the server; "*": all.
         tls_certificate: PEM file of the certificate chain, for HTTPS and WSS.
         tls_key: PEM file of its key.
+        forwarded_allow_ips: addresses of proxies whose X-Forwarded-For and -Proto are believed, as uvicorn takes them.
+        logs_json: whether each line of the log is a JSON object.
     """
 
     host: str = "127.0.0.1"
@@ -76,9 +80,12 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     drain_s: float = 30.0
     api_key: str | None = None
+    keys_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    forwarded_allow_ips: tuple[str, ...] = ()
+    logs_json: bool = False
 
     def __post_init__(self) -> None:
         checked_integer("port", self.port, least=0, most=65535)
@@ -101,6 +108,25 @@ class ServerOptions:
                 raise ValueError(f"{file}: no such file, expected one in PEM for TLS")
 
     @property
+    def has_keys(self) -> bool:
+        """Whether clients must send a key."""
+        return self.api_key is not None or self.keys_file is not None
+
+    @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can reach the server."""
         return self.host in _LOOPBACK
+
+
+def check_tls(options: ServerOptions) -> None:
+    """Load the certificate and its key, so that a wrong one is found before the model is loaded.
+
+    Raises:
+        ValueError: they are damaged, or do not belong together.
+    """
+    if options.tls_certificate is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_certificate, options.tls_key)
+        except (ssl.SSLError, OSError) as error:
+            files = f"{options.tls_certificate}, {options.tls_key}"
+            raise ValueError(f"{files}: no certificate in PEM with its key, without a password: {error}") from error

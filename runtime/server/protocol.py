@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.access import KEY_SUBPROTOCOLS
+from u2moe.runtime.server.access import KEY, KEY_SUBPROTOCOLS
 from u2moe.runtime.server.connection import Connection
 from u2moe.runtime.server.errors import ClientGoneError, RecognitionError, StoppingError
 
@@ -66,7 +66,7 @@ class Protocol:
             raise TypeError(f"{self.name} is not spoken over a WebSocket")
         subprotocol = self._choose(websocket.scope["subprotocols"])
         try:
-            with service.place(self.name) as place:
+            with service.place(self.name, websocket.scope[KEY]) as place:
                 await websocket.accept(subprotocol)
                 await self.run(Connection(websocket, service, place))
             return (StoppingError.close_code, str(StoppingError())) if place.is_drained else (1000, "")

@@ -19,6 +19,8 @@ from u2moe.runtime.server.connections import Connections, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
 from u2moe.runtime.server.listeners import HTTP, Listener, receive_connection
 from u2moe.runtime.server.log import LOGGER
+from u2moe.runtime.server.notify import notify
+from u2moe.runtime.server.options import check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ SAME_SIGNAL_S = 0.5
 """Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
 _PING_S = 20.0
 _HANDSHAKE_S = 20.0
+_GRACE_S = 5
+"""Seconds for connections to close at the end."""
 _ACCEPTED_AT_ONCE = 16
 _NO_DESCRIPTORS_S = 0.5
 
@@ -62,7 +66,9 @@ class Server(uvicorn.Server):
                 log_level="error",  # below it says what clients do wrong, once for each
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,
+                proxy_headers=bool(options.forwarded_allow_ips),
+                forwarded_allow_ips=list(options.forwarded_allow_ips),
+                timeout_graceful_shutdown=_GRACE_S,
                 ssl_certfile=options.tls_certificate,
                 ssl_keyfile=options.tls_key,
             )
@@ -193,11 +199,17 @@ class Server(uvicorn.Server):
         if task.cancelled() or task.exception() is not None:  # a failed handshake concerns only the client
             leave()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        self._service.metrics.beat()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let those that are served finish, tell others that the server stops, and close the rest."""
         drain = asyncio.create_task(self._service.drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait({drain}, timeout=0.1)
+            self._service.metrics.beat()
         drain.cancel()
         self._close_listeners()
         if self._channel is not None:
@@ -210,9 +222,10 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The first signal stops the server, the second ends the process; uvicorn would end it in either case."""
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
+        signals = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))
         try:
-            for number in signals:
+            loop.add_signal_handler(signals[-1], self.reload)
+            for number in signals[:2]:
                 loop.add_signal_handler(number, functools.partial(self.handle_exit, number, None))
         except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not in the main thread
             yield
@@ -223,11 +236,25 @@ class Server(uvicorn.Server):
             for number in signals:
                 loop.remove_signal_handler(number)
 
+    def reload(self) -> None:
+        """Read keys and certificate anew, for new connections; what cannot be read stays as it was."""
+        options = self._service.options
+        try:
+            self._service.keys.reload()
+            if options.tls_certificate is not None and self.config.ssl is not None:
+                check_tls(options)
+                self.config.ssl.load_cert_chain(options.tls_certificate, options.tls_key)
+        except (OSError, ValueError) as error:
+            LOGGER.error("keys and certificate stay as they were: %s", error)
+        else:
+            LOGGER.info("keys and certificate were read anew")
+
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002 - uvicorn's signature
         """Handle a signal."""
         now = time.monotonic()
         if self._stop_time is None:
             LOGGER.info("stopping: running utterances and files are finished first")
+            notify("STOPPING=1")
             self._stop_time = now
             self.should_exit = True
         elif now - self._stop_time > SAME_SIGNAL_S:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ from u2moe.runtime.audio.arrays import Resampler
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, EndpointConfig
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
-from u2moe.runtime.server.errors import RequestError, StoppingError
+from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
+from u2moe.runtime.server.keys import Key, Keys
 from u2moe.runtime.server.log import LOGGER, Incidents
 from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.texts import languages_of
@@ -41,6 +43,7 @@ class Service:
         options: options of the server.
         metrics: metrics of the server.
         incidents: counts and logs what goes wrong with clients.
+        keys: keys of clients.
         stream_options: how live streams are decoded, unless a client says otherwise.
     """
 
@@ -55,8 +58,10 @@ class Service:
         )
         self.metrics = metrics
         self.incidents = Incidents(metrics)
+        self.keys = Keys(options)
         self.is_ready = False
         self._places: set[Place] = set()
+        self._num_by_key: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Warm up, measure the capacity if none is given, and take the memory for it."""
@@ -107,13 +112,32 @@ class Service:
         return await self.hotwords(writable)
 
     @contextlib.contextmanager
-    def place(self, protocol: str) -> Iterator[Place]:
+    def share_of(self, key: Key | None) -> Iterator[None]:
+        """One of the streams and files that a key may have at once.
+
+        Raises:
+            UnavailableError: it has as many as it may.
+        """
+        if key is None or key.num_streams is None:
+            yield
+            return
+        if self._num_by_key[key.name] >= key.num_streams:
+            self.incidents.refuse("full")
+            raise UnavailableError(f"the key {key.name} has {key.num_streams} streams at a time", code="rate_limit")
+        self._num_by_key[key.name] += 1
+        try:
+            yield
+        finally:
+            self._num_by_key[key.name] -= 1
+
+    @contextlib.contextmanager
+    def place(self, protocol: str, key: Key | None = None) -> Iterator[Place]:
         """A place for live streams, one at a time, as long as the connection of the current task lasts.
 
         Raises:
             UnavailableError: none is free, or the server stops and cannot wait for the task.
         """
-        with self.admission.place():
+        with self.share_of(key), self.admission.place():
             self.metrics.count("connections", protocol)
             place = Place(self)
             self._places.add(place)
@@ -143,6 +167,7 @@ class Service:
             )
             for place in list(self._places):
                 place.finish()
+            self.files.cut()
             await self._wait_until_idle(_AFTER_DRAIN_S)
 
     def stop(self) -> None:

@@ -7,15 +7,25 @@ import contextlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 
-from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, TooLargeError
+from u2moe.runtime.server.errors import (
+    ClientGoneError,
+    RequestError,
+    StorageError,
+    TooLargeError,
+    UnavailableError,
+    in_openai_form,
+    status_of,
+)
 from u2moe.runtime.server.patience import LEAST_BYTES_PER_S, Patience
 
 if TYPE_CHECKING:
-    from starlette.types import Message
+    from starlette.types import Message, Receive, Scope, Send
 
     from u2moe.runtime.server.options import Limits
 
@@ -53,7 +63,7 @@ class Body:
     def __init__(self, request: Request, limits: Limits) -> None:
         self._request = request
         self._limits = limits
-        self._has_more = True
+        self._has_more = request.headers.get("expect", "").lower() != "100-continue"  # else it is sent when asked for
         self._size = 0
         least = LEAST_BYTES_PER_S * limits.idle_s
         self._patience = Patience(limits.idle_s, least, "bytes", lambda: self._size)
@@ -66,6 +76,7 @@ class Body:
             TooLargeError: too many bytes; raised before reading if their number is declared.
             IdleError: too few bytes arrived for too long.
             ClientGoneError: the client has disconnected.
+            StorageError: it cannot be stored.
         """
         declared = self._request.headers.get("content-length", "")
         self._check_size(int(declared) if declared.isdecimal() else 0)
@@ -74,8 +85,11 @@ class Body:
             form = await limited.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
         except ClientDisconnect as error:
             raise ClientGoneError from error
-        except HTTPException as error:
-            raise RequestError(f"the form is damaged: {error.detail}") from error
+        except (HTTPException, FormParserError) as error:
+            reason = error.detail if isinstance(error, HTTPException) else error
+            raise RequestError(f"the form is damaged: {reason}") from error
+        except OSError as error:
+            raise StorageError(error) from error
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             await form.close()
@@ -84,10 +98,11 @@ class Body:
 
     async def discard(self) -> None:
         """Read the rest for a short time: a response to a client that is still sending would be lost."""
-        with contextlib.suppress(TimeoutError, IdleError, TooLargeError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 while self._has_more:
-                    await self._receive()
+                    message = await self._request.receive()
+                    self._has_more = message.get("more_body", False)
 
     async def _receive(self) -> Message:
         """The next ASGI message of the request."""
@@ -100,3 +115,19 @@ class Body:
     def _check_size(self, size: int) -> None:
         if size > self._limits.upload_bytes:
             raise TooLargeError(f"an upload may have {self._limits.upload_bytes} bytes", "file")
+
+
+class Refusal(JSONResponse):
+    """An error that a client can read while it is still sending: the rest of the body is read after it."""
+
+    def __init__(self, error: Exception, body: Body) -> None:
+        retry = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
+        super().__init__({"error": in_openai_form(error)}, status_of(error), {**retry, "Connection": "close"})
+        self._rest = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - of ASGI
+        """Send it, then read what still comes."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        await self._rest.discard()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -3,16 +3,21 @@
 import pytest
 
 from u2moe.runtime import cli
-from u2moe.runtime.cli import serve
 
 
 def test_the_key_may_be_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
-    (tmp_path / "key").write_text("from-a-file\n", encoding="utf-8")
+    def chosen(*arguments):
+        launched = []
+        monkeypatch.setattr("u2moe.runtime.server.launch.launch", lambda options, _: launched.append(options) or 0)
+        assert cli.main(["serve", *arguments]) == 0
+        return launched[0].api_key, launched[0].keys_file
+
+    file = tmp_path / "key"
     monkeypatch.delenv("U2MOE_API_KEY", raising=False)
-    assert serve._api_key(None) is None
+    assert chosen() == (None, None)
     monkeypatch.setenv("U2MOE_API_KEY", "from-the-environment")
-    assert serve._api_key(None) == "from-the-environment"
-    assert serve._api_key(tmp_path / "key") == "from-a-file"
+    assert chosen() == ("from-the-environment", None)
+    assert chosen("--api-key", str(file)) == (None, file)
 
 
 def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):

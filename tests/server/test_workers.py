@@ -107,6 +107,26 @@ def test_one_that_dies_is_replaced_and_all_stop_together(team, client_of, speech
     assert team.wait(PATIENCE_S) == 0
 
 
+def test_one_that_stands_still_is_replaced():
+    """It is stopped while it holds its place, and gets no connection until it is ended."""
+    code = "from u2moe.runtime.server import workers; workers.SILENT_S = 4; from u2moe.runtime.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--workers", "2", "--capacity", "2", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        said = ""
+        while "ready: " not in said:
+            said += process.stderr.readline()
+        url = re.search(r"listening at (http://127.0.0.1:\d+)/", said)[1]
+        before = workers_of(process)
+        os.kill(before[0], signal.SIGSTOP)
+        while "does not answer" not in said:
+            said += process.stderr.readline()
+        for _ in range(4):
+            assert httpx.get(f"{url}/healthz", trust_env=False, timeout=PATIENCE_S).status_code == 200
+        wait_until(lambda: len(workers_of(process)) == 2 and before[0] not in workers_of(process))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+
+
 def test_a_second_signal_ends_all_at_once(client_of, speech):
     command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--workers", "2", "--capacity", "1", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

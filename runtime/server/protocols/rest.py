@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -18,16 +18,11 @@ from u2moe.runtime.audio.files import name_of
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Transcript
-from u2moe.runtime.server.errors import (
-    ClientGoneError,
-    RequestError,
-    UnavailableError,
-    in_openai_form,
-    status_of,
-)
+from u2moe.runtime.server.access import KEY
+from u2moe.runtime.server.errors import ClientGoneError, RequestError, in_openai_form, status_of
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.texts import added_text, phrases_of
-from u2moe.runtime.server.upload import Body, Upload
+from u2moe.runtime.server.upload import Body, Refusal, Upload
 from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 
@@ -66,22 +61,20 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-def error_response(error: Exception, status: int | None = None) -> Response:
+def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """An error in OpenAI's form."""
-    status = status or status_of(error)
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
-    if status in (408, 413):  # the rest of the body is not read
-        headers["Connection"] = "close"
-    return JSONResponse({"error": in_openai_form(error)}, status, headers)
+    return JSONResponse({"error": in_openai_form(error)}, status or status_of(error), headers)
 
 
 async def _transcribe(request: Request, service: Service) -> Response:
     body = Body(request, service.options.limits)
     async with contextlib.AsyncExitStack() as stack:
         try:
+            stack.enter_context(service.share_of(request.scope[KEY]))
             stack.enter_context(service.files.admission.place())
             service.metrics.count("connections", PROTOCOL.name)
-            upload = await body.receive_form()
+            with service.files.upload():
+                upload = await body.receive_form()
             wanted, task = await _begin(upload, service)
             if wanted.is_stream:
                 segments = aiter(task)
@@ -93,8 +86,7 @@ async def _transcribe(request: Request, service: Service) -> Response:
             return Response(status_code=499)
         except U2moeError as error:
             service.incidents.fail(error)
-            await body.discard()
-            return error_response(_with_its_name(error, upload) if isinstance(error, AudioError) else error)
+            return Refusal(_with_its_name(error, upload) if isinstance(error, AudioError) else error, body)
 
 
 async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:

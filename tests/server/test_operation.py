@@ -1,0 +1,229 @@
+"""What operators do to a server, and what they read of it."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from u2moe.runtime import cli
+from u2moe.runtime.server import log
+from u2moe.runtime.server.keys import Key, read_keys
+from u2moe.runtime.server.notify import notify
+
+PATIENCE_S = 120
+HEAD = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+
+
+def everything(plain):
+    return b"".join(iter(lambda: plain.recv(10_000), b""))
+
+
+def wav(tmp_path, seconds=1):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000 * seconds, np.int16), 16_000)
+    return (tmp_path / "a.wav").read_bytes()
+
+
+def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "uploads"))
+    (tmp_path / "uploads").mkdir()
+    with running(held, drain_s=0.3) as server, ThreadPoolExecutor() as pool:
+        recognising = pool.submit(server.post, files={"file": wav(tmp_path)})
+        assert held.is_held.wait(PATIENCE_S)
+        with server.open_plain() as plain:
+            plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))
+            server.wait_until(lambda: server.metric("files") == 2)
+            server.stop()
+            answer = everything(plain)
+        held.release()
+        server.join()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"about to stop" in answer
+    assert recognising.result().status_code == 503
+    assert not list((tmp_path / "uploads").iterdir())
+    assert "cut off 0 streams and 2 files" in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 128 + signal.SIGTERM)])
+def test_the_process_ends_though_an_upload_goes_on(tmp_path, signals, code):
+    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "1"]
+    deadline = "0.5" if signals == 1 else "60"
+    place = {**os.environ, "TMPDIR": str(tmp_path)}
+    command += ["--drain-timeout", deadline]
+    with contextlib.ExitStack() as end:
+        process = end.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=place))
+        end.callback(process.kill)
+        said = ""
+        while "ready: " not in said:
+            said += process.stderr.readline()
+        port = int(re.search(r"127.0.0.1:(\d+)", said)[1])
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))
+            process.send_signal(signal.SIGHUP)
+            assert "read anew" in process.stderr.readline()
+            for _ in range(signals):
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.6)
+            assert process.wait(PATIENCE_S) == code
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EROFS, 503)])
+def test_a_temporary_folder_without_room(server, monkeypatch, number, status, caplog):
+    def fail(*_args, **_settings):
+        raise OSError(number, os.strerror(number))
+
+    before = server.metric("failures", "storage")
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    answer = server.post(files={"file": bytes(2 << 20)})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, "server_error")
+    assert server.metric("failures", "storage") == before + 1
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_long_boundary_is_an_error_of_the_client(server):
+    kind = f"multipart/form-data; boundary={'x' * 300}"
+    answer = server.post(content=b"", headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_a_method_that_is_not_allowed_says_which_are(server):
+    answer = server.get("/v1/audio/transcriptions")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
+def test_a_declared_size_is_refused_before_anything_is_read(server, expects):
+    with server.open_plain() as plain:
+        plain.sendall(HEAD + expects + b"Content-Length: 99000000000\r\n\r\n")
+        assert plain.recv(10_000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_request_has_one_length(server):
+    with server.open_plain() as plain:
+        plain.sendall(HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        answer = everything(plain)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"not both" in answer
+
+
+def test_a_wrong_tls_key_is_found_before_the_model_is_loaded(tmp_path, capsys):
+    for name in ("a", "b"):
+        make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+        files = ["-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")]
+        subprocess.run([*make, *files], check=True, capture_output=True)
+    wrong = ["--tls-certificate", str(tmp_path / "a.pem"), "--tls-key", str(tmp_path / "b.key")]
+    assert cli.main(["serve", "no-bundle", "--port", "0", *wrong]) == 1
+    assert f"{tmp_path / 'a.pem'}, {tmp_path / 'b.key'}: " in capsys.readouterr().err
+
+
+def test_certificate_and_keys_are_read_anew(running, tmp_path):
+    def make(name):
+        call = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-days", "2"]
+        files = ["-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.pem")]
+        subprocess.run([*call, *files], check=True, capture_output=True)
+        return ssl.PEM_cert_to_DER_cert((tmp_path / "tls.pem").read_text(encoding="ascii"))
+
+    def shown(port):
+        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
+
+    first, keys = make("first"), tmp_path / "keys"
+    keys.write_text("# name, key, streams\nalice key-of-alice 1\nbob key-of-bob\n", encoding="utf-8")
+    unsafe = ssl._create_unverified_context()
+    tls = {"tls_certificate": tmp_path / "tls.pem", "tls_key": tmp_path / "tls.key"}
+    with running(keys_file=keys, **tls) as server:
+        port = server.ports["http"]
+
+        def client(key):
+            headers = {"Authorization": f"Bearer {key}"}
+            return connect(f"wss://127.0.0.1:{port}/stream", ssl=unsafe, additional_headers=headers, proxy=None)
+
+        def reload():
+            server.service.scheduler._loop.call_soon_threadsafe(server.server.reload)
+
+        assert shown(port) == first
+        with client("key-of-alice") as speaking:
+            with client("key-of-alice") as second:
+                assert "the key alice has 1 streams at a time" in second.recv(PATIENCE_S)
+            with client("key-of-bob"), client("key-of-bob"):
+                pass
+            keys.write_text("carol key-of-carol\n", encoding="utf-8")
+            second = make("second")
+            reload()
+            server.wait_until(lambda: shown(port) == second)
+            with pytest.raises(InvalidStatus), client("key-of-bob"):
+                pass
+            with client("key-of-carol"):
+                pass
+            keys.write_text("no key here at all\n", encoding="utf-8")
+            reload()
+            with client("key-of-carol"):
+                pass
+            speaking.send('{"sample_rate": 16000}')
+            assert "ready" in speaking.recv(PATIENCE_S)
+
+
+def test_a_file_of_keys(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("single\n", encoding="utf-8")
+    assert read_keys(file) == (Key(name="default", secret="single"),)
+    for text, complaint in (
+        ("", "holds no API key"),
+        ("a b c d\n", "line 1 must be"),
+        ("# first\na b\n\nc d many\n", "line 4 must be"),
+        ("a b\nc b\n", "the same secret"),
+        ("a b 0\n", "at least 1"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=complaint):
+            read_keys(file)
+
+
+def test_requests_have_an_id(server):
+    assert server.get("/healthz", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = server.get("/no-such", headers={"X-Request-ID": "not one\u00e9".encode("latin-1")}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    with server.connect() as client:
+        assert client.websocket.response.headers["x-request-id"]
+
+
+def test_lines_of_json_and_of_text_bear_the_id(monkeypatch):
+    record = logging.LogRecord("u2moe.server", logging.WARNING, "", 0, "two\nlines", (), None)
+    token = log.REQUEST_ID.set("r1")
+    line = json.loads(log._JsonFormatter("worker 1: %(message)s").format(record))
+    assert (line["level"], line["message"], line["request"]) == ("warning", "worker 1: two lines", "r1")
+    assert log._Formatter("%(message)s").format(record) == "two lines (request r1)"
+    log.REQUEST_ID.reset(token)
+
+
+def test_systemd_is_told(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notify("READY=1")
+        assert channel.recv(100) == b"READY=1"
+
+
+def test_an_address_behind_a_proxy_is_believed_from_the_proxy_alone(running):
+    headers = {"X-Forwarded-Proto": "https", "Origin": "https://speech.example", "Host": "speech.example"}
+    with running(forwarded_allow_ips=("127.0.0.1",)) as server:
+        answer = httpx.post(f"{server.url}/v1/audio/transcriptions", headers=headers, trust_env=False)
+        assert answer.status_code == 400  # no form
