@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, TYPE_CHECKING, Any
 
 from u2moe.runtime.audio.reading import duration_of
@@ -38,7 +38,8 @@ class FileQueue:
     Attributes:
         admission: places in the queue, each from the first byte of an upload to the last byte of the response.
         is_cut: whether those that are left get an error.
-        tasks: files that wait or are recognised.
+        tasks: files that somebody waits for.
+        running: work on files that has not ended.
     """
 
     def __init__(self, recognizer: Recognizer, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
@@ -49,6 +50,7 @@ class FileQueue:
         self.pool = ThreadPoolExecutor(options.file_threads, "u2moe-files", initializer=_be_nice)
         self.is_cut = False
         self.tasks: set[FileTask] = set()
+        self.running: set[Future[None]] = set()
         self._uploads: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
@@ -92,10 +94,7 @@ class FileQueue:
 
     def wait(self, seconds: float) -> bool:
         """Wait for running files; whether all have ended in time."""
-        deadline = time.monotonic() + seconds
-        for thread in list(self.pool._threads):  # noqa: SLF001 - `shutdown` waits without end
-            thread.join(max(deadline - time.monotonic(), 0.0))
-        return not any(thread.is_alive() for thread in self.pool._threads)  # noqa: SLF001
+        return not wait(list(self.running), seconds).not_done
 
 
 class FileTask:
@@ -115,7 +114,10 @@ class FileTask:
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
         queue.tasks.add(self)
-        queue.pool.submit(self._work).add_done_callback(lambda _: file.close())
+        future = queue.pool.submit(self._work)
+        queue.running.add(future)
+        future.add_done_callback(lambda _: file.close())
+        future.add_done_callback(queue.running.discard)
 
     def cut(self) -> None:
         """End it with an error: the server cannot wait for it."""
