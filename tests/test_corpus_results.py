@@ -1,5 +1,6 @@
 """What becomes of the results of a run: status, one file, word errors; and the command line."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -87,6 +88,12 @@ def test_intervals_are_those_of_resampled_utterances():
 def test_merge_has_every_row_once_in_order(results, tmp_path):
     folder = OutputFolder(str(results))
     assert merge(folder, tmp_path / "all.jsonl") == 6
+    assert merge(folder, tmp_path / "all.csv") == 6
+    with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as table:
+        rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert [row["text"] for row in csv.DictReader(table)] == [row["text"] for row in rows]
+    with pytest.raises(ValueError, match=r"all\.txt: the name must end in \.jsonl, \.csv or \.parquet"):
+        merge(folder, tmp_path / "all.txt")
     assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == rows_in(results)
 
 

@@ -22,6 +22,7 @@ from u2moe.runtime.corpus.lists import (
     FORMATS,
     ListOptions,
     Recording,
+    count_lines,
     digest,
     find_format,
     read_recordings,
@@ -207,6 +208,48 @@ def test_commands_that_hang_are_ended_with_all_they_started(monkeypatch):
     monkeypatch.setattr(sources_module, "LONGEST_COMMAND_S", 0.2)
     with pytest.raises(AudioError, match=r"sleep 9; echo: was ended after 0 s"):
         samples_of(Entry(key="k", source=Command(command="sleep 9; echo")))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
+def test_devices_and_pipes_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    with Sources() as sources:
+        for path in ("/dev/zero", str(tmp_path / "pipe.wav")):
+            with pytest.raises(AudioError, match="is no regular file: a device or a pipe may never end"):
+                sources.open(Entry(key="k", source=AudioFile(path=path)))
+
+
+def test_copies_are_bounded(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources_module, "_MOST_BYTES", 1000)
+    with Sources() as sources:
+        for source in (Command(command="cat /dev/zero"), AudioFile(path=f"file://{clip}")):
+            with pytest.raises(AudioError, match="which is not copied: name it as a file"):
+                sources.open(Entry(key="k", source=source))
+
+
+def test_parquet_of_hugging_face(clip, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
+    pq = pytest.importorskip("pyarrow.parquet")
+    content = clip.read_bytes()
+    audio = [{"bytes": content, "path": "a.wav"}, {"bytes": None, "path": clip.name}, None]
+    rows = {"audio": audio, "sentence": ["ONE", "TWO", "THREE"], "speaker_id": [7, 8, 9], "set": ["x", "y", "z"]}
+    pq.write_table(pa.table(rows), clip.parent / "train.parquet")
+    path = str(clip.parent / "train.parquet")
+    assert find_format(path) == "parquet"
+    assert count_lines(path, "parquet") == 3
+    found = list(read_utterances(path))
+    assert [(entry.key, entry.text, entry.speaker) for entry in found] == [
+        ("0", "ONE", "7"), ("1", "TWO", "8"), ("2", "THREE", "9"),
+    ]  # fmt: skip
+    assert found[0].fields == {"set": "x"}
+    with Sources() as sources:
+        samples = [np.concatenate(list(sources.read_blocks(entry, 16_000))) for entry in found[:2]]
+        np.testing.assert_array_equal(samples[0], samples[1])
+        with pytest.raises(AudioError, match="2: audio holds neither bytes nor a path"):
+            sources.open(found[2])
+    pq.write_table(pa.table({"text": ["ONE"]}), tmp_path / "none.parquet")
+    with pytest.raises(CorpusError, match="found columns text, expected audio"):
+        list(read_utterances(tmp_path / "none.parquet"))
 
 
 def test_a_recording_is_fetched_once_for_all_its_parts(clip, tmp_path):

@@ -76,8 +76,8 @@ def _head(report: Report) -> Iterator[str]:
     files, seconds = report["audio"]["files"], report["audio"]["seconds"]
     rounds = f"{plan['warm_up']} round to warm up, then {plan['repetitions']}: medians (quartiles)"
     yield f"{report['time']}, recordings: {len(files)} of {seconds:.1f} s together, {rounds}"
-    if (cores := report.get("other_cores")) is not None and cores > _BUSY:
-        yield f"other processes used {cores:.1f} cores meanwhile: measure again when the machine is quiet"
+    if (used := report.get("other_cores")) is not None and used > _BUSY:
+        yield f"other processes used {used:.1f} cores meanwhile: measure again when the machine is quiet"
     if left_out := report.get("left_out"):
         yield f"left out: {', '.join(left_out)}, which need onnx-ir: {install_command('tools')}"
     if packed := report.get("without_bound"):

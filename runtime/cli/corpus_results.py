@@ -30,7 +30,7 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="one file with all rows, in the order of the list; Parquet if it ends in .parquet, else JSON lines",
+        help="one file with all rows, in the order of the list: .jsonl, .csv or .parquet",
     )
     parser.set_defaults(run=run_merge)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -51,8 +53,8 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
 
     Args:
         folder: the folder of a run.
-        target: the file, which appears when it is whole: Parquet, which needs pyarrow, if its name ends in ".parquet",
-            and otherwise a JSON object on a line for each row.
+        target: the file, which appears when it is whole. Its name says what it is: .jsonl, a JSON object on a line for
+            each row; .csv, the fields that are one value; .parquet, which needs pyarrow.
 
     Raises:
         CorpusError: there is no run in the folder, utterances are missing, or a file of the results is damaged.
@@ -64,6 +66,11 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
         missing = "the list was not read to its end" if num_missing is None else f"{num_missing} are missing"
         raise CorpusError(f"{folder.path}: {missing}: run it to its end")
     target = Path(target)
+    if target.suffix not in (".jsonl", ".csv", ".parquet"):
+        raise ValueError(f"{target}: the name must end in .jsonl, .csv or .parquet")
+    if target.suffix == ".csv":
+        with replacing(target) as part:
+            return _write_csv(itertools.chain.from_iterable(rows_by_block(folder)), part)
     if target.suffix == ".parquet":
         from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
 
@@ -74,4 +81,17 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
         for _, _, content in folder.contents():
             stream.write(content)
             num_rows += content.count(b"\n")
+    return num_rows
+
+
+def _write_csv(rows: Iterator[Row], file: Path) -> int:
+    """Write a table with the fields of all rows that are one value; returns the number of rows."""
+    num_rows, first = 0, next(rows, {})
+    columns = [name for name in first if name not in ("segments", "options", "fields", "warnings", "model")]
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
+        writer.writeheader()
+        for row in itertools.chain([first] if first else [], rows):
+            writer.writerow(row)
+            num_rows += 1
     return num_rows

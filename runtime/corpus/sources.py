@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
+import threading
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Self
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _LONGEST_COMPLAINT = 200
+_MOST_BYTES = 4 << 30
+"""Largest copy of a recording in memory: what is longer belongs into a file."""
 LONGEST_COMMAND_S = 600.0
 """Seconds that a command may take: one that hangs must not stop the run."""
 
@@ -67,6 +71,8 @@ class Sources:
         if isinstance(source, Unreadable):
             raise AudioError(source.error)
         if isinstance(source, AudioFile) and not is_url(source.path):
+            if os.path.exists(source.path) and not os.path.isfile(source.path):  # noqa: PTH110, PTH113 - any name
+                raise AudioError(f"{source}: is no regular file: a device or a pipe may never end")
             return source.path
         if self._fetched is None or self._fetched[0] != source:
             try:
@@ -85,7 +91,7 @@ class Sources:
         if isinstance(source, Command):
             return _output_of(source.command)
         with open_binary(source.path) as stream:
-            return stream.read()
+            return _bounded(stream.read(_MOST_BYTES + 1), source)
 
     def _member(self, member: TarMember) -> bytes:
         if self._archive != member.archive or self._stream is None:
@@ -94,29 +100,53 @@ class Sources:
             self._stream = self._opened.enter_context(open_decompressed(member.archive))
             self._archive = member.archive
         self._stream.seek(member.offset)
-        content = self._stream.read(member.size)
+        content = self._stream.read(min(member.size, _MOST_BYTES + 1))
+        _bounded(content, member)
         if len(content) < member.size:
             raise AudioError(f"{member}: the archive breaks off")
         return content
 
 
+def _bounded(content: bytes, source: object) -> bytes:
+    if len(content) > _MOST_BYTES:
+        raise AudioError(f"{source}: holds more than {_MOST_BYTES >> 20} MB, which is not copied: name it as a file")
+    return content
+
+
 def _output_of(command: str) -> bytes:
     """What a shell command writes to its standard output."""
-    with subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this list
-        command,
-        shell=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as run:
-        try:
-            output, complaints = run.communicate(timeout=LONGEST_COMMAND_S)
-        except subprocess.TimeoutExpired:
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this list
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            start_new_session=True,
+        ) as run,
+    ):
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
             _kill_all(run)
-            raise AudioError(f"{command}: was ended after {LONGEST_COMMAND_S:.0f} s") from None
+
+        timer = threading.Timer(LONGEST_COMMAND_S, end)
+        timer.start()
+        try:
+            output = run.stdout.read(_MOST_BYTES + 1) if run.stdout else b""
+            if len(output) > _MOST_BYTES:
+                _kill_all(run)
+            run.wait()
+        finally:
+            timer.cancel()
+        complaints.seek(0)
+        complaint = complaints.read().decode(errors="replace").strip()[-_LONGEST_COMPLAINT:]
+    if is_late.is_set():
+        raise AudioError(f"{command}: was ended after {LONGEST_COMMAND_S:.0f} s")
+    _bounded(output, command)
     if run.returncode or not output:
-        complaint = complaints.decode(errors="replace").strip()[-_LONGEST_COMPLAINT:]
         raise AudioError(f"{command}: ended with status {run.returncode}, {len(output)} bytes: {complaint}")
     return output
 

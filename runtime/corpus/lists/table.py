@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.lists import folder, kaldi, lhotse, nemo, paths, shards, wenet
+from u2moe.runtime.corpus.lists import folder, kaldi, lhotse, nemo, parquet, paths, shards, wenet
 from u2moe.runtime.corpus.lists.lines import first_line, json_object, read_lines
 from u2moe.runtime.corpus.lists.options import ListOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
@@ -42,6 +42,7 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
         "kaldi": ListFormat(read=kaldi.read, files=kaldi.files, description="a data folder of Kaldi's, or its wav.scp"),
         "nemo": ListFormat(read=nemo.read, description="NeMo's jsonl (audio_filepath)"),
         "lhotse": ListFormat(read=lhotse.read, description="Lhotse's cuts"),
+        "parquet": ListFormat(read=parquet.read, description="Parquet as of Hugging Face's data sets (audio, text)"),
         "folder": ListFormat(read=folder.read, description="a folder of audio files"),
         "paths": ListFormat(read=paths.read, description="a path for each line, perhaps with tab and transcript"),
     }
@@ -80,6 +81,8 @@ def find_format(list_path: str) -> str:
         return "kaldi" if os.path.isfile(os.path.join(list_path, "wav.scp")) else "folder"  # noqa: PTH113, PTH118
     if shards.is_archive(list_path):
         return "shards"
+    if base_name(list_path).endswith(".parquet"):
+        return "parquet"
     line = first_line(list_path)
     if "\0" in line:
         raise CorpusError(f"{list_path}: is no list of recordings, but a binary file, such as a recording itself")
@@ -110,6 +113,8 @@ def count_lines(list_path: str, file_format: str) -> int | None:
         return None
     if file_format == "folder":
         return sum(1 for _ in folder.read(list_path, ListOptions()))
+    if file_format == "parquet":
+        return parquet.count_rows(list_path)
     files = FORMATS[file_format].files(list_path)
     segments = [file for file in files if base_name(file) == "segments"]
     return sum(1 for _ in read_lines((segments or files)[0]))

@@ -1,0 +1,74 @@
+"""Parquet files as Hugging Face stores data sets: `audio` with bytes or a path, and a transcript. Needs pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from u2moe.runtime.corpus.entry import AudioBytes, AudioSource, Entry, Unreadable
+from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.storage import open_binary
+from u2moe.runtime.errors import CorpusError
+
+_ROWS = 16
+"""Rows that are in memory at once, with their audio."""
+_TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text")
+_KEYS = ("key", "id", "segment_id")
+
+
+def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
+    """Utterances of a Parquet file; without a column `key`, `id` or `segment_id` the number of the row is the key.
+
+    Raises:
+        CorpusError: it is no Parquet file, or has no column `audio`.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        with open_binary(list_path) as stream:
+            file = pq.ParquetFile(stream)
+            if "audio" not in file.schema_arrow.names:
+                raise CorpusError(f"{list_path}: found columns {', '.join(file.schema_arrow.names)}, expected audio")
+            records = (record for batch in file.iter_batches(_ROWS) for record in batch.to_pylist())
+            for number, record in enumerate(records):
+                yield _entry(number, record, list_path, options)
+    except pa.ArrowInvalid as error:
+        raise CorpusError(f"{list_path}: cannot be read as Parquet: {error}") from error
+
+
+def count_rows(list_path: str) -> int:
+    """The number of rows, from the end of the file."""
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with open_binary(list_path) as stream:
+        return int(pq.ParquetFile(stream).metadata.num_rows)
+
+
+def _entry(number: int, record: Mapping[str, Any], list_path: str, options: ListOptions) -> Entry:
+    found = {name: record[name] for name in (*_KEYS, *_TEXTS) if record.get(name) is not None}
+    key = next((str(found[name]) for name in _KEYS if name in found), str(number))
+    text = next((str(found[name]) for name in _TEXTS if name in found), None)
+    speaker = record.get("speaker_id", record.get("speaker"))
+    fields = {
+        name: value
+        for name, value in record.items()
+        if name not in ("audio", "speaker", "speaker_id", *_KEYS, *_TEXTS) and isinstance(value, str | int | float)
+    }
+    return Entry(
+        key=key,
+        source=_source(record["audio"], key, list_path, options),
+        text=text,
+        speaker=None if speaker is None else str(speaker),
+        fields=fields,
+    )
+
+
+def _source(audio: Any, key: str, list_path: str, options: ListOptions) -> AudioSource:
+    if isinstance(audio, str):
+        return options.source(audio, list_path)
+    if isinstance(audio, Mapping) and isinstance(audio.get("bytes"), bytes):
+        return AudioBytes(content=audio["bytes"], name=f"{list_path}: {audio.get('path') or key}")
+    if isinstance(audio, Mapping) and isinstance(audio.get("path"), str):
+        return options.source(audio["path"], list_path)
+    return Unreadable(error=f"{list_path}: {key}: audio holds neither bytes nor a path")
