@@ -189,7 +189,6 @@ def test_other_warnings_go_where_they_went(stereo, recwarn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"list_format": "csv"}, "list_format must be one of wenet, .*, got 'csv'"),
         ({"block_size": 0}, "block_size must be at least 1, got 0"),
         ({"block_size": 2.5}, "block_size must be an integer"),
         ({"num_workers": 0}, "num_workers must be at least 1, got 0"),

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
-from u2moe.runtime.corpus.lists import FORMATS, ListOptions, count_lines, digest, find_format, read_utterances
+from u2moe.runtime.corpus.lists import ListOptions, count_lines, digest, find_format, read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.pool import WorkerPool, may_fork, num_cores
 from u2moe.runtime.corpus.recognition import BlockDone
@@ -28,7 +28,6 @@ class CorpusOptions:
     """How a corpus is read, divided and written.
 
     Attributes:
-        list_format: name of the list's format; None: detected.
         list_options: how to interpret the entries of the list.
         block_size: utterances in a block, the unit that is written, and lost if the machine fails.
         shard: the share of the blocks to do.
@@ -36,7 +35,6 @@ class CorpusOptions:
         retry_failed: whether blocks with failed utterances are done again.
     """
 
-    list_format: str | None = None
     list_options: ListOptions = field(default_factory=ListOptions)
     block_size: int = 256
     shard: Shard = field(default_factory=Shard)
@@ -44,8 +42,6 @@ class CorpusOptions:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
-        if self.list_format not in (None, *FORMATS):
-            raise ValueError(f"list_format must be one of {', '.join(FORMATS)}, got {self.list_format!r}")
         checked_options("list_options", self.list_options, ListOptions())
         checked_options("shard", self.shard, Shard())
         checked_flag("retry_failed", self.retry_failed)
@@ -123,7 +119,7 @@ def describe_run(list_path: str, recognizer: Recognizer, model: ModelChoice, opt
     Raises:
         CorpusError: the list cannot be read.
     """
-    list_format = options.list_format or find_format(list_path)
+    list_format = find_format(list_path)
     return RunDescription(
         u2moe=version("u2moe"),
         list_path=list_path,
