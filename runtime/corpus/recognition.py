@@ -42,6 +42,7 @@ class _Read:
     """An utterance whose audio was read; the stream holds what is not decoded yet."""
 
     index: int
+    utterance: Entry
     stream: Stream
     segments: list[Result]
     duration: float
@@ -79,11 +80,6 @@ class BlockRecognizer:
         rows: dict[int, Row] = {}
         waiting: list[_Read] = []
         with Sources() as sources:
-
-            def decode_waiting() -> None:
-                rows.update(self._decode(utterances, waiting, sources))
-                waiting.clear()
-
             for index, utterance in enumerate(utterances):
                 if index in caution.left_out:
                     rows[index] = self._failed(utterance, caution.left_out[index])
@@ -94,9 +90,10 @@ class BlockRecognizer:
                         waiting.append(self._read(index, utterance, sources))
                     except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
                         rows[index] = self._failed(utterance, error)
-                if len(waiting) == BATCH_LEN or sum(read.duration for read in waiting) > _BATCH_S:
-                    decode_waiting()
-            decode_waiting()
+                is_full = len(waiting) == BATCH_LEN or sum(read.duration for read in waiting) > _BATCH_S
+                if is_full or index + 1 == len(utterances):
+                    rows |= self._decode(waiting, sources)
+                    waiting.clear()
         return [rows[index] for index in range(len(utterances))]
 
     def _read(self, index: int, utterance: Entry, sources: Sources) -> _Read:
@@ -114,6 +111,7 @@ class BlockRecognizer:
         stream.input_finished()
         return _Read(
             index=index,
+            utterance=utterance,
             stream=stream,
             segments=segments,
             duration=blocks.duration,
@@ -121,14 +119,14 @@ class BlockRecognizer:
             warnings=list(warnings),
         )
 
-    def _decode(self, utterances: Sequence[Entry], reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
+    def _decode(self, reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
         """Decode utterances together or, if that fails, each alone."""
         self._on_attempt([read.index for read in reads])
         try:
             self._recognizer.decode_streams([read.stream for read in reads])
         except Exception:  # noqa: BLE001 - one of them: each is tried alone
-            return {read.index: self._alone(read.index, utterances[read.index], sources) for read in reads}
-        rows = {read.index: self._row(read, utterances[read.index]) for read in reads}
+            return {read.index: self._alone(read.index, read.utterance, sources) for read in reads}
+        rows = {read.index: self._row(read) for read in reads}
         self._on_progress(len(reads), sum(read.duration for read in reads))
         return rows
 
@@ -136,15 +134,15 @@ class BlockRecognizer:
         try:
             read = self._read(index, utterance, sources)
             self._recognizer.decode_streams([read.stream])
-            row = self._row(read, utterance)
+            row = self._row(read)
         except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
             return self._failed(utterance, error)
         self._on_progress(1, read.duration)
         return row
 
-    def _row(self, read: _Read, utterance: Entry) -> Row:
-        segments = read.segments + read.stream.take_segments()
-        return self._rows.of_transcript(utterance, transcript_of(segments, read.duration, read.error), read.warnings)
+    def _row(self, read: _Read) -> Row:
+        transcript = transcript_of(read.segments + read.stream.take_segments(), read.duration, read.error)
+        return self._rows.of_transcript(read.utterance, transcript, read.warnings)
 
     def _failed(self, utterance: Entry, error: Exception | str) -> Row:
         self._on_progress(1, 0.0)
