@@ -6,68 +6,60 @@ import sys
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import soundfile
 from commands import transcribe
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from u2moe.runtime import BundleError, VadOptions, VoiceActivityDetector, format_transcript
 
 RATE, WINDOW = 16_000, 512
 
 
-def write_vad(file, sequence=False):
-    """A window is speech where it is loud, if its first 64 samples are the last of the one before, as the state says.
+VAD = """
+<ir_version: 9, opset_import: ["" : 18]>
+vad (float[windows, 576] input, {inputs}) => (float[windows, 1] output, float[a, b, c] next{outputs})
+<int64[1] first = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] last = {{-1}}, int64[1] end = {{9999}},
+ int64[1] seen = {{64}}, int64[1] body = {{512}}, float limit = {{0.001}}, float threshold = {{0.0001}},
+ int64[3] cell = {{1, 1, 1}}, int64[3] copies = {{{copies}, 1, 128}}, int64[2] column = {{-1, 1}}>
+{{
+    context = Slice(input, first, seen, one)
+    context_sums = ReduceSum<keepdims = 1>(context, one)
+    context_sum = Slice(context_sums, first, one, first)
+    held = Slice({state}, first, one, two)
+    held_sums = Reshape(held, column)
+    remembered = Slice(held_sums, first, one, first)
+    difference = Sub(context_sum, remembered)
+    size = Abs(difference)
+    follows = Less(size, limit)
+    samples = Slice(input, seen, end, one)
+    squares = Mul(samples, samples)
+    energy = ReduceMean<keepdims = 1>(squares, one)
+    loud = Greater(energy, threshold)
+    speaks = And(loud, follows)
+    output = Cast<to = 1>(speaks)
+    tail = Slice(input, body, end, one)
+    tail_sums = ReduceSum<keepdims = 1>(tail, one)
+    tail_sum = Slice(tail_sums, last, end, first)
+    summed = Reshape(tail_sum, cell)
+    next = Expand(summed, copies)
+    {further}
+}}
+"""
+"""A window is speech where it is loud, if its first 64 samples are the last of the one before, as the state says."""
+WINDOWS = {"inputs": "float[2, b, 128] state, int64 sr", "outputs": "", "copies": 2, "state": "state", "further": ""}
+SEQUENCES = {
+    "inputs": "float[1, 1, 128] h, float[1, 1, 128] c", "outputs": ", float[1, 1, 128] cn", "copies": 1, "state": "h",
+    "further": "cn = Identity(c)",
+}  # fmt: skip
+"""As silero's file for many windows in one run, but only the first row is compared with the state."""
 
-    `sequence`: as silero's file for many windows in one run, but only the first row is compared with the state.
-    """
-    states = {"h": [1, 1, 128], "c": [1, 1, 128]} if sequence else {"state": [2, None, 128]}
-    constants = {
-        "axis": np.array([1]), "limit": np.float32(1e-3), "threshold": np.float32(1e-4), "first": np.array([0]),
-        "one": np.array([1]), "two": np.array([2]), "shape": np.array([1, 1, 1]), "row": np.array([-1]),
-        "copies": np.array([1 if sequence else 2, 1, 128]), "wide": np.array([-1, 1]), "far": np.array([9999]),
-    }  # fmt: skip
-    parts = {"context": (0, 64), "body": (64, 576), "end": (512, 576)}
-    constants |= {f"{name}{i}": np.array([bound]) for name, bounds in parts.items() for i, bound in enumerate(bounds)}
-    first = next(iter(states))
-    nodes = [
-        *(helper.make_node("Slice", ["input", f"{part}0", f"{part}1", "axis"], [f"{part}_samples"]) for part in parts),
-        helper.make_node("ReduceSum", ["context_samples", "axis"], ["context_sum"], keepdims=1),
-        helper.make_node("ReduceSum", ["end_samples", "axis"], ["end_sum"], keepdims=1),
-        helper.make_node("Slice", ["context_sum", "first", "one", "first"], ["first_sum"]),
-        helper.make_node("Slice", ["end_sum", "row", "far", "first"], ["last_sum"]),
-        helper.make_node("Slice", [first, "first", "one", "two"], ["held"]),
-        helper.make_node("Reshape", ["held", "wide"], ["held_sum"]),
-        helper.make_node("Slice", ["held_sum", "first", "one", "first"], ["remembered"]),
-        helper.make_node("Sub", ["first_sum", "remembered"], ["difference"]),
-        helper.make_node("Abs", ["difference"], ["size"]),
-        helper.make_node("Less", ["size", "limit"], ["follows"]),
-        helper.make_node("Mul", ["body_samples", "body_samples"], ["squares"]),
-        helper.make_node("ReduceMean", ["squares", "axis"], ["energy"], keepdims=1),
-        helper.make_node("Greater", ["energy", "threshold"], ["loud"]),
-        helper.make_node("And", ["loud", "follows"], ["speaks"]),
-        helper.make_node("Cast", ["speaks"], ["output"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["last_sum", "shape"], ["cell"]),
-        helper.make_node("Expand", ["cell", "copies"], ["next"]),
-    ]
-    results = {"output": [None, 1], "next": [None] * 3}
-    if sequence:
-        nodes.append(helper.make_node("Identity", ["c"], ["cn"]))
-        results["cn"] = [None] * 3
-    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [None, 576])]
-    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in states.items()]
-    if not sequence:
-        inputs.append(helper.make_tensor_value_info("sr", TensorProto.INT64, []))
-    graph = helper.make_graph(
-        nodes,
-        "vad",
-        inputs,
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in results.items()],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+def write_vad(file, sequence=False):
+    model = onnx.parser.parse_model(VAD.format(**(SEQUENCES if sequence else WINDOWS)))
     onnx.checker.check_model(model)
     onnx.save(model, file)
     return file
