@@ -31,35 +31,42 @@ FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
 }
 
 
-def encoder_architecture(
+def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
+    conf: Section,
     top: Section,
     *,
     normalized: bool,
     activation: Activation,
     positions: str,
     attentions: tuple[str, ...],
+    num_blocks: int = 6,
     has_macaron: bool = False,
     has_convolution: bool = False,
+    has_order: bool = True,
+    feed_forward: FeedForward | None = None,
 ) -> EncoderArchitecture:
     """What encoders have in common, from a train.yaml.
 
     Args:
+        conf: its section encoder_conf.
         top: the file.
         normalized: whether feature statistics are part of the network.
         activation: the default, as are `positions` and the first of `attentions`, which are those supported.
         positions: the default.
         attentions: kinds of attention layer.
+        num_blocks: the default.
         has_macaron: whether blocks of this kind may have a second feed-forward layer.
         has_convolution: whether they may have a convolution module, as conformers do.
+        has_order: whether they may normalise after each layer instead of before it.
+        feed_forward: what they have in the place of one that is configured.
     """
-    conf = top.section("encoder_conf")
     dim = conf.integer("output_size", 256)
     if dim % 2:
         raise conf.wrong("output_size", dim, "even: positions are pairs of sine and cosine")
     kind = conf.choice("pos_enc_layer_type", positions, ("rel_pos", "abs_pos"))
     attention = conf.choice("selfattention_layer_type", attentions[0], attentions)
     chosen = conf.choice("activation_type", activation, ACTIVATIONS)
-    num_blocks = conf.integer("num_blocks", 6, maximum=MOST_BLOCKS)
+    num_blocks = conf.integer("num_blocks", num_blocks, maximum=MOST_BLOCKS)
     macaron = has_macaron and conf.flag("macaron_style", default=True)
     convolution = read_convolution(conf, dim, chosen) if has_convolution else None
     encoder = EncoderArchitecture(
@@ -70,11 +77,11 @@ def encoder_architecture(
         subsampling=conf.choice("input_layer", "conv2d", SUBSAMPLINGS),
         absolute_positions=kind == "abs_pos",
         attention=read_attention(conf, dim, relative=attention == "rel_selfattn"),
-        feed_forward=read_feed_forward(conf, chosen, num_layers=num_blocks * (2 if macaron else 1)),
+        feed_forward=feed_forward or read_feed_forward(conf, chosen, num_layers=num_blocks * (2 if macaron else 1)),
         macaron=macaron,
         convolution=convolution,
         norm=read_norm(conf),
-        pre_norm=conf.flag("normalize_before", default=True),
+        pre_norm=not has_order or conf.flag("normalize_before", default=True),
         final_norm=not has_convolution or conf.flag("final_norm", default=True),
         # negative sizes mean none, as in WeNet
         static_chunk_size=max(conf.integer("static_chunk_size", 0, minimum=-LARGEST_SIZE), 0),

@@ -77,6 +77,10 @@ class Residual:
         if not self.pre_norm:
             self.normalize(norm, name)
 
+    def add_branch(self, branch: ir.Value) -> None:
+        """Add what has been made of several normalisations of the sum."""
+        self._x, self._branch = self.total, branch
+
     def normalize(self, norm: nn.Module, name: str) -> None:
         """Replace the sum by its normalisation."""
         self._x = self.normalized(norm, name)

@@ -39,6 +39,7 @@ GAINS = {
     "self_attn.linear_out.weight": 0.25,  # averages over time, which would make all frames alike
     "src_attn.linear_out.weight": 0.5,
     "pointwise_conv2.weight": 0.5,
+    "merge_proj.weight": 0.5,
 }
 """Standard deviation of an output relative to that of the input, by the end of the weight's name; 1 for the others."""
 
@@ -71,6 +72,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Arguments of `random_config`."""
 
 
+ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "conformer": {"cnn_module_kernel": 8, "causal": True, "cnn_module_norm": "layer_norm"},
+    "e_branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "merge_conv_kernel": 3},
+    "branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "linear_units": None},
+}
+"""Keys of encoder_conf that only some kinds of encoder have; None: a key that this kind does not have."""
+
+
 def random_config(
     *,
     encoder: str = "conformer",
@@ -90,8 +99,8 @@ def random_config(
         "dropout_rate": 0.1, "positional_dropout_rate": 0.1, "attention_dropout_rate": 0.1,
         "use_dynamic_chunk": True, "use_dynamic_left_chunk": False,
     }  # fmt: skip
-    if encoder == "conformer":
-        encoder_defaults |= {"cnn_module_kernel": 8, "causal": True, "cnn_module_norm": "layer_norm"}
+    encoder_defaults |= ENCODER_DEFAULTS.get(encoder, {})
+    encoder_defaults = {key: value for key, value in encoder_defaults.items() if value is not None}
     decoder_defaults: dict[str, Any] = {
         "attention_heads": 4, "linear_units": 48, "num_blocks": 2, "dropout_rate": 0.1,
         "positional_dropout_rate": 0.1, "self_attention_dropout_rate": 0.1, "src_attention_dropout_rate": 0.1,

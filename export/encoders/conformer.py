@@ -30,6 +30,7 @@ from u2moe.runtime.bundle.contract import Cache
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     """The architecture in a train.yaml."""
     return encoder_architecture(
+        top.section("encoder_conf"),
         top,
         normalized=normalized,
         activation="swish",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from u2moe.export.architecture import EncoderArchitecture
-from u2moe.export.encoders import conformer, transformer
+from u2moe.export.encoders import branchformer, conformer, e_branchformer, transformer
 from u2moe.export.encoders.network import SpeechEncoder
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.yaml_section import Section
@@ -29,6 +29,8 @@ class Kind:
 
 
 KINDS = {
+    "branchformer": Kind(branchformer.read, branchformer.BranchformerEncoder, branchformer.BranchformerNodes),
+    "e_branchformer": Kind(e_branchformer.read, e_branchformer.EBranchformerEncoder, e_branchformer.EBranchformerNodes),
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
     "transformer": Kind(transformer.read, transformer.TransformerEncoder, transformer.TransformerNodes),
 }

@@ -28,7 +28,12 @@ from u2moe.runtime.bundle.contract import Cache
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     """The architecture in a train.yaml."""
     return encoder_architecture(
-        top, normalized=normalized, activation="relu", positions="abs_pos", attentions=("selfattn",)
+        top.section("encoder_conf"),
+        top,
+        normalized=normalized,
+        activation="relu",
+        positions="abs_pos",
+        attentions=("selfattn",),
     )
 
 

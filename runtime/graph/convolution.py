@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import onnx_ir as ir
@@ -92,18 +93,85 @@ class TimeConvolution:
     def _convolved(
         self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int = 0
     ) -> ir.Value:
-        """From the convolution on.
-
-        Built as a 2-d convolution between two transpositions of four axes: onnxruntime has no fast 1-d convolution and
-        merges the transpositions into its own change of layout.
-        """
+        """From the convolution on."""
         taps, norms = parameters[: 1 + self.bias], parameters[1 + self.bias :]
-        image, pads = g.op("Transpose", g.op("Unsqueeze", seen, [1]), perm=[0, 3, 1, 2]), [0, padding, 0, padding]
-        y = g.op("Conv", image, *taps, group=channels, kernel_shape=[1, self.kernel], pads=pads)
-        y = g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])
+        y = depthwise(g, seen, channels, self.kernel, taps, padding)
         if self.norm:
             y = layer_normalization(g, [y, *norms], self.epsilon)
         return activation(g, y, self.activation) if self.activation else y
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthwiseConvolution:
+    """A depthwise convolution over time with a bias, alone.
+
+    Attributes:
+        kernel: frames that it sees.
+    """
+
+    kernel: int
+
+    def cached(self, channels: int) -> ir.Function:
+        """The function for a chunk.
+
+        Inputs: `x` [batch, time, channels], `cache` [blocks, batch, kernel - 1, channels], `block` (), `weight`
+        [channels, 1, 1, kernel], `bias` [channels]. Outputs: `y` [batch, time, channels]; `kept` [1, batch, kernel - 1,
+        channels], the last frames, as they are cached.
+        """
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
+            x, cache, block, *parameters = inputs
+            seen = g.op("Concat", g.op("Gather", cache, block, axis=0), x, axis=1)
+            kept = g.op("Unsqueeze", g.op("Slice", seen, [1 - self.kernel], [END], [1]), [0])
+            return [depthwise(g, seen, channels, self.kernel, parameters), kept]
+
+        names = ["x", "cache", "block", "weight", "bias"]
+        return build_function("CachedDepthwiseConvolution", names, body, asdict(self))
+
+    def causal(self, channels: int) -> ir.Function:
+        """The function for a whole utterance: `cache` [blocks, 1, 1, channels] stands for all frames before the first.
+
+        With kernel 1 there is neither this input nor `block`.
+        """
+        past = self.kernel - 1
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            seen, *others = inputs
+            if past:
+                start = g.op("Gather", others[0], others[1], axis=0)
+                shape = g.op("Concat", g.op("Shape", seen, start=0, end=1), [past, channels], axis=0)
+                seen = g.op("Concat", g.op("Expand", start, shape), seen, axis=1)
+            return depthwise(g, seen, channels, self.kernel, others[2 if past else 0 :])
+
+        names = ["x", *(["cache", "block"] if past else []), "weight", "bias"]
+        return build_function("DepthwiseConvolution", names, body, {**asdict(self), "causal": 1})
+
+    def centred(self, channels: int) -> ir.Function:
+        """The function for a whole utterance and as many frames after each as before.
+
+        Input 1 is `valid` [batch, time, 1], 1 for frames that exist and 0 for padding, which must look like the end.
+        """
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            x, valid, *parameters = inputs
+            return depthwise(g, g.op("Mul", x, valid), channels, self.kernel, parameters, (self.kernel - 1) // 2)
+
+        return build_function(
+            "DepthwiseConvolution", ["x", "valid", "weight", "bias"], body, {**asdict(self), "causal": 0}
+        )
+
+
+def depthwise(
+    g: GraphBuilder, seen: ir.Value, channels: int, kernel: int, taps: Sequence[ir.Value], padding: int = 0
+) -> ir.Value:
+    """A depthwise convolution over [batch, time, channels] as nodes; `taps` are its weight and perhaps a bias.
+
+    Built as a 2-d convolution between two transpositions of four axes: onnxruntime has no fast 1-d convolution and
+    merges the transpositions into its own change of layout.
+    """
+    image, pads = g.op("Transpose", g.op("Unsqueeze", seen, [1]), perm=[0, 3, 1, 2]), [0, padding, 0, padding]
+    y = g.op("Conv", image, *taps, group=channels, kernel_shape=[1, kernel], pads=pads)
+    return g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])
 
 
 def _gated(g: GraphBuilder, linear: ir.Value, gate: ir.Value) -> ir.Value:

@@ -17,8 +17,8 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
 PLAIN_LAYERS = frozenset(
     {
-        "Activation", "AddNormalization", "Attention", "CachedAttention", "CachedConvolution", "Convolution",
-        "Embedding",
+        "Activation", "AddNormalization", "Attention", "CachedAttention", "CachedConvolution",
+        "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "Embedding",
         "FeedForward", "GatedFeedForward", "Linear", "Normalization", "RmsNormalization", "Sinusoids", "Subsampling",
     }
 )  # fmt: skip

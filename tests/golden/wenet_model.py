@@ -46,7 +46,11 @@ def outputs(model, features):
     log_probs = model.ctc.log_softmax(full)
     results = {"full": full[0], "ctc_log_probs": log_probs[0]}
     if streams(model.encoder):
-        results["stream_4_1"] = model.encoder.forward_chunk_by_chunk(batch, 4, 1)[0][0]
+        if any(getattr(layer, "lorder", 0) for layer in model.encoder.encoders):
+            # forward_chunk forgets what the merging convolution of E-Branchformers has seen; the mask does not
+            results["stream_4_1"] = model.encoder(batch, torch.tensor([len(features)]), 4, 1)[0][0]
+        else:
+            results["stream_4_1"] = model.encoder.forward_chunk_by_chunk(batch, 4, 1)[0][0]
     if model.decoder is not None:
         memory = full
         if getattr(model, "apply_non_blank_embedding", False):
@@ -57,14 +61,16 @@ def outputs(model, features):
 
 def streams(encoder):
     """Whether chunks with caches are what the encoder was trained for: masks of chunks, and no convolution ahead."""
-    causal = all(
-        getattr(part, "lorder", 1) > 0 or part.depthwise_conv.kernel_size == (1,) for part in _modules(encoder)
-    )
-    return causal and (encoder.use_dynamic_chunk or encoder.static_chunk_size > 0)
+    causal = all(part.lorder > 0 or kernel == (1,) for part, kernel in _convolutions(encoder))
+    averaged = any(getattr(layer, "merge_method", "") == "learned_ave" for layer in encoder.encoders)  # over all time
+    return causal and not averaged and (encoder.use_dynamic_chunk or encoder.static_chunk_size > 0)
 
 
-def _modules(encoder):
-    return [part for part in encoder.modules() if type(part).__name__ == "ConvolutionModule"]
+def _convolutions(encoder):
+    """The parts with a convolution over time, and its kernel."""
+    names = ("depthwise_conv", "conv", "depthwise_conv_fusion")
+    parts = [part for part in encoder.modules() if hasattr(part, "lorder")]
+    return [(part, getattr(part, name).kernel_size) for part in parts for name in names if hasattr(part, name)]
 
 
 def scores(model, memory):

@@ -1,0 +1,200 @@
+"""The Branchformer encoder (arXiv 2207.02971): attention and a gating MLP side by side, merged by a projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast, get_args
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import EncoderArchitecture, FeedForward
+from u2moe.export.attention import MultiHeadAttention
+from u2moe.export.depthwise import Surroundings
+from u2moe.export.encoders.cgmlp import ConvolutionalGatingMLP, Gating, gating, initial_gates, read_gating
+from u2moe.export.encoders.network import (
+    ATT_CACHE,
+    CNN_CACHE,
+    BlockCaches,
+    Context,
+    SpeechEncoder,
+    attention_cache,
+    with_past,
+)
+from u2moe.export.encoders.nodes import EncoderNodes
+from u2moe.export.layer_config import check_static_chunk, encoder_architecture
+from u2moe.export.layers import Residual, linear
+from u2moe.export.yaml_section import Section
+from u2moe.runtime.bundle.contract import Cache
+
+MergeMethod = Literal["concat", "learned_ave", "fixed_ave"]
+MERGE_METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """What only this encoder has."""
+
+    gating: Gating
+    merge: MergeMethod
+    """`learned_ave` weighs the branches by averages over the whole utterance, and so cannot stream."""
+    gating_weights: tuple[float, ...]
+    """Weight of the gating MLP in each block, for `fixed_ave`; that of attention is the rest of 1."""
+
+
+def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
+    """The architecture in a train.yaml."""
+    conf = top.section("encoder_conf")
+    gates = read_gating(conf)
+    for branch in ("use_attn", "use_cgmlp"):
+        if not conf.flag(branch, default=True):
+            raise conf.unsupported(branch, conf.value(branch), ("true",))
+    for unused in ("stochastic_depth_rate", "attn_branch_drop_rate"):  # in training only
+        conf.value(unused)
+    shared = encoder_architecture(
+        conf,
+        top,
+        normalized=normalized,
+        activation="swish",
+        positions="rel_pos",
+        attentions=("rel_selfattn", "selfattn"),
+        num_blocks=12,
+        has_order=False,
+        # blocks have the gating MLP in the place of a feed-forward layer
+        feed_forward=FeedForward(hidden=gates.hidden, activation="gelu"),
+    )
+    merge = conf.choice("merge_method", "concat", MERGE_METHODS)
+    weights = _weights(conf, shared.num_blocks, needed=merge == "fixed_ave")
+    causal = gates.causal and merge != "learned_ave"
+    encoder = replace(shared, causal=causal, own=Branches(gating=gates, merge=merge, gating_weights=weights))
+    check_static_chunk(conf, encoder)
+    return encoder
+
+
+def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ...]:
+    """`cgmlp_weight`, a number or one for each block. At 0 or 1 WeNet leaves out a branch."""
+    found = conf.value("cgmlp_weight")
+    found = 0.5 if found is None else found
+    listed: list[Any] = found if isinstance(found, list) else [found] * num_blocks
+    are_numbers = all(isinstance(weight, int | float) and not isinstance(weight, bool) for weight in listed)
+    if not are_numbers or len(listed) != num_blocks:
+        raise conf.wrong("cgmlp_weight", found, f"a number, or one for each of {num_blocks} blocks")
+    if needed and not all(0 < weight < 1 for weight in listed):
+        raise conf.unsupported("cgmlp_weight", found, ("numbers between 0 and 1",))
+    return tuple(float(weight) for weight in listed)
+
+
+class BranchformerBlock(nn.Module):
+    """Attention beside a gating MLP, residual."""
+
+    def __init__(self, config: EncoderArchitecture, index: int) -> None:
+        super().__init__()
+        own, dim = cast("Branches", config.own), config.dim
+        self.dim, self.merge, self.gating_weight = dim, own.merge, own.gating_weights[index]
+        self.attn = MultiHeadAttention(dim, config.attention)
+        self.cgmlp = ConvolutionalGatingMLP(dim, own.gating)
+        self.norm_mha, self.norm_mlp, self.norm_final = (nn.LayerNorm(dim) for _ in range(3))
+        # WeNet has these four whatever the method
+        self.pooling_proj1, self.pooling_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
+        self.weight_proj1, self.weight_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
+        self.merge_proj = nn.Linear(2 * dim if own.merge == "concat" else dim, dim)
+
+    def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
+        """[batch, time, dim] to the same, and the caches with this call's frames appended."""
+        branch = self.norm_mha(x)
+        following = {ATT_CACHE: with_past(caches, ATT_CACHE, self.attn.keys_values(branch))}
+        attended = self.attn(branch, following[ATT_CACHE], context.mask, context.positions)
+        gated, gates = self.cgmlp(self.norm_mlp(x), context.valid, caches.get(CNN_CACHE))
+        following |= {} if gates is None else {CNN_CACHE: gates}
+        x = x + self.merge_proj(self._merged(attended, gated, context.valid))
+        return self.norm_final(x), following
+
+    def _merged(self, attended: Tensor, gated: Tensor, valid: Tensor) -> Tensor:
+        if self.merge == "concat":
+            return torch.cat((attended, gated), dim=-1)
+        if self.merge == "fixed_ave":
+            return (1 - self.gating_weight) * attended + self.gating_weight * gated
+        pairs = (attended, self.pooling_proj1, self.weight_proj1), (gated, self.pooling_proj2, self.weight_proj2)
+        logits = []
+        for branch, pooling, weight in pairs:
+            scores = pooling(branch) / self.dim**0.5
+            shares = torch.softmax(scores.masked_fill(~valid.unsqueeze(-1), -torch.inf), dim=1)
+            logits.append(weight((shares * branch).sum(dim=1)))
+        weights = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
+        return weights[:, 0, None, None] * attended + weights[:, 1, None, None] * gated
+
+
+class BranchformerEncoder(SpeechEncoder):
+    """Branchformer blocks."""
+
+    def block(self, index: int) -> nn.Module:
+        """See `SpeechEncoder`."""
+        return BranchformerBlock(self.config, index)
+
+    @staticmethod
+    def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
+        """See `SpeechEncoder`."""
+        gates, attention = cast("Branches", config.own).gating, attention_cache(config, config.num_blocks)
+        if not gates.has_history:
+            return (attention,)
+        return (
+            attention,
+            Cache(name=CNN_CACHE, num_blocks=config.num_blocks, shape=(gates.channels, gates.kernel - 1)),
+        )
+
+
+class BranchformerNodes(EncoderNodes):
+    """The same as layers of a graph."""
+
+    @property
+    def longest_history(self) -> int:
+        """See `EncoderNodes`."""
+        return cast("Branches", self.config.own).gating.kernel - 1
+
+    def share(self, x: ir.Value) -> None:
+        """See `EncoderNodes`."""
+        super().share(x)
+        gates = initial_gates(self.g, [cast("BranchformerBlock", block).cgmlp for block in self.encoder.encoders])
+        if gates is not None and CNN_CACHE in self.inputs:
+            with self.g.scope("frames"):
+                gates = self.frames.history(self.inputs[CNN_CACHE], gates)
+        self.gates = Surroundings(gates, self.frames.valid, self.streaming)
+
+    def block(self, residual: Residual, block: nn.Module, index: int) -> None:
+        """See `EncoderNodes`."""
+        own = cast("BranchformerBlock", block)
+        attended = self.self_attention(residual.normalized(own.norm_mha, "norm_mha"), own.attn, index, "attn")
+        gated, kept = gating(self.g, residual.normalized(own.norm_mlp, "norm_mlp"), own.cgmlp, self.gates, index)
+        self.next_cnn += [] if kept is None else [kept]
+        with self.g.scope(group="feed_forward"):
+            merged = self._merged(attended, gated, own)
+            residual.add_branch(linear(self.g, merged, own.merge_proj, "merge_proj"))
+        residual.normalize(own.norm_final, "norm_final")
+
+    def _merged(self, attended: ir.Value, gated: ir.Value, block: BranchformerBlock) -> ir.Value:
+        g, weight = self.g, block.gating_weight
+        if block.merge == "concat":
+            return g.op("Concat", attended, gated, axis=-1)
+        if block.merge == "fixed_ave":
+            return g.op("Add", g.op("Mul", attended, 1 - weight), g.op("Mul", gated, weight))
+        logits = [
+            self._logit(attended, block.pooling_proj1, block.weight_proj1, "1"),
+            self._logit(gated, block.pooling_proj2, block.weight_proj2, "2"),
+        ]
+        shares = g.op("Softmax", g.op("Concat", *logits, axis=-1), axis=-1)  # [batch, 1, 2]
+        first, second = g.ops("Split", shares, [1, 1], num_outputs=2, axis=-1)
+        return g.op("Add", g.op("Mul", first, attended), g.op("Mul", second, gated))
+
+    def _logit(self, branch: ir.Value, pooling: nn.Linear, weight: nn.Linear, place: str) -> ir.Value:
+        """The unnormalised weight of a branch [batch, 1, 1], from its average over the frames that exist."""
+        g = self.g
+        scores = g.op("Mul", linear(g, branch, pooling, f"pooling_proj{place}"), self.config.dim**-0.5)
+        bias = g.op("Transpose", g.op("Squeeze", self.frames.bias, [1]), perm=[0, 2, 1])
+        shares = g.op("Softmax", g.op("Add", scores, bias), axis=1)
+        return linear(g, g.op("ReduceSum", g.op("Mul", shares, branch), [1]), weight, f"weight_proj{place}")
+
+    @staticmethod
+    def attention_of(block: nn.Module) -> MultiHeadAttention:
+        """See `EncoderNodes`."""
+        return cast("BranchformerBlock", block).attn

@@ -1,0 +1,145 @@
+"""The convolutional gating MLP of branchformers (arXiv 2105.08050): in plain torch, and as layers of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import Activation
+from u2moe.export.depthwise import Surroundings, TimeDepthwise, depthwise
+from u2moe.export.layers import linear, normalization, parameter, product
+from u2moe.export.moe import ACTIVATIONS
+from u2moe.export.yaml_section import Section
+from u2moe.runtime.graph import layers
+from u2moe.runtime.graph.builder import GraphBuilder
+
+GateActivation = Literal["identity", Activation]
+GATE_ACTIVATIONS: tuple[GateActivation, ...] = ("identity", *get_args(Activation))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gating:
+    """A convolutional gating MLP."""
+
+    hidden: int
+    """Outputs of the first projection; half of them are the gate."""
+    kernel: int
+    causal: bool
+    linear: bool
+    """Whether a projection follows the convolution."""
+    activation: GateActivation
+
+    @property
+    def channels(self) -> int:
+        """Channels of the gate and its convolution."""
+        return self.hidden // 2
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the convolution sees frames before those of a chunk, and none after them."""
+        return self.causal and self.kernel > 1
+
+
+def read_gating(conf: Section) -> Gating:
+    """The layer that an encoder_conf describes."""
+    hidden = conf.integer("cgmlp_linear_units", 2048)
+    if hidden % 2:
+        raise conf.wrong("cgmlp_linear_units", hidden, "even: half of it is the gate")
+    causal = conf.flag("causal", default=False)
+    return Gating(
+        hidden=hidden,
+        kernel=read_kernel(conf, "cgmlp_conv_kernel", 31, causal=causal),
+        causal=causal,
+        linear=conf.flag("use_linear_after_conv", default=False),
+        activation=conf.choice("gate_activation", "identity", GATE_ACTIVATIONS),
+    )
+
+
+def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
+    """Taps of a convolution over time."""
+    kernel = conf.integer(key, default)
+    if not causal and kernel % 2 == 0:
+        raise conf.wrong(key, kernel, "odd for a convolution that is not causal")
+    return kernel
+
+
+class SpatialGatingUnit(nn.Module):
+    """One half of the channels, times the other after a normalisation and a depthwise convolution."""
+
+    def __init__(self, config: Gating) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.channels)
+        self.conv = TimeDepthwise(config.channels, config.kernel, causal=config.causal)
+        self.linear = nn.Linear(config.channels, config.channels) if config.linear else None
+        self.act = nn.Identity() if config.activation == "identity" else ACTIVATIONS[config.activation]()
+
+    def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[batch, time, 2 * channels], true for frames that exist [batch, time], cached frames of the gate."""
+        value, gate = x.chunk(2, dim=-1)
+        if cache is None:  # WeNet pads with zeros before the normalisation, which makes its bias of them
+            cache = self.norm.bias.view(1, -1, 1).expand(-1, -1, self.conv.kernel_size[0] - 1)
+        gate, kept = self.conv.over(self.norm(gate), valid, cache)
+        gate = gate if self.linear is None else self.linear(gate)
+        return value * self.act(gate), kept
+
+
+class ConvolutionalGatingMLP(nn.Module):
+    """Projection, `SpatialGatingUnit` and projection."""
+
+    def __init__(self, dim: int, config: Gating) -> None:
+        super().__init__()
+        self.config = config
+        self.channel_proj1 = nn.Sequential(nn.Linear(dim, config.hidden), nn.GELU())
+        self.csgu = SpatialGatingUnit(config)
+        self.channel_proj2 = nn.Linear(config.channels, dim)
+
+    def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[batch, time, dim] to the same, and what is to be cached."""
+        y, kept = self.csgu(self.channel_proj1(x), valid, cache)
+        return self.channel_proj2(y), kept
+
+
+def initial_gates(g: GraphBuilder, modules: Sequence[ConvolutionalGatingMLP]) -> ir.Value | None:
+    """The frame that each convolution sees before the first one [modules, 1, 1, channels]; None: it sees none."""
+    config = modules[0].config
+    if not config.has_history:
+        return None
+    with g.scope(group="convolution_state"):
+        return parameter(
+            g,
+            "initial_gates",
+            (len(modules), 1, 1, config.channels),
+            lambda: torch.stack([module.csgu.norm.bias for module in modules])[:, None, None],
+        )
+
+
+def gating(
+    g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, place: int
+) -> tuple[ir.Value, ir.Value | None]:
+    """The layers on [batch, time, dim], and what is to be cached; `place` is the block's in the histories."""
+    unit, activation = module.csgu, module.config.activation
+    with g.scope("cgmlp", group="feed_forward"):
+        value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
+        with g.scope("csgu"):
+            gate = normalization(g, gate, unit.norm, "norm")
+            gate, kept = depthwise(g, gate, unit.conv, around, place, "conv")
+            if unit.linear is not None:
+                gate = linear(g, gate, unit.linear, "linear")
+            if activation != "identity":
+                (gate,) = g.call(layers.activation_layer(activation), gate)
+            y = g.op("Mul", value, gate)
+        return linear(g, y, module.channel_proj2, "channel_proj2"), kept
+
+
+def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, half: int) -> ir.Value:
+    """One half of the first projection as a product of its own: nothing has to be split."""
+    layer, size = cast("nn.Linear", module.channel_proj1[0]), module.config.channels
+    rows = slice(half * size, (half + 1) * size)
+    with g.scope("channel_proj1", ("value", "gate")[half]):
+        weight = parameter(g, "weight", (layer.in_features, size), lambda: layer.weight[rows].T)
+        return product(g, x, weight, parameter(g, "bias", (size,), lambda: layer.bias[rows]))

@@ -1,0 +1,144 @@
+"""What only some kinds of encoder have: their caches, streams, quantization and damaged weights."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from wenet_directories import write_configuration
+
+from u2moe.export import export_bundle, parity
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.parity import Parity
+from u2moe.export.random_checkpoint import random_config
+from u2moe.export.sherpa import export_sherpa
+from u2moe.export.sherpa_graphs import ONLINE
+from u2moe.export.training_config import parse_training_config
+from u2moe.quantize import RECIPES, quantize_bundle
+from u2moe.runtime import CheckpointError, ParityError, StreamError, UnsupportedError
+
+pytestmark = pytest.mark.slow
+
+STREAMING = ["e_branchformer", "e_branchformer_moe", "branchformer"]
+FULL_CONTEXT = ["e_branchformer_not_causal", "branchformer_learned"]
+BLOCK = "encoder.encoders.1."
+CHANGED = [
+    ("e_branchformer_moe", f"{BLOCK}cgmlp.channel_proj1.gate.weight"),
+    ("e_branchformer_moe", f"{BLOCK}cgmlp.csgu.norm.bias"),
+    ("e_branchformer_moe", f"{BLOCK}cgmlp.csgu.conv.weight"),
+    ("e_branchformer_moe", f"{BLOCK}cgmlp.csgu.linear.weight"),
+    ("e_branchformer_moe", f"{BLOCK}cgmlp.channel_proj2.bias"),
+    ("e_branchformer_moe", f"{BLOCK}depthwise_conv_fusion.weight"),
+    ("e_branchformer_moe", f"{BLOCK}merge_proj.weight"),
+    ("e_branchformer_moe", f"{BLOCK}feed_forward.experts.3.w_1.weight"),
+    ("e_branchformer_moe", f"{BLOCK}attn.linear_kv.weight"),
+    ("e_branchformer_moe", "encoder.initial_gates"),
+    ("branchformer", f"{BLOCK}merge_proj.bias"),
+    ("branchformer_learned", f"{BLOCK}pooling_proj2.weight"),
+    ("branchformer_learned", f"{BLOCK}weight_proj1.weight"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fewer_streams(monkeypatch):
+    monkeypatch.setattr(parity, "CHUNKS", ((8, 2), (4, 1)))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function from a configuration to its checkpoint and its bundle."""
+    made = {}
+
+    def export(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            checkpoint = Checkpoint.open(write_configuration(name, folder / "checkpoint"))
+            made[name] = checkpoint, export_bundle(checkpoint.path, folder / "bundle")
+        return made[name]
+
+    return export
+
+
+def features(num_frames, seed=0):
+    return np.random.default_rng(seed).normal(10, 3, (num_frames, 80)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("name", "weight"), CHANGED)
+def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
+    """As in test_export: one value is moved by a third of the largest of its tensor."""
+    checkpoint, (bundle, _) = exported(name)
+    for file in bundle.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = ir.load(tmp_path / "encoder.onnx")
+    value = model.graph.initializers[weight]
+    array = value.const_value.numpy().copy()
+    array.flat[array.size // 2] += np.abs(array).max() / 3 + 1e-2
+    value.const_value = ir.tensor(array, name=weight)
+    ir.save(model, tmp_path / "encoder.onnx")
+    with pytest.raises(ParityError, match="largest difference"):
+        Parity(checkpoint.network(), tmp_path, bundle.manifest, subject=tmp_path).run()
+
+
+@pytest.mark.parametrize("name", STREAMING)
+@pytest.mark.parametrize(("chunk_size", "left"), [(4, 1), (8, 0), (6, -1)])
+def test_a_stream_is_the_whole_utterance_under_a_mask_of_chunks(exported, name, chunk_size, left):
+    checkpoint, (bundle, _) = exported(name)
+    frames = features(203)
+    with torch.inference_mode():
+        masked, _ = checkpoint.network().encoder(torch.from_numpy(frames[None]), torch.tensor([203]), chunk_size, left)
+    np.testing.assert_allclose(bundle.load().encode(frames, chunk_size, left), masked[0].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FULL_CONTEXT)
+def test_what_needs_the_whole_utterance_refuses_chunks(exported, tmp_path, name):
+    _, (bundle, _) = exported(name)
+    model = bundle.load()
+    assert model.encode(features(100)).shape == (24, 32)
+    with pytest.raises(StreamError, match="cannot stream"):
+        model.encode(features(100), chunk_size=16)
+    assert ONLINE not in export_sherpa(bundle.path, tmp_path / "sherpa").graphs
+
+
+def test_every_expert_is_reached(exported):
+    _, (_, report) = exported("e_branchformer_moe")
+    encoder = {layer: counts for layer, counts in report.tokens_per_expert.items() if layer.startswith("encoder.")}
+    assert len(encoder) == 4
+    assert all(min(counts) > 0 for counts in encoder.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("e_branchformer_moe", "int8"),
+        ("e_branchformer_moe", "int4-experts"),
+        ("branchformer", "int8"),
+        ("branchformer_experts_in_the_decoder", "int4-experts"),
+    ],
+)
+def test_quantization_reads_layers_and_no_names_of_encoders(exported, tmp_path, name, recipe):
+    """All large weights are quantized, and the output stays close to that in float32."""
+    _, (bundle, _) = exported(name)
+    quantized, _ = quantize_bundle(bundle.path, tmp_path / "quantized", RECIPES[recipe])
+    assert quantized.manifest.quantization["num_weights"]["feed_forward"] >= 4
+    frames = features(203)
+    for chunk in (None, 8):
+        found, expected = (each.load().encode(frames, chunk) for each in (quantized, bundle))
+        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("encoder", "conf", "error", "message"),
+    [
+        ("e_branchformer", {"cgmlp_linear_units": 7}, CheckpointError, "cgmlp_linear_units must be even"),
+        ("e_branchformer", {"causal": False, "merge_conv_kernel": 4}, CheckpointError, "merge_conv_kernel must be odd"),
+        ("e_branchformer", {"gate_activation": "sine"}, UnsupportedError, "gate_activation is 'sine'"),
+        ("e_branchformer", {"cnn_module_kernel": 7}, UnsupportedError, "unknown keys cnn_module_kernel"),
+        ("branchformer", {"use_attn": False}, UnsupportedError, "use_attn is False, which is not supported"),
+        ("branchformer", {"mlp_type": "moe"}, UnsupportedError, "unknown keys mlp_type"),
+        ("branchformer", {"cgmlp_weight": [0.5]}, CheckpointError, "a number, or one for each of 2 blocks"),
+        ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "between 0 and 1"),
+        ("branchformer", {"merge_method": "sum"}, UnsupportedError, "merge_method is 'sum'"),
+    ],
+)
+def test_settings_that_are_refused(encoder, conf, error, message):
+    with pytest.raises(error, match=message):
+        parse_training_config(random_config(encoder=encoder, encoder_conf=conf))
