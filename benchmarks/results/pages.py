@@ -23,7 +23,7 @@ from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 
 STUDIES = (
     *("full_size", "native", "moe_layer", "same_weights", "sherpa", "systems", "formats", "native_texts"),
-    *("processors", "runtimes", "runtimes_speed", "calibration", "hotwords", "language_models"),
+    *("runtimes", "runtimes_speed", "calibration", "hotwords", "language_models"),
     *("word_times", "serving", "corpora"),
 )
 """Studies with results on pages, in the order in which targets are listed."""

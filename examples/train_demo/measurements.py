@@ -53,10 +53,7 @@ MEASUREMENTS = {
         minutes=15,
         needs="Node, Chromium, C++, qemu",
     ),
-    "processors": Measurement(
-        command="processors --bundle NAME=FOLDER --processor NAME=COMMAND --output FILE", minutes=120, needs="qemu"
-    ),
-    "bench": Measurement(command="u2moe bench --output FILE --plots docs/results/bench", minutes=3, quiet=True),
+    "bench": Measurement(command="u2moe bench --json FILE --plots docs/results/bench", minutes=3, quiet=True),
     "runtimes_speed": Measurement(
         command="runtimes_speed --cpp PROGRAM --output FILE", minutes=5, quiet=True, needs="Node, C++"
     ),
