@@ -24,7 +24,7 @@ from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 STUDIES = (
     *("full_size", "native", "moe_layer", "same_weights", "sherpa", "systems", "formats", "native_texts"),
     *("runtimes", "runtimes_speed", "calibration", "hotwords", "language_models"),
-    *("word_times", "serving", "corpora"),
+    *("word_times", "serving"),
 )
 """Studies with results on pages, in the order in which targets are listed."""
 MODULES = {"bench": "results.demo", **{name: f"studies.{name}" for name in STUDIES}}

@@ -60,7 +60,6 @@ MEASUREMENTS = {
     "systems": Measurement(command="systems WORK", minutes=2, quiet=True, needs="network"),
     "sherpa": Measurement(command="sherpa WORK --only demo/", minutes=1, quiet=True),
     "serving": Measurement(command="serving WORK --cores 0", minutes=60, quiet=True),
-    "corpora": Measurement(command="corpora WORK --output FILE", minutes=5, quiet=True),
 }
 """In the order in which they are best made."""
 
