@@ -22,7 +22,7 @@ from u2moe.benchmarks.results.provenance import measured
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 
 STUDIES = (
-    *("full_size", "native", "moe_layer", "same_weights", "sherpa", "systems", "formats", "native_texts"),
+    *("full_size", "native", "moe_layer", "same_weights", "sherpa", "systems", "formats"),
     *("runtimes", "runtimes_speed", "calibration", "hotwords", "language_models"),
     *("word_times", "serving"),
 )

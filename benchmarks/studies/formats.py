@@ -1,118 +1,164 @@
-"""What number formats cost in words: word errors of several bundles of one model on the same recordings.
+"""What do number formats and kernels change in words? Variants of one model on the same recordings.
 
-    python -m u2moe.benchmarks.studies.formats int8=FOLDER int4=FOLDER ... --list SET.tsv ... [--results FILE]
+    python -m u2moe.benchmarks.studies.formats float32=FOLDER int8=FOLDER 'int8, onnxruntime alone=FOLDER@onnxruntime'
+        --list SET.tsv ... [--results FILE]
 
-Manifests are lines of "path TAB transcript". All bundles are compared with the first one. How much of a difference is
-chance is told by drawing recordings again and again, the same ones for both (paired bootstrap).
+A variant is a bundle, and the kernels behind an @ ("native" or "onnxruntime"; default: native where they are
+installed). All are compared with the first two. How much of a difference is chance is told by drawing recordings again
+and again, the same ones for both variants (paired bootstrap).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from u2moe.benchmarks.instruments.statistics import Spread, ratio_of_sums
+from u2moe.benchmarks.instruments.statistics import ratio_of_sums, spread_of
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.native_texts import MODES
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
-from u2moe.runtime import Recognizer
+from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
-from u2moe.runtime.text.word_errors import WordErrors
+from u2moe.runtime.text.word_errors import edit_distance, words
 
-INT8, CALIBRATED = "int8", "int4, calibrated"
-LIMIT = 0.5
-"""Percent more word errors that experts in int4 may make than those in int8."""
+MODES: Mapping[str, DecodingOptions] = {
+    "full context": DecodingOptions(),
+    "chunk 16, left 4": DecodingOptions(chunk_size=16, num_left_chunks=4),
+}
+NUM_REFERENCES = 2
+LIMITS = {("int8", "float32"): 0.3, ("int4, calibrated", "int8"): 0.5}
+"""Percent more word errors that a variant may make than another, with full context."""
 
-Errors = npt.NDArray[np.int64]
+Texts = dict[str, list[list[str]]]
+"""By mode, the words of each recording."""
 
 
-def count(
-    folder: Path, sets: Mapping[str, Sequence[Recording]], progress: Callable[[str], None] = lambda _: None
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A folder of a bundle, and what computes its functions; None: the default."""
+
+    folder: Path
+    kernels: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """From FOLDER or FOLDER@KERNELS."""
+        folder, _, kernels = text.partition("@")
+        return cls(folder=Path(folder), kernels=kernels or None)
+
+
+def heard(recognizer: Recognizer, recordings: Sequence[Recording]) -> Texts:
+    """What is recognised in each recording, in each mode."""
+    rate = recognizer.bundle.manifest.features.sample_rate
+    texts: Texts = {mode: [] for mode in MODES}
+    for recording in recordings:
+        samples = read_audio(recording.path, rate)
+        for mode, options in MODES.items():
+            texts[mode].append(words(recognizer.transcribe(samples, options=options).text))
+    return texts
+
+
+def measure(
+    variants: Mapping[str, Variant],
+    sets: Mapping[str, Sequence[Recording]],
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Word errors of a bundle in each recording, by mode and set, and the numbers of words by set.
+    """Word errors of each variant, and what it changes.
 
     Returns:
-        bundle: see `of_bundle`; errors: for each mode of `MODES` and each set, of each recording; words: for each set,
-        of each recording.
+        `num_recordings`, and `num_words` by set. By variant the `bundle` and the `kernels`, and by mode the
+        `num_errors` of each set, and `beside` each of the first variants: `cost`, the ratio of all errors with its 95 %
+        interval; `num_other_texts`; and `num_other_words`, the edits between the texts of both.
     """
-    recognizer = Recognizer.from_pretrained(folder)
-    rate = recognizer.bundle.manifest.features.sample_rate
-    errors: dict[str, dict[str, list[int]]] = {mode: {name: [] for name in sets} for mode in MODES}
-    num_words: dict[str, list[int]] = {name: [] for name in sets}
-    for name, recordings in sets.items():
-        progress(f"{folder.name}: {name}")
-        for recording in recordings:
-            samples = read_audio(recording.path, rate)
-            for mode, options in MODES.items():
-                found = WordErrors()
-                found.add(recording.transcript, recognizer.transcribe(samples, options=options).text)
-                errors[mode][name].append(found.num_errors)
-            num_words[name].append(found.num_words)
-    return {**of_bundle(folder), "errors": errors, "words": num_words}
+    recordings = [recording for own in sets.values() for recording in own]
+    names = [name for name, own in sets.items() for _ in own]
+    said = [words(recording.transcript) for recording in recordings]
+    texts: dict[str, Texts] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, variant in variants.items():
+        progress(name)
+        recognizer = Recognizer.from_pretrained(variant.folder, kernels=variant.kernels)
+        texts[name] = heard(recognizer, recordings)
+        found[name] = {**of_bundle(variant.folder), "kernels": str(recognizer.model.kernels), "modes": {}}
+    for mode in MODES:
+        errors = {name: list(map(edit_distance, said, own[mode])) for name, own in texts.items()}
+        for name, item in found.items():
+            item["modes"][mode] = {"num_errors": _by_set(names, errors[name]), "beside": {}}
+            for reference in [other for other in list(variants)[:NUM_REFERENCES] if other != name]:
+                changes = list(map(edit_distance, texts[reference][mode], texts[name][mode]))
+                item["modes"][mode]["beside"][reference] = {
+                    "cost": ratio_of_sums(errors[name], errors[reference]).data(),
+                    "num_other_texts": sum(map(bool, changes)),
+                    "num_other_words": sum(changes),
+                }
+    return {
+        "num_recordings": len(recordings), "num_words": _by_set(names, list(map(len, said))), "variants": found,
+    }  # fmt: skip
 
 
-def _all(bundle: Mapping[str, Any], mode: str) -> Errors:
-    """Errors of a bundle in all recordings."""
-    return np.concatenate([np.array(own, np.int64) for own in bundle["errors"][mode].values()])
-
-
-def _compared(results: Mapping[str, Any], name: str, mode: str) -> Spread:
-    """The errors of a bundle over those of the first one."""
-    bundles = results["bundles"]
-    return ratio_of_sums(_all(bundles[name], mode), _all(next(iter(bundles.values())), mode))
+def _by_set(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
+    sums = dict.fromkeys(names, 0)
+    for name, count in zip(names, counts, strict=True):
+        sums[name] += count
+    return sums
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """What experts in int4 may cost, if the first bundle is in int8."""
+    """What formats may cost."""
     mode = next(iter(MODES))
-    if {INT8, CALIBRATED} <= results["bundles"].keys():
-        name = f"more word errors of the demo model with experts in {CALIBRATED}, than in {INT8}, second pass, {mode}"
-        found = 100 * (_compared(results, CALIBRATED, mode).median - 1)
-        yield Target(name=name, found=found, limit=LIMIT, at_most=True, unit=" %")
+    for (name, reference), limit in LIMITS.items():
+        beside = results["variants"].get(name, {"modes": {mode: {"beside": {}}}})["modes"][mode]["beside"]
+        if reference in beside:
+            cost = 100 * (spread_of(beside[reference]["cost"]).median - 1)
+            title = f"more word errors of the demo model in {name} than in {reference}, {mode}"
+            yield Target(name=title, found=cost, limit=limit, at_most=True, unit=" %")
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each bundle and mode, and one value for each in full context."""
-    bundles = results["bundles"]
-    first = next(iter(bundles.values()))
-    sets = list(first["words"])
-    totals = {name: sum(first["words"][name]) for name in sets}
+    """What pages show: a row for each mode and variant; with full context what each costs and changes, by its name."""
+    num_words = results["num_words"]
+    total = sum(num_words.values())
+    references = list(results["variants"])[:NUM_REFERENCES]
     rows: list[tuple[object, ...]] = []
-    shown: dict[str, str] = {}
+    shown = {"recordings": str(results["num_recordings"]), "words": str(total)}
     for mode in MODES:
-        for name, bundle in bundles.items():
-            rates = [f"{sum(bundle['errors'][mode][own]) / totals[own]:.2%}" for own in sets]
-            errors = int(_all(bundle, mode).sum())
-            cost = ""
-            if bundle is not first:
-                found = _compared(results, name, mode)
-                cost = f"{found.median - 1:+.1%} ({found.low - 1:+.1%} to {found.high - 1:+.1%})"
-                shown.setdefault(re.sub(r"\W+", "_", name), cost)
-            rows.append((mode, name, *rates, errors, cost))
-    header = ("context", "bundle", *(f"{name} ({totals[name]})" for name in sets), "errors", "cost (95 % interval)")
-    num_recordings = sum(len(own) for own in first["words"].values())
-    counts = {"recordings": str(num_recordings), "words": str(sum(totals.values()))}
-    return {"table": table(header, rows, left=2), **counts, **shown}
+        for name, variant in results["variants"].items():
+            item = variant["modes"][mode]
+            rates = [f"{item['num_errors'][own] / num_words[own]:.1%}" for own in num_words]
+            whole = f"{sum(item['num_errors'].values()) / total:.2%}"
+            costs = [_cost(item["beside"][other]) if other in item["beside"] else "" for other in references]
+            rows.append((mode, name, *rates, whole, *costs))
+            key = re.sub(r"\W+", "_", name) + (".full" if mode == "full context" else ".chunks")
+            shown[key] = whole
+            for other, beside in item["beside"].items():
+                shown[f"{key}.{other}"] = _cost(beside)
+                shown[f"{key}.{other}.texts"] = f"{beside['num_other_texts'] / results['num_recordings']:.0%}"
+                shown[f"{key}.{other}.words"] = f"{beside['num_other_words'] / total:.1%}"
+    sizes = [f"{name} ({count})" for name, count in num_words.items()]
+    header = ("context", "variant", *sizes, "all", *(f"errors beside {name}" for name in references))
+    return {"table": table(header, rows, left=2), **shown}
+
+
+def _cost(beside: Mapping[str, Any]) -> str:
+    cost = spread_of(beside["cost"])
+    return f"{cost.median - 1:+.1%} ({cost.low - 1:+.1%} to {cost.high - 1:+.1%})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("studies.formats", __doc__)
-    parser.add_argument("bundles", nargs="+", type=named, metavar="NAME=FOLDER", help="the first is the reference")
-    parser.add_argument("--list", nargs="+", type=Path, required=True, help="lines of path<TAB>transcript")
+    parser.add_argument("variants", nargs="+", type=named, metavar="NAME=FOLDER[@KERNELS]")
+    parser.add_argument("--list", nargs="+", type=Path, required=True, help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)
     sets = {manifest.stem: read_recordings(manifest) for manifest in args.list}
-    bundles = {name: count(Path(folder), sets, report) for name, folder in args.bundles}
-    publish(None, {"bundles": bundles}, values, args.results)
+    variants = {name: Variant.parse(text) for name, text in args.variants}
+    publish(None, measure(variants, sets, report), values, args.results)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ class Measurement:
 MEASUREMENTS = {
     "calibration": Measurement(command="calibration INT8 TESTS --output FILE", minutes=2),
     "formats": Measurement(
-        command="formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' --list TESTS --results FILE", minutes=10
+        command="formats float32=FLOAT32 int8=INT8 'int8, onnxruntime alone=INT8@onnxruntime' int4=INT4 "
+        "'int4, calibrated=CALIBRATED' --list TESTS --results FILE",
+        minutes=10,
+        needs="native kernels",
     ),
     "hotwords": Measurement(command="hotwords INT8 TESTS --output FILE", minutes=5),
     "word_times": Measurement(command="word_times INT8 WORDS --output FILE", minutes=2),
@@ -47,7 +50,6 @@ MEASUREMENTS = {
         minutes=15,
         needs="the models of language_model.py",
     ),
-    "native_texts": Measurement(command="native_texts TESTS --results FILE", minutes=3, needs="native kernels"),
     "runtimes": Measurement(
         command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --cpp PROGRAM --output FILE",
         minutes=15,

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.instruments.statistics import NUM_DRAWN, ratio_of_sums
-from u2moe.benchmarks.studies.formats import CALIBRATED, INT8, main, targets, values
+from u2moe.benchmarks.studies.formats import main, targets, values
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.recipes import recipe
 
@@ -37,25 +37,29 @@ def test_without_errors_in_the_reference_nothing_is_said():
 
 
 @pytest.mark.slow
-def test_bundles_are_compared_on_the_same_recordings(exported, sound, tmp_path, capsys):
+def test_variants_are_compared_on_the_same_recordings(exported, sound, tmp_path, capsys):
     soundfile.write(tmp_path / "one.wav", sound, 16000)
     for name, texts in (("words", ("A B", "C")), ("more", ("D",))):
         lines = "".join(f"one.wav\t{text}\n" for text in texts)
         (tmp_path / f"{name}.tsv").write_text(lines, encoding="utf-8")
     quantize_bundle(exported("moe_tiny"), tmp_path / "int8", recipe("int8"))
-    bundles = [f"{INT8}={tmp_path / 'int8'}", f"{CALIBRATED}={exported('moe_tiny')}"]
+    variants = [f"{name}={exported('moe_tiny')}@onnxruntime" for name in ("float32", "again")]
+    variants.append(f"int8={tmp_path / 'int8'}@onnxruntime")
     manifests = [str(tmp_path / f"{name}.tsv") for name in ("words", "more")]
-    main([*bundles, "--list", *manifests, "--results", str(tmp_path / "formats.json")])
+    main([*variants, "--list", *manifests, "--results", str(tmp_path / "formats.json")])
 
     results = json.loads((tmp_path / "formats.json").read_text(encoding="utf-8"))
-    for bundle in results["bundles"].values():
-        assert bundle["words"] == {"words": [2, 1], "more": [1]}
-        assert [len(own) for own in bundle["errors"]["full context"].values()] == [2, 1]
+    assert (results["num_recordings"], results["num_words"]) == (3, {"words": 3, "more": 1})
+    same, int8 = (results["variants"][name]["modes"]["full context"] for name in ("again", "int8"))
+    assert same["beside"]["float32"] == {
+        "cost": {"median": 1, "low": 1, "high": 1, "count": NUM_DRAWN}, "num_other_texts": 0, "num_other_words": 0,
+    }  # fmt: skip
+    assert set(int8["beside"]) == {"float32", "again"}
     shown = values(results)
-    assert (shown["recordings"], shown["words"]) == ("3", "4")
-    assert shown["int4_calibrated"].endswith(")")
+    assert (shown["recordings"], shown["words"], shown["again.full.float32.texts"]) == ("3", "4", "0%")
     assert shown["table"] in capsys.readouterr().out
     (target,) = targets(results)
-    full = [np.concatenate(list(own["errors"]["full context"].values())).sum() for own in results["bundles"].values()]
-    assert (target.found, target.limit) == (pytest.approx(100 * (full[1] / full[0] - 1)), 0.5)
-    assert not list(targets({"bundles": {INT8: results["bundles"][INT8]}}))
+    sums = [
+        sum(results["variants"][name]["modes"]["full context"]["num_errors"].values()) for name in ("int8", "float32")
+    ]
+    assert (target.found, target.limit) == (pytest.approx(100 * (sums[0] / sums[1] - 1)), 0.3)
