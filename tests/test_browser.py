@@ -8,11 +8,19 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from browsing import PATIENCE_MS, needs_chromium, needs_onnxruntime_web, wait_for
+from browsing import (
+    PATIENCE_MS,
+    chromium,
+    fake_microphone,
+    host,
+    make_site,
+    needs_chromium,
+    needs_onnxruntime_web,
+    wait_for,
+)
 from manifests import edit_manifest
 from playwright.sync_api import expect
 
-from u2moe.benchmarks.studies.shared.programs import chromium, fake_microphone, host, make_site
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 
 pytestmark = [pytest.mark.slow, needs_chromium, needs_onnxruntime_web]

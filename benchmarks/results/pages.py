@@ -23,7 +23,7 @@ from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 
 STUDIES = (
     *("full_size", "native", "moe_layer", "same_weights", "sherpa", "systems", "formats"),
-    *("runtimes", "runtimes_speed", "calibration", "hotwords", "language_models"),
+    *("runtimes", "calibration", "hotwords", "language_models"),
     *("word_times", "serving"),
 )
 """Studies with results on pages, in the order in which targets are listed."""
@@ -49,7 +49,10 @@ def all_values(folder: Path) -> Values:
         found[name] = {}
         if results:
             module = _module(name)
-            found[name] = {"measured": measured(results), **module.values(results)}
+            found[name] = {
+                **({"measured": measured(results)} if "machine" in results else {}),
+                **module.values(results),
+            }
             targets += module.targets(results) if hasattr(module, "targets") else []
     return {**found, TARGETS: target_page.values(targets)}
 

@@ -1,154 +1,246 @@
-"""Do all runtimes recognise the same? Compared on recordings, for several bundles.
+"""Do all runtimes recognise the same, how fast, and in how much memory? Python beside Node, WebAssembly and C++.
 
     python -m u2moe.benchmarks.studies.runtimes --bundle float32=FP32 --bundle int8=INT8 [--list TEST.tsv ...]
-        [--first N] --cpp build/cpp/u2moe_transcribe [--cpp-aarch64 "qemu-aarch64 -L ROOT PROGRAM"] [--output FILE]
+        [--first N] [--cpp build/cpp/u2moe_transcribe] [--cpp-aarch64 "qemu-aarch64 -L ROOT PROGRAM"] [--results FILE]
+    python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--results FILE]
 
-Needs `npm ci --ignore-scripts` in examples/browser, and Chromium. Without lists, the clips of the demo model are used;
-with lists, the clips and the first N recordings of each. An emulated program gets the clips only.
+Needs `npm ci --ignore-scripts` in examples/browser. Every program prints JSON lines. Texts are compared on the clips of
+the demo model and the first N recordings of each list; emulated programs get the clips only. Speed is that of the demo
+model on its clips, one thread each: programs take turns, recognise every clip twice, and take the time of the second.
 """
 
 from __future__ import annotations
 
+import json
+import shlex
+import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from u2moe.benchmarks.instruments.host import status_bytes
+from u2moe.benchmarks.instruments.statistics import interleaved
+from u2moe.benchmarks.results.files import read_json, repository, write_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import of_bundle, publish
-from u2moe.benchmarks.studies.shared import programs
-from u2moe.benchmarks.studies.shared.programs import Found
-from u2moe.benchmarks.studies.shared.python_program import Samples
+from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.studies.shared.process import write_wav
+from u2moe.benchmarks.studies.shared.python_program import CHUNK_SIZE, LEFT_CHUNKS
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
+from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.places import DEMO_FOLDER
 
+RATE = 16_000
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
+PYTHON, NODE, WEB, CPP, AARCH64 = "Python", "Node, onnxruntime-node", "Node, WebAssembly", "C++", "C++, aarch64 in qemu"
 ASPECTS = ("text", "tokens", "times", "words", "nbest")
+REPETITIONS = 5
+_LOOK_S = 0.01
+
+Line = Mapping[str, Any]
+Found = list[list[Line]]
+"""Segments of each recording: `text`, `tokens`, `times`, `words`, and `nbest` as tokens with scores."""
 
 
-def recordings_of(manifests: Sequence[Path], first: int | None, rate: int) -> list[Samples]:
-    """The clips and the first recordings of each list, in 16 bits, as every runtime can read them."""
-    items = read_recordings(CLIPS) + [item for manifest in manifests for item in read_recordings(manifest)[:first]]
-    samples = (read_audio(item.path, rate) for item in items)
-    return [np.clip(np.round(each * 32768), -32768, 32767).astype(np.int16) for each in samples]
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A command that recognises the files behind it and prints JSON lines; `folder`: where it runs."""
+
+    command: Sequence[str]
+    folder: Path | None = None
+
+    def run(self, files: Sequence[Path]) -> tuple[list[Line], float]:
+        """The lines that it prints, and the peak of its resident memory in MB.
+
+        Raises:
+            RuntimeError: it failed; with the end of what it printed.
+        """
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            command = [*self.command, *map(str, files)]
+            process = subprocess.Popen(command, cwd=self.folder, stdout=output, stderr=errors)  # noqa: S603 - ours
+            most = 0
+            while process.poll() is None:
+                most = max(most, status_bytes("VmHWM", process.pid) or 0)
+                time.sleep(_LOOK_S)
+            output.seek(0)
+            errors.seek(0)
+            if process.returncode:
+                raise RuntimeError(f"{command[0]} failed: {errors.read().decode(errors='replace')[-2000:]}")
+            return [json.loads(line) for line in output.read().decode().splitlines()], most / 1e6
 
 
-def compared(expected: Found, found: Found) -> dict[str, Any]:
-    """Differences of the segments of all recordings.
-
-    Returns:
-        `num_recordings`; by aspect, the number of recordings that differ in it; `score`: the largest difference between
-        scores of the best hypothesis, where its tokens are equal.
-    """
-    counts = dict.fromkeys(ASPECTS, 0)
-    score = 0.0
-    for ours, theirs in zip(expected, found, strict=True):
-        for aspect in ASPECTS:
-            counts[aspect] += [item[aspect] for item in ours] != [item[aspect] for item in theirs]
-        for one, other in zip(ours, theirs, strict=False):
-            if one["tokens"] == other["tokens"]:
-                score = max(score, abs(one["score"] - other["score"]))
-    return {"num_recordings": len(expected), **counts, "score": round(score, 6)}
-
-
-def measure(
-    bundles: Mapping[str, Path],
-    recordings: Sequence[Samples],
-    cpp: Mapping[str, str],
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Compare the runtimes with Python.
-
-    Args:
-        bundles: folders by name.
-        recordings: samples; the clips come first.
-        cpp: commands of the C++ program by name; one that begins with "qemu" gets the clips only.
-        progress: called with a line for each runtime.
-
-    Returns:
-        `bundles`: digests; `browser`: version; `found`: by bundle and runtime, see `compared`, with `clips`, the texts
-        of the clips.
-    """
-    num_clips = len(read_recordings(CLIPS))
-    found: dict[str, dict[str, Any]] = {}
-    version = ""
-    for name, bundle in bundles.items():
-        with tempfile.TemporaryDirectory() as folder:
-            files = programs.write_wav(Path(folder), recordings, 16_000)
-            expected = programs.in_python(bundle, recordings)
-            own = found.setdefault(name, {})
-
-            def add(runtime: str, theirs: Found, own: dict[str, Any] = own, expected: Found = expected) -> None:
-                item = compared(expected[: len(theirs)], theirs)
-                own[runtime] = {**item, "clips": [_text(segments) for segments in theirs[:num_clips]]}
-
-            progress(f"{name}, Python")
-            add("Python", expected)
-            for runtime, label in (("node", "Node, onnxruntime-node"), ("web", "Node, WebAssembly")):
-                progress(f"{name}, {label}")
-                add(label, programs.in_node(bundle, files, runtime))
-            progress(f"{name}, Chromium")
-            theirs, version = programs.in_chromium(bundle, recordings, Path(folder))
-            add("Chromium, WebAssembly", theirs)
-            for label, command in cpp.items():
-                progress(f"{name}, {label}")
-                some = files[:num_clips] if command.startswith("qemu") else files
-                add(label, programs.in_cpp(command, bundle, some))
-    digests = {name: of_bundle(path)["bundle"] for name, path in bundles.items()}
-    return {"bundles": digests, "browser": version, "found": found}
-
-
-def _text(segments: Sequence[Mapping[str, Any]]) -> str:
-    return " ".join(segment["text"] for segment in segments)
-
-
-def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each bundle and runtime, the clips, and whether they are the same everywhere."""
-    header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")
-    rows = [
-        (bundle, runtime, item["num_recordings"], *(item[aspect] for aspect in ASPECTS), f"{item['score']:.4f}")
-        for bundle, runtimes in results["found"].items()
-        for runtime, item in runtimes.items()
-    ]
-    first = next(iter(results["found"].values()))
-    names = list(next(iter(results["found"].values()))["Python"]["clips"])
-    same = all(
-        item["clips"] == runtimes["Python"]["clips"]
-        for runtimes in results["found"].values()
-        for item in runtimes.values()
-    )
-    reference = next(iter(results["found"]))
+def programs(bundle: Path, cpp: Mapping[str, str]) -> dict[str, Program]:
+    """All programs on a bundle; `cpp` has commands of the C++ program by name."""
+    browser = repository() / "examples" / "browser"
+    options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": LEFT_CHUNKS})
+    node = ["node", "transcribe.mjs", "--json", "--options", options, "--runtime"]
+    python = [sys.executable, "-m", "u2moe.benchmarks.studies.shared.python_program"]
+    more = ["--json", "--timing", "--left-chunks", str(LEFT_CHUNKS), str(bundle)]
     return {
-        "table": table(header, rows, left=2),
-        "clips": table(("clip", "text"), enumerate(names, start=1), left=2),
-        "same": "the same words" if same else "not all the same words",
-        "browser": results["browser"],
-        "reference": reference,
-        "num_recordings": str(first["Python"]["num_recordings"]),
-        "other_texts": str(sum(item["text"] for item in results["found"][reference].values())),
+        PYTHON: Program(command=[*python, str(bundle)]),
+        NODE: Program(command=[*node, "node", str(bundle.resolve())], folder=browser),
+        WEB: Program(command=[*node, "web", str(bundle.resolve())], folder=browser),
+        **{name: Program(command=[*shlex.split(command), *more]) for name, command in cpp.items()},
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, print."""
+def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
+    """The segments of each file, which a program prints in one line or in several."""
+    found = []
+    for file in files:
+        own = [line for line in lines if line["file"] == str(file)]
+        found.append([item for line in own for item in line.get("segments", [line] if "tokens" in line else [])])
+    return found
+
+
+def compared(expected: Found, found: Found) -> dict[str, Any]:
+    """The number of recordings in which segments differ, by aspect, and `num_recordings`.
+
+    `score` is the largest difference between scores of the best hypothesis, where its tokens are equal.
+    """
+    counts, score = dict.fromkeys(ASPECTS, 0), 0.0
+    for ours, theirs in zip(expected, found, strict=True):
+        for aspect in ASPECTS:
+            counts[aspect] += [_aspect(item, aspect) for item in ours] != [_aspect(item, aspect) for item in theirs]
+        for one, other in zip(ours, theirs, strict=False):
+            if one["tokens"] == other["tokens"]:
+                score = max(score, abs(one["nbest"][0]["score"] - other["nbest"][0]["score"]))
+    return {"num_recordings": len(expected), **counts, "score": round(score, 6)}
+
+
+def _aspect(segment: Line, aspect: str) -> Any:
+    if aspect == "nbest":
+        return [item["tokens"] for item in segment["nbest"]]
+    if aspect == "words":
+        return [(word["word"], word["start"], word["end"]) for word in segment["words"]]
+    return segment[aspect]
+
+
+def timing_of(lines: Sequence[Line], num_files: int, mb: float) -> dict[str, float]:
+    """Seconds to `load`, seconds that all files `took` when they were recognised again, and the peak memory.
+
+    Raises:
+        ValueError: not two lines with times for each file.
+    """
+    found = [line for line in lines if "ms" in line]
+    if not found or len(found) != 2 * num_files:
+        raise ValueError(f"expected times of {num_files} files twice, found {len(found)} lines with times")
+    load_ms = found[0]["loadMs" if "loadMs" in found[0] else "load_ms"]
+    return {"load": load_ms / 1000, "took": sum(line["ms"] for line in found[num_files:]) / 1000, "mb": mb}
+
+
+def measure_same(
+    bundles: Mapping[str, Path], manifests: Sequence[Path], first: int | None, cpp: Mapping[str, str]
+) -> dict[str, Any]:
+    """By bundle and runtime, what differs from Python; see `compared`."""
+    recordings = read_recordings(CLIPS) + [item for path in manifests for item in read_recordings(path)[:first]]
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [write_wav(Path(folder) / f"{number}.wav", read_audio(item.path, RATE), RATE)
+                 for number, item in enumerate(recordings)]  # fmt: skip
+        for bundle, path in bundles.items():
+            expected: Found = []
+            for name, program in programs(path, cpp).items():
+                report(f"{bundle}, {name}")
+                some = files[: len(read_recordings(CLIPS))] if name == AARCH64 else files
+                theirs = segments_of(program.run(some)[0], some)
+                expected = expected or theirs
+                found.setdefault(bundle, {})[name] = compared(expected[: len(theirs)], theirs)
+    return {"bundles": {name: of_bundle(path)["bundle"] for name, path in bundles.items()}, "found": found}
+
+
+def measure_speed(cpp: Mapping[str, str]) -> dict[str, Any]:
+    """Medians of `load` in seconds, `rtf`, and the largest memory in `mb` by runtime. WebAssembly gets an ORT file."""
+    clips = [read_audio(item.path, RATE) for item in read_recordings(CLIPS)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [write_wav(Path(folder) / f"{number}.wav", clip, RATE) for number, clip in enumerate(clips)]
+        own = programs(DEMO_FOLDER, cpp)
+        own[WEB] = programs(convert_bundle(DEMO_FOLDER, Path(folder) / "ort", "ort").path, {})[WEB]
+
+        def timing(program: Program) -> dict[str, float]:
+            lines, mb = program.run([*files, *files])
+            return timing_of(lines, len(files), mb)
+
+        cases = {name: partial(timing, program) for name, program in own.items()}
+        runs = interleaved(cases, REPETITIONS, warm_up=0, title="runtimes", progress=report)
+    seconds = sum(map(len, clips)) / RATE
+    return {"runtimes": {name: summary(timings, seconds) for name, timings in runs.items()}}
+
+
+def summary(timings: Sequence[Mapping[str, float]], seconds: float) -> dict[str, float]:
+    """Medians of the times and the largest memory: `load` in seconds, `rtf`, `mb`."""
+    return {
+        "load": round(statistics.median(item["load"] for item in timings), 3),
+        "rtf": round(statistics.median(item["took"] for item in timings) / seconds, 5),
+        "mb": round(max(item["mb"] for item in timings)),
+    }
+
+
+def targets(results: Mapping[str, Any]) -> Iterator[Target]:
+    """Limits of C++ and WebAssembly."""
+    speed = results["speed"]["runtimes"] if "speed" in results else {}
+    if CPP in speed:
+        ratio = speed[CPP]["rtf"] / speed[PYTHON]["rtf"]
+        yield Target(name="real-time factor of C++ / Python, demo model", found=ratio, limit=0.9, at_most=True)
+        yield Target(name="C++ loads the demo model", found=speed[CPP]["load"], limit=0.15, at_most=True, unit=" s")
+    if WEB in speed:
+        yield Target(name="real-time factor of WebAssembly", found=speed[WEB]["rtf"], limit=0.04, at_most=True)
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each bundle and runtime, and one for each that was timed."""
+    shown = {}
+    if same := results.get("same"):
+        header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")
+        rows = [
+            (bundle, runtime, item["num_recordings"], *(item[aspect] for aspect in ASPECTS), f"{item['score']:.4f}")
+            for bundle, runtimes in same["found"].items()
+            for runtime, item in runtimes.items()
+        ]
+        shown |= {"same.table": table(header, rows, left=2), "same.measured": measured(same)}
+        for bundle, runtimes in same["found"].items():
+            shown[f"{bundle}.num_recordings"] = str(runtimes[PYTHON]["num_recordings"])
+            shown[f"{bundle}.other_texts"] = str(max(item["text"] for item in runtimes.values()))
+    if speed := results.get("speed"):
+        rows = [
+            (name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", f"{item['mb']:.0f}")
+            for name, item in speed["runtimes"].items()
+        ]
+        header = ("runtime", "load, s", "real-time factor", "peak memory, MB")
+        shown |= {"speed.table": table(header, rows), "speed.measured": measured(speed)}
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = script_parser("studies.runtimes", __doc__)
-    parser.add_argument("--bundle", type=named, action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--bundle", type=named, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--list", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")
     parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
+    parser.add_argument("--speed", action="store_true", help="measure times and memory")
     parser.add_argument("--cpp", metavar="COMMAND", help="the program of examples/cpp")
     parser.add_argument("--cpp-aarch64", metavar="COMMAND", help="the same for aarch64, in qemu-aarch64")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results; the other part is kept")
     args = parser.parse_args(arguments)
-    cpp = {"C++": args.cpp, "C++, aarch64 in qemu": args.cpp_aarch64}
-    recordings = recordings_of(args.list, args.first, 16_000)
-    bundles = {name: Path(folder) for name, folder in args.bundle}
-    found = measure(bundles, recordings, {name: cmd for name, cmd in cpp.items() if cmd}, report)
-    publish(None, found, values, args.output)
-    return 0
+    cpp = {name: command for name, command in ((CPP, args.cpp), (AARCH64, args.cpp_aarch64)) if command}
+    content = read_json(args.results) if args.results else {}
+    if args.bundle:
+        bundles = {name: Path(folder) for name, folder in args.bundle}
+        content["same"] = {**measured_here(), **measure_same(bundles, args.list, args.first, cpp)}
+    if args.speed:
+        cpp.pop(AARCH64, None)
+        content["speed"] = {**measured_here(), **of_bundle(DEMO_FOLDER), **measure_speed(cpp)}
+    if args.results:
+        write_json(args.results, content)
+    print("\n\n".join(text for key, text in values(content).items() if key.endswith((".measured", ".table"))))
 
 
 if __name__ == "__main__":

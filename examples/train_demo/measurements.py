@@ -51,14 +51,12 @@ MEASUREMENTS = {
         needs="the models of language_model.py",
     ),
     "runtimes": Measurement(
-        command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --cpp PROGRAM --output FILE",
-        minutes=15,
-        needs="Node, Chromium, C++, qemu",
+        command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --speed --cpp PROGRAM --results FILE",
+        minutes=20,
+        quiet=True,
+        needs="Node, C++, qemu",
     ),
     "bench": Measurement(command="u2moe bench --json FILE --plots docs/results/bench", minutes=3, quiet=True),
-    "runtimes_speed": Measurement(
-        command="runtimes_speed --cpp PROGRAM --output FILE", minutes=5, quiet=True, needs="Node, C++"
-    ),
     "systems": Measurement(command="systems WORK", minutes=2, quiet=True, needs="network"),
     "sherpa": Measurement(command="sherpa WORK --only demo/", minutes=1, quiet=True),
     "serving": Measurement(command="serving WORK --cores 0", minutes=60, quiet=True),

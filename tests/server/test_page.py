@@ -6,10 +6,9 @@ import re
 import numpy as np
 import pytest
 import soundfile
-from browsing import PATIENCE_MS, needs_chromium
+from browsing import PATIENCE_MS, chromium, fake_microphone, needs_chromium
 from playwright.sync_api import expect
 
-from u2moe.benchmarks.studies.shared.programs import chromium, fake_microphone
 from u2moe.runtime.server.session import ServerSession
 
 pytestmark = needs_chromium

@@ -1,21 +1,19 @@
-"""The studies of the runtimes: what counts as different, and times."""
+"""The study of the runtimes: what counts as different, and times."""
 
 import json
 import sys
 
-import numpy as np
 import pytest
 
-from u2moe.benchmarks.studies import runtimes, runtimes_speed
-from u2moe.benchmarks.studies.runtimes import compared
-from u2moe.benchmarks.studies.runtimes_speed import Timing, run_timed, timing_of
-from u2moe.benchmarks.studies.shared import programs
-from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.benchmarks.studies import runtimes
+from u2moe.benchmarks.studies.runtimes import CPP, PYTHON, Program, compared, segments_of, summary, timing_of
+from u2moe.benchmarks.studies.shared.process import write_wav
 
 
-def segment(**changes):
-    words = [["A", 0.1, 0.2]]
-    return {"text": "A", "tokens": [1], "times": [0.1], "words": words, "nbest": [[1]], "score": 1.0, **changes}
+def segment(score=1.0, **changes):
+    words = [{"word": "A", "start": 0.1, "end": 0.2, "confidence": 0.5}]
+    found = {"text": "A", "tokens": [1], "times": [0.1], "words": words, "nbest": [{"tokens": [1], "score": score}]}
+    return {**found, **changes}
 
 
 def test_differences_are_counted_by_aspect():
@@ -28,59 +26,55 @@ def test_differences_are_counted_by_aspect():
         compared(expected, found[:3])
 
 
-def test_segments_of_python_and_of_json_are_alike(bundle, model, sound):
-    result = Recognizer(bundle, model, DecodingOptions(chunk_size=16)).transcribe(sound).segments[0]
-    theirs = {
-        "text": result.text,
-        "tokens": result.tokens,
-        "times": result.times,
-        "words": [{"word": word.word, "start": word.start, "end": word.end} for word in result.words],
-        "nbest": [{"tokens": item.tokens, "score": item.score} for item in result.nbest],
-    }
-    assert programs.of_json(json.loads(json.dumps(theirs))) == programs.of_python(result)
-
-
-def test_pages_show_both_tables():
-    item = {**compared([[segment()]], [[segment()]]), "clips": ["A"]}
-    results = {"found": {"float32": {"Python": item, "C++": item}}, "browser": "1.2"}
-    assert runtimes.values(results)["table"].count("\n") == 3
-    assert runtimes.values(results)["same"] == "the same words"
-    other = {"found": {"float32": {"Python": item, "C++": {**item, "clips": ["B"]}}}, "browser": "1.2"}
-    assert runtimes.values(other)["same"] == "not all the same words"
-    measured = {"runtimes": {"C++": {"load": 0.5, "rtf": 0.01, "mb": 60}}, "loads": {"onnx": 0.3, "ort": 0.1}}
-    shown = runtimes_speed.values(measured)
-    assert "| C++ | 0.50 | 0.0100 | 60 |" in shown["table"]
-    assert shown["ort_load"] == "100"
-
-
 PROGRAM = """
-import json, sys, time
+import json, sys
 for number, file in enumerate(sys.argv[1:]):
-    print(json.dumps({"file": file, "segments": []}))
+    print(json.dumps({"file": file, "text": "A", "tokens": [number]}))
     print(json.dumps({"file": file, "load_ms": 400, "ms": 90 if number < 2 else 10 * (number - 1)}))
-time.sleep(1)  # its memory is looked at now and then
 """
 
 
-def test_times_are_those_of_the_second_time_without_loading(tmp_path):
-    timing = run_timed([sys.executable, "-c", PROGRAM], [tmp_path / "a", tmp_path / "b"])
-    assert (timing.load, timing.took) == (0.4, 0.03)
-    assert timing.mb > 1
-    found = runtimes_speed.summary([timing, Timing(load=0.5, took=0.03, mb=2000.4), timing], 3.0)
-    assert found == {"load": 0.4, "rtf": 0.01, "mb": 2000}
+def test_lines_have_segments_and_the_times_of_the_second_time_without_loading(tmp_path):
+    files = [tmp_path / "a", tmp_path / "b"]
+    lines, mb = Program(command=[sys.executable, "-c", PROGRAM]).run([*files, *files])
+    assert [[item["tokens"] for item in own] for own in segments_of(lines, files)] == [[[0], [2]], [[1], [3]]]
+    assert segments_of([{"file": str(files[0]), "segments": [{"text": "A"}]}], files) == [[{"text": "A"}], []]
+    timing = timing_of(lines, 2, mb)
+    assert (timing["load"], timing["took"]) == (0.4, 0.03)
+    assert summary([timing, {"load": 0.5, "took": 0.03, "mb": 2000.4}, timing], 3.0) == {
+        "load": 0.4, "rtf": 0.01, "mb": 2000,
+    }  # fmt: skip
 
 
 def test_times_that_are_missing_are_no_zeros(tmp_path):
     with pytest.raises(ValueError, match="expected times of 2 files twice, found 3 lines with times"):
         timing_of([{"load_ms": 1, "ms": 1}] * 3, 2, 0.0)
     with pytest.raises(RuntimeError, match="out of order"):
-        run_timed([sys.executable, "-c", "raise SystemExit('out of order')"], [tmp_path])
+        Program(command=[sys.executable, "-c", "raise SystemExit('out of order')"]).run([tmp_path])
 
 
 @pytest.mark.slow
-def test_the_program_in_python_times_recognition_alone(bundle, sound, tmp_path):
-    file = programs.write_wav(tmp_path, [(sound[:20_000] * 32767).astype(np.int16)], 16_000)[0]
-    command = [sys.executable, "-m", "u2moe.benchmarks.studies.shared.python_program", bundle.path]
-    timing = run_timed(command, [file])
-    assert min(timing.load, timing.took) > 0
-    assert timing.mb > 20
+def test_the_program_in_python_gives_segments_and_times_of_recognition_alone(bundle, sound, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtimes, "repository", lambda: tmp_path)
+    files = [write_wav(tmp_path / f"{name}.wav", sound[:20_000], 16_000) for name in "ab"]
+    lines, mb = runtimes.programs(bundle.path, {})[PYTHON].run([*files, *files])
+    segments = segments_of(lines, files)
+    assert compared(segments, segments) == {"num_recordings": 2, **dict.fromkeys(runtimes.ASPECTS, 0), "score": 0.0}
+    timing = timing_of(lines, 2, mb)
+    assert min(timing["load"], timing["took"]) > 0
+    assert mb > 20
+
+
+def test_one_part_is_kept_when_the_other_is_measured(tmp_path, monkeypatch, capsys):
+    times = {PYTHON: {"load": 0.2, "rtf": 0.01, "mb": 60}, CPP: {"load": 0.1, "rtf": 0.0095, "mb": 50}}
+    monkeypatch.setattr(runtimes, "measure_speed", lambda _: {"runtimes": times})
+    monkeypatch.setattr(runtimes, "measure_same", lambda *_: {"found": {"int8": {PYTHON: compared([], [])}}})
+    file = tmp_path / "results.json"
+    runtimes.main(["--speed", "--results", str(file)])
+    runtimes.main(["--bundle", "int8=folder", "--results", str(file)])
+    results = json.loads(file.read_text(encoding="utf-8"))
+    shown = runtimes.values(results)
+    assert "| C++ | 0.10 | 0.0095 | 50 |" in shown["speed.table"]
+    assert shown["int8.other_texts"] == "0"
+    assert shown["same.table"] in capsys.readouterr().out
+    assert [target.met for target in runtimes.targets(results)] == [False, True]

@@ -1,4 +1,4 @@
-"""Recognise WAV files as streams in Python, and print a JSON line with times for each, as the other programs do.
+"""Recognise WAV files as streams in Python, and print a JSON line for each, as examples/browser/transcribe.mjs does.
 
 python -m u2moe.benchmarks.studies.shared.python_program BUNDLE FILE.wav...
 """
@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,9 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, Result
 
 CHUNK_SIZE, LEFT_CHUNKS = 16, 4
 STREAM = DecodingOptions(chunk_size=CHUNK_SIZE, num_left_chunks=LEFT_CHUNKS, endpoint=EndpointConfig())
-Samples = npt.NDArray[np.int16]
 
 
-def recognized(recognizer: Recognizer, samples: Samples) -> list[Result]:
+def recognized(recognizer: Recognizer, samples: npt.NDArray[np.int16]) -> list[Result]:
     """Segments of a recording that arrives second by second."""
     rate = recognizer.bundle.manifest.features.sample_rate
     stream, segments = recognizer.create_stream(), list[Result]()
@@ -34,6 +34,17 @@ def recognized(recognizer: Recognizer, samples: Samples) -> list[Result]:
     return [*segments, *stream.take_segments()]
 
 
+def data(result: Result) -> dict[str, Any]:
+    """A segment as the programs in other languages print it."""
+    return {
+        "text": result.text,
+        "tokens": result.tokens,
+        "times": result.times,
+        "words": [{"word": word.word, "start": word.start, "end": word.end} for word in result.words],
+        "nbest": [{"tokens": item.tokens, "score": item.score} for item in result.nbest],
+    }
+
+
 def main(bundle: str, *files: str) -> int:
     """Load, recognise, print."""
     begin = time.perf_counter()
@@ -42,9 +53,9 @@ def main(bundle: str, *files: str) -> int:
     for file in files:
         samples, _ = soundfile.read(file, dtype="int16")
         start = time.perf_counter()
-        recognized(recognizer, samples)
+        found = recognized(recognizer, samples)
         took = 1000 * (time.perf_counter() - start)
-        print(json.dumps({"file": file, "ms": took, "load_ms": load_ms}))
+        print(json.dumps({"file": file, "segments": [*map(data, found)], "ms": took, "load_ms": load_ms}))
     return 0
 
 
