@@ -15,6 +15,7 @@ class Target:
 
     Attributes:
         name: what is measured; int8 on one thread, where it says nothing else.
+        where: the machine, if results are kept of several.
         found: as measured; where it was measured several times the spread, whose median counts.
         limit: as set.
         at_most: whether it is an upper limit.
@@ -25,6 +26,7 @@ class Target:
     found: float | Spread
     limit: float
     at_most: bool
+    where: str = ""
     unit: str = ""
 
     @property
@@ -38,16 +40,16 @@ class Target:
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     @property
-    def row(self) -> tuple[str, str, str, str]:
-        """What is measured, what was found, the limit, and whether it was met or by how much it was missed."""
+    def row(self) -> tuple[str, str, str, str, str]:
+        """What is measured, where, what was found, the limit, and whether it was met or by how much it was missed."""
         value, limit = (f"{short(value)}{self.unit}" for value in (self.value, self.limit))
         if isinstance(self.found, Spread):
             value += f" ({short(self.found.low)}-{short(self.found.high)})"
         verdict = "met" if self.met else f"**missed** by {abs(self.value / self.limit - 1):.0%}"
-        return self.name, value, f"{'≤' if self.at_most else '≥'} {limit}", verdict
+        return self.name, self.where, value, f"{'≤' if self.at_most else '≥'} {limit}", verdict
 
 
 def values(targets: Sequence[Target]) -> dict[str, str]:
     """What the page of targets shows."""
-    rows = table(("target", "measured", "limit", "met"), (target.row for target in targets), left=4)
+    rows = table(("target", "machine", "measured", "limit", "met"), (target.row for target in targets), left=5)
     return {"table": rows, "met": str(sum(target.met for target in targets)), "total": str(len(targets))}

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from u2moe.benchmarks.bench.expert_usage import summary
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames, random_frames
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
 from u2moe.quantize.quantizer import quantize_bundle
@@ -96,13 +95,12 @@ def turned_gates(bundle: Bundle, frames: Frames) -> dict[str, Frames]:
     return gates
 
 
-def routing(bundle: Bundle, frames: Frames, gates: Gates) -> dict[str, float]:
-    """`num_experts`, `touched` by a chunk, and `load_entropy` of chunks of `frames` with these routers."""
+def touched(bundle: Bundle, frames: Frames, gates: Gates) -> float:
+    """Experts of a layer that a chunk of `frames` uses with these routers, averaged over chunks and layers."""
     layers, chunks = _expert_inputs(bundle, frames, gates)
     layers = [replace(layer, gate=gates.get(layer.gate_name, layer.gate)) for layer in layers]
     counts = np.array([[layer.counts(chunk[layer.name]) for layer in layers] for chunk in chunks])
-    found = summary(layers, counts)
-    return {"num_experts": found["num_experts"], **{key: found[key]["mean"] for key in ("touched", "load_entropy")}}
+    return float((counts > 0).sum(axis=-1).mean())
 
 
 def _expert_inputs(bundle: Bundle, frames: Frames, gates: Gates) -> tuple[list[RoutedLayer], list[dict[str, Frames]]]:
