@@ -1,27 +1,25 @@
 """How do the same weights run by other means? Torch as WeNet uses it, onnxruntime's QMoE, and its own quantizer.
 
-    python -m u2moe.benchmarks.studies.same_weights FOLDER [--results FILE] [--prepare] [--at-most 1]
+    python -m u2moe.benchmarks.studies.same_weights FOLDER [--prepare] [--results FILE]
 
-FOLDER holds the bundles of MoE-1B (`random_models`); missing ones, and peers, are created. They do not fit into memory
-together, so they are measured in groups that all include our int8, in turn on one thread. Results are written cell by
-cell; a second run measures the missing ones.
+FOLDER holds the bundles of MoE-1B (`random_models`); missing ones, and the graphs of peers, are created. All encode the
+same speech in turn, in one process of about 13 GB, on onnxruntime alone and one thread.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import InlinePass
 
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, timed
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
 from u2moe.benchmarks.instruments.workload import (
     NUM_CHUNKS,
     NUM_WARM_CHUNKS,
@@ -32,9 +30,9 @@ from u2moe.benchmarks.instruments.workload import (
 )
 from u2moe.benchmarks.results.files import results_file, write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import recorded, resumed
+from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared import graphs
+from u2moe.benchmarks.studies.shared.qmoe import qmoe, save_used
 from u2moe.benchmarks.studies.shared.random_models import FLOAT, MIXTURE, make_bundle
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.benchmarks.studies.shared.torch_encoder import TorchEncoder, with_loops
@@ -47,39 +45,31 @@ from u2moe.runtime.model.settings import SessionSettings
 
 Run = Callable[[], list[Frames]]
 MODES = {"streaming": "streaming", "full": "full context"}
+REPETITIONS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsPeer:
-    """Another way to compute the encoder.
+    """A way to compute the encoder.
 
     Attributes:
-        key: in file names and on pages; `name`: in the table.
-        kind: format of the experts, "fp32", "int8" or "int4".
+        key: in results; `name`: in the table.
         limit: largest relative error of a small model's encoder output that still counts as the same computation:
             float32 sums have another order, and integers round activations and weights, so that a router near a tie
             may choose another expert.
-        needed: target for the speedup of our int8; None: no target.
     """
 
     key: str
     name: str
-    kind: str
     limit: float = 0.06
-    needed: float | None = None
 
 
-OURS = WeightsPeer(key="int8", name="ours, int8", kind="int8")
-OURS_FLOAT = WeightsPeer(key="float32", name="ours, float32", kind="fp32", limit=0)
-TORCH = WeightsPeer(key="torch", name="torch eager, WeNet's loop over experts", kind="fp32", limit=1e-4, needed=3)
-QMOE8 = WeightsPeer(key="qmoe8", name="contrib QMoE 8 bit, the rest ours", kind="int8", needed=1.5)
-QMOE4 = WeightsPeer(key="qmoe4", name="contrib QMoE 4 bit, the rest ours", kind="int4", needed=1.5)
-# inlined, because it does not look into functions and would leave the experts in float32
-STOCK = WeightsPeer(key="stock", name="quantize_dynamic, matrices", kind="int8", needed=1.5)
-PEERS = (OURS, OURS_FLOAT, TORCH, QMOE8, QMOE4, STOCK)
-GROUPS = {"torch": (OURS, OURS_FLOAT, TORCH), "int8": (OURS, QMOE8, QMOE4, STOCK)}
-"""Peers that are in memory together."""
-REPETITIONS = {"torch": 3, "int8": 5}
+OURS = WeightsPeer(key="int8", name="u2moe, int8")
+OURS_FLOAT = WeightsPeer(key="float32", name="u2moe, float32", limit=0)
+TORCH = WeightsPeer(key="torch", name="torch eager, WeNet's loop over experts, float32", limit=1e-4)
+QMOE = WeightsPeer(key="qmoe8", name="onnxruntime's QMoE in 8 bit, the rest u2moe")
+STOCK = WeightsPeer(key="stock", name="onnxruntime's quantize_dynamic of our graph")
+PEERS = (OURS, OURS_FLOAT, TORCH, QMOE, STOCK)
 
 
 class Encoders:
@@ -97,17 +87,12 @@ class Encoders:
         source = self.bundle.path / self.graph.file
         if peer in (OURS, OURS_FLOAT):
             return (self.int8.path if peer == OURS else self.bundle.path) / self.graph.file
-        if peer == STOCK:
-            inlined = self._made("inlined", partial(graphs.inlined, source))
-            return self._made(peer.key, partial(graphs.stock_dynamic, inlined))
-        return self._made(peer.key, partial(graphs.contrib_qmoe, source, bits=4 if peer == QMOE4 else 8))
-
-    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
-        folder = self.folder / "peers" / name
+        folder = self.folder / "peers" / peer.key
         if not folder.is_dir():
-            report(f"making {name}")
+            report(f"making {peer.key}")
             unfinished = folder.with_suffix(".partial")
-            make(unfinished / self.graph.file)
+            unfinished.mkdir(parents=True, exist_ok=True)
+            (qmoe if peer == QMOE else stock)(source, unfinished / self.graph.file)
             unfinished.rename(folder)
         return folder / self.graph.file
 
@@ -133,14 +118,20 @@ class Encoders:
         following = chunks[NUM_WARM_CHUNKS:][: NUM_CHUNKS["streaming"]]
         return lambda: encoder.stream(following, caches, offset)[0]
 
-    def expected(self, mode: str) -> Frames:
-        """Encoder output [time, dim] of our float32 graph, stored because loading that graph takes long."""
-        file = self.folder / "peers" / f"expected-{mode}.npy"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(file, joined(self.one_round(self.load(OURS_FLOAT), mode, utterance(self.bundle))))
-        found: Frames = np.load(file)
-        return found
+
+def stock(source: Path, target: Path) -> None:
+    """Write the encoder as onnxruntime's `quantize_dynamic` makes it, with matrices per channel.
+
+    It does not look into functions, so these are inlined before. Convolutions stay: ConvInteger is slow.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415 - takes seconds to import
+
+    inlined = target.with_name("inlined.onnx")
+    save_used(InlinePass()(ir.load(source)).model, inlined)
+    quantize_dynamic(
+        inlined, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
+        use_external_data_format=inlined.with_name(f"{inlined.name}.data").exists(),
+    )  # fmt: skip
 
 
 def joined(run: Run) -> Frames:
@@ -148,80 +139,62 @@ def joined(run: Run) -> Frames:
     return np.concatenate([output[0] for output in run()])
 
 
-def measure(encoders: Encoders, group: str, mode: str, repetitions: int | None = None) -> dict[str, Any]:
-    """Seconds of every round and the error against our float32, by the name of the peer."""
+def measure(encoders: Encoders, mode: str, repetitions: int = REPETITIONS) -> dict[str, Any]:
+    """By peer `ms` of a chunk or of ten seconds, `times` as long as our int8, and the `error` against our float32."""
     frames = utterance(encoders.bundle)
-    runs = {peer.name: encoders.one_round(encoders.load(peer), mode, frames) for peer in GROUPS[group]}
-    expected = encoders.expected(mode)
-    errors = {name: relative_error(expected, joined(call)) for name, call in runs.items()}  # warms up, too
-    cases = {name: timed(call) for name, call in runs.items()}
-    seconds = interleaved(cases, repetitions or REPETITIONS[group], warm_up=0)
-    return {name: {"seconds": values, "relative_error": errors[name]} for name, values in seconds.items()}
-
-
-def speedup(cell: Mapping[str, Any], peer: WeightsPeer) -> Spread:
-    """Ratio of a peer's time to that of our int8."""
-    return ratios(cell[peer.name]["seconds"], cell[OURS.name]["seconds"])
-
-
-def _cells(content: Mapping[str, Any], mode: str) -> Iterator[tuple[WeightsPeer, Mapping[str, Any]]]:
-    """Each peer with the first cell of this mode that has it."""
-    own = [cell for key, cell in content["cells"].items() if key.endswith(f"/{mode}")]
-    for peer in PEERS:
-        if cell := next((cell for cell in own if peer.name in cell), None):
-            yield peer, cell
+    runs = {peer.key: encoders.one_round(encoders.load(peer), mode, frames) for peer in PEERS}
+    outputs = {key: joined(run) for key, run in runs.items()}  # warms up, too
+    seconds = interleaved({key: timed(run) for key, run in runs.items()}, repetitions, warm_up=0)
+    return {
+        key: {
+            "ms": Spread.of([1e3 * value / NUM_CHUNKS.get(mode, 1) for value in own]).data(),
+            "times": ratios(own, seconds[OURS.key]).data(),
+            "error": relative_error(outputs[OURS_FLOAT.key], outputs[key]),
+        }
+        for key, own in seconds.items()
+    }
 
 
 def targets(content: Mapping[str, Any]) -> Iterator[Target]:
-    """The speedup of our int8 over each peer."""
+    """How many times as fast our int8 is to be as torch."""
     for mode, title in MODES.items():
-        for peer, cell in _cells(content, mode):
-            if peer.needed:
-                name = f"ours in int8 faster than {peer.name} ({peer.kind}), {title}"
-                yield Target(name=name, found=speedup(cell, peer), limit=peer.needed, at_most=False)
+        name, found = (
+            f"u2moe in int8 faster than {TORCH.name}, {title}",
+            spread_of(content["modes"][mode]["torch"]["times"]),
+        )
+        yield Target(name=name, found=found, limit=3, at_most=False)
 
 
 def values(content: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each peer, how many times as long each takes, and ours in each group."""
-    rows: dict[WeightsPeer, list[str]] = {peer: [peer.name, peer.kind] for peer in PEERS}
+    """What pages show: a row for each peer, and how many times as long each takes."""
+    rows = []
     found: dict[str, str] = {}
-    for mode in MODES:
-        for peer, cell in _cells(content, mode):
-            times = [1e3 * value / NUM_CHUNKS.get(mode, 1) for value in cell[peer.name]["seconds"]]
-            rows[peer] += [quartiles(Spread.of(times), 0), quartiles(speedup(cell, peer))]
-            rows[peer] += [f"{cell[peer.name]['relative_error']:.1e}"] if mode == "full" else []
-            found[f"{peer.key}.{mode}"] = f"{speedup(cell, peer).median:.2f}"
-    header = ("", "experts", "streaming, ms", "x", "full context, ms", "x", "error")
-    own = [
-        1e3 * statistics.median(cell[OURS.name]["seconds"]) / NUM_CHUNKS["streaming"]
-        for key, cell in content["cells"].items()
-        if key.endswith("/streaming")
-    ]
-    found["own_chunks"] = ", ".join(f"{value:.0f}" for value in own)
-    return {"table": table(header, rows.values(), left=2), **found}
+    for peer in PEERS:
+        cells = [content["modes"][mode][peer.key] for mode in MODES]
+        shown = [(quartiles(spread_of(cell["ms"]), 0), quartiles(spread_of(cell["times"]))) for cell in cells]
+        rows.append([peer.name, *(text for pair in shown for text in pair), f"{cells[-1]['error']:.1e}"])
+        found |= {
+            f"{peer.key}.{mode}": f"{cell['times']['median']:.2f}" for mode, cell in zip(MODES, cells, strict=True)
+        }
+    header = ("", "a chunk, ms", "times as long", "ten seconds, ms", "times as long", "error")
+    return {"table": table(header, rows), **found}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("studies.same_weights", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
-    parser.add_argument("--results", type=Path, help="JSON file; continued if it exists")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     parser.add_argument("--model", default=MIXTURE, help=f"preset with experts (default: {MIXTURE})")
-    parser.add_argument("--at-most", type=int, metavar="CELLS", help="stop after this many new cells")
     parser.add_argument("--prepare", action="store_true", help="create the graphs of all peers, and measure nothing")
     args = parser.parse_args(arguments)
     encoders = Encoders(args.folder, args.model)
-    for peer in PEERS:
-        if peer != TORCH:
-            encoders.file(peer)
-    results = args.results or results_file("same_weights")
-    content = resumed(results, {"model": args.model, "cells": {}})
-    cells = [(group, mode) for group in GROUPS for mode in MODES if f"{group}/{mode}" not in content["cells"]]
-    for group, mode in [] if args.prepare else cells[: args.at_most]:
-        report(f"{group}, {mode}")
-        content["cells"][f"{group}/{mode}"] = measure(encoders, group, mode)
-        write_json(results, recorded(content))
-    print(values(content)["table"] if content["cells"] else "nothing has been measured")
+    for peer in (OURS, OURS_FLOAT, QMOE, STOCK):
+        encoders.file(peer)
+    if not args.prepare:
+        content = {**measured_here(), "modes": {mode: measure(encoders, mode) for mode in MODES}}
+        write_json(args.results or results_file("same_weights"), content)
+        print(values(content)["table"])
 
 
 if __name__ == "__main__":

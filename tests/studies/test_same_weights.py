@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -53,7 +52,7 @@ def test_every_peer_is_what_it_is_called(encoders):
             ]
             floats = sum(item.data_type == onnx.TensorProto.FLOAT for item in experts)
             assert (floats > 0) == (peer == OURS_FLOAT), peer.key
-    assert {key for key, found in operators.items() if "QMoE" in found} == {"qmoe8", "qmoe4"}
+    assert {key for key, found in operators.items() if "QMoE" in found} == {"qmoe8"}
     assert "MatMulInteger" in operators[STOCK.key]
 
 
@@ -68,20 +67,12 @@ def test_the_loop_is_ours_to_rounding_even_with_experts_of_no_and_one_token():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.endurance
-def test_a_second_run_measures_what_is_missing(encoders, root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(same_weights, "REPETITIONS", {"torch": 1, "int8": 1})
+def test_the_report_of_the_command(encoders, root, tmp_path, capsys):
     results = tmp_path / "results.json"
-    arguments = [str(root), "--model", "tiny", "--results", str(results)]
-    same_weights.main([*arguments, "--at-most", "1"])
-    before = json.loads(results.read_text())["cells"]
-    assert list(before) == ["torch/streaming"]
-    same_weights.main(arguments)
+    same_weights.main([str(root), "--model", "tiny", "--results", str(results)])
     content = json.loads(results.read_text())
-    assert content["cells"]["torch/streaming"] == before["torch/streaming"]
-    assert list(content["cells"]) == ["torch/streaming", "torch/full", "int8/streaming", "int8/full"]
-    assert content["cells"]["torch/full"]["ours, float32"]["relative_error"] == 0
+    assert content["modes"]["full"]["float32"]["error"] == 0
     shown = same_weights.values(content)
     assert shown["table"] in capsys.readouterr().out
-    assert len({target.name for target in same_weights.targets(content)}) == 2 * 4
     assert shown["int8.full"] == "1.00"
-    assert np.all([len(row.split("|")) == 9 for row in shown["table"].splitlines()])
+    assert len(list(same_weights.targets(content))) == 2
