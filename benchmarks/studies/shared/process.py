@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +21,8 @@ ENGINES = Path(__file__).with_name("engines.py")
 PORTION_S = 0.1
 """Seconds of audio that a live source delivers at once."""
 LAST_LINES = 5
+SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Environment of child processes: by default most of these libraries start a thread for every core."""
 NUM_STARTS = 3
 """Number of processes started to measure the loading time; the last one is kept."""
 
@@ -30,7 +35,7 @@ class PeerProcess:
     """A running recogniser. Not thread-safe.
 
     Attributes:
-        started: its report when it was ready: load_s, empty_mb (memory of the interpreter alone), versions.
+        started: its report when it was ready: load_s, versions.
         load_s: loading times, including those of processes started before it, see `timed`.
 
     Raises:
@@ -115,3 +120,17 @@ def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) ->
     """Write samples, float32 in [-1, 1], as a WAV file that all engines can read; returns its path."""
     soundfile.write(file, samples, sample_rate, subtype="PCM_16")
     return file
+
+
+@contextmanager
+def single_core() -> Iterator[None]:
+    """Child processes started within have one core and one thread."""
+    before, cores = {name: os.environ.get(name) for name in SINGLE_THREAD}, os.sched_getaffinity(0)
+    os.environ.update(SINGLE_THREAD)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -1,11 +1,9 @@
-"""Possible readings of written text: recognisers differ in how they write the same numbers. Counts no errors."""
-
-from __future__ import annotations
+"""Possible readings of written text, and its word errors: recognisers differ in how they write the same numbers."""
 
 import re
 from collections.abc import Callable
 
-from u2moe.runtime.text.word_errors import words
+from u2moe.runtime.text.word_errors import edit_distance, words
 
 _UNITS = (
     *("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN", "ELEVEN", "TWELVE"),
@@ -18,6 +16,11 @@ _ORDINALS = {
     "TWELVE": "TWELFTH",
 }  # fmt: skip
 _SHORT = {"MR": "MISTER", "MRS": "MISSUS", "DR": "DOCTOR"}
+
+
+def num_errors(transcript: str, text: str) -> int:
+    """Number of word errors, for the reading of the text that is closest to the transcript."""
+    return min(edit_distance(words(transcript), reading) for reading in readings(text))
 
 
 def readings(text: str) -> list[list[str]]:
