@@ -1,7 +1,6 @@
 """Language models for the demo model, of text in Debian packages: three sizes of a general one, and two of domains.
 
-No sentence of a test set is in the text; how much they have in common is in the table that
-`u2moe.benchmarks.studies.language_models` makes.
+No sentence of a test set is in the text. What the small one finds is in the table that `evaluate.py` makes.
 """
 
 import argparse

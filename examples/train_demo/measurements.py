@@ -4,7 +4,7 @@
 
 Results of an earlier model are worth nothing: `release.py` removes them when it installs another one. TESTS are the
 lists of recordings in `exp/test`, WORDS one of them; INT8, INT4, CALIBRATED and FLOAT32 the
-bundles in `exp/release`, LM models that `language_model.py` makes.
+bundles in `exp/release`.
 """
 
 from collections.abc import Iterator
@@ -45,11 +45,6 @@ MEASUREMENTS = {
     ),
     "hotwords": Measurement(command="hotwords INT8 TESTS --output FILE", minutes=5),
     "word_times": Measurement(command="word_times INT8 WORDS --output FILE", minutes=2),
-    "language_models": Measurement(
-        command="language_models INT8 --sets TESTS --model NAME LM TEXT DEV --output FILE",
-        minutes=15,
-        needs="the models of language_model.py",
-    ),
     "runtimes": Measurement(
         command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --speed --cpp PROGRAM "
         "--results FILE",
