@@ -1,9 +1,9 @@
 """Are confidences calibrated? Of the words with confidence 0.7, about 70 % should be correct.
 
     python -m u2moe.benchmarks.studies.calibration BUNDLE DEV.tsv ... --fit    # writes into the bundle
-    python -m u2moe.benchmarks.studies.calibration BUNDLE TEST.tsv ... --output calibration.json
+    python -m u2moe.benchmarks.studies.calibration BUNDLE TEST.tsv ... --results calibration.json
 
-Every recording of the manifests is recognised; a word is correct if the transcript has it at the same place.
+Every recording is recognised with full context; a word is correct if the transcript has it at the same place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
-from u2moe.runtime import Bundle, DecodingOptions, Recognizer
+from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Calibration
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.text.word_errors import matches, words
@@ -54,8 +54,7 @@ def reliability(found: Words) -> dict[str, Any]:
     Returns:
         `bins`: for each tenth of the range, the number of words, their mean confidence and the share that is correct;
         `expected_error`: mean difference of the two, weighted by words (ECE); `area`: how often a correct word has a
-        higher confidence than a wrong one (area under the ROC curve; 0.5: chance); `information`: normalised cross
-        entropy of NIST, the share of uncertainty that confidence removes (below 0: worse than no confidence).
+        higher confidence than a wrong one (area under the ROC curve; 0.5: chance).
     """
     confidences, right = found
     places = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
@@ -77,7 +76,6 @@ def reliability(found: Words) -> dict[str, Any]:
         "confidence": round(float(confidences.mean()), 4) if len(right) else None,
         "expected_error": round(error, 4),
         "area": area_under_roc(found),
-        "information": information(found),
         "bins": bins,
     }
 
@@ -90,18 +88,6 @@ def area_under_roc(found: Words) -> float | None:
     sure, unsure = np.sort(confidences[right]), confidences[~right]
     below = np.searchsorted(sure, unsure, "right") + np.searchsorted(sure, unsure, "left")
     return round(1 - float(below.mean()) / (2 * len(sure)), 4)
-
-
-def information(found: Words) -> float | None:
-    """Normalised cross entropy; None if all or no words are correct."""
-    confidences, right = found
-    if right.all() or not right.any():
-        return None
-    share = right.mean()
-    before = -(share * np.log(share) + (1 - share) * np.log(1 - share))
-    clipped = confidences.clip(_SMALLEST, 1 - _SMALLEST)
-    after = -np.where(right, np.log(clipped), np.log(1 - clipped)).mean()
-    return round(float((before - after) / before), 4)
 
 
 def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
@@ -152,7 +138,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     sets = (
         (
             name, found["num_words"], f"{found['right'] or 0:.1%}", f"{found['confidence'] or 0:.1%}",
-            f"{found['expected_error']:.1%}", found["area"], found["information"],
+            f"{found['expected_error']:.1%}", "" if found["area"] is None else f"{found['area']:.2f}",
         )
         for name, found in results["sets"].items()
     )  # fmt: skip
@@ -162,7 +148,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         for item in results["sets"][ALL]["bins"]
     )  # fmt: skip
     every = results["sets"][ALL]
-    header = ("set", "words", "right", "mean confidence", "expected error", "area", "information")
+    header = ("set", "words", "right", "mean confidence", "expected error", "area")
     return {
         "table": table(header, sets),
         "bins": table(("confidence", "words", "mean confidence", "right"), bins),
@@ -170,7 +156,6 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "area": f"{every['area'] or 0:.2f}",
         "words": str(every["num_words"]),
         "right": f"{every['right'] or 0:.0%}",
-        "context": "full context" if results["chunk_size"] is None else f"chunks of {results['chunk_size']}",
     }
 
 
@@ -179,13 +164,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = script_parser("studies.calibration", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
-    parser.add_argument("--chunk-size", type=int, help="encoder frames per chunk (default: full context)")
     parser.add_argument(
         "--fit", action="store_true", help="write a calibration fitted to these recordings into the bundle"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(argv)
-    recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
+    recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {manifest.stem: recognise(recognizer, read_recordings(manifest)) for manifest in args.manifests}
     sets[ALL] = (
         np.concatenate([confidences for confidences, _ in sets.values()]),
@@ -196,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")
         return 0
     found = {name: reliability(words_of_set) for name, words_of_set in sets.items()}
-    publish(args.bundle, {"chunk_size": args.chunk_size, "sets": found}, values, args.output)
+    publish(args.bundle, {"sets": found}, values, args.results)
     return 0
 
 

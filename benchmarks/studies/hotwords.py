@@ -20,7 +20,7 @@ import numpy as np
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
-from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime import Recognizer
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT
 from u2moe.runtime.text.word_errors import WordErrors, matches, words
@@ -138,16 +138,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
-    parser.add_argument("--chunk-size", type=int, help="encoder frames per chunk (default: full context)")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(argv)
-    recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
+    recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {
         path.stem: {str(num): measure(recognizer, read_recordings(path), args.weight, num) for num in LIST_LENS}
         for path in args.manifests
     }
-    found = {"weight": args.weight, "chunk_size": args.chunk_size, "sets": sets}
-    publish(args.bundle, found, values, args.output)
+    found = {"weight": args.weight, "sets": sets}
+    publish(args.bundle, found, values, args.results)
     return 0
 
 

@@ -36,15 +36,15 @@ class Measurement:
 
 
 MEASUREMENTS = {
-    "calibration": Measurement(command="calibration INT8 TESTS --output FILE", minutes=2),
+    "calibration": Measurement(command="calibration INT8 TESTS --results FILE", minutes=2),
     "formats": Measurement(
         command="formats float32=FLOAT32 int8=INT8 'int8, onnxruntime alone=INT8@onnxruntime' int4=INT4 "
         "'int4, calibrated=CALIBRATED' --list TESTS --results FILE",
         minutes=10,
         needs="native kernels",
     ),
-    "hotwords": Measurement(command="hotwords INT8 TESTS --output FILE", minutes=5),
-    "word_times": Measurement(command="word_times INT8 WORDS --output FILE", minutes=2),
+    "hotwords": Measurement(command="hotwords INT8 TESTS --results FILE", minutes=5),
+    "word_times": Measurement(command="word_times INT8 WORDS --results FILE", minutes=2),
     "runtimes": Measurement(
         command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --speed --cpp PROGRAM "
         "--results FILE",

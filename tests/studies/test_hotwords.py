@@ -73,7 +73,7 @@ def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
     symbol = "".join(bundle.tokens[3:9])
     (tmp_path / "test.tsv").write_text(f"a.wav\t{symbol}\n", encoding="utf-8")
     file = tmp_path / "hotwords.json"
-    arguments = [str(bundle.path), str(tmp_path / "test.tsv"), "--weight", "9", "--output", str(file)]
+    arguments = [str(bundle.path), str(tmp_path / "test.tsv"), "--weight", "9", "--results", str(file)]
     assert hotwords.main(arguments) == 0
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["weight"] == 9
