@@ -21,7 +21,6 @@ from u2moe.benchmarks.instruments.operators import (
     read_events,
 )
 from u2moe.benchmarks.instruments.probe import Mode, Probe
-from u2moe.benchmarks.results import demo
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
@@ -346,15 +345,3 @@ def test_models_for_rates_multiply(op_type):
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     # float32 sums of 16 products of size 1
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5)
-
-
-def test_what_a_board_must_do_for_a_chunk():
-    """Of the first pass by chunk, of both by second; the demo model has 16 frames of 60 ms in a chunk."""
-    part = {"integer_multiply_adds": 3e9, "float_multiply_adds": 0, "bytes": 30e6}
-    decoder = {"integer_multiply_adds": 0, "float_multiply_adds": 1e9, "bytes": 12e6}
-    entry = {"parts": {"attention": part, "ctc": part, "decoder": decoder}, "audio_s": 2.0}
-    found = demo.needs(entry)  # 198 feature frames are 32 encoder frames: two chunks
-    assert (found["chunk_mb"], found["chunk_billions"]) == ("30.0", "3.00")
-    assert (found["second_mb"], found["second_billions"]) == ("36.0", "3.50")
-    assert found["board_percent"] == "71.8"
-    assert demo.needs({**entry, "audio_s": 2.1})["chunk_mb"] == "20.0"

@@ -77,8 +77,7 @@ CASES = (
     Case(LARGE, "int8", PLAIN),
 )
 INT8, PLAIN_INT8, INT4, _, DENSE, PLAIN_DENSE, PLAIN_LARGE = CASES
-PACKED = Case(MIXTURE, "packed", NATIVE)
-"""Weights packed in advance, as native kernels use them: only how it starts is measured."""
+PACKED = Case(MIXTURE, "packed", NATIVE)  # in advance, as native kernels use them: only its start is measured
 TITLES = {case.key: case.title for case in (*CASES, PACKED)}
 
 
@@ -167,7 +166,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
                 if spread := ratio(content, mode, *pair):
                     found[f"{name}.{mode}"] = f"{spread.median:.2f}"
         for key, item in content["starts"].items():
-            found[f"loaded.{key}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"
+            found[f"loaded.{key.replace('/', '.')}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"
         for name in {"read", "multiply"} & content.get("threads", {}).keys():
             one, two = content["threads"][name]
             found[f"threads.{name}"] = f"{two / one:.2f}"
@@ -236,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results; other machines are kept")
     parser.add_argument("--prepare", action="store_true", help="create what is missing in FOLDER, and measure nothing")
     args = parser.parse_args(arguments)
-    for model, form in dict.fromkeys((case.model, case.format) for case in (*CASES, PACKED)):
+    packed = (PACKED,) if choose_kernels("auto", [CPU]).native else ()
+    for model, form in dict.fromkeys((case.model, case.format) for case in (*CASES, *packed)):
         make_bundle(model, form, args.folder, report)
         even_gates(model, args.folder)
     if args.prepare:

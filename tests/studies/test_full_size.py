@@ -17,10 +17,11 @@ from u2moe.benchmarks.instruments.workload import (
     utterance,
 )
 from u2moe.benchmarks.results.files import read_json
-from u2moe.benchmarks.studies import full_size, native
-from u2moe.benchmarks.studies.shared import encoders, random_models
-from u2moe.benchmarks.studies.shared.random_models import FLOAT, GateSettings, even_gates, make_bundle, routing
+from u2moe.benchmarks.studies import full_size
+from u2moe.benchmarks.studies.shared import random_models
+from u2moe.benchmarks.studies.shared.random_models import FLOAT, GateSettings, even_gates, make_bundle, touched
 from u2moe.runtime import Bundle, SessionSettings
+from u2moe.runtime.model.native import choose_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -77,9 +78,9 @@ def test_other_frames_than_results_are_read_with_are_refused(tiny):
 def test_adjusted_routers_spread_tokens_evenly(root):
     bundle = make_bundle("tiny", "int8", root)
     frames, gates = random_frames(bundle), even_gates("tiny", root)
-    own, even = routing(bundle, frames, {}), routing(bundle, frames, gates)
-    assert even["load_entropy"] > max(own["load_entropy"], 0.98)
-    assert even["touched"] > max(own["touched"], 0.9 * even["num_experts"])
+    num_experts = bundle.manifest.architecture["encoder"]["feed_forward"]["num_experts"]
+    own, even = touched(bundle, frames, {}), touched(bundle, frames, gates)
+    assert num_experts >= even > max(own, 0.9 * num_experts)
     settings = GateSettings(gates)  # must outlive the session
     output = bundle.load(SessionSettings(sess_options=settings.options())).encode(frames)
     assert not np.allclose(output, bundle.load().encode(frames))  # sessions use them
@@ -92,58 +93,46 @@ def test_experts_of_a_bundle_are_those_of_its_own_routers(root):
     assert 2 <= found["touched"]["mean"] <= found["num_experts"]
 
 
-CELLS = ["int8/1/start", "fp32/1/streaming", "int8/1/second-pass", "int8/1/bound-full"]
-
-
-def test_cells_are_measured_once(root, tmp_path, monkeypatch):
-    results = tmp_path / "full_size.json"
-    options = {"models": ["tiny"], "repetitions": 1}
-    content = full_size.run(root, results, CELLS, **options)
-    assert list(content["cells"]) == CELLS
-    assert content["cells"]["int8/1/start"]["tiny"]["verify_s"]["median"] > 0
-    assert len(content["cells"]["fp32/1/streaming"]["tiny"]["seconds"]) == 1
-    entry = content["cells"]["int8/1/bound-full"]["tiny"]
-    assert encoders.bound_ratio(entry).median > 0
-    assert set(encoders.parts_of(entry)) >= {"subsampling", "feed_forward", "attention", "convolution"}
-    assert {*content["routings"]} == {full_size.OWN, full_size.EVEN}
-    monkeypatch.setattr(full_size, "measure", lambda *_: pytest.fail("was measured"))
-    assert full_size.run(root, results, CELLS, **options) == content
-    results.write_text(json.dumps({**content, "parameters": {"tiny": 1}}))
-    with pytest.raises(ValueError, match=r"holds .*, expected"):
-        full_size.run(root, results, CELLS, **options)
-
-
 def test_ratios_are_of_rounds_and_factors_of_audio():
-    cell = {"moe-1b": {"seconds": [2.0, 30.0, 4.0]}, "dense-1b": {"seconds": [1.0, 10.0, 1.0]}}
-    assert full_size.ratio(cell, "moe-1b", "dense-1b").median == 3  # of medians it would be 4
-    assert full_size.spread(cell, "full", "moe-1b").median == pytest.approx(0.4)
-    assert full_size.spread(cell, "second-pass", "moe-1b").median == 4
+    case, other = full_size.PLAIN_INT8, full_size.PLAIN_LARGE
+    rounds = {case.key: [2.0, 30.0, 4.0], other.key: [1.0, 10.0, 1.0]}
+    content = {"seconds": {"full": rounds, "second-pass": rounds}}
+    assert full_size.ratio(content, "full", case, other).median == 3  # of medians it would be 4
+    assert full_size.factor(content, "full", case).median == pytest.approx(0.4)
+    assert full_size.factor(content, "second-pass", case).median == 4
+    assert full_size.factor(content, "streaming", case) is full_size.ratio(content, "streaming", case, other) is None
 
 
 @pytest.mark.endurance
-def test_native_kernels_beside_none(root, tmp_path, monkeypatch, capsys):
-    """With the tiny model in the place of both."""
-    pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
+@pytest.mark.parametrize("native", [False, True])
+def test_a_machine_is_measured_with_native_kernels_and_without(native, root, tmp_path, monkeypatch, capsys):
+    """With the tiny model in the place of all."""
+    if native:
+        pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
+    else:
+        monkeypatch.setenv("U2MOE_KERNELS", "onnxruntime")
+        monkeypatch.setattr(full_size, "choose_kernels", lambda _, providers: choose_kernels("onnxruntime", providers))
     monkeypatch.setattr(random_models, "PRESETS", dict.fromkeys(random_models.MODELS, random_models.PRESETS["tiny"]))
-    monkeypatch.setattr(native, "ROUNDS", dict.fromkeys(native.ROUNDS, 1))
+    monkeypatch.setattr(full_size, "ROUNDS", dict.fromkeys(full_size.ROUNDS, 1))
     for name in ("NUM_BOUNDS", "NUM_STARTS"):
-        monkeypatch.setattr(native, name, 1)
+        monkeypatch.setattr(full_size, name, 1)
     rate = {"median": 1e9, "low": 1e9, "high": 1e9, "count": 1}
     products = {"operator": "x", "sizes": {"1 x 1 x 1": rate}, "best": "1 x 1 x 1"}
     rates = {"multiply_adds_per_s": {"integer": products, "float": products}, "read_bytes_per_s": {"640000000": rate}}
-    monkeypatch.setattr(native, "measure_rates", lambda *_, **__: rates)
-    for name in (native.MIXTURE, native.SMALL):
+    monkeypatch.setattr(full_size, "measure_rates", lambda *_, **__: rates)
+    for name in random_models.MODELS:
         (tmp_path / name).symlink_to(root / "tiny", target_is_directory=True)
-    results = tmp_path / "native.json"
+    results = tmp_path / "full_size.json"
     results.write_text(json.dumps({"machines": {"another": {}}}))
-    native.main([str(tmp_path), "--results", str(results)])
+    full_size.main([str(tmp_path), "--results", str(results)])
     machines = read_json(results)["machines"]
     assert machines.pop("another") == {}
-    ((_, own),) = machines.items()
-    assert own["threads"]["found"][native.INT8.key]["equal"]
-    shown = native.values({"machines": machines})
-    assert shown["tables"] in capsys.readouterr().out
-    assert all(case.title in shown["tables"] for case in native.CASES)
+    (own,) = machines.values()
+    assert all(found["equal"] for found in own["threads"]["found"].values())
+    shown = full_size.values({"machines": machines})
+    assert shown["tables"].strip() == capsys.readouterr().out.strip()
+    measured = {case.title for case in full_size.CASES if native or case.kernels == full_size.PLAIN}
+    assert {case.title for case in full_size.CASES if case.title in shown["tables"]} == measured
     assert shown["threads.read"] == "1.00"
-    targets = list(native.targets({"machines": machines}))
-    assert len({target.name for target in targets}) == len(targets) == 11 + 2 + 1 + 6
+    targets = list(full_size.targets({"machines": machines}))
+    assert len({target.name for target in targets}) == len(targets) == (7 + 2 + 1 + 2 if native else 1)

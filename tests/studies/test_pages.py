@@ -34,7 +34,7 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "docs" / "results").mkdir(parents=True)
-    for name, x in (("full_size", 1), ("native", 3), ("hotwords", 2)):
+    for name, x in (("full_size", 1), ("moe_layer", 3), ("hotwords", 2)):
         content = {"x": x, "machine": {**MACHINE, "commit": "c"}, "date": "2026-01-01"}
         (tmp_path / "benchmarks" / "results" / f"{name}.json").write_text(json.dumps(content))
     return tmp_path
@@ -83,7 +83,7 @@ def test_pages_show_values_of_results_by_their_names(clone, capsys):
     own = clone / "docs" / "results" / "speed.md"
     own.write_text(
         " ".join(
-            f"<!-- begin {key} --><!-- end {key} -->" for key in ("full_size.x", "full_size.measured", "corpora.x")
+            f"<!-- begin {key} --><!-- end {key} -->" for key in ("full_size.x", "full_size.measured", "serving.x")
         )
     )
     assert pages.main(["--check"]) == 1
@@ -92,7 +92,7 @@ def test_pages_show_values_of_results_by_their_names(clone, capsys):
     text = own.read_text()
     assert text.startswith("<!-- begin full_size.x -->1<!-- end full_size.x --> ")
     assert "Measured on P, 2 cores" in text
-    assert "<!-- begin corpora.x -->(not measured)<!--" in text
+    assert "<!-- begin serving.x -->(not measured)<!--" in text
     assert pages.main(["--check"]) == 0
     own.write_text("<!-- begin full_size.y -->0<!-- end full_size.y -->")
     with pytest.raises(ValueError, match=r"speed\.md: no results have full_size\.y"):
@@ -103,21 +103,21 @@ def test_targets_of_all_results_are_gathered(clone):
     found = pages.all_values(clone / "benchmarks" / "results")
     assert (found["targets"]["met"], found["targets"]["total"]) == ("1", "2")
     rows = found["targets"]["table"].splitlines()[2:]
-    assert rows == ["| full_size | 1 s | ≤ 2 s | met |", "| native | 3 s | ≤ 2 s | **missed** by 50% |"]
+    assert rows == ["| full_size |  | 1 s | ≤ 2 s | met |", "| moe_layer |  | 3 s | ≤ 2 s | **missed** by 50% |"]
 
 
 def test_a_target_is_kept_on_its_own_side():
     below = {"name": "x", "found": 1.4, "limit": 1.5}
     assert Target(**below, at_most=True).met
     assert not Target(**below, at_most=False).met
-    assert Target(**below, at_most=False).row == ("x", "1.4", "≥ 1.5", "**missed** by 7%")
-    assert Target(name="x", found=1234.5, limit=1234.5, at_most=False).row == ("x", "1234", "≥ 1234", "met")
+    assert Target(**below, at_most=False).row == ("x", "", "1.4", "≥ 1.5", "**missed** by 7%")
+    assert Target(name="x", found=1234.5, limit=1234.5, at_most=False).row == ("x", "", "1234", "≥ 1234", "met")
 
 
 def test_of_several_measurements_the_median_counts_and_quartiles_are_shown():
     spread = Spread.of([1.0, 1.2, 1.4, 9.0])
     assert Target(name="x", found=spread, limit=1.3, at_most=True, unit=" s").row == (
-        "x", "1.3 s (1.15-3.3)", "≤ 1.3 s", "met",
+        "x", "", "1.3 s (1.15-3.3)", "≤ 1.3 s", "met",
     )  # fmt: skip
     assert Target(name="x", found=spread, limit=1.25, at_most=True).row[-1] == "**missed** by 4%"
 

@@ -7,7 +7,7 @@ import pytest
 
 from u2moe.benchmarks.results import picture
 from u2moe.benchmarks.results.files import read_json, results_file
-from u2moe.benchmarks.studies import full_size, sherpa
+from u2moe.benchmarks.studies import full_size, systems
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -19,16 +19,16 @@ def clone(monkeypatch):
 
 @pytest.mark.parametrize("mode", picture.PANELS)
 def test_the_bars_are_the_factors_of_the_results_pages(mode):
-    factors = {bar.label: bar.factor.median for bar in picture.bars(mode)}
-    own = {label: factor for label, factor in factors.items() if "native kernels" not in label}
-    assert len(own) == 5
-    assert len(factors) in (5, 8)  # native kernels, if they were measured on this machine
-    assert factors["Dense-225M, u2moe int8"] < factors["MoE-1B, u2moe int8"] < factors["Dense-1B, u2moe int8"]
-    pages = {"full_size": full_size, "sherpa": sherpa}
-    text = "".join(page.values(read_json(results_file(name)))["table"] for name, page in pages.items())
-    for label in ("Dense-225M, u2moe int8", "MoE-1B, u2moe int8", "Dense-1B, u2moe int8"):
-        assert f"{factors[label]:.4f} (" in text
-    assert f"{factors['Dense-225M, sherpa-onnx int8']:.4f} (" in text
+    bars = picture.bars(mode)
+    assert {bar.by for bar in bars} == picture.COLOURS.keys()
+    factors = {(bar.label, bar.by): bar.factor.median for bar in bars}
+    assert len(factors) == len(bars)
+    alone = [factors[f"{name}, int8", picture.ALONE] for name in ("Dense-225M", "MoE-1B", "Dense-1B")]
+    assert alone == sorted(alone)
+    pages = {"full_size": (full_size, "tables"), "systems": (systems, "same_weights")}
+    text = "".join(page.values(read_json(results_file(name)))[key] for name, (page, key) in pages.items())
+    for (label, _), value in factors.items():
+        assert "torch" in label or f"{value:.3f} (" in text
 
 
 def test_the_picture_is_drawn_and_shown(tmp_path):
