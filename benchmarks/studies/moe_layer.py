@@ -109,7 +109,7 @@ def moe_graph(num_layers: int) -> ir.Model:
     x, *outputs = (contract.Tensor(name=name, dtype="float32", axes=("tokens", "dim")) for name in ("x", *names))
     graph = contract.Graph(name="layers", inputs=(x,), outputs=tuple(outputs))
 
-    def axis(name: str) -> int | None:
+    def axis(name: str | int) -> int | None:
         return DIM if name == "dim" else None
 
     g = GraphBuilder(graph.name)

@@ -197,7 +197,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """What pages show: a row for each bundle and runtime, and one for each that was timed."""
-    shown = {}
+    shown: dict[str, str] = {}
     if same := results.get("same"):
         header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")
         rows = [
@@ -210,12 +210,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             shown[f"{bundle}.num_recordings"] = str(runtimes[PYTHON]["num_recordings"])
             shown[f"{bundle}.other_texts"] = str(max(item["text"] for item in runtimes.values()))
     if speed := results.get("speed"):
-        rows = [
+        times = [
             (name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", f"{item['mb']:.0f}")
             for name, item in speed["runtimes"].items()
         ]
-        header = ("runtime", "load, s", "real-time factor", "peak memory, MB")
-        shown |= {"speed.table": table(header, rows), "speed.measured": measured(speed)}
+        columns = ("runtime", "load, s", "real-time factor", "peak memory, MB")
+        shown |= {"speed.table": table(columns, times), "speed.measured": measured(speed)}
     return shown
 
 

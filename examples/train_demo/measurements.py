@@ -52,7 +52,7 @@ MEASUREMENTS = {
         quiet=True,
         needs="Node, C++, qemu",
     ),
-    "bench": Measurement(command="u2moe bench --json FILE --plots docs/results/bench", minutes=3, quiet=True),
+    "bench": Measurement(command="u2moe bench --output FILE --plots docs/results/bench", minutes=3, quiet=True),
     "systems": Measurement(command="systems WORK --groups clips", minutes=2, quiet=True, needs="network"),
     "serving": Measurement(command="serving WORK --cores 0", minutes=60, quiet=True),
 }
