@@ -67,11 +67,6 @@ def test_what_is_written_is_read(folder):
     assert sorted(file.name for file in folder.iterdir()) == sorted([*CONTENT, "bundle.json"])
 
 
-def test_same_content_gives_same_bytes(tmp_path):
-    first, second = write(tmp_path / "a").path, write(tmp_path / "b").path
-    assert (first / "bundle.json").read_bytes() == (second / "bundle.json").read_bytes()
-
-
 def test_failure_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), BundleWriter(tmp_path / "out") as staging:  # noqa: PT012 - the block is the test
         staging.add("tokens.txt", "x 0\n")

@@ -135,10 +135,6 @@ def put(bucket, name, content):
         stream.write(content)
 
 
-def contents(output):
-    return [content for _, _, content in OutputFolder(str(output)).contents()]
-
-
 def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
     for number in range(10):
         put(bucket, f"in/{number}.wav", corpus.with_name(f"{number}.wav").read_bytes())
@@ -155,6 +151,19 @@ def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
     assert "none.wav: cannot be read" in next(read_outcomes(OutputFolder(f"{bucket}/failed"))).error
 
 
+def test_list_audio_and_results_of_fsspec(corpus, undisturbed, tmp_path):
+    """Without a server: fsspec has local files, too."""
+    pytest.importorskip("fsspec")
+    urls = f"file://{corpus}", f"file://{tmp_path}/out"
+    progress = run_corpus(*urls, ToyChoice(), OPTIONS)
+    assert (progress.num_done, progress.num_failed) == (10, 0)
+    assert files_in(tmp_path / "out") == files_in(undisturbed)
+    next(tmp_path.glob("out/blocks/*/*4-*8.jsonl")).unlink()
+    progress = run_corpus(*urls, ToyChoice(), OPTIONS)
+    assert (progress.num_before, progress.num_done) == (6, 4)
+    assert files_in(tmp_path / "out") == files_in(undisturbed)
+
+
 def test_a_folder_of_fsspec(tmp_path):
     """Without a server: what `OutputFolder` needs of any file system."""
     pytest.importorskip("fsspec")
@@ -168,18 +177,3 @@ def test_a_folder_of_fsspec(tmp_path):
     assert (folder.finished_blocks(), folder.num_missing()) == ({0: 1}, 0)
     with pytest.raises(CorpusError, match="Protocol not known: nosuch"):
         OutputFolder("nosuch://x").finished_blocks()
-
-
-def test_a_cluster_on_s3(corpus, undisturbed, bucket):
-    """A cluster of its own, whose processes know the server."""
-    ray = pytest.importorskip("ray")
-    ray.shutdown()
-    put(bucket, "ray/data.list", corpus.read_bytes().replace(b'"wav": "', f'"wav": "{corpus.parent}/'.encode()))
-    environment = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
-    try:
-        run_on_ray(f"{bucket}/ray/data.list", f"{bucket}/ray/out", ToyChoice(), OPTIONS)
-    finally:
-        ray.shutdown()
-    assert contents(f"{bucket}/ray/out") == contents(undisturbed)
