@@ -119,7 +119,7 @@ def model_choice(args: argparse.Namespace) -> ModelChoice:
         num_left_chunks=-1 if args.num_left_chunks is None else args.num_left_chunks,
         endpoint=EndpointConfig(),
         language_model=language_model,
-        text_format=_text_format(hotwords, language_model) if args.format_text else None,
+        text_format=text_format_of(hotwords, language_model) if args.format_text else None,
     )
     return ModelChoice(
         directory=str(chosen_bundle(args.model)),
@@ -136,7 +136,7 @@ def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
     return find_bundle(name)
 
 
-def _text_format(hotwords: Hotwords | None, language_model: LanguageModelOptions | None) -> TextFormat:
+def text_format_of(hotwords: Hotwords | None, language_model: LanguageModelOptions | None) -> TextFormat:
     """Written text, in which words of hotwords and language model have the capitals that these have."""
     phrases = [hotword if isinstance(hotword, str) else hotword[0] for hotword in hotwords or ()]
     mixed = [phrase for phrase in phrases if phrase not in (phrase.lower(), phrase.upper())]

@@ -14,6 +14,7 @@ from u2moe.runtime.cli.options import (
     hotwords_of,
     language_model_options,
     session_settings,
+    text_format_of,
 )
 from u2moe.runtime.installation import install_command
 
@@ -93,6 +94,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add_session(parser)
     add_words(parser)
     parser.add_argument(
+        "--format-text", action="store_true", help="English: digits for numbers, small letters; clients may choose, too"
+    )
+    parser.add_argument(
         "--language",
         action="append",
         default=[],
@@ -127,11 +131,13 @@ def run_serve(args: argparse.Namespace) -> int:
         tls_key=args.tls_key,
     )
     language_model = None if args.lm is None else language_model_options(args.lm)
+    hotwords = hotwords_of(args)
+    text_format = text_format_of(hotwords, language_model) if args.format_text else None
     model = ModelChoice(
         directory=str(chosen_bundle(args.bundle, "serve BUNDLE")),
         settings=session_settings(args),
-        options=DecodingOptions(language_model=language_model),
-        hotwords=hotwords_of(args),
+        options=DecodingOptions(language_model=language_model, text_format=text_format),
+        hotwords=hotwords,
     )
     return launch(options, model)
 

@@ -18,6 +18,7 @@ from u2moe.runtime.server.errors import StoppingError, TooLargeError
 
 if TYPE_CHECKING:
     from u2moe.runtime.decoding.context import ContextGraph
+    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.log import Incidents
@@ -82,9 +83,9 @@ class FileQueue:
         for task in self.tasks:
             task.cut()
 
-    def recognize(self, file: IO[bytes], hotwords: ContextGraph | None) -> FileTask:
+    def recognize(self, file: IO[bytes], decoding: DecodingOptions, hotwords: ContextGraph | None) -> FileTask:
         """Recognise a file when its turn comes, and close it."""
-        return FileTask(self, file, hotwords)
+        return FileTask(self, file, decoding, hotwords)
 
     def stop(self) -> None:
         """Start no more files; running ones end as soon as they notice that nobody waits for them."""
@@ -98,15 +99,22 @@ class FileQueue:
 
 
 class FileTask:
-    """A file being recognised: iterate over its segments as they are found; afterwards `duration` is known.
+    """A file being recognised: iterate over its segments as they are found.
+
+    Attributes:
+        duration: seconds recognised so far; in the end, of the whole file.
+        whole_s: its seconds, by its header; 0: not known, or not yet.
 
     Raises:
         AudioError: the file cannot be read as audio.
         TooLargeError: it is too long.
     """
 
-    def __init__(self, queue: FileQueue, file: IO[bytes], hotwords: ContextGraph | None) -> None:
-        self.duration = 0.0
+    def __init__(
+        self, queue: FileQueue, file: IO[bytes], decoding: DecodingOptions, hotwords: ContextGraph | None
+    ) -> None:
+        self.duration = self.whole_s = 0.0
+        self._decoding = decoding
         self._queue = queue
         self._file = file
         self._hotwords = hotwords
@@ -140,8 +148,10 @@ class FileTask:
         begin, queue = time.perf_counter(), self._queue
         try:
             self._check(0.0)
-            self._check_length(duration_of(self._file))
-            for segment in queue.recognizer.segments(self._file, hotwords=self._hotwords, on_progress=self._check):
+            self.whole_s = duration_of(self._file)
+            self._check_length(self.whole_s)
+            how: dict[str, Any] = {"options": self._decoding, "hotwords": self._hotwords}
+            for segment in queue.recognizer.segments(self._file, on_progress=self._check, **how):
                 self._tell(segment)
                 queue.metrics.count("results", "final")
             self._tell(None)

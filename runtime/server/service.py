@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from u2moe.runtime.audio.arrays import Resampler
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, EndpointConfig
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
+from u2moe.runtime.server.connection import refusing
 from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
 from u2moe.runtime.server.keys import Key, Keys
 from u2moe.runtime.server.log import LOGGER, Incidents
 from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.texts import languages_of
+from u2moe.runtime.text.written.formatter import TextFormat
+from u2moe.runtime.validation import checked_integer
 
 if TYPE_CHECKING:
     from u2moe.runtime.options import DecodingOptions
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _LEFT_CHUNKS = 4
 """Chunks of left context of live streams, which bounds their memory and time."""
 _MAX_HOTWORD_LEN = 200
+_MAX_BEAMS = 40
+"""Time and memory of the second pass grow with the beam."""
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
 """Seconds for the last results of interrupted streams."""
@@ -82,6 +87,25 @@ class Service:
         """Codes of the languages of the model, as stated or by its vocabulary."""
         return list(self.options.languages) or languages_of(self.recognizer.vocabulary.symbols)
 
+    def decoding(
+        self, default: DecodingOptions, *, is_written: bool | None = None, beam_size: int | None = None
+    ) -> DecodingOptions:
+        """How a client's audio is decoded, where it differs from `default`.
+
+        Args:
+            default: options of streams, or of files.
+            is_written: whether English is written with digits and small letters.
+            beam_size: prefixes that the search keeps.
+
+        Raises:
+            RequestError: too many.
+        """
+        if beam_size is not None:
+            with refusing("beam_size"):
+                checked_integer("beam_size", beam_size, least=1, most=_MAX_BEAMS)
+        text_format = default.text_format if is_written is None else TextFormat() if is_written else None
+        return dataclasses.replace(default, beam_size=beam_size or default.beam_size, text_format=text_format)
+
     async def hotwords(self, phrases: Sequence[str | tuple[str, float]]) -> ContextGraph | None:
         """Hotwords of a client, or None if it has none.
 
@@ -104,12 +128,16 @@ class Service:
 
     async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
         """Hotwords from phrases of any kind; those that the vocabulary cannot spell are omitted."""
+        return await asyncio.to_thread(self._writable, dict.fromkeys(phrases[: self.options.limits.hotwords]))
+
+    def _writable(self, phrases: Iterable[str]) -> ContextGraph | None:
         writable = []
-        for phrase in dict.fromkeys(phrases[: self.options.limits.hotwords]):
-            with contextlib.suppress(RequestError):
-                await self.hotwords([phrase])
-                writable.append(phrase)
-        return await self.hotwords(writable)
+        for phrase in phrases:
+            with contextlib.suppress(ValueError):
+                if len(phrase) <= _MAX_HOTWORD_LEN:
+                    ContextGraph([phrase], self.recognizer.vocabulary)
+                    writable.append(phrase)
+        return ContextGraph(writable, self.recognizer.vocabulary) if writable else None
 
     @contextlib.contextmanager
     def share_of(self, key: Key | None) -> Iterator[None]:

@@ -78,7 +78,6 @@ def test_a_port_of_its_own(server, speech, expected, name):
         ("/sherpa-offline", [struct.pack("<ii", 16_000, 8), bytes(4), "Done"], "4 bytes of the recording are missing"),
         ("/sherpa-offline", ["Stop"], "or the text"),
         ("/sherpa", [b"\0\0\0"], "multiple of four bytes"),
-        ("/sherpa", ["Stop"], "the text"),
         ("/sherpa", [np.full(100, np.inf, np.float32).tobytes()], "inf"),
         ("/stream", ["{}", b"\0"], "even number of bytes"),
         ("/stream", ["{}", "hello"], "no JSON"),

@@ -1,12 +1,17 @@
 """OpenAI's REST API, spoken to by its own client."""
 
+import dataclasses
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import openai
 import pytest
 import soundfile
 from media import write_media
 
-from u2moe.runtime import format_transcript
+from u2moe.runtime import AudioError, DecodingOptions, TextFormat, format_transcript
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +129,67 @@ def test_what_is_no_audio_is_told_without_names_of_the_server(client, tmp_path):
     assert "u2moe-" not in caught.value.message
 
 
+def test_a_request_may_say_how_it_is_decoded(server, talk, demo):
+    options = DecodingOptions(beam_size=2, text_format=TextFormat())
+    wanted = demo.transcribe(talk, options=options, hotwords=[("SEVEN", 3.0)])
+    how = {"written": "true", "beam_size": "2", "hotwords": '[["SEVEN", 3.0]]'}
+    answer = server.post(data=how, files={"file": ("talk.wav", talk.read_bytes())})
+    assert answer.json()["text"] == wanted.text
+    with server.connect() as client:
+        client.start(written=True, partials=False)
+        client.play(soundfile.read(talk, dtype="int16")[0])
+        finals = [event["text"] for event in client.finish()[:-1]]
+    options = dataclasses.replace(server.service.stream_options, text_format=TextFormat())
+    assert finals == [segment.text for segment in demo.transcribe(talk, options=options).segments]
+
+
+def test_nothing_is_translated(server):
+    answer = httpx.post(f"{server.url}/v1/audio/translations", trust_env=False)
+    assert answer.status_code == 404
+    assert "does not translate" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_something_is_sent_while_a_file_is_recognised(running, held, talk, monkeypatch, is_damaged):
+    """Blanks before JSON, and progress among events; what fails after that is cut off."""
+    monkeypatch.setattr("u2moe.runtime.server.protocols.rest._SILENCE_S", 0.05)
+    monkeypatch.setattr("u2moe.runtime.server.protocols.rest._PROGRESS_S", 0.05)
+    held.failure = AudioError("damaged") if is_damaged else None
+    with running(held) as server, ThreadPoolExecutor() as pool:
+        files = {"file": ("talk.wav", talk.read_bytes())}
+        plain = pool.submit(server.post, files=files)
+        assert held.is_held.wait(120)
+        time.sleep(0.2)
+        events = pool.submit(server.post, files=files, data={"stream": "true", "response_format": "verbose_json"})
+        time.sleep(0.3)
+        held.release()
+        lines = [json.loads(line[6:]) for line in events.result().text.splitlines() if line.startswith("data: {")]
+        assert lines[0]["type"] == "transcript.progress"
+        if is_damaged:
+            with pytest.raises(httpx.RemoteProtocolError):
+                plain.result()
+            return
+        assert plain.result().text.startswith("  ")
+        wanted = held.transcribe(talk)
+        assert plain.result().json()["text"] == wanted.text
+        found = [line["segment"]["text"] for line in lines if line["type"] == "transcript.text.delta"]
+        assert found == [segment.text for segment in wanted.segments]
+        assert lines[-1]["usage"]["seconds"] == pytest.approx(wanted.duration, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("values", "parameter"),
     [
         ({"response_format": "docx"}, "response_format"),
         ({"timestamp_granularities[]": "sentence"}, "timestamp_granularities"),
+        ({"language": "zh"}, "language"),
+        ({"temperature": "2"}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"beam_size": "1000"}, "beam_size"),
+        ({"beam_size": "-1"}, "beam_size"),
+        ({"written": "maybe"}, "written"),
+        ({"hotwords": '{"a": 1}'}, "hotwords"),
+        ({"hotwords": '["\u4e2d"]'}, "hotwords"),
     ],
 )
 def test_a_form_that_asks_for_what_there_is_not(server, talk, values, parameter):

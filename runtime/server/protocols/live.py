@@ -20,6 +20,7 @@ from u2moe.runtime.server.connection import (
 )
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.protocol import Protocol
+from u2moe.runtime.server.texts import parse_hotwords
 from u2moe.runtime.validation import MOST_INTEGER, checked_integer
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class StreamRequest:
         partials: whether to send partial results.
         words: whether final results include words.
         nbest: maximum number of alternatives in a final result.
+        written: whether English is written with digits and small letters; None: as the server is started.
+        beam_size: prefixes that the search keeps; None: the server's.
     """
 
     sample_rate: float = 16_000.0
@@ -61,6 +64,8 @@ class StreamRequest:
     partials: bool = True
     words: bool = True
     nbest: int = 1
+    written: bool | None = None
+    beam_size: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sample_rate, bool) or not isinstance(self.sample_rate, int | float):
@@ -73,8 +78,8 @@ class StreamRequest:
         ):
             with refusing(name):
                 checked_integer(name, value, least=least, most=most)
-        for name in ("partials", "words"):
-            if not isinstance(getattr(self, name), bool):
+        for name in ("partials", "words", "written"):
+            if not isinstance(getattr(self, name), bool) and (name, self.written) != ("written", None):
                 raise RequestError(f"{name} must be true or false, got {getattr(self, name)!r:.80}", name)
 
     @classmethod
@@ -90,7 +95,7 @@ class StreamRequest:
             raise RequestError(f"unknown option {min(unknown)!r}: there are {', '.join(sorted(fields))}", min(unknown))
         values = {name: value for name, value in values.items() if name != "hotwords" or value is not None}
         if "hotwords" in values:
-            values["hotwords"] = _parse_hotwords(values["hotwords"])
+            values["hotwords"] = parse_hotwords(values["hotwords"])
         if values.get("endpoint") is not None:
             values["endpoint"] = _parse_endpoint(values["endpoint"])
         return cls(**values)
@@ -115,7 +120,9 @@ async def run(connection: Connection) -> None:
     request = StreamRequest.parse(await connection.receive())
     hotwords = await connection.service.hotwords(request.hotwords)
     manifest = connection.service.recognizer.bundle.manifest
-    decoding = request.decoding(connection.service.stream_options, manifest.frame_s)
+    service = connection.service
+    default = service.decoding(service.stream_options, is_written=request.written, beam_size=request.beam_size)
+    decoding = request.decoding(default, manifest.frame_s)
     session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": plain_number(request.sample_rate)})
     await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))
@@ -141,21 +148,6 @@ def _event(result: Result, request: StreamRequest) -> dict[str, Any]:
     if not request.words:
         del event["words"]
     return event
-
-
-def _parse_hotwords(value: Any) -> tuple[str | tuple[str, float], ...]:
-    if not isinstance(value, list):
-        raise RequestError(f"hotwords must be a list, got {type(value).__name__}", "hotwords")
-    phrases: list[str | tuple[str, float]] = []
-    for item in value:
-        match item:
-            case str():
-                phrases.append(item)
-            case [str() as phrase, int() | float() as weight] if not isinstance(weight, bool):
-                phrases.append((phrase, weight))
-            case _:
-                raise RequestError(f"a hotword must be a phrase or [phrase, weight], got {item!r}", "hotwords")
-    return tuple(phrases)
 
 
 def _parse_endpoint(value: Any) -> EndpointConfig:

@@ -144,6 +144,7 @@ class _Conversation:
             silence_s = self._config.silence_s
             silence_ms = None if silence_s is None else round(silence_s * 1000)
             detection = {"type": "server_vad", "silence_duration_ms": silence_ms}
+        model = self._connection.service.recognizer.bundle.path.name
         return {
             "id": self._id,
             "object": "realtime.transcription_session",
@@ -152,7 +153,7 @@ class _Conversation:
                 "input": {
                     "format": self._config.description(),
                     "noise_reduction": None,
-                    "transcription": {"model": "u2moe", "prompt": self._config.prompt},
+                    "transcription": {"model": model, "prompt": self._config.prompt},
                     "turn_detection": detection,
                 }
             },
@@ -278,6 +279,7 @@ class _Conversation:
         content = [{"type": "input_audio", "transcript": None}]
         added = {"id": item, "type": "message", "status": "completed", "role": "user", "content": content}
         await self.send("conversation.item.added", item=added, previous_item_id=self._last_item)
+        await self.send("conversation.item.done", item=added, previous_item_id=self._last_item)
         self._last_item = item
         kind, place = "conversation.item.input_audio_transcription", {"item_id": item, "content_index": 0}
         if text:

@@ -19,12 +19,14 @@ from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Transcript
 from u2moe.runtime.server.access import KEY
+from u2moe.runtime.server.connection import read_object, refusing
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, in_openai_form, status_of
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.texts import added_text, phrases_of
+from u2moe.runtime.server.texts import added_text, parse_hotwords, phrases_of
 from u2moe.runtime.server.upload import Body, Refusal, Upload
 from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
     from u2moe.runtime.result import Result
@@ -34,15 +36,22 @@ if TYPE_CHECKING:
 _FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 _GRANULARITY, _GRANULARITIES = "timestamp_granularities", ("segment", "word")
 _LEAST_CONFIDENCE = 1e-6
+_SILENCE_S = 15.0
+"""Seconds without an answer after which something is sent: proxies wait for 30 or 60."""
+_PROGRESS_S = 1.0
 
 
 def routes(service: Service) -> list[Route]:
     """The routes below `/v1`."""
     name = service.recognizer.bundle.path.name
-    known = {"id": name, "object": "model", "created": 0, "owned_by": "u2moe"}
+    known = {"id": name, "object": "model", "created": 0, "owned_by": "u2moe", "languages": service.languages}
 
     async def transcriptions(request: Request) -> Response:
         return await _transcribe(request, service)
+
+    async def translations(_request: Request) -> Response:
+        told = "this model writes what is said in its own language: it does not translate; use /v1/audio/transcriptions"
+        return error_response(RequestError(told, code="unsupported"), 404)
 
     async def models(_request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [known]})
@@ -56,6 +65,7 @@ def routes(service: Service) -> list[Route]:
 
     return [
         Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+        Route("/v1/audio/translations", translations, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{model}", model),
     ]
@@ -78,10 +88,13 @@ async def _transcribe(request: Request, service: Service) -> Response:
             wanted, task = await _begin(upload, service)
             if wanted.is_stream:
                 segments = aiter(task)
-                first = await anext(segments, None)  # unreadable audio gets an error response
-                events = _events(service, upload, first, segments, stack.pop_all())
+                first = asyncio.ensure_future(anext(segments, None))
+                await asyncio.wait({first}, timeout=_SILENCE_S)  # unreadable audio gets an error response
+                if first.done():
+                    first.result()
+                events = _events(service, upload, wanted, task, segments, first, stack.pop_all())
                 return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-            return wanted.response(await _collect(request, task))
+            return await _respond(request, wanted, task, stack)
         except ClientGoneError:
             return Response(status_code=499)
         except U2moeError as error:
@@ -93,29 +106,60 @@ async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
     """What the form asks for, and the recognition of its file."""
     try:
         wanted = _Wanted(upload, service.languages)
-        hotwords = await service.writable_hotwords(phrases_of(upload.value("prompt")))
+        decoding = service.decoding(
+            service.recognizer.options, is_written=wanted.is_written, beam_size=wanted.beam_size
+        )
+        hotwords = await service.hotwords(wanted.hotwords)
+        if hotwords is None:
+            hotwords = await service.writable_hotwords(phrases_of(upload.value("prompt")))
     except BaseException:
         upload.file.close()
         raise
-    return wanted, service.files.recognize(upload.file, hotwords)
+    return wanted, service.files.recognize(upload.file, decoding, hotwords)
 
 
-async def _collect(request: Request, task: FileTask) -> Transcript:
-    """The whole transcript, unless the client disconnects in the meantime."""
+async def _respond(request: Request, wanted: _Wanted, task: FileTask, stack: contextlib.AsyncExitStack) -> Response:
+    """The whole transcript, unless the client disconnects in the meantime.
 
-    async def collect() -> list[Result]:
-        return [segment async for segment in task]
+    Proxies end connections on which nothing is sent. So where the form allows blanks, some come before a late answer.
+    """
+
+    async def collect() -> Transcript:
+        segments = [segment async for segment in task]
+        return transcript_of(segments, task.duration)
 
     collecting, leaving = asyncio.create_task(collect()), asyncio.create_task(_wait_until_gone(request))
     try:
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
+        timeout = _SILENCE_S if wanted.is_json else None
+        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout)
+        if collecting.done():
+            return wanted.response(collecting.result())
+        if leaving.done():
             raise ClientGoneError
-        return transcript_of(collecting.result(), task.duration)
-    finally:
+        answer = _after_blanks(collecting, wanted, stack.pop_all())
+        return StreamingResponse(answer, media_type="application/json")
+    except BaseException:
         collecting.cancel()
+        await asyncio.gather(collecting, return_exceptions=True)
+        raise
+    finally:
         leaving.cancel()
-        await asyncio.gather(collecting, leaving, return_exceptions=True)
+        await asyncio.gather(leaving, return_exceptions=True)
+
+
+async def _after_blanks(
+    collecting: asyncio.Task[Transcript], wanted: _Wanted, stack: contextlib.AsyncExitStack
+) -> AsyncIterator[bytes]:
+    """Blanks, then the answer; after an error the connection is cut, since the status was sent."""
+    async with stack:
+        try:
+            while not collecting.done():
+                yield b" "
+                await asyncio.wait({collecting}, timeout=_SILENCE_S)
+            yield bytes(wanted.response(collecting.result()).body)
+        finally:
+            collecting.cancel()
+            await asyncio.gather(collecting, return_exceptions=True)
 
 
 async def _wait_until_gone(request: Request) -> None:
@@ -131,25 +175,48 @@ def _with_its_name(error: Exception, upload: Upload) -> RequestError:
 async def _events(
     service: Service,
     upload: Upload,
-    first: Result | None,
+    wanted: _Wanted,
+    task: FileTask,
     segments: AsyncIterator[Result],
+    pending: asyncio.Future[Result | None],
     stack: contextlib.AsyncExitStack,
 ) -> AsyncIterator[str]:
-    """Server-sent events: each segment as it is found, then the whole text, or the error that comes before it."""
+    """Server-sent events: each segment as it is found, then the whole text, or the error that comes before it.
+
+    Between them it is told how far recognition is; `pending` is the first segment.
+    """
     texts: list[str] = []
     async with stack, contextlib.aclosing(segments):  # type: ignore[type-var]
         try:
-            segment = first
-            while segment is not None:
-                yield _event({"type": "transcript.text.delta", "delta": added_text(texts, segment.text)})
+            while True:
+                await asyncio.wait({pending}, timeout=_PROGRESS_S)
+                if not pending.done():
+                    yield _event(_progress(task))
+                    continue
+                segment = pending.result()
+                if segment is None:
+                    break
+                yield _event({**wanted.delta(segment, added_text(texts, segment.text)), "progress": _progress(task)})
                 texts.append(segment.text)
-                segment = await anext(segments, None)
-            yield _event({"type": "transcript.text.done", "text": join_texts(texts)})
+                pending = asyncio.ensure_future(anext(segments, None))
+            done = {"type": "transcript.text.done", "text": join_texts(texts), "usage": _usage(task.duration)}
+            yield _event(done)
             yield "data: [DONE]\n\n"
         except U2moeError as error:
             service.incidents.fail(error)
             told = _with_its_name(error, upload) if isinstance(error, AudioError) else error
             yield _event({"type": "error", "error": in_openai_form(told)})
+        finally:
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
+
+
+def _progress(task: FileTask) -> dict[str, Any]:
+    return {"type": "transcript.progress", "seconds": round(task.duration, 3), "duration": round(task.whole_s, 3)}
+
+
+def _usage(seconds: float) -> dict[str, Any]:
+    return {"type": "duration", "seconds": round(seconds, 3)}
 
 
 def _event(value: dict[str, Any]) -> str:
@@ -168,16 +235,41 @@ class _Wanted:
         self._granularities = upload.values(f"{_GRANULARITY}[]") or upload.values(_GRANULARITY) or ["segment"]
         self._language = upload.value("language") or (languages[0] if len(languages) == 1 else "")
         self.is_stream = upload.value("stream").lower() in ("true", "1")
+        written = upload.value("written").lower()
+        self.is_written = None if not written else written in ("true", "1")
+        beams, temperature = upload.value("beam_size"), upload.value("temperature")
+        self.beam_size = int(beams) if beams.isdecimal() else None
+        self.hotwords: Sequence[str | tuple[str, float]] = ()
+        if hotwords := upload.value("hotwords"):
+            self.hotwords = parse_hotwords(read_object(f'{{"hotwords": {hotwords}}}')["hotwords"])
         for name, value, choices in (
             ("response_format", self._format, _FORMATS),
+            ("written", written or "true", ("true", "false", "1", "0")),
             *((_GRANULARITY, value, _GRANULARITIES) for value in self._granularities),
         ):
             if value not in choices:
-                raise RequestError(f"{name} must be one of {', '.join(choices)}, got {value!r}", name)
+                raise RequestError(f"{name} must be one of {', '.join(choices)}, got {value!r:.80}", name)
+        if beams and self.beam_size is None:
+            raise RequestError(f"beam_size must be a number, got {beams!r:.80}", "beam_size")
+        if languages and self._language and self._language.partition("-")[0].lower() not in languages:
+            told = f"the model knows {' and '.join(languages)}, not the language {self._language!r:.80}"
+            raise RequestError(told, "language", "unsupported_language")
+        with refusing("temperature"):
+            checked_number("temperature", _number(temperature), least=0, most=1)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether blanks may come before the answer."""
+        return self._format in ("json", "verbose_json")
+
+    def delta(self, segment: Result, text: str) -> dict[str, Any]:
+        """The event of a segment, with all of it if verbose JSON is wanted."""
+        event = {"type": "transcript.text.delta", "delta": text}
+        return {**event, "segment": dataclasses.asdict(segment)} if self._format == "verbose_json" else event
 
     def response(self, transcript: Transcript) -> Response:
         """The transcript in the requested format."""
-        usage = {"type": "duration", "seconds": round(transcript.duration, 3)}
+        usage = _usage(transcript.duration)
         match self._format:
             case "text":
                 return PlainTextResponse(transcript.text + "\n")
@@ -198,6 +290,10 @@ class _Wanted:
         if "segment" in self._granularities:
             content["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
         return content
+
+
+def _number(text: str) -> float:
+    return float(text) if text else 0.0
 
 
 def _segment(number: int, segment: Result) -> dict[str, Any]:

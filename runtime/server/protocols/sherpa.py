@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, converse, float32_samples
-from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -24,8 +23,8 @@ async def run(connection: Connection) -> None:
 
 
 async def _read(connection: Connection, session: ServerSession) -> None:
-    if await connection.feed(session, float32_samples) != "Done":
-        raise RequestError('expected float32 samples or the text "Done"')
+    while await connection.feed(session, float32_samples) != "Done":
+        pass  # as sherpa-onnx's server, which ignores other texts
     session.finish()
 
 
