@@ -13,7 +13,6 @@ from u2moe.runtime.audio.arrays import Resampler
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, EndpointConfig
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
-from u2moe.runtime.server.connection import refusing
 from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
 from u2moe.runtime.server.keys import Key, Keys
@@ -101,8 +100,10 @@ class Service:
             RequestError: too many.
         """
         if beam_size is not None:
-            with refusing("beam_size"):
+            try:
                 checked_integer("beam_size", beam_size, least=1, most=_MAX_BEAMS)
+            except ValueError as error:
+                raise RequestError(str(error), "beam_size") from None
         text_format = default.text_format if is_written is None else TextFormat() if is_written else None
         return dataclasses.replace(default, beam_size=beam_size or default.beam_size, text_format=text_format)
 

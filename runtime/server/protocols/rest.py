@@ -134,10 +134,9 @@ async def _respond(request: Request, wanted: _Wanted, task: FileTask, stack: con
         await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout)
         if collecting.done():
             return wanted.response(collecting.result())
-        if leaving.done():
-            raise ClientGoneError
-        answer = _after_blanks(collecting, wanted, stack.pop_all())
-        return StreamingResponse(answer, media_type="application/json")
+        if not leaving.done():
+            answer = _after_blanks(collecting, wanted, stack.pop_all())
+            return StreamingResponse(answer, media_type="application/json")
     except BaseException:
         collecting.cancel()
         await asyncio.gather(collecting, return_exceptions=True)
@@ -145,6 +144,9 @@ async def _respond(request: Request, wanted: _Wanted, task: FileTask, stack: con
     finally:
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
+    collecting.cancel()
+    await asyncio.gather(collecting, return_exceptions=True)
+    raise ClientGoneError
 
 
 async def _after_blanks(
