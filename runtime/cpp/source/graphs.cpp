@@ -138,24 +138,38 @@ Floats Graphs::ctc(Floats output) const {
   return found;
 }
 
-TokenScores Graphs::score(Floats output, const std::vector<std::vector<int>>& hypotheses) const {
+TokenScores Graphs::score(const Floats& output, const std::vector<std::vector<int>>& hypotheses) const {
+  // Attention takes memory for each pair of a token and a frame: those of a long utterance are scored in several calls.
+  constexpr std::size_t most_pairs = std::size_t{1} << 22;
   std::size_t longest = 1;
   for (const auto& tokens : hypotheses) longest = std::max(longest, tokens.size());
-  std::vector<std::int64_t> hyps, lens, frames = {length(output) / m_.output_size};
-  for (const auto& tokens : hypotheses) {
-    hyps.insert(hyps.end(), tokens.begin(), tokens.end());
-    hyps.insert(hyps.end(), longest - tokens.size(), m_.eos);
-    lens.push_back(length(tokens));
+  const std::size_t num_frames = output.size() / static_cast<std::size_t>(m_.output_size);
+  const std::size_t num_rows = std::max<std::size_t>(most_pairs / (longest * num_frames), 1);
+  TokenScores scores;
+  scores.width = longest + 1;
+  Floats frames = output;
+  for (std::size_t begin = 0; begin < hypotheses.size(); begin += num_rows) {
+    const std::size_t end = std::min(begin + num_rows, hypotheses.size());
+    std::vector<std::int64_t> hyps, lens, num = {static_cast<std::int64_t>(num_frames)};
+    for (std::size_t row = begin; row < end; ++row) {
+      hyps.insert(hyps.end(), hypotheses[row].begin(), hypotheses[row].end());
+      hyps.insert(hyps.end(), longest - hypotheses[row].size(), m_.eos);
+      lens.push_back(length(hypotheses[row]));
+    }
+    Values inputs;
+    inputs.push_back(ort::tensor(hyps, {1, length(lens), static_cast<std::int64_t>(longest)}));
+    inputs.push_back(ort::tensor(lens, {1, length(lens)}));
+    inputs.push_back(ort::tensor(frames, {1, num[0], m_.output_size}));
+    inputs.push_back(ort::tensor(num, {1}));
+    const Values found = run(decoder_, inputs);
+    const auto append = [&](Floats& all, std::size_t index) {
+      const Floats values = checked(decoder_.path, ort::floats_of(*found[index]));
+      all.insert(all.end(), values.begin(), values.end());
+    };
+    append(scores.left, 0);
+    if (m_.bidirectional) append(scores.right, 1);
   }
-  const std::int64_t num = length(hypotheses);
-  Values inputs;
-  inputs.push_back(ort::tensor(hyps, {1, num, static_cast<std::int64_t>(longest)}));
-  inputs.push_back(ort::tensor(lens, {1, num}));
-  inputs.push_back(ort::tensor(output, {1, frames[0], m_.output_size}));
-  inputs.push_back(ort::tensor(frames, {1}));
-  const Values found = run(decoder_, inputs);
-  const auto scores = [&](std::size_t index) { return checked(decoder_.path, ort::floats_of(*found[index])); };
-  return {scores(0), m_.bidirectional ? scores(1) : Floats{}, longest + 1};
+  return scores;
 }
 
 Graphs::Graph Graphs::open(const Bundle& bundle, const Settings& settings, const std::string& file, Names inputs, Names outputs) const {

@@ -56,7 +56,7 @@ class Graphs {
   Floats ctc(Floats output) const;
 
   /// Scores of token sequences by the decoders.
-  TokenScores score(Floats output, const std::vector<std::vector<int>>& hypotheses) const;
+  TokenScores score(const Floats& output, const std::vector<std::vector<int>>& hypotheses) const;
 
   /// What computes the encoder.
   const Kernels& kernels() const { return encoder_.kernels; }
