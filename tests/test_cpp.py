@@ -19,7 +19,8 @@ from manifests import adjusted, edited, flipped, without
 from other_runtimes import assert_same_segments, recognized
 
 import u2moe
-from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
+from u2moe.quantize import quantize_bundle, recipe
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings, parse_hotwords
 from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
@@ -498,8 +499,25 @@ def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path, da
     assert re.search(message, problem(program, tmp_path / "bundle", talk))
 
 
-def test_int8_of_today_runs_everywhere(program, quantized, talk):
-    assert run(program, quantized("int8").path, talk).returncode == 0
+def test_a_bundle_in_memory_is_that_of_its_folder(check, bundle, talk):
+    """There with session options of the caller."""
+    first, second = check("memory", bundle.path, talk).decode().splitlines()
+    assert first == second
+    assert first.count("|") > 1
+
+
+def test_packed_bundles_run_on_native_kernels(program, bundle, talk, tmp_path):
+    pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
+    packed, _ = quantize_bundle(bundle.path, tmp_path / "packed", recipe("int8", packed=True))
+    expected = recognized(
+        packed, packed.load(SessionSettings(kernels="native")), soundfile.read(talk, dtype="int16")[0]
+    )
+    found = segments(run(program, "--json", "--left-chunks", 4, packed.path, talk))
+    assert_same_segments(found, expected)
+    described = json.loads(run(program, "--describe", packed.path).stdout)
+    assert (described["native_kernels"], described["reason"]) == (True, "")
+    refused = problem(program, "--kernels", "onnxruntime", packed.path, talk)
+    assert "weights are packed for native kernels, but onnxruntime runs it: as requested" in refused
 
 
 @pytest.mark.endurance

@@ -5,10 +5,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <limits>
+#include <map>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -18,6 +20,7 @@
 #include "audio_file.hpp"
 #include "hotwords.hpp"
 #include "json.hpp"
+#include "ort.hpp"
 #include "u2moe.hpp"
 
 namespace core = u2moe::runtime;
@@ -57,6 +60,11 @@ std::vector<float> read_all(const std::string& file, int& rate) {
     samples.insert(samples.end(), part.begin(), part.end());
   }
   return samples;
+}
+
+std::string read_text(const std::string& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
 }
 
 // Every letter that has another case: its code, upper case and lower case.
@@ -116,6 +124,24 @@ void recognize_at_once(char** argv) {
   std::printf("%s, %zu of %zu\n", is_same ? "the same" : "another", largest.load(), samples.size() * sizeof(float));
 }
 
+// Texts of a bundle from its folder, and from memory with session options of the caller.
+void recognize_from_memory(char** argv) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : std::filesystem::directory_iterator(argv[2])) files[entry.path().filename().string()] = read_text(entry.path().string());
+  const OrtApi& api = core::ort::api();
+  const auto sessions = core::ort::made<OrtSessionOptions>(api.CreateSessionOptions);
+  core::ort::check(api.SetIntraOpNumThreads(sessions.get(), 1));
+  u2moe::RecognizerOptions options;
+  options.session_options = sessions.get();
+  int rate = 0;
+  const std::vector<float> samples = read_all(argv[3], rate);
+  const auto print = [&](const u2moe::Recognizer& recognizer) {
+    std::printf("%s\n", recognize(recognizer, samples, rate, samples.size(), {}, text_of).c_str());
+  };
+  print(u2moe::Recognizer(argv[2]));
+  print(u2moe::Recognizer(files, options));
+}
+
 // Texts where only some of the endpoint rules are enabled, by their numbers.
 void recognize_with_rules(int argc, char** argv) {
   u2moe::StreamOptions options;
@@ -125,11 +151,6 @@ void recognize_with_rules(int argc, char** argv) {
   int rate = 0;
   const std::vector<float> samples = read_all(argv[3], rate);
   std::printf("%s", recognize(u2moe::Recognizer(argv[2]), samples, rate, samples.size(), options, text_of).c_str());
-}
-
-std::string read_text(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), {}};
 }
 
 // Hotwords and their weights, in the notation of the locale.
@@ -217,6 +238,7 @@ int main(int argc, char** argv) {
     if (what == "letters") print_letters();
     if (what == "threads") recognize_in_threads(argv);
     if (what == "at-once") recognize_at_once(argv);
+    if (what == "memory") recognize_from_memory(argv);
     if (what == "rules") recognize_with_rules(argc, argv);
     if (what == "misuse") misuse(argv);
     if (what == "random-calls") {
