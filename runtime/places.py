@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.hub import fetch_bundle, is_repository
 from u2moe.runtime.installation import install_command
 
 DEMO = "demo"
@@ -29,13 +30,15 @@ def find_bundle(name: str | os.PathLike[str] | None) -> Path:
     """The folder of a bundle.
 
     Args:
-        name: a folder; None or "demo": the demo model.
+        name: a folder; None or "demo": the demo model; "org/name" or "org/name@revision", where that is no folder: a
+            repository of the Hugging Face hub, which is fetched, see `hub`.
 
     Raises:
-        BundleError: the demo model is not installed.
+        BundleError: the demo model is not installed, or the repository cannot be fetched.
     """
     if name is not None and os.fspath(name) != DEMO:
-        return Path(name)
+        folder = Path(name)
+        return fetch_bundle(str(name)) if is_repository(str(name)) and not folder.exists() else folder
     if not DEMO_FOLDER.is_dir():
         raise BundleError(f"the demo model is not installed: {install_command('demo')}; or name the folder of a bundle")
     return DEMO_FOLDER

@@ -96,7 +96,7 @@ class Recognizer:
         `load` is the same with settings of sessions as one object, `SessionSettings`, which says more of them.
 
         Args:
-            directory: folder of a bundle.
+            directory: folder of a bundle, or a repository of a hub, "org/name"; see `find_bundle` in `places`.
             providers: execution providers in order of preference, with no silent fallback; None: the CPU.
             provider_options: one mapping for each provider.
             num_threads: threads within one operator; None: 1.

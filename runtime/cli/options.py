@@ -48,7 +48,11 @@ class CommandParser(argparse.ArgumentParser):
 
 def add_model(parser: Options) -> None:
     """The option `--model`."""
-    parser.add_argument("--model", metavar="BUNDLE", help="folder of a bundle (default: demo, the demo model)")
+    parser.add_argument(
+        "--model",
+        metavar="BUNDLE",
+        help="folder of a bundle, or org/name[@revision] on the Hugging Face hub (default: demo, the demo model)",
+    )
 
 
 def add_decoding(parser: Options, *, chunk_size: str) -> Options:
