@@ -28,7 +28,7 @@ RECIPE = examples/train_demo
 # C++ programs here run on Python's onnxruntime.
 WITH_ONNXRUNTIME = -DONNXRUNTIME_ROOT="$$(.venv/bin/python -c 'import onnxruntime; print(onnxruntime.__path__[0])')"
 
-.PHONY: demo test check check-all endurance processors lint types docs unit kernels musl fast oldest examples clean
+.PHONY: demo test check check-all endurance processors lint types docs unit kernels musl fast oldest examples release clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
@@ -168,6 +168,30 @@ build/wheel/ready: $(SOURCES) $(DEMO)
 	.venv-oldest/$(PIP_INSTALL) build/wheel/*.whl $(or $(OLDEST),onnxruntime)
 	.venv-oldest/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	touch $@
+
+# The local half of a release: version, changelog and tag, then artefacts with hashes and an SBOM in build/release. Pushing the tag
+# does the rest (.github/workflows/release.yml).
+VERSIONED = pyproject.toml runtime/demo/pyproject.toml runtime/kernels/pyproject.toml
+RELEASE = build/release
+release:
+	@test -n "$(VERSION)" || { echo "which version? make release VERSION=0.2.0"; exit 1; }
+	@test -z "$$(git status --porcelain --untracked-files=no)" || { echo "commit first"; exit 1; }
+	sed -i 's/^version = ".*"/version = "$(VERSION)"/' $(VERSIONED)
+	sed -i 's/^  "version": ".*"/  "version": "$(VERSION)"/' runtime/web/package.json
+	sed -i 's/^version: .*/version: $(VERSION)/' CITATION.cff
+	sed -i "s/^## \[Unreleased\]$$/&\n\n## [$(VERSION)] - $$(date -u +%F)/; s/ Nothing has been released yet\.//" CHANGELOG.md
+	git commit --quiet --all --message "Version $(VERSION)"
+	git tag --annotate v$(VERSION) --message "u2moe $(VERSION)"
+	rm -rf $(RELEASE) && $(call venv,$(RELEASE)/env)
+	$(RELEASE)/env/$(PIP_INSTALL) build twine cyclonedx-bom
+	for place in . runtime/demo runtime/kernels; do \
+	  $(RELEASE)/env/bin/python -m build --outdir $(RELEASE)/dist $$place >$(RELEASE)/build.log || exit 1; done
+	$(RELEASE)/env/bin/twine check --strict $(RELEASE)/dist/*
+	$(call venv,$(RELEASE)/installed)
+	$(RELEASE)/installed/$(PIP_INSTALL) --find-links $(RELEASE)/dist 'u2moe[cpu,tools]==$(VERSION)' u2moe-demo==$(VERSION) u2moe-kernels==$(VERSION)
+	cd $(RELEASE) && installed/bin/u2moe doctor && installed/bin/u2moe transcribe
+	$(RELEASE)/env/bin/cyclonedx-py environment --output-file $(RELEASE)/dist/u2moe-$(VERSION).cdx.json $(RELEASE)/installed
+	cd $(RELEASE)/dist && sha256sum * >SHA256SUMS && cat SHA256SUMS
 
 clean:
 	rm -rf site .venv .venv-demo .venv-oldest build *.egg-info $(BROWSER)/node_modules
