@@ -193,7 +193,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         sizes = [f"{item[name]['median'] / 1e6:.0f}" for name in ("loaded_bytes", "peak_bytes")]
         rows.append([TITLES[key], *shares, f"{item['files'] / 1e6:.0f}", *times, *sizes])
     header = (
-        "chunks, full context", "encoder / bound", "gain of two threads", "bundle, MB", "sha256, s", "sessions, s",
+        "pairs: chunks, full", "encoder / bound", "gain of two threads", "bundle, MB", "sha256, s", "sessions, s",
         "memory then, MB", "at its peak",
     )  # fmt: skip
     yield table(header, rows)

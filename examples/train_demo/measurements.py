@@ -27,12 +27,14 @@ class Measurement:
         minutes: about, on two idle cores.
         quiet: whether it measures time, for which nothing else may run.
         needs: what it needs besides the bundles.
+        part: what of the file is of the demo model; empty: all of it.
     """
 
     command: str
     minutes: int
     quiet: bool = False
     needs: str = ""
+    part: str = ""
 
 
 MEASUREMENTS = {
@@ -53,7 +55,9 @@ MEASUREMENTS = {
         needs="Node, C++, qemu",
     ),
     "bench": Measurement(command="u2moe bench --output FILE --plots docs/results/bench", minutes=3, quiet=True),
-    "systems": Measurement(command="systems WORK --groups clips", minutes=2, quiet=True, needs="network"),
+    "systems": Measurement(
+        command="systems WORK --groups clips --results FILE", minutes=2, quiet=True, needs="network", part="clips"
+    ),
     "serving": Measurement(command="serving WORK --cores 0", minutes=60, quiet=True),
 }
 """In the order in which they are best made."""
@@ -61,12 +65,14 @@ MEASUREMENTS = {
 
 def drop() -> None:
     """Remove the results of the demo model."""
-    for name in MEASUREMENTS:
+    for name, own in MEASUREMENTS.items():
         file = FOLDER / f"{name}.json"
         content = read_json(file)
         if "cells" in content:
             cells = {key: cell for key, cell in content["cells"].items() if not key.startswith(CELLS)}
             write_json(file, {**content, "cells": cells})
+        elif own.part and content:
+            write_json(file, {key: value for key, value in content.items() if key != own.part})
         else:
             file.unlink(missing_ok=True)
 
@@ -75,7 +81,8 @@ def missing() -> Iterator[str]:
     """What is to be measured, and how."""
     for name, own in MEASUREMENTS.items():
         content = read_json(FOLDER / f"{name}.json")
-        if not content or ("cells" in content and not any(key.startswith(CELLS) for key in content["cells"])):
+        found = any(key.startswith(CELLS) for key in content.get("cells", {})) or own.part in content
+        if not (found if own.part or "cells" in content else content):
             module = "" if own.command.startswith("u2moe") else "python -m u2moe.benchmarks.studies."
             notes = ", ".join([*["quiet"] * own.quiet, f"{own.minutes} min", *[f"needs {own.needs}"] * bool(own.needs)])
             yield f"{name}: {notes}\n    {module}{own.command.replace('FILE', f'benchmarks/results/{name}.json')}"
