@@ -216,6 +216,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         ]
         columns = ("runtime", "load, s", "real-time factor", "peak memory, MB")
         shown |= {"speed.table": table(columns, times), "speed.measured": measured(speed)}
+        native = speed["machine"]["kernels"].startswith("u2moe-kernels")
+        shown["speed.kernels"] = "native kernels" if native else "onnxruntime alone"
     return shown
 
 

@@ -76,5 +76,6 @@ def test_one_part_is_kept_when_the_other_is_measured(tmp_path, monkeypatch, caps
     shown = runtimes.values(results)
     assert "| C++ | 0.10 | 0.0095 | 50 |" in shown["speed.table"]
     assert shown["int8.other_texts"] == "0"
+    assert shown["speed.kernels"] in ("native kernels", "onnxruntime alone")
     assert shown["same.table"] in capsys.readouterr().out
     assert [target.met for target in runtimes.targets(results)] == [False, True]
