@@ -33,7 +33,9 @@ def save(figure: Figure, file: Path) -> None:
 def draw_word_errors(results: Results, file: Path) -> None:
     """Bars of word error rates of the shipped model with their intervals, best set at the bottom."""
     own = results["int8"]["sets"]
-    names = sorted(SETS, key=lambda name: own[name]["full attention_rescoring"]["wer"], reverse=True)
+    names = sorted(
+        SETS.keys() & own.keys(), key=lambda name: own[name]["full attention_rescoring"]["wer"], reverse=True
+    )
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     for index, (title, (condition, color)) in enumerate(SERIES.items()):
         places = [place - 0.27 * (index - 1) for place in range(len(names))]
