@@ -134,10 +134,11 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().remove_reader(listener.socket)
 
     def _close_listeners(self) -> None:
-        self._is_closed = True
-        self._stop_accepting()
-        for listener in self._listeners:
-            listener.socket.close()
+        if not self._is_closed:
+            self._is_closed = True
+            self._stop_accepting()
+            for listener in self._listeners:
+                listener.socket.close()
 
     def _accept_again(self) -> None:
         for listener in self._listeners if not self._is_closed else ():

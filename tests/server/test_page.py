@@ -1,5 +1,6 @@
 """The page in a browser: Debian's Chromium with a microphone that plays a file."""
 
+import dataclasses
 import json
 import re
 
@@ -9,9 +10,12 @@ import soundfile
 from browsing import PATIENCE_MS, chromium, fake_microphone, needs_chromium
 from playwright.sync_api import expect
 
+from u2moe.runtime import DecodingOptions, Result, TextFormat, Transcript, format_transcript
+from u2moe.runtime.result import WordResult
 from u2moe.runtime.server.session import ServerSession
 
 pytestmark = needs_chromium
+WRITTEN = DecodingOptions(text_format=TextFormat())
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +45,9 @@ def wait_for_segments(page, count):
     expect(page.locator("#segments li")).to_have_count(count, timeout=PATIENCE_MS)
 
 
-def test_a_file_becomes_words_that_can_be_saved(page, speech, demo, server, tmp_path):
-    wanted = demo.transcribe(speech(), options=server.service.stream_options).segments
+def test_a_file_is_recognised_as_by_the_command_line_and_can_be_saved(page, speech, demo, server, tmp_path):
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    wanted = demo.transcribe(tmp_path / "talk.wav", options=WRITTEN).segments
     page.set_input_files("#file", tmp_path / "talk.wav")
     wait_for_segments(page, len(wanted))
     assert words_of(page) == [word.word for segment in wanted for word in segment.words]
@@ -60,11 +64,52 @@ def test_a_file_becomes_words_that_can_be_saved(page, speech, demo, server, tmp_
             saved = json.loads(text)["segments"]
             assert [word["start"] for word in saved[1]["words"]] == [word.start for word in wanted[1].words]
         else:
-            assert text.startswith("WEBVTT\n" if kind == "vtt" else "1\n")
-            assert len(re.findall(r"\d\d:\d\d:\d\d[.,]\d{3} --> \d\d:\d\d:\d\d[.,]\d{3}\n", text)) >= len(wanted)
-            assert " ".join(line for line in text.splitlines() if line.isupper() and line != "WEBVTT") == " ".join(
-                segment.text for segment in wanted
-            )
+            assert text == format_transcript(demo.transcribe(tmp_path / "talk.wav", options=WRITTEN), kind)
+    page.click("#copy")
+    expect(page.locator("#copy")).to_have_text("Copied")
+    lines = "\n".join(segment.text for segment in wanted)
+    assert page.evaluate("navigator.clipboard.readText()") == lines
+    page.keyboard.press("Control+a")
+    assert page.evaluate("getSelection().toString().split(/\\s+/).join(' ').trim()") == lines.replace("\n", " ")
+
+
+NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+CUES = [
+    ("a b", [("a", 0.0, 0.2), ("b", 5.0, 5.2)]),
+    (NUMBERS, [(word, 10 + 0.31 * index, 10.3 + 0.31 * index) for index, word in enumerate(NUMBERS.split())]),
+    ("\u4f60\u597d \u4e16\u754c", [("\u4f60\u597d", 50.0, 50.4), ("\u4e16\u754c", 50.5, 51.0)]),
+]
+
+
+def test_subtitles_are_cut_as_by_the_server(page):
+    segments = []
+    for number, (text, timed) in enumerate(CUES):
+        words = [WordResult(word=word, start=start, end=end, confidence=1.0) for word, start, end in timed]
+        segments.append(Result(text=text, is_final=True, segment=number, words=words))
+    script = "async (given) => (await import('./formats.js')).format(given, 'srt')"
+    given = [dataclasses.asdict(segment) for segment in segments]
+    transcript = Transcript(text="", segments=segments, duration=60.0)
+    assert page.evaluate(script, given) == format_transcript(transcript, "srt")
+
+
+def test_a_file_can_be_cancelled(new_page, running, held, speech, tmp_path):
+    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    with running(held) as server:
+        page = new_page(server.url, may_fail=True)
+        page.set_input_files("#file", tmp_path / "talk.wav")
+        expect(page.locator("#status-text")).to_contain_text("Recognising talk.wav", timeout=PATIENCE_MS)
+        expect(page.locator("#microphone")).to_be_disabled()
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#status-text")).to_have_text("Ready")
+        expect(page.locator("#cancel")).to_be_hidden()
+        held.release()
+        server.wait_until_empty()
+
+
+def test_a_file_that_is_no_audio_is_named(page, tmp_path):
+    (tmp_path / "notes.wav").write_bytes(b"nothing to hear")
+    page.set_input_files("#file", tmp_path / "notes.wav")
+    expect(page.locator("#problem")).to_contain_text("notes.wav: cannot be read as audio", timeout=PATIENCE_MS)
 
 
 def test_a_word_is_played_and_reached_by_keys(page, speech, tmp_path):
@@ -104,7 +149,8 @@ def texts_of(page):
 
 
 def expected_texts(demo, server, blocks):
-    transcript = demo.transcribe(np.concatenate(blocks), options=server.service.stream_options)
+    options = dataclasses.replace(server.service.stream_options, text_format=TextFormat())
+    transcript = demo.transcribe(np.concatenate(blocks), options=options)
     return [segment.text for segment in transcript.segments]
 
 
@@ -200,7 +246,7 @@ def test_a_problem_does_not_hide_the_end(new_page, server, speech, tmp_path):
     last = page.locator(".word").last
     expect(last).to_be_in_viewport(ratio=1)
     page.set_input_files("#file", {"name": "notes.wav", "mimeType": "audio/wav", "buffer": b"nothing to hear"})
-    expect(page.locator("#problem")).to_contain_text("no audio that this browser can read", timeout=PATIENCE_MS)
+    expect(page.locator("#problem")).to_contain_text("cannot be read as audio", timeout=PATIENCE_MS)
     expect(last).to_be_in_viewport(ratio=1)
 
 
@@ -209,11 +255,59 @@ def test_a_key_is_asked_for(new_page, running, speech, tmp_path):
     with running(api_key="secret/with=signs") as server:
         page = new_page(server.url, may_fail=True)
         page.set_input_files("#file", tmp_path / "talk.wav")
+        expect(page.locator("#key-wrong")).to_be_hidden()
         page.get_by_label("API key").fill("wrong")
         page.keyboard.press("Enter")
+        expect(page.locator("#key-wrong")).to_have_text("This key is wrong.")
         page.get_by_label("API key").fill("secret/with=signs")
         page.keyboard.press("Enter")
         wait_for_segments(page, 3)
+
+
+SMALL = """[...document.querySelectorAll('button, summary, input[type=text]')]
+  .filter((each) => each.checkVisibility() && Math.min(each.offsetWidth, each.offsetHeight) < 44)
+  .map((each) => each.outerHTML)"""
+"""What a finger misses; the words of the text are exempt."""
+FAINT = """() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+  const light = (color, ground) => {
+    canvas.fillStyle = ground;
+    canvas.fillRect(0, 0, 1, 1);
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => value / 255)
+      .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (each) => {
+    for (; each; each = each.parentElement) {
+      const color = getComputedStyle(each).backgroundColor;
+      if (color !== 'rgba(0, 0, 0, 0)') return color;
+    }
+    return 'white';
+  };
+  const found = [];
+  for (const each of document.querySelectorAll('body *')) {
+    const hasText = [...each.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!hasText || !each.checkVisibility() || each.closest('.hidden, .skip, #drop')) continue;
+    const lights = [light(getComputedStyle(each).color, ground(each)), light(ground(each), 'white')];
+    const [a, b] = lights.sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) found.push([each.outerHTML.slice(0, 100), (a + 0.05) / (b + 0.05)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out(new_page, server, speech, tmp_path, scheme):
+    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    page = new_page(server.url, color_scheme=scheme)
+    assert page.evaluate(FAINT) == []
+    page.set_input_files("#file", tmp_path / "talk.wav")
+    wait_for_segments(page, 3)
+    page.evaluate("document.querySelectorAll('.word').forEach((word) => word.style.setProperty('--confidence', 0))")
+    page.click("summary")
+    assert page.evaluate(FAINT) == []
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(new_page, server, speech, tmp_path):
@@ -222,6 +316,10 @@ def test_a_phone_shows_it_without_scrolling_sideways(new_page, server, speech, t
     page.set_input_files("#file", tmp_path / "talk.wav")
     wait_for_segments(page, 3)
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    page.click("summary")
+    small = page.evaluate(SMALL)
+    assert small == []
+    page.keyboard.press("Escape")
     buttons = re.findall(r"- button(.*)", page.locator("body").aria_snapshot())
     assert len(buttons) > 10
     assert all(re.match(r' "[^"]+"', name) for name in buttons), buttons

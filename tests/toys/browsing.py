@@ -46,7 +46,9 @@ def opened_pages(browser):
     contexts, problems = [], []
 
     def open_page(url, *, may_fail=False, **settings):
-        context = browser.new_context(**{"permissions": ["microphone"], **settings})
+        context = browser.new_context(
+            **{"permissions": ["microphone", "clipboard-read", "clipboard-write"], **settings}
+        )
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()

@@ -10,8 +10,8 @@ const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;  // what the name of a subprotocol may be
 
 export class Recognition {
   // on: {partial(text), final(result), state(name, detail), done(), problem(text)}
-  constructor({ hotwords, key, on }) {
-    this.hotwords = hotwords;
+  constructor({ hotwords, written, key, on }) {
+    this.options = { sample_rate: RATE, hotwords, written };
     this.key = key;
     this.on = on;
     this.blocks = [];  // {start, samples}, of what is not final yet
@@ -59,7 +59,7 @@ export class Recognition {
     this.base = this.settled;
     this.sent = this.base;
     this.failure = null;
-    socket.onopen = () => socket.send(JSON.stringify({ sample_rate: RATE, hotwords: this.hotwords }));
+    socket.onopen = () => socket.send(JSON.stringify(this.options));
     socket.onmessage = (message) => this.take(JSON.parse(message.data));
     socket.onclose = (event) => socket === this.socket && this.lost(event.code);
   }

@@ -9,6 +9,7 @@ import { Resampler } from "./u2moe/sound/resampler.js";
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const MOST_WAITING_S = 30;
 const LONGEST_FLUSH_MS = 500;
+const COPIED_MS = 1500;
 const LOUD = 6; // times the root mean square, for the ring around the microphone
 
 export const find = (id) => document.getElementById(id);
@@ -25,9 +26,11 @@ export function complain(text) {
 
 export class Controls {
   // recognise(hotwords, on): a recognition {push(int16), finish(), close(), waiting}, or null; `on` is what it calls:
-  // {partial(text), final(result), done(), problem(text)}.
-  constructor(recognise) {
+  // {partial(text), final(result), progress(text), done(), problem(text)}. recogniseFile(file, hotwords, on), if there is
+  // one, takes files as they are.
+  constructor(recognise, recogniseFile = null) {
     this.recognise = recognise;
+    this.recogniseFile = recogniseFile;
     this.sound = new Sound();
     this.transcript = new Transcript(find("segments"), find("partial"), (seconds) => this.listen(seconds));
     this.recognition = null; // of the source at hand
@@ -50,14 +53,17 @@ export class Controls {
     find("empty").hidden = hasText || isBusy;
     find("clear").disabled = !hasText || isBusy;
     find("save").ariaDisabled = String(!hasText);
+    find("copy").disabled = !hasText;
+    find("cancel").hidden = !isBusy || Boolean(this.microphone);
+    find("open").hidden = !find("cancel").hidden;
     find("microphone").ariaPressed = String(Boolean(this.microphone));
     find("microphone-label").textContent = this.microphone ? "Stop the microphone" : "Start the microphone";
-    find("microphone").disabled = !this.isReady;
+    find("microphone").disabled = !this.isReady || (isBusy && !this.microphone);
     find("open").disabled = !this.isReady || isBusy;
     find("hotwords").disabled = isBusy;
   }
 
-  async begin() {
+  async begin(recognise = this.recognise) {
     complain("");
     const hotwords = find("hotwords").value.split(/[,;]/).map((word) => word.trim()).filter(Boolean);
     const on = {
@@ -67,13 +73,14 @@ export class Controls {
         find("spoken").textContent = result.text;
         this.refresh();
       },
+      progress: (text) => show("busy", text),
       done: () => this.end(),
       problem: (text) => {
         this.end();
         complain(text);
       },
     };
-    this.recognition = await this.recognise(hotwords, on);
+    this.recognition = await recognise(hotwords, on);
     if (!this.recognition) return false;
     this.sound.stop();
     this.offset = this.sound.duration;
@@ -180,22 +187,21 @@ export class Controls {
     if (!this.isReady || this.recognition || !file) return;
     complain("");
     show("busy", `Reading ${file.name}`);
-    let audio;
-    try {
-      audio = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
-    } catch {
+    const audio = await decoded(file);
+    if (!audio && !this.recogniseFile) {
       show("idle", "Ready");
       complain(`${file.name} is no audio that this browser can read.`);
       return;
     }
-    if (!(await this.begin())) {
+    const { recogniseFile } = this;
+    if (!(await this.begin(recogniseFile ? (hotwords, on) => recogniseFile(file, hotwords, on) : undefined))) {
       show("idle", "Ready");
       return;
     }
-    show("busy", `Recognising ${file.name}`);
+    if (!recogniseFile) show("busy", `Recognising ${file.name}`);
     const { recognition } = this;
-    const channels = Array.from({ length: audio.numberOfChannels }, (_, index) => audio.getChannelData(index));
-    for (let start = 0; start < audio.length && this.recognition === recognition; start += RATE) {
+    const channels = Array.from({ length: audio?.numberOfChannels ?? 0 }, (_, index) => audio.getChannelData(index));
+    for (let start = 0; start < (audio?.length ?? 0) && this.recognition === recognition; start += RATE) {
       this.take(mixed(channels.map((channel) => channel.subarray(start, start + RATE))));
       while (this.recognition === recognition && recognition.waiting > MOST_WAITING_S * RATE) await pause();
     }
@@ -216,6 +222,20 @@ export class Controls {
     find("save").open = false;
   }
 
+  async copy() {
+    const text = this.transcript.segments.map((segment) => segment.text).join("\n");
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Without HTTPS there is no clipboard but that of a selection.
+      getSelection().selectAllChildren(find("segments"));
+      document.execCommand("copy");
+      getSelection().removeAllRanges();
+    }
+    find("copy").textContent = "Copied";
+    setTimeout(() => (find("copy").textContent = "Copy"), COPIED_MS);
+  }
+
   clear() {
     if (this.recognition) return;
     this.transcript.clear();
@@ -227,9 +247,10 @@ export class Controls {
   attend() {
     find("microphone").onclick = () => {
       if (this.microphone) this.finish();
-      else if (this.recognition) this.end();
-      else if (!this.isStarting) this.start();
+      else if (!this.isStarting && !this.recognition) this.start();
     };
+    find("cancel").onclick = () => this.end();
+    find("copy").onclick = () => this.copy();
     find("open").onclick = () => find("file").click();
     find("file").onchange = () => {
       this.openFile(find("file").files[0]);
@@ -271,6 +292,15 @@ function rms(samples) {
 function moved({ start, end, text, confidence, words }, seconds) {
   const later = (word) => ({ ...word, start: rounded(word.start + seconds), end: rounded(word.end + seconds) });
   return { start: rounded(start + seconds), end: rounded(end + seconds), text, confidence, words: words.map(later) };
+}
+
+// At the rate of this page; null where the browser cannot read it.
+async function decoded(file) {
+  try {
+    return await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
+  } catch {
+    return null;
+  }
 }
 
 // The average of channels, as int16.

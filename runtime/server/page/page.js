@@ -2,32 +2,46 @@
 
 import { Recognition } from "./connection.js";
 import { Controls, complain, find, show } from "./controls.js";
+import { FileRecognition } from "./upload.js";
 
 const KEY = "u2moe-api-key";
 const key = () => sessionStorage.getItem(KEY);
-const controls = new Controls(recognise);
+let written = false; // English as people write it, if that is the language
+const controls = new Controls(recognise, recogniseFile);
 
 async function askForKey() {
   const headers = () => (key() ? { Authorization: `Bearer ${key()}` } : {});
-  while ((await fetch("v1/models", { headers: headers() })).status === 401) {
+  let answer;
+  while ((answer = await fetch("v1/models", { headers: headers() })).status === 401) {
     const dialog = find("key-dialog");
+    find("key-wrong").hidden = !key();
     dialog.returnValue = "";
     dialog.showModal();
     await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
     if (dialog.returnValue !== "ok") return false;
     sessionStorage.setItem(KEY, find("key").value.trim());
   }
+  const languages = (await answer.json()).data?.[0]?.languages ?? [];
+  written = languages.length === 1 && languages[0] === "en";
   return true;
 }
 
-async function recognise(hotwords, on) {
+async function connected(make) {
   try {
     if (!(await askForKey())) return null;
   } catch {
     complain("The server does not answer. Is it running?");
     return null;
   }
-  return new Recognition({ hotwords, key: key(), on: { ...on, state } });
+  return make();
+}
+
+function recognise(hotwords, on) {
+  return connected(() => new Recognition({ hotwords, written, key: key(), on: { ...on, state } }));
+}
+
+function recogniseFile(file, hotwords, on) {
+  return connected(() => new FileRecognition(file, { hotwords, written, key: key(), on }));
 }
 
 function state(name, seconds) {

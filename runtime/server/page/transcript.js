@@ -1,6 +1,7 @@
 // Segments on the page: words one can read, hover over, walk through by arrow keys and click to listen.
 //
-// A button for each word of many hours would take as much memory as the rest of the page. So only segments in sight, or
+// They are text with the role of buttons, so that they can be selected and copied.
+// An element for each word of many hours would take as much memory as the rest of the page. So only segments in sight, or
 // near it, are made of words; the others are text, which is read and searched as well, and the browser does not lay it out.
 
 const UNSURE = 0.5;
@@ -18,7 +19,7 @@ export class Transcript {
     this.isAtEnd = true;
     this.box.addEventListener("scroll", () => (this.isAtEnd = this.isNearEnd()));
     new ResizeObserver(() => this.isAtEnd && this.toEnd()).observe(this.box); // where a problem takes room, for example
-    list.addEventListener("click", (event) => this.choose(event.target.closest(".word")));
+    list.addEventListener("click", (event) => getSelection().isCollapsed && this.choose(event.target.closest(".word")));
     list.addEventListener("keydown", (event) => this.walk(event));
   }
 
@@ -80,6 +81,11 @@ export class Transcript {
   walk(event) {
     const word = event.target.closest(".word"), item = word?.closest("li");
     if (!item) return;
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      this.choose(word);
+      return;
+    }
     const words = this.wordsOf(item), index = words.indexOf(word);
     const next = {
       ArrowRight: () => words[index + 1] ?? this.wordsOf(item.nextElementSibling)[0],
@@ -128,8 +134,8 @@ export class Transcript {
 }
 
 function button({ word, start, end, confidence }) {
-  const made = document.createElement("button");
-  made.type = "button";
+  const made = document.createElement("span");
+  made.role = "button";
   made.className = confidence !== null && confidence < UNSURE ? "word unsure" : "word";
   made.textContent = word;
   made.dataset.start = start;
