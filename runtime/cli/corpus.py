@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -69,7 +68,6 @@ def run_corpus_command(args: argparse.Namespace) -> int:
     if args.ray is not None:
         from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         run = functools.partial(run_on_ray, address=args.ray)
     return report(run(args.list, args.output, model_choice(args), corpus_options(args), on_progress=_Display().show))
 
