@@ -117,9 +117,12 @@ def test_padding_of_caches_changes_no_bit(either, precision, time, nums_chunks):
     rows, alone = [], []
     for chunk, num_chunks in zip(noise, nums_chunks, strict=True):
         num_cached = num_chunks * time
-        shape = (config.num_blocks, 1, config.num_kv_heads, num_cached, config.kv_dim)
-        att = rng.normal(size=shape).astype(np.float32)
-        caches = dataclasses.replace(encoder.start(), offset=np.array([num_cached]), att=att)
+        start = encoder.start()
+        (cache,) = (cache for cache in start.layout if cache.time_axis is not None)
+        shape = list(start.tensors[cache.name].shape)
+        shape[cache.time_axis] = cache.num_frames(num_cached)
+        tensors = start.tensors | {cache.name: rng.normal(size=shape).astype(np.float32)}
+        caches = dataclasses.replace(start, offset=np.array([num_cached]), tensors=tensors)
         rows += split_rows(caches, [num_cached])
         alone.append(encoder.step(chunk, caches, required_cache_size=-1)[0])
     together, _ = encoder.step(np.concatenate(noise), join_rows(rows), required_cache_size=-1)
