@@ -192,6 +192,9 @@ def test_the_recipe_runs_from_its_readme(recipe, run):
     assert "WHAT ONE FINDS IN IT" in (recipe / "exp/features/pico-us-dictionaries.tsv").read_text()
     resumed, compacted, copied, started, scored, *_ = commands("Going on with the run")
     run(copied)
+    run("python train.py --name dense --until-step 1 --batch-frames 1200 --report-steps 1")
+    run(compacted)  # a state of training, which the repository does not hold
+    shutil.rmtree(recipe / "exp/dense")
     begun = torch.load(recipe / "run/dense.pt", weights_only=True)["progress"]["step"]
     run(f"{started} --until-step {begun + 1} --batch-frames 1200 --report-steps 1")
     run(f"{resumed} --until-step {begun + 2} --report-steps 1")

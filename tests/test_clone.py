@@ -1,0 +1,30 @@
+"""What a clone downloads: small files, and few large ones, each for a reason."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LARGEST_TREE, LARGE = 66e6, 1e6
+"""Bytes of all files, and those from which on a file must be listed here."""
+LISTED = {
+    "examples/train_demo/checkpoint/final.pt": "the demo model in WeNet's form, from which its bundle is made",
+    "runtime/demo/encoder.onnx": "the demo model",
+    "runtime/demo/decoder.onnx": "the demo model",
+    "runtime/demo/general.lm": "its language model",
+    "tests/golden/moe_tiny/final.pt": "WeNet's own network with experts, and what WeNet computes with it",
+    "tests/golden/moe_tiny/reference.npz": "the same",
+    "tests/golden/dense_tiny/final.pt": "the same without experts",
+    "tests/golden/dense_tiny/reference.npz": "the same",
+}
+
+
+def test_a_clone_is_small_and_large_files_have_reasons():
+    """States of training and results of runs belong elsewhere: history keeps every version for ever."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a clone")
+    sizes = {name: (ROOT / name).stat().st_size for name in done.stdout.split("\0") if name and (ROOT / name).is_file()}
+    assert {name for name, size in sizes.items() if size > LARGE} == set(LISTED)
+    assert sum(sizes.values()) <= LARGEST_TREE
