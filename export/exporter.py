@@ -64,8 +64,9 @@ def export_bundle(
         progress(f"features: {kind}{features.num_mel_bins} mel bins of audio at {features.sample_rate} Hz")
         network = opened.network()
         manifest = dataclasses.replace(bundle_manifest(opened), padding_s=padding_s)
-        for model in build_graphs(network, manifest):
-            progress(f"writing {model.graph.name}.onnx")
+        num_graphs = len(manifest.model.graphs()) + 1  # with that of the features
+        for number, model in enumerate(build_graphs(network, manifest), start=1):
+            progress(f"[{number}/{num_graphs}] writing {model.graph.name}.onnx")
             save_graph(model, staging.path / f"{model.graph.name}.onnx")
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(opened.tokens)))
         manifest = with_external(manifest, staging.path)

@@ -71,8 +71,9 @@ class QuantizationRun:
             BundleError: a group requested by name is missing.
         """
         changes: dict[str, Change] = {}
-        for graph in self._source.manifest.model.graphs():
-            self._progress(f"quantizing {graph.file}")
+        graphs = self._source.manifest.model.graphs()
+        for number, graph in enumerate(graphs, start=1):
+            self._progress(f"[{number}/{len(graphs)}] quantizing {graph.file}")
             model = ir.load(self._source.path / graph.file)
             changes |= quantize_graph(model, recipe, self._tokens)
             (staging.path / f"{graph.file}.data").unlink(missing_ok=True)

@@ -352,7 +352,7 @@ def test_export_says_what_it_does(tmp_path):
     lines = []
     export_bundle(GOLDEN / "dense_tiny", tmp_path / "bundle", progress=lines.append)
     assert lines[0].startswith("reading ")
-    assert "writing encoder.onnx" in lines
+    assert "[2/4] writing encoder.onnx" in lines
     assert Bundle.open(tmp_path / "bundle").manifest.producer.startswith("u2moe ")
 
 
