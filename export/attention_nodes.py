@@ -34,7 +34,7 @@ class AttentionNodes:
 
         `bias` is added to the scores; `positions` are the sinusoids of the keys, which relative attention needs.
         """
-        inputs = [self._key_value(memory), bias, *self._positions(positions)]
+        inputs = [self.key_value(memory), bias, *self._positions(positions)]
         function = attention(self.heads, relative=self.config.relative)
         context = self.g.call(function, self._query(x), *inputs)[0]
         return linear(self.g, context, self.layer.linear_out, "linear_out")
@@ -46,7 +46,7 @@ class AttentionNodes:
 
         `cache` are the inputs `cache`, `block` and `first_kept` of `cached_attention`.
         """
-        inputs = [self._key_value(x), *cache, bias, *self._positions(positions)]
+        inputs = [self.key_value(x), *cache, bias, *self._positions(positions)]
         function = cached_attention(self.heads, relative=self.config.relative)
         context, kept = self.g.call(function, self._query(x), *inputs)
         return linear(self.g, context, self.layer.linear_out, "linear_out"), kept
@@ -73,7 +73,7 @@ class AttentionNodes:
                 weights.append(parameter(g, "bias", (size,), bias))
             return product(g, x, *weights)
 
-    def _key_value(self, x: ir.Value) -> ir.Value:
+    def key_value(self, x: ir.Value) -> ir.Value:
         """Keys and values [batch, time, kv_heads * 2 * head_dim], head by head, as they are cached."""
         g, layer, config = self.g, self.layer, self.config
         width = 2 * config.num_kv_heads * config.head_dim

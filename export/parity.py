@@ -105,8 +105,9 @@ class Parity:
             self._case(f"full context, {frames} frames", partial(self._full_context, frames), progress)
         self._case("padded batch, full context", self._padded_batch, progress)
         if config.streaming:
-            for chunk_size, left in CHUNKS:
-                frames = 1600 if (chunk_size, left) == (16, 4) else 12 * chunk_size * config.subsampling_rate + 5
+            for size, left in CHUNKS:
+                chunk_size = -(-size // config.chunk_multiple) * config.chunk_multiple
+                frames = 1600 if (size, left) == (16, 4) else 12 * chunk_size * config.subsampling_rate + 5
                 frames = min(max(frames, 120), 1600)
                 case = f"stream of {frames} frames, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
                 self._case(case, partial(self._stream, chunk_size, left, frames), progress)

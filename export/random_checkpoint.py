@@ -75,8 +75,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
     "conformer": {"cnn_module_kernel": 8, "causal": True, "cnn_module_norm": "layer_norm"},
     "e_branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "merge_conv_kernel": 3},
+    "squeezeformer": {
+        "encoder_dim": 32, "num_blocks": 4, "reduce_idx": 1, "recover_idx": 3, "feed_forward_expansion_factor": 2,
+        "time_reduction_layer_type": "stream", "do_rel_shift": False, "cnn_module_kernel": 7, "causal": True,
+        "cnn_norm_type": "layer_norm", "linear_units": None, "input_layer": None, "dropout_rate": None,
+        "positional_dropout_rate": None,
+    },
     "branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "linear_units": None},
-}
+}  # fmt: skip
 """Keys of encoder_conf that only some kinds of encoder have; None: a key that this kind does not have."""
 
 
@@ -219,7 +225,9 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
     values = _uniform(name, shape, seed)
     if name.endswith("running_var"):
         return values.mul_(0.5).add_(1)
-    if len(shape) > 1 and "pos_bias" not in name:
+    if name.endswith("ada_scale"):  # of a layer's input
+        return values.mul_(0.3).add_(1)
+    if len(shape) > 1 and not name.endswith(("pos_bias_u", "pos_bias_v", "ada_bias")):
         gain = next((gain for ending, gain in GAINS.items() if name.endswith(ending)), 1.0)
         if name.startswith("encoder.embed.") and shape[1] > 1:
             # opposite pairs cancel the mean of ReLU's outputs, which would swamp the differences between frames

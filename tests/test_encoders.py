@@ -18,8 +18,8 @@ from u2moe.runtime import CheckpointError, ParityError, StreamError, Unsupported
 
 pytestmark = pytest.mark.slow
 
-STREAMING = ["e_branchformer", "e_branchformer_moe", "branchformer"]
-FULL_CONTEXT = ["e_branchformer_not_causal", "branchformer_learned"]
+STREAMING = ["e_branchformer", "e_branchformer_moe", "branchformer", "squeezeformer"]
+FULL_CONTEXT = ["e_branchformer_not_causal", "branchformer_learned", "squeezeformer_full", "squeezeformer_pre_norm"]
 BLOCK = "encoder.encoders.1."
 CHANGED = [
     ("e_branchformer_moe", f"{BLOCK}cgmlp.channel_proj1.gate.weight"),
@@ -35,6 +35,17 @@ CHANGED = [
     ("branchformer", f"{BLOCK}merge_proj.bias"),
     ("branchformer_learned", f"{BLOCK}pooling_proj2.weight"),
     ("branchformer_learned", f"{BLOCK}weight_proj1.weight"),
+    ("squeezeformer", "encoder.embed.dw_conv.weight"),
+    ("squeezeformer", "encoder.preln.bias"),
+    ("squeezeformer", "encoder.time_reduction_layer.pw_conv.weight"),
+    ("squeezeformer", "encoder.time_recover_layer.weight"),
+    ("squeezeformer", f"{BLOCK}self_attn.linear_kv.bias"),
+    ("squeezeformer", f"{BLOCK}ffn2.w_1.bias"),
+    ("squeezeformer", f"{BLOCK}conv_module.pointwise_conv1.gate.bias"),
+    ("squeezeformer_full", "encoder.time_reduction_layer.dw_conv.weight"),
+    ("squeezeformer_full", f"{BLOCK}self_attn.pos_bias_v"),
+    ("squeezeformer_full", f"{BLOCK}self_attn.linear_pos.weight"),
+    ("squeezeformer_full", f"{BLOCK}self_attn.linear_q.weight"),
 ]
 
 
@@ -88,6 +99,19 @@ def test_a_stream_is_the_whole_utterance_under_a_mask_of_chunks(exported, name, 
     np.testing.assert_allclose(bundle.load().encode(frames, chunk_size, left), masked[0].numpy(), atol=1e-4)
 
 
+def test_two_rates_of_frames_take_two_frames_at_a_time(exported, tmp_path):
+    _, (bundle, _) = exported("squeezeformer")
+    caches = {cache.name: (cache.num_blocks, cache.shape, cache.rate) for cache in bundle.manifest.model.caches}
+    assert caches == {
+        "att_cache": (2, (4, 0, 16), 1.0), "half_att_cache": (2, (4, 0, 16), 0.5), "cnn_cache": (4, (32, 6), 1.0),
+    }  # fmt: skip
+    with pytest.raises(StreamError, match="chunk_size must be a multiple of 2 for this encoder, got 5"):
+        bundle.load().encode(features(100), chunk_size=5)
+    said = []
+    assert ONLINE not in export_sherpa(bundle.path, tmp_path / "sherpa", progress=said.append).graphs
+    assert any("the encoder keeps half_att_cache" in line for line in said)
+
+
 @pytest.mark.parametrize("name", FULL_CONTEXT)
 def test_what_needs_the_whole_utterance_refuses_chunks(exported, tmp_path, name):
     _, (bundle, _) = exported(name)
@@ -111,6 +135,9 @@ def test_every_expert_is_reached(exported):
         ("e_branchformer_moe", "int8"),
         ("e_branchformer_moe", "int4-experts"),
         ("branchformer", "int8"),
+        ("squeezeformer", "int8"),
+        ("squeezeformer_full", "int8"),
+        ("squeezeformer_experts_in_the_decoder", "int4-experts"),
         ("branchformer_experts_in_the_decoder", "int4-experts"),
     ],
 )
@@ -120,7 +147,7 @@ def test_quantization_reads_layers_and_no_names_of_encoders(exported, tmp_path, 
     quantized, _ = quantize_bundle(bundle.path, tmp_path / "quantized", RECIPES[recipe])
     assert quantized.manifest.quantization["num_weights"]["feed_forward"] >= 4
     frames = features(203)
-    for chunk in (None, 8):
+    for chunk in (None, 8) if bundle.manifest.model.streaming else (None,):
         found, expected = (each.load().encode(frames, chunk) for each in (quantized, bundle))
         assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
 
@@ -137,6 +164,12 @@ def test_quantization_reads_layers_and_no_names_of_encoders(exported, tmp_path, 
         ("branchformer", {"cgmlp_weight": [0.5]}, CheckpointError, "a number, or one for each of 2 blocks"),
         ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "between 0 and 1"),
         ("branchformer", {"merge_method": "sum"}, UnsupportedError, "merge_method is 'sum'"),
+        ("squeezeformer", {"reduce_idx": None}, UnsupportedError, "reduce_idx is None, which is not supported"),
+        ("squeezeformer", {"recover_idx": 1}, CheckpointError, "recover_idx must be above reduce_idx 1, found 1"),
+        ("squeezeformer", {"recover_idx": 4}, CheckpointError, "recover_idx must be the number of a block from 1 to 3"),
+        ("squeezeformer", {"encoder_dim": 64}, UnsupportedError, "output_size is 32, which is not supported"),
+        ("squeezeformer", {"time_reduction_layer_type": "conv2d"}, UnsupportedError, "supported: conv1d, stream"),
+        ("squeezeformer", {"mlp_type": "moe"}, UnsupportedError, "unknown keys mlp_type"),
     ],
 )
 def test_settings_that_are_refused(encoder, conf, error, message):

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from u2moe.export.architecture import EncoderArchitecture
-from u2moe.export.encoders import branchformer, conformer, e_branchformer, transformer
+from u2moe.export.encoders import (
+    branchformer,
+    conformer,
+    e_branchformer,
+    squeezeformer,
+    squeezeformer_nodes,
+    transformer,
+)
 from u2moe.export.encoders.network import SpeechEncoder
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.yaml_section import Section
@@ -29,6 +36,9 @@ class Kind:
 
 
 KINDS = {
+    "squeezeformer": Kind(
+        squeezeformer.read, squeezeformer.SqueezeformerEncoder, squeezeformer_nodes.SqueezeformerNodes
+    ),
     "branchformer": Kind(branchformer.read, branchformer.BranchformerEncoder, branchformer.BranchformerNodes),
     "e_branchformer": Kind(e_branchformer.read, e_branchformer.EBranchformerEncoder, e_branchformer.EBranchformerNodes),
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),

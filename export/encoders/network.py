@@ -67,9 +67,13 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.global_cmvn = GlobalCMVN(config.input_size) if config.normalized_input else None
-        self.embed = Subsampling(config)
+        self.embed = self.subsampling()
         self.encoders = nn.ModuleList(self.block(index) for index in range(config.num_blocks))
         self.after_norm = norm(config.dim, config.norm)
+
+    def subsampling(self) -> Subsampling:
+        """What comes before the blocks."""
+        return Subsampling(self.config)
 
     def block(self, index: int) -> nn.Module:
         """The block of that number.

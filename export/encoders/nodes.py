@@ -69,7 +69,11 @@ class EncoderNodes:
         if cmvn is not None:
             with g.scope("global_cmvn", group="normalization"):
                 x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
-        return self.encoder.embed.nodes(g, x)
+        return self.embed(x)
+
+    def embed(self, x: ir.Value) -> ir.Value:
+        """Subsampled features [batch, time, dim] of normalised ones."""
+        return self.encoder.embed.nodes(self.g, x)
 
     def share(self, x: ir.Value) -> None:
         """Positions and masks that every block uses."""

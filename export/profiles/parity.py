@@ -87,7 +87,8 @@ class ProfileParity:
             ParityError: a difference; names case, tensor, difference and limit.
         """
         if profile == "streaming":
-            for chunk_size, left in CHUNKS:
+            for size, left in CHUNKS:
+                chunk_size = -(-size // self.config.chunk_multiple) * self.config.chunk_multiple
                 case = f"stream, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
                 progress(case)
                 self._stream(case, chunk_size, left, 0)

@@ -132,3 +132,50 @@ def cached_attention(heads: Heads, *, relative: bool) -> ir.Function:
 
     names = ["query", "key_value", "cache", "block", "first_kept", "bias", *(["positions"] if relative else [])]
     return build_function("CachedAttention", names, body, {**asdict(heads), "relative": int(relative)})
+
+
+def shifted_attention(heads: Heads) -> ir.Function:
+    """Attention whose position scores are shifted as in Transformer-XL (arXiv 1901.02860), for whole utterances.
+
+    Inputs: `query` [batch, time, heads * size], `key_value` [batch, time, heads * 2 * size], `bias` [batch, heads,
+    time, time], where each of the first three axes may be 1, `positions` [1, time, heads * size], `content_bias` and
+    `position_bias` [heads * size], added to the query for keys and for positions, `places` [batch, time * time], see
+    `shifted_places`. Output: `context` [batch, time, heads * size].
+    """
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        query, key_value, bias, positions, content_bias, position_bias, places = inputs
+        both = to_heads(g, key_value, heads.num_kv_heads, 2 * heads.size)
+        keys, values = g.ops("Split", both, [heads.size] * 2, axis=-1, num_outputs=2)
+        by_content = to_heads(g, g.op("Add", query, content_bias), heads.num_heads, heads.size)
+        by_position = to_heads(g, g.op("Add", query, position_bias), heads.num_heads, heads.size)
+        located = g.op("Transpose", to_heads(g, positions, heads.num_heads, heads.size), perm=[0, 1, 3, 2])
+        scores = g.op("MatMul", by_position, located)
+        shape = g.op("Shape", scores)
+        # a zero before each row: the scores of the shifted matrix, read row by row
+        flat = g.op("Reshape", g.op("Pad", scores, [0, 0, 0, 1, 0, 0, 0, 0]), [0, heads.num_heads, -1])
+        index = g.op("Concat", g.op("Slice", shape, [0], [2]), g.op("Shape", places, start=1, end=2), axis=0)
+        shifted = g.op("GatherElements", flat, g.op("Expand", g.op("Unsqueeze", places, [1]), index), axis=2)
+        content = g.op("MatMul", by_content, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        total = g.op("Add", g.op("Add", content, g.op("Reshape", shifted, shape)), bias)
+        context = g.op("MatMul", g.op("Softmax", total, axis=-1), values)
+        return g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), [0, 0, heads.num_heads * heads.size])
+
+    names = ["query", "key_value", "bias", "positions", "content_bias", "position_bias", "places"]
+    return build_function("ShiftedAttention", names, body, asdict(heads))
+
+
+def shifted_places(g: GraphBuilder, time: ir.Value, lens: ir.Value) -> ir.Value:
+    """Where a shifted matrix [time, time] finds its values in one with a column of zeros before the first.
+
+    Each row of a batch is shifted by its own length, so that padding does not matter. From `time` [1] and `lens`
+    [batch] to [batch, time * time].
+    """
+    frames = g.op("Range", 0, g.op("Squeeze", time, [0]), 1)
+    length = g.op("Unsqueeze", lens, [1, 2])
+    place = g.op("Add", g.op("Add", g.op("Mul", g.op("Unsqueeze", frames, [1]), length), frames), length)
+    width = g.op("Add", length, 1)
+    row, column = g.op("Div", place, width), g.op("Mod", place, width)
+    found = g.op("Add", g.op("Mul", row, g.op("Add", time, 1)), column)
+    last = g.op("Sub", g.op("Mul", time, g.op("Add", time, 1)), 1)  # frames that do not exist may find anything
+    return g.op("Reshape", g.op("Min", found, last), [0, -1])

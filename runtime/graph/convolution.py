@@ -161,6 +161,36 @@ class DepthwiseConvolution:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReducingConvolution:
+    """A depthwise convolution over time with a bias that leaves one of several frames.
+
+    Attributes:
+        kernel: frames that it sees; `stride`: from one to the next.
+        before: zeros before the first frame; `after`: after the last.
+    """
+
+    kernel: int
+    stride: int
+    before: int
+    after: int
+
+    def function(self, channels: int) -> ir.Function:
+        """The function of `x` [batch, time, channels], `valid` [batch, time, 1], `weight` and `bias`.
+
+        Frames that do not exist (`valid` 0) look like the end. `weight` is [channels, 1, 1, kernel].
+        """
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            x, valid, *taps = inputs
+            image = g.op("Transpose", g.op("Unsqueeze", g.op("Mul", x, valid), [1]), perm=[0, 3, 1, 2])
+            pads, kernel = [0, self.before, 0, self.after], [1, self.kernel]
+            y = g.op("Conv", image, *taps, group=channels, kernel_shape=kernel, pads=pads, strides=[1, self.stride])
+            return g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])
+
+        return build_function("ReducingConvolution", ["x", "valid", "weight", "bias"], body, asdict(self))
+
+
 def depthwise(
     g: GraphBuilder, seen: ir.Value, channels: int, kernel: int, taps: Sequence[ir.Value], padding: int = 0
 ) -> ir.Value:

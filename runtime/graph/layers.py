@@ -19,7 +19,8 @@ PLAIN_LAYERS = frozenset(
     {
         "Activation", "AddNormalization", "Attention", "CachedAttention", "CachedConvolution",
         "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "Embedding",
-        "FeedForward", "GatedFeedForward", "Linear", "Normalization", "RmsNormalization", "Sinusoids", "Subsampling",
+        "FeedForward", "GatedFeedForward", "Linear", "Normalization", "ReducingConvolution", "RmsNormalization",
+        "ShiftedAttention", "Sinusoids", "Subsampling",
     }
 )  # fmt: skip
 """Names of the layers in float32 except `mixture.float_mixture`."""

@@ -1,0 +1,325 @@
+"""The Squeezeformer encoder (arXiv 2206.00888) in plain torch: blocks in the middle run at half the frame rate.
+
+Its layers as those of a graph are in `squeezeformer_nodes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture, FeedForward, Norm, NormKind
+from u2moe.export.attention import MultiHeadAttention
+from u2moe.export.convolution import ConvolutionModule
+from u2moe.export.encoders.network import (
+    ATT_CACHE,
+    CNN_CACHE,
+    BlockCaches,
+    Context,
+    SpeechEncoder,
+    attention_cache,
+    with_past,
+)
+from u2moe.export.layer_config import ACTIVATIONS, MOST_BLOCKS, check_input_size, check_static_chunk
+from u2moe.export.moe import DenseFeedForward
+from u2moe.export.subsampling import Subsampling
+from u2moe.export.yaml_section import LARGEST_SIZE, Section
+from u2moe.runtime.bundle.contract import Cache
+
+HALF_ATT_CACHE = "half_att_cache"
+"""Keys and values of the blocks at half the frame rate."""
+Reduction = Literal["conv1d", "stream"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+NORMS: tuple[NormKind, ...] = ("batch_norm", "layer_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squeezed:
+    """What only this encoder has."""
+
+    reduce: int
+    """The first block at half the frame rate; `recover`: the first after it at the full rate again."""
+    recover: int
+    reduction: Reduction
+    """`stream` leaves out every second frame, `conv1d` also sees the frames around."""
+    adaptive: bool
+    """Whether layers scale and shift their inputs."""
+    shifted: bool
+    """Whether the position scores are shifted, as in Transformer-XL: then the encoder cannot stream."""
+    depthwise_subsampling: bool
+
+    def is_half(self, index: int) -> bool:
+        """Whether a block runs at half the frame rate."""
+        return self.reduce <= index < self.recover
+
+
+def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
+    """The architecture in a train.yaml."""
+    conf = top.section("encoder_conf")
+    dim, num_heads = conf.integer("encoder_dim", 256), conf.integer("attention_heads", 4)
+    if dim % 2:
+        raise conf.wrong("encoder_dim", dim, "even: positions are pairs of sine and cosine")
+    if conf.integer("output_size", 256) != dim:
+        raise conf.unsupported("output_size", conf.value("output_size"), (f"that of encoder_dim, {dim}",))
+    if dim % num_heads:
+        raise conf.wrong("attention_heads", num_heads, f"a divisor of encoder_dim {dim}")
+    for unused in ("input_dropout_rate", "feed_forward_dropout_rate", "dropout", "init_weights"):  # in training only
+        conf.value(unused)
+    conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
+    activation = conf.choice("activation_type", "swish", ACTIVATIONS)
+    num_blocks = conf.integer("num_blocks", 12, maximum=MOST_BLOCKS)
+    own = Squeezed(
+        reduce=_block(conf, "reduce_idx", 5, least=1, most=num_blocks - 1),
+        recover=_block(conf, "recover_idx", 11, least=1, most=num_blocks - 1),
+        reduction=conf.choice("time_reduction_layer_type", "conv1d", REDUCTIONS),
+        adaptive=conf.flag("adaptive_scale", default=True),
+        shifted=conf.flag("do_rel_shift", default=True),
+        depthwise_subsampling=conf.flag("dw_stride", default=False),
+    )
+    if own.recover <= own.reduce:
+        raise conf.wrong("recover_idx", own.recover, f"above reduce_idx {own.reduce}")
+    convolution = _convolution(conf, dim)
+    head_dim = dim // num_heads
+    encoder = EncoderArchitecture(
+        kind="squeezeformer",
+        input_size=top.integer("input_dim"),
+        dim=dim,
+        num_blocks=num_blocks,
+        subsampling="conv2d",
+        absolute_positions=False,
+        attention=Attention(num_heads=num_heads, num_kv_heads=num_heads, head_dim=head_dim, relative=True),
+        feed_forward=FeedForward(hidden=dim * conf.integer("feed_forward_expansion_factor", 4), activation=activation),
+        macaron=False,
+        convolution=replace(convolution, activation=activation),
+        norm=Norm(),
+        pre_norm=conf.flag("normalize_before", default=False),
+        final_norm=False,
+        static_chunk_size=max(conf.integer("static_chunk_size", 0, minimum=-LARGEST_SIZE), 0),
+        dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
+        normalized_input=normalized,
+        causal=convolution.causal and own.reduction == "stream" and not own.shifted,
+        chunk_multiple=2,
+        own=own,
+    )
+    if encoder.static_chunk_size % 2 and not encoder.dynamic_chunk:
+        raise conf.unsupported("static_chunk_size", encoder.static_chunk_size, ("even numbers",))
+    check_input_size(top, encoder)
+    check_static_chunk(conf, encoder)
+    return encoder
+
+
+def _block(conf: Section, key: str, default: int, *, least: int, most: int) -> int:
+    """The number of a block, which may be the only one of a list."""
+    found = conf.value(key) if key in conf else default
+    number = found[0] if isinstance(found, list) and len(found) == 1 else found
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise conf.unsupported(key, found, ("the number of one block",))
+    if not least <= number <= most:
+        raise conf.wrong(key, found, f"the number of a block from {least} to {most}")
+    return number
+
+
+def _convolution(conf: Section, dim: int) -> Convolution:
+    kernel, causal = conf.integer("cnn_module_kernel", 31), conf.flag("causal", default=False)
+    if not causal and kernel % 2 == 0:
+        raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
+    kind = conf.choice("cnn_norm_type", "batch_norm", NORMS)
+    return Convolution(kernel=kernel, causal=causal, channels=dim, bias=True, norm=Norm(kind=kind), activation="swish")
+
+
+class SqueezeSubsampling(Subsampling):
+    """Two convolutions, of which the second may be depthwise, and a projection of their output times sqrt(dim)."""
+
+    def __init__(self, config: EncoderArchitecture) -> None:
+        super().__init__(config)
+        dim, grouped = config.dim, cast("Squeezed", config.own).depthwise_subsampling
+        projection = self.projection[0]
+        del self.conv, self.out
+        self.pw_conv = nn.Conv2d(1, dim, 3, 2)
+        self.dw_conv = nn.Conv2d(dim, dim, 3, 2, groups=dim if grouped else 1)
+        self.input_proj = nn.Sequential(projection)
+
+    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+        """[batch, frames, mel] to [batch, time, dim]."""
+        x = self.dw_conv(self.pw_conv(x.unsqueeze(1)).relu()).relu()
+        return cast("Tensor", self.input_proj(x.transpose(1, 2).flatten(2) * self.scale))
+
+
+class Scaling(nn.Module):
+    """The scale and shift of a layer's input; WeNet has both tensors even if they are not used."""
+
+    ada_scale: nn.Parameter
+    ada_bias: nn.Parameter
+    adaptive: bool
+
+    def add_scaling(self, dim: int, *, adaptive: bool) -> None:
+        """Create the tensors."""
+        self.adaptive = adaptive
+        self.ada_scale = nn.Parameter(torch.ones(1, 1, dim))
+        self.ada_bias = nn.Parameter(torch.zeros(1, 1, dim))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """[batch, time, dim] to the same."""
+        return self.ada_scale * x + self.ada_bias if self.adaptive else x
+
+
+class SqueezeAttention(MultiHeadAttention, Scaling):
+    """Relative attention on a scaled input; its position scores may be shifted."""
+
+    def __init__(self, dim: int, config: Attention, own: Squeezed) -> None:
+        super().__init__(dim, config)
+        self.add_scaling(dim, adaptive=own.adaptive)
+        self.shifted = own.shifted
+
+    def attend(self, x: Tensor, past: BlockCaches, name: str, context: Context) -> tuple[Tensor, Tensor]:
+        """From [batch, time, dim] to the same, and the keys and values with those of the cache `name`."""
+        x = self.scaled(x)
+        keys_values = with_past(past, name, self.keys_values(x))
+        if not self.shifted:
+            return self(x, keys_values, context.mask, context.positions), keys_values
+        keys, values = keys_values.chunk(2, dim=-1)
+        query, located = self._heads(self.linear_q(x)), self._heads(self.linear_pos(context.positions))
+        scores = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
+        scores = scores + shift((query + self.pos_bias_v.unsqueeze(1)) @ located.transpose(-2, -1))
+        scores = scores / math.sqrt(self.config.head_dim)
+        weights = torch.softmax(scores.masked_fill(~context.mask, -math.inf), dim=-1).masked_fill(~context.mask, 0.0)
+        return self.linear_out((weights @ values).transpose(1, 2).flatten(2)), keys_values
+
+
+def shift(scores: Tensor) -> Tensor:
+    """The scores [batch, heads, time, keys] read row by row with a zero before each row, from the second row on."""
+    padded = nn.functional.pad(scores, (1, 0))
+    batch, heads, time, width = padded.shape
+    return padded.view(batch, heads, width, time)[:, :, 1:].reshape(scores.shape)
+
+
+class SqueezeFeedForward(DenseFeedForward, Scaling):
+    """A feed-forward layer on a scaled input."""
+
+    def __init__(self, dim: int, config: FeedForward, own: Squeezed) -> None:
+        super().__init__(dim, config)
+        self.add_scaling(dim, adaptive=own.adaptive)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to [..., dim]."""
+        return super().forward(self.scaled(x))
+
+
+class SqueezeConvolution(ConvolutionModule, Scaling):
+    """A convolution module on a scaled input."""
+
+    def __init__(self, dim: int, config: Convolution, own: Squeezed) -> None:
+        super().__init__(dim, config)
+        self.add_scaling(dim, adaptive=own.adaptive)
+
+    def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `ConvolutionModule`."""
+        return super().forward(self.scaled(x), valid, cache)
+
+
+class SqueezeformerBlock(nn.Module):
+    """Attention, feed-forward, convolution, feed-forward, each residual."""
+
+    def __init__(self, config: EncoderArchitecture, index: int) -> None:
+        super().__init__()
+        own, dim = cast("Squeezed", config.own), config.dim
+        self.pre_norm = config.pre_norm
+        self.cache = HALF_ATT_CACHE if own.is_half(index) else ATT_CACHE
+        self.self_attn = SqueezeAttention(dim, config.attention, own)
+        self.ffn1 = SqueezeFeedForward(dim, config.feed_forward, own)
+        self.conv_module = SqueezeConvolution(dim, cast("Convolution", config.convolution), own)
+        self.ffn2 = SqueezeFeedForward(dim, config.feed_forward, own)
+        self.layer_norm1, self.layer_norm2, self.layer_norm3, self.layer_norm4 = (nn.LayerNorm(dim) for _ in range(4))
+
+    def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
+        """[batch, time, dim] to the same, and the caches with this call's frames appended."""
+        branch = self.layer_norm1(x) if self.pre_norm else x
+        branch, keys_values = self.self_attn.attend(branch, caches, self.cache, context)
+        following = {self.cache: keys_values}
+        x = x + branch if self.pre_norm else self.layer_norm1(x + branch)
+        branch = self.ffn1(self.layer_norm2(x) if self.pre_norm else x)
+        x = x + branch if self.pre_norm else self.layer_norm2(x + branch)
+        branch = self.layer_norm3(x) if self.pre_norm else x
+        branch, history = self.conv_module(branch, context.valid, caches.get(CNN_CACHE))
+        following |= {} if history is None else {CNN_CACHE: history}
+        x = x + branch if self.pre_norm else self.layer_norm3(x + branch)
+        branch = self.ffn2(self.layer_norm4(x) if self.pre_norm else x)
+        return x + branch if self.pre_norm else self.layer_norm4(x + branch), following
+
+
+class TimeReduction(nn.Module):
+    """Every second frame, or a convolution around it, and a projection."""
+
+    KERNELS: ClassVar = {"conv1d": 5, "stream": 1}
+    BEFORE: ClassVar = {"conv1d": 3, "stream": 0}
+    """Frames that it sees before the one that stays; WeNet drops what it computes after the last."""
+
+    def __init__(self, dim: int, kind: Reduction) -> None:
+        super().__init__()
+        self.kind = kind
+        self.dw_conv = nn.Conv1d(dim, dim, self.KERNELS[kind], stride=2, padding=self.BEFORE[kind], groups=dim)
+        self.pw_conv = nn.Conv1d(dim, dim, 1)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """[batch, time, dim], true for frames that exist, to [batch, (time + 1) // 2, dim]."""
+        time = (x.shape[1] + 1) // 2
+        y = self.pw_conv(self.dw_conv(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)))
+        return cast("Tensor", y.transpose(1, 2)[:, :time])
+
+
+class SqueezeformerEncoder(SpeechEncoder):
+    """Squeezeformer blocks, those in the middle at half the frame rate."""
+
+    def __init__(self, config: EncoderArchitecture) -> None:
+        super().__init__(config)
+        del self.after_norm
+        self.own = cast("Squeezed", config.own)
+        self.preln = nn.LayerNorm(config.dim)
+        self.time_reduction_layer = TimeReduction(config.dim, self.own.reduction)
+        self.time_recover_layer = nn.Linear(config.dim, config.dim)
+
+    def subsampling(self) -> Subsampling:
+        """See `SpeechEncoder`."""
+        return SqueezeSubsampling(self.config)
+
+    def block(self, index: int) -> nn.Module:
+        """See `SpeechEncoder`."""
+        return SqueezeformerBlock(self.config, index)
+
+    def run_blocks(
+        self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
+    ) -> tuple[Tensor, list[BlockCaches]]:
+        """See `SpeechEncoder`."""
+        x, following = self.preln(x), []
+        mask, valid, positions = context.mask, context.valid, context.positions
+        mask = mask if mask.shape[2] == 1 else mask[:, :, ::2]
+        mask = mask if mask.shape[3] == 1 else mask[:, :, :, ::2]
+        half, full = Context(mask, valid[:, ::2], positions[:, ::2]), x
+        for index, (block, own) in enumerate(zip(self.encoders, caches, strict=True)):
+            if index == self.own.reduce:
+                full, x = x, self.time_reduction_layer(x, valid)
+            if index == self.own.recover:
+                recovered = self.time_recover_layer(x.repeat_interleave(2, dim=1))
+                x = (full + recovered[:, : full.shape[1]]).masked_fill(~valid.unsqueeze(-1), 0.0)
+            x, cache = block(x, half if self.own.is_half(index) else context, own)
+            following.append(cache)
+        return x, following
+
+    @staticmethod
+    def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
+        """See `SpeechEncoder`."""
+        own, convolution = cast("Squeezed", config.own), cast("Convolution", config.convolution)
+        num_half = own.recover - own.reduce
+        caches = [
+            attention_cache(config, config.num_blocks - num_half),
+            attention_cache(config, num_half, HALF_ATT_CACHE, rate=0.5),
+        ]
+        if convolution.has_history:
+            shape = (convolution.channels, convolution.kernel - 1)
+            caches.append(Cache(name=CNN_CACHE, num_blocks=config.num_blocks, shape=shape))
+        return tuple(caches)

@@ -1,0 +1,249 @@
+"""The Squeezeformer encoder as layers of a graph. Scales and shifts of inputs are folded into the layers after them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TypeVar, cast
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.attention import MultiHeadAttention
+from u2moe.export.attention_nodes import AttentionNodes
+from u2moe.export.convolution import ConvolutionFrames, convolution, initial_cache
+from u2moe.export.encoders.frames import FrameNodes
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE
+from u2moe.export.encoders.nodes import EncoderNodes
+from u2moe.export.encoders.squeezeformer import (
+    HALF_ATT_CACHE,
+    Scaling,
+    SqueezeAttention,
+    Squeezed,
+    SqueezeFeedForward,
+    SqueezeformerBlock,
+    SqueezeformerEncoder,
+    SqueezeSubsampling,
+)
+from u2moe.export.layers import Residual, feed_forward, linear, normalization, parameter, product, transposed, vector
+from u2moe.runtime.graph import layers
+from u2moe.runtime.graph.attention import END, Heads, shifted_attention, shifted_places
+from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.convolution import ReducingConvolution
+
+Product = TypeVar("Product", nn.Linear, nn.Conv1d)
+Scaled = TypeVar("Scaled", bound=Scaling)
+
+
+class SqueezeformerNodes(EncoderNodes):
+    """Builds the encoder."""
+
+    @property
+    def own(self) -> Squeezed:
+        """What only this encoder has."""
+        return cast("Squeezed", self.config.own)
+
+    @property
+    def longest_history(self) -> int:
+        """See `EncoderNodes`."""
+        return 2 * (self.config.convolution.kernel - 1) if self.config.convolution else 0
+
+    @staticmethod
+    def attention_of(block: nn.Module) -> MultiHeadAttention:
+        """See `EncoderNodes`."""
+        return cast("SqueezeformerBlock", block).self_attn
+
+    def embed(self, x: ir.Value) -> ir.Value:
+        """See `EncoderNodes`."""
+        return subsampled(self.g, x, cast("SqueezeSubsampling", self.encoder.embed), self.config.input_size)
+
+    def share(self, x: ir.Value) -> None:
+        """See `EncoderNodes`."""
+        g, own = self.g, self.own
+        super().share(x)
+        blocks = [cast("SqueezeformerBlock", block) for block in self.encoder.encoders]
+        start = initial_cache(g, [block.conv_module for block in blocks])
+        with g.scope("half_frames"):
+            self.time = g.op("Shape", x, start=1, end=2)
+            half = FrameNodes(
+                g,
+                time=g.op("Div", g.op("Add", self.time, 1), 2),
+                lens=g.op("Div", g.op("Add", self.output_lens, 1), 2),
+                offset=self.offset,
+                step=2,
+                cache=self.inputs.get(HALF_ATT_CACHE),
+                required=self.inputs.get("required_cache_size"),
+            )
+        self.rates = [
+            Rate(self, self.frames, start, [block for i, block in enumerate(blocks) if not own.is_half(i)], ""),
+            Rate(self, half, start, [block for i, block in enumerate(blocks) if own.is_half(i)], "half"),
+        ]
+
+    def run_blocks(self, x: ir.Value) -> ir.Value:
+        """See `EncoderNodes`."""
+        g, own, encoder = self.g, self.own, cast("SqueezeformerEncoder", self.encoder)
+        full = x = normalization(g, x, encoder.preln, "preln")
+        for index, block in enumerate(encoder.encoders):
+            if index == own.reduce:
+                full, x = x, self._reduced(x)
+            if index == own.recover:
+                x = g.op("Add", full, self._recovered(x))
+            rate, residual = self.rates[own.is_half(index)], Residual(g, x, pre_norm=self.config.pre_norm)
+            with g.scope(f"encoders.{index}"):
+                self._block(residual, cast("SqueezeformerBlock", block), rate, index)
+            x = residual.total
+        return x
+
+    def _block(self, residual: Residual, block: SqueezeformerBlock, rate: Rate, index: int) -> None:
+        g = self.g
+        residual.add(lambda x: rate.attend(x, block.self_attn), block.layer_norm1, "layer_norm1")
+        residual.add(lambda x: self._feed_forward(x, block.ffn1, "ffn1"), block.layer_norm2, "layer_norm2")
+
+        def convolved(x: ir.Value) -> ir.Value:
+            module = folded(block.conv_module, "pointwise_conv1")
+            y, kept = convolution(g, x, module, rate.around, index)
+            self.next_cnn += [] if kept is None else [kept]
+            return y
+
+        residual.add(convolved, block.layer_norm3, "layer_norm3")
+        residual.add(lambda x: self._feed_forward(x, block.ffn2, "ffn2"), block.layer_norm4, "layer_norm4")
+
+    def _feed_forward(self, x: ir.Value, layer: SqueezeFeedForward, name: str) -> ir.Value:
+        return feed_forward(self.g, x, folded(layer, "w_1"), self.config.feed_forward.activation, name)
+
+    def _reduced(self, x: ir.Value) -> ir.Value:
+        """Half the frames [batch, (time + 1) // 2, dim]."""
+        g, layer = self.g, cast("SqueezeformerEncoder", self.encoder).time_reduction_layer
+        weights, bias = layer.dw_conv.weight, cast("Tensor", layer.dw_conv.bias)
+        with g.scope("time_reduction_layer", group="pointwise_convolutions"):
+            if layer.kind == "stream":
+                return linear(
+                    g, g.op("Slice", x, [0], [END], [1], [2]), scaled(layer.pw_conv, weights, bias), "pw_conv"
+                )
+            kernel, before = layer.KERNELS[layer.kind], layer.BEFORE[layer.kind]
+            form = ReducingConvolution(kernel=kernel, stride=2, before=before, after=kernel - before - 1)
+            with g.scope("dw_conv", group="depthwise_convolutions"):
+                shape = (self.config.dim, 1, 1, kernel)
+                taps = parameter(g, "weight", shape, lambda: weights.unsqueeze(2)), vector(g, "bias", bias)
+            valid = cast("ir.Value", self.frames.valid)
+            return linear(g, g.call(form.function(self.config.dim), x, valid, *taps)[0], layer.pw_conv, "pw_conv")
+
+    def _recovered(self, x: ir.Value) -> ir.Value:
+        """Each frame twice, as many as there were before."""
+        g, layer = self.g, cast("SqueezeformerEncoder", self.encoder).time_recover_layer
+        with g.scope(group="pointwise_convolutions"):
+            once = g.op("Unsqueeze", linear(g, x, layer, "time_recover_layer"), [2])
+        twice = g.op("Reshape", g.op("Concat", once, once, axis=2), [0, -1, self.config.dim])
+        return g.op("Slice", twice, [0], self.time, [1])
+
+    def next_caches(self) -> dict[str, ir.Value]:
+        """See `EncoderNodes`."""
+        self.next_att = self.rates[0].next_att
+        half = self.rates[1]
+        return super().next_caches() | {f"r_{HALF_ATT_CACHE}": half.frames.next_attention_cache(half.next_att)}
+
+
+class Rate:
+    """What blocks of one frame rate share."""
+
+    def __init__(
+        self,
+        nodes: EncoderNodes,
+        frames: FrameNodes,
+        start: ir.Value | None,
+        blocks: list[SqueezeformerBlock],
+        name: str,
+    ) -> None:
+        g = nodes.g
+        self.g, self.frames, self.streaming = g, frames, nodes.streaming
+        self.cache = nodes.inputs.get(HALF_ATT_CACHE if name else ATT_CACHE)
+        self.next_att: list[ir.Value] = []
+        self.place = 0
+        with g.scope(name or "full", group="positions"):
+            self.encodings = frames.sinusoids(nodes.config.dim)
+            if blocks[0].self_attn.shifted:
+                time = g.op("Shape", frames.positions, start=1, end=2)
+                self.places = shifted_places(g, time, frames.lens)
+            else:
+                self.biases = frames.biases([block.self_attn for block in blocks], self.encodings)
+            if start is not None and CNN_CACHE in nodes.inputs:
+                start = frames.history(nodes.inputs[CNN_CACHE], start)
+        self.around = ConvolutionFrames(histories=start, valid=frames.valid, streaming=nodes.streaming)
+
+    def attend(self, x: ir.Value, layer: SqueezeAttention) -> ir.Value:
+        """The attention of the next block of this rate."""
+        g, place, adapted = self.g, self.place, folded(layer, "linear_q", "linear_k", "linear_v")
+        self.place += 1
+        with g.scope("self_attn", group="attention"):
+            nodes = AttentionNodes(g, adapted)
+            if layer.shifted:
+                return self._shifted(x, adapted, nodes)
+            if self.cache is None:
+                return nodes.attend(x, x, self.biases[place], self.encodings)
+            cache = [self.cache, g.constant(place), self.frames.first_kept_new]
+            y, kept = nodes.attend_with_cache(x, cache, self.biases[place], self.encodings)
+            self.next_att.append(kept)
+            return y
+
+    def _shifted(self, x: ir.Value, layer: SqueezeAttention, nodes: AttentionNodes) -> ir.Value:
+        g, config = self.g, layer.config
+        scale = 1 / math.sqrt(config.head_dim)
+        size = config.num_heads * config.head_dim
+        query = product(
+            g,
+            x,
+            transposed(g, "linear_q.weight", layer.linear_q.weight, scale),
+            vector(g, "linear_q.bias", layer.linear_q.bias, scale),
+        )
+        biases = [
+            parameter(g, name, (size,), lambda bias=bias: bias.flatten() * scale)  # type: ignore[misc]
+            for name, bias in (("pos_bias_u", layer.pos_bias_u), ("pos_bias_v", layer.pos_bias_v))
+        ]
+        positions = linear(g, self.encodings, layer.linear_pos, "linear_pos")
+        form = shifted_attention(Heads(num_heads=config.num_heads, num_kv_heads=config.num_heads, size=config.head_dim))
+        inputs = [query, nodes.key_value(x), self.frames.bias, positions, *biases, self.places]
+        return linear(g, g.call(form, *inputs)[0], layer.linear_out, "linear_out")
+
+
+def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, bins: int) -> ir.Value:
+    """The convolutions and the projection; a depthwise convolution is written with all channels, most of them zero."""
+    channels = layer.pw_conv.out_channels
+
+    def weight() -> Tensor:
+        if layer.dw_conv.groups == 1:
+            return layer.dw_conv.weight
+        return torch.eye(channels)[:, :, None, None] * layer.dw_conv.weight
+
+    form = layers.SubsamplingLayer(kernels=(3, 3), strides=(2, 2), bins=bins)
+    projection = cast("nn.Linear", layer.input_proj[0])
+    with g.scope("embed", group="subsampling"):
+        weights = [
+            vector(g, "pw_conv.weight", layer.pw_conv.weight),
+            vector(g, "pw_conv.bias", cast("Tensor", layer.pw_conv.bias)),
+            parameter(g, "dw_conv.weight", (channels, channels, 3, 3), weight),
+            vector(g, "dw_conv.bias", cast("Tensor", layer.dw_conv.bias)),
+            transposed(g, "input_proj.0.weight", projection.weight, layer.scale),
+            vector(g, "input_proj.0.bias", projection.bias),
+        ]
+        return g.call(form.function(projection.in_features), features, *weights)[0]
+
+
+def folded(layer: Scaled, *names: str) -> Scaled:
+    """A copy of a layer whose products `names` include the scale and shift of its input."""
+    adapted = copy.deepcopy(layer)
+    if layer.adaptive:
+        for name in names:
+            part = cast("nn.Linear | nn.Conv1d", getattr(layer, name))
+            setattr(adapted, name, scaled(part, layer.ada_scale, layer.ada_bias))
+    return adapted
+
+
+def scaled(layer: Product, scale: Tensor, shift: Tensor) -> Product:
+    """A product of `x * scale + shift`, as one of x alone."""
+    adapted = copy.deepcopy(layer)
+    weight, width = layer.weight.double().flatten(1), (1, -1) if layer.weight.ndim == 2 else (1, -1, 1)
+    bias = weight @ shift.double().flatten() + cast("Tensor", layer.bias).double()
+    adapted.weight = nn.Parameter((layer.weight.double() * scale.double().view(width)).float(), requires_grad=False)
+    adapted.bias = nn.Parameter(bias.float(), requires_grad=False)
+    return adapted
