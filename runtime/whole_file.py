@@ -91,7 +91,7 @@ def write_first(file: Path, content: bytes) -> bool:
 
 
 def probe(folder: Path) -> float:
-    """What time it is by the clock of a folder's file system, from a file that is written there and removed.
+    """Current time of a folder's file system, from a temporary file.
 
     Raises:
         OSError: nothing can be written there.

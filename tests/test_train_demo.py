@@ -160,7 +160,7 @@ def test_the_network_of_the_training_computes_what_the_exported_one_does(experts
         inputs, input_lengths = torch.randint(30, (3, 9)), torch.tensor([9, 4, 1])
         inside = torch.arange(9) < input_lengths.unsqueeze(1)
         for decoder in (model.left_decoder, model.right_decoder):
-            logits = decoder(inputs, input_lengths, expected, times)
+            logits = decoder(inputs, input_lengths, expected, valid)
             own = network.decode(decoder, inputs, input_lengths, expected, times)
             assert float((logits - own)[inside].abs().max()) < 2e-5
 
