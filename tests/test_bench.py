@@ -12,7 +12,6 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.bench import plan as suite
-from u2moe.benchmarks.bench import plots as pictures
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio, values
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
@@ -27,7 +26,6 @@ pytestmark = pytest.mark.slow
 
 PLAN = Plan(threads=(1, 2), chunk_sizes=(16,), left_chunks=(4,), repetitions=2, paced_s=0.3)
 MODES = ["full context", "chunk 16, left 4"]
-PNG = b"\x89PNG\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +145,6 @@ sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
     assert "10^9 multiply-adds" not in done.stdout
 
 
-def test_plots(report, tmp_path):
-    files = pictures.draw(report, tmp_path)
-    assert [file.stem for file in files] == ["speed", "stages", "chunks", "waits", "footprint", "experts", "bound"]
-    assert all(file.read_bytes().startswith(PNG) for file in files)
-
-
 def test_the_page_shows_the_tables_and_their_main_numbers(report):
     one = {**report, **{part: {"moe_tiny": report[part]["moe_tiny"]} for part in ("footprint", "bundles")}}
     found = bench_table.values(one)
@@ -217,17 +209,16 @@ def test_what_is_no_report_is_refused_by_name(tmp_path, content):
         read_report(tmp_path / "old.json")
 
 
-def test_command_shows_draws_and_compares_what_was_saved(report, saved, tmp_path, capsys):
+def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, capsys):
     saved.write_text(json.dumps({**report, "latency": [], "bound": [], "rates": [], "experts": {}}), encoding="utf-8")
-    plots, copied = tmp_path / "new" / "plots", tmp_path / "other" / "copy.json"
-    assert cli.main(["bench", *map(str, (saved, saved, "--plots", plots, "-o", copied, "--fail-above", 1))]) == 0
+    copied = tmp_path / "other" / "copy.json"
+    assert cli.main(["bench", *map(str, (saved, saved, "-o", copied, "--fail-above", 1))]) == 0
     out = capsys.readouterr().out
     assert "End to end" in out
     assert out.startswith("time moe_tiny / moe_tiny = 1.000 (quartiles, not measured in turns: ")
     factor = report["speed"][0]["real_time_factor"]["median"]
     assert f"moe_tiny: RTF {factor:.4f}, {1 / factor:.0f} times real time, 1 thread\n" in out
     assert f"Against {saved}" in out
-    assert f"wrote {plots / 'speed.png'}" in out
     assert read_report(copied) == read_report(saved)
 
 
@@ -276,7 +267,7 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         (["demo", "no.json"], "no.json: cannot be read as a report"),
         (["a.json", "b.json", "c.json"], "no more than two reports"),
         (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
-        (["--plots", "/dev/null/plots"], "/dev/null/plots: cannot be created"),
+        (["-o", "/dev/null/a/now.json"], "/dev/null/a: cannot be created"),
         (["--audio", "no.wav"], "no.wav"),
     ],
 )
@@ -284,13 +275,6 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments, mess
     monkeypatch.setattr(suite, "measure_speed", None)
     assert cli.main(["bench", *arguments]) == 1
     assert message in capsys.readouterr().err
-
-
-def test_matplotlib_is_asked_for_before_anything_is_measured(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(suite, "measure_speed", None)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert cli.main(["bench", "--plots", str(tmp_path)]) == 1
-    assert "pip install '.[plots]'" in capsys.readouterr().err
 
 
 def test_a_provider_that_is_not_there_is_named(exported, recordings):

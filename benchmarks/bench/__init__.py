@@ -1,1 +1,1 @@
-"""The command `u2moe bench`: one question per file, and its report as text and plots."""
+"""The command `u2moe bench`: one question per file, and its report as text."""

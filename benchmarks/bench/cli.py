@@ -11,7 +11,6 @@ from typing import Any
 
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
-from u2moe.benchmarks.bench.plots import draw, require_matplotlib
 from u2moe.benchmarks.bench.terminal import describe, headline
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio.folders import find_audio
@@ -62,7 +61,6 @@ def add_bench(subparsers: Subparsers) -> None:
         "--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5; with --quick 3)"
     )
     experts.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
-    experts.add_argument("--plots", type=Path, metavar="DIR", help="draw it as PNG; needs matplotlib")
     parser.set_defaults(run=run_bench)
 
 
@@ -75,11 +73,9 @@ def run_bench(args: argparse.Namespace) -> int:
     read = [read_report(file) for file in reports]
     if args.fail_above is not None and len(folders) + len(reports) < 2:
         raise ValueError("--fail-above needs two bundles or reports")
-    if args.plots:
-        require_matplotlib()
-    for folder in filter(None, (args.plots, args.output and args.output.parent)):
-        _make(folder)  # before anything is measured
-    try_to_write(args.output)
+    if args.output:  # before anything is measured
+        _make(args.output.parent)
+        try_to_write(args.output)
     report = _measure(args, folders) if folders or not read else read.pop(0)
     earlier = read[0] if read else None
     failed = False
@@ -90,9 +86,6 @@ def run_bench(args: argparse.Namespace) -> int:
     print(f"{headline(report)}\n\n{describe(report)}", flush=True)
     if args.output:
         write_text(args.output, json.dumps(report, indent=1) + "\n")
-    if args.plots:
-        for file in draw(report, args.plots):
-            print(f"wrote {file}")
     if earlier is not None:
         print(f"\nAgainst {reports[-1]}\n{compare_reports(earlier, report)}")
     return 1 if failed else 0

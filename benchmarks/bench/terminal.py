@@ -13,7 +13,7 @@ Report = Mapping[str, Any]
 WAITS = {"first_partial_s": "first partial", "word_s": "word", "finalisation_s": "final"}
 STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s": "first recording"}
 MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
-"""Keys of reports, and their names in tables and plots."""
+"""Keys of reports, and their names in tables."""
 
 _WHERE = ["mode", "threads", "bundle"]
 _BUSY = 0.2

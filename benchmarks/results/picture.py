@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.bench.plots import require_matplotlib
 from u2moe.benchmarks.instruments.statistics import Spread, spread_of
 from u2moe.benchmarks.instruments.workload import CHUNK_S, UTTERANCE_S
 from u2moe.benchmarks.results.files import read_json, repository, results_file
@@ -82,9 +81,8 @@ def draw(file: Path) -> None:
     """Write the picture.
 
     Raises:
-        U2moeError: matplotlib is not installed.
+        ModuleNotFoundError: matplotlib is not installed.
     """
-    require_matplotlib()
     from matplotlib.figure import Figure  # noqa: PLC0415 - not everybody has it
     from matplotlib.patches import Patch  # noqa: PLC0415
 

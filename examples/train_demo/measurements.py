@@ -54,7 +54,7 @@ MEASUREMENTS = {
         quiet=True,
         needs="Node, C++, qemu",
     ),
-    "bench": Measurement(command="u2moe bench --output FILE --plots docs/results/bench", minutes=3, quiet=True),
+    "bench": Measurement(command="u2moe bench --output FILE", minutes=3, quiet=True),
     "systems": Measurement(
         command="systems WORK --groups clips --results FILE", minutes=2, quiet=True, needs="network", part="clips"
     ),

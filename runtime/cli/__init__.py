@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 EXTRAS = {
-    "torch": "export", "onnx": "export", "onnx_ir": "tools", "yaml": "export", "matplotlib": "plots",
+    "torch": "export", "onnx": "export", "onnx_ir": "tools", "yaml": "export",
     "onnxruntime_extensions": "clip", "av": "media", "huggingface_hub": "hub",
     "h11": "server", "prometheus_client": "server", "python_multipart": "server", "starlette": "server",
     "uvicorn": "server", "websockets": "server",
