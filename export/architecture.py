@@ -7,7 +7,18 @@ from typing import Any, Literal
 
 Activation = Literal["relu", "swish", "gelu", "tanh", "hardtanh", "selu"]
 NormKind = Literal["layer_norm", "rms_norm", "batch_norm"]
-SubsamplingKind = Literal["conv2d", "conv2d6", "conv2d8"]
+SubsamplingKind = Literal["conv2d", "conv2d2", "conv2d6", "conv2d8", "conv1d2", "linear", "stack_n_frames"]
+SUBSAMPLINGS: dict[SubsamplingKind, tuple[int, int]] = {
+    "conv2d": (4, 6),
+    "conv2d2": (2, 2),
+    "conv2d6": (6, 10),
+    "conv2d8": (8, 14),
+    "conv1d2": (2, 0),  # it looks ahead, but beyond the end of an utterance there are zeros
+    "linear": (1, 0),
+    "stack_n_frames": (2, 1),
+}
+"""Feature frames per encoder frame, and feature frames that an encoder frame needs beyond its first one."""
+PositionKind = Literal["rel_pos", "abs_pos", "no_pos", "abs_pos_whisper", "rope_pos"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,10 @@ class Attention:
     value_bias: bool = True
     relative: bool = False
     """WeNet's rel_selfattn: a learned position term added to the scores."""
+    rotary: bool = False
+    """WeNet's rope_abs_selfattn: queries and keys are rotated by their positions (arXiv 2104.09864)."""
+    by_distance: bool = False
+    """WeNet's shaw_rel_selfattn: learned vectors for the distances of keys (arXiv 1803.02155)."""
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.head_dim < 1 or self.num_kv_heads < 1:
@@ -95,8 +110,8 @@ class EncoderArchitecture:
     dim: int
     num_blocks: int
     subsampling: SubsamplingKind
-    absolute_positions: bool
-    """abs_pos: positions are added to the input; otherwise only relative attention (`Attention.relative`) uses them."""
+    positions: PositionKind
+    """WeNet's name of the encodings. Only those of attention that uses them, and those that are added, count."""
     attention: Attention
     feed_forward: FeedForward
     macaron: bool
@@ -124,12 +139,17 @@ class EncoderArchitecture:
     @property
     def subsampling_rate(self) -> int:
         """Feature frames per encoder frame."""
-        return {"conv2d": 4, "conv2d6": 6, "conv2d8": 8}[self.subsampling]
+        return SUBSAMPLINGS[self.subsampling][0]
 
     @property
     def right_context(self) -> int:
         """Feature frames that an encoder frame needs beyond its first one."""
-        return {"conv2d": 6, "conv2d6": 10, "conv2d8": 14}[self.subsampling]
+        return SUBSAMPLINGS[self.subsampling][1]
+
+    @property
+    def absolute_positions(self) -> bool:
+        """Whether encodings of positions are added to the input of the blocks."""
+        return self.positions in ("abs_pos", "abs_pos_whisper")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import Attention, Norm
+from u2moe.runtime.graph.attention import FURTHEST_LEFT, FURTHEST_RIGHT
 
 
 class RMSNorm(nn.Module):
@@ -48,6 +49,22 @@ def positional_encoding(positions: Tensor, dim: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
 
 
+def rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """[batch, heads, time, size], each pair of a channel and its fellow in the other half rotated by its angle.
+
+    `angles` are [batch or 1, time, size / 2].
+    """
+    first, second = x.chunk(2, dim=-1)
+    cosines, sines = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    return torch.cat((first * cosines - second * sines, first * sines + second * cosines), dim=-1)
+
+
+def distances(time: int, num_keys: int) -> Tensor:
+    """How far each key is from each query, which are the last of the keys: [time, keys], within WeNet's limits."""
+    keys = torch.arange(num_keys)
+    return (keys - keys[num_keys - time :].unsqueeze(1)).clamp(-FURTHEST_LEFT, FURTHEST_RIGHT)
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with optional grouped heads and WeNet's position term.
 
@@ -70,6 +87,8 @@ class MultiHeadAttention(nn.Module):
             self.pos_bias_v = nn.Parameter(torch.empty(config.num_heads, config.head_dim))
             nn.init.xavier_uniform_(self.pos_bias_u)
             nn.init.xavier_uniform_(self.pos_bias_v)
+        if config.by_distance:
+            self.rel_k_embed = nn.Embedding(FURTHEST_LEFT + FURTHEST_RIGHT + 1, config.head_dim)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[batch, time, heads * head_dim] to [batch, heads, time, head_dim]."""
@@ -82,20 +101,25 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Attend from `x` [batch, time, dim] to `keys_values`.
 
-        `mask` is true where a query may see a key, broadcast to [batch, heads, time, keys]; `positions` are the
-        sinusoids of the keys [batch or 1, keys, dim], needed by relative attention only.
+        `mask` is true where a query may see a key, broadcast to [batch, heads, time, keys]; `positions` are what
+        `positions.encodings` gives for the keys [batch or 1, keys, ...], needed by relative and rotary attention.
         """
         repeats = self.config.num_heads // self.config.num_kv_heads
         keys, values = keys_values.repeat_interleave(repeats, dim=1).chunk(2, dim=-1)
         query = self._heads(self.linear_q(x))
-        if self.config.relative:
-            if positions is None:
-                raise ValueError("relative attention needs the positions of its keys")
+        if (self.config.relative or self.config.rotary) and positions is None:
+            raise ValueError("relative and rotary attention need the positions of their keys")
+        if self.config.rotary and positions is not None:
+            query, keys = rotated(query, positions[:, -x.shape[1] :]), rotated(keys, positions)
+        if self.config.relative and positions is not None:
             position_keys = self._heads(self.linear_pos(positions))
             content = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
             scores = content + (query + self.pos_bias_v.unsqueeze(1)) @ position_keys.transpose(-2, -1)
         else:
             scores = query @ keys.transpose(-2, -1)
+        if self.config.by_distance:
+            vectors = self.rel_k_embed(distances(x.shape[1], keys.shape[2]).to(x.device) + FURTHEST_LEFT)
+            scores = scores + torch.einsum("bhtd,tkd->bhtk", query, vectors)
         scores = scores.float() / math.sqrt(self.config.head_dim)
         # rows that may attend to nothing (padding) become zero instead of NaN
         weights = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1).masked_fill(~mask, 0.0)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from u2moe.export.attention import MultiHeadAttention
-from u2moe.export.layers import linear, parameter, product
-from u2moe.runtime.graph.attention import Heads, attention, cached_attention
+from u2moe.export.layers import linear, parameter, product, vector
+from u2moe.runtime.graph.attention import Heads, PositionUse, attention, cached_attention
 from u2moe.runtime.graph.builder import GraphBuilder
 
 
@@ -29,32 +29,38 @@ class AttentionNodes:
         self.config = config = layer.config
         self.heads = Heads(num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, size=config.head_dim)
 
-    def attend(self, x: ir.Value, memory: ir.Value, bias: ir.Value, positions: ir.Value | None = None) -> ir.Value:
+    def attend(self, x: ir.Value, memory: ir.Value, bias: ir.Value, positions: Sequence[ir.Value] = ()) -> ir.Value:
         """From [batch, time, dim] to `memory` [batch, keys, dim], to [batch, time, dim].
 
-        `bias` is added to the scores; `positions` are the sinusoids of the keys, which relative attention needs.
+        `bias` is added to the scores; `positions` are what `positions.encoding_nodes` gives for the keys.
         """
-        inputs = [self.key_value(memory), bias, *self._positions(positions)]
-        function = attention(self.heads, relative=self.config.relative)
-        context = self.g.call(function, self._query(x), *inputs)[0]
+        key_value = self.key_value(memory)
+        use, tensors = self._positions(positions)
+        context = self.g.call(attention(self.heads, use), self._query(x), key_value, bias, *tensors)[0]
         return linear(self.g, context, self.layer.linear_out, "linear_out")
 
     def attend_with_cache(
-        self, x: ir.Value, cache: Sequence[ir.Value], bias: ir.Value, positions: ir.Value
+        self, x: ir.Value, cache: Sequence[ir.Value], bias: ir.Value, positions: Sequence[ir.Value]
     ) -> tuple[ir.Value, ir.Value]:
         """From [batch, time, dim] to a cache and to itself: [batch, time, dim], and what is to be cached of it.
 
         `cache` are the inputs `cache`, `block` and `first_kept` of `cached_attention`.
         """
-        inputs = [self.key_value(x), *cache, bias, *self._positions(positions)]
-        function = cached_attention(self.heads, relative=self.config.relative)
-        context, kept = self.g.call(function, self._query(x), *inputs)
+        key_value = self.key_value(x)
+        use, tensors = self._positions(positions)
+        inputs = [key_value, *cache, bias, *tensors]
+        context, kept = self.g.call(cached_attention(self.heads, use), self._query(x), *inputs)
         return linear(self.g, context, self.layer.linear_out, "linear_out"), kept
 
-    def _positions(self, positions: ir.Value | None) -> list[ir.Value]:
-        if not self.config.relative or positions is None:
-            return []
-        return [linear(self.g, positions, self.layer.linear_pos, "linear_pos")]
+    def _positions(self, positions: Sequence[ir.Value]) -> tuple[PositionUse, Sequence[ir.Value]]:
+        """How the scores depend on positions, and the inputs for it."""
+        if self.config.relative and positions:
+            return "relative", [linear(self.g, positions[0], self.layer.linear_pos, "linear_pos")]
+        if self.config.rotary:
+            return "rotary", positions
+        if self.config.by_distance:
+            return "distance", [vector(self.g, "rel_k_embed.weight", self.layer.rel_k_embed.weight)]
+        return "", []
 
     def _query(self, x: ir.Value) -> ir.Value:
         g, layer, config = self.g, self.layer, self.config

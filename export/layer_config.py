@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, cast, get_args
 
 from u2moe.export.architecture import (
@@ -12,6 +13,7 @@ from u2moe.export.architecture import (
     FeedForward,
     Norm,
     NormKind,
+    PositionKind,
     SubsamplingKind,
 )
 from u2moe.export.yaml_section import LARGEST_SIZE, Section
@@ -19,7 +21,8 @@ from u2moe.export.yaml_section import LARGEST_SIZE, Section
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 LAYER_NORMS: tuple[NormKind, ...] = ("layer_norm", "rms_norm")
 CONVOLUTION_NORMS: tuple[NormKind, ...] = get_args(NormKind)
-SUBSAMPLINGS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
+SUBSAMPLING_KINDS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
+POSITIONS: tuple[PositionKind, ...] = get_args(PositionKind)
 MOST_BLOCKS = 256
 MOST_EXPERTS = 8192
 """Limit on the experts of all layers of an encoder or decoder. Large mixtures have about 1,000; each is a module, and
@@ -37,7 +40,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     *,
     normalized: bool,
     activation: Activation,
-    positions: str,
+    positions: PositionKind,
     attentions: tuple[str, ...],
     num_blocks: int = 6,
     has_macaron: bool = False,
@@ -63,8 +66,11 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     dim = conf.integer("output_size", 256)
     if dim % 2:
         raise conf.wrong("output_size", dim, "even: positions are pairs of sine and cosine")
-    kind = conf.choice("pos_enc_layer_type", positions, ("rel_pos", "abs_pos"))
+    chosen_positions = conf.choice("pos_enc_layer_type", positions, POSITIONS)
     attention = conf.choice("selfattention_layer_type", attentions[0], attentions)
+    if (chosen_positions == "rope_pos") != (attention == "rope_abs_selfattn"):
+        expected = "rope_abs_selfattn with pos_enc_layer_type rope_pos, and only then"
+        raise conf.wrong("selfattention_layer_type", attention, expected)
     chosen = conf.choice("activation_type", activation, ACTIVATIONS)
     num_blocks = conf.integer("num_blocks", num_blocks, maximum=MOST_BLOCKS)
     macaron = has_macaron and conf.flag("macaron_style", default=True)
@@ -74,9 +80,9 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
         input_size=top.integer("input_dim"),
         dim=dim,
         num_blocks=num_blocks,
-        subsampling=conf.choice("input_layer", "conv2d", SUBSAMPLINGS),
-        absolute_positions=kind == "abs_pos",
-        attention=read_attention(conf, dim, relative=attention == "rel_selfattn"),
+        subsampling=conf.choice("input_layer", "conv2d", SUBSAMPLING_KINDS),
+        positions=chosen_positions,
+        attention=read_self_attention(conf, dim, attention),
         feed_forward=feed_forward or read_feed_forward(conf, chosen, num_layers=num_blocks * (2 if macaron else 1)),
         macaron=macaron,
         convolution=convolution,
@@ -87,11 +93,24 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
         static_chunk_size=max(conf.integer("static_chunk_size", 0, minimum=-LARGEST_SIZE), 0),
         dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
         normalized_input=normalized,
-        causal=convolution is None or convolution.causal,
+        causal=(convolution is None or convolution.causal) and conf.value("input_layer") != "conv1d2",
     )
     check_input_size(top, encoder)
     check_static_chunk(conf, encoder)
     return encoder
+
+
+def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
+    """The attention of an encoder's blocks, of WeNet's kind."""
+    if kind == "shaw_rel_selfattn":  # WeNet ignores n_kv_head and head_dim here
+        values = {name: conf.value(name) for name in ("n_kv_head", "head_dim")}
+        given = {name: value for name, value in values.items() if value is not None}
+        for name, value in given.items():
+            raise conf.unsupported(name, value, ("null with shaw_rel_selfattn, which ignores it",))
+    attention = read_attention(conf, dim, relative=kind == "rel_selfattn")
+    if kind == "rope_abs_selfattn" and (attention.head_dim % 2 or attention.num_heads * attention.head_dim != dim):
+        raise conf.wrong("head_dim", attention.head_dim, f"even, and output_size {dim} / attention_heads for rope_pos")
+    return replace(attention, rotary=kind == "rope_abs_selfattn", by_distance=kind == "shaw_rel_selfattn")
 
 
 def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:

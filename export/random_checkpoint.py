@@ -25,10 +25,10 @@ from u2moe.export.architecture import Architecture
 from u2moe.export.attention import RMSNorm, positional_encoding
 from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.model import SpeechModel
+from u2moe.export.positions import TABLE_LENGTHS, position_table
 from u2moe.export.training_config import parse_training_config
 from u2moe.export.weights import expected_shapes
 
-POSITION_TABLE_LENGTH = 5000
 GAINS = {
     # logits spread widely enough for two implementations to choose the same experts and for tokens to differ
     "gate.weight": 3.0,
@@ -202,8 +202,11 @@ def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str,
         for name, tensor in network.state_dict().items()
     }
     state.update({name: torch.tensor(1000) for name in state if name.endswith("num_batches_tracked")})
-    table = positional_encoding(torch.arange(POSITION_TABLE_LENGTH), architecture.encoder.dim).unsqueeze(0)
-    state["encoder.embed.pos_enc.pe"] = table
+    own = position_table(architecture.encoder, TABLE_LENGTHS.get(architecture.encoder.positions, 0))
+    if own is not None:
+        is_stacked = architecture.encoder.subsampling == "stack_n_frames"
+        state[f"encoder.embed.{'pos_enc_class' if is_stacked else 'pos_enc'}.pe"] = own
+    table = positional_encoding(torch.arange(TABLE_LENGTHS["abs_pos"]), architecture.encoder.dim).unsqueeze(0)
     state.update({f"decoder.{part}embed.1.pe": table for part in _decoder_parts(network)})
     return state
 

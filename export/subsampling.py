@@ -1,53 +1,84 @@
-"""The convolutions that reduce the frame rate before the blocks: in plain torch, and as one layer of the graph."""
+"""What reduces the frame rate before the blocks, a kind a class: in plain torch, and as layers of the graph."""
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, cast
 
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
-from u2moe.export.architecture import EncoderArchitecture
-from u2moe.export.layers import transposed, vector
+from u2moe.export.architecture import EncoderArchitecture, SubsamplingKind
+from u2moe.export.layers import linear, normalization, transposed, vector
+from u2moe.export.positions import input_scale
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
+EPSILON = 1e-5
+"""Of the layer normalisations here, whatever the configuration says."""
+
 
 class Subsampling(nn.Module):
-    """Convolutions over time and mel that reduce the frame rate by `subsampling_rate`, and a projection to `dim`."""
-
-    LAYERS: ClassVar = {"conv2d": ((3, 2), (3, 2)), "conv2d6": ((3, 2), (5, 3)), "conv2d8": ((3, 2), (3, 2), (3, 2))}
-    """(kernel, stride) of each convolution."""
+    """From features to the input of the blocks, times what the positional encodings multiply it by."""
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.input_size = config.input_size
+        self.rate, self.window = config.subsampling_rate, config.right_context + 1
+        self.scale = input_scale(config)
+
+    def output_length(self, length: int) -> int:
+        """Encoder frames of so many feature frames; 0 if they are fewer than a window."""
+        return max(length - self.window + self.rate, 0) // self.rate
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """`output_length` of each element."""
+        return (lengths - self.window + self.rate).clamp(min=0) // self.rate
+
+    def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
+        """`output_lengths` as nodes."""
+        with g.scope("output_lens"):
+            return g.op("Div", g.op("Max", g.op("Sub", lengths, self.window - self.rate), 0), self.rate)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """[batch, frames, bins], valid frames [batch], to [batch, time, dim]."""
+        raise NotImplementedError
+
+    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
+        """`forward` as layers of the graph."""
+        raise NotImplementedError
+
+    def scaled(self, g: GraphBuilder, x: ir.Value) -> ir.Value:
+        """X times `scale`."""
+        return x if self.scale == 1 else g.op("Mul", x, self.scale)
+
+
+class Convolutions(Subsampling):
+    """Convolutions over time and mel, and a projection to `dim`."""
+
+    LAYERS: ClassVar[dict[SubsamplingKind, tuple[tuple[int, int], ...]]] = {
+        "conv2d": ((3, 2), (3, 2)),
+        "conv2d2": ((3, 2),),
+        "conv2d6": ((3, 2), (5, 3)),
+        "conv2d8": ((3, 2), (3, 2), (3, 2)),
+    }
+    """(kernel, stride) of each convolution."""
+
+    def __init__(self, config: EncoderArchitecture) -> None:
+        super().__init__(config)
         self.layers = self.LAYERS[config.subsampling]
         modules: list[nn.Module] = []
         for kernel, stride in self.layers:
             modules += [nn.Conv2d(config.dim if modules else 1, config.dim, kernel, stride), nn.ReLU()]
         self.conv = nn.Sequential(*modules)
+        # the convolutions do to frequencies what they do to time
         projection = nn.Linear(config.dim * self.output_length(config.input_size), config.dim)
-        old_name = config.subsampling == "conv2d"
+        old_name = config.subsampling in ("conv2d", "conv2d2")
         self.out = nn.Sequential(projection) if old_name else None
         self.linear = None if old_name else projection
-        self.scale = math.sqrt(config.dim)
 
-    def output_length(self, length: int) -> int:
-        """Frames (or mel bins) left from `length`; 0 if that is shorter than the window."""
-        for kernel, stride in self.layers:
-            length = (length - kernel) // stride + 1
-        return max(length, 0)
-
-    def output_lengths(self, lengths: Tensor) -> Tensor:
-        """`output_length` of each element."""
-        for kernel, stride in self.layers:
-            lengths = (lengths - kernel) // stride + 1
-        return lengths.clamp(min=0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, frames, mel] to [batch, time, dim], scaled by sqrt(dim)."""
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - no frame depends on padding
+        """See `Subsampling`."""
         x = self.conv(x.unsqueeze(1)).transpose(1, 2).flatten(2)
         layer, _ = self.projection
         return cast("Tensor", layer(x)) * self.scale
@@ -59,8 +90,15 @@ class Subsampling(nn.Module):
             return cast("nn.Linear", self.out[0]), "out.0"
         return cast("nn.Linear", self.linear), "linear"
 
-    def nodes(self, g: GraphBuilder, features: ir.Value) -> ir.Value:
-        """`forward` as a layer of the graph."""
+    def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
+        """See `Subsampling`; convolution by convolution, as in the graphs of the demo."""
+        with g.scope("output_lens"):
+            for kernel, stride in self.layers:
+                lengths = g.op("Div", g.op("Max", g.op("Sub", lengths, kernel - stride), 0), stride)
+        return lengths
+
+    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
+        """See `Subsampling`."""
         projection, name = self.projection
         kernels, strides = zip(*self.layers, strict=True)
         form = layers.SubsamplingLayer(kernels=kernels, strides=strides, bins=self.input_size)
@@ -73,12 +111,86 @@ class Subsampling(nn.Module):
             weights.append(transposed(g, f"{name}.weight", projection.weight))
             weights.append(vector(g, f"{name}.bias", projection.bias))
             (x,) = g.call(form.function(projection.in_features), features, *weights)
-            return g.op("Mul", x, self.scale)
+            return self.scaled(g, x)
 
-    def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
-        """`output_lengths` as nodes."""
-        with g.scope("output_lens"):
-            for kernel, stride in self.layers:
-                # (n - kernel) // stride + 1, and 0 if there are too few; ONNX division truncates towards zero
-                lengths = g.op("Div", g.op("Max", g.op("Sub", lengths, kernel - stride), 0), stride)
-        return lengths
+
+class Projection(Subsampling):
+    """A projection and a layer normalisation of each frame: the rate stays."""
+
+    def __init__(self, config: EncoderArchitecture) -> None:
+        super().__init__(config)
+        self.out = nn.Sequential(nn.Linear(config.input_size, config.dim), nn.LayerNorm(config.dim, eps=EPSILON))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - each frame by itself
+        """See `Subsampling`."""
+        return cast("Tensor", self.out(x)) * self.scale
+
+    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
+        """See `Subsampling`."""
+        with g.scope("embed", group="subsampling"):
+            x = linear(g, features, cast("nn.Linear", self.out[0]), "out.0")
+            return self.scaled(g, normalization(g, x, self.out[1], "out.1"))
+
+
+class StackedFrames(Subsampling):
+    """Pairs of frames as one, normalised and projected. WeNet leaves out the factor of the positional encodings."""
+
+    def __init__(self, config: EncoderArchitecture) -> None:
+        super().__init__(config)
+        size = self.rate * config.input_size
+        self.norm = nn.LayerNorm(size, eps=EPSILON)
+        self.out = nn.Linear(size, config.dim)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - no frame depends on padding
+        """See `Subsampling`."""
+        time = x.shape[1] // self.rate
+        return cast("Tensor", self.out(self.norm(x[:, : time * self.rate].reshape(len(x), time, -1))))
+
+    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
+        """See `Subsampling`."""
+        with g.scope("embed", group="subsampling"):
+            (x,) = g.call(layers.stacked_frames(self.rate, self.input_size), features)
+            return linear(g, normalization(g, x, self.norm, "norm"), self.out, "out")
+
+
+class TimeConvolutions(Subsampling):
+    """Whisper's convolutions over time, which see zeros beyond both ends of an utterance."""
+
+    def __init__(self, config: EncoderArchitecture) -> None:
+        super().__init__(config)
+        first = nn.Conv1d(config.input_size, config.dim, 3, padding=1)
+        second = nn.Conv1d(config.dim, config.dim, 3, stride=2, padding=1)
+        self.conv = nn.Sequential(first, nn.GELU(), second, nn.GELU())
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """See `Subsampling`."""
+        valid = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
+        x = self.conv[:2](x.transpose(1, 2) * valid)
+        return cast("Tensor", self.conv[2:](x * valid)).transpose(1, 2) * self.scale
+
+    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
+        """See `Subsampling`."""
+        with g.scope("embed", group="subsampling"):
+            frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", features, start=1, end=2), [0]), 1)
+            valid = g.op("Cast", g.op("Less", frames, g.op("Unsqueeze", lens, [1])), to=ir.DataType.FLOAT)
+            weights = []
+            for index in (0, 2):
+                layer = cast("nn.Conv1d", self.conv[index])
+                weights.append(vector(g, f"conv.{index}.weight", layer.weight))
+                weights.append(vector(g, f"conv.{index}.bias", cast("Tensor", layer.bias)))
+            (x,) = g.call(layers.time_subsampling(), features, g.op("Unsqueeze", valid, [2]), *weights)
+            return self.scaled(g, x)
+
+
+KINDS: dict[SubsamplingKind, type[Subsampling]] = {
+    **dict.fromkeys(Convolutions.LAYERS, Convolutions),
+    "linear": Projection,
+    "stack_n_frames": StackedFrames,
+    "conv1d2": TimeConvolutions,
+}
+"""The classes by WeNet's names. A new one is a class and a line here, and its rate in `architecture.SUBSAMPLINGS`."""
+
+
+def subsampling(config: EncoderArchitecture) -> Subsampling:
+    """The layer of the configured kind."""
+    return KINDS[config.subsampling](config)

@@ -16,11 +16,13 @@ from u2moe.export.architecture import Architecture
 from u2moe.export.attention import positional_encoding
 from u2moe.export.cmvn import CMVN_ISTD
 from u2moe.export.model import SpeechModel
+from u2moe.export.positions import position_table
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that nn.DataParallel, DistributedDataParallel and torch.compile add to every tensor name."""
-POSITION_TABLE = re.compile(r"encoder\.embed\.pos_enc\.pe|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
+ENCODER_POSITIONS = re.compile(r"encoder\.embed\.pos_enc(_class)?\.pe")
+POSITION_TABLE = re.compile(ENCODER_POSITIONS.pattern + r"|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
 CONCATENATION = re.compile(
     r"(encoder\.encoders|decoder\.((left|right)_decoder\.)?decoders)\.\d+\.concat_linear[12]?\.(weight|bias)"
@@ -143,7 +145,8 @@ def select_tensors(
     if tied_embedding:
         tied = {name: TIED_OUTPUT.sub(r"\1embed.0.weight", name) for name in expected if TIED_OUTPUT.fullmatch(name)}
         sources.update(tied)
-    ignored = {name: _reason(path, name, state[name], sources) for name in state if sources.get(name) != name}
+    others = [name for name in state if sources.get(name) != name]
+    ignored = {name: _reason(path, name, state[name], sources, architecture) for name in others}
     unused = [name for name, reason in ignored.items() if not reason]
     missing = sorted({source for source in sources.values() if source not in state})
     if unused or missing:
@@ -155,7 +158,7 @@ def select_tensors(
     return {name: loaded[source] for name, source in sources.items()}, ignored
 
 
-def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str]) -> str:
+def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str], architecture: Architecture) -> str:
     """Why a tensor has no effect; empty if unknown."""
     if name in sources:
         return f"tied: replaced by {sources[name]}"
@@ -164,21 +167,26 @@ def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str]) -
     if CONCATENATION.fullmatch(name):
         return "belongs to concat_after, which is off; WeNet saved it anyway until 2022"
     if POSITION_TABLE.fullmatch(name):
-        _check_position_table(path, name, tensor)
+        _check_position_table(path, name, tensor, architecture)
         kind = "" if tensor.dtype == torch.float32 else f", not rounded as those in the file, {tensor.dtype}"
         return f"sinusoids, computed from positions{kind}"
     return ""
 
 
-def _check_position_table(path: Path, name: str, table: Tensor) -> None:
-    """WeNet would use this table, so it must equal the one that the network computes."""
+def _check_position_table(path: Path, name: str, table: Tensor, architecture: Architecture) -> None:
+    """WeNet would use this table, so it must equal what the network computes."""
     _check_type(path, name, table)
-    length, dim = table.shape[-2:] if table.ndim > 1 else (0, 0)
-    if tuple(table.shape) == (1, length, dim) and length > 0:
-        difference = (table.float() - positional_encoding(torch.arange(length), dim)).abs().max().item()
+    length, kind = table.shape[1] if table.ndim > 1 else 0, "abs_pos"
+    if ENCODER_POSITIONS.fullmatch(name):
+        kind = architecture.encoder.positions
+        expected = position_table(architecture.encoder, length)
+    else:
+        expected = positional_encoding(torch.arange(length), architecture.encoder.dim).unsqueeze(0)
+    if expected is not None and length > 0 and table.shape == expected.shape:
+        difference = (table.float() - expected).abs().max().item()
         if difference <= POSITION_ERRORS[table.dtype]:
             return
-    raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the table of sinusoids, the only one supported")
+    raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the table of sinusoids of {kind}")
 
 
 def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

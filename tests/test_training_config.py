@@ -93,7 +93,7 @@ def test_defaults_are_those_of_wenet():
     assert config.architecture.right_decoder.num_blocks == 0
     assert (config.decoding.ctc_weight, config.decoding.reverse_weight) == (0.5, 0.0)
     transformer = parse_training_config(values | {"encoder": "transformer"}).architecture.encoder
-    assert transformer.absolute_positions
+    assert transformer.positions == "abs_pos"
     assert not transformer.attention.relative
     assert transformer.feed_forward.activation == "relu"
 
@@ -140,9 +140,9 @@ UNSUPPORTED = {
     "tokenizer_conf.connect_symbol": ("-",),
     "dataset_conf.feats_type": ("log_mel_spectrogram", "w2vbert_fbank"),
     "dataset_conf.fbank_conf.window_type": ("kaiser",),
-    "encoder_conf.input_layer": ("linear", "conv2d2", "conv1d2", "dwconv2d4", "stack_n_frames"),
-    "encoder_conf.pos_enc_layer_type": ("no_pos", "rope_pos", "abs_pos_whisper"),
-    "encoder_conf.selfattention_layer_type": ("shaw_rel_selfattn", "rope_abs_selfattn", "grouped_rel_selfattn"),
+    "encoder_conf.input_layer": ("embed", "dwconv2d4", "firered_conv2d4"),
+    "encoder_conf.pos_enc_layer_type": ("embed_learnable_pe", "abs_pos_paraformer", "rel_pos_firered"),
+    "encoder_conf.selfattention_layer_type": ("crossattn", "grouped_rel_selfattn"),
     "encoder_conf.mlp_type": ("mixture",),
     "encoder_conf.activation_type": ("mish",),
     "encoder_conf.cnn_module_norm": ("group_norm",),
@@ -227,6 +227,13 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
         ("encoder_conf.attention_heads", 5, "attention_heads must be a divisor of the width 32"),
         ("encoder_conf.n_kv_head", 2, "head_dim must be given together with n_kv_head, found None"),
         ("encoder_conf.head_dim", 16, "head_dim must be output_size 32 / attention_heads 4 for rel_selfattn"),
+        ("encoder_conf.pos_enc_layer_type", "rope_pos", "must be rope_abs_selfattn with pos_enc_layer_type rope_pos"),
+        ("encoder_conf.selfattention_layer_type", "rope_abs_selfattn", "rope_pos, and only then"),
+        (
+            "encoder_conf",
+            {"pos_enc_layer_type": "rope_pos", "selfattention_layer_type": "rope_abs_selfattn", "head_dim": 12},
+            "head_dim must be even, and output_size 256 / attention_heads for rope_pos, found 12",
+        ),
         ("encoder_conf", {"n_kv_head": 3, "head_dim": 8}, "n_kv_head must be a divisor of attention_heads 4, found 3"),
         (
             "encoder_conf",

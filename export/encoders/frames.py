@@ -72,12 +72,12 @@ class FrameNodes:
         """Positional encodings of the keys [batch, keys, dim]."""
         return sinusoids(self.g, self.positions, dim)
 
-    def biases(self, layers: Sequence[MultiHeadAttention], encodings: ir.Value) -> Sequence[ir.Value]:
+    def biases(self, layers: Sequence[MultiHeadAttention], encodings: Sequence[ir.Value]) -> Sequence[ir.Value]:
         """What each layer adds to its scores: `bias` and, if positions are relative, the position bias."""
         config = layers[0].config
-        if not config.relative:
+        if not config.relative or not encodings:
             return [self.bias] * len(layers)
-        biases = self.g.op("Add", position_biases(self.g, encodings, layers), self.bias)
+        biases = self.g.op("Add", position_biases(self.g, encodings[0], layers), self.bias)
         return self.g.ops("Split", biases, [config.num_heads] * len(layers), axis=1, num_outputs=len(layers))
 
     def history(self, cache: ir.Value, start: ir.Value) -> ir.Value:

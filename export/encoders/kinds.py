@@ -44,6 +44,8 @@ KINDS = {
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
     "transformer": Kind(transformer.read, transformer.TransformerEncoder, transformer.TransformerNodes),
 }
+# trained by `ctl_model` on whole utterances and chunks at a time; otherwise the same
+KINDS |= {f"dual_{name}": KINDS[name] for name in ("conformer", "transformer")}
 
 
 def read_encoder(top: Section, *, normalized: bool) -> EncoderArchitecture:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture
-from u2moe.export.attention import norm, positional_encoding
-from u2moe.export.subsampling import Subsampling
+from u2moe.export.attention import norm
+from u2moe.export.positions import encodings
+from u2moe.export.subsampling import Subsampling, subsampling
 from u2moe.runtime.bundle.contract import Cache
 
 BlockCaches = dict[str, Tensor]
@@ -73,7 +74,7 @@ class SpeechEncoder(nn.Module):
 
     def subsampling(self) -> Subsampling:
         """What comes before the blocks."""
-        return Subsampling(self.config)
+        return subsampling(self.config)
 
     def block(self, index: int) -> nn.Module:
         """The block of that number.
@@ -98,8 +99,9 @@ class SpeechEncoder(nn.Module):
             following.append(cache)
         return x, following
 
-    def _embed(self, features: Tensor) -> Tensor:
-        return cast("Tensor", self.embed(features if self.global_cmvn is None else self.global_cmvn(features)))
+    def _embed(self, features: Tensor, lengths: Tensor) -> Tensor:
+        x = features if self.global_cmvn is None else self.global_cmvn(features)
+        return cast("Tensor", self.embed(x, lengths))
 
     def _finish(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
@@ -115,7 +117,7 @@ class SpeechEncoder(nn.Module):
 
         `chunk_size` None is full context, but an encoder with a static chunk size always uses that size.
         """
-        x = self._embed(features)
+        x = self._embed(features, lengths)
         time = x.shape[1]
         lengths = self.embed.output_lengths(lengths)
         valid = torch.arange(time, device=x.device) < lengths.unsqueeze(1)
@@ -124,7 +126,7 @@ class SpeechEncoder(nn.Module):
             chunk_size = self.config.static_chunk_size
         if chunk_size is not None:
             mask = mask & chunk_mask(time, chunk_size, num_left_chunks).to(x.device)
-        positions = positional_encoding(torch.arange(time, device=x.device), self.config.dim).unsqueeze(0)
+        positions = encodings(self.config, torch.arange(time, device=x.device)).unsqueeze(0)
         x = x + positions if self.config.absolute_positions else x
         x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), self.start())
         return self._finish(x), lengths
@@ -138,10 +140,10 @@ class SpeechEncoder(nn.Module):
         all of them if it is negative.
         """
         caches = self.start() if caches is None else caches
-        x = self._embed(chunk)
+        x = self._embed(chunk, torch.tensor([chunk.shape[1]]))
         time = x.shape[1]
         cached = caches[0][ATT_CACHE].shape[2] if ATT_CACHE in caches[0] else 0
-        positions = positional_encoding(torch.arange(offset - cached, offset + time), self.config.dim).unsqueeze(0)
+        positions = encodings(self.config, torch.arange(offset - cached, offset + time)).unsqueeze(0)
         x = x + positions[:, cached:] if self.config.absolute_positions else x
         context = Context(torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, time, dtype=torch.bool), positions)
         x, following = self.run_blocks(x, context, caches)

@@ -12,6 +12,7 @@ from u2moe.export.attention_nodes import AttentionNodes
 from u2moe.export.encoders.frames import FrameNodes, next_history
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, SpeechEncoder
 from u2moe.export.layers import Residual, feed_forward, vector
+from u2moe.export.positions import encoding_nodes
 from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
 
@@ -73,7 +74,7 @@ class EncoderNodes:
 
     def embed(self, x: ir.Value) -> ir.Value:
         """Subsampled features [batch, time, dim] of normalised ones."""
-        return self.encoder.embed.nodes(self.g, x)
+        return self.encoder.embed.nodes(self.g, x, self.inputs["chunk_lens"])
 
     def share(self, x: ir.Value) -> None:
         """Positions and masks that every block uses."""
@@ -85,7 +86,7 @@ class EncoderNodes:
             self.frames = FrameNodes(
                 g, time=time, lens=self.output_lens, offset=self.offset, cache=cache, required=required
             )
-        self.positions = self.frames.sinusoids(self.config.dim)
+        self.positions = encoding_nodes(g, self.config, self.frames.positions)
         layers = [self.attention_of(block) for block in self.encoder.encoders]
         self.biases = self.frames.biases(layers, self.positions)
 
@@ -107,7 +108,7 @@ class EncoderNodes:
         """From subsampled features [batch, time, dim] to the encoder's output."""
         g = self.g
         if self.config.absolute_positions:
-            x = g.op("Add", x, g.op("Slice", self.positions, self.frames.cache_time, [END], [1]))
+            x = g.op("Add", x, g.op("Slice", self.positions[0], self.frames.cache_time, [END], [1]))
         residual = Residual(g, x, pre_norm=self.config.pre_norm)
         for index, block in enumerate(self.encoder.encoders):
             with g.scope(f"encoders.{index}"):

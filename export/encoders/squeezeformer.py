@@ -27,7 +27,7 @@ from u2moe.export.encoders.network import (
 )
 from u2moe.export.layer_config import ACTIVATIONS, MOST_BLOCKS, check_input_size, check_static_chunk
 from u2moe.export.moe import DenseFeedForward
-from u2moe.export.subsampling import Subsampling
+from u2moe.export.subsampling import Convolutions, Subsampling
 from u2moe.export.yaml_section import LARGEST_SIZE, Section
 from u2moe.runtime.bundle.contract import Cache
 
@@ -91,7 +91,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         dim=dim,
         num_blocks=num_blocks,
         subsampling="conv2d",
-        absolute_positions=False,
+        positions="rel_pos",
         attention=Attention(num_heads=num_heads, num_kv_heads=num_heads, head_dim=head_dim, relative=True),
         feed_forward=FeedForward(hidden=dim * conf.integer("feed_forward_expansion_factor", 4), activation=activation),
         macaron=False,
@@ -132,7 +132,7 @@ def _convolution(conf: Section, dim: int) -> Convolution:
     return Convolution(kernel=kernel, causal=causal, channels=dim, bias=True, norm=Norm(kind=kind), activation="swish")
 
 
-class SqueezeSubsampling(Subsampling):
+class SqueezeSubsampling(Convolutions):
     """Two convolutions, of which the second may be depthwise, and a projection of their output times sqrt(dim)."""
 
     def __init__(self, config: EncoderArchitecture) -> None:

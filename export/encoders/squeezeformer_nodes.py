@@ -166,7 +166,7 @@ class Rate:
                 time = g.op("Shape", frames.positions, start=1, end=2)
                 self.places = shifted_places(g, time, frames.lens)
             else:
-                self.biases = frames.biases([block.self_attn for block in blocks], self.encodings)
+                self.biases = frames.biases([block.self_attn for block in blocks], [self.encodings])
             if start is not None and CNN_CACHE in nodes.inputs:
                 start = frames.history(nodes.inputs[CNN_CACHE], start)
         self.around = ConvolutionFrames(histories=start, valid=frames.valid, streaming=nodes.streaming)
@@ -180,9 +180,9 @@ class Rate:
             if layer.shifted:
                 return self._shifted(x, adapted, nodes)
             if self.cache is None:
-                return nodes.attend(x, x, self.biases[place], self.encodings)
+                return nodes.attend(x, x, self.biases[place], [self.encodings])
             cache = [self.cache, g.constant(place), self.frames.first_kept_new]
-            y, kept = nodes.attend_with_cache(x, cache, self.biases[place], self.encodings)
+            y, kept = nodes.attend_with_cache(x, cache, self.biases[place], [self.encodings])
             self.next_att.append(kept)
             return y
 

@@ -33,7 +33,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         normalized=normalized,
         activation="relu",
         positions="abs_pos",
-        attentions=("selfattn",),
+        attentions=("selfattn", "rope_abs_selfattn"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,18 @@ _LANES = 16
 """Numbers that onnxruntime adds at once, at most: one in each lane of a vector."""
 _BLOCK = 16_384
 """Keys times channels of a head (a power of two, 16 or more) whose products onnxruntime adds without a break."""
+
+PositionUse = Literal["", "relative", "rotary", "distance"]
+"""How scores depend on positions: not at all; by what is added to the keys; by rotation of queries and keys; by learned
+vectors for the distance from query to key."""
+POSITION_INPUTS: dict[PositionUse, tuple[str, ...]] = {
+    "": (),
+    "relative": ("positions",),  # [batch or 1, keys, num_heads * size]
+    "rotary": ("cosines", "sines"),  # of the angles of the keys [batch or 1, keys, size / 2]
+    "distance": ("vectors",),  # [FURTHEST_LEFT + FURTHEST_RIGHT + 1, size]
+}
+FURTHEST_LEFT, FURTHEST_RIGHT = 64, 8
+"""Keys that are further away have the vector of this distance; WeNet's numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +50,7 @@ class Heads:
         query: ir.Value,
         key_value: ir.Value,
         bias: ir.Value,
+        use: PositionUse,
         positions: Sequence[ir.Value],
         *,
         cache: ir.Value | None = None,
@@ -48,14 +62,17 @@ class Heads:
             query: [batch, time, num_heads * size].
             key_value: keys and values [batch, num_kv_heads, keys, 2 * size].
             bias: is added to the scores.
-            positions: empty, or what is added to the keys [batch or 1, keys, num_heads * size].
+            use: how scores depend on positions.
+            positions: its `POSITION_INPUTS`.
             cache: the first keys and values are from this cache, which may begin with padding.
         """
         if self.num_heads > self.num_kv_heads:
             key_value = self._repeat(g, key_value)
         keys, values = g.ops("Split", key_value, [self.size] * 2, axis=-1, num_outputs=2)
-        for each in positions:
-            keys = g.op("Add", keys, to_heads(g, each, self.num_heads, self.size))
+        if use == "relative":
+            keys = g.op("Add", keys, to_heads(g, positions[0], self.num_heads, self.size))
+        if use == "rotary":
+            keys = self._rotated(g, keys, positions)
         if cache is not None:
             before = self._alignment(g, cache, bias)
             # Of all axes: onnxruntime's optimizer moves transpositions past a Pad and does not heed its input `axes`.
@@ -63,7 +80,12 @@ class Heads:
             keys, values = (g.op("Pad", each, of_keys, 0.0) for each in (keys, values))
             bias = g.op("Pad", bias, g.op("Concat", [0] * 3, before, [0] * 4, axis=0), -np.inf)
         queries = to_heads(g, query, self.num_heads, self.size)
+        if use == "rotary":
+            start = g.op("Neg", g.op("Shape", query, start=1, end=2))
+            queries = self._rotated(g, queries, [g.op("Slice", each, start, [END], [1]) for each in positions])
         scores = g.op("MatMul", queries, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        if use == "distance":
+            scores = g.op("Add", scores, self._scores_of_distances(g, queries, keys, positions[0]))
         weights = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
         joined = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
         return g.op("Reshape", joined, [0, 0, self.num_heads * self.size])
@@ -82,6 +104,25 @@ class Heads:
         step = g.op("Where", is_one_block, [_LANES], [block])
         return g.op("Mod", g.op("Neg", end), step)
 
+    def _rotated(self, g: GraphBuilder, x: ir.Value, angles: Sequence[ir.Value]) -> ir.Value:
+        """[batch, heads, time, size], each channel of the first half rotated with its fellow in the second."""
+        first, second = g.ops("Split", x, [self.size // 2] * 2, axis=-1, num_outputs=2)
+        cosines, sines = (g.op("Unsqueeze", each, [1]) for each in angles)
+        upper = g.op("Sub", g.op("Mul", first, cosines), g.op("Mul", second, sines))
+        lower = g.op("Add", g.op("Mul", first, sines), g.op("Mul", second, cosines))
+        return g.op("Concat", upper, lower, axis=-1)
+
+    def _scores_of_distances(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, vectors: ir.Value) -> ir.Value:
+        """Products [batch, heads, time, keys] of queries with the vectors of the distances of the keys."""
+        products = g.op("MatMul", queries, g.op("Transpose", vectors, perm=[1, 0]))
+        time, num_keys = g.op("Shape", queries, start=2, end=3), g.op("Shape", keys, start=2, end=3)
+        places = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
+        own = g.op("Unsqueeze", g.op("Slice", places, g.op("Sub", num_keys, time), [END], [0]), [1])
+        further = g.op("Max", g.op("Min", g.op("Sub", places, own), FURTHEST_RIGHT), -FURTHEST_LEFT)
+        index = g.op("Add", further, FURTHEST_LEFT)
+        shape = g.op("Concat", g.op("Shape", queries, end=3), num_keys, axis=0)
+        return g.op("GatherElements", products, g.op("Expand", index, shape), axis=3)
+
     def _repeat(self, g: GraphBuilder, key_value: ir.Value) -> ir.Value:
         """Repeat each key/value head for the heads of its group: [batch, kv_heads, t, e] to [batch, heads, t, e]."""
         shape = g.op("Shape", key_value)
@@ -96,29 +137,38 @@ def to_heads(g: GraphBuilder, x: ir.Value, num_heads: int, size: int) -> ir.Valu
     return g.op("Transpose", g.op("Reshape", x, [0, 0, num_heads, size]), perm=[0, 2, 1, 3])
 
 
-def attention(heads: Heads, *, relative: bool) -> ir.Function:
+def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
     """Attention of queries to keys and values.
 
     Inputs: `query` [batch, time, heads * size], `key_value` [batch, keys, kv_heads * 2 * size], `bias` [batch, heads,
-    time, keys], where each of the first three axes may be 1, and if `relative` `positions` [batch or 1, keys,
-    heads * size], added to the keys. Output: `context` [batch, time, heads * size].
+    time, keys], where each of the first three axes may be 1, and `POSITION_INPUTS`. Output: `context` [batch, time,
+    heads * size].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         query, key_value, bias, *positions = inputs
         both = to_heads(g, key_value, heads.num_kv_heads, 2 * heads.size)
-        return heads.context(g, query, both, bias, positions)
+        return heads.context(g, query, both, bias, use, positions)
 
-    names = ["query", "key_value", "bias", *(["positions"] if relative else [])]
-    return build_function("Attention", names, body, {**asdict(heads), "relative": int(relative)})
+    names = ["query", "key_value", "bias", *POSITION_INPUTS[use]]
+    return build_function(_name("Attention", use), names, body, _attributes(heads, use))
 
 
-def cached_attention(heads: Heads, *, relative: bool) -> ir.Function:
+def _name(name: str, use: PositionUse) -> str:
+    """What differs in more than an addition has a name of its own: kernels are found by names."""
+    return f"{use.capitalize()}{name}" if use in ("rotary", "distance") else name
+
+
+def _attributes(heads: Heads, use: PositionUse) -> dict[str, int]:
+    return {**asdict(heads), **({} if use in ("rotary", "distance") else {"relative": int(use == "relative")})}
+
+
+def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
     """Attention of a chunk to a cache and to itself.
 
     Inputs: `query` [batch, time, heads * size], `key_value` [batch, time, kv_heads * 2 * size], `cache` [blocks, batch,
     kv_heads, past, 2 * size], `block` (), `first_kept` [1], `bias` [batch, heads, time, past + time], where each of the
-    first three axes may be 1, and if `relative` `positions` [batch or 1, past + time, heads * size], added to the keys.
+    first three axes may be 1, and `POSITION_INPUTS` for past + time keys.
     Outputs: `context` [batch, time, heads * size]; `kept` [1, batch, kv_heads, kept, 2 * size], keys and values of this
     chunk from frame `first_kept` on, as they are cached.
     """
@@ -128,10 +178,10 @@ def cached_attention(heads: Heads, *, relative: bool) -> ir.Function:
         own = to_heads(g, key_value, heads.num_kv_heads, 2 * heads.size)
         kept = g.op("Unsqueeze", g.op("Slice", own, first_kept, [END], [2]), [0])
         both = g.op("Concat", g.op("Gather", cache, block, axis=0), own, axis=2)
-        return [heads.context(g, query, both, bias, positions, cache=cache), kept]
+        return [heads.context(g, query, both, bias, use, positions, cache=cache), kept]
 
-    names = ["query", "key_value", "cache", "block", "first_kept", "bias", *(["positions"] if relative else [])]
-    return build_function("CachedAttention", names, body, {**asdict(heads), "relative": int(relative)})
+    names = ["query", "key_value", "cache", "block", "first_kept", "bias", *POSITION_INPUTS[use]]
+    return build_function(_name("CachedAttention", use), names, body, _attributes(heads, use))
 
 
 def shifted_attention(heads: Heads) -> ir.Function:

@@ -18,9 +18,10 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_function
 PLAIN_LAYERS = frozenset(
     {
         "Activation", "AddNormalization", "Attention", "CachedAttention", "CachedConvolution",
-        "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "Embedding",
-        "FeedForward", "GatedFeedForward", "Linear", "Normalization", "ReducingConvolution", "RmsNormalization",
-        "ShiftedAttention", "Sinusoids", "Subsampling",
+        "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "DistanceAttention",
+        "DistanceCachedAttention", "Embedding", "FeedForward", "GatedFeedForward", "Linear", "Normalization",
+        "ReducingConvolution", "RmsNormalization", "RotaryAttention", "RotaryCachedAttention", "ShiftedAttention",
+        "SinesAndCosines", "Sinusoids", "StackedFrames", "Subsampling", "TimeSubsampling",
     }
 )  # fmt: skip
 """Names of the layers in float32 except `mixture.float_mixture`."""
@@ -137,6 +138,51 @@ def sinusoids(frequencies: Sequence[float]) -> ir.Function:
         return g.op("Reshape", g.op("Concat", sine, cosine, axis=-1), shape)
 
     return build_function("Sinusoids", ["positions"], body, {"dim": 2 * len(frequencies)})
+
+
+def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
+    """The sines, then the cosines of int64 positions [...] times each frequency [..., 2 * frequencies]."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        single = g.op("Cast", inputs[0], to=ir.DataType.FLOAT)
+        angles = g.op("Mul", g.op("Unsqueeze", single, [-1]), np.array(frequencies, np.float32))
+        return g.op("Concat", g.op("Sin", angles), g.op("Cos", angles), axis=-1)
+
+    return build_function("SinesAndCosines", ["positions"], body, {"dim": 2 * len(frequencies)})
+
+
+def stacked_frames(num_frames: int, bins: int) -> ir.Function:
+    """Features [batch, frames, bins] as [batch, time, num_frames * bins]; what is left at the end is dropped."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        (x,) = inputs
+        frames = g.op("Shape", x, start=1, end=2)
+        whole = g.op("Mul", g.op("Div", frames, [num_frames]), [num_frames])
+        return g.op("Reshape", g.op("Slice", x, [0], whole, [1]), [0, -1, num_frames * bins])
+
+    return build_function("StackedFrames", ["features"], body, {"num_frames": num_frames, "bins": bins})
+
+
+def time_subsampling() -> ir.Function:
+    """Whisper's two convolutions over time, of kernel 3 with a frame of padding and gelu, the second of stride 2.
+
+    Inputs: `features` [batch, frames, bins], `valid` [batch, frames, 1], 1 for frames that exist and 0 for padding,
+    `conv0` [dim, bins, 3], `conv0_bias`, `conv1` [dim, dim, 3], `conv1_bias`. Output: [batch, time, dim].
+    """
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, valid, *weights = inputs
+        mask = g.op("Transpose", valid, perm=[0, 2, 1])
+        x = g.op("Transpose", x, perm=[0, 2, 1])
+        for index, stride in enumerate((1, 2)):
+            # padded frames are zeros to each convolution, as what lies beyond the end of an utterance alone
+            padded = g.op("Mul", x, mask)
+            x = g.op("Conv", padded, *weights[2 * index : 2 * index + 2], pads=[1, 1], strides=[stride])
+            x = activation(g, x, "gelu")
+        return g.op("Transpose", x, perm=[0, 2, 1])
+
+    names = ["features", "valid", "conv0", "conv0_bias", "conv1", "conv1_bias"]
+    return build_function("TimeSubsampling", names, body)
 
 
 @dataclass(frozen=True, kw_only=True)

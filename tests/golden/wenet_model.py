@@ -46,11 +46,7 @@ def outputs(model, features):
     log_probs = model.ctc.log_softmax(full)
     results = {"full": full[0], "ctc_log_probs": log_probs[0]}
     if streams(model.encoder):
-        if any(getattr(layer, "lorder", 0) for layer in model.encoder.encoders):
-            # forward_chunk forgets what the merging convolution of E-Branchformers has seen; the mask does not
-            results["stream_4_1"] = model.encoder(batch, torch.tensor([len(features)]), 4, 1)[0][0]
-        else:
-            results["stream_4_1"] = model.encoder.forward_chunk_by_chunk(batch, 4, 1)[0][0]
+        results["stream_4_1"] = streamed(model.encoder, batch)[0]
     if model.decoder is not None:
         memory = full
         if getattr(model, "apply_non_blank_embedding", False):
@@ -61,9 +57,21 @@ def outputs(model, features):
 
 def streams(encoder):
     """Whether chunks with caches are what the encoder was trained for: masks of chunks, and no convolution ahead."""
+    if type(encoder.embed).__name__ == "Conv1dSubsampling2":
+        return False  # it pads each chunk, and gives more frames than there are
     causal = all(part.lorder > 0 or kernel == (1,) for part, kernel in _convolutions(encoder))
     averaged = any(getattr(layer, "merge_method", "") == "learned_ave" for layer in encoder.encoders)  # over all time
     return causal and not averaged and (encoder.use_dynamic_chunk or encoder.static_chunk_size > 0)
+
+
+def streamed(encoder, batch):
+    """Chunks of 4 frames, one before [1, time, dim]; under a mask where WeNet's streaming fails or counts wrongly."""
+    is_rotary = any(type(part).__name__ == "RopeMultiHeadedAttention" for part in encoder.modules())
+    # forward_chunk forgets what the merging convolution of E-Branchformers has seen; the mask does not
+    merges = any(getattr(layer, "lorder", 0) for layer in encoder.encoders)
+    if merges or is_rotary or type(encoder.embed).__name__ == "StackNFramesSubsampling":
+        return encoder(batch, torch.tensor([batch.shape[1]]), 4, 1)[0]
+    return encoder.forward_chunk_by_chunk(batch, 4, 1)[0]
 
 
 def _convolutions(encoder):

@@ -142,7 +142,7 @@ def convolutions_model(
 
 def attention_model(heads: Heads, *, relative: bool, changed: Attributes | None = None) -> bytes:
     """An attention with a cache, with some attributes changed."""
-    function = cached_attention(heads, relative=relative)
+    function = cached_attention(heads, "relative" if relative else "")
     kinds: dict[str, npt.DTypeLike] = {node.name or "": np.float32 for node in function.inputs}
     kinds |= {"block": np.int64, "first_kept": np.int64}
     return layer_model(function, kinds, {}, {**function.meta[ATTRIBUTES], **(changed or {})})

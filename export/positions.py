@@ -1,0 +1,78 @@
+"""Encodings of positions: what is added to the input of the blocks, or what their attention reads. No layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from u2moe.export.architecture import EncoderArchitecture
+from u2moe.export.attention import inverse_frequencies, positional_encoding
+from u2moe.runtime.graph import layers
+from u2moe.runtime.graph.builder import GraphBuilder
+
+TABLE_LENGTHS = {"rel_pos": 5000, "abs_pos": 5000, "abs_pos_whisper": 1500, "rope_pos": 3000}
+"""Positions in the tables that WeNet saves. Ours are computed and have no end."""
+
+
+def encodings(config: EncoderArchitecture, positions: Tensor) -> Tensor:
+    """What the blocks read of positions [...]: encodings [..., dim], or the angles of rotary positions [..., size]."""
+    if config.positions == "no_pos":
+        return torch.zeros(*positions.shape, config.dim, device=positions.device)
+    if config.positions in ("rel_pos", "abs_pos"):
+        return positional_encoding(positions, config.dim)
+    angles = positions.float().unsqueeze(-1) * torch.tensor(_frequencies(config), device=positions.device)
+    return angles if config.positions == "rope_pos" else torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.Value) -> Sequence[ir.Value]:
+    """The same as nodes, of int64 positions [batch, keys]: nothing, encodings, or cosines and sines."""
+    if config.positions == "no_pos":
+        return []
+    with g.scope("positional_encoding"):
+        if config.positions in ("rel_pos", "abs_pos"):
+            return g.call(layers.sinusoids(inverse_frequencies(config.dim).tolist()), positions)
+        frequencies = _frequencies(config)
+        halves = g.call(layers.sines_and_cosines(frequencies), positions)
+        if config.positions == "abs_pos_whisper":
+            return halves
+        sines, cosines = g.ops("Split", halves[0], [len(frequencies)] * 2, axis=-1, num_outputs=2)
+        return [cosines, sines]
+
+
+def input_scale(config: EncoderArchitecture) -> float:
+    """What WeNet's positional encodings multiply the input of the blocks by."""
+    return 1.0 if config.positions in ("no_pos", "abs_pos_whisper") else math.sqrt(config.dim)
+
+
+def position_table(config: EncoderArchitecture, length: int) -> Tensor | None:
+    """The table that WeNet saves, if it saves one: [1, length, dim], or [1, length, size, 2] of rotary positions."""
+    if config.positions == "no_pos":
+        return None
+    table = encodings(config, torch.arange(length)).unsqueeze(0)
+    return torch.stack((table.cos(), table.sin()), dim=-1) if config.positions == "rope_pos" else table
+
+
+def _frequencies(config: EncoderArchitecture) -> list[float]:
+    """Angular frequencies, computed number by number: the last bit of torch's functions depends on the processor."""
+    kinds: dict[str, tuple[int, Callable[[int, int], float]]] = {
+        "abs_pos_whisper": (config.dim // 2, _of_whisper),
+        "rope_pos": (config.attention.head_dim // 2, _of_rotation),
+    }
+    number, frequency = kinds[config.positions]
+    return [frequency(index, number) for index in range(number)]
+
+
+def _of_whisper(index: int, number: int) -> float:
+    return math.exp(_single(-(math.log(10000) / (number - 1)) * index))
+
+
+def _of_rotation(index: int, number: int) -> float:
+    return 1 / _single(10000.0 ** _single(index / number))
+
+
+def _single(value: float) -> float:
+    return torch.tensor(value, dtype=torch.float32).item()

@@ -1,0 +1,79 @@
+"""Kinds of subsampling and of positions beside those of the golden bundles: int8, and weights that matter."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.comparison import LIMIT
+from u2moe.export.parity import Parity
+from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
+from u2moe.quantize import quantize_bundle, recipe
+from u2moe.runtime import Bundle
+
+pytestmark = pytest.mark.slow
+
+EXPERTS = {"mlp_type": "moe", "n_expert": 2, "n_expert_activated": 1}
+ROPE = {"pos_enc_layer_type": "rope_pos", "selfattention_layer_type": "rope_abs_selfattn"}
+NETWORKS = {
+    "rope_linear": {"encoder_conf": {**ROPE, "input_layer": "linear", **EXPERTS}},
+    "shaw_stack": {"encoder_conf": {"selfattention_layer_type": "shaw_rel_selfattn", "input_layer": "stack_n_frames"}},
+    "no_pos_conv2d2": {"encoder_conf": {"pos_enc_layer_type": "no_pos", "input_layer": "conv2d2"}},
+    "whisper_conv1d2": {
+        "encoder": "transformer",
+        "encoder_conf": {"pos_enc_layer_type": "abs_pos_whisper", "input_layer": "conv1d2"},
+    },
+}
+ROUNDING = 0.15
+"""Of int8: the root of its mean square error relative to the deviation of the output, in networks of random weights."""
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def exported(request, export_quickly, tmp_path_factory):
+    """The network in torch and its bundle."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_random_checkpoint(folder / "checkpoint", random_config(**NETWORKS[request.param]), seed=1)
+    bundle = Bundle.open(export_quickly(folder / "checkpoint", folder / "bundle"))
+    return Checkpoint.open(folder / "checkpoint").network(), bundle
+
+
+@pytest.fixture(scope="module")
+def features():
+    noise = np.random.default_rng(5).standard_normal((150, 80))
+    return (3 * noise + 11).astype(np.float32)
+
+
+def expected(network, features):
+    with torch.inference_mode():
+        return network.encoder(torch.from_numpy(features).unsqueeze(0), torch.tensor([len(features)]))[0][0].numpy()
+
+
+def test_int8_is_near(exported, features, tmp_path):
+    network, bundle = exported
+    quantized, _ = quantize_bundle(bundle.path, tmp_path / "int8", recipe("int8"))
+    wanted, found = expected(network, features), quantized.load().encode(features)
+    assert found.shape == wanted.shape
+    assert 0 < np.sqrt(np.mean((found - wanted) ** 2)) < ROUNDING * wanted.std()
+
+
+def test_each_weight_of_these_layers_counts(exported, features, tmp_path):
+    """One value is moved by a third of the largest of its tensor."""
+    network, bundle = exported
+    wanted = expected(network, features)
+    graph = ir.load(bundle.path / "encoder.onnx")
+    names = [name for name in graph.graph.initializers if name.startswith("encoder.embed.") or "rel_k_embed" in name]
+    assert len(names) >= 4
+    assert np.abs(bundle.load().encode(features) - wanted).max() < LIMIT
+    for file in bundle.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    for name in names:
+        value = graph.graph.initializers[name]
+        original = value.const_value
+        array = original.numpy().copy()
+        array.flat[array.size // 2] += np.abs(array).max() / 3
+        value.const_value = ir.tensor(array, name=name)
+        ir.save(graph, tmp_path / "encoder.onnx")
+        value.const_value = original
+        changed = Parity(network, tmp_path, bundle.manifest, subject=tmp_path).encoder
+        assert np.abs(changed.whole(features) - wanted).max() > LIMIT, name
