@@ -9,7 +9,6 @@ import stat
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +121,8 @@ class BundleFile:
 
     def _blocks(self) -> Iterator[str]:
         """The sha256 of each block."""
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - brings logging, for large bundles alone
+
         with ThreadPoolExecutor() as threads:
             starts = range(0, self.size, BLOCK)
             yield from threads.map(lambda begin: self._sha256(begin, min(self.size, begin + BLOCK)), starts)
