@@ -11,10 +11,13 @@ if(ONNXRUNTIME_ROOT)
     set(ONNXRUNTIME_LIBRARY ${found} CACHE FILEPATH "onnxruntime" FORCE)
   endif()
 endif()
-find_library(ONNXRUNTIME_LIBRARY onnxruntime HINTS ${ONNXRUNTIME_ROOT}/lib)
+if(NOT ONNXRUNTIME_ROOT)  # never the system's in the place of one that was named
+  find_library(ONNXRUNTIME_LIBRARY onnxruntime)
+endif()
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(ONNXRuntime REQUIRED_VARS ONNXRUNTIME_LIBRARY REASON_FAILURE_MESSAGE
-  "apt-get install libonnxruntime-dev, or set ONNXRUNTIME_ROOT to a release or to the folder of Python's package onnxruntime")
+  "ONNXRUNTIME_ROOT '${ONNXRUNTIME_ROOT}' has no library. Name a release or the folder of Python's package onnxruntime (old ones \
+have no library for others), or apt-get install libonnxruntime-dev")
 
 if(ONNXRuntime_FOUND AND NOT TARGET u2moe::onnxruntime)
   add_library(u2moe::onnxruntime INTERFACE IMPORTED GLOBAL)

@@ -14,17 +14,17 @@ extern "C" std::size_t u2moe_kernels_describe(char* text, std::size_t size);
 namespace u2moe::runtime {
 namespace {
 
-constexpr int kContract = 2;  // of the operators that graphs of this version rely on
 constexpr const char* kCpu = "CPUExecutionProvider";
 
 #ifdef U2MOE_KERNELS_REGISTER
 Kernels built_in() {
+  constexpr int contract = 2;  // of the operators that graphs of this version rely on
   std::string text(u2moe_kernels_describe(nullptr, 0), '\0');
   u2moe_kernels_describe(text.data(), text.size());
   if (!text.empty()) text.pop_back();
   const Json found = Json::parse(text, "native kernels");
   if (found.has("error")) throw KernelsError(found["error"].string());
-  if (found["contract"].integer(0, 1000) != kContract) {
+  if (found["contract"].integer(0, 1000) != contract) {
     throw KernelsError("native kernels are of another version: build this library with those of the same u2moe");
   }
   return {true, found["isa"].string(), found["layout"].integer(0, 1000), ""};
