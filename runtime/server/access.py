@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 
 from u2moe.runtime.server.errors import RequestError, in_openai_form
 from u2moe.runtime.server.log import REQUEST_ID
+from u2moe.runtime.server.options import LOOPBACK
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,6 +38,7 @@ class Access:
     The key is taken from `Authorization: Bearer KEY`, from a WebSocket's subprotocol, or from `?api_key=KEY` for
     clients that are configured only with a URL. Pages from other origins may use the server only if their origin is
     listed, except with a protocol on its own port; without that they get no more than GET gives, and cannot read it.
+    Where only this machine reaches the server, pages of its own have a loopback name.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Access:
         *,
         keys: Keys,
         origins: tuple[str, ...],
+        is_local: bool,
         open_paths: frozenset[str],
     ) -> None:
         self._app = app
@@ -54,6 +57,7 @@ class Access:
         self._incidents = incidents
         self._keys = keys
         self._origins = origins
+        self._is_local = is_local
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +97,9 @@ class Access:
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins or scope.get("u2moe.any_origin"):
             return True
-        return urlsplit(origin).netloc == headers.get("host")
+        own = urlsplit(origin)
+        # a name of somebody else that leads here (DNS rebinding) would make any page one of this server
+        return own.netloc == headers.get("host") and (not self._is_local or own.hostname in LOOPBACK)
 
     def _needs_key(self, scope: Scope) -> bool:
         if not self._keys.by_name or scope.get("method") == "OPTIONS":

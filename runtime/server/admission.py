@@ -22,8 +22,40 @@ if TYPE_CHECKING:
 
 _SHARE = 0.5
 """Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and refusals."""
+_TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
+"""Seconds beyond which nobody is admitted, and below which somebody is again."""
+_LATEST_WEIGHT = 0.1
+"""Of the latest round in the average: about ten rounds, a second or two under load, make the difference."""
+_FORGOTTEN_S = 2.0
+"""Seconds without live audio after which lateness counts as 0."""
 _MEASURED_STREAMS = 8
 _MEASURED_S = 4.0
+
+
+class Lateness:
+    """How long live audio waits for its recognition now, and whether that is too long for more streams to be admitted.
+
+    The capacity is measured once; a machine that has become slower, or has other work, shows here. Nobody is admitted
+    from the time at which results are late until they are clearly in time again.
+    """
+
+    def __init__(self) -> None:
+        self._late_s, self._then = 0.0, time.monotonic()
+        self._is_too_late = False
+
+    def observe(self, seconds: float) -> None:
+        """Take account of the audio that has waited longest in a round of the scheduler."""
+        self._then = time.monotonic()
+        self._late_s += _LATEST_WEIGHT * (seconds - self._late_s)
+
+    @property
+    def is_too_late(self) -> bool:
+        """Whether no more streams should come."""
+        if time.monotonic() - self._then > _FORGOTTEN_S:
+            self._late_s = 0.0
+        limit = _IN_TIME_S if self._is_too_late else _TOO_LATE_S
+        self._is_too_late = self._late_s > limit
+        return self._is_too_late
 
 
 class Admission:
@@ -33,9 +65,24 @@ class Admission:
         num_places: number of places.
         num_taken: how many are occupied; the metric `gauge`, "streams" or "files", follows it.
         is_stopping: whether nobody is admitted any more.
+
+    Args:
+        num_places: number of places.
+        metrics: metrics of the server.
+        incidents: counts refusals.
+        gauge: the metric that follows `num_taken`.
+        lateness: refuses more while results are late; None: places alone count.
     """
 
-    def __init__(self, num_places: int, metrics: Metrics, incidents: Incidents, gauge: str) -> None:
+    def __init__(
+        self,
+        num_places: int,
+        metrics: Metrics,
+        incidents: Incidents,
+        gauge: str,
+        lateness: Lateness | None = None,
+    ) -> None:
+        self._lateness = lateness
         self.num_places = num_places
         self.num_taken = 0
         self.is_stopping = False
@@ -56,6 +103,9 @@ class Admission:
         if self.num_taken >= self.num_places:
             self._incidents.refuse("full")
             raise UnavailableError(f"the server is full: it recognises {self.num_places} {self._gauge} at a time")
+        if self._lateness is not None and self.num_taken and self._lateness.is_too_late:
+            self._incidents.refuse("late")
+            raise UnavailableError("the server is full: it is slower than usual, and results would be late")
         self._change(1)
         try:
             yield

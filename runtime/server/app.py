@@ -62,6 +62,7 @@ def make_app(service: Service, ports: Mapping[int, str]) -> ASGIApp:
         service.incidents,
         keys=service.keys,
         origins=service.options.cors_origins,
+        is_local=service.options.is_local and not service.options.forwarded_allow_ips,
         open_paths=frozenset({*(route.path for route in page), "/healthz", "/readyz"}),
     )
     paths = {port: PROTOCOLS[name].path for port, name in ports.items() if name in PROTOCOLS}

@@ -115,6 +115,7 @@ class FileTask:
     ) -> None:
         self.duration = self.whole_s = 0.0
         self._decoding = decoding
+        self._arrival = time.perf_counter()
         self._queue = queue
         self._file = file
         self._hotwords = hotwords
@@ -146,6 +147,7 @@ class FileTask:
 
     def _work(self) -> None:
         begin, queue = time.perf_counter(), self._queue
+        queue.metrics.observe("file_wait_seconds", begin - self._arrival)
         try:
             self._check(0.0)
             self.whole_s = duration_of(self._file)

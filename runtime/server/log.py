@@ -31,6 +31,7 @@ _MAX_FRAMES = 8
 """Of the traceback of an error: the innermost ones."""
 _INCIDENTS = {
     "full": "refused a client: all places are taken",
+    "late": "refused a client: the machine is slower than usual, and results would be late",
     "stopping": "refused a client: the server is about to stop",
     "key": "refused a client: its API key is missing or wrong",
     "origin": "refused a page: its origin is not among --cors-origin",

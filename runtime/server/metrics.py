@@ -20,7 +20,7 @@ _COUNTERS = {
     "refusals": (
         "Connections and requests that were refused.",
         "reason",
-        ("full", "stopping", "key", "origin", "connections"),
+        ("full", "late", "stopping", "key", "origin", "connections"),
     ),
     "failures": (
         "Connections and requests that ended with an error.",
@@ -42,6 +42,9 @@ _GAUGES = {
 _INTERNAL = ("known_connections", "heartbeats")
 """For the process that distributes connections to workers, not for Prometheus."""
 _HISTOGRAMS = {
+    "first_text_seconds": "From the start of a stream to its first text.",
+    "lateness_seconds": "From the arrival of live audio to the end of its recognition.",
+    "file_wait_seconds": "From the end of an upload to the start of its recognition.",
     "partial_latency_seconds": "From the arrival of audio to the partial result that it gave.",
     "final_latency_seconds": "From the arrival of the last audio of an utterance, or of its end, to its final result.",
 }

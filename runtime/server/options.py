@@ -11,7 +11,7 @@ from pathlib import Path
 
 from u2moe.runtime.validation import checked_integer, checked_number
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class ServerOptions:
     @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can reach the server."""
-        return self.host in _LOOPBACK
+        return self.host in LOOPBACK
 
 
 def check_tls(options: ServerOptions) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.admission import Lateness
 from u2moe.runtime.server.errors import RecognitionError
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.session import Inbox, RoundResult, ServerSession
@@ -45,6 +46,7 @@ class Scheduler:
         self._recognizer = recognizer
         self._metrics = metrics
         self._limits = limits
+        self.lateness = Lateness()
         self._sessions: dict[Inbox, ServerSession] = {}
         self._changed = threading.Condition()
         self._has_news = False
@@ -114,7 +116,8 @@ class Scheduler:
         ahead: list[Inbox] = []
         for inbox in ready:
             lead_s = inbox.num_taken / inbox.sample_rate - (now - inbox.start)
-            (ahead if lead_s > _LIVE_LEAD_S else live).append(inbox)
+            inbox.is_live = lead_s <= _LIVE_LEAD_S
+            (live if inbox.is_live else ahead).append(inbox)
         self._may_rest = not ahead
         ahead.sort(key=lambda inbox: inbox.last_round)
         return live + ahead[:_MAX_AHEAD]
@@ -135,6 +138,11 @@ class Scheduler:
             if outcome.is_over:
                 with self._changed:
                     del self._sessions[feed.inbox]
+        waits = [now - feed.arrival for feed in feeds if feed.num_samples and feed.inbox.is_live]
+        for seconds in waits:
+            self._metrics.observe("lateness_seconds", seconds)
+        if waits:
+            self.lateness.observe(max(waits))
         self._metrics.count("compute_seconds", "stream", time.perf_counter() - begin)
         try:
             self._loop.call_soon_threadsafe(self._deliver, outcomes)
@@ -158,6 +166,9 @@ class Scheduler:
         if outcome.partial is not None:
             self._metrics.observe("partial_latency_seconds", now - feed.arrival)
             self._metrics.count("results", "partial")
+            if outcome.partial.text and not feed.inbox.has_text:
+                feed.inbox.has_text = True
+                self._metrics.observe("first_text_seconds", now - feed.inbox.start)
 
 
 def rest_s(round_s: float) -> float:

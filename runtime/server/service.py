@@ -74,8 +74,9 @@ class Service:
         if capacity is None:
             capacity = await asyncio.to_thread(measure_capacity, self.recognizer, self.stream_options)
         await asyncio.to_thread(take_memory, self.recognizer, self.stream_options, capacity)
-        self.admission = Admission(capacity, self.metrics, self.incidents, "streams")
         self.scheduler = Scheduler(self.recognizer, self.metrics, self.options.limits)
+        lateness = self.scheduler.lateness if self.options.capacity is None else None
+        self.admission = Admission(capacity, self.metrics, self.incidents, "streams", lateness)
         self.files = FileQueue(self.recognizer, self.metrics, self.incidents, self.options)
         self.is_ready = True
         self.metrics.set("capacity", capacity)

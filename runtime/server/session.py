@@ -77,6 +77,8 @@ class Inbox:
         num_rounds: rounds that have served it, including the current one.
         last_round: number of the last of them among all rounds; used by the scheduler.
         shown: text of the last partial result; used by the scheduler.
+        has_text: whether there was any text; used by the scheduler.
+        is_live: whether its audio comes in real time; set by the scheduler.
         start: start time of the session.
         finish_time: when the client finished the input; None: not yet.
         is_draining: whether the source should end after the current utterance.
@@ -92,6 +94,8 @@ class Inbox:
     num_rounds: int = 0
     last_round: int = 0
     shown: str = ""
+    has_text: bool = False
+    is_live: bool = True
     start: float = field(default_factory=time.monotonic)
     finish_time: float | None = None
     is_draining: bool = False

@@ -107,6 +107,13 @@ def test_origins_of_websockets(server, guarded):
         pass
 
 
+def test_a_name_that_leads_here_does_not_make_a_page_ours(server):
+    """DNS rebinding: the page and the host have the same name, and it is not one of this machine."""
+    headers = {"Origin": "http://evil.example:8000", "Host": "evil.example:8000"}
+    answer = httpx.post(f"{server.url}/v1/audio/transcriptions", headers=headers, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin")
+
+
 def test_cors(guarded, server):
     ask = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     preflight = httpx.options(f"{guarded.url}/v1/audio/transcriptions", headers=ask, trust_env=False)

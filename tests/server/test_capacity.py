@@ -1,13 +1,14 @@
 """Who is let in, and what those get who are not."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import soundfile
 from dialects import START
 
 from u2moe.runtime import DecodingOptions
-from u2moe.runtime.server.admission import Admission, measure_capacity
+from u2moe.runtime.server.admission import Admission, Lateness, measure_capacity
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics
@@ -86,3 +87,38 @@ def test_capacity_can_be_measured(demo, running):
     with running(capacity=None) as server:
         assert server.service.admission.num_places >= 1
         assert server.metric("capacity") == server.service.admission.num_places
+
+
+def test_nobody_is_admitted_while_results_are_late(monkeypatch):
+    """From 0.6 seconds on, until below 0.3 again, or nobody speaks; somebody always may."""
+    now = [100.0]
+    monkeypatch.setattr("u2moe.runtime.server.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
+    metrics, lateness = Metrics(), Lateness()
+    admission = Admission(10, metrics, Incidents(metrics), "streams", lateness)
+
+    def is_open():
+        try:
+            with admission.place():
+                return True
+        except UnavailableError:
+            return False
+
+    def observe(seconds, times=40):
+        for _ in range(times):
+            lateness.observe(seconds)
+
+    observe(2.0)
+    assert is_open()
+    with admission.place():
+        assert not is_open()
+        observe(0.5)
+        assert not is_open()
+        observe(0.2)
+        assert is_open()
+        observe(0.5)
+        assert is_open()
+        observe(2.0)
+        assert not is_open()
+        now[0] += 3
+        assert is_open()
+    assert metrics.total("refusals", "late") == 3
