@@ -96,7 +96,11 @@ def table(checkout):
         accepted += is_accepted
         rows.append(f"| {path.relative_to(Path(checkout) / 'examples')} | {verdict} |\n".replace("/conf/", " / "))
         print(rows[-1], end="", flush=True)
-    count = f"{accepted} of WeNet's {len(paths)} recipes are accepted:\n\n"
+    others = sum("refused: model is " in row for row in rows)
+    count = (
+        f"{accepted} of WeNet's {len(paths) - others} recipes for CTC and attention are accepted, whole and in chunks "
+        f"equal to WeNet within {LIMIT:g}; {others} recipes train other kinds of model:\n\n"
+    )
     return "".join([count, "| recipe | what `u2moe export` does |\n| --- | --- |\n", *rows])
 
 
