@@ -43,7 +43,7 @@ def test_a_folder_that_cannot_be_written(bundle, tmp_path, capsys, no_work, comm
 
 def test_a_report_that_cannot_be_written(bundle, tmp_path, capsys, no_work):
     (tmp_path / "report").mkdir()
-    assert main(["bench", str(bundle.path), "--json", str(tmp_path / "report")]) == 1
+    assert main(["bench", str(bundle.path), "-o", str(tmp_path / "report")]) == 1
     assert f"'{tmp_path / 'report'}'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

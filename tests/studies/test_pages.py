@@ -162,13 +162,3 @@ def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
         repository()
     with pytest.raises(SystemExit, match=r"^error: .*: is not a clone of u2moe; change to its root, or name the files"):
         run_script(lambda: results_file("kernels") and 0)
-
-
-def test_every_picture_of_the_results_is_shown():
-    folder = ROOT / "docs" / "results"
-    shown = {
-        (page.parent / name).resolve()
-        for page in folder.glob("*.md")
-        for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
-    }
-    assert shown == {file.resolve() for file in folder.rglob("*.png")} != set()
