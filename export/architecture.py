@@ -126,6 +126,8 @@ class EncoderArchitecture:
     """Whether mean and variance normalisation of the features is part of the network."""
     causal: bool
     """Whether no layer looks ahead beyond the current chunk."""
+    frame_reduction: int = 1
+    """Frames after the subsampling for one of the output."""
     chunk_multiple: int = 1
     """Chunk sizes must be multiples of it."""
     own: Any = None
@@ -139,7 +141,7 @@ class EncoderArchitecture:
     @property
     def subsampling_rate(self) -> int:
         """Feature frames per encoder frame."""
-        return SUBSAMPLINGS[self.subsampling][0]
+        return SUBSAMPLINGS[self.subsampling][0] * self.frame_reduction
 
     @property
     def right_context(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -124,6 +124,33 @@ def convolution(
             y = g.call(layers.activation_layer(config.activation), y)[0]
         # padded frames may hold anything from here on: no valid frame depends on them
         return linear(g, y, module.pointwise_conv2, "pointwise_conv2"), kept
+
+
+@dataclass(frozen=True)
+class ConvolutionParts:
+    """The module's layers around its depthwise convolution, where that is another than `convolution` has."""
+
+    gated: ir.Value
+    """What the convolution reads [batch, time, channels]."""
+    taps: tuple[ir.Value, ir.Value]
+    """Its weight [channels, 1, 1, kernel] and bias [channels]."""
+    finish: Callable[[ir.Value], ir.Value]
+    """From the convolution's output on."""
+
+
+def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -> ConvolutionParts:
+    """The layers of a module with biases on [batch, time, dim]."""
+    with g.scope("conv_module", group="pointwise_convolutions"):
+        value, gate = (_half(g, x, module, half) for half in range(2))
+        weight, bias = _weights(g, module)[:2]
+
+    def finish(y: ir.Value) -> ir.Value:
+        with g.scope("conv_module", group="pointwise_convolutions"):
+            y = normalization(g, y, module.norm, "norm") if isinstance(module.norm, nn.LayerNorm) else y
+            y = g.call(layers.activation_layer(module.config.activation), y)[0]
+            return linear(g, y, module.pointwise_conv2, "pointwise_conv2")
+
+    return ConvolutionParts(g.op("Mul", value, g.op("Sigmoid", gate)), (weight, bias), finish)
 
 
 def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, half: int) -> ir.Value:

@@ -75,6 +75,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
     "conformer": {"cnn_module_kernel": 8, "causal": True, "cnn_module_norm": "layer_norm"},
     "e_branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "merge_conv_kernel": 3},
+    "efficientConformer": {
+        "cnn_module_kernel": 7, "causal": False, "cnn_module_norm": "layer_norm", "num_blocks": 4,
+        "efficient_conf": {
+            "stride_layer_idx": [1], "stride": [2], "group_layer_idx": [0, 1], "group_size": 3, "stride_kernel": True,
+        },
+    },
     "squeezeformer": {
         "encoder_dim": 32, "num_blocks": 4, "reduce_idx": 1, "recover_idx": 3, "feed_forward_expansion_factor": 2,
         "time_reduction_layer_type": "stream", "do_rel_shift": False, "cnn_module_kernel": 7, "causal": True,

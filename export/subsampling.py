@@ -24,7 +24,8 @@ class Subsampling(nn.Module):
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.input_size = config.input_size
-        self.rate, self.window = config.subsampling_rate, config.right_context + 1
+        self.rate = config.subsampling_rate // config.frame_reduction
+        self.window = config.right_context + 1
         self.scale = input_scale(config)
 
     def output_length(self, length: int) -> int:

@@ -19,7 +19,13 @@ from u2moe.runtime import CheckpointError, ParityError, StreamError, Unsupported
 pytestmark = pytest.mark.slow
 
 STREAMING = ["e_branchformer", "e_branchformer_moe", "branchformer", "squeezeformer"]
-FULL_CONTEXT = ["e_branchformer_not_causal", "branchformer_learned", "squeezeformer_full", "squeezeformer_pre_norm"]
+FULL_CONTEXT = [
+    "e_branchformer_not_causal",
+    "branchformer_learned",
+    "squeezeformer_full",
+    "squeezeformer_pre_norm",
+    "efficient_conformer",
+]
 BLOCK = "encoder.encoders.1."
 CHANGED = [
     ("e_branchformer_moe", f"{BLOCK}cgmlp.channel_proj1.gate.weight"),
@@ -35,6 +41,13 @@ CHANGED = [
     ("branchformer", f"{BLOCK}merge_proj.bias"),
     ("branchformer_learned", f"{BLOCK}pooling_proj2.weight"),
     ("branchformer_learned", f"{BLOCK}weight_proj1.weight"),
+    ("efficient_conformer", f"{BLOCK}self_attn.position_bias"),
+    ("efficient_conformer", f"{BLOCK}self_attn.pos_bias_u"),
+    ("efficient_conformer", f"{BLOCK}self_attn.linear_v.weight"),
+    ("efficient_conformer", f"{BLOCK}self_attn.linear_pos.weight"),
+    ("efficient_conformer", f"{BLOCK}conv_module.depthwise_conv.weight"),
+    ("efficient_conformer", f"{BLOCK}conv_module.norm.weight"),
+    ("efficient_conformer_causal", "encoder.initial_cache"),
     ("squeezeformer", "encoder.embed.dw_conv.weight"),
     ("squeezeformer", "encoder.preln.bias"),
     ("squeezeformer", "encoder.time_reduction_layer.pw_conv.weight"),
@@ -116,7 +129,7 @@ def test_two_rates_of_frames_take_two_frames_at_a_time(exported, tmp_path):
 def test_what_needs_the_whole_utterance_refuses_chunks(exported, tmp_path, name):
     _, (bundle, _) = exported(name)
     model = bundle.load()
-    assert model.encode(features(100)).shape == (24, 32)
+    assert model.encode(features(100)).shape == (96 // model.config.subsampling_rate, 32)
     with pytest.raises(StreamError, match="cannot stream"):
         model.encode(features(100), chunk_size=16)
     assert ONLINE not in export_sherpa(bundle.path, tmp_path / "sherpa").graphs
@@ -136,6 +149,8 @@ def test_every_expert_is_reached(exported):
         ("e_branchformer_moe", "int4-experts"),
         ("branchformer", "int8"),
         ("squeezeformer", "int8"),
+        ("efficient_conformer", "int8"),
+        ("efficient_conformer_experts_in_the_decoder", "int4-experts"),
         ("squeezeformer_full", "int8"),
         ("squeezeformer_experts_in_the_decoder", "int4-experts"),
         ("branchformer_experts_in_the_decoder", "int4-experts"),
@@ -164,6 +179,16 @@ def test_quantization_reads_layers_and_no_names_of_encoders(exported, tmp_path, 
         ("branchformer", {"cgmlp_weight": [0.5]}, CheckpointError, "a number, or one for each of 2 blocks"),
         ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "between 0 and 1"),
         ("branchformer", {"merge_method": "sum"}, UnsupportedError, "merge_method is 'sum'"),
+        ("efficientConformer", {"mlp_type": "moe"}, UnsupportedError, "mlp_type is 'moe', which is not supported"),
+        (
+            "efficientConformer",
+            {"efficient_conf": {"stride": [2, 2]}},
+            CheckpointError,
+            "stride must be one for each",
+        ),
+        ("efficientConformer", {"efficient_conf": {"groups": 2}}, UnsupportedError, "unknown keys groups"),
+        ("efficientConformer", {"cnn_module_kernel": 9}, CheckpointError, "such that block 2 has an odd kernel, not 4"),
+        ("efficientConformer", {"use_dynamic_chunk": False, "static_chunk_size": 4}, UnsupportedError, "supported: 0"),
         ("squeezeformer", {"reduce_idx": None}, UnsupportedError, "reduce_idx is None, which is not supported"),
         ("squeezeformer", {"recover_idx": 1}, CheckpointError, "recover_idx must be above reduce_idx 1, found 1"),
         ("squeezeformer", {"recover_idx": 4}, CheckpointError, "recover_idx must be the number of a block from 1 to 3"),

@@ -135,7 +135,7 @@ UNSUPPORTED = {
     "lfmmi_dir": ("data/local/lfmmi",),
     "ctc": ("lfmmi",),
     "cmvn": ("utterance_cmvn",),
-    "encoder": ("efficientConformer", "sanm_encoder", None),
+    "encoder": ("sanm_encoder", None),
     "tokenizer": ("sentencepiece", "whisper", "paraformer"),
     "tokenizer_conf.connect_symbol": ("-",),
     "dataset_conf.feats_type": ("log_mel_spectrogram", "w2vbert_fbank"),

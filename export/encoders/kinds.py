@@ -10,6 +10,8 @@ from u2moe.export.encoders import (
     branchformer,
     conformer,
     e_branchformer,
+    efficient_conformer,
+    efficient_conformer_nodes,
     squeezeformer,
     squeezeformer_nodes,
     transformer,
@@ -36,6 +38,11 @@ class Kind:
 
 
 KINDS = {
+    "efficientConformer": Kind(
+        efficient_conformer.read,
+        efficient_conformer.EfficientConformerEncoder,
+        efficient_conformer_nodes.EfficientConformerNodes,
+    ),
     "squeezeformer": Kind(
         squeezeformer.read, squeezeformer.SqueezeformerEncoder, squeezeformer_nodes.SqueezeformerNodes
     ),

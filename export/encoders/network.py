@@ -129,7 +129,7 @@ class SpeechEncoder(nn.Module):
         positions = encodings(self.config, torch.arange(time, device=x.device)).unsqueeze(0)
         x = x + positions if self.config.absolute_positions else x
         x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), self.start())
-        return self._finish(x), lengths
+        return self._finish(x), (lengths + self.config.frame_reduction - 1) // self.config.frame_reduction
 
     def forward_chunk(
         self, chunk: Tensor, offset: int, caches: list[BlockCaches] | None, required_cache_size: int

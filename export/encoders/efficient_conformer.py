@@ -1,0 +1,218 @@
+"""The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions, attention over groups.
+
+Its layers as those of a graph are in `efficient_conformer_nodes`. Bundles of it are for full context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture
+from u2moe.export.attention import MultiHeadAttention
+from u2moe.export.convolution import ConvolutionModule
+from u2moe.export.encoders.conformer import ConformerBlock
+from u2moe.export.encoders.network import BlockCaches, Context, SpeechEncoder
+from u2moe.export.layer_config import encoder_architecture
+from u2moe.export.yaml_section import Section
+from u2moe.runtime.bundle.contract import Cache
+
+IGNORED = (
+    "mlp_type", "mlp_bias", "n_expert", "n_expert_activated", "n_kv_head", "head_dim", "query_bias", "key_bias",
+    "value_bias", "conv_bias", "layer_norm_type", "norm_eps", "conv_norm_eps", "conv_inner_factor", "final_norm",
+)  # fmt: skip
+"""Keys of conformers that WeNet reads without an error here and does not use."""
+GROUPED = tuple(range(4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strided:
+    """What only this encoder has."""
+
+    strides: tuple[int, ...]
+    """Frames of each block for one of the next."""
+    kernels: tuple[int, ...]
+    """Taps of the convolution of each block."""
+    group_sizes: tuple[int, ...]
+    """Frames that attend together, in each block."""
+
+
+def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
+    """The architecture in a train.yaml."""
+    conf = top.section("encoder_conf")
+    for key in IGNORED:
+        if key in conf:
+            raise conf.unsupported(key, conf.value(key), ("none: WeNet ignores it in this encoder",))
+    shared = encoder_architecture(
+        conf,
+        top,
+        normalized=normalized,
+        activation="swish",
+        positions="rel_pos",
+        attentions=("rel_selfattn",),
+        has_macaron=True,
+        has_convolution=True,
+    )
+    conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
+    if shared.convolution is None:
+        raise conf.unsupported("use_cnn_module", conf.value("use_cnn_module"), ("true",))
+    if shared.static_chunk_size and not shared.dynamic_chunk:
+        raise conf.unsupported("static_chunk_size", shared.static_chunk_size, ("0",))
+    own = _strided(conf.section("efficient_conf") if "efficient_conf" in conf else conf, shared)
+    return replace(shared, own=own, frame_reduction=math.prod(own.strides), causal=False)
+
+
+def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
+    num, convolution = shared.num_blocks, cast("Convolution", shared.convolution)
+    places = _numbers(conf, "stride_layer_idx", (3,), most=num - 1)
+    strides = _numbers(conf, "stride", (2,), least=1, most=16)
+    grouped = _numbers(conf, "group_layer_idx", GROUPED, most=1 << 20)
+    group_size = conf.integer("group_size", 3, maximum=64)
+    shrinks = conf.flag("stride_kernel", default=True)
+    if len(places) != len(strides) or sorted(set(places)) != list(places):
+        raise conf.wrong("stride", list(strides), f"one for each of the ascending stride_layer_idx {list(places)}")
+    by_block = dict(zip(places, strides, strict=True))
+    kernels, kernel = [], convolution.kernel
+    for index in range(num):
+        if kernel < 1 or (not convolution.causal and kernel % 2 == 0):
+            raise conf.wrong("stride_kernel", shrinks, f"such that block {index} has an odd kernel, not {kernel}")
+        kernels.append(kernel)
+        kernel = kernel // by_block.get(index, 1) if shrinks else kernel
+    return Strided(
+        strides=tuple(by_block.get(index, 1) for index in range(num)),
+        kernels=tuple(kernels),
+        group_sizes=tuple(group_size if index in grouped else 1 for index in range(num)),
+    )
+
+
+def _numbers(conf: Section, key: str, default: tuple[int, ...], *, least: int = 0, most: int) -> tuple[int, ...]:
+    """A list of whole numbers, or one."""
+    found = conf.value(key) if key in conf else list(default)
+    listed = found if isinstance(found, list) else [found]
+    if not all(isinstance(one, int) and not isinstance(one, bool) and least <= one <= most for one in listed):
+        raise conf.wrong(key, found, f"whole numbers from {least} to {most}")
+    return tuple(listed)
+
+
+class GroupedAttention(MultiHeadAttention):
+    """Relative attention in which several frames together are one query, one key and one value."""
+
+    def __init__(self, dim: int, config: Attention, group_size: int) -> None:
+        super().__init__(dim, config)
+        self.group_size = group_size
+        shape = config.num_heads, config.head_dim * group_size
+        self.pos_bias_u, self.pos_bias_v = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
+
+    def _groups(self, x: Tensor) -> Tensor:
+        """[batch, time, dim] to [batch, heads, groups, group_size * head_dim]."""
+        missing = -x.shape[1] % self.group_size
+        padded = nn.functional.pad(x, (0, 0, 0, missing))
+        return padded.reshape(len(x), -1, *self.pos_bias_u.shape).transpose(1, 2)
+
+    def over(self, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """[batch, time, dim] to the same; `mask` and `positions` are those of frames."""
+        query, keys, values, located = map(
+            self._groups, (self.linear_q(x), self.linear_k(x), self.linear_v(x), self.linear_pos(positions))
+        )
+        scores = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
+        scores = scores + (query + self.pos_bias_v.unsqueeze(1)) @ located.transpose(-2, -1)
+        scores = scores / math.sqrt(self.pos_bias_u.shape[1])
+        mask = mask[:, :, :: self.group_size, :: self.group_size]
+        weights = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1).masked_fill(~mask, 0.0)
+        context = (weights @ values).transpose(1, 2).reshape(len(x), -1, x.shape[2])
+        return cast("Tensor", self.linear_out(context[:, : x.shape[1]]))
+
+
+class StridedConvolution(ConvolutionModule):
+    """A convolution module that leaves one of `stride` frames."""
+
+    def __init__(self, dim: int, config: Convolution, stride: int) -> None:
+        super().__init__(dim, config)
+        self.stride = stride
+        self.depthwise_conv.stride = (stride,)
+
+    def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[batch, time, dim] to [batch, ceil(time / stride), dim]; see `ConvolutionModule`."""
+        gated = self.gated(x.masked_fill(~valid.unsqueeze(-1), 0.0))
+        if self.config.causal:
+            gated = torch.cat((self.initial_cache(len(x)), gated), dim=2)
+        y = self.depthwise_conv(gated)
+        is_over_channels = isinstance(self.norm, nn.LayerNorm)
+        y = self.norm(y.transpose(1, 2)).transpose(1, 2) if is_over_channels else self.norm(y)
+        return self.pointwise_conv2(self.activation(y)).transpose(1, 2), cache
+
+
+class EfficientBlock(ConformerBlock):
+    """A conformer block whose attention may be over groups, and whose convolution may leave out frames."""
+
+    def __init__(self, config: EncoderArchitecture, index: int) -> None:
+        own, dim = cast("Strided", config.own), config.dim
+        convolution = replace(cast("Convolution", config.convolution), kernel=own.kernels[index])
+        super().__init__(replace(config, convolution=convolution))
+        self.stride, group_size = own.strides[index], own.group_sizes[index]
+        self.is_grouped = group_size > 1
+        if self.is_grouped:
+            self.self_attn = GroupedAttention(dim, config.attention, group_size)
+        if self.stride > 1:
+            self.conv_module = StridedConvolution(dim, convolution, self.stride)
+            self.concat_linear = nn.Linear(2 * dim, dim)  # in WeNet's state dict, and never used
+
+    def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
+        """[batch, time, dim] to [batch, ceil(time / stride), dim], without caches."""
+        if self.feed_forward_macaron is not None:
+            x = self._added(x, lambda y: self.scale * self.feed_forward_macaron(y), self.norm_ff_macaron)  # type: ignore[misc]
+        x = self._added(x, lambda y: self._attended(y, context), self.norm_mha)
+        branch, _ = cast("ConvolutionModule", self.conv_module)(
+            self.norm_conv(x) if self.pre_norm else x, context.valid, None
+        )
+        x = averaged(x, context.valid, self.stride) + branch
+        x = x if self.pre_norm else self.norm_conv(x)
+        x = self._added(x, lambda y: self.scale * self.feed_forward(y), self.norm_ff)
+        return self.norm_final(x), caches
+
+    def _attended(self, x: Tensor, context: Context) -> Tensor:
+        if isinstance(self.self_attn, GroupedAttention):
+            return self.self_attn.over(x, context.mask, context.positions)
+        return cast("Tensor", self.self_attn(x, self.self_attn.keys_values(x), context.mask, context.positions))
+
+    def _added(self, x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+        return x + layer(norm(x)) if self.pre_norm else cast("Tensor", norm(x + layer(x)))
+
+
+def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
+    """The average of each `stride` frames of [batch, time, dim], of those that exist."""
+    if stride == 1:
+        return x
+    exists = valid.unsqueeze(-1).to(x.dtype)
+    missing = (0, 0, 0, -x.shape[1] % stride)
+    frames = nn.functional.pad(x * exists, missing).unflatten(1, (-1, stride)).sum(dim=2)
+    return frames / nn.functional.pad(exists, missing).unflatten(1, (-1, stride)).sum(dim=2).clamp(min=1)
+
+
+class EfficientConformerEncoder(SpeechEncoder):
+    """Conformer blocks, after some of which the frame rate is lower."""
+
+    def block(self, index: int) -> nn.Module:
+        """See `SpeechEncoder`."""
+        return EfficientBlock(self.config, index)
+
+    @staticmethod
+    def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
+        """See `SpeechEncoder`."""
+        raise ValueError(f"{config.kind} has full context only")
+
+    def run_blocks(
+        self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
+    ) -> tuple[Tensor, list[BlockCaches]]:
+        """See `SpeechEncoder`."""
+        for block in self.encoders:
+            x, _ = block(x, context, {})
+            step = cast("EfficientBlock", block).stride
+            mask, valid = context.mask[:, :, ::step, ::step], context.valid[:, ::step]
+            context = Context(mask, valid, context.positions[:, ::step])
+        return x, list(caches)
