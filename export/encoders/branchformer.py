@@ -66,7 +66,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     )
     merge = conf.choice("merge_method", "concat", MERGE_METHODS)
     weights = _weights(conf, shared.num_blocks, needed=merge == "fixed_ave")
-    causal = gates.causal and merge != "learned_ave"
+    causal = gates.causal and shared.causal and merge != "learned_ave"
     encoder = replace(shared, causal=causal, own=Branches(gating=gates, merge=merge, gating_weights=weights))
     check_static_chunk(conf, encoder)
     return encoder

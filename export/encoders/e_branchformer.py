@@ -75,7 +75,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         has_order=False,
     )
     macaron = shared.macaron and own.feed_forward
-    encoder = replace(shared, macaron=macaron, causal=gates.causal, own=own)
+    encoder = replace(shared, macaron=macaron, causal=gates.causal and shared.causal, own=own)
     check_static_chunk(conf, encoder)
     return encoder
 

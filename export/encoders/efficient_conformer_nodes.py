@@ -162,7 +162,7 @@ class EfficientConformerNodes(EncoderNodes):
         located = g.op("Unsqueeze", g.op("Transpose", product(g, positions, weight), perm=[0, 2, 1]), [2])
         first = g.op("Slice", self.frames.bias, [0], [1 << 40], [3], [size])
         bias = g.op("Add", located, first)
-        (context,) = g.call(attention(heads, positions="relative"), query, key_value, bias, positions)
+        (context,) = g.call(attention(heads, "relative"), query, key_value, bias, positions)
         frames = g.op("Slice", g.op("Reshape", context, [0, -1, self.config.dim]), [0], self.time, [1])
         return linear(g, frames, layer.linear_out, "linear_out")
 
