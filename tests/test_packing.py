@@ -19,6 +19,7 @@ from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError, Sessi
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import Recording
+from u2moe.runtime.model.native import installed_kernels
 
 pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
 
@@ -71,7 +72,7 @@ def test_the_same_to_the_last_bit(float32, tmp_path, checkpoint, name):
     )
     for one, other in zip(outputs(plain), outputs(packed), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert packed.manifest.quantization[contract.PACKED] == 2
+    assert packed.manifest.quantization[contract.PACKED] == installed_kernels().layout
 
 
 def test_a_gated_model_computes_what_onnxruntime_does(float32, tmp_path):
@@ -128,9 +129,10 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
     with BundleWriter(tmp_path / "later") as staging:
         for name in packed.manifest.files:
             staging.add(name, packed.path / name)
-        quantization = {**packed.manifest.quantization, contract.PACKED: 3}
+        quantization = {**packed.manifest.quantization, contract.PACKED: 99}
         later = staging.finish(dataclasses.replace(packed.manifest, quantization=quantization))
-    with pytest.raises(KernelsError, match=r"packed in layout 3, u2moe-kernels \S+ reads 2: quantize"):
+    installed = installed_kernels().layout
+    with pytest.raises(KernelsError, match=rf"packed in layout 99, u2moe-kernels \S+ reads {installed}: quantize"):
         later.load()
 
 
@@ -165,6 +167,6 @@ def test_the_command(exported, tmp_path, capsys):
     assert main(["quantize", str(exported("moe_tiny")), str(out), "--packed", "--no-report"]) == 0
     assert main(["inspect", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "native kernels' layout 2" in text
+    assert f"native kernels' layout {installed_kernels().layout}" in text
     assert Bundle.open(out).load().kernels.native
     assert (out / "encoder.onnx.data").stat().st_size > 100_000

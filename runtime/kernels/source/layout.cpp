@@ -15,6 +15,19 @@ uint8_t* append(uint8_t* to, const T* from, size_t count) {
   return to + sizeof padded;
 }
 
+// Whether 255 times the positive weights, and 255 times the negative ones, of rows 2i and 2i + 1 fit in 16 bits.
+bool pairs_fit(const Int8Weight& from, size_t first, size_t columns) {
+  constexpr int kMost = 128;
+  for (size_t k = 0; k + 1 < from.k; k += 2) {
+    const int8_t* row = from.weight + k * from.n + first;
+    for (size_t c = 0; c < columns; c++) {
+      const int sum = row[c] + row[from.n + c];
+      if (sum > kMost || sum < -kMost) return false;
+    }
+  }
+  return true;
+}
+
 size_t columns_of(size_t first, size_t n) { return n - first < kBlock ? n - first : kBlock; }
 
 }  // namespace
@@ -38,6 +51,9 @@ void pack8(const Int8Weight& from, uint8_t* to) {
     to = append(to + depth * kBlock, scale, kBlock);
     to = append(to, sums, kBlock);
     to = append(to, from.bias ? from.bias + first : nullptr, columns);
+    std::memset(to, 0, kLine);
+    to[0] = pairs_fit(from, first, columns);
+    to += kLine;
   }
 }
 

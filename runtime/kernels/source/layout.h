@@ -4,7 +4,9 @@
 // in which it is read: in int8 both panels together, in int4 one after the other. One layout serves every instruction set.
 //
 // int8: for every 4 rows: 2 panels x 16 columns x 4 rows int8 | scale float[32] | correction int32[32] | bias float[32]
-//   The correction is -128 times the sum of the column, for instruction sets that add 128 to activations.
+//   | pairs uint32, and zeros to the end of the line
+//   The correction is -128 times the sum of the column, for instruction sets that add 128 to activations. `pairs` is 1 if
+//   no activations make the products of rows 2i and 2i + 1 exceed 16 bits together: AVX2 then multiplies by vpmaddubsw.
 // int4: 2 panels x { for every group of block_size rows { for every 8 rows: 16 columns x 4 bytes, each with row i in the
 //   low half and row i + 4 in the high half | scale float[16] } } | bias float[32]
 #pragma once
@@ -14,7 +16,7 @@
 namespace u2moe {
 
 // Version of the layout, for weights that are packed in advance.
-constexpr int64_t kLayout = 2;
+constexpr int64_t kLayout = 3;
 constexpr size_t kPanel = 16;
 constexpr size_t kBlock = 32;
 constexpr size_t kLine = 64;  // bytes of a cache line
@@ -24,8 +26,11 @@ static constexpr size_t blocks_of(size_t columns) { return (columns + kBlock - 1
 
 // int8. `depth` is the number of rows that a block holds: a multiple of 64, which AMX reads at once.
 static constexpr size_t depth8(size_t k) { return rounded_up(k, 64); }
-static constexpr size_t block_bytes8(size_t k) { return (depth8(k) + 12) * kBlock; }
+static constexpr size_t block_bytes8(size_t k) { return (depth8(k) + 12) * kBlock + kLine; }
 static constexpr size_t packed_bytes8(size_t k, size_t n) { return blocks_of(n) * block_bytes8(k); }
+
+// Whether pairs of rows fit, from the constants of a block.
+static inline bool pairs_fit8(const uint8_t* constants) { return constants[12 * kBlock] != 0; }
 
 // int4
 static constexpr size_t groups4(size_t k, size_t group) { return (k + group - 1) / group; }

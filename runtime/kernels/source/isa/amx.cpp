@@ -74,7 +74,7 @@ void multiply_tiles(const Product& p, size_t first, size_t last) {
           Avx512::store(unit + m * kBlock + c, Avx512::mul(Avx512::to_float(sum), scale));
         }
       }
-      finish<Avx512>(p, row, rows, block, unit, reinterpret_cast<const float*>(constants + kBlock * 8));
+      finish<Avx512>(p, row, rows, block * kBlock, kBlock, unit, reinterpret_cast<const float*>(constants + kBlock * 8));
     }
   }
   U2MOE_TILES_RELEASE();

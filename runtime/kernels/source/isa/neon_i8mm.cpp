@@ -63,7 +63,7 @@ void multiply_pairs(const Product& p, size_t first, size_t last) {
         const auto tile = rows > 4 ? tile_of_pairs<3> : rows > 2 ? tile_of_pairs<2> : tile_of_pairs<1>;
         tile(own, p.stride, rows, weights + c * 4, steps, constants + c, unit + c);
       }
-      finish<Neon>(p, row, rows, block, unit, constants + 2 * kBlock);
+      finish<Neon>(p, row, rows, block * kBlock, kBlock, unit, constants + 2 * kBlock);
     }
   }
 }

@@ -72,7 +72,7 @@ void multiply4(const Product& p, size_t first, size_t last) {
         else
           rows4<V, false>(rows, p, own, row, panel, unit + c);
       }
-      finish<V>(p, row, rows, block, unit, bias);
+      finish<V>(p, row, rows, block * kBlock, kBlock, unit, bias);
     }
   }
 }

@@ -54,6 +54,15 @@ inline void rows8(size_t rows, const typename V::Code* codes, size_t stride, con
   tile8<V, M, kIsNear>(codes, stride, weights, steps, constants, ahead, unit);
 }
 
+// Where the instructions of V add pairs of products in 16 bits, blocks whose pairs do not fit take longer ones.
+template <class V, bool kIsNear>
+inline void any_rows8(size_t rows, const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
+                      const uint8_t* constants, bool pairs_fit, Ahead ahead, float* unit) {
+  constexpr int M = static_cast<int>(V::kRows);
+  if (pairs_fit) return rows8<V, kIsNear, M>(rows, codes, stride, weights, steps, constants, ahead, unit);
+  rows8<typename V::Wide, kIsNear, M>(rows, codes, stride, weights, steps, constants, ahead, unit);
+}
+
 template <class V>
 void multiply8(const Product& p, size_t first, size_t last) {
   if (p.rows == 0) return;
@@ -68,19 +77,21 @@ void multiply8(const Product& p, size_t first, size_t last) {
   for (size_t block = first; block < last; block++) {
     const uint8_t* weights = p.weights + block * bytes;
     const uint8_t* constants = weights + depth8(p.k) * kBlock;
+    const bool pairs_fit = pairs_fit8(constants);
     Ahead ahead{weights + bytes, interval - 1};
-    for (size_t row = 0; row < p.rows; row += each) {
-      const size_t rows = p.rows - row < each ? p.rows - row : each;
-      for (size_t c = 0; c < kBlock; c += kWidth) {
+    const auto* bias = reinterpret_cast<const float*>(constants + kBlock * 8);
+    for (size_t c = 0; c < kBlock; c += kWidth) {  // outside, so that weights of long columns stay in the cache
+      for (size_t row = 0; row < p.rows; row += each) {
+        const size_t rows = p.rows - row < each ? p.rows - row : each;
         const auto* own = codes + row * p.stride;
         if (tiles == 1) {
-          rows8<V, true>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, ahead, unit + c);
+          any_rows8<V, true>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, pairs_fit, ahead, unit);
         } else {
-          rows8<V, false>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, ahead, unit + c);
+          any_rows8<V, false>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, pairs_fit, ahead, unit);
           ahead.far += (steps + ahead.mask) / interval * kLine;
         }
+        finish<V>(p, row, rows, block * kBlock + c, kWidth, unit, bias + c);
       }
-      finish<V>(p, row, rows, block, unit, reinterpret_cast<const float*>(constants + kBlock * 8));
     }
   }
 }

@@ -11,10 +11,12 @@ namespace {
 
 constexpr size_t kNear = U2MOE_NEAR;  // bytes that the first reader of weights prefetches ahead
 
-// `unit` holds the products of `rows` rows with one block of columns, times the scales of the columns.
+// `unit` holds the products of `rows` rows with columns from `first` on, `width` at most, times the scales of the columns.
 template <class V>
-inline void finish(const Product& p, size_t row, size_t rows, size_t block, const float* unit, const float* bias) {
-  const size_t first = block * kBlock, columns = p.n - first < kBlock ? p.n - first : kBlock;
+inline void finish(const Product& p, size_t row, size_t rows, size_t first, size_t width, const float* unit,
+                   const float* bias) {
+  if (first >= p.n) return;
+  const size_t columns = p.n - first < width ? p.n - first : width;
   for (size_t m = row; m < row + rows; m++, unit += kBlock) {
     const auto scale = V::set(p.scale ? p.scale[m] : 1.0f);
     if (p.then == Then::scatter) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <vector>
 
 #include "../layers.h"
@@ -20,7 +21,8 @@ class Serial final : public Threads {
 // Reproducible on every machine.
 class Random {
  public:
-  explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
+  // Weights are always such as `u2moe quantize` writes if `is_quantized`; else every third matrix has larger sums of pairs.
+  explicit Random(uint64_t seed, bool is_quantized = false) : state_(seed * 2 + 1), is_quantized_(is_quantized) {}
   uint32_t next() {
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<uint32_t>(state_ >> 33);
@@ -31,9 +33,19 @@ class Random {
     for (float& x : all) x = number() * scale;
     return all;
   }
+  std::vector<int8_t> weights(size_t k, size_t n) {
+    std::vector<int8_t> all(k * n);
+    for (int8_t& w : all) w = static_cast<int8_t>(static_cast<int>(next() % 255) - 127);
+    if (next() % 3 == 0 && !is_quantized_) return all;
+    for (size_t i = n; i + n <= all.size(); i += 2 * n)
+      for (size_t c = i; c < i + n; c++)
+        if (std::abs(all[c] + all[c - n]) > 128) all[c] = static_cast<int8_t>(-all[c]);
+    return all;
+  }
 
  private:
   uint64_t state_;
+  bool is_quantized_;
 };
 
 // FNV-1a
@@ -58,8 +70,7 @@ inline void pack(Random& random, size_t k, size_t n, size_t group, uint8_t* to) 
     const auto scale = random.numbers(n * groups, 0.02f);
     pack4({weight.data(), scale.data(), bias.data(), k, n, group}, to);
   } else {
-    std::vector<int8_t> weight(k * n);
-    for (int8_t& w : weight) w = static_cast<int8_t>(static_cast<int>(random.next() % 255) - 127);
+    const auto weight = random.weights(k, n);
     const auto scale = random.numbers(n, 0.002f);
     pack8({weight.data(), scale.data(), bias.data(), k, n}, to);
   }
@@ -153,8 +164,8 @@ inline void compute_attention(const InstructionSet& isa, size_t time, size_t siz
 }
 
 // Kernels of 3 with a stride of 2; in `out` channels.
-inline ConvolutionLayer convolution_layer(size_t bins, size_t channels, size_t out) {
-  Random random(bins + channels);
+inline ConvolutionLayer convolution_layer(size_t bins, size_t channels, size_t out, bool is_quantized = false) {
+  Random random(bins + channels, is_quantized);
   ConvolutionLayer layer;
   layer.bins = bins;
   layer.channels = channels;
@@ -167,8 +178,7 @@ inline ConvolutionLayer convolution_layer(size_t bins, size_t channels, size_t o
   const auto first = random.numbers(count, 0.3f);
   layer.first = Weights(count * sizeof(float));
   std::copy(first.begin(), first.end(), reinterpret_cast<float*>(layer.first.data()));
-  std::vector<int8_t> weight(layer.depth() * out);
-  for (int8_t& w : weight) w = static_cast<int8_t>(static_cast<int>(random.next() % 255) - 127);
+  const auto weight = random.weights(layer.depth(), out);
   const auto scale = random.numbers(out, 0.002f), bias = random.numbers(out, 0.3f);
   layer.second = Weights(packed_bytes8(layer.depth(), out));
   pack8({weight.data(), scale.data(), bias.data(), layer.depth(), out, true}, layer.second.data());
@@ -226,6 +236,24 @@ inline void compute_time_convolution(const InstructionSet& isa, size_t time, siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
+// Pairs of weights of this sum with the largest activations: 128 is the largest whose products fit in 16 bits.
+inline void compute_pairs(const InstructionSet& isa, int sum, const Threads& threads, Digest& digest) {
+  const size_t k = 64, n = 32, rows = 2;
+  const int first = sum > 0 ? 127 : -127;
+  std::vector<int8_t> weight(k * n);
+  for (size_t i = 0; i < k * n; i++) weight[i] = static_cast<int8_t>(i / n % 2 ? sum - first : first);
+  const std::vector<float> scale(n, 1.0f);
+  LinearLayer layer;
+  layer.k = k;
+  layer.n = n;
+  layer.weights = Weights(packed_bytes8(k, n));
+  pack8({weight.data(), scale.data(), nullptr, k, n}, layer.weights.data());
+  std::vector<float> x(rows * k, 1.0f), y(rows * n);
+  std::fill(x.begin() + k, x.end(), -1.0f);
+  run_linear(isa, layer, x.data(), rows, y.data(), threads);
+  digest.add(y.data(), y.size() * sizeof(float));
+}
+
 // A digest of the results of all cases.
 inline unsigned long long digest_of(const InstructionSet& isa, const Threads& threads) {
   static constexpr Case kCases[] = {
@@ -238,6 +266,7 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
   Digest digest;
   for (const Case& c : kCases) compute_experts(isa, c, threads, digest);
   for (size_t rows : {1, 2, 3, 8, 15, 29}) compute_linear(isa, 24 + 8 * rows, 40 + rows, rows, threads, digest);
+  for (int sum : {128, 129, -128, -129}) compute_pairs(isa, sum, threads, digest);
   for (size_t time : {1, 7, 16, 35})
     compute_attention(isa, time, 3 + 2 * time, 50 - time, time % 2 == 1, threads, digest);
   for (size_t time : {1, 3, 16, 41}) compute_time_convolution(isa, time, 20 + 3 * time, time != 3, threads, digest);

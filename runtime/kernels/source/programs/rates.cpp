@@ -1,5 +1,6 @@
 // How near do the layers come to what the processor can multiply? Prints how many products a second its instruction for
-// integers makes of registers alone, and beside it those of layers of the sizes of MoE-1B, on the best instruction set.
+// integers makes of registers alone, and beside it those of layers of the sizes of MoE-1B, on the instruction set that
+// U2MOE_KERNELS_ISA names, or the best.
 // Times are the processor's, of one thread, the least of many runs: they hold on a machine that others use, too.
 //
 //     u2moe_kernels_rates [SECONDS OF EACH]
@@ -12,6 +13,9 @@
 #include <vector>
 
 #include "cases.h"
+#if defined(U2MOE_AMX)
+#include "../vectors/amx.h"
+#endif
 
 namespace u2moe {
 namespace {
@@ -52,32 +56,58 @@ class Report {
   }
 
  private:
-  // With AVX-512 VNNI, of 28 sums as a tile has them; 0 with others.
+  // 0 if it is not known how this instruction set multiplies.
   static double most_products(const InstructionSet& isa, double budget);
 
   double budget_, most_;
 };
 
 #if defined(__GNUC__) && defined(__x86_64__)
-__attribute__((target("avx512f,avx512vnni"))) void multiply_registers(long rounds) {
+// A loop that repeats a step for several sums, whose registers are numbered.
+#define U2MOE_LOOP(name, isa, numbers, step, ...)                                                                     \
+  __attribute__((target(isa))) void name(long rounds) {                                                               \
+    asm volatile("1:\n\t.irp i," numbers "\n\t" step "\n\t.endr\n\tdec %0\n\tjnz 1b" : "+r"(rounds) : : "cc", __VA_ARGS__); \
+  }
+
+U2MOE_LOOP(multiply_avx512, "avx512f,avx512vnni", "0,1,2,3,4,5,6,7,8,9,10,11",
+           "vpdpbusd %%zmm14, %%zmm15, %%zmm\\i", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+           "xmm9", "xmm10", "xmm11")
+U2MOE_LOOP(multiply_avx_vnni, "avx2", "0,1,2,3,4,5,6,7,8,9,10,11", "%{vex%} vpdpbusd %%ymm14, %%ymm15, %%ymm\\i",
+           "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11")
+U2MOE_LOOP(multiply_avx2, "avx2", "0,1,2,3,4,5,6,7,8,9",
+           "vpmaddubsw %%ymm14, %%ymm15, %%ymm12\n\tvpmaddwd %%ymm13, %%ymm12, %%ymm12\n\t"
+           "vpaddd %%ymm12, %%ymm\\i, %%ymm\\i",
+           "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm12")
+#if defined(U2MOE_AMX) && !defined(U2MOE_AMX_EMULATED)
+void multiply_amx(long rounds) {
+  TileShapes shapes;
+  for (int t = 0; t < 8; t++) shapes.row_bytes[t] = 64, shapes.rows[t] = 16;
   asm volatile(
-      "1:\n\t"
-      ".irp i,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27\n\t"
-      "vpdpbusd %%zmm30, %%zmm31, %%zmm\\i\n\t"
-      ".endr\n\t"
-      "dec %0\n\t"
-      "jnz 1b"
+      "ldtilecfg %1\n\t1:\n\ttdpbusd %%tmm6, %%tmm4, %%tmm0\n\ttdpbusd %%tmm7, %%tmm4, %%tmm1\n\t"
+      "tdpbusd %%tmm6, %%tmm5, %%tmm2\n\ttdpbusd %%tmm7, %%tmm5, %%tmm3\n\tdec %0\n\tjnz 1b\n\ttilerelease"
       : "+r"(rounds)
-      :
-      : "cc", "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12",
-        "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "zmm24",
-        "zmm25", "zmm26", "zmm27");
+      : "m"(shapes)
+      : "cc");
 }
+#else
+constexpr void (*multiply_amx)(long) = nullptr;
+#endif
+
+constexpr struct {
+  const char* isa;
+  double products;  // of one round
+  void (*run)(long rounds);
+} kLoops[] = {{"amx", 4 * 16 * 16 * 64.0, multiply_amx},
+              {"avx512-vnni", 12 * 64.0, multiply_avx512},
+              {"avx-vnni", 12 * 32.0, multiply_avx_vnni},
+              {"avx2", 10 * 32.0, multiply_avx2}};
 
 double Report::most_products(const InstructionSet& isa, double budget) {
-  constexpr long kRounds = 100000;  // about a millisecond, as long as a layer
-  if (std::strcmp(isa.name, "avx512-vnni") != 0) return 0;
-  return kRounds * 28.0 * 64.0 / least_seconds(budget, [] { multiply_registers(kRounds); });
+  constexpr long kRounds = 30000;  // as long as a layer
+  for (const auto& loop : kLoops)
+    if (loop.run != nullptr && std::strcmp(isa.name, loop.isa) == 0)
+      return static_cast<double>(kRounds) * loop.products / least_seconds(budget, [&] { loop.run(kRounds); });
+  return 0;
 }
 #else
 double Report::most_products(const InstructionSet&, double) { return 0; }
@@ -85,7 +115,7 @@ double Report::most_products(const InstructionSet&, double) { return 0; }
 
 void measure_experts(const Report& report, const InstructionSet& isa, const char* name, size_t experts, size_t group,
                      size_t rows) {
-  Random random(rows);
+  Random random(rows, true);
   const Case c{kDim, kHidden, experts, experts > 1 ? size_t{2} : size_t{1}, group, rows, Activation::swish};
   ExpertLayer layer = expert_layer(c, random);
   if (experts == 1) layer.router = Weights();
@@ -96,7 +126,7 @@ void measure_experts(const Report& report, const InstructionSet& isa, const char
 }
 
 void measure_linear(const Report& report, const InstructionSet& isa, const char* name, size_t rows) {
-  Random random(rows);
+  Random random(rows, true);
   LinearLayer layer;
   layer.k = layer.n = kDim;
   layer.weights = Weights(packed_bytes8(kDim, kDim));
@@ -108,7 +138,7 @@ void measure_linear(const Report& report, const InstructionSet& isa, const char*
 }
 
 void measure_convolutions(const Report& report, const InstructionSet& isa, const char* name, size_t rows) {
-  const ConvolutionLayer layer = convolution_layer(kBins, kDim, kDim);
+  const ConvolutionLayer layer = convolution_layer(kBins, kDim, kDim, true);
   const size_t time = 4 * rows + 3;
   Random random(time);
   const auto x = random.numbers(time * kBins, 2.0f);
@@ -122,9 +152,10 @@ void measure_convolutions(const Report& report, const InstructionSet& isa, const
 
 int main(int count, char** arguments) {
   using namespace u2moe;
-  const InstructionSet* sets[8];
-  available(sets);
-  const InstructionSet& isa = *sets[0];
+  const char* message = nullptr;
+  const InstructionSet* chosen = instruction_set(&message);
+  if (chosen == nullptr) return std::fprintf(stderr, "%s\n", message), 1;
+  const InstructionSet& isa = *chosen;
   const Report report(isa, count > 1 ? std::atof(arguments[1]) : 1.0);
   measure_linear(report, isa, "linear, 16 rows", kChunk);
   measure_linear(report, isa, "linear, 250 rows", kTenSeconds);

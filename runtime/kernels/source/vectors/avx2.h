@@ -1,7 +1,7 @@
 // AVX2 with FMA: 16 lanes in two registers. With U2MOE_AVX_VNNI defined before, products use AVX-VNNI.
 //
-// Without it they are exact all the same: weights and activations are widened to 16 bits, in which pairs are multiplied
-// and added to 32 bits; _mm256_maddubs_epi16 would saturate.
+// Without it, _mm256_maddubs_epi16 adds pairs of products in 16 bits, which saturate. Packing tells where they cannot;
+// elsewhere weights and activations are widened to 16 bits, and pairs are added in 32.
 #pragma once
 #include <immintrin.h>
 
@@ -16,21 +16,19 @@ struct Avx2 {
 
 #if defined(U2MOE_AVX_VNNI)
   static constexpr const char* kName = "avx-vnni";
-  static constexpr size_t kRows = 6, kRows4 = 3, kPanels = 1;
+  static constexpr size_t kRows = 6, kRows4 = 3;
+  using Wide = Avx2;  // for weights whose pairs of products exceed 16 bits: the same
+#else
+  static constexpr const char* kName = "avx2";
+  static constexpr size_t kRows = 5, kRows4 = 2;
+  struct Wide;
+#endif
+  static constexpr size_t kPanels = 1;
   static constexpr int kZero = 128;
   using Code = uint8_t;
   using Weights = Ints;
   using Four = __m256i;
-  using Sums4 = Ints;
-#else
-  static constexpr const char* kName = "avx2";
-  static constexpr size_t kRows = 4, kRows4 = 2, kPanels = 1;
-  static constexpr int kZero = 0;
-  using Code = int16_t;  // in the order 0 2 1 3 of every four
-  struct Weights { Ints even, odd; };
-  struct Four { __m256i even, odd; };
-  using Sums4 = Ints;  // 32 lanes of 16 bits
-#endif
+  using Sums4 = Ints;  // without AVX-VNNI 32 lanes of 16 bits
   using Nibbles = Ints;
 
   static Floats set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -97,11 +95,11 @@ struct Avx2 {
   }
   static void store_signed(Ints x, int8_t* p) { store_bytes(x, reinterpret_cast<uint8_t*>(p)); }
 
-#if defined(U2MOE_AVX_VNNI)
   static void store_codes(Ints x, Code* p) { store_bytes(x, p); }
   static void codes_of_bytes(const uint8_t* b, Code* p) { std::memcpy(p, b, 16); }
   static Weights load_weights(const uint8_t* p) { return loadi(reinterpret_cast<const int32_t*>(p)); }
   static Four four(const Code* a) { return broadcast(a); }
+#if defined(U2MOE_AVX_VNNI)
   static Ints dot(Ints sum, Weights w, Four a) {
     return {_mm256_dpbusd_avx_epi32(sum.a, a, w.a), _mm256_dpbusd_avx_epi32(sum.b, a, w.b)};
   }
@@ -111,29 +109,10 @@ struct Avx2 {
   }
   static Ints sums_to(Sums4 sum, Ints) { return sum; }
 #else
-  static void store_codes(Ints x, Code* p) {
-    // A NaN has become the lowest integer, of which packing would keep the sign; other instruction sets keep its low bits.
-    const auto low = [](__m256i a) { return _mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16); };
-    const __m256i words = in_order(_mm256_packs_epi32(low(x.a), low(x.b)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), swap_middle(words));
-  }
-  static void codes_of_bytes(const uint8_t* b, Code* p) {
-    const __m256i words = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
-    const __m256i codes = swap_middle(_mm256_sub_epi16(words, _mm256_set1_epi16(128)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), codes);
-  }
-  static Weights load_weights(const uint8_t* p) {
-    const Ints w = loadi(reinterpret_cast<const int32_t*>(p));
-    return {{_mm256_srai_epi16(_mm256_slli_epi16(w.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(w.b, 8), 8)},
-            {_mm256_srai_epi16(w.a, 8), _mm256_srai_epi16(w.b, 8)}};
-  }
-  static Four four(const Code* a) { return {broadcast(a), broadcast(a + 2)}; }
-  static Ints dot(Ints sum, const Weights& w, Four a) {
-    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(w.even.a, a.even));
-    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.even.b, a.even));
-    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(w.odd.a, a.odd));
-    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.odd.b, a.odd));
-    return sum;
+  static Ints dot(Ints sum, Weights w, Four a) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w.a), one)),
+            _mm256_add_epi32(sum.b, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w.b), one))};
   }
   // A pair of nibbles times activations is at most 15 * 128 * 2 = 3840: the four of 16 rows fit in 16 bits.
   static Sums4 sums_from(Ints) { return seti(0); }
@@ -162,9 +141,30 @@ struct Avx2 {
   }
   // Packing works in each half of a register; this puts the quarters in order again.
   static __m256i in_order(__m256i words) { return _mm256_permute4x64_epi64(words, 0xD8); }
-  static __m256i swap_middle(__m256i words) {
-    return _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8);
+};
+
+#if !defined(U2MOE_AVX_VNNI)
+// Weights and activations are widened to 16 bits: rows 2i and 2i + 1 apart, so that each is shifted or masked alone.
+struct Avx2::Wide : Avx2 {
+  struct Weights { Ints even, odd; };
+  struct Four { __m256i even, odd; };
+  static Weights load_weights(const uint8_t* p) {
+    const Ints w = Avx2::load_weights(p);
+    return {{_mm256_srai_epi16(_mm256_slli_epi16(w.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(w.b, 8), 8)},
+            {_mm256_srai_epi16(w.a, 8), _mm256_srai_epi16(w.b, 8)}};
+  }
+  static Four four(const Code* a) {
+    const __m256i bytes = Avx2::four(a);
+    return {_mm256_and_si256(bytes, _mm256_set1_epi16(255)), _mm256_srli_epi16(bytes, 8)};
+  }
+  static Ints dot(Ints sum, const Weights& w, Four a) {
+    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(w.even.a, a.even));
+    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.even.b, a.even));
+    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(w.odd.a, a.odd));
+    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.odd.b, a.odd));
+    return sum;
   }
 };
+#endif
 
 }  // namespace

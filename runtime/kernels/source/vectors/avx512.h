@@ -11,6 +11,7 @@ struct Avx512 {
   static constexpr const char* kName = "avx512-vnni";
   static constexpr size_t kRows = 14, kRows4 = 12, kPanels = 2;
   static constexpr int kZero = 128;  // the instruction multiplies unsigned activations with signed weights
+  using Wide = Avx512;  // for weights whose pairs of products exceed 16 bits: the same
   using Code = uint8_t;
   using Floats = __m512;
   using Ints = __m512i;

@@ -15,6 +15,7 @@ struct Neon {
 #endif
   static constexpr size_t kRows = 6, kRows4 = 2, kPanels = 1;
   static constexpr int kZero = 0;
+  using Wide = Neon;  // for weights whose pairs of products exceed 16 bits: the same
   using Code = int8_t;
 
   struct Floats { float32x4_t v[4]; };

@@ -10,6 +10,7 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr size_t kRows = 4, kRows4 = 4, kPanels = 1;
   static constexpr int kZero = 0;
+  using Wide = Scalar;  // for weights whose pairs of products exceed 16 bits: the same
   using Code = int8_t;
 
   struct Floats { float v[16]; };
