@@ -9,9 +9,32 @@ namespace {
 constexpr size_t kTileRows = 16, kDepth = 64;  // of a tile of activations
 constexpr size_t kFewRows = 6;                 // up to which vectors are as fast: the loop waits for memory
 
+// Sums of up to 32 rows with one block, which are finished while tiles multiply the next one.
+struct Sums {
+  alignas(64) int32_t values[2 * kTileRows * kBlock];
+  const uint8_t* constants;  // of the block
+  size_t first;              // its first column
+
+  void finish_rows(const Product& p, size_t row, size_t from, size_t to) const {
+    for (size_t m = from; m < to; m++) {
+      alignas(64) float unit[kBlock];
+      for (size_t c = 0; c < kBlock; c += kPanel) {
+        const auto scale = Avx512::load(reinterpret_cast<const float*>(constants) + c);
+        const auto start = Avx512::loadi(reinterpret_cast<const int32_t*>(constants + kBlock * 4) + c);
+        const auto sum = Avx512::addi(Avx512::loadi(values + m * kBlock + c), start);
+        Avx512::store(unit + c, Avx512::mul(Avx512::to_float(sum), scale));
+      }
+      const auto* bias = reinterpret_cast<const float*>(constants + kBlock * 8);
+      finish<Avx512>(p, row + m, 1, first, kBlock, unit, bias);
+    }
+  }
+};
+
 // `kPairs` tiles of rows, 16 or 32 rows, with one block: tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights.
-template <int kPairs>
-void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* weights, size_t depth, int32_t* sums) {
+// `between` does other work in each of `depth / kDepth` steps.
+template <int kPairs, class Between>
+inline void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* weights, size_t depth, int32_t* sums,
+                          Between&& between) {
   U2MOE_TILE_ZERO(0);
   U2MOE_TILE_ZERO(1);
   if constexpr (kPairs == 2) {
@@ -31,6 +54,7 @@ void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* weights, 
       U2MOE_TILE_DOT(2, 5, 6);
       U2MOE_TILE_DOT(3, 5, 7);
     }
+    between(k / kDepth);
   }
   U2MOE_TILE_STORE(0, sums, kBlock * 4);
   U2MOE_TILE_STORE(1, sums + kPanel, kBlock * 4);
@@ -54,28 +78,27 @@ void multiply_tiles(const Product& p, size_t first, size_t last) {
   if (p.rows <= kFewRows) return multiply8<Avx512>(p, first, last);
   const auto* codes = static_cast<const uint8_t*>(p.codes);
   const size_t depth = depth8(p.k), bytes = block_bytes8(p.k);
-  alignas(64) int32_t sums[2 * kTileRows * kBlock];
-  alignas(64) float unit[2 * kTileRows * kBlock];
+  const size_t steps = depth / kDepth;
+  Sums sums[2];  // of this block and of the one before
   // Rows outside, blocks inside: shapes change only with rows, and activations of 32 rows stay in the cache.
   for (size_t row = 0; row < p.rows; row += 2 * kTileRows) {
     const size_t rows = p.rows - row < 2 * kTileRows ? p.rows - row : 2 * kTileRows;
+    const uint8_t* own = codes + row * p.stride;
     configure(rows < kTileRows ? rows : kTileRows, rows > kTileRows ? rows - kTileRows : kTileRows);
     for (size_t block = first; block < last; block++) {
       const uint8_t* weights = p.weights + block * bytes;
-      const uint8_t* constants = weights + depth * kBlock;
-      const uint8_t* own = codes + row * p.stride;
-      rows > kTileRows ? sums_of_block<2>(own, p.stride, weights, depth, sums)
-                       : sums_of_block<1>(own, p.stride, weights, depth, sums);
-      for (size_t c = 0; c < kBlock; c += kPanel) {
-        const auto scale = Avx512::load(reinterpret_cast<const float*>(constants) + c);
-        const auto start = Avx512::loadi(reinterpret_cast<const int32_t*>(constants + kBlock * 4) + c);
-        for (size_t m = 0; m < rows; m++) {
-          const auto sum = Avx512::addi(Avx512::loadi(sums + m * kBlock + c), start);
-          Avx512::store(unit + m * kBlock + c, Avx512::mul(Avx512::to_float(sum), scale));
-        }
-      }
-      finish<Avx512>(p, row, rows, block * kBlock, kBlock, unit, reinterpret_cast<const float*>(constants + kBlock * 8));
+      Sums& now = sums[block % 2];
+      const Sums& before = sums[1 - block % 2];
+      const size_t waiting = block > first ? rows : 0;
+      const auto between = [&](size_t step) {
+        before.finish_rows(p, row, waiting * step / steps, waiting * (step + 1) / steps);
+      };
+      now.constants = weights + depth * kBlock;
+      now.first = block * kBlock;
+      rows > kTileRows ? sums_of_block<2>(own, p.stride, weights, depth, now.values, between)
+                       : sums_of_block<1>(own, p.stride, weights, depth, now.values, between);
     }
+    if (last > first) sums[(last - 1) % 2].finish_rows(p, row, 0, rows);
   }
   U2MOE_TILES_RELEASE();
 }
