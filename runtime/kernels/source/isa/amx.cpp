@@ -31,10 +31,10 @@ struct Sums {
 };
 
 // `kPairs` tiles of rows, 16 or 32 rows, with one block: tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights.
-// `between` does other work in each of `depth / kDepth` steps.
+// `between` does other work in each step. Only the first rows fetch weights from memory, later ones find them in the cache.
 template <int kPairs, class Between>
 inline void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* weights, size_t depth, int32_t* sums,
-                          Between&& between) {
+                          bool is_first, Between&& between) {
   U2MOE_TILE_ZERO(0);
   U2MOE_TILE_ZERO(1);
   if constexpr (kPairs == 2) {
@@ -43,7 +43,8 @@ inline void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* we
   }
   for (size_t k = 0; k < depth; k += kDepth) {
     const uint8_t* own = weights + k * kBlock;
-    for (size_t i = 0; i < kDepth * kBlock; i += 64) U2MOE_PREFETCH(own + kNear + i, 3);
+    if (is_first)
+      for (size_t i = 0; i < kDepth * kBlock; i += 64) U2MOE_PREFETCH(own + kNear + i, 3);
     U2MOE_TILE_LOAD(4, codes + k, stride);
     U2MOE_TILE_LOAD(6, own, kBlock * 4);
     U2MOE_TILE_DOT(0, 4, 6);
@@ -54,7 +55,7 @@ inline void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* we
       U2MOE_TILE_DOT(2, 5, 6);
       U2MOE_TILE_DOT(3, 5, 7);
     }
-    between(k / kDepth);
+    between();
   }
   U2MOE_TILE_STORE(0, sums, kBlock * 4);
   U2MOE_TILE_STORE(1, sums + kPanel, kBlock * 4);
@@ -78,25 +79,28 @@ void multiply_tiles(const Product& p, size_t first, size_t last) {
   if (p.rows <= kFewRows) return multiply8<Avx512>(p, first, last);
   const auto* codes = static_cast<const uint8_t*>(p.codes);
   const size_t depth = depth8(p.k), bytes = block_bytes8(p.k);
-  const size_t steps = depth / kDepth;
   Sums sums[2];  // of this block and of the one before
   // Rows outside, blocks inside: shapes change only with rows, and activations of 32 rows stay in the cache.
   for (size_t row = 0; row < p.rows; row += 2 * kTileRows) {
     const size_t rows = p.rows - row < 2 * kTileRows ? p.rows - row : 2 * kTileRows;
     const uint8_t* own = codes + row * p.stride;
+    const size_t each = (rows * kDepth + depth - 1) / depth;  // finished in a step
     configure(rows < kTileRows ? rows : kTileRows, rows > kTileRows ? rows - kTileRows : kTileRows);
     for (size_t block = first; block < last; block++) {
       const uint8_t* weights = p.weights + block * bytes;
       Sums& now = sums[block % 2];
       const Sums& before = sums[1 - block % 2];
       const size_t waiting = block > first ? rows : 0;
-      const auto between = [&](size_t step) {
-        before.finish_rows(p, row, waiting * step / steps, waiting * (step + 1) / steps);
+      size_t done = 0;
+      const auto between = [&] {
+        const size_t to = waiting - done < each ? waiting : done + each;
+        before.finish_rows(p, row, done, to);
+        done = to;
       };
       now.constants = weights + depth * kBlock;
       now.first = block * kBlock;
-      rows > kTileRows ? sums_of_block<2>(own, p.stride, weights, depth, now.values, between)
-                       : sums_of_block<1>(own, p.stride, weights, depth, now.values, between);
+      rows > kTileRows ? sums_of_block<2>(own, p.stride, weights, depth, now.values, row == 0, between)
+                       : sums_of_block<1>(own, p.stride, weights, depth, now.values, row == 0, between);
     }
     if (last > first) sums[(last - 1) % 2].finish_rows(p, row, 0, rows);
   }
