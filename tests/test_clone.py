@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LARGEST_TREE, LARGE = 66e6, 1e6
+LARGEST_TREE, LARGE = 68e6, 1e6
 """Bytes of all files, and those from which on a file must be listed here."""
 LISTED = {
     "examples/train_demo/checkpoint/final.pt": "the demo model in WeNet's form, from which its bundle is made",
