@@ -190,8 +190,12 @@ def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
         return x
     exists = valid.unsqueeze(-1).to(x.dtype)
     missing = (0, 0, 0, -x.shape[1] % stride)
-    frames = nn.functional.pad(x * exists, missing).unflatten(1, (-1, stride)).sum(dim=2)
-    return frames / nn.functional.pad(exists, missing).unflatten(1, (-1, stride)).sum(dim=2).clamp(min=1)
+
+    def total(values: Tensor) -> Tensor:
+        padded = nn.functional.pad(values, missing)
+        return padded.reshape(len(x), -1, stride, values.shape[2]).sum(dim=2)
+
+    return total(x * exists) / total(exists).clamp(min=1)
 
 
 class EfficientConformerEncoder(SpeechEncoder):

@@ -170,4 +170,5 @@ class EfficientConformerNodes(EncoderNodes):
 def _position_bias(layer: GroupedAttention) -> torch.Tensor:
     """(v - u) / sqrt(size) of each head in the rows of its channels [heads * size, heads]."""
     difference = (layer.pos_bias_v - layer.pos_bias_u) / math.sqrt(layer.pos_bias_u.shape[1])
-    return torch.block_diag(*difference).T
+    num_heads, size = difference.shape
+    return (torch.eye(num_heads).unsqueeze(1) * difference.unsqueeze(2)).reshape(num_heads * size, num_heads)

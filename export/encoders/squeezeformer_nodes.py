@@ -234,8 +234,8 @@ def folded(layer: Scaled, *names: str) -> Scaled:
     adapted = copy.deepcopy(layer)
     if layer.adaptive:
         for name in names:
-            part = cast("nn.Linear | nn.Conv1d", getattr(layer, name))
-            setattr(adapted, name, scaled(part, layer.ada_scale, layer.ada_bias))
+            part = getattr(layer, name)  # linear, or a convolution of kernel 1
+            setattr(adapted, name, scaled(cast("nn.Linear", part), layer.ada_scale, layer.ada_bias))
     return adapted
 
 
