@@ -191,6 +191,7 @@ def url_of(process):
 @pytest.mark.parametrize(("workers", "number"), [("1", signal.SIGINT), ("2", signal.SIGTERM)])
 def test_one_that_has_hardly_started_ends_at_once(workers, number):
     with started(*COMMAND, "--workers", workers) as process:
+        assert "demo model" in process.stderr.readline()
         assert "listening" in process.stderr.readline()
         process.send_signal(number)
         assert process.wait(PATIENCE_S) == (0 if number == signal.SIGTERM else 130)
