@@ -10,7 +10,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 import u2moe.export
 import u2moe.quantize
@@ -130,6 +132,10 @@ def surroundings(tmp_path, monkeypatch, exported):
     for name in ("lectures", "recordings"):
         (tmp_path / name).mkdir()
         shutil.copy(clips[0], tmp_path / name / "first.flac")
+    # As many tokens as it takes to tell half a percent of them.
+    (tmp_path / "speech").mkdir()
+    samples, rate = soundfile.read(clips[0])
+    soundfile.write(tmp_path / "speech" / "long.flac", np.tile(samples, 18), rate)
     for name in ("talk.wav", "talk.mp3", "meeting.flac"):  # the suffix does not matter
         shutil.copy(clips[1], tmp_path / name)
     (tmp_path / "data.list").write_text('{"key": "talk", "wav": "talk.wav", "txt": "SEVEN"}\n', encoding="utf-8")
