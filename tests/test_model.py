@@ -12,6 +12,7 @@ from u2moe.runtime import (
     ctc_greedy_search,
     ctc_prefix_beam_search,
 )
+from u2moe.runtime.model import model as model_module
 from u2moe.runtime.model.model import Model, _batches, _Size
 
 pytestmark = pytest.mark.slow
@@ -136,6 +137,24 @@ def test_utterances_of_like_length_share_a_decoder_call(golden_model):
         assert (scores.right is None) == (alone.right is None)
         if scores.right is not None:
             np.testing.assert_allclose(scores.right, alone.right, atol=1e-4)
+
+
+def test_hypotheses_of_a_long_utterance_are_scored_in_several_calls(golden_model, monkeypatch):
+    """Attention takes memory for each pair of a token and a frame: ten minutes in one call took six gigabytes."""
+    random = np.random.default_rng(0)
+    output = random.standard_normal((90, golden_model.config.output_size), np.float32)
+    hypotheses = [random.integers(1, golden_model.config.vocab_size - 1, 12 - i).tolist() for i in range(5)]
+    expected = golden_model.token_scores(output, hypotheses)
+    monkeypatch.setattr(model_module, "_MOST_PAIRS", 2 * 12 * 90)
+    decoder = Counted(golden_model._decoder)
+    found = Model(golden_model.manifest, golden_model.encoder.session, golden_model._ctc, decoder)
+    scores = found.token_scores(output, hypotheses)
+    assert len(decoder.batches) == 3
+    for name in ("left", "right", "next"):
+        own, others = getattr(scores, name), getattr(expected, name)
+        assert (own is None) == (others is None)
+        if own is not None:
+            np.testing.assert_allclose(own, others, atol=1e-4)
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 60), st.integers(1, 500)), max_size=40), st.randoms())

@@ -26,6 +26,8 @@ Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
 
 _MOST_TOKENS = 512
 """Limit on the tokens of all hypotheses in a decoder call, with padding: larger calls are no faster per token."""
+_MOST_PAIRS = 1 << 22
+"""Limit on the pairs of a token and a frame, or of two tokens, in a decoder call: attention needs memory for each."""
 _MOST_LOG_PROB = 1e-2
 """How far log-probabilities may exceed 0 in low precision."""
 _LEAST_ALIKE = 0.85
@@ -173,7 +175,7 @@ class Model:
     def _decode(
         self, decoder: Session, utterances: Sequence[tuple[npt.NDArray[np.float32], Sequence[Sequence[int]]]]
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs of one decoder call for utterances with the same number of hypotheses, shorter ones padded."""
+        """Outputs of the decoder for utterances with the same number of hypotheses, shorter ones padded."""
         sizes = [_Size.of(output, hypotheses) for output, hypotheses in utterances]
         num_frames, length = max(size.num_frames for size in sizes), max(size.length for size in sizes)
         hyps = np.full((len(utterances), sizes[0].num_hypotheses, length), self.config.eos, np.int64)
@@ -184,18 +186,24 @@ class Model:
                 hyps[row, column, : len(tokens)] = tokens
         if not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
             raise ValueError(f"hypotheses hold token ids outside 0..{self.config.vocab_size - 1}")
-        outputs = decoder.run(
-            {
-                "hyps": hyps,
-                "hyps_lens": np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64),
-                "encoder_out": encoder_out,
-                "encoder_lens": np.array([size.num_frames for size in sizes], np.int64),
-            }
-        )
-        for name in (
-            ("score", "r_score", "next_log_probs") if self.config.bidirectional else ("score", "next_log_probs")
-        ):
-            _check_log_probs("decoder", outputs[name])
+        hyps_lens = np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64)
+        encoder_lens = np.array([size.num_frames for size in sizes], np.int64)
+        at_once = max(_MOST_PAIRS // (len(utterances) * length * max(num_frames, length)), 1)
+        parts = [
+            decoder.run(
+                {
+                    "hyps": np.ascontiguousarray(hyps[:, begin : begin + at_once]),
+                    "hyps_lens": np.ascontiguousarray(hyps_lens[:, begin : begin + at_once]),
+                    "encoder_out": encoder_out,
+                    "encoder_lens": encoder_lens,
+                }
+            )
+            for begin in range(0, hyps.shape[1], at_once)
+        ]
+        names = ("score", "r_score", "next_log_probs") if self.config.bidirectional else ("score", "next_log_probs")
+        outputs = {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
+        for values in outputs.values():
+            _check_log_probs("decoder", values)
         return outputs
 
     @staticmethod
