@@ -4,9 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.decoding.spans import token_spans, words_of
+from u2moe.runtime.decoding.pauses import token_spans
 from u2moe.runtime.result import Result, moved
-from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 
 def test_spans_equal_wenet(golden):
@@ -22,13 +21,6 @@ def test_spans_are_in_order_and_within_the_audio(times):
     flat = [0.0, *(edge for span in spans for edge in span), 201 * 0.04]
     assert all(a <= b + 1e-9 for a, b in itertools.pairwise(flat))
     assert all(start <= time * 0.04 <= end for time, (start, end) in zip(times, spans, strict=True))
-
-
-def test_words_take_times_and_confidence():
-    vocabulary = Vocabulary(["▁HE", "LLO", "▁YOU"], TextConfig(tokenizer="bpe"))
-    first, second = words_of(vocabulary.words([0, 1, 2]), [(0.00049, 0.3), (0.5, 0.6)], [0.25, 1.0])
-    assert (first.word, first.start, first.end, first.confidence) == ("HELLO", 0.0, 0.3, 0.25)
-    assert (second.word, second.start, second.end, second.confidence) == ("YOU", 0.5, 0.6, 1.0)
 
 
 def test_a_text_without_times_of_words_moves_as_a_whole():

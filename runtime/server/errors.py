@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Any, Self
 
 from u2moe.runtime.errors import U2moeError
 
@@ -70,10 +70,16 @@ class StorageError(RequestError):
 
     kind = "storage"
 
-    def __init__(self, error: OSError) -> None:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        super().__init__("the server has no room for the file now" if is_full else "the server cannot store files now")
-        self.status = 507 if is_full else 503
+    status = 503
+
+    @classmethod
+    def of(cls, error: OSError) -> Self:
+        """The error for one of the system's."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return cls("the server cannot store files now")
+        full = cls("the server has no room for the file now")
+        full.status = 507
+        return full
 
 
 class RecognitionError(U2moeError):

@@ -89,7 +89,7 @@ class Body:
             reason = error.detail if isinstance(error, HTTPException) else error
             raise RequestError(f"the form is damaged: {reason}") from error
         except OSError as error:
-            raise StorageError(error) from error
+            raise StorageError.of(error) from error
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             await form.close()
