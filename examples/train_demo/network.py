@@ -21,7 +21,7 @@ from u2moe.export.encoders.conformer import ConformerBlock
 from u2moe.export.encoders.network import SpeechEncoder, chunk_mask
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.export.subsampling import Subsampling
+from u2moe.export.subsampling import Convolutions, Subsampling
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -40,7 +40,8 @@ def present(part: Part | None) -> Part:
 
 def front(layer: Subsampling) -> tuple[nn.Conv2d, nn.Conv2d]:
     """The two convolutions that the features meet first."""
-    return cast("nn.Conv2d", layer.conv[0]), cast("nn.Conv2d", layer.conv[2])
+    first, _, second, *_ = cast("Convolutions", layer).conv
+    return cast("nn.Conv2d", first), cast("nn.Conv2d", second)
 
 
 @torch.no_grad()
@@ -138,7 +139,8 @@ def subsample(layer: Subsampling, mels: Tensor, channels: int) -> Tensor:
     x = mels.unsqueeze(1).contiguous(memory_format=torch.channels_last)
     x = functional.conv2d(x, first.weight[:channels], cast("Tensor", first.bias)[:channels], first.stride).relu()
     x = functional.conv2d(x, second.weight[:, :channels], second.bias, second.stride).relu()
-    return cast("Tensor", layer.projection[0](x.transpose(1, 2).flatten(2)) * layer.scale)
+    projection, _ = cast("Convolutions", layer).projection
+    return cast("Tensor", projection(x.transpose(1, 2).flatten(2))) * layer.scale
 
 
 def add_head(model: SpeechModel, width: int) -> None:
