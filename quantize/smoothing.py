@@ -77,11 +77,13 @@ def sites_of(model: ir.Model) -> list[ChannelSite]:
     for node in calls(model, "FeedForward", "GatedFeedForward"):
         gated = plain_name(node.op_type) == "GatedFeedForward"
         if gated or node.attributes["activation"].as_string() == "relu":
-            sites.append(_hidden(inputs_of(node)[1 + gated :]))
+            parameters = inputs_of(node)[1 + gated :]
+            half = len(parameters) // 2
+            sites.append(_hidden(parameters[:half], parameters[half]))
     for layer in mixtures.values():
         if layer.mixture.activation == "relu":
-            products = [layer.w1, layer.b1, layer.w2] if layer.mixture.bias else [layer.w1, layer.w2]
-            sites += [_hidden(parameters) for parameters in zip(*products, strict=True)]
+            first = zip(layer.w1, layer.b1, strict=True) if layer.mixture.bias else zip(layer.w1, strict=True)
+            sites += [_hidden(made, weight) for made, weight in zip(first, layer.w2, strict=True)]
     return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]
 
 
@@ -187,12 +189,9 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
     )
 
 
-def _hidden(parameters: Sequence[ir.Value]) -> ChannelSite:
-    """Hidden units of two products, with or without biases."""
-    made, second = parameters[: len(parameters) // 2], parameters[len(parameters) // 2]
-    if len(parameters) == 3:
-        made, second = parameters[:2], parameters[2]
-    return _in_order(made, [second], lambda: np.abs(array_of(made[0])).max(axis=0))
+def _hidden(made: Sequence[ir.Value], weight: ir.Value) -> ChannelSite:
+    """Hidden units between a first product, with or without a bias, and the weight of a second."""
+    return _in_order(made, [weight], lambda: np.abs(array_of(made[0])).max(axis=0))
 
 
 def _in_order(

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import soundfile
+from changed_bundles import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, pack_int4, relative_error
@@ -99,12 +100,7 @@ def test_silence_alone_gives_plain_rounding(weight):
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     """Noise that rises and falls at another rate in each, 24 s in all."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number in range(6):
-        noise = np.random.default_rng(number).standard_normal(64_000)
-        samples = noise * np.abs(np.sin(np.arange(64_000) / (1000 + 900 * number))) * 0.2
-        soundfile.write(folder / f"{number}.wav", samples.astype(np.float32), 16_000)
-    return folder
+    return write_noise(tmp_path_factory.mktemp("recordings"), 6, 64_000)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Every accepted configuration against WeNet's own outputs; see golden/configurations/README.md."""
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from wenet_directories import CONFIGURATIONS, write_configuration
+from wenet_directories import CONFIGURATIONS, digest, write_configuration
 
 from u2moe.export.checkpoint import Checkpoint
 
@@ -24,16 +23,6 @@ LIMIT = 2e-5
 @functools.cache
 def features_by_size():
     return dict(np.load(GOLDEN / "features.npz"))
-
-
-def digest(directory):
-    state = torch.load(directory / "final.pt", weights_only=True)
-    result = hashlib.sha256()
-    for name in sorted(state):
-        if not name.endswith(".pe"):
-            result.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
-            result.update(state[name].numpy().tobytes())
-    return result.hexdigest()
 
 
 def stream(encoder, features, chunk_size, num_left_chunks):

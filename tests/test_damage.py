@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx_ir as ir
 import pytest
-import soundfile
+from changed_bundles import changed_bundle, write_noise
 
 from u2moe.quantize import inspect_bundle, quantize_bundle, recipe, run
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage, layers_to_spare
@@ -13,10 +13,8 @@ from u2moe.quantize.inspection import describe
 from u2moe.quantize.report import features_of
 from u2moe.quantize.smoothing import scale, sites_of
 from u2moe.quantize.switches import SwitchedGraph
-from u2moe.runtime import AudioError, Bundle, BundleWriter, QuantizationError, ctc_greedy_search
+from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
 from u2moe.runtime.cli import main
-from u2moe.runtime.graph.external import with_external
-from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.text.word_errors import edit_distance
 
@@ -26,12 +24,7 @@ HURT, HURT_VALUE = "encoder.encoders.1.conv_module", "encoder/encoders.1/norm_co
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recordings")
-    for number in range(3):
-        noise = np.random.default_rng(number).standard_normal(48_000)
-        samples = noise * np.abs(np.sin(np.arange(48_000) / (1000 + 900 * number))) * 0.2
-        soundfile.write(folder / f"{number}.wav", samples.astype(np.float32), 16_000)
-    return folder
+    return write_noise(tmp_path_factory.mktemp("recordings"), 3, 48_000)
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +36,6 @@ def features(bundle, recordings):
 def alone(monkeypatch):
     """Damage is measured with onnxruntime alone."""
     monkeypatch.setenv("U2MOE_KERNELS", "onnxruntime")
-
-
-def changed_bundle(bundle, folder, change):
-    """A bundle with each graph changed by a function."""
-    with BundleWriter(folder) as staging:
-        for graph in bundle.manifest.model.graphs():
-            model = ir.load(bundle.path / graph.file)
-            change(model)
-            save_graph(model, staging.path / graph.file)
-        staging.add("tokens.txt", bundle.path / "tokens.txt")
-        return staging.finish(with_external(bundle.manifest, staging.path))
 
 
 @pytest.fixture(scope="module")

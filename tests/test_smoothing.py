@@ -3,29 +3,16 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-import soundfile
+from changed_bundles import changed_bundle, write_noise
 from wenet_directories import write_configuration
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.report import features_of
 from u2moe.quantize.smoothing import scale, sites_of, smooth, smoothed_bundle
-from u2moe.runtime import Bundle, BundleWriter
-from u2moe.runtime.graph.external import with_external
-from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime import Bundle
 
 HYPOTHESES = [[1, 2, 3], [4], []]
-
-
-def changed_bundle(bundle, folder, change):
-    """A bundle with each graph changed by a function."""
-    with BundleWriter(folder) as staging:
-        for graph in bundle.manifest.model.graphs():
-            model = ir.load(bundle.path / graph.file)
-            change(model)
-            save_graph(model, staging.path / graph.file)
-        staging.add("tokens.txt", bundle.path / "tokens.txt")
-        return staging.finish(with_external(bundle.manifest, staging.path))
 
 
 @pytest.fixture(scope="module", params=["moe_tiny", "dense_tiny"])
@@ -50,12 +37,7 @@ def hard(plain, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recordings")
-    for number in range(3):
-        noise = np.random.default_rng(number).standard_normal(48_000)
-        samples = noise * np.abs(np.sin(np.arange(48_000) / (1000 + 900 * number))) * 0.2
-        soundfile.write(folder / f"{number}.wav", samples.astype(np.float32), 16_000)
-    return sorted(folder.iterdir())
+    return sorted(write_noise(tmp_path_factory.mktemp("recordings"), 3, 48_000).iterdir())
 
 
 def outputs(bundle, frames):

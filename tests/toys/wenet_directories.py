@@ -1,5 +1,6 @@
 """Random checkpoints of the configurations that golden/configurations lists."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -38,3 +39,14 @@ def add_adapters(folder, conf):
     torch.save(state, folder / "step_100.pt")
     (folder / "final.pt").unlink()
     (folder / "final.pt").symlink_to("step_100.pt")
+
+
+def digest(directory):
+    """Of a state dict, as golden/configurations/README.md says."""
+    state = torch.load(directory / "final.pt", weights_only=True)
+    result = hashlib.sha256()
+    for name in sorted(state):
+        if not name.endswith(".pe"):
+            result.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
+            result.update(state[name].numpy().tobytes())
+    return result.hexdigest()

@@ -3,7 +3,6 @@
 Where a file is there already, it is compared, not written.
 """
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -16,20 +15,9 @@ FOLDER = Path(__file__).resolve().parent
 sys.path += [str(FOLDER.parent), str(FOLDER.parents[1] / "toys")]
 
 import wenet_model  # noqa: E402 - in the folders above
-from wenet_directories import CONFIGURATIONS, write_configuration  # noqa: E402
+from wenet_directories import CONFIGURATIONS, digest, write_configuration  # noqa: E402
 
 FRAMES = 99
-
-
-def digest(directory):
-    """Of a state dict, as README.md says."""
-    state = torch.load(directory / "final.pt", weights_only=True)
-    result = hashlib.sha256()
-    for name in sorted(state):
-        if not name.endswith(".pe"):
-            result.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
-            result.update(state[name].numpy().tobytes())
-    return result.hexdigest()
 
 
 def make(name, digests):
