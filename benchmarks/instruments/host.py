@@ -115,11 +115,6 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def load_average() -> float | None:
-    """Processes that ran or waited for a core in the last minute; above 0, something else uses the machine."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
 class OtherLoad:
     """Measures how many cores other processes use from its construction on."""
 
