@@ -1,4 +1,4 @@
-// Exceptions inside the library; c_interface.cpp turns them into error codes.
+// Exceptions inside the library; c_interface.cpp turns them into error codes. In WebAssembly, which has none here, JavaScript throws.
 #pragma once
 
 #include <stdexcept>
@@ -20,9 +20,10 @@ class Error : public std::runtime_error {
 };
 
 /// An error with a code of its own, so that it can be caught by its kind.
-template <u2moe_error kCode>
+template <u2moe_error kTheCode>
 class ErrorOf : public Error {
  public:
+  static constexpr u2moe_error kCode = kTheCode;
   explicit ErrorOf(const std::string& message) : Error(kCode, message) {}
 };
 
@@ -36,10 +37,25 @@ using ProviderError = ErrorOf<U2MOE_PROVIDER_ERROR>;
 using KernelsError = ErrorOf<U2MOE_KERNELS_ERROR>;
 using LanguageModelError = ErrorOf<U2MOE_LANGUAGE_MODEL_ERROR>;
 
+#ifdef __wasm__
+/// Throws a JavaScript error, which unwinds the stack without destructors.
+extern "C" [[noreturn]] __attribute__((import_module("u2moe"), import_name("fail"))) void u2moe_fail(int code, const char* message, std::size_t length);
+#endif
+
+/// The only place where what needs no onnxruntime throws.
+template <class Kind>
+[[noreturn]] void fail(const std::string& message) {
+#ifdef __wasm__
+  u2moe_fail(Kind::kCode, message.data(), message.size());
+#else
+  throw Kind(message);
+#endif
+}
+
 /// @throws InvalidArgument names the option.
 inline void check_range(const char* name, double value, double least, double most) {
   if (value >= least && value <= most) return;
-  throw InvalidArgument(std::string(name) + " must be from " + shown_number(least) + " to " + shown_number(most) + ", got " + shown_number(value));
+  fail<InvalidArgument>(std::string(name) + " must be from " + shown_number(least) + " to " + shown_number(most) + ", got " + shown_number(value));
 }
 
 }  // namespace u2moe::runtime

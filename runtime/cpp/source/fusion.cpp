@@ -68,7 +68,7 @@ void LanguageModelOptions::check() const {
   check_range("word_bonus", word_bonus, -100, 100);
   check_range("unknown_score", unknown_score, -1000, 0);
   check_range("rescoring_weight", rescoring_weight, 0, 100);
-  if (!level.empty() && level != "word" && level != "token") throw InvalidArgument("level must be 'word', 'token' or none, got '" + level + "'");
+  if (!level.empty() && level != "word" && level != "token") fail<InvalidArgument>("level must be 'word', 'token' or none, got '" + level + "'");
 }
 
 Fusion::Fusion(Ngrams ngrams, const LanguageModelOptions& options, const Vocabulary& vocabulary, const std::string& source)

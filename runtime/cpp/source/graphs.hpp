@@ -7,11 +7,10 @@
 
 #include "bundle.hpp"
 #include "ort.hpp"
+#include "result.hpp"
 #include "settings.hpp"
 
 namespace u2moe::runtime {
-
-using Floats = std::vector<float>;
 
 /// What the encoder keeps of the past of a stream.
 struct Caches {
@@ -22,12 +21,6 @@ struct Caches {
     std::vector<std::int64_t> shape;
   };
   std::vector<Tensor> tensors;
-};
-
-/// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders; right is empty without that decoder.
-struct TokenScores {
-  Floats left, right;
-  std::size_t width = 0;
 };
 
 /// Threads may share it: onnxruntime's sessions allow calls from several threads. All functions throw ProviderError if

@@ -57,7 +57,7 @@ class Symbols {
 
   // The words of a phrase in the characters of the vocabulary, and its bonus.
   std::pair<Words, double> measured(const Hotword& hotword) const {
-    const auto fail = [&](const std::string& what) { throw InvalidArgument("hotword '" + hotword.phrase + "'" + what); };
+    const auto fail = [&](const std::string& what) { runtime::fail<InvalidArgument>("hotword '" + hotword.phrase + "'" + what); };
     if (!(hotword.weight > 0 && hotword.weight <= 100)) {
       fail(": weight must be above 0 and at most 100, got " + std::to_string(hotword.weight));
     }
@@ -124,7 +124,7 @@ std::vector<Hotword> parse_hotwords(const std::string& content) {
     const std::string weight = trimmed(line.substr(colon + 2));
     const auto value = parse_number(weight);
     if (!value) {
-      throw InvalidArgument("hotwords line " + std::to_string(number) + ": weight must be a number, got '" + weight + "'");
+      runtime::fail<InvalidArgument>("hotwords line " + std::to_string(number) + ": weight must be a number, got '" + weight + "'");
     }
     hotwords.push_back({trimmed(line.substr(0, colon)), *value});
   }
@@ -141,7 +141,7 @@ ContextGraph::ContextGraph(const std::vector<Hotword>& hotwords, const Vocabular
     double& most = bonuses[words];
     most = std::max(most, bonus);
   }
-  if (bonuses.empty()) throw InvalidArgument("hotwords are empty: leave them out for none");
+  if (bonuses.empty()) runtime::fail<InvalidArgument>("hotwords are empty: leave them out for none");
   for (const auto& [words, bonus] : bonuses) add_phrase(words, bonus);
   link();
   start_ = states_[0].next.at(kWordBoundary);

@@ -16,7 +16,7 @@ struct Json::Parser {
   std::size_t place = 0;
 
   [[noreturn]] void fail(const std::string& what) const {
-    throw BundleError(name + ": is not valid JSON: " + what + " at byte " + std::to_string(place));
+    runtime::fail<BundleError>(name + ": is not valid JSON: " + what + " at byte " + std::to_string(place));
   }
   void blanks() { place = std::min(text.find_first_not_of(" \n\t\r", place), text.size()); }
   bool takes(char c) {
@@ -165,12 +165,12 @@ double Json::number(double least, double most) const {
 
 const Json& Json::operator[](const std::string& key) const {
   const auto found = object().find(key);
-  if (found == object().end()) throw BundleError(path_ + ": field '" + key + "' is missing");
+  if (found == object().end()) runtime::fail<BundleError>(path_ + ": field '" + key + "' is missing");
   return found->second;
 }
 
 void Json::fail(const std::string& expected) const {
-  throw BundleError(path_ + ": found " + description() + ", expected " + expected);
+  runtime::fail<BundleError>(path_ + ": found " + description() + ", expected " + expected);
 }
 
 std::string Json::description() const {

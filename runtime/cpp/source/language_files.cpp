@@ -98,7 +98,7 @@ class CompactFile {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const { throw LanguageModelError(source_ + ": " + what); }
+  [[noreturn]] void fail(const std::string& what) const { runtime::fail<LanguageModelError>(source_ + ": " + what); }
 
   std::string source_;
   Json header_;
@@ -134,7 +134,7 @@ class ArpaFile {
   static std::string title(std::size_t length) { return "\\" + std::to_string(length) + "-grams:"; }
 
   [[noreturn]] void fail(const std::string& what) const {
-    throw LanguageModelError(source_ + ": line " + std::to_string(number_) + ": " + what);
+    runtime::fail<LanguageModelError>(source_ + ": line " + std::to_string(number_) + ": " + what);
   }
 
   static std::string quoted(std::string_view text) { return "'" + std::string(text.substr(0, 60)) + "'"; }
@@ -242,10 +242,10 @@ Ngrams Ngrams::parse(const std::string& content, const std::string& source) {
     try {
       return CompactFile(content, source).model();
     } catch (const BundleError& error) {  // of the JSON in its header
-      throw LanguageModelError(source + ": is damaged: " + error.what());
+      runtime::fail<LanguageModelError>(source + ": is damaged: " + error.what());
     }
   }
-  if (content.compare(0, 2, "\x1f\x8b") == 0) throw LanguageModelError(source + ": is compressed: unpack it with gunzip first");
+  if (content.compare(0, 2, "\x1f\x8b") == 0) runtime::fail<LanguageModelError>(source + ": is compressed: unpack it with gunzip first");
   return ArpaFile(content, source).model();
 }
 

@@ -11,6 +11,8 @@
 
 namespace u2moe::runtime {
 
+using Floats = std::vector<float>;  ///< samples, features, or what graphs give, row by row
+
 constexpr double kLongestPaddingS = 10;
 
 /// What a stream keeps from chunk to chunk in one tensor: zeros [blocks, 1, ...] at the start.

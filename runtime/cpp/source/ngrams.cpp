@@ -16,7 +16,7 @@ using Key = std::uint64_t;  // a parent and a word
 
 constexpr Id kNoNode = std::numeric_limits<Id>::max();
 
-[[noreturn]] void fail(const std::string& source, const std::string& what) { throw LanguageModelError(source + ": " + what); }
+[[noreturn]] void fail(const std::string& source, const std::string& what) { runtime::fail<LanguageModelError>(source + ": " + what); }
 
 Key key_of(Id parent, Id word, std::size_t num_words) { return Key{parent} * num_words + word; }
 

@@ -20,22 +20,22 @@ void drop(std::vector<T>& items, std::size_t num) {
 
 }  // namespace
 
-Reception::Reception(const Graphs& graphs, const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
-    : graphs_(&graphs), m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
+Reception::Reception(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
+    : m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
       stride_(static_cast<std::size_t>(chunk_size) * rate_),
       shortest_(static_cast<std::size_t>(manifest.right_context) + 1), length_(stride_ - rate_ + shortest_),
       needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
 void Reception::check(int sample_rate, const float* samples, std::size_t num) {
   if (resampler_ && sample_rate != resampler_->source_rate()) {
-    throw AudioError("sample rate changed from " + std::to_string(resampler_->source_rate()) + " to " +
+    fail<AudioError>("sample rate changed from " + std::to_string(resampler_->source_rate()) + " to " +
                      std::to_string(sample_rate) + " Hz in a stream");
   }
   if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
-    throw AudioError("samples hold values that are no finite numbers");
+    fail<AudioError>("samples hold values that are no finite numbers");
   }
   if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
-    throw AudioError("samples are far outside [-1, 1]: divide integers by the largest first");
+    fail<AudioError>("samples are far outside [-1, 1]: divide integers by the largest first");
   }
   if (!resampler_) resampler_.emplace(sample_rate, m_->sample_rate);
 }
@@ -55,16 +55,37 @@ double Reception::end_s() const { return static_cast<double>(num_received_ * 100
 
 bool Reception::has_window() const { return num_frames() >= next_ + (is_finished_ ? shortest_ : needed_); }
 
-void Reception::take_window() {
-  const auto bins = static_cast<std::size_t>(m_->feature_size);
+Floats Reception::take_window() {
   const std::size_t end = std::min(next_ + length_, num_frames());
-  const std::size_t kept = std::min(next_, num_computed_);
-  drop(features_, (kept - begin_) * bins);
-  if (end > num_computed_) compute(end);
-  drop(features_, (next_ - kept) * bins);  // what lies between two windows
   begin_ = next_;
   end_ = end;
   next_ = begin_ + stride_;
+  trim();
+  if (end <= num_computed_) return {};
+  const auto shift = static_cast<std::size_t>(m_->shift_len());
+  const auto first = samples_.begin() + static_cast<std::ptrdiff_t>(num_computed_ * shift - first_sample_);
+  const std::size_t num = (end - 1 - num_computed_) * shift + static_cast<std::size_t>(m_->frame_len());
+  Floats added(first, first + static_cast<std::ptrdiff_t>(num));
+  num_computed_ = end;
+  const std::size_t used = std::min(end * shift - first_sample_, samples_.size());  // no later frame needs these
+  drop(samples_, used);
+  first_sample_ += used;
+  return added;
+}
+
+void Reception::add_features(const Floats& added) {
+  features_.insert(features_.end(), added.begin(), added.end());
+  const std::vector<float> measured = loudness(added, *m_);
+  levels_.insert(levels_.end(), measured.begin(), measured.end());
+  trim();
+}
+
+// Forget the features before the last window.
+void Reception::trim() {
+  const auto bins = static_cast<std::size_t>(m_->feature_size);
+  const std::size_t num = std::min(begin_ - first_feature_, features_.size() / bins);
+  drop(features_, num * bins);
+  first_feature_ += num;
 }
 
 Floats Reception::window() const {
@@ -100,21 +121,6 @@ std::size_t Reception::num_frames() const {
   const std::size_t num = first_sample_ + samples_.size();
   const auto frame = static_cast<std::size_t>(m_->frame_len()), shift = static_cast<std::size_t>(m_->shift_len());
   return num < frame ? 0 : 1 + (num - frame) / shift;
-}
-
-// Compute the features up to frame `end`, and forget the samples that no later frame needs.
-void Reception::compute(std::size_t end) {
-  const auto shift = static_cast<std::size_t>(m_->shift_len());
-  const auto first = samples_.begin() + static_cast<std::ptrdiff_t>(num_computed_ * shift - first_sample_);
-  const std::size_t num = (end - 1 - num_computed_) * shift + static_cast<std::size_t>(m_->frame_len());
-  const Floats added = graphs_->features(Floats(first, first + static_cast<std::ptrdiff_t>(num)));
-  features_.insert(features_.end(), added.begin(), added.end());
-  const std::vector<float> measured = loudness(added, *m_);
-  levels_.insert(levels_.end(), measured.begin(), measured.end());
-  num_computed_ = end;
-  const std::size_t used = std::min(end * shift - first_sample_, samples_.size());
-  drop(samples_, used);
-  first_sample_ += used;
 }
 
 }  // namespace u2moe::runtime

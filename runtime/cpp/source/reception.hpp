@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "graphs.hpp"
+#include "manifest.hpp"
 #include "padding.hpp"
 #include "resampler.hpp"
 
@@ -15,7 +15,7 @@ namespace u2moe::runtime {
 class Reception {
  public:
   /// @param knows_last a full window waits for another after it, or for the end, so that it is known whether it is the last.
-  Reception(const Graphs& graphs, const Manifest& manifest, int chunk_size, bool knows_last, double padding_s);
+  Reception(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s);
 
   /// Checks samples of one channel before any is appended. The first rate applies to the whole stream.
   /// @throws AudioError the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
@@ -37,9 +37,11 @@ class Reception {
   bool has_window() const;
   bool is_exhausted() const { return is_finished_ && !has_window(); }
 
-  /// Begin the next window. Features are computed for the frames that a window adds, so that how the samples arrived
-  /// makes no difference, not even in the last bit.
-  void take_window();
+  /// Begin the next window. Returns the samples of the frames that it adds, perhaps none: how the samples arrived makes no
+  /// difference for their features, not even in the last bit.
+  Floats take_window();
+  /// Add the features of these samples.
+  void add_features(const Floats& added);
   /// Features [frames, mel] of the last window.
   Floats window() const;
   /// Encoder frames of the last window.
@@ -61,17 +63,16 @@ class Reception {
   void append(Floats samples);
   void hear(const Floats& samples) { samples_.insert(samples_.end(), samples.begin(), samples.end()); }
   std::size_t num_frames() const;
-  void compute(std::size_t end);
+  void trim();
 
-  const Graphs* graphs_;
   const Manifest* m_;
   std::size_t rate_, stride_, shortest_, length_, needed_;  // feature frames
   Padding padding_;
   std::size_t num_received_ = 0;
   std::optional<Resampler> resampler_;
   bool is_finished_ = false;
-  Floats samples_, features_;  // from first_sample_ and begin_ on
-  std::size_t first_sample_ = 0, num_computed_ = 0;
+  Floats samples_, features_;  // from first_sample_ and first_feature_ on
+  std::size_t first_sample_ = 0, first_feature_ = 0, num_computed_ = 0;
   std::size_t begin_ = 0, end_ = 0, next_ = 0;  // feature frames of the last window, and the first of the next
   std::vector<float> levels_;                   // from feature frame levels_start_ on
   std::size_t levels_start_ = 0;

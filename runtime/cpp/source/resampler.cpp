@@ -46,7 +46,7 @@ float sum_of_products(const float* samples, const float* factors, std::size_t nu
 
 Resampler::Resampler(int source_rate, int target_rate) : source_rate_(source_rate) {
   if (source_rate < 1000 || source_rate > 384000) {
-    throw AudioError("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(source_rate));
+    fail<AudioError>("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(source_rate));
   }
   const int divisor = std::gcd(source_rate, target_rate);
   numerator_ = source_rate / divisor;

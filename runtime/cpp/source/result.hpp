@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "bundle.hpp"
 #include "ctc.hpp"
-#include "graphs.hpp"
+#include "manifest.hpp"
 #include "pauses.hpp"
+#include "vocabulary.hpp"
 
 namespace u2moe::runtime {
 
@@ -39,6 +39,12 @@ struct Result {
 
 /// As JSON, with the names that Python's results have.
 std::string as_json(const Result& result);
+
+/// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders; right is empty without that decoder.
+struct TokenScores {
+  Floats left, right;
+  std::size_t width = 0;
+};
 
 struct Ranked {
   Hypothesis hypothesis;

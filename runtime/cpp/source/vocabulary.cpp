@@ -27,7 +27,7 @@ Vocabulary Vocabulary::parse(const std::string& content, const std::string& name
   for (const std::string& line : lines_of(content)) {
     ++number;
     if (line.empty()) continue;
-    const auto fail = [&](const std::string& what) { throw BundleError(name + ": line " + std::to_string(number) + what); };
+    const auto fail = [&](const std::string& what) { runtime::fail<BundleError>(name + ": line " + std::to_string(number) + what); };
     const std::size_t cut = line.find_last_of(" \t");
     const std::string digits = cut == std::string::npos ? "" : line.substr(cut + 1);
     if (cut == 0 || digits.empty() || digits.size() > 9 || digits.find_first_not_of("0123456789") != std::string::npos) {
@@ -39,7 +39,7 @@ Vocabulary Vocabulary::parse(const std::string& content, const std::string& name
   Vocabulary vocabulary;
   for (const auto& [id, symbol] : found) {
     if (id != vocabulary.symbols_.size()) {
-      throw BundleError(name + ": no symbol has id " + std::to_string(vocabulary.symbols_.size()));
+      runtime::fail<BundleError>(name + ": no symbol has id " + std::to_string(vocabulary.symbols_.size()));
     }
     vocabulary.symbols_.push_back(decode_utf8(symbol));
     vocabulary.fingerprint_ = vocabulary.fingerprint_ * 16777619U + std::hash<std::string>{}(symbol);

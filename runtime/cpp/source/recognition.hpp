@@ -1,0 +1,138 @@
+// The recognition of one source of audio, but for running graphs: whoever has them asks which is next, and gives its output.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "ctc.hpp"
+#include "endpoint.hpp"
+#include "manifest.hpp"
+#include "reception.hpp"
+#include "result.hpp"
+#include "u2moe.h"
+
+namespace u2moe::runtime {
+
+enum class Search { kDefault, kRescoring, kPrefixBeam, kGreedy };
+
+/// See u2moe_stream_options.
+struct StreamOptions {
+  static constexpr int kFullContext = U2MOE_FULL_CONTEXT;
+
+  int chunk_size = 0;
+  int num_left_chunks = -1;
+  Search search = Search::kDefault;
+  int beam_size = 10;
+  std::optional<double> ctc_weight, reverse_weight, padding_s;  ///< none: as in the bundle
+  bool endpoint = true;
+  EndpointRules rules = {EndpointRule{false, 2.4, 0}, EndpointRule{true, 1.2, 0}, EndpointRule{false, 0, 20}};  ///< Kaldi's
+  double pause = 0.5;
+  std::shared_ptr<const ContextGraph> hotwords = nullptr;
+  std::shared_ptr<const Fusion> language_model = nullptr;
+
+  /// With definite values instead of those of the bundle.
+  /// @throws InvalidArgument an option is out of range, or the bundle does not support it.
+  StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const;
+};
+
+/// A graph to run before recognition goes on.
+struct Request {
+  enum class Graph { kFeatures = 1, kEncoder, kCtc, kDecoder };
+
+  Graph graph;
+  const Floats* input;                                         ///< samples, window of features, or encoder output
+  const std::vector<std::vector<int>>* hypotheses = nullptr;   ///< for the decoder
+  std::int64_t kept = -1;                                      ///< for the encoder: of caches that grow, only so many frames; -1: all
+};
+
+/// The manifest and the vocabulary must outlive it.
+class Recognition {
+ public:
+  Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options);
+
+  const StreamOptions& options() const { return options_; }  ///< with definite values
+  bool has_full_context() const { return options_.chunk_size == StreamOptions::kFullContext; }
+  bool is_finished() const { return reception_.is_finished(); }
+
+  /// Checks samples of one channel before any is appended.
+  /// @throws AudioError a rate or samples that cannot be used.
+  void check(int sample_rate, const float* samples, std::size_t num) { reception_.check(sample_rate, samples, num); }
+
+  /// Appends checked samples, at most some seconds. Any split gives the same results.
+  void accept(const float* samples, std::size_t num) { reception_.accept(samples, num); }
+
+  /// Finish the input.
+  void finish() { reception_.finish(); }
+
+  /// The graph to run next; none: more samples are needed, or the end of the input.
+  std::optional<Request> next();
+
+  /// The output of the graph of `next`: features [frames, mel], encoder output [time, dim], log-probabilities [time, vocab].
+  void give(Floats output);
+  void give(const TokenScores& scores);
+
+  /// Final results of utterances that have words, each once.
+  std::optional<Result> take_segment();
+  bool has_segments() const { return !segments_.empty(); }
+
+  /// The result so far of the current utterance; final and perhaps empty after the end of the input.
+  Result result() const;
+
+ private:
+  struct Frames {
+    Floats output, log_probs;
+  };
+
+  const Manifest& m() const { return *manifest_; }
+  std::size_t vocab() const { return static_cast<std::size_t>(m().vocab_size); }
+  std::size_t dim() const { return static_cast<std::size_t>(m().output_size); }
+  CtcSearch new_search() const;
+  int reception_chunk_size() const;
+
+  bool is_searched() const;
+  bool begin_step();
+  void begin_window();
+  void begin_encoder();
+  void begin_end();
+  void begin_second_pass();
+  void advance(const Frames& frames);
+  void cut(const Floats& log_probs);
+  void conclude(std::vector<Ranked> ranked);
+  void repeat();
+  void begin_utterance(int number, std::size_t start);
+
+  Result final_result(const std::vector<Ranked>& ranked) const;
+  Result presented(Result result) const;
+  std::vector<double> seconds(const std::vector<int>& times) const;
+  std::vector<Seconds> pauses() const;
+
+  const Manifest* manifest_;
+  const Vocabulary* vocabulary_;
+  StreamOptions options_;
+
+  Reception reception_;
+  CtcSearch search_;
+  Endpointer endpointer_;
+  PauseRule pause_rule_;
+  std::optional<Request> request_;
+  Floats samples_, window_;                 // of the request
+  std::vector<Hypothesis> hypotheses_;
+  std::vector<std::vector<int>> tokens_;    // of these
+  bool is_cutting_ = false;                 // log-probabilities that are asked for are those of the whole utterance
+  bool is_left_open_ = false;               // the utterance goes on, but fills most of a window
+  std::int64_t num_kept_ = -1;              // of the next request of the encoder
+  int number_ = 0;                          // of the current utterance
+  std::size_t start_ = 0, num_frames_ = 0;  // its encoder frames
+  Floats output_;
+  std::optional<Endpoint> endpoint_;
+  Frames frames_;                 // of the last window
+  Frames surplus_;                // frames after its end, with which the next one begins
+  std::optional<Result> last_;    // the result of the last utterance, once it is concluded
+  std::deque<Result> segments_;
+};
+
+}  // namespace u2moe::runtime
