@@ -122,7 +122,7 @@ def test_a_server_uses_one_model_for_all_streams_and_files(bundle, tmp_path):
     (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCD", 2), encoding="utf-8")
     language_model = LanguageModelOptions(model=tmp_path / "toy.arpa")
     recognizer = Recognizer.load(bundle.path, options=DecodingOptions(language_model=language_model))
-    options = Service(recognizer, ServerOptions(), Metrics()).stream_options
+    options = Service({"toy": recognizer}, ServerOptions(), Metrics()).default.stream_options
     streams = [recognizer.create_stream(options) for _ in range(2)]
     assert recognizer.options.language_model is options.language_model is language_model
     assert streams[0].source.fusion is streams[1].source.fusion is not None

@@ -17,6 +17,7 @@ from u2moe.runtime.cli.options import (
     text_format_of,
 )
 from u2moe.runtime.installation import install_command
+from u2moe.runtime.places import find_bundle
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -31,6 +32,13 @@ def add_serve(subparsers: Any) -> None:
         f"{install_command('cpu,server')}.",
     )
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: demo, the demo model")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=BUNDLE",
+        help="a model that clients choose by this name, the first by default; instead of BUNDLE; may be repeated",
+    )
     _add_ports_and_access(parser)
     _add_limits(parser)
     _add_model(parser)
@@ -38,7 +46,11 @@ def add_serve(subparsers: Any) -> None:
 
 
 def _add_ports_and_access(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, only this machine")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address, or unix:PATH for a Unix socket (default: 127.0.0.1, only this machine)",
+    )
     parser.add_argument("--port", type=int, default=8000, help="port of HTTP and WebSocket (default: 8000)")
     parser.add_argument(
         "--protocol",
@@ -133,22 +145,44 @@ def run_serve(args: argparse.Namespace) -> int:
     language_model = None if args.lm is None else language_model_options(args.lm)
     hotwords = hotwords_of(args)
     text_format = text_format_of(hotwords, language_model) if args.format_text else None
-    model = ModelChoice(
-        directory=str(chosen_bundle(args.bundle, "serve BUNDLE")),
-        settings=session_settings(args),
-        options=DecodingOptions(language_model=language_model, text_format=text_format),
-        hotwords=hotwords,
-    )
-    return launch(options, model)
+    models = {
+        name: ModelChoice(
+            directory=str(bundle),
+            settings=session_settings(args),
+            options=DecodingOptions(language_model=language_model, text_format=text_format),
+            hotwords=hotwords,
+        )
+        for name, bundle in _bundles(args).items()
+    }
+    return launch(options, models)
+
+
+def _bundles(args: argparse.Namespace) -> dict[str, Path]:
+    """The folder of each model."""
+    if not args.model:
+        bundle = chosen_bundle(args.bundle, "serve BUNDLE")
+        return {bundle.name: bundle}
+    if args.bundle is not None:
+        raise ValueError("name models as BUNDLE or with --model, not both")
+    return {name: find_bundle(bundle) for name, bundle in _named("--model", "NAME=BUNDLE", args.model).items()}
 
 
 def _protocol_ports(values: list[str]) -> dict[str, int]:
-    ports: dict[str, int] = {}
-    for value in values:
-        name, _, port = value.partition("=")
+    ports = _named("--protocol", "NAME=PORT", values)
+    for name, port in ports.items():
         if not port.isdecimal():
-            raise ValueError(f"--protocol must be NAME=PORT, got {value!r}")
-        if name in ports:
-            raise ValueError(f"--protocol must name each protocol once, got {name} twice")
-        ports[name] = int(port)
-    return ports
+            raise ValueError(f"--protocol must be NAME=PORT, got {name}={port}")
+    return {name: int(port) for name, port in ports.items()}
+
+
+def _named(option: str, form: str, values: list[str]) -> dict[str, str]:
+    """What an option that is repeated gives, by name."""
+    named: dict[str, str] = {}
+    for text in values:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            raise ValueError(f"{option} must be {form}, got {text!r}")
+        if name in named:
+            raise ValueError(f"{option} must name each once, got {name} twice")
+        named[name] = value
+    return named

@@ -26,6 +26,8 @@ KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Web pages cannot set WebSocket headers, so they offer the key as a subprotocol."""
 KEY = "u2moe.key"
 """In the scope of a request: its key, or None."""
+SPEAKS = "u2moe.speaks"
+"""In the state of a request: what is spoken on its port."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -38,7 +40,17 @@ class Access:
     The key is taken from `Authorization: Bearer KEY`, from a WebSocket's subprotocol, or from `?api_key=KEY` for
     clients that are configured only with a URL. Pages from other origins may use the server only if their origin is
     listed, except with a protocol on its own port; without that they get no more than GET gives, and cannot read it.
-    Where only this machine reaches the server, pages of its own have a loopback name.
+    Where only this machine reaches the server, it has a loopback name: another that leads here (DNS rebinding) would
+    make any page one of its own.
+
+    Args:
+        app: the application.
+        incidents: counts refusals.
+        keys: those of clients.
+        origins: of pages that may use the server.
+        is_local: whether it has loopback names only.
+        open_paths: what needs no key.
+        own_paths: the path that is meant by `/` on a port of its own, by what is spoken there.
     """
 
     def __init__(
@@ -50,6 +62,7 @@ class Access:
         origins: tuple[str, ...],
         is_local: bool,
         open_paths: frozenset[str],
+        own_paths: Mapping[str, str],
     ) -> None:
         self._app = app
         # around the refusals, too: a page that may read answers may read why it is refused
@@ -59,6 +72,7 @@ class Access:
         self._origins = origins
         self._is_local = is_local
         self._open_paths = open_paths
+        self._own_paths = own_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or pass it to the application. Its answer bears its id, which is also in the log."""
@@ -83,49 +97,32 @@ class Access:
             refusal.headers["Connection"] = "close"
             await refusal(scope, receive, send)
             return
+        path = self._own_paths.get(scope.get("state", {}).get(SPEAKS, "")) if scope["path"] == "/" else None
+        is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
-        if scope.get("method") not in _READING and not self._may_connect(headers, scope):
+        if self._is_local and urlsplit(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
+            self._incidents.refuse("host")
+            told = "this server is only known as localhost; behind a proxy it needs --forwarded-allow-ips"
+            await _refuse(403, told, "host")(scope, receive, send)
+        elif scope.get("method") not in _READING and not is_own and not self._may_connect(headers):
             self._incidents.refuse("origin")
             await _refuse(403, "pages of this origin may not use the server", "origin")(scope, receive, send)
         elif key is None and self._needs_key(scope):
             self._incidents.refuse("key")
             await _refuse(401, "the API key is missing or wrong", "invalid_api_key")(scope, receive, send)
         else:
-            await self._app({**scope, KEY: key}, receive, send)
+            place = {"path": path, "raw_path": path.encode()} if path is not None and is_own else {}
+            await self._app({**scope, KEY: key, **place}, receive, send)
 
-    def _may_connect(self, headers: Headers, scope: Scope) -> bool:
+    def _may_connect(self, headers: Headers) -> bool:
         origin = headers.get("origin")
-        if origin is None or "*" in self._origins or origin in self._origins or scope.get("u2moe.any_origin"):
-            return True
-        own = urlsplit(origin)
-        # a name of somebody else that leads here (DNS rebinding) would make any page one of this server
-        return own.netloc == headers.get("host") and (not self._is_local or own.hostname in LOOPBACK)
+        known = ("*" in self._origins, origin in self._origins, origin is None)
+        return any(known) or urlsplit(origin or "").netloc == headers.get("host")
 
     def _needs_key(self, scope: Scope) -> bool:
         if not self._keys.by_name or scope.get("method") == "OPTIONS":
             return False
         return scope["type"] == "websocket" or scope["path"] not in self._open_paths
-
-
-class OwnPorts:
-    """Serves a protocol at `/` on certain ports, for clients that cannot name a path, and pages from any origin.
-
-    Args:
-        app: the application.
-        paths: path of the protocol, by port.
-    """
-
-    def __init__(self, app: ASGIApp, paths: Mapping[int, str]) -> None:
-        self._app = app
-        self._paths = paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request to the application."""
-        if scope["type"] == "websocket" and scope["path"] == "/" and scope.get("server"):
-            path = self._paths.get(scope["server"][1])
-            if path is not None:
-                scope = {**scope, "path": path, "raw_path": path.encode(), "u2moe.any_origin": True}
-        await self._app(scope, receive, send)
 
 
 def _candidates(headers: Headers, scope: Scope) -> list[str]:

@@ -15,10 +15,9 @@ from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 
 if TYPE_CHECKING:
-    from u2moe.runtime.options import DecodingOptions
-    from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.server.log import Incidents
     from u2moe.runtime.server.metrics import Metrics
+    from u2moe.runtime.server.models import ServedModel
 
 _SHARE = 0.5
 """Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and refusals."""
@@ -117,28 +116,29 @@ class Admission:
         self._metrics.set(self._gauge, self.num_taken)
 
 
-def measure_capacity(recognizer: Recognizer, options: DecodingOptions) -> int:
+def measure_capacity(model: ServedModel) -> int:
     """Number of live streams that one thread of this machine can recognise with time to spare, by a short measurement.
 
     Eight streams of speech are decoded at full speed, including the second pass; the better of two runs counts.
     """
-    return max(int(_SHARE / min(_decode_speech(recognizer, options, _MEASURED_STREAMS) for _ in range(2))), 1)
+    return max(int(_SHARE / min(_decode_speech(model, _MEASURED_STREAMS) for _ in range(2))), 1)
 
 
-def take_memory(recognizer: Recognizer, options: DecodingOptions, capacity: int) -> None:
+def take_memory(model: ServedModel, capacity: int) -> None:
     """Decode as many streams together as ever will be.
 
     onnxruntime keeps the memory that a call has taken, and takes twice as much when it needs more: better now than when
     many chunks first coincide, perhaps after hours.
     """
-    _decode_speech(recognizer, options, min(capacity, MAX_BATCH))
+    _decode_speech(model, min(capacity, MAX_BATCH))
 
 
-def _decode_speech(recognizer: Recognizer, options: DecodingOptions, num_streams: int) -> float:
+def _decode_speech(model: ServedModel, num_streams: int) -> float:
     """Decode some seconds in several streams; returns the seconds of work per second of one stream."""
+    recognizer = model.recognizer
     rate = recognizer.bundle.manifest.features.sample_rate
     samples = _speech(rate)
-    streams = [recognizer.create_stream(options) for _ in range(num_streams)]
+    streams = [recognizer.create_stream(model.stream_options) for _ in range(num_streams)]
     begin = time.perf_counter()
     for start in range(0, len(samples), rate // 5):
         for stream in streams:

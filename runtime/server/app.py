@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from u2moe.runtime.server.access import Access, OwnPorts
+from u2moe.runtime.server.access import Access
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.protocols.rest import error_response
 from u2moe.runtime.server.protocols.table import PROTOCOLS
@@ -43,13 +43,8 @@ _PAGE_HEADERS = {
 }
 
 
-def make_app(service: Service, ports: Mapping[int, str]) -> ASGIApp:
-    """The application for a running service.
-
-    Args:
-        service: shared by all protocols.
-        ports: name of the protocol at `/`, by port.
-    """
+def make_app(service: Service) -> ASGIApp:
+    """The application for a running service."""
     page = _page()
     routes: list[BaseRoute] = [*page, *_operation(service)]
     for protocol in PROTOCOLS.values():
@@ -57,16 +52,15 @@ def make_app(service: Service, ports: Mapping[int, str]) -> ASGIApp:
             routes += protocol.routes(service)
         if protocol.path is not None:
             routes.append(WebSocketRoute(protocol.path, partial(protocol.serve, service)))
-    guarded = Access(
+    return Access(
         Starlette(routes=routes, exception_handlers={HTTPException: _http_error}),
         service.incidents,
         keys=service.keys,
         origins=service.options.cors_origins,
-        is_local=service.options.is_local and not service.options.forwarded_allow_ips,
+        is_local=service.options.is_local and not service.options.is_behind_proxy,
         open_paths=frozenset({*(route.path for route in page), "/healthz", "/readyz"}),
+        own_paths={protocol.name: protocol.path for protocol in PROTOCOLS.values() if protocol.path is not None},
     )
-    paths = {port: PROTOCOLS[name].path for port, name in ports.items() if name in PROTOCOLS}
-    return OwnPorts(guarded, {port: path for port, path in paths.items() if path is not None})
 
 
 def _operation(service: Service) -> list[Route]:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
 
-from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError
+from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError
 from u2moe.runtime.server.patience import patience_for_audio
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.mailbox import Mailbox
+    from u2moe.runtime.server.models import ServedModel
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.server.service import Place, Service
     from u2moe.runtime.server.session import ServerSession
 
-_MAX_ERROR = 300
-"""Characters of an error that may quote the client."""
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """Escapes in JSON that may be half of a character beyond U+FFFF, which no text can be made of."""
 
@@ -34,13 +32,11 @@ class Connection:
     Attributes:
         service: shared by all connections.
         place: opens sessions.
-        query: parameters of the URL.
     """
 
     def __init__(self, websocket: WebSocket, service: Service, place: Place) -> None:
         self.service = service
         self.place = place
-        self.query: Mapping[str, str] = websocket.query_params
         self._websocket = websocket
         self._mailbox: Mailbox = websocket.scope["state"]["mailbox"]
         self._patience = patience_for_audio(place, self.limits.idle_s)
@@ -49,6 +45,11 @@ class Connection:
     def limits(self) -> Limits:
         """The limits of the client."""
         return self.service.options.limits
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that the client has chosen."""
+        return self.place.model
 
     async def receive(self) -> str | bytes:
         """The next message.
@@ -149,7 +150,7 @@ def read_object(text: str | bytes) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise RequestError("this text has half of a surrogate pair, which is no character") from None
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"this is no JSON: {error}"[:_MAX_ERROR]) from None
+        raise RequestError(f"this is no JSON: {error}"[:MAX_QUOTED]) from None
     if not isinstance(value, dict):
         raise RequestError(f"expected a JSON object, got {type(value).__name__}")
     return value
@@ -169,15 +170,6 @@ def checked_object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"{name} must be an object, got {type(value).__name__}", name)
     return value
-
-
-@contextlib.contextmanager
-def refusing(parameter: str) -> Iterator[None]:
-    """Turn the ValueError of a check into a RequestError that names the parameter."""
-    try:
-        yield
-    except ValueError as error:
-        raise RequestError(str(error)[:_MAX_ERROR], parameter) from None
 
 
 def int16_samples(data: bytes) -> npt.NDArray[np.int16]:

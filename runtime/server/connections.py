@@ -8,6 +8,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 _RESERVED = 128
 """File descriptors for the model, files of uploads and whatever libraries open."""
 _MOST = 16_384
@@ -41,20 +43,21 @@ class Connections:
 
     Args:
         limit: most connections at once; one address may have half of them.
-        has_no_share: whether an address may have all of them, as a proxy may.
+        is_proxy: whether an address is that of a proxy, which may have all of them.
     """
 
-    def __init__(self, limit: int, has_no_share: Callable[[str], bool] = lambda _: False) -> None:
+    def __init__(self, limit: int, is_proxy: Callable[[Address], bool] = lambda _: False) -> None:
         self.limit = limit
         self._share = max(int(limit * _SHARE), 1)
-        self._has_no_share = has_no_share
+        self._is_proxy = is_proxy
         self._num_by_address: Counter[str] = Counter()
         self._num_open = 0
 
     def enter(self, connection: socket.socket) -> Callable[[], None] | None:
         """Count a connection; returns what to call when it is closed, or None if there are too many."""
-        address = _address_of(connection)
-        is_over = self._num_by_address[address] >= self._share and address and not self._has_no_share(address)
+        peer = _peer_of(connection)
+        address = _site_of(peer)
+        is_over = self._num_by_address[address] >= self._share and peer is not None and not self._is_proxy(peer)
         if is_over or self._num_open >= self.limit:
             return None
         self._num_open += 1
@@ -73,12 +76,16 @@ class Connections:
         return leave
 
 
-def _address_of(connection: socket.socket) -> str:
-    """The client's address, of IPv6 its network; "" for a Unix socket, or a client that has gone."""
+def _peer_of(connection: socket.socket) -> Address | None:
+    """The client's address; None for a Unix socket, or a client that has gone."""
     try:
-        address = ipaddress.ip_address(connection.getpeername()[0])
+        return ipaddress.ip_address(connection.getpeername()[0])
     except (OSError, ValueError, IndexError):
-        return ""
-    if address.version == 4:
-        return str(address)
-    return str(ipaddress.ip_network((address, _IPV6_SITE), strict=False).network_address)
+        return None
+
+
+def _site_of(peer: Address | None) -> str:
+    """What counts as one address: of IPv6 a network."""
+    if peer is None or peer.version == 4:
+        return str(peer)
+    return str(ipaddress.ip_network((peer, _IPV6_SITE), strict=False).network_address)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from typing import Any, Self
 
 from u2moe.runtime.errors import U2moeError
+
+MAX_QUOTED = 300
+"""Characters of an error that may quote the client."""
 
 
 class RequestError(U2moeError):
@@ -92,6 +97,15 @@ class RecognitionError(U2moeError):
 
 class ClientGoneError(Exception):
     """The client has closed or lost the connection."""
+
+
+@contextlib.contextmanager
+def refusing(parameter: str) -> Iterator[None]:
+    """Turn the ValueError of a check into a RequestError that names the parameter."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(str(error)[:MAX_QUOTED], parameter) from None
 
 
 def status_of(error: Exception) -> int:

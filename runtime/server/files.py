@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, TYPE_CHECKING, Any
 
@@ -43,9 +44,8 @@ class FileQueue:
         running: work on files that has not ended.
     """
 
-    def __init__(self, recognizer: Recognizer, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
+    def __init__(self, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
         self.admission = Admission(options.max_files, metrics, incidents, "files")
-        self.recognizer = recognizer
         self.metrics = metrics
         self.max_duration_s = options.limits.duration_s
         self.pool = ThreadPoolExecutor(options.file_threads, "u2moe-files", initializer=_be_nice)
@@ -83,9 +83,12 @@ class FileQueue:
         for task in self.tasks:
             task.cut()
 
-    def recognize(self, file: IO[bytes], decoding: DecodingOptions, hotwords: ContextGraph | None) -> FileTask:
+    def recognize(
+        self, recognizer: Recognizer, file: IO[bytes], decoding: DecodingOptions, hotwords: ContextGraph | None
+    ) -> FileTask:
         """Recognise a file when its turn comes, and close it."""
-        return FileTask(self, file, decoding, hotwords)
+        recognize = functools.partial(recognizer.segments, file, options=decoding, hotwords=hotwords)
+        return FileTask(self, file, recognize)
 
     def stop(self) -> None:
         """Start no more files; running ones end as soon as they notice that nobody waits for them."""
@@ -99,26 +102,19 @@ class FileQueue:
 
 
 class FileTask:
-    """A file being recognised: iterate over its segments as they are found.
+    """A file being recognised; `next` returns its segments as they are found. Whoever has it calls `leave` at the end.
 
     Attributes:
         duration: seconds recognised so far; in the end, of the whole file.
         whole_s: its seconds, by its header; 0: not known, or not yet.
-
-    Raises:
-        AudioError: the file cannot be read as audio.
-        TooLargeError: it is too long.
     """
 
-    def __init__(
-        self, queue: FileQueue, file: IO[bytes], decoding: DecodingOptions, hotwords: ContextGraph | None
-    ) -> None:
+    def __init__(self, queue: FileQueue, file: IO[bytes], recognize: Callable[..., Iterator[Result]]) -> None:
         self.duration = self.whole_s = 0.0
-        self._decoding = decoding
         self._arrival = time.perf_counter()
         self._queue = queue
         self._file = file
-        self._hotwords = hotwords
+        self._recognize = recognize
         self._results: asyncio.Queue[Result | Exception | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
@@ -128,20 +124,30 @@ class FileTask:
         future.add_done_callback(lambda _: file.close())
         future.add_done_callback(queue.running.discard)
 
+    async def next(self, seconds: float) -> Result | None:
+        """The next segment, or None at the end.
+
+        Raises:
+            TimeoutError: there is none within some seconds.
+            AudioError: the file cannot be read as audio.
+            TooLargeError: it is too long.
+            StoppingError: the server cannot wait for it.
+        """
+        async with asyncio.timeout(seconds):
+            item = await self._results.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
     def cut(self) -> None:
         """End it with an error: the server cannot wait for it."""
         self._is_abandoned.set()
         self._results.put_nowait(StoppingError())
 
-    async def __aiter__(self) -> AsyncIterator[Result]:
-        try:
-            while (item := await self._results.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            self._is_abandoned.set()
-            self._queue.tasks.discard(self)
+    def leave(self) -> None:
+        """Abandon it, unless it is done."""
+        self._is_abandoned.set()
+        self._queue.tasks.discard(self)
 
     # The rest runs in a thread.
 
@@ -152,8 +158,7 @@ class FileTask:
             self._check(0.0)
             self.whole_s = duration_of(self._file)
             self._check_length(self.whole_s)
-            how: dict[str, Any] = {"options": self._decoding, "hotwords": self._hotwords}
-            for segment in queue.recognizer.segments(self._file, on_progress=self._check, **how):
+            for segment in self._recognize(on_progress=self._check):
                 self._tell(segment)
                 queue.metrics.count("results", "final")
             self._tell(None)

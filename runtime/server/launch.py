@@ -8,16 +8,15 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.connections import raise_descriptor_limit
 from u2moe.runtime.server.keys import Keys
-from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners, spoken_on
+from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners
 from u2moe.runtime.server.log import LOGGER, log_to_stderr
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.notify import notify
@@ -31,12 +30,13 @@ _AFTER_STOP_S = 2.0
 """Seconds for files to notice that nobody waits for them."""
 
 
-def launch(options: ServerOptions, model: ModelChoice) -> int:
+def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     """Serve until told to stop; returns the exit code. Logs to stderr.
 
     Args:
         options: options of the server.
-        model: the model that each worker loads; files are decoded with its options.
+        models: the models that each worker loads, by the names that they have for clients, the default first; files are
+            decoded with their options.
 
     Raises:
         OSError: a port cannot be opened.
@@ -52,12 +52,14 @@ def launch(options: ServerOptions, model: ModelChoice) -> int:
         with _ended_by_sigterm():
             _log_addresses(options, listeners)
             if options.workers > 1:
-                code = run_workers(options.workers, partial(_work, options, model), listeners)
+                code = run_workers(options.workers, partial(_work, options, models), listeners)
             else:
-                asyncio.run(_serve(options, model, listeners))
+                asyncio.run(_serve(options, models, listeners=listeners))
     finally:
         for listener in listeners:
             listener.socket.close()
+        if options.socket_file is not None:
+            options.socket_file.unlink(missing_ok=True)
     LOGGER.info("stopped")
     return code
 
@@ -75,29 +77,34 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-async def _load(model: ModelChoice) -> Recognizer:
-    """Load the recogniser, and exempt all objects so far from garbage collection.
+async def _serve(
+    options: ServerOptions,
+    models: Mapping[str, ModelChoice],
+    *,
+    listeners: Sequence[Listener] = (),
+    place: WorkerPlace | None = None,
+) -> None:
+    """Serve in this process, as a worker where it has a place.
 
-    What connections leave behind is then collected sooner: a full collection waits until the number of new objects
-    is a quarter of those that survived the last.
+    All objects so far are exempted from garbage collection. What connections leave behind is then collected sooner: a
+    full collection waits until the number of new objects is a quarter of those that survived the last.
     """
-    recognizer = await asyncio.to_thread(model.load)
-    LOGGER.info("u2moe %s: loaded %s, kernels: %s", version("u2moe"), recognizer.bundle.path, recognizer.model.kernels)
+    recognizers = {}
+    for name, model in models.items():
+        recognizer = recognizers[name] = await asyncio.to_thread(model.load)
+        path, kernels = recognizer.bundle.path, recognizer.model.kernels
+        LOGGER.info("u2moe %s: loaded %s from %s, kernels: %s", version("u2moe"), name, path, kernels)
     gc.collect()
     gc.freeze()
-    return recognizer
-
-
-async def _serve(options: ServerOptions, model: ModelChoice, listeners: Sequence[Listener]) -> None:
-    """Serve in this process."""
-    recognizer = await _load(model)
-    service = Service(recognizer, options, Metrics(tuple(PROTOCOLS)))
+    rows = () if place is None else (place.rows, place.number)
+    service = Service(recognizers, options, Metrics(tuple(PROTOCOLS), *rows))
 
     def ready() -> None:
-        LOGGER.info("ready: %d live streams at a time", service.admission.num_places)
-        notify("READY=1")
+        if place is None:
+            LOGGER.info("ready: %d live streams at a time", service.admission.num_places)
+            notify("READY=1")
 
-    await Server(service, spoken_on(listeners), ready).run_here(listeners)
+    await Server(service, ready).run_on(listeners, None if place is None else place.channel)
     _end_without_waiting(service)
 
 
@@ -109,20 +116,12 @@ def _end_without_waiting(service: Service) -> None:
         os._exit(0)
 
 
-def _work(options: ServerOptions, model: ModelChoice, place: WorkerPlace) -> None:
+def _work(options: ServerOptions, models: Mapping[str, ModelChoice], place: WorkerPlace) -> None:
     """Serve connections that are handed over, in a separate process."""
     log_to_stderr(place.number, is_json=options.logs_json)
-
-    async def serve() -> None:
-        recognizer = await _load(model)
-        metrics = Metrics(tuple(PROTOCOLS), place.rows, place.number)
-        service = Service(recognizer, options, metrics)
-        await Server(service, place.ports).run_behind(place.channel)
-        _end_without_waiting(service)
-
     try:
         with _ended_by_sigterm():
-            asyncio.run(serve())
+            asyncio.run(_serve(options, models, place=place))
     except (U2moeError, ValueError, OSError) as error:
         sys.exit(f"u2moe: error: {error}")
 
@@ -132,7 +131,9 @@ def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Non
     host = f"[{options.host}]" if ":" in options.host else options.host
     tls = "s" if options.tls_certificate else ""
     for listener in listeners:
-        if listener.speaks == HTTP:
+        if options.socket_file is not None:
+            LOGGER.info("listening at %s", options.host)
+        elif listener.speaks == HTTP:
             LOGGER.info("listening at http%s://%s:%d/", tls, host, listener.port)
         elif PROTOCOLS[listener.speaks].run_tcp is not None:
             LOGGER.info("listening at tcp://%s:%d (%s)", host, listener.port, listener.speaks)

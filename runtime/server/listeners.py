@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
@@ -21,6 +20,8 @@ _BACKLOG = 512
 _SYSTEM_BUFFER = 128 << 10
 """Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. The limit makes
 sure that its pings are read soon, so that it does not take the server for dead."""
+_FOR_ALL = 0o666
+"""Mode of a Unix socket: its folder says who may use it."""
 _NAME_BYTES = 16
 """Bytes of the message with which a connection is handed over."""
 
@@ -34,9 +35,9 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
-        port: int = self.socket.getsockname()[1]
-        return port
+        """The port it listens on; 0 for a Unix socket."""
+        name: tuple[str, int] | str = self.socket.getsockname()
+        return 0 if isinstance(name, str) else name[1]
 
 
 def open_listeners(options: ServerOptions) -> list[Listener]:
@@ -51,7 +52,7 @@ def open_listeners(options: ServerOptions) -> list[Listener]:
     with contextlib.ExitStack() as opened:
         listeners = []
         for speaks, port in ((HTTP, options.port), *options.protocol_ports.items()):
-            listeners.append(Listener(opened.enter_context(_listen(options.host, port)), speaks))
+            listeners.append(Listener(opened.enter_context(_listen(options, port)), speaks))
         opened.pop_all()
         return listeners
 
@@ -64,27 +65,34 @@ def _check(name: str, options: ServerOptions) -> None:
         raise ValueError(f"{name} knows no API key: with one, its port may only be opened on the loopback address")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(options: ServerOptions, port: int) -> socket.socket:
+    file, host = options.socket_file, options.host
+    address: Any = (host, port) if file is None else str(file)
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family = socket.AF_UNIX if file else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with contextlib.ExitStack() as opened:
             listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
             if sys.platform != "win32":
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 listening.setsockopt(socket.SOL_SOCKET, direction, _SYSTEM_BUFFER)
-            listening.bind((host, port))
+            if file is not None and file.is_socket() and not _is_listening(address):
+                file.unlink()  # of a server that was killed
+            listening.bind(address)
+            if file is not None:
+                file.chmod(_FOR_ALL)
             listening.listen(_BACKLOG)
             listening.setblocking(False)  # noqa: FBT003
             opened.pop_all()
             return listening
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen at {host} port {port}: {error.strerror}") from error
+        where = f"{host} port {port}" if file is None else f"{file}"
+        raise OSError(error.errno, f"cannot listen at {where}: {error.strerror}") from error
 
 
-def spoken_on(listeners: Sequence[Listener]) -> dict[int, str]:
-    """The protocol of each port."""
-    return {listener.port: listener.speaks for listener in listeners}
+def _is_listening(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return client.connect_ex(path) == 0
 
 
 def hand_over(channel: socket.socket, speaks: str, connection: socket.socket) -> None:

@@ -34,6 +34,7 @@ _INCIDENTS = {
     "late": "refused a client: the machine is slower than usual, and results would be late",
     "stopping": "refused a client: the server is about to stop",
     "key": "refused a client: its API key is missing or wrong",
+    "host": "refused a client: it knows this server by another name than localhost",
     "origin": "refused a page: its origin is not among --cors-origin",
     "connections": "closed a connection at once: there are too many, in all or from its address",
     "request": "ended a connection: the client broke its protocol",

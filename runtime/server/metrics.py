@@ -20,7 +20,7 @@ _COUNTERS = {
     "refusals": (
         "Connections and requests that were refused.",
         "reason",
-        ("full", "late", "stopping", "key", "origin", "connections"),
+        ("full", "late", "stopping", "key", "host", "origin", "connections"),
     ),
     "failures": (
         "Connections and requests that ended with an error.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import ssl
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from u2moe.runtime.server.connections import Address
 from u2moe.runtime.validation import checked_integer, checked_number
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -48,7 +50,7 @@ class ServerOptions:
     """How a server listens, and how much it accepts.
 
     Attributes:
-        host: address to listen on.
+        host: address to listen on, or "unix:" and the path of a socket.
         port: port of HTTP and WebSocket; 0: any free port.
         protocol_ports: further ports, each of one protocol, by its name.
         languages: language codes of the model, by which Home Assistant chooses it; empty: by its vocabulary.
@@ -64,7 +66,7 @@ class ServerOptions:
         cors_origins: origins whose pages may use the server; "*": all.
         tls_certificate: PEM file of the certificate chain, for HTTPS and WSS.
         tls_key: PEM file of its key.
-        forwarded_allow_ips: addresses of proxies whose X-Forwarded-For and -Proto are believed, as uvicorn takes them.
+        forwarded_allow_ips: addresses or networks of proxies whose X-Forwarded-For and -Proto are believed; "*": all.
         logs_json: whether each line of the log is a JSON object.
     """
 
@@ -107,6 +109,28 @@ class ServerOptions:
             if not file.is_file():
                 raise ValueError(f"{file}: no such file, expected one in PEM for TLS")
 
+        if self.socket_file and (self.protocol_ports or not hasattr(socket, "AF_UNIX")):
+            raise ValueError("a Unix socket serves HTTP and WebSocket alone, and not on Windows")
+        for proxy in self.forwarded_allow_ips:
+            try:
+                proxy == "*" or ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(f"--forwarded-allow-ips must be an address, a network or *: {error}") from None
+
+    @property
+    def socket_file(self) -> Path | None:
+        """The Unix socket to listen on instead of an address."""
+        return Path(self.host.removeprefix("unix:")) if self.host.startswith("unix:") else None
+
+    @property
+    def is_behind_proxy(self) -> bool:
+        """Whether clients come through a proxy, which knows the server's name."""
+        return bool(self.forwarded_allow_ips or self.socket_file)
+
+    def is_proxy(self, address: Address) -> bool:
+        """Whether an address is that of a proxy."""
+        return any(proxy == "*" or address in ipaddress.ip_network(proxy) for proxy in self.forwarded_allow_ips)
+
     @property
     def has_keys(self) -> bool:
         """Whether clients must send a key."""
@@ -115,7 +139,7 @@ class ServerOptions:
     @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can reach the server."""
-        return self.host in LOOPBACK
+        return self.host in LOOPBACK or self.socket_file is not None
 
 
 def check_tls(options: ServerOptions) -> None:

@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDiscon
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import KEY, KEY_SUBPROTOCOLS
 from u2moe.runtime.server.connection import Connection
-from u2moe.runtime.server.errors import ClientGoneError, RecognitionError, StoppingError
+from u2moe.runtime.server.errors import ClientGoneError, RecognitionError, RequestError, StoppingError
 
 if TYPE_CHECKING:
     from starlette.routing import Route
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _MAX_REASON = 120
 """Maximum bytes of the reason for closing a WebSocket (123 by RFC 6455)."""
-_CLOSE_CODE = 1008
-"""Close code for other errors of the client."""
 _GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
 
 Conversation = Coroutine[Any, Any, None]
@@ -41,6 +39,7 @@ class Protocol:
         routes: its HTTP routes.
         may_have_port: whether `--protocol` gives it a port of its own, for clients that cannot name a path.
         tell_error: returns the message that reports an error to the client; None: the protocol has none.
+        close_code: what a connection is closed with after an error of the client that has no other code.
         subprotocols: supported WebSocket subprotocols, of which the first that the client offers is chosen.
     """
 
@@ -51,6 +50,7 @@ class Protocol:
     routes: Callable[[Service], list[Route]] | None = None
     may_have_port: bool = False
     tell_error: Callable[[Exception], str] | None = None
+    close_code: int = RequestError.close_code
     subprotocols: tuple[str, ...] = ()
 
     async def serve(self, service: Service, websocket: WebSocket) -> None:
@@ -68,6 +68,7 @@ class Protocol:
         try:
             with service.place(self.name, websocket.scope[KEY]) as place:
                 await websocket.accept(subprotocol)
+                place.model = service.model(websocket.query_params.get("model"))
                 await self.run(Connection(websocket, service, place))
             return (StoppingError.close_code, str(StoppingError())) if place.is_drained else (1000, "")
         except U2moeError as error:
@@ -77,7 +78,8 @@ class Protocol:
             if self.tell_error is not None:
                 async with asyncio.timeout(service.options.limits.send_s):
                     await websocket.send_text(self.tell_error(error))
-            return getattr(error, "close_code", _CLOSE_CODE), str(error)
+            code = getattr(error, "close_code", RequestError.close_code)
+            return self.close_code if code == RequestError.close_code else code, str(error)
         except _GONE:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server

@@ -42,8 +42,7 @@ class Scheduler:
     remaining time and live ones do not wait for them.
     """
 
-    def __init__(self, recognizer: Recognizer, metrics: Metrics, limits: Limits) -> None:
-        self._recognizer = recognizer
+    def __init__(self, metrics: Metrics, limits: Limits) -> None:
         self._metrics = metrics
         self._limits = limits
         self.lateness = Lateness()
@@ -57,9 +56,9 @@ class Scheduler:
         self._thread = threading.Thread(target=self._work, name="u2moe-scheduler", daemon=True)
         self._thread.start()
 
-    def open(self, stream: Stream, sample_rate: float) -> ServerSession:
-        """A session that feeds `stream`."""
-        session = ServerSession(stream, sample_rate, self._limits, self._wake)
+    def open(self, recognizer: Recognizer, stream: Stream, sample_rate: float) -> ServerSession:
+        """A session that feeds `stream`, which `recognizer` decodes."""
+        session = ServerSession(recognizer, stream, sample_rate, self._limits, self._wake)
         with self._changed:
             self._sessions[session.inbox] = session
         return session
@@ -127,8 +126,10 @@ class Scheduler:
         begin = time.perf_counter()
         self._round += 1
         feeds = [_Feed(inbox, self._round) for inbox in inboxes]
-        streams = [feed.inbox.stream for feed in feeds if feed.error is None]
-        failed = self._decode(streams)
+        failed: set[Stream] = set()
+        for recognizer in dict.fromkeys(inbox.recognizer for inbox in inboxes):
+            own = [feed for feed in feeds if feed.error is None and feed.inbox.recognizer is recognizer]
+            failed |= self._decode(recognizer, [feed.inbox.stream for feed in own])
         for feed in feeds:
             feed.inbox.want(self._limits)
         outcomes = [(self._sessions[feed.inbox], feed.outcome(feed.inbox.stream in failed)) for feed in feeds]
@@ -149,10 +150,10 @@ class Scheduler:
         except RuntimeError:  # the loop is closed: nobody waits
             self._stopping.set()
 
-    def _decode(self, streams: list[Stream]) -> set[Stream]:
+    def _decode(self, recognizer: Recognizer, streams: list[Stream]) -> set[Stream]:
         """Decode streams; returns those that have failed and lost audio."""
         try:
-            self._recognizer.decode_streams(streams)
+            recognizer.decode_streams(streams)
         except Exception as error:  # noqa: BLE001 - the others continue
             LOGGER.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
             return {stream for stream in streams if stream.failure is not None} or set(streams)

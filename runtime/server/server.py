@@ -9,15 +9,16 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from u2moe.runtime.server.access import SPEAKS
 from u2moe.runtime.server.app import make_app
 from u2moe.runtime.server.connections import Connections, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
-from u2moe.runtime.server.listeners import HTTP, Listener, receive_connection
+from u2moe.runtime.server.listeners import Listener, receive_connection
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.notify import notify
 from u2moe.runtime.server.options import check_tls
@@ -40,18 +41,17 @@ _NO_DESCRIPTORS_S = 0.5
 class Server(uvicorn.Server):
     """The server of one process: run it with its own sockets, or behind a channel that delivers connections."""
 
-    def __init__(self, service: Service, ports: Mapping[int, str], ready: Callable[[], object] | None = None) -> None:
+    def __init__(self, service: Service, ready: Callable[[], object] | None = None) -> None:
         """Create a server without starting it.
 
         Args:
             service: shared by all protocols; started and stopped here.
-            ports: the protocol of each port.
             ready: called when connections are accepted.
         """
         options = service.options
         super().__init__(
             uvicorn.Config(
-                make_app(service, ports),
+                make_app(service),
                 http=HttpHandler,
                 ws=WebSocketHandler,
                 ws_max_size=options.limits.message_bytes,
@@ -66,8 +66,8 @@ class Server(uvicorn.Server):
                 log_level="error",  # below it says what clients do wrong, once for each
                 access_log=False,
                 server_header=False,
-                proxy_headers=bool(options.forwarded_allow_ips),
-                forwarded_allow_ips=list(options.forwarded_allow_ips),
+                proxy_headers=options.is_behind_proxy,
+                forwarded_allow_ips=["*"] if options.socket_file else list(options.forwarded_allow_ips),
                 timeout_graceful_shutdown=_GRACE_S,
                 ssl_certfile=options.tls_certificate,
                 ssl_keyfile=options.tls_key,
@@ -81,21 +81,21 @@ class Server(uvicorn.Server):
         self._tcp_tasks: set[asyncio.Task[None]] = set()
         self._handovers: set[asyncio.Task[Any]] = set()
         self._is_closed = False
-        self._connections = Connections(allowed_connections())
+        self._connections = Connections(allowed_connections(), options.is_proxy)
 
-    async def run_here(self, listeners: Sequence[Listener]) -> None:
-        """Serve until told to stop, then finish running streams."""
-        self._listeners = listeners
+    async def run_on(self, listeners: Sequence[Listener], channel: socket.socket | None = None) -> None:
+        """Serve until told to stop, then finish running streams.
+
+        Args:
+            listeners: sockets whose connections are accepted here.
+            channel: by which another process hands over connections that it accepts.
+        """
+        self._listeners, self._channel = listeners, channel
         await self._service.start()
         try:
             await self.serve([])
         finally:
             self._service.stop()
-
-    async def run_behind(self, channel: socket.socket) -> None:
-        """Like `run_here`, for connections that another process accepts and hands over."""
-        self._channel = channel
-        await self.run_here([])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections."""
@@ -152,14 +152,14 @@ class Server(uvicorn.Server):
             self._service.incidents.refuse("connections")
             connection.close()
             return
-        protocol, tls = (None, self.config.ssl) if speaks == HTTP else (PROTOCOLS[speaks], self.config.ssl)
+        protocol, tls = PROTOCOLS.get(speaks), self.config.ssl
         if protocol is not None and protocol.run_tcp is not None:
             self._service.metrics.know_connection()  # it becomes a stream much later
             make: Callable[[], asyncio.BaseProtocol] = functools.partial(self._tcp_handler, protocol, leave)
             tls = None
         else:
-            shared = self._service.metrics, self._service.incidents, leave
-            make = functools.partial(HttpHandler, *shared, self.config, self.server_state, self.lifespan.state)
+            shared, state = (self._service.metrics, self._service.incidents, leave), {SPEAKS: speaks}
+            make = functools.partial(HttpHandler, *shared, self.config, self.server_state, state)
         loop = asyncio.get_running_loop()
         patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
         task = loop.create_task(loop.connect_accepted_socket(make, connection, ssl=tls, **patience))

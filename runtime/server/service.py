@@ -1,39 +1,30 @@
-"""What all protocols of one process share: the recogniser, its scheduler, and admission."""
+"""What all protocols of one process share: the models, their scheduler, and admission."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.audio.arrays import Resampler
-from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.options import STREAM_CHUNK_SIZE, EndpointConfig
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
 from u2moe.runtime.server.keys import Key, Keys
 from u2moe.runtime.server.log import LOGGER, Incidents
+from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.scheduler import Scheduler
-from u2moe.runtime.server.texts import languages_of
-from u2moe.runtime.text.written.formatter import TextFormat
-from u2moe.runtime.validation import checked_integer
 
 if TYPE_CHECKING:
+    from u2moe.runtime.decoding.context import ContextGraph
     from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.server.metrics import Metrics
     from u2moe.runtime.server.options import ServerOptions
     from u2moe.runtime.server.session import ServerSession
 
-_LEFT_CHUNKS = 4
-"""Chunks of left context of live streams, which bounds their memory and time."""
-_MAX_HOTWORD_LEN = 200
-_MAX_BEAMS = 40
-"""Time and memory of the second pass grow with the beam."""
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
 """Seconds for the last results of interrupted streams."""
@@ -43,23 +34,18 @@ class Service:
     """A server without its sockets. `start` it in an event loop before use, `stop` it at the end.
 
     Attributes:
-        recognizer: recogniser of all streams and files; files are decoded with its options.
+        models: all models by their names.
+        default: the first of them, for clients that choose none.
         options: options of the server.
         metrics: metrics of the server.
         incidents: counts and logs what goes wrong with clients.
         keys: keys of clients.
-        stream_options: how live streams are decoded, unless a client says otherwise.
     """
 
-    def __init__(self, recognizer: Recognizer, options: ServerOptions, metrics: Metrics) -> None:
-        self.recognizer = recognizer
+    def __init__(self, recognizers: Mapping[str, Recognizer], options: ServerOptions, metrics: Metrics) -> None:
+        self.models = {name: ServedModel(name, each, options) for name, each in recognizers.items()}
+        self.default = next(iter(self.models.values()))
         self.options = options
-        self.stream_options = dataclasses.replace(
-            recognizer.options,
-            chunk_size=options.chunk_size or recognizer.model.config.static_chunk_size or STREAM_CHUNK_SIZE,
-            num_left_chunks=_LEFT_CHUNKS,
-            endpoint=EndpointConfig(),
-        )
         self.metrics = metrics
         self.incidents = Incidents(metrics)
         self.keys = Keys(options)
@@ -68,78 +54,34 @@ class Service:
         self._num_by_key: Counter[str] = Counter()
 
     async def start(self) -> None:
-        """Warm up, measure the capacity if none is given, and take the memory for it."""
-        await asyncio.to_thread(self.recognizer.warm_up)
-        capacity = self.options.capacity
+        """Warm up, measure the capacity if none is given (for the slowest model), and take the memory for it."""
+        models, capacity = self.models.values(), self.options.capacity
+        for model in models:
+            await asyncio.to_thread(model.recognizer.warm_up)
         if capacity is None:
-            capacity = await asyncio.to_thread(measure_capacity, self.recognizer, self.stream_options)
-        await asyncio.to_thread(take_memory, self.recognizer, self.stream_options, capacity)
-        self.scheduler = Scheduler(self.recognizer, self.metrics, self.options.limits)
+            capacity = min([await asyncio.to_thread(measure_capacity, model) for model in models])
+        for model in models:
+            await asyncio.to_thread(take_memory, model, capacity)
+        self.scheduler = Scheduler(self.metrics, self.options.limits)
         lateness = self.scheduler.lateness if self.options.capacity is None else None
         self.admission = Admission(capacity, self.metrics, self.incidents, "streams", lateness)
-        self.files = FileQueue(self.recognizer, self.metrics, self.incidents, self.options)
+        self.files = FileQueue(self.metrics, self.incidents, self.options)
         self.is_ready = True
         self.metrics.set("capacity", capacity)
         self.metrics.set("ready", 1)
 
-    @property
-    def languages(self) -> list[str]:
-        """Codes of the languages of the model, as stated or by its vocabulary."""
-        return list(self.options.languages) or languages_of(self.recognizer.vocabulary.symbols)
-
-    def decoding(
-        self, default: DecodingOptions, *, is_written: bool | None = None, beam_size: int | None = None
-    ) -> DecodingOptions:
-        """How a client's audio is decoded, where it differs from `default`.
-
-        Args:
-            default: options of streams, or of files.
-            is_written: whether English is written with digits and small letters.
-            beam_size: prefixes that the search keeps.
+    def model(self, name: Any = None) -> ServedModel:
+        """The model that a client asks for; where there is only one, by any name, as many clients have one built in.
 
         Raises:
-            RequestError: too many.
+            RequestError: there is none of this name.
         """
-        if beam_size is not None:
-            try:
-                checked_integer("beam_size", beam_size, least=1, most=_MAX_BEAMS)
-            except ValueError as error:
-                raise RequestError(str(error), "beam_size") from None
-        text_format = default.text_format if is_written is None else TextFormat() if is_written else None
-        return dataclasses.replace(default, beam_size=beam_size or default.beam_size, text_format=text_format)
-
-    async def hotwords(self, phrases: Sequence[str | tuple[str, float]]) -> ContextGraph | None:
-        """Hotwords of a client, or None if it has none.
-
-        Raises:
-            RequestError: too many, too long, or not spellable with the vocabulary.
-        """
-        limit = self.options.limits.hotwords
-        if len(phrases) > limit:
-            raise RequestError(f"there may be {limit} hotwords, got {len(phrases)}", "hotwords")
-        for phrase in phrases:
-            text = phrase if isinstance(phrase, str) else phrase[0]
-            if len(text) > _MAX_HOTWORD_LEN:
-                raise RequestError(f"a hotword may have {_MAX_HOTWORD_LEN} characters, got {len(text)}", "hotwords")
-        if not phrases:
-            return None
-        try:
-            return await asyncio.to_thread(ContextGraph, phrases, self.recognizer.vocabulary)
-        except ValueError as error:
-            raise RequestError(str(error), "hotwords") from error
-
-    async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
-        """Hotwords from phrases of any kind; those that the vocabulary cannot spell are omitted."""
-        return await asyncio.to_thread(self._writable, dict.fromkeys(phrases[: self.options.limits.hotwords]))
-
-    def _writable(self, phrases: Iterable[str]) -> ContextGraph | None:
-        writable = []
-        for phrase in phrases:
-            with contextlib.suppress(ValueError):
-                if len(phrase) <= _MAX_HOTWORD_LEN:
-                    ContextGraph([phrase], self.recognizer.vocabulary)
-                    writable.append(phrase)
-        return ContextGraph(writable, self.recognizer.vocabulary) if writable else None
+        if not name or len(self.models) == 1:
+            return self.default
+        if not isinstance(name, str) or name not in self.models:
+            there_are = ", ".join(self.models)
+            raise RequestError(f"there is no model {name!r:.80}: there are {there_are}", "model", "model_not_found")
+        return self.models[name]
 
     @contextlib.contextmanager
     def share_of(self, key: Key | None) -> Iterator[None]:
@@ -220,11 +162,13 @@ class Place:
     """The right of one connection to use one session at a time.
 
     Attributes:
+        model: what its next session is recognised with.
         session: the latest session.
         is_drained: whether the connection was asked to end because the server stops.
     """
 
     def __init__(self, service: Service) -> None:
+        self.model = service.default
         self.session: ServerSession | None = None
         self.is_drained = False
         self._service = service
@@ -258,12 +202,13 @@ class Place:
         service = self._service
         if service.admission.is_stopping:
             raise StoppingError
-        Resampler(sample_rate, service.recognizer.bundle.manifest.features.sample_rate)  # validates the rate
-        stream = service.recognizer.create_stream(decoding or service.stream_options, hotwords=hotwords)
+        recognizer = self.model.recognizer
+        Resampler(sample_rate, recognizer.bundle.manifest.features.sample_rate)  # validates the rate
+        stream = recognizer.create_stream(decoding or self.model.stream_options, hotwords=hotwords)
         if self.session is not None:
             self.session.close()
         self._fed_before_s = self.fed_s
-        self.session = service.scheduler.open(stream, sample_rate)
+        self.session = service.scheduler.open(recognizer, stream, sample_rate)
         self._is_whole = is_whole
         return self.session
 

@@ -21,6 +21,7 @@ from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.stream import Stream
@@ -68,6 +69,7 @@ class Inbox:
     """The queue from a session to the scheduler, between two threads.
 
     Attributes:
+        recognizer: decodes the stream.
         stream: the stream that the scheduler feeds and decodes.
         sample_rate: sample rate of the samples in Hz.
         blocks: samples that wait.
@@ -85,6 +87,7 @@ class Inbox:
         is_closed: whether results are no longer wanted.
     """
 
+    recognizer: Recognizer
     stream: Stream
     sample_rate: float
     blocks: deque[Portion] = field(default_factory=deque)
@@ -128,9 +131,11 @@ class ServerSession:
         is_over: whether no more results follow.
     """
 
-    def __init__(self, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, recognizer: Recognizer, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]
+    ) -> None:
         """Create a session for a scheduler that `wake` wakes up."""
-        self.inbox = Inbox(stream=stream, sample_rate=sample_rate)
+        self.inbox = Inbox(recognizer=recognizer, stream=stream, sample_rate=sample_rate)
         self.inbox.want(limits)
         self._limits = limits
         self._wake = wake

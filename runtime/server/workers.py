@@ -9,13 +9,13 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.listeners import Listener, hand_over, spoken_on
+from u2moe.runtime.server.listeners import Listener, hand_over
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.metrics import Metrics, shared_rows
 from u2moe.runtime.server.notify import notify
@@ -37,13 +37,11 @@ class WorkerPlace:
     Attributes:
         number: number of the worker, from 0.
         channel: channel that delivers its connections.
-        ports: the protocol of each port.
         rows: shared memory for the metrics of all workers.
     """
 
     number: int
     channel: socket.socket
-    ports: Mapping[int, str]
     rows: Any
 
 
@@ -67,12 +65,12 @@ def run_workers(count: int, work: Callable[[WorkerPlace], None], listeners: Sequ
 class _Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, number: int, work: Callable[[WorkerPlace], None], ports: Mapping[int, str], rows: Any) -> None:
+    def __init__(self, number: int, work: Callable[[WorkerPlace], None], rows: Any) -> None:
         self.number = number
         self.start_time = time.monotonic()
         self.channel, other_end = socket.socketpair()
         self.channel.setblocking(False)  # noqa: FBT003
-        place = WorkerPlace(number=number, channel=other_end, ports=ports, rows=rows)
+        place = WorkerPlace(number=number, channel=other_end, rows=rows)
         name = f"u2moe-worker-{number}"
         self.process: SpawnProcess = multiprocessing.get_context("spawn").Process(target=work, args=(place,), name=name)
         self.process.start()
@@ -95,7 +93,6 @@ class _Team:
     def __init__(self, count: int, work: Callable[[WorkerPlace], None], listeners: Sequence[Listener]) -> None:
         self._work = work
         self._listeners = listeners
-        self._ports = spoken_on(listeners)
         self._rows = shared_rows(count)
         self._metrics = Metrics(tuple(PROTOCOLS), self._rows)
         self._stop_time: float | None = None
@@ -131,7 +128,7 @@ class _Team:
         return 0 if all(worker.process.exitcode in well for worker in self._workers) else 1
 
     def _start(self, number: int) -> _Worker:
-        return _Worker(number, self._work, self._ports, self._rows)
+        return _Worker(number, self._work, self._rows)
 
     def _kill_silent_ones(self) -> None:
         """End workers whose event loop stands still; a time in which this process stood still itself does not count."""

@@ -18,7 +18,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.places import DEMO_FOLDER
-from u2moe.runtime.server.listeners import open_listeners, spoken_on
+from u2moe.runtime.server.listeners import open_listeners
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.protocols.table import PROTOCOLS
@@ -88,11 +88,11 @@ class Client:
             events.append(self.receive())
         return events
 
-    def rest(self):
-        """All messages until the server closes the connection."""
+    def rest(self, last=None):
+        """All messages until the server closes the connection, or up to the last."""
         messages = []
         with contextlib.suppress(ConnectionClosed):
-            while True:
+            while not messages or messages[-1] != last:
                 messages.append(self.websocket.recv(PATIENCE_S))
         return messages
 
@@ -134,7 +134,8 @@ class RunningServer:
         self.ports = {listener.speaks: listener.port for listener in self.listeners}
         self.url = f"http://127.0.0.1:{self.ports['http']}"
         self.websocket_url = self.url.replace("http", "ws")
-        self.service = Service(recognizer, options, Metrics(tuple(PROTOCOLS)))
+        recognizers = recognizer if isinstance(recognizer, dict) else {recognizer.bundle.path.name: recognizer}
+        self.service = Service(recognizers, options, Metrics(tuple(PROTOCOLS)))
         self.is_ready = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -142,8 +143,8 @@ class RunningServer:
 
     def _run(self):
         async def run():
-            self.server = Server(self.service, spoken_on(self.listeners), self.is_ready.set)
-            await self.server.run_here(self.listeners)
+            self.server = Server(self.service, self.is_ready.set)
+            await self.server.run_on(self.listeners)
 
         asyncio.run(run())
 

@@ -7,11 +7,12 @@ import pytest
 import soundfile
 from dialects import START
 
-from u2moe.runtime import DecodingOptions
 from u2moe.runtime.server.admission import Admission, Lateness, measure_capacity
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.models import ServedModel
+from u2moe.runtime.server.options import ServerOptions
 
 FULL = "the server is full"
 
@@ -82,8 +83,7 @@ def test_admission_counts():
 
 
 def test_capacity_can_be_measured(demo, running):
-    options = DecodingOptions(chunk_size=16, num_left_chunks=4)
-    assert measure_capacity(demo, options) >= 1
+    assert measure_capacity(ServedModel("demo", demo, ServerOptions())) >= 1
     with running(capacity=None) as server:
         assert server.service.admission.num_places >= 1
         assert server.metric("capacity") == server.service.admission.num_places

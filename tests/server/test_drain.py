@@ -68,7 +68,7 @@ def test_who_speaks_without_end_is_cut_off_with_what_was_recognised(running, spe
         wait_for_speech(client)
         server.stop()
         events = client.receive_until("done")
-        text = demo.transcribe(samples, options=server.service.stream_options).text
+        text = demo.transcribe(samples, options=server.service.default.stream_options).text
         assert [event["text"] for event in events if event["type"] == "final"] == [text]
         server.join()
 

@@ -62,7 +62,7 @@ def test_messages_that_move_nothing_on(server, name):
         for first in start:
             client.send(first)
         keep_sending(client, message)
-        assert client.websocket.close_code == 1008
+        assert client.websocket.close_code == (1000 if path == "/wenet" else 1008)
         assert client.websocket.close_reason == "less than 0.005 seconds of audio came within 0.5 seconds"
     server.wait_until(lambda: server.metric("failures", "idle") == num_idle + 1)
     server.wait_until_empty()
@@ -143,7 +143,7 @@ def test_wyoming_events_that_move_nothing_on(server, begin, event, complaint):
 @pytest.mark.parametrize("piece", [b"", b"x"])
 def test_an_upload_that_stops_or_drips(server, piece):
     head = (
-        b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
         b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
     )
     with server.open_plain() as plain:
@@ -157,8 +157,8 @@ def test_an_upload_that_stops_or_drips(server, piece):
     ("begin", "piece"),
     [
         (b"GET / HTTP/1.1\r\nHost:", b""),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nX: ", b"x"),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n", b"x"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nX: ", b"x"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n", b"x"),
     ],
     ids=["a first header", "the header of a second request", "the body of the first"],
 )
@@ -173,5 +173,5 @@ def test_a_response_that_is_not_read(server, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.server.handlers._READ_S", 0.2)
     with server.open_plain() as plain:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        plain.sendall(200 * b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        plain.sendall(200 * b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
         server.wait_until(lambda: not server.server.server_state.connections)

@@ -127,7 +127,7 @@ async def try_one(server, wyoming_port, protocol, seed, samples):
     soundfile.write(wav, samples, 16_000, format="WAV")
     pieces = list(upload(wav.getvalue()).splitlines(keepends=True))
     body = _joined(damaged(pieces, random))
-    head = f"POST {REST} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST {REST} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
     return await exchange(server.port, f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode() + body)
 
 
@@ -199,8 +199,9 @@ async def visit(server, samples, random):
             if end == "lost":
                 websocket.transport.abort()
             elif end == "to the end" and path != "/v1/realtime":  # which goes on until it is closed
-                async for _ in websocket:
-                    pass
+                async for message in websocket:
+                    if message == "Done!":  # the client of sherpa-onnx closes
+                        break
     except (OSError, TimeoutError, WebSocketException) as error:
         return end if end == "lost" else f"failed: {type(error).__name__}"
     return end

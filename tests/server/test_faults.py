@@ -153,7 +153,7 @@ def test_an_upload_that_is_too_large_or_too_long(strict, tmp_path):
 def test_an_upload_may_be_cut_at_any_point(server):
     form = httpx.Request("POST", "http://x", files={"file": ("a.wav", bytes(2 << 20))})  # more than stays in memory
     body = form.read()
-    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     whole = f"{head}Content-Type: {form.headers['Content-Type']}\r\n\r\n".encode() + body
     num_files, num_received = count_files(), server.metric("connections", "file")
     for length in (10, len(head) + 5, len(whole) - len(body), len(whole) - 30_000, len(whole) - 1):

@@ -26,8 +26,8 @@ def resident_bytes():
 def upgrade(plain, path="/stream"):
     """Open a WebSocket by hand."""
     plain.sendall(
-        f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
     )
 
 
@@ -144,7 +144,11 @@ def test_the_log_quotes_no_client():
 
 def test_junk_leaves_a_line_in_ten_seconds(server, caplog):
     before = server.metric("failures", "request")
-    for junk in (b"\x16\x03\x01\x02\0\x01\0", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n") * 5:
+    for junk in (
+        b"\x16\x03\x01\x02\0\x01\0",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: b\r\n\r\n",
+    ) * 5:
         with server.open_plain() as plain:
             plain.sendall(junk)
             assert plain.recv(1000).startswith(b"HTTP/1.1 400 ")
@@ -227,7 +231,7 @@ def test_connections_are_limited_in_all_and_by_address():
         def __init__(self, *address):
             self.getpeername = lambda: address
 
-    connections = Connections(4, has_no_share=lambda address: address == "10.0.0.9")
+    connections = Connections(4, is_proxy=lambda peer: str(peer) == "10.0.0.9")
     first = [connections.enter(Peer("10.0.0.1", port)) for port in range(3)]
     assert [leave is not None for leave in first] == [True, True, False]
     first[0]()
@@ -238,7 +242,7 @@ def test_connections_are_limited_in_all_and_by_address():
     assert connections.enter(Peer("10.0.0.9", 1)) is None  # none is left
     site[0]()
     assert connections.enter(Peer("2001:db8::2", 1)) is not None
-    proxy = Connections(4, has_no_share=lambda address: address == "10.0.0.9")
+    proxy = Connections(4, is_proxy=lambda peer: str(peer) == "10.0.0.9")
     assert all(proxy.enter(Peer("10.0.0.9", port)) for port in range(4))
 
 

@@ -67,7 +67,7 @@ def test_options(server, speech, expected):
 
 def test_hotwords_are_those_of_the_recogniser(server, speech, demo):
     hotwords = [["SEVENTY", 9.0], "THREE"]
-    options = server.service.stream_options
+    options = server.service.default.stream_options
     wanted = demo.transcribe(speech(), options=options, hotwords=[tuple(hotwords[0]), hotwords[1]])
     with server.connect() as client:
         client.start(hotwords=hotwords)

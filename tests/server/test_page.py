@@ -149,7 +149,7 @@ def texts_of(page):
 
 
 def expected_texts(demo, server, blocks):
-    options = dataclasses.replace(server.service.stream_options, text_format=TextFormat())
+    options = dataclasses.replace(server.service.default.stream_options, text_format=TextFormat())
     transcript = demo.transcribe(np.concatenate(blocks), options=options)
     return [segment.text for segment in transcript.segments]
 

@@ -97,7 +97,7 @@ def test_format_prompt_and_pauses_are_the_clients(connect, speech, server, demo)
         play(connection, speech())
         connection.input_audio_buffer.commit()
         completed = receive_until(connection, f"{TRANSCRIPTION}.completed")[-1]
-    options = server.service.stream_options
+    options = server.service.default.stream_options
     assert completed.transcript == demo.transcribe(speech(), options=options, hotwords=["seventy"]).text
 
 
@@ -154,7 +154,7 @@ def test_audio_of_telephones(server, speech, demo, kind, older, encoding):
                 client.tell(type="input_audio_buffer.append", audio=audio)
             client.tell(type="input_audio_buffer.commit")
             text = client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
-        assert text == demo.transcribe(samples, 8000, options=server.service.stream_options).text
+        assert text == demo.transcribe(samples, 8000, options=server.service.default.stream_options).text
 
 
 def test_settings_may_change_between_turns(client, speech, expected):

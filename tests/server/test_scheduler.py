@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ async def until(holds):
 @contextlib.asynccontextmanager
 async def scheduling(recognizer, **limits):
     """A scheduler. Fails, rather than to wait for ever, as soon as a round leaves a session without its results."""
-    scheduler = Scheduler(recognizer, Metrics(), Limits(**limits))
+    scheduler = Scheduler(Metrics(), Limits(**limits))
+    scheduler.open = functools.partial(scheduler.open, recognizer)
     loop, task, serve, lost = asyncio.get_running_loop(), asyncio.current_task(), scheduler._serve, []
 
     def serve_and_check(inboxes):
@@ -64,7 +66,7 @@ async def scheduling(recognizer, **limits):
 
 @pytest.fixture(scope="module")
 def options(server):
-    return server.service.stream_options
+    return server.service.default.stream_options
 
 
 @settings(max_examples=8)
@@ -114,7 +116,7 @@ def test_a_source_that_is_faster_than_recognition_is_slowed(held, speech, option
 
 
 def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
-    session = ServerSession(demo.create_stream(options), 16_000, Limits(), lambda: None)
+    session = ServerSession(demo, demo.create_stream(options), 16_000, Limits(), lambda: None)
     session._finals.extend([None] * 100)
 
     async def feed():
@@ -130,7 +132,9 @@ def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
 def test_live_sources_come_first(demo, options):
     async def choose():
         async with scheduling(demo) as scheduler:
-            inboxes = [Inbox(stream=demo.create_stream(options), sample_rate=16_000) for _ in range(12)]
+            inboxes = [
+                Inbox(recognizer=demo, stream=demo.create_stream(options), sample_rate=16_000) for _ in range(12)
+            ]
             for number, inbox in enumerate(inboxes):
                 inbox.num_taken = 1_600_000 * (number % 3 > 0)  # two of three are files
                 inbox.last_round = -number
@@ -260,7 +264,7 @@ def test_those_in_a_round_that_fails_are_told(held, speech, options):
 
 
 def test_results_of_another_session_are_not_told(demo, options):
-    one, other = (ServerSession(demo.create_stream(options), 16_000, Limits(), lambda: None) for _ in range(2))
+    one, other = (ServerSession(demo, demo.create_stream(options), 16_000, Limits(), lambda: None) for _ in range(2))
     said = Result(text="A SECRET", is_final=True, segment=0)
     mine = {"num_samples": 0, "finals": [said], "partial": None, "is_over": True}
 

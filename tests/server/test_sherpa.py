@@ -22,7 +22,9 @@ def test_segments(server, speech, expected, demo):
         play(client, speech())
         client.send("Done")
         found = answers(client)
-        assert client.close_code() == 1000
+        play(client, speech())  # its C++ server takes another source, too
+        client.send("Done")
+        assert [answer["text"] for answer in answers(client)] == [answer["text"] for answer in found]
     finals = [answer for answer in found if answer["is_final"]]
     assert [final["text"] for final in finals] == [segment.text for segment in expected().segments]
     assert [final["segment"] for final in finals] == [segment.segment for segment in expected().segments]

@@ -99,7 +99,7 @@ def test_a_message_with_more_segments_than_wait_for_a_client(server, speech, exp
 
 def test_phrases_are_hotwords(server, speech, demo):
     phrases = ["seventy", "what do you"]
-    wanted = demo.transcribe(speech(), options=server.service.stream_options, hotwords=phrases)
+    wanted = demo.transcribe(speech(), options=server.service.default.stream_options, hotwords=phrases)
     with server.connect("/vosk") as client:
         client.tell(config={"sample_rate": 16000, "phrase_list": [*phrases, "24/7", "[unk]"]})
         found = speak(client, speech())

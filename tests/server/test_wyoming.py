@@ -58,7 +58,7 @@ def test_two_channels_at_another_rate(server, speech, expected):
 
 
 def test_names_are_hotwords(server, speech, demo):
-    wanted = demo.transcribe(speech(), options=server.service.stream_options, hotwords=["seventy"])
+    wanted = demo.transcribe(speech(), options=server.service.default.stream_options, hotwords=["seventy"])
     transcribe = Transcribe(transcript_names=["seventy", "\u4e2d"])
     events = asyncio.run(speak(server.ports["wyoming"], speech().tobytes(), transcribe=transcribe))
     assert Transcript.from_event(events[-1]).text == wanted.text
@@ -82,7 +82,7 @@ def test_audio_of_other_widths_without_a_start(server, speech, demo, width):
             return Transcript.from_event(answer).text
 
     as_read = samples.astype(np.float32) / np.float32(1 << (8 * width - 1))
-    assert asyncio.run(talk()) == demo.transcribe(as_read, options=server.service.stream_options).text
+    assert asyncio.run(talk()) == demo.transcribe(as_read, options=server.service.default.stream_options).text
 
 
 def test_describe_and_ping(server, demo):

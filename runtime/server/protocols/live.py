@@ -16,12 +16,11 @@ from u2moe.runtime.server.connection import (
     int16_samples,
     parse_object,
     plain_number,
-    refusing,
 )
-from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.errors import RequestError, refusing
+from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.texts import parse_hotwords
-from u2moe.runtime.validation import MOST_INTEGER, checked_integer
+from u2moe.runtime.validation import MOST_INTEGER, checked_flag, checked_integer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,26 +45,27 @@ class StreamRequest:
     Attributes:
         sample_rate: sample rate of the audio in Hz.
         encoding: encoding of the samples, which are little-endian.
+        model: one of the server's; None: its first.
         chunk_size: encoder frames per chunk, not below the server's, 5 seconds at most; None: the server's.
-        hotwords: phrases to prefer, each alone or as [phrase, weight].
+        hotwords, written, beam_size, lm_weight: see `ServedModel.decoding`.
         endpoint: rules by which segments end, as in `EndpointConfig`; None: the server's.
         partials: whether to send partial results.
         words: whether final results include words.
         nbest: maximum number of alternatives in a final result.
-        written: whether English is written with digits and small letters; None: as the server is started.
-        beam_size: prefixes that the search keeps; None: the server's.
     """
 
     sample_rate: float = 16_000.0
     encoding: Encoding = "pcm_s16le"
+    model: str | None = None
     chunk_size: int | None = None
-    hotwords: tuple[str | tuple[str, float], ...] = ()
+    hotwords: Any = None
     endpoint: EndpointConfig | None = None
     partials: bool = True
     words: bool = True
     nbest: int = 1
-    written: bool | None = None
-    beam_size: int | None = None
+    written: Any = None
+    beam_size: Any = None
+    lm_weight: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sample_rate, bool) or not isinstance(self.sample_rate, int | float):
@@ -78,9 +78,9 @@ class StreamRequest:
         ):
             with refusing(name):
                 checked_integer(name, value, least=least, most=most)
-        for name in ("partials", "words", "written"):
-            if not isinstance(getattr(self, name), bool) and (name, self.written) != ("written", None):
-                raise RequestError(f"{name} must be true or false, got {getattr(self, name)!r:.80}", name)
+        for name in ("partials", "words"):
+            with refusing(name):
+                checked_flag(name, getattr(self, name))
 
     @classmethod
     def parse(cls, message: str | bytes) -> StreamRequest:
@@ -93,9 +93,6 @@ class StreamRequest:
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - fields:
             raise RequestError(f"unknown option {min(unknown)!r}: there are {', '.join(sorted(fields))}", min(unknown))
-        values = {name: value for name, value in values.items() if name != "hotwords" or value is not None}
-        if "hotwords" in values:
-            values["hotwords"] = parse_hotwords(values["hotwords"])
         if values.get("endpoint") is not None:
             values["endpoint"] = _parse_endpoint(values["endpoint"])
         return cls(**values)
@@ -118,11 +115,12 @@ class StreamRequest:
 async def run(connection: Connection) -> None:
     """One source: its results until it is finished, then "done"."""
     request = StreamRequest.parse(await connection.receive())
-    hotwords = await connection.service.hotwords(request.hotwords)
-    manifest = connection.service.recognizer.bundle.manifest
-    service = connection.service
-    default = service.decoding(service.stream_options, is_written=request.written, beam_size=request.beam_size)
-    decoding = request.decoding(default, manifest.frame_s)
+    if request.model is not None:
+        connection.place.model = connection.service.model(request.model)
+    model = connection.model
+    given = {name: getattr(request, name) for name in REQUEST_OPTIONS}
+    default, hotwords = await model.decoding(model.stream_options, **given)
+    decoding = request.decoding(default, model.recognizer.bundle.manifest.frame_s)
     session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": plain_number(request.sample_rate)})
     await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))

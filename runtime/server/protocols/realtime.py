@@ -26,9 +26,16 @@ from u2moe.runtime.server.connection import (
     int16_samples,
     parse_object,
     plain_number,
+)
+from u2moe.runtime.server.errors import (
+    IdleError,
+    RequestError,
+    TooLargeError,
+    UnavailableError,
+    in_openai_form,
     refusing,
 )
-from u2moe.runtime.server.errors import IdleError, RequestError, TooLargeError, UnavailableError, in_openai_form
+from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.texts import phrases_of
 from u2moe.runtime.text.vocabulary import join_texts
@@ -39,7 +46,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from u2moe.runtime.decoding.context import ContextGraph
-    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.session import ServerSession
 
@@ -64,14 +70,14 @@ class _Config:
         sample_rate: its sample rate in Hz.
         detects_turns: whether the server detects the ends of items; else the client commits them.
         silence_s: seconds of silence that end an item; None: the server's.
-        prompt: hotwords.
+        transcription: the model, and what is asked of it: `language`, `prompt`, and options of `ServedModel.decoding`.
     """
 
     audio: str = "audio/pcm"
     sample_rate: float = _SAMPLE_RATE
     detects_turns: bool = True
     silence_s: float | None = None
-    prompt: str = ""
+    transcription: dict[str, Any]
 
     def samples(self, data: bytes) -> npt.NDArray[np.int16]:
         """The samples in a piece of audio."""
@@ -127,7 +133,8 @@ class _Conversation:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._id = _new_id("sess")
-        self._config = _Config()
+        self._config = _Config(transcription={"model": connection.model.name, "prompt": ""})
+        self._decoding = connection.model.stream_options
         self._hotwords: ContextGraph | None = None
         self._source: _Source | None = None
         self._sources: asyncio.Queue[_Source] = asyncio.Queue()
@@ -144,7 +151,6 @@ class _Conversation:
             silence_s = self._config.silence_s
             silence_ms = None if silence_s is None else round(silence_s * 1000)
             detection = {"type": "server_vad", "silence_duration_ms": silence_ms}
-        model = self._connection.service.recognizer.bundle.path.name
         return {
             "id": self._id,
             "object": "realtime.transcription_session",
@@ -153,7 +159,7 @@ class _Conversation:
                 "input": {
                     "format": self._config.description(),
                     "noise_reduction": None,
-                    "transcription": {"model": model, "prompt": self._config.prompt},
+                    "transcription": self._config.transcription,
                     "turn_detection": detection,
                 }
             },
@@ -202,9 +208,12 @@ class _Conversation:
         await source.session.feed(source.config.samples(data))
 
     async def _open(self) -> _Source:
-        service, place = self._connection.service, self._connection.place
+        place, decoding = self._connection.place, self._decoding
         begin_s = place.fed_s
-        decoding = self._decoding(service.stream_options)
+        if (silence_s := self._config.silence_s) is not None:
+            rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=silence_s)
+            endpoint = dataclasses.replace(decoding.endpoint or EndpointConfig(), rule2=rule)
+            decoding = dataclasses.replace(decoding, endpoint=endpoint)
         whole = not self._config.detects_turns
         session = await place.open_session(self._config.sample_rate, decoding, self._hotwords, is_whole=whole)
         self._source = _Source(session=session, config=self._config, begin_s=begin_s)
@@ -216,13 +225,6 @@ class _Conversation:
         self._source = None
         source.session.finish()
         await source.session.settle()
-
-    def _decoding(self, default: DecodingOptions) -> DecodingOptions:
-        if self._config.silence_s is None:
-            return default
-        rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=self._config.silence_s)
-        endpoint = dataclasses.replace(default.endpoint or EndpointConfig(), rule2=rule)
-        return dataclasses.replace(default, endpoint=endpoint)
 
     async def _commit(self) -> None:
         source = self._source
@@ -236,9 +238,16 @@ class _Conversation:
         config = _read_settings(settings, self._config)
         if self._source is not None and config.description() != self._config.description():
             raise RequestError("the format can change while no audio is in the buffer: commit or clear it first")
-        if config.prompt != self._config.prompt:
-            self._hotwords = await self._connection.service.writable_hotwords(phrases_of(config.prompt))
-        self._config = config
+        asked = config.transcription
+        model = self._connection.service.model(asked["model"])
+        model.check_language(asked.get("language"))
+        options = {name: asked.get(name) for name in REQUEST_OPTIONS}
+        decoding, hotwords = await model.decoding(model.stream_options, **options)
+        if hotwords is None:
+            hotwords = await model.writable_hotwords(phrases_of(asked["prompt"]))
+        config = dataclasses.replace(config, transcription={**asked, "model": model.name})
+        self._config, self._decoding, self._hotwords = config, decoding, hotwords
+        self._connection.place.model = model
 
     async def write(self) -> None:
         """Send the results of each source, until one ends because the server stops."""
@@ -301,7 +310,10 @@ def _read_settings(settings: Any, before: _Config) -> _Config:
         changes["audio"], changes["sample_rate"] = _read_format(audio_format)
     transcription = given.get("transcription", session.get("input_audio_transcription"))
     if transcription is not None:
-        changes["prompt"] = str(checked_object("transcription", transcription).get("prompt") or "")
+        given_here = checked_object("transcription", transcription)
+        names = {"model", "language", "prompt", *REQUEST_OPTIONS} & given_here.keys()
+        changes["transcription"] = {**before.transcription, **{name: given_here[name] for name in names}}
+        changes["transcription"]["prompt"] = str(changes["transcription"]["prompt"] or "")
     detection = next((place["turn_detection"] for place in (given, session) if "turn_detection" in place), ...)
     if detection is not ...:
         changes["detects_turns"], changes["silence_s"] = _read_detection(detection)

@@ -7,44 +7,53 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from u2moe.runtime.audio.files import name_of
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
-from u2moe.runtime.result import Transcript
 from u2moe.runtime.server.access import KEY
-from u2moe.runtime.server.connection import read_object, refusing
-from u2moe.runtime.server.errors import ClientGoneError, RequestError, in_openai_form, status_of
+from u2moe.runtime.server.connection import read_object
+from u2moe.runtime.server.errors import ClientGoneError, RequestError, in_openai_form, refusing, status_of
+from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.texts import added_text, parse_hotwords, phrases_of
+from u2moe.runtime.server.texts import added_text, phrases_of
 from u2moe.runtime.server.upload import Body, Refusal, Upload
 from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
-    from u2moe.runtime.result import Result
+    from starlette.types import Receive, Scope, Send
+
+    from u2moe.runtime.result import Result, Transcript
     from u2moe.runtime.server.files import FileTask
+    from u2moe.runtime.server.models import ServedModel
     from u2moe.runtime.server.service import Service
 
-_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+_MEDIA_TYPES = {
+    "json": "application/json",
+    "text": "text/plain",
+    "srt": "text/plain",
+    "vtt": "text/vtt",
+    "verbose_json": "application/json",
+}
+"""Of the formats of an answer."""
 _GRANULARITY, _GRANULARITIES = "timestamp_granularities", ("segment", "word")
 _LEAST_CONFIDENCE = 1e-6
 _SILENCE_S = 15.0
 """Seconds without an answer after which something is sent: proxies wait for 30 or 60."""
 _PROGRESS_S = 1.0
+_BLANK = " "
 
 
 def routes(service: Service) -> list[Route]:
     """The routes below `/v1`."""
-    name = service.recognizer.bundle.path.name
-    known = {"id": name, "object": "model", "created": 0, "owned_by": "u2moe", "languages": service.languages}
 
     async def transcriptions(request: Request) -> Response:
         return await _transcribe(request, service)
@@ -54,14 +63,13 @@ def routes(service: Service) -> list[Route]:
         return error_response(RequestError(told, code="unsupported"), 404)
 
     async def models(_request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [known]})
+        return JSONResponse({"object": "list", "data": [_describe(model) for model in service.models.values()]})
 
     async def model(request: Request) -> Response:
-        asked = request.path_params["model"]
-        if asked != name:
-            error = RequestError(f"the model {asked!r} does not exist", "model", "model_not_found")
-            return error_response(error, 404)
-        return JSONResponse(known)
+        found = service.models.get(name := request.path_params["model"])
+        if found is None:
+            return error_response(RequestError(f"there is no model {name!r:.80}", "model", "model_not_found"), 404)
+        return JSONResponse(_describe(found))
 
     return [
         Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
@@ -76,6 +84,10 @@ def error_response(error: Exception, status: int | None = None, headers: Mapping
     return JSONResponse({"error": in_openai_form(error)}, status or status_of(error), headers)
 
 
+def _describe(model: ServedModel) -> dict[str, Any]:
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "u2moe", "languages": model.languages}
+
+
 async def _transcribe(request: Request, service: Service) -> Response:
     body = Body(request, service.options.limits)
     async with contextlib.AsyncExitStack() as stack:
@@ -86,15 +98,13 @@ async def _transcribe(request: Request, service: Service) -> Response:
             with service.files.upload():
                 upload = await body.receive_form()
             wanted, task = await _begin(upload, service)
-            if wanted.is_stream:
-                segments = aiter(task)
-                first = asyncio.ensure_future(anext(segments, None))
-                await asyncio.wait({first}, timeout=_SILENCE_S)  # unreadable audio gets an error response
-                if first.done():
-                    first.result()
-                events = _events(service, upload, wanted, task, segments, first, stack.pop_all())
-                return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-            return await _respond(request, wanted, task, stack)
+            stack.callback(task.leave)
+            content = _events(service, upload, wanted, task) if wanted.is_stream else _whole(wanted, task)
+            await stack.enter_async_context(contextlib.aclosing(content))  # type: ignore[type-var]
+            first = await _unless_gone(request, anext(content))
+            if first != _BLANK and not wanted.is_stream:
+                return Response(first, media_type=wanted.media_type)
+            return _Streamed(first, content, wanted.media_type, stack.pop_all())
         except ClientGoneError:
             return Response(status_code=499)
         except U2moeError as error:
@@ -105,112 +115,110 @@ async def _transcribe(request: Request, service: Service) -> Response:
 async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
     """What the form asks for, and the recognition of its file."""
     try:
-        wanted = _Wanted(upload, service.languages)
-        decoding = service.decoding(
-            service.recognizer.options, is_written=wanted.is_written, beam_size=wanted.beam_size
-        )
-        hotwords = await service.hotwords(wanted.hotwords)
+        model = service.model(upload.value("model"))
+        wanted = _Wanted(upload, model)
+        decoding, hotwords = await model.decoding(model.recognizer.options, **wanted.options)
         if hotwords is None:
-            hotwords = await service.writable_hotwords(phrases_of(upload.value("prompt")))
+            hotwords = await model.writable_hotwords(phrases_of(upload.value("prompt")))
     except BaseException:
         upload.file.close()
         raise
-    return wanted, service.files.recognize(upload.file, decoding, hotwords)
+    return wanted, service.files.recognize(model.recognizer, upload.file, decoding, hotwords)
 
 
-async def _respond(request: Request, wanted: _Wanted, task: FileTask, stack: contextlib.AsyncExitStack) -> Response:
-    """The whole transcript, unless the client disconnects in the meantime.
+class _Streamed(StreamingResponse):
+    """An answer that comes in parts; at its end, or when the client has gone, `stack` is closed."""
 
-    Proxies end connections on which nothing is sent. So where the form allows blanks, some come before a late answer.
+    def __init__(self, first: str, rest: AsyncIterator[str], media_type: str, stack: contextlib.AsyncExitStack) -> None:
+        async def parts() -> AsyncIterator[str]:
+            yield first
+            async for part in rest:
+                yield part
+
+        super().__init__(parts(), media_type=media_type, headers={"Cache-Control": "no-store"})
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
+
+
+async def _unless_gone(request: Request, awaited: Awaitable[str]) -> str:
+    """Await something until the client disconnects.
+
+    Raises:
+        ClientGoneError: it has.
     """
 
-    async def collect() -> Transcript:
-        segments = [segment async for segment in task]
-        return transcript_of(segments, task.duration)
+    async def wait_until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
-    collecting, leaving = asyncio.create_task(collect()), asyncio.create_task(_wait_until_gone(request))
+    tasks = asyncio.ensure_future(awaited), asyncio.create_task(wait_until_gone())
     try:
-        timeout = _SILENCE_S if wanted.is_json else None
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout)
-        if collecting.done():
-            return wanted.response(collecting.result())
-        if not leaving.done():
-            answer = _after_blanks(collecting, wanted, stack.pop_all())
-            return StreamingResponse(answer, media_type="application/json")
-    except BaseException:
-        collecting.cancel()
-        await asyncio.gather(collecting, return_exceptions=True)
-        raise
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise ClientGoneError
     finally:
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
-    collecting.cancel()
-    await asyncio.gather(collecting, return_exceptions=True)
-    raise ClientGoneError
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _after_blanks(
-    collecting: asyncio.Task[Transcript], wanted: _Wanted, stack: contextlib.AsyncExitStack
-) -> AsyncIterator[bytes]:
-    """Blanks, then the answer; after an error the connection is cut, since the status was sent."""
-    async with stack:
+async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
+    """The whole transcript.
+
+    Proxies end connections on which nothing is sent. So where the form allows blanks, some come before a late answer.
+    What fails after that is cut off, since the status was sent.
+    """
+    segments: list[Result] = []
+    while True:
         try:
-            while not collecting.done():
-                yield b" "
-                await asyncio.wait({collecting}, timeout=_SILENCE_S)
-            yield bytes(wanted.response(collecting.result()).body)
-        finally:
-            collecting.cancel()
-            await asyncio.gather(collecting, return_exceptions=True)
+            segment = await task.next(_SILENCE_S)
+        except TimeoutError:
+            if wanted.is_json:
+                yield _BLANK
+            continue
+        if segment is None:
+            break
+        segments.append(segment)
+    yield wanted.answer(transcript_of(segments, task.duration))
 
 
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _events(service: Service, upload: Upload, wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
+    """Server-sent events: each segment as it is found, then the whole text; between them, how far recognition is.
+
+    The first comes so late that unreadable audio gets an error response; an error after that is an event.
+    """
+    texts: list[str] = []
+    has_begun = False
+    try:
+        while True:
+            try:
+                segment = await task.next(_PROGRESS_S if has_begun else _SILENCE_S)
+            except TimeoutError:
+                yield _event(_progress(task))
+            else:
+                if segment is None:
+                    break
+                yield _event({**wanted.delta(segment, added_text(texts, segment.text)), "progress": _progress(task)})
+                texts.append(segment.text)
+            has_begun = True
+    except U2moeError as error:
+        if not has_begun:
+            raise
+        service.incidents.fail(error)
+        told = _with_its_name(error, upload) if isinstance(error, AudioError) else error
+        yield _event({"type": "error", "error": in_openai_form(told)})
+        return
+    yield _event({"type": "transcript.text.done", "text": join_texts(texts), "usage": _usage(task.duration)})
+    yield "data: [DONE]\n\n"
 
 
 def _with_its_name(error: Exception, upload: Upload) -> RequestError:
     """An error about a file, with the client's name for it instead of the server's."""
     return RequestError(str(error).replace(name_of(upload.file), upload.name), "file")
-
-
-async def _events(
-    service: Service,
-    upload: Upload,
-    wanted: _Wanted,
-    task: FileTask,
-    segments: AsyncIterator[Result],
-    pending: asyncio.Future[Result | None],
-    stack: contextlib.AsyncExitStack,
-) -> AsyncIterator[str]:
-    """Server-sent events: each segment as it is found, then the whole text, or the error that comes before it.
-
-    Between them it is told how far recognition is; `pending` is the first segment.
-    """
-    texts: list[str] = []
-    async with stack, contextlib.aclosing(segments):  # type: ignore[type-var]
-        try:
-            while True:
-                await asyncio.wait({pending}, timeout=_PROGRESS_S)
-                if not pending.done():
-                    yield _event(_progress(task))
-                    continue
-                segment = pending.result()
-                if segment is None:
-                    break
-                yield _event({**wanted.delta(segment, added_text(texts, segment.text)), "progress": _progress(task)})
-                texts.append(segment.text)
-                pending = asyncio.ensure_future(anext(segments, None))
-            done = {"type": "transcript.text.done", "text": join_texts(texts), "usage": _usage(task.duration)}
-            yield _event(done)
-            yield "data: [DONE]\n\n"
-        except U2moeError as error:
-            service.incidents.fail(error)
-            told = _with_its_name(error, upload) if isinstance(error, AudioError) else error
-            yield _event({"type": "error", "error": in_openai_form(told)})
-        finally:
-            pending.cancel()
-            await asyncio.gather(pending, return_exceptions=True)
 
 
 def _progress(task: FileTask) -> dict[str, Any]:
@@ -228,65 +236,52 @@ def _event(value: dict[str, Any]) -> str:
 class _Wanted:
     """The request in a form.
 
+    Attributes:
+        is_stream: whether the answer comes as events.
+        is_json: whether blanks may come before the answer.
+        media_type: of the answer.
+        options: those of `ServedModel.decoding`.
+
     Raises:
         RequestError: an unsupported value.
     """
 
-    def __init__(self, upload: Upload, languages: Sequence[str]) -> None:
+    def __init__(self, upload: Upload, model: ServedModel) -> None:
         self._format = upload.value("response_format") or "json"
         self._granularities = upload.values(f"{_GRANULARITY}[]") or upload.values(_GRANULARITY) or ["segment"]
-        self._language = upload.value("language") or (languages[0] if len(languages) == 1 else "")
-        self.is_stream = upload.value("stream").lower() in ("true", "1")
-        written = upload.value("written").lower()
-        self.is_written = None if not written else written in ("true", "1")
-        beams, temperature = upload.value("beam_size"), upload.value("temperature")
-        self.beam_size = int(beams) if beams.isdecimal() else None
-        self.hotwords: Sequence[str | tuple[str, float]] = ()
-        if hotwords := upload.value("hotwords"):
-            self.hotwords = parse_hotwords(read_object(f'{{"hotwords": {hotwords}}}')["hotwords"])
+        self._language = upload.value("language") or (model.languages[0] if len(model.languages) == 1 else "")
         for name, value, choices in (
-            ("response_format", self._format, _FORMATS),
-            ("written", written or "true", ("true", "false", "1", "0")),
+            ("response_format", self._format, tuple(_MEDIA_TYPES)),
             *((_GRANULARITY, value, _GRANULARITIES) for value in self._granularities),
         ):
             if value not in choices:
                 raise RequestError(f"{name} must be one of {', '.join(choices)}, got {value!r:.80}", name)
-        if beams and self.beam_size is None:
-            raise RequestError(f"beam_size must be a number, got {beams!r:.80}", "beam_size")
-        if languages and self._language and self._language.partition("-")[0].lower() not in languages:
-            told = f"the model knows {' and '.join(languages)}, not the language {self._language!r:.80}"
-            raise RequestError(told, "language", "unsupported_language")
+        model.check_language(upload.value("language"))
         with refusing("temperature"):
-            checked_number("temperature", _number(temperature), least=0, most=1)
-
-    @property
-    def is_json(self) -> bool:
-        """Whether blanks may come before the answer."""
-        return self._format in ("json", "verbose_json")
+            checked_number("temperature", float(upload.value("temperature") or 0), least=0, most=1)
+        self.is_stream = upload.value("stream").lower() in ("true", "1")
+        self.is_json = self._format.endswith("json")
+        self.media_type = "text/event-stream" if self.is_stream else _MEDIA_TYPES[self._format]
+        self.options = {name: _value(name, text) for name in REQUEST_OPTIONS if (text := upload.value(name))}
 
     def delta(self, segment: Result, text: str) -> dict[str, Any]:
         """The event of a segment, with all of it if verbose JSON is wanted."""
         event = {"type": "transcript.text.delta", "delta": text}
         return {**event, "segment": dataclasses.asdict(segment)} if self._format == "verbose_json" else event
 
-    def response(self, transcript: Transcript) -> Response:
+    def answer(self, transcript: Transcript) -> str:
         """The transcript in the requested format."""
-        usage = _usage(transcript.duration)
-        match self._format:
-            case "text":
-                return PlainTextResponse(transcript.text + "\n")
-            case "srt" | "vtt" as kind:
-                media_type = "text/vtt" if kind == "vtt" else "text/plain"
-                return PlainTextResponse(format_transcript(transcript, kind), media_type=media_type)
-            case "verbose_json":
-                return JSONResponse({**self._verbose(transcript), "usage": usage})
-            case _:
-                return JSONResponse({"text": transcript.text, "usage": usage})
+        if self._format == "text":
+            return transcript.text + "\n"
+        if not self.is_json:
+            return format_transcript(transcript, self._format)
+        verbose = self._verbose(transcript) if self._format == "verbose_json" else {}
+        answer = {"text": transcript.text, **verbose, "usage": _usage(transcript.duration)}
+        return json.dumps(answer, ensure_ascii=False)
 
     def _verbose(self, transcript: Transcript) -> dict[str, Any]:
         duration = round(transcript.duration, 3)
         content: dict[str, Any] = {"task": "transcribe", "language": self._language, "duration": duration}
-        content["text"] = transcript.text
         if "word" in self._granularities:
             content["words"] = [dataclasses.asdict(word) for segment in transcript.segments for word in segment.words]
         if "segment" in self._granularities:
@@ -294,8 +289,13 @@ class _Wanted:
         return content
 
 
-def _number(text: str) -> float:
-    return float(text) if text else 0.0
+def _value(name: str, text: str) -> Any:
+    """The value of an option, which is JSON in a form, too; True is what Python's clients make of true."""
+    wrapped = f'{{"value": {text.lower() if name == "written" else text}}}'
+    try:
+        return read_object(wrapped)["value"]
+    except RequestError:
+        raise RequestError(f"{name} must be JSON, got {text!r:.80}", name) from None
 
 
 def _segment(number: int, segment: Result) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, converse, float32_samples
+from u2moe.runtime.server.errors import IdleError
 from u2moe.runtime.server.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -16,10 +17,19 @@ _SAMPLE_RATE = 16_000
 
 
 async def run(connection: Connection) -> None:
-    """Serve audio until "Done"; results of a segment replace each other until one is final."""
-    session = await connection.place.open_session(_SAMPLE_RATE)
-    await converse(_read(connection, session), _write(connection, session))
-    await connection.send("Done!")
+    """Serve sources, each until "Done"; results of a segment replace each other until one is final.
+
+    As with sherpa-onnx's server, audio after "Done!" begins another source, and it is the client that closes.
+    """
+    while not connection.place.is_drained:
+        session = await connection.place.open_session(_SAMPLE_RATE)
+        try:
+            await converse(_read(connection, session), _write(connection, session))
+        except IdleError:
+            if session.duration or not connection.place.fed_s:
+                raise
+            return  # there was no other source
+        await connection.send("Done!")
 
 
 async def _read(connection: Connection, session: ServerSession) -> None:
@@ -29,7 +39,7 @@ async def _read(connection: Connection, session: ServerSession) -> None:
 
 
 async def _write(connection: Connection, session: ServerSession) -> None:
-    vocabulary = connection.service.recognizer.vocabulary
+    vocabulary = connection.model.recognizer.vocabulary
     has_answered = False
     async for result in session:
         has_answered = True

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from u2moe.runtime.server.connection import Connection, checked_object, int16_samples, parse_object, refusing
-from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.connection import Connection, checked_object, int16_samples, parse_object
+from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number
@@ -32,6 +32,7 @@ class _Config:
     words: bool = True
     max_alternatives: int = 0
     phrases: tuple[str, ...] = ()
+    model: Any = None
 
 
 async def run(connection: Connection) -> None:
@@ -47,8 +48,10 @@ async def run(connection: Connection) -> None:
         command = None if isinstance(message, bytes) else parse_object(message)
         if command is not None and "config" in command:
             config = _read_config(command["config"], config)
+            if config.model:
+                connection.place.model = connection.service.model(config.model)
             # a list of phrases restricts vosk to them; here they are only preferred, as far as they can be written
-            hotwords = await connection.service.writable_hotwords(config.phrases)
+            hotwords = await connection.model.writable_hotwords(config.phrases)
             continue
         if session is None:
             session = await connection.place.open_session(config.sample_rate, hotwords=hotwords)
@@ -91,6 +94,7 @@ def _read_config(value: Any, before: _Config) -> _Config:
         words=bool(given.get("words", before.words)),
         max_alternatives=int(_number(given, "max_alternatives", before.max_alternatives)),
         phrases=tuple(phrase for phrase in phrases if phrase != _UNKNOWN),
+        model=given.get("model", before.model),
     )
 
 

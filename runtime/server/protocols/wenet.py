@@ -7,10 +7,10 @@ import contextlib
 import json
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object, refusing
-from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object
+from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.validation import checked_integer
+from u2moe.runtime.validation import checked_flag, checked_integer
 
 if TYPE_CHECKING:
     from u2moe.runtime.result import Result
@@ -32,7 +32,8 @@ async def run(connection: Connection) -> None:
         raise RequestError(f"expected the signal 'start', got {start.get('signal')!r}")
     with refusing("nbest"):
         nbest = checked_integer("nbest", start.get("nbest", 1), least=1, most=_MAX_NBEST)
-    is_continuous = start.get("continuous_decoding") is True
+    with refusing("continuous_decoding"):
+        is_continuous = checked_flag("continuous_decoding", start.get("continuous_decoding", False))
     session = await connection.place.open_session(_SAMPLE_RATE)
     await connection.send({"status": "ok", "type": "server_ready"})
     await converse(_read(connection, session), _write(connection, session, nbest, is_continuous=is_continuous))
@@ -86,4 +87,4 @@ def _tell_error(error: Exception) -> str:
     return json.dumps({"status": "failed", "message": str(error)}, ensure_ascii=False)
 
 
-PROTOCOL = Protocol(name="wenet", path="/wenet", run=run, may_have_port=True, tell_error=_tell_error)
+PROTOCOL = Protocol(name="wenet", path="/wenet", run=run, may_have_port=True, tell_error=_tell_error, close_code=1000)

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import converse, read_object, refusing, send_within
-from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError
+from u2moe.runtime.server.connection import converse, read_object, send_within
+from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
 from u2moe.runtime.server.patience import Patience, patience_for_audio
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.texts import added_text
@@ -27,6 +27,7 @@ from u2moe.runtime.validation import checked_integer
 
 if TYPE_CHECKING:
     from u2moe.runtime.decoding.context import ContextGraph
+    from u2moe.runtime.server.models import ServedModel
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.server.service import Place, Service
     from u2moe.runtime.server.session import ServerSession
@@ -83,6 +84,7 @@ class _Client:
         self._limits: Limits = service.options.limits
         self._reader = reader
         self._writer = writer
+        self._model = service.default
         self._hotwords: ContextGraph | None = None
         self._num_events = self._num_unread = 0
         self._patience = Patience(self._limits.idle_s, 1, "event", lambda: self._num_events)
@@ -95,7 +97,8 @@ class _Client:
                 case "ping":
                     await self.send("pong", **event.data)
                 case "transcribe":
-                    self._hotwords = await self._service.writable_hotwords(_names(event.data))
+                    self._model = self._choose(event.data)
+                    self._hotwords = await self._model.writable_hotwords(_names(event.data))
                 case "audio-start" | "audio-chunk":
                     with self._service.place("wyoming") as place:
                         await self._transcribe(place, event)
@@ -105,10 +108,17 @@ class _Client:
                 case _:  # from a newer version, or for another service
                     pass
 
+    def _choose(self, data: dict[str, Any]) -> ServedModel:
+        """The model that the client names, else the first that knows its language."""
+        language = str(data.get("language") or "").partition("-")[0].lower()
+        able = (model for model in self._service.models.values() if language in model.languages)
+        return self._service.model(data["name"]) if data.get("name") else next(able, self._service.default)
+
     async def _transcribe(self, place: Place, first: WyomingEvent) -> None:
         """Serve one request, from the first audio to the transcript, after which the client closes."""
         self._patience = patience_for_audio(place, self._limits.idle_s)
         audio = _Format.of(first.data)
+        place.model = self._model
         session = await place.open_session(audio.rate, hotwords=self._hotwords, is_whole=True)
         await converse(self._read(session, audio, first), self._write(session))
 
@@ -246,10 +256,12 @@ def _names(data: dict[str, Any]) -> list[str]:
 def _info(service: Service) -> dict[str, Any]:
     attribution = {"name": "u2moe", "url": _HOME}
     named = {"attribution": attribution, "installed": True, "version": version("u2moe")}
-    name = service.recognizer.bundle.path.name
-    model = {"name": name, "description": f"u2moe {name}", "languages": service.languages, **named}
+    models = [
+        {"name": name, "description": f"u2moe {name}", "languages": model.languages, **named}
+        for name, model in service.models.items()
+    ]
     program = {"name": "u2moe", "description": "U2++ speech recognition", **named}
-    return {"asr": [{**program, "models": [model], "supports_transcript_streaming": True}]}
+    return {"asr": [{**program, "models": models, "supports_transcript_streaming": True}]}
 
 
 PROTOCOL = Protocol(name="wyoming", run_tcp=serve_wyoming, may_have_port=True)

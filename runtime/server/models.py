@@ -1,0 +1,137 @@
+"""The models of a server, each with a name: how it decodes, and what clients may ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.options import STREAM_CHUNK_SIZE, EndpointConfig
+from u2moe.runtime.server.errors import RequestError, refusing
+from u2moe.runtime.server.texts import languages_of, parse_hotwords
+from u2moe.runtime.text.written.formatter import TextFormat
+from u2moe.runtime.validation import checked_flag, checked_integer, checked_number
+
+if TYPE_CHECKING:
+    from u2moe.runtime.language.model import LanguageModelOptions
+    from u2moe.runtime.options import DecodingOptions
+    from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.server.options import ServerOptions
+
+_LEFT_CHUNKS = 4
+"""Chunks of left context of live streams, which bounds their memory and time."""
+_MAX_HOTWORD_LEN = 200
+_MAX_BEAMS = 40
+"""Time and memory of the second pass grow with the beam."""
+_MAX_LM_WEIGHT = 2.0
+REQUEST_OPTIONS = ("hotwords", "written", "beam_size", "lm_weight")
+"""Options of decoding that a request may have, as `ServedModel.decoding` takes them."""
+
+
+class ServedModel:
+    """A model that clients may choose.
+
+    Attributes:
+        name: its name for clients.
+        recognizer: recognises its streams and files; files with its options.
+        stream_options: how live streams are decoded, unless a client says otherwise.
+        languages: codes of its languages, as stated or by its vocabulary.
+    """
+
+    def __init__(self, name: str, recognizer: Recognizer, options: ServerOptions) -> None:
+        self.name = name
+        self.recognizer = recognizer
+        self.stream_options = dataclasses.replace(
+            recognizer.options,
+            chunk_size=options.chunk_size or recognizer.model.config.static_chunk_size or STREAM_CHUNK_SIZE,
+            num_left_chunks=_LEFT_CHUNKS,
+            endpoint=EndpointConfig(),
+        )
+        self.languages = list(options.languages) or languages_of(recognizer.vocabulary.symbols)
+        self._max_hotwords = options.limits.hotwords
+        self._weighted: dict[float, LanguageModelOptions] = {}
+
+    def check_language(self, language: Any) -> None:
+        """Check the language that a client names, such as "en" or "en-GB", if it does and those of the model are known.
+
+        Raises:
+            RequestError: it is another one.
+        """
+        if language and self.languages and str(language).partition("-")[0].lower() not in self.languages:
+            told = f"the model knows {' and '.join(self.languages)}, not the language {language!r:.80}"
+            raise RequestError(told, "language", "unsupported_language")
+
+    async def decoding(
+        self,
+        default: DecodingOptions,
+        *,
+        hotwords: Any = None,
+        written: Any = None,
+        beam_size: Any = None,
+        lm_weight: Any = None,
+    ) -> tuple[DecodingOptions, ContextGraph | None]:
+        """How a client's audio is decoded, and its hotwords. None: as the server does by `default`.
+
+        Args:
+            default: options of streams, or of files.
+            hotwords: a list of phrases, each alone or as [phrase, weight].
+            written: whether English is written with digits and small letters.
+            beam_size: prefixes that the search keeps.
+            lm_weight: weight of the server's language model, to one decimal; 0: none.
+
+        Raises:
+            RequestError: a value is wrong or beyond the limits; names it.
+        """
+        changes: dict[str, Any] = {}
+        if written is not None:
+            with refusing("written"):
+                checked_flag("written", written)
+            changes["text_format"] = (default.text_format or TextFormat()) if written else None
+        if beam_size is not None:
+            with refusing("beam_size"):
+                changes["beam_size"] = checked_integer("beam_size", beam_size, least=1, most=_MAX_BEAMS)
+        if lm_weight is not None:
+            with refusing("lm_weight"):
+                weight = round(checked_number("lm_weight", lm_weight, least=0, most=_MAX_LM_WEIGHT), 1)
+            changes["language_model"] = await self._language_model(default.language_model, weight)
+        return dataclasses.replace(default, **changes), await self._hotwords(hotwords)
+
+    async def _language_model(self, chosen: LanguageModelOptions | None, weight: float) -> LanguageModelOptions | None:
+        """The language model with another weight; prepared once for each, outside the event loop."""
+        if chosen is None:
+            raise RequestError(f"the model {self.name} has no language model here", "lm_weight")
+        if weight and weight not in self._weighted:
+            weighted = dataclasses.replace(chosen, weight=weight)
+            options = dataclasses.replace(self.stream_options, language_model=weighted)
+            await asyncio.to_thread(self.recognizer.create_stream, options)
+            self._weighted.setdefault(weight, weighted)
+        return self._weighted[weight] if weight else None
+
+    async def _hotwords(self, value: Any) -> ContextGraph | None:
+        phrases = () if value is None else parse_hotwords(value)
+        if len(phrases) > self._max_hotwords:
+            raise RequestError(f"there may be {self._max_hotwords} hotwords, got {len(phrases)}", "hotwords")
+        for phrase in phrases:
+            text = phrase if isinstance(phrase, str) else phrase[0]
+            if len(text) > _MAX_HOTWORD_LEN:
+                raise RequestError(f"a hotword may have {_MAX_HOTWORD_LEN} characters, got {len(text)}", "hotwords")
+        if not phrases:
+            return None
+        with refusing("hotwords"):
+            return await asyncio.to_thread(ContextGraph, phrases, self.recognizer.vocabulary)
+
+    async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
+        """Hotwords from phrases of any kind; those that the vocabulary cannot spell are omitted."""
+        return await asyncio.to_thread(self._writable, dict.fromkeys(phrases[: self._max_hotwords]))
+
+    def _writable(self, phrases: Iterable[str]) -> ContextGraph | None:
+        writable = []
+        for phrase in phrases:
+            with contextlib.suppress(ValueError):
+                if len(phrase) <= _MAX_HOTWORD_LEN:
+                    ContextGraph([phrase], self.recognizer.vocabulary)
+                    writable.append(phrase)
+        return ContextGraph(writable, self.recognizer.vocabulary) if writable else None

@@ -1,0 +1,151 @@
+"""Several models in one server, chosen in each protocol, and what clients ask of the decoding."""
+
+import dataclasses
+import json
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from dialects import END, START, WYOMING_AUDIO, audio_messages, wyoming_event
+from tones import say, toy_recognizer
+
+from u2moe.runtime import DecodingOptions, LanguageModelOptions, Recognizer, TextFormat
+from u2moe.runtime.server.protocols.table import PROTOCOLS
+
+CHOOSE = {
+    "/stream": '{"model": "tones"}',
+    "/vosk": '{"config": {"sample_rate": 16000, "model": "tones"}}',
+    "/v1/realtime": '{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcm", '
+    '"rate": 16000}, "turn_detection": null, "transcription": {"model": "tones"}}}}}',
+}
+"""The beginnings that name a model, by protocol; in others the URL does."""
+
+
+@pytest.fixture(scope="module")
+def both(running, demo):
+    """English is the default; the other model understands tones alone."""
+    with running({"english": demo, "tones": toy_recognizer()}, protocol_ports={"wyoming": 0}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tones():
+    return (np.clip(say("ABCD", [0.3] * 4)[0], -1, 1) * 32767).astype(np.int16)
+
+
+def begin(client, path, samples, start=None):
+    for message in ([start] if start else START[path], audio_messages(path, samples), [END[path]]):
+        for part in message:
+            client.send(part)
+
+
+def said(client, path):
+    """All that a server says to the end of a source."""
+    messages = [client.websocket.recv(120)]
+    while path == "/v1/realtime" and "transcription.completed" not in messages[-1]:
+        messages.append(client.websocket.recv(120))
+    return " ".join(messages + ([] if path == "/v1/realtime" else client.rest("Done!")))
+
+
+@pytest.mark.parametrize("path", [protocol.path for protocol in PROTOCOLS.values() if protocol.path])
+def test_a_client_chooses_while_another_has_the_default(both, speech, expected, tones, path):
+    url = path if path in CHOOSE else f"{path}?model=tones"
+    with both.connect(path) as one, both.connect(url) as other:
+        begin(other, path, tones, CHOOSE.get(path))
+        begin(one, path, speech())
+        assert "A B C D" in said(other, path)
+        assert expected().segments[0].text in said(one, path)
+    with both.connect(f"{path}?model=tones") as client:
+        begin(client, path, tones)
+        assert "A B C D" in said(client, path)
+    with both.connect(f"{path}?model=none") as client:
+        told = " ".join(client.rest()) + client.websocket.close_reason
+        assert "there is no model 'none': there are english, tones" in told
+
+
+def test_a_file_has_the_model_of_its_form(both, tones, tmp_path):
+    soundfile.write(tmp_path / "tones.wav", tones, 16_000)
+    file = {"file": (tmp_path / "tones.wav").read_bytes()}
+    assert [model["id"] for model in both.get("/v1/models").json()["data"]] == ["english", "tones"]
+    assert both.post(data={"model": "tones"}, files=file).json()["text"] == "A B C D"
+    assert both.post(files=file).json()["text"] != "A B C D"
+    answer = both.post(data={"model": "whisper-1"}, files=file)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_found")
+
+
+@pytest.mark.parametrize("asked", [{"name": "tones"}, {"name": "none"}, {"language": "de"}, {"language": "en-GB"}])
+def test_wyoming_names_a_model_or_a_language(both, tones, asked):
+    with both.open_plain("wyoming") as plain:
+        plain.sendall(wyoming_event("describe") + wyoming_event("transcribe", asked))
+        plain.sendall(wyoming_event("audio-chunk", WYOMING_AUDIO, tones.tobytes()) + wyoming_event("audio-stop"))
+        answer = b"".join(iter(lambda: plain.recv(10_000), b"")).decode()
+    assert '"name": "english"' in answer
+    assert '"name": "tones"' in answer
+    assert ("A B C D" in answer) == (asked == {"name": "tones"})
+    assert ("there is no model" in answer) == (asked == {"name": "none"})
+
+
+@pytest.fixture(scope="module")
+def with_words(running, demo):
+    """A server with a language model."""
+    options = DecodingOptions(language_model=LanguageModelOptions.demo())
+    with running(Recognizer(demo.bundle, demo.model, options)) as server:
+        yield server
+
+
+ASKED = {"written": True, "beam_size": 3, "lm_weight": 1.5, "hotwords": [["SEVENTY", 9.0], "THREE"]}
+
+
+@pytest.mark.parametrize("asked", [{}, ASKED, {"lm_weight": 0}])
+def test_a_request_says_how_it_is_decoded(with_words, speech, demo, tmp_path, asked):
+    """In a file, in our own protocol, and in OpenAI's realtime one."""
+    model, samples = with_words.service.default, speech()
+    weight, hotwords = (
+        asked.get("lm_weight", 0.3),
+        [tuple(each) if isinstance(each, list) else each for each in asked.get("hotwords", [])],
+    )
+    changes = {
+        "beam_size": asked.get("beam_size", 10),
+        "text_format": TextFormat() if asked.get("written") else None,
+        "language_model": LanguageModelOptions.demo(weight=weight) if weight else None,
+    }
+    live, whole = (
+        demo.transcribe(samples, options=dataclasses.replace(default, **changes), hotwords=hotwords or None)
+        for default in (model.stream_options, model.recognizer.options)
+    )
+    with with_words.connect() as client:
+        client.start(**asked, nbest=3, partials=False)
+        client.play(samples)
+        finals = client.finish()[:-1]
+    assert [final["text"] for final in finals] == [segment.text for segment in live.segments]
+    languages = [[each.language_score for each in segment.nbest[:3]] for segment in live.segments]
+    assert [[each["language_score"] for each in final["nbest"]] for final in finals] == languages
+    soundfile.write(tmp_path / "talk.wav", samples, 16_000)
+    form = {name: json.dumps(value) for name, value in asked.items()}
+    file = {"file": (tmp_path / "talk.wav").read_bytes()}
+    assert with_words.post(data=form, files=file).json()["text"] == whole.text
+    update = json.loads(CHOOSE["/v1/realtime"])
+    update["session"]["audio"]["input"]["transcription"] = asked
+    with with_words.connect("/v1/realtime") as client:
+        begin(client, "/v1/realtime", samples, json.dumps(update))
+        assert live.text in said(client, "/v1/realtime")
+
+
+WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "hotwords": ["\u4e2d"], "language": "de"}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_beyond_the_limits_is_named(with_words, both, name):
+    wrong = {name: WRONG[name]}
+    answer = with_words.post(data={name: json.dumps(wrong[name]).strip('"')}, files={"file": b"RIFF"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    with with_words.connect("/v1/realtime") as client:
+        client.tell(type="session.update", session={"audio": {"input": {"transcription": wrong}}})
+        assert client.receive_until("error")[-1]["error"]["param"] == name
+    with with_words.connect() as client:
+        client.tell(**wrong)
+        assert client.receive()["parameter"] == name
+    if name == "lm_weight":
+        assert "no language model" in both.post(data={name: "1"}, files={"file": b"RIFF"}).json()["error"]["message"]
+    assert httpx.get(f"{with_words.url}/healthz", trust_env=False).status_code == 200
