@@ -319,6 +319,8 @@ def test_a_phone_shows_it_without_scrolling_sideways(new_page, server, speech, t
     page.click("summary")
     small = page.evaluate(SMALL)
     assert small == []
+    menu, bar = (page.locator(place).bounding_box() for place in (".menu", ".bar"))
+    assert menu["y"] + menu["height"] <= bar["y"]  # neither the microphone nor other buttons are covered
     page.keyboard.press("Escape")
     buttons = re.findall(r"- button(.*)", page.locator("body").aria_snapshot())
     assert len(buttons) > 10
