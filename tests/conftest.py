@@ -49,15 +49,21 @@ class Golden:
 
     def __init__(self, name):
         self.path = GOLDEN / name
-        self.results = json.loads((self.path / "reference.json").read_text(encoding="utf-8"))["utts"]
-        self.arrays = np.load(self.path / "reference.npz")
+        self.results = json.loads((self.path / "reference.json").read_text(encoding="utf-8"))
+        self.arrays, self.features = np.load(self.path / "reference.npz"), utterances()
 
     def cases(self):
         """Utterance, mode ("full" or "stream16_L") and WeNet's results."""
         for utterance, modes in self.results.items():
             for mode, results in modes.items():
-                if mode != "T":
-                    yield utterance, mode, results
+                yield utterance, mode, results
+
+
+@functools.cache
+def utterances():
+    """Features of the golden networks' utterances: float32 [frames, 80] by name."""
+    with np.load(GOLDEN / "utterances.npz") as arrays:
+        return {name: arrays[name].astype(np.float32) for name in arrays}
 
 
 @functools.cache
@@ -92,9 +98,17 @@ def write_bundle(directory, target, **model):
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """A function from the name of a golden checkpoint to the folder of its bundle, made once per session."""
-    return functools.cache(lambda name: write_bundle(GOLDEN / name, tmp_path_factory.mktemp(name) / "bundle"))
+def golden_checkpoint(tmp_path_factory):
+    """A function from the name of a golden network to the folder of its checkpoint, made once per session."""
+    from wenet_directories import write_golden  # noqa: PLC0415 - as in `write_bundle`
+
+    return functools.cache(lambda name: write_golden(name, tmp_path_factory.mktemp(name) / name))
+
+
+@pytest.fixture(scope="session")
+def exported(golden_checkpoint, tmp_path_factory):
+    """A function from the name of a golden network to the folder of its bundle, made once per session."""
+    return functools.cache(lambda name: write_bundle(golden_checkpoint(name), tmp_path_factory.mktemp(name) / "bundle"))
 
 
 @pytest.fixture(scope="session")

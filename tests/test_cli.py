@@ -313,8 +313,8 @@ def test_a_recording_without_samples_is_an_error(bundle, clips, capsys):
         assert "none.wav: holds no samples" in err
 
 
-def test_a_checkpoint_is_no_bundle(clips, capsys):
-    checkpoint = ROOT / "tests" / "golden" / "moe_tiny"
+def test_a_checkpoint_is_no_bundle(clips, golden_checkpoint, capsys):
+    checkpoint = golden_checkpoint("moe_tiny")
     assert cli.main(["transcribe", "--model", str(checkpoint), str(clips / "a.wav")]) == 1
     assert f"is a WeNet checkpoint, no bundle: 'u2moe export {checkpoint} BUNDLE' makes one" in capsys.readouterr().err
 

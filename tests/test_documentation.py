@@ -125,10 +125,10 @@ def test_files_that_are_named_are_there(page):
 
 
 @pytest.fixture
-def surroundings(tmp_path, monkeypatch, exported):
+def surroundings(tmp_path, monkeypatch, exported, golden_checkpoint):
     """The files that the commands name."""
     clips = sorted((DEMO_FOLDER / "clips").glob("*.flac"))
-    shutil.copytree(Path(__file__).parent / "golden" / "moe_tiny", tmp_path / "exp" / "u2pp_moe")
+    shutil.copytree(golden_checkpoint("moe_tiny"), tmp_path / "exp" / "u2pp_moe")
     for name in ("lectures", "recordings"):
         (tmp_path / name).mkdir()
         shutil.copy(clips[0], tmp_path / name / "first.flac")

@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import Caches, join_rows, split_rows
 from u2moe.runtime.model.encoder import check_chunks, required_cache_size
 from u2moe.runtime.model.windows import Windows
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def features(num_frames, seed=0):
@@ -145,11 +142,11 @@ def test_a_stream_that_begins_anew_forgets_what_was_before():
 
 
 @pytest.fixture
-def limited(export_quickly, tmp_path):
+def limited(export_quickly, golden_checkpoint, tmp_path):
     """A function from a largest position to an encoder of moe_tiny that has it."""
 
     def encoder(max_position):
-        folder = export_quickly(GOLDEN / "moe_tiny", tmp_path / str(max_position), max_position=max_position)
+        folder = export_quickly(golden_checkpoint("moe_tiny"), tmp_path / str(max_position), max_position=max_position)
         return Bundle.open(folder).load().encoder
 
     return encoder

@@ -27,8 +27,6 @@ from u2moe.runtime.model.caches import Caches
 
 pytestmark = pytest.mark.slow
 
-GOLDEN = Path(__file__).parent / "golden"
-
 
 @pytest.fixture(autouse=True)
 def fewer_streams(monkeypatch):
@@ -37,13 +35,13 @@ def fewer_streams(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def moe_checkpoint():
-    return Checkpoint.open(GOLDEN / "moe_tiny")
+def moe_checkpoint(golden_checkpoint):
+    return Checkpoint.open(golden_checkpoint("moe_tiny"))
 
 
 @pytest.fixture(scope="module")
-def moe_bundle(tmp_path_factory):
-    bundle, report = export_bundle(GOLDEN / "moe_tiny", tmp_path_factory.mktemp("export") / "bundle")
+def moe_bundle(golden_checkpoint, tmp_path_factory):
+    bundle, report = export_bundle(golden_checkpoint("moe_tiny"), tmp_path_factory.mktemp("export") / "bundle")
     return bundle, report
 
 
@@ -66,8 +64,8 @@ def test_all_experts_are_reached(moe_bundle):
         assert min(counts) > 0, layer
 
 
-def test_same_checkpoint_gives_same_bytes(moe_bundle, tmp_path):
-    again, _ = export_bundle(GOLDEN / "moe_tiny", tmp_path / "again")
+def test_same_checkpoint_gives_same_bytes(golden_checkpoint, moe_bundle, tmp_path):
+    again, _ = export_bundle(golden_checkpoint("moe_tiny"), tmp_path / "again")
     assert again.manifest == moe_bundle[0].manifest
 
 
@@ -156,9 +154,9 @@ def test_a_checkpoint_that_cannot_stream_says_so(tmp_path):
         model.encode(features, chunk_size=16)
 
 
-def test_large_weights_are_saved_beside_the_graph(monkeypatch, tmp_path, moe_bundle):
+def test_large_weights_are_saved_beside_the_graph(golden_checkpoint, monkeypatch, tmp_path, moe_bundle):
     monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", 100_000)
-    bundle, _ = export_bundle(GOLDEN / "moe_tiny", tmp_path / "bundle")
+    bundle, _ = export_bundle(golden_checkpoint("moe_tiny"), tmp_path / "bundle")
     assert set(bundle.manifest.files) == {
         "tokens.txt", "encoder.onnx", "encoder.onnx.data", "ctc.onnx", "decoder.onnx", "decoder.onnx.data",
         "features.onnx", "features.onnx.data",
@@ -259,7 +257,7 @@ def test_the_limit_of_trained_networks_is_absolute(moe_bundle):
     assert {item.limit for item in report.comparisons if item.tensor in LOG_PROBABILITIES} == {LIMIT}
 
 
-def test_a_failed_export_leaves_nothing(monkeypatch, tmp_path):
+def test_a_failed_export_leaves_nothing(golden_checkpoint, monkeypatch, tmp_path):
     def shifted(network, manifest):
         for model in build_graphs(network, manifest):
             if model.graph.name == "ctc":
@@ -269,30 +267,30 @@ def test_a_failed_export_leaves_nothing(monkeypatch, tmp_path):
 
     monkeypatch.setattr(exporter, "build_graphs", shifted)
     with pytest.raises(ParityError, match="log_probs") as error:
-        export_bundle(GOLDEN / "moe_tiny", tmp_path / "new" / "folders" / "bundle")
+        export_bundle(golden_checkpoint("moe_tiny"), tmp_path / "new" / "folders" / "bundle")
     # the folder that was compared is gone
-    assert str(error.value).startswith(f"{GOLDEN / 'moe_tiny' / 'final.pt'}: full context")
+    assert str(error.value).startswith(f"{golden_checkpoint('moe_tiny') / 'final.pt'}: full context")
     assert str(tmp_path) not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_validate_compares_with_the_right_checkpoint(moe_bundle, tmp_path):
+def test_validate_compares_with_the_right_checkpoint(golden_checkpoint, moe_bundle, tmp_path):
     bundle, _ = moe_bundle
-    assert validate_bundle(bundle.path, GOLDEN / "moe_tiny").comparisons
-    other = write_like_moe_tiny(tmp_path / "other")
+    assert validate_bundle(bundle.path, golden_checkpoint("moe_tiny")).comparisons
+    other = write_like_moe_tiny(golden_checkpoint("moe_tiny"), tmp_path / "other")
     with pytest.raises(ParityError):
         validate_bundle(bundle.path, other)
     with pytest.raises(BundleError, match=r"model\.streaming is True, but the checkpoint gives False"):
         validate_bundle(bundle.path, write_configuration("not_causal", tmp_path / "offline"))
 
 
-def write_like_moe_tiny(folder):
+def write_like_moe_tiny(checkpoint, folder):
     """moe_tiny with other weights."""
     folder.mkdir()
-    for file in (GOLDEN / "moe_tiny").iterdir():
+    for file in checkpoint.iterdir():
         if file.name in ("train.yaml", "units.txt", "global_cmvn"):
             (folder / file.name).write_bytes(file.read_bytes())
-    state = torch.load(GOLDEN / "moe_tiny" / "final.pt", weights_only=True)
+    state = torch.load(checkpoint / "final.pt", weights_only=True)
     state["ctc.ctc_lo.bias"] = state["ctc.ctc_lo.bias"] + torch.linspace(0, 1, 60)
     torch.save(state, folder / "final.pt")
     return folder
@@ -311,15 +309,15 @@ def test_inspection_counts_what_the_checkpoint_holds(moe_bundle, moe_checkpoint)
     assert metadata["u2moe.subsampling_rate"] == "4"
 
 
-def test_commands(tmp_path, capsys):
+def test_commands(golden_checkpoint, tmp_path, capsys):
     out = str(tmp_path / "bundle")
-    assert main(["export", str(GOLDEN / "dense_tiny"), out]) == 0
+    assert main(["export", str(golden_checkpoint("dense_tiny")), out]) == 0
     assert "torch and onnxruntime agree in" in capsys.readouterr().out
-    assert main(["validate", out, "--checkpoint", str(GOLDEN / "dense_tiny")]) == 0
+    assert main(["validate", out, "--checkpoint", str(golden_checkpoint("dense_tiny"))]) == 0
     assert "match their sha256" in capsys.readouterr().out
     assert main(["inspect", out]) == 0
     assert "feed_forward" in capsys.readouterr().out
-    assert main(["export", str(GOLDEN / "dense_tiny"), out]) == 1
+    assert main(["export", str(golden_checkpoint("dense_tiny")), out]) == 1
     assert "not empty" in capsys.readouterr().err
     Path(out, "ctc.onnx").write_bytes(b"")
     assert main(["validate", out]) == 1
@@ -348,9 +346,9 @@ def test_commands_name_files(command, function, moe_bundle, monkeypatch, capsys)
     assert (given["weights"], given["units"]) == ("avg_30.pt", "dict/units.txt")
 
 
-def test_export_says_what_it_does(tmp_path):
+def test_export_says_what_it_does(golden_checkpoint, tmp_path):
     lines = []
-    export_bundle(GOLDEN / "dense_tiny", tmp_path / "bundle", progress=lines.append)
+    export_bundle(golden_checkpoint("dense_tiny"), tmp_path / "bundle", progress=lines.append)
     assert lines[0].startswith("reading ")
     assert "[2/4] writing encoder.onnx" in lines
     assert Bundle.open(tmp_path / "bundle").manifest.producer.startswith("u2moe ")

@@ -24,11 +24,10 @@ def golden_model(golden, exported):
 
 
 def encode(model, golden, utterance, mode):
-    features = golden.arrays[f"{utterance}/feats"]
+    features, expected = golden.features[utterance], golden.arrays[f"{utterance}/{mode}/out"]
     if mode == "full":
-        return model.encode(features), golden.arrays[f"{utterance}/full/encoder_out"]
-    left = int(mode.removeprefix("stream16_"))
-    return model.encode(features, chunk_size=16, num_left_chunks=left), golden.arrays[f"{utterance}/{mode}/out"]
+        return model.encode(features), expected
+    return model.encode(features, chunk_size=16, num_left_chunks=int(mode.removeprefix("stream16_"))), expected
 
 
 def test_everything_equals_wenet(golden, golden_model):

@@ -1,6 +1,5 @@
 import json
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +19,6 @@ from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.vocabulary import Vocabulary
 
-GOLDEN = Path(__file__).parent / "golden"
 CLIPS = sorted(DEMO_FOLDER.glob("clips/*.flac"))
 needs_extensions = pytest.mark.skipif(
     find_spec("onnxruntime_extensions") is None, reason="needs onnxruntime-extensions: pip install 'u2moe[clip]'"

@@ -32,7 +32,6 @@ from u2moe.runtime.text.word_errors import WordErrors
 
 pytestmark = pytest.mark.slow
 
-GOLDEN = Path(__file__).parent / "golden"
 DEMO_CHECKPOINT = Path(__file__).parents[1] / "examples" / "train_demo" / "checkpoint"
 TAIL_S = 1.2
 """Silence behind a recording: sherpa-onnx drops what fills no whole chunk."""
@@ -160,10 +159,10 @@ def test_what_the_wheel_dislikes_ends_its_process_and_is_told(written, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["moe_tiny", "dense_tiny"])
-def test_graphs_equal_torch_chunk_by_chunk(name, exported, tmp_path):
+def test_graphs_equal_torch_chunk_by_chunk(name, exported, golden_checkpoint, tmp_path):
     bundle = Bundle.open(exported(name))
     found = export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(chunk_size=8, num_left_chunks=3))
-    network = Checkpoint.open(GOLDEN / name).network()
+    network = Checkpoint.open(golden_checkpoint(name)).network()
     features = parity_features(bundle.manifest, 8)
     client = OnlineClient(session(found.path), found.options)
     offset, caches, largest = 0, None, 0.0
@@ -182,9 +181,9 @@ def test_graphs_equal_torch_chunk_by_chunk(name, exported, tmp_path):
     np.testing.assert_allclose(log_probs, expected, rtol=0, atol=LIMIT)
 
 
-def test_a_long_stream_goes_on_as_ours_does(export_quickly, tmp_path):
+def test_a_long_stream_goes_on_as_ours_does(export_quickly, golden_checkpoint, tmp_path):
     """Positions go round several times, where published exports end."""
-    short = Bundle.open(export_quickly(GOLDEN / "moe_tiny", tmp_path / "bundle", max_position=60))
+    short = Bundle.open(export_quickly(golden_checkpoint("moe_tiny"), tmp_path / "bundle", max_position=60))
     model = short.load()
     options = SherpaOptions(chunk_size=8, num_left_chunks=3)
     graph = online_graph(short, options)

@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from u2moe.runtime import AudioError, DecodingOptions, Recognizer, StreamError, 
 from u2moe.runtime.model.model import Model
 
 CHUNKED = DecodingOptions(chunk_size=16, num_left_chunks=2)
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def recognise(recognizer, samples, splits=(), *, options=CHUNKED, rate=16_000, stream=None):
@@ -168,9 +166,11 @@ def test_bundle_that_cannot_stream(bundle, model):
         recognizer.transcribe(np.zeros(9000, np.float32), options=CHUNKED)
 
 
-def test_a_long_stream_keeps_its_size(export_quickly, tmp_path, sound):
+def test_a_long_stream_keeps_its_size(export_quickly, golden_checkpoint, tmp_path, sound):
     """Three minutes, past many moves of the position: caches and state stay as large as after ten seconds."""
-    recognizer = Recognizer.from_pretrained(export_quickly(GOLDEN / "moe_tiny", tmp_path / "bundle", max_position=300))
+    recognizer = Recognizer.from_pretrained(
+        export_quickly(golden_checkpoint("moe_tiny"), tmp_path / "bundle", max_position=300)
+    )
     stream = recognizer.create_stream(DecodingOptions(chunk_size=64, num_left_chunks=1, search="ctc_greedy"))
     offsets = []
     for _ in range(45):

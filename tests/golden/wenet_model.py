@@ -94,23 +94,23 @@ def _convolutions(encoder):
     return [(part, getattr(part, name).kernel_size) for part in parts for name in names if hasattr(part, name)]
 
 
-def scores(model, memory):
-    """Scores of `HYPOTHESES` as the decoder graph gives them, on `memory` [1, time, dim]."""
-    rows, length = len(HYPOTHESES), max(map(len, HYPOTHESES))
+def scores(model, memory, texts=HYPOTHESES):
+    """Scores of hypotheses as the decoder graph gives them, on `memory` [1, time, dim]."""
+    rows, length = len(texts), max(map(len, texts))
     hypotheses = torch.full((rows, length + 1), model.eos)
     hypotheses[:, 0] = model.sos
-    for row, tokens in enumerate(HYPOTHESES):
+    for row, tokens in enumerate(texts):
         hypotheses[row, 1 : len(tokens) + 1] = torch.tensor(tokens, dtype=torch.int64)
-    lengths = torch.tensor([len(tokens) + 1 for tokens in HYPOTHESES])
+    lengths = torch.tensor([len(tokens) + 1 for tokens in texts])
     both = type(model.decoder).__name__ == "BiTransformerDecoder"
     left, right = model.forward_attention_decoder(hypotheses, lengths, memory, 0.5 if both else 0.0)
     score, r_score = torch.zeros(rows, length + 1), torch.zeros(rows, length + 1)
-    for row, tokens in enumerate(HYPOTHESES):
+    for row, tokens in enumerate(texts):
         n = len(tokens)
         for place, token in enumerate([*tokens, model.eos]):
             score[row, place] = left[row, place, token]
             if both:
                 r_score[row, place] = right[row, n if place == n else n - 1 - place, token]
-    following = torch.stack([left[row, len(tokens)] for row, tokens in enumerate(HYPOTHESES)])
+    following = torch.stack([left[row, len(tokens)] for row, tokens in enumerate(texts)])
     results = {"score": score, "next_log_probs": following}
     return results | {"r_score": r_score} if both else results

@@ -1,4 +1,4 @@
-"""Random checkpoints of the configurations that golden/configurations lists."""
+"""Random checkpoints: of the golden networks, and of the configurations that golden/configurations lists."""
 
 import hashlib
 from pathlib import Path
@@ -8,8 +8,16 @@ import yaml
 
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 
-FOLDER = Path(__file__).parents[1] / "golden" / "configurations"
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDER = GOLDEN / "configurations"
 CONFIGURATIONS = yaml.safe_load((FOLDER / "configurations.yaml").read_text(encoding="utf-8"))
+
+
+def write_golden(name, folder):
+    """Write the checkpoint of `moe_tiny` or `dense_tiny`; returns its folder."""
+    config = yaml.safe_load((GOLDEN / name / "train.yaml").read_text(encoding="utf-8"))
+    write_random_checkpoint(folder, config, seed=2)  # of twelve the one with the widest margins of routers and searches
+    return folder
 
 
 def write_configuration(name, folder, **defaults):
