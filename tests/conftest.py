@@ -50,7 +50,7 @@ class Golden:
     def __init__(self, name):
         self.path = GOLDEN / name
         self.results = json.loads((self.path / "reference.json").read_text(encoding="utf-8"))
-        self.arrays, self.features = np.load(self.path / "reference.npz"), utterances()
+        self.arrays, self.features = np.load(self.path / "reference.npz"), golden_features()
 
     def cases(self):
         """Utterance, mode ("full" or "stream16_L") and WeNet's results."""
@@ -60,7 +60,7 @@ class Golden:
 
 
 @functools.cache
-def utterances():
+def golden_features():
     """Features of the golden networks' utterances: float32 [frames, 80] by name."""
     with np.load(GOLDEN / "utterances.npz") as arrays:
         return {name: arrays[name].astype(np.float32) for name in arrays}
@@ -69,6 +69,11 @@ def utterances():
 @functools.cache
 def golden_of(name):
     return Golden(name)
+
+
+@pytest.fixture(scope="session")
+def utterances():
+    return golden_features()
 
 
 @pytest.fixture(params=CHECKPOINTS, scope="session")

@@ -131,11 +131,11 @@ def changed_tokens(reference, found, features):
 def test_layers_beyond_smoothing_stay_in_float32(beyond_smoothing, features, recordings, tmp_path):
     files = sorted(recordings.iterdir())
     plain, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "plain", recipe("int8", calibration=files))
-    assert changed_tokens(beyond_smoothing, plain, features) > 2
-    limited = recipe("int8", calibration=files, max_damage=1)
+    assert changed_tokens(beyond_smoothing, plain, features) > 1
+    limited = recipe("int8", calibration=files, max_damage=0.5)
     made, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "out", limited)
     assert made.manifest.quantization["exceptions"] == {"ctc.ctc_lo": "fp32"}
-    assert changed_tokens(beyond_smoothing, made, features) <= 1
+    assert changed_tokens(beyond_smoothing, made, features) <= 0.5
     assert (made.path / "ctc.onnx").stat().st_size > 2 * (plain.path / "ctc.onnx").stat().st_size
     assert (made.path / "encoder.onnx").read_bytes() == (plain.path / "encoder.onnx").read_bytes()
     shown = describe(inspect_bundle(made.path))

@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import soundfile
-from conftest import utterances
 
 from u2moe.quantize import RECIPES, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
@@ -85,8 +84,8 @@ ENCODER_ERROR = {"int8": 0.06, "int8-experts": 0.04, "int4-experts": 0.2, "fp16"
 
 @pytest.mark.parametrize("name", sorted(ENCODER_ERROR))
 @pytest.mark.parametrize("utterance", ["u300", "u131", "u15"])
-def test_outputs_are_close_to_float32(name, utterance, float32, quantized):
-    features = utterances()[utterance]
+def test_outputs_are_close_to_float32(name, utterance, float32, quantized, utterances):
+    features = utterances[utterance]
     reference, model = float32.load(), quantized(name).load()
     expected, found = reference.encode(features), model.encode(features)
     assert relative_error(expected, found) < ENCODER_ERROR[name]
