@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from conformance import COMPUTED, FOLDER, assert_same, load
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions
+from u2moe.runtime.options import SEARCHES
 
 PYTHON_ALONE = {
-    "length_penalty": "of search by the decoder alone",
     "text_format": "written text",
     "classes": "lists of words for language models",
     "model": "a file",
@@ -34,10 +34,11 @@ def test_every_option_has_a_case():
     """An option that Python gains needs a case, or an entry above that says why it has none."""
     options = {
         field.name
-        for kind in (DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions)
+        for kind in (DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions)
         for field in dataclasses.fields(kind)
     }
     tried = {name for file in FOLDER.glob("*.json") for name in names_in(load(file.stem))}
     assert options - tried == PYTHON_ALONE.keys() - {"model"}
     searches = {case["search"] for case in load("search")["cases"]}
-    assert searches == {"ctc_prefix_beam", "ctc_greedy"}  # rescoring has a file of its own
+    searches |= {case["options"].get("search", "attention_rescoring") for case in load("recordings")["cases"]}
+    assert searches == set(SEARCHES)

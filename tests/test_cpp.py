@@ -17,6 +17,7 @@ import pytest
 import soundfile
 from manifests import adjusted, edited, flipped, without
 from other_runtimes import assert_same_segments, recognized
+from silero import write_vad
 
 import u2moe
 from u2moe.quantize import quantize_bundle, recipe
@@ -215,11 +216,13 @@ def test_recordings_are_recognised_as_in_python(check, tmp_path):
     soundfile.write(tmp_path / "clips.wav", samples, 16_000, subtype="PCM_16")
     model = DEMO_FOLDER / "general.lm"
     file = conformance.FOLDER / "recordings.json"
-    lines = check("recordings", DEMO_FOLDER, file, tmp_path / "clips.wav", model).splitlines()
+    for name in ("windows", "sequences"):
+        write_vad(tmp_path / f"{name}.onnx", sequence=name == "sequences")
+    lines = check("recordings", DEMO_FOLDER, file, tmp_path / "clips.wav", model, tmp_path).splitlines()
     recognizer = Recognizer.from_pretrained()
     cases = conformance.load("recordings")["cases"]
     for case, found in zip(cases, map(json.loads, lines), strict=True):
-        expected = conformance.recognized_case(recognizer, case, samples, model)
+        expected = conformance.recognized_case(recognizer, case, samples, model, tmp_path)
         assert expected, case["name"]
         assert_same_segments(found, expected)
 
@@ -437,7 +440,11 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_INVALID_ARGUMENT: padding_s must be from 0 to 10, got 10.5",
         "U2MOE_INVALID_ARGUMENT: ctc_weight must be from 0 to 1e+09, got nan",
         "U2MOE_INVALID_ARGUMENT: pause must be from 0.4 to 1e+09, got 0.1",
-        "U2MOE_INVALID_ARGUMENT: search must be attention_rescoring, ctc_prefix_beam or ctc_greedy, got 'attention'",
+        (
+            "U2MOE_INVALID_ARGUMENT: search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, "
+            "got 'viterbi'"
+        ),
+        "U2MOE_INVALID_ARGUMENT: length_penalty must be from -10 to 10, got 11",
         *["U2MOE_INVALID_ARGUMENT: endpoint rules need silence or a length above 0 seconds"] * 2,
         "U2MOE_INVALID_ARGUMENT: hotwords are empty: leave them out for none",
         f"U2MOE_INVALID_ARGUMENT: num_threads must be from 1 to {max(32, 4 * os.cpu_count())} on this machine, got 0",

@@ -115,10 +115,10 @@ std::string quoted(const std::string& text) {
 
 void print(const u2moe::Result& segment, const std::string& file, bool json) {
   if (json) {
-    std::printf("{\"file\": %s, %s\n", quoted(file).c_str(), segment.json.c_str() + 1);
+    std::printf("{\"file\": %s, %s\n", quoted(file).c_str(), segment.json().c_str() + 1);
   } else {
     if (isatty(STDERR_FILENO)) std::fputs("\r\033[K", stderr);
-    std::printf("%.2f %.2f %s\n", segment.start, segment.end, segment.text.c_str());
+    std::printf("%.2f %.2f %s\n", segment.start, segment.end, segment.text);
   }
   std::fflush(stdout);
 }

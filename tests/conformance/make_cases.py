@@ -141,6 +141,7 @@ def rescorings():
 def recordings():
     """What the demo model makes of its clips, `repeats` times; results are computed by the tests."""
     weights = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "rescoring_weight": 0.5}
+    speech = {"threshold": 0.5, "end_threshold": 0.4, "min_silence": 0.3, "padding": 0.1}
     cases = {
         "stream": (1, {"chunk_size": 16, "endpoint": {}}),
         "left chunks": (1, {"chunk_size": 8, "num_left_chunks": 2, "beam_size": 4, "endpoint": {}}),
@@ -154,6 +155,18 @@ def recordings():
         "full context": (1, {"chunk_size": None, "endpoint": {}}),
         "long, full context": (5, {"chunk_size": None, "endpoint": {}}),
         "long, without pauses": (5, {"chunk_size": None, "endpoint": {"pause": None}}),
+        "attention": (1, {"chunk_size": 16, "search": "attention", "beam_size": 4, "endpoint": {}}),
+        "length penalty": (1, {"chunk_size": 16, "search": "attention", "length_penalty": 0.8, "endpoint": {}}),
+        "speech": (1, {"chunk_size": None, "endpoint": {}, "vad": {"network": "windows", **speech}}),
+        "speech, other network": (
+            1,
+            {
+                "chunk_size": None,
+                "padding_s": 0.2,
+                "endpoint": {},
+                "vad": {"network": "sequences", **speech, "min_silence": 0.2},
+            },
+        ),
     }
     return {"cases": [{"name": name, "repeats": num, "options": options} for name, (num, options) in cases.items()]}
 

@@ -26,7 +26,8 @@
 namespace core = u2moe::runtime;
 
 void conformance(const std::string& kind, const std::string& file);
-void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model);
+void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model,
+                     const std::string& networks);
 void random_calls(const char* bundle, const std::vector<float>& samples, unsigned seed, int num_calls);
 
 namespace {
@@ -94,7 +95,7 @@ std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<flo
   return found;
 }
 
-std::string text_of(const u2moe::Result& result) { return result.text + "|"; }
+std::string text_of(const u2moe::Result& result) { return std::string(result.text) + "|"; }
 
 // Streams in several threads, each with other portions: all texts.
 void recognize_in_threads(char** argv) {
@@ -117,7 +118,7 @@ void recognize_at_once(char** argv) {
   const std::vector<float> once = read_all(argv[3], rate);
   std::vector<float> samples;
   for (int i = 0; i < 4; ++i) samples.insert(samples.end(), once.begin(), once.end());
-  const auto everything = [](const u2moe::Result& result) { return result.json; };
+  const auto everything = [](const u2moe::Result& result) { return result.json(); };
   const std::string expected = recognize(recognizer, samples, 48000, 4800, {}, everything);
   largest = 0;
   const bool is_same = recognize(recognizer, samples, 48000, samples.size(), {}, everything) == expected && !expected.empty();
@@ -179,7 +180,7 @@ void misuse(char** argv) {
     accept();
     stream.input_finished();
     std::string text;
-    for (const u2moe::Result& segment : stream.take_segments()) text += segment.text + "|";
+    for (const u2moe::Result& segment : stream.take_segments()) text += text_of(segment);
     return text;
   };
   const float no_number[] = {0, std::numeric_limits<float>::quiet_NaN()}, too_loud[] = {0, -9};
@@ -204,7 +205,8 @@ void misuse(char** argv) {
   refuse([](u2moe::StreamOptions& options) { options.padding_s = 10.5; });
   refuse([](u2moe::StreamOptions& options) { options.ctc_weight = std::nan(""); });
   refuse([](u2moe::StreamOptions& options) { options.pause = 0.1; });
-  refuse([](u2moe::StreamOptions& options) { options.search = "attention"; });
+  refuse([](u2moe::StreamOptions& options) { options.search = "viterbi"; });
+  refuse([](u2moe::StreamOptions& options) { options.length_penalty = 11; });
   for (const u2moe_endpoint_rule& rule : {u2moe_endpoint_rule{0, std::nan(""), 1}, u2moe_endpoint_rule{0, -1, 20}}) {
     refuse([=](u2moe::StreamOptions& options) { options.rules[1] = rule; });
   }
@@ -233,7 +235,7 @@ int main(int argc, char** argv) {
     if (what == "recordings") {
       int rate = 0;
       const std::vector<float> samples = read_all(argv[4], rate);
-      recognize_cases(argv[3], u2moe::Recognizer(argv[2]), samples, argv[5]);
+      recognize_cases(argv[3], u2moe::Recognizer(argv[2]), samples, argv[5], argv[6]);
     }
     if (what == "letters") print_letters();
     if (what == "threads") recognize_in_threads(argv);

@@ -83,17 +83,17 @@ std::string search(const Json& json, const Json& shared) {
   const std::vector<float> frames = matrix(json["frames"]);
   std::shared_ptr<const ContextGraph> context;
   if (!json["hotwords"].is_null()) context = std::make_shared<const ContextGraph>(parse_hotwords(json["hotwords"].string()), vocabulary);
-  CtcSearch beams(GreedySearch(0));
+  std::unique_ptr<CtcSearch> beams = std::make_unique<GreedySearch>(0);
   if (json["search"].string() == "ctc_prefix_beam") {
     const auto size = static_cast<std::size_t>(json["beam_size"].integer(1, 1000));
-    beams = CtcSearch(PrefixBeamSearch(size, 0, context, fusion_of(json["language_model"], shared, vocabulary)));
+    beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion_of(json["language_model"], shared, vocabulary));
   }
   const std::size_t num = frames.size() / vocabulary.size(), split = num / 3;  // any split gives the same
-  beams.advance(frames.data(), split, vocabulary.size());
-  beams.advance(frames.data() + split * vocabulary.size(), num - split, vocabulary.size());
-  const std::vector<int> partial = beams.hypotheses(1)[0].tokens;
-  beams.finish();
-  const std::vector<Hypothesis> found = beams.hypotheses();
+  beams->advance(frames.data(), split, vocabulary.size());
+  beams->advance(frames.data() + split * vocabulary.size(), num - split, vocabulary.size());
+  const std::vector<int> partial = beams->hypotheses(1)[0].tokens;
+  beams->finish();
+  const std::vector<Hypothesis> found = beams->hypotheses();
   const auto of_each = [&](auto field) { return json_list(found, [&](const Hypothesis& each) { return json_text(field(each)); }); };
   const auto word = [](const WordSpan& each) {
     return "[" + json_text(each.text) + ", " + std::to_string(each.begin) + ", " + std::to_string(each.end) + "]";
@@ -174,7 +174,7 @@ std::string rescoring(const Json& json, const Json&) {
     hypotheses.push_back({numbers<int>(each["tokens"]), each["score"].number(), each["context_score"].number(), each["language_score"].number(),
                           numbers<int>(each["times"]), numbers<double>(each["probabilities"])});
   }
-  const TokenScores scores{matrix(json["left"]), json["right"].is_null() ? Floats{} : matrix(json["right"]), json["left"].array()[0].array().size()};
+  const TokenScores scores{matrix(json["left"]), json["right"].is_null() ? Floats{} : matrix(json["right"]), json["left"].array()[0].array().size(), {}};
   const std::vector<Ranked> found =
       attention_rescoring(hypotheses, scores, json["ctc_weight"].number(), json["reverse_weight"].number(), json["rescoring_weight"].number());
   const auto of_each = [&](auto field) { return json_list(found, [&](const Ranked& each) { return json_text(field(each)); }); };
@@ -207,8 +207,10 @@ void conformance(const std::string& kind, const std::string& file) {
 }
 
 // Recordings: the segments of each case, by the public interface. Samples are at 16 kHz; a case repeats them.
-void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model);
-void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model) {
+void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model,
+                     const std::string& networks);
+void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model,
+                     const std::string& networks) {
   const Json content = read(file);
   for (const Json& each : content["cases"].array()) {
     const Json& chosen = each["options"];
@@ -216,11 +218,13 @@ void recognize_cases(const std::string& file, const u2moe::Recognizer& recognize
     u2moe::StreamOptions options;
     u2moe::Hotwords hotwords;
     u2moe::LanguageModel language_model;
+    u2moe::Vad vad;
     options.chunk_size = chosen["chunk_size"].is_null() ? U2MOE_FULL_CONTEXT : chosen["chunk_size"].integer(1, 1000);
     options.num_left_chunks = static_cast<std::int32_t>(number("num_left_chunks", -1));
     options.beam_size = static_cast<std::int32_t>(number("beam_size", 10));
     options.ctc_weight = number("ctc_weight", -1);
     options.reverse_weight = number("reverse_weight", -1);
+    options.length_penalty = number("length_penalty", 0);
     options.padding_s = number("padding_s", -1);
     if (chosen.has("search")) options.search = chosen["search"].string().c_str();
     const Json& rules = chosen["endpoint"];
@@ -240,11 +244,21 @@ void recognize_cases(const std::string& file, const u2moe::Recognizer& recognize
       weights.rescoring_weight = given["rescoring_weight"].number();
       language_model = recognizer.language_model(model, weights);
     }
+    if (chosen.has("vad")) {
+      const Json& given = chosen["vad"];
+      u2moe::VadOptions when;
+      when.threshold = given["threshold"].number();
+      when.end_threshold = given["end_threshold"].number();
+      when.min_silence = given["min_silence"].number();
+      when.padding = given["padding"].number();
+      vad = u2moe::open_vad(networks + "/" + given["network"].string() + ".onnx", when);
+    }
     options.hotwords = hotwords.get();
     options.language_model = language_model.get();
+    options.vad = vad.get();
     u2moe::Stream stream = recognizer.create_stream(options);
     for (int i = 0; i < each["repeats"].integer(1, 100); ++i) stream.accept_waveform(16000, samples.data(), samples.size());
     stream.input_finished();
-    std::printf("%s\n", json_list(stream.take_segments(), [](const u2moe::Result& segment) { return segment.json; }).c_str());
+    std::printf("%s\n", json_list(stream.take_segments(), [](const u2moe::Result& segment) { return segment.json(); }).c_str());
   }
 }

@@ -17,6 +17,8 @@ from u2moe.runtime import (
     EndpointConfig,
     EndpointRule,
     LanguageModelOptions,
+    VadOptions,
+    VoiceActivityDetector,
     parse_hotwords,
 )
 from u2moe.runtime.audio.padding import Padding
@@ -75,21 +77,23 @@ def rules_of(options):
     return EndpointConfig(**rules, **({"pause": options["pause"]} if "pause" in options else {}))
 
 
-def recognized_case(recognizer, case, samples, model):
-    """Segments of a case of recordings: samples at 16 kHz, and the file of a language model."""
+def recognized_case(recognizer, case, samples, model, networks):
+    """Segments of a case: samples at 16 kHz, the file of a language model, and a folder of networks by `write_vad`."""
     options = dict(case["options"])
-    hotwords, weights, rules = (
-        options.pop("hotwords", None),
-        options.pop("language_model", None),
-        options.pop("endpoint"),
-    )
+    hotwords, weights, speech = (options.pop(name, None) for name in ("hotwords", "language_model", "vad"))
+    rules = options.pop("endpoint")
     language_model = weights and LanguageModelOptions(model=model, **weights)
     endpoint = None if rules is None else rules_of(rules)
     chosen = DecodingOptions(**options, endpoint=endpoint, language_model=language_model)
     hotwords = hotwords and parse_hotwords(hotwords)
     whole = np.tile(samples, case["repeats"])
     if chosen.chunk_size is None:
-        return recognizer.transcribe(whole, 16_000, options=chosen, hotwords=hotwords).segments
+        vad = None
+        if speech is not None:
+            network, when = networks / f"{speech['network']}.onnx", {**speech}
+            del when["network"]
+            vad = VoiceActivityDetector(network, VadOptions(**when))
+        return recognizer.transcribe(whole, 16_000, options=chosen, hotwords=hotwords, vad=vad).segments
     stream = recognizer.create_stream(chosen, hotwords=hotwords)
     stream.accept_waveform(16_000, whole)
     stream.input_finished()

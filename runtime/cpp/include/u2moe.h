@@ -20,8 +20,8 @@
  * variables that a function would have set are unchanged.
  *
  * Handles. A handle is a number, never an address: one that is null, was freed, or is of another kind gives
- * U2MOE_INVALID_HANDLE. Each handle is freed once, in any order: a stream keeps what it needs of its recogniser, of hotwords
- * and of a language model. Strings and arrays in results live until their result is freed, those of a recogniser until it is.
+ * U2MOE_INVALID_HANDLE. Each handle is freed once, in any order: a stream keeps what it needs of its recogniser, of hotwords,
+ * of a language model and of a voice activity detector. Strings and arrays in results live until their result is freed, those of a recogniser until it is.
  *
  * Threads. Any function may be called in any thread. Recognisers, hotwords, language models and results may be used by many
  * threads at once; a stream by one at a time (U2MOE_STREAM_ERROR otherwise). The library starts no thread; onnxruntime starts
@@ -71,6 +71,7 @@ typedef struct u2moe_stream_handle *u2moe_stream;
 typedef struct u2moe_result_handle *u2moe_result;
 typedef struct u2moe_hotwords_handle *u2moe_hotwords;
 typedef struct u2moe_language_model_handle *u2moe_language_model;
+typedef struct u2moe_vad_handle *u2moe_vad;
 
 /* What was wrong in the last call of this thread that failed; valid until the next one that fails. */
 U2MOE_API const char *u2moe_error_message(void);
@@ -122,7 +123,7 @@ U2MOE_API u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, 
 U2MOE_API u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char **json);
 U2MOE_API u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer);
 
-/* ---- Hotwords and language models, for any number of streams ---- */
+/* ---- Hotwords, language models and voice activity detectors, for any number of streams ---- */
 
 /* A phrase to prefer, in any letter case, and its bonus for each token: a log-probability above 0, at most 100; 0: 1.5. */
 typedef struct u2moe_hotword {
@@ -155,6 +156,20 @@ U2MOE_API u2moe_error u2moe_language_model_open_memory(u2moe_recognizer recogniz
                                                        u2moe_language_model *model);
 U2MOE_API u2moe_error u2moe_language_model_free(u2moe_language_model model);
 
+/* When speech begins and ends. */
+typedef struct u2moe_vad_options {
+  size_t size;
+  double threshold;     /* speech begins when its probability reaches this; 0.5 */
+  double end_threshold; /* speech ends when its probability falls below this; 0.35 */
+  double min_silence;   /* seconds of silence that end a stretch of speech; 0.6 */
+  double padding;       /* seconds of silence kept on either side of a stretch, at most half of min_silence; 0.3 */
+} u2moe_vad_options;
+
+U2MOE_API u2moe_error u2moe_vad_options_init(u2moe_vad_options *options, size_t size);
+/* From the file of silero VAD 5 or 6 as ONNX. */
+U2MOE_API u2moe_error u2moe_vad_open(const char *file, const u2moe_vad_options *options, u2moe_vad *vad);
+U2MOE_API u2moe_error u2moe_vad_free(u2moe_vad vad);
+
 /* ---- Streams ---- */
 
 /* Ends an utterance that has the minimum length and trailing silence and, if required, contains speech. Both 0: no rule. */
@@ -172,16 +187,19 @@ typedef struct u2moe_stream_options {
    * are encoded at once; results come later and are better. It needs endpoint rules. */
   int32_t chunk_size;
   int32_t num_left_chunks;   /* chunks of the past that the encoder sees; -1: all */
-  const char *search;        /* "attention_rescoring", "ctc_prefix_beam" or "ctc_greedy"; NULL: with the decoder if there is one */
+  const char *search;        /* "attention_rescoring", "ctc_prefix_beam", "ctc_greedy" or "attention" (the decoder alone, at
+                              the end of an utterance); NULL: rescoring if there is a decoder, else prefix beam */
   int32_t beam_size;         /* prefixes that the first pass keeps, and hypotheses that the second pass scores; 10 */
   double ctc_weight;         /* of the first pass in the score of both; negative: as in the bundle */
   double reverse_weight;     /* of the decoder from right to left, 0 to 1; negative: as in the bundle */
+  double length_penalty;     /* exponent of the length by which scores of "attention" are divided, -10 to 10; 0 */
   double padding_s;          /* silence around sources that are cut in a sound, 0 to 10 s; negative: as in the bundle */
   int32_t endpoint;          /* whether utterances end by the rules; 0: the input is one utterance */
   u2moe_endpoint_rule rules[3];
   double pause;              /* with full context, quiet seconds that cut recordings of more than 30 s; 0: none, else at least 0.4 */
   u2moe_hotwords hotwords;             /* or NULL */
   u2moe_language_model language_model; /* or NULL */
+  u2moe_vad vad;                       /* each stretch of speech is recognised as a source of its own; or NULL */
 } u2moe_stream_options;
 
 U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, size_t size);
@@ -218,7 +236,7 @@ typedef struct u2moe_word {
 typedef struct u2moe_alternative {
   const char *text;
   double score;           /* by which alternatives are sorted */
-  double ctc_score;       /* of the first pass */
+  double ctc_score;       /* of the first pass; 0 without one */
   double attention_score; /* of the second pass; 0 without one */
   double language_score;  /* of the language model, part of ctc_score */
   const int32_t *tokens;

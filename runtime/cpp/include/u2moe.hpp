@@ -56,28 +56,25 @@ class Handle {
 
 using Hotwords = Handle<u2moe_hotwords, u2moe_hotwords_free>;
 using LanguageModel = Handle<u2moe_language_model, u2moe_language_model_free>;
+using Vad = Handle<u2moe_vad, u2moe_vad_free>;
 
-struct Word {
-  std::string text;
-  double start, end, confidence;
-};
+/// Members are those of u2moe_result_view, and live as long as this. Movable.
+class Result : public u2moe_result_view {
+ public:
+  explicit Result(u2moe_result handle) : u2moe_result_view(), handle_(handle) {
+    size = sizeof(u2moe_result_view);
+    check(u2moe_result_get(handle, this));
+  }
 
-struct Alternative {
-  std::string text;
-  std::vector<std::int32_t> tokens;
-  double score, ctc_score, attention_score, language_score;
-};
+  /// With the names that Python's results have.
+  std::string json() const {
+    const char* found = nullptr;
+    check(u2moe_result_json(handle_.get(), &found));
+    return found;
+  }
 
-struct Result {
-  std::string text;
-  bool is_final = false;
-  int segment = 0;
-  double start = 0, end = 0, confidence = 0;
-  std::vector<std::int32_t> tokens;
-  std::vector<double> times;
-  std::vector<Word> words;
-  std::vector<Alternative> nbest;
-  std::string json;
+ private:
+  Handle<u2moe_result, u2moe_result_free> handle_;
 };
 
 /// With the defaults; members are those of u2moe_stream_options.
@@ -92,6 +89,16 @@ struct RecognizerOptions : u2moe_recognizer_options {
 struct LanguageModelOptions : u2moe_language_model_options {
   LanguageModelOptions() : u2moe_language_model_options() { check(u2moe_language_model_options_init(this, sizeof(u2moe_language_model_options))); }
 };
+
+struct VadOptions : u2moe_vad_options {
+  VadOptions() : u2moe_vad_options() { check(u2moe_vad_options_init(this, sizeof(u2moe_vad_options))); }
+};
+
+inline Vad open_vad(const std::string& file, const VadOptions& options = {}) {
+  u2moe_vad handle = nullptr;
+  check(u2moe_vad_open(file.c_str(), &options, &handle));
+  return Vad(handle);
+}
 
 /// One source of audio. Movable.
 class Stream {
@@ -112,7 +119,7 @@ class Stream {
     for (u2moe_result result = nullptr;;) {
       check(u2moe_stream_take_segment(handle_.get(), &result));
       if (!result) return segments;
-      segments.push_back(copied(result));
+      segments.emplace_back(result);
     }
   }
 
@@ -120,33 +127,12 @@ class Stream {
   Result get_result() const {
     u2moe_result result = nullptr;
     check(u2moe_stream_get_result(handle_.get(), &result));
-    return copied(result);
+    return Result(result);
   }
 
   void reset() { check(u2moe_stream_reset(handle_.get())); }
 
  private:
-  static Result copied(u2moe_result handle) {
-    const Handle<u2moe_result, u2moe_result_free> owner(handle);
-    u2moe_result_view view = {};
-    view.size = sizeof view;
-    const char* json = nullptr;
-    check(u2moe_result_get(handle, &view));
-    check(u2moe_result_json(handle, &json));
-    Result result{view.text, view.is_final != 0, view.segment, view.start, view.end, view.confidence, {}, {}, {}, {}, json};
-    result.tokens.assign(view.tokens, view.tokens + view.num_tokens);
-    result.times.assign(view.times, view.times + view.num_times);
-    for (std::size_t i = 0; i < view.num_words; ++i) {
-      const u2moe_word& word = view.words[i];
-      result.words.push_back({word.text, word.start, word.end, word.confidence});
-    }
-    for (std::size_t i = 0; i < view.num_nbest; ++i) {
-      const u2moe_alternative& each = view.nbest[i];
-      result.nbest.push_back({each.text, {each.tokens, each.tokens + each.num_tokens}, each.score, each.ctc_score, each.attention_score, each.language_score});
-    }
-    return result;
-  }
-
   Handle<u2moe_stream, u2moe_stream_free> handle_;
 };
 

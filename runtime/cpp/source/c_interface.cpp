@@ -53,23 +53,11 @@ u2moe_error guarded(Work work) noexcept {
 // ---- What handles stand for ----
 
 struct Recognizer {
-  static constexpr const char* kName = "recognizer";
   std::shared_ptr<const Model> model;
   std::string description;
 };
 
-struct Hotwords {
-  static constexpr const char* kName = "hotwords";
-  std::shared_ptr<const ContextGraph> graph;
-};
-
-struct LanguageModel {
-  static constexpr const char* kName = "language model";
-  std::shared_ptr<const Fusion> fusion;
-};
-
 struct OpenStream {
-  static constexpr const char* kName = "stream";
   explicit OpenStream(Stream made) : stream(std::move(made)) {}
   Stream stream;
   std::mutex used;
@@ -77,7 +65,6 @@ struct OpenStream {
 
 // A result, and its arrays as C has them.
 struct OpenResult {
-  static constexpr const char* kName = "result";
   explicit OpenResult(Result made) : result(std::move(made)), json(as_json(result)) {
     for (const Word& word : result.words) words.push_back({word.text.c_str(), word.start, word.end, word.confidence});
     for (const Alternative& each : result.nbest) {
@@ -120,17 +107,19 @@ class Registry {
   }
 
  private:
-  using Object = std::variant<std::shared_ptr<Recognizer>, std::shared_ptr<Hotwords>, std::shared_ptr<LanguageModel>,
-                              std::shared_ptr<OpenStream>, std::shared_ptr<OpenResult>>;
+  using Object = std::variant<std::shared_ptr<Recognizer>, std::shared_ptr<const ContextGraph>, std::shared_ptr<const Fusion>,
+                              std::shared_ptr<const Vad>, std::shared_ptr<OpenStream>, std::shared_ptr<OpenResult>>;
+  static constexpr const char* kNames[] = {"recognizer", "hotwords", "language model", "voice activity detector", "stream", "result"};
   using Objects = std::unordered_map<std::uintptr_t, Object>;
 
   template <class T, class Handle>
   std::pair<Objects::iterator, std::shared_ptr<T>*> place(Handle handle) {
-    if (!handle) throw InvalidHandle(std::string(T::kName) + " is null");
+    const std::string name = kNames[Object(std::shared_ptr<T>()).index()];
+    if (!handle) throw InvalidHandle(name + " is null");
     const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
-    if (found == objects_.end()) throw InvalidHandle(std::string(T::kName) + " was freed, or is no handle");
+    if (found == objects_.end()) throw InvalidHandle(name + " was freed, or is no handle");
     std::shared_ptr<T>* const object = std::get_if<std::shared_ptr<T>>(&found->second);
-    if (!object) throw InvalidHandle(std::string("a handle of another kind was given for a ") + T::kName);
+    if (!object) throw InvalidHandle("a handle of another kind was given for a " + name);
     return {found, object};
   }
 
@@ -183,8 +172,9 @@ u2moe_error init(T* options, std::size_t size, const T& defaults, const char* na
 
 const u2moe_recognizer_options kRecognizerOptions = {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr};
 const u2moe_language_model_options kLanguageModelOptions = {sizeof(u2moe_language_model_options), 0.5, 0.5, -5, 1, nullptr};
-const u2moe_stream_options kStreamOptions = {sizeof(u2moe_stream_options), 0,    -1,      nullptr, 10, -1, -1, -1, 1,
-                                             {{0, 2.4, 0}, {1, 1.2, 0}, {0, 0, 20}}, 0.5, nullptr, nullptr};
+const u2moe_vad_options kVadOptions = {sizeof(u2moe_vad_options), 0.5, 0.35, 0.6, 0.3};
+const u2moe_stream_options kStreamOptions = {sizeof(u2moe_stream_options), 0,       -1,      nullptr, 10, -1, -1, 0, -1, 1,
+                                             {{0, 2.4, 0}, {1, 1.2, 0}, {0, 0, 20}}, 0.5, nullptr, nullptr, nullptr};
 
 Settings settings_of(const u2moe_recognizer_options* given) {
   const u2moe_recognizer_options options = read_options(given, kRecognizerOptions, "u2moe_recognizer_options");
@@ -208,11 +198,12 @@ std::optional<double> unless_negative(double value) { return value < 0 ? std::nu
 Search search_of(const char* name) {
   if (!name) return Search::kDefault;
   const std::pair<const char*, Search> known[] = {
-      {"attention_rescoring", Search::kRescoring}, {"ctc_prefix_beam", Search::kPrefixBeam}, {"ctc_greedy", Search::kGreedy}};
+      {"attention_rescoring", Search::kRescoring}, {"ctc_prefix_beam", Search::kPrefixBeam}, {"ctc_greedy", Search::kGreedy},
+      {"attention", Search::kAttention}};
   for (const auto& [each, search] : known) {
     if (std::strcmp(name, each) == 0) return search;
   }
-  throw InvalidArgument("search must be attention_rescoring, ctc_prefix_beam or ctc_greedy, got '" + std::string(name).substr(0, 80) + "'");
+  throw InvalidArgument("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + std::string(name).substr(0, 80) + "'");
 }
 
 StreamOptions options_of(const u2moe_stream_options* given) {
@@ -224,6 +215,7 @@ StreamOptions options_of(const u2moe_stream_options* given) {
   found.beam_size = options.beam_size;
   found.ctc_weight = unless_negative(options.ctc_weight);
   found.reverse_weight = unless_negative(options.reverse_weight);
+  found.length_penalty = options.length_penalty;
   found.padding_s = unless_negative(options.padding_s);
   found.endpoint = options.endpoint != 0;
   found.pause = options.pause;
@@ -232,8 +224,8 @@ StreamOptions options_of(const u2moe_stream_options* given) {
     found.rules[i] = EndpointRule{rule.must_contain_nonsilence != 0, rule.min_trailing_silence, rule.min_utterance_length};
     if (rule.min_trailing_silence == 0 && rule.min_utterance_length == 0) found.rules[i] = std::nullopt;
   }
-  if (options.hotwords) found.hotwords = registry().find<Hotwords>(options.hotwords)->graph;
-  if (options.language_model) found.language_model = registry().find<LanguageModel>(options.language_model)->fusion;
+  if (options.hotwords) found.hotwords = registry().find<const ContextGraph>(options.hotwords);
+  if (options.language_model) found.language_model = registry().find<const Fusion>(options.language_model);
   return found;
 }
 
@@ -262,14 +254,12 @@ void open_language_model(u2moe_recognizer recognizer, const std::string& content
   const u2moe_language_model_options found = read_options(given, kLanguageModelOptions, "u2moe_language_model_options");
   const LanguageModelOptions options{found.weight, found.word_bonus, found.unknown_score, found.rescoring_weight, found.level ? found.level : ""};
   options.check();
-  const auto fusion = std::make_shared<const Fusion>(Ngrams::parse(content, source), options, owner->model->bundle.vocabulary(), source);
-  registry().add(std::make_shared<LanguageModel>(LanguageModel{fusion}), model);
+  registry().add(std::make_shared<const Fusion>(Ngrams::parse(content, source), options, owner->model->bundle.vocabulary(), source), model);
 }
 
 void create_hotwords(u2moe_recognizer recognizer, const std::vector<Hotword>& phrases, u2moe_hotwords* hotwords) {
   const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
-  const auto graph = std::make_shared<const ContextGraph>(phrases, owner->model->bundle.vocabulary());
-  registry().add(std::make_shared<Hotwords>(Hotwords{graph}), needed(hotwords, "hotwords"));
+  registry().add(std::make_shared<const ContextGraph>(phrases, owner->model->bundle.vocabulary()), needed(hotwords, "hotwords"));
 }
 
 // Works with a stream that no other thread uses.
@@ -359,7 +349,7 @@ u2moe_error u2moe_hotwords_parse(u2moe_recognizer recognizer, const char* lines,
 }
 
 u2moe_error u2moe_hotwords_free(u2moe_hotwords hotwords) {
-  return guarded([&] { registry().remove<Hotwords>(hotwords); });
+  return guarded([&] { registry().remove<const ContextGraph>(hotwords); });
 }
 
 u2moe_error u2moe_language_model_options_init(u2moe_language_model_options* options, size_t size) {
@@ -384,7 +374,26 @@ u2moe_error u2moe_language_model_open_memory(u2moe_recognizer recognizer, const 
 }
 
 u2moe_error u2moe_language_model_free(u2moe_language_model model) {
-  return guarded([&] { registry().remove<LanguageModel>(model); });
+  return guarded([&] { registry().remove<const Fusion>(model); });
+}
+
+u2moe_error u2moe_vad_options_init(u2moe_vad_options* options, size_t size) {
+  return init(options, size, kVadOptions, "u2moe_vad_options");
+}
+
+u2moe_error u2moe_vad_open(const char* file, const u2moe_vad_options* options, u2moe_vad* vad) {
+  return guarded([&] {
+    needed(vad, "vad");
+    const u2moe_vad_options found = read_options(options, kVadOptions, "u2moe_vad_options");
+    std::string content;
+    if (!read_file(needed(file, "file"), content)) throw BundleError(std::string(file) + ": missing, or cannot be read");
+    const VadOptions chosen{found.threshold, found.end_threshold, found.min_silence, found.padding};
+    registry().add(std::make_shared<const Vad>(content, file, chosen), vad);
+  });
+}
+
+u2moe_error u2moe_vad_free(u2moe_vad vad) {
+  return guarded([&] { registry().remove<const Vad>(vad); });
 }
 
 u2moe_error u2moe_stream_options_init(u2moe_stream_options* options, size_t size) {
@@ -394,8 +403,10 @@ u2moe_error u2moe_stream_options_init(u2moe_stream_options* options, size_t size
 u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_options* options, u2moe_stream* stream) {
   return guarded([&] {
     needed(stream, "stream");
+    const StreamOptions chosen = options_of(options);
     const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
-    registry().add(std::make_shared<OpenStream>(Stream(owner->model, options_of(options))), stream);
+    const auto vad = options && options->vad ? registry().find<const Vad>(options->vad) : nullptr;
+    registry().add(std::make_shared<OpenStream>(Stream(owner->model, chosen, vad)), stream);
   });
 }
 

@@ -20,6 +20,19 @@ Hypothesis hypothesis_of(const Beam& beam) {
 
 }  // namespace
 
+std::vector<int> most_probable(const float* row, std::size_t vocab_size, std::size_t num) {
+  std::vector<int> tokens;
+  num = std::min(num, vocab_size);
+  for (std::size_t token = 0; token < vocab_size; ++token) {
+    if (tokens.size() == num && !(row[token] > row[tokens.back()])) continue;
+    if (tokens.size() == num) tokens.pop_back();
+    auto place = tokens.end();
+    while (place != tokens.begin() && row[*(place - 1)] < row[token]) --place;
+    tokens.insert(place, static_cast<int>(token));
+  }
+  return tokens;
+}
+
 void GreedySearch::advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) {
   for (std::size_t frame = 0; frame < num_frames; ++frame, ++num_frames_) {
     const float* row = log_probs + frame * vocab_size;
@@ -48,11 +61,10 @@ PrefixBeamSearch::PrefixBeamSearch(std::size_t beam_size, int blank, const std::
 }
 
 void PrefixBeamSearch::advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) {
-  std::vector<int> tokens;
   std::vector<double> scores;
   for (std::size_t frame = 0; frame < num_frames; ++frame) {
     const float* row = log_probs + frame * vocab_size;
-    choose(row, vocab_size, tokens);
+    const std::vector<int> tokens = most_probable(row, vocab_size, beam_size_);
     scores.clear();
     for (const int token : tokens) scores.push_back(static_cast<double>(row[token]));
     for (BeamSearch& search : searches_) search.advance(tokens, scores);
@@ -78,19 +90,6 @@ std::vector<Hypothesis> PrefixBeamSearch::hypotheses(std::size_t limit) const {
   std::vector<Hypothesis> found;
   for (std::size_t i = 0; i < std::min(limit, beams.size()); ++i) found.push_back(hypothesis_of(*beams[i]));
   return found;
-}
-
-// The most probable tokens of a frame, most probable first, ties by id.
-void PrefixBeamSearch::choose(const float* row, std::size_t vocab_size, std::vector<int>& tokens) const {
-  const std::size_t num = std::min(beam_size_, vocab_size);
-  tokens.clear();
-  for (std::size_t token = 0; token < vocab_size; ++token) {
-    if (tokens.size() == num && !(row[token] > row[tokens.back()])) continue;
-    if (tokens.size() == num) tokens.pop_back();
-    auto place = tokens.end();
-    while (place != tokens.begin() && row[*(place - 1)] < row[token]) --place;
-    tokens.insert(place, static_cast<int>(token));
-  }
 }
 
 }  // namespace u2moe::runtime

@@ -1,8 +1,8 @@
 // The first pass: greedy search and prefix beam search, both incremental.
 #pragma once
 
+#include <limits>
 #include <memory>
-#include <variant>
 #include <vector>
 
 #include "beam_search.hpp"
@@ -18,14 +18,32 @@ struct Hypothesis {
   std::vector<double> probabilities;  ///< of each token at that frame
 };
 
+/// The most probable tokens of a row, most probable first, ties by id.
+std::vector<int> most_probable(const float* row, std::size_t vocab_size, std::size_t num);
+
+/// A search that goes on from chunk to chunk.
+class CtcSearch {
+ public:
+  virtual ~CtcSearch() = default;
+
+  /// Continue with log-probabilities [frames, vocab].
+  virtual void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) = 0;
+
+  /// End the input: hotwords that are complete at the end earn their bonus, incomplete ones do not, and the language model
+  /// scores the last word.
+  virtual void finish() {}
+
+  /// Hypotheses so far, best first; with hotwords, at most twice as many as the beam holds.
+  virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
+};
+
 /// The most probable token of each frame, with repeats merged and blanks removed.
-class GreedySearch {
+class GreedySearch : public CtcSearch {
  public:
   explicit GreedySearch(int blank) : blank_(blank) {}
 
-  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size);
-  void finish() {}
-  std::vector<Hypothesis> hypotheses(std::size_t limit) const;
+  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override;
+  std::vector<Hypothesis> hypotheses(std::size_t limit) const override;
 
  private:
   int blank_, last_ = -1, num_frames_ = 0;
@@ -34,49 +52,21 @@ class GreedySearch {
 
 /// With hotwords two searches run side by side. One ignores them; the other ranks prefixes by score plus bonus. Hotwords that
 /// no hypothesis contains therefore change nothing.
-class PrefixBeamSearch {
+class PrefixBeamSearch : public CtcSearch {
  public:
   /// @param context null: no hotwords.
   /// @param fusion null: no language model.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                    const std::shared_ptr<const Fusion>& fusion);
 
-  /// Continue with log-probabilities [frames, vocab].
-  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size);
-
-  /// End the input: hotwords that are complete at the end earn their bonus, incomplete ones do not, and the language model
-  /// scores the last word.
-  void finish();
-
-  /// Hypotheses so far, best first; with hotwords, at most twice as many as the beam holds.
-  std::vector<Hypothesis> hypotheses(std::size_t limit) const;
+  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override;
+  void finish() override;
+  std::vector<Hypothesis> hypotheses(std::size_t limit) const override;
 
  private:
-  void choose(const float* row, std::size_t vocab_size, std::vector<int>& tokens) const;
-
   std::size_t beam_size_;
   bool sorts_;
   std::vector<BeamSearch> searches_;
-};
-
-/// One of them.
-class CtcSearch {
- public:
-  explicit CtcSearch(GreedySearch search) : search_(std::move(search)) {}
-  explicit CtcSearch(PrefixBeamSearch search) : search_(std::move(search)) {}
-
-  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) {
-    std::visit([&](auto& search) { search.advance(log_probs, num_frames, vocab_size); }, search_);
-  }
-  void finish() {
-    std::visit([](auto& search) { search.finish(); }, search_);
-  }
-  std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const {
-    return std::visit([&](const auto& search) { return search.hypotheses(limit); }, search_);
-  }
-
- private:
-  std::variant<GreedySearch, PrefixBeamSearch> search_;
 };
 
 }  // namespace u2moe::runtime

@@ -23,6 +23,12 @@ std::int64_t product(Iterator begin, Iterator end) {
   return std::accumulate(begin, end, std::int64_t{1}, std::multiplies<>());
 }
 
+Caches::Tensor tensor(Floats data, const ort::Shape& shape) {
+  Caches::Tensor made{std::move(data), nullptr};
+  made.value = ort::tensor(made.own, shape);
+  return made;
+}
+
 Floats checked(const std::string& path, Floats values) {
   if (std::any_of(values.begin(), values.end(), [](float each) { return std::isnan(each); })) {
     throw ProviderError(path + ": gives values that are no numbers: its weights are damaged");
@@ -52,10 +58,7 @@ ort::Owned<OrtSession> session_of(const OrtEnv* env, const std::string& content,
 
 }  // namespace
 
-// Errors are thrown, and need not be printed as well: hence the level of its log.
-Graphs::Graphs(const Bundle& bundle, const Settings& settings)
-    : m_(bundle.manifest()), env_(ort::made<OrtEnv>(ort::api().CreateEnv, ORT_LOGGING_LEVEL_FATAL, "u2moe")) {
-  ort::check(ort::api().DisableTelemetryEvents(env_.get()));
+Graphs::Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manifest()), env_(ort::environment()) {
   Names inputs = {"chunk", "chunk_lens"}, outputs = {"output"};
   if (m_.streaming) {
     inputs.insert(inputs.end(), {"offset", "required_cache_size"});
@@ -69,66 +72,62 @@ Graphs::Graphs(const Bundle& bundle, const Settings& settings)
   encoder_ = open(bundle, settings, "encoder.onnx", inputs, outputs);
   ctc_ = open(bundle, settings, "ctc.onnx", {"encoder_out"}, {"log_probs"});
   if (!m_.has_decoder) return;
-  const Names scores = m_.bidirectional ? Names{"score", "r_score"} : Names{"score"};
+  const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
   decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
 }
 
 Floats Graphs::features(Floats samples) const {
-  Values inputs;
+  ort::Values inputs;
   inputs.push_back(ort::tensor(samples, {1, length(samples)}));
   return ort::floats_of(*run(features_, inputs)[0]);
 }
 
 Caches Graphs::start() const {
   Caches caches;
-  for (const CacheLayout& cache : m_.caches) {
-    const auto size = static_cast<std::size_t>(product(cache.shape.begin(), cache.shape.end()));
-    caches.tensors.push_back({Floats(size, 0.0F), cache.shape});
-  }
+  for (const CacheLayout& cache : m_.caches) caches.tensors.push_back(tensor(Floats(ort::count(cache.shape)), cache.shape));
   return caches;
 }
 
 Floats Graphs::encode(Floats window, Caches& caches, std::int64_t required) const {
   const std::int64_t num_frames = length(window) / m_.feature_size;
   std::vector<std::int64_t> frames = {num_frames}, offset = {caches.offset}, kept = {required};
-  Values inputs;
+  ort::Values inputs;
   inputs.push_back(ort::tensor(window, {1, num_frames, m_.feature_size}));
   inputs.push_back(ort::tensor(frames, {1}));
   if (m_.streaming) {
     inputs.push_back(ort::tensor(offset, {1}));
     inputs.push_back(ort::tensor(kept, {}));
   }
-  for (Caches::Tensor& cache : caches.tensors) inputs.push_back(ort::tensor(cache.data, cache.shape));
-  const Values found = run(encoder_, inputs);
+  for (Caches::Tensor& cache : caches.tensors) inputs.push_back(std::move(cache.value));
+  ort::Values found = run(encoder_, inputs);
   if (m_.streaming) caches.offset = ort::integers_of(*found[1])[0];
-  for (std::size_t i = 0; i < caches.tensors.size(); ++i) {
-    caches.tensors[i] = {ort::floats_of(*found[2 + i]), ort::shape_of(*found[2 + i])};
-  }
+  for (std::size_t i = 0; i < caches.tensors.size(); ++i) caches.tensors[i] = {{}, std::move(found[2 + i])};
   return ort::floats_of(*found[0]);
 }
 
 void Graphs::keep_last(Caches& caches, std::int64_t num_frames) const {
   for (std::size_t i = 0; i < m_.caches.size(); ++i) {
     if (m_.caches[i].time_axis < 0) continue;
-    auto& [data, shape] = caches.tensors[i];
+    ort::Shape shape = ort::shape_of(*caches.tensors[i].value);
     const auto axis = shape.begin() + m_.caches[i].time_axis;
     const auto wanted = static_cast<std::int64_t>(std::ceil(static_cast<double>(num_frames) * m_.caches[i].rate));
     if (*axis <= wanted) continue;
     const std::int64_t width = product(axis + 1, shape.end()), rows = product(shape.begin(), axis);
+    const Floats data = ort::floats_of(*caches.tensors[i].value);
     Floats last;
     for (std::int64_t row = 1; row <= rows; ++row) {
       const auto end = data.begin() + row * *axis * width;
       last.insert(last.end(), end - wanted * width, end);
     }
     *axis = wanted;
-    data = std::move(last);
+    caches.tensors[i] = tensor(std::move(last), shape);
   }
 }
 
 Floats Graphs::ctc(Floats output) const {
   const std::int64_t num_frames = length(output) / m_.output_size;
   if (num_frames == 0) return {};
-  Values inputs;
+  ort::Values inputs;
   inputs.push_back(ort::tensor(output, {1, num_frames, m_.output_size}));
   Floats found = checked(ctc_.path, ort::floats_of(*run(ctc_, inputs)[0]));
   if (length(found) != num_frames * m_.vocab_size) {
@@ -139,12 +138,12 @@ Floats Graphs::ctc(Floats output) const {
 }
 
 TokenScores Graphs::score(const Floats& output, const std::vector<std::vector<int>>& hypotheses) const {
-  // Attention takes memory for each pair of a token and a frame: those of a long utterance are scored in several calls.
+  // Attention takes memory for each pair of a token and a frame or another token: those of a long utterance are scored in several calls.
   constexpr std::size_t most_pairs = std::size_t{1} << 22;
   std::size_t longest = 1;
   for (const auto& tokens : hypotheses) longest = std::max(longest, tokens.size());
   const std::size_t num_frames = output.size() / static_cast<std::size_t>(m_.output_size);
-  const std::size_t num_rows = std::max<std::size_t>(most_pairs / (longest * num_frames), 1);
+  const std::size_t num_rows = std::max<std::size_t>(most_pairs / (longest * std::max(num_frames, longest)), 1);
   TokenScores scores;
   scores.width = longest + 1;
   Floats frames = output;
@@ -156,18 +155,19 @@ TokenScores Graphs::score(const Floats& output, const std::vector<std::vector<in
       hyps.insert(hyps.end(), longest - hypotheses[row].size(), m_.eos);
       lens.push_back(length(hypotheses[row]));
     }
-    Values inputs;
+    ort::Values inputs;
     inputs.push_back(ort::tensor(hyps, {1, length(lens), static_cast<std::int64_t>(longest)}));
     inputs.push_back(ort::tensor(lens, {1, length(lens)}));
     inputs.push_back(ort::tensor(frames, {1, num[0], m_.output_size}));
     inputs.push_back(ort::tensor(num, {1}));
-    const Values found = run(decoder_, inputs);
+    const ort::Values found = run(decoder_, inputs);
     const auto append = [&](Floats& all, std::size_t index) {
       const Floats values = checked(decoder_.path, ort::floats_of(*found[index]));
       all.insert(all.end(), values.begin(), values.end());
     };
     append(scores.left, 0);
-    if (m_.bidirectional) append(scores.right, 1);
+    append(scores.next, 1);
+    if (m_.bidirectional) append(scores.right, 2);
   }
   return scores;
 }
@@ -224,22 +224,12 @@ void Graphs::check(const Graph& graph) const {
   }
 }
 
-// Outputs for inputs, both in the order of their names.
-Graphs::Values Graphs::run(const Graph& graph, const Values& inputs) const {
-  std::vector<const char*> names, wanted;
-  std::vector<const OrtValue*> feeds;
-  for (const std::string& name : graph.inputs) names.push_back(name.c_str());
-  for (const std::string& name : graph.outputs) wanted.push_back(name.c_str());
-  for (const auto& input : inputs) feeds.push_back(input.get());
-  std::vector<OrtValue*> outputs(wanted.size());
+ort::Values Graphs::run(const Graph& graph, const ort::Values& inputs) const {
   try {
-    ort::check(ort::api().Run(graph.session.get(), nullptr, names.data(), feeds.data(), feeds.size(), wanted.data(), wanted.size(), outputs.data()));
+    return ort::run(*graph.session, graph.inputs, inputs, graph.outputs);
   } catch (const ort::Failure& error) {
     throw ProviderError(graph.path + ": onnxruntime failed: " + error.what());
   }
-  Values found;
-  for (OrtValue* output : outputs) found.emplace_back(output);
-  return found;
 }
 
 }  // namespace u2moe::runtime

@@ -14,12 +14,12 @@ namespace u2moe::runtime {
 
 /// What the encoder keeps of the past of a stream.
 struct Caches {
-  std::int64_t offset = 0;  ///< position of the next frame
-  /// One of those that the manifest lists.
+  /// One of those that the manifest lists: an output of the encoder as it is, or a view of `own`.
   struct Tensor {
-    Floats data;
-    std::vector<std::int64_t> shape;
+    Floats own;
+    ort::Owned<OrtValue> value;
   };
+  std::int64_t offset = 0;  ///< position of the next frame
   std::vector<Tensor> tensors;
 };
 
@@ -56,7 +56,6 @@ class Graphs {
 
  private:
   using Names = std::vector<std::string>;
-  using Values = std::vector<ort::Owned<OrtValue>>;
 
   struct Graph {
     std::string path;
@@ -67,7 +66,7 @@ class Graphs {
 
   Graph open(const Bundle& bundle, const Settings& settings, const std::string& file, Names inputs, Names outputs) const;
   void check(const Graph& graph) const;
-  Values run(const Graph& graph, const Values& inputs) const;
+  ort::Values run(const Graph& graph, const ort::Values& inputs) const;
 
   Manifest m_;
   ort::Owned<OrtEnv> env_;

@@ -33,7 +33,7 @@ Manifest Manifest::of(const Json& json) {
   if (!m.has_decoder && decoder != "none") model["decoder"].fail("'bitransformer', 'transformer' or 'none'");
   for (const Field& field : fields()) m.*field.value = model[field.name].integer(field.least, 1 << 20);
   for (const Json& cache : model["caches"].array()) m.caches.push_back(layout(cache));
-  for (const char* token : {"blank", "eos"}) model[token].integer(0, m.vocab_size - 1);
+  for (const char* token : {"blank", "sos", "eos"}) model[token].integer(0, m.vocab_size - 1);
   m.sample_rate = features["sample_rate"].integer(1000, 384000);
   m.frame_length_ms = features["frame_length_ms"].number(1, 1000);
   m.frame_shift_ms = features["frame_shift_ms"].number(1, m.frame_length_ms);
@@ -61,7 +61,7 @@ const std::vector<Manifest::Field>& Manifest::fields() {
       {"num_blocks", &Manifest::num_blocks, 1}, {"chunk_multiple", &Manifest::chunk_multiple, 1},
       {"vocab_size", &Manifest::vocab_size, 1}, {"subsampling_rate", &Manifest::subsampling_rate, 1},
       {"right_context", &Manifest::right_context, 0}, {"static_chunk_size", &Manifest::static_chunk_size, 0},
-      {"blank", &Manifest::blank, 0}, {"eos", &Manifest::eos, 0}};
+      {"blank", &Manifest::blank, 0}, {"sos", &Manifest::sos, 0}, {"eos", &Manifest::eos, 0}};
   return all;
 }
 

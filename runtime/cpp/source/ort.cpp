@@ -1,5 +1,7 @@
 #include "ort.hpp"
 
+#include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "errors.hpp"
@@ -18,12 +20,19 @@ Owned<OrtValue> tensor_of(std::vector<T>& data, const Shape& shape, ONNXTensorEl
 
 template <class T>
 std::vector<T> numbers_of(const OrtValue& value) {
-  const Shape shape = shape_of(value);
-  const auto count = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+  const std::size_t num = count(shape_of(value));
   void* data = nullptr;
   check(api().GetTensorMutableData(const_cast<OrtValue*>(&value), &data));
   const T* first = static_cast<const T*>(data);
-  return count ? std::vector<T>(first, first + count) : std::vector<T>();
+  return num ? std::vector<T>(first, first + num) : std::vector<T>();
+}
+
+Shape sizes(const OrtTensorTypeAndShapeInfo* info) {
+  std::size_t num = 0;
+  check(api().GetDimensionsCount(info, &num));
+  Shape shape(num);
+  check(api().GetDimensions(info, shape.data(), num));
+  return shape;
 }
 
 // A text that onnxruntime has allocated, or "".
@@ -62,6 +71,12 @@ const OrtApi& api() {
 
 std::string version() { return OrtGetApiBase()->GetVersionString(); }
 
+Owned<OrtEnv> environment() {
+  auto made_here = made<OrtEnv>(api().CreateEnv, ORT_LOGGING_LEVEL_FATAL, "u2moe");
+  check(api().DisableTelemetryEvents(made_here.get()));
+  return made_here;
+}
+
 void check(OrtStatus* status) {
   if (!status) return;
   const std::string message = api().GetErrorMessage(status);
@@ -78,12 +93,31 @@ Owned<OrtValue> tensor(std::vector<std::int64_t>& data, const Shape& shape) {
 }
 
 Shape shape_of(const OrtValue& value) {
-  const auto info = made<OrtTensorTypeAndShapeInfo>(api().GetTensorTypeAndShape, &value);
-  std::size_t num = 0;
-  check(api().GetDimensionsCount(info.get(), &num));
-  Shape shape(num);
-  check(api().GetDimensions(info.get(), shape.data(), num));
+  return sizes(made<OrtTensorTypeAndShapeInfo>(api().GetTensorTypeAndShape, &value).get());
+}
+
+Shape input_shape(const OrtSession& session, std::size_t index) {
+  const auto type = made<OrtTypeInfo>(api().SessionGetInputTypeInfo, &session, index);
+  const OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api().CastTypeInfoToTensorInfo(type.get(), &info));
+  Shape shape = info ? sizes(info) : Shape();
+  for (std::int64_t& size : shape) size = std::max<std::int64_t>(size, 1);
   return shape;
+}
+
+std::size_t count(const Shape& shape) {
+  return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
+}
+
+Values run(OrtSession& session, const std::vector<std::string>& inputs, const Values& values, const std::vector<std::string>& outputs) {
+  std::vector<const char*> names, wanted;
+  std::vector<const OrtValue*> feeds;
+  for (const std::string& name : inputs) names.push_back(name.c_str());
+  for (const std::string& name : outputs) wanted.push_back(name.c_str());
+  for (const auto& value : values) feeds.push_back(value.get());
+  std::vector<OrtValue*> found(wanted.size());
+  check(api().Run(&session, nullptr, names.data(), feeds.data(), feeds.size(), wanted.data(), wanted.size(), found.data()));
+  return Values(found.begin(), found.end());
 }
 
 std::vector<float> floats_of(const OrtValue& value) { return numbers_of<float>(value); }

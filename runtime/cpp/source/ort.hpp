@@ -32,6 +32,7 @@ struct Release {
   void operator()(OrtValue* it) const { api().ReleaseValue(it); }
   void operator()(OrtMemoryInfo* it) const { api().ReleaseMemoryInfo(it); }
   void operator()(OrtModelMetadata* it) const { api().ReleaseModelMetadata(it); }
+  void operator()(OrtTypeInfo* it) const { api().ReleaseTypeInfo(it); }
   void operator()(OrtTensorTypeAndShapeInfo* it) const { api().ReleaseTensorTypeAndShapeInfo(it); }
   void operator()(OrtCUDAProviderOptionsV2* it) const { api().ReleaseCUDAProviderOptions(it); }
 };
@@ -47,7 +48,14 @@ Owned<T> made(Create create, Arguments... arguments) {
   return Owned<T>(created);
 }
 
+/// With no log and no telemetry: errors are thrown, and need not be printed as well.
+Owned<OrtEnv> environment();
+
 using Shape = std::vector<std::int64_t>;
+using Values = std::vector<Owned<OrtValue>>;
+
+/// Elements of a tensor.
+std::size_t count(const Shape& shape);
 
 /// A view of `data`, which must live as long.
 Owned<OrtValue> tensor(std::vector<float>& data, const Shape& shape);
@@ -57,6 +65,11 @@ Shape shape_of(const OrtValue& value);
 std::vector<float> floats_of(const OrtValue& value);
 std::vector<std::int64_t> integers_of(const OrtValue& value);
 
+/// Outputs for inputs, both in the order of their names.
+Values run(OrtSession& session, const std::vector<std::string>& inputs, const Values& values, const std::vector<std::string>& outputs);
+
+/// Sizes of an input; 1 where any is allowed.
+Shape input_shape(const OrtSession& session, std::size_t index);
 std::vector<std::string> input_names(const OrtSession& session);
 std::vector<std::string> output_names(const OrtSession& session);
 /// The text of a metadata key; "" if there is none.

@@ -2,16 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
 #include <utility>
 
-#include "errors.hpp"
 #include "pauses.hpp"
 
 namespace u2moe::runtime {
 namespace {
-
-constexpr float kLoudest = 8;  // samples may exceed 1 after resampling or decoding, but beyond this they are unscaled integers
 
 template <class T>
 void drop(std::vector<T>& items, std::size_t num) {
@@ -25,20 +21,6 @@ Reception::Reception(const Manifest& manifest, int chunk_size, bool knows_last, 
       stride_(static_cast<std::size_t>(chunk_size) * rate_),
       shortest_(static_cast<std::size_t>(manifest.right_context) + 1), length_(stride_ - rate_ + shortest_),
       needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
-
-void Reception::check(int sample_rate, const float* samples, std::size_t num) {
-  if (resampler_ && sample_rate != resampler_->source_rate()) {
-    fail<AudioError>("sample rate changed from " + std::to_string(resampler_->source_rate()) + " to " +
-                     std::to_string(sample_rate) + " Hz in a stream");
-  }
-  if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
-    fail<AudioError>("samples hold values that are no finite numbers");
-  }
-  if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
-    fail<AudioError>("samples are far outside [-1, 1]: divide integers by the largest first");
-  }
-  if (!resampler_) resampler_.emplace(sample_rate, m_->sample_rate);
-}
 
 void Reception::finish() {
   if (resampler_) append(resampler_->finish());

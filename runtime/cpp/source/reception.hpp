@@ -18,8 +18,8 @@ class Reception {
   Reception(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s);
 
   /// Checks samples of one channel before any is appended. The first rate applies to the whole stream.
-  /// @throws AudioError the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
-  void check(int sample_rate, const float* samples, std::size_t num);
+  /// @throws AudioError see `check_audio`.
+  void check(int sample_rate, const float* samples, std::size_t num) { check_audio(resampler_, sample_rate, m_->sample_rate, samples, num); }
 
   /// Appends checked samples. Take all windows before appending more: taking one moves all samples that wait.
   void accept(const float* samples, std::size_t num) { append(resampler_->accept(samples, num)); }

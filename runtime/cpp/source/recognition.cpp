@@ -26,6 +26,7 @@ StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& voc
   if (padding_s) check_range("padding_s", *padding_s, 0, kLongestPaddingS);
   if (ctc_weight) check_range("ctc_weight", *ctc_weight, 0, 1e9);
   if (reverse_weight) check_range("reverse_weight", *reverse_weight, 0, 1);
+  check_range("length_penalty", length_penalty, -10, 10);
   if (pause != 0) check_range("pause", pause, kShortestPauseS, 1e9);
   for (const std::optional<EndpointRule>& rule : rules) {
     if (rule && !rule->is_valid()) fail<InvalidArgument>("endpoint rules need silence or a length above 0 seconds");
@@ -34,8 +35,8 @@ StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& voc
   if (language_model && !language_model->is_of(vocabulary)) {
     fail<InvalidArgument>("the language model was opened for the vocabulary of another bundle");
   }
-  if (search == Search::kGreedy && (hotwords || language_model)) {
-    fail<InvalidArgument>("hotwords and a language model need a prefix beam search or rescoring, search is 'ctc_greedy'");
+  if ((search == Search::kGreedy || search == Search::kAttention) && (hotwords || language_model)) {
+    fail<InvalidArgument>("hotwords and a language model need a prefix beam search or rescoring");
   }
   if (chunk_size == kFullContext && !endpoint) {
     fail<InvalidArgument>("full context needs endpoint rules: without them its memory grows with the square of the recording");
@@ -50,8 +51,8 @@ StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& voc
     fail<StreamError>("chunk_size must be a multiple of " + std::to_string(m.chunk_multiple) + " for this encoder, got " +
                       std::to_string(definite.chunk_size));
   }
-  if (search == Search::kRescoring && !m.has_decoder) {
-    fail<StreamError>("search 'attention_rescoring' needs a decoder, and this bundle has none (CTC only)");
+  if ((search == Search::kRescoring || search == Search::kAttention) && !m.has_decoder) {
+    fail<StreamError>("this search needs a decoder, and this bundle has none (CTC only)");
   }
   if (search == Search::kDefault) definite.search = m.has_decoder ? Search::kRescoring : Search::kPrefixBeam;
   definite.ctc_weight = ctc_weight.value_or(m.ctc_weight);
@@ -66,9 +67,9 @@ Recognition::Recognition(const Manifest& manifest, const Vocabulary& vocabulary,
       endpointer_(options_.rules, m().frame_s(), m().blank),
       pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000) {}
 
-CtcSearch Recognition::new_search() const {
-  if (options_.search == Search::kGreedy) return CtcSearch(GreedySearch(m().blank));
-  return CtcSearch(PrefixBeamSearch(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords, options_.language_model));
+std::unique_ptr<CtcSearch> Recognition::new_search() const {
+  if (options_.search == Search::kGreedy || options_.search == Search::kAttention) return std::make_unique<GreedySearch>(m().blank);
+  return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords, options_.language_model);
 }
 
 int Recognition::reception_chunk_size() const {
@@ -87,7 +88,7 @@ Result Recognition::result() const {
   if (last_) return *last_;
   Result result;
   result.segment = number_;
-  const std::vector<Hypothesis> best = search_.hypotheses(1);
+  const std::vector<Hypothesis> best = search_->hypotheses(1);
   if (best.empty()) return result;
   result.text = vocabulary_->text(best[0].tokens);
   result.tokens = best[0].tokens;
@@ -125,6 +126,8 @@ void Recognition::give(Floats output) {
   } else if (graph == Request::Graph::kEncoder) {
     frames_.output = std::move(output);
     request_ = Request{Request::Graph::kCtc, &frames_.output};
+  } else if (alone_) {
+    conclude_alone(output);
   } else if (is_cutting_) {
     is_cutting_ = false;
     cut(output);
@@ -137,6 +140,10 @@ void Recognition::give(Floats output) {
 
 void Recognition::give(const TokenScores& scores) {
   request_.reset();
+  if (alone_) {
+    alone_->advance(scores.next);
+    return search_alone();
+  }
   const double language_weight = options_.language_model ? options_.language_model->rescoring_weight() : 1;
   conclude(attention_rescoring(std::move(hypotheses_), scores, *options_.ctc_weight, *options_.reverse_weight, language_weight));
 }
@@ -167,17 +174,47 @@ void Recognition::begin_end() {
 }
 
 void Recognition::begin_second_pass() {
-  search_.finish();
-  hypotheses_ = search_.hypotheses();
+  if (options_.search == Search::kAttention && !output_.empty()) {
+    alone_.emplace(m(), num_frames_, static_cast<std::size_t>(options_.beam_size), options_.length_penalty);
+    return search_alone();
+  }
+  search_->finish();
+  hypotheses_ = search_->hypotheses();
   if (options_.search == Search::kRescoring && !output_.empty()) {
     tokens_.clear();
     for (const Hypothesis& hypothesis : hypotheses_) tokens_.push_back(hypothesis.tokens);
     request_ = Request{Request::Graph::kDecoder, &output_, &tokens_};
     return;
   }
+  conclude(unranked());
+}
+
+// One step of the search by the decoder alone; its best hypothesis gets the times at which the CTC head hears the tokens.
+void Recognition::search_alone() {
+  tokens_ = alone_->growing();
+  request_ = tokens_.empty() ? Request{Request::Graph::kCtc, &output_} : Request{Request::Graph::kDecoder, &output_, &tokens_};
+}
+
+void Recognition::conclude_alone(const Floats& log_probs) {
+  hypotheses_ = alone_->hypotheses();
+  alone_.reset();
+  Hypothesis& best = hypotheses_[0];
+  const auto is_special = [this](int token) { return token == m().blank || token == m().sos || token == m().eos; };
+  const auto aligned = std::any_of(best.tokens.begin(), best.tokens.end(), is_special) ? std::nullopt : align(log_probs, vocab(), best.tokens, m().blank);
+  for (std::size_t i = 0; aligned && i < best.tokens.size(); ++i) {
+    const auto at = [&](std::ptrdiff_t frame) { return log_probs[static_cast<std::size_t>(frame) * vocab() + static_cast<std::size_t>(best.tokens[i])]; };
+    std::ptrdiff_t peak = (*aligned)[i].start;
+    for (std::ptrdiff_t frame = peak; frame < (*aligned)[i].end; ++frame) peak = at(frame) > at(peak) ? frame : peak;
+    best.times.push_back(static_cast<int>(peak));
+    best.probabilities.push_back(std::min(std::exp(static_cast<double>(at(peak))), 1.0));
+  }
+  conclude(unranked());
+}
+
+std::vector<Ranked> Recognition::unranked() const {
   std::vector<Ranked> ranked;
   for (const Hypothesis& hypothesis : hypotheses_) ranked.push_back({hypothesis, hypothesis.score, 0, hypothesis.probabilities});
-  conclude(std::move(ranked));
+  return ranked;
 }
 
 // Add encoder frames to the current utterance, up to its end.
@@ -193,13 +230,13 @@ void Recognition::advance(const Frames& frames) {
   }
   num_frames_ += num;
   append(output_, frames.output, 0, num * dim());
-  search_.advance(frames.log_probs.data(), num, vocab());
+  search_->advance(frames.log_probs.data(), num, vocab());
   if (options_.endpoint && !endpoint_) endpoint_ = pause_rule_.endpoint(start_ + num_frames_, endpointer_.trailing_silence());
 }
 
 // An utterance that ends within speech ends between two of its words instead, if there are two.
 void Recognition::cut(const Floats& log_probs) {
-  const auto num = find_cut(*vocabulary_, search_.hypotheses(1)[0].tokens, log_probs, vocab(), m().blank);
+  const auto num = find_cut(*vocabulary_, search_->hypotheses(1)[0].tokens, log_probs, vocab(), m().blank);
   if (!num) return;
   Frames rest;
   append(rest.output, output_, *num * dim(), output_.size());
@@ -210,7 +247,7 @@ void Recognition::cut(const Floats& log_probs) {
   output_.resize(*num * dim());
   num_frames_ = *num;
   search_ = new_search();
-  search_.advance(log_probs.data(), *num, vocab());
+  search_->advance(log_probs.data(), *num, vocab());
 }
 
 // Give the current utterance its final result, and begin the next one where it ends.
@@ -256,18 +293,19 @@ Result Recognition::final_result(const std::vector<Ranked>& ranked) const {
   result.segment = number_;
   result.tokens = best.hypothesis.tokens;
   result.times = seconds(best.hypothesis.times);
-  result.words = words_of(m(), *vocabulary_, best, start, num, pauses());
-  if (!result.words.empty()) {
-    result.start = result.words.front().start;
-    result.end = result.words.back().end;
+  if (!result.times.empty()) result.words = words_of(m(), *vocabulary_, best, start, num, pauses());
+  if (!result.tokens.empty()) {
+    result.start = result.words.empty() ? seconds({0})[0] : result.words.front().start;
+    result.end = result.words.empty() ? seconds({static_cast<int>(num)})[0] : result.words.back().end;
     for (const Word& word : result.words) result.confidence += word.confidence / static_cast<double>(result.words.size());
   }
+  const bool is_alone = options_.search == Search::kAttention;
   std::set<std::string> seen;
   for (const Ranked& each : ranked) {
     const std::string text = vocabulary_->text(each.hypothesis.tokens);
     if (result.nbest.size() == static_cast<std::size_t>(options_.beam_size)) break;  // hotwords may have added more
     if (!seen.insert(text).second) continue;
-    result.nbest.push_back({text, each.hypothesis.tokens, each.score, each.hypothesis.score, each.attention_score, each.hypothesis.language_score});
+    result.nbest.push_back({text, each.hypothesis.tokens, each.score, is_alone ? 0 : each.hypothesis.score, each.attention_score, each.hypothesis.language_score});
   }
   result.text = result.nbest[0].text;
   return result;
@@ -277,17 +315,7 @@ Result Recognition::final_result(const std::vector<Ranked>& ranked) const {
 Result Recognition::presented(Result result) const {
   if (*options_.padding_s <= 0) return result;
   const double lead = reception_.lead_s(), end = reception_.end_s();
-  const auto move = [=](double& time) { time = rounded(std::min(std::max(time - lead, 0.0), end)); };
-  std::for_each(result.times.begin(), result.times.end(), move);
-  for (Word& word : result.words) {
-    move(word.start);
-    move(word.end);
-  }
-  if (!result.words.empty()) {
-    move(result.start);
-    move(result.end);
-  }
-  return result;
+  return timed(std::move(result), [=](double time) { return rounded(std::min(std::max(time - lead, 0.0), end)); });
 }
 
 std::vector<double> Recognition::seconds(const std::vector<int>& times) const {

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention_search.hpp"
 #include "ctc.hpp"
 #include "endpoint.hpp"
 #include "manifest.hpp"
@@ -17,7 +18,7 @@
 
 namespace u2moe::runtime {
 
-enum class Search { kDefault, kRescoring, kPrefixBeam, kGreedy };
+enum class Search { kDefault, kRescoring, kPrefixBeam, kGreedy, kAttention };
 
 /// See u2moe_stream_options.
 struct StreamOptions {
@@ -28,6 +29,7 @@ struct StreamOptions {
   Search search = Search::kDefault;
   int beam_size = 10;
   std::optional<double> ctc_weight, reverse_weight, padding_s;  ///< none: as in the bundle
+  double length_penalty = 0;
   bool endpoint = true;
   EndpointRules rules = {EndpointRule{false, 2.4, 0}, EndpointRule{true, 1.2, 0}, EndpointRule{false, 0, 20}};  ///< Kaldi's
   double pause = 0.5;
@@ -90,7 +92,7 @@ class Recognition {
   const Manifest& m() const { return *manifest_; }
   std::size_t vocab() const { return static_cast<std::size_t>(m().vocab_size); }
   std::size_t dim() const { return static_cast<std::size_t>(m().output_size); }
-  CtcSearch new_search() const;
+  std::unique_ptr<CtcSearch> new_search() const;
   int reception_chunk_size() const;
 
   bool is_searched() const;
@@ -99,6 +101,9 @@ class Recognition {
   void begin_encoder();
   void begin_end();
   void begin_second_pass();
+  void search_alone();
+  void conclude_alone(const Floats& log_probs);
+  std::vector<Ranked> unranked() const;
   void advance(const Frames& frames);
   void cut(const Floats& log_probs);
   void conclude(std::vector<Ranked> ranked);
@@ -115,13 +120,14 @@ class Recognition {
   StreamOptions options_;
 
   Reception reception_;
-  CtcSearch search_;
+  std::unique_ptr<CtcSearch> search_;
   Endpointer endpointer_;
   PauseRule pause_rule_;
   std::optional<Request> request_;
   Floats samples_, window_;                 // of the request
   std::vector<Hypothesis> hypotheses_;
   std::vector<std::vector<int>> tokens_;    // of these
+  std::optional<AttentionSearch> alone_;    // of the decoder, at the end of an utterance
   bool is_cutting_ = false;                 // log-probabilities that are asked for are those of the whole utterance
   bool is_left_open_ = false;               // the utterance goes on, but fills most of a window
   std::int64_t num_kept_ = -1;              // of the next request of the encoder

@@ -10,6 +10,7 @@
 namespace u2moe::runtime {
 namespace {
 
+constexpr float kLoudest = 8;         // samples may exceed 1 after resampling or decoding, but beyond this they are unscaled integers
 constexpr double kNumCrossings = 32;  // of the sinc with zero, on either side
 constexpr double kRollOff = 0.945;    // share of the band that passes; the rest is the transition
 constexpr double kKaiserBeta = 9;
@@ -43,6 +44,20 @@ float sum_of_products(const float* samples, const float* factors, std::size_t nu
 }
 
 }  // namespace
+
+void check_audio(std::optional<Resampler>& resampler, int sample_rate, int target_rate, const float* samples, std::size_t num) {
+  if (resampler && sample_rate != resampler->source_rate()) {
+    fail<AudioError>("sample rate changed from " + std::to_string(resampler->source_rate()) + " to " + std::to_string(sample_rate) +
+                     " Hz in a stream");
+  }
+  if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
+    fail<AudioError>("samples hold values that are no finite numbers");
+  }
+  if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
+    fail<AudioError>("samples are far outside [-1, 1]: divide integers by the largest first");
+  }
+  if (!resampler) resampler.emplace(sample_rate, target_rate);
+}
 
 Resampler::Resampler(int source_rate, int target_rate) : source_rate_(source_rate) {
   if (source_rate < 1000 || source_rate > 384000) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <vector>
 
 namespace u2moe::runtime {
@@ -40,5 +41,9 @@ class Resampler {
   std::int64_t num_received_ = 0, num_returned_ = 0;
   std::map<std::int64_t, std::vector<float>> filters_;  // by phase
 };
+
+/// Checks samples of one channel at the rate of a stream, which is that of its first ones: then a resampler is made.
+/// @throws AudioError the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
+void check_audio(std::optional<Resampler>& resampler, int sample_rate, int target_rate, const float* samples, std::size_t num);
 
 }  // namespace u2moe::runtime

@@ -37,13 +37,24 @@ struct Result {
   std::vector<Alternative> nbest;  ///< best first
 };
 
+/// The result with times by another clock, a function from seconds to seconds.
+template <class Clock>
+Result timed(Result result, Clock clock) {
+  for (double& time : result.times) time = clock(time);
+  for (Word& word : result.words) word.start = clock(word.start), word.end = clock(word.end);
+  if (result.is_final && !result.text.empty()) result.start = clock(result.start), result.end = clock(result.end);
+  return result;
+}
+
 /// As JSON, with the names that Python's results have.
 std::string as_json(const Result& result);
 
-/// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders; right is empty without that decoder.
+/// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders, and from left to right those of each token as
+/// the next [hypotheses, vocab]; right is empty without that decoder.
 struct TokenScores {
   Floats left, right;
   std::size_t width = 0;
+  Floats next;
 };
 
 struct Ranked {

@@ -1,18 +1,25 @@
 #include "stream.hpp"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "errors.hpp"
 
 namespace u2moe::runtime {
 
-Stream::Stream(std::shared_ptr<const Model> model, const StreamOptions& options)
-    : model_(std::move(model)), recognition_(model_->bundle.manifest(), model_->bundle.vocabulary(), options), caches_(model_->graphs.start()) {}
+Stream::Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad)
+    : model_(std::move(model)), recognition_(model_->bundle.manifest(), model_->bundle.vocabulary(), options), caches_(model_->graphs.start()),
+      vad_(std::move(vad)) {
+  if (!vad_) return;
+  const int rate = model_->bundle.manifest().sample_rate;
+  if (rate != Vad::kRate) throw InvalidArgument("a voice activity detector needs audio at 16000 Hz, the model's is " + std::to_string(rate) + " Hz");
+  finder_.emplace(vad_);
+}
 
 void Stream::check_usable() const {
   if (has_failed_) throw StreamError("recognition of this stream has failed, and audio was lost: reset it, or create another");
-  if (recognition_.is_finished()) throw StreamError("the input of this stream is finished: reset it, or create another");
+  if (is_finished_) throw StreamError("the input of this stream is finished: reset it, or create another");
 }
 
 template <class Work>
@@ -24,13 +31,19 @@ void Stream::guarded(Work work) {
 
 void Stream::accept_waveform(int sample_rate, const float* samples, std::size_t num) {
   check_usable();
-  recognition_.check(sample_rate, samples, num);
+  if (finder_) check_audio(resampler_, sample_rate, Vad::kRate, samples, num);
+  else recognition_.check(sample_rate, samples, num);
   guarded([&] {
     // Seconds one by one, so that an hour takes no more memory, and no more time for each window, than a second.
     const auto second = static_cast<std::size_t>(sample_rate);
     for (std::size_t begin = 0; begin < num; begin += second) {
-      recognition_.accept(samples + begin, std::min(second, num - begin));
-      decode();
+      const std::size_t part = std::min(second, num - begin);
+      if (finder_) {
+        recognize(finder_->accept(resampler_->accept(samples + begin, part)));
+      } else {
+        recognition_.accept(samples + begin, part);
+        decode();
+      }
     }
   });
 }
@@ -38,9 +51,34 @@ void Stream::accept_waveform(int sample_rate, const float* samples, std::size_t 
 void Stream::input_finished() {
   check_usable();
   guarded([this] {
-    recognition_.finish();
+    if (resampler_) recognize(finder_->accept(resampler_->finish()));
+    if (finder_) recognize(finder_->finish());
+    if (!recognition_.is_finished()) recognition_.finish();
     decode();
+    is_finished_ = true;
   });
+}
+
+std::optional<Result> Stream::take_segment() {
+  if (segments_.empty()) return std::nullopt;
+  std::optional<Result> first = std::move(segments_.front());
+  segments_.pop_front();
+  return first;
+}
+
+void Stream::recognize(const std::vector<Speech>& parts) {
+  for (const Speech& speech : parts) {
+    if (speech.begins) {
+      recognition_ = Recognition(model_->bundle.manifest(), model_->bundle.vocabulary(), recognition_.options());
+      caches_ = model_->graphs.start();
+      begin_s_ = static_cast<double>(speech.start) / Vad::kRate;
+      first_ = number_;
+    }
+    recognition_.check(Vad::kRate, speech.samples.data(), speech.samples.size());
+    recognition_.accept(speech.samples.data(), speech.samples.size());
+    if (speech.ends) recognition_.finish();
+    decode();
+  }
 }
 
 // All work that is ready.
@@ -51,6 +89,16 @@ void Stream::decode() {
     if (request->graph == Request::Graph::kCtc) recognition_.give(model_->graphs.ctc(*request->input));
     if (request->graph == Request::Graph::kDecoder) recognition_.give(model_->graphs.score(*request->input, *request->hypotheses));
   }
+  while (std::optional<Result> segment = recognition_.take_segment()) {
+    segments_.push_back(presented(std::move(*segment)));
+    ++number_;
+  }
+}
+
+// A result of the current stretch of speech as one of the stream.
+Result Stream::presented(Result result) const {
+  result.segment += first_;
+  return timed(std::move(result), [this](double time) { return rounded(time + begin_s_); });
 }
 
 Floats Stream::encode(const Request& request) {

@@ -1,11 +1,15 @@
 // One source of audio: samples in, partial and final results out.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "graphs.hpp"
 #include "recognition.hpp"
+#include "resampler.hpp"
+#include "vad.hpp"
 
 namespace u2moe::runtime {
 
@@ -22,7 +26,8 @@ struct Model {
 /// recognition audio is lost, and another stream must take its place.
 class Stream {
  public:
-  Stream(std::shared_ptr<const Model> model, const StreamOptions& options);
+  /// @param vad each stretch of speech that it finds is a source of its own; null: all samples are one.
+  Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad);
 
   /// Append samples of one channel, in [-1, 1], and recognise what is complete. Any split gives the same results.
   /// @throws AudioError a rate or samples that cannot be used; nothing is appended.
@@ -33,26 +38,34 @@ class Stream {
   void input_finished();
 
   /// Final results of utterances that have words, each once.
-  std::optional<Result> take_segment() { return recognition_.take_segment(); }
-  bool has_segments() const { return recognition_.has_segments(); }
+  std::optional<Result> take_segment();
+  bool has_segments() const { return !segments_.empty(); }
 
   /// The result so far of the current utterance; final and perhaps empty after the end of the input.
-  Result result() const { return recognition_.result(); }
+  Result result() const { return presented(recognition_.result()); }
 
   /// Discard everything and begin a new source.
-  void reset() { *this = Stream(model_, recognition_.options()); }
+  void reset() { *this = Stream(model_, recognition_.options(), vad_); }
 
  private:
   void check_usable() const;
   template <class Work>
   void guarded(Work work);
+  void recognize(const std::vector<Speech>& parts);
   void decode();
+  Result presented(Result result) const;
   Floats encode(const Request& request);
 
   std::shared_ptr<const Model> model_;
   Recognition recognition_;
   Caches caches_;
-  bool has_failed_ = false;
+  bool has_failed_ = false, is_finished_ = false;
+  std::shared_ptr<const Vad> vad_;
+  std::optional<Resampler> resampler_;  // before the finder
+  std::optional<SpeechFinder> finder_;
+  double begin_s_ = 0;            // of the current stretch of speech
+  int first_ = 0, number_ = 0;    // of its segments, and of the next segment
+  std::deque<Result> segments_;
 };
 
 }  // namespace u2moe::runtime
