@@ -63,7 +63,8 @@ def export_bundle(
         kind = f"{features.num_ceps} cepstra of " if features.num_ceps else ""
         progress(f"features: {kind}{features.num_mel_bins} mel bins of audio at {features.sample_rate} Hz")
         network = opened.network()
-        manifest = dataclasses.replace(bundle_manifest(opened), padding_s=padding_s)
+        manifest = bundle_manifest(opened)
+        manifest = dataclasses.replace(manifest, decoding=dataclasses.replace(manifest.decoding, padding_s=padding_s))
         num_graphs = len(manifest.model.graphs()) + 1  # with that of the features
         for number, model in enumerate(build_graphs(network, manifest), start=1):
             progress(f"[{number}/{num_graphs}] writing {model.graph.name}.onnx")

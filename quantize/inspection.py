@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections import Counter
 from typing import Any
@@ -79,7 +80,7 @@ def describe(content: dict[str, Any]) -> str:
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
-        f"silence around audio that is cut in a sound: {manifest['padding_s']:g} s",
+        f"decoding, unless told otherwise: {_defaults(manifest['decoding'])}",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
         *(
@@ -108,6 +109,11 @@ def describe(content: dict[str, Any]) -> str:
     lines.append("metadata:")
     lines += [f"  {key} = {value}" for key, value in content["graphs"][0]["metadata"].items()]
     return "\n".join(lines)
+
+
+def _defaults(decoding: dict[str, Any]) -> str:
+    """Defaults of decoding that were chosen, as JSON."""
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in decoding.items() if value not in (None, ()))
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:

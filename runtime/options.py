@@ -12,6 +12,10 @@ from u2moe.runtime.validation import checked_flag, checked_integer, checked_numb
 Search = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
 
+NONE: Literal["none"] = "none"
+"""Says that nothing is used, not even what the bundle has."""
+WITHOUT_BEAM: tuple[Search, ...] = ("ctc_greedy", "attention")
+"""Searches that can use neither hotwords nor a language model."""
 MOST_BEAMS = 1000
 """Largest beam: time is proportional to it, and more than a few dozen prefixes find nothing new."""
 
@@ -90,36 +94,40 @@ class EndpointConfig:
 class DecodingOptions:
     """How a recogniser decodes.
 
+    `beam_size`, `ctc_weight`, `reverse_weight`, `padding_s` and `language_model`: None means the default of the bundle,
+    which is that of the library unless another was chosen for it.
+
     Attributes:
         search: `attention_rescoring`: prefix beam search, then the decoder rescores its n-best list; `ctc_prefix_beam`
             and `ctc_greedy`: one pass; `attention`: beam search with only the decoder at the end of the utterance
             (partial results come from greedy search). None: rescoring if the model has a decoder, else prefix beam.
         beam_size: prefixes kept by a beam search, and maximum length of the n-best list; at most 1000.
-        ctc_weight: weight of the first pass in rescoring; None: as in training (recorded in the bundle).
-        reverse_weight: weight of the right-to-left decoder in rescoring, 0 to 1; None: as in training.
+        ctc_weight: weight of the first pass in rescoring.
+        reverse_weight: weight of the right-to-left decoder in rescoring, 0 to 1.
         length_penalty: exponent of the length by which scores of `attention` are divided, -10 to 10.
         chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream, the chunk size that the
             encoder was trained for, or 16 if it was trained for any.
         num_left_chunks: chunks of left context; -1: all. With unlimited left context a stream becomes slower and larger
             over time, so limit it if utterances may last for minutes, or let them end by `endpoint`.
         endpoint: rules by which an utterance ends and the next segment begins. None: a stream is one utterance, and
-            `transcribe` uses the default rules.
-        language_model: language model for the prefix beam search and the second pass; None: none.
+            `transcribe` uses the bundle's rules.
+        language_model: language model for the prefix beam search and the second pass; "none": none, although the
+            bundle has one. Searches that cannot use that of the bundle ignore it.
         padding_s: seconds of silence (zeros), 0 to 10, that the model hears before a source that begins in the middle
             of a sound, and after one that ends so; see `Padding`. Times are those of the source; endpoint rules
-            count the silence. None: as in the bundle, which has 0 unless something was chosen for it.
+            count the silence.
         text_format: how English results are written: numbers as digits, sentences with small letters. None: as spoken.
     """
 
     search: Search | None = None
-    beam_size: int = 10
+    beam_size: int | None = None
     ctc_weight: float | None = None
     reverse_weight: float | None = None
     length_penalty: float = 0.0
     chunk_size: int | None = None
     num_left_chunks: int = -1
     endpoint: EndpointConfig | None = None
-    language_model: LanguageModelOptions | None = None
+    language_model: LanguageModelOptions | Literal["none"] | None = None
     padding_s: float | None = None
     text_format: TextFormat | None = None
 
@@ -132,10 +140,11 @@ class DecodingOptions:
         if self.text_format is not None and not isinstance(self.text_format, TextFormat):
             raise ValueError(f"text_format must be a TextFormat or None, got {self.text_format!r}")
         checked: dict[str, float] = {
-            "beam_size": checked_integer("beam_size", self.beam_size, least=1, most=MOST_BEAMS),
             "num_left_chunks": checked_integer("num_left_chunks", self.num_left_chunks, least=-1),
             "length_penalty": checked_number("length_penalty", self.length_penalty, least=-10, most=10),
         }
+        if self.beam_size is not None:
+            checked["beam_size"] = checked_integer("beam_size", self.beam_size, least=1, most=MOST_BEAMS)
         if self.ctc_weight is not None:
             checked["ctc_weight"] = checked_number("ctc_weight", self.ctc_weight, least=0, most=1e9)
         if self.reverse_weight is not None:
@@ -150,11 +159,11 @@ class DecodingOptions:
             object.__setattr__(self, name, value)
 
     def _check_language_model(self) -> None:
-        if self.language_model is None:
+        if self.language_model in (None, NONE):
             return
         if not isinstance(self.language_model, LanguageModelOptions):
             raise ValueError(  # noqa: TRY004 - wrong options are all one error
-                f"language_model must be LanguageModelOptions or None, got {self.language_model!r}"
+                f"language_model must be LanguageModelOptions, 'none' or None, got {self.language_model!r}"
             )
-        if self.search in ("ctc_greedy", "attention"):
+        if self.search in WITHOUT_BEAM:
             raise ValueError(f"language_model needs a prefix beam search or rescoring, search is {self.search!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 import weakref
@@ -15,17 +16,18 @@ from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.decoding.context import ContextGraph, Hotwords
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE
+from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotwords
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
 from u2moe.runtime.decoding.source import Source
-from u2moe.runtime.errors import StreamError
+from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig, Search
+from u2moe.runtime.options import NONE, STREAM_CHUNK_SIZE, WITHOUT_BEAM, DecodingOptions, EndpointConfig
 from u2moe.runtime.places import find_bundle
 from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
@@ -63,8 +65,8 @@ class Recognizer:
         Args:
             bundle: the bundle.
             model: its sessions.
-            options: how to decode; None: the defaults.
-            hotwords: phrases to prefer.
+            options: how to decode; None: the bundle's defaults.
+            hotwords: phrases to prefer; None: those of the bundle; an empty list: none.
             observer: hooks for measurements.
         """
         self.bundle = bundle
@@ -73,8 +75,9 @@ class Recognizer:
         self.options = checked_options("options", options, DecodingOptions())
         self._fusions: weakref.WeakKeyDictionary[LanguageModelOptions, Fusion] = weakref.WeakKeyDictionary()
         self._check(self.options)
-        self.context = self._context(hotwords)
-        self._fusion(self.options)
+        self._has_own_hotwords = hotwords is not None
+        self.context = self._bundled_hotwords() if hotwords is None else self._context(hotwords)
+        self._fusion(self._definite(self.options, None))
         self._pipeline = Pipeline(bundle, model, observer)
         constants_of(bundle.manifest.features)  # fails here rather than with the first sample
 
@@ -102,8 +105,9 @@ class Recognizer:
             num_threads: threads within one operator; None: 1.
             sess_options: onnxruntime options, used unchanged.
             kernels: "native", "onnxruntime" or "auto".
-            options: how to decode.
-            hotwords: phrases to prefer, each with an optional weight; see `ContextGraph`.
+            options: how to decode; None: the bundle's defaults.
+            hotwords: phrases to prefer, each with an optional weight, see `ContextGraph`; None: those of the bundle; an
+                empty list: none.
 
         Raises:
             BundleError: not a bundle, or a damaged one.
@@ -136,6 +140,11 @@ class Recognizer:
         log_info("%s: loaded in %.2f s on %s", bundle.path, time.perf_counter() - begin, ", ".join(model.providers))
         return cls(bundle, model, options, hotwords)
 
+    @property
+    def default_endpoint(self) -> EndpointConfig:
+        """Where utterances end if no rules are given: the bundle's."""
+        return self.bundle.manifest.decoding.endpoint
+
     def warm_up(self) -> None:
         """Recognise two seconds of noise, so that the first audio takes no longer than later audio. Affects no results.
 
@@ -156,7 +165,7 @@ class Recognizer:
 
         Args:
             options: how to decode; None: the recogniser's.
-            hotwords: phrases to prefer; None: the recogniser's.
+            hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
 
         Raises:
             StreamError: the bundle cannot stream, or does not support `options`.
@@ -177,14 +186,14 @@ class Recognizer:
 
         Args:
             options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
-            hotwords: phrases to prefer; None: the recogniser's.
+            hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
 
         Raises:
             StreamError: the bundle does not support `options`.
             ValueError: the vocabulary cannot spell a hotword.
         """
         options = checked_options("options", options, self.options)
-        options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
+        options = dataclasses.replace(options, endpoint=options.endpoint or self.default_endpoint)
         chunk_size = options.chunk_size
         if chunk_size is None and self.model.config.streaming:
             chunk_size = self.model.config.static_chunk_size or None
@@ -219,8 +228,8 @@ class Recognizer:
     ) -> Transcript:
         """Recognise a recording of any length.
 
-        It is cut into segments at pauses in the speech (`DecodingOptions.endpoint`, by default the rules of
-        `EndpointConfig`), so that memory is limited. With full context, recordings of up to 30 seconds are encoded as a
+        It is cut into segments at pauses in the speech (`DecodingOptions.endpoint`, by default the bundle's
+        rules), so that memory is limited. With full context, recordings of up to 30 seconds are encoded as a
         whole; longer ones are cut in pauses of half a second before they are encoded (`EndpointConfig.pause`).
 
         A file that is damaged after some seconds of audio is recognised up to that point: the transcript is then not
@@ -231,7 +240,7 @@ class Recognizer:
                 (float32 in [-1, 1] or int16).
             sample_rate: sample rate of an array in Hz; None: the model's. Files have their own.
             options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
-            hotwords: phrases to prefer; None: the recogniser's.
+            hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
             vad: detects speech; each stretch of speech is recognised separately, and cut further at endpoints.
             on_progress: called from time to time with the seconds of the recording processed so far.
             channel: index of the only channel of a file to recognise, 0 for the left one; None: the average of all.
@@ -312,33 +321,65 @@ class Recognizer:
         if options.chunk_size is not None:
             check_chunks(self.model.config, options.chunk_size, options.num_left_chunks)
 
-    def _context(self, hotwords: Hotwords | ContextGraph | None) -> ContextGraph | None:
-        if isinstance(hotwords, ContextGraph) and hotwords.symbols != self.vocabulary.symbols:
-            raise ValueError("hotwords are a ContextGraph for the vocabulary of another bundle")
-        if hotwords is None or isinstance(hotwords, ContextGraph):
+    def _context(self, hotwords: Hotwords | ContextGraph) -> ContextGraph | None:
+        if isinstance(hotwords, ContextGraph):
+            if hotwords.symbols != self.vocabulary.symbols:
+                raise ValueError("hotwords are a ContextGraph for the vocabulary of another bundle")
             return hotwords
-        return ContextGraph(hotwords, self.vocabulary)
+        is_empty = isinstance(hotwords, list | tuple | Mapping) and not hotwords
+        return None if is_empty else ContextGraph(hotwords, self.vocabulary)
+
+    def _bundled_hotwords(self) -> ContextGraph | None:
+        lines = self.bundle.manifest.decoding.hotwords
+        try:
+            return ContextGraph(parse_hotwords("\n".join(lines)), self.vocabulary) if lines else None
+        except ValueError as error:
+            raise BundleError(f"{self.bundle.path / MANIFEST_FILE}: decoding: hotwords: {error}") from error
+
+    @property
+    def language_model(self) -> LanguageModelOptions | None:
+        """The language model of searches for which no other is chosen; None: there is none."""
+        chosen = self.options.language_model or self._bundled_language_model
+        return None if chosen == NONE else chosen
+
+    @functools.cached_property
+    def _bundled_language_model(self) -> LanguageModelOptions | None:
+        found = self.bundle.language_model() if self.bundle.manifest.decoding.language_model else None
+        if found is not None:
+            fusion = self._fusions[found] = Fusion(found, self.vocabulary)
+            fusion.check_words(f"{self.bundle.path / MANIFEST_FILE}: decoding: language_model")
+        return found
 
     def _fusion(self, options: DecodingOptions) -> Fusion | None:
-        """The language model of these options for this vocabulary; streams with the same model share it."""
+        """The language model of definite options for this vocabulary; streams with the same model share it."""
         chosen = options.language_model
-        if chosen is None:
+        if not isinstance(chosen, LanguageModelOptions):
             return None
         fusion = self._fusions.get(chosen)
         if fusion is None:
             fusion = self._fusions[chosen] = Fusion(chosen, self.vocabulary)
         return fusion
 
+    def _definite(self, options: DecodingOptions, chunk_size: int | None) -> DecodingOptions:
+        """Options with the bundle's defaults for what they leave open."""
+        defaults = self.bundle.manifest.decoding
+        open_ones = ("beam_size", "ctc_weight", "reverse_weight", "padding_s")
+        chosen = {name: getattr(defaults, name) for name in open_ones if getattr(options, name) is None}
+        search = options.search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
+        language_model = options.language_model
+        if language_model is None and search not in WITHOUT_BEAM:
+            language_model = self._bundled_language_model
+        chosen |= {"search": search, "language_model": language_model or NONE, "chunk_size": chunk_size}
+        return dataclasses.replace(options, **chosen)
+
     def _stream(
         self, options: DecodingOptions, chunk_size: int | None, hotwords: Hotwords | ContextGraph | None
     ) -> Stream:
         self._check(options)
-        default: Search = "attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam"
-        padding_s = self.bundle.manifest.padding_s if options.padding_s is None else options.padding_s
-        chosen = dataclasses.replace(
-            options, search=options.search or default, chunk_size=chunk_size, padding_s=padding_s
-        )
-        context = self._context(hotwords) or self.context
-        if context is not None and chosen.search in ("ctc_greedy", "attention"):
-            raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")
+        chosen = self._definite(options, chunk_size)
+        context = self.context if hotwords is None else self._context(hotwords)
+        if context is not None and chosen.search in WITHOUT_BEAM:
+            if self._has_own_hotwords or hotwords is not None:
+                raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")
+            context = None
         return Stream(Source(self.model, self.vocabulary, chosen, context, self._fusion(chosen)))

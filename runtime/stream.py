@@ -38,7 +38,7 @@ class Stream:
 
     @property
     def options(self) -> DecodingOptions:
-        """How this stream is decoded, with definite `search` and `padding_s`; `chunk_size` None means full context."""
+        """How this stream is decoded, with all defaults filled in; `chunk_size` None means full context."""
         return self.source.options
 
     def accept_waveform(self, sample_rate: float, samples: npt.ArrayLike) -> None:

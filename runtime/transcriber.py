@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from u2moe.runtime.audio.arrays import as_samples, checked_rate
 from u2moe.runtime.errors import AudioOverflowError, StreamError
-from u2moe.runtime.options import EndpointConfig
 from u2moe.runtime.transcriber_thread import Callbacks, TranscriberThread
 from u2moe.runtime.validation import checked_number, checked_options
 
@@ -58,8 +57,7 @@ class Transcriber:
         on_partial: called with a `Result`.
         on_final: called with a `Result`.
         on_error: called with an exception.
-        options: how to decode; None: the recogniser's. Utterances always end by endpoints, by default those of
-            `EndpointConfig`.
+        options: how to decode; None: the recogniser's. Utterances always end by endpoints, by default the bundle's.
         hotwords: phrases to prefer; None: the recogniser's.
         max_queue_s: seconds of audio that may wait to be recognised. Beyond that, `feed` raises AudioOverflowError.
 
@@ -84,7 +82,7 @@ class Transcriber:
             if callback is not None and not callable(callback):
                 raise ValueError(f"{name} must be a function, got {callback!r}")
         options = checked_options("options", options, recognizer.options)
-        options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
+        options = dataclasses.replace(options, endpoint=options.endpoint or recognizer.default_endpoint)
         stream = recognizer.create_stream(options, hotwords=hotwords)
         callbacks = Callbacks(on_partial=on_partial, on_final=on_final, on_error=on_error)
         self._thread = TranscriberThread(recognizer, stream, callbacks, max_queue_s)

@@ -1,10 +1,10 @@
 """How times are taken and summed up: spreads, stages, chunks, and what a listener waits for."""
 
-import dataclasses
 import time
 
 import numpy as np
 import pytest
+from manifests import with_decoding
 
 from u2moe.benchmarks.bench import latency, speed
 from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe, Stopwatch
@@ -137,7 +137,7 @@ def probe(bundle):
 def test_hearing_changes_no_result(probe, recognizer, sound):
     found = probe.recognise(sound, Mode())
     assert found.texts == [recognizer.transcribe(sound).text]
-    changed = dataclasses.replace(probe.bundle.manifest, padding_s=0.3)
+    changed = with_decoding(probe.bundle.manifest, padding_s=0.3)
     padded = Bundle(probe.bundle.path, changed, probe.bundle.tokens)
     expected = Recognizer(padded, padded.load()).transcribe(sound)
     measured = Probe(padded).recognise(sound, Mode())

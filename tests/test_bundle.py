@@ -196,7 +196,10 @@ def test_special_files(folder):
             "feature_size of the model must be that of the features, 80, got 40",
         ),
         (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms and frame_length_ms must be"),
-        (lambda c: c["decoding"].update(reverse_weight=2), "reverse_weight must be between 0 and 1, got 2"),
+        (
+            lambda c: c["decoding"].update(reverse_weight=2),
+            "decoding: reverse_weight must be a number between 0 and 1, got 2",
+        ),
         (lambda c: c["decoding"].update(ctc_weight=10**400), "ctc_weight: is too large for a 64-bit number"),
         (lambda c: c["decoding"].update(ctc_weight=10**5000), "bundle.json: is not valid JSON: Exceeds the limit"),
         (lambda c: c["model"].update(decoder="lstm"), "model: decoder: found 'lstm'"),

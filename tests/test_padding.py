@@ -10,6 +10,7 @@ import pytest
 from feeding import CHUNKED, RATE, feed
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import edited, with_decoding
 from tones import say, toy_recognizer
 
 from u2moe.quantize.inspection import describe, inspect_bundle
@@ -94,7 +95,7 @@ def test_what_is_missing_is_never_too_much(padding_s, lengths, is_loud):
 
 def test_weights_of_a_language_model_are_found_with_the_padding_of_the_bundle(recognizer):
     bundle, model = recognizer.bundle, recognizer.model
-    manifest = dataclasses.replace(bundle.manifest, padding_s=PADDING_S)
+    manifest = with_decoding(bundle.manifest, padding_s=PADDING_S)
     encoded = EncodedRecordings(Bundle(bundle.path, manifest, bundle.tokens), model)
     samples = np.resize(LOUD, RATE)
     encoded.add("A", samples)
@@ -134,11 +135,10 @@ def test_a_bundle_has_its_own_padding(recognizer, sound, tmp_path):
     """Without an option that of the bundle counts, which makes it another one; an option goes before it."""
     folder = tmp_path / "padded"
     shutil.copytree(recognizer.bundle.path, folder)
-    manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    (folder / "bundle.json").write_text(json.dumps(manifest | {"padding_s": PADDING_S}), encoding="utf-8")
+    edited("decoding", padding_s=PADDING_S)(folder)
     own = Recognizer.from_pretrained(folder)
     assert own.bundle.fingerprint != recognizer.bundle.fingerprint
-    assert "is cut in a sound: 0.3 s" in describe(inspect_bundle(folder))
+    assert "padding_s 0.3" in describe(inspect_bundle(folder))
     expected = recognizer.transcribe(sound, options=DecodingOptions(padding_s=PADDING_S))
     assert own.transcribe(sound) == expected != recognizer.transcribe(sound)
     assert own.transcribe(sound, options=DecodingOptions(padding_s=0)) == recognizer.transcribe(sound)
@@ -152,5 +152,6 @@ def test_padding_is_limited(padding_s):
 
 def test_the_padding_of_a_bundle_is_limited(recognizer, tmp_path):
     manifest = json.loads((recognizer.bundle.path / "bundle.json").read_text(encoding="utf-8"))
-    with pytest.raises(BundleError, match=r"bundle\.json: padding_s must be between 0 and 10 seconds, got 11"):
-        parse_manifest(json.dumps(manifest | {"padding_s": 11}), tmp_path / "bundle.json")
+    manifest["decoding"]["padding_s"] = 11
+    with pytest.raises(BundleError, match=r"bundle\.json: decoding: padding_s must be .* between 0 and 10, got 11"):
+        parse_manifest(json.dumps(manifest), tmp_path / "bundle.json")

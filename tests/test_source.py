@@ -117,7 +117,10 @@ def test_options_of_another_type_are_refused(toy, options):
 def test_hotwords_and_options_are_those_of_the_stream(toy):
     stream = toy.create_stream(CHUNKED, hotwords=["A"])
     assert isinstance(stream.source, Source)
-    assert stream.options == dataclasses.replace(CHUNKED, search="ctc_prefix_beam", padding_s=0.0)
+    assert stream.options == dataclasses.replace(
+        CHUNKED, search="ctc_prefix_beam", padding_s=0.0, beam_size=10, ctc_weight=0.3, reverse_weight=0.3,
+        language_model="none",
+    )  # fmt: skip
     assert stream.source.context is not None
     samples, _ = say("A", [0.3])
     assert [segment.text for segment in feed(toy, samples)] == ["A"]

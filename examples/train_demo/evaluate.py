@@ -93,7 +93,7 @@ class Listener:
         begin = time.process_time()
         manifest = self.bundle.manifest
         frames = fbank(
-            padded(samples, manifest.padding_s, manifest.features.sample_rate, manifest.features.frame_len),
+            padded(samples, manifest.decoding.padding_s, manifest.features.sample_rate, manifest.features.frame_len),
             manifest.features,
         )
         features_s = time.process_time() - begin

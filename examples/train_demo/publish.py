@@ -52,7 +52,7 @@ def values() -> dict[str, dict[str, str]]:
     others = {title: found[name] for name, title in titles.items() if name in found}
     quantization = tables.quantization_table(found["quantization"], others)
     recipe = {"trained": trained(runs()[0]), "edges": tables.edges_table(found["edges"])}
-    gain = tables.edges_gain(found["edges"], read_json(DEMO)["padding_s"])
+    gain = tables.edges_gain(found["edges"], read_json(DEMO)["decoding"]["padding_s"])
     return {
         "docs/demo.md": demo,
         "docs/recognise.md": {"edges": gain},

@@ -11,6 +11,7 @@ from u2moe.runtime.bundle.files import BundleFiles, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.text.vocabulary import Vocabulary, parse_tokens
 from u2moe.runtime.whole_file import wait_until_in_place
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MANIFEST_LIMIT = 64 << 20
 _TOKENS_LIMIT = 64 << 20
+_LANGUAGE_MODEL_LIMIT = 4 << 30
 
 
 class Bundle:
@@ -87,6 +89,20 @@ class Bundle:
     def vocabulary(self) -> Vocabulary:
         """The vocabulary, with the rules for joining symbols."""
         return Vocabulary(self.tokens, self.manifest.text)
+
+    def language_model(self) -> LanguageModelOptions | None:
+        """The language model in the bundle with its weights, compared with its digest; None: the bundle has none.
+
+        Raises:
+            LanguageModelError: the file is not a compact language model.
+            IntegrityError: it differs from its digest, or was replaced.
+        """
+        config = self.manifest.decoding.language_model
+        if config is None:
+            return None
+        file = self._files[config.file]
+        model = LanguageModel.parse(file.read(_LANGUAGE_MODEL_LIMIT), str(file.path))
+        return LanguageModelOptions(model=model, **config.weights)
 
     @property
     def fingerprint(self) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.files import FileDigest, plain_name
-from u2moe.runtime.options import LONGEST_PADDING_S
+from u2moe.runtime.language.model import FusionWeights
+from u2moe.runtime.options import DecodingOptions, EndpointConfig
 from u2moe.runtime.text.vocabulary import TextConfig
 
 MANIFEST_FILE = "bundle.json"
@@ -141,17 +142,34 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BundledLanguageModel(FusionWeights):
+    """A language model in a file of the bundle, and its weights."""
+
+    file: str
+    """A compact file, as `u2moe lm attach` writes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
-    """Defaults of the second pass, from the checkpoint's training weights."""
+    """What options of decoding mean where they are not given; fields that are missing have the library's defaults.
+
+    Not in the graphs' metadata, because most of it is chosen after the export.
+    """
 
     ctc_weight: float = 0.3
+    """Like `reverse_weight` as in training, unless something else was chosen."""
     reverse_weight: float = 0.3
+    beam_size: int = 10
+    padding_s: float = 0.0
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """Where utterances end, if they end before the audio."""
+    hotwords: tuple[str, ...] = ()
+    """Lines as of a file of hotwords: "phrase" or "phrase :weight"."""
+    language_model: BundledLanguageModel | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ctc_weight < math.inf:
-            raise ValueError(f"ctc_weight must be at least 0, got {self.ctc_weight}")
-        if not 0 <= self.reverse_weight <= 1:
-            raise ValueError(f"reverse_weight must be between 0 and 1, got {self.reverse_weight}")
+        numbers = ("ctc_weight", "reverse_weight", "beam_size", "padding_s", "endpoint")
+        DecodingOptions(**{name: getattr(self, name) for name in numbers})  # checks their ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +231,6 @@ class Manifest:
     """Recipe of a quantized bundle; empty in fp32."""
     calibration: Calibration | None = None
     """Calibration of confidences; None: uncalibrated. Not in the graphs' metadata, because it is fitted later."""
-    padding_s: float = 0.0
-    """Default of `DecodingOptions.padding_s`. Not in the graphs' metadata either, because it is chosen later."""
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -223,8 +239,9 @@ class Manifest:
                 f"feature_size of the model must be that of the features, {self.features.size}, "
                 f"got {self.model.feature_size}"
             )
-        if not 0 <= self.padding_s <= LONGEST_PADDING_S:
-            raise ValueError(f"padding_s must be between 0 and {LONGEST_PADDING_S:g} seconds, got {self.padding_s}")
+        model = self.decoding.language_model
+        if self.files and model is not None and model.file not in self.files:
+            raise ValueError(f"decoding: language_model: file is {model.file!r:.200}, which files does not list")
 
     @property
     def frame_s(self) -> float:
@@ -234,7 +251,7 @@ class Manifest:
     def metadata(self) -> dict[str, str]:
         """Runtime-critical values as `metadata_props` of each graph, so that a graph is self-contained."""
         result = {f"{contract.METADATA_PREFIX}version": str(self.version)}
-        for section in ("model", "features", "text", "decoding"):
+        for section in ("model", "features", "text"):
             part = getattr(self, section)
             for item in fields(part):
                 value = getattr(part, item.name)

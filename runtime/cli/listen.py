@@ -13,7 +13,6 @@ from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
 from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
 from u2moe.runtime.installation import install_command
-from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.result import Result
 from u2moe.runtime.transcriber import Transcriber
 
@@ -33,7 +32,7 @@ def add_listen(subparsers: Subparsers) -> None:
         metavar="NAME",
         help="number or part of the name (default: the system's default); list: show the microphones and exit",
     )
-    parser.set_defaults(run=run_listen, search=None, beam_size=DecodingOptions.beam_size)
+    parser.set_defaults(run=run_listen, search=None, beam_size=None)
 
 
 def run_listen(args: argparse.Namespace) -> int:

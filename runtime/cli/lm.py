@@ -14,6 +14,7 @@ from u2moe.runtime.cli.terminal import complain, print_result, show_progress, te
 from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.sources import Sources
+from u2moe.runtime.decoding.attachment import attach
 from u2moe.runtime.decoding.language_model_weights import (
     FIRST_GRID,
     LONGEST_S,
@@ -30,6 +31,7 @@ from u2moe.runtime.language.kneser_ney import TrainingOptions, train
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.language.sentences import TextOptions, read_sentences
+from u2moe.runtime.options import NONE
 from u2moe.runtime.recognizer import Recognizer
 
 
@@ -44,6 +46,7 @@ def add_lm(subparsers: Subparsers) -> None:
     _add_train(commands)
     _add_build(commands)
     _add_tune(commands)
+    _add_attach(commands)
 
 
 def _add_train(commands: Subparsers) -> None:
@@ -94,6 +97,19 @@ def _add_tune(commands: Subparsers) -> None:
     parser.set_defaults(run=run_tune)
 
 
+def _add_attach(commands: Subparsers) -> None:
+    parser = commands.add_parser(
+        "attach",
+        help="put a model into a bundle",
+        description="Write a bundle anew with a language model and its weights in it, which every runtime then uses "
+        "unless told otherwise.",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle")
+    parser.add_argument("lm", metavar="MODEL", help="with weights, as 'u2moe lm tune' prints them; none: remove it")
+    parser.add_argument("--beam-size", type=int, metavar="N", help="default beam of the bundle (default: as it is)")
+    parser.set_defaults(run=run_attach)
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help=".arpa or .arpa.gz; otherwise a compact file"
@@ -134,6 +150,16 @@ def run_tune(args: argparse.Namespace) -> int:
         best, _ = tune(encoded, best, second_pass=True, on_trial=_tell_trial)
         tuned += SECOND_GRID
     print_result(f"--lm {','.join([args.lm, *(f'{name}={getattr(best, name):g}' for name in tuned)])}\n")
+    return 0
+
+
+def run_attach(args: argparse.Namespace) -> int:
+    """Put a model into a bundle."""
+    chosen = None if args.lm == NONE else language_model_options(args.lm)
+    bundle = attach(args.bundle, chosen, beam_size=args.beam_size)
+    decoding = bundle.manifest.decoding
+    size = bundle.manifest.files[decoding.language_model.file].size if decoding.language_model else 0
+    tell(f"{bundle.path}: beam {decoding.beam_size}, {size / 1e6:.1f} MB of language model")
     return 0
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.options import SEARCHES, DecodingOptions, EndpointConfig
+from u2moe.runtime.options import NONE, SEARCHES, DecodingOptions
 from u2moe.runtime.places import DEMO, find_bundle
 from u2moe.runtime.text.written.formatter import TextFormat
 
@@ -76,7 +77,7 @@ def add_decoding(parser: Options, *, chunk_size: str) -> Options:
 def add_search(parser: Options) -> None:
     """Options of the search; commands without them set `search` and `beam_size` as defaults."""
     parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring if the model has a decoder")
-    parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
+    parser.add_argument("--beam-size", type=int, metavar="N", help="default: as in the bundle, 10 unless chosen")
 
 
 def add_session(parser: Options) -> None:
@@ -87,12 +88,18 @@ def add_session(parser: Options) -> None:
 
 def add_words(parser: Options) -> None:
     """Options that make words more probable: hotwords and a language model."""
-    parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
+    parser.add_argument(
+        "--hotwords",
+        type=Path,
+        metavar="FILE",
+        help='phrases to prefer, one per line ("NAME :2.5"); none: not even those of the bundle',
+    )
     parser.add_argument(
         "--lm",
         metavar="FILE[,NAME=X...]",
-        help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one that comes with the demo model. "
-        "Perhaps with weight, word_bonus, unknown_score, rescoring_weight, level, as 'u2moe lm tune' prints them, or "
+        help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one of the demo model; none: not even "
+        "that of the bundle. Perhaps with weight, word_bonus, unknown_score, rescoring_weight, level, as 'u2moe lm "
+        "tune' prints them, or "
         "with files of words that are as probable as a word of the model: ',<name>=names.txt'",
     )
 
@@ -114,19 +121,18 @@ def model_choice(args: argparse.Namespace) -> ModelChoice:
         ValueError: an option is out of range, or its file cannot be read.
         LanguageModelError: the language model cannot be read.
     """
-    hotwords = hotwords_of(args)
-    language_model = None if args.lm is None else language_model_options(args.lm)
+    directory = chosen_bundle(args.model)
+    hotwords, language_model, text_format = words_of(args, directory)
     options = DecodingOptions(
         search=args.search,
         beam_size=args.beam_size,
         chunk_size=args.chunk_size,
         num_left_chunks=-1 if args.num_left_chunks is None else args.num_left_chunks,
-        endpoint=EndpointConfig(),
         language_model=language_model,
-        text_format=text_format_of(hotwords, language_model) if args.format_text else None,
+        text_format=text_format,
     )
     return ModelChoice(
-        directory=str(chosen_bundle(args.model)),
+        directory=str(directory),
         settings=session_settings(args),
         options=options,
         hotwords=hotwords,
@@ -140,11 +146,24 @@ def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
     return find_bundle(name)
 
 
-def text_format_of(hotwords: Hotwords | None, language_model: LanguageModelOptions | None) -> TextFormat:
-    """Written text, in which words of hotwords and language model have the capitals that these have."""
+def words_of(
+    args: argparse.Namespace, directory: Path
+) -> tuple[Hotwords | None, LanguageModelOptions | Literal["none"] | None, TextFormat | None]:
+    """Hotwords, language model and written text, from the options of `add_words` and --format-text.
+
+    In written text, words of hotwords and of the language model have the capitals that they have there.
+    """
+    hotwords = _hotwords_in(args.hotwords)
+    language_model: LanguageModelOptions | Literal["none"] | None = args.lm
+    if args.lm not in (None, NONE):
+        language_model = language_model_options(args.lm)
+    if not args.format_text:
+        return hotwords, language_model, None
+    used = Bundle.open(directory, verify=False).language_model() if language_model is None else language_model
+    capitalized = used.model.capitalized() if isinstance(used, LanguageModelOptions) else ()
     phrases = [hotword if isinstance(hotword, str) else hotword[0] for hotword in hotwords or ()]
     mixed = [phrase for phrase in phrases if phrase not in (phrase.lower(), phrase.upper())]
-    return TextFormat(capitalized=(*(language_model.model.capitalized() if language_model else ()), *mixed))
+    return hotwords, language_model, TextFormat(capitalized=(*capitalized, *mixed))
 
 
 def session_settings(args: argparse.Namespace) -> SessionSettings:
@@ -156,16 +175,16 @@ def session_settings(args: argparse.Namespace) -> SessionSettings:
     return SessionSettings(providers=names, num_threads=args.num_threads)
 
 
-def hotwords_of(args: argparse.Namespace) -> Hotwords | None:
-    """Hotwords in the file that --hotwords names; None: there is none."""
-    if not args.hotwords:
-        return None
+def _hotwords_in(file: Path | None) -> Hotwords | None:
+    """Hotwords in the file that --hotwords names; None: those of the bundle."""
+    if file is None or str(file) == NONE:
+        return None if file is None else ()
     try:
-        hotwords = tuple(parse_hotwords(args.hotwords.read_text(encoding="utf-8")))
+        hotwords = tuple(parse_hotwords(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{args.hotwords}: {error}") from error
+        raise ValueError(f"{file}: {error}") from error
     if not hotwords:
-        raise ValueError(f"{args.hotwords}: holds no hotwords")
+        raise ValueError(f"{file}: holds no hotwords")
     return hotwords
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from u2moe.runtime.cli.inputs import Input
 from u2moe.runtime.cli.outputs import Output
@@ -80,7 +81,8 @@ class Recognition:
             raise blocks.error
 
     def _live(self, item: Input) -> None:
-        stream = self._recognizer.create_stream()
+        options = replace(self._recognizer.options, endpoint=self._recognizer.default_endpoint)
+        stream = self._recognizer.create_stream(options)
         shown = ""
         try:
             for block in item.blocks(self._sample_rate, _STREAM_BLOCK_S):

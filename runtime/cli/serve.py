@@ -11,10 +11,8 @@ from u2moe.runtime.cli.options import (
     add_session,
     add_words,
     chosen_bundle,
-    hotwords_of,
-    language_model_options,
     session_settings,
-    text_format_of,
+    words_of,
 )
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.places import find_bundle
@@ -142,18 +140,15 @@ def run_serve(args: argparse.Namespace) -> int:
         tls_certificate=args.tls_certificate,
         tls_key=args.tls_key,
     )
-    language_model = None if args.lm is None else language_model_options(args.lm)
-    hotwords = hotwords_of(args)
-    text_format = text_format_of(hotwords, language_model) if args.format_text else None
-    models = {
-        name: ModelChoice(
+    models = {}
+    for name, bundle in _bundles(args).items():
+        hotwords, language_model, text_format = words_of(args, bundle)
+        models[name] = ModelChoice(
             directory=str(bundle),
             settings=session_settings(args),
             options=DecodingOptions(language_model=language_model, text_format=text_format),
             hotwords=hotwords,
         )
-        for name, bundle in _bundles(args).items()
-    }
     return launch(options, models)
 
 

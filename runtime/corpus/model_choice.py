@@ -19,7 +19,7 @@ class ModelChoice:
         directory: folder of the bundle; None: the demo model.
         settings: where and how the graphs run; without `sess_options`, which other processes cannot be given.
         options: how to decode.
-        hotwords: phrases to prefer, with or without weights.
+        hotwords: phrases to prefer, with or without weights; None: those of the bundle.
     """
 
     directory: str | None = None
@@ -44,5 +44,5 @@ class ModelChoice:
 
     @property
     def hotwords_digest(self) -> str | None:
-        """SHA-256 of the hotwords; None without."""
+        """SHA-256 of the hotwords; None: those of the bundle."""
         return None if self.hotwords is None else hashlib.sha256(json.dumps(self.hotwords).encode()).hexdigest()

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.run_folder import RunDescription
-from u2moe.runtime.options import DecodingOptions, EndpointConfig
+from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.result import Result, Transcript
 
 _DIGITS = 4
@@ -66,10 +67,10 @@ class RowMaker:
 
 
 def options_as_json(options: DecodingOptions) -> dict[str, Any]:
-    """Decoding options as a run states them, with the endpoints that recordings are cut at by default."""
+    """Decoding options as a run states them; null: the default of the bundle."""
     model = options.language_model
-    definite = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig(), language_model=None)
-    content = dataclasses.asdict(definite) | {"language_model": model.digest if model is not None else None}
+    content = dataclasses.asdict(dataclasses.replace(options, language_model=None))
+    content["language_model"] = model.digest if isinstance(model, LanguageModelOptions) else model
     as_json: dict[str, Any] = json.loads(json.dumps(content))
     return as_json
 

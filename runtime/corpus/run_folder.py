@@ -49,7 +49,7 @@ class RunDescription:
         providers: execution providers.
         kernels: "native" for those of u2moe-kernels, else "onnxruntime".
         options: decoding options, as JSON.
-        hotwords: SHA-256 of the hotwords; None: there are none.
+        hotwords: SHA-256 of the hotwords; None: those of the bundle.
         block_size: utterances in a block.
     """
 

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.ngrams import LN10
 from u2moe.runtime.text.vocabulary import UNREADABLE, WORD_BOUNDARY, is_special, with_boundaries
 
@@ -68,6 +69,7 @@ class Fusion:
         gains: upper bound by token of what it adds to the score: the bonus of the words that it may begin.
         most_gain: the largest of `gains`.
         ends_word: by token, whether it ends the preceding word.
+        rescoring_weight: factor of its score in the second pass.
     """
 
     def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
@@ -75,6 +77,7 @@ class Fusion:
         self._scale = options.weight * LN10
         self._word_bonus = options.word_bonus
         self._unknown_score = options.unknown_score / LN10
+        self.rescoring_weight = options.rescoring_weight
         spell = _spelling_of(vocabulary.symbols)
         self._ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
         words = self._ngrams.words
@@ -99,6 +102,19 @@ class Fusion:
         self._beginnings: dict[str, _Beginning | None] = {}
         self._unknowns: dict[int, tuple[float, int]] = {}
         self.start = FusionState(self._ngrams.begin, "", 0.0)
+
+    def check_words(self, source: str) -> None:
+        """Check that the model can ever score a hypothesis higher than unknown words.
+
+        Raises:
+            LanguageModelError: the vocabulary has none of its words, or can spell none; begins with `source`.
+        """
+        letters = set("".join(self._spellings))
+        names = self._ngrams.words
+        tokens = [word is not None and not is_special(names[word]) for word in self._by_token]
+        if not any(tokens or map(letters.issuperset, self._spelled)):
+            expected = "tokens of the vocabulary" if self._by_token else "words that the vocabulary can spell"
+            raise LanguageModelError(f"{source}: found words such as {names[:3]}, expected {expected}")
 
     def advance(self, state: FusionState, token: int) -> tuple[FusionState, float]:
         """State after `token`, and the score of the words that it ends."""

@@ -96,7 +96,7 @@ class EncodedRecordings:
     def add(self, transcript: str, samples: Samples) -> None:
         """Encode a recording, given samples at the model's rate."""
         manifest = self._bundle.manifest
-        heard = padded(samples, manifest.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
+        heard = padded(samples, manifest.decoding.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
         encoder_out = self._model.encode(fbank(heard, manifest.features))
         if len(encoder_out):
             log_probs = self._model.ctc(encoder_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from u2moe.runtime.decoding.alignment import align
 from u2moe.runtime.decoding.confidence import word_confidence
@@ -51,7 +51,7 @@ class SecondPass:
         results = []
         for index, (source, output, found) in enumerate(zip(sources, outputs, hypotheses, strict=True)):
             if index in scores:
-                second = self._rescored(source.options, found, scores[index])
+                second = self._rescored(source, found, scores[index])
                 results.append(self._result(source, [item.hypothesis for item in second], second))
             elif source.options.search == "attention" and len(output):
                 results.append(self._result(source, self._attention_search(output, source.options)))
@@ -59,17 +59,15 @@ class SecondPass:
                 results.append(self._result(source, found))
         return [source.presented(result) for source, result in zip(sources, results, strict=True)]
 
-    def _rescored(
-        self, options: DecodingOptions, hypotheses: Sequence[Hypothesis], scores: TokenScores
-    ) -> list[Rescored]:
-        """Hypotheses with the scores of both passes, with the weights from the options or else the bundle."""
-        defaults = self._manifest.decoding
+    @staticmethod
+    def _rescored(source: Source, hypotheses: Sequence[Hypothesis], scores: TokenScores) -> list[Rescored]:
+        """Hypotheses with the scores of both passes."""
         return attention_rescoring(
             hypotheses,
             scores,
-            defaults.ctc_weight if options.ctc_weight is None else options.ctc_weight,
-            defaults.reverse_weight if options.reverse_weight is None else options.reverse_weight,
-            1.0 if options.language_model is None else options.language_model.rescoring_weight,
+            cast("float", source.options.ctc_weight),
+            cast("float", source.options.reverse_weight),
+            1.0 if source.fusion is None else source.fusion.rescoring_weight,
         )
 
     def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DecodingOptions) -> list[Hypothesis]:
@@ -78,7 +76,7 @@ class SecondPass:
         found = attention_beam_search(
             lambda tokens: self._model.token_scores(encoder_out, tokens).next,
             len(encoder_out),
-            beam_size=options.beam_size,
+            beam_size=cast("int", options.beam_size),
             eos=config.eos,
             length_penalty=options.length_penalty,
             count_sos=config.sos != config.eos,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from u2moe.runtime.decoding.reception import Reception
 from u2moe.runtime.decoding.utterance import Frames, State, Utterance
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import CacheRow, split_rows
+from u2moe.runtime.options import WITHOUT_BEAM
 from u2moe.runtime.result import without_padding
 from u2moe.runtime.text.written.formatter import formatter_of
 
@@ -51,7 +52,7 @@ class Source:
     results.
 
     Attributes:
-        options: options with definite `search` and `padding_s`; `chunk_size` None means full context.
+        options: definite options, see `Stream.options`; `chunk_size` None means full context.
         context: hotwords.
         fusion: language model.
         caches: caches of the encoder for the next chunk.
@@ -74,7 +75,7 @@ class Source:
         self.fusion = fusion
         self._formatter = None if options.text_format is None else formatter_of(options.text_format)
         self.frame_s = model.manifest.frame_s
-        self._padding_s = options.padding_s or 0.0
+        self._padding_s = cast("float", options.padding_s)
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self._model = model
         self._vocabulary = vocabulary
@@ -329,6 +330,6 @@ class Source:
 def _new_search(
     options: DecodingOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
 ) -> GreedySearch | PrefixBeamSearch:
-    if options.search in ("ctc_greedy", "attention"):
+    if options.search in WITHOUT_BEAM:
         return GreedySearch(blank)
-    return PrefixBeamSearch(options.beam_size, blank, context, fusion)
+    return PrefixBeamSearch(cast("int", options.beam_size), blank, context, fusion)

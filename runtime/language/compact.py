@@ -62,31 +62,26 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
         part.write_bytes(MAGIC + hashlib.sha256(content).digest() + content)
 
 
-def read_compact(path: Path) -> Ngrams:
-    """Read a compact model into memory; the file may change afterwards.
+def parse_compact(content: bytes, source: str) -> Ngrams:
+    """The model in the content of a compact file; `source` names it in errors.
 
     Raises:
-        LanguageModelError: the file cannot be read or is damaged.
+        LanguageModelError: it is of another version, or damaged.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LanguageModelError(f"{path}: cannot be read as a language model: {error}") from error
     start = len(MAGIC) + DIGEST_SIZE
     if not content.startswith(MAGIC):
-        raise LanguageModelError(f"{path}: is not a compact language model of this version")
+        raise LanguageModelError(f"{source}: is not a compact language model of this version")
     if hashlib.sha256(memoryview(content)[start:]).digest() != content[len(MAGIC) : start]:
-        raise LanguageModelError(f"{path}: is damaged: its content differs from its digest")
+        raise LanguageModelError(f"{source}: is damaged: its content differs from its digest")
     try:
-        return _parse(content, start, str(path))
+        return _parse(content, start, source)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-        raise LanguageModelError(f"{path}: is damaged: {error}") from error
+        raise LanguageModelError(f"{source}: is damaged: {error}") from error
 
 
-def is_compact(path: Path) -> bool:
-    """Whether a file starts with the magic bytes of the format, in any version."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC) - 1) == MAGIC[:-1]
+def is_compact(content: bytes) -> bool:
+    """Whether the content of a file starts with the magic bytes of the format, in any version."""
+    return content.startswith(MAGIC[:-1])
 
 
 def _parse(content: bytes, start: int, source: str) -> Ngrams:
@@ -128,7 +123,7 @@ def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[n
         centres = _centres(values[values != 0], (1 << bits) - 1)
         nearest = centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, values)]
         table, codes = np.unique(np.where(values == 0, np.float32(0), nearest), return_inverse=True)
-    return table.astype("<f4"), codes.astype("|u1" if bits == 8 else "<u2")
+    return table.astype("<f4"), codes.astype("|u1" if len(table) <= 256 else "<u2")
 
 
 def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:

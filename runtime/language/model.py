@@ -6,13 +6,13 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.arpa import read_arpa
-from u2moe.runtime.language.compact import is_compact, read_compact
+from u2moe.runtime.language.compact import is_compact, parse_compact
 from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.places import find_bundle
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
@@ -47,11 +47,21 @@ class LanguageModel:
         """
         path = Path(file)
         try:
-            fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
-            compact = is_compact(path)
+            content = path.read_bytes()
         except (OSError, ValueError) as error:
             raise LanguageModelError(f"{path}: cannot be read as a language model: {error}") from error
-        return cls(read_compact(path) if compact else read_arpa(path), fingerprint)
+        if is_compact(content):
+            return cls.parse(content, str(path))
+        return cls(read_arpa(path), hashlib.sha256(content).hexdigest())
+
+    @classmethod
+    def parse(cls, content: bytes, source: str) -> Self:
+        """The model in the content of a compact file; `source` names it in errors.
+
+        Raises:
+            LanguageModelError: it is not a compact file of this version, or damaged.
+        """
+        return cls(parse_compact(content, source), hashlib.sha256(content).hexdigest())
 
     @property
     def level(self) -> Level:
@@ -96,7 +106,35 @@ class ModelOrFile:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LanguageModelOptions:
+class FusionWeights:
+    """How the search weighs a language model; see `LanguageModelOptions`."""
+
+    weight: float = 0.5
+    word_bonus: float = 0.5
+    unknown_score: float = -5.0
+    rescoring_weight: float = 1.0
+    level: Level | None = None
+
+    def __post_init__(self) -> None:
+        checked = {
+            "weight": checked_number("weight", self.weight, least=0, most=MOST_WEIGHT),
+            "word_bonus": checked_number("word_bonus", self.word_bonus, least=-MOST_WEIGHT, most=MOST_WEIGHT),
+            "unknown_score": checked_number("unknown_score", self.unknown_score, least=-1000, most=0),
+            "rescoring_weight": checked_number("rescoring_weight", self.rescoring_weight, least=0, most=MOST_WEIGHT),
+        }
+        if self.level is not None and self.level not in get_args(Level):
+            raise ValueError(f"level must be 'word', 'token' or None, got {self.level!r}")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The fields of this class by name."""
+        return {item.name: getattr(self, item.name) for item in fields(FusionWeights)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LanguageModelOptions(FusionWeights):
     """Options for shallow fusion of a language model.
 
     Adds to the score of a hypothesis `weight` times the natural logarithm of its probability, plus `word_bonus` per
@@ -114,24 +152,10 @@ class LanguageModelOptions:
     """
 
     model: ModelOrFile = ModelOrFile()
-    weight: float = 0.5
-    word_bonus: float = 0.5
-    unknown_score: float = -5.0
-    rescoring_weight: float = 1.0
-    level: Level | None = None
     classes: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked = {
-            "weight": checked_number("weight", self.weight, least=0, most=MOST_WEIGHT),
-            "word_bonus": checked_number("word_bonus", self.word_bonus, least=-MOST_WEIGHT, most=MOST_WEIGHT),
-            "unknown_score": checked_number("unknown_score", self.unknown_score, least=-1000, most=0),
-            "rescoring_weight": checked_number("rescoring_weight", self.rescoring_weight, least=0, most=MOST_WEIGHT),
-        }
-        if self.level is not None and self.level not in get_args(Level):
-            raise ValueError(f"level must be 'word', 'token' or None, got {self.level!r}")
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        super().__post_init__()
         object.__setattr__(self, "classes", _checked_classes(self.classes, self.model))
 
     @classmethod
@@ -148,11 +172,7 @@ class LanguageModelOptions:
         """All that affects results, as JSON."""
         return {
             "model": self.model.fingerprint,
-            "weight": self.weight,
-            "word_bonus": self.word_bonus,
-            "unknown_score": self.unknown_score,
-            "rescoring_weight": self.rescoring_weight,
-            "level": self.level,
+            **self.weights,
             "classes": {name: list(words) for name, words in self.classes.items()},
         }
 

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.options import STREAM_CHUNK_SIZE, EndpointConfig
+from u2moe.runtime.options import NONE, STREAM_CHUNK_SIZE
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.texts import languages_of, parse_hotwords
 from u2moe.runtime.text.written.formatter import TextFormat
@@ -48,7 +48,7 @@ class ServedModel:
             recognizer.options,
             chunk_size=options.chunk_size or recognizer.model.config.static_chunk_size or STREAM_CHUNK_SIZE,
             num_left_chunks=_LEFT_CHUNKS,
-            endpoint=EndpointConfig(),
+            endpoint=recognizer.options.endpoint or recognizer.default_endpoint,
         )
         self.languages = list(options.languages) or languages_of(recognizer.vocabulary.symbols)
         self._max_hotwords = options.limits.hotwords
@@ -96,11 +96,12 @@ class ServedModel:
         if lm_weight is not None:
             with refusing("lm_weight"):
                 weight = round(checked_number("lm_weight", lm_weight, least=0, most=_MAX_LM_WEIGHT), 1)
-            changes["language_model"] = await self._language_model(default.language_model, weight)
+            changes["language_model"] = await self._language_model(weight)
         return dataclasses.replace(default, **changes), await self._hotwords(hotwords)
 
-    async def _language_model(self, chosen: LanguageModelOptions | None, weight: float) -> LanguageModelOptions | None:
+    async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
         """The language model with another weight; prepared once for each, outside the event loop."""
+        chosen = self.recognizer.language_model
         if chosen is None:
             raise RequestError(f"the model {self.name} has no language model here", "lm_weight")
         if weight and weight not in self._weighted:
@@ -108,7 +109,7 @@ class ServedModel:
             options = dataclasses.replace(self.stream_options, language_model=weighted)
             await asyncio.to_thread(self.recognizer.create_stream, options)
             self._weighted.setdefault(weight, weighted)
-        return self._weighted[weight] if weight else None
+        return self._weighted[weight] if weight else NONE
 
     async def _hotwords(self, value: Any) -> ContextGraph | None:
         phrases = () if value is None else parse_hotwords(value)

@@ -79,7 +79,7 @@ function parseManifest(text) {
   if (!Array.isArray(model.caches)) throw wrong('model.caches', model.caches, 'a list');
   model.caches.forEach((cache, index) => checkCache(cache, `model.caches.${index}`));
   if (!DECODERS.includes(model.decoder)) throw wrong('model.decoder', model.decoder, `one of ${DECODERS.join(', ')}`);
-  checkNumber(manifest.padding_s, 'padding_s', 0, 10, true);
+  checkNumber(manifest.decoding.padding_s ?? 0, 'decoding.padding_s', 0, 10, true);
   for (const [name, digest] of Object.entries(asObject(manifest, 'files'))) {
     const isDigest = Number.isSafeInteger(digest?.size) && digest.size >= 0 && /^[0-9a-f]{64}$/.test(digest.sha256);
     if (!isDigest) throw wrong(`files.${name}`, JSON.stringify(digest), 'its size and sha256');

@@ -49,7 +49,7 @@ export class Recognizer {
       chunkSize: checked('chunkSize', chunkSize ?? (model.static_chunk_size || CHUNK_SIZE), 1, 1e6),
       ctcWeight: checked('ctcWeight', ctcWeight ?? decoding.ctc_weight, 0, Number.MAX_VALUE, Number.isFinite),
       reverseWeight: checked('reverseWeight', reverseWeight ?? decoding.reverse_weight, 0, 1, Number.isFinite),
-      paddingS: checked('paddingS', paddingS ?? this.manifest.padding_s, 0, LONGEST_PADDING_S, Number.isFinite),
+      paddingS: checked('paddingS', paddingS ?? decoding.padding_s ?? this.manifest.padding_s ?? 0, 0, LONGEST_PADDING_S, Number.isFinite),
       rules: endpointRules(endpoint),
       rescore: rescore && this.#graphs.hasDecoder,
     };

@@ -16,13 +16,18 @@ def adjusted(bundle, folder, target):
     """
     scale, bias, padding_s = 0.7, -0.4, 0.3
     shutil.copytree(folder, target)
-    changes = {"calibration": {"scale": scale, "bias": bias}, "padding_s": padding_s}
-    edit_manifest(target, lambda manifest: manifest.update(changes))
+    edit_manifest(target, lambda manifest: manifest.update(calibration={"scale": scale, "bias": bias}))
+    edited("decoding", padding_s=padding_s)(target)
     bundle = copy.copy(bundle)
     bundle.manifest = dataclasses.replace(
-        bundle.manifest, calibration=Calibration(scale=scale, bias=bias), padding_s=padding_s
+        with_decoding(bundle.manifest, padding_s=padding_s), calibration=Calibration(scale=scale, bias=bias)
     )
     return bundle, target
+
+
+def with_decoding(manifest, **changes):
+    """A manifest with other defaults of decoding."""
+    return dataclasses.replace(manifest, decoding=dataclasses.replace(manifest.decoding, **changes))
 
 
 def edit_manifest(folder, change):

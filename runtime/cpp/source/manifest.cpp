@@ -43,7 +43,8 @@ Manifest Manifest::of(const Json& json) {
   if (size.number() != m.feature_size) size.fail("feature_size of the model, " + std::to_string(m.feature_size));
   m.ctc_weight = decoding["ctc_weight"].number(0, 1e9);
   m.reverse_weight = decoding["reverse_weight"].number(0, 1);
-  m.padding_s = json["padding_s"].number(0, kLongestPaddingS);
+  if (json.has("padding_s")) m.padding_s = json["padding_s"].number(0, kLongestPaddingS);  // until demo models are replaced
+  if (decoding.has("padding_s")) m.padding_s = decoding["padding_s"].number(0, kLongestPaddingS);
   m.calibrated = !calibration.is_null();
   if (m.calibrated) {
     m.scale = calibration["scale"].number(1e-9, 1e9);
