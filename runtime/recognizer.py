@@ -340,7 +340,7 @@ class Recognizer:
     def language_model(self) -> LanguageModelOptions | None:
         """The language model of searches for which no other is chosen; None: there is none."""
         chosen = self.options.language_model or self._bundled_language_model
-        return None if chosen == NONE else chosen
+        return chosen if isinstance(chosen, LanguageModelOptions) else None
 
     @functools.cached_property
     def _bundled_language_model(self) -> LanguageModelOptions | None:
