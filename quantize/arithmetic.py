@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,24 @@ LOWEST: Mapping[str, float] = MappingProxyType({"relu": 0.0, "gelu": 0.17, "swis
 """Absolute value of the minimum of each activation whose negative outputs are small compared with its largest."""
 NOTHING = 1e-30
 """Weights up to this magnitude are treated as zeros: their scale would be subnormal."""
-INT4_LIMITS = (7.0, 7.5, 8.0, 8.5, 9.0, 10.0)
-"""Candidate scales: the largest weight of a block in 4-bit steps. Integers range from -8 to 7."""
+INT4_ZEROS = (6, 7, 8, 9)
+"""What stands for 0 in a block of 4-bit weights, which are integers from 0 to 15."""
+
+
+class Int4(NamedTuple):
+    """A weight [in, out] in 4 bits, in blocks of rows. Each column has a scale, each of its blocks a step and a zero.
+
+    A weight is (integer - zero) * step * scale. Without the scale it fits in 8 bits, in which native kernels multiply.
+
+    Attributes:
+        integers: uint8 [out, blocks, block_size / 2], the even row in the low half, as MatMulNBits reads them.
+        steps: uint8 [out, blocks], the step in the low half and the zero in the high half.
+        scale: float32 [out].
+    """
+
+    integers: npt.NDArray[np.uint8]
+    steps: npt.NDArray[np.uint8]
+    scale: Float
 
 
 def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
@@ -56,74 +72,82 @@ def _integers(weight: Float, largest: Float) -> tuple[npt.NDArray[np.int8], Floa
     return np.clip(np.rint(weight / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8), scale
 
 
-def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], Float]:
-    """Symmetric 4-bit with one scale per block of rows of each column, packed as MatMulNBits reads it.
-
-    Args:
-        weight: [in, out].
-        block_size: rows that share a scale; the last block is padded with zeros.
-
-    Returns:
-        Pairs of values in one byte, low half first, biased by 8: [out, blocks, block_size / 2]; scales [out, blocks].
-    """
+def int4_blocks(weight: Float, block_size: int) -> Int4:
+    """A weight [in, out] in 4 bits; the last block is padded with zeros."""
     blocks = _blocks(weight, block_size)
-    scale = int4_scales(blocks)
-    return _packed(int4_integers(blocks, scale)), scale[..., 0]
+    scale = int4_scale(weight, block_size)
+    steps = int4_steps(blocks, scale[:, np.newaxis])
+    return Int4(_packed(int4_integers(blocks, scale[:, np.newaxis, np.newaxis], steps[..., np.newaxis])), steps, scale)
 
 
-def int4_scales(blocks: Float) -> Float:
-    """The scale with the smallest squared error for each block of 4-bit weights.
+def int4_scale(weight: Float, block_size: int) -> Float:
+    """The scale of each column [out], with which no block of a weight [in, out] is clipped; 1 for columns of zeros."""
+    ranges = np.min([_ranges(_blocks(weight, block_size), zero) for zero in INT4_ZEROS], axis=0)
+    largest = ranges.max(axis=1)
+    return np.where(largest > NOTHING, largest / _most(INT4_ZEROS[0]), 1).astype(np.float32)
 
-    Clipping the largest weight a little often pays off. A scale may be negative: the integers reach further below zero
-    than above it, so that the sign decides which of a block's largest weights have room.
 
-    Args:
-        blocks: [..., block_size].
+def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
+    """Steps and zeros with the smallest squared error for blocks [..., block_size] of columns with scales [...].
 
-    Returns:
-        Scales [..., 1]; 1 divided by some limit for blocks of zeros.
+    Clipping the largest weights a little often pays off.
     """
-    largest = np.abs(blocks).max(axis=-1, keepdims=True)
-    largest[largest <= NOTHING] = 1
-    best: Float = largest
-    least = np.full_like(largest, np.inf)
-    for limit in (*INT4_LIMITS, *(-limit for limit in INT4_LIMITS)):
-        scale = largest / np.float32(limit)
-        error = np.square(int4_integers(blocks, scale) * scale - blocks).sum(axis=-1, keepdims=True)
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    best = np.zeros(blocks.shape[:-1], np.uint8)
+    least = np.full(best.shape, np.inf, np.float32)
+    for zero in INT4_ZEROS:
+        whole = np.ceil(_ranges(blocks, zero) / scale)
+        for less in range(3):
+            steps = (np.clip(whole - less, 1, _most(zero)) + 16 * zero).astype(np.uint8)
+            spread = scale[..., np.newaxis], steps[..., np.newaxis]
+            error = np.square(restored_int4(int4_integers(blocks, *spread), *spread) - blocks).sum(axis=-1)
+            best, least = np.where(error < least, steps, best), np.minimum(error, least)
     return best
 
 
-def int4_integers(weights: Float, scale: Float) -> Float:
-    """The 4-bit integers that represent weights with these scales, as floats."""
-    integers: Float = np.clip(np.rint(weights / scale), -8, 7)
-    return integers
+def int4_integers(weights: Float, scale: Float, steps: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The integers, one a byte, that represent weights with these scales and steps."""
+    return np.clip(np.rint(weights / (scale * (steps & 15))) + (steps >> 4), 0, 15).astype(np.uint8)
 
 
-def pack_int4(integers: Float, block_size: int) -> npt.NDArray[np.uint8]:
-    """Integers [in, out] from -8 to 7, packed as `int4_blocks` returns them."""
+def restored_int4(integers: npt.NDArray[np.uint8], scale: Float, steps: npt.NDArray[np.uint8]) -> Float:
+    """The weights that integers, one a byte, represent with these scales and steps."""
+    return (integers.astype(np.float32) - (steps >> 4)) * (scale * (steps & 15))
+
+
+def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[np.uint8]:
+    """Integers [in, out] from 0 to 15 as in `Int4`."""
     return _packed(_blocks(integers, block_size))
 
 
-def _blocks(values: Float, block_size: int) -> Float:
+def _ranges(blocks: Float, zero: int) -> Float:
+    """The smallest steps with which the weights of blocks [..., block_size] fit around a zero, times their scale."""
+    return np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
+
+
+def _most(zero: int) -> int:
+    """The largest step with which all weights of a block fit in 8 bits."""
+    return min(15, 127 // max(zero, 15 - zero))
+
+
+def _blocks(values: npt.NDArray[Any], block_size: int) -> npt.NDArray[Any]:
     """Rows of each column in blocks, the last of which is padded with zeros: [in, out] to [out, blocks, block_size]."""
     rows, columns = values.shape
     num_blocks = -(-rows // block_size)
-    padded = np.zeros((columns, num_blocks * block_size), np.float32)
+    padded = np.zeros((columns, num_blocks * block_size), values.dtype)
     padded[:, :rows] = values.T
     return padded.reshape(columns, num_blocks, block_size)
 
 
-def _packed(integers: Float) -> npt.NDArray[np.uint8]:
-    biased = (integers + 8).astype(np.uint8)
-    packed: npt.NDArray[np.uint8] = (biased[..., 0::2] | (biased[..., 1::2] << 4)).astype(np.uint8)
+def _packed(integers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    packed: npt.NDArray[np.uint8] = integers[..., 0::2] | (integers[..., 1::2] << 4)
     return packed
 
 
-def from_int4_blocks(packed: npt.NDArray[np.uint8], scale: Float, rows: int) -> Float:
-    """The weights [rows, out] that the output of `int4_blocks` represents."""
-    biased = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
-    blocks = (biased.astype(np.float32) - 8) * scale[..., np.newaxis]
+def from_int4_blocks(weight: Int4, rows: int) -> Float:
+    """The weights [rows, out] that a weight in 4 bits represents."""
+    packed, steps, scale = weight
+    integers = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
+    blocks = restored_int4(integers, scale[:, np.newaxis, np.newaxis], steps[..., np.newaxis])
     return np.ascontiguousarray(blocks.reshape(len(packed), -1)[:, :rows].T)
 
 

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.quantize.arithmetic import NOTHING, Float, from_int4_blocks, int4_integers, int4_scales, pack_int4
+from u2moe.quantize.arithmetic import (
+    NOTHING,
+    Float,
+    Int4,
+    from_int4_blocks,
+    int4_integers,
+    int4_scale,
+    int4_steps,
+    pack_int4,
+    restored_int4,
+)
 
 Double = npt.NDArray[np.float64]
 DAMPING = 0.05
@@ -22,21 +32,19 @@ DAMPING = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class RoundedWeight:
-    """The weight of a product in 4 bits, as MatMulNBits reads it, and its bias.
+    """The weight of a product in 4 bits, and its bias.
 
     Attributes:
-        packed: integers uint8 [out, blocks, block_size / 2].
-        scale: float32 [out, blocks].
+        weight: of inputs and outputs.
         bias: float32 [out]; None without one.
     """
 
-    packed: npt.NDArray[np.uint8]
-    scale: Float
+    weight: Int4
     bias: Float | None
 
     def __call__(self, inputs: Float) -> Float:
         """Inputs [n, in] to outputs [n, out], in float32."""
-        return _affine(inputs, from_int4_blocks(self.packed, self.scale, inputs.shape[1]), self.bias)
+        return _affine(inputs, from_int4_blocks(self.weight, inputs.shape[1]), self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,41 +97,40 @@ def fitted(
     target = weight
     if inputs[0] is not inputs[1]:
         target = np.linalg.solve(moments, found.T @ (expected @ weight) + damping * weight)
-    integers, scale = compensated_int4(target, moments, block_size)
-    packed = pack_int4(integers, block_size)
+    rounded = compensated_int4(target, moments, block_size)
     if bias is not None:
-        bias = (bias + means[0] @ weight - means[1] @ from_int4_blocks(packed, scale, len(weight))).astype(np.float32)
-    return RoundedWeight(packed=packed, scale=scale, bias=bias)
+        bias = (bias + means[0] @ weight - means[1] @ from_int4_blocks(rounded, len(weight))).astype(np.float32)
+    return RoundedWeight(weight=rounded, bias=bias)
 
 
-def compensated_int4(weight: npt.NDArray[Any], moments: Double, block_size: int) -> tuple[Float, Float]:
-    """Integers and scales in 4 bits that minimise the error of the outputs instead of that of the weights.
+def compensated_int4(weight: npt.NDArray[Any], moments: Double, block_size: int) -> Int4:
+    """The weight in 4 bits that minimises the error of the outputs instead of its own.
+
+    Scales of columns are those of plain rounding.
 
     Args:
         weight: [in, out].
         moments: sums of products of the inputs [in, in], positive definite.
         block_size: rows that share a scale.
-
-    Returns:
-        Integers from -8 to 7 [in, out]; scales [out, blocks].
     """
     # row i, divided by the diagonal: the corrections of later rows for an error of 1 in row i
     factors = np.linalg.cholesky(np.linalg.inv(moments)).T
     sizes = factors.diagonal()
     left = weight.astype(np.float64)
-    integers, scales = np.zeros(weight.shape, np.float32), []
+    scale = int4_scale(weight.astype(np.float32), block_size)
+    integers, steps = np.zeros(weight.shape, np.uint8), []
     for begin in range(0, len(weight), block_size):
         rows = slice(begin, min(begin + block_size, len(weight)))
         block, errors = left[rows], np.zeros(left[rows].shape)
-        scale = int4_scales(block.T.astype(np.float32))[:, 0]
+        own = int4_steps(block.T.astype(np.float32), scale)
         for index in range(len(block)):
             row = begin + index
-            integers[row] = int4_integers(block[index].astype(np.float32), scale)
-            errors[index] = (block[index] - integers[row] * scale) / sizes[row]
+            integers[row] = int4_integers(block[index].astype(np.float32), scale, own)
+            errors[index] = (block[index] - restored_int4(integers[row], scale, own)) / sizes[row]
             block[index + 1 :] -= np.outer(factors[row, row + 1 : rows.stop], errors[index])
         left[rows.stop :] -= factors[rows, rows.stop :].T @ errors
-        scales.append(scale)
-    return integers, np.stack(scales, axis=1)
+        steps.append(own)
+    return Int4(pack_int4(integers, block_size), np.stack(steps, axis=1), scale)
 
 
 def _affine(inputs: Float, weight: Float, bias: Float | None) -> Float:

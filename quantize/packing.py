@@ -34,10 +34,10 @@ _SMALLEST = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """One weight, its scale and its bias, in int8 [in, out] or in 4 bits as MatMulNBits reads it.
+    """One weight, its scale and its bias, in int8 [in, out] or in 4 bits as `arithmetic.Int4`.
 
     Attributes:
-        weight: the integers; `scale`: one per column or block; `bias`: None without one.
+        weight: the integers; `scale`: one per column; `bias`: None without one; `steps`: in 4 bits.
         sizes: rows and columns.
         block_size: rows that share a scale in 4 bits; 0: int8.
         expert: index of this expert's bias in `bias`; None: all of it.
@@ -47,26 +47,27 @@ class Product:
     scale: ir.Value
     bias: ir.Value | None
     sizes: tuple[int, int]
+    steps: ir.Value | None = None
     block_size: int = 0
     expert: int | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the packed weight."""
-        return self._call(None, None, None, None)
+        return self._call(*[None] * (5 if self.steps else 4))
 
     def packed(self) -> Array:
         """The packed weight, uint8 [bytes]."""
-        weight, scale = _stored(self.weight), _stored(self.scale)
+        weight, *others = [_stored(value) for value in (self.weight, self.steps, self.scale) if value is not None]
         bias = None if self.bias is None else _stored(self.bias)
         if bias is not None and self.expert is not None:
             bias = np.ascontiguousarray(bias[self.expert])
         to = np.empty(self.num_bytes, np.uint8)
-        self._call(weight, scale, bias, to)
+        self._call(weight, *others, bias, to)
         return to
 
-    def _call(self, weight: Array | None, scale: Array | None, bias: Array | None, to: Array | None) -> int:
-        pointers = [None if array is None else array.ctypes.data for array in (weight, scale, bias, to)]
+    def _call(self, *arrays: Array | None) -> int:
+        pointers = [None if array is None else array.ctypes.data for array in arrays]
         *given, target = pointers
         if self.block_size:
             found = _library().u2moe_kernels_pack_int4(*given, *self.sizes, self.block_size, target)
@@ -79,11 +80,11 @@ class Product:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(choose_kernels("native", [CPU]).library))
     sizes, pointer = [ctypes.c_size_t] * 2, ctypes.c_void_p
-    for function, further in (
-        (library.u2moe_kernels_pack_int8, []),
-        (library.u2moe_kernels_pack_int4, [ctypes.c_size_t]),
+    for function, num_inputs, further in (
+        (library.u2moe_kernels_pack_int8, 3, []),
+        (library.u2moe_kernels_pack_int4, 4, [ctypes.c_size_t]),
     ):
-        function.argtypes, function.restype = [pointer] * 3 + sizes + further + [pointer], ctypes.c_size_t
+        function.argtypes, function.restype = [pointer] * num_inputs + sizes + further + [pointer], ctypes.c_size_t
     return library
 
 
@@ -181,9 +182,17 @@ def _int4_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
     mixture = cast("Mixture", mixture_of(node))
     hidden, dim = shape_of(values[2])[0], shape_of(values[1])[0]
     sizes = itertools.cycle([(dim, hidden), (hidden, dim)])
+    parts = iter(values[2:])
     products = [
-        Product(weight=weight, scale=scale, bias=bias, sizes=next(sizes), block_size=mixture.block_size)
-        for weight, scale, bias in _triples(iter(values[2:]), mixture.bias)
+        Product(
+            weight=weight,
+            steps=next(parts),
+            scale=next(parts),
+            bias=next(parts) if mixture.bias else None,
+            sizes=next(sizes),
+            block_size=mixture.block_size,
+        )
+        for weight in parts
     ]
     return 2, {"hidden": hidden}, products
 

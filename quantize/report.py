@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from u2moe.quantize.weights import Change
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.corpus.lists import Recording
-from u2moe.runtime.graph.file import array_of, group_of
+from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import DecodingOptions, Search
@@ -101,9 +101,9 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
             change = changes.get(name)
             if change is None or change.group == "other" or value.const_value is None:
                 continue
-            original, scale = change.original(), initializers.get(f"{name.rpartition('.')[0]}.scale")
-            numbers = np.ones((), np.float32) if scale is None or scale.const_value is None else array_of(scale)
-            stored = change.restored(value.const_value.numpy(), numbers)
+            original, stem = change.original(), name.rpartition(".")[0]
+            parts = [_numbers(initializers[f"{stem}.{part}"]) for part in change.parts]
+            stored = change.restored(_numbers(value), *parts)
             squares[change.group][0] += float(np.square(stored - original, dtype=np.float64).sum())
             squares[change.group][1] += float(np.square(original, dtype=np.float64).sum())
             worst[change.group] = max(worst[change.group], relative_error(original, stored))
@@ -273,3 +273,8 @@ def describe(report: Mapping[str, Any]) -> str:
             f"{item['speedup']:.2f} x, {verdict} on this machine"
         )
     return "\n".join(lines)
+
+
+def _numbers(value: ir.Value) -> npt.NDArray[Any]:
+    """An initializer as it is stored."""
+    return cast("ir.TensorProtocol", value.const_value).numpy()

@@ -22,6 +22,7 @@ from u2moe.quantize.report import features_of
 from u2moe.quantize.smoothing import smoothed_bundle
 from u2moe.quantize.weights import Change
 from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import INT4_VERSION
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.external import with_external
@@ -143,6 +144,8 @@ class QuantizationRun:
             "block_size": recipe.block_size,
             "num_weights": dict(sorted(changed.items())),
         }
+        if "int4" in recipe.quantized.values():
+            record["int4_version"] = INT4_VERSION
         if self._heard:
             experts = self._tokens.data() if self._tokens else {}
             record["calibration"] = {"seconds": round(self._seconds, 2), **experts}

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, int8_rows
+from u2moe.quantize.arithmetic import Int4, from_int4_blocks, int4_blocks, int8_columns, int8_rows
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
@@ -27,20 +27,28 @@ class Change:
     Attributes:
         group: group of the weight, see `contract.WEIGHT_GROUPS`.
         original: reads the float32 weight, in the layout of the new one.
-        restored: the float32 weights that stored integers and scales represent.
+        parts: last names of the initializers that belong to the integers.
+        restored: the float32 weights that stored integers and these parts represent.
     """
 
     group: str
     original: Callable[[], Array]
-    restored: Callable[[Array, Array], Array] = lambda stored, scale: stored.astype(np.float32) * scale
+    parts: Sequence[str] = ("scale",)
+    restored: Callable[..., Array] = lambda stored, scale: stored.astype(np.float32) * scale
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Integer weights and their scales, as initializers."""
+    """Integer weights and their scales, as initializers; in 4 bits with steps."""
 
     weight: ir.Value
     scale: ir.Value
+    steps: ir.Value | None = None
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """As functions take them."""
+        return [value for value in (self.weight, self.steps, self.scale) if value is not None]
 
 
 class Weights:
@@ -94,20 +102,21 @@ class Weights:
             self.add(f"{name}.scale", ir.DataType.FLOAT, (rows, 1), scale, group),
         )
 
-    def int4(self, weight: ir.Value, block_size: int, made: tuple[Array, Array] | None = None) -> Quantized:
-        """A weight [in, out] in 4 bits, as MatMulNBits reads it; `made`: its integers and scales, if calibrated."""
+    def int4(self, weight: ir.Value, block_size: int, made: Int4 | None = None) -> Quantized:
+        """A weight [in, out] in 4 bits; `made`: itself, if calibrated."""
         (rows, columns), name, group = shape_of(weight), weight.name, group_of(weight)
         blocks = -(-rows // block_size)
-
-        def restored(stored: Array, scale: Array) -> Array:
-            return from_int4_blocks(stored, scale.reshape(columns, blocks), rows)
-
-        integers, scales = _readers(lambda: made or int4_blocks(array_of(weight), block_size))
-        self.changes[f"{name}.int4"] = Change(group=group, original=lambda: array_of(weight), restored=restored)
-        stored_shape = (columns, blocks, block_size // 2)
+        integers, steps, scale = _readers(lambda: made or int4_blocks(array_of(weight), block_size), 3)
+        self.changes[f"{name}.int4"] = Change(
+            group=group,
+            original=lambda: array_of(weight),
+            parts=("steps", "scale"),
+            restored=lambda *parts: from_int4_blocks(Int4(*parts), rows),
+        )
         return Quantized(
-            self.add(f"{name}.int4", ir.DataType.UINT8, stored_shape, integers, group),
-            self.add(f"{name}.scale", ir.DataType.FLOAT, (columns * blocks,), lambda: np.ravel(scales()), group),
+            self.add(f"{name}.int4", ir.DataType.UINT8, (columns, blocks, block_size // 2), integers, group),
+            steps=self.add(f"{name}.steps", ir.DataType.UINT8, (columns, blocks), steps, group),
+            scale=self.add(f"{name}.scale", ir.DataType.FLOAT, (columns,), scale, group),
         )
 
     def changed(self, value: ir.Value, array: Array) -> ir.Value:
@@ -127,19 +136,16 @@ class Weights:
         )
 
 
-def _readers(quantize: Callable[[], tuple[Array, Array]]) -> tuple[Callable[[], Array], Callable[[], Array]]:
-    """Functions that return the integers and the scales; called in this order, they quantize the weight once.
+def _readers(quantize: Callable[[], Sequence[Array]], count: int = 2) -> list[Callable[[], Array]]:
+    """Functions that return the integers and the other parts; called in this order, they quantize the weight once.
 
-    The scales, which are small, are kept until they are read.
+    The other parts, which are small, are kept until they are read.
     """
-    waiting: list[Array] = []
+    waiting: dict[int, Array] = {}
 
-    def integers() -> Array:
-        stored, scale = quantize()
-        waiting[:] = [scale]
-        return stored
+    def read(index: int) -> Array:
+        if index not in waiting:
+            waiting.update(enumerate(quantize()))
+        return waiting.pop(index)
 
-    def scales() -> Array:
-        return waiting.pop() if waiting else quantize()[1]
-
-    return integers, scales
+    return [lambda index=index: read(index) for index in range(count)]  # type: ignore[misc]

@@ -205,6 +205,10 @@ def test_special_files(folder):
         (lambda c: c["model"].update(decoder="lstm"), "model: decoder: found 'lstm'"),
         (lambda c: c.update(model=None), "model: found None, expected an object"),
         (lambda c: c.update(files=[]), "files: found"),
+        (
+            lambda c: c.update(quantization={"groups": {"experts": "int4"}}),
+            "int4_version of the quantization must be 2",
+        ),
         (lambda c: c["files"]["ctc.onnx"].pop("size"), "ctc.onnx: field 'size' is missing"),
         (lambda c: c["files"].pop("tokens.txt"), "'tokens.txt' is not listed"),
         (lambda c: c["model"].update(vocab_size=5), "found 4 symbols, expected vocab_size 5"),

@@ -9,7 +9,7 @@ import soundfile
 from changed_bundles import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, pack_int4, relative_error
+from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, relative_error
 from u2moe.quantize.compensation import FloatExpert, compensated_int4, fitted
 from u2moe.quantize.report import describe, features_of
 from u2moe.quantize.smoothing import smoothed_bundle
@@ -36,22 +36,16 @@ def test_compensated_rounding_changes_outputs_less(correlated, weight, block_siz
     """80 rows are no multiple of 32 and 64."""
     moments = (correlated.T @ correlated).astype(np.float64)
     moments[np.diag_indices(80)] += 1e-3 * moments.trace() / 80
-    integers, scale = compensated_int4(weight, moments, block_size)
-    assert (integers == np.rint(integers)).all()
-    assert integers.min() >= -8
-    assert integers.max() <= 7
-    found = from_int4_blocks(pack_int4(integers, block_size), scale, 80)
-    plain = from_int4_blocks(*int4_blocks(weight, block_size), 80)
+    found = from_int4_blocks(compensated_int4(weight, moments, block_size), 80)
+    plain = from_int4_blocks(int4_blocks(weight, block_size), 80)
     expected = correlated @ weight
     assert relative_error(expected, correlated @ found) < 0.6 * relative_error(expected, correlated @ plain)
 
 
 def test_without_correlation_only_the_weights_count(weight):
-    """The scales are then the same as without recordings, and so are the integers."""
-    integers, scale = compensated_int4(weight, np.eye(80), 16)
-    packed, plain_scale = int4_blocks(weight, 16)
-    np.testing.assert_array_equal(pack_int4(integers, 16), packed)
-    np.testing.assert_array_equal(scale, plain_scale)
+    """All is then the same as without recordings."""
+    for found, plain in zip(compensated_int4(weight, np.eye(80), 16), int4_blocks(weight, 16), strict=True):
+        np.testing.assert_array_equal(found, plain)
 
 
 def test_biases_take_the_mean_error(correlated, weight):
@@ -85,7 +79,7 @@ def test_an_expert_is_better_with_both_products_rounded_for_it(correlated, weigh
     expert = FloatExpert(w1=weight, b1=b1, w2=w2, b2=b2, activation=np.tanh)
     first, second = expert.compensated(correlated, np.ones(2000, np.float32), 16)
     expected = np.tanh(correlated @ weight + b1) @ w2 + b2
-    plain = [from_int4_blocks(*int4_blocks(own, 16), len(own)) for own in (expert.w1, expert.w2)]
+    plain = [from_int4_blocks(int4_blocks(own, 16), len(own)) for own in (expert.w1, expert.w2)]
     rounded = np.tanh(correlated @ plain[0] + b1) @ plain[1] + b2
     assert relative_error(expected, second(np.tanh(first(correlated)))) < 0.7 * relative_error(expected, rounded)
 
@@ -94,7 +88,7 @@ def test_silence_alone_gives_plain_rounding(weight):
     """Tokens without any variance say nothing: no division by zero, and no weight that is not a number."""
     silent = np.zeros((100, 80), np.float32)
     product = fitted((silent, silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), 16)
-    np.testing.assert_array_equal(product.packed, int4_blocks(weight, 16)[0])
+    np.testing.assert_array_equal(product.weight.integers, int4_blocks(weight, 16).integers)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +145,7 @@ def test_only_weights_and_biases_of_the_encoders_experts_change(calibrated, roun
     assert len(others) > 50
     assert all(np.array_equal(before[name], after[name]) for name in others)
     changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
-    assert {name.rpartition(".")[2] for name in changed} == {"int4", "scale", "calibrated"}
+    assert {name.rpartition(".")[2] for name in changed} == {"int4", "steps", "scale", "calibrated"}
 
 
 @pytest.mark.slow

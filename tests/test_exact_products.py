@@ -84,9 +84,9 @@ def test_largest_tokens_and_hidden_activations_of_int4_experts(num_tokens, sessi
     weights = {"w1": np.ones((DIM, DIM), np.float32), "w2": extreme_weights(DIM)}
     parts, restored = {}, {}
     for name, weight in weights.items():
-        stored, scale = int4_blocks(weight, block)
-        restored[name] = from_int4_blocks(stored, scale, DIM)
-        parts |= {name: stored, f"{name}_scale": scale.ravel()}
+        stored = int4_blocks(weight, block)
+        restored[name] = from_int4_blocks(stored, DIM)
+        parts |= dict(zip((name, f"{name}_steps", f"{name}_scale"), stored, strict=True))
     function = int4_mixture(mixture, DIM, DIM)
     names = [value.name for value in function.inputs][2:]
     initial = {"gate": np.zeros((DIM, 2), np.float32)}

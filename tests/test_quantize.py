@@ -5,13 +5,14 @@ import re
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import soundfile
 
 from u2moe.quantize import RECIPES, quantize_bundle, recipe
-from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
+from u2moe.quantize.arithmetic import Int4, from_int4_blocks, relative_error
 from u2moe.quantize.report import features_of, output_errors
-from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter
+from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, ProviderError, SessionSettings
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.graph.file import group_of
@@ -72,14 +73,22 @@ def test_routers_biases_and_norms_stay_as_they_are(name, float32, quantized):
         if suffix == "int8":
             assert (np.abs(stored * scale - before[key]) <= scale * 0.501).all(), key
         else:
-            blocks = scale.reshape(stored.shape[:2])
-            assert relative_error(before[key], from_int4_blocks(stored, blocks, len(before[key]))) < 0.12, key
+            made = Int4(stored, after[f"{key}.steps"], scale)
+            assert relative_error(before[key], from_int4_blocks(made, len(before[key]))) < 0.12, key
 
 
 # Errors of the encoder output: int8 rounds weights and activations to 1/127 of their largest, about 0.4 % each, in
 # three blocks; 4-bit weights are off by 8 %. Some router margins of these random weights are below that, and a flip
 # adds more.
 ENCODER_ERROR = {"int8": 0.06, "int8-experts": 0.04, "int4-experts": 0.2, "fp16": 0.03}
+
+
+def test_int4_is_refused_without_optimisations(quantized):
+    """With them onnxruntime computes scales when it loads a graph; without them MatMulNBits gives zeros."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with pytest.raises(ProviderError, match="weights in 4 bits need onnxruntime's optimisations"):
+        quantized("int4-experts").load(SessionSettings(sess_options=options))
 
 
 @pytest.mark.parametrize("name", sorted(ENCODER_ERROR))

@@ -1,4 +1,4 @@
-"""Experts in 4 bits, with MatMulNBits, which itself quantizes the activations of each row to int8."""
+"""Experts in 4 bits. Native kernels multiply rows in int8, with one scale each; MatMulNBits rounds blocks of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 def int4_experts(
     layer: ExpertLayer, weights: Weights, recipe: Recipe, tokens: ExpertTokens | None = None
 ) -> ExpertCall:
-    """Weights in blocks of `Recipe.block_size` rows with one scale each.
+    """Weights in blocks of `Recipe.block_size` rows.
 
     With `tokens`, each expert is calibrated on those that it received; experts with too few tokens are rounded to the
     nearest value, as all are without.
@@ -73,9 +73,7 @@ def _inputs(
     """Inputs of the function for one expert, from its calibrated products if there are any."""
     inputs: list[ir.Value] = []
     for own, biases, product in zip((layer.w1, layer.w2), (layer.b1, layer.b2), made, strict=True):
-        parts = (product.packed, product.scale) if product else None
-        quantized = weights.int4(own[index], recipe.block_size, parts)
-        inputs += [quantized.weight, quantized.scale]
+        inputs += weights.int4(own[index], recipe.block_size, product.weight if product else None).inputs
         if product and product.bias is not None:
             inputs.append(weights.changed(biases[index], product.bias))
         else:
@@ -85,7 +83,7 @@ def _inputs(
 
 def int4_mixture(mixture: Mixture, dim: int, hidden: int) -> ir.Function:
     """The function of a mixture whose experts have these sizes."""
-    suffixes = ("", "_scale", "_bias") if mixture.bias else ("", "_scale")
+    suffixes = ("", "_steps", "_scale", *(["_bias"] if mixture.bias else []))
     parts = [f"{weight}{suffix}" for weight in ("w1", "w2") for suffix in suffixes]
     names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
     return mixture_function(mixture, names, _experts(dim, hidden))
@@ -110,7 +108,29 @@ def _experts(dim: int, hidden: int) -> Experts:
 def _product(
     g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value], shape: tuple[int, int], block_size: int
 ) -> ir.Value:
-    weight, scale, *biases = parameters
+    weight, steps, scale, *biases = parameters
     sizes = {"K": shape[0], "N": shape[1], "bits": 4, "block_size": block_size, "accuracy_level": 4}
-    y = g.op("MatMulNBits", x, weight, scale, domain=CONTRIB, **sizes)
+    y = g.op(
+        "MatMulNBits",
+        x,
+        weight,
+        *_scales_and_zeros(g, steps, scale, -(-shape[0] // block_size)),
+        domain=CONTRIB,
+        **sizes,
+    )
     return g.op("Add", y, biases[0]) if biases else y
+
+
+def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, num_blocks: int) -> list[ir.Value]:
+    """The scales of all blocks and, two in a byte, their zeros.
+
+    Onnxruntime computes them when it loads the graph, but not what a DequantizeLinear gives.
+    """
+    factors = g.op("Cast", g.op("BitwiseAnd", steps, np.array(15, np.uint8)), to=ir.DataType.FLOAT)
+    scales = g.op("Mul", factors, g.op("Unsqueeze", scale, [-1]))
+    zeros = g.op("BitShift", steps, np.array(4, np.uint8), direction="RIGHT")
+    if num_blocks % 2:
+        zeros = g.op("Pad", zeros, [0, 0, 0, 1], np.array(0, np.uint8))
+    pairs = g.op("Reshape", zeros, [-1, 2])
+    bytes_ = g.op("Cast", g.op("MatMulInteger", pairs, np.array([[1], [16]], np.uint8)), to=ir.DataType.UINT8)
+    return [g.op("Reshape", scales, [-1]), g.op("Reshape", bytes_, [-1])]

@@ -88,7 +88,8 @@ class _Converter:
         self.weights.changes[name] = Change(
             group=group,
             original=lambda: array_of(value),
-            restored=lambda stored, _: stored.astype(np.float32),
+            parts=(),
+            restored=lambda stored: stored.astype(np.float32),
         )
         return self.weights.add(name, ir.DataType.FLOAT16, shape_of(value), read, group)
 

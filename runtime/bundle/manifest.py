@@ -234,6 +234,12 @@ class Manifest:
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        found = self.quantization.get("int4_version")
+        if found != contract.INT4_VERSION and "int4" in dict(self.quantization.get("groups", {})).values():
+            raise ValueError(
+                f"int4_version of the quantization must be {contract.INT4_VERSION}, got {found!r}: weights in 4 bits "
+                "of another version of u2moe; quantize the float32 bundle again"
+            )
         if self.model.feature_size != self.features.size:
             raise ValueError(
                 f"feature_size of the model must be that of the features, {self.features.size}, "

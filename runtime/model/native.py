@@ -25,7 +25,7 @@ KERNELS = ("auto", "native", "onnxruntime")
 `auto`, the library if it is installed and can run the graph."""
 VARIABLE = "U2MOE_KERNELS"
 """Environment variable with the default, one of `KERNELS`."""
-CONTRACT = 2
+CONTRACT = 3
 """Version of the operators' inputs, attributes and results that the graphs of this version of u2moe rely on."""
 CPU = "CPUExecutionProvider"
 ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (

@@ -108,7 +108,11 @@ class Session:
 
 
 def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettings) -> None:
-    formats = manifest.quantization.get("groups", {}).values()
+    formats, own = manifest.quantization.get("groups", {}).values(), settings.sess_options
+    level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if own is not None and own.graph_optimization_level == level and "int4" in formats:
+        # MatMulNBits ignores scales that are not constants
+        raise ProviderError(f"{file}: weights in 4 bits need onnxruntime's optimisations, but sess_options has none")
     if OPENVINO not in settings.providers or not any(str(item).startswith("int") for item in formats):
         return
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) <= _OPENVINO_REFUSED:

@@ -119,7 +119,7 @@ def test_the_library_is_unloaded_and_leaves_no_memory_behind(library, tmp_path):
     if os.environ.get("LD_PRELOAD"):
         pytest.skip("sanitizers keep freed memory")
     (tmp_path / "layer.onnx").write_bytes(LAYERS[0][0])
-    command = [sys.executable, "-c", LOADED.format(dim=DIM), str(tmp_path / "layer.onnx"), str(library)]
+    command = [sys.executable, "-c", LOADED.format(dim=DIM), str(tmp_path / "layer.onnx"), str(library.resolve())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     lines = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
     mapped, memory = zip(*(line.split() for line in lines), strict=True)

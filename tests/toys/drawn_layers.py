@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +170,7 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
     if random.random() < _PACKED_SHARE:
         size = sum(_packed_bytes(library, *shape, mixture.block_size) for shape in (sizes, sizes[::-1])) * num_experts
         weights = {"gate": random_matrix(random, sizes[0], num_experts), "packed": _any_bytes(size, random)}
-        own: Attributes = {**attributes, "hidden": sizes[1], "layout": 2}
+        own: Attributes = {**attributes, "hidden": sizes[1], "layout": _layout(library)}
         return packed_layer_model(operator, ["y"], {"x": np.float32}, weights, own)
     if mixture.block_size:
         weights = int4_weights(random, mixture, *sizes)
@@ -189,7 +191,7 @@ def _products(library: Path, operator: str, sizes: tuple[int, int], random: Rand
         shapes = {"gate": sizes, **shapes}
     if random.random() < _PACKED_SHARE:
         size = sum(_packed_bytes(library, *shape) for shape in shapes.values())
-        attributes |= {"in": sizes[0], "hidden" if layer else "out": sizes[1], "layout": 2}
+        attributes |= {"in": sizes[0], "hidden" if layer else "out": sizes[1], "layout": _layout(library)}
         return packed_layer_model(operator, ["y"], fed, {"packed": _any_bytes(size, random)}, attributes)
     weights: dict[str, Array] = {}
     for name, shape in shapes.items():
@@ -209,8 +211,16 @@ def _packed_bytes(library: Path, rows: int, columns: int, block_size: int = 0) -
     """Bytes of a packed weight, as the library says."""
     pack = ctypes.CDLL(str(library))[f"u2moe_kernels_pack_int{4 if block_size else 8}"]
     pack.restype = ctypes.c_size_t
-    last = ctypes.c_size_t(block_size) if block_size else ctypes.c_float(1)
-    return int(pack(None, None, None, ctypes.c_size_t(rows), ctypes.c_size_t(columns), last, None))
+    sizes = [ctypes.c_size_t(size) for size in (rows, columns, *([block_size] if block_size else []))]
+    return int(pack(*[None] * (4 if block_size else 3), *sizes, None))
+
+
+@cache
+def _layout(library: Path) -> int:
+    """Version of the layout of packed weights that the library reads."""
+    text = ctypes.create_string_buffer(4096)
+    ctypes.CDLL(str(library)).u2moe_kernels_describe(text, ctypes.c_size_t(len(text)))
+    return int(json.loads(text.value)["layout"])
 
 
 def _any_bytes(size: int, random: Random) -> Array:

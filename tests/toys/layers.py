@@ -118,8 +118,8 @@ def int4_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden
     for expert in range(mixture.num_experts):
         for part, shape in (("w1", (dim, hidden)), ("w2", (hidden, dim))):
             name = f"e{expert}_{part}"
-            weights[name], scale = int4_blocks(random_matrix(random, *shape), mixture.block_size)
-            weights[f"{name}_scale"] = scale.ravel()
+            made = int4_blocks(random_matrix(random, *shape), mixture.block_size)
+            weights |= dict(zip((name, f"{name}_steps", f"{name}_scale"), made, strict=True))
             if mixture.bias:
                 weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
     return weights

@@ -7,7 +7,7 @@ namespace u2moe {
 
 enum class Activation { relu, swish, gelu, tanh, hardtanh, selu };
 
-// Rows of activations to integers with one scale each (int8).
+// Rows of activations to integers with one scale each.
 struct Rounding8 {
   const float* x;  // [rows, k]
   size_t k;
@@ -15,15 +15,6 @@ struct Rounding8 {
   void* codes;   // [rows, stride]: x / scale, rounded
   size_t stride;
   float* scale;  // [rows]: peak * kStep
-};
-
-// Rows of activations to integers with a scale for each group (int4, as MatMulNBits with accuracy level 4).
-struct Rounding4 {
-  const float* x;  // [rows, k]
-  size_t k, group;
-  int8_t* codes;  // [rows, groups * group]
-  float* scale;   // [rows, groups]
-  int32_t* sum;   // [rows, groups]: -8 times the sum of the group
 };
 
 enum class Then { linear, hidden, gated, scatter };
@@ -43,10 +34,10 @@ struct Product {
   size_t out_stride;
   const uint32_t* token;  // [rows]
   const float* share;     // [rows]
+  const uint8_t* next;  // what several tiles of rows prefetch; null: the next block
   // int4 only
   size_t group;
-  const float* group_scale;  // [rows, groups]
-  const int32_t* group_sum;  // [rows, groups]
+  uint8_t* room;  // for kUnpacked blocks in int8
 };
 
 struct Routing {
@@ -114,15 +105,14 @@ struct TimeConvolution {
 
 struct InstructionSet {
   const char* name;
-  size_t code_bytes;  // of an activation in int8; in int4 it is always one
+  size_t code_bytes;  // of an activation
   void (*round8)(const Rounding8&, size_t first_row, size_t last_row);
   void (*round_bytes)(const Rounding8&, size_t first_row, size_t last_row);  // to uint8 around 128, for graphs
   void (*from_bytes)(const uint8_t* bytes, size_t k, void* codes, size_t stride, size_t rows);
-  void (*round4)(const Rounding4&, size_t first_row, size_t last_row);
   void (*multiply8)(const Product&, size_t first_block, size_t last_block);
   void (*multiply4)(const Product&, size_t first_block, size_t last_block);
   void (*route)(const Routing&, size_t first_token, size_t last_token);
-  bool holds_255;  // whether an activation in int8 can be a number from 0 to 255
+  bool holds_255;  // whether an activation can be a number from 0 to 255
   // `sums` are positions * channels, rounded up to panels
   void (*convolve)(const Convolution&, float* sums);
   void (*attend)(const Attention&, size_t head_of_batch, float* scratch);  // of `attention_scratch` floats

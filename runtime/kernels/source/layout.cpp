@@ -1,6 +1,5 @@
 #include "layout.h"
 
-#include <algorithm>
 #include <cstring>
 
 namespace u2moe {
@@ -37,7 +36,6 @@ void pack8(const Int8Weight& from, uint8_t* to) {
   for (size_t first = 0; first < from.n; first += kBlock) {
     const size_t columns = columns_of(first, from.n);
     int32_t sums[kBlock] = {};
-    float scale[kBlock] = {};
     std::memset(to, 0, depth * kBlock);
     for (size_t k = 0; k < from.k; k++) {
       const int8_t* row = from.weight + k * from.n + first;
@@ -47,8 +45,7 @@ void pack8(const Int8Weight& from, uint8_t* to) {
         if (!from.from_zero) sums[c] -= 128 * row[c];
       }
     }
-    std::copy_n(from.scale + first, columns, scale);
-    to = append(to + depth * kBlock, scale, kBlock);
+    to = append(to + depth * kBlock, from.scale + first, columns);
     to = append(to, sums, kBlock);
     to = append(to, from.bias ? from.bias + first : nullptr, columns);
     std::memset(to, 0, kLine);
@@ -58,24 +55,27 @@ void pack8(const Int8Weight& from, uint8_t* to) {
 }
 
 void pack4(const Int4Weight& from, uint8_t* to) {
-  const size_t groups = groups4(from.k, from.group);
+  const size_t groups = groups4(from.k, from.group), depth = groups * from.group;
   for (size_t first = 0; first < from.n; first += kBlock) {
-    for (size_t panel = first; panel < first + kBlock; panel += kPanel) {
-      for (size_t g = 0; g < groups; g++) {
-        std::memset(to, 0, (from.group / 2 + 4) * kPanel);
-        auto* scale = reinterpret_cast<float*>(to + from.group / 2 * kPanel);
-        for (size_t c = 0; c < kPanel && panel + c < from.n; c++) {
-          const uint8_t* column = from.weight + ((panel + c) * groups + g) * (from.group / 2);
-          for (size_t k = 0; k < from.group; k++) {
-            const int value = k % 2 ? column[k / 2] >> 4 : column[k / 2] & 15;
-            to[k / 8 * 4 * kPanel + c * 4 + k % 4] |= static_cast<uint8_t>(k % 8 < 4 ? value : value << 4);
-          }
-          scale[c] = from.scale[(panel + c) * groups + g];
-        }
-        to += (from.group / 2 + 4) * kPanel;
+    const size_t columns = columns_of(first, from.n);
+    int32_t sums[kBlock] = {};
+    uint8_t* bytes = to + step_bytes4(from.k, from.group);
+    std::memset(to, 0, block_bytes4(from.k, from.group));
+    for (size_t c = 0; c < columns; c++) {
+      for (size_t k = 0; k < depth; k++) {
+        const size_t at = (first + c) * depth + k, g = k / from.group;
+        const uint8_t step = from.step[(first + c) * groups + g], zero = step >> 4, both = from.weight[at / 2];
+        to[g * kBlock + c] = step;
+        // rows beyond the last are zeros
+        const int value = k >= from.k ? zero : k % 2 ? both >> 4 : both & 15;
+        uint8_t& byte = bytes[(k / 8 * kBlock + c) * 4 + k % 4];
+        byte = static_cast<uint8_t>(byte | (k % 8 < 4 ? value : value << 4));
+        sums[c] -= 128 * (value - zero) * (step & 15);
       }
     }
-    to = append(to, from.bias ? from.bias + first : nullptr, columns_of(first, from.n));
+    to = append(bytes + depth / 2 * kBlock, from.scale + first, columns);
+    to = append(to, sums, kBlock);
+    to = append(to, from.bias ? from.bias + first : nullptr, columns);
   }
 }
 

@@ -1,14 +1,16 @@
 // How weights lie in memory once they are packed; docs/how/kernels.md has the picture.
 //
 // Columns (outputs) are in blocks of 32, each of two panels of 16; a block holds all that its columns need, in the order
-// in which it is read: in int8 both panels together, in int4 one after the other. One layout serves every instruction set.
+// in which it is read. One layout serves every instruction set.
 //
 // int8: for every 4 rows: 2 panels x 16 columns x 4 rows int8 | scale float[32] | correction int32[32] | bias float[32]
 //   | pairs uint32, and zeros to the end of the line
 //   The correction is -128 times the sum of the column, for instruction sets that add 128 to activations. `pairs` is 1 if
 //   no activations make the products of rows 2i and 2i + 1 exceed 16 bits together: AVX2 then multiplies by vpmaddubsw.
-// int4: 2 panels x { for every group of block_size rows { for every 8 rows: 16 columns x 4 bytes, each with row i in the
-//   low half and row i + 4 in the high half | scale float[16] } } | bias float[32]
+// int4: for every group of rows: step uint8[32], and zeros to the end of the line | for every 8 rows: 2 panels x 16 columns
+//   x 4 bytes, each with row i in the low half and row i + 4 in the high half | scale, correction and bias as in int8
+//   The low half of a step multiplies the weights of its group, and the high half is what stands for zero in them: a weight
+//   w is (w - high) * low in int8, and so are all products.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,10 +18,11 @@
 namespace u2moe {
 
 // Version of the layout, for weights that are packed in advance.
-constexpr int64_t kLayout = 3;
+constexpr int64_t kLayout = 4;
 constexpr size_t kPanel = 16;
 constexpr size_t kBlock = 32;
 constexpr size_t kLine = 64;  // bytes of a cache line
+constexpr size_t kUnpacked = 2;  // blocks in int4 that are unpacked at once
 
 static constexpr size_t rounded_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static constexpr size_t blocks_of(size_t columns) { return (columns + kBlock - 1) / kBlock; }
@@ -35,8 +38,10 @@ static inline bool pairs_fit8(const uint8_t* constants) { return constants[12 * 
 // int4
 static constexpr size_t groups4(size_t k, size_t group) { return (k + group - 1) / group; }
 
-static constexpr size_t panel_bytes4(size_t k, size_t group) { return groups4(k, group) * (group / 2 + 4) * kPanel; }
-static constexpr size_t block_bytes4(size_t k, size_t group) { return 2 * panel_bytes4(k, group) + 4 * kBlock; }
+static constexpr size_t step_bytes4(size_t k, size_t group) { return rounded_up(groups4(k, group) * kBlock, kLine); }
+static constexpr size_t block_bytes4(size_t k, size_t group) {
+  return step_bytes4(k, group) + (groups4(k, group) * group / 2 + 12) * kBlock;
+}
 static constexpr size_t packed_bytes4(size_t k, size_t n, size_t group) { return blocks_of(n) * block_bytes4(k, group); }
 
 struct Int8Weight {
@@ -49,11 +54,17 @@ struct Int8Weight {
 void pack8(const Int8Weight& from, uint8_t* to);
 
 struct Int4Weight {
-  const uint8_t* weight;  // [n, groups, group / 2], the even row in the low half, biased by 8
-  const float* scale;     // [n, groups]
+  const uint8_t* weight;  // [n, groups, group / 2], the even row in the low half
+  const uint8_t* step;    // [n, groups]
+  const float* scale;     // [n]
   const float* bias;      // [n] or null
   size_t k, n, group;
 };
 void pack4(const Int4Weight& from, uint8_t* to);
+// Whether all weights of a group with this step fit in 8 bits.
+static inline bool step_fits(uint8_t step) {
+  const int zero = step >> 4, most = zero > 15 - zero ? zero : 15 - zero;
+  return (step & 15) * most <= 127;
+}
 
 }  // namespace u2moe

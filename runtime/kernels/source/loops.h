@@ -19,7 +19,7 @@ namespace {
 template <class V>
 constexpr InstructionSet loops_of(const char* name = V::kName) {
   return {name,      sizeof(typename V::Code), round8<V>,    round_bytes<V>, from_bytes<V>,
-          round4<V>, multiply8<V>,             multiply4<V>, route<V>,
+          multiply8<V>, multiply4<V>,          route<V>,
           V::kZero != 0 || sizeof(typename V::Code) > 1, convolve<V>, attend<V>, normalize<V>, see<V>, convolve_in_time<V>};
 }
 

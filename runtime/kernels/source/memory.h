@@ -40,7 +40,7 @@ class Scratch {
   }
 
  private:
-  static constexpr size_t kArrays = 16;
+  static constexpr size_t kArrays = 13;
   uint8_t* bytes(size_t number, size_t size);
   uint8_t* arrays_[kArrays] = {};
   size_t sizes_[kArrays] = {};

@@ -150,7 +150,7 @@ std::string description() {
   std::string names;
   for (size_t i = 0, count = available(sets); i < count; i++)
     names += (i ? ", \"" : "\"") + std::string(sets[i]->name) + "\"";
-  return std::string("{\"contract\": 2, \"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
+  return std::string("{\"contract\": 3, \"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
          std::to_string(kApiVersion) + ", \"layout\": " + std::to_string(kLayout) +
          ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names(*chosen) + "]}";
 }
@@ -188,8 +188,8 @@ U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* s
 }
 
 // The same for 4 bits, of a weight [n, groups, group / 2] as MatMulNBits reads it.
-U2MOE_EXPORT size_t u2moe_kernels_pack_int4(const uint8_t* weight, const float* scale, const float* bias, size_t k,
-                                            size_t n, size_t group, uint8_t* to) {
-  if (to != nullptr) u2moe::pack4({weight, scale, bias, k, n, group}, to);
+U2MOE_EXPORT size_t u2moe_kernels_pack_int4(const uint8_t* weight, const uint8_t* step, const float* scale,
+                                            const float* bias, size_t k, size_t n, size_t group, uint8_t* to) {
+  if (to != nullptr) u2moe::pack4({weight, step, scale, bias, k, n, group}, to);
   return u2moe::packed_bytes4(k, n, group);
 }

@@ -110,6 +110,7 @@ void multiply_tiles(const Product& p, size_t first, size_t last) {
 constexpr InstructionSet with_tiles() {
   InstructionSet set = loops_of<Avx512>("amx");
   set.multiply8 = multiply_tiles;
+  set.multiply4 = multiply4<Avx512, multiply_tiles, kFewRows>;
   return set;
 }
 

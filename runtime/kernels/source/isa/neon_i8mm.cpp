@@ -71,6 +71,7 @@ void multiply_pairs(const Product& p, size_t first, size_t last) {
 constexpr InstructionSet with_pairs() {
   InstructionSet set = loops_of<Neon>("neon-i8mm");
   set.multiply8 = multiply_pairs;
+  set.multiply4 = multiply4<Neon, multiply_pairs, 1>;
   return set;
 }
 

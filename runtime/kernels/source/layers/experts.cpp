@@ -17,36 +17,27 @@ struct Segment {
   size_t expert, first, rows;
 };
 
-// Rows as integers with their scales, in int8 or int4.
+// Rows as integers with their scales.
 struct Rows {
   uint8_t* codes;
   size_t stride, row_bytes;  // of codes, in elements and bytes
   float* scale;
-  size_t groups;  // scales of a row
-  int32_t* sum;   // int4 only
 };
 
-Rows rows_of(Scratch& scratch, const InstructionSet& isa, size_t count, size_t k, size_t group, Arrays codes,
-             Arrays scale, Arrays sum) {
+Rows rows_of(Scratch& scratch, const InstructionSet& isa, size_t count, size_t k, Arrays codes, Arrays scale) {
   Rows r{};
-  r.groups = group ? groups4(k, group) : 1;
-  r.stride = group ? r.groups * group : rounded_up(k, 64);
-  r.row_bytes = r.stride * (group ? 1 : isa.code_bytes);
+  r.stride = rounded_up(k, 64);
+  r.row_bytes = r.stride * isa.code_bytes;
   r.codes = scratch.array<uint8_t>(codes, count * r.row_bytes);
-  r.scale = scratch.array<float>(scale, count * r.groups);
-  r.sum = group ? scratch.array<int32_t>(sum, count * r.groups) : nullptr;
+  r.scale = scratch.array<float>(scale, count);
   return r;
 }
 
-void round_rows(const InstructionSet& isa, const ExpertLayer& layer, const float* x, size_t count, size_t k,
-                float lowest, const Rows& to, const Threads& threads) {
-  const size_t group = layer.group;
-  const Rounding8 eight{x, k, lowest, to.codes, to.stride, to.scale};
-  const Rounding4 four{x, k, group, reinterpret_cast<int8_t*>(to.codes), to.scale, to.sum};
-  const size_t tasks = (count + kRowsOfTask - 1) / kRowsOfTask;
-  threads.each(tasks, [&](size_t task) {
-    const size_t first = task * kRowsOfTask, last = std::min(count, first + kRowsOfTask);
-    group ? isa.round4(four, first, last) : isa.round8(eight, first, last);
+void round_rows(const InstructionSet& isa, const float* x, size_t count, size_t k, float lowest, const Rows& to,
+                const Threads& threads) {
+  const Rounding8 rounding{x, k, lowest, to.codes, to.stride, to.scale};
+  threads.each((count + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
+    isa.round8(rounding, task * kRowsOfTask, std::min(count, (task + 1) * kRowsOfTask));
   });
 }
 
@@ -60,12 +51,7 @@ Product product_of(const Rows& rows, size_t first, size_t count, const uint8_t* 
   p.k = k;
   p.n = n;
   p.group = group;
-  if (group) {
-    p.group_scale = rows.scale + first * rows.groups;
-    p.group_sum = rows.sum + first * rows.groups;
-  } else {
-    p.scale = rows.scale + first;
-  }
+  p.scale = rows.scale + first;
   return p;
 }
 
@@ -78,8 +64,8 @@ class Experts {
   void run(const float* x) {
     std::memset(y_, 0, tokens_ * layer_.dim * sizeof(float));
     route(x);
-    const Rows tokens = rows_of(scratch_, isa_, tokens_, layer_.dim, layer_.group, kCodes, kScales, kSums);
-    round_rows(isa_, layer_, x, tokens_, layer_.dim, 0.0f, tokens, threads_);
+    const Rows tokens = rows_of(scratch_, isa_, tokens_, layer_.dim, kCodes, kScales);
+    round_rows(isa_, x, tokens_, layer_.dim, 0.0f, tokens, threads_);
     const size_t row_bytes = layer_.hidden * sizeof(float);
     const size_t most = std::max(kLeastRows, kHiddenBytes / row_bytes);
     // Segments whose hidden activations fit in the cache together are computed together.
@@ -158,10 +144,9 @@ class Experts {
       p.then = Then::gated;
       multiply(p, own);
     });
-    const Rows inner = rows_of(scratch_, isa_, num_rows, hidden, size, kHiddenCodes, kHiddenScale, kHiddenSum);
-    round_rows(isa_, layer_, h, num_rows, hidden, layer_.lowest, inner, threads_);
-    if (!size)
-      for (size_t row = 0; row < num_rows; row++) inner.scale[row] *= share_of_[first_row + row];
+    const Rows inner = rows_of(scratch_, isa_, num_rows, hidden, kHiddenCodes, kHiddenScale);
+    round_rows(isa_, h, num_rows, hidden, layer_.lowest, inner, threads_);
+    for (size_t row = 0; row < num_rows; row++) inner.scale[row] *= share_of_[first_row + row];
     const size_t out_blocks = blocks_of(dim);
     const size_t out_parts = std::max<size_t>(1, std::min(kTasks, out_blocks / kBlocksOfTask));
     threads_.each(out_parts, [&](size_t task) {
@@ -175,7 +160,6 @@ class Experts {
         p.out_stride = dim;
         p.token = token + row;
         p.share = share_of_ + s.first;
-        if (size) p.scale = p.share;
         multiply(p, part_of(out_blocks, task, out_parts));
       }
     });
@@ -183,18 +167,19 @@ class Experts {
 
   // The rows of tokens, in the order of the experts.
   Rows gathered(const Rows& tokens, const uint32_t* token, size_t count) {
-    Rows rows = rows_of(scratch_, isa_, count, layer_.dim, layer_.group, kRows, kRowScale, kRowSum);
-    const size_t groups = rows.groups;
+    Rows rows = rows_of(scratch_, isa_, count, layer_.dim, kRows, kRowScale);
     for (size_t row = 0; row < count; row++) {
       std::memcpy(rows.codes + row * rows.row_bytes, tokens.codes + token[row] * rows.row_bytes, rows.row_bytes);
-      std::memcpy(rows.scale + row * groups, tokens.scale + token[row] * groups, groups * sizeof(float));
-      if (rows.sum) std::memcpy(rows.sum + row * groups, tokens.sum + token[row] * groups, groups * sizeof(int32_t));
+      rows.scale[row] = tokens.scale[token[row]];
     }
     return rows;
   }
 
-  void multiply(const Product& p, Range blocks) const {
-    layer_.group ? isa_.multiply4(p, blocks.first, blocks.last) : isa_.multiply8(p, blocks.first, blocks.last);
+  void multiply(Product& p, Range blocks) const {
+    if (!layer_.group) return isa_.multiply8(p, blocks.first, blocks.last);
+    const Borrowed own;
+    p.room = own->array<uint8_t>(kCodes, kUnpacked * block_bytes8(p.k));
+    isa_.multiply4(p, blocks.first, blocks.last);
   }
 
   const uint8_t* expert(size_t number) const { return layer_.weights.data() + number * layer_.expert_bytes(); }

@@ -12,8 +12,8 @@ constexpr size_t kSmallRowsOfTask = 32;  // rows of which each takes a fraction 
 constexpr size_t kBlocksOfTask = 3;     // at least, so that a task reads a stretch of memory
 
 // Numbers of the arrays of a call's scratch.
-enum Arrays : size_t { kCodes, kScales, kSums, kExpert, kShare, kOrder, kToken, kRowShare, kRows, kRowScale, kRowSum,
-                       kHidden, kHiddenCodes, kHiddenScale, kHiddenSum, kSegments };
+enum Arrays : size_t { kCodes, kScales, kExpert, kShare, kOrder, kToken, kRowShare, kRows, kRowScale, kHidden,
+                       kHiddenCodes, kHiddenScale, kSegments };
 
 // A range of `count` things, as part `index` of `parts`.
 struct Range {

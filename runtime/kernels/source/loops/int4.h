@@ -1,79 +1,98 @@
-// Products in int4.
+// Products in int4: weights become those in int8, in registers for a few rows, once in memory for more.
 #pragma once
-#include "product.h"
+#include "int8.h"
 
 namespace {
 
-constexpr size_t kRows4Step = 8;  // weights of a byte and its neighbour in the other half
+constexpr size_t kRows4 = 8;  // of a step: four in the low halves of bytes, four in the high ones
 
-// One panel: the unpacked halves serve all rows.
-template <class V, int M, bool kIsNear>
-inline void tile4(const Product& p, const int8_t* codes, size_t row, const uint8_t* weights, float* unit) {
-  const size_t groups = groups4(p.k, p.group);
-  const float* group_scale = p.group_scale + row * groups;
-  const int32_t* group_sum = p.group_sum + row * groups;
-  typename V::Floats total[M];
-  U2MOE_UNROLL for (int m = 0; m < M; m++) total[m] = V::set(0.0f);
+// All M rows with the columns of a tile.
+template <class V, int M>
+inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t* block, size_t column, float* unit) {
+  constexpr int P = V::kPanels;
+  const size_t depth = depth8(p.k), groups = groups4(p.k, p.group), step_bytes = step_bytes4(p.k, p.group);
+  const uint8_t* weights = block + step_bytes + column * 4;
+  const uint8_t* constants = block + block_bytes4(p.k, p.group) - 12 * kBlock + column * 4;
+  typename V::Ints sum[M][P];
+  start_sums<V, M>(sum, constants);
   for (size_t g = 0; g < groups; g++) {
-    typename V::Ints sum[M];
-    U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m] = V::seti(group_sum[m * groups + g]);
-    const int8_t* own = codes + g * p.group;
-    for (size_t k = 0; k < p.group; k += 2 * kRows4Step) {
-      typename V::Sums4 sums[M];
-      U2MOE_UNROLL for (int m = 0; m < M; m++) sums[m] = V::sums_from(sum[m]);
-      U2MOE_UNROLL for (int half = 0; half < 2; half++) {
-        if constexpr (kIsNear) U2MOE_PREFETCH(weights + kNear, 3);
-        typename V::Nibbles low, high;
-        V::load_nibbles(weights, low, high);
-        weights += kPanel * 4;
-        U2MOE_UNROLL for (int m = 0; m < M; m++) {
-          sums[m] = V::dot4(sums[m], low, V::four4(own + m * p.stride));
-          sums[m] = V::dot4(sums[m], high, V::four4(own + m * p.stride + 4));
-        }
-        own += kRows4Step;
+    typename V::Steps steps[P];
+    U2MOE_UNROLL for (int i = 0; i < P; i++) steps[i] = V::steps(block + g * kBlock + column + i * kPanel);
+    const auto* own = codes + g * p.group;
+    const size_t rows = depth - g * p.group < p.group ? depth - g * p.group : p.group;
+    for (size_t k = 0; k < rows; k += kRows4) {
+      typename V::Weights low[P], high[P];
+      U2MOE_UNROLL for (int i = 0; i < P; i++) {
+        U2MOE_PREFETCH(weights + kNear + i * kLine, 3);
+        V::unpack(weights + i * kPanel * 4, steps[i], low[i], high[i]);
       }
-      U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m] = V::sums_to(sums[m], sum[m]);
-    }
-    if constexpr (kIsNear) U2MOE_PREFETCH(weights + kNear, 3);
-    const auto scale = V::load(reinterpret_cast<const float*>(weights));
-    weights += kPanel * 4;
-    U2MOE_UNROLL for (int m = 0; m < M; m++) {
-      const auto both = V::mul(scale, V::set(group_scale[m * groups + g]));
-      total[m] = V::fma(V::to_float(sum[m]), both, total[m]);
+      add_products<V, M>(sum, low, own + k, p.stride);
+      add_products<V, M>(sum, high, own + k + 4, p.stride);
+      weights += kBlock * 4;
     }
   }
-  U2MOE_UNROLL for (int m = 0; m < M; m++) V::store(unit + m * kBlock, total[m]);
+  store_sums<V, M>(sum, constants, unit);
 }
 
-template <class V, bool kIsNear, int M = static_cast<int>(V::kRows4)>
-inline void rows4(size_t rows, const Product& p, const int8_t* codes, size_t row, const uint8_t* weights, float* unit) {
+template <class V, int M = static_cast<int>(V::kRows)>
+inline void rows4(const Product& p, const uint8_t* block, size_t column, float* unit) {
   if constexpr (M > 1) {
-    if (rows < M) return rows4<V, kIsNear, M - 1>(rows, p, codes, row, weights, unit);
+    if (p.rows < M) return rows4<V, M - 1>(p, block, column, unit);
   }
-  tile4<V, M, kIsNear>(p, codes, row, weights, unit);
+  tile4<V, M>(p, static_cast<const typename V::Code*>(p.codes), block, column, unit);
 }
 
+// A block in int4 to one in int8.
 template <class V>
-void multiply4(const Product& p, size_t first, size_t last) {
-  if (p.rows == 0) return;
-  const auto* codes = static_cast<const int8_t*>(p.codes);
-  const size_t each = tile_rows(p.rows, V::kRows4), bytes = block_bytes4(p.k, p.group);
-  alignas(64) float unit[V::kRows4 * kBlock];
-  for (size_t block = first; block < last; block++) {
-    const uint8_t* weights = p.weights + block * bytes;
-    const auto* bias = reinterpret_cast<const float*>(weights + bytes - kBlock * 4);
-    for (size_t row = 0; row < p.rows; row += each) {
-      const size_t rows = p.rows - row < each ? p.rows - row : each;
-      for (size_t c = 0; c < kBlock; c += kPanel) {
-        const int8_t* own = codes + row * p.stride;
-        const uint8_t* panel = weights + c / kPanel * panel_bytes4(p.k, p.group);
-        if (row == 0)
-          rows4<V, true>(rows, p, own, row, panel, unit + c);
-        else
-          rows4<V, false>(rows, p, own, row, panel, unit + c);
+void unpack_block(const Product& p, const uint8_t* block, uint8_t* to) {
+  const size_t depth = depth8(p.k), packed = groups4(p.k, p.group) * p.group;
+  const uint8_t* weights = block + step_bytes4(p.k, p.group);
+  for (size_t first = 0; first < packed; first += p.group) {
+    typename V::Steps steps[2];
+    for (size_t i = 0; i < 2; i++) steps[i] = V::steps(block + first / p.group * kBlock + i * kPanel);
+    for (size_t k = first; k < first + p.group && k < depth; k += kRows4, weights += kBlock * 4) {
+      for (size_t i = 0; i < 2; i++) {
+        U2MOE_PREFETCH(weights + kNear + i * kLine, 3);
+        typename V::Weights low, high;
+        V::unpack(weights + i * kPanel * 4, steps[i], low, high);
+        V::store_weights(low, to + k * kBlock + i * kPanel * 4);
+        V::store_weights(high, to + (k + 4) * kBlock + i * kPanel * 4);
       }
-      finish<V>(p, row, rows, block * kBlock, kBlock, unit, bias);
     }
+  }
+  if (packed < depth) std::memset(to + packed * kBlock, 0, (depth - packed) * kBlock);
+  std::memcpy(to + depth * kBlock, block + block_bytes4(p.k, p.group) - 12 * kBlock, 12 * kBlock);
+  std::memset(to + (depth + 12) * kBlock, 0, kLine);  // pairs of products may exceed 16 bits
+}
+
+// `multiply` is that for int8; up to `kFew` rows are one tile.
+template <class V, void (*multiply)(const Product&, size_t, size_t) = multiply8<V>, size_t kFew = V::kRows>
+void multiply4(const Product& p, size_t first, size_t last) {
+  constexpr size_t kWidth = V::kPanels * kPanel;
+  const size_t bytes = block_bytes4(p.k, p.group);
+  if (p.rows == 0) return;
+  if (p.rows <= kFew) {
+    alignas(64) float unit[V::kRows * kBlock];
+    for (size_t block = first; block < last; block++) {
+      const uint8_t* weights = p.weights + block * bytes;
+      const auto* bias = reinterpret_cast<const float*>(weights + bytes - 4 * kBlock);
+      for (size_t c = 0; c < kBlock; c += kWidth) {
+        rows4<V>(p, weights, c, unit);
+        finish<V>(p, 0, p.rows, block * kBlock + c, kWidth, unit, bias + c);
+      }
+    }
+    return;
+  }
+  for (size_t block = first; block < last; block += kUnpacked) {
+    const size_t count = last - block < kUnpacked ? last - block : kUnpacked;
+    for (size_t i = 0; i < count; i++)
+      unpack_block<V>(p, p.weights + (block + i) * bytes, p.room + i * block_bytes8(p.k));
+    Product eight = p;
+    eight.weights = p.room;
+    eight.next = p.weights + (block + count) * bytes;
+    eight.out += block * kBlock;
+    eight.n -= block * kBlock;
+    multiply(eight, 0, count);
   }
 }
 

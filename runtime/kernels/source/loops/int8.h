@@ -11,18 +11,46 @@ struct Ahead {
   size_t mask;  // a line of `far` at steps whose number has none of these bits
 };
 
+template <class V, int M>
+using Sums = typename V::Ints[M][V::kPanels];
+
+// `constants` are the scales of the panels and what follows.
+template <class V, int M>
+inline void start_sums(Sums<V, M>& sum, const uint8_t* constants) {
+  U2MOE_UNROLL for (int p = 0; p < static_cast<int>(V::kPanels); p++) {
+    auto start = V::seti(0);
+    if constexpr (V::kZero != 0)
+      start = V::loadi(reinterpret_cast<const int32_t*>(constants + kBlock * 4) + p * kPanel);
+    U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m][p] = start;
+  }
+}
+
+// Four rows of weights.
+template <class V, int M>
+inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPanels], const typename V::Code* codes,
+                         size_t stride) {
+  U2MOE_UNROLL for (int m = 0; m < M; m++) {
+    const auto four = V::four(codes + m * stride);
+    U2MOE_UNROLL for (int p = 0; p < static_cast<int>(V::kPanels); p++) sum[m][p] = V::dot(sum[m][p], w[p], four);
+  }
+}
+
+template <class V, int M>
+inline void store_sums(const Sums<V, M>& sum, const uint8_t* constants, float* unit) {
+  U2MOE_UNROLL for (int p = 0; p < static_cast<int>(V::kPanels); p++) {
+    const auto scale = V::load(reinterpret_cast<const float*>(constants) + p * kPanel);
+    U2MOE_UNROLL for (int m = 0; m < M; m++)
+      V::store(unit + m * kBlock + p * kPanel, V::mul(V::to_float(sum[m][p]), scale));
+  }
+}
+
 // `weights` points to the panel, `constants` to the scales of the block.
 template <class V, int M, bool kIsNear>
 inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                   const uint8_t* constants, Ahead ahead, float* unit) {
   constexpr int P = V::kPanels;
   typename V::Ints sum[M][P];
-  U2MOE_UNROLL for (int p = 0; p < P; p++) {
-    auto start = V::seti(0);
-    if constexpr (V::kZero != 0)
-      start = V::loadi(reinterpret_cast<const int32_t*>(constants + kBlock * 4) + p * kPanel);
-    U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m][p] = start;
-  }
+  start_sums<V, M>(sum, constants);
   for (size_t s = 0; s < steps; s++) {
     if constexpr (kIsNear) {
       U2MOE_UNROLL for (int p = 0; p < P; p++) U2MOE_PREFETCH(weights + kNear + p * kLine, 3);
@@ -33,16 +61,9 @@ inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* w
     typename V::Weights w[P];
     U2MOE_UNROLL for (int p = 0; p < P; p++) w[p] = V::load_weights(weights + p * kPanel * 4);
     weights += kBlock * 4;
-    U2MOE_UNROLL for (int m = 0; m < M; m++) {
-      const auto four = V::four(codes + m * stride + s * 4);
-      U2MOE_UNROLL for (int p = 0; p < P; p++) sum[m][p] = V::dot(sum[m][p], w[p], four);
-    }
+    add_products<V, M>(sum, w, codes + s * 4, stride);
   }
-  U2MOE_UNROLL for (int p = 0; p < P; p++) {
-    const auto scale = V::load(reinterpret_cast<const float*>(constants) + p * kPanel);
-    U2MOE_UNROLL for (int m = 0; m < M; m++)
-      V::store(unit + m * kBlock + p * kPanel, V::mul(V::to_float(sum[m][p]), scale));
-  }
+  store_sums<V, M>(sum, constants, unit);
 }
 
 template <class V, bool kIsNear, int M = static_cast<int>(V::kRows)>
@@ -78,7 +99,7 @@ void multiply8(const Product& p, size_t first, size_t last) {
     const uint8_t* weights = p.weights + block * bytes;
     const uint8_t* constants = weights + depth8(p.k) * kBlock;
     const bool pairs_fit = pairs_fit8(constants);
-    Ahead ahead{weights + bytes, interval - 1};
+    Ahead ahead{p.next ? p.next + (block - first) * bytes : weights + bytes, interval - 1};
     const auto* bias = reinterpret_cast<const float*>(constants + kBlock * 8);
     for (size_t c = 0; c < kBlock; c += kWidth) {  // outside, so that weights of long columns stay in the cache
       for (size_t row = 0; row < p.rows; row += each) {

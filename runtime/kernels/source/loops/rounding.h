@@ -87,26 +87,4 @@ void from_bytes(const uint8_t* bytes, size_t k, void* to, size_t stride, size_t 
   }
 }
 
-template <class V>
-void round4(const Rounding4& r, size_t first, size_t last) {
-  const size_t groups = groups4(r.k, r.group);
-  for (size_t row = first; row < last; row++) {
-    for (size_t g = 0; g < groups; g++) {
-      const size_t start = g * r.group, count = r.k - start < r.group ? r.k - start : r.group;
-      const float* x = r.x + row * r.k + start;
-      const float peak = peak_of<V>(x, count, 0.0f);
-      const auto inverse = V::set(peak != 0 ? 127.0f / peak : 0.0f);
-      auto sum = V::seti(0);
-      for (size_t i = 0; i < r.group; i += kPanel) {
-        const auto v = i < count ? load_part<V>(x + i, count - i) : V::set(0.0f);
-        const auto integers = V::round(V::mul(v, inverse));
-        sum = V::addi(sum, integers);
-        V::store_signed(integers, r.codes + (row * groups + g) * r.group + i);
-      }
-      r.scale[row * groups + g] = peak / 127.0f;
-      r.sum[row * groups + g] = static_cast<int32_t>(-8 * static_cast<uint32_t>(V::total(sum)));
-    }
-  }
-}
-
 }  // namespace

@@ -44,7 +44,7 @@ class ExpertsOperator {
   void read_packed(Node& node, size_t group, bool is_gated = false) {
     layer_.hidden = size_of(node, "hidden");
     layer_.group = group;
-    if (!group) check_inner(std::max(layer_.dim, layer_.hidden));
+    check_inner(std::max(layer_.dim, layer_.hidden));
     layer_.gate_bytes = is_gated ? packed_bytes(layer_.dim, layer_.hidden, group) : 0;
     layer_.first_bytes = packed_bytes(layer_.dim, layer_.hidden, group);
     layer_.second_bytes = packed_bytes(layer_.hidden, layer_.dim, group);

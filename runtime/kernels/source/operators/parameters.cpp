@@ -1,5 +1,6 @@
 #include "parameters.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -60,11 +61,15 @@ Matrix read_int4(Node& node, int64_t k, int64_t n, int64_t group, bool bias) {
   Matrix m;
   const int64_t groups = (k + group - 1) / group;
   m.four.weight = node.constant<uint8_t>("weight", {n, groups, group / 2}, &shape);
+  check_inner(static_cast<size_t>(k));
   if (shape[0] > kMostElements / (groups * group)) throw Invalid("a weight has too many elements");
   m.k = m.four.k = static_cast<size_t>(k);
   m.n = m.four.n = static_cast<size_t>(shape[0]);
   m.group = m.four.group = static_cast<size_t>(group);
-  m.four.scale = node.constant<float>("scale", {shape[0] * groups});
+  m.four.step = node.constant<uint8_t>("steps", {shape[0], groups});
+  const bool fit = std::all_of(m.four.step, m.four.step + shape[0] * groups, step_fits);
+  if (!fit) throw Invalid("a step makes weights of more than 8 bits");
+  m.four.scale = node.constant<float>("scale", {shape[0]});
   m.four.bias = bias ? node.constant<float>("bias", {shape[0]}) : nullptr;
   return m;
 }

@@ -67,8 +67,12 @@ inline void pack(Random& random, size_t k, size_t n, size_t group, uint8_t* to) 
     const size_t groups = groups4(k, group);
     std::vector<uint8_t> weight(n * groups * group / 2);
     for (uint8_t& w : weight) w = static_cast<uint8_t>(random.next());
-    const auto scale = random.numbers(n * groups, 0.02f);
-    pack4({weight.data(), scale.data(), bias.data(), k, n, group}, to);
+    std::vector<uint8_t> step(n * groups);
+    for (uint8_t& s : step)
+      do s = static_cast<uint8_t>(random.next());
+      while (!step_fits(s));
+    const auto scale = random.numbers(n, 0.002f);
+    pack4({weight.data(), step.data(), scale.data(), bias.data(), k, n, group}, to);
   } else {
     const auto weight = random.weights(k, n);
     const auto scale = random.numbers(n, 0.002f);
@@ -261,6 +265,7 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
       {16, 200, 3, 1, 0, 9, Activation::tanh},   {5, 7, 20, 4, 0, 30, Activation::selu},
       {64, 96, 8, 2, 32, 17, Activation::swish}, {70, 33, 5, 3, 16, 40, Activation::gelu},
       {130, 140, 2, 2, 64, 5, Activation::relu}, {96, 260, 2, 1, 128, 11, Activation::hardtanh},
+      {72, 50, 1, 1, 32, 3, Activation::swish},  {72, 50, 1, 1, 32, 31, Activation::swish},
       {70, 150, 1, 1, 0, 33, Activation::swish, true}, {24, 40, 1, 1, 0, 3, Activation::gelu, true},
   };
   Digest digest;

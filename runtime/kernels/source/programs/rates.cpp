@@ -161,6 +161,8 @@ int main(int count, char** arguments) {
   measure_linear(report, isa, "linear, 250 rows", kTenSeconds);
   measure_experts(report, isa, "feed-forward, 16 rows", 1, 0, kChunk);
   measure_experts(report, isa, "feed-forward, 250 rows", 1, 0, kTenSeconds);
+  measure_experts(report, isa, "2 of 8 experts, int8, 16 rows", 8, 0, kChunk);
+  measure_experts(report, isa, "2 of 8 experts, int4, 16 rows", 8, 32, kChunk);
   measure_experts(report, isa, "2 of 8 experts, int8, 250 rows", 8, 0, kTenSeconds);
   measure_experts(report, isa, "2 of 8 experts, int4, 250 rows", 8, 32, kTenSeconds);
   measure_convolutions(report, isa, "first convolutions, 250 frames", kTenSeconds);

@@ -16,11 +16,11 @@ struct Avx2 {
 
 #if defined(U2MOE_AVX_VNNI)
   static constexpr const char* kName = "avx-vnni";
-  static constexpr size_t kRows = 6, kRows4 = 3;
+  static constexpr size_t kRows = 6;
   using Wide = Avx2;  // for weights whose pairs of products exceed 16 bits: the same
 #else
   static constexpr const char* kName = "avx2";
-  static constexpr size_t kRows = 5, kRows4 = 2;
+  static constexpr size_t kRows = 5;
   struct Wide;
 #endif
   static constexpr size_t kPanels = 1;
@@ -28,8 +28,7 @@ struct Avx2 {
   using Code = uint8_t;
   using Weights = Ints;
   using Four = __m256i;
-  using Sums4 = Ints;  // without AVX-VNNI 32 lanes of 16 bits
-  using Nibbles = Ints;
+  struct Steps { Ints factor, zero; };  // of 4-bit weights; the factor in 16 bits
 
   static Floats set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -93,8 +92,6 @@ struct Avx2 {
     const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   }
-  static void store_signed(Ints x, int8_t* p) { store_bytes(x, reinterpret_cast<uint8_t*>(p)); }
-
   static void store_codes(Ints x, Code* p) { store_bytes(x, p); }
   static void codes_of_bytes(const uint8_t* b, Code* p) { std::memcpy(p, b, 16); }
   static Weights load_weights(const uint8_t* p) { return loadi(reinterpret_cast<const int32_t*>(p)); }
@@ -103,36 +100,50 @@ struct Avx2 {
   static Ints dot(Ints sum, Weights w, Four a) {
     return {_mm256_dpbusd_avx_epi32(sum.a, a, w.a), _mm256_dpbusd_avx_epi32(sum.b, a, w.b)};
   }
-  static Sums4 sums_from(Ints start) { return start; }
-  static Sums4 dot4(Sums4 sum, Nibbles w, __m256i a) {
-    return {_mm256_dpbusd_avx_epi32(sum.a, w.a, a), _mm256_dpbusd_avx_epi32(sum.b, w.b, a)};
-  }
-  static Ints sums_to(Sums4 sum, Ints) { return sum; }
 #else
   static Ints dot(Ints sum, Weights w, Four a) {
     const __m256i one = _mm256_set1_epi16(1);
     return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w.a), one)),
             _mm256_add_epi32(sum.b, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w.b), one))};
   }
-  // A pair of nibbles times activations is at most 15 * 128 * 2 = 3840: the four of 16 rows fit in 16 bits.
-  static Sums4 sums_from(Ints) { return seti(0); }
-  static Sums4 dot4(Sums4 sum, Nibbles w, __m256i a) {
-    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, a)), _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, a))};
-  }
-  static Ints sums_to(Sums4 sum, Ints start) {
-    const __m256i one = _mm256_set1_epi16(1);
-    return addi(start, {_mm256_madd_epi16(sum.a, one), _mm256_madd_epi16(sum.b, one)});
-  }
 #endif
-  static void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
-    const __m256i mask = _mm256_set1_epi8(15);
-    const Ints w = loadi(reinterpret_cast<const int32_t*>(p));
-    low = {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
-    high = {_mm256_and_si256(_mm256_srli_epi16(w.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(w.b, 4), mask)};
+  static void store_weights(Weights w, uint8_t* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), w.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), w.b);
   }
-  static __m256i four4(const int8_t* a) { return broadcast(a); }
+  // A product of 16 bits is that of both bytes, as none exceeds 8 bits.
+  static Steps steps(const uint8_t* p) {
+    const Ints all = columns_of(p), zero = high_halves(all), factor = factors_of(all);
+    return {factor, {_mm256_mullo_epi16(zero.a, factor.a), _mm256_mullo_epi16(zero.b, factor.b)}};
+  }
+  static Ints factors_of(Ints steps) {
+    const __m256i low = _mm256_set1_epi16(15);
+    return {_mm256_and_si256(steps.a, low), _mm256_and_si256(steps.b, low)};
+  }
+  // The byte of each column in its four bytes.
+  static Ints columns_of(const uint8_t* p) {
+    const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i columns = _mm256_set_epi32(0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202,
+                                             0x01010101, 0);
+    return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(own), columns),
+                      _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_srli_si128(own, 8)), columns)};
+  }
+  static void unpack(const uint8_t* p, const Steps& s, Weights& low, Weights& high) {
+    const Ints both = load_weights(p);
+    low = unpacked(low_halves(both), s);
+    high = unpacked(high_halves(both), s);
+  }
+  static Ints low_halves(Ints x) {
+    const __m256i low = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
+  }
+  static Ints high_halves(Ints x) { return low_halves({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}); }
 
  private:
+  static Ints unpacked(Ints x, const Steps& s) {
+    return {_mm256_sub_epi8(_mm256_mullo_epi16(x.a, s.factor.a), s.zero.a),
+            _mm256_sub_epi8(_mm256_mullo_epi16(x.b, s.factor.b), s.zero.b)};
+  }
   static __m256i half(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static __m256i broadcast(const void* a) {
     int32_t v;

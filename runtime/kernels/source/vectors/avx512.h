@@ -9,7 +9,7 @@ namespace {
 
 struct Avx512 {
   static constexpr const char* kName = "avx512-vnni";
-  static constexpr size_t kRows = 14, kRows4 = 12, kPanels = 2;
+  static constexpr size_t kRows = 14, kPanels = 2;
   static constexpr int kZero = 128;  // the instruction multiplies unsigned activations with signed weights
   using Wide = Avx512;  // for weights whose pairs of products exceed 16 bits: the same
   using Code = uint8_t;
@@ -17,8 +17,7 @@ struct Avx512 {
   using Ints = __m512i;
   using Weights = __m512i;
   using Four = __m512i;
-  using Nibbles = __m512i;
-  using Sums4 = __m512i;
+  struct Steps { __m512i factor, zero; };  // of 4-bit weights; the factor in 16 bits
 
   static Floats set(float x) { return _mm512_set1_ps(x); }
   static Floats load(const float* p) { return _mm512_loadu_ps(p); }
@@ -61,7 +60,6 @@ struct Avx512 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
   }
   static void store_codes(Ints a, Code* p) { store_bytes(a, p); }
-  static void store_signed(Ints a, int8_t* p) { store_bytes(a, reinterpret_cast<uint8_t*>(p)); }
   static void codes_of_bytes(const uint8_t* b, Code* p) { std::memcpy(p, b, 16); }
 
   static Weights load_weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -70,28 +68,34 @@ struct Avx512 {
     std::memcpy(&v, a, 4);
     return _mm512_set1_epi32(v);
   }
-  static Ints dot(Ints sum, Weights w, Four a) { return multiply(sum, a, w); }
-
-  static void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
-    const __m512i mask = _mm512_set1_epi8(15), both = _mm512_loadu_si512(p);
-    low = _mm512_and_si512(both, mask);
-    high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-  }
-  static Four four4(const int8_t* a) { return four(reinterpret_cast<const uint8_t*>(a)); }
-  static Sums4 sums_from(Ints start) { return start; }
-  static Sums4 dot4(Sums4 sum, Nibbles w, Four a) { return multiply(sum, w, a); }
-  static Ints sums_to(Sums4 sum, Ints) { return sum; }
-
- private:
-  static __m512i multiply(__m512i sum, __m512i u, __m512i s) {
+  static Ints dot(Ints sum, Weights w, Four a) {
 #if defined(__GNUC__)
     // GCC 12 to 14 copy accumulators around the intrinsic
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
     return sum;
 #else
-    return _mm512_dpbusd_epi32(sum, u, s);
+    return _mm512_dpbusd_epi32(sum, a, w);
 #endif
   }
+
+  static void store_weights(Weights w, uint8_t* p) { _mm512_storeu_si512(p, w); }
+  // A product of 16 bits is that of both bytes, as none exceeds 8 bits.
+  static Steps steps(const uint8_t* p) {
+    const __m512i columns = _mm512_set_epi32(0x0F0F0F0F, 0x0E0E0E0E, 0x0D0D0D0D, 0x0C0C0C0C, 0x0B0B0B0B, 0x0A0A0A0A, 0x09090909,
+        0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0);
+    const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m512i all = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(own), columns);
+    const __m512i factor = _mm512_and_si512(all, _mm512_set1_epi16(15));
+    return {factor, _mm512_mullo_epi16(halves(_mm512_srli_epi16(all, 4)), factor)};
+  }
+  static void unpack(const uint8_t* p, const Steps& s, Weights& low, Weights& high) {
+    const __m512i both = _mm512_loadu_si512(p);
+    low = _mm512_sub_epi8(_mm512_mullo_epi16(halves(both), s.factor), s.zero);
+    high = _mm512_sub_epi8(_mm512_mullo_epi16(halves(_mm512_srli_epi16(both, 4)), s.factor), s.zero);
+  }
+
+ private:
+  static __m512i halves(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ struct Neon {
 #else
   static constexpr const char* kName = "neon";
 #endif
-  static constexpr size_t kRows = 6, kRows4 = 2, kPanels = 1;
+  static constexpr size_t kRows = 6, kPanels = 1;
   static constexpr int kZero = 0;
   using Wide = Neon;  // for weights whose pairs of products exceed 16 bits: the same
   using Code = int8_t;
@@ -22,8 +22,7 @@ struct Neon {
   struct Ints { int32x4_t v[4]; };
   struct Weights { int8x16_t v[4]; };
   using Four = int8x16_t;
-  using Nibbles = Weights;
-  using Sums4 = Ints;
+  struct Steps { uint8x16_t factor[4], zero[4]; };  // of 4-bit weights
 
   template <class R, class F>
   static R each(F f) {
@@ -81,7 +80,6 @@ struct Neon {
     return vcombine_s8(vmovn_s16(low), vmovn_s16(high));
   }
   static void store_codes(Ints a, Code* p) { vst1q_s8(p, narrowed(a)); }
-  static void store_signed(Ints a, int8_t* p) { vst1q_s8(p, narrowed(a)); }
   static void store_bytes(Ints a, uint8_t* p) { vst1q_u8(p, vreinterpretq_u8_s8(narrowed(a))); }
   static void codes_of_bytes(const uint8_t* b, Code* p) {
     vst1q_s8(p, vreinterpretq_s8_u8(veorq_u8(vld1q_u8(b), vdupq_n_u8(128))));
@@ -100,19 +98,30 @@ struct Neon {
     return sum;
   }
 
-  static void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
+  static void store_weights(const Weights& w, uint8_t* p) {
+    for (int i = 0; i < 4; i++) vst1q_u8(p + 16 * i, vreinterpretq_u8_s8(w.v[i]));
+  }
+  static Steps steps(const uint8_t* p) {
+    const uint8x16_t own = vld1q_u8(p), columns = vreinterpretq_u8_u32(vmulq_n_u32(vld1q_u32(kColumns), 0x01010101));
+    Steps s;
+    for (int i = 0; i < 4; i++) {
+      const uint8x16_t all = vqtbl1q_u8(own, vaddq_u8(columns, vdupq_n_u8(static_cast<uint8_t>(4 * i))));
+      s.factor[i] = vandq_u8(all, vdupq_n_u8(15));
+      s.zero[i] = vmulq_u8(vshrq_n_u8(all, 4), s.factor[i]);
+    }
+    return s;
+  }
+  static void unpack(const uint8_t* p, const Steps& s, Weights& low, Weights& high) {
     for (int i = 0; i < 4; i++) {
       const uint8x16_t both = vld1q_u8(p + 16 * i);
-      low.v[i] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
-      high.v[i] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+      const auto weight = [&](uint8x16_t x) { return vreinterpretq_s8_u8(vsubq_u8(vmulq_u8(x, s.factor[i]), s.zero[i])); };
+      low.v[i] = weight(vandq_u8(both, vdupq_n_u8(15)));
+      high.v[i] = weight(vshrq_n_u8(both, 4));
     }
   }
-  static Four four4(const int8_t* a) { return four(a); }
-  static Sums4 sums_from(Ints start) { return start; }
-  static Sums4 dot4(Sums4 sum, const Nibbles& w, Four a) { return dot(sum, w, a); }
-  static Ints sums_to(Sums4 sum, Ints) { return sum; }
 
  private:
+  static constexpr uint32_t kColumns[4] = {0, 1, 2, 3};
   static int32x4_t dot_of(int32x4_t sum, int8x16_t w, int8x16_t a) {
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(sum, w, a);

@@ -8,7 +8,7 @@ namespace {
 
 struct Scalar {
   static constexpr const char* kName = "scalar";
-  static constexpr size_t kRows = 4, kRows4 = 4, kPanels = 1;
+  static constexpr size_t kRows = 4, kPanels = 1;
   static constexpr int kZero = 0;
   using Wide = Scalar;  // for weights whose pairs of products exceed 16 bits: the same
   using Code = int8_t;
@@ -17,8 +17,7 @@ struct Scalar {
   struct Ints { int32_t v[16]; };
   struct Weights { int8_t v[64]; };
   struct Four { int32_t v[4]; };
-  using Nibbles = Weights;
-  using Sums4 = Ints;
+  struct Steps { uint8_t v[16]; };  // of 4-bit weights
 
   template <class F> static Floats each(F f) { Floats r; for (int i = 0; i < 16; i++) r.v[i] = f(i); return r; }
   template <class F> static Ints each_int(F f) { Ints r; for (int i = 0; i < 16; i++) r.v[i] = f(i); return r; }
@@ -72,7 +71,6 @@ struct Scalar {
 
   static void store_bytes(Ints a, uint8_t* p) { for (int i = 0; i < 16; i++) p[i] = static_cast<uint8_t>(a.v[i]); }
   static void store_codes(Ints a, Code* p) { for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(a.v[i]); }
-  static void store_signed(Ints a, int8_t* p) { store_codes(a, p); }
   static void codes_of_bytes(const uint8_t* b, Code* p) { for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(b[i] - 128); }
 
   static Weights load_weights(const uint8_t* p) { Weights r; std::memcpy(r.v, p, 64); return r; }
@@ -83,13 +81,15 @@ struct Scalar {
     return sum;
   }
 
-  static void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
-    for (int i = 0; i < 64; i++) { low.v[i] = p[i] & 15; high.v[i] = p[i] >> 4; }
+  static void store_weights(const Weights& w, uint8_t* p) { std::memcpy(p, w.v, 64); }
+  static Steps steps(const uint8_t* p) { Steps r; std::memcpy(r.v, p, 16); return r; }
+  static void unpack(const uint8_t* p, const Steps& s, Weights& low, Weights& high) {
+    for (int i = 0; i < 64; i++) {
+      const int factor = s.v[i / 4] & 15, zero = s.v[i / 4] >> 4;
+      low.v[i] = static_cast<int8_t>(((p[i] & 15) - zero) * factor);
+      high.v[i] = static_cast<int8_t>(((p[i] >> 4) - zero) * factor);
+    }
   }
-  static Four four4(const int8_t* a) { return four(a); }
-  static Sums4 sums_from(Ints start) { return start; }
-  static Sums4 dot4(Sums4 sum, const Nibbles& w, Four a) { return dot(sum, w, a); }
-  static Ints sums_to(Sums4 sum, Ints) { return sum; }
 };
 
 }  // namespace
