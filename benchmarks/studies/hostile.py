@@ -1,0 +1,280 @@
+"""What do speakers whom `u2moe serve` has accepted notice of clients that attack it, or of a machine that slows down?
+
+    python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--seconds 15] [--minutes 0] [--cores 0]
+
+Speakers talk undisturbed, then during each attack, to the same server; a pair is a cell, written as soon as it is
+measured and not measured again. Attackers are a process of their own with an API key that may have eight streams; start
+this script with `taskset` on other cores than --cores, which the server has. With --minutes all attacks go on together
+for so long, and rounds of speakers follow each other: growth is told from the memory after the first and the last.
+"slower" is a busy process on the server's cores, which takes half of them, with as many speakers as the server takes by
+its own measurement; new ones knock all the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+
+from u2moe.benchmarks.instruments.host import status_bytes
+from u2moe.benchmarks.instruments.statistics import percentiles
+from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import recorded, resumed
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.studies.serving import summary
+from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.servers import RunningServer, our_server
+from u2moe.benchmarks.studies.shared.speakers import Heard, Key, counted, first_blocks, speak_together, speech_blocks
+from u2moe.runtime.places import DEMO_FOLDER
+
+KEY = "key-of-speakers"
+NUM_STREAMS = 8
+"""What the key of each attack may have."""
+MOST_SLOWER = {"slower": 1.2}
+"""How many times as long results may take: 1.5 times during other attacks."""
+MEGABYTE = 1 << 20
+HEALTH_S = 0.05
+_AHEAD_S = 2.0
+_PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+Attack = Callable[[str], Coroutine[Any, Any, None]]
+"""What one client does, given where the server is and its key: "127.0.0.1:PORT/PATH?api_key=KEY" with the path open."""
+
+
+async def _one_sample(place: str) -> None:
+    async with connect(place, proxy=None) as websocket:
+        await websocket.send("{}")
+        await websocket.recv()
+        while True:
+            websocket.transport.write((b"\x82\x82" + bytes(6)) * 1000)
+            await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 0.1)
+
+
+async def _one_byte_chunks(place: str) -> None:
+    parts = urlsplit(place)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    head = f"POST /v1/audio/transcriptions?{parts.query} HTTP/1.1\r\nHost: localhost\r\n"
+    kind = "Content-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    try:
+        writer.write((head + kind).encode() + f"{len(_PART):x}\r\n{_PART}\r\n".encode())
+        while not reader.at_eof():
+            writer.write(b"1\r\nx\r\n" * 1000)
+            await writer.drain()
+            await asyncio.sleep(0)
+    finally:
+        writer.close()
+
+
+@functools.cache
+def _many_hotwords(num_bytes: int) -> str:
+    return '{"hotwords": [' + ",".join(['"A"'] * (num_bytes // 4 - 5)) + "]}"
+
+
+async def _options(place: str, num_bytes: int) -> None:
+    async with connect(place, proxy=None) as websocket:
+        await websocket.send(_many_hotwords(num_bytes))
+        await websocket.recv()
+
+
+async def _refused(place: str) -> None:
+    async with connect(place, proxy=None) as websocket:
+        await websocket.send([bytes(MEGABYTE)] * 16)
+
+
+async def _silent(place: str) -> None:
+    _, writer = await asyncio.open_connection(urlsplit(place).hostname, urlsplit(place).port)
+    try:
+        await asyncio.sleep(5)
+    finally:
+        writer.close()
+
+
+ATTACKS: dict[str, tuple[int, Attack]] = {
+    "frames of one sample": (NUM_STREAMS, _one_sample),
+    "HTTP chunks of one byte": (NUM_STREAMS, _one_byte_chunks),
+    "options of 15 MB": (NUM_STREAMS, lambda place: _options(place, 15 * MEGABYTE)),
+    "options of 1 MB": (NUM_STREAMS, lambda place: _options(place, MEGABYTE - 100)),
+    "frames of 16 MB, refused": (40, _refused),
+    "silent connections": (200, _silent),
+}
+"""How many clients at once, each again as soon as it has ended, and what one does."""
+SLOWER, MIXTURE = "slower", "all together"
+
+
+def _key_of(name: str) -> str:
+    return f"key-of-{name.replace(' ', '-')}"
+
+
+def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
+    """Attack until ended; what runs in a process of its own."""
+    os.nice(10)  # what is measured is the server, not a lack of processors for the speakers
+    has_begun.set()
+
+    async def again(name: str) -> None:
+        while True:
+            with contextlib.suppress(OSError, WebSocketException, EOFError, TimeoutError):
+                await ATTACKS[name][1](f"ws://127.0.0.1:{port}/stream?api_key={_key_of(name)}")
+            await asyncio.sleep(0.05)
+
+    async def everyone() -> None:
+        await asyncio.gather(*(again(name) for name in names for _ in range(ATTACKS[name][0])))
+
+    asyncio.run(everyone())
+
+
+def burn(has_begun: Event, cores: Sequence[int]) -> None:
+    """Keep some processors busy until ended."""
+    os.sched_setaffinity(0, cores)
+    has_begun.set()
+    while True:
+        pass
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
+    """While something else goes on, which has begun."""
+    context = multiprocessing.get_context("spawn")
+    has_begun = context.Event()
+    process = context.Process(target=work, args=(has_begun, *given))
+    process.start()
+    try:
+        has_begun.wait()
+        time.sleep(_AHEAD_S)
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+async def _health(port: int, found: list[float]) -> None:
+    while True:
+        begin = time.perf_counter()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        await reader.read()
+        writer.close()
+        found.append(time.perf_counter() - begin)
+        await asyncio.sleep(HEALTH_S)
+
+
+def listen(server: RunningServer, blocks: Sequence[bytes], count: int, first: Mapping[Key, int]) -> dict[str, Any]:
+    """What so many speakers and a health check get."""
+    health: list[float] = []
+
+    async def speak() -> Heard:
+        checks = asyncio.create_task(_health(server.port, health))
+        try:
+            return await speak_together(server.url, blocks, count, dict(first))
+        finally:
+            checks.cancel()
+
+    heard = asyncio.run(speak())
+    return {**summary(heard), "health": percentiles(health), "rss": status_bytes("VmRSS", server.pid)}
+
+
+@contextlib.contextmanager
+def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
+    """Our server with a key for speakers and one for each attack."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys"
+        lines = (f"{_key_of(name)} {_key_of(name)} {NUM_STREAMS}\n" for name in ATTACKS)
+        keys.write_text("".join([f"speakers {KEY}\n", *lines]), encoding="utf-8")
+        options = ["--api-key", str(keys)]
+        with our_server(DEMO_FOLDER, capacity=capacity, cores=cores, arguments=options) as server:
+            path = f"/sherpa?api_key={KEY}"
+            yield RunningServer(port=server.port, path=path, pid=server.pid, capacity=server.capacity)
+
+
+def run(results: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what is missing in the results, and write them after each cell."""
+    content = resumed(results, {"cells": {}})
+    blocks = speech_blocks(args.seconds)
+    for kind in [kind for kind in args.kinds if kind not in content["cells"]]:
+        is_slower, is_mixture = kind == SLOWER, kind == MIXTURE
+        with guarded(args.cores, None if is_slower else args.speakers + NUM_STREAMS * len(ATTACKS)) as server:
+            count = (server.capacity or 1) if is_slower else args.speakers
+            report(f"{kind}: {count} speakers")
+            first = counted(asyncio.run(first_blocks(server.url, blocks)), len(blocks))
+            before = listen(server, blocks, count, first)
+            cores = [int(core) for core in (args.cores or "0").split(",")]
+            work = (burn, cores) if is_slower else (attack, server.port, list(ATTACKS) if is_mixture else [kind])
+            with meanwhile(*work):
+                deadline, rounds = time.monotonic() + 60 * args.minutes * is_mixture, []
+                while not rounds or time.monotonic() < deadline:
+                    rounds.append(listen(server, blocks, count, first))
+        content["cells"][kind] = {"speakers": count, "before": before, "rounds": rounds}
+        write_json(results, recorded(content))
+    return content
+
+
+def ratio(cell: Mapping[str, Any]) -> float:
+    """The p95 of partial results during an attack, the median of its rounds, to that before."""
+    found = sorted(each["partial"]["p95"] for each in cell["rounds"])
+    return float(found[len(found) // 2] / cell["before"]["partial"]["p95"])
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What the page shows: a row for each attack."""
+    rows = []
+    for kind, cell in results["cells"].items():
+        pair = [cell["before"], cell["rounds"][-1]]
+        worst = max(each["partial"]["p95"] for each in cell["rounds"])
+        failed = sum(each["num_failed"] + each["num_refused"] for each in cell["rounds"])
+        columns = [" → ".join(f"{1000 * each[name]['p95']:.0f}" for each in pair) for name in ("partial", "health")]
+        memory = " → ".join(f"{each['rss'] / 1e6:.0f}" for each in (cell["before"], cell["rounds"][0], pair[1]))
+        figures = [columns[0], f"{ratio(cell):.2f}", f"{1000 * worst:.0f}", columns[1], str(failed), memory]
+        rows.append((kind, str(cell["speakers"]), str(len(cell["rounds"])), *figures))
+    header = (
+        "",
+        "speakers",
+        "rounds",
+        "partial p95, ms",
+        "ratio",
+        "worst round",
+        "health p95, ms",
+        "failed",
+        "memory, MB",
+    )
+    return {"table": table(header, rows)}
+
+
+def targets(results: Mapping[str, Any]) -> list[Target]:
+    """How much slower the accepted get their results."""
+    return [
+        Target(
+            name=f"p95 of partial results, {kind}", found=ratio(cell), limit=MOST_SLOWER.get(kind, 1.5), at_most=True
+        )
+        for kind, cell in results["cells"].items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = script_parser("studies.hostile", __doc__)
+    kinds = [*ATTACKS, SLOWER, MIXTURE]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
+    parser.add_argument("--speakers", type=int, default=8, metavar="N", help="default: 8")
+    parser.add_argument("--seconds", type=float, default=15.0, help="that each speaks (default: 15)")
+    parser.add_argument("--minutes", type=float, default=0.0, help="that all attacks go on together")
+    parser.add_argument("--cores", metavar="LIST", help="of the server, as taskset takes them (default: all)")
+    parser.add_argument("--results", type=Path, help="JSON file")
+    args = parser.parse_args(arguments)
+    print(json.dumps(values(run(args.results or results_file("hostile"), args)), ensure_ascii=False, indent=1))
+
+
+if __name__ == "__main__":
+    run_script(main)
