@@ -13,7 +13,7 @@ import numpy.typing as npt
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
 
 from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError
-from u2moe.runtime.server.patience import patience_for_audio
+from u2moe.runtime.server.pace import patience_for_audio
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.mailbox import Mailbox

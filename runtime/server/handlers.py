@@ -16,8 +16,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.mailbox import Mailbox
-from u2moe.runtime.server.pace import Pieces
-from u2moe.runtime.server.patience import LEAST_BYTES_PER_S
+from u2moe.runtime.server.pace import LEAST_BYTES_PER_S, Pieces
 
 if TYPE_CHECKING:
     from websockets.frames import Frame

@@ -17,9 +17,8 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connections import raise_descriptor_limit
 from u2moe.runtime.server.keys import Keys
 from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners
-from u2moe.runtime.server.log import LOGGER, log_to_stderr
+from u2moe.runtime.server.log import LOGGER, log_to_stderr, notify
 from u2moe.runtime.server.metrics import Metrics
-from u2moe.runtime.server.notify import notify
 from u2moe.runtime.server.options import ServerOptions, check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server

@@ -5,8 +5,11 @@ Lines hold neither audio, text, URLs nor addresses of clients.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import socket
 import time
 import traceback
 import warnings
@@ -118,3 +121,12 @@ class Incidents:
         num_silent = self._num_silent.pop(label, 0)
         more = f" ({num_silent} more since the last such line)" if num_silent else ""
         LOGGER.warning("%s%s", message or _INCIDENTS[label], more, exc_info=error)
+
+
+def notify(state: str) -> None:
+    """Tell systemd a state such as "READY=1" (sd_notify), if it has started the server."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+            channel.sendall(state.encode())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from u2moe.runtime.server.errors import IdleError
 
 if TYPE_CHECKING:
-    from u2moe.runtime.server.patience import Patience
+    from u2moe.runtime.server.pace import Patience
 
 _MAX_BYTES = 64 << 10
 """Bytes of messages that wait to be read, beyond which nothing more is received."""

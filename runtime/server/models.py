@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import NONE, STREAM_CHUNK_SIZE
 from u2moe.runtime.server.errors import RequestError, refusing
-from u2moe.runtime.server.texts import languages_of, parse_hotwords
+from u2moe.runtime.server.texts import languages_of, phrases_of
 from u2moe.runtime.text.written.formatter import TextFormat
 from u2moe.runtime.validation import checked_flag, checked_integer, checked_number
 
@@ -68,6 +68,7 @@ class ServedModel:
         self,
         default: DecodingOptions,
         *,
+        prompt: str = "",
         hotwords: Any = None,
         written: Any = None,
         beam_size: Any = None,
@@ -77,6 +78,7 @@ class ServedModel:
 
         Args:
             default: options of streams, or of files.
+            prompt: phrases, of which those that can be written are hotwords if there are no `hotwords`.
             hotwords: a list of phrases, each alone or as [phrase, weight].
             written: whether English is written with digits and small letters.
             beam_size: prefixes that the search keeps.
@@ -97,7 +99,8 @@ class ServedModel:
             with refusing("lm_weight"):
                 weight = round(checked_number("lm_weight", lm_weight, least=0, most=_MAX_LM_WEIGHT), 1)
             changes["language_model"] = await self._language_model(weight)
-        return dataclasses.replace(default, **changes), await self._hotwords(hotwords)
+        words = self.writable_hotwords(phrases_of(prompt)) if hotwords is None else self._hotwords(hotwords)
+        return dataclasses.replace(default, **changes), await words
 
     async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
         """The language model with another weight; prepared once for each, outside the event loop."""
@@ -112,20 +115,29 @@ class ServedModel:
         return self._weighted[weight] if weight else NONE
 
     async def _hotwords(self, value: Any) -> ContextGraph | None:
-        phrases = () if value is None else parse_hotwords(value)
-        if len(phrases) > self._max_hotwords:
-            raise RequestError(f"there may be {self._max_hotwords} hotwords, got {len(phrases)}", "hotwords")
-        for phrase in phrases:
-            text = phrase if isinstance(phrase, str) else phrase[0]
-            if len(text) > _MAX_HOTWORD_LEN:
-                raise RequestError(f"a hotword may have {_MAX_HOTWORD_LEN} characters, got {len(text)}", "hotwords")
-        if not phrases:
-            return None
+        """Hotwords from JSON."""
+        if not isinstance(value, list):
+            raise RequestError(f"hotwords must be a list, got {type(value).__name__}", "hotwords")
+        if len(value) > self._max_hotwords:
+            raise RequestError(f"there may be {self._max_hotwords} hotwords, got {len(value)}", "hotwords")
+        phrases: list[str | tuple[str, float]] = []
+        for item in value:
+            match item:
+                case str():
+                    phrases.append(item)
+                case [str() as text, int() | float() as weight] if not isinstance(weight, bool):
+                    phrases.append((text, weight))
+                case _:
+                    raise RequestError(f"a hotword must be a phrase or [phrase, weight], got {item!r:.80}", "hotwords")
+            if (length := len(item if isinstance(item, str) else item[0])) > _MAX_HOTWORD_LEN:
+                raise RequestError(f"a hotword may have {_MAX_HOTWORD_LEN} characters, got {length}", "hotwords")
         with refusing("hotwords"):
-            return await asyncio.to_thread(ContextGraph, phrases, self.recognizer.vocabulary)
+            return await asyncio.to_thread(ContextGraph, phrases, self.recognizer.vocabulary) if phrases else None
 
     async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
         """Hotwords from phrases of any kind; those that the vocabulary cannot spell are omitted."""
+        if not phrases:
+            return None
         return await asyncio.to_thread(self._writable, dict.fromkeys(phrases[: self._max_hotwords]))
 
     def _writable(self, phrases: Iterable[str]) -> ContextGraph | None:

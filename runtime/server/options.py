@@ -25,7 +25,7 @@ class Limits:
         message_bytes: size of one WebSocket message, or of the audio of one Wyoming event.
         duration_s: seconds of audio of one stream or file.
         queue_s: seconds of a stream's audio in the queue; a client that sends faster is slowed down.
-        idle_s: seconds for which a client may send nothing, or too little to count (see `patience`).
+        idle_s: seconds for which a client may send nothing, or too little to count (see `pace`).
         send_s: seconds for which a client may not read what it is sent.
         hotwords: number of phrases.
     """

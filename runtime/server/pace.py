@@ -1,11 +1,18 @@
-"""Bounds the work that one connection makes in each turn of the event loop, and its share of the processor's time."""
+"""What one connection may take: work in each turn of the event loop, processor time, and time without progress."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
+from u2moe.runtime.server.errors import IdleError
+
+if TYPE_CHECKING:
+    from u2moe.runtime.server.service import Place
+
+_Value = TypeVar("_Value")
 _SHARE = 0.05
 """Share of one processor that a connection may take for parsing what it sends."""
 _BURST_S = 0.05
@@ -15,21 +22,6 @@ _LEAST_BYTES = 512
 _MOST_BYTES = 256 << 10
 _TURN_S = 0.001
 """Seconds of processor time that the parsing of one piece should take."""
-
-
-class Budget:
-    """The processor time of a connection."""
-
-    def __init__(self) -> None:
-        self._time = asyncio.get_running_loop().time
-        self._debt_s, self._then = 0.0, self._time()
-
-    def spend(self, seconds: float) -> float:
-        """Take some time; returns the seconds for which nothing more should be done for the connection."""
-        now = self._time()
-        self._debt_s = max(self._debt_s - (now - self._then) * _SHARE, 0.0) + seconds
-        self._then = now
-        return max(self._debt_s - _BURST_S, 0.0) / _SHARE
 
 
 class Pieces:
@@ -45,7 +37,8 @@ class Pieces:
         self._read = read
         self._rest = bytearray()
         self._size = _FIRST_BYTES
-        self._budget = Budget()
+        self._time = asyncio.get_running_loop().time
+        self._debt_s, self._then = 0.0, self._time()
         self._timer: asyncio.Handle | None = None
         self._is_held = False
 
@@ -92,9 +85,73 @@ class Pieces:
             self._size = max(self._size // 2, _LEAST_BYTES)
         elif took_s < _TURN_S / 4 and len(piece) == self._size:
             self._size = min(self._size * 2, _MOST_BYTES)
-        wait_s = self._budget.spend(took_s)
+        now = self._time()
+        self._debt_s = max(self._debt_s - (now - self._then) * _SHARE, 0.0) + took_s
+        self._then = now
+        wait_s = max(self._debt_s - _BURST_S, 0.0) / _SHARE
         if self._rest or wait_s:
             self._read(False)  # noqa: FBT003
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._work)
         elif not self._is_held:
             self._read(True)  # noqa: FBT003
+
+
+LEAST_BYTES_PER_S = 500
+"""Minimum rate of HTTP bodies, in either direction."""
+_LEAST_AUDIO = 0.01
+"""Minimum audio of a live client as a share of real time: 0.6 seconds, about one chunk, in a minute."""
+
+
+class Patience:
+    """A timeout that is extended only by progress, not by messages without any.
+
+    Args:
+        limit_s: seconds within which there must be progress.
+        least: the amount that counts as progress.
+        unit: unit of amounts, for errors.
+        amount: returns the amount received since the start.
+    """
+
+    def __init__(self, limit_s: float, least: float, unit: str, amount: Callable[[], float]) -> None:
+        self._limit_s = limit_s
+        self._least = least
+        self._unit = unit
+        self._amount = amount
+        self._time = asyncio.get_running_loop().time
+        self._since, self._amount_then = self._time(), amount()
+
+    def left_s(self) -> float:
+        """Seconds left, above 0.
+
+        Raises:
+            IdleError: none are left.
+        """
+        now, amount = self._time(), self._amount()
+        if amount - self._amount_then >= self._least:
+            self._since, self._amount_then = now, amount
+        left = self._since + self._limit_s - now
+        if left <= 0:
+            raise self._error()
+        return left
+
+    async def wait_for(self, next_one: Callable[[], Awaitable[_Value]]) -> _Value:
+        """Await `next_one()` and return its result.
+
+        Raises:
+            IdleError: the time is over.
+        """
+        try:
+            async with asyncio.timeout(self.left_s()) as scope:
+                return await next_one()
+        except TimeoutError:
+            if not scope.expired():  # the connection was lost
+                raise
+            raise self._error() from None
+
+    def _error(self) -> IdleError:
+        return IdleError(f"less than {self._least:g} {self._unit} came within {self._limit_s:g} seconds")
+
+
+def patience_for_audio(place: Place, idle_s: float) -> Patience:
+    """The idle timeout of a live client, which has to send audio."""
+    return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: place.fed_s)

@@ -19,8 +19,7 @@ from u2moe.runtime.server.app import make_app
 from u2moe.runtime.server.connections import Connections, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
 from u2moe.runtime.server.listeners import Listener, receive_connection
-from u2moe.runtime.server.log import LOGGER
-from u2moe.runtime.server.notify import notify
+from u2moe.runtime.server.log import LOGGER, notify
 from u2moe.runtime.server.options import check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 

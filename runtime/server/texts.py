@@ -1,12 +1,10 @@
-"""Hotwords from prompts of other APIs, the text that a segment adds to a transcript, languages of a vocabulary."""
+"""Phrases in prompts of other APIs, the text that a segment adds to a transcript, languages of a vocabulary."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.text.vocabulary import join_texts
 
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
@@ -33,23 +31,3 @@ def languages_of(symbols: Sequence[str]) -> list[str]:
     """
     text = "".join(symbol for symbol in symbols if not symbol.startswith("<"))
     return [code for code, letters in (("zh", _HAN), ("en", _LATIN)) if letters.search(text)]
-
-
-def parse_hotwords(value: Any) -> tuple[str | tuple[str, float], ...]:
-    """Hotwords from JSON: a list of phrases, each alone or as [phrase, weight].
-
-    Raises:
-        RequestError: it is something else.
-    """
-    if not isinstance(value, list):
-        raise RequestError(f"hotwords must be a list, got {type(value).__name__}", "hotwords")
-    phrases: list[str | tuple[str, float]] = []
-    for item in value:
-        match item:
-            case str():
-                phrases.append(item)
-            case [str() as phrase, int() | float() as weight] if not isinstance(weight, bool):
-                phrases.append((phrase, weight))
-            case _:
-                raise RequestError(f"a hotword must be a phrase or [phrase, weight], got {item!r}", "hotwords")
-    return tuple(phrases)

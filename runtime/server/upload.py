@@ -22,7 +22,7 @@ from u2moe.runtime.server.errors import (
     in_openai_form,
     status_of,
 )
-from u2moe.runtime.server.patience import LEAST_BYTES_PER_S, Patience
+from u2moe.runtime.server.pace import LEAST_BYTES_PER_S, Patience
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send

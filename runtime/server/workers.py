@@ -16,9 +16,8 @@ from typing import Any
 
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.listeners import Listener, hand_over
-from u2moe.runtime.server.log import LOGGER
+from u2moe.runtime.server.log import LOGGER, notify
 from u2moe.runtime.server.metrics import Metrics, shared_rows
-from u2moe.runtime.server.notify import notify
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import SAME_SIGNAL_S
 

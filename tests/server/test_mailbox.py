@@ -8,7 +8,7 @@ import pytest
 
 from u2moe.runtime.server.errors import IdleError
 from u2moe.runtime.server.mailbox import Mailbox
-from u2moe.runtime.server.patience import Patience
+from u2moe.runtime.server.pace import Patience
 
 
 def audio(num_bytes):

@@ -25,7 +25,7 @@ from websockets.sync.client import connect
 from u2moe.runtime import cli
 from u2moe.runtime.server import log
 from u2moe.runtime.server.keys import Key, read_keys
-from u2moe.runtime.server.notify import notify
+from u2moe.runtime.server.log import notify
 
 PATIENCE_S = 120
 HEAD = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"

@@ -37,7 +37,6 @@ from u2moe.runtime.server.errors import (
 )
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.texts import phrases_of
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number
 
@@ -242,9 +241,7 @@ class _Conversation:
         model = self._connection.service.model(asked["model"])
         model.check_language(asked.get("language"))
         options = {name: asked.get(name) for name in REQUEST_OPTIONS}
-        decoding, hotwords = await model.decoding(model.stream_options, **options)
-        if hotwords is None:
-            hotwords = await model.writable_hotwords(phrases_of(asked["prompt"]))
+        decoding, hotwords = await model.decoding(model.stream_options, prompt=asked["prompt"], **options)
         config = dataclasses.replace(config, transcription={**asked, "model": model.name})
         self._config, self._decoding, self._hotwords = config, decoding, hotwords
         self._connection.place.model = model

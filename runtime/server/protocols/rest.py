@@ -22,7 +22,7 @@ from u2moe.runtime.server.connection import read_object
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, in_openai_form, refusing, status_of
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.texts import added_text, phrases_of
+from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.server.upload import Body, Refusal, Upload
 from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
@@ -117,9 +117,8 @@ async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
     try:
         model = service.model(upload.value("model"))
         wanted = _Wanted(upload, model)
-        decoding, hotwords = await model.decoding(model.recognizer.options, **wanted.options)
-        if hotwords is None:
-            hotwords = await model.writable_hotwords(phrases_of(upload.value("prompt")))
+        prompt = upload.value("prompt")
+        decoding, hotwords = await model.decoding(model.recognizer.options, prompt=prompt, **wanted.options)
     except BaseException:
         upload.file.close()
         raise

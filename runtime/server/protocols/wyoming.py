@@ -19,7 +19,7 @@ import numpy.typing as npt
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connection import converse, read_object, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
-from u2moe.runtime.server.patience import Patience, patience_for_audio
+from u2moe.runtime.server.pace import Patience, patience_for_audio
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.text.vocabulary import join_texts
