@@ -61,6 +61,10 @@ class SherpaExport:
                 "# before input_finished, 0.66 s of silence: the client drops what the last chunk lacks\n"
                 f"stream.accept_waveform({shared[0]}, numpy.zeros({shared[0]} * 66 // 100, numpy.float32))"
             )
+        if chosen := self.manifest.decoding.chosen:
+            lines.append(
+                f"# left out of what the bundle has, since the client has a search of its own: {', '.join(chosen)}"
+            )
         return "\n".join(lines)
 
 

@@ -32,6 +32,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "manifest": dataclasses.asdict(bundle.manifest),
+        "decoding": bundle.manifest.decoding.chosen,
         "parameters": dict(groups.most_common()),
         "num_parameters": groups.total(),
         "graphs": graphs,
@@ -80,7 +81,7 @@ def describe(content: dict[str, Any]) -> str:
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
-        f"decoding, unless told otherwise: {_defaults(manifest['decoding'])}",
+        f"defaults of decoding that were chosen: {_listed(content['decoding']) or 'none'}",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
         *(
@@ -111,9 +112,8 @@ def describe(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _defaults(decoding: dict[str, Any]) -> str:
-    """Defaults of decoding that were chosen, as JSON."""
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in decoding.items() if value not in (None, ()))
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:

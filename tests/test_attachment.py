@@ -10,6 +10,9 @@ from language_models import random_arpa
 from manifests import edited, with_decoding
 from tones import say
 
+from u2moe.export.profiles.conversion import convert_bundle
+from u2moe.quantize import quantize_bundle, recipe
+from u2moe.quantize.inspection import describe, inspect_bundle
 from u2moe.runtime import (
     Bundle,
     BundleError,
@@ -150,6 +153,21 @@ def test_a_model_is_replaced_and_removed(copy, bundle, arpa):
     assert cli.main(["lm", "attach", str(copy), "none"]) == 0
     assert Bundle.open(copy).manifest.files == bundle.manifest.files
     assert {file.name for file in copy.iterdir()} == {"bundle.json", *bundle.manifest.files}
+
+
+def test_what_a_bundle_carries_is_shown_and_goes_with_it(attached, tmp_path):
+    decoding = Bundle.open(attached).manifest.decoding
+    shown = describe(inspect_bundle(attached))
+    assert 'were chosen: beam_size 4, language_model {"weight": 2.0' in shown
+    assert '"file": "language.lm"' in shown
+    made, _ = quantize_bundle(attached, tmp_path / "int8", recipe("int8"))
+    assert made.manifest.decoding == decoding
+    assert made.language_model().model.fingerprint == Bundle.open(attached).language_model().model.fingerprint
+    converted = convert_bundle(attached, tmp_path / "ort", "ort")
+    assert LANGUAGE_MODEL_FILE in converted.files
+    notes = []
+    convert_bundle(attached, tmp_path / "offline", "offline", progress=notes.append)
+    assert "left to the program, for graphs have none of it: beam_size, language_model" in notes
 
 
 def test_what_cannot_be_attached_leaves_the_bundle_as_it_is(copy, arpa):

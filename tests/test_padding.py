@@ -138,7 +138,7 @@ def test_a_bundle_has_its_own_padding(recognizer, sound, tmp_path):
     edited("decoding", padding_s=PADDING_S)(folder)
     own = Recognizer.from_pretrained(folder)
     assert own.bundle.fingerprint != recognizer.bundle.fingerprint
-    assert "padding_s 0.3" in describe(inspect_bundle(folder))
+    assert "were chosen: padding_s 0.3" in describe(inspect_bundle(folder))
     expected = recognizer.transcribe(sound, options=DecodingOptions(padding_s=PADDING_S))
     assert own.transcribe(sound) == expected != recognizer.transcribe(sound)
     assert own.transcribe(sound, options=DecodingOptions(padding_s=0)) == recognizer.transcribe(sound)

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import soundfile
 import torch
+from manifests import with_decoding
 
 from u2moe.benchmarks.studies.shared.process import PeerError, PeerProcess, write_wav
 from u2moe.export import SherpaOptions, export_sherpa, sherpa
@@ -240,6 +241,9 @@ def test_usage_tells_what_the_client_takes_for_granted(written):
     slower = dataclasses.replace(written.manifest.model, subsampling_rate=6)
     manifest = dataclasses.replace(written.manifest, model=slower)
     assert "multiply its timestamps by 1.5" in dataclasses.replace(written, manifest=manifest).usage()
+    assert "left out" not in written.usage()
+    manifest = with_decoding(written.manifest, beam_size=4, hotwords=("A",))
+    assert "search of its own: beam_size, hotwords" in dataclasses.replace(written, manifest=manifest).usage()
 
 
 @pytest.mark.parametrize("graph", [ONLINE, OFFLINE], ids=["online", "offline"])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from spelling import normalize
-from tables import GUIDED, WIDE
+from tables import NARROW, UNGUIDED
 
 from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.results.provenance import of_bundle
@@ -27,10 +27,10 @@ from u2moe.runtime import Bundle, SessionSettings, attention_rescoring, ctc_pref
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.padding import padded
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle.manifest import DecodingConfig
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.corpus.score import GroupScore
 from u2moe.runtime.decoding.fusion import Fusion
-from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.text.word_errors import edit_distance, words
 
@@ -38,11 +38,9 @@ Numbers = NDArray[np.float32]
 
 CHUNK_SIZES = (None, 16, 8)
 SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
-MODES = {"": (10, False), WIDE: (40, False), GUIDED: (10, True), GUIDED + WIDE: (40, True)}
-"""Beams, and whether the language model that comes with the demo model guides both passes, by what they add to the name
-of a condition."""
+MODES = ("", NARROW, UNGUIDED, UNGUIDED + NARROW)
+"""What is changed of the bundle's defaults, as it is added to the name of a condition."""
 PLAIN = ("",)
-"""The mode that is the default."""
 SILENCE_S = 5.0
 LEVELS_DB = (None, -80, -60, -50, -40)
 """Of silences, below full scale; None: zeros."""
@@ -85,8 +83,8 @@ class Listener:
         self.model = self.bundle.load(SessionSettings(num_threads=1, kernels="onnxruntime"))
         self.sample_rate = self.bundle.manifest.features.sample_rate
         self.modes = modes
-        self.language_model = LanguageModelOptions.demo()
-        self.fusion = Fusion(self.language_model, self.bundle.vocabulary)
+        language_model = self.bundle.language_model()
+        self.fusion = language_model and Fusion(language_model, self.bundle.vocabulary)
 
     def hear(self, samples: Samples) -> Iterator[Heard]:
         """What each search hears by context."""
@@ -109,8 +107,9 @@ class Listener:
         self, chunk_size: int | None, mode: str, encoder_out: Numbers, log_probs: Numbers, encoded_s: float
     ) -> Iterator[Heard]:
         """Both passes of one mode."""
-        decoding, (beam_size, guided) = self.bundle.manifest.decoding, MODES[mode]
-        fusion, factor = (self.fusion, self.language_model.rescoring_weight) if guided else (None, 1.0)
+        decoding, fusion = self.bundle.manifest.decoding, None if UNGUIDED in mode else self.fusion
+        beam_size = DecodingConfig.beam_size if NARROW in mode else decoding.beam_size
+        factor = fusion.rescoring_weight if fusion else 1.0
         begin = time.process_time() - encoded_s
         beam = ctc_prefix_beam_search(log_probs, beam_size, self.model.config.blank, fusion=fusion)
         first_s = time.process_time() - begin
@@ -184,7 +183,9 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--every-mode", metavar="NAME", help="bundle that also hears with wide beam and language model")
+    parser.add_argument(
+        "--every-mode", metavar="NAME", help="bundle that also hears without its beam and language model"
+    )
     args = parser.parse_args()
     manifests = [*sorted((args.work_dir / "test").glob("*.tsv")), *sorted((args.work_dir / "dev").glob("*.tsv"))]
     results: dict[str, Any] = {}

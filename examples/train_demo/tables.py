@@ -14,13 +14,13 @@ SETS = {
     "heldout": "held-out synthetic voices",
 }
 """Test sets by their names in `results/`; the last one is heard during training, as validation."""
-WIDE, GUIDED = ", beam 40", ", language model"
-"""What `evaluate.py` adds to a condition with a wider beam, and with the language model of the demo."""
+NARROW, UNGUIDED = ", beam 10", ", no language model"
+"""What `evaluate.py` adds to a condition with the library's beam, and without the language model of the bundle."""
 MODELS = {
     "demo model": ("int8", ""),
-    "with a beam of 40": ("int8", WIDE),
-    "with `--lm demo`": ("int8", GUIDED),
-    "with both": ("int8", GUIDED + WIDE),
+    "with `--beam-size 10`": ("int8", NARROW),
+    "with `--lm none`": ("int8", UNGUIDED),
+    "with both": ("int8", UNGUIDED + NARROW),
     "in float32": ("float32", ""),
 }
 """Rows of the demo model: precisions, and what is added to conditions."""
@@ -81,8 +81,8 @@ def real_time_factors(results: Results) -> str:
         return " and ".join(f"{factor(SHOWN[context] + mode):.4f}" for context in ("full context", "chunk 16"))
 
     return (
-        f"{factors('')} of real time (full context, and chunks of 16), {factors(WIDE)} with a beam of 40, "
-        f"{factors(GUIDED)} with the language model and {factors(GUIDED + WIDE)} with both"
+        f"{factors('')} of real time (full context, and chunks of 16), {factors(NARROW)} with a beam of 10, "
+        f"{factors(UNGUIDED)} without the language model and {factors(UNGUIDED + NARROW)} with both"
     )
 
 

@@ -81,6 +81,9 @@ def convert_bundle(
         staging.add(TOKENS_FILE, opened.path / TOKENS_FILE)
         if profile == "ort":
             report = write_bundle_as_ort(opened, staging.path, progress)
+            if opened.manifest.decoding.language_model is not None:
+                file = opened.manifest.decoding.language_model.file
+                staging.add(file, opened.path / file)
             write_manifest(staging.path, opened.manifest)
         else:
             report = _write_one(opened, staging.path, profile, ort=ort, progress=progress)
@@ -93,6 +96,8 @@ def _write_one(
 ) -> ParityReport:
     """Write the graph of a profile, and compare it in each format."""
     file, needs_extensions = folder / f"{profile}.onnx", profile == "clip"
+    if chosen := bundle.manifest.decoding.chosen:
+        progress(f"left to the program, for graphs have none of it: {', '.join(chosen)}")
     progress(f"writing {file.name}")
     save_graph(profile_graph(bundle, profile), file, limit=ONE_FILE_LIMIT)
     if profile == "streaming" and bundle.manifest.model.decoder != "none":

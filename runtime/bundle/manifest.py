@@ -171,6 +171,12 @@ class DecodingConfig:
         numbers = ("ctc_weight", "reverse_weight", "beam_size", "padding_s", "endpoint")
         DecodingOptions(**{name: getattr(self, name) for name in numbers})  # checks their ranges
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The fields that differ from the library's defaults, as JSON."""
+        defaults, own = asdict(DecodingConfig()), asdict(self)
+        return {name: value for name, value in own.items() if value != defaults[name]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:

@@ -171,10 +171,36 @@ def recordings():
     return {"cases": [{"name": name, "repeats": num, "options": options} for name, (num, options) in cases.items()]}
 
 
+def defaults():
+    """What a bundle recognises that has `decoding`; results are computed by the tests."""
+    weights = {"weight": 0.5, "word_bonus": 0.8, "unknown_score": -9.0, "rescoring_weight": 0.7}
+    decoding = {
+        "beam_size": 6, "ctc_weight": 0.6, "reverse_weight": 0.2, "padding_s": 0.4,
+        "endpoint": {"rule1": None, "rule2": SILENT, "rule3": LONG, "pause": 0.4},
+        "hotwords": ["# of the clips", "time :2", "the date"],
+        "language_model": {"file": "language.lm", **weights, "level": "word"},
+    }  # fmt: skip
+    cases = {
+        "the bundle's": {"chunk_size": 16},
+        "the bundle's, full context": {"chunk_size": None},
+        "none": {"chunk_size": 16, "hotwords": "", "language_model": None},
+        "a search that uses neither": {"chunk_size": 16, "search": "ctc_greedy"},
+        "others": {
+            "chunk_size": 16, "beam_size": 10, "ctc_weight": 0.1, "reverse_weight": 0.7, "padding_s": 0.0,
+            "endpoint": {}, "hotwords": "question :3", "language_model": {**weights, "weight": 0.1},
+        },
+    }  # fmt: skip
+    return {
+        "decoding": decoding,
+        "cases": [{"name": name, "repeats": 1, "options": options} for name, options in cases.items()],
+    }
+
+
 def write():
     kinds = {
         "search": searches(), "endpoint": endpoints(), "pauses": pauses(), "padding": paddings(),
         "resampling": resamplings(), "rescoring": rescorings(), "recordings": recordings(),
+        "defaults": defaults(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for kind, content in kinds.items():

@@ -221,21 +221,23 @@ void recognize_cases(const std::string& file, const u2moe::Recognizer& recognize
     u2moe::Vad vad;
     options.chunk_size = chosen["chunk_size"].is_null() ? U2MOE_FULL_CONTEXT : chosen["chunk_size"].integer(1, 1000);
     options.num_left_chunks = static_cast<std::int32_t>(number("num_left_chunks", -1));
-    options.beam_size = static_cast<std::int32_t>(number("beam_size", 10));
+    options.beam_size = static_cast<std::int32_t>(number("beam_size", 0));
     options.ctc_weight = number("ctc_weight", -1);
     options.reverse_weight = number("reverse_weight", -1);
     options.length_penalty = number("length_penalty", 0);
     options.padding_s = number("padding_s", -1);
     if (chosen.has("search")) options.search = chosen["search"].string().c_str();
-    const Json& rules = chosen["endpoint"];
-    options.endpoint = !rules.is_null();
-    if (options.endpoint) {
-      const char* const names[] = {"rule1", "rule2", "rule3"};
-      for (std::size_t i = 0; i < 3; ++i) options.rules[i] = c_rule(rules, names[i], options.rules[i]);
-      if (rules.has("pause")) options.pause = rules["pause"].is_null() ? 0 : rules["pause"].number();
+    options.endpoint = !chosen.has("endpoint") || !chosen["endpoint"].is_null();
+    if (options.endpoint && chosen.has("endpoint")) {
+      const Json& rules = chosen["endpoint"];
+      const std::pair<const char*, u2moe_endpoint_rule> defaults[] = {{"rule1", {0, 2.4, 0}}, {"rule2", {1, 1.2, 0}}, {"rule3", {0, 0, 20}}};
+      for (std::size_t i = 0; i < 3; ++i) options.rules[i] = c_rule(rules, defaults[i].first, defaults[i].second);
+      options.pause = !rules.has("pause") ? 0.5 : rules["pause"].is_null() ? 0 : rules["pause"].number();
     }
-    if (chosen.has("hotwords")) hotwords = recognizer.parse_hotwords(chosen["hotwords"].string());
-    if (chosen.has("language_model")) {
+    const bool has_own = chosen.has("hotwords") && !chosen["hotwords"].string().empty();
+    if (has_own) hotwords = recognizer.parse_hotwords(chosen["hotwords"].string());
+    const bool has_none = chosen.has("language_model") && chosen["language_model"].is_null();
+    if (chosen.has("language_model") && !has_none) {
       const Json& given = chosen["language_model"];
       u2moe::LanguageModelOptions weights;
       weights.weight = given["weight"].number();
@@ -253,8 +255,8 @@ void recognize_cases(const std::string& file, const u2moe::Recognizer& recognize
       when.padding = given["padding"].number();
       vad = u2moe::open_vad(networks + "/" + given["network"].string() + ".onnx", when);
     }
-    options.hotwords = hotwords.get();
-    options.language_model = language_model.get();
+    options.hotwords = chosen.has("hotwords") && !has_own ? U2MOE_NO_HOTWORDS : hotwords.get();
+    options.language_model = has_none ? U2MOE_NO_LANGUAGE_MODEL : language_model.get();
     options.vad = vad.get();
     u2moe::Stream stream = recognizer.create_stream(options);
     for (int i = 0; i < each["repeats"].integer(1, 100); ++i) stream.accept_waveform(16000, samples.data(), samples.size());

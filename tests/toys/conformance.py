@@ -5,13 +5,16 @@ result: int8 rounds differently on other processors, so that what Python recogni
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from manifests import edited
 from searches import SYMBOLS, VOCABULARY
 
 from u2moe.runtime import (
+    Bundle,
     ContextGraph,
     DecodingOptions,
     EndpointConfig,
@@ -24,6 +27,7 @@ from u2moe.runtime import (
 from u2moe.runtime.audio.padding import Padding
 from u2moe.runtime.audio.resampling import SincResampler
 from u2moe.runtime.decoding.alignment import find_cut
+from u2moe.runtime.decoding.attachment import attach
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
 from u2moe.runtime.decoding.endpoint import Endpointer
 from u2moe.runtime.decoding.fusion import Fusion
@@ -31,6 +35,7 @@ from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_paus
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.places import DEMO_FOLDER
 
 FOLDER = Path(__file__).parents[1] / "conformance"
 
@@ -77,15 +82,34 @@ def rules_of(options):
     return EndpointConfig(**rules, **({"pause": options["pause"]} if "pause" in options else {}))
 
 
+def demo_with_defaults(kind, folder):
+    """The demo model; for cases that have `decoding` a copy in `folder` with that and its language model."""
+    decoding = load(kind).get("decoding")
+    if decoding is None:
+        return DEMO_FOLDER
+    target = folder / "demo"
+    target.mkdir()
+    for name in ("bundle.json", *Bundle.open(DEMO_FOLDER).manifest.files):
+        shutil.copy(DEMO_FOLDER / name, target)
+    attach(target, LanguageModelOptions(model=DEMO_FOLDER / "general.lm"))
+    edited("decoding", **decoding)(target)
+    return target
+
+
 def recognized_case(recognizer, case, samples, model, networks):
-    """Segments of a case: samples at 16 kHz, the file of a language model, and a folder of networks by `write_vad`."""
+    """Segments of a case: samples at 16 kHz, the file of a language model, and a folder of networks by `write_vad`.
+
+    Options that a case does not have are those of the bundle.
+    """
     options = dict(case["options"])
-    hotwords, weights, speech = (options.pop(name, None) for name in ("hotwords", "language_model", "vad"))
-    rules = options.pop("endpoint")
-    language_model = weights and LanguageModelOptions(model=model, **weights)
-    endpoint = None if rules is None else rules_of(rules)
-    chosen = DecodingOptions(**options, endpoint=endpoint, language_model=language_model)
-    hotwords = hotwords and parse_hotwords(hotwords)
+    hotwords, speech = (options.pop(name, None) for name in ("hotwords", "vad"))
+    if "language_model" in options:  # null: none
+        weights = options["language_model"]
+        options["language_model"] = LanguageModelOptions(model=model, **weights) if weights else "none"
+    rules = options.pop("endpoint", recognizer.default_endpoint)
+    endpoint = rules_of(rules) if isinstance(rules, dict) else rules
+    chosen = DecodingOptions(**options, endpoint=endpoint)
+    hotwords = hotwords if hotwords is None else parse_hotwords(hotwords)  # "": none
     whole = np.tile(samples, case["repeats"])
     if chosen.chunk_size is None:
         vad = None

@@ -172,7 +172,8 @@ U2MOE_API u2moe_error u2moe_vad_free(u2moe_vad vad);
 
 /* ---- Streams ---- */
 
-/* Ends an utterance that has the minimum length and trailing silence and, if required, contains speech. Both 0: no rule. */
+/* Ends an utterance that has the minimum length and trailing silence and, if required, contains speech. Both 0: no rule.
+ * A negative value: as in the bundle. */
 typedef struct u2moe_endpoint_rule {
   int32_t must_contain_nonsilence;
   double min_trailing_silence; /* seconds */
@@ -180,7 +181,11 @@ typedef struct u2moe_endpoint_rule {
 } u2moe_endpoint_rule;
 
 #define U2MOE_FULL_CONTEXT (-1)
+#define U2MOE_NO_HOTWORDS ((u2moe_hotwords)(intptr_t)-1)
+#define U2MOE_NO_LANGUAGE_MODEL ((u2moe_language_model)(intptr_t)-1)
 
+/* What is not given is as in the bundle, and if that says nothing as in the library: a beam of 10, Kaldi's endpoint rules, no
+ * hotwords, no language model. The bundle's hotwords and language model are ignored by searches that have no beam. */
 typedef struct u2moe_stream_options {
   size_t size;
   /* Encoder frames of a chunk; 0: as in training, or 16. U2MOE_FULL_CONTEXT: whole recordings, of which up to 30 seconds
@@ -189,16 +194,17 @@ typedef struct u2moe_stream_options {
   int32_t num_left_chunks;   /* chunks of the past that the encoder sees; -1: all */
   const char *search;        /* "attention_rescoring", "ctc_prefix_beam", "ctc_greedy" or "attention" (the decoder alone, at
                               the end of an utterance); NULL: rescoring if there is a decoder, else prefix beam */
-  int32_t beam_size;         /* prefixes that the first pass keeps, and hypotheses that the second pass scores; 10 */
+  int32_t beam_size;         /* prefixes that the first pass keeps, and hypotheses that the second pass scores; 0: as in the bundle */
   double ctc_weight;         /* of the first pass in the score of both; negative: as in the bundle */
   double reverse_weight;     /* of the decoder from right to left, 0 to 1; negative: as in the bundle */
   double length_penalty;     /* exponent of the length by which scores of "attention" are divided, -10 to 10; 0 */
   double padding_s;          /* silence around sources that are cut in a sound, 0 to 10 s; negative: as in the bundle */
   int32_t endpoint;          /* whether utterances end by the rules; 0: the input is one utterance */
   u2moe_endpoint_rule rules[3];
-  double pause;              /* with full context, quiet seconds that cut recordings of more than 30 s; 0: none, else at least 0.4 */
-  u2moe_hotwords hotwords;             /* or NULL */
-  u2moe_language_model language_model; /* or NULL */
+  double pause;              /* with full context, quiet seconds that cut recordings of more than 30 s; 0: none, else at least 0.4;
+                              * negative: as in the bundle */
+  u2moe_hotwords hotwords;             /* NULL: those of the bundle; or U2MOE_NO_HOTWORDS */
+  u2moe_language_model language_model; /* NULL: that of the bundle; or U2MOE_NO_LANGUAGE_MODEL */
   u2moe_vad vad;                       /* each stretch of speech is recognised as a source of its own; or NULL */
 } u2moe_stream_options;
 

@@ -23,6 +23,26 @@ Bundle::Bundle(Files files) : files_(std::move(files)) {
   }
 }
 
+std::shared_ptr<const ContextGraph> Bundle::hotwords() const {
+  if (manifest_.hotwords.empty()) return nullptr;
+  std::string lines;
+  for (const std::string& line : manifest_.hotwords) lines += line + "\n";
+  try {
+    const std::vector<Hotword> phrases = parse_hotwords(lines);
+    return std::make_shared<const ContextGraph>(phrases, vocabulary_);
+  } catch (const InvalidArgument& error) {
+    throw BundleError(path(kManifest) + ": decoding: hotwords: " + error.what());
+  }
+}
+
+std::shared_ptr<const Fusion> Bundle::language_model() const {
+  const std::string& name = manifest_.language_model;
+  if (name.empty()) return nullptr;
+  auto fusion = std::make_shared<const Fusion>(Ngrams::parse(verified(name), path(name)), manifest_.weights, vocabulary_, path(name));
+  fusion->check_words(path(kManifest) + ": decoding: language_model");
+  return fusion;
+}
+
 std::string Bundle::verified(const std::string& name) const {
   const Json& digest = json_["files"][name];
   std::string content = files_.read(name);

@@ -1,9 +1,11 @@
 // A bundle: manifest, vocabulary, and files that are verified by their digests.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "files.hpp"
+#include "hotwords.hpp"
 #include "json.hpp"
 #include "manifest.hpp"
 #include "vocabulary.hpp"
@@ -26,6 +28,14 @@ class Bundle {
   /// @throws BundleError it is not listed, or cannot be read.
   /// @throws IntegrityError it differs from the manifest.
   std::string verified(const std::string& name) const;
+
+  /// The hotwords that it searches for by default; null: none.
+  /// @throws BundleError the vocabulary cannot spell them.
+  std::shared_ptr<const ContextGraph> hotwords() const;
+
+  /// The language model that it searches with by default; null: none.
+  /// @throws LanguageModelError it is damaged, or does not fit the vocabulary.
+  std::shared_ptr<const Fusion> language_model() const;
 
   const Manifest& manifest() const { return manifest_; }
   const Vocabulary& vocabulary() const { return vocabulary_; }

@@ -173,8 +173,8 @@ u2moe_error init(T* options, std::size_t size, const T& defaults, const char* na
 const u2moe_recognizer_options kRecognizerOptions = {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr};
 const u2moe_language_model_options kLanguageModelOptions = {sizeof(u2moe_language_model_options), 0.5, 0.5, -5, 1, nullptr};
 const u2moe_vad_options kVadOptions = {sizeof(u2moe_vad_options), 0.5, 0.35, 0.6, 0.3};
-const u2moe_stream_options kStreamOptions = {sizeof(u2moe_stream_options), 0,       -1,      nullptr, 10, -1, -1, 0, -1, 1,
-                                             {{0, 2.4, 0}, {1, 1.2, 0}, {0, 0, 20}}, 0.5, nullptr, nullptr, nullptr};
+const u2moe_stream_options kStreamOptions = {sizeof(u2moe_stream_options), 0,       -1,      nullptr, 0, -1, -1, 0, -1, 1,
+                                             {{-1, -1, -1}, {-1, -1, -1}, {-1, -1, -1}}, -1, nullptr, nullptr, nullptr};
 
 Settings settings_of(const u2moe_recognizer_options* given) {
   const u2moe_recognizer_options options = read_options(given, kRecognizerOptions, "u2moe_recognizer_options");
@@ -206,7 +206,8 @@ Search search_of(const char* name) {
   throw InvalidArgument("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + std::string(name).substr(0, 80) + "'");
 }
 
-StreamOptions options_of(const u2moe_stream_options* given) {
+StreamOptions options_of(const u2moe_stream_options* given, const Model& model) {
+  const Manifest& m = model.bundle.manifest();
   const u2moe_stream_options options = read_options(given, kStreamOptions, "u2moe_stream_options");
   StreamOptions found;
   found.chunk_size = options.chunk_size;
@@ -218,14 +219,23 @@ StreamOptions options_of(const u2moe_stream_options* given) {
   found.length_penalty = options.length_penalty;
   found.padding_s = unless_negative(options.padding_s);
   found.endpoint = options.endpoint != 0;
-  found.pause = options.pause;
+  found.pause = options.pause < 0 ? m.pause : options.pause;
   for (std::size_t i = 0; i < found.rules.size(); ++i) {
     const u2moe_endpoint_rule& rule = options.rules[i];
-    found.rules[i] = EndpointRule{rule.must_contain_nonsilence != 0, rule.min_trailing_silence, rule.min_utterance_length};
-    if (rule.min_trailing_silence == 0 && rule.min_utterance_length == 0) found.rules[i] = std::nullopt;
+    EndpointRule own = m.rules[i].value_or(EndpointRule{});
+    if (rule.must_contain_nonsilence >= 0) own.must_contain_nonsilence = rule.must_contain_nonsilence != 0;
+    if (!(rule.min_trailing_silence < 0)) own.min_trailing_silence = rule.min_trailing_silence;
+    if (!(rule.min_utterance_length < 0)) own.min_utterance_length = rule.min_utterance_length;
+    found.rules[i] = own;
+    if (own.min_trailing_silence == 0 && own.min_utterance_length == 0) found.rules[i] = std::nullopt;
   }
-  if (options.hotwords) found.hotwords = registry().find<const ContextGraph>(options.hotwords);
-  if (options.language_model) found.language_model = registry().find<const Fusion>(options.language_model);
+  const bool has_beam = found.search != Search::kGreedy && found.search != Search::kAttention;
+  if (has_beam) found.hotwords = model.hotwords;
+  if (has_beam) found.language_model = model.language_model;
+  if (options.hotwords == U2MOE_NO_HOTWORDS) found.hotwords = nullptr;
+  else if (options.hotwords) found.hotwords = registry().find<const ContextGraph>(options.hotwords);
+  if (options.language_model == U2MOE_NO_LANGUAGE_MODEL) found.language_model = nullptr;
+  else if (options.language_model) found.language_model = registry().find<const Fusion>(options.language_model);
   return found;
 }
 
@@ -403,8 +413,8 @@ u2moe_error u2moe_stream_options_init(u2moe_stream_options* options, size_t size
 u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_options* options, u2moe_stream* stream) {
   return guarded([&] {
     needed(stream, "stream");
-    const StreamOptions chosen = options_of(options);
     const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
+    const StreamOptions chosen = options_of(options, *owner->model);
     const auto vad = options && options->vad ? registry().find<const Vad>(options->vad) : nullptr;
     registry().add(std::make_shared<OpenStream>(Stream(owner->model, chosen, vad)), stream);
   });

@@ -23,6 +23,9 @@ struct EndpointRule {
 };
 using EndpointRules = std::array<std::optional<EndpointRule>, 3>;  ///< an utterance ends when any fires; std::nullopt: none
 
+const EndpointRules kDefaultRules = {EndpointRule{false, 2.4, 0}, EndpointRule{true, 1.2, 0}, EndpointRule{false, 0, 20}};  ///< Kaldi's
+constexpr double kDefaultPauseS = 0.5;
+
 struct Endpoint {
   std::size_t num_frames;            ///< of those given that belong to the utterance
   std::int64_t trailing_silence;     ///< frames

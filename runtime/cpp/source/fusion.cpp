@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 #include <tuple>
 
 #include "errors.hpp"
@@ -100,6 +101,26 @@ Fusion::Fusion(Ngrams ngrams, const LanguageModelOptions& options, const Vocabul
     token_words_.push_back(found == ids.end() ? std::nullopt : std::optional<Id>(found->second));
   }
   most_gain_ = *std::max_element(gains_.begin(), gains_.end());
+}
+
+void Fusion::check_words(const std::string& source) const {
+  const auto& words = ngrams_->words();
+  bool is_known = std::any_of(token_words_.begin(), token_words_.end(), [&](const std::optional<Id>& word) { return word && !is_marker(words[*word]); });
+  if (!by_token_) {
+    std::set<char32_t> letters;
+    for (const auto& pieces : pieces_) {
+      for (const std::string& piece : pieces) {
+        for (const char32_t c : decode_utf8(piece)) letters.insert(c);
+      }
+    }
+    is_known = std::any_of(spelled_.begin(), spelled_.end(), [&](const std::string& word) {
+      const std::u32string own = decode_utf8(word);
+      return std::all_of(own.begin(), own.end(), [&](char32_t c) { return letters.count(c) > 0; });
+    });
+  }
+  if (is_known) return;
+  fail<LanguageModelError>(source + ": found words such as '" + words.front() + "', expected " +
+                           (by_token_ ? "tokens of the vocabulary" : "words that the vocabulary can spell"));
 }
 
 FusionStates::FusionStates(std::shared_ptr<const Fusion> fusion)

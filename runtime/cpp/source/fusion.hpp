@@ -30,6 +30,9 @@ class Fusion {
   /// @throws InvalidArgument an option is out of range.
   Fusion(Ngrams ngrams, const LanguageModelOptions& options, const Vocabulary& vocabulary, const std::string& source);
 
+  /// @throws LanguageModelError the vocabulary has, or can spell, none of the model's words; begins with `source`.
+  void check_words(const std::string& source) const;
+
   double rescoring_weight() const { return rescoring_weight_; }
   /// Whether it was made for this vocabulary.
   bool is_of(const Vocabulary& vocabulary) const { return fingerprint_ == vocabulary.fingerprint(); }

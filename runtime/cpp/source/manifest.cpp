@@ -1,7 +1,49 @@
 #include "manifest.hpp"
 
+#include <set>
+
 namespace u2moe::runtime {
 namespace {
+
+// A misspelled default would have no effect.
+void check_names(const Json& json, const std::set<std::string>& known) {
+  for (const auto& [name, value] : json.object()) {
+    if (!known.count(name)) value.fail("no field of this name");
+  }
+}
+
+std::optional<EndpointRule> rule(const Json& json) {
+  if (json.is_null()) return std::nullopt;
+  check_names(json, {"must_contain_nonsilence", "min_trailing_silence", "min_utterance_length"});
+  EndpointRule rule;
+  if (json.has("must_contain_nonsilence")) rule.must_contain_nonsilence = json["must_contain_nonsilence"].boolean();
+  if (json.has("min_trailing_silence")) rule.min_trailing_silence = json["min_trailing_silence"].number(0, 1e9);
+  if (json.has("min_utterance_length")) rule.min_utterance_length = json["min_utterance_length"].number(0, 1e9);
+  if (!rule.is_valid()) json.fail("silence or a length above 0 seconds");
+  return rule;
+}
+
+void read_endpoint(const Json& json, Manifest& m) {
+  check_names(json, {"rule1", "rule2", "rule3", "pause"});
+  for (std::size_t i = 0; i < m.rules.size(); ++i) {
+    const std::string name = "rule" + std::to_string(i + 1);
+    if (json.has(name)) m.rules[i] = rule(json[name]);
+  }
+  if (json.has("pause")) m.pause = json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9);
+}
+
+void read_language_model(const Json& json, const Json& files, Manifest& m) {
+  if (json.is_null()) return;
+  check_names(json, {"file", "weight", "word_bonus", "unknown_score", "rescoring_weight", "level"});
+  m.language_model = json["file"].string();
+  if (!files.has(m.language_model)) json["file"].fail("a file that the bundle lists");
+  if (json.has("weight")) m.weights.weight = json["weight"].number(0, 100);
+  if (json.has("word_bonus")) m.weights.word_bonus = json["word_bonus"].number(-100, 100);
+  if (json.has("unknown_score")) m.weights.unknown_score = json["unknown_score"].number(-1000, 0);
+  if (json.has("rescoring_weight")) m.weights.rescoring_weight = json["rescoring_weight"].number(0, 100);
+  if (json.has("level") && !json["level"].is_null()) m.weights.level = json["level"].string();
+  if (m.weights.level != "" && m.weights.level != "word" && m.weights.level != "token") json["level"].fail("'word', 'token' or null");
+}
 
 CacheLayout layout(const Json& json) {
   CacheLayout cache{json["name"].string(), {json["num_blocks"].integer(1, 1 << 20), 1}, -1, json["rate"].number(1e-3, 1e3)};
@@ -44,6 +86,13 @@ Manifest Manifest::of(const Json& json) {
   m.ctc_weight = decoding["ctc_weight"].number(0, 1e9);
   m.reverse_weight = decoding["reverse_weight"].number(0, 1);
   if (json.has("padding_s")) m.padding_s = json["padding_s"].number(0, kLongestPaddingS);  // until demo models are replaced
+  check_names(decoding, {"ctc_weight", "reverse_weight", "beam_size", "padding_s", "endpoint", "hotwords", "language_model"});
+  if (decoding.has("beam_size")) m.beam_size = decoding["beam_size"].integer(1, 1000);
+  if (decoding.has("endpoint")) read_endpoint(decoding["endpoint"], m);
+  if (decoding.has("hotwords")) {
+    for (const Json& line : decoding["hotwords"].array()) m.hotwords.push_back(line.string());
+  }
+  if (decoding.has("language_model")) read_language_model(decoding["language_model"], json["files"], m);
   if (decoding.has("padding_s")) m.padding_s = decoding["padding_s"].number(0, kLongestPaddingS);
   m.calibrated = !calibration.is_null();
   if (m.calibrated) {

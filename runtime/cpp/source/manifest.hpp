@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "endpoint.hpp"
+#include "fusion.hpp"
 #include "json.hpp"
 
 namespace u2moe::runtime {
@@ -32,8 +34,13 @@ struct Manifest {
   int sample_rate = 0, num_mel_bins = 0;
   int num_ceps = 0;  ///< coefficients of a frame of MFCC; 0: features are log-mel energies
   double frame_length_ms = 0, frame_shift_ms = 0;
-  double ctc_weight = 0, reverse_weight = 0;
-  double padding_s = 0;  ///< default of StreamOptions::padding_s
+  double ctc_weight = 0, reverse_weight = 0, padding_s = 0;  ///< like all up to `weights` defaults of StreamOptions
+  int beam_size = 10;
+  EndpointRules rules = kDefaultRules;
+  double pause = kDefaultPauseS;
+  std::vector<std::string> hotwords;  ///< lines for `parse_hotwords`
+  std::string language_model;         ///< name of a file; empty: none
+  LanguageModelOptions weights;       ///< of the language model
   bool calibrated = false;
   double scale = 1, bias = 0;  ///< of the log-odds of confidences, if calibrated
   bool quantized = false;

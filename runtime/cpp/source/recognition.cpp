@@ -22,7 +22,7 @@ void append(Floats& all, const Floats& more, std::size_t begin, std::size_t end)
 StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
   check_range("chunk_size", chunk_size, kFullContext, 10000);
   check_range("num_left_chunks", num_left_chunks, -1, 1e9);
-  check_range("beam_size", beam_size, 1, 1000);
+  check_range("beam_size", beam_size, 0, 1000);
   if (padding_s) check_range("padding_s", *padding_s, 0, kLongestPaddingS);
   if (ctc_weight) check_range("ctc_weight", *ctc_weight, 0, 1e9);
   if (reverse_weight) check_range("reverse_weight", *reverse_weight, 0, 1);
@@ -55,6 +55,7 @@ StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& voc
     fail<StreamError>("this search needs a decoder, and this bundle has none (CTC only)");
   }
   if (search == Search::kDefault) definite.search = m.has_decoder ? Search::kRescoring : Search::kPrefixBeam;
+  if (beam_size == 0) definite.beam_size = m.beam_size;
   definite.ctc_weight = ctc_weight.value_or(m.ctc_weight);
   definite.reverse_weight = reverse_weight.value_or(m.reverse_weight);
   definite.padding_s = padding_s.value_or(m.padding_s);

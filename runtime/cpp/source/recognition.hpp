@@ -27,12 +27,12 @@ struct StreamOptions {
   int chunk_size = 0;
   int num_left_chunks = -1;
   Search search = Search::kDefault;
-  int beam_size = 10;
+  int beam_size = 0;                                            ///< 0: as in the bundle
   std::optional<double> ctc_weight, reverse_weight, padding_s;  ///< none: as in the bundle
   double length_penalty = 0;
   bool endpoint = true;
-  EndpointRules rules = {EndpointRule{false, 2.4, 0}, EndpointRule{true, 1.2, 0}, EndpointRule{false, 0, 20}};  ///< Kaldi's
-  double pause = 0.5;
+  EndpointRules rules = kDefaultRules;
+  double pause = kDefaultPauseS;
   std::shared_ptr<const ContextGraph> hotwords = nullptr;
   std::shared_ptr<const Fusion> language_model = nullptr;
 

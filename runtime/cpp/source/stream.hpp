@@ -15,11 +15,15 @@ namespace u2moe::runtime {
 
 /// A bundle and its sessions. Immutable: threads may share it.
 struct Model {
-  Model(Files files, Settings chosen) : settings(std::move(chosen)), bundle(std::move(files)), graphs(bundle, settings) {}
+  Model(Files files, Settings chosen)
+      : settings(std::move(chosen)), bundle(std::move(files)), graphs(bundle, settings), hotwords(bundle.hotwords()),
+        language_model(bundle.language_model()) {}
 
   const Settings settings;
   const Bundle bundle;
   const Graphs graphs;
+  const std::shared_ptr<const ContextGraph> hotwords;  ///< the bundle's; null: none
+  const std::shared_ptr<const Fusion> language_model;  ///< the bundle's; null: none
 };
 
 /// Not thread-safe; different streams of one model may run in different threads. Keeps the model alive. After an error during
