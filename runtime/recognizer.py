@@ -82,10 +82,11 @@ class Recognizer:
         constants_of(bundle.manifest.features)  # fails here rather than with the first sample
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 - as users of other libraries know it; `load` has fewer
         cls,
         directory: str | os.PathLike[str] | None = None,
         *,
+        revision: str | None = None,
         providers: Sequence[str] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         num_threads: int | None = None,
@@ -100,6 +101,7 @@ class Recognizer:
 
         Args:
             directory: folder of a bundle, or a repository of a hub, "org/name"; see `find_bundle` in `places`.
+            revision: branch, tag or commit of that repository; the same as "org/name@revision".
             providers: execution providers in order of preference, with no silent fallback; None: the CPU.
             provider_options: one mapping for each provider.
             num_threads: threads within one operator; None: 1.
@@ -122,7 +124,8 @@ class Recognizer:
             sess_options=sess_options,
             kernels=kernels,
         )
-        return cls.load(directory, settings, options=options, hotwords=hotwords)
+        name = directory if revision is None else f"{directory}@{revision}"
+        return cls.load(name, settings, options=options, hotwords=hotwords)
 
     @classmethod
     def load(

@@ -1,8 +1,10 @@
-"""Bundles from a hub: a server on this machine that speaks the hub's API, whole, broken off, changed and absent."""
+"""Bundles from and to a hub, a server on this machine that speaks its API: whole, broken off, changed and absent."""
 
+import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,16 +17,24 @@ from u2moe.runtime import BundleError, Recognizer, places
 from u2moe.runtime.hub import is_repository
 
 needs_client = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs the extra hub")
-PROGRAM = "import sys; from u2moe import Recognizer; print(Recognizer.from_pretrained(sys.argv[1]).bundle.path.name)"
+PROGRAM = """\
+import sys
+from u2moe import Recognizer
+name, _, revision = sys.argv[1].partition("@")
+print(Recognizer.from_pretrained(name, revision=revision or None).bundle.path.name)
+"""
 
 
 @pytest.fixture
 def hub(bundle):
-    """A repository "org/name" with the files of a bundle; `files` may be changed, `limit` cuts answers off."""
+    """A repository "org/name" with the files of a bundle; `files` may be changed, `limit` cuts answers off.
+
+    What is pushed there takes the place of the files, unless it `breaks`.
+    """
 
     class Hub(BaseHTTPRequestHandler):
         files = {file.name: file.read_bytes() for file in bundle.path.iterdir() if file.is_file()}  # noqa: RUF012
-        limit = None
+        limit, breaks, uploaded = None, False, {}
 
         def log_message(self, *_):
             pass
@@ -35,7 +45,7 @@ def hub(bundle):
                 self.send_header(name.replace("_", "-"), value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body if Hub.limit is None else body[: Hub.limit])
 
         def do_GET(self):
@@ -53,16 +63,48 @@ def hub(bundle):
 
         do_HEAD = do_GET  # noqa: N815
 
+        def do_POST(self):
+            body, kind = self.rfile.read(int(self.headers["Content-Length"])), self.path.split("/")[-2]
+            if self.path == "/api/repos/create":
+                found = {"url": f"{address}/org/name"}
+            elif kind == "preupload":
+                names = [file["path"] for file in json.loads(body)["files"]]
+                modes = {True: "lfs", False: "regular"}
+                listed = [
+                    {"path": name, "uploadMode": modes[name.endswith("x")], "shouldIgnore": False} for name in names
+                ]
+                found = {"files": listed}
+            elif kind == "objects":
+                objects = json.loads(body)["objects"]
+                places = [{"upload": {"href": f"{address}/{each['oid']}"}} for each in objects]
+                found = {"objects": [{**each, "actions": place} for each, place in zip(objects, places, strict=True)]}
+            elif kind == "commit":
+                lines = [json.loads(line) for line in body.splitlines()]
+                values = {line["value"]["path"]: line["value"] for line in lines if line["key"] != "header"}
+                Hub.files = {
+                    name: self.uploaded[value["oid"]] if "oid" in value else base64.b64decode(value["content"])
+                    for name, value in values.items()
+                }
+                found = {"commitUrl": f"{address}/org/name/commit/{'a' * 40}", "commitOid": "a" * 40}
+            else:
+                found = {}
+            self.answer(json.dumps(found).encode(), Content_Type="application/json")
+
+        def do_PUT(self):
+            self.uploaded[self.path[1:]] = self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(b"", 403 if self.breaks else 200)
+
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Hub, f"http://127.0.0.1:{server.server_port}"
+        yield Hub, address
         server.shutdown()
 
 
-def run(address, home, name, **environment):
+def run(address, home, *arguments, program=("-c", PROGRAM), **environment):
     """In a process of its own, as the client reads its environment when it is imported."""
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    command = [sys.executable, "-c", PROGRAM, name]
+    command = [sys.executable, *program, *arguments]
     return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
 
 
@@ -93,6 +135,40 @@ def test_what_breaks_off_or_is_not_there_is_an_error(hub, tmp_path):
     assert run(address, tmp_path, "org/name").returncode == 0  # what is missing is fetched
     done = run(address, tmp_path, "org/other")
     assert "BundleError: org/other: no such folder, and cannot be fetched from the hub: " in done.stderr
+
+
+@needs_client
+@pytest.mark.slow
+def test_a_bundle_is_pushed_whole_or_not_at_all(hub, quantized, tmp_path):
+    """With a card where there is none, in one commit, from which the bundle comes back."""
+    server, address = hub
+    before, bundle = dict(server.files), quantized("int8").path
+
+    def push(folder, name="org/name@v1"):
+        settings = {"HF_TOKEN": "hf_any", "HF_HUB_DISABLE_XET": "1"}  # over what the server above speaks
+        return run(address, tmp_path / "home", "push", folder, name, program=("-m", "u2moe"), **settings)
+
+    server.breaks = True
+    done = push(bundle)
+    assert done.returncode == 1
+    assert "error: org/name@v1: cannot be published: " in done.stderr
+    assert server.files == before
+    server.breaks = False
+    done = push(bundle)
+    assert done.returncode == 0, done.stderr
+    assert f"{address}/org/name/commit/aaaa" in done.stderr
+    card = server.files["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: u2moe\npipeline_tag: automatic-speech-recognition\n")
+    assert "conformer of 3 blocks with 8 experts with CTC and attention (bitransformer), for streams and" in card
+    assert "u2moe transcribe --model org/name@v1 talk.mp3" in card
+    fetched = run(address, tmp_path / "home", "org/name@v1")
+    assert fetched.stdout == "org--name@v1\n", fetched.stderr
+    server.files["README.md"] = b"the author's own"
+    assert "README.md" not in (push(bundle), server.files)[1]
+    damaged = shutil.copytree(bundle, tmp_path / "damaged")
+    (damaged / "tokens.txt").write_bytes((damaged / "tokens.txt").read_bytes()[:-1] + b" ")
+    assert "tokens.txt" in push(damaged).stderr
+    assert push(bundle, "name").returncode == 1
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch, tmp_path):

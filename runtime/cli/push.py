@@ -1,0 +1,106 @@
+"""`u2moe push`: a bundle and its model card to a repository of the Hugging Face hub, in one commit."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
+from u2moe.runtime.cli.options import Subparsers
+from u2moe.runtime.cli.terminal import tell
+from u2moe.runtime.errors import BundleError
+from u2moe.runtime.hub import is_repository
+
+CARD_FILE = "README.md"
+_CARD = """\
+---
+library_name: u2moe
+pipeline_tag: automatic-speech-recognition
+tags: [wenet, u2++, onnx{tags}]
+---
+
+# {title}
+
+A speech recognition model for [u2moe](https://pypi.org/project/u2moe): {encoder} with CTC{decoder}, {use};
+{mb:.0f} MB, {form}.
+
+```bash
+pip install 'u2moe[cpu,hub]'
+u2moe transcribe --model {name} talk.mp3
+```
+
+**To be written by its author:** language, training data, word errors and on what, limits, licence.
+
+Written by {producer}.
+"""
+
+
+def add_push(subparsers: Subparsers) -> None:
+    """`u2moe push`."""
+    parser = subparsers.add_parser(
+        "push",
+        help="publish a bundle on the Hugging Face hub",
+        description="Check a bundle and put it into a repository of the Hugging Face hub in one commit, with a model "
+        "card where there is none. HF_TOKEN is the key, as for all of the hub's tools. Needs the extra hub.",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle")
+    parser.add_argument("name", metavar="NAME", help="org/name, made if it is not there, or org/name@branch")
+    parser.add_argument("--private", action="store_true", help="make a repository that only its owners see")
+    parser.set_defaults(run=run_push)
+
+
+def run_push(args: argparse.Namespace) -> int:
+    """Publish a bundle; says where."""
+    if not is_repository(args.name):
+        raise ValueError(f"{args.name!r} is no name of a repository: org/name or org/name@branch")
+    tell(push_bundle(args.bundle, args.name, private=args.private))
+    return 0
+
+
+def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
+    """Check a bundle and commit its files, and a card where there is none; returns the address of the commit.
+
+    Raises:
+        BundleError: not a whole bundle, or the hub refuses or cannot be reached; it then holds what it held before.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - an extra
+
+    bundle = Bundle.open(folder)
+    repository, _, branch = name.partition("@")
+    files = (*bundle.manifest.files, MANIFEST_FILE)
+    added: list[Any] = [CommitOperationAdd(file, str(folder / file)) for file in files]
+    api = HfApi(library_name="u2moe")
+    try:
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        if branch:
+            api.create_branch(repository, branch=branch, exist_ok=True)
+        if not api.file_exists(repository, CARD_FILE, revision=branch or None):
+            card = folder / CARD_FILE
+            content = card.read_bytes() if card.exists() else model_card(bundle.manifest, name)
+            added.append(CommitOperationAdd(CARD_FILE, content))
+        message = f"Bundle written by {bundle.manifest.producer}"
+        return str(api.create_commit(repository, added, commit_message=message, revision=branch or None).commit_url)
+    except Exception as error:  # the client's errors have no common base, and change with its versions
+        message = str(error).strip().partition("\n")[0]
+        raise BundleError(f"{name}: cannot be published: {message}") from error
+
+
+def model_card(manifest: Manifest, name: str) -> bytes:
+    """What a bundle says of itself, in the form of the hub's cards, and what its author has to add."""
+    encoder = manifest.architecture.get("encoder", {})
+    experts = encoder.get("feed_forward", {}).get("num_experts")
+    kind = str(encoder.get("kind", "an encoder")).replace("_", "-")
+    streaming = manifest.model.streaming
+    return _CARD.format(
+        tags=(", streaming" if streaming else "") + (", mixture-of-experts" if experts else ""),
+        title=name.partition("@")[0].partition("/")[2],
+        encoder=f"{kind} of {manifest.model.num_blocks} blocks" + (f" with {experts} experts" if experts else ""),
+        decoder=f" and attention ({manifest.model.decoder})" if manifest.model.decoder else "",
+        use="for streams and whole recordings" if streaming else "for whole recordings",
+        mb=sum(file.size for file in manifest.files.values()) / 1e6,
+        form=manifest.quantization.get("recipe", "float32"),
+        name=name,
+        producer=manifest.producer,
+    ).encode()
