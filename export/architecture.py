@@ -18,7 +18,7 @@ SUBSAMPLINGS: dict[SubsamplingKind, tuple[int, int]] = {
     "stack_n_frames": (2, 1),
 }
 """Feature frames per encoder frame, and feature frames that an encoder frame needs beyond its first one."""
-PositionKind = Literal["rel_pos", "abs_pos", "no_pos", "abs_pos_whisper", "rope_pos"]
+PositionKind = Literal["rel_pos", "abs_pos", "no_pos", "abs_pos_whisper", "rope_pos", "embed_learnable_pe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,12 @@ class EncoderArchitecture:
     @property
     def absolute_positions(self) -> bool:
         """Whether encodings of positions are added to the input of the blocks."""
-        return self.positions in ("abs_pos", "abs_pos_whisper")
+        return self.positions in ("abs_pos", "abs_pos_whisper") or self.learned_positions
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether encodings of positions are weights, of which there is a limited number."""
+        return self.positions == "embed_learnable_pe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +171,8 @@ class Decoder:
     feed_forward: FeedForward
     norm: Norm
     pre_norm: bool
+    learned_positions: bool = False
+    """Whether encodings of positions are weights, of which there is a limited number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from u2moe.export.architecture import Architecture
 from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.model import SpeechModel
+from u2moe.export.positions import NUM_LEARNED
 from u2moe.export.text_files import read_text
 from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
 from u2moe.export.weights import linked_weights, load_state_dict, select_tensors
@@ -136,6 +137,7 @@ class Checkpoint:
             right_context=encoder.right_context,
             caches=kind.caches(encoder) if encoder.streaming else (),
             chunk_multiple=encoder.chunk_multiple,
+            max_position=NUM_LEARNED if encoder.learned_positions else ModelConfig.max_position,
             static_chunk_size=0 if encoder.dynamic_chunk else encoder.static_chunk_size,
             blank=self.architecture.blank,
             sos=self.architecture.sos,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import Decoder
 from u2moe.export.attention import MultiHeadAttention, norm, positional_encoding
 from u2moe.export.moe import feed_forward
+from u2moe.export.positions import LearnedPositions
 
 
 class DecoderBlock(nn.Module):
@@ -45,7 +46,8 @@ class AttentionDecoder(nn.Module):
     def __init__(self, config: Decoder) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Sequential(nn.Embedding(config.vocab_size, config.dim))
+        learned = [LearnedPositions(config.dim)] if config.learned_positions else []
+        self.embed = nn.Sequential(nn.Embedding(config.vocab_size, config.dim), *learned)
         self.decoders = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_blocks))
         self.after_norm = norm(config.dim, config.norm)
         self.output_layer = nn.Linear(config.dim, config.vocab_size)
@@ -64,7 +66,11 @@ class AttentionDecoder(nn.Module):
         steps = torch.arange(length, device=inputs.device)
         mask = (steps.unsqueeze(1) >= steps) & (steps < lengths.view(-1, 1, 1))
         memory_mask = visible.unsqueeze(1).unsqueeze(1)
-        x = self.embed(inputs) * math.sqrt(self.config.dim) + positional_encoding(steps, self.config.dim)
+        x = self.embedding(inputs)
+        if self.config.learned_positions:
+            x = x + self.embed[1](steps)
+        else:
+            x = x * math.sqrt(self.config.dim) + positional_encoding(steps, self.config.dim)
         for block in self.decoders:
             x = block(x, mask.unsqueeze(1), memory, memory_mask)
         return cast("Tensor", self.output_layer(self.after_norm(x) if self.config.pre_norm else x))

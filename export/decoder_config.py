@@ -17,7 +17,7 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
     uni = kind == "transformer"
     activation = conf.choice("activation_type", "relu", ACTIVATIONS)
     # "embed" and "abs_pos" are two names for the same class
-    conf.choice("input_layer", "embed", ("embed", "abs_pos"))
+    positions = conf.choice("input_layer", "embed", ("embed", "abs_pos", "embed_learnable_pe"))
     self_attention = read_attention(conf, dim)
     # only the unidirectional decoder has settings for the cross-attention biases
     cross_attention = read_attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
@@ -36,6 +36,7 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
             feed_forward=feed_forward,
             norm=norm,
             pre_norm=pre_norm,
+            learned_positions=positions == "embed_learnable_pe",
         )
 
     tied = conf.flag("tie_word_embedding", default=False)

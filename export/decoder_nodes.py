@@ -12,6 +12,7 @@ from u2moe.export.attention_nodes import AttentionNodes
 from u2moe.export.decoder import AttentionDecoder, DecoderBlock
 from u2moe.export.layers import Residual, feed_forward, linear, mask_bias, sinusoids, vector
 from u2moe.export.model import SpeechModel
+from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
@@ -94,8 +95,13 @@ class DecoderNodes:
             with g.scope(group="embeddings"):
                 table = vector(g, "embed.0.weight", decoder.embedding.weight)
             (x,) = g.call(layers.embedding(), table, tokens)
-            x = g.op("Mul", x, math.sqrt(decoder.config.dim))
-            x = g.op("Add", x, sinusoids(g, self.steps, decoder.config.dim))
+            if decoder.config.learned_positions:
+                with g.scope("embed.1"):
+                    encodings = cast("LearnedPositions", decoder.embed[1]).nodes(g, self.steps)
+            else:
+                x = g.op("Mul", x, math.sqrt(decoder.config.dim))
+                encodings = sinusoids(g, self.steps, decoder.config.dim)
+            x = g.op("Add", x, encodings)
             residual = Residual(g, x, pre_norm=decoder.config.pre_norm)
             for index, block in enumerate(decoder.decoders):
                 with g.scope(f"decoders.{index}"):

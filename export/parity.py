@@ -101,14 +101,15 @@ class Parity:
         config = self.config
         progress("features")
         self.report.comparisons.append(compare_features(*self.features))
-        for frames in (config.window, config.window + 1, 150, 700):
+        longest = config.max_position * config.subsampling_rate  # learned positions end
+        for frames in (config.window, config.window + 1, 150, min(700, longest)):
             self._case(f"full context, {frames} frames", partial(self._full_context, frames), progress)
         self._case("padded batch, full context", self._padded_batch, progress)
         if config.streaming:
             for size, left in CHUNKS:
                 chunk_size = -(-size // config.chunk_multiple) * config.chunk_multiple
                 frames = 1600 if (size, left) == (16, 4) else 12 * chunk_size * config.subsampling_rate + 5
-                frames = min(max(frames, 120), 1600)
+                frames = min(max(frames, 120), 1600, longest)
                 case = f"stream of {frames} frames, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
                 self._case(case, partial(self._stream, chunk_size, left, frames), progress)
             self._case("batch of streams at different positions", self._stream_batch, progress)

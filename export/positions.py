@@ -1,4 +1,4 @@
-"""Encodings of positions: what is added to the input of the blocks, or what their attention reads. No layers."""
+"""Encodings of positions: what is added to the input of the blocks, or what their attention reads."""
 
 from __future__ import annotations
 
@@ -7,15 +7,37 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.attention import inverse_frequencies, positional_encoding
+from u2moe.export.layers import parameter
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
 TABLE_LENGTHS = {"rel_pos": 5000, "abs_pos": 5000, "abs_pos_whisper": 1500, "rope_pos": 3000}
 """Positions in the tables that WeNet saves. Ours are computed and have no end."""
+NUM_LEARNED = 448
+"""Positions that can be learned; WeNet has no setting for it."""
+
+
+class LearnedPositions(nn.Module):
+    """An encoding for each position, which are weights. An utterance that has more positions is an error."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.pe = nn.Parameter(torch.zeros(1, NUM_LEARNED, dim))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Positions [...] to encodings [..., dim]."""
+        return self.pe[0][positions]
+
+    def nodes(self, g: GraphBuilder, positions: ir.Value) -> ir.Value:
+        """The same as nodes; the padding at negative positions, which no frame sees, gets the first encoding."""
+        with g.scope(group="positions"):
+            table = parameter(g, "pe", tuple(self.pe.shape[1:]), lambda: self.pe[0])
+        with g.scope(f"REFUSED: there are {NUM_LEARNED} learned positions"):  # where onnxruntime names what failed
+            return g.op("Gather", table, g.op("Max", positions, 0), axis=0)
 
 
 def encodings(config: EncoderArchitecture, positions: Tensor) -> Tensor:
@@ -45,12 +67,12 @@ def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.V
 
 def input_scale(config: EncoderArchitecture) -> float:
     """What WeNet's positional encodings multiply the input of the blocks by."""
-    return 1.0 if config.positions in ("no_pos", "abs_pos_whisper") else math.sqrt(config.dim)
+    return math.sqrt(config.dim) if config.positions in ("rel_pos", "abs_pos", "rope_pos") else 1.0
 
 
 def position_table(config: EncoderArchitecture, length: int) -> Tensor | None:
     """The table that WeNet saves, if it saves one: [1, length, dim], or [1, length, size, 2] of rotary positions."""
-    if config.positions == "no_pos":
+    if config.positions == "no_pos" or config.learned_positions:
         return None
     table = encodings(config, torch.arange(length)).unsqueeze(0)
     return torch.stack((table.cos(), table.sin()), dim=-1) if config.positions == "rope_pos" else table

@@ -26,6 +26,7 @@ from u2moe.export.attention import RMSNorm, positional_encoding
 from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.model import SpeechModel
 from u2moe.export.positions import TABLE_LENGTHS, position_table
+from u2moe.export.subsampling import KINDS as SUBSAMPLINGS
 from u2moe.export.training_config import parse_training_config
 from u2moe.export.weights import expected_shapes
 
@@ -210,11 +211,9 @@ def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str,
     state.update({name: torch.tensor(1000) for name in state if name.endswith("num_batches_tracked")})
     own = position_table(architecture.encoder, TABLE_LENGTHS.get(architecture.encoder.positions, 0))
     if own is not None:
-        is_stacked = architecture.encoder.subsampling == "stack_n_frames"
-        state[f"encoder.embed.{'pos_enc_class' if is_stacked else 'pos_enc'}.pe"] = own
+        state[f"encoder.embed.{SUBSAMPLINGS[architecture.encoder.subsampling].POSITIONS}.pe"] = own
     table = positional_encoding(torch.arange(TABLE_LENGTHS["abs_pos"]), architecture.encoder.dim).unsqueeze(0)
-    state.update({f"decoder.{part}embed.1.pe": table for part in _decoder_parts(network)})
-    return state
+    return {f"decoder.{part}embed.1.pe": table for part in _decoder_parts(network)} | state
 
 
 def _decoder_parts(network: nn.Module) -> list[str]:
@@ -236,6 +235,8 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
         return values.mul_(0.5).add_(1)
     if name.endswith("ada_scale"):  # of a layer's input
         return values.mul_(0.3).add_(1)
+    if name.endswith(".pe"):
+        return values
     if len(shape) > 1 and not name.endswith(("pos_bias_u", "pos_bias_v", "ada_bias")):
         gain = next((gain for ending, gain in GAINS.items() if name.endswith(ending)), 1.0)
         if name.startswith("encoder.embed.") and shape[1] > 1:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, SubsamplingKind
 from u2moe.export.layers import linear, normalization, transposed, vector
-from u2moe.export.positions import input_scale
+from u2moe.export.positions import LearnedPositions, input_scale
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
@@ -21,12 +21,22 @@ EPSILON = 1e-5
 class Subsampling(nn.Module):
     """From features to the input of the blocks, times what the positional encodings multiply it by."""
 
+    POSITIONS = "pos_enc"
+    """Where WeNet keeps encodings of positions."""
+
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.input_size = config.input_size
         self.rate = config.subsampling_rate // config.frame_reduction
         self.window = config.right_context + 1
         self.scale = input_scale(config)
+        if config.learned_positions:
+            self.add_module(self.POSITIONS, LearnedPositions(config.dim))
+
+    @property
+    def learned(self) -> LearnedPositions | None:
+        """Encodings of positions, if they are weights."""
+        return cast("LearnedPositions | None", getattr(self, self.POSITIONS, None))
 
     def output_length(self, length: int) -> int:
         """Encoder frames of so many feature frames; 0 if they are fewer than a window."""
@@ -135,6 +145,8 @@ class Projection(Subsampling):
 
 class StackedFrames(Subsampling):
     """Pairs of frames as one, normalised and projected. WeNet leaves out the factor of the positional encodings."""
+
+    POSITIONS = "pos_enc_class"
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)

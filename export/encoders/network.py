@@ -103,6 +103,11 @@ class SpeechEncoder(nn.Module):
         x = features if self.global_cmvn is None else self.global_cmvn(features)
         return cast("Tensor", self.embed(x, lengths))
 
+    def _encodings(self, positions: Tensor) -> Tensor:
+        """Of positions [time]: [1, time, dim]."""
+        learned = self.embed.learned
+        return (encodings(self.config, positions) if learned is None else learned(positions)).unsqueeze(0)
+
     def _finish(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
 
@@ -126,7 +131,7 @@ class SpeechEncoder(nn.Module):
             chunk_size = self.config.static_chunk_size
         if chunk_size is not None:
             mask = mask & chunk_mask(time, chunk_size, num_left_chunks).to(x.device)
-        positions = encodings(self.config, torch.arange(time, device=x.device)).unsqueeze(0)
+        positions = self._encodings(torch.arange(time, device=x.device))
         x = x + positions if self.config.absolute_positions else x
         x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), self.start())
         return self._finish(x), (lengths + self.config.frame_reduction - 1) // self.config.frame_reduction
@@ -143,7 +148,7 @@ class SpeechEncoder(nn.Module):
         x = self._embed(chunk, torch.tensor([chunk.shape[1]]))
         time = x.shape[1]
         cached = caches[0][ATT_CACHE].shape[2] if ATT_CACHE in caches[0] else 0
-        positions = encodings(self.config, torch.arange(offset - cached, offset + time)).unsqueeze(0)
+        positions = self._encodings(torch.arange(offset - cached, offset + time))
         x = x + positions[:, cached:] if self.config.absolute_positions else x
         context = Context(torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, time, dtype=torch.bool), positions)
         x, following = self.run_blocks(x, context, caches)

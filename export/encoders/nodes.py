@@ -86,7 +86,12 @@ class EncoderNodes:
             self.frames = FrameNodes(
                 g, time=time, lens=self.output_lens, offset=self.offset, cache=cache, required=required
             )
-        self.positions = encoding_nodes(g, self.config, self.frames.positions)
+        learned = self.encoder.embed.learned
+        if learned is None:
+            self.positions = encoding_nodes(g, self.config, self.frames.positions)
+        else:
+            with g.scope("embed", self.encoder.embed.POSITIONS):
+                self.positions = [learned.nodes(g, self.frames.positions)]
         layers = [self.attention_of(block) for block in self.encoder.encoders]
         self.biases = self.frames.biases(layers, self.positions)
 
