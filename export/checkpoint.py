@@ -122,7 +122,7 @@ class Checkpoint:
     def model_config(self) -> ModelConfig:
         """Sizes and kinds for the bundle's manifest."""
         encoder = self.architecture.encoder
-        kind = KINDS[encoder.kind].network
+        kind, reduction = KINDS[encoder.kind].network, encoder.frame_reduction
         decoder: Literal["bitransformer", "transformer", "none"] = "none"
         if self.architecture.left_decoder is not None:
             decoder = "transformer" if self.architecture.right_decoder is None else "bitransformer"
@@ -137,8 +137,9 @@ class Checkpoint:
             right_context=encoder.right_context,
             caches=kind.caches(encoder) if encoder.streaming else (),
             chunk_multiple=encoder.chunk_multiple,
-            max_position=NUM_LEARNED if encoder.learned_positions else ModelConfig.max_position,
-            static_chunk_size=0 if encoder.dynamic_chunk else encoder.static_chunk_size,
+            max_position=(NUM_LEARNED if encoder.learned_positions else ModelConfig.max_position) // reduction,
+            static_chunk_size=0 if encoder.dynamic_chunk else encoder.static_chunk_size // reduction,
+            frame_reduction=reduction,
             blank=self.architecture.blank,
             sos=self.architecture.sos,
             eos=self.architecture.eos,

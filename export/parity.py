@@ -107,7 +107,7 @@ class Parity:
         self._case("padded batch, full context", self._padded_batch, progress)
         if config.streaming:
             for size, left in CHUNKS:
-                chunk_size = -(-size // config.chunk_multiple) * config.chunk_multiple
+                chunk_size = config.whole_chunk(size)
                 frames = 1600 if (size, left) == (16, 4) else 12 * chunk_size * config.subsampling_rate + 5
                 frames = min(max(frames, 120), 1600, longest)
                 case = f"stream of {frames} frames, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
@@ -200,7 +200,7 @@ class Parity:
 
     def _windows(self, features: Array, chunk_size: int) -> list[Array]:
         rate, window = self.config.subsampling_rate, self.config.window
-        length, stride = (chunk_size - 1) * rate + window, chunk_size * rate
+        length, stride = self.config.num_features(chunk_size), chunk_size * rate
         return [features[:, start : start + length] for start in range(0, features.shape[1] - window + 1, stride)]
 
     def _stream(self, chunk_size: int, left: int, frames: int) -> Pairs:
@@ -222,10 +222,11 @@ class Parity:
 
     def _stream_batch(self) -> Pairs:
         """Streams after 0, 1, 3 and 7 chunks, in one call; the last chunk of one of them is short."""
-        chunk_size, left = 8, 3
+        chunk_size, left = self.config.whole_chunk(8), 3
         required = chunk_size * left
         past = (0, 1, 3, 7)
-        windows = [self._windows(self._features(1, 700), chunk_size)[: count + 1] for count in past]
+        frames = self.config.num_features(chunk_size * (max(past) + 1))
+        windows = [self._windows(self._features(1, frames), chunk_size)[: count + 1] for count in past]
         windows[1][-1] = windows[1][-1][:, : self.config.window + self.config.subsampling_rate]
         expected, states = [], []
         for parts in windows:

@@ -27,7 +27,7 @@ from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.options import NONE, STREAM_CHUNK_SIZE, WITHOUT_BEAM, DecodingOptions, EndpointConfig
+from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, EndpointConfig
 from u2moe.runtime.places import find_bundle
 from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
@@ -175,7 +175,7 @@ class Recognizer:
             ValueError: the vocabulary cannot spell a hotword.
         """
         options = checked_options("options", options, self.options)
-        chunk_size = options.chunk_size or self.model.config.static_chunk_size or STREAM_CHUNK_SIZE
+        chunk_size = options.chunk_size or self.model.config.stream_chunk_size
         check_chunks(self.model.config, chunk_size, options.num_left_chunks)
         return self._stream(options, chunk_size, hotwords)
 

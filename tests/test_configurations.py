@@ -26,12 +26,13 @@ def features_by_size():
 
 
 def stream(encoder, features, chunk_size, num_left_chunks):
-    """Chunk by chunk with caches, as WeNet's forward_chunk_by_chunk."""
-    rate, context = encoder.config.subsampling_rate, encoder.config.right_context
+    """Chunk by chunk with caches, as WeNet's forward_chunk_by_chunk: the size counts frames after the subsampling."""
+    rate, context = encoder.config.subsampling_rate // encoder.config.frame_reduction, encoder.config.right_context
     caches, outputs, offset = None, [], 0
     for start in range(0, features.shape[1] - context, rate * chunk_size):
         window = features[:, start : start + (chunk_size - 1) * rate + context + 1]
-        output, caches = encoder.forward_chunk(window, offset, caches, chunk_size * num_left_chunks)
+        required = chunk_size // encoder.config.frame_reduction * num_left_chunks
+        output, caches = encoder.forward_chunk(window, offset, caches, required)
         offset += output.shape[1]
         outputs.append(output)
     return torch.cat(outputs, dim=1)
@@ -42,7 +43,8 @@ def outputs_of(network, features):
     full, _ = network.encoder(features, torch.tensor([features.shape[1]]))
     results = {"full": full[0], "ctc_log_probs": network.ctc(full)[0]}
     if network.config.encoder.streaming:
-        results["stream_4_1"] = stream(network.encoder, features, 4, 1)[0]
+        size = 12 if network.config.encoder.frame_reduction > 1 else 4
+        results[f"stream_{size}_1"] = stream(network.encoder, features, size, 1)[0]
     if network.decoder is not None:
         lengths = torch.tensor([len(tokens) for tokens in HYPOTHESES])
         padded = torch.tensor([tokens + [0] * (5 - len(tokens)) for tokens in HYPOTHESES])

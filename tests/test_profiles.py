@@ -49,7 +49,7 @@ def streamed(run, manifest, samples, chunk_size=16, left=4):
     step = samples_per_frame(manifest)
     caches = {cache.name: np.zeros((cache.num_blocks, 1, *cache.shape), np.float32) for cache in manifest.model.caches}
     state = {"offset": np.zeros(1, np.int64), **caches}
-    shortest, parts = window_samples(manifest), []
+    shortest, parts = window_samples(manifest, manifest.model.window), []
     for begin in range(0, len(samples) - shortest + 1, chunk_size * step):
         window = samples[begin : begin + (chunk_size - 1) * step + shortest]
         found = run({"samples": window[None], "required_cache_size": np.array(chunk_size * left), **state})

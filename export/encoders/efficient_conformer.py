@@ -1,6 +1,8 @@
 """The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions, attention over groups.
 
-Its layers as those of a graph are in `efficient_conformer_nodes`. Bundles of it are for full context.
+Its layers as those of a graph are in `efficient_conformer_nodes`. At commit 0154699, WeNet's forward_chunk fails for it:
+`encoder_layer` and the attention of other blocks disagree on the form of caches. Chunks here are what that code computes
+with caches in the form that each layer reads, which is also the whole utterance under a mask of chunks.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from u2moe.export.architecture import Attention, Convolution, EncoderArchitectur
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.convolution import ConvolutionModule
 from u2moe.export.encoders.conformer import ConformerBlock
-from u2moe.export.encoders.network import BlockCaches, Context, SpeechEncoder
+from u2moe.export.encoders.network import (
+    ATT_CACHE,
+    CNN_CACHE,
+    BlockCaches,
+    Context,
+    SpeechEncoder,
+    attention_cache,
+    with_past,
+)
 from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.bundle.contract import Cache
@@ -28,6 +38,7 @@ IGNORED = (
 )  # fmt: skip
 """Keys of conformers that WeNet reads without an error here and does not use."""
 GROUPED = tuple(range(4))
+CACHES = (ATT_CACHE, CNN_CACHE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,21 @@ class Strided:
     """Taps of the convolution of each block."""
     group_sizes: tuple[int, ...]
     """Frames that attend together, in each block."""
+
+    def step(self, index: int) -> int:
+        """Frames after the subsampling for one of a block."""
+        return math.prod(self.strides[:index])
+
+    @property
+    def chunk_multiple(self) -> int:
+        """Frames after the subsampling of which a chunk must hold a multiple: it must not end within a group."""
+        groups = (self.step(index) * size for index, size in enumerate(self.group_sizes))
+        return math.lcm(math.prod(self.strides), *groups)
+
+    def rates(self) -> dict[int, range]:
+        """The blocks of each `step`."""
+        steps = [self.step(index) for index in range(len(self.strides))]
+        return {step: range(steps.index(step), steps.index(step) + steps.count(step)) for step in steps}
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
@@ -61,10 +87,11 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
     if shared.convolution is None:
         raise conf.unsupported("use_cnn_module", conf.value("use_cnn_module"), ("true",))
-    if shared.static_chunk_size and not shared.dynamic_chunk:
-        raise conf.unsupported("static_chunk_size", shared.static_chunk_size, ("0",))
     own = _strided(conf.section("efficient_conf") if "efficient_conf" in conf else conf, shared)
-    return replace(shared, own=own, frame_reduction=math.prod(own.strides), causal=False)
+    if not shared.dynamic_chunk and shared.static_chunk_size % own.chunk_multiple:
+        raise conf.unsupported("static_chunk_size", shared.static_chunk_size, (f"multiples of {own.chunk_multiple}",))
+    reduction = math.prod(own.strides)
+    return replace(shared, own=own, frame_reduction=reduction, chunk_multiple=own.chunk_multiple // reduction)
 
 
 def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
@@ -114,11 +141,10 @@ class GroupedAttention(MultiHeadAttention):
         padded = nn.functional.pad(x, (0, 0, 0, missing))
         return padded.reshape(len(x), -1, *self.pos_bias_u.shape).transpose(1, 2)
 
-    def over(self, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """[batch, time, dim] to the same; `mask` and `positions` are those of frames."""
-        query, keys, values, located = map(
-            self._groups, (self.linear_q(x), self.linear_k(x), self.linear_v(x), self.linear_pos(positions))
-        )
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """See `MultiHeadAttention`: all arguments are those of frames."""
+        frames = (part.transpose(1, 2).flatten(2) for part in keys_values.chunk(2, dim=-1))
+        query, keys, values, located = map(self._groups, (self.linear_q(x), *frames, self.linear_pos(positions)))
         scores = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
         scores = scores + (query + self.pos_bias_v.unsqueeze(1)) @ located.transpose(-2, -1)
         scores = scores / math.sqrt(self.pos_bias_u.shape[1])
@@ -140,7 +166,8 @@ class StridedConvolution(ConvolutionModule):
         """[batch, time, dim] to [batch, ceil(time / stride), dim]; see `ConvolutionModule`."""
         gated = self.gated(x.masked_fill(~valid.unsqueeze(-1), 0.0))
         if self.config.causal:
-            gated = torch.cat((self.initial_cache(len(x)), gated), dim=2)
+            gated = torch.cat((self.initial_cache(len(x)) if cache is None else cache, gated), dim=2)
+            cache = gated[:, :, gated.shape[2] - self.config.kernel + 1 :]
         y = self.depthwise_conv(gated)
         is_over_channels = isinstance(self.norm, nn.LayerNorm)
         y = self.norm(y.transpose(1, 2)).transpose(1, 2) if is_over_channels else self.norm(y)
@@ -155,6 +182,7 @@ class EfficientBlock(ConformerBlock):
         convolution = replace(cast("Convolution", config.convolution), kernel=own.kernels[index])
         super().__init__(replace(config, convolution=convolution))
         self.stride, group_size = own.strides[index], own.group_sizes[index]
+        self.attention_cache, self.convolution_cache = (cache_name(each, own.step(index)) for each in CACHES)
         self.is_grouped = group_size > 1
         if self.is_grouped:
             self.self_attn = GroupedAttention(dim, config.attention, group_size)
@@ -163,22 +191,27 @@ class EfficientBlock(ConformerBlock):
             self.concat_linear = nn.Linear(2 * dim, dim)  # in WeNet's state dict, and never used
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """[batch, time, dim] to [batch, ceil(time / stride), dim], without caches."""
+        """[batch, time, dim] to [batch, ceil(time / stride), dim], and the caches with this call's frames appended."""
+        following: BlockCaches = {}
         if self.feed_forward_macaron is not None:
             x = self._added(x, lambda y: self.scale * self.feed_forward_macaron(y), self.norm_ff_macaron)  # type: ignore[misc]
-        x = self._added(x, lambda y: self._attended(y, context), self.norm_mha)
-        branch, _ = cast("ConvolutionModule", self.conv_module)(
-            self.norm_conv(x) if self.pre_norm else x, context.valid, None
+
+
+        def attended(y: Tensor) -> Tensor:
+            past = following[self.attention_cache] = with_past(
+                caches, self.attention_cache, self.self_attn.keys_values(y)
+            )
+            return cast("Tensor", self.self_attn(y, past, context.mask, context.positions))
+
+        x = self._added(x, attended, self.norm_mha)
+        branch, history = cast("ConvolutionModule", self.conv_module)(
+            self.norm_conv(x) if self.pre_norm else x, context.valid, caches.get(self.convolution_cache)
         )
+        following |= {} if history is None else {self.convolution_cache: history}
         x = averaged(x, context.valid, self.stride) + branch
         x = x if self.pre_norm else self.norm_conv(x)
         x = self._added(x, lambda y: self.scale * self.feed_forward(y), self.norm_ff)
-        return self.norm_final(x), caches
-
-    def _attended(self, x: Tensor, context: Context) -> Tensor:
-        if isinstance(self.self_attn, GroupedAttention):
-            return self.self_attn.over(x, context.mask, context.positions)
-        return cast("Tensor", self.self_attn(x, self.self_attn.keys_values(x), context.mask, context.positions))
+        return self.norm_final(x), following
 
     def _added(self, x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
         return x + layer(norm(x)) if self.pre_norm else cast("Tensor", norm(x + layer(x)))
@@ -198,6 +231,11 @@ def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
     return total(x * exists) / total(exists).clamp(min=1)
 
 
+def cache_name(name: str, step: int) -> str:
+    """The name of a cache of the blocks with a frame for `step` after the subsampling."""
+    return name if step == 1 else f"{name}_{step}"
+
+
 class EfficientConformerEncoder(SpeechEncoder):
     """Conformer blocks, after some of which the frame rate is lower."""
 
@@ -208,15 +246,25 @@ class EfficientConformerEncoder(SpeechEncoder):
     @staticmethod
     def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
         """See `SpeechEncoder`."""
-        raise ValueError(f"{config.kind} has full context only")
+        own, channels = cast("Strided", config.own), cast("Convolution", config.convolution).channels
+        found = []
+        for step, blocks in own.rates().items():
+            kernel, rate = own.kernels[blocks[0]], config.frame_reduction / step
+            found.append(attention_cache(config, len(blocks), cache_name(ATT_CACHE, step), rate))
+            if kernel > 1:
+                shape = (channels, kernel - 1)
+                found.append(Cache(name=cache_name(CNN_CACHE, step), num_blocks=len(blocks), shape=shape))
+        return tuple(found)
 
     def run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
     ) -> tuple[Tensor, list[BlockCaches]]:
         """See `SpeechEncoder`."""
-        for block in self.encoders:
-            x, _ = block(x, context, {})
+        following = []
+        for block, own in zip(self.encoders, caches, strict=True):
+            x, cache = block(x, context, own)
+            following.append(cache)
             step = cast("EfficientBlock", block).stride
             mask, valid = context.mask[:, :, ::step, ::step], context.valid[:, ::step]
             context = Context(mask, valid, context.positions[:, ::step])
-        return x, list(caches)
+        return x, following

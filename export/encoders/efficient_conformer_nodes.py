@@ -1,9 +1,10 @@
-"""The Efficient Conformer encoder as layers of a graph, for full context."""
+"""The Efficient Conformer encoder as layers of a graph."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import onnx_ir as ir
@@ -19,11 +20,17 @@ from u2moe.export.convolution import (
     convolution_parts,
     initial_cache,
 )
-from u2moe.export.encoders.efficient_conformer import EfficientBlock, GroupedAttention, Strided
-from u2moe.export.encoders.frames import FrameNodes
+from u2moe.export.encoders.efficient_conformer import (
+    CACHES,
+    EfficientBlock,
+    GroupedAttention,
+    Strided,
+    cache_name,
+)
+from u2moe.export.encoders.frames import FrameNodes, next_history
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.layers import Residual, linear, parameter, product
-from u2moe.runtime.graph.attention import Heads, attention
+from u2moe.runtime.graph.attention import END, Heads, attention, to_heads
 from u2moe.runtime.graph.convolution import ReducingConvolution
 
 
@@ -40,53 +47,99 @@ class EfficientConformerNodes(EncoderNodes):
         """See `EncoderNodes`."""
         return cast("EfficientBlock", block).self_attn
 
+    @property
+    def longest_history(self) -> int:
+        """See `EncoderNodes`."""
+        longest = max((kernel - 1) * self.own.step(index) for index, kernel in enumerate(self.own.kernels))
+        return longest + -longest % self.config.frame_reduction
+
     def share(self, x: ir.Value) -> None:
         """See `EncoderNodes`."""
         modules = [cast("ConvolutionModule", block.conv_module) for block in self.encoder.encoders]
         self.start = initial_cache(self.g, modules)
-        self._enter(self.g.op("Shape", x, start=1, end=2), 1)
+        self.following: dict[str, ir.Value] = {}
+        time = self.g.op("Shape", x, start=1, end=2)
+        with self.g.scope("frames"):
+            self.offset = self._position(time) if self.streaming else [0]
+            required = self.inputs.get("required_cache_size")
+            self.required = None if required is None else self.g.op("Mul", required, self.config.frame_reduction)
+        self._enter(time, 1)
 
     def _enter(self, time: ir.Value, step: int) -> None:
-        """Begin with the frames of one rate."""
-        g = self.g
-        self.time, self.step = time, step
+        """Begin with the blocks of one rate."""
+        g, blocks, start = self.g, self.own.rates().get(step, range(0)), self.start
+        self.time, self.step, self.blocks = time, step, blocks
+        attention, history = (self.inputs.get(cache_name(each, step)) for each in CACHES)
         with g.scope(f"frames_{step}"):
-            self.frames = FrameNodes(g, time=time, lens=self.output_lens, offset=[0], step=step)
+            self.frames = FrameNodes(
+                g,
+                time=time,
+                lens=self.output_lens,
+                offset=self.offset,
+                step=step,
+                cache=attention,
+                required=self.required if attention is not None else None,
+            )
+            self.exists = g.op("Unsqueeze", g.op("Cast", self.frames.visible, to=ir.DataType.FLOAT), [2])
+            self.valid = g.op("Slice", self.exists, self.frames.cache_time, [END], [1])
             self.encodings = self.frames.sinusoids(self.config.dim)
-        self.around = ConvolutionFrames(histories=self.start, valid=self.frames.valid, streaming=False)
+            if not blocks or self.own.kernels[blocks.start] == 1:
+                start = None
+            if start is not None:
+                start = g.op("Slice", start, [blocks.start], [blocks.stop], [0])
+                start = start if history is None else self.frames.history(history, start)
+        self.around = ConvolutionFrames(histories=start, valid=self.frames.valid, streaming=self.streaming)
+
+    def _leave(self) -> None:
+        """Note the caches of the blocks of one rate."""
+        caches = (self.frames.next_attention_cache, self.next_att), (partial(next_history, self.g), self.next_cnn)
+        for name, (join, new) in zip(CACHES, caches, strict=True):
+            if new:
+                self.following[f"r_{cache_name(name, self.step)}"] = join(new)
+        self.next_att, self.next_cnn = [], []
+
+    def next_caches(self) -> dict[str, ir.Value]:
+        """See `EncoderNodes`."""
+        self._leave()
+        return self.following
 
     def run_blocks(self, x: ir.Value) -> ir.Value:
         """See `EncoderNodes`."""
         residual = Residual(self.g, x, pre_norm=self.config.pre_norm)
         for index, block in enumerate(self.encoder.encoders):
             with self.g.scope(f"encoders.{index}"):
-                residual = self._block(residual, cast("EfficientBlock", block), index)
+                residual = self._block(residual, cast("EfficientBlock", block), index - self.blocks.start)
         if self.config.pre_norm:
             residual.normalize(self.encoder.after_norm, "after_norm")
         return residual.total
 
-    def _block(self, residual: Residual, block: EfficientBlock, index: int) -> Residual:
+    def _block(self, residual: Residual, block: EfficientBlock, place: int) -> Residual:
         if block.feed_forward_macaron is not None:
             layer = self.feed_forward(block.feed_forward_macaron, "feed_forward_macaron", block.scale)
             residual.add(layer, block.norm_ff_macaron, "norm_ff_macaron")
-        residual.add(lambda x: self._attended(x, block.self_attn), block.norm_mha, "norm_mha")
-        module = cast("ConvolutionModule", block.conv_module)
+        residual.add(lambda x: self._attended(x, block.self_attn, place), block.norm_mha, "norm_mha")
         if block.stride == 1:
-            residual.add(lambda x: convolution(self.g, x, module, self.around, index)[0], block.norm_conv, "norm_conv")
+            residual.add(lambda x: self._convolved(x, block, place), block.norm_conv, "norm_conv")
         else:
-            residual = self._strided(residual, block, index)
+            residual = self._strided(residual, block, place)
         residual.add(self.feed_forward(block.feed_forward, "feed_forward", block.scale), block.norm_ff, "norm_ff")
         residual.normalize(block.norm_final, "norm_final")
         return residual
 
-    def _strided(self, residual: Residual, block: EfficientBlock, index: int) -> Residual:
+    def _convolved(self, x: ir.Value, block: EfficientBlock, place: int) -> ir.Value:
+        y, history = convolution(self.g, x, cast("ConvolutionModule", block.conv_module), self.around, place)
+        self._keep(history)
+        return y
+
+    def _strided(self, residual: Residual, block: EfficientBlock, place: int) -> Residual:
         """The convolution with a stride, and what stands on the other side of the sum: averages of frames."""
         g, stride, module = self.g, block.stride, cast("ConvolutionModule", block.conv_module)
         pre_norm = self.config.pre_norm
         branch = residual.normalized(block.norm_conv, "norm_conv") if pre_norm else residual.total
-        branch = self._reduced(branch, module, stride, index)
+        branch = self._reduced(branch, module, stride, place)
         average = self._averaged(residual.total, stride)
         self.output_lens = g.op("Div", g.op("Add", self.output_lens, stride - 1), stride)
+        self._leave()
         self._enter(g.op("Div", g.op("Add", self.time, stride - 1), stride), self.step * stride)
         following = Residual(g, average, pre_norm=pre_norm)
         following.add_branch(branch)
@@ -94,27 +147,30 @@ class EfficientConformerNodes(EncoderNodes):
             following.normalize(block.norm_conv, "norm_conv")
         return following
 
-    def _reduced(self, x: ir.Value, module: ConvolutionModule, stride: int, index: int) -> ir.Value:
+    def _keep(self, history: ir.Value | None) -> None:
+        """Note what a convolution keeps for the next chunk."""
+        self.next_cnn += [history] if self.streaming and history is not None else []
+
+    def _reduced(self, x: ir.Value, module: ConvolutionModule, stride: int, place: int) -> ir.Value:
         g, config = self.g, module.config
-        valid: ir.Value | None = self.frames.valid
+        valid = self.valid
         padding = (config.kernel - 1) // 2
         form = ReducingConvolution(kernel=config.kernel, stride=stride, before=padding, after=padding)
         parts = convolution_parts(g, x, module)
         seen = parts.gated
         if config.causal:
             form, valid = replace(form, before=0, after=0), g.constant(torch.ones(1, 1, 1).numpy())
-            if self.start is not None:
-                start = g.op("Gather", self.start, g.constant(index), axis=0)
-                shape = g.op(
-                    "Concat", g.op("Shape", seen, start=0, end=1), [config.kernel - 1, config.channels], axis=0
-                )
-                seen = g.op("Concat", g.op("Expand", start, shape), seen, axis=1)
-        (y,) = g.call(form.function(config.channels), seen, cast("ir.Value", valid), *parts.taps)
+            if self.around.histories is not None:
+                past = g.op("Gather", self.around.histories, g.constant(place), axis=0)
+                shape = g.op("Concat", g.op("Shape", seen, end=1), [config.kernel - 1, config.channels], axis=0)
+                seen = g.op("Concat", g.op("Expand", past, shape), seen, axis=1)
+                self._keep(g.op("Unsqueeze", g.op("Slice", seen, [1 - config.kernel], [END], [1]), [0]))
+        (y,) = g.call(form.function(config.channels), seen, valid, *parts.taps)
         return parts.finish(y)
 
     def _averaged(self, x: ir.Value, stride: int) -> ir.Value:
         """The average of each `stride` frames, of those that exist [batch, ceil(time / stride), dim]."""
-        g, valid = self.g, cast("ir.Value", self.frames.valid)
+        g, valid = self.g, self.valid
 
         def total(values: ir.Value, width: int) -> ir.Value:
             padded = self._padded(values, stride)
@@ -124,43 +180,52 @@ class EfficientConformerNodes(EncoderNodes):
         return g.op("Div", total(g.op("Mul", x, valid), self.config.dim), number)
 
     def _padded(self, x: ir.Value, size: int) -> ir.Value:
-        """[batch, time, ...] with zeros at the end, so that `size` divides the time."""
+        """[batch, time, ...] with zeros at the end, so that `size` divides the time, as it divides that of caches."""
         g = self.g
         missing = g.op("Mod", g.op("Sub", [0], self.time), [size])
         return g.op("Pad", x, g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))
 
-    def _attended(self, x: ir.Value, layer: MultiHeadAttention) -> ir.Value:
+    def _attended(self, x: ir.Value, layer: MultiHeadAttention, place: int) -> ir.Value:
         g = self.g
         with g.scope("self_attn", group="attention"):
             if isinstance(layer, GroupedAttention):
-                return self._grouped(x, layer)
+                return self._grouped(x, layer, place)
             (bias,) = self.frames.biases([layer], [self.encodings])
-            return AttentionNodes(g, layer).attend(x, x, bias, [self.encodings])
+            if self.frames.cache is None:
+                return AttentionNodes(g, layer).attend(x, x, bias, [self.encodings])
+            cache = [self.frames.cache, g.constant(place), self.frames.first_kept_new]
+            y, kept = AttentionNodes(g, layer).attend_with_cache(x, cache, bias, [self.encodings])
+            self.next_att.append(kept)
+            return y
 
-    def _grouped(self, x: ir.Value, layer: GroupedAttention) -> ir.Value:
+    def _grouped(self, x: ir.Value, layer: GroupedAttention, place: int) -> ir.Value:
         """Attention between groups of frames: frames side by side are one vector, and heads are cut out of that."""
         g, size = self.g, layer.group_size
-        valid = cast("ir.Value", self.frames.valid)
-        heads = Heads(
-            num_heads=layer.config.num_heads, num_kv_heads=layer.config.num_heads, size=layer.pos_bias_u.shape[1]
-        )
+        num_heads, head_dim = layer.pos_bias_u.shape
+        heads = Heads(num_heads=num_heads, num_kv_heads=num_heads, size=head_dim)
         width = heads.num_heads * heads.size
         scale = 1 / math.sqrt(heads.size)
 
-        def grouped(y: ir.Value, *shape: int) -> ir.Value:
-            return g.op("Reshape", self._padded(g.op("Mul", y, valid), size), [0, -1, *shape])
+        def grouped(y: ir.Value, exists: ir.Value, *shape: int) -> ir.Value:
+            return g.op("Reshape", self._padded(g.op("Mul", y, exists), size), [0, -1, *shape])
 
-        query = g.op("Mul", grouped(linear(g, x, layer.linear_q, "linear_q"), width), scale)
+        query = g.op("Mul", grouped(linear(g, x, layer.linear_q, "linear_q"), self.valid, width), scale)
         query = g.op("Add", query, parameter(g, "pos_bias_u", (width,), lambda: layer.pos_bias_u.flatten() * scale))
-        parts = [
-            grouped(linear(g, x, each, name), heads.num_heads, heads.size)
-            for each, name in ((layer.linear_k, "linear_k"), (layer.linear_v, "linear_v"))
-        ]
+        own = layer.config.head_dim
+        both = to_heads(g, AttentionNodes(g, layer).key_value(x), heads.num_heads, 2 * own)
+        if self.streaming:
+            kept = g.op("Slice", both, self.frames.first_kept_new, [END], [2])
+            self.next_att.append(g.op("Unsqueeze", kept, [0]))
+            both = g.op("Concat", g.op("Gather", self.frames.cache, g.constant(place), axis=0), both, axis=2)
+        parts = []
+        for part in g.ops("Split", both, [own, own], axis=-1, num_outputs=2):
+            frames = g.op("Reshape", g.op("Transpose", part, perm=[0, 2, 1, 3]), [0, 0, heads.num_heads * own])
+            parts.append(grouped(frames, self.exists, heads.num_heads, heads.size))
         key_value = g.op("Reshape", g.op("Concat", *parts, axis=-1), [0, -1, 2 * width])
-        positions = grouped(linear(g, self.encodings, layer.linear_pos, "linear_pos"), width)
+        positions = grouped(linear(g, self.encodings, layer.linear_pos, "linear_pos"), self.exists, width)
         weight = parameter(g, "position_bias", (width, heads.num_heads), lambda: _position_bias(layer))
         located = g.op("Unsqueeze", g.op("Transpose", product(g, positions, weight), perm=[0, 2, 1]), [2])
-        first = g.op("Slice", self.frames.bias, [0], [1 << 40], [3], [size])
+        first = g.op("Slice", self.frames.bias, [0], [END], [3], [size])
         bias = g.op("Add", located, first)
         (context,) = g.call(attention(heads, "relative"), query, key_value, bias, positions)
         frames = g.op("Slice", g.op("Reshape", context, [0, -1, self.config.dim]), [0], self.time, [1])

@@ -26,6 +26,7 @@ class FrameNodes:
 
     Attributes:
         positions: of the keys [batch, keys].
+        visible: true for keys that exist [batch, keys].
         bias: added to scores [batch, 1, 1, keys].
         valid: 1 for frames that exist [batch, time, 1], where there is no cache.
     """
@@ -61,6 +62,7 @@ class FrameNodes:
         else:
             # positions before the start are padding of a cache that is not full yet
             visible = g.op("And", visible, g.op("GreaterOrEqual", self.positions, 0))
+        self.visible = visible
         self.bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
         if required is not None:
             kept = required if step == 1 else g.op("Div", required, step)

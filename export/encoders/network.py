@@ -120,7 +120,8 @@ class SpeechEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Whole utterances [batch, frames, mel], valid frames [batch], to [batch, time, dim] and valid times [batch].
 
-        `chunk_size` None is full context, but an encoder with a static chunk size always uses that size.
+        `chunk_size` counts frames of the output. None is full context, but an encoder with a static chunk size always
+        uses that size.
         """
         x = self._embed(features, lengths)
         time = x.shape[1]
@@ -128,9 +129,10 @@ class SpeechEncoder(nn.Module):
         valid = torch.arange(time, device=x.device) < lengths.unsqueeze(1)
         mask = valid.view(len(x), 1, 1, time).expand(-1, 1, time, -1)
         if self.config.static_chunk_size > 0 and not self.config.dynamic_chunk:
-            chunk_size = self.config.static_chunk_size
+            chunk_size = self.config.static_chunk_size // self.config.frame_reduction
         if chunk_size is not None:
-            mask = mask & chunk_mask(time, chunk_size, num_left_chunks).to(x.device)
+            size = chunk_size * self.config.frame_reduction
+            mask = mask & chunk_mask(time, size, num_left_chunks).to(x.device)
         positions = self._encodings(torch.arange(time, device=x.device))
         x = x + positions if self.config.absolute_positions else x
         x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), self.start())
@@ -144,7 +146,7 @@ class SpeechEncoder(nn.Module):
         `offset` is the number of encoder frames before this chunk; `required_cache_size` cached frames are kept,
         all of them if it is negative.
         """
-        caches = self.start() if caches is None else caches
+        caches, offset = self.start() if caches is None else caches, offset * self.config.frame_reduction
         x = self._embed(chunk, torch.tensor([chunk.shape[1]]))
         time = x.shape[1]
         cached = caches[0][ATT_CACHE].shape[2] if ATT_CACHE in caches[0] else 0

@@ -36,7 +36,7 @@ class EncoderNodes:
 
     @property
     def longest_history(self) -> int:
-        """Encoder frames that a convolution sees before its chunk, at most."""
+        """Frames after the subsampling that a convolution sees before its chunk, at most; whole ones of the output."""
         return 0
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
@@ -59,7 +59,9 @@ class EncoderNodes:
             outputs = {"output": x, "output_lens": self.output_lens}
             if self.streaming:
                 with g.scope("caches"):
-                    outputs["next_offset"] = g.op("Add", self.offset, self.output_lens)
+                    reduction = self.config.frame_reduction
+                    first = self.offset if reduction == 1 else g.op("Div", self.offset, reduction)
+                    outputs["next_offset"] = g.op("Add", first, self.output_lens)
                     outputs |= self.next_caches()
             return outputs
 
@@ -96,8 +98,13 @@ class EncoderNodes:
         self.biases = self.frames.biases(layers, self.positions)
 
     def _position(self, time: ir.Value) -> ir.Value:
-        """The position of each row's chunk [batch]: `offset`, or as `next_offset` in `contract.encoder` says."""
-        g, offset, limit = self.g, self.inputs["offset"], [self.max_position]
+        """The position of each row's chunk [batch]: `offset`, or as `next_offset` in `contract.encoder` says.
+
+        In frames after the subsampling, as everything here.
+        """
+        g, offset, reduction = self.g, self.inputs["offset"], self.config.frame_reduction
+        offset = offset if reduction == 1 else g.op("Mul", offset, reduction)
+        limit = [self.max_position * reduction]
         cache_time = g.op("Shape", self.inputs[ATT_CACHE], start=3, end=4)
         base = g.op("Max", cache_time, [self.longest_history])
         # Equal chunks go from 0 to `first`, and from then on round from `base` to `base` + `length`.

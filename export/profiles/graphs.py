@@ -172,7 +172,7 @@ def _offline(
             "chunks: ask for the profile streaming"
         )
     # Too few samples for one encoder frame get zeros after them, and their one frame is discarded at the end.
-    shortest = window_samples(bundle.manifest)
+    shortest = window_samples(bundle.manifest, config.window)
     missing = g.op("Max", g.op("Sub", [shortest], g.op("Shape", samples, start=1, end=2)), [0])
     zeros = g.op("ConstantOfShape", g.op("Concat", [1], missing, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
     frames = fbank(g, g.op("Concat", samples, zeros, axis=1), features)
@@ -274,10 +274,9 @@ def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
     return lambda name: 1 if name == "one" else config.axis(name)
 
 
-def window_samples(manifest: Manifest) -> int:
-    """Samples that one encoder frame is computed from."""
-    features = manifest.features
-    return (manifest.model.window - 1) * features.shift_len + features.frame_len
+def window_samples(manifest: Manifest, num_features: int) -> int:
+    """Samples that so many feature frames are computed from."""
+    return (num_features - 1) * manifest.features.shift_len + manifest.features.frame_len
 
 
 def samples_per_frame(manifest: Manifest) -> int:
@@ -288,7 +287,7 @@ def samples_per_frame(manifest: Manifest) -> int:
 def _metadata(bundle: Bundle, profile: Profile) -> dict[str, str]:
     values: dict[str, Any] = {
         "profile": profile,
-        "window_samples": window_samples(bundle.manifest),
+        "window_samples": window_samples(bundle.manifest, bundle.manifest.model.num_features(1)),
         "samples_per_frame": samples_per_frame(bundle.manifest),
     }
     return bundle.manifest.metadata() | {f"{METADATA_PREFIX}{name}": str(value) for name, value in values.items()}

@@ -88,13 +88,14 @@ class ProfileParity:
         """
         if profile == "streaming":
             for size, left in CHUNKS:
-                chunk_size = -(-size // self.config.chunk_multiple) * self.config.chunk_multiple
+                chunk_size = self.config.whole_chunk(size)
                 case = f"stream, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
                 progress(case)
                 self._stream(case, chunk_size, left, 0)
             progress("stream, where positions are moved back")
-            self._stream("stream, where positions are moved back", 16, 4, self.config.max_position - 20)
-        for num_samples in (0, 1, window_samples(self.bundle.manifest), len(self.samples)):
+            chunk_size = self.config.whole_chunk(16)
+            self._stream("stream, where positions are moved back", chunk_size, 4, self.config.max_position - 20)
+        for num_samples in (0, 1, window_samples(self.bundle.manifest, self.config.window), len(self.samples)):
             if profile == "offline":
                 progress(f"recording of {num_samples} samples")
                 self._recording(num_samples)
@@ -119,7 +120,7 @@ class ProfileParity:
         caches.offset[:] = start
         mine: dict[str, Array] = {"offset": caches.offset, **caches.tensors}
         step = samples_per_frame(self.bundle.manifest)
-        shortest = window_samples(self.bundle.manifest)
+        shortest = window_samples(self.bundle.manifest, self.config.num_features(1))
         length = (chunk_size - 1) * step + shortest
         pairs: dict[str, list[tuple[Array, Array]]] = {}
         for begin in range(0, len(self.samples) - shortest + 1, chunk_size * step):

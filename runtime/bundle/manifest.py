@@ -10,7 +10,7 @@ from typing import Any, Literal
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.files import FileDigest, plain_name
 from u2moe.runtime.language.model import FusionWeights
-from u2moe.runtime.options import DecodingOptions, EndpointConfig
+from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig
 from u2moe.runtime.text.vocabulary import TextConfig
 
 MANIFEST_FILE = "bundle.json"
@@ -39,12 +39,14 @@ class ModelConfig:
     """What a stream keeps from chunk to chunk; none if the encoder cannot stream."""
     chunk_multiple: int = 1
     """Chunk sizes must be multiples of it: layers at a lower frame rate take several encoder frames at a time."""
+    frame_reduction: int = 1
+    """Frames after the subsampling for one of the output: chunks need features for all of them."""
     max_position: int = 5000
     """Encoder frames after which a stream with limited left context moves its positions back."""
 
     def __post_init__(self) -> None:
         positive = ("feature_size", "output_size", "num_blocks", "vocab_size", "subsampling_rate")
-        for name in (*positive, "chunk_multiple", "max_position"):
+        for name in (*positive, "chunk_multiple", "frame_reduction", "max_position"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("right_context", "static_chunk_size"):
@@ -63,8 +65,21 @@ class ModelConfig:
 
     @property
     def window(self) -> int:
-        """Feature frames that one encoder frame is computed from."""
+        """Feature frames without which there is no encoder frame."""
         return self.right_context + 1
+
+    def num_features(self, num_frames: int) -> int:
+        """Feature frames that so many encoder frames are computed from."""
+        return num_frames * self.subsampling_rate - self.subsampling_rate // self.frame_reduction + self.window
+
+    def whole_chunk(self, size: int) -> int:
+        """The smallest chunk size that the encoder supports and that is at least `size`."""
+        return -(-size // self.chunk_multiple) * self.chunk_multiple
+
+    @property
+    def stream_chunk_size(self) -> int:
+        """Encoder frames per chunk of a stream, if nothing else is chosen."""
+        return self.static_chunk_size or self.whole_chunk(STREAM_CHUNK_SIZE)
 
     def graphs(self) -> tuple[contract.Graph, ...]:
         """The graphs that a bundle of this model holds."""

@@ -137,7 +137,7 @@ class Reception:
         """End the last window after `num_frames` encoder frames: the next one begins with the rest of it."""
         rate = self._config.subsampling_rate
         self._windows.put_back(self.window[num_frames * rate : self._windows.stride])
-        self.window = self.window[: (num_frames - 1) * rate + self._config.window]
+        self.window = self.window[: self._config.num_features(num_frames)]
 
     def repeat_window(self, num_frames: int) -> None:
         """Make the next window begin with the last `num_frames` encoder frames of this one."""

@@ -263,7 +263,7 @@ class Source:
                 return
             surplus = self.utterance.surplus or self._no_frames()
             if self.options.chunk_size is not None:
-                self.caches.begin_anew(len(surplus))
+                self.caches.begin_anew(len(surplus) - len(surplus) % self._model.config.chunk_multiple)
             self._begin_utterance(number, self.utterance.end)
             self._advance(surplus)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Windows:
     """Cuts features into the overlapping windows that chunks of `chunk_size` encoder frames are computed from.
 
-    Windows start every `chunk_size * subsampling_rate` frames and are `(chunk_size-1) * subsampling_rate +
-    right_context + 1` frames long; the last may be shorter, but less than `right_context + 1` yields nothing.
+    Windows start every `chunk_size * subsampling_rate` frames and are `config.num_features(chunk_size)` frames long;
+    the last may be shorter, but less than `config.window` yields nothing.
     With `chunk_size` None there is one window: all features, once they are finished.
 
     Args:
@@ -32,7 +32,7 @@ class Windows:
 
     def __init__(self, config: ModelConfig, chunk_size: int | None, *, knows_last: bool = False) -> None:
         num_frames = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
-        self.length = num_frames - config.subsampling_rate + config.window
+        self.length = sys.maxsize if chunk_size is None else config.num_features(chunk_size)
         self.stride = num_frames
         self._shortest = config.window
         self._needed = self.stride + self._shortest if knows_last and chunk_size is not None else self.length

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.options import NONE, STREAM_CHUNK_SIZE
+from u2moe.runtime.options import NONE
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.texts import languages_of, phrases_of
 from u2moe.runtime.text.written.formatter import TextFormat
@@ -46,7 +46,7 @@ class ServedModel:
         self.recognizer = recognizer
         self.stream_options = dataclasses.replace(
             recognizer.options,
-            chunk_size=options.chunk_size or recognizer.model.config.static_chunk_size or STREAM_CHUNK_SIZE,
+            chunk_size=options.chunk_size or recognizer.model.config.stream_chunk_size,
             num_left_chunks=_LEFT_CHUNKS,
             endpoint=recognizer.options.endpoint or recognizer.default_endpoint,
         )

@@ -75,10 +75,12 @@ def difference(bundle, model):
     memory = ours.encode(features)
     pairs = [(ours.ctc(memory), expected["ctc_log_probs"])]
     streaming = bundle.manifest.model.streaming
-    if streaming and "stream_4_1" in expected:
-        chunks = torch.from_numpy(expected["stream_4_1"]).unsqueeze(0)
+    key = next((key for key in expected if key.startswith("stream")), None)
+    if streaming and key:
+        chunks = torch.from_numpy(expected[key]).unsqueeze(0)
         chunked = model.ctc.log_softmax(chunks)[0].detach().numpy()
-        pairs.append((ours.ctc(ours.encode(features, chunk_size=4, num_left_chunks=1)), chunked))
+        size = int(key.split("_")[1]) // bundle.manifest.model.frame_reduction
+        pairs.append((ours.ctc(ours.encode(features, chunk_size=size, num_left_chunks=1)), chunked))
     if "score" in expected:
         left, right = ours.rescore(memory, wenet_model.HYPOTHESES)
         pairs.append((left, expected["score"].sum(axis=1)))

@@ -37,15 +37,23 @@ def load(directory):
         model.tie_or_clone_weights(jit_mode=False)
     if type(model.encoder).__name__ == "EfficientConformerEncoder":
         for layer in model.encoder.encoders:
-            layer.self_attn.register_forward_pre_hook(with_empty_cache)
+            layer.self_attn.register_forward_pre_hook(as_read)
+            layer.self_attn.register_forward_hook(as_kept)
     return model.eval()
 
 
-def with_empty_cache(layer, inputs):
-    """At commit 0154699 this encoder gives some of its attentions an empty cache of the other kind, and they fail."""
-    empty = torch.zeros(0, 0, 0, 0)
-    is_grouped = type(layer).__name__ == "GroupedRelPositionMultiHeadedAttention"
-    return (*inputs[:5], empty if is_grouped else (empty, empty))
+def as_read(layer, inputs):
+    """At commit 0154699 this encoder gives some of its attentions a cache of the other's form, and they fail."""
+    cache = inputs[5]
+    if type(layer).__name__ == "GroupedRelPositionMultiHeadedAttention":
+        return (*inputs[:5], torch.zeros(0, 0, 0, 0) if isinstance(cache, tuple) else cache)
+    return (*inputs[:5], cache if isinstance(cache, tuple) else cache.chunk(2, dim=-1))
+
+
+def as_kept(_, __, outputs):
+    """The new cache in the form in which this encoder carries it."""
+    x, cache = outputs
+    return x, torch.cat(cache, dim=-1) if isinstance(cache, tuple) else cache
 
 
 @torch.no_grad()
@@ -56,7 +64,8 @@ def outputs(model, features):
     log_probs = model.ctc.log_softmax(full)
     results = {"full": full[0], "ctc_log_probs": log_probs[0]}
     if streams(model.encoder):
-        results["stream_4_1"] = streamed(model.encoder, batch)[0]
+        size = 12 if type(model.encoder).__name__ == "EfficientConformerEncoder" else 4  # whole groups of frames
+        results[f"stream_{size}_1"] = streamed(model.encoder, batch, size, 1)[0]
     if model.decoder is not None:
         memory = full
         if getattr(model, "apply_non_blank_embedding", False):
@@ -71,20 +80,17 @@ def streams(encoder):
         return False  # it pads each chunk, and gives more frames than there are
     causal = all(part.lorder > 0 or kernel == (1,) for part, kernel in _convolutions(encoder))
     averaged = any(getattr(layer, "merge_method", "") == "learned_ave" for layer in encoder.encoders)  # over all time
-    is_efficient = (
-        type(encoder).__name__ == "EfficientConformerEncoder"
-    )  # for which there are bundles for full context only
-    return causal and not averaged and not is_efficient and (encoder.use_dynamic_chunk or encoder.static_chunk_size > 0)
+    return causal and not averaged and (encoder.use_dynamic_chunk or encoder.static_chunk_size > 0)
 
 
-def streamed(encoder, batch):
-    """Chunks of 4 frames, one before [1, time, dim]; under a mask where WeNet's streaming fails or counts wrongly."""
+def streamed(encoder, batch, chunk_size, num_left_chunks):
+    """Chunks with some before [1, time, dim]; under a mask where WeNet's streaming fails or counts wrongly."""
     is_rotary = any(type(part).__name__ == "RopeMultiHeadedAttention" for part in encoder.modules())
     # forward_chunk forgets what the merging convolution of E-Branchformers has seen; the mask does not
     merges = any(getattr(layer, "lorder", 0) for layer in encoder.encoders)
     if merges or is_rotary or type(encoder.embed).__name__ == "StackNFramesSubsampling":
-        return encoder(batch, torch.tensor([batch.shape[1]]), 4, 1)[0]
-    return encoder.forward_chunk_by_chunk(batch, 4, 1)[0]
+        return encoder(batch, torch.tensor([batch.shape[1]]), chunk_size, num_left_chunks)[0]
+    return encoder.forward_chunk_by_chunk(batch, chunk_size, num_left_chunks)[0]
 
 
 def _convolutions(encoder):

@@ -1,0 +1,51 @@
+"""Each kind of network hears in recordings what WeNet hears: all hypotheses, their times, and the decoder's choice."""
+
+import golden_recordings as golden
+import numpy as np
+import pytest
+from wenet_directories import write_configuration
+
+from u2moe.runtime import Bundle, ctc_prefix_beam_search
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not golden.CLIPS.is_dir(), reason="u2moe-demo, which has the recordings, is not installed"),
+]
+KNOWN = golden.known()
+
+
+@pytest.fixture(scope="module", params=KNOWN)
+def heard(request, tmp_path_factory, export_quickly):
+    """A bundle, its recordings as features, and what WeNet found in them."""
+    folder, known = tmp_path_factory.mktemp(request.param), KNOWN[request.param]
+    checkpoint = write_configuration(request.param, folder / "checkpoint", blank_bias=golden.BLANK_BIAS)
+    bundle = Bundle.open(export_quickly(checkpoint, folder / "bundle"))
+    return bundle, [golden.features(number, bundle.manifest.features) for number in known["recordings"]], known
+
+
+def found(model, encoded):
+    """As `golden_recordings.known`."""
+    hypotheses = ctc_prefix_beam_search(model.ctc(encoded), golden.BEAM_SIZE)
+    tokens, chosen = [hypothesis.tokens for hypothesis in hypotheses], None
+    if model.config.decoder != "none":
+        left, right = model.rescore(encoded, tokens)
+        backward = golden.WEIGHTS["reverse_weight"] if model.config.bidirectional else 0
+        first = golden.WEIGHTS["ctc_weight"] * np.array([hypothesis.score for hypothesis in hypotheses])
+        chosen = int(np.argmax((1 - backward) * left + backward * right + first))
+    return [tokens, [hypothesis.times for hypothesis in hypotheses], chosen]
+
+
+def test_whole_recordings(heard):
+    bundle, recordings, known = heard
+    model = bundle.load()
+    assert len(recordings) == golden.NUM_RECORDINGS
+    assert [found(model, model.encode(features)) for features in recordings] == known["whole"]
+
+
+def test_recordings_in_chunks(heard):
+    bundle, recordings, known = heard
+    model = bundle.load()
+    assert ("chunks" in known) == bundle.manifest.model.streaming
+    if "chunks" in known:
+        encoded = [model.encode(features, golden.CHUNK_SIZE, golden.NUM_LEFT_CHUNKS) for features in recordings]
+        assert [found(model, each) for each in encoded] == known["chunks"]

@@ -1,0 +1,35 @@
+"""Recordings of speech, and what WeNet hears in them with networks of each kind: `golden/recordings.py` makes the file."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.places import DEMO_FOLDER
+
+FILE = Path(__file__).parents[1] / "golden" / "recordings.json.gz"
+CLIPS = DEMO_FOLDER / "clips"
+NUM_RECORDINGS = 20
+BEAM_SIZE = 10
+WEIGHTS = {"ctc_weight": 0.5, "reverse_weight": 0.3}
+CHUNK_SIZE, NUM_LEFT_CHUNKS = 6, 2
+BLANK_BIAS = 3.0
+"""Added to the score of the blank: as in trained networks, it is the likeliest token of most frames."""
+
+
+def known():
+    """By the name of a configuration: numbers of `recordings`; "whole" and perhaps "chunks", what was found in each:
+    tokens and times of all hypotheses, and which of them the decoder chooses (null: there is no decoder)."""
+    return json.loads(gzip.decompress(FILE.read_bytes())) if FILE.exists() else {}
+
+
+def features(number, front_end):
+    """Features [frames, size] of a recording: 0.7 to 1.6 s out of the clips of the demo, some faster and louder."""
+    speech = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in sorted(CLIPS.glob("*.flac"))])
+    length = 11200 + 720 * (number % 21)
+    start = number * 33331 % (len(speech) - 2 * length)
+    cut = speech[start : start + 2 * length : 1 + number % 2][:length]
+    return fbank(cut * np.float32(0.4 + 0.1 * (number % 6)), front_end)
