@@ -225,7 +225,7 @@ class Parity:
         chunk_size, left = self.config.whole_chunk(8), 3
         required = chunk_size * left
         past = (0, 1, 3, 7)
-        frames = self.config.num_features(chunk_size * (max(past) + 1))
+        frames = max(700, self.config.num_features(chunk_size * (max(past) + 1)))
         windows = [self._windows(self._features(1, frames), chunk_size)[: count + 1] for count in past]
         windows[1][-1] = windows[1][-1][:, : self.config.window + self.config.subsampling_rate]
         expected, states = [], []

@@ -213,7 +213,9 @@ def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str,
     if own is not None:
         state[f"encoder.embed.{SUBSAMPLINGS[architecture.encoder.subsampling].POSITIONS}.pe"] = own
     table = positional_encoding(torch.arange(TABLE_LENGTHS["abs_pos"]), architecture.encoder.dim).unsqueeze(0)
-    return {f"decoder.{part}embed.1.pe": table for part in _decoder_parts(network)} | state
+    for part in _decoder_parts(network):
+        state.setdefault(f"decoder.{part}embed.1.pe", table)
+    return state
 
 
 def _decoder_parts(network: nn.Module) -> list[str]:

@@ -127,13 +127,18 @@ def bundle(exported):
     return Bundle.open(exported("moe_tiny"))
 
 
-@pytest.fixture(scope="session")
-def mfcc_bundle(tmp_path_factory):
-    """A network of random weights that hears MFCC."""
+OTHER_NETWORKS = ("mfcc", "branchformer", "e_branchformer_moe", "squeezeformer", "efficient_conformer_stream")
+"""With features, caches, frame rates or chunk sizes that other networks of the tests do not have."""
+
+
+@pytest.fixture(scope="session", params=OTHER_NETWORKS)
+def other_bundle(request, tmp_path_factory):
+    """A network of random weights of another kind than those of the golden checkpoints."""
     from wenet_directories import write_configuration  # noqa: PLC0415 - as in `write_bundle`
 
-    folder = tmp_path_factory.mktemp("mfcc")
-    return Bundle.open(write_bundle(write_configuration("mfcc", folder / "checkpoint"), folder / "bundle"))
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = write_configuration(request.param, folder / "checkpoint", blank_bias=4.0)
+    return Bundle.open(write_bundle(checkpoint, folder / "bundle"))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,14 @@ from u2moe.runtime import CheckpointError, ParityError, StreamError, Unsupported
 
 pytestmark = pytest.mark.slow
 
-STREAMING = ["e_branchformer", "e_branchformer_moe", "branchformer", "squeezeformer"]
+STREAMING = [
+    "e_branchformer",
+    "e_branchformer_moe",
+    "branchformer",
+    "squeezeformer",
+    "efficient_conformer_stream",
+    "efficient_conformer_stream_three_rates",
+]
 FULL_CONTEXT = [
     "e_branchformer_not_causal",
     "branchformer_learned",
@@ -43,11 +50,13 @@ CHANGED = [
     ("branchformer_learned", f"{BLOCK}weight_proj1.weight"),
     ("efficient_conformer", f"{BLOCK}self_attn.position_bias"),
     ("efficient_conformer", f"{BLOCK}self_attn.pos_bias_u"),
-    ("efficient_conformer", f"{BLOCK}self_attn.linear_v.weight"),
+    ("efficient_conformer", f"{BLOCK}self_attn.linear_kv.weight"),
     ("efficient_conformer", f"{BLOCK}self_attn.linear_pos.weight"),
     ("efficient_conformer", f"{BLOCK}conv_module.depthwise_conv.weight"),
     ("efficient_conformer", f"{BLOCK}conv_module.norm.weight"),
-    ("efficient_conformer_causal", "encoder.initial_cache"),
+    ("efficient_conformer_stream", "encoder.initial_cache"),
+    ("efficient_conformer_stream", f"{BLOCK}self_attn.linear_kv.bias"),
+    ("efficient_conformer_stream", "encoder.encoders.2.self_attn.linear_kv.bias"),
     ("squeezeformer", "encoder.embed.dw_conv.weight"),
     ("squeezeformer", "encoder.preln.bias"),
     ("squeezeformer", "encoder.time_reduction_layer.pw_conv.weight"),
@@ -106,6 +115,7 @@ def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
 @pytest.mark.parametrize(("chunk_size", "left"), [(4, 1), (8, 0), (6, -1)])
 def test_a_stream_is_the_whole_utterance_under_a_mask_of_chunks(exported, name, chunk_size, left):
     checkpoint, (bundle, _) = exported(name)
+    chunk_size = bundle.manifest.model.whole_chunk(chunk_size)
     frames = features(203)
     with torch.inference_mode():
         masked, _ = checkpoint.network().encoder(torch.from_numpy(frames[None]), torch.tensor([203]), chunk_size, left)
@@ -118,6 +128,7 @@ def test_two_rates_of_frames_take_two_frames_at_a_time(exported, tmp_path):
     assert caches == {
         "att_cache": (2, (4, 0, 16), 1.0), "half_att_cache": (2, (4, 0, 16), 0.5), "cnn_cache": (4, (32, 6), 1.0),
     }  # fmt: skip
+    assert bundle.manifest.model.stream_chunk_size == 16
     with pytest.raises(StreamError, match="chunk_size must be a multiple of 2 for this encoder, got 5"):
         bundle.load().encode(features(100), chunk_size=5)
     said = []
@@ -188,7 +199,12 @@ def test_quantization_reads_layers_and_no_names_of_encoders(exported, tmp_path, 
         ),
         ("efficientConformer", {"efficient_conf": {"groups": 2}}, UnsupportedError, "unknown keys groups"),
         ("efficientConformer", {"cnn_module_kernel": 9}, CheckpointError, "such that block 2 has an odd kernel, not 4"),
-        ("efficientConformer", {"use_dynamic_chunk": False, "static_chunk_size": 4}, UnsupportedError, "supported: 0"),
+        (
+            "efficientConformer",
+            {"causal": True, "use_dynamic_chunk": False, "static_chunk_size": 4},
+            UnsupportedError,
+            "static_chunk_size is 4, which is not supported; supported: multiples of 6",
+        ),
         ("squeezeformer", {"reduce_idx": None}, UnsupportedError, "reduce_idx is None, which is not supported"),
         ("squeezeformer", {"recover_idx": 1}, CheckpointError, "recover_idx must be above reduce_idx 1, found 1"),
         ("squeezeformer", {"recover_idx": 4}, CheckpointError, "recover_idx must be the number of a block from 1 to 3"),

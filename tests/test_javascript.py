@@ -222,14 +222,17 @@ def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
 
 
 @needs_onnxruntime_web
-def test_mfcc(mfcc_bundle, sound, tmp_path):
+def test_other_networks(other_bundle, sound, tmp_path):
     soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(tmp_path / "sound.wav", dtype="int16")
-    expected = recognized(mfcc_bundle, mfcc_bundle.load(), samples)
-    options = json.dumps({"chunkSize": 16, "numLeftChunks": 4, "endpoint": {}})
+    endpoint = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.0))
+    expected = recognized(other_bundle, other_bundle.load(), samples, chunk_size=None, endpoint=endpoint)
+    assert len(expected) > 1
+    rules = {"rule1": None, "rule2": None, "rule3": {"minUtteranceLength": 1.0}}
+    options = json.dumps({"numLeftChunks": 4, "endpoint": rules})
     command = [NODE, "transcribe.mjs", "--json", "--runtime", "web", "--options", options]
     done = subprocess.run(
-        [*command, mfcc_bundle.path, tmp_path / "sound.wav"], cwd=BROWSER, capture_output=True, text=True, check=False
+        [*command, other_bundle.path, tmp_path / "sound.wav"], cwd=BROWSER, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert_same_segments(json.loads(done.stdout)["segments"], expected)

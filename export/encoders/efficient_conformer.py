@@ -1,8 +1,8 @@
 """The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions, attention over groups.
 
-Its layers as those of a graph are in `efficient_conformer_nodes`. At commit 0154699, WeNet's forward_chunk fails for it:
-`encoder_layer` and the attention of other blocks disagree on the form of caches. Chunks here are what that code computes
-with caches in the form that each layer reads, which is also the whole utterance under a mask of chunks.
+Its layers as those of a graph are in `efficient_conformer_nodes`. WeNet's forward_chunk fails here at commit 0154699:
+the encoder gives tensors as caches to attention that reads pairs of them. With each cache in the form that its layer
+reads, it computes what is computed here, which is also the whole utterance under a mask of chunks.
 """
 
 from __future__ import annotations
@@ -195,7 +195,6 @@ class EfficientBlock(ConformerBlock):
         following: BlockCaches = {}
         if self.feed_forward_macaron is not None:
             x = self._added(x, lambda y: self.scale * self.feed_forward_macaron(y), self.norm_ff_macaron)  # type: ignore[misc]
-
 
         def attended(y: Tensor) -> Tensor:
             past = following[self.attention_cache] = with_past(

@@ -71,6 +71,7 @@ function parseManifest(text) {
     for (const [name, limits] of Object.entries(fields)) checkNumber(found[name], `${section}.${name}`, ...limits);
   }
   const { model, features } = manifest;
+  checkNumber(model.frame_reduction ?? 1, 'model.frame_reduction', 1, model.subsampling_rate);
   checkNumber(features.num_ceps ?? 0, 'features.num_ceps', 0, features.num_mel_bins);
   if (model.feature_size !== (features.num_ceps || features.num_mel_bins)) {
     throw wrong('model.feature_size', model.feature_size, 'that of the features');

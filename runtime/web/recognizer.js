@@ -44,9 +44,10 @@ export class Recognizer {
     if (Object.keys(unknown).length) throw new RangeError(`there is no option ${Object.keys(unknown)[0]}`);
     if (!Array.isArray(hotwords ?? [])) throw new RangeError(`hotwords must be an array of phrases, got ${hotwords}`);
     const { model, decoding } = this.manifest;
+    const wholeChunk = Math.ceil(CHUNK_SIZE / model.chunk_multiple) * model.chunk_multiple;
     const options = {
       beamSize: checked('beamSize', beamSize, 1, MOST_BEAMS),
-      chunkSize: checked('chunkSize', chunkSize ?? (model.static_chunk_size || CHUNK_SIZE), 1, 1e6),
+      chunkSize: checked('chunkSize', chunkSize ?? (model.static_chunk_size || wholeChunk), 1, 1e6),
       ctcWeight: checked('ctcWeight', ctcWeight ?? decoding.ctc_weight, 0, Number.MAX_VALUE, Number.isFinite),
       reverseWeight: checked('reverseWeight', reverseWeight ?? decoding.reverse_weight, 0, 1, Number.isFinite),
       paddingS: checked('paddingS', paddingS ?? decoding.padding_s ?? this.manifest.padding_s ?? 0, 0, LONGEST_PADDING_S, Number.isFinite),

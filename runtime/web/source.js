@@ -154,8 +154,9 @@ export class Source {
     const result = await this.#finalResult();
     const number = utterance.number + (result.text ? 1 : 0);
     if (endpoint) {
-      const numFrames = utterance.surplus.output.length / this.#manifest.model.output_size;
-      this.#caches = this.#graphs.lastOf(this.#caches, numFrames);
+      const { output_size: dim, chunk_multiple: multiple } = this.#manifest.model;
+      const numFrames = utterance.surplus.output.length / dim;
+      this.#caches = this.#graphs.lastOf(this.#caches, numFrames - (numFrames % multiple));
       this.#beginUtterance(number, utterance.start + utterance.numFrames);
       this.#advance(utterance.surplus);
     } else {

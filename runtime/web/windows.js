@@ -22,7 +22,7 @@ export class Windows {
     this.shiftLen = Math.floor((features.sample_rate * features.frame_shift_ms) / 1000);
     this.shortest = model.right_context + 1;
     this.stride = chunkSize * model.subsampling_rate;
-    this.length = this.stride - model.subsampling_rate + this.shortest;
+    this.length = this.stride - model.subsampling_rate / (model.frame_reduction ?? 1) + this.shortest;
     this.computeFeatures = computeFeatures;
   }
 

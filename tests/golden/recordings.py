@@ -1,10 +1,11 @@
 """Writes what WeNet's own searches find in twenty recordings: python recordings.py WENET [NAME...].
 
-The configurations are those of `configurations/`, the networks and the recordings those of `tests/toys/golden_recordings.py`.
+The configurations are those of `configurations/`, networks and recordings those of `tests/toys/golden_recordings.py`.
 A recording in which two hypotheses are nearly as likely is left out: rounding would choose between them.
 """
 
 import gzip
+import itertools
 import json
 import sys
 import tempfile
@@ -15,10 +16,10 @@ import wenet_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "toys"))
 
-import golden_recordings as golden  # noqa: E402 - in the folder above
-from wenet_directories import write_configuration  # noqa: E402
+import golden_recordings as golden
+from wenet_directories import write_configuration
 
-from u2moe.export.checkpoint import Checkpoint  # noqa: E402
+from u2moe.export.checkpoint import Checkpoint
 
 NEAR = 1e-3
 """Log-probabilities of a sequence differ by less between implementations, whose frames differ by 1e-5."""
@@ -31,7 +32,7 @@ def heard(model, encoded):
     lengths = torch.tensor([encoded.shape[1]])
     (found,) = search.ctc_prefix_beam_search(model.ctc.log_softmax(encoded), lengths, golden.BEAM_SIZE)
     scores = sorted(found.nbest_scores, reverse=True)
-    if min(a - b for a, b in zip(scores, scores[1:], strict=False)) < NEAR:
+    if min(a - b for a, b in itertools.pairwise(scores)) < NEAR:
         return None
     chosen = None
     if model.decoder is not None:

@@ -1,4 +1,4 @@
-"""Recordings of speech, and what WeNet hears in them with networks of each kind: `golden/recordings.py` makes the file."""
+"""Recordings of speech, and what WeNet hears in them with networks of each kind, as `golden/recordings.py` finds it."""
 
 import gzip
 import json

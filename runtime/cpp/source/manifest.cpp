@@ -74,6 +74,7 @@ Manifest Manifest::of(const Json& json) {
   m.has_decoder = m.bidirectional || decoder == "transformer";
   if (!m.has_decoder && decoder != "none") model["decoder"].fail("'bitransformer', 'transformer' or 'none'");
   for (const Field& field : fields()) m.*field.value = model[field.name].integer(field.least, 1 << 20);
+  if (model.has("frame_reduction")) m.frame_reduction = model["frame_reduction"].integer(1, m.subsampling_rate);
   for (const Json& cache : model["caches"].array()) m.caches.push_back(layout(cache));
   for (const char* token : {"blank", "sos", "eos"}) model[token].integer(0, m.vocab_size - 1);
   m.sample_rate = features["sample_rate"].integer(1000, 384000);

@@ -30,6 +30,7 @@ struct Manifest {
   bool streaming = false, has_decoder = false, bidirectional = false;
   int feature_size = 0, output_size = 0, num_blocks = 0, chunk_multiple = 0, vocab_size = 0, subsampling_rate = 0,
       right_context = 0, static_chunk_size = 0, blank = 0, sos = 0, eos = 0;
+  int frame_reduction = 1;  ///< frames after the subsampling for one of the output
   std::vector<CacheLayout> caches;
   int sample_rate = 0, num_mel_bins = 0;
   int num_ceps = 0;  ///< coefficients of a frame of MFCC; 0: features are log-mel energies

@@ -19,7 +19,8 @@ void drop(std::vector<T>& items, std::size_t num) {
 Reception::Reception(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
     : m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
       stride_(static_cast<std::size_t>(chunk_size) * rate_),
-      shortest_(static_cast<std::size_t>(manifest.right_context) + 1), length_(stride_ - rate_ + shortest_),
+      shortest_(static_cast<std::size_t>(manifest.right_context) + 1),
+      length_(stride_ - rate_ / static_cast<std::size_t>(manifest.frame_reduction) + shortest_),
       needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
 void Reception::finish() {
@@ -78,7 +79,7 @@ std::size_t Reception::num_window_frames() const { return (end_ - begin_ - short
 
 void Reception::shorten_window(std::size_t num) {
   next_ = begin_ + num * rate_;
-  end_ = begin_ + (num - 1) * rate_ + shortest_;
+  end_ = std::min(end_, begin_ + num * rate_ + length_ - stride_);
 }
 
 void Reception::repeat_window(std::size_t num) { next_ = begin_ + (num_window_frames() - num) * rate_; }

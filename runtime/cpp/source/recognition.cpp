@@ -43,7 +43,9 @@ StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& voc
   }
   StreamOptions definite = *this;
   const int trained = m.static_chunk_size;
-  if (chunk_size == 0 || (chunk_size == kFullContext && trained && m.streaming)) definite.chunk_size = trained ? trained : 16;
+  if (chunk_size == 0 || (chunk_size == kFullContext && trained && m.streaming)) {
+    definite.chunk_size = trained ? trained : (15 / m.chunk_multiple + 1) * m.chunk_multiple;
+  }
   if (definite.chunk_size != kFullContext && !m.streaming) {
     fail<StreamError>("this bundle's encoder cannot stream: it was trained for full context (chunk_size U2MOE_FULL_CONTEXT)");
   }
@@ -264,6 +266,7 @@ void Recognition::conclude(std::vector<Ranked> ranked) {
   }
   const Frames surplus = std::exchange(surplus_, {});
   num_kept_ = static_cast<std::int64_t>(surplus.output.size() / dim());
+  num_kept_ -= num_kept_ % m().chunk_multiple;
   begin_utterance(number, start_ + num_frames_);
   advance(surplus);
   if (std::exchange(is_left_open_, false)) repeat();
