@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, SubsamplingKind
-from u2moe.export.layers import linear, normalization, transposed, vector
+from u2moe.export.layers import linear, normalization, parameter, product, transposed, vector
 from u2moe.export.positions import LearnedPositions, input_scale
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
@@ -119,6 +119,9 @@ class Convolutions(Subsampling):
                 layer = cast("nn.Conv2d", self.conv[index])
                 weights.append(vector(g, f"conv.{index}.weight", layer.weight))
                 weights.append(vector(g, f"conv.{index}.bias", cast("Tensor", layer.bias)))
+            if len(kernels) == 1:  # the projection is as large as any layer, and quantized as they are
+                (x,) = g.call(form.convolutions(projection.in_features), features, *weights)
+                return self.scaled(g, linear(g, x, projection, name))
             weights.append(transposed(g, f"{name}.weight", projection.weight))
             weights.append(vector(g, f"{name}.bias", projection.bias))
             (x,) = g.call(form.function(projection.in_features), features, *weights)
@@ -186,13 +189,19 @@ class TimeConvolutions(Subsampling):
         with g.scope("embed", group="subsampling"):
             frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", features, start=1, end=2), [0]), 1)
             valid = g.op("Cast", g.op("Less", frames, g.op("Unsqueeze", lens, [1])), to=ir.DataType.FLOAT)
-            weights = []
-            for index in (0, 2):
-                layer = cast("nn.Conv1d", self.conv[index])
-                weights.append(vector(g, f"conv.{index}.weight", layer.weight))
-                weights.append(vector(g, f"conv.{index}.bias", cast("Tensor", layer.bias)))
-            (x,) = g.call(layers.time_subsampling(), features, g.op("Unsqueeze", valid, [2]), *weights)
+            x, valid = features, g.op("Unsqueeze", valid, [2])
+            for index, stride in ((0, 1), (2, 2)):
+                x = self._convolved(g, x, valid, index, stride)
             return self.scaled(g, x)
+
+    def _convolved(self, g: GraphBuilder, x: ir.Value, valid: ir.Value, index: int, stride: int) -> ir.Value:
+        layer = cast("nn.Conv1d", self.conv[index])
+        (windows,) = g.call(layers.time_windows(stride), x, valid)
+        shape = (3 * layer.in_channels, layer.out_channels)
+        with g.scope("conv", str(index)):
+            weight = parameter(g, "weight", shape, lambda: layer.weight.permute(2, 1, 0).flatten(0, 1))
+            y = product(g, windows, weight, vector(g, "bias", cast("Tensor", layer.bias)))
+            return g.call(layers.activation_layer("gelu"), y)[0]
 
 
 KINDS: dict[SubsamplingKind, type[Subsampling]] = {

@@ -192,9 +192,7 @@ def _first(heard: Sequence[Array], limit: int, shortest: int) -> Iterator[Array]
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
     """Raise BundleError if a group requested by name is missing; recipes for all groups accept networks with some."""
     missing = recipe.quantized.keys() - changed.keys()
-    by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings", "subsampling"} - set(
-        recipe.required
-    )
+    by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
     if missing - by_nature or not changed:
         groups = ", ".join(sorted(missing))
         raise BundleError(f"{source.path}: recipe {recipe.name} quantizes {groups}, but no graph has such weights")

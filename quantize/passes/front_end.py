@@ -23,8 +23,8 @@ def quantize_front_end(model: ir.Model, weights: Weights, exceptions: Collection
     frequency by frequency instead of channel by channel. The first convolution stays in float32.
     """
     for node in calls(model, "Subsampling"):
-        if layer_of(node) in exceptions or len(node.attributes["kernels"].as_ints()) == 1:
-            continue  # a first convolution alone stays in float32, with its projection
+        if layer_of(node) in exceptions:
+            continue
         features, *convolutions, projection, bias = inputs_of(node)
         sizes = (node.attributes[name].as_ints() for name in ("kernels", "strides"))
         windows = [Window(kernel=kernel, stride=stride) for kernel, stride in zip(*sizes, strict=True)]

@@ -21,7 +21,7 @@ from u2moe.runtime.graph.file import group_of, shape_of
 from u2moe.runtime.model.native import plain_name
 
 _FEED_FORWARD = {"FeedForward": int8_feed_forward, "GatedFeedForward": int8_gated_feed_forward}
-_ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution")
+_ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")
 _WITH_KNOWN_LOWEST = ("relu", "swish")
 """Activations whose lowest value is used for the scale of a product alone."""
 

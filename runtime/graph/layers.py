@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
 PLAIN_LAYERS = frozenset(
@@ -21,7 +23,7 @@ PLAIN_LAYERS = frozenset(
         "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "DistanceAttention",
         "DistanceCachedAttention", "Embedding", "FeedForward", "GatedFeedForward", "Linear", "Normalization",
         "ReducingConvolution", "RmsNormalization", "RotaryAttention", "RotaryCachedAttention", "ShiftedAttention",
-        "SinesAndCosines", "Sinusoids", "StackedFrames", "Subsampling", "TimeSubsampling",
+        "SinesAndCosines", "Sinusoids", "StackedFrames", "Subsampling", "SubsamplingConvolutions", "TimeWindows",
     }
 )  # fmt: skip
 """Names of the layers in float32 except `mixture.float_mixture`."""
@@ -163,26 +165,19 @@ def stacked_frames(num_frames: int, bins: int) -> ir.Function:
     return build_function("StackedFrames", ["features"], body, {"num_frames": num_frames, "bins": bins})
 
 
-def time_subsampling() -> ir.Function:
-    """Whisper's two convolutions over time, of kernel 3 with a frame of padding and gelu, the second of stride 2.
+def time_windows(stride: int) -> ir.Function:
+    """Frames beside those before and after them, for a convolution of kernel 3 as a product.
 
-    Inputs: `features` [batch, frames, bins], `valid` [batch, frames, 1], 1 for frames that exist and 0 for padding,
-    `conv0` [dim, bins, 3], `conv0_bias`, `conv1` [dim, dim, 3], `conv1_bias`. Output: [batch, time, dim].
+    Inputs: `x` [batch, frames, channels], `valid` [batch, frames, 1], 1 for frames that exist and 0 for padding, which
+    is zeros as what lies beyond both ends. Output: [batch, ceil(frames / stride), 3 * channels].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        x, valid, *weights = inputs
-        mask = g.op("Transpose", valid, perm=[0, 2, 1])
-        x = g.op("Transpose", x, perm=[0, 2, 1])
-        for index, stride in enumerate((1, 2)):
-            # padded frames are zeros to each convolution, as what lies beyond the end of an utterance alone
-            padded = g.op("Mul", x, mask)
-            x = g.op("Conv", padded, *weights[2 * index : 2 * index + 2], pads=[1, 1], strides=[stride])
-            x = activation(g, x, "gelu")
-        return g.op("Transpose", x, perm=[0, 2, 1])
+        padded = g.op("Pad", g.op("Mul", *inputs), [0, 1, 0, 0, 1, 0])
+        ends = ([-2], [-1], [END])
+        return g.op("Concat", *(g.op("Slice", padded, [n], end, [1], [stride]) for n, end in enumerate(ends)), axis=-1)
 
-    names = ["features", "valid", "conv0", "conv0_bias", "conv1", "conv1_bias"]
-    return build_function("TimeSubsampling", names, body)
+    return build_function("TimeWindows", ["x", "valid"], body, {"stride": stride})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,17 +199,32 @@ class SubsamplingLayer:
         Its further inputs are `conv0` [channels, 1, kernel, kernel], `conv0_bias` [channels] and so on, and `weight`
         [flat_size, dim] and `bias` of the projection, which reads channel by channel.
         """
-        convolutions = [(f"conv{index}", f"conv{index}_bias") for index in range(len(self.kernels))]
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-            x, *parameters = inputs
-            x = g.op("Unsqueeze", x, [1])
-            for index, (kernel, stride) in enumerate(zip(self.kernels, self.strides, strict=True)):
-                weights = parameters[2 * index : 2 * index + 2]
-                x = g.op("Relu", g.op("Conv", x, *weights, kernel_shape=[kernel] * 2, strides=[stride] * 2))
-            x = g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 1, 3]), [0, 0, flat_size])
-            return affine(g, x, parameters[2 * len(self.kernels) :])
+            return affine(g, self._convolved(g, inputs, flat_size), inputs[1 + 2 * len(self.kernels) :])
 
-        names = ["features", *itertools.chain(*convolutions), "weight", "bias"]
-        attributes = {"kernels": list(self.kernels), "strides": list(self.strides), "bins": self.bins}
-        return build_function("Subsampling", names, body, attributes)
+        return build_function("Subsampling", [*self._names(), "weight", "bias"], body, self._attributes())
+
+    def convolutions(self, flat_size: int) -> ir.Function:
+        """The same without the projection: to [batch, time, flat_size]."""
+        attributes = {**self._attributes(), "activation": "relu"}
+        return build_function(
+            "SubsamplingConvolutions",
+            self._names(),
+            lambda g, inputs: self._convolved(g, inputs, flat_size),
+            attributes,
+        )
+
+    def _names(self) -> list[str]:
+        return ["features", *itertools.chain(*((f"conv{n}", f"conv{n}_bias") for n in range(len(self.kernels))))]
+
+    def _attributes(self) -> dict[str, Any]:
+        return {"kernels": list(self.kernels), "strides": list(self.strides), "bins": self.bins}
+
+    def _convolved(self, g: GraphBuilder, inputs: list[ir.Value], flat_size: int) -> ir.Value:
+        x, *parameters = inputs
+        x = g.op("Unsqueeze", x, [1])
+        for index, (kernel, stride) in enumerate(zip(self.kernels, self.strides, strict=True)):
+            weights = parameters[2 * index : 2 * index + 2]
+            x = g.op("Relu", g.op("Conv", x, *weights, kernel_shape=[kernel] * 2, strides=[stride] * 2))
+        return g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 1, 3]), [0, 0, flat_size])
