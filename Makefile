@@ -1,7 +1,8 @@
 # Two commands for a fresh clone: `make demo` (the runtime alone) and `make test` (everything that must hold).
 
 PYTHON ?= python3
-PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check
+# Python compiles what is imported; pip would compile all of it, which takes longer than the installation.
+PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check --no-compile
 
 COMPILER := $(shell command -v $(CXX))
 NPM := $(shell command -v npm)

@@ -23,7 +23,7 @@ MOST_WEIGHT = 100.0
 DEMO_FILE = "general.lm"
 """In the folder of the demo model; made by `examples/train_demo/language_model.py` from text in Debian packages."""
 DEMO_WEIGHTS = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "rescoring_weight": 0.5}
-"""Tuned on the development sets of the demo model, see docs/results/language_models.md."""
+"""Tuned on the development sets of the demo model, see docs/language_models.md."""
 
 
 class LanguageModel:

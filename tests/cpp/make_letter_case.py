@@ -1,4 +1,4 @@
-"""Print runtime/cpp/u2moe/letter_case.hpp: the letters whose other case is one letter, as Python knows them."""
+"""Print runtime/cpp/source/letter_case.hpp: the letters whose other case is one letter, as Python knows them."""
 
 import sys
 import unicodedata
