@@ -331,14 +331,46 @@ def test_a_c_program_finds_it_by_pkg_config(installed, bundle, model, talk, tmp_
     assert b"U2MOE_BUNDLE_ERROR: /none/bundle.json" in run([tmp_path / "transcribe"], "/none", rate).stderr
 
 
-def test_other_languages_call_it(installed, bundle, model, talk):
-    """Python by ctypes, as C#, Rust, Go or Java do."""
-    if installed.has_sanitizers:
-        pytest.skip("the interpreter is built without them")
-    done = run([sys.executable, EXAMPLES / "transcribe.py"], installed.library, bundle.path, talk)
+def built_program(language, library, folder):
+    """The command of an example in another language; skips where the toolchain is missing."""
+    java = ["java", "--enable-native-access=ALL-UNNAMED", EXAMPLES / "Transcribe.java", library]
+    tools, build, command = {
+        "Python": ([], [], [sys.executable, EXAMPLES / "transcribe.py", library]),
+        "C#": (
+            ["mcs", "mono"],
+            ["mcs", f"-out:{folder}/a.exe", EXAMPLES / "transcribe.cs"],
+            ["mono", folder / "a.exe"],
+        ),
+        "Rust": (
+            ["rustc"],
+            ["rustc", EXAMPLES / "transcribe.rs", "-L", library.parent, "-l", "u2moe", "-o", folder / "a"],
+            [folder / "a"],
+        ),
+        "Go": (["go", "pkg-config"], ["go", "build", "-o", folder / "a", EXAMPLES / "transcribe.go"], [folder / "a"]),
+        "Java": (["javac"], ["javac", "--release", "22", "-d", folder, EXAMPLES / "Transcribe.java"], java),
+    }[language]
+    if missing := [tool for tool in tools if shutil.which(tool) is None]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(library.parent / "pkgconfig")}
+    done = subprocess.run(build or ["true"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if language == "Java" and "release" in done.stderr:
+        pytest.skip("needs Java 22 or newer, whose foreign functions are final")
     assert done.returncode == 0, done.stderr
-    expected = recognized(bundle, model, soundfile.read(talk, dtype="int16")[0], num_left_chunks=-1)
+    return command
+
+
+@pytest.mark.parametrize("language", ["Python", "C#", "Rust", "Go", "Java"])
+def test_other_languages_call_it(installed, bundle, model, talk, tmp_path, monkeypatch, language):
+    if installed.has_sanitizers:
+        pytest.skip("other languages are built without them")
+    command = built_program(language, installed.library, tmp_path)
+    samples, rate = soundfile.read(talk, dtype="int16")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(installed.library.parent))
+    done = run(command, bundle.path, rate, data=samples.tobytes())
+    assert done.returncode == 0, done.stderr
+    expected = recognized(bundle, model, samples, num_left_chunks=-1)
     assert done.stdout.decode().splitlines() == [f"{each.start:.2f} {each.end:.2f} {each.text}" for each in expected]
+    assert b"/none/bundle.json: missing" in run(command, "/none", rate, data=bytes(2)).stderr
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -1,17 +1,16 @@
-"""Recognises a WAV file of 16 bits with libu2moe, by ctypes: transcribe.py LIBRARY BUNDLE FILE.wav.
+"""Recognises samples of 16 bits, one channel, by ctypes: transcribe.py LIBRARY BUNDLE RATE < samples.
 
-Other languages do the same. (In Python itself the package is simpler.)
+(In Python itself the package is simpler.)
 """
 
 import ctypes
 import json
 import sys
-import wave
 
 Handle = ctypes.c_void_p
 
 
-def main(library: str, bundle: str, file: str) -> None:
+def main(library: str, bundle: str, rate: str) -> None:
     lib = ctypes.CDLL(library)
     lib.u2moe_error_message.restype = ctypes.c_char_p
 
@@ -23,10 +22,8 @@ def main(library: str, bundle: str, file: str) -> None:
     text = ctypes.c_char_p()
     call("u2moe_recognizer_open", bundle.encode(), None, ctypes.byref(recognizer))
     call("u2moe_stream_create", recognizer, None, ctypes.byref(stream))
-    with wave.open(file) as audio:
-        samples = audio.readframes(audio.getnframes())
-        num = ctypes.c_size_t(len(samples) // 2)
-        call("u2moe_stream_accept_waveform_int16", stream, audio.getframerate(), samples, num)
+    samples = sys.stdin.buffer.read()
+    call("u2moe_stream_accept_waveform_int16", stream, int(rate), samples, ctypes.c_size_t(len(samples) // 2))
     call("u2moe_stream_input_finished", stream)
     while True:
         call("u2moe_stream_take_segment", stream, ctypes.byref(result))

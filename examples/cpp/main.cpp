@@ -1,5 +1,9 @@
 // Recognises WAV files or raw PCM as it comes:  u2moe_transcribe [options] BUNDLE [FILE.wav... | -]
 #include <unistd.h>
+#ifdef _WIN32
+#include <fcntl.h>
+#include <io.h>
+#endif
 
 #include <chrono>
 #include <cstdio>
@@ -182,7 +186,13 @@ bool transcribe(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // newer versions of onnxruntime write to the home folder otherwise
+  // Newer versions of onnxruntime write to the home folder otherwise.
+#ifdef _WIN32
+  if (!std::getenv("ORT_DISABLE_TELEMETRY")) _putenv_s("ORT_DISABLE_TELEMETRY", "1");
+  _setmode(_fileno(stdin), _O_BINARY);
+#else
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+#endif
   try {
     const bool are_whole = transcribe(parse(argc, argv));
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw std::runtime_error("stdout cannot be written");

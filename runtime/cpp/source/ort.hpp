@@ -1,6 +1,9 @@
 // onnxruntime's C API with owners and exceptions. Asks for the API of 1.18, whatever the header's version is.
 #pragma once
 
+#ifdef __MINGW32__  // which lacks this one of Microsoft's annotations
+#define _Return_type_success_(result)
+#endif
 #include <onnxruntime_c_api.h>
 
 #include <cstdint>
