@@ -6,6 +6,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import soundfile
+from manifests import adjusted
 
 from u2moe.export.profiles import conversion
 from u2moe.export.profiles.conversion import convert_bundle
@@ -83,6 +84,24 @@ def test_clips_as_recordings(converted, demo, suffix):
         # a token begins one frame earlier or later where blank and it are equally likely: roundings of int8 decide
         assert moved.max() < samples_per_frame(demo.manifest) / demo.manifest.features.sample_rate + 1e-3
         assert np.count_nonzero(moved > 1e-3) <= 1
+
+
+def test_recordings_have_the_padding_of_the_bundle(bundle, model, sound, tmp_path):
+    """Where they begin or end in a sound, and nowhere else; times are those of the recording."""
+    adjusted(bundle, bundle.path, tmp_path / "bundle")
+    padded = Bundle.open(tmp_path / "bundle")
+    assert padded.manifest.padding_s > 0
+    run = session_of(convert_bundle(padded.path, tmp_path / "out", "offline").path / "offline.onnx")
+    recognizer = Recognizer(padded, model, DecodingOptions(search="ctc_greedy", chunk_size=None))
+    quiet = np.zeros(8000, np.float32)
+    frames = set()
+    for samples in (sound, np.append(quiet, sound), np.append(sound, quiet), sound[:500], sound[:1]):
+        found = run({"samples": samples[None]})
+        expected = recognizer.transcribe(samples, 16_000).segments
+        assert found["tokens"].tolist() == [token for each in expected for token in each.tokens]
+        assert np.allclose(found["times"], [time for each in expected for time in each.times], atol=1e-3)
+        frames.add(found["log_probs"].shape[1])
+    assert len(frames) > 3
 
 
 @pytest.mark.slow

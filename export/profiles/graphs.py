@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.export.joining import closed, joined
+from u2moe.runtime.audio.padding import SOUND
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, Graph, Tensor
 from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
@@ -71,7 +73,8 @@ def streaming_contract(config: ModelConfig) -> Graph:
 def offline_contract() -> Graph:
     """A recording with full context: samples [1, samples] to the greedy tokens, when they begin, and log-probabilities.
 
-    Any number of samples is allowed; too few give no tokens and no frames.
+    Any number of samples is allowed; too few give no tokens and no frames. Frames are those of the padded recording if
+    the bundle asks for padding; times are those of the recording.
     """
     return Graph(
         name="offline",
@@ -171,6 +174,8 @@ def _offline(
             f"{bundle.path}: static_chunk_size is {config.static_chunk_size}: this encoder was trained only with "
             "chunks: ask for the profile streaming"
         )
+    length = g.op("Shape", samples, start=1, end=2)
+    samples, num_before = _padded(g, bundle.manifest, samples)
     # Too few samples for one encoder frame get zeros after them, and their one frame is discarded at the end.
     shortest = window_samples(bundle.manifest, config.window)
     missing = g.op("Max", g.op("Sub", [shortest], g.op("Shape", samples, start=1, end=2)), [0])
@@ -192,13 +197,43 @@ def _offline(
         begins = g.op("And", _not_equal(g, best, g.constant([config.blank])), _not_equal(g, best, before))
         places = g.op("Squeeze", g.op("NonZero", begins), [0])
         frame_s = config.subsampling_rate * features.frame_shift_ms / 1000
+        times = g.op("Mul", g.op("Cast", places, to=ir.DataType.FLOAT), float(frame_s))
+        if bundle.manifest.padding_s:  # times are those of the recording
+            lead, end = (_seconds(g, num, features.sample_rate) for num in (num_before, length))
+            times = g.op("Min", g.op("Max", g.op("Sub", times, lead), 0.0), end)
         outputs = {
             "tokens": g.op("Gather", best, places),
-            "times": g.op("Mul", g.op("Cast", places, to=ir.DataType.FLOAT), float(frame_s)),
+            "times": times,
             "log_probs": log_probs,
             "encoder_out": encoder_out,
         }
     return outputs, (parts[0], parts[1])
+
+
+def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Samples [1, samples] with the padding of the bundle, as `audio.padding` has it, and how many [1] come first."""
+    frame_len, rate = manifest.features.frame_len, manifest.features.sample_rate
+    num_silence = math.floor(manifest.padding_s * rate + 0.5)
+    if not num_silence:
+        return samples, g.constant([0])
+    with g.scope("padding"):
+        one = g.op("Cast", g.op("Equal", g.op("Shape", samples, start=1, end=2), [0]), to=ir.DataType.INT64)
+        nothing = g.op("ConstantOfShape", g.op("Concat", [1], one, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
+        parts = []
+        for begin, end in ((0, frame_len), (-frame_len, np.iinfo(np.int64).max)):
+            edge = g.op("Concat", g.op("Slice", samples, [begin], [int(end)], [1]), nothing, axis=1)  # never empty
+            span = g.op("Sub", *(g.op(name, edge, [1], keepdims=0) for name in ("ReduceMax", "ReduceMin")))
+            is_sound = g.op("Cast", g.op("Greater", span, SOUND), to=ir.DataType.INT64)
+            parts.append(g.op("Mul", is_sound, [num_silence]))
+        silences = [
+            g.op("ConstantOfShape", g.op("Concat", [1], num, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
+            for num in parts
+        ]
+        return g.op("Concat", silences[0], samples, silences[1], axis=1), parts[0]
+
+
+def _seconds(g: GraphBuilder, num_samples: ir.Value, rate: int) -> ir.Value:
+    return g.op("Div", g.op("Cast", num_samples, to=ir.DataType.FLOAT), float(rate))
 
 
 def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:

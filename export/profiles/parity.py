@@ -22,6 +22,7 @@ from u2moe.export.profiles.graphs import (
     samples_per_frame,
     window_samples,
 )
+from u2moe.runtime.audio.padding import Padding
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import ParityError
@@ -142,14 +143,17 @@ class ProfileParity:
     def _recording(self, num_samples: int) -> None:
         case, samples = f"recording of {num_samples} samples", self.samples[:num_samples]
         found = self.run({"samples": samples[np.newaxis]})
-        encoder_out = self.model.encode(self.features(samples))
+        heard, num_before = self._heard(samples)
+        encoder_out = self.model.encode(self.features(heard))
         log_probs = self.model.ctc(encoder_out)
         best = ctc_greedy_search(log_probs, self.config.blank)
+        rate = self.bundle.manifest.features.sample_rate
+        times = np.array(best.times) * self.bundle.manifest.frame_s - num_before / rate
         expected: dict[str, Array] = {
             "log_probs": log_probs[np.newaxis],
             "encoder_out": encoder_out[np.newaxis],
             "tokens": np.array(best.tokens, np.int64),
-            "times": np.array(best.times, np.float32) * np.float32(self.bundle.manifest.frame_s),
+            "times": np.clip(times, 0, num_samples / rate).astype(np.float32),
         }
         for name, value in expected.items():
             self._add(compared(case, name, [(value, found[name])]))
@@ -158,7 +162,7 @@ class ProfileParity:
         rate = self.bundle.manifest.features.sample_rate
         content = encoded(self.samples, rate, kind)
         samples, _ = soundfile.read(io.BytesIO(content.tobytes()), dtype="float32")
-        log_probs = self.model.ctc(self.model.encode(self.features(samples)))
+        log_probs = self.model.ctc(self.model.encode(self.features(self._heard(samples)[0])))
         best = ctc_greedy_search(log_probs, self.config.blank)
         found = self.run({"audio": content})
         expected = np.array(best.tokens, np.int64)
@@ -166,6 +170,12 @@ class ProfileParity:
         text = self.bundle.vocabulary.text(best.tokens)
         if found["text"].tolist() != [text]:
             raise ParityError(f"{self.subject}: {kind} file: text is {found['text'].tolist()}, expected {[text]}")
+
+    def _heard(self, samples: Array) -> tuple[Array, int]:
+        """A recording with the padding of the bundle, and the number of samples before it."""
+        manifest = self.bundle.manifest
+        padding = Padding(manifest.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
+        return np.concatenate([padding.accept(samples), padding.finish()]), padding.num_before
 
     def _detokenizer(self) -> None:
         """Every token of the vocabulary, among others in any order."""
