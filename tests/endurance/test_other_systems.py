@@ -1,0 +1,102 @@
+"""The C++ program on systems that are not here: Windows in wine, and the processors of small boards in qemu."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import soundfile
+from browsing import BROWSER
+from other_runtimes import assert_same_segments, recognized
+
+from u2moe.runtime import Recognizer, SessionSettings
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import WordErrors
+
+pytestmark = [pytest.mark.slow, pytest.mark.endurance]
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "examples" / "cpp"
+AARCH64 = ROOT / "build" / "aarch64" / "build" / "u2moe_transcribe"
+WINDOWS = BROWSER / "node_modules" / "onnxruntime-node" / "bin" / "napi-v6" / "win32" / "x64"
+MINGW = "x86_64-w64-mingw32-g++-posix"
+WINE = shutil.which("wine64") or "/usr/lib/wine/wine64"
+NUM_RECORDINGS = 40
+
+
+def segments(done):
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Files of the clips from 40 places on, some within a word."""
+    folder = tmp_path_factory.mktemp("recordings")
+    clips = [soundfile.read(clip, dtype="int16")[0] for clip in find_audio([DEMO_FOLDER / "clips"])]
+    files = []
+    for number in range(NUM_RECORDINGS):
+        clip = clips[number % len(clips)]
+        files.append(folder / f"{number}.wav")
+        soundfile.write(files[-1], clip[number * len(clip) // 80 :], 16_000, subtype="PCM_16")
+    return files
+
+
+@pytest.mark.skipif(
+    not (WINDOWS / "onnxruntime.dll").is_file() or not Path(WINE).is_file() or shutil.which(MINGW) is None,
+    reason="needs npm's onnxruntime-node, and apt-get install g++-mingw-w64-x86-64-posix wine64 ninja-build",
+)
+def test_windows_recognises_the_same(recordings, tmp_path):
+    """With native kernels on either side, which make them equal to the last digit."""
+    pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
+    settings = ["-DCMAKE_SYSTEM_NAME=Windows", f"-DCMAKE_CXX_COMPILER={MINGW}", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
+    settings += ["-DCMAKE_SYSTEM_PROCESSOR=x86_64", f"-DONNXRUNTIME_ROOT={WINDOWS}"]
+    subprocess.run(["cmake", "-G", "Ninja", "-S", PROGRAM, "-B", tmp_path, *settings], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", tmp_path], check=True, capture_output=True)
+    shutil.copy(WINDOWS / "onnxruntime.dll", tmp_path)
+    environment = {**os.environ, "WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all"}
+    command = [WINE, tmp_path / "u2moe_transcribe.exe", "--json", "--left-chunks", "4", "--kernels", "native"]
+    done = subprocess.run(
+        [*command, DEMO_FOLDER, *recordings], env=environment, capture_output=True, text=True, check=False
+    )
+    found = segments(done)
+    recognizer = Recognizer.load(settings=SessionSettings(kernels="native"))
+    texts = set()
+    for file in recordings:
+        expected = recognized(recognizer.bundle, recognizer.model, soundfile.read(file, dtype="int16")[0])
+        assert_same_segments([line for line in found if line["file"] == str(file)], expected)
+        texts |= {segment.text for segment in expected}
+    assert len(texts) > NUM_RECORDINGS / 2
+
+
+@pytest.mark.parametrize("processor", ["cortex-a53", "cortex-a72", "cortex-a76", "max"])
+@pytest.mark.skipif(
+    not AARCH64.is_file() or shutil.which("qemu-aarch64") is None,
+    reason="needs build/aarch64: apt-get install g++-aarch64-linux-gnu qemu-user, then make examples",
+)
+def test_small_boards_have_all_its_instructions(processor):
+    """Raspberry Pi 3, 4, 5 and later. The demo is int8: other code for products rounds some activations otherwise."""
+    errors = WordErrors()
+    emulated = [
+        "qemu-aarch64",
+        "-L",
+        "/usr/aarch64-linux-gnu",
+        "-cpu",
+        processor,
+        AARCH64,
+        "--json",
+        "--left-chunks",
+        "4",
+    ]
+    recognizer = Recognizer.load()
+    for clip in find_audio([DEMO_FOLDER / "clips"]):
+        samples, rate = soundfile.read(clip, dtype="int16")
+        command = [*emulated, "--json", "--left-chunks", "4", "--raw", "--rate", str(rate), DEMO_FOLDER]
+        found = segments(subprocess.run(command, input=samples.tobytes(), capture_output=True, check=False))
+        expected = recognized(recognizer.bundle, recognizer.model, samples, rate)
+        errors.add(" ".join(each.text for each in expected), " ".join(each["text"] for each in found))
+    assert errors.num_words > 10
+    assert errors.rate < 0.25
