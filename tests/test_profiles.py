@@ -90,7 +90,7 @@ def test_recordings_have_the_padding_of_the_bundle(bundle, model, sound, tmp_pat
     """Where they begin or end in a sound, and nowhere else; times are those of the recording."""
     adjusted(bundle, bundle.path, tmp_path / "bundle")
     padded = Bundle.open(tmp_path / "bundle")
-    assert padded.manifest.padding_s > 0
+    assert padded.manifest.decoding.padding_s > 0
     run = session_of(convert_bundle(padded.path, tmp_path / "out", "offline").path / "offline.onnx")
     recognizer = Recognizer(padded, model, DecodingOptions(search="ctc_greedy", chunk_size=None))
     quiet = np.zeros(8000, np.float32)

@@ -96,7 +96,8 @@ def _write_one(
 ) -> ParityReport:
     """Write the graph of a profile, and compare it in each format."""
     file, needs_extensions = folder / f"{profile}.onnx", profile == "clip"
-    if chosen := bundle.manifest.decoding.chosen:
+    has_padding = profile in ("offline", "clip")
+    if chosen := [name for name in bundle.manifest.decoding.chosen if name != "padding_s" or not has_padding]:
         progress(f"left to the program, for graphs have none of it: {', '.join(chosen)}")
     progress(f"writing {file.name}")
     save_graph(profile_graph(bundle, profile), file, limit=ONE_FILE_LIMIT)

@@ -198,7 +198,7 @@ def _offline(
         places = g.op("Squeeze", g.op("NonZero", begins), [0])
         frame_s = config.subsampling_rate * features.frame_shift_ms / 1000
         times = g.op("Mul", g.op("Cast", places, to=ir.DataType.FLOAT), float(frame_s))
-        if bundle.manifest.padding_s:  # times are those of the recording
+        if bundle.manifest.decoding.padding_s:  # times are those of the recording
             lead, end = (_seconds(g, num, features.sample_rate) for num in (num_before, length))
             times = g.op("Min", g.op("Max", g.op("Sub", times, lead), 0.0), end)
         outputs = {
@@ -213,7 +213,7 @@ def _offline(
 def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Samples [1, samples] with the padding of the bundle, as `audio.padding` has it, and how many [1] come first."""
     frame_len, rate = manifest.features.frame_len, manifest.features.sample_rate
-    num_silence = math.floor(manifest.padding_s * rate + 0.5)
+    num_silence = math.floor(manifest.decoding.padding_s * rate + 0.5)
     if not num_silence:
         return samples, g.constant([0])
     with g.scope("padding"):

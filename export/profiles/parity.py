@@ -174,7 +174,7 @@ class ProfileParity:
     def _heard(self, samples: Array) -> tuple[Array, int]:
         """A recording with the padding of the bundle, and the number of samples before it."""
         manifest = self.bundle.manifest
-        padding = Padding(manifest.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
+        padding = Padding(manifest.decoding.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
         return np.concatenate([padding.accept(samples), padding.finish()]), padding.num_before
 
     def _detokenizer(self) -> None:
