@@ -22,6 +22,7 @@ from silero import write_vad
 import u2moe
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings, parse_hotwords
+from u2moe.runtime.model.native import CONTRACT
 from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
@@ -300,6 +301,11 @@ def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
     version = ".".join(u2moe.__version__.split(".")[:2])
     assert installed.library.resolve().name == f"libu2moe.so.{u2moe.__version__}"
     assert (installed.prefix / "lib" / f"libu2moe.so.{version}").is_file()
+
+
+def test_it_asks_for_the_native_kernels_that_python_asks_for():
+    settings = (SOURCE / "source" / "settings.cpp").read_text(encoding="utf-8")
+    assert f"constexpr int contract = {CONTRACT};" in settings
 
 
 def words_of_c(stdout):

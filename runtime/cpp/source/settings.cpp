@@ -18,7 +18,7 @@ constexpr const char* kCpu = "CPUExecutionProvider";
 
 #ifdef U2MOE_KERNELS_REGISTER
 Kernels built_in() {
-  constexpr int contract = 2;  // of the operators that graphs of this version rely on
+  constexpr int contract = 3;  // of the operators that graphs of this version rely on
   std::string text(u2moe_kernels_describe(nullptr, 0), '\0');
   u2moe_kernels_describe(text.data(), text.size());
   if (!text.empty()) text.pop_back();
