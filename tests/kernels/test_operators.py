@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layers import int4_weights, int8_weights, layer_model, random_matrix, session_with
+from layers import int4_weights, int8_weights, layer_model, packed_layer_model, random_matrix, session_with
 
-from u2moe.quantize.arithmetic import LOWEST, Int4, from_int4_blocks, int8_columns
+from u2moe.quantize.arithmetic import LOWEST, Int4, from_int4_blocks, int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.token_scales import (
@@ -293,6 +293,36 @@ def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num
     feeds = {"q": random.integers(1, 256, x.shape, np.uint8), "row_scale": np.abs(x[..., :1]) / np.float32(127)}
     plain, native = (session_with(model, file).run(None, feeds)[0] for file in (None, library))
     np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    operator=st.sampled_from(["Linear", "FeedForward", "GatedFeedForward"]), sizes=SIZES, num_rows=TOKENS,
+    block_size=st.sampled_from([16, 32, 64, 128]), bias=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_layer_in_int4_is_the_one_in_int8_whose_weights_it_holds(
+    library, operator, sizes, num_rows, block_size, bias, seed
+):
+    """To the last bit; no activation is named for a product in int4."""
+    random, ones = np.random.default_rng(seed), {"w1": sizes, "w2": sizes[::-1]}
+    shapes = {"Linear": {"weight": sizes}, "FeedForward": ones, "GatedFeedForward": {"gate": sizes, **ones}}[operator]
+    four, eight = {}, {}
+    for name, shape in shapes.items():
+        made = int4_blocks(random_matrix(random, *shape), block_size)
+        whole = from_int4_blocks(made._replace(scale=np.ones(shape[1], np.float32)), shape[0]).astype(np.int8)
+        own = {f"{name}_scale": made.scale}
+        if bias and name != "gate":
+            own[f"{name}_bias"] = random.standard_normal(shape[1]).astype(np.float32)
+        four |= {name: made.integers, f"{name}_steps": made.steps, **own}
+        eight |= {name: whole, **own}
+    attributes = {"activation": "" if operator == "Linear" else "swish"}
+    attributes |= {} if operator == "Linear" else {"bias": int(bias)}
+    added = {"in": sizes[0], "block_size": block_size}
+    x, fed = random.standard_normal((num_rows, sizes[0])).astype(np.float32), {"x": np.float32}
+    found, expected = (
+        session_with(packed_layer_model(f"{bits}{operator}", ["y"], fed, weights, own), library).run(None, {"x": x})[0]
+        for bits, weights, own in (("Int4", four, attributes | added), ("Int8", eight, attributes))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)

@@ -41,7 +41,7 @@ void run_experts(const InstructionSet& isa, const ExpertLayer& layer, const floa
                  const Threads& threads);
 
 struct LinearLayer {
-  size_t k = 0, n = 0;
+  size_t k = 0, n = 0, group = 0;
   float lowest = 0;
   Weights weights;
 };

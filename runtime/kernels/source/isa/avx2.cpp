@@ -20,8 +20,16 @@ struct Plain : Avx2 {
     low = {_mm256_sub_epi8(first.a, s.zero.a), _mm256_sub_epi8(first.b, s.zero.b)};
     high = {_mm256_sub_epi8(second.a, s.zero.a), _mm256_sub_epi8(second.b, s.zero.b)};
   }
-  static Ints add_pairs(Ints sum, Weights w, Four a) {
-    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(a, w.a)), _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(a, w.b))};
+  template <int M>
+  static void add_pairs(Ints (&sum)[M], Weights w, const uint8_t* codes, size_t stride) {
+    U2MOE_UNROLL for (int m = 0; m < M; m++) {
+      const Four a = four(codes + m * stride);
+      sum[m].a = _mm256_add_epi16(sum[m].a, _mm256_maddubs_epi16(a, w.a));
+      sum[m].b = _mm256_add_epi16(sum[m].b, _mm256_maddubs_epi16(a, w.b));
+#if defined(__GNUC__)
+      asm("" : "+x"(sum[m].a), "+x"(sum[m].b));  // GCC would multiply everything first, and add in a tree
+#endif
+    }
   }
   static Ints add_sums(Ints total, Ints sum, const Steps& s) {
     return addi(total, {_mm256_madd_epi16(sum.a, s.factor.a), _mm256_madd_epi16(sum.b, s.factor.b)});
@@ -49,10 +57,8 @@ void tile(const Product& p, const uint8_t* codes, const uint8_t* steps, const ui
           low = Plain::load_weights(weights + i * kBlock);
           high = Plain::load_weights(weights + (i + 4) * kBlock);
         }
-        U2MOE_UNROLL for (int m = 0; m < M; m++) {
-          sum[m] = Plain::add_pairs(sum[m], low, Plain::four(codes + m * p.stride + i));
-          sum[m] = Plain::add_pairs(sum[m], high, Plain::four(codes + m * p.stride + i + 4));
-        }
+        Plain::add_pairs(sum, low, codes + i, p.stride);
+        Plain::add_pairs(sum, high, codes + i + 4, p.stride);
         if constexpr (kIsPacked) weights += kBlock * 4;
       }
       U2MOE_UNROLL for (int m = 0; m < M; m++) total[m][0] = Plain::add_sums(total[m][0], sum[m], own);

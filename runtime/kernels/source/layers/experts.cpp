@@ -138,11 +138,11 @@ class Experts {
       p.out = h + (s.first - first_row) * hidden;
       p.out_stride = hidden;
       const Range own = part_of(blocks, task % parts, parts);
-      multiply(p, own);
+      multiply(isa_, p, own);
       if (layer_.gate_bytes == 0) return;
       p.weights = weights + layer_.gate_bytes;
       p.then = Then::gated;
-      multiply(p, own);
+      multiply(isa_, p, own);
     });
     const Rows inner = rows_of(scratch_, isa_, num_rows, hidden, kHiddenCodes, kHiddenScale);
     round_rows(isa_, h, num_rows, hidden, layer_.lowest, inner, threads_);
@@ -160,7 +160,7 @@ class Experts {
         p.out_stride = dim;
         p.token = token + row;
         p.share = share_of_ + s.first;
-        multiply(p, part_of(out_blocks, task, out_parts));
+        multiply(isa_, p, part_of(out_blocks, task, out_parts));
       }
     });
   }
@@ -173,13 +173,6 @@ class Experts {
       rows.scale[row] = tokens.scale[token[row]];
     }
     return rows;
-  }
-
-  void multiply(Product& p, Range blocks) const {
-    if (!layer_.group) return isa_.multiply8(p, blocks.first, blocks.last);
-    const Borrowed own;
-    p.room = own->array<uint8_t>(kCodes, kUnpacked * block_bytes8(p.k));
-    isa_.multiply4(p, blocks.first, blocks.last);
   }
 
   const uint8_t* expert(size_t number) const { return layer_.weights.data() + number * layer_.expert_bytes(); }

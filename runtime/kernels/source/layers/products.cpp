@@ -12,15 +12,13 @@ void multiply_linear(const InstructionSet& isa, const LinearLayer& layer, Produc
   p.weights = layer.weights.data();
   p.k = layer.k;
   p.n = layer.n;
+  p.group = layer.group;
   p.then = Then::linear;
   p.out = y;
   p.out_stride = layer.n;
   const size_t blocks = blocks_of(layer.n);
   const size_t parts = std::max<size_t>(1, std::min(kTasks, blocks / kBlocksOfTask));
-  threads.each(parts, [&](size_t task) {
-    const Range own = part_of(blocks, task, parts);
-    isa.multiply8(p, own.first, own.last);
-  });
+  threads.each(parts, [&](size_t task) { multiply(isa, p, part_of(blocks, task, parts)); });
 }
 
 }  // namespace

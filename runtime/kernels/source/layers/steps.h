@@ -4,6 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../instruction_set.h"
+#include "../layout.h"
+#include "../memory.h"
+
 namespace u2moe {
 
 constexpr size_t kTasks = 16;           // of one step, if there is enough to do: more than threads, to balance them
@@ -21,6 +25,14 @@ struct Range {
 };
 inline Range part_of(size_t count, size_t index, size_t parts) {
   return {count * index / parts, count * (index + 1) / parts};
+}
+
+// The product of its task.
+inline void multiply(const InstructionSet& isa, Product p, Range blocks) {
+  if (!p.group) return isa.multiply8(p, blocks.first, blocks.last);
+  const Borrowed own;
+  p.room = own->array<uint8_t>(kCodes, kUnpacked * block_bytes8(p.k));
+  isa.multiply4(p, blocks.first, blocks.last);
 }
 
 // Numbers of the parts of an array that tasks use one at a time: a single thread uses the first over and over, which stays

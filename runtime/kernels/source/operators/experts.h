@@ -103,13 +103,12 @@ class Int4Experts : public ExpertsOperator {
   static constexpr const char* kName = "Int4MixtureOfExperts";
   explicit Int4Experts(Node& node) {
     const bool bias = node.integer("bias", 0, 1) != 0;
-    const int64_t group = node.integer("block_size", 16, 128);
-    if ((group & (group - 1)) != 0) throw Invalid("attribute block_size must be 16, 32, 64 or 128");
+    const size_t group = group_of(node);
     read_activation(node);
     node.skip();
     read_router(node);
     if (is_packed(node)) {
-      read_packed(node, static_cast<size_t>(group));
+      read_packed(node, group);
       return;
     }
     const auto dim = static_cast<int64_t>(layer_.dim);
@@ -126,25 +125,27 @@ class Int4Experts : public ExpertsOperator {
 };
 
 // One expert for all tokens.
-template <bool kIsGated>
+template <bool kIsGated, bool kIsInt4>
 class SingleExpert : public ExpertsOperator {
  public:
-  static constexpr const char* kName = kIsGated ? "Int8GatedFeedForward" : "Int8FeedForward";
+  static constexpr const char* kName = kIsInt4 ? (kIsGated ? "Int4GatedFeedForward" : "Int4FeedForward")
+                                               : (kIsGated ? "Int8GatedFeedForward" : "Int8FeedForward");
   explicit SingleExpert(Node& node) {
     const bool bias = node.integer("bias", 0, 1) != 0;
     read_activation(node);
     if (kIsGated) layer_.lowest = 0.0f;  // products with the gate have no lowest value
+    const size_t group = kIsInt4 ? group_of(node) : 0;
     node.skip();
+    if (kIsInt4 || is_packed(node)) layer_.dim = size_of(node, "in");
     if (is_packed(node)) {
-      layer_.dim = size_of(node, "in");
-      read_packed(node, 0, kIsGated);
+      read_packed(node, group, kIsGated);
       return;
     }
     std::vector<Matrix> matrices;
-    int64_t dim = -1, hidden = -1;
-    if (kIsGated) add(matrices, node, dim, hidden, false);
-    add(matrices, node, dim, hidden, bias);
-    add(matrices, node, hidden, dim, bias);
+    int64_t dim = kIsInt4 ? static_cast<int64_t>(layer_.dim) : -1, hidden = -1;
+    if (kIsGated) add(matrices, node, dim, hidden, group, false);
+    add(matrices, node, dim, hidden, group, bias);
+    add(matrices, node, hidden, dim, group, bias);
     check_all_read(node);
     layer_.dim = static_cast<size_t>(dim);
     pack(matrices, kIsGated);
@@ -152,13 +153,15 @@ class SingleExpert : public ExpertsOperator {
 
  private:
   // The first matrix says the sizes of all.
-  static void add(std::vector<Matrix>& matrices, Node& node, int64_t& k, int64_t& n, bool bias) {
-    matrices.push_back(read_int8(node, k, n, bias));
+  static void add(std::vector<Matrix>& matrices, Node& node, int64_t& k, int64_t& n, size_t group, bool bias) {
+    matrices.push_back(group ? read_int4(node, k, n, group, bias) : read_int8(node, k, n, bias));
     k = static_cast<int64_t>(matrices.back().k);
     n = static_cast<int64_t>(matrices.back().n);
   }
 };
-using FeedForward = SingleExpert<false>;
-using GatedFeedForward = SingleExpert<true>;
+using FeedForward = SingleExpert<false, false>;
+using GatedFeedForward = SingleExpert<true, false>;
+using Int4FeedForward = SingleExpert<false, true>;
+using Int4GatedFeedForward = SingleExpert<true, true>;
 
 }  // namespace u2moe

@@ -56,16 +56,22 @@ Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias) {
   return m;
 }
 
-Matrix read_int4(Node& node, int64_t k, int64_t n, int64_t group, bool bias) {
+size_t group_of(const Node& node) {
+  const int64_t group = node.integer("block_size", 16, 128);
+  if ((group & (group - 1)) != 0) throw Invalid("attribute block_size must be 16, 32, 64 or 128");
+  return static_cast<size_t>(group);
+}
+
+Matrix read_int4(Node& node, int64_t k, int64_t n, size_t size, bool bias) {
   std::vector<int64_t> shape;
   Matrix m;
-  const int64_t groups = (k + group - 1) / group;
+  const auto group = static_cast<int64_t>(size), groups = (k + group - 1) / group;
   m.four.weight = node.constant<uint8_t>("weight", {n, groups, group / 2}, &shape);
   check_inner(static_cast<size_t>(k));
   if (shape[0] > kMostElements / (groups * group)) throw Invalid("a weight has too many elements");
   m.k = m.four.k = static_cast<size_t>(k);
   m.n = m.four.n = static_cast<size_t>(shape[0]);
-  m.group = m.four.group = static_cast<size_t>(group);
+  m.group = m.four.group = size;
   m.four.step = node.constant<uint8_t>("steps", {shape[0], groups});
   const bool fit = std::all_of(m.four.step, m.four.step + shape[0] * groups, step_fits);
   if (!fit) throw Invalid("a step makes weights of more than 8 bits");
@@ -80,6 +86,7 @@ LinearLayer linear_of(const Matrix& matrix, float lowest) {
   LinearLayer layer;
   layer.k = matrix.k;
   layer.n = matrix.n;
+  layer.group = matrix.group;
   layer.lowest = lowest;
   layer.weights = Weights(matrix.bytes());
   matrix.pack(layer.weights.data());
@@ -90,14 +97,17 @@ LinearLayer linear_of(const Matrix& matrix, float lowest) {
 
 bool is_packed(const Node& node) { return node.has("layout") && node.integer("layout", kLayout, kLayout); }
 
-LinearLayer read_linear(Node& node, bool bias, float lowest) {
-  if (!is_packed(node)) return linear_of(read_int8(node, -1, -1, bias), lowest);
+LinearLayer read_linear(Node& node, bool bias, float lowest, size_t group) {
+  if (!is_packed(node))
+    return linear_of(group ? read_int4(node, node.integer("in", 1, kMostSize), -1, group, bias)
+                           : read_int8(node, -1, -1, bias), lowest);
   LinearLayer layer;
   layer.k = size_of(node, "in");
   check_inner(layer.k);
   layer.n = size_of(node, "out");
+  layer.group = group;
   layer.lowest = lowest;
-  layer.weights = node.packed(packed_bytes8(layer.k, layer.n));
+  layer.weights = node.packed(packed_bytes(layer.k, layer.n, group));
   return layer;
 }
 

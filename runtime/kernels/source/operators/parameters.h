@@ -36,13 +36,15 @@ struct Matrix {
   void pack(uint8_t* to) const { group ? pack4(four, to) : pack8(eight, to); }
 };
 
-// Reads weight, scale and bias; `k` and `n` are -1 if any size will do.
+// The rows of a group in 4 bits.
+size_t group_of(const Node& node);
+// Reads weight, steps in 4 bits, scale and bias; `k` and `n` are -1 if any size will do, but for `k` in 4 bits.
 Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias);
-Matrix read_int4(Node& node, int64_t k, int64_t n, int64_t group, bool bias);
+Matrix read_int4(Node& node, int64_t k, int64_t n, size_t group, bool bias);
 
 // Whether weights were packed in advance, by `u2moe quantize --packed`.
 bool is_packed(const Node& node);
-LinearLayer read_linear(Node& node, bool bias, float lowest);
+LinearLayer read_linear(Node& node, bool bias, float lowest, size_t group = 0);
 
 // Throws if sums over `k` products would not fit in 32 bits.
 void check_inner(size_t k);

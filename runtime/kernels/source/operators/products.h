@@ -56,14 +56,15 @@ class MatMul {
   LinearLayer layer_;
 };
 
-class Linear {
+template <bool kIsInt4>
+class LinearOperator {
  public:
-  static constexpr const char* kName = "Int8Linear";
+  static constexpr const char* kName = kIsInt4 ? "Int4Linear" : "Int8Linear";
   static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
-  explicit Linear(Node& node) : isa_(isa()) {
+  explicit LinearOperator(Node& node) : isa_(isa()) {
     node.skip();
-    const float lowest = lowest_of(node.text("activation"));
-    layer_ = read_linear(node, node.num_inputs() == 4, lowest);
+    const float lowest = kIsInt4 ? 0.0f : lowest_of(node.text("activation"));
+    layer_ = read_linear(node, node.num_inputs() == 4 + kIsInt4, lowest, kIsInt4 ? group_of(node) : 0);
     check_all_read(node);
   }
   void compute(const Call& call) const {
@@ -79,5 +80,7 @@ class Linear {
   const InstructionSet& isa_;
   LinearLayer layer_;
 };
+using Linear = LinearOperator<false>;
+using Int4Linear = LinearOperator<true>;
 
 }  // namespace u2moe
