@@ -1,4 +1,7 @@
-"""How fast can this machine multiply and read? Measured with onnxruntime's kernels, on models made for the purpose."""
+"""How fast can this machine multiply and read? Measured with onnxruntime, on models made for the purpose.
+
+Reading is also measured with native kernels, if they are installed: they have huge pages and prefetch.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ import onnxruntime
 
 from u2moe.benchmarks.instruments.host import memory_bytes
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds
+from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 
 KERNELS = {"integer": "MatMulIntegerToFloat", "float": "MatMul"}
 """Operators to measure: uint8 tokens by int8 weights with a scale per column, as in quantized bundles, and float32."""
+NATIVE = "Int8Linear"
 PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
 """Sizes [rows, in, out] of products whose weights stay in the cache; the best one gives the machine's rate."""
 BEYOND_CACHE = 640_000_000
@@ -40,8 +46,8 @@ def measure_rates(
 
     Returns:
         multiply_adds_per_s: by "integer" and "float", a spread for every size, and the best size.
-        read_bytes_per_s: by bytes of weights, a spread for one row (a token) times float32 weights, which is limited by
-            reading them.
+        read_bytes_per_s: by bytes of weights, a spread for one row (a token) times weights, which is limited by reading
+            them: float32 on onnxruntime or int8 with native kernels, whichever is faster.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}
@@ -51,8 +57,9 @@ def measure_rates(
             call = _repeated(sessions, _tokens(random, kind, rows, inner))
             cases[kind, (rows, inner, columns)] = _rate(call, rows * inner * columns)
     for size in sorted({readable(footprint) for footprint in footprints}):
-        sessions = _stream(random, size, num_threads)
-        cases["read", size] = _rate(_repeated(sessions, _tokens(random, "float", 1, _WIDTH)), size)
+        for kernels in ("onnxruntime", *(["native"] if choose_kernels("auto", [CPU]).native else [])):
+            sessions = _stream(random, size, num_threads, kernels)
+            cases[kernels, size] = _rate(_repeated(sessions, _tokens(random, "float", 1, _WIDTH)), size)
     measured = interleaved(cases, repetitions, title=f"rates, threads: {num_threads}", progress=progress)
     result: dict[str, Any] = {"threads": num_threads, "multiply_adds_per_s": {}, "read_bytes_per_s": {}}
     for kind, op_type in KERNELS.items():
@@ -60,8 +67,9 @@ def measure_rates(
         best = max(sizes, key=lambda size: sizes[size]["median"])
         result["multiply_adds_per_s"][kind] = {"operator": op_type, "sizes": sizes, "best": best}
     for (kind, size), values in measured.items():
-        if kind == "read":
-            result["read_bytes_per_s"][str(size)] = Spread.of(values).data()
+        if kind not in KERNELS:
+            own, best = Spread.of(values).data(), result["read_bytes_per_s"].get(str(size))
+            result["read_bytes_per_s"][str(size)] = max(own, best or own, key=lambda spread: spread["median"])
     return result
 
 
@@ -85,15 +93,18 @@ def read_rate(rates: dict[str, Any], footprint: int) -> float:
     return float(found[nearest]["median"])
 
 
-def _stream(random: np.random.Generator, size: int, num_threads: int) -> list[onnxruntime.InferenceSession]:
+def _stream(
+    random: np.random.Generator, size: int, num_threads: int, kernels: str
+) -> list[onnxruntime.InferenceSession]:
     """Sessions with separate weights of `size` bytes in total, of which a weight is a divisor; see `readable`."""
-    weight, count = _weight(random, "float", _WIDTH, _WIDTH), size // (4 * _WIDTH * _WIDTH)
+    kind, op_type, columns = ("integer", NATIVE, 4 * _WIDTH) if kernels == "native" else ("float", "MatMul", _WIDTH)
+    weight, count = _weight(random, kind, _WIDTH, columns), size // (4 * _WIDTH * _WIDTH)
     sessions = []
     for start in range(0, count, _WEIGHTS_PER_SESSION):
         end = min(start + _WEIGHTS_PER_SESSION, count)
         # all different, so that nothing can be shared
         weights = [np.roll(weight, index, axis=0) for index in range(start, end)]
-        sessions.append(_session("MatMul", weights, num_threads))
+        sessions.append(_session(op_type, weights, num_threads))
     return sessions
 
 
@@ -110,7 +121,8 @@ def _tokens(random: np.random.Generator, kind: str, rows: int, inner: int) -> Ar
 
 
 def _session(op_type: str, weights: Sequence[Array], num_threads: int) -> onnxruntime.InferenceSession:
-    options = SessionSettings(num_threads=num_threads, kernels="onnxruntime").session_options()
+    kernels = "native" if op_type == NATIVE else "onnxruntime"
+    options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
     return onnxruntime.InferenceSession(product_model(op_type, weights), options, providers=["CPUExecutionProvider"])
 
 
@@ -131,8 +143,8 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
     """An ONNX file with inputs "x" [rows, in] and output "y" [rows, out]: the sum of the products of x and each weight.
 
     Args:
-        op_type: "MatMul"; or "MatMulIntegerToFloat" with uint8 x, zero point 128, and one scale per column, as
-            quantized bundles have it.
+        op_type: "MatMul"; or with int8 weights and one scale per column, as quantized bundles have them,
+            "MatMulIntegerToFloat", which takes uint8 x with zero point 128, or the native `NATIVE`.
         weights: float32 or int8, all [in, out].
     """
     import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
@@ -151,12 +163,20 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
             constant("scale", np.full(columns, 1e-4, np.float32)),
             constant("middle", np.array(128, np.uint8)),
         ]
-    domain = "com.microsoft" if integer else ""
-    nodes = [ir.node(op_type, [x, weight, *extra], domain=domain) for weight in initializers]
+    domain, attributes = "com.microsoft" if integer else "", {}
+    if op_type == NATIVE:
+        extra, domain, attributes = (
+            [constant("scale", np.full(columns, 1e-4, np.float32))],
+            MOE_DOMAIN,
+            {"activation": ""},
+        )
+    nodes = [ir.node(op_type, [x, weight, *extra], attributes, domain=domain) for weight in initializers]
+    for index, node in enumerate(nodes):
+        node.outputs[0].name, node.outputs[0].type = f"y{index}", ir.TensorType(ir.DataType.FLOAT)
     nodes.append(ir.node("Sum", [node.outputs[0] for node in nodes]))
     y = nodes[-1].outputs[0]
     y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(("rows", columns))
-    opsets = {"": 18, "com.microsoft": 1}
+    opsets = {"": 18, "com.microsoft": 1, MOE_DOMAIN: 1}
     graph = ir.Graph([x], [y], nodes=nodes, initializers=[*initializers, *extra], opset_imports=opsets, name="product")
     content: bytes = ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString()
     return content

@@ -26,7 +26,7 @@ from layers import (
     streamed_convolution_model,
 )
 
-from u2moe.quantize.arithmetic import LOWEST, int8_columns
+from u2moe.quantize.arithmetic import LOWEST, int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
@@ -47,8 +47,8 @@ Random = np.random.Generator
 Shapes = Mapping[str, Sequence[int]]
 OPERATORS = (
     "Int8MixtureOfExperts", "Int4MixtureOfExperts", "Int8Rows", "Int8MatMul", "Int8Linear", "Int8FeedForward",
-    "Int8GatedFeedForward", "Int8FirstConvolutions", "CachedAttention", "CachedConvolution", "Normalization",
-    "AddNormalization",
+    "Int8GatedFeedForward", "Int4Linear", "Int4FeedForward", "Int4GatedFeedForward", "Int8FirstConvolutions",
+    "CachedAttention", "CachedConvolution", "Normalization", "AddNormalization",
 )  # fmt: skip
 _PACKED_SHARE = 0.3
 
@@ -181,30 +181,41 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
 def _products(library: Path, operator: str, sizes: tuple[int, int], random: Random) -> bytes:
     """A product, or a feed-forward layer, which is two or with a gate three."""
     kind, bias = one_of(ACTIVATIONS, random), random.random() < 0.5
-    layer = _LAYERS.get(operator)
+    layer, block_size = _LAYERS.get(operator), 0
     fed = {"q": np.uint8, "row_scale": np.float32} if operator == "Int8MatMul" else {"x": np.float32}
     attributes: dict[str, int | float | str] = {} if operator == "Int8MatMul" else {"activation": kind}
+    if operator.startswith("Int4"):
+        block_size = one_of((16, 32, 64, 128), random)
+        attributes |= {"block_size": block_size, "in": sizes[0]}
     if layer:
         attributes["bias"] = int(bias)
     shapes = {"w1": sizes, "w2": sizes[::-1]} if layer else {"weight": sizes}
-    if operator == "Int8GatedFeedForward":
+    if "Gated" in operator:
         shapes = {"gate": sizes, **shapes}
     if random.random() < _PACKED_SHARE:
-        size = sum(_packed_bytes(library, *shape) for shape in shapes.values())
+        size = sum(_packed_bytes(library, *shape, block_size) for shape in shapes.values())
         attributes |= {"in": sizes[0], "hidden" if layer else "out": sizes[1], "layout": _layout(library)}
         return packed_layer_model(operator, ["y"], fed, {"packed": _any_bytes(size, random)}, attributes)
     weights: dict[str, Array] = {}
     for name, shape in shapes.items():
-        weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
+        matrix = random_matrix(random, *shape)
+        made = int4_blocks(matrix, block_size) if block_size else int8_columns(matrix)
+        weights |= zip((name, *([f"{name}_steps"] if block_size else []), f"{name}_scale"), made, strict=True)
         if bias and name != "gate":
             weights[f"{name}_bias"] = random.standard_normal(shape[1]).astype(np.float32)
+    if block_size:
+        return packed_layer_model(operator, ["y"], fed, weights, attributes)
     if layer:
         return layer_model(layer(kind, bias=bias), fed, weights, attributes)
     linear = int8_linear(kind if kind in LOWEST else None, bias=bias)
     return layer_model(linear if operator == "Int8Linear" else int8_matmul(bias=bias), fed, weights, attributes)
 
 
-_LAYERS = {"Int8FeedForward": int8_feed_forward, "Int8GatedFeedForward": int8_gated_feed_forward}
+_LAYERS = {
+    f"Int{bits}{name}": function
+    for bits in (8, 4)
+    for name, function in (("FeedForward", int8_feed_forward), ("GatedFeedForward", int8_gated_feed_forward))
+}
 
 
 def _packed_bytes(library: Path, rows: int, columns: int, block_size: int = 0) -> int:
