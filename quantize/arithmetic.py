@@ -106,12 +106,14 @@ def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
 
 def int4_integers(weights: Float, scale: Float, steps: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The integers, one a byte, that represent weights with these scales and steps."""
-    return np.clip(np.rint(weights / (scale * (steps & 15))) + (steps >> 4), 0, 15).astype(np.uint8)
+    integers: Float = np.clip(np.rint(weights / (scale * (steps & 15))) + (steps >> 4), 0, 15)
+    return integers.astype(np.uint8)
 
 
 def restored_int4(integers: npt.NDArray[np.uint8], scale: Float, steps: npt.NDArray[np.uint8]) -> Float:
     """The weights that integers, one a byte, represent with these scales and steps."""
-    return (integers.astype(np.float32) - (steps >> 4)) * (scale * (steps & 15))
+    weights: Float = (integers.astype(np.float32) - (steps >> 4)) * (scale * (steps & 15))
+    return weights
 
 
 def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[np.uint8]:
@@ -121,7 +123,8 @@ def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[n
 
 def _ranges(blocks: Float, zero: int) -> Float:
     """The smallest steps with which the weights of blocks [..., block_size] fit around a zero, times their scale."""
-    return np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
+    ranges: Float = np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
+    return ranges
 
 
 def _most(zero: int) -> int:
@@ -139,7 +142,7 @@ def _blocks(values: npt.NDArray[Any], block_size: int) -> npt.NDArray[Any]:
 
 
 def _packed(integers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    packed: npt.NDArray[np.uint8] = integers[..., 0::2] | (integers[..., 1::2] << 4)
+    packed: npt.NDArray[np.uint8] = np.bitwise_or(integers[..., 0::2], integers[..., 1::2] << 4)
     return packed
 
 
