@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from u2moe.quantize.recipes import FORMATS, RECIPES, Recipe, recipe
 
 if TYPE_CHECKING:
+    from u2moe.quantize.goals import Goal
     from u2moe.quantize.inspection import inspect_bundle
     from u2moe.quantize.quantizer import quantize_bundle
 
-__all__ = ["FORMATS", "RECIPES", "Recipe", "inspect_bundle", "quantize_bundle", "recipe"]
+__all__ = ["FORMATS", "RECIPES", "Goal", "Recipe", "inspect_bundle", "quantize_bundle", "recipe"]
 
-_HOMES = {"inspect_bundle": "inspection", "quantize_bundle": "quantizer"}
+_HOMES = {"Goal": "goals", "inspect_bundle": "inspection", "quantize_bundle": "quantizer"}
 
 
 def __getattr__(name: str) -> Any:

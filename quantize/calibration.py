@@ -1,85 +1,127 @@
-"""Records the tokens that each expert of a float32 encoder receives for recordings, in temporary files."""
+"""Records what the layers of a float32 bundle read for recordings, in temporary files."""
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
-from u2moe.quantize.routing import ExpertInputs, RoutedLayer
+from u2moe.quantize.names import layer_of
+from u2moe.quantize.routing import load_graph
 from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.errors import BundleError
+from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.decoding.ctc import ctc_greedy_search
+from u2moe.runtime.errors import QuantizationError
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.native import plain_name
+from u2moe.runtime.model.session import Session
 
 Array = npt.NDArray[Any]
-_PIECE_FRAMES = 3000
+PRODUCTS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts")
+PIECE_FRAMES = 3000
 """Feature frames per encoder call: attention over a whole long recording would need too much memory."""
 
 
-class ExpertTokens:
-    """Calibration tokens by layer and expert.
+class Activations:
+    """Rows [n, channels] of values, by name.
 
     Attributes:
-        enough: by layer seen so far, whether each expert had enough tokens for calibration.
+        products: numbers of products in 4 bits: those rounded for their rows, `compensated_products`, and those that
+            had too few, `plain_products`.
     """
 
-    def __init__(self, folder: Path, layers: Mapping[str, RoutedLayer], progress: Callable[[str], None]) -> None:
-        """The file of a layer in `folder` has its name and holds its tokens, float32 [n, dim]."""
-        self.folder, self.layers, self.progress = folder, layers, progress
-        self.enough: dict[str, list[bool]] = {}
+    def __init__(self, folder: Path) -> None:
+        """Keeps rows in files in `folder`."""
+        self._folder = folder
+        self._sizes: dict[str, int] = {}
+        self._exponents: dict[str, Array] = {}
+        self.products: Counter[str] = Counter()
 
-    def by_expert(self, name: str, num_experts: int) -> Iterator[tuple[Array, Array] | None]:
-        """For each expert of the layer, its tokens [n, dim] and its routing weight [n] for each of them.
+    def add(self, name: str, rows: Array) -> None:
+        """Add rows [..., channels] of a value."""
+        self._sizes.setdefault(name, rows.shape[-1])
+        with self._file(name).open("ab") as file:
+            file.write(np.ascontiguousarray(rows, np.float32).data)
 
-        None for experts with fewer tokens than inputs, and for all experts outside the encoder.
-        """
-        if name not in self.layers:
-            yield from [None] * num_experts
-            return
-        self.progress(f"calibration: rounding {name}")
-        dim = len(self.layers[name].gate)
-        tokens = np.fromfile(self.folder / name, np.float32).reshape(-1, dim)
-        shares = self.layers[name].shares(tokens)
-        enough = self.enough[name] = []
-        for own in shares.T:
-            (chosen,) = np.nonzero(own)
-            enough.append(len(chosen) >= dim)
-            yield (tokens[chosen], own[chosen]) if enough[-1] else None
+    def divide(self, name: str, exponents: Array) -> None:
+        """Divide the channels of a value by powers of two, as `smoothing.scale` does in a graph."""
+        self._exponents[name] = exponents
 
-    def data(self) -> dict[str, float]:
-        """Statistics for the manifest and the report."""
-        enough = [each for layer in self.enough.values() for each in layer]
-        return {"compensated_experts": sum(enough), "plain_experts": len(enough) - sum(enough)}
+    def rows(self, name: str | None) -> Array | None:
+        """All rows of a value; None: nothing was recorded."""
+        if name not in self._sizes:
+            return None
+        rows = np.fromfile(self._file(name), np.float32).reshape(-1, self._sizes[name])
+        return np.ldexp(rows, -self._exponents[name]) if name in self._exponents else rows
+
+    def _file(self, name: str) -> Path:
+        return self._folder / str(list(self._sizes).index(name))  # systems differ in which names they allow
 
 
 @contextmanager
 def recorded(
     bundle: Bundle, features: Sequence[Array], beside: Path, progress: Callable[[str], None]
-) -> Iterator[ExpertTokens]:
-    """Run the encoder of a float32 bundle over features [frames, mel] of recordings, with full context.
+) -> Iterator[Activations]:
+    """Run a float32 bundle over features [frames, mel] of recordings, with full context, and the decoders on its texts.
 
     The temporary folder is created in `beside`, because the system's is often in memory.
 
     Raises:
-        BundleError: the encoder has no mixture of experts.
+        QuantizationError: a layer reads numbers that are not finite.
     """
-    encoder = ExpertInputs(bundle)
-    layers = encoder.layers
-    if not layers:
-        raise BundleError(f"{bundle.path}: its encoder has no mixture of experts, which calibration is for")
-    with tempfile.TemporaryDirectory(prefix="tokens-", dir=beside, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        with ExitStack() as stack:
-            written = {layer: stack.enter_context((folder / layer).open("wb")) for layer in layers}
-            for number, frames in enumerate(features):
-                if number % 20 == 0:
-                    progress(f"calibration: recording {number + 1} of {len(features)}")
-                for begin in range(0, len(frames), _PIECE_FRAMES):
-                    for layer, tokens in encoder.tokens(frames[begin : begin + _PIECE_FRAMES]).items():
-                        written[layer].write(np.ascontiguousarray(tokens).tobytes())
-        del encoder  # its weights are not needed any more
-        yield ExpertTokens(folder, layers, progress)
+    with tempfile.TemporaryDirectory(prefix="activations-", dir=beside, ignore_cleanup_errors=True) as name:
+        activations = Activations(Path(name))
+        sessions = {
+            graph.name: _Recorder(ir.load(bundle.path / graph.file), activations)
+            for graph in bundle.manifest.model.graphs()
+        }
+        model = Model(bundle.manifest, *(cast("Session", sessions.get(name)) for name in ("encoder", "ctc", "decoder")))
+        for number, frames in enumerate(features):
+            progress(f"activations: recording {number + 1} of {len(features)}")
+            for begin in range(0, len(frames), PIECE_FRAMES):
+                output = model.encode(frames[begin : begin + PIECE_FRAMES])
+                if len(output):
+                    tokens = ctc_greedy_search(model.ctc(output)).tokens
+                    if model.has_decoder:
+                        model.token_scores(output, [tokens])
+        del model, sessions  # their weights are not needed any more
+        yield activations
+
+
+class _Recorder:
+    """A graph as a session that adds what its products read to `activations`."""
+
+    def __init__(self, model: ir.Model, activations: Activations) -> None:
+        self._activations = activations
+        self._layers: dict[str, str] = {}
+        self._outputs = [str(value.name) for value in model.graph.outputs]
+        for node in model.graph:
+            x = node.inputs[0] if node.domain == MOE_DOMAIN and plain_name(node.op_type) in PRODUCTS else None
+            if x is None or x.name in self._layers:
+                continue
+            self._layers[str(x.name)] = layer_of(node)
+            if x.producer() is not None and not x.is_graph_output():
+                x.type = ir.TensorType(ir.DataType.FLOAT)
+                model.graph.outputs.append(x)
+        self._session = load_graph(model)
+        self._model = model  # its weights are mapped
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As `Session.run`."""
+        names = [name for name in self._layers if name not in feeds and name not in self._outputs]
+        found = dict(
+            zip([*self._outputs, *names], self._session.run([*self._outputs, *names], dict(feeds)), strict=True)
+        )
+        for name, layer in self._layers.items():
+            rows = feeds[name] if name in feeds else found[name]
+            if not np.isfinite(rows).all():
+                raise QuantizationError(f"calibration: {layer} reads numbers that are not finite for the recordings")
+            self._activations.add(name, rows)
+        return {name: found[name] for name in self._outputs}

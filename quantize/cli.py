@@ -25,8 +25,8 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--recipe",
         choices=(*RECIPES, FLOAT32),
-        default="int8",
-        help=f"default: int8; {FLOAT32}: change only what the other options say",
+        help="default: int8, or int4 where limits choose a better format for each layer; "
+        f"{FLOAT32}: change only what the other options say",
     )
     parser.add_argument(
         "--group",
@@ -42,7 +42,7 @@ def add_quantize(subparsers: Subparsers) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="fit to these recordings: large activation channels move into the weights, and 4-bit experts are rounded "
+        help="fit to these recordings: large activation channels move into the weights, and 4-bit layers are rounded "
         "so that their outputs change least; audio files, folders, or lists (.tsv) as --list takes; a few minutes of "
         f"typical speech, of which at most {LONGEST_S // 60} are used (default: round each weight by itself)",
     )
@@ -50,8 +50,25 @@ def add_quantize(subparsers: Subparsers) -> None:
         "--max-damage",
         metavar="PERCENT",
         type=float,
-        help="use the next better format for the layers that hurt most, so that at most so many percent of the tokens "
-        "change on the recordings of --calibrate",
+        help="with --calibrate: the smallest bundle with which at most so many percent of the tokens change on its "
+        "recordings; layers that hurt get a better format than the recipe's",
+    )
+    parser.add_argument(
+        "--max-size",
+        metavar="MB",
+        type=float,
+        help="with --calibrate: at most so many megabytes, of which the layers that hurt most get more",
+    )
+    parser.add_argument(
+        "--target-rtf",
+        metavar="X",
+        type=float,
+        help="the same for the encoder's time for a second of audio, with one thread on this machine",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep measurements of damage in OUT.damage.jsonl until OUT is written, and go on after an interruption",
     )
     parser.add_argument(
         "--packed",
@@ -72,7 +89,8 @@ def add_quantize(subparsers: Subparsers) -> None:
         "--max-wer-increase",
         metavar="POINTS",
         type=float,
-        help="fail if the word error rate rises by more percentage points than this (needs --list)",
+        help="fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate, "
+        "use better formats until it does not",
     )
     parser.add_argument(
         "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
@@ -91,27 +109,35 @@ def add_inspect(subparsers: Subparsers) -> None:
 
 def run_quantize(args: argparse.Namespace) -> int:
     """Quantize and print the report. Without audio from the user, the bundled clips are used if possible."""
+    from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
     from u2moe.runtime.cli.terminal import tell
     from u2moe.runtime.corpus.lists import read_recordings
     from u2moe.runtime.errors import QuantizationError
 
-    audio = _measured_audio(args)
+    audio, limit = _measured_audio(args), args.max_wer_increase
+    goal = Goal(
+        max_damage=None if args.max_damage is None else args.max_damage / 100,
+        max_wer_increase=None if limit is None else limit / 100,
+        max_bytes=None if args.max_size is None else args.max_size * 1e6,
+        target_rtf=args.target_rtf,
+        resume=args.resume,
+    )
+    smallest = "int4" if args.calibrate and goal.limits else "int8"
     try:
         bundle, report = quantize_bundle(
             find_bundle(args.bundle),
             args.out,
             recipe(
-                args.recipe,
+                args.recipe or smallest,
                 _groups(args.group),
                 packed=args.packed,
                 calibration=_recordings(args.calibrate),
-                max_damage=None if args.max_damage is None else args.max_damage / 100,
             ),
             audio=audio,
             recordings=read_recordings(args.list) if args.list else [],
-            max_wer_increase=None if args.max_wer_increase is None else args.max_wer_increase / 100,
+            goal=goal,
             overwrite=args.overwrite,
             progress=tell,
         )

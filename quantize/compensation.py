@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022) for experts in 4 bits: minimises the output error on recorded tokens. No graphs.
+"""GPTQ (Frantar et al. 2022) for weights in 4 bits: minimises the output error on recorded tokens. No graphs.
 
 Rows are rounded one after the other, and later rows compensate for the errors so far. The second product is fitted to
 the hidden activations of the rounded first one, and the biases, which stay in float32, absorb the mean error.
@@ -6,7 +6,7 @@ the hidden activations of the rounded first one, and the biases, which stay in f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,32 +48,37 @@ class RoundedWeight:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloatExpert:
-    """An expert in float32.
+class FloatLayer:
+    """An expert or a feed-forward layer in float32, or a product alone.
 
     Attributes:
-        w1: [dim, hidden]; `b1`: [hidden], None without biases.
-        w2: [hidden, dim]; `b2`: [dim], None without biases.
-        activation: the non-linearity of hidden units [n, hidden].
+        products: weight [in, out] and bias [out] (None: no bias) of each product: the first; of a gated layer the gate
+            and the first; and the second, unless the first is alone.
+        activation: the non-linearity of hidden units [n, hidden]; with a gate, of the gate.
     """
 
-    w1: Float
-    b1: Float | None
-    w2: Float
-    b2: Float | None
+    products: Sequence[tuple[Float, Float | None]]
     activation: Callable[[Float], Float]
 
-    def compensated(self, tokens: Float, shares: Float, block_size: int) -> tuple[RoundedWeight, RoundedWeight]:
-        """Both products in 4 bits.
+    def compensated(self, tokens: Float, shares: Float, block_size: int) -> list[RoundedWeight]:
+        """All products in 4 bits.
 
         Args:
-            tokens: inputs of this expert [n, dim], at least one.
-            shares: its weight in the output of each [n].
+            tokens: inputs [n, dim], at least one.
+            shares: weight of the layer in the output of each [n].
             block_size: rows that share a scale.
         """
-        first = fitted((tokens, tokens), shares, self.w1, self.b1, block_size)
-        hidden = self.activation(_affine(tokens, self.w1, self.b1)), self.activation(first(tokens))
-        return first, fitted(hidden, shares, self.w2, self.b2, block_size)
+        first = self.products[: max(len(self.products) - 1, 1)]
+        rounded = [fitted((tokens, tokens), shares, *product, block_size) for product in first]
+        if len(self.products) > 1:
+            expected = self._hidden([_affine(tokens, *product) for product in first])
+            found = self._hidden([product(tokens) for product in rounded])
+            rounded.append(fitted((expected, found), shares, *self.products[-1], block_size))
+        return rounded
+
+    def _hidden(self, values: Sequence[Float]) -> Float:
+        hidden = self.activation(values[0])
+        return hidden if len(values) == 1 else hidden * values[1]
 
 
 def fitted(

@@ -1,9 +1,12 @@
-"""What each quantized layer of an encoder costs on recordings, without transcripts; and which of them to spare."""
+"""What each quantized layer of a model costs on recordings, without transcripts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,162 +16,261 @@ import onnx_ir as ir
 from u2moe.quantize.arithmetic import NOTHING, relative_error
 from u2moe.quantize.switches import SwitchedGraph
 from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.decoding.ctc import ctc_greedy_search
-from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.decoding.ctc import Hypothesis, ctc_greedy_search, ctc_prefix_beam_search
+from u2moe.runtime.decoding.rescoring import attention_rescoring
+from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.text.word_errors import edit_distance
 
 Array = npt.NDArray[Any]
+Levels = Mapping[str, int]
+"""By layer, the number of the version that it is computed in; layers that are not named: 0."""
 OUTLIER = 8.0
 """A channel is an outlier if its largest magnitude is this many times the median of all channels'."""
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
+BEAM_SIZE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDamage:
-    """One layer, by itself and among all.
+    """One layer, by itself and among all; lists have an element for each level.
 
     Attributes:
         layer: its name in the graph.
-        bytes: of its weights in float32; `quantized_bytes`: as they are now.
-        alone: divergence of the log-probabilities from float32 if only this layer is quantized, in nats a frame.
-        among_all: by how much the divergence falls if this layer alone is left in float32, in nats a frame.
-        error: relative error of what the layer gives for inputs in float32.
+        bytes: of its weights; at level 0 in float32.
+        alone: divergence from float32 if only this layer is quantized, in nats; see `Total`. For layers of encoder and
+            CTC head that of the log-probabilities, for decoders that of their scores.
+        errors: relative error of what the layer gives for inputs in float32.
+        among_all: by how much it falls if this layer alone is left in float32 and all others of the pass are quantized
+            as much as they can be, in nats.
         outliers: channels that are much larger than the others, the largest first, by the value that the layer reads.
     """
 
     layer: str
-    bytes: int
-    quantized_bytes: int
-    alone: float
+    bytes: Sequence[int]
+    alone: Sequence[float]
+    errors: Sequence[float]
     among_all: float
-    error: float
     outliers: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Damage:
+class Total:
+    """The damage of a choice of formats.
+
+    Attributes:
+        divergence: Kullback-Leibler divergence of the CTC log-probabilities from float32, in nats a frame, plus that of
+            the decoders in nats a token (half the mean squared difference of the tokens' scores, which small
+            divergences are equal to).
+        changed_tokens: edits between the texts, as a share of the tokens in float32: of greedy search or of the second
+            pass, whichever changes more.
+    """
+
+    divergence: float
+    changed_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage(Total):
     """Of a quantized bundle on recordings.
 
     Attributes:
         frames: encoder frames that were compared.
-        divergence: Kullback-Leibler divergence of the CTC log-probabilities from float32, in nats a frame.
-        changed_tokens: edits between the greedy texts, as a share of the tokens in float32.
         layers: the damage of each, in the order of the graphs.
     """
 
     frames: int
-    divergence: float
-    changed_tokens: float
     layers: Sequence[LayerDamage]
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """What the model in float32 makes of a recording: encoder output, log-probabilities, texts, scores, values."""
+
+    output: Array
+    log_probs: Array
+    hypotheses: Sequence[Hypothesis]
+    texts: Sequence[Sequence[int]]
+    scores: Array
+    values: Mapping[str, Array]
+
+
 class DamageMeter:
-    """Measures any choice of quantized layers of an encoder and its CTC head on recordings.
+    """Measures any choice of formats of the layers of a model on recordings.
 
     Attributes:
-        layers: the names of all quantized layers, in order.
-        bytes: the bytes of each layer's weights in the reference and quantized.
-        log_probs: what is compared with, of each recording [time, vocab].
+        bytes: by layer, in order, the bytes of its weights at each level.
     """
 
-    def __init__(
-        self,
-        reference: Bundle,
-        quantized: Bundle,
-        features: Sequence[Array],
-        log_probs: Sequence[Array] | None = None,
-    ) -> None:
-        """Load the graphs of both bundles.
+    def __init__(self, versions: Sequence[Bundle], features: Sequence[Array], journal: Path | None = None) -> None:
+        """Load the graphs.
 
         Args:
-            reference: in float32, or with a better format of some layers.
-            quantized: made from the same float32 bundle, and not packed.
+            versions: the bundle in float32, and others made from it, each quantized more than the one before, and none
+                packed.
             features: of recordings [frames, mel], each long enough for the encoder.
-            log_probs: what to compare with, of each recording [time, vocab]; None: those of `reference`.
+            journal: a file of measurements that are not made again, and to which new ones are added; None: none.
         """
-        self._config = reference.manifest.model
-        self._features = features
-        self._encoder, self._ctc = (
-            SwitchedGraph(*(ir.load(bundle.path / graph.file) for bundle in (reference, quantized)))
-            for graph in self._config.graphs()[:2]
-        )
-        self.layers = [*self._encoder.layers, *self._ctc.layers]
-        self.bytes = {**self._encoder.bytes, **self._ctc.bytes}
-        inputs = sorted({name for names in self._encoder.inputs.values() for name in names})
-        outputs = [name for names in self._encoder.outputs.values() for name in names]
-        self._encoder.record([*inputs, *outputs])
-        own: list[Array] = []
-        self._outputs: list[dict[str, Array]] = []
+        manifest = versions[0].manifest
+        self._rescoring, self._journal = manifest.decoding, journal
+        self._known: dict[str, Any] = {}
+        if journal is not None and journal.exists():
+            lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
+            self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut off
+        self._graphs = {
+            graph.name: _Switched(*(ir.load(version.path / graph.file) for version in versions))
+            for graph in manifest.model.graphs()
+        }
+        self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}
+        self._second = self._graphs["decoder"].bytes if "decoder" in self._graphs else {}
+        for graph in self._graphs.values():
+            graph.record({name for names in (graph.inputs, graph.outputs) for own in names.values() for name in own})
+        sessions = (cast("Session", self._graphs.get(name)) for name in ("encoder", "ctc", "decoder"))
+        self._model = Model(manifest, *sessions)
         self._largest: dict[str, Array] = {}
-        for found, values in self._run((), sorted({*inputs, *outputs})):
-            own.append(found)
-            self._outputs.append({name: values[name] for name in outputs})
-            for name in inputs:
-                largest = np.abs(values[name]).reshape(-1, values[name].shape[-1]).max(axis=0)
-                self._largest[name] = np.maximum(largest, self._largest.get(name, 0))
-        self.log_probs = own if log_probs is None else log_probs
-        self._texts = [ctc_greedy_search(log_probs).tokens for log_probs in self.log_probs]
+        self._features = features
+        self._heard = [self._hear(frames) for frames in features]
+        self._lengths = [sum(map(len, texts)) for texts in zip(*(heard.texts for heard in self._heard), strict=True)]
 
-    def measure(self, progress: Callable[[str], None] = lambda _: None) -> Damage:
-        """The damage of every layer; runs the encoder twice for each of them."""
-        divergence, changed = self.total(self.layers)
-        return Damage(
-            frames=sum(map(len, self.log_probs)),
-            divergence=divergence,
-            changed_tokens=changed,
-            layers=[self._of(layer, divergence, progress) for layer in self.layers],
-        )
+    def _hear(self, frames: Array) -> _Heard:
+        self._choose({}, [name for graph in self._graphs.values() for own in graph.inputs.values() for name in own])
+        output = self._model.encode(frames)
+        log_probs = self._model.ctc(output)
+        hypotheses = ctc_prefix_beam_search(log_probs, BEAM_SIZE) if self._model.has_decoder else []
+        texts, scores = self._read(output, log_probs, hypotheses)
+        for name, value in self._values().items():
+            largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+            self._largest[name] = np.maximum(largest, self._largest.get(name, 0))
+        self._choose({}, [name for graph in self._graphs.values() for own in graph.outputs.values() for name in own])
+        self._read(output, self._model.ctc(self._model.encode(frames)), hypotheses)
+        return _Heard(output, log_probs, hypotheses, texts, scores, self._values())
+
+    def _choose(self, levels: Levels, names: Sequence[str] = ()) -> None:
+        for graph in self._graphs.values():
+            graph.levels, graph.names = levels, [name for name in dict.fromkeys(names) if graph.gives(name)]
+            graph.values = {}
+
+    def _values(self) -> dict[str, Array]:
+        return {name: value for graph in self._graphs.values() for name, value in graph.values.items()}
+
+    def _read(
+        self, output: Array, log_probs: Array, hypotheses: Sequence[Hypothesis]
+    ) -> tuple[Sequence[Sequence[int]], Array]:
+        """The texts of greedy search and of the second pass, and the decoders' scores of all hypotheses."""
+        greedy = ctc_greedy_search(log_probs).tokens
+        if not hypotheses:
+            return [greedy], np.zeros(0, np.float32)
+        scores = self._model.token_scores(output, [hypothesis.tokens for hypothesis in hypotheses])
+        weights = self._rescoring.ctc_weight, self._rescoring.reverse_weight
+        best = attention_rescoring(hypotheses, scores, *weights)[0].hypothesis.tokens
+        directions = [own for own in (scores.left, scores.right) if own is not None]
+        return [greedy, best], np.stack(directions)[:, 0]
+
+    def total(self, levels: Levels) -> Total:
+        """The damage with layers at these levels."""
+        return Total(**self._once("total", levels, lambda: self._run(levels, read=True)[0]))
+
+    def _run(
+        self, levels: Levels, names: Sequence[str] = (), *, read: bool = False
+    ) -> tuple[dict[str, float], list[Mapping[str, Array]]]:
+        """The fields of `Total`, and values of these names for each recording.
+
+        Only what differs from float32 runs, and without `read` the decoders only if they are quantized themselves.
+        """
+        self._choose(levels, names)
+        changed = {name for name, graph in self._graphs.items() if any(levels.get(layer) for layer in graph.bytes)}
+        divergence = second = 0.0
+        edits = np.zeros(len(self._lengths), int)
+        values: list[Mapping[str, Array]] = []
+        for frames, heard in zip(self._features, self._heard, strict=True):
+            output = self._model.encode(frames) if "encoder" in changed else heard.output
+            log_probs = self._model.ctc(output) if changed & {"encoder", "ctc"} else heard.log_probs
+            expected = heard.log_probs.astype(np.float64)
+            divergence += float((np.exp(expected) * (expected - log_probs)).sum())
+            if read or "decoder" in changed:
+                texts, scores = self._read(output, log_probs, heard.hypotheses)
+                second += float(np.square(heard.scores.astype(np.float64) - scores).sum()) / 2
+                edits += list(map(edit_distance, heard.texts, texts))
+            values.append(self._values())
+        num_scores = sum(heard.scores.size for heard in self._heard)
+        divergence = divergence / max(self.num_frames, 1) + second / max(num_scores, 1)
+        return {"divergence": divergence, "changed_tokens": float((edits / np.maximum(self._lengths, 1)).max())}, values
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the greedy texts that are compared with."""
-        return sum(map(len, self._texts))
+        """Tokens of the texts that are compared with: of the search that finds the fewest."""
+        return min(self._lengths)
 
-    def total(self, quantized: Collection[str]) -> tuple[float, float]:
-        """Divergence in nats a frame and share of changed tokens, with these layers quantized and others in float32."""
-        found = [log_probs for log_probs, _ in self._run(quantized)]
-        texts = [ctc_greedy_search(log_probs).tokens for log_probs in found]
-        changed = sum(edit_distance(*pair) for pair in zip(self._texts, texts, strict=True))
-        return self._divergence(found), changed / max(self.num_tokens, 1)
+    @property
+    def num_frames(self) -> int:
+        """Encoder frames of all recordings."""
+        return sum(len(heard.log_probs) for heard in self._heard)
 
-    def _of(self, layer: str, divergence: float, progress: Callable[[str], None]) -> LayerDamage:
-        progress(f"damage: layer {self.layers.index(layer) + 1} of {len(self.layers)}: {layer}")
-        names = self._encoder.outputs.get(layer, [])
-        alone, values = zip(*self._run([layer], names), strict=True)
-        errors = [
-            relative_error(
-                *(np.concatenate([part[name].ravel() for part in parts]) for parts in (self._outputs, values))
-            )
-            for name in names
-        ]
-        before, after = self.bytes[layer]
+    @property
+    def most(self) -> dict[str, int]:
+        """The last level of each layer."""
+        return {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
+
+    def share(self, layer: str) -> float:
+        """The layer's share of the float32 weights of the encoder's layers; 0 for layers of other graphs."""
+        sizes = {name: own[0] for name, own in self._graphs["encoder"].bytes.items()}
+        return sizes.get(layer, 0) / max(sum(sizes.values()), 1)
+
+    def measure(self, progress: Callable[[str], None] = lambda _: None) -> Damage:
+        """The damage of every layer at each level; runs the model once for each, and once more for the layer."""
+        total = self.total(self.most)
+        layers: list[LayerDamage] = []
+        for graph in self._graphs.values():
+            for layer in graph.bytes:
+                progress(f"damage: layer {len(layers) + 1} of {len(self.bytes)}: {layer}")
+                layers.append(self._of(graph, layer))
+        return Damage(**vars(total), frames=self.num_frames, layers=layers)
+
+    def _of(self, graph: _Switched, layer: str) -> LayerDamage:
+        alone, errors = [0.0], [0.0]
+        for level in range(1, len(self.bytes[layer])):
+            found = self._once("alone", {layer: level}, partial(self._alone, graph, layer, level))
+            alone.append(found["divergence"])
+            errors.append(found["error"])
+        is_second = graph is self._graphs.get("decoder")
+        others = {name: level for name, level in self.most.items() if (name in self._second) == is_second}
+        without = {**others, layer: 0}
+        among_all = self._divergence(others) - self._divergence(without)
+        outliers = {name: found for name in graph.inputs[layer] if (found := self._outliers(name))}
         return LayerDamage(
             layer=layer,
-            bytes=before,
-            quantized_bytes=after,
-            alone=self._divergence(alone),
-            among_all=divergence - self.total([other for other in self.layers if other != layer])[0],
-            error=max(errors, default=0.0),
-            outliers={name: found for name in self._encoder.inputs.get(layer, []) if (found := self._outliers(name))},
+            bytes=self.bytes[layer],
+            alone=alone,
+            errors=errors,
+            among_all=among_all,
+            outliers=outliers,
         )
 
-    def _run(
-        self, quantized: Collection[str], names: Sequence[str] = ()
-    ) -> Iterator[tuple[Array, Mapping[str, Array]]]:
-        """Log-probabilities [time, vocab] and recorded values of each recording."""
-        switched = _Switched(self._encoder, quantized, names)
-        encoder = Encoder(cast("Session", switched), self._config)  # it needs only `run`
-        for frames in self._features:
-            output = encoder.whole(frames)
-            found = self._ctc.run({"encoder_out": output[np.newaxis]}, quantized)["log_probs"][0]
-            yield found, {name: switched.values[name] for name in names}
+    def _divergence(self, levels: Levels) -> float:
+        return self._once("divergence", levels, lambda: self._run(levels)[0])["divergence"]
 
-    def _divergence(self, found: Sequence[Array]) -> float:
-        total = 0.0
-        for expected, log_probs in zip(self.log_probs, found, strict=True):
-            total += float((np.exp(expected, dtype=np.float64) * (expected - log_probs)).sum())
-        return total / max(sum(map(len, found)), 1)
+    def _alone(self, graph: _Switched, layer: str, level: int) -> dict[str, float]:
+        names = graph.outputs[layer]
+        total, values = self._run({layer: level}, names)
+        error = 0.0
+        for name in names:
+            pairs = [
+                (heard.values[name].ravel(), own[name].ravel()) for heard, own in zip(self._heard, values, strict=True)
+            ]
+            expected, found = (np.concatenate(part) for part in zip(*pairs, strict=True))
+            error = max(error, relative_error(expected, found))
+        return {"divergence": total["divergence"], "error": error}
+
+    def _once(self, what: str, levels: Levels, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """A measurement, out of the journal if it has it."""
+        key = json.dumps([what, sorted((layer, level) for layer, level in levels.items() if level)])
+        if key not in self._known:
+            self._known[key] = measure()
+            if self._journal is not None:
+                with self._journal.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, self._known[key]]) + "\n")
+        found: dict[str, float] = self._known[key]
+        return found
 
     def _outliers(self, name: str) -> list[int]:
         largest = self._largest[name]
@@ -176,64 +278,36 @@ class DamageMeter:
         return [int(channel) for channel in order if largest[channel] > OUTLIER * max(np.median(largest), NOTHING)]
 
 
-class _Switched:
-    """The encoder with a choice of quantized layers, as a session; keeps the values of its last run."""
+class _Switched(SwitchedGraph):
+    """A switched graph as a session, at chosen levels; keeps values of its last run."""
 
-    def __init__(self, graph: SwitchedGraph, quantized: Collection[str], names: Sequence[str]) -> None:
-        self.graph, self.quantized, self.names = graph, quantized, names
-        self.values: dict[str, Array] = {}
+    def __init__(self, *versions: ir.Model) -> None:
+        super().__init__(*versions)
+        self.levels: Levels = {}
+        self.names: Sequence[str] = ()
+        self.values: Mapping[str, Array] = {}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As `Session.run`."""
-        self.values = self.graph.run(feeds, self.quantized, self.names)
-        return self.values
-
-
-def layers_to_spare(
-    meter: DamageMeter, damage: Damage, limit: float, progress: Callable[[str], None]
-) -> tuple[list[str], float]:
-    """The layers to spare so that at most a share `limit` of the tokens changes, and the share that then does.
-
-    Layers are spared by the divergence that each byte removes, until the limit is met; of those the ones that turn out
-    not to be needed, the largest first, are quantized after all. If sparing all is not enough, all are returned.
-    """
-
-    def changed(spared: Collection[str]) -> float:
-        return meter.total([layer for layer in meter.layers if layer not in spared])[1]
-
-    saved = {item.layer: max(item.bytes - item.quantized_bytes, 1) for item in damage.layers}
-    gain = {item.layer: max(item.among_all, item.alone) / saved[item.layer] for item in damage.layers}
-    spared: list[str] = []
-    share = damage.changed_tokens
-    for layer in sorted(meter.layers, key=lambda layer: -gain[layer]):
-        if share <= limit:
-            break
-        spared.append(layer)
-        share = changed(spared)
-        progress(f"damage: {share:.2%} of the tokens change without {layer} and {len(spared) - 1} others")
-    if share > limit:
-        return spared, share
-    for layer in sorted(spared, key=lambda layer: -saved[layer]):
-        others = [other for other in spared if other != layer]
-        if (found := changed(others)) <= limit:
-            spared, share = others, found
-    return sorted(spared, key=meter.layers.index), share
+        found = self.compute(feeds, self.levels, self.names)
+        self.values = {name: found[name] for name in self.names}
+        return found
 
 
 def describe_damage(damage: Mapping[str, Any]) -> list[str]:
     """Lines of a table of `Damage` as plain data: the layers that cost most, with a bar for what each costs alone."""
-    summary = "{divergence:.4f} nats a frame, {changed_tokens:.2%} of the tokens of greedy search change"
+    summary = "divergence {divergence:.4f} nats, {changed_tokens:.2%} of the tokens change"
     lines = [
         f"damage on {damage['frames']} encoder frames: {summary.format(**damage)}",
         f"{'layer':44} {'alone':>8} {'among all':>10} {'error':>7} {'MB saved':>9}",
     ]
-    ordered = sorted(damage["layers"], key=lambda item: -item["alone"])
-    most = max([NOTHING, *(item["alone"] for item in ordered)])
+    ordered = sorted(damage["layers"], key=lambda item: -item["alone"][-1])
+    most = max([NOTHING, *(item["alone"][-1] for item in ordered)])
     for item in ordered[:SHOWN_LAYERS]:
-        saved = (item["bytes"] - item["quantized_bytes"]) / 1e6
-        bar = "#" * round(20 * max(item["alone"], 0) / most)
-        row = "{layer:44} {alone:8.4f} {among_all:10.4f} {error:7.2%}"
-        lines.append(f"{row.format(**item)} {saved:9.2f} {bar}".rstrip())
+        alone, saved = item["alone"][-1], (item["bytes"][0] - item["bytes"][-1]) / 1e6
+        bar = "#" * round(20 * max(alone, 0) / most)
+        row = f"{item['layer']:44} {alone:8.4f} {item['among_all']:10.4f} {item['errors'][-1]:7.2%} {saved:9.2f} {bar}"
+        lines.append(row.rstrip())
         for value, found in item["outliers"].items():
             lines.append(f"  outlier channels of {value}: {', '.join(map(str, found))}")
     return lines

@@ -73,7 +73,10 @@ def describe(content: dict[str, Any]) -> str:
     model = manifest["model"]
     streaming = "streaming and full context" if model["streaming"] else "full context only"
     packed = manifest["quantization"].get(PACKED)
-    exceptions = manifest["quantization"].get("exceptions", {})
+    by_format: dict[str, list[str]] = {}
+    for layer, kind in manifest["quantization"].get("exceptions", {}).items():
+        by_format.setdefault(kind, []).append(layer)
+    goal = manifest["quantization"].get("goal", {})
     is_whole = manifest["quantization"].get("recipe", "fp16") == "fp16"
     counted = "parameters" if is_whole else "stored numbers, with scales (two weights in 4 bits are one)"
     lines = [
@@ -84,11 +87,8 @@ def describe(content: dict[str, Any]) -> str:
         f"defaults of decoding that were chosen: {_listed(content['decoding']) or 'none'}",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
-        *(
-            [f"exceptions: {', '.join(f'{layer} in {kind}' for layer, kind in exceptions.items())}"]
-            if exceptions
-            else []
-        ),
+        *(f"  {kind}: {', '.join(layers)}" for kind, layers in by_format.items()),
+        *(f"  {name.replace('_', ' ')}: {value:g}" for name, value in goal.items()),
         f"{counted}: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +11,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from u2moe.quantize.goals import Goal
 from u2moe.quantize.packing import pack_graph, save_mapped
+from u2moe.quantize.picture import damage_picture
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
 from u2moe.quantize.run import opened_run
+from u2moe.quantize.search import Search
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import Manifest
@@ -26,7 +28,7 @@ from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import words
 
-REPORT_FILE = "report.json"
+REPORT_FILE, PICTURE_FILE = "report.json", "damage.svg"
 
 
 def quantize_bundle(
@@ -36,7 +38,7 @@ def quantize_bundle(
     *,
     audio: Sequence[Path] = (),
     recordings: Sequence[Recording] = (),
-    max_wer_increase: float | None = None,
+    goal: Goal | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Bundle, dict[str, Any] | None]:
@@ -48,8 +50,8 @@ def quantize_bundle(
         recipe: what to quantize, and how.
         audio: files for the measurements in the report.
         recordings: recordings with transcripts, for word error rates in the report; their audio is added to `audio`.
-        max_wer_increase: fail if the word error rate of any search rises by more (0.001: 0.1 percentage points); needs
-            `recordings`.
+        goal: what the bundle must hold; None: no limits. With a recipe for calibration, layers get better formats than
+            the recipe's where it demands or allows that; otherwise only `max_wer_increase` is checked.
         overwrite: replace a bundle that is already there.
         progress: called with a line for each step.
 
@@ -62,10 +64,11 @@ def quantize_bundle(
             graph has, or a target that cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
         QuantizationError: the word error rate rose beyond `max_wer_increase` (it then carries the report), or no choice
-            of layers meets the recipe's `max_damage`.
+            of formats meets the goal.
     """
-    if max_wer_increase is not None:
-        _check_limit(max_wer_increase, recordings)
+    goal = goal or Goal()
+    _check_goal(goal, recipe, recordings)
+    journal = Path(f"{os.fspath(out)}.damage.jsonl") if goal.resume else None
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
     with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
@@ -73,25 +76,36 @@ def quantize_bundle(
         features = features_of(source, measured)
         if measured and not features:
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
-        with opened_run(source, recipe, staging.path.parent, progress) as run:
-            made = run.quantize(recipe, staging)
-            if recipe.max_damage is not None:
-                made = run.repaired(made, staging, recipe.max_damage)
+        with opened_run(source, recipe, staging.path.parent, progress, journal) as run:
+            made, search = run.quantize(recipe, staging), None
+            if recipe.calibration and goal.limits:
+                search = Search(run, made, staging, goal)
+                made = search.choose()
             made.bundle.load()
             report = None
-            if features:
+            while features:
                 report = build_report(source, made.bundle, made.changes, features, recordings, progress=progress)
-                _check_words(report, max_wer_increase)
-                if recipe.calibration:
-                    report["damage"] = dataclasses.asdict(run.damage(made))
+                risen = _risen(report, goal.max_wer_increase)
+                if risen and (search is None or not search.improve()):
+                    raise QuantizationError(risen, report)
+                if not risen or search is None:
+                    break
+                made = search.made
+            if report is not None and recipe.calibration:
+                report["damage"] = search.report() if search else run.damage(made)
         manifest = made.bundle.manifest
         if layout is not None:
             manifest = _pack(staging, manifest, layout, progress)
             if report is not None:
                 report["bytes"] = compare_bytes(source, staging.seal(manifest))
         if report is not None:
+            if damage := report.get("damage"):
+                staging.add(PICTURE_FILE, damage_picture(damage))
             staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
-        return staging.finish(manifest), report
+        written = staging.finish(manifest)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+    return written, report
 
 
 def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:
@@ -130,19 +144,19 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
     return source
 
 
-def _check_limit(max_wer_increase: float, recordings: Sequence[Recording]) -> None:
-    if not math.isfinite(max_wer_increase):
-        raise ValueError(f"max_wer_increase must be a finite number, got {max_wer_increase}")
-    if not any(words(recording.transcript) for recording in recordings):
+def _check_goal(goal: Goal, recipe: Recipe, recordings: Sequence[Recording]) -> None:
+    if goal.max_wer_increase is not None and not any(words(recording.transcript) for recording in recordings):
         raise ValueError("max_wer_increase needs recordings whose transcripts have words")
+    if goal.is_searched and not recipe.calibration:
+        raise ValueError("limits on damage, size and time need recordings for calibration")
 
 
-def _check_words(report: dict[str, Any], limit: float | None) -> None:
+def _risen(report: dict[str, Any], limit: float | None) -> str:
+    """What to say of a word error rate that rose beyond the limit; "" if none did."""
     for name, item in report.get("text", {}).items():
-        increase = item["wer_after"] - item["wer_before"]
-        if limit is not None and increase > limit:
-            raise QuantizationError(
+        if limit is not None and item["wer_after"] - item["wer_before"] > limit:
+            return (
                 f"{name}: word error rate rose from {item['wer_before']:.2%} to {item['wer_after']:.2%}, "
-                f"by more than {limit:.2%}",
-                report,
+                f"by more than {limit:.2%}"
             )
+    return ""

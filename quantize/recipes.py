@@ -13,15 +13,16 @@ from u2moe.runtime.bundle.mixture import FUNCTIONS
 FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "experts": tuple(kind for kind in FUNCTIONS if kind != "fp16"),
-        "feed_forward": ("fp32", "int8"),
-        "attention": ("fp32", "int8"),
-        "subsampling": ("fp32", "int8"),
-        "pointwise_convolutions": ("fp32", "int8"),
+        "feed_forward": ("fp32", "int8", "int4"),
+        "attention": ("fp32", "int8", "int4"),
+        "subsampling": ("fp32", "int8", "int4"),
+        "pointwise_convolutions": ("fp32", "int8", "int4"),
         "embeddings": ("fp32", "int8"),
-        "output_layers": ("fp32", "int8"),
+        "output_layers": ("fp32", "int8", "int4"),
     }
 )
-"""Formats for each group of weights. Routers, biases, norms and depthwise convolutions are always fp32.
+"""Formats for each group of weights, the best first. Routers, biases, norms and depthwise convolutions are always fp32;
+in int4, embeddings and the convolutions of the front end, which few weights belong to, are int8.
 """
 LONGEST_S = 900
 """Maximum seconds of calibration audio; the rest is not read."""
@@ -41,10 +42,8 @@ class Recipe:
         packed: write weights in the layout of the native kernels, which then map them from the file. The bundle cannot
             be loaded without these kernels, and its files must not change in place while it is loaded.
         calibration: audio files that show which activation channels are large, to be moved into the weights
-            (SmoothQuant), and on which the output error of the encoder's int4 experts is minimised (GPTQ). Empty:
-            each weight is rounded to the nearest value.
-        max_damage: use better formats for the layers that hurt most, so that at most this share of the tokens of CTC
-            greedy search changes on the recordings of `calibration` (0.005: 0.5 %); None: no limit.
+            (SmoothQuant), and on which the output error of products in int4 is minimised (GPTQ). Empty: each weight is
+            rounded to the nearest value.
         exceptions: formats of single layers, by the names of `layer_of`: "fp32", or for experts one of `FORMATS`.
     """
 
@@ -55,7 +54,6 @@ class Recipe:
     required: tuple[str, ...] = ()
     packed: bool = False
     calibration: tuple[Path, ...] = ()
-    max_damage: float | None = None
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,11 +76,14 @@ class Recipe:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
         if self.whole and self.calibration:
             raise ValueError(f"calibration is for int8 and int4, got whole {self.whole!r}")
-        if self.max_damage is not None and not (self.calibration and 0 < self.max_damage <= 1):
-            raise ValueError(f"max_damage must be above 0, at most 1, and needs calibration, got {self.max_damage}")
         for layer, kind in self.exceptions.items():
             if kind not in FORMATS["experts"]:
                 raise ValueError(f"exceptions: {layer} must be one of {', '.join(FORMATS['experts'])}, got {kind!r}")
+
+    def format_of(self, layer: str, group: str) -> str:
+        """The format of a layer's weights that belong to a group."""
+        wanted, known = self.exceptions.get(layer, self.groups.get(group, "fp32")), FORMATS.get(group, ("fp32",))
+        return wanted if wanted in known else known[-1]
 
     @property
     def quantized(self) -> dict[str, str]:
@@ -101,6 +102,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 groups={**dict.fromkeys(FORMATS, "int8"), "experts": "int4"},
                 required=("experts",),
             ),
+            Recipe(name="int4", groups={group: kinds[-1] for group, kinds in FORMATS.items()}),
             Recipe(name="fp16", whole="fp16"),
         )
     }
@@ -117,7 +119,6 @@ def recipe(
     *,
     packed: bool = False,
     calibration: Sequence[Path] = (),
-    max_damage: float | None = None,
 ) -> Recipe:
     """The recipe of that name, optionally with other formats for some groups, and with other options of `Recipe`.
 
@@ -127,7 +128,7 @@ def recipe(
     if name not in (*RECIPES, FLOAT32):
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
     base = RECIPES.get(name)
-    if base is not None and not (groups or packed or calibration or max_damage is not None):
+    if base is not None and not (groups or packed or calibration):
         return base
     changes = dict(groups or {})
     suffix = ",".join(f"{group}={kind}" for group, kind in sorted(changes.items()))
@@ -138,5 +139,4 @@ def recipe(
         required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != "fp32")),
         packed=packed,
         calibration=tuple(calibration),
-        max_damage=max_damage,
     )

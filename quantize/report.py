@@ -241,15 +241,15 @@ def describe(report: Mapping[str, Any]) -> str:
     lines.append(f"{'all files':24} {files['before']:14,} {files['after']:14,} {sizes['ratio']:7.1%}")
     if calibration := report["recipe"].get("calibration"):
         lines.append(f"calibrated with {calibration['seconds']:.0f} s of audio")
-        if "plain_experts" in calibration:
-            lines[-1] += (
-                f": {calibration['compensated_experts']} experts of the encoder; {calibration['plain_experts']} got "
-                "too few tokens and were rounded without"
-            )
+        if "compensated_products" in calibration:
+            plain = calibration.get("plain_products", 0)
+            lines[-1] += f": {calibration['compensated_products']} products; {plain} got too few tokens for it"
     if damage := report.get("damage"):
         lines += describe_damage(damage)
-    for layer, kind in report["recipe"].get("exceptions", {}).items():
-        lines.append(f"in {kind}, because of the limit on damage: {layer}")
+        for step in damage.get("steps", []):
+            lines.append(
+                f"{step['format']} for {step['layer']}: {step['gain']:.4f} nats less, {step['bytes'] / 1e6:.2f} MB more"
+            )
     outputs = report["outputs"]
     lines.append(
         f"on {outputs['frames']} encoder frames: encoder output differs by {outputs['encoder_relative']:.2%}, "

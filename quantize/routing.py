@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
@@ -76,21 +76,15 @@ class ExpertInputs:
         KernelsError: weights are packed for native kernels, which cannot run here.
     """
 
-    def __init__(
-        self, bundle: Bundle, options: onnxruntime.SessionOptions | None = None, also: Collection[str] = ()
-    ) -> None:
-        """Read the graph; it is loaded on its first run, with `options` if given, and with native kernels if packed.
-
-        `also` are names of further values of floats to record.
-        """
+    def __init__(self, bundle: Bundle, options: onnxruntime.SessionOptions | None = None) -> None:
+        """Read the graph; it is loaded on its first run, with `options` if given, and with native kernels if packed."""
         self.config = bundle.manifest.model
         encoder = self.config.graphs()[0]
         model = ir.load(bundle.path / encoder.file)
-        self.layers = {layer.name: layer for node in model.graph if (layer := _layer(node)) is not None}
+        self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
         half = bundle.manifest.quantization.get("whole") == "fp16"
         kind = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
         inputs = {node.inputs[0] for node in model.graph if mixture_of(node) is not None} - {None}
-        inputs |= {value for node in model.graph for value in node.outputs if value.name in also}
         for value in inputs - set(model.graph.outputs):
             cast("ir.Value", value).type = kind
             model.graph.outputs.append(cast("ir.Value", value))
@@ -107,11 +101,6 @@ class ExpertInputs:
         """As `Session.run`."""
         self._seen = dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
         return self._seen
-
-    def recorded(self, frames: Array, names: Collection[str]) -> dict[str, Array]:
-        """Values of these names [time, channels] for features [frames, mel] with full context."""
-        Encoder(cast("Session", self), self.config).whole(frames)
-        return {name: self._seen[name].astype(np.float32)[0] for name in names}
 
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
@@ -138,7 +127,7 @@ class ExpertInputs:
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in self.tokens(frames).items()}
 
 
-def _layer(node: ir.Node) -> RoutedLayer | None:
+def routed_layer(node: ir.Node) -> RoutedLayer | None:
     """The mixture of experts that a node calls, or None."""
     mixture = mixture_of(node)
     if mixture is None:

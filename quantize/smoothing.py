@@ -16,9 +16,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, NOTHING, Float, int8_columns
+from u2moe.quantize.calibration import Activations
 from u2moe.quantize.experts.layer import ExpertLayer, expert_layers
 from u2moe.quantize.passes.calls import calls, inputs_of
-from u2moe.quantize.routing import ExpertInputs
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.graph.external import with_external
@@ -34,8 +34,6 @@ LEAST_GAIN = 0.02
 """Part of a layer's error that smoothing must take away: less is chance."""
 NUM_ROWS = 512
 """Rows of each value on which candidates are judged, besides those with the largest channels."""
-PIECE_FRAMES = 3000
-"""Feature frames per encoder call: attention over a whole long recording would need too much memory."""
 LARGEST_EXPONENT = 12
 """Limit of a channel's exponent: nothing becomes subnormal or infinite."""
 
@@ -87,39 +85,40 @@ def sites_of(model: ir.Model) -> list[ChannelSite]:
     return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]
 
 
-def smooth(model: ir.Model, rows: Mapping[str, Float]) -> int:
+def smooth(model: ir.Model, activations: Activations) -> int:
     """Scale the channels of a float32 graph in place; its outputs stay the same numbers.
 
     Args:
         model: the graph. Weights are read and scaled when it is saved.
-        rows: samples [n, rows] of values by name; sites without them are scaled by their weights alone.
+        activations: what its layers read, which is scaled, too; sites without it are scaled by their weights alone.
 
     Returns:
         Number of scaled channels.
     """
     num_scaled = 0
     for site in sites_of(model):
-        exponents = _exponents(site, rows.get(site.name))
+        rows = activations.rows(site.name)
+        exponents = _exponents(site, None if rows is None else _sample(rows))
         if exponents.any():
             scale(site, exponents)
+            activations.divide(site.name, exponents[site.channels])
             num_scaled += int(np.count_nonzero(exponents))
     return num_scaled
 
 
-def smoothed_bundle(bundle: Bundle, folder: Path, features: Sequence[Float], progress: Callable[[str], None]) -> Bundle:
+def smoothed_bundle(bundle: Bundle, folder: Path, activations: Activations, progress: Callable[[str], None]) -> Bundle:
     """Write a float32 bundle that computes the same numbers with smoother activations.
 
     Args:
         bundle: in float32.
         folder: where to write it.
-        features: of recordings [frames, mel] each.
+        activations: what its layers read; divided as the channels are.
         progress: called with a line for each step.
     """
     with BundleWriter(folder) as staging:
         for graph in bundle.manifest.model.graphs():
             model = ir.load(bundle.path / graph.file)
-            rows = _recorded(bundle, model, features, progress) if graph.name == "encoder" else {}
-            progress(f"smoothing {graph.file}: {smooth(model, rows)} channels scaled")
+            progress(f"smoothing {graph.file}: {smooth(model, activations)} channels scaled")
             save_graph(model, staging.path / graph.file)
         for name in bundle.manifest.files:
             if not (staging.path / name).exists() and not name.endswith(".onnx.data"):
@@ -127,27 +126,11 @@ def smoothed_bundle(bundle: Bundle, folder: Path, features: Sequence[Float], pro
         return staging.finish(with_external(bundle.manifest, staging.path))
 
 
-def _recorded(
-    bundle: Bundle, model: ir.Model, features: Sequence[Float], progress: Callable[[str], None]
-) -> dict[str, Float]:
-    """Of every site's value rows evenly from all recordings, and for each channel the row in which it is largest."""
-    names = [site.name for site in sites_of(model) if site.name]
-    encoder, share = ExpertInputs(bundle, also=names), max(NUM_ROWS // len(features), 1)
-    picked: dict[str, list[Float]] = {name: [] for name in names}
-    peaks: dict[str, Float] = {}
-    for number, frames in enumerate(features):
-        progress(f"activations: recording {number + 1} of {len(features)}")
-        for begin in range(0, len(frames), PIECE_FRAMES):
-            piece = frames[begin : begin + PIECE_FRAMES]
-            if len(piece) < bundle.manifest.model.window:
-                continue
-            for name, rows in encoder.recorded(piece, names).items():
-                picked[name].append(rows[np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(int)])
-                largest = rows[np.abs(rows).argmax(axis=0)]
-                known = peaks.setdefault(name, largest)
-                larger = np.abs(largest.diagonal()) > np.abs(known.diagonal())
-                known[larger] = largest[larger]
-    return {name: np.concatenate([*picked[name], rows]) for name, rows in peaks.items()}
+def _sample(rows: Float) -> Float:
+    """Some rows, evenly from all, and for each channel the one in which it is largest."""
+    evenly = np.linspace(0, len(rows) - 1, min(NUM_ROWS, len(rows))).astype(int)
+    chosen: Float = rows[np.concatenate([evenly, np.abs(rows).argmax(axis=0)])]
+    return chosen
 
 
 def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Iterator[ChannelSite]:

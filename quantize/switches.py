@@ -1,4 +1,4 @@
-"""A graph that holds each quantized layer a second time, less quantized, and computes the one that a switch chooses.
+"""A graph that holds each layer in several formats, and computes those that switches choose.
 
 One session so measures every combination of layers: nothing is written or loaded again.
 """
@@ -21,102 +21,126 @@ from u2moe.runtime.graph.builder import define
 
 Array = npt.NDArray[Any]
 SWITCHES = "switches"
-"""Name of the input that tells of each layer whether it is quantized: bool [layers]."""
+"""Name of the input with the level of each layer: int64 [layers]."""
 
 
 class SwitchedGraph:
-    """A quantized graph with a switch for each layer that differs from another version of the graph.
+    """Versions of a graph with a switch for each layer in which they differ.
+
+    A layer's level is the number of a version, 0 for the first.
 
     Attributes:
-        layers: names of these layers, in order.
-        bytes: by layer, the bytes of its weights in the other version and quantized.
+        bytes: by layer, in order, the bytes of its weights at each level. Layers that the last versions have in common
+            have fewer levels.
         inputs: by layer, the names of the values that its products read.
         outputs: by layer, the names of the values that it gives.
     """
 
-    def __init__(self, other: ir.Model, quantized: ir.Model) -> None:
-        """Both are versions of one graph, and are changed."""
-        self._model, self._other = quantized, other
-        self._switches = ir.val(SWITCHES, dtype=ir.DataType.BOOL, shape=("layers",))
-        quantized.graph.inputs.append(self._switches)
-        quantized.graph.opset_imports.update({**other.graph.opset_imports, **quantized.graph.opset_imports})
-        self.layers: list[str] = []
-        self.bytes: dict[str, tuple[int, int]] = {}
+    def __init__(self, *versions: ir.Model) -> None:
+        """Two or more, which are changed. Of three, the second must have all values that layers of the others read."""
+        self._versions, self._model = versions, versions[1]
+        self._switches = ir.val(SWITCHES, dtype=ir.DataType.INT64, shape=("layers",))
+        for version in versions:
+            for domain, number in version.graph.opset_imports.items():
+                self._model.graph.opset_imports.setdefault(domain, number)
+        self._num_added = 0
+        self.bytes: dict[str, list[int]] = {}
         self.inputs: dict[str, list[str]] = {}
         self.outputs: dict[str, list[str]] = {}
-        self._values = {value.name: value for node in quantized.graph for value in node.outputs}
-        self._values |= {value.name: value for value in quantized.graph.inputs}
-        calls = {node.outputs[0].name: node for node in other.graph if node.domain == MOE_DOMAIN}
-        for node in list(quantized.graph):
-            call = calls.get(node.outputs[0].name) if node.domain == MOE_DOMAIN else None
-            if call is not None and _weight_names(call) != _weight_names(node):
-                self._describe(call, node)
-                self._switch(call, node)
-        self._outputs = [str(value.name) for value in quantized.graph.outputs]
+        self._values = {value.name: value for node in self._model.graph for value in node.outputs}
+        self._values |= {value.name: value for value in self._model.graph.inputs}
+        found = [
+            {node.outputs[0].name: node for node in version.graph if node.domain == MOE_DOMAIN} for version in versions
+        ]
+        calls = {name: [own[name] for own in found] for name in found[0] if all(name in own for own in found[1:])}
+        for options in calls.values():
+            while len(options) > 1 and _weight_names(options[-1]) == _weight_names(options[-2]):
+                options.pop()
+            if len(options) > 1:
+                self._describe(options)
+                self._switch(options)
+        self._outputs = [str(value.name) for value in self._model.graph.outputs]
+        if self.bytes:
+            self._model.graph.inputs.append(self._switches)
 
-    def _describe(self, call: ir.Node, node: ir.Node) -> None:
-        layer = layer_of(call)
-        if layer not in self.bytes:
-            self.layers.append(layer)
-            self.bytes[layer], self.inputs[layer], self.outputs[layer] = (0, 0), [], []
-        before, after = self.bytes[layer]
-        self.bytes[layer] = before + _weight_bytes(call), after + _weight_bytes(node)
-        self.inputs[layer] += [str(value.name) for value in call.inputs[:1] if value is not None]
-        self.outputs[layer] += [str(value.name) for value in node.outputs]
+    def _describe(self, options: Sequence[ir.Node]) -> None:
+        layer, sizes = layer_of(options[0]), [_weight_bytes(node) for node in options]
+        known = self.bytes.setdefault(layer, [])
+        num_levels = max(len(known), len(sizes))
+        padded = [[*own, *own[-1:] * num_levels][:num_levels] if own else [0] * num_levels for own in (known, sizes)]
+        self.bytes[layer] = [sum(pair) for pair in zip(*padded, strict=True)]
+        read = self.inputs.setdefault(layer, [])
+        read += [str(x.name) for x in options[0].inputs[:1] if x is not None and x.const_value is None]
+        self.outputs.setdefault(layer, []).extend(str(value.name) for value in options[0].outputs)
 
-    def _switch(self, call: ir.Node, node: ir.Node) -> None:
-        """Put If between a node and the call of the other version; what reads the node reads the If."""
-        graph, name = self._model.graph, f"{node.name}/If"
-        names = [value.name for value in node.outputs]
-        chosen = ir.node(
-            "Gather", [self._switches, self._number(node, layer_of(call))], {"axis": 0}, name=f"{name}/switch"
-        )
-        chosen.outputs[0].name = chosen.name
-        branch = ir.Node("", "If", chosen.outputs, num_outputs=len(names), name=name)
-        graph.insert_before(node, [chosen, branch])
+    def _switch(self, options: Sequence[ir.Node]) -> None:
+        """Put a choice between the calls of all levels in place of the one in the graph."""
+        graph, node = self._model.graph, options[1]
+        names = [str(value.name) for value in node.outputs]
+        number = self._before(node, "Constant", [], value=ir.tensor(list(self.bytes).index(layer_of(options[0]))))
+        level = self._before(node, "Gather", [self._switches, number], axis=0)
+        # The last comes first: within two Ifs, onnxruntime packs no weights, and MatMulNBits then rounds otherwise.
+        levels = [self._before(node, "Constant", [], value=ir.tensor(index)) for index in range(len(options))]
+        conditions = [self._before(node, "GreaterOrEqual", [level, levels[-1]])]
+        conditions += [self._before(node, "Equal", [level, index]) for index in levels[: len(options) - 2]]
+        branch = ir.Node("", "If", conditions[:1], num_outputs=len(names), name=f"{node.name}/If")
+        graph.insert_before(node, branch)
         ir.convenience.replace_all_uses_with(list(node.outputs), branch.outputs)
         graph.remove(node)
-        for key, inner in (("then_branch", node), ("else_branch", self._copied(call))):
-            for value, outer in zip(inner.outputs, names, strict=True):
-                value.name = f"{outer}/{key}"
-            branch.attributes[key] = ir.AttrGraph(key, ir.Graph([], inner.outputs, nodes=[inner], name=f"{name}/{key}"))
+        inside = [option if option is node else self._copied(option, index) for index, option in enumerate(options)]
+        self._fill(branch, [inside[-1], *inside[:-1]], conditions)
         for value, outer in zip(branch.outputs, names, strict=True):
             value.name = outer
             self._values[outer] = value
 
-    def _number(self, node: ir.Node, layer: str) -> ir.Value:
-        number = ir.node(
-            "Constant", [], {"value": ir.tensor(np.int64(self.layers.index(layer)))}, name=f"{node.name}/number"
-        )
-        number.outputs[0].name = number.name
-        self._model.graph.insert_before(node, number)
-        return number.outputs[0]
+    def _before(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
+        """The output of a new node in front of another."""
+        self._num_added += 1
+        added = ir.node(op_type, inputs, attributes, name=f"{node.name}/{op_type}_{self._num_added}")
+        added.outputs[0].name = added.name
+        self._model.graph.insert_before(node, added)
+        return added.outputs[0]
 
-    def _copied(self, call: ir.Node) -> ir.Node:
-        """A call of the other version in this graph, with its function and its weights."""
-        function = define(self._model.functions, self._other.functions[call.op_identifier()])
-        inputs = [None if value is None else self._value(value) for value in call.inputs]
+    def _fill(self, branch: ir.Node, options: Sequence[ir.Node], conditions: Sequence[ir.Value]) -> None:
+        """Make an If compute the first option whose condition holds, or the last."""
+        other = options[1]
+        if len(options) > 2:
+            num_outputs = len(branch.outputs)
+            other = ir.Node("", "If", conditions[1:2], num_outputs=num_outputs, name=f"{branch.name}/If")
+            self._fill(other, options[1:], conditions[1:])
+        for key, inner in (("then_branch", options[0]), ("else_branch", other)):
+            for index, value in enumerate(inner.outputs):
+                value.name = f"{branch.name}/{key}:{index}"
+            content = ir.Graph([], inner.outputs, nodes=[inner], name=f"{branch.name}/{key}")
+            branch.attributes[key] = ir.AttrGraph(key, content)
+
+    def _copied(self, call: ir.Node, level: int) -> ir.Node:
+        """A call of another version in this graph, with its function and its weights."""
+        function = define(self._model.functions, self._versions[level].functions[call.op_identifier()])
+        inputs = [None if value is None else self._value(value, level) for value in call.inputs]
         attributes = list(call.attributes.values())
-        num_outputs = len(call.outputs)
-        return ir.Node(
-            call.domain, function.name, inputs, attributes, num_outputs=num_outputs, name=f"{call.name}/other"
-        )
+        name = f"{call.name}/{level}"
+        return ir.Node(call.domain, function.name, inputs, attributes, num_outputs=len(call.outputs), name=name)
 
-    def _value(self, value: ir.Value) -> ir.Value:
+    def _value(self, value: ir.Value, level: int) -> ir.Value:
         """The value of that name in this graph; of weights, whose names may mean others here, a copy."""
         if value.const_value is None:
             return self._values[value.name]
-        name = f"{value.name}/other"
+        name = f"{value.name}/{level}"
         if name not in self._model.graph.initializers:
             copy = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
             self._model.graph.register_initializer(copy)
         return self._model.graph.initializers[name]
 
+    def gives(self, name: str) -> bool:
+        """Whether a value of that name is in the graph."""
+        return name in self._values
+
     def record(self, names: Collection[str]) -> None:
         """Make values of float32 outputs, before the first run."""
         for name in names:
             value = self._values[name]
-            if not value.is_graph_output():
+            if not value.is_graph_output() and name not in {one.name for one in self._model.graph.inputs}:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
                 self._model.graph.outputs.append(value)
 
@@ -124,13 +148,14 @@ class SwitchedGraph:
     def _session(self) -> onnxruntime.InferenceSession:
         return load_graph(self._model)
 
-    def run(
-        self, feeds: Mapping[str, Array], quantized: Collection[str], names: Sequence[str] = ()
+    def compute(
+        self, feeds: Mapping[str, Array], levels: Mapping[str, int], names: Sequence[str] = ()
     ) -> dict[str, Array]:
-        """The graph's outputs and the recorded values of these names, with these layers quantized and no others."""
-        switches = np.array([layer in quantized for layer in self.layers], np.bool_)
-        wanted = [*self._outputs, *names]
-        return dict(zip(wanted, self._session.run(wanted, {**feeds, SWITCHES: switches}), strict=True))
+        """The graph's outputs and the recorded values of these names, with layers at these levels, others at 0."""
+        switches = np.array([levels.get(layer, 0) for layer in self.bytes], np.int64)
+        wanted = [*self._outputs, *(name for name in names if name not in feeds)]
+        found = self._session.run(wanted, {**feeds, SWITCHES: switches} if self.bytes else dict(feeds))
+        return {**dict(zip(wanted, found, strict=True)), **{name: feeds[name] for name in names if name in feeds}}
 
 
 def _weight_bytes(node: ir.Node) -> int:

@@ -102,14 +102,17 @@ class Weights:
             self.add(f"{name}.scale", ir.DataType.FLOAT, (rows, 1), scale, group),
         )
 
-    def int4(self, weight: ir.Value, block_size: int, made: Int4 | None = None) -> Quantized:
-        """A weight [in, out] in 4 bits; `made`: itself, if calibrated."""
-        (rows, columns), name, group = shape_of(weight), weight.name, group_of(weight)
+    def int4(
+        self, weight: ir.Value, block_size: int, made: Int4 | None = None, read: Callable[[], Array] | None = None
+    ) -> Quantized:
+        """A weight [in, out] in 4 bits; `made`: itself, if calibrated; `read` supplies it in another order."""
+        source, (rows, columns) = read or (lambda: array_of(weight)), shape_of(weight)
+        name, group = weight.name, group_of(weight)
         blocks = -(-rows // block_size)
-        integers, steps, scale = _readers(lambda: made or int4_blocks(array_of(weight), block_size), 3)
+        integers, steps, scale = _readers(lambda: made or int4_blocks(source(), block_size), 3)
         self.changes[f"{name}.int4"] = Change(
             group=group,
-            original=lambda: array_of(weight),
+            original=source,
             parts=("steps", "scale"),
             restored=lambda *parts: from_int4_blocks(Int4(*parts), rows),
         )

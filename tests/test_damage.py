@@ -1,14 +1,16 @@
 """Damage by layer, the switches that measure it, and better formats for the layers that hurt."""
 
 import json
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from changed_bundles import changed_bundle, write_noise
 
-from u2moe.quantize import inspect_bundle, quantize_bundle, recipe, run
-from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage, layers_to_spare
+from u2moe.quantize import Goal, inspect_bundle, quantize_bundle, recipe
+from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
+from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
 from u2moe.quantize.report import features_of
 from u2moe.quantize.smoothing import scale, sites_of
@@ -68,40 +70,41 @@ def beyond_smoothing(bundle, tmp_path_factory):
 
 
 class Switched:
-    def __init__(self, graph, quantized):
-        self.graph, self.quantized = graph, quantized
+    def __init__(self, graph, levels):
+        self.graph, self.levels = graph, levels
 
     def run(self, feeds):
-        return self.graph.run(feeds, self.quantized)
+        return self.graph.compute(feeds, self.levels)
 
 
-@pytest.mark.parametrize(("name", "other"), [("int8", None), ("int4-experts", None), ("int4-experts", "int8")])
-def test_switches_choose_between_two_bundles(bundle, quantized, features, name, other):
-    """All on: the quantized bundle; all off: the other. Their functions and weights may have the same names."""
-    second = bundle if other is None else quantized(other)
-    graph = SwitchedGraph(*(ir.load(item.path / "encoder.onnx") for item in (second, quantized(name))))
-    assert "encoder.encoders.0.feed_forward" in graph.layers
-    assert ("encoder.encoders.0.self_attn" in graph.layers) == (other is None)
-    for layers, expected in ((graph.layers, quantized(name)), ([], second)):
-        found = Encoder(Switched(graph, layers), bundle.manifest.model).whole(features[0])
+@pytest.mark.parametrize("names", [["int8"], ["int4-experts"], ["int8", "int4-experts"], ["int8", "int4"]])
+def test_switches_choose_between_versions(bundle, quantized, features, names):
+    """All layers at a level give that version. Their functions and weights may have the same names."""
+    versions = [bundle, *map(quantized, names)]
+    graph = SwitchedGraph(*(ir.load(item.path / "encoder.onnx") for item in versions))
+    assert len(graph.bytes["encoder.encoders.0.feed_forward"]) == len(versions)
+    assert len(graph.bytes["encoder.encoders.0.self_attn"]) == 2 + ("int4" in names)
+    for level, expected in enumerate(versions):
+        switched = Switched(graph, dict.fromkeys(graph.bytes, level))
+        found = Encoder(switched, bundle.manifest.model).whole(features[0])
         np.testing.assert_allclose(found, expected.load().encode(features[0]), rtol=0, atol=2e-5)
 
 
 def test_the_layer_that_hurts_is_found_with_its_channel(hurt, features):
-    damage = DamageMeter(*hurt, features).measure()
-    worst = max(damage.layers, key=lambda item: item.alone)
+    damage = DamageMeter(hurt, features).measure()
+    worst = max(damage.layers, key=lambda item: item.alone[-1])
     assert worst.layer == HURT
     assert worst is max(damage.layers, key=lambda item: item.among_all)
-    assert worst is max(damage.layers, key=lambda item: item.error)
+    assert worst is max(damage.layers, key=lambda item: item.errors[-1])
     assert worst.outliers[HURT_VALUE] == [5]
-    assert worst.bytes > 3 * worst.quantized_bytes
-    assert damage.divergence > 0.5 * worst.alone
+    assert worst.bytes[0] > 3 * worst.bytes[1]
+    assert damage.divergence > 0.5 * worst.alone[-1]
     assert {item.layer for item in damage.layers} >= {"encoder.embed", "ctc.ctc_lo", "encoder.encoders.0.feed_forward"}
 
 
 def test_nothing_quantized_is_no_damage(hurt, features):
-    meter = DamageMeter(*hurt, features)
-    assert meter.total([]) == (0, 0)
+    meter = DamageMeter(hurt, features)
+    assert (meter.total({}).divergence, meter.total({}).changed_tokens) == (0, 0)
 
 
 def test_a_calibrated_bundle_reports_its_damage(hurt, recordings, tmp_path, capsys):
@@ -114,8 +117,11 @@ def test_a_calibrated_bundle_reports_its_damage(hurt, recordings, tmp_path, caps
     assert all(line in printed for line in describe_damage(damage))
     (item,) = (item for item in damage["layers"] if item["layer"] == HURT)
     assert HURT_VALUE not in item["outliers"]
-    before = DamageMeter(source, plain, features_of(source, sorted(recordings.iterdir())))
-    assert damage["divergence"] < 0.5 * before.total(before.layers)[0]
+    before = DamageMeter([source, plain], features_of(source, sorted(recordings.iterdir())))
+    assert damage["divergence"] < 0.5 * before.total(before.most).divergence
+    picture = ET.fromstring((tmp_path / "out" / "damage.svg").read_text(encoding="utf-8"))
+    shown = {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert {item["layer"] for item in damage["layers"]} <= shown
     assert Bundle.open(tmp_path / "out").manifest.quantization["calibration"] == {"seconds": pytest.approx(9, abs=0.2)}
 
 
@@ -130,78 +136,126 @@ def changed_tokens(reference, found, features):
 
 def test_layers_beyond_smoothing_stay_in_float32(beyond_smoothing, features, recordings, tmp_path):
     files = sorted(recordings.iterdir())
-    plain, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "plain", recipe("int8", calibration=files))
-    assert changed_tokens(beyond_smoothing, plain, features) > 1
-    limited = recipe("int8", calibration=files, max_damage=0.5)
-    made, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "out", limited)
-    assert made.manifest.quantization["exceptions"] == {"ctc.ctc_lo": "fp32"}
-    assert changed_tokens(beyond_smoothing, made, features) <= 0.5
-    assert (made.path / "ctc.onnx").stat().st_size > 2 * (plain.path / "ctc.onnx").stat().st_size
-    assert (made.path / "encoder.onnx").read_bytes() == (plain.path / "encoder.onnx").read_bytes()
-    shown = describe(inspect_bundle(made.path))
-    assert "exceptions: ctc.ctc_lo in fp32" in shown
-
-
-def test_experts_in_4_bits_come_back_in_int8(beyond_smoothing, quantized, recordings, tmp_path, monkeypatch):
-    """That is their next better format. Here the damage is elsewhere, so that even all of them are not enough."""
-    limited = recipe("int4-experts", calibration=sorted(recordings.iterdir()), max_damage=1)
-    with pytest.raises(
-        QuantizationError, match=r"change with all of .*encoders.0.feed_forward.* in int8, more than 100.00%"
-    ):
-        quantize_bundle(beyond_smoothing.path, tmp_path / "out", limited)
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(run, "layers_to_spare", lambda meter, *_: (meter.layers[1:2], 0.0))
-    made, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "out", limited)
-    assert made.manifest.quantization["exceptions"] == {"encoder.encoders.0.feed_forward": "int8"}
-    functions = [layer["function"] for layer in inspect_bundle(made.path)["graphs"][0]["moe_layers"]]
-    assert functions[:3] == ["Int4MixtureOfExperts", "Int8MixtureOfExperts", "Int4MixtureOfExperts"]
-
-
-class Meter:
-    """Damage that adds up."""
-
-    layers = ("a", "b", "c", "d")
-
-    def total(self, quantized):
-        return 0.0, sum({"a": 0.4, "b": 0.1, "c": 0.0, "d": 0.02}[layer] for layer in quantized)
-
-
-def measured(layer, alone, saved):
-    return LayerDamage(
-        layer=layer, bytes=saved + 1, quantized_bytes=1, alone=alone, among_all=alone, error=0.0, outliers={}
+    calibrated = recipe("int8", calibration=files)
+    plain, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "plain", calibrated)
+    assert changed_tokens(beyond_smoothing, plain, features) > 2
+    made, report = quantize_bundle(
+        beyond_smoothing.path, tmp_path / "out", calibrated, audio=files[:1], goal=Goal(max_damage=0.5)
     )
+    exceptions = made.manifest.quantization["exceptions"]
+    assert exceptions["ctc.ctc_lo"] == "fp32"
+    assert changed_tokens(beyond_smoothing, made, features) < 0.5 * changed_tokens(beyond_smoothing, plain, features)
+    assert report["damage"]["changed_tokens"] <= 0.5
+    assert {step["layer"]: step["format"] for step in report["damage"]["steps"]} == exceptions
+    shown = describe(inspect_bundle(made.path))
+    assert f"  fp32: {', '.join(exceptions)}" in shown
+    assert "  max damage: 0.5\n" in shown
+
+
+def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(bundle, recordings, tmp_path):
+    """From 4 bits on; the decoders' layers are among them."""
+    calibrated = recipe("int4", calibration=[recordings / "0.wav"])
+    smallest, _ = quantize_bundle(bundle.path, tmp_path / "int4", calibrated)
+    size = sum(file.size for file in smallest.manifest.files.values())
+    made, _ = quantize_bundle(bundle.path, tmp_path / "out", calibrated, goal=Goal(max_bytes=size + 100_000))
+    assert size + 50_000 < sum(file.size for file in made.manifest.files.values()) <= size + 100_000
+    exceptions = made.manifest.quantization["exceptions"]
+    assert set(exceptions.values()) <= {"int8", "fp32"}
+    with pytest.raises(QuantizationError, match=r"\(at most 0.1 MB\); the nearest has [\d.]+ MB, and .* change: int4"):
+        quantize_bundle(bundle.path, tmp_path / "none", calibrated, goal=Goal(max_bytes=1e5))
+    assert not (tmp_path / "none").exists()
+
+
+def test_measurements_are_kept_for_the_next_run(bundle, recordings, tmp_path, monkeypatch):
+    """Until the bundle is written; those of other recordings are not used."""
+    files, out, journal = sorted(recordings.iterdir()), tmp_path / "out", tmp_path / "out.damage.jsonl"
+    calibrated, goal = recipe("int8-experts", calibration=files[:2]), Goal(max_damage=0.5, resume=True)
+    measure, asked = DamageMeter._alone, []
+
+    def interrupted(meter, graph, layer, level):
+        asked.append(layer)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return measure(meter, graph, layer, level)
+
+    monkeypatch.setattr(DamageMeter, "_alone", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_bundle(bundle.path, out, calibrated, goal=goal)
+    assert [file.name for file in tmp_path.iterdir()] == [journal.name]
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('["cut o')
+    first, asked[:] = asked[:3], [None] * 4
+    quantize_bundle(bundle.path, out, calibrated, goal=goal)
+    assert not journal.exists()
+    assert not set(first) & set(asked[4:])
+    assert len(asked) > 4
+    journal.write_text('["of", "others"]\n["total", 1]\n', encoding="utf-8")
+    asked[:] = [None] * 4
+    quantize_bundle(bundle.path, out, calibrated, goal=goal, overwrite=True)
+    assert set(first) <= set(asked)
+
+
+def measured(layer, alone, sizes):
+    return LayerDamage(layer=layer, bytes=sizes, alone=alone, errors=alone, among_all=0.0, outliers={})
+
+
+@pytest.fixture
+def ladder():
+    """By gain for each byte: c to int8, a to int8, b to float32, a to float32."""
+    layers = [
+        measured("a", [0, 1.0, 5.0], [800, 200, 100]),
+        measured("b", [0, 0.5, 0.5], [800, 200, 100]),
+        measured("c", [0, 0.0, 9.0], [800, 200, 100]),
+    ]
+    return Ladder(Damage(frames=1, divergence=0.0, changed_tokens=0.5, layers=layers))
+
+
+def test_steps_come_in_the_order_of_their_gain_for_each_byte(ladder):
+    assert [(step.layer, step.level) for step in ladder.steps] == [("c", 1), ("a", 1), ("a", 0), ("b", 0), ("c", 0)]
+    assert ladder.levels([]) == {"a": 2, "b": 2, "c": 2}
+    assert ladder.levels(ladder.steps) == {"a": 0, "b": 0, "c": 0}
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(0.6, []), (0.2, ["a"]), (0.1, ["a", "b"]), (0.021, ["a", "b"]), (0.01, ["a", "b", "d"])]
+    ("enough", "expected"),
+    [({}, []), ({"c": 1}, ["c1"]), ({"a": 1}, ["a1"]), ({"a": 0}, ["a0"]), ({"a": 1, "b": 0}, ["a1", "b0"])],
 )
-def test_the_fewest_layers_are_spared(limit, expected):
-    """By damage for each byte: `c` comes second, but turns out not to be needed."""
-    layers = [measured("a", 4.0, 100), measured("b", 1.0, 200), measured("c", 1.0, 100), measured("d", 0.1, 900)]
-    damage = Damage(frames=1, divergence=0.0, changed_tokens=0.52, layers=layers)
-    spared, share = layers_to_spare(Meter(), damage, limit, lambda _: None)
-    assert spared == expected
-    assert share == pytest.approx(Meter().total([layer for layer in Meter.layers if layer not in expected])[1])
-    assert share <= limit
+def test_the_fewest_steps_are_chosen(ladder, enough, expected):
+    """Those that come earlier but turn out not to be needed are left out."""
+    found = ladder.fewest(lambda levels: all(levels[layer] <= level for layer, level in enough.items()))
+    assert sorted(f"{layer}{level}" for layer, level in ladder.levels(found).items() if level < 2) == expected
+    assert ladder.fewest(lambda _: False) is None
 
 
-def test_a_limit_beyond_all_layers_returns_them_all():
-    layers = [measured(layer, 1.0, 100) for layer in Meter.layers]
-    damage = Damage(frames=1, divergence=0.0, changed_tokens=0.52, layers=layers)
-    spared, share = layers_to_spare(Meter(), damage, -0.01, lambda _: None)
-    assert (sorted(spared), share) == (["a", "b", "c", "d"], 0)
+def test_a_budget_buys_the_best_steps(ladder):
+    """Not a second step without the first; and what saves time comes before all else."""
+    found = ladder.most(lambda step: [step.bytes], [250])
+    assert [(step.layer, step.level) for step in found] == [("c", 1), ("a", 1)]
+    assert ladder.most(lambda step: [step.bytes], [-1]) is None
+    found = ladder.most(lambda step: [step.bytes, -1 if step.layer == "b" else 1], [5000, -1])
+    assert [step.layer for step in found] == ["b"]
 
 
-def test_limits_that_cannot_be_met(bundle, recordings, tmp_path):
-    """Too few tokens to tell, and a better format that is not enough; nothing is written."""
-    few = recipe("int8", calibration=[recordings / "0.wav"], max_damage=1e-4)
+def test_goals_are_checked(bundle, recordings, tmp_path):
+    """Too few tokens to tell, limits that are none, and numbers that are not finite; nothing is written."""
+    few = recipe("int8", calibration=[recordings / "0.wav"])
     with pytest.raises(
         AudioError, match=r"found \d+ tokens in the first 120 s.*expected recordings with at least 10000 tokens"
     ):
-        quantize_bundle(bundle.path, tmp_path / "out", few)
-    for limit in (0, -1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="max_damage must be above 0, at most 1, and needs calibration"):
-            recipe("int8", calibration=[recordings / "0.wav"], max_damage=limit)
-    with pytest.raises(ValueError, match="needs calibration"):
-        recipe("int8", max_damage=0.1)
+        quantize_bundle(bundle.path, tmp_path / "out", few, goal=Goal(max_damage=1e-4))
+    for limit in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="max_damage must be above 0, at most 1"):
+            Goal(max_damage=limit)
+    with pytest.raises(ValueError, match="target_rtf must be a finite number, got nan"):
+        Goal(target_rtf=float("nan"))
+    with pytest.raises(ValueError, match="need recordings for calibration"):
+        quantize_bundle(bundle.path, tmp_path / "out", recipe("int8"), goal=Goal(max_bytes=1e9))
+
+    def damage(model):
+        if value := model.graph.initializers.get("encoder.encoders.1.norm_ff.weight"):
+            value.const_value = ir.tensor(np.full(value.shape.numpy(), np.inf, np.float32), name=value.name)
+
+    broken = changed_bundle(bundle, tmp_path / "broken", damage)
+    with pytest.raises(QuantizationError, match=r"encoders.1.feed_forward reads numbers that are not finite"):
+        quantize_bundle(broken.path, tmp_path / "out", few)
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import soundfile
 
-from u2moe.quantize import RECIPES, quantize_bundle, recipe
+from u2moe.quantize import RECIPES, Goal, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import Int4, from_int4_blocks, relative_error
 from u2moe.quantize.report import features_of, output_errors
 from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, ProviderError, SessionSettings
@@ -166,9 +166,9 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantiz
     with pytest.raises(BundleError, match="quantizes experts, but no graph has such weights"):
         quantize_bundle(exported("dense_tiny"), out, recipe("int8", {"experts": "int4"}))
     with pytest.raises(ValueError, match="max_wer_increase must be a finite number, got nan"):
-        quantize_bundle(float32.path, out, RECIPES["int8"], max_wer_increase=float("nan"))
+        quantize_bundle(float32.path, out, RECIPES["int8"], goal=Goal(max_wer_increase=float("nan")))
     with pytest.raises(ValueError, match="max_wer_increase needs recordings"):
-        quantize_bundle(float32.path, out, RECIPES["int8"], max_wer_increase=0.1)
+        quantize_bundle(float32.path, out, RECIPES["int8"], goal=Goal(max_wer_increase=0.1))
     (tmp_path / "foreign").mkdir()
     with pytest.raises(BundleError, match=r"bundle\.json"):
         quantize_bundle(tmp_path / "foreign", out, RECIPES["int8"])
@@ -248,10 +248,10 @@ def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
     soundfile.write(tmp_path / "short.wav", np.zeros(160), 16_000)
     out, short = tmp_path / "out", Recording(path=tmp_path / "short.wav", transcript="one")
     with pytest.raises(AudioError, match=r"short\.wav and all others are too short for the encoder"):
-        quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[short], max_wer_increase=0)
+        quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[short], goal=Goal(max_wer_increase=0))
     silent = Recording(path=clip, transcript=" - ")
     with pytest.raises(ValueError, match="whose transcripts have words"):
-        quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[silent], max_wer_increase=0)
+        quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[silent], goal=Goal(max_wer_increase=0))
     assert not out.exists()
 
 

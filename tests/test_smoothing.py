@@ -8,6 +8,7 @@ from wenet_directories import write_configuration
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
+from u2moe.quantize.calibration import Activations, recorded
 from u2moe.quantize.report import features_of
 from u2moe.quantize.smoothing import scale, sites_of, smooth, smoothed_bundle
 from u2moe.runtime import Bundle
@@ -49,7 +50,13 @@ def outputs(bundle, frames):
 
 def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, tmp_path):
     (frames,) = features_of(plain, recordings[:1])
-    smoothed = smoothed_bundle(hard, tmp_path / "smoothed", features_of(plain, recordings[1:]), lambda _: None)
+    with recorded(hard, features_of(plain, recordings[1:]), tmp_path, lambda _: None) as activations:
+        smoothed = smoothed_bundle(hard, tmp_path / "smoothed", activations, lambda _: None)
+        # What was recorded is scaled with the graph.
+        with recorded(smoothed, features_of(plain, recordings[1:]), tmp_path, lambda _: None) as again:
+            for site in sites_of(ir.load(smoothed.path / "encoder.onnx")):
+                if site.name:
+                    np.testing.assert_array_equal(again.rows(site.name), activations.rows(site.name))
     for expected, *others in zip(*(outputs(item, frames) for item in (plain, hard, smoothed)), strict=True):
         for found in others:
             np.testing.assert_array_equal(found, expected)
@@ -91,14 +98,17 @@ def test_sites_are_where_nothing_else_reads_the_channels(plain):
     assert not {read_twice.name, shared.name, leaves.name} & {site.name for site in sites_of(model)}
 
 
-def test_channels_of_equal_size_stay(plain):
+def test_channels_of_equal_size_stay(plain, tmp_path):
     """Rows and weights without differences give no reason to scale."""
     model = ir.load(plain.path / "encoder.onnx")
     for site in sites_of(model):
         for weight in site.read:
             weight.const_value = ir.tensor(np.ones(weight.const_value.shape.numpy(), np.float32), name=weight.name)
-    rows = {site.name: np.ones((4, len(site.channels)), np.float32) for site in sites_of(model) if site.name}
-    assert smooth(model, rows) == 0
+    activations = Activations(tmp_path)
+    for site in sites_of(model):
+        if site.name:
+            activations.add(site.name, np.ones((4, len(site.channels)), np.float32))
+    assert smooth(model, activations) == 0
 
 
 @pytest.mark.slow

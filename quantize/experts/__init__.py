@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from u2moe.quantize.calibration import ExpertTokens
+from u2moe.quantize.calibration import Activations
 from u2moe.quantize.experts.half import half_experts
 from u2moe.quantize.experts.int4 import int4_experts
 from u2moe.quantize.experts.int8 import int8_experts
@@ -16,7 +16,7 @@ from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
 
-EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe, ExpertTokens | None], ExpertCall]] = (
+EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe, Activations | None], ExpertCall]] = (
     MappingProxyType(
         {
             "fp16": half_experts,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, ACTIVATION_ZERO, LOWEST
-from u2moe.quantize.calibration import ExpertTokens
+from u2moe.quantize.calibration import Activations
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
@@ -18,7 +18,7 @@ from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder
 from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
 
-def int8_experts(layer: ExpertLayer, weights: Weights, *_: Recipe | ExpertTokens | None) -> ExpertCall:
+def int8_experts(layer: ExpertLayer, weights: Weights, *_: Recipe | Activations | None) -> ExpertCall:
     """Weights with one scale per column; the second biases of all experts form one input [experts, dim]."""
     mixture = layer.in_format("int8")
     inputs = [weights.stacked(layer.b2)] if mixture.bias else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-from u2moe.quantize.calibration import ExpertTokens
+from u2moe.quantize.calibration import Activations
 from u2moe.quantize.experts.layer import check_all_float
 from u2moe.quantize.passes.embeddings import quantize_embeddings
 from u2moe.quantize.passes.experts import quantize_experts
@@ -19,13 +19,13 @@ from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Change, Weights
 
 
-def quantize_graph(model: ir.Model, recipe: Recipe, tokens: ExpertTokens | None = None) -> dict[str, Change]:
+def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | None = None) -> dict[str, Change]:
     """Quantize a graph in place; weights are read and converted only when the graph is saved.
 
     Args:
         model: the graph.
         recipe: what to quantize, and how.
-        tokens: recordings' tokens by layer, for the recipe's calibration: experts are then converted at once.
+        activations: what layers read in recordings, for the recipe's calibration: 4-bit layers are converted at once.
 
     Returns:
         The replaced weights, by the name of the new one.
@@ -34,17 +34,13 @@ def quantize_graph(model: ir.Model, recipe: Recipe, tokens: ExpertTokens | None 
         BundleError: a layer is not one that the exporter writes, or the format cannot compute it.
     """
     check_all_float(model)
-    weights, formats = Weights(model), recipe.quantized
+    weights = Weights(model)
     if recipe.whole == "fp16":
         in_half_precision(model, weights)
-        quantize_experts(model, weights, "fp16", recipe)
-    if "experts" in formats:
-        quantize_experts(model, weights, formats["experts"], recipe, tokens)
-    if "subsampling" in formats:
-        quantize_front_end(model, weights, recipe.exceptions)
-    if "embeddings" in formats:
-        quantize_embeddings(model, weights)
-    quantize_products(model, weights, formats.keys(), recipe.exceptions)
+    quantize_experts(model, weights, recipe, activations)
+    quantize_front_end(model, weights, recipe)
+    quantize_embeddings(model, weights, recipe)
+    quantize_products(model, weights, recipe, activations)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     return weights.changes

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from u2moe.quantize.names import layer_of
 from u2moe.quantize.passes.calls import calls, inputs_of, swap
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
 
-def quantize_embeddings(model: ir.Model, weights: Weights) -> None:
-    """Replace each look-up."""
+def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
+    """Replace each look-up that the recipe quantizes."""
     for node in calls(model, "Embedding"):
         values, tokens = inputs_of(node)
-        table = weights.int8_table(values)
-        swap(model, node, int8_embedding(), [table.weight, table.scale, tokens])
+        if recipe.format_of(layer_of(node), "embeddings") != "fp32":
+            table = weights.int8_table(values)
+            swap(model, node, int8_embedding(), [table.weight, table.scale, tokens])
 
 
 def int8_embedding() -> ir.Function:

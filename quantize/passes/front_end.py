@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
+from u2moe.quantize.block_scales import int4_linear
 from u2moe.quantize.names import layer_of
 from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.token_scales import int8_linear
 from u2moe.quantize.weights import Array, Quantized, Weights
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 
-def quantize_front_end(model: ir.Model, weights: Weights, exceptions: Collection[str] = ()) -> None:
-    """Replace the convolutions and the projection of the front end.
+def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
+    """Replace the convolutions and the projection of the front end; in int4, only the projection is in 4 bits.
 
     The convolutions become products over [batch, time, frequency, channels], and the projection reads its input
     frequency by frequency instead of channel by channel. The first convolution stays in float32.
     """
     for node in calls(model, "Subsampling"):
-        if layer_of(node) in exceptions:
+        kind = recipe.format_of(layer_of(node), "subsampling")
+        if kind == "fp32":
             continue
         features, *convolutions, projection, bias = inputs_of(node)
         sizes = (node.attributes[name].as_ints() for name in ("kernels", "strides"))
@@ -43,9 +46,14 @@ def quantize_front_end(model: ir.Model, weights: Weights, exceptions: Collection
         flatten = ir.node("Reshape", [x, shape], name=f"{node.name}/Reshape")
         flatten.outputs[0].name = flatten.name
         model.graph.insert_before(node, flatten)
-        permuted = _permuted(weights, projection, form.channels)
-        inputs = [flatten.outputs[0], permuted.weight, permuted.scale, bias]
-        swap(model, node, int8_linear("relu", bias=True), inputs)
+        permuted = partial(_permuted, projection, form.channels)
+        if kind == "int4":
+            quantized = weights.int4(projection, recipe.block_size, read=permuted)
+            rows, columns = shape_of(projection)
+            function = int4_linear(rows, columns, recipe.block_size, bias=True)
+        else:
+            quantized, function = weights.int8(projection, permuted), int8_linear("relu", bias=True)
+        swap(model, node, function, [flatten.outputs[0], *quantized.inputs, bias])
 
 
 def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequence[ir.Value]) -> list[ir.Value]:
@@ -67,11 +75,8 @@ def _convolution_weight(weights: Weights, weight: ir.Value) -> Quantized:
     return weights.int8(weight, lambda: array_of(weight).transpose(2, 3, 1, 0).reshape(kernel**2 * inner, out))
 
 
-def _permuted(weights: Weights, weight: ir.Value, channels: int) -> Quantized:
+def _permuted(weight: ir.Value, channels: int) -> Array:
     """The weight of the projection, its rows in the order [frequency, channel]."""
-
-    def rows() -> Array:
-        array = array_of(weight)
-        return array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
-
-    return weights.int8(weight, rows)
+    array = array_of(weight)
+    permuted: Array = array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
+    return permuted

@@ -1,0 +1,136 @@
+"""From the damage of each layer to a choice of formats that meets a goal: a greedy search. Independent of graphs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from u2moe.quantize.damage import Damage, Levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a bundle must hold. Of those that hold it, the smallest is wanted; without limits on damage, the best.
+
+    Attributes:
+        max_damage: limit on `Total.changed_tokens` on the recordings of the calibration (0.005: 0.5 %).
+        max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
+            percentage point).
+        max_bytes: limit on the size of the bundle.
+        target_rtf: limit on the encoder's time over the duration of the audio, with one thread on this machine.
+        resume: keep measurements in a file beside the bundle until it is written, and use those of an interrupted run.
+    """
+
+    max_damage: float | None = None
+    max_wer_increase: float | None = None
+    max_bytes: float | None = None
+    target_rtf: float | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in self.limits.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+            if name != "max_wer_increase" and not 0 < value <= (1 if name == "max_damage" else math.inf):
+                raise ValueError(f"{name} must be above 0{', at most 1' if name == 'max_damage' else ''}, got {value}")
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether there are limits that only a choice of formats can meet."""
+        return any(limit is not None for limit in (self.max_damage, self.max_bytes, self.target_rtf))
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """All limits."""
+        return {name: value for name, value in vars(self).items() if name != "resume" and value is not None}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A better format for one layer.
+
+    Attributes:
+        layer: its name.
+        after: the level before it; `level`: the new one, which is lower.
+        gain: divergence that it takes away, in nats.
+        bytes: by which the bundle grows.
+    """
+
+    layer: str
+    after: int
+    level: int
+    gain: float
+    bytes: int
+
+
+class Ladder:
+    """Better formats for one layer after the other, those that gain most for their size first.
+
+    Attributes:
+        steps: in this order; with none, each layer is at its last level, with all, at level 0.
+    """
+
+    def __init__(self, damage: Damage) -> None:
+        self._most = {item.layer: len(item.bytes) - 1 for item in damage.layers}
+        self.steps: list[Step] = []
+        for item in damage.layers:
+            self.steps += _steps(item.layer, item.bytes, item.alone)
+        # stable, and rounded: processors differ in the last digits
+        self.steps.sort(key=lambda step: -float(f"{step.gain / max(step.bytes, 1):.3g}"))
+
+    def levels(self, steps: Sequence[Step]) -> Levels:
+        """The level of each layer after these steps."""
+        levels = dict(self._most)
+        for step in steps:
+            levels[step.layer] = min(levels[step.layer], step.level)
+        return levels
+
+    def fewest(self, is_enough: Callable[[Levels], bool]) -> list[Step] | None:
+        """About the fewest steps from the first that are enough, without those that turn out not to be needed.
+
+        None: all steps together are not enough.
+        """
+        low, high = 0, len(self.steps) + 1  # the first `high` steps are enough, fewer than `low` are not
+        while low < high:
+            middle = (low + high) // 2
+            if middle > len(self.steps) or is_enough(self.levels(self.steps[:middle])):
+                high = middle
+            else:
+                low = middle + 1
+        if low > len(self.steps):
+            return None
+        chosen = self.steps[:low]
+        for step in sorted(chosen, key=lambda step: -step.bytes):
+            others = [other for other in chosen if other is not step]
+            if self.levels(others) != self.levels(chosen) and is_enough(self.levels(others)):
+                chosen = others
+        return chosen
+
+    def most(self, costs: Callable[[Step], Sequence[float]], budgets: Sequence[float]) -> list[Step] | None:
+        """All steps, in this order, that several budgets allow; those that cost less than nothing come first.
+
+        None: there are none, and a budget is below zero.
+        """
+        levels, chosen, left = dict(self._most), [], list(budgets)
+        for step in sorted(self.steps, key=lambda step: min(costs(step)) >= 0):
+            after = [budget - cost for budget, cost in zip(left, costs(step), strict=True)]
+            gets_better = all(new >= min(old, 0) for new, old in zip(after, left, strict=True))
+            if step.after == levels[step.layer] and gets_better:
+                levels[step.layer], left = step.level, after
+                chosen.append(step)
+        return chosen if min(left) >= 0 else None
+
+
+def _steps(layer: str, sizes: Sequence[int], alone: Sequence[float]) -> list[Step]:
+    """Steps of a layer whose gain for each byte falls; a level that gains less than a later one is left out."""
+    level, steps = len(sizes) - 1, []
+    while level > 0:
+        options = [
+            Step(layer, level, lower, alone[level] - alone[lower], sizes[lower] - sizes[level])
+            for lower in range(level)
+        ]
+        best = max(options, key=lambda step: (step.gain / max(step.bytes, 1), step.level))
+        steps.append(best)
+        level = best.level
+    return steps

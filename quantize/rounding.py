@@ -1,0 +1,70 @@
+"""Layers of a graph in 4 bits, rounded for what they read in recordings if there was enough of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from u2moe.quantize.arithmetic import Float
+from u2moe.quantize.calibration import Activations
+from u2moe.quantize.compensation import FloatLayer, RoundedWeight
+from u2moe.quantize.weights import Weights
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import IR_VERSION, build_function
+from u2moe.runtime.graph.file import array_of, shape_of
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER
+
+
+def rounded_products(
+    weights: Weights,
+    products: Sequence[tuple[ir.Value, ir.Value | None]],
+    block_size: int,
+    kind: str,
+    rows: tuple[Float, Float] | None,
+    activations: Activations | None,
+) -> list[ir.Value]:
+    """Weight, steps, scale and bias, if there is one, of each product of a layer in 4 bits.
+
+    Args:
+        weights: those of the graph.
+        products: weight and bias of each, see `FloatLayer`.
+        block_size: rows that share a scale.
+        kind: the activation between them; "" for a product alone.
+        rows: what the layer reads [n, in] and its weight in the output of each [n]; None, or fewer rows than inputs:
+            each weight is rounded to the nearest value.
+        activations: counts which of both it was.
+    """
+    made: Sequence[RoundedWeight | None] = [None] * len(products)
+    enough = rows is not None and len(rows[0]) >= shape_of(products[0][0])[0]
+    if rows is not None and enough:
+        floats = [(array_of(weight), None if bias is None else array_of(bias)) for weight, bias in products]
+        made = FloatLayer(products=floats, activation=_activation(kind)).compensated(*rows, block_size)
+    if activations is not None:
+        activations.products["compensated_products" if enough else "plain_products"] += len(products)
+    inputs: list[ir.Value] = []
+    for (weight, bias), product in zip(products, made, strict=True):
+        inputs += weights.int4(weight, block_size, product.weight if product else None).inputs
+        if bias is not None:
+            found = product.bias if product else None
+            inputs.append(bias if found is None else weights.changed(bias, found))
+    return inputs
+
+
+@cache
+def _activation(kind: str) -> Callable[[Float], Float]:
+    """The activation as computed in graphs, as a function of arrays; "": none."""
+    if not kind:
+        return lambda values: values
+    function = build_function("Activation", ["x"], lambda g, inputs: activation(g, inputs[0], kind))
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", "columns"))
+    call = ir.node("Activation", [x], domain=function.domain)
+    call.outputs[0].name, call.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    opsets = {**function.opset_imports, function.domain: 1}
+    graph = ir.Graph([x], call.outputs, nodes=[call], opset_imports=opsets, name="activation")
+    content = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION, functions=[function])).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=[DEFAULT_PROVIDER])
+    return lambda values: np.asarray(session.run(None, {"x": values})[0])

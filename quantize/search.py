@@ -1,0 +1,166 @@
+"""The formats of a bundle's layers for a goal: measured, chosen, built, and tried."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from u2moe.quantize.damage import Levels
+from u2moe.quantize.goals import Goal, Ladder, Step
+from u2moe.quantize.run import DAMAGE_S, QuantizationRun, QuantizedBundle
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.errors import AudioError, QuantizationError
+from u2moe.runtime.model.settings import SessionSettings
+
+NUM_TIMINGS, TIMED_FRAMES, CHUNK = 5, 3000, (16, 4)
+"""Of the real-time factor: the median of how many, feature frames at most, and chunk size and left chunks."""
+
+
+class Search:
+    """A search for the formats of one bundle.
+
+    Attributes:
+        made: the bundle as it is now, in the staging folder.
+    """
+
+    def __init__(self, run: QuantizationRun, made: QuantizedBundle, staging: BundleWriter, goal: Goal) -> None:
+        """Measure the damage of all layers.
+
+        Args:
+            run: makes and measures.
+            made: all layers in the smallest formats; each can get a better one: int8 instead of int4, or float32.
+            staging: where to put others.
+            goal: what the bundle must hold.
+
+        Raises:
+            AudioError: the recordings are too short to tell.
+        """
+        self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
+        versions = {"fp32": run.source}
+        if "int4" in made.recipe.groups.values():
+            middle = {group: "int8" if kind == "int4" else kind for group, kind in made.recipe.groups.items()}
+            with BundleWriter(run.folder / "int8") as other:
+                recipe = dataclasses.replace(made.recipe, groups=middle)
+                versions["int8"] = other.finish(run.quantize(recipe, other).bundle.manifest)
+        self._formats = list(versions)
+        self._versions = [*versions.values(), made.bundle]
+        self._size = _size(made.bundle)
+        self._meter = meter = run.meter(self._versions)
+        if goal.max_damage is not None and meter.num_tokens * goal.max_damage < 1:
+            raise AudioError(
+                f"calibration: found {meter.num_tokens} tokens in the first {DAMAGE_S} s, but one of them is more than "
+                f"{goal.max_damage:.2%}: expected recordings with at least {math.ceil(1 / goal.max_damage)} tokens"
+            )
+        self._damage = meter.measure(run.progress)
+        self._ladder = Ladder(self._damage)
+        self._steps: list[Step] = []
+
+    def choose(self) -> QuantizedBundle:
+        """The bundle for the goal.
+
+        Raises:
+            QuantizationError: none meets it; the nearest is described.
+        """
+        goal, ladder = self._goal, self._ladder
+        times = [real_time_factor(version, self._run.measured) for version in self._versions] if goal.target_rtf else []
+        budgets = [(goal.max_bytes or math.inf) - self._size, (goal.target_rtf or math.inf) - (times or [0])[-1]]
+
+        def costs(step: Step) -> Sequence[float]:
+            seconds = self._meter.share(step.layer) * (times[step.level] - times[step.after]) if times else 0.0
+            return step.bytes, seconds
+
+        while True:
+            if goal.max_damage is not None:
+                found = ladder.fewest(self._is_harmless)
+                steps = ladder.steps if found is None else found
+            elif goal.max_bytes is None and goal.target_rtf is None:
+                found = steps = []
+            else:
+                found = ladder.most(costs, budgets)
+                steps = found or []
+            self._build(steps)
+            limits = [self._goal.max_bytes or math.inf, self._goal.target_rtf or math.inf]
+            sizes = [_size(self.made.bundle), real_time_factor(self.made.bundle, self._run.measured) if times else 0.0]
+            if found is not None and all(size <= limit for size, limit in zip(sizes, limits, strict=True)):
+                return self.made
+            if not steps or goal.max_damage is not None:
+                raise QuantizationError(self._nearest(*sizes))
+            for index, (size, limit) in enumerate(zip(sizes, limits, strict=True)):
+                if size > limit:
+                    budgets[index] -= max(1.1 * (size - limit), 0.02 * limit)
+
+    def improve(self) -> bool:
+        """Give twice as many layers a better format; False: all have the best, or the goal allows no more."""
+        steps = self._ladder.steps[: max(2 * len(self._steps), 1)]
+        if len(steps) <= len(self._steps) or self._goal.max_bytes or self._goal.target_rtf:
+            return False
+        self._build(steps)
+        return True
+
+    def report(self) -> dict[str, Any]:
+        """The damage of all layers, and what was chosen why, as plain data."""
+        total = self._meter.total(self._ladder.levels(self._steps))
+        steps = [
+            {"layer": step.layer, "format": self._formats[step.level], "gain": step.gain, "bytes": step.bytes}
+            for step in self._steps
+        ]
+        damage = {**dataclasses.asdict(self._damage), **dataclasses.asdict(total)}
+        return {**damage, "formats": [*self._formats, self._recipe.name], "steps": steps}
+
+    def _is_harmless(self, levels: Levels) -> bool:
+        found, limit = self._meter.total(levels), self._goal.max_damage or math.inf
+        better = sum(level < most for level, most in zip(levels.values(), self._meter.most.values(), strict=True))
+        self._run.progress(
+            f"damage: {found.changed_tokens:.2%} of the tokens change with {better} layers in better formats"
+        )
+        return found.changed_tokens <= limit
+
+    def _build(self, steps: Sequence[Step]) -> None:
+        self._steps = list(steps)
+        levels = self._ladder.levels(steps)
+        better = {layer: self._formats[level] for layer, level in levels.items() if level < self._meter.most[layer]}
+        recipe = dataclasses.replace(self._recipe, exceptions={**self._recipe.exceptions, **better})
+        found = round(self._meter.total(levels).changed_tokens, 4)  # without the digits in which processors differ
+        goal = {**self._goal.limits, "changed_tokens": found}
+        self.made = self._run.quantize(recipe, self._staging, {"goal": goal})
+
+    def _nearest(self, size: float, factor: float) -> str:
+        total = self._meter.total(self._ladder.levels(self._steps))
+        layers = defaultdict(list)
+        for step in self._steps:
+            layers[self._formats[step.level]].append(step.layer)
+        limits = {
+            f"at most {self._goal.max_damage or 0:.2%} of the tokens change": self._goal.max_damage,
+            f"at most {(self._goal.max_bytes or 0) / 1e6:g} MB": self._goal.max_bytes,
+            f"real-time factor at most {self._goal.target_rtf or 0:g}": self._goal.target_rtf,
+        }
+        wanted = ", ".join(text for text, limit in limits.items() if limit is not None)
+        chosen = "; ".join(f"{kind} for {', '.join(names)}" for kind, names in layers.items())
+        speed = f", its real-time factor is {factor:.3f}" if factor else ""
+        return (
+            f"no choice of formats meets the goal ({wanted}); the nearest has {size / 1e6:.1f} MB{speed}, and "
+            f"{total.changed_tokens:.2%} of the tokens change: {self._recipe.name}{', ' + chosen if chosen else ''}"
+        )
+
+
+def _size(bundle: Bundle) -> int:
+    return sum(file.size for file in bundle.manifest.files.values())
+
+
+def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:
+    """Seconds of the encoder, with one thread, for a second of audio; in chunks if it can stream."""
+    model = bundle.load(SessionSettings(num_threads=1))
+    frames = max(features, key=len)[:TIMED_FRAMES]
+    chunks = CHUNK if model.config.streaming else (None, -1)
+    seconds = []
+    for _ in range(NUM_TIMINGS + 1):
+        start = time.perf_counter()
+        model.encode(frames, *chunks)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:]) / (len(frames) * bundle.manifest.features.frame_shift_ms / 1000)
