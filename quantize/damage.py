@@ -236,7 +236,7 @@ class DamageMeter:
         others = {name: level for name, level in self.most.items() if (name in self._second) == is_second}
         without = {**others, layer: 0}
         among_all = self._divergence(others) - self._divergence(without)
-        outliers = {name: found for name in graph.inputs[layer] if (found := self._outliers(name))}
+        outliers = {name: large for name in graph.inputs[layer] if (large := self._outliers(name))}
         return LayerDamage(
             layer=layer,
             bytes=self.bytes[layer],

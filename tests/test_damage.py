@@ -138,7 +138,7 @@ def test_layers_beyond_smoothing_stay_in_float32(beyond_smoothing, features, rec
     files = sorted(recordings.iterdir())
     calibrated = recipe("int8", calibration=files)
     plain, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "plain", calibrated)
-    assert changed_tokens(beyond_smoothing, plain, features) > 2
+    assert changed_tokens(beyond_smoothing, plain, features) > 1
     made, report = quantize_bundle(
         beyond_smoothing.path, tmp_path / "out", calibrated, audio=files[:1], goal=Goal(max_damage=0.5)
     )
