@@ -366,7 +366,7 @@ def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
         folder=str(tmp_path),
     )
     assert [(name, cause) for name, _, cause in found] == [
-        ("BundleError", "SyntaxError"),
+        ("BundleError", None),
         ("BundleError", "ENOENT"),
         ("BundleError", "TypeError"),
         ("InferenceError", None),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -22,8 +21,8 @@ HERE = Path(__file__).parent
 MODULE = HERE.parents[1] / "runtime" / "web"
 ORT = HERE / "node_modules" / "onnxruntime-web" / "dist"
 ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-SHARED_FILES = ("capture.js", "controls.js", "favicon.svg", "formats.js", "page.css", "sound.js", "transcript.js")
-"""Parts that this page has in common with that of the server, beside its footer."""
+OF_THE_SERVER = ("connection.js", "openapi.json", "page.js", "upload.js")
+"""What this page does not have of the server's."""
 
 
 def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
@@ -31,19 +30,16 @@ def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
     if not ORT.is_dir():
         raise SystemExit(f"{ORT}: missing; run 'npm ci --ignore-scripts' in {HERE} first")
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(HERE / "app", out)
-    for file in MODULE.rglob("*.js"):
-        copy = out / "u2moe" / file.relative_to(MODULE)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-    (out / "ort").mkdir()
-    for name in ORT_FILES:
-        shutil.copyfile(ORT / name, out / "ort" / name)
-    server_page = Path(page.__path__[0])
-    for name in SHARED_FILES:
-        shutil.copyfile(server_page / name, out / name)
-    footer = re.search(" *<footer>.*?</footer>", (server_page / "index.html").read_text(encoding="utf-8"), re.DOTALL)
-    _fill_in(out / "index.html", footer=footer[0])
+    out.mkdir(parents=True)
+    files = {file.name: file for file in Path(page.__path__[0]).iterdir() if file.suffix in (".html", ".css", ".js", ".svg")}
+    files = {name: file for name, file in files.items() if name not in OF_THE_SERVER}
+    files |= {file.name: file for file in (HERE / "app").iterdir()}
+    files |= {f"ort/{name}": ORT / name for name in ORT_FILES}
+    files |= {f"u2moe/{file.name}": file for file in MODULE.iterdir() if file.suffix in (".js", ".wasm")}
+    for folder in ("ort", "u2moe"):
+        (out / folder).mkdir()
+    for name, file in files.items():
+        shutil.copyfile(file, out / name)
     _list_files(out)
     convert_bundle(model, out / "model", "ort")
 
@@ -54,14 +50,8 @@ def _list_files(out: Path) -> None:
     files = sorted(file for file in out.rglob("*") if file.is_file() and file != worker)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     names = ["./", *(file.relative_to(out).as_posix() for file in files)]
-    _fill_in(worker, version=digest[:16], files=json.dumps(names))
-
-
-def _fill_in(file: Path, **values: str) -> None:
-    text = file.read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(f"{{{{ {name} }}}}", value)
-    file.write_text(text, encoding="utf-8")
+    text = worker.read_text(encoding="utf-8").replace("{{ version }}", digest[:16]).replace("{{ files }}", json.dumps(names))
+    worker.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,12 +32,15 @@ _MEDIA_TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
     ".json": "application/json",
+    ".wasm": "application/wasm",
 }
 _PAGE = resources.files("u2moe.runtime.server.page")
-_SOUND = resources.files("u2moe.runtime.server.page.sound")
-"""Of the module in runtime/web: resamples for the page."""
+_MODULE = resources.files("u2moe.runtime.server.page.u2moe")
+"""That in runtime/web: its microphone and resampler."""
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
@@ -81,7 +84,7 @@ def _operation(service: Service) -> list[Route]:
 def _page() -> list[Route]:
     """A route for each file of the page; its first is `/`. Parts of the module have the paths that it gives them."""
     files = {"" if file.name == "index.html" else file.name: file for file in _PAGE.iterdir()}
-    files |= {f"u2moe/sound/{file.name}": file for file in _SOUND.iterdir()}
+    files |= {f"u2moe/{file.name}": file for file in _MODULE.iterdir() if file.name.endswith((".js", ".wasm"))}
     return [
         Route(f"/{path}", _respond_with(file)) for path, file in files.items() if Path(file.name).suffix in _MEDIA_TYPES
     ]

@@ -8,6 +8,9 @@ import { BundleError, InferenceError, StreamError, U2moeError } from './errors.j
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
+/** Attention takes memory for each pair of a token and a frame: long utterances are scored in several calls. */
+const MOST_PAIRS = 2 ** 22;
+
 /** One session of onnxruntime-web or onnxruntime-node. Its errors say which file and what it was given. */
 class Graph {
   #ort;
@@ -107,10 +110,6 @@ export class Graphs {
     }
   }
 
-  get hasDecoder() {
-    return this.#graphs.decoder !== undefined;
-  }
-
   /** Frees all sessions, also where one fails. */
   async release() {
     const released = await Promise.allSettled(Object.values(this.#graphs).map((graph) => graph.release()));
@@ -135,18 +134,14 @@ export class Graphs {
 
   /** Encode one chunk: encoder output [time, dim], and the caches for the next chunk. */
   async encode(window, caches, required) {
-    const { feature_size: width, caches: layout } = this.#model, numFrames = window.length / width;
-    const feeds = {
-      chunk: float(window, [1, numFrames, width]),
-      chunk_lens: int([numFrames], [1]),
-      offset: int([caches.offset], [1]),
-      required_cache_size: int([required], []),
-    };
+    const { feature_size: width, caches: layout, streaming } = this.#model, numFrames = window.length / width;
+    const feeds = { chunk: float(window, [1, numFrames, width]), chunk_lens: int([numFrames], [1]) };
+    if (streaming) Object.assign(feeds, { offset: int([caches.offset], [1]), required_cache_size: int([required], []) });
     layout.forEach(({ name }, index) => { feeds[name] = caches.tensors[index]; });
     const results = layout.map(({ name }) => `r_${name}`);
-    const found = await this.#graphs.encoder.run(feeds, ['output', 'next_offset', ...results]);
+    const found = await this.#graphs.encoder.run(feeds, ['output', ...(streaming ? ['next_offset'] : []), ...results]);
     const tensors = results.map((name) => float(found[name].data, found[name].dims));
-    return { output: found.output.data, caches: { offset: Number(found.next_offset.data[0]), tensors } };
+    return { output: found.output.data, caches: { offset: Number(found.next_offset?.data[0] ?? 0), tensors } };
   }
 
   /** The caches of a stream that begins anew with its last `numFrames` encoder frames. */
@@ -173,25 +168,35 @@ export class Graphs {
     return withNumbers(this.#graphs.ctc, found.log_probs.data);
   }
 
-  /** Scores of token sequences by the decoders, {left, right, width}; see `attentionRescoring`. */
-  async score(encoderOut, hypotheses) {
-    const { output_size: dim, eos } = this.#model, numFrames = encoderOut.length / dim;
-    const length = Math.max(1, ...hypotheses.map((tokens) => tokens.length));
-    const hyps = hypotheses.flatMap((tokens) => [...tokens, ...Array(length - tokens.length).fill(eos)]);
-    const found = await this.#graphs.decoder.run({
-      hyps: int(hyps, [1, hypotheses.length, length]),
-      hyps_lens: int(hypotheses.map((tokens) => tokens.length), [1, hypotheses.length]),
-      encoder_out: float(encoderOut, [1, numFrames, dim]),
-      encoder_lens: int([numFrames], [1]),
-    }, ['score']);
-    const right = found.r_score ? withNumbers(this.#graphs.decoder, found.r_score.data) : null;
-    return { left: withNumbers(this.#graphs.decoder, found.score.data), right, width: length + 1 };
+  /** Scores of hypotheses [num, longest] by the decoders [num, width], one after the other: {scores, width, numDecoders}. */
+  async score(encoderOut, hyps, lens) {
+    const { output_size: dim } = this.#model, numFrames = encoderOut.length / dim, longest = hyps.length / lens.length;
+    const encoded = float(encoderOut, [1, numFrames, dim]), decoders = { score: [], r_score: [] };
+    const numRows = Math.max(1, Math.floor(MOST_PAIRS / (longest * numFrames)));
+    for (let begin = 0; begin < lens.length; begin += numRows) {
+      const part = lens.subarray(begin, begin + numRows), num = part.length;
+      const found = await this.#graphs.decoder.run({
+        hyps: { type: 'int64', data: hyps.subarray(begin * longest, (begin + num) * longest), dims: [1, num, longest] },
+        hyps_lens: { type: 'int64', data: part, dims: [1, num] },
+        encoder_out: encoded,
+        encoder_lens: int([numFrames], [1]),
+      }, ['score']);
+      for (const [name, parts] of Object.entries(decoders)) if (found[name]) parts.push(withNumbers(this.#graphs.decoder, found[name].data));
+    }
+    const scores = concatenated([...decoders.score, ...decoders.r_score]);
+    return { scores, width: longest + 1, numDecoders: decoders.r_score.length ? 2 : 1 };
   }
 }
 
 const product = (numbers) => numbers.reduce((total, number) => total * number, 1);
 const float = (data, dims) => ({ type: 'float32', data, dims });
 const int = (values, dims) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims });
+
+function concatenated(parts) {
+  const all = new Float32Array(parts.reduce((total, part) => total + part.length, 0));
+  parts.reduce((place, part) => (all.set(part, place), place + part.length), 0);
+  return all;
+}
 
 function withNumbers(graph, values) {
   if (values.some(Number.isNaN)) throw graph.error('gives values that are no numbers: its weights are damaged');

@@ -2,16 +2,20 @@
 
 import { openBundle } from './bundle.js';
 import { checkedSignal, untilAborted } from './cancellation.js';
-import { endpointRules } from './endpoint.js';
+import { Core, LanguageModel, Recognition, pythonNames } from './core.js';
+import { BundleError } from './errors.js';
 import { Graphs } from './graphs.js';
-import { ContextGraph } from './hotwords.js';
 import { Stream } from './stream.js';
 
-const CHUNK_SIZE = 16;
-const LONGEST_PADDING_S = 10;
-const MOST_BEAMS = 1000;
+const OPTIONS = [
+  'hotwords', 'endpoint', 'search', 'beamSize', 'chunkSize', 'numLeftChunks', 'ctcWeight', 'reverseWeight', 'paddingS', 'languageModel',
+];
+const RULES = ['rule1', 'rule2', 'rule3', 'pause'];
+const HOTWORD_WEIGHT = 1.5;
 
 export class Recognizer {
+  #core;
+  #model;
   #graphs;
 
   static async fromBundle(source, { ort, signal, ...options } = {}) {
@@ -22,14 +26,20 @@ export class Recognizer {
     return untilAborted(loading, signal, () => loading.then(release).catch(() => {})); // nobody else could free it
   }
 
-  static async #load(source, { ort, cache, onProgress, sessionOptions, signal }) {
-    const { manifest, vocabulary, files } = await openBundle(source, { cache, onProgress, signal });
-    return new Recognizer(manifest, vocabulary, await Graphs.create(ort, files, manifest, { sessionOptions, signal }));
+  static async #load(source, { ort, wasm, cache, onProgress, sessionOptions, signal }) {
+    const starting = Core.load(wasm);
+    starting.catch(() => {}); // awaited once the manifest is there
+    const check = async (text) => (await starting).call('manifest_check', text);
+    const { text, manifest, files } = await openBundle(source, { check, cache, onProgress, signal });
+    const core = await starting;
+    const model = core.call('model_create', text, await files.get('tokens.txt'));
+    return new Recognizer(manifest, core, model, await Graphs.create(ort, files, manifest, { sessionOptions, signal }));
   }
 
-  constructor(manifest, vocabulary, graphs) {
+  constructor(manifest, core, model, graphs) {
     this.manifest = manifest;
-    this.vocabulary = vocabulary;
+    this.#core = core;
+    this.#model = model;
     this.#graphs = graphs;
   }
 
@@ -37,27 +47,18 @@ export class Recognizer {
     return this.manifest.features.sample_rate;
   }
 
-  createStream({
-    hotwords = null, endpoint = true, beamSize = 10, chunkSize = null, numLeftChunks = -1, ctcWeight = null,
-    reverseWeight = null, paddingS = null, rescore = true, ...unknown
-  } = {}) {
-    if (Object.keys(unknown).length) throw new RangeError(`there is no option ${Object.keys(unknown)[0]}`);
-    if (!Array.isArray(hotwords ?? [])) throw new RangeError(`hotwords must be an array of phrases, got ${hotwords}`);
-    const { model, decoding } = this.manifest;
-    const wholeChunk = Math.ceil(CHUNK_SIZE / model.chunk_multiple) * model.chunk_multiple;
-    const options = {
-      beamSize: checked('beamSize', beamSize, 1, MOST_BEAMS),
-      chunkSize: checked('chunkSize', chunkSize ?? (model.static_chunk_size || wholeChunk), 1, 1e6),
-      ctcWeight: checked('ctcWeight', ctcWeight ?? decoding.ctc_weight, 0, Number.MAX_VALUE, Number.isFinite),
-      reverseWeight: checked('reverseWeight', reverseWeight ?? decoding.reverse_weight, 0, 1, Number.isFinite),
-      paddingS: checked('paddingS', paddingS ?? decoding.padding_s ?? this.manifest.padding_s ?? 0, 0, LONGEST_PADDING_S, Number.isFinite),
-      rules: endpointRules(endpoint),
-      rescore: rescore && this.#graphs.hasDecoder,
-    };
-    if (options.chunkSize % model.chunk_multiple) throw new RangeError(`chunkSize must be a multiple of ${model.chunk_multiple}, got ${options.chunkSize}`);
-    options.required = checked('numLeftChunks', numLeftChunks, -1, 1e6) < 0 ? -1 : options.chunkSize * numLeftChunks;
-    const context = hotwords?.length ? new ContextGraph(hotwords, this.vocabulary) : null;
-    return new Stream({ graphs: this.#graphs, manifest: this.manifest, vocabulary: this.vocabulary, options, context });
+  languageModel(content, { weight, wordBonus, unknownScore, rescoringWeight, level } = {}) {
+    const options = pythonNames({ weight, wordBonus, unknownScore, rescoringWeight, level });
+    return inJavaScript(() => new LanguageModel(this.#core, this.#model, content, options));
+  }
+
+  createStream(options = {}) {
+    const unknown = Object.keys(options).find((name) => !OPTIONS.includes(name));
+    if (unknown) throw new RangeError(`there is no option ${unknown}`);
+    checkFinite(options);
+    const chosen = pythonNames({ ...options, endpoint: endpointOf(options.endpoint), hotwords: hotwordsOf(options.hotwords) });
+    if (chosen.chunk_size === 'full') chosen.chunk_size = -1;
+    return new Stream(this.#graphs, () => inJavaScript(() => new Recognition(this.#core, this.#model, chosen)));
   }
 
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
@@ -87,8 +88,33 @@ async function allOf(stream, samples, sampleRate, signal) {
   return segments;
 }
 
-function checked(name, value, least, most, isKind = Number.isInteger) {
-  if (isKind(value) && value >= least && value <= most) return value;
-  const kind = isKind === Number.isInteger ? 'an integer' : 'a number';
-  throw new RangeError(`${name} must be ${kind} from ${least} to ${most}, got ${value}`);
+/** JSON has no other numbers. */
+function checkFinite(options) {
+  const wrong = Object.entries(options).find(([, value]) => typeof value === 'number' && !Number.isFinite(value));
+  if (wrong) throw new RangeError(`${wrong[0]} must be a number, got ${wrong[1]}`);
+}
+
+/** Rules, or null for none. */
+function endpointOf(endpoint = true) {
+  if (typeof endpoint === 'boolean') return endpoint ? {} : null;
+  if (typeof (endpoint ?? {}) !== 'object') throw new RangeError(`endpoint must be true, false or rules, got ${endpoint}`);
+  const unknown = Object.keys(endpoint ?? {}).find((name) => !RULES.includes(name));
+  if (unknown) throw new RangeError(`endpoint has no ${unknown}: there are ${RULES.join(', ')}`);
+  return endpoint ?? null;
+}
+
+function hotwordsOf(hotwords) {
+  if (!Array.isArray(hotwords ?? [])) throw new RangeError(`hotwords must be an array of phrases, got ${hotwords}`);
+  return hotwords?.length ? hotwords.map((each) => (Array.isArray(each) ? each : [each, HOTWORD_WEIGHT])) : null;
+}
+
+/** Errors of the core about options, as the names in JavaScript have them. */
+function inJavaScript(work) {
+  try {
+    return work();
+  } catch (error) {
+    if (!(error instanceof RangeError || error.constructor === BundleError)) throw error;
+    const message = error.message.replace(/^options: /, '').replace(/[a-z]+(_[a-z]+)+(?=:| must)/, (name) => name.replace(/_./g, ([, letter]) => letter.toUpperCase()));
+    throw new RangeError(message, { cause: error });
+  }
 }

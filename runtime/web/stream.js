@@ -1,30 +1,39 @@
-/** Samples in, events out, as documented in `index.d.ts`. The work is done in `source.js`. */
+/** Samples in, events out, as documented in `index.d.ts`. What is next is decided by the core; graphs are run here. */
 
-import { AudioError } from './errors.js';
-import { Source } from './source.js';
+import { CTC, DECODER, ENCODER, FEATURES } from './core.js';
+import { AudioError, StreamError } from './errors.js';
 
 const LOUDEST = 8;
 
 export class Stream extends EventTarget {
-  #settings;
+  #graphs;
+  #open;
   #source;
   #work = Promise.resolve();
 
-  /** @param settings {graphs, manifest, vocabulary, options, context} of each `Source`. */
-  constructor(settings) {
+  /** @param open makes a `Recognition` of the core. */
+  constructor(graphs, open) {
     super();
-    this.#settings = settings;
+    this.#graphs = graphs;
+    this.#open = open;
     this.#source = this.#newSource();
   }
 
   acceptWaveform(sampleRate, samples) {
-    this.#source.accept(sampleRate, asFloats(samples));
-    return this.#decodeSoon();
+    const floats = asFloats(samples), second = Math.max(1, Math.floor(sampleRate)), source = this.#source;
+    source.accept(sampleRate, floats.subarray(0, second));
+    if (floats.length <= second) return this.#soon(() => source.decode());
+    const rest = floats.slice(second); // of which the core never has more than a second to hold
+    return this.#soon(async () => {
+      await source.decode();
+      for (let start = 0; start < rest.length; start += second) await source.decode(() => source.append(sampleRate, rest.subarray(start, start + second)));
+    });
   }
 
   inputFinished() {
-    this.#source.finish();
-    return this.#decodeSoon();
+    const source = this.#source;
+    source.finish();
+    return this.#soon(() => source.decode(() => source.end()));
   }
 
   reset() {
@@ -37,14 +46,125 @@ export class Stream extends EventTarget {
   }
 
   #newSource() {
-    return new Source(this.#settings, (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail })));
+    return new Source(this.#graphs, this.#open(), (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail })));
   }
 
-  #decodeSoon() {
-    const source = this.#source, decode = () => source.decode();
-    this.#work = this.#work.then(decode, decode); // a source that has failed fails again, another does not
+  #soon(work) {
+    this.#work = this.#work.then(work, work); // a source that has failed fails again, another does not
     this.#work.catch(() => {}); // it is an event, too: nobody has to wait for the promise
     return this.#work;
+  }
+}
+
+/** One source of a stream. */
+class Source {
+  #graphs;
+  #recognition;
+  #caches;
+  #emit;
+  #last = null; // the result after the end
+  #isFinished = false;
+  #isDiscarded = false;
+  #isRunning = false;
+  #failure = null;
+
+  /** @param emit called with the type and the detail of each event. */
+  constructor(graphs, recognition, emit) {
+    this.#graphs = graphs;
+    this.#recognition = recognition;
+    this.#caches = graphs.start();
+    this.#emit = (type, detail) => this.#isDiscarded || emit(type, detail);
+  }
+
+  get result() {
+    return this.#last ?? this.#recognition.result;
+  }
+
+  accept(sampleRate, samples) {
+    if (this.#isFinished) throw new StreamError('the input of this stream is finished: reset it, or create another');
+    if (!(sampleRate >= 1)) throw new AudioError(`sample rate must be between 1000 and 384000 Hz, got ${sampleRate}`);
+    this.append(sampleRate, samples);
+  }
+
+  append(sampleRate, samples) {
+    if (!this.#failure && !this.#isDiscarded) this.#recognition.accept(sampleRate, samples); // nothing is kept that will never be recognised
+  }
+
+  finish() {
+    if (this.#isFinished) throw new StreamError('the input of this stream is already finished');
+    this.#isFinished = true;
+  }
+
+  end() {
+    this.#recognition.finish();
+  }
+
+  /** Stop: no further event is emitted, and work in flight is dropped. */
+  discard() {
+    this.#isDiscarded = true;
+    if (!this.#isRunning) this.#free();
+  }
+
+  #free() {
+    this.#recognition?.free();
+    this.#recognition = null;
+  }
+
+  /** Recognise all that is complete. Calls must not overlap. After an error, later calls fail with it, too. */
+  async decode(before = () => {}) {
+    if (this.#isDiscarded || this.#last) return;
+    if (this.#failure) throw this.#failure;
+    this.#isRunning = true;
+    try {
+      before();
+      await this.#decodeAll();
+    } catch (error) {
+      if (this.#isDiscarded) return;
+      this.#failure = error;
+      this.#emit('error', error);
+      throw error;
+    } finally {
+      this.#isRunning = false;
+      if (this.#isDiscarded) this.#free();
+    }
+  }
+
+  async #decodeAll() {
+    for (let isNew = false; !this.#isDiscarded;) {
+      const request = this.#recognition.next();
+      for (let segment; (segment = this.#recognition.segment());) this.#emit('final', segment);
+      const isBetween = !request || request.graph === FEATURES || request.graph === ENCODER; // and no utterance is ending
+      const result = (isNew && isBetween) || !request ? this.#recognition.result : null;
+      if (isNew && isBetween && !result.isFinal) this.#emit('partial', result);
+      if (!request) {
+        if (result.isFinal) this.#last = result;
+        break;
+      }
+      isNew = !isBetween || request.graph === CTC;
+      if (!this.#isDiscarded) await this.#run(request); // by a listener
+    }
+    if (this.#last) this.#free();
+  }
+
+  /** Run the graph that the core asks for, unless the source was discarded meanwhile: then its work ends here. */
+  async #run({ graph, input, kept, hyps, lens }) {
+    const graphs = this.#graphs, recognition = this.#recognition;
+    if (graph === DECODER) {
+      const { scores, width, numDecoders } = await graphs.score(input, hyps, lens);
+      if (!this.#isDiscarded) recognition.score(scores, width, numDecoders);
+      return;
+    }
+    let output;
+    if (graph === FEATURES) output = await graphs.features(input);
+    if (graph === CTC) output = await graphs.ctc(input);
+    if (graph === ENCODER) {
+      const hasFullContext = recognition.chunkSize < 0;
+      const caches = hasFullContext ? graphs.start() : kept < 0 ? this.#caches : graphs.lastOf(this.#caches, kept);
+      const found = await graphs.encode(input, caches, hasFullContext ? 0 : recognition.required);
+      this.#caches = hasFullContext ? caches : found.caches;
+      output = found.output;
+    }
+    if (!this.#isDiscarded) recognition.give(output);
   }
 }
 

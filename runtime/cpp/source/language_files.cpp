@@ -239,11 +239,15 @@ class ArpaFile {
 
 Ngrams Ngrams::parse(const std::string& content, const std::string& source) {
   if (content.compare(0, kMagic.size() - 1, kMagic.substr(0, kMagic.size() - 1)) == 0) {
+#ifdef __cpp_exceptions
     try {
       return CompactFile(content, source).model();
     } catch (const BundleError& error) {  // of the JSON in its header
-      runtime::fail<LanguageModelError>(source + ": is damaged: " + error.what());
+      throw LanguageModelError(source + ": is damaged: " + error.what());
     }
+#else
+    return CompactFile(content, source).model();
+#endif
   }
   if (content.compare(0, 2, "\x1f\x8b") == 0) runtime::fail<LanguageModelError>(source + ": is compressed: unpack it with gunzip first");
   return ArpaFile(content, source).model();

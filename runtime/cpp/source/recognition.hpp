@@ -59,6 +59,7 @@ class Recognition {
   const StreamOptions& options() const { return options_; }  ///< with definite values
   bool has_full_context() const { return options_.chunk_size == StreamOptions::kFullContext; }
   bool is_finished() const { return reception_.is_finished(); }
+  int eos() const { return m().eos; }
 
   /// Checks samples of one channel before any is appended.
   /// @throws AudioError a rate or samples that cannot be used.

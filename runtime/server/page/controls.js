@@ -3,12 +3,10 @@
 import { TYPES, format } from "./formats.js";
 import { KEPT_S, RATE, Sound, int16 } from "./sound.js";
 import { Transcript } from "./transcript.js";
-import { Resampler } from "./u2moe/sound/resampler.js";
+import { Resampler } from "./u2moe/core.js";
+import { Microphone } from "./u2moe/microphone.js";
 
-// What makes calls pleasant takes from speech what a recogniser needs.
-const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const MOST_WAITING_S = 30;
-const LONGEST_FLUSH_MS = 500;
 const COPIED_MS = 1500;
 const LOUD = 6; // times the root mean square, for the ring around the microphone
 
@@ -34,7 +32,8 @@ export class Controls {
     this.sound = new Sound();
     this.transcript = new Transcript(find("segments"), find("partial"), (seconds) => this.listen(seconds));
     this.recognition = null; // of the source at hand
-    this.microphone = null; // {context, tracks, resampler} while it is open
+    this.microphone = null; // while it is open
+    this.resampler = null; // of the microphone
     this.offset = 0; // seconds of sound before the source at hand
     this.isReady = false;
     this.isStarting = false; // until the microphone is given and the recogniser there
@@ -104,76 +103,50 @@ export class Controls {
 
   async start() {
     this.isStarting = true;
-    await this.startMicrophone().catch((error) => complain(`The microphone does not start: ${error.message}`));
+    complain("");
+    let microphone = null;
+    try {
+      microphone = await Microphone.open();
+      this.resampler = await Resampler.create(microphone.sampleRate, RATE);
+      if (await this.begin()) this.listenTo(microphone);
+      else microphone.close();
+    } catch (error) {
+      microphone?.close();
+      complain(error.message);
+    }
     this.isStarting = false;
   }
 
-  async startMicrophone() {
-    if (!navigator.mediaDevices?.getUserMedia) {
-      complain("Browsers give the microphone to pages over HTTPS and on localhost only.");
-      return;
-    }
-    let media;
-    try {
-      media = await navigator.mediaDevices.getUserMedia({ audio: PLAIN_SOUND });
-    } catch (error) {
-      const none = error.name === "NotFoundError";
-      complain(none ? "There is no microphone." : "The microphone was refused. Allow it in the browser's settings of this page.");
-      return;
-    }
-    const context = new AudioContext(); // at the device's own rate: some browsers refuse a microphone at another
-    await context.audioWorklet.addModule(new URL("capture.js", import.meta.url));
-    if (!(await this.begin())) {
-      media.getTracks().forEach((track) => track.stop());
-      context.close();
-      return;
-    }
-    const node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
-    this.microphone = { context, node, tracks: media.getTracks(), resampler: new Resampler(context.sampleRate, RATE) };
-    node.port.onmessage = ({ data }) => {
-      this.hear(data.last ?? data);
-      if (data.last) this.microphone?.flushed?.();
-    };
-    this.microphone.tracks[0].onended = () => {
+  listenTo(microphone) {
+    this.microphone = microphone;
+    microphone.addEventListener("samples", ({ detail }) => this.microphone && this.hear(this.resampler.accept(detail)));
+    microphone.addEventListener("change", ({ detail }) => complain(`The microphone has gone. Now ${detail || "another"} is used.`));
+    microphone.addEventListener("ended", () => {
       complain("The microphone has gone.");
       this.finish();
-    };
-    context.createMediaStreamSource(media).connect(node);
+    });
     show("live", "Listening");
     this.refresh();
   }
 
   hear(block) {
-    if (!this.microphone) return;
-    const samples = int16(this.microphone.resampler.accept(block));
+    const samples = int16(block);
     this.take(samples, KEPT_S);
     find("microphone").style.setProperty("--level", Math.min(1, rms(samples) * LOUD).toFixed(2));
   }
 
   stopMicrophone() {
-    this.microphone?.tracks.forEach((track) => track.stop());
-    this.microphone?.context.close();
+    this.microphone?.close();
     this.microphone = null;
     find("microphone").style.setProperty("--level", 0);
   }
 
-  // What the audio thread still holds; a device that has gone may not answer.
-  flush(microphone) {
-    return new Promise((resolve) => {
-      microphone.flushed = resolve;
-      microphone.node.port.postMessage("flush");
-      setTimeout(resolve, LONGEST_FLUSH_MS);
-    });
-  }
-
   async finish() {
     const { microphone } = this;
-    if (microphone?.isFinishing) return;
     if (microphone) {
-      microphone.isFinishing = true;
-      await this.flush(microphone);
+      await microphone.stop();
       if (this.microphone !== microphone) return; // it ended meanwhile
-      this.take(int16(microphone.resampler.finish()), KEPT_S);
+      this.hear(this.resampler.finish());
     }
     this.stopMicrophone();
     if (this.recognition) {

@@ -1,0 +1,1 @@
+"""The JavaScript module; the page of the server has its microphone and resampler."""

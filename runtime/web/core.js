@@ -1,0 +1,233 @@
+/** The C++ core as WebAssembly: everything of recognition but graphs, files and events. See core.cpp. */
+
+import { AudioError, BundleError, IntegrityError, LanguageModelError, StreamError, U2moeError } from './errors.js';
+
+/** Errors by the codes of u2moe.h. */
+const ERRORS = { 1: RangeError, 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError };
+
+/** What `Stream.next` asks for. */
+export const FEATURES = 1, ENCODER = 2, CTC = 3, DECODER = 4;
+
+const encoder = new TextEncoder(), decoder = new TextDecoder();
+let compiled;
+
+/** Compiles core.wasm, which lies beside this file, once. Anything of `file:` is read by Node. */
+function compile() {
+  const url = new URL('./core.wasm', import.meta.url);
+  if (url.protocol !== 'file:') {
+    return fetch(url).then(async (response) => {
+      if (!response.ok) throw new U2moeError(`${url}: the server answers ${response.status}`);
+      return WebAssembly.compile(await response.arrayBuffer()); // whatever type a host gives the file
+    });
+  }
+  return globalThis.process.getBuiltinModule('node:fs/promises').readFile(url).then((bytes) => WebAssembly.compile(bytes));
+}
+
+/** An instance with memory of its own. After an error of WebAssembly itself, such as a lack of memory, it is of no use. */
+export class Core {
+  #exports;
+  #failure = null;
+  #registry = new FinalizationRegistry(([free, pointer]) => this.#failure || this.#exports[free](pointer));
+
+  /** @param wasm bytes or a module, where core.wasm is not beside this file. */
+  static async load(wasm) {
+    if (!wasm) compiled ??= compile().catch((error) => { compiled = undefined; throw error; });
+    const core = new Core();
+    try {
+      const module = wasm instanceof WebAssembly.Module ? wasm : await (wasm ? WebAssembly.compile(wasm) : compiled);
+      core.#start(await WebAssembly.instantiate(module, core.#imports()));
+    } catch (error) {
+      throw error instanceof U2moeError ? error : new U2moeError(`core.wasm does not start: ${error?.message ?? error}`, { cause: error });
+    }
+    return core;
+  }
+
+  #start({ exports }) {
+    this.#exports = exports;
+    exports._initialize();
+  }
+
+  /** C's library asks for a system, and does without. */
+  #imports() {
+    const fail = (code, message, length) => { throw new (ERRORS[code] ?? U2moeError)(decoder.decode(this.#bytes(message, length))); };
+    const none = () => 52, system = { fd_close: none, fd_seek: none, fd_write: none, proc_exit: none, environ_get: () => 0 };
+    system.environ_sizes_get = (...sizes) => sizes.forEach((place) => this.#bytes(place, 4).fill(0)) ?? 0;
+    return { u2moe: { fail }, wasi_snapshot_preview1: system };
+  }
+
+  #bytes(pointer, length) {
+    return new Uint8Array(this.#exports.memory.buffer, pointer, length);
+  }
+
+  /** A call; strings and arrays among its arguments become a pointer and a length. */
+  call(name, ...values) {
+    if (this.#failure) throw this.#failure;
+    const { malloc, free, __stack_pointer: stack } = this.#exports, given = [], top = stack.value;
+    try {
+      const passed = values.flatMap((value) => {
+        if (typeof value !== 'string' && !ArrayBuffer.isView(value)) return [value];
+        const bytes = typeof value === 'string' ? encoder.encode(value) : new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+        const pointer = malloc(bytes.length || 1);
+        if (!pointer) throw new WebAssembly.RuntimeError('out of memory');
+        given.push(pointer);
+        this.#bytes(pointer, bytes.length).set(bytes);
+        return [pointer, value.length === undefined || typeof value === 'string' ? bytes.length : value.length];
+      });
+      const found = this.#exports[name](...passed);
+      given.forEach(free);
+      return found;
+    } catch (error) {
+      if (error instanceof WebAssembly.RuntimeError) {
+        this.#failure = new U2moeError(`the core failed, perhaps for lack of memory: ${error.message}`, { cause: error });
+        throw this.#failure;
+      }
+      stack.value = top; // its frames were left by an exception
+      given.forEach(free);
+      throw error;
+    }
+  }
+
+  /** Bytes of its memory, which never shrinks. */
+  get size() {
+    return this.#exports.memory.buffer.byteLength;
+  }
+
+  /** The UTF-8 at a pointer, up to a 0. */
+  text(pointer) {
+    const { buffer } = this.#exports.memory;
+    return decoder.decode(new Uint8Array(buffer, pointer, new Uint8Array(buffer, pointer).indexOf(0)));
+  }
+
+  /** A copy of numbers at a pointer. */
+  array(Kind, pointer, length) {
+    return new Kind(this.#exports.memory.buffer, pointer, length).slice();
+  }
+
+  /** Frees what a pointer stands for when its owner is collected. */
+  own(owner, free, pointer) {
+    this.#registry.register(owner, [free, pointer], owner);
+    return pointer;
+  }
+
+  free(owner, free, pointer) {
+    this.#registry.unregister(owner);
+    if (!this.#failure) this.call(free, pointer);
+  }
+}
+
+/** The recognition of one source; see runtime/cpp/source/recognition.hpp. */
+export class Recognition {
+  #core;
+  #pointer;
+
+  /** @param options with the names of Python, and `language_model`, a `LanguageModel`. */
+  constructor(core, model, { language_model: languageModel, ...options }) {
+    this.#core = core;
+    this.#pointer = core.own(this, 'stream_free', core.call('stream_create', model, JSON.stringify(options), languageModel?.pointer ?? 0));
+    this.chunkSize = core.call('stream_chunk_size', this.#pointer); // -1: full context
+    const { num_left_chunks: num = -1 } = options;
+    this.required = num < 0 ? -1 : this.chunkSize * num; // frames of left context
+  }
+
+  accept(sampleRate, samples) {
+    this.#core.call('stream_accept', this.#pointer, sampleRate, samples);
+  }
+
+  finish() {
+    this.#core.call('stream_finish', this.#pointer);
+  }
+
+  /** The graph to run next, {graph, input, kept, hyps, lens}; null: more samples are needed. */
+  next() {
+    const told = this.#core.call('stream_next', this.#pointer);
+    if (!told) return null;
+    const [graph, input, length, kept, hyps, num, lens] = this.#core.array(Int32Array, told, 7);
+    const request = { graph, kept, input: this.#core.array(Float32Array, input, length) };
+    if (graph !== DECODER) return request;
+    request.lens = this.#core.array(BigInt64Array, lens, num);
+    const longest = request.lens.reduce((most, each) => (each > most ? each : most), 1n);
+    return { ...request, hyps: this.#core.array(BigInt64Array, hyps, num * Number(longest)) };
+  }
+
+  /** The output of the graph. */
+  give(output) {
+    this.#core.call('stream_give', this.#pointer, output);
+  }
+
+  /** Scores [hypotheses, width] of one or two decoders, one after the other. */
+  score(scores, width, numDecoders) {
+    this.#core.call('stream_score', this.#pointer, scores, width, numDecoders);
+  }
+
+  get result() {
+    return this.#parsed(this.#core.call('stream_result', this.#pointer));
+  }
+
+  /** The next final result, or null. */
+  segment() {
+    const told = this.#core.call('stream_segment', this.#pointer);
+    return told ? this.#parsed(told) : null;
+  }
+
+  #parsed(pointer) {
+    return JSON.parse(this.#core.text(pointer), (_, value) => (isObject(value) ? renamed(value, camel) : value));
+  }
+
+  free() {
+    this.#core.free(this, 'stream_free', this.#pointer);
+  }
+}
+
+/** An n-gram model for one recogniser. */
+export class LanguageModel {
+  constructor(core, model, content, options) {
+    try {
+      const bytes = content instanceof ArrayBuffer ? new Uint8Array(content) : content;
+      this.pointer = core.own(this, 'language_model_free', core.call('language_model_create', model, bytes, JSON.stringify(options)));
+    } catch (error) { // of the JSON in its header
+      throw error instanceof BundleError ? new LanguageModelError(error.message, { cause: error }) : error;
+    }
+  }
+}
+
+/** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
+export class Resampler {
+  #core;
+  #pointer;
+
+  static async create(sourceRate, targetRate) {
+    return new Resampler(await Core.load(), sourceRate, targetRate);
+  }
+
+  constructor(core, sourceRate, targetRate) {
+    this.#core = core;
+    this.#pointer = core.own(this, 'resampler_free', core.call('resampler_create', sourceRate, targetRate));
+  }
+
+  accept(samples) {
+    return this.#taken(this.#core.call('resampler_accept', this.#pointer, samples));
+  }
+
+  finish() {
+    return this.#taken(this.#core.call('resampler_accept', this.#pointer, 0, 0));
+  }
+
+  free() {
+    this.#core.free(this, 'resampler_free', this.#pointer);
+  }
+
+  #taken(num) {
+    return this.#core.array(Float32Array, this.#core.call('resampler_samples'), num);
+  }
+}
+
+const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
+const camel = (name) => name.replace(/_./g, ([, letter]) => letter.toUpperCase());
+const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+const renamed = (object, rename) => Object.fromEntries(Object.entries(object).map(([name, value]) => [rename(name), value]));
+
+/** Options with the names of Python, also within them. */
+export function pythonNames(options) {
+  if (!isObject(options) || options instanceof LanguageModel) return options;
+  return renamed(Object.fromEntries(Object.entries(options).map(([name, value]) => [name, pythonNames(value)])), snake);
+}

@@ -1,0 +1,207 @@
+/**
+ * The recogniser in a worker, with the interface of `Recognizer`: `serve` in the worker, `Recognizer` in the page. What is not a
+ * promise here either, such as a wrong option of a stream, is an event 'error' of the stream, and rejects its promises.
+ */
+
+import { checkedSignal, untilAborted } from './cancellation.js';
+import * as errors from './errors.js';
+import { Recognizer as Local } from './recognizer.js';
+
+/** Answers the page. @param defaults {ort} and other options of `Recognizer.fromBundle`. */
+export function serve(defaults) {
+  const objects = new Map(), aborts = new Map();
+  let recognizer;
+  const given = (options = {}) => ({ ...options, ...(options.languageModel && { languageModel: objects.get(options.languageModel) }) });
+  const methods = {
+    async load(id, source, options) {
+      const onProgress = (progress) => postMessage({ id, progress });
+      recognizer = await Local.fromBundle(source, { ...defaults, ...options, onProgress, signal: abortable(id) });
+      return { sampleRate: recognizer.sampleRate, manifest: recognizer.manifest };
+    },
+    languageModel: (_, object, content, options) => void objects.set(object, recognizer.languageModel(content, options)),
+    transcribe: (id, samples, rate, options) => recognizer.transcribe(samples, rate, { ...given(options), signal: abortable(id) }),
+    warmUp: (id) => recognizer.warmUp({ signal: abortable(id) }),
+    release: () => recognizer.release(),
+    createStream(_, object, options) {
+      const stream = recognizer.createStream(given(options));
+      for (const type of ['partial', 'final']) stream.addEventListener(type, ({ detail }) => postMessage({ object, type, detail }));
+      stream.addEventListener('error', ({ detail }) => postMessage({ object, type: 'error', detail: packed(detail) }));
+      objects.set(object, stream);
+    },
+    call: (_, object, method, ...args) => objects.get(object)?.[method](...args),
+    forget: (_, object) => void objects.delete(object),
+    abort: (_, which) => aborts.get(which)?.abort(),
+  };
+  const abortable = (id) => aborts.set(id, new AbortController()).get(id).signal;
+  addEventListener('message', async ({ data: { id, method, args } }) => {
+    try {
+      postMessage({ id, value: await methods[method](id, ...args) });
+    } catch (error) {
+      postMessage({ id, error: packed(error) });
+    } finally {
+      aborts.delete(id);
+    }
+  });
+}
+
+const packed = (error) => ({ name: error?.name ?? 'Error', message: String(error?.message ?? error), cause: error?.cause && String(error.cause.message ?? error.cause) });
+
+function unpacked({ name, message, cause }) {
+  const Kind = errors[name] ?? { RangeError, TypeError }[name] ?? errors.U2moeError;
+  return new Kind(message, cause ? { cause: new Error(cause) } : {});
+}
+
+/** Calls, answers and events between a page and its worker. */
+class Connection {
+  #worker;
+  #calls = new Map();
+  #streams = new Map();
+  #num = 0;
+  #failure = null;
+  #registry = new FinalizationRegistry((object) => this.forget(object));
+
+  constructor(worker) {
+    this.#worker = worker;
+    worker.addEventListener('message', ({ data }) => this.#take(data));
+    worker.addEventListener('error', (event) => {
+      event.preventDefault();
+      this.close(new errors.U2moeError(`the worker failed: ${event.message || 'it did not start'}`));
+    });
+  }
+
+  /** Another object of the worker, which lives as long as its owner. */
+  register(owner) {
+    this.#num += 1;
+    this.#registry.register(owner, this.#num);
+    return this.#num;
+  }
+
+  listen(object, stream) {
+    this.#streams.set(object, new WeakRef(stream));
+  }
+
+  forget(object) {
+    this.#streams.delete(object);
+    this.call('forget', [object]).catch(() => {});
+  }
+
+  call(method, args, { onProgress, transfer = [], signal } = {}) {
+    if (this.#failure) return Promise.reject(this.#failure);
+    this.#num += 1;
+    const id = this.#num;
+    const answer = new Promise((resolve, reject) => {
+      this.#calls.set(id, { resolve, reject, onProgress });
+      this.#worker.postMessage({ id, method, args }, transfer);
+    });
+    return untilAborted(answer, checkedSignal(signal), () => this.call('abort', [id]).catch(() => {}));
+  }
+
+  /** Rejects what waits. */
+  close(error) {
+    this.#failure ??= error;
+    for (const { reject } of this.#calls.values()) reject(this.#failure);
+    this.#calls.clear();
+    for (const stream of this.#streams.values()) stream.deref()?.dispatchEvent(new CustomEvent('error', { detail: this.#failure }));
+  }
+
+  #take({ id, value, error, progress, object, type, detail }) {
+    if (object) {
+      this.#streams.get(object)?.deref()?.take(type, type === 'error' ? unpacked(detail) : detail);
+    } else if (progress) {
+      this.#calls.get(id)?.onProgress?.(progress);
+    } else {
+      const call = this.#calls.get(id);
+      this.#calls.delete(id);
+      if (error) call?.reject(unpacked(error));
+      else call?.resolve(value);
+    }
+  }
+}
+
+/** `Recognizer` in another thread. */
+export class Recognizer {
+  #connection;
+  #worker;
+
+  /** @param options those of `Recognizer.fromBundle`, and `worker`, which calls `serve`. */
+  static async fromBundle(source, { worker, onProgress, signal, ...options }) {
+    checkedSignal(signal)?.throwIfAborted();
+    const connection = new Connection(worker);
+    const { sampleRate, manifest } = await connection.call('load', [String(source), options], { onProgress, signal });
+    return Object.assign(new Recognizer(connection, worker), { sampleRate, manifest });
+  }
+
+  constructor(connection, worker) {
+    this.#connection = connection;
+    this.#worker = worker;
+  }
+
+  languageModel(content, options) {
+    const model = {};
+    const object = this.#connection.register(model);
+    this.#connection.call('languageModel', [object, content, options]).catch((error) => { model.failure = error; });
+    return Object.assign(model, { object });
+  }
+
+  createStream(options) {
+    return new Stream(this.#connection, sent(options));
+  }
+
+  transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
+    return this.#connection.call('transcribe', [samples, sampleRate, sent(options)], { signal });
+  }
+
+  warmUp({ signal } = {}) {
+    return this.#connection.call('warmUp', [], { signal });
+  }
+
+  /** Frees the model, and ends the worker. */
+  async release() {
+    await this.#connection.call('release', []);
+    this.#connection.close(new errors.StreamError('the recogniser of this stream is released'));
+    this.#worker.terminate();
+  }
+}
+
+const sent = (options = {}) => ({ ...options, ...(options.languageModel && { languageModel: options.languageModel.object }) });
+
+class Stream extends EventTarget {
+  #connection;
+  #object;
+  #created;
+  result = { text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, tokens: [], times: [], words: [], nbest: [] };
+
+  constructor(connection, options) {
+    super();
+    this.#connection = connection;
+    this.#object = connection.register(this);
+    connection.listen(this.#object, this);
+    this.#created = connection.call('createStream', [this.#object, options]);
+    this.#created.catch((detail) => this.take('error', detail));
+  }
+
+  take(type, detail) {
+    if (type !== 'error') this.result = detail;
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  acceptWaveform(sampleRate, samples) {
+    const copy = samples.slice();
+    return this.#call('acceptWaveform', [sampleRate, copy], ArrayBuffer.isView(copy) ? [copy.buffer] : []);
+  }
+
+  inputFinished() {
+    return this.#call('inputFinished', []);
+  }
+
+  reset() {
+    this.#call('reset', []);
+  }
+
+  #call(method, args, transfer) {
+    const answers = [this.#created, this.#connection.call('call', [this.#object, method, ...args], { transfer })];
+    const done = Promise.all(answers).then(() => void this); // whose events are heard until then, though nobody else may have it
+    done.catch(() => {}); // it is an event, too
+    return done;
+  }
+}
