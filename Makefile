@@ -10,8 +10,8 @@ BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
 WORKERS = -n auto --dist loadfile --no-loadscope-reorder
 KERNELS = $(shell git ls-files runtime/kernels)
-# C++, JavaScript and the demo model are distributions of their own; of JavaScript the server's page has a part.
-OTHERS = $(shell git ls-files runtime/cpp runtime/web)
+# C++, JavaScript and the demo model are distributions of their own; the server's page has JavaScript's microphone.
+OTHERS = $(shell git ls-files runtime/cpp)
 DEMO = $(shell git ls-files runtime/demo)
 # The version is checked first: an environment of an older Python would stay and be in the way.
 OLD_PYTHON = 'import sys; sys.exit(sys.version_info < (3, 11) and "u2moe needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -29,7 +29,7 @@ RECIPE = examples/train_demo
 # C++ programs here run on Python's onnxruntime.
 WITH_ONNXRUNTIME = -DONNXRUNTIME_ROOT="$$(.venv/bin/python -c 'import onnxruntime; print(onnxruntime.__path__[0])')"
 
-.PHONY: demo test check check-all endurance processors lint types docs unit kernels musl fast oldest examples release clean
+.PHONY: demo test check check-all endurance processors lint types docs unit kernels musl fast oldest examples web release clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
@@ -133,6 +133,11 @@ else
 	.venv/bin/python $(BROWSER)/make_site.py build/site
 endif
 
+# runtime/web/core.wasm anew: the same bytes, unless the core has changed.
+web:
+	test -x build/zig/bin/python || $(PYTHON) -m venv build/zig
+	PYTHON=build/zig/bin/python sh runtime/cpp/wasm.sh
+
 # onnxruntime-web, onnxruntime-node and TypeScript, as they are locked.
 $(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json runtime/web/package.json
 	cd $(BROWSER) && npm ci --ignore-scripts --no-audit --no-fund
@@ -140,7 +145,7 @@ $(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json runtime/we
 
 # Not editable: what is checked and tested is what ships. The stamp depends on every packaged file. Studies and results, which do
 # not ship, are those of this clone.
-SOURCES = pyproject.toml $(filter-out $(DEMO) $(KERNELS) $(filter-out runtime/web/sound/%,$(OTHERS)),$(shell git ls-files export runtime quantize benchmarks))
+SOURCES = pyproject.toml $(filter-out $(DEMO) $(KERNELS) $(OTHERS),$(shell git ls-files export runtime quantize benchmarks))
 
 # Wheels of u2moe and of the demo model for all environments. Without --force-reinstall pip keeps what is there of the same version.
 build/wheel/ready: $(SOURCES) $(DEMO)

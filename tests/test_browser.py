@@ -195,11 +195,15 @@ def without_simd(site):
 
 
 PROBLEMS = [
-    (damaged_digest, r"sha256 is \w+, expected 0"),
+    (
+        damaged_digest,
+        r"is not the file that the model lists. Load the model again; if that does not help, it is damaged",
+    ),
     (lambda site: (site / "model" / "decoder.ort").unlink(), "decoder.ort: the server answers 404"),
     (lambda site: (site / "model" / "bundle.json").unlink(), "bundle.json: the server answers 404"),
     (lambda site: (site / "ort" / "ort-wasm-simd-threaded.wasm").unlink(), "onnxruntime does not start: "),
-    (lambda site: (site / "u2moe" / "stream.js").unlink(), "the worker did not start"),
+    (lambda site: (site / "u2moe" / "stream.js").unlink(), "Failed to fetch dynamically imported module"),
+    (lambda site: (site / "u2moe" / "core.wasm").unlink(), "core.wasm: the server answers 404"),
     (without_simd, "WebAssembly with SIMD is missing"),
 ]
 

@@ -31,8 +31,8 @@ def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
         raise SystemExit(f"{ORT}: missing; run 'npm ci --ignore-scripts' in {HERE} first")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    files = {file.name: file for file in Path(page.__path__[0]).iterdir() if file.suffix in (".html", ".css", ".js", ".svg")}
-    files = {name: file for name, file in files.items() if name not in OF_THE_SERVER}
+    served = [file for file in Path(page.__path__[0]).iterdir() if file.name not in OF_THE_SERVER]
+    files = {file.name: file for file in served if file.suffix in (".html", ".css", ".js", ".svg")}
     files |= {file.name: file for file in (HERE / "app").iterdir()}
     files |= {f"ort/{name}": ORT / name for name in ORT_FILES}
     files |= {f"u2moe/{file.name}": file for file in MODULE.iterdir() if file.suffix in (".js", ".wasm")}
@@ -50,8 +50,8 @@ def _list_files(out: Path) -> None:
     files = sorted(file for file in out.rglob("*") if file.is_file() and file != worker)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     names = ["./", *(file.relative_to(out).as_posix() for file in files)]
-    text = worker.read_text(encoding="utf-8").replace("{{ version }}", digest[:16]).replace("{{ files }}", json.dumps(names))
-    worker.write_text(text, encoding="utf-8")
+    text = worker.read_text(encoding="utf-8").replace("{{ version }}", digest[:16])
+    worker.write_text(text.replace("{{ files }}", json.dumps(names)), encoding="utf-8")
 
 
 if __name__ == "__main__":

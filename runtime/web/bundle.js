@@ -41,6 +41,8 @@ function neededFiles(manifest) {
     names.push(file);
     if (files[`${file}.data`]) names.push(`${file}.data`);
   }
+  const languageModel = manifest.decoding.language_model?.file;
+  if (languageModel) names.push(languageModel);
   for (const name of names) {
     const isDigest = Number.isSafeInteger(files[name]?.size) && files[name].size >= 0 && /^[0-9a-f]{64}$/.test(files[name].sha256);
     if (!isDigest) throw new BundleError(`${MANIFEST}: files.${name}: found ${JSON.stringify(files[name])}, expected its size and sha256`);

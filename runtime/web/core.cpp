@@ -45,7 +45,8 @@ Search search_of(const std::string& name) {
   if (name == "attention_rescoring") return Search::kRescoring;
   if (name == "ctc_prefix_beam") return Search::kPrefixBeam;
   if (name == "ctc_greedy") return Search::kGreedy;
-  fail<InvalidArgument>("search must be attention_rescoring, ctc_prefix_beam or ctc_greedy, got '" + name + "'");
+  if (name == "attention") return Search::kAttention;
+  fail<InvalidArgument>("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + name + "'");
 }
 
 StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* language_model) {
@@ -58,6 +59,7 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   if (given("ctc_weight")) options.ctc_weight = json["ctc_weight"].number();
   if (given("reverse_weight")) options.reverse_weight = json["reverse_weight"].number();
   if (given("padding_s")) options.padding_s = json["padding_s"].number();
+  if (given("length_penalty")) options.length_penalty = json["length_penalty"].number();
   options.endpoint = given("endpoint");
   for (std::size_t i = 0; options.endpoint && i < options.rules.size(); ++i) {
     const std::string name = "rule" + std::to_string(i + 1);
@@ -145,10 +147,11 @@ EXPORT(stream_next) const std::int32_t* stream_next(Recognition* stream) {
 
 EXPORT(stream_give) void stream_give(Recognition* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
 
-// Scores [hypotheses, width] of both decoders, one after the other; of one, if there is no other.
-EXPORT(stream_score) void stream_score(Recognition* stream, const float* scores, std::size_t num, std::size_t width, int num_decoders) {
-  const float* right = num_decoders > 1 ? scores + num / 2 : scores + num;
-  stream->give(TokenScores{{scores, right}, {right, scores + num}, width});
+// Scores [hypotheses, width] of the first decoder, those of the second, if there is one, and of next tokens [hypotheses, vocab].
+EXPORT(stream_score)
+void stream_score(Recognition* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
+  const float *right = scores + rows * width, *next = scores + num_decoders * rows * width;
+  stream->give(TokenScores{{scores, right}, {right, next}, width, {next, scores + num}});
 }
 
 EXPORT(stream_result) const char* stream_result(const Recognition* stream) { return told(as_json(stream->result())); }

@@ -154,9 +154,9 @@ export class Recognition {
     this.#core.call('stream_give', this.#pointer, output);
   }
 
-  /** Scores [hypotheses, width] of one or two decoders, one after the other. */
-  score(scores, width, numDecoders) {
-    this.#core.call('stream_score', this.#pointer, scores, width, numDecoders);
+  /** What `Graphs.score` gives. */
+  score({ scores, numRows, width, numDecoders }) {
+    this.#core.call('stream_score', this.#pointer, scores, numRows, width, numDecoders);
   }
 
   get result() {

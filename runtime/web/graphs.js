@@ -168,11 +168,11 @@ export class Graphs {
     return withNumbers(this.#graphs.ctc, found.log_probs.data);
   }
 
-  /** Scores of hypotheses [num, longest] by the decoders [num, width], one after the other: {scores, width, numDecoders}. */
+  /** {scores, numRows, width, numDecoders}: of hypotheses [rows, longest] by each decoder [rows, width], and of next tokens [rows, vocab]. */
   async score(encoderOut, hyps, lens) {
     const { output_size: dim } = this.#model, numFrames = encoderOut.length / dim, longest = hyps.length / lens.length;
-    const encoded = float(encoderOut, [1, numFrames, dim]), decoders = { score: [], r_score: [] };
-    const numRows = Math.max(1, Math.floor(MOST_PAIRS / (longest * numFrames)));
+    const encoded = float(encoderOut, [1, numFrames, dim]), given = { score: [], r_score: [], next_log_probs: [] };
+    const numRows = Math.max(1, Math.floor(MOST_PAIRS / (longest * Math.max(numFrames, longest))));
     for (let begin = 0; begin < lens.length; begin += numRows) {
       const part = lens.subarray(begin, begin + numRows), num = part.length;
       const found = await this.#graphs.decoder.run({
@@ -181,10 +181,10 @@ export class Graphs {
         encoder_out: encoded,
         encoder_lens: int([numFrames], [1]),
       }, ['score']);
-      for (const [name, parts] of Object.entries(decoders)) if (found[name]) parts.push(withNumbers(this.#graphs.decoder, found[name].data));
+      for (const [name, parts] of Object.entries(given)) if (found[name]) parts.push(withNumbers(this.#graphs.decoder, found[name].data));
     }
-    const scores = concatenated([...decoders.score, ...decoders.r_score]);
-    return { scores, width: longest + 1, numDecoders: decoders.r_score.length ? 2 : 1 };
+    const scores = concatenated(Object.values(given).flat());
+    return { scores, numRows: lens.length, width: longest + 1, numDecoders: given.r_score.length ? 2 : 1 };
   }
 }
 

@@ -4,14 +4,20 @@
 export class U2moeError extends Error {}
 /** Not a bundle, or one that this module cannot run. */
 export class BundleError extends U2moeError {}
-/** A file differs from its digest in the manifest. */
+/** A file differs from its digest in the manifest: its message says what to do, its cause how it differs. */
 export class IntegrityError extends BundleError {}
+/** A language model that is damaged, or none. */
+export class LanguageModelError extends U2moeError {}
 /** onnxruntime failed while it ran a graph, or gave what no graph of a bundle gives; names the file of the graph. */
 export class InferenceError extends U2moeError {}
 /** Invalid samples or sample rate. */
 export class AudioError extends U2moeError {}
 /** A stream was used in a state that does not allow it. */
 export class StreamError extends U2moeError {}
+/** The microphone cannot be opened; the message says what its user can do. */
+export class MicrophoneError extends U2moeError {
+  readonly reason: 'insecure' | 'refused' | 'missing' | 'busy' | 'failed';
+}
 
 /** A word, its times in seconds from the start of the audio, and its confidence between 0 and 1. */
 export interface Word {
@@ -28,32 +34,26 @@ export interface Alternative {
   /** Of both passes, or of the first if there is no second. */
   score: number;
   ctcScore: number;
-  attentionScore: number | null;
+  /** 0 without a second pass. */
+  attentionScore: number;
+  /** 0 without a language model. */
+  languageScore: number;
 }
 
-/** What is recognised so far of an utterance; it may still change. */
-export interface PartialResult {
+/** The result of an utterance. A partial one, which may still change, has text, tokens and times only. */
+export interface Result {
   text: string;
-  isFinal: false;
-  segment: number;
-  tokens: number[];
-  /** Seconds at which each token peaks. */
-  times: number[];
-}
-
-/** The final result of an utterance. */
-export interface FinalResult {
-  text: string;
-  isFinal: true;
+  isFinal: boolean;
+  /** Number of the utterance among those with words. */
   segment: number;
   start: number;
   end: number;
   tokens: number[];
+  /** Seconds at which each token peaks. */
   times: number[];
   words: Word[];
-  /** Mean confidence of the words; null without words. */
-  confidence: number | null;
-  score: number;
+  /** Mean confidence of the words. */
+  confidence: number;
   /** Alternatives, best first, each text once. */
   nbest: Alternative[];
 }
@@ -70,19 +70,37 @@ export interface EndpointConfig {
   rule1?: EndpointRule | null;
   rule2?: EndpointRule | null;
   rule3?: EndpointRule | null;
+  /** With full context, the shortest pause that ends an utterance of a long recording, in seconds; null: none does. Default: 0.5. */
+  pause?: number | null;
 }
 
-export const DEFAULT_RULES: Readonly<Record<'rule1' | 'rule2' | 'rule3', Required<EndpointRule>>>;
+export interface LanguageModelOptions {
+  /** Of the language model in the first pass. Default: 0.5. */
+  weight?: number;
+  /** Added for each word. Default: 0.5. */
+  wordBonus?: number;
+  /** Natural logarithm for a word that the model does not have. Default: -5. */
+  unknownScore?: number;
+  /** Of its score in the second pass. Default: 1. */
+  rescoringWeight?: number;
+  /** What its words are. Default: what they look like. */
+  level?: 'word' | 'token' | null;
+}
+
+/** An n-gram model for one recogniser. */
+export class LanguageModel {
+  private constructor();
+}
 
 export interface StreamOptions {
-  /** Phrases to prefer, each alone or with a weight above 0 and at most 100. */
+  /** Phrases to prefer, each alone or with a weight above 0 and at most 100. Default: those of the bundle. */
   hotwords?: ReadonlyArray<string | readonly [string, number]> | null;
-  /** When an utterance ends; false: only with the input. Default: true, the default rules. */
+  /** When an utterance ends; false: only with the input. Default: true, the rules of the bundle, or Kaldi's. */
   endpoint?: boolean | EndpointConfig | null;
-  /** Prefixes that the search keeps, and the longest n-best list. Default: 10. */
+  /** Prefixes that the search keeps, and the longest n-best list. Default: that of the bundle, or 10. */
   beamSize?: number;
-  /** Encoder frames per chunk. Default: as in training, or 16. */
-  chunkSize?: number | null;
+  /** Encoder frames per chunk. Default: as in training, or 16. 'full': whole utterances, of recordings in windows of 30 s. */
+  chunkSize?: number | 'full' | null;
   /** Chunks of left context; -1, the default: all. */
   numLeftChunks?: number;
   /** Weight of the first pass in the second. Default: from the bundle. */
@@ -91,21 +109,25 @@ export interface StreamOptions {
   reverseWeight?: number | null;
   /** Seconds of silence, 0 to 10, around audio that begins or ends in the middle of a sound. Default: from the bundle. */
   paddingS?: number | null;
-  /** False: no second pass. Default: true, if the bundle has a decoder. */
-  rescore?: boolean;
+  /** Default: 'attention_rescoring', or 'ctc_prefix_beam' if the bundle has no decoder. */
+  search?: 'attention_rescoring' | 'ctc_prefix_beam' | 'ctc_greedy' | 'attention';
+  /** Of the search 'attention': added for each token. Default: 0. */
+  lengthPenalty?: number;
+  /** Default: that of the bundle, if it has one; null: none. */
+  languageModel?: LanguageModel | null;
 }
 
 export interface StreamEventMap {
-  partial: CustomEvent<PartialResult>;
-  final: CustomEvent<FinalResult>;
+  partial: CustomEvent<Result>;
+  final: CustomEvent<Result>;
   error: CustomEvent<Error>;
 }
 
 /** Recognises one source after another, and tells of results and of the failure of recognition by events. */
 export class Stream extends EventTarget {
   private constructor();
-  /** The partial result of the current utterance. */
-  readonly result: PartialResult;
+  /** The result of the current utterance so far. */
+  readonly result: Result;
   /**
    * Append samples of one channel, in [-1, 1] or int16, any length, at a rate that stays the same. The promise is fulfilled
    * when they have been recognised as far as possible: whoever reads a file waits for it before reading on.
@@ -138,6 +160,8 @@ export interface LoadOptions {
   /** Name of a Cache to keep the files in, where there is the Cache API; null for none. Default: 'u2moe'. */
   cache?: string | null;
   onProgress?: (progress: { loaded: number; total: number }) => void;
+  /** core.wasm, where it does not lie beside the module: bytes, or compiled. */
+  wasm?: BufferSource | WebAssembly.Module;
   /** For `InferenceSession.create`. */
   sessionOptions?: Record<string, unknown>;
   /** Ends loading: the promise is rejected with its reason at once, requests are cancelled, and sessions are freed. */
@@ -163,8 +187,10 @@ export class Recognizer {
   /** The model's sample rate in Hz. Streams take any. */
   readonly sampleRate: number;
   createStream(options?: StreamOptions): Stream;
+  /** An ARPA file or a compact one of `u2moe lm build`, for streams of this recogniser. */
+  languageModel(content: Uint8Array | ArrayBuffer, options?: LanguageModelOptions): LanguageModel;
   /** Final results of samples at a rate (default: the model's), as a stream gives them. */
-  transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: TranscribeOptions): Promise<FinalResult[]>;
+  transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: TranscribeOptions): Promise<Result[]>;
   /** Recognise a second of noise, so that the first audio takes no longer than later audio. */
   warmUp(options?: { signal?: AbortSignal | null }): Promise<void>;
   /** Free the memory of the model, once the graphs that are running have ended. */
@@ -173,8 +199,11 @@ export class Recognizer {
 
 /** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
 export class Resampler {
-  /** @throws RangeError for a source rate beyond 1000 to 384000 Hz. */
-  constructor(sourceRate: number, targetRate: number);
+  private constructor();
+  /** Rejected with an AudioError for a source rate beyond 1000 to 384000 Hz. */
+  static create(sourceRate: number, targetRate: number): Promise<Resampler>;
   accept(samples: Float32Array): Float32Array;
   finish(): Float32Array;
+  /** Frees its memory at once; otherwise that happens when it is collected. */
+  free(): void;
 }

@@ -8,7 +8,8 @@ import { Graphs } from './graphs.js';
 import { Stream } from './stream.js';
 
 const OPTIONS = [
-  'hotwords', 'endpoint', 'search', 'beamSize', 'chunkSize', 'numLeftChunks', 'ctcWeight', 'reverseWeight', 'paddingS', 'languageModel',
+  'hotwords', 'endpoint', 'search', 'beamSize', 'chunkSize', 'numLeftChunks', 'ctcWeight', 'reverseWeight', 'lengthPenalty',
+  'paddingS', 'languageModel',
 ];
 const RULES = ['rule1', 'rule2', 'rule3', 'pause'];
 const HOTWORD_WEIGHT = 1.5;
@@ -17,6 +18,7 @@ export class Recognizer {
   #core;
   #model;
   #graphs;
+  #bundled = null; // the bundle's own language model
 
   static async fromBundle(source, { ort, signal, ...options } = {}) {
     if (!ort?.InferenceSession) throw new TypeError("ort must be the module 'onnxruntime-web' or 'onnxruntime-node'");
@@ -33,7 +35,10 @@ export class Recognizer {
     const { text, manifest, files } = await openBundle(source, { check, cache, onProgress, signal });
     const core = await starting;
     const model = core.call('model_create', text, await files.get('tokens.txt'));
-    return new Recognizer(manifest, core, model, await Graphs.create(ort, files, manifest, { sessionOptions, signal }));
+    const recognizer = new Recognizer(manifest, core, model, await Graphs.create(ort, files, manifest, { sessionOptions, signal }));
+    const { file, ...weights } = manifest.decoding.language_model ?? {};
+    if (file) recognizer.#bundled = new LanguageModel(core, model, await files.get(file), weights);
+    return recognizer;
   }
 
   constructor(manifest, core, model, graphs) {
@@ -56,9 +61,14 @@ export class Recognizer {
     const unknown = Object.keys(options).find((name) => !OPTIONS.includes(name));
     if (unknown) throw new RangeError(`there is no option ${unknown}`);
     checkFinite(options);
-    const chosen = pythonNames({ ...options, endpoint: endpointOf(options.endpoint), hotwords: hotwordsOf(options.hotwords) });
-    if (chosen.chunk_size === 'full') chosen.chunk_size = -1;
-    return new Stream(this.#graphs, () => inJavaScript(() => new Recognition(this.#core, this.#model, chosen)));
+    const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+    const { beam_size: beamSize, endpoint, hotwords } = this.manifest.decoding; // what the bundle says where nothing else is given
+    const searchesAlone = ['ctc_greedy', 'attention'].includes(given.search);
+    const bundled = searchesAlone ? {} : { hotwords, languageModel: this.#bundled };
+    const chosen = { beamSize, ...bundled, ...given, endpoint: endpointOf(given.endpoint, endpoint) };
+    chosen.hotwords = hotwordsOf(chosen.hotwords, given.hotwords);
+    if (chosen.chunkSize === 'full') chosen.chunkSize = -1;
+    return new Stream(this.#graphs, () => inJavaScript(() => new Recognition(this.#core, this.#model, pythonNames(chosen))));
   }
 
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
@@ -95,17 +105,23 @@ function checkFinite(options) {
 }
 
 /** Rules, or null for none. */
-function endpointOf(endpoint = true) {
-  if (typeof endpoint === 'boolean') return endpoint ? {} : null;
+function endpointOf(endpoint = true, bundled = {}) {
+  if (typeof endpoint === 'boolean') return endpoint ? bundled : null;
   if (typeof (endpoint ?? {}) !== 'object') throw new RangeError(`endpoint must be true, false or rules, got ${endpoint}`);
   const unknown = Object.keys(endpoint ?? {}).find((name) => !RULES.includes(name));
   if (unknown) throw new RangeError(`endpoint has no ${unknown}: there are ${RULES.join(', ')}`);
-  return endpoint ?? null;
+  return endpoint && { ...bundled, ...endpoint };
 }
 
-function hotwordsOf(hotwords) {
+/** Pairs of a phrase and a weight; those of a bundle are lines "phrase" or "phrase :weight". */
+function hotwordsOf(hotwords, given) {
   if (!Array.isArray(hotwords ?? [])) throw new RangeError(`hotwords must be an array of phrases, got ${hotwords}`);
-  return hotwords?.length ? hotwords.map((each) => (Array.isArray(each) ? each : [each, HOTWORD_WEIGHT])) : null;
+  const pair = (each) => {
+    if (Array.isArray(each)) return each;
+    const line = given ? null : /^(.*) :(.*)$/.exec(each);
+    return line ? [line[1].trim(), Number(line[2])] : [each, HOTWORD_WEIGHT];
+  };
+  return hotwords?.length ? hotwords.map(pair) : null;
 }
 
 /** Errors of the core about options, as the names in JavaScript have them. */

@@ -150,8 +150,8 @@ class Source {
   async #run({ graph, input, kept, hyps, lens }) {
     const graphs = this.#graphs, recognition = this.#recognition;
     if (graph === DECODER) {
-      const { scores, width, numDecoders } = await graphs.score(input, hyps, lens);
-      if (!this.#isDiscarded) recognition.score(scores, width, numDecoders);
+      const scores = await graphs.score(input, hyps, lens);
+      if (!this.#isDiscarded) recognition.score(scores);
       return;
     }
     let output;

@@ -5,7 +5,6 @@
 
 import { checkedSignal, untilAborted } from './cancellation.js';
 import * as errors from './errors.js';
-import { Recognizer as Local } from './recognizer.js';
 
 /** Answers the page. @param defaults {ort} and other options of `Recognizer.fromBundle`. */
 export function serve(defaults) {
@@ -15,6 +14,7 @@ export function serve(defaults) {
   const methods = {
     async load(id, source, options) {
       const onProgress = (progress) => postMessage({ id, progress });
+      const { Recognizer: Local } = await import('./recognizer.js'); // which a page does not need
       recognizer = await Local.fromBundle(source, { ...defaults, ...options, onProgress, signal: abortable(id) });
       return { sampleRate: recognizer.sampleRate, manifest: recognizer.manifest };
     },

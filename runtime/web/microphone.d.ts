@@ -1,0 +1,27 @@
+/** The microphone of a page. */
+
+export interface MicrophoneEventMap {
+  /** At `sampleRate`, five times a second. */
+  samples: CustomEvent<Float32Array>;
+  /** The device has gone, and another, whose name is the detail, has taken over. */
+  change: CustomEvent<string>;
+  /** The device has gone, or permission was taken back; the detail is a MicrophoneError. */
+  ended: CustomEvent<Error>;
+}
+
+export class Microphone extends EventTarget {
+  private constructor();
+  /** Asks for permission, without noise suppression and the like. Rejected with a MicrophoneError. */
+  static open(constraints?: MediaTrackConstraints): Promise<Microphone>;
+  readonly sampleRate: number;
+  /** Name of the device. */
+  readonly label: string;
+  /** Ends it; fulfilled after the last samples. */
+  stop(): Promise<void>;
+  /** Ends it at once. */
+  close(): void;
+  addEventListener<K extends keyof MicrophoneEventMap>(
+    type: K, listener: (event: MicrophoneEventMap[K]) => void, options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
+}

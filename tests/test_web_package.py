@@ -1,0 +1,141 @@
+"""The npm package: its README, what it ships, what bundlers and checkers make of it, and where core.wasm comes from."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from browsing import BROWSER, ROOT, WEB, chromium, fake_microphone, host, needs_chromium, needs_onnxruntime_web
+from javascript import needs_node
+
+pytestmark = needs_node
+TOOLS = ("publint@0.3.25", "@arethetypeswrong/cli@0.18.5", "vite@7.3.8")
+
+
+def shown(title, language):
+    """A block of code of the README."""
+    section = (WEB / "README.md").read_text(encoding="utf-8").partition(f"## {title}\n")[2]
+    return section.partition(f"```{language}\n")[2].partition("```")[0]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """What npm would publish, unpacked."""
+    folder = tmp_path_factory.mktemp("package")
+    subprocess.run(["npm", "pack", "--silent", WEB], cwd=folder, check=True, capture_output=True)
+    shutil.unpack_archive(next(folder.glob("*.tgz")), folder, filter="data")
+    return folder / "package"
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory):
+    """Where npm has put the checkers and the bundler."""
+    folder = tmp_path_factory.mktemp("tools")
+    done = subprocess.run(
+        ["npm", "install", "--no-audit", *TOOLS], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"npm cannot install {', '.join(TOOLS)}: {done.stderr[-200:]}")
+    return folder / "node_modules" / ".bin"
+
+
+@pytest.fixture(scope="module")
+def browser(sound, tmp_path_factory):
+    file = tmp_path_factory.mktemp("microphone") / "sound.wav"
+    soundfile.write(file, np.tile(np.repeat(sound, 3), 3), 48_000)
+    with chromium(*fake_microphone(file, again=True)) as browser:
+        yield browser
+
+
+def write_page(folder, change=str):
+    (folder / "index.html").write_text(
+        f"<!doctype html>\n{change(shown('Captions in a page', 'html'))}", encoding="utf-8"
+    )
+    (folder / "worker.js").write_text(change(shown("Captions in a page", "js")), encoding="utf-8")
+
+
+def assert_shows_captions(new_page, folder):
+    with host(folder) as url:
+        page = new_page(url)
+        page.click("button")
+        page.wait_for_function("document.querySelector('p').textContent.length > 0")
+
+
+def test_it_ships_what_it_needs(package):
+    names = {file.name for file in package.iterdir()}
+    sources = {file.name for file in WEB.iterdir() if file.suffix in (".js", ".ts", ".wasm")}
+    assert names == {"README.md", "LICENSE", "package.json", *sources}
+    assert (package / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+@needs_chromium
+@needs_onnxruntime_web
+def test_the_caption_page_of_the_readme(new_page, package, ort_bundle, tmp_path):
+    assert len(shown("Captions in a page", "html").splitlines()) <= 15
+    write_page(tmp_path)
+    shutil.copytree(package, tmp_path / "u2moe")
+    shutil.copytree(ort_bundle, tmp_path / "model")
+    (tmp_path / "ort").mkdir()
+    for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
+        shutil.copy(BROWSER / "node_modules" / "onnxruntime-web" / "dist" / name, tmp_path / "ort")
+    assert_shows_captions(new_page, tmp_path)
+
+
+@pytest.mark.endurance
+def test_checkers_of_packages_find_nothing(package, tools):
+    for command in (
+        ["publint", "run", ".", "--strict"],
+        ["attw", "--pack", ".", "--profile", "esm-only", "--exclude-entrypoints", "core.wasm"],
+    ):
+        done = subprocess.run(
+            [tools / command[0], *command[1:]], cwd=package, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.endurance
+@needs_chromium
+@needs_onnxruntime_web
+def test_vite_bundles_the_page(new_page, package, tools, ort_bundle, tmp_path):
+    """By the names of the packages, as a project has them."""
+
+    def by_name(text):
+        text = re.sub(r"'\./u2moe/(\w+)\.js'", r"'u2moe/\1'", text).replace(
+            "'./ort/ort.wasm.bundle.min.mjs'", "'onnxruntime-web/wasm'"
+        )
+        return text.replace("new Worker('worker.js', ", "new Worker(new URL('./worker.js', import.meta.url), ")
+
+    modules = tmp_path / "node_modules"
+    modules.mkdir()
+    shutil.copytree(package, modules / "u2moe")
+    for name in ("onnxruntime-web", "onnxruntime-common"):
+        (modules / name).symlink_to((BROWSER / "node_modules" / name).resolve())
+    write_page(tmp_path, by_name)
+    config = {
+        "base": "./",
+        "worker": {"format": "es"},
+        "build": {"target": "es2022", "rollupOptions": {"input": "index.html"}},
+    }
+    (tmp_path / "vite.config.mjs").write_text(f"export default {json.dumps(config)};", encoding="utf-8")
+    done = subprocess.run([tools / "vite", "build"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(ort_bundle, tmp_path / "dist" / "model")
+    assert_shows_captions(new_page, tmp_path / "dist")
+
+
+@pytest.mark.endurance
+def test_the_core_is_that_of_its_source(tmp_path):
+    """Compiled again, in an environment that gets the compiler."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    environment = {**os.environ, "PYTHON": str(tmp_path / "env" / "bin" / "python")}
+    command = ["sh", ROOT / "runtime" / "cpp" / "wasm.sh", tmp_path / "core.wasm"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "No matching distribution" in done.stderr:
+        pytest.skip(f"pip finds no compiler: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "core.wasm").read_bytes() == (WEB / "core.wasm").read_bytes()
