@@ -49,11 +49,13 @@ def in_javascript(options):
 
 
 @needs_onnxruntime_web
-def test_recordings_are_recognised_as_in_python():
+@pytest.mark.parametrize("kind", ["recordings", "defaults"])
+def test_recordings_are_recognised_as_in_python(kind, tmp_path):
     """With every option, on the demo model and the same build of onnxruntime."""
+    bundle, model = conformance.demo_with_defaults(kind, tmp_path), DEMO_FOLDER / "general.lm"
     clips = [soundfile.read(file, dtype="int16")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
     samples = np.concatenate([np.append(clip, np.zeros(8000, np.int16)) for clip in clips])
-    cases = [case for case in conformance.load("recordings")["cases"] if "vad" not in case["options"]]  # not here
+    cases = [case for case in conformance.load(kind)["cases"] if "vad" not in case["options"]]  # not here
     found = run_module(
         """
         const { readFile } = await import('node:fs/promises');
@@ -64,21 +66,22 @@ def test_recordings_are_recognised_as_in_python():
         const recognizer = await Recognizer.fromBundle({ read }, { ort, sessionOptions }), results = [];
         for (const { repeats, options } of input.cases) {
           const weights = options.languageModel;
-          if (weights) options.languageModel = recognizer.languageModel(await read('general.lm'), weights);
+          if (weights) options.languageModel = recognizer.languageModel(await readFile(input.model), weights);
           const samples = Int16Array.from(Array(repeats).fill(input.samples).flat());
           results.push(await recognizer.transcribe(samples, 16000, options));
         }
         console.log(JSON.stringify(results));
         """,
         {
-            "folder": str(DEMO_FOLDER),
+            "folder": str(bundle),
+            "model": str(model),
             "samples": samples.tolist(),
             "cases": [{**case, "options": in_javascript(case["options"])} for case in cases],
         },
     )
-    recognizer = Recognizer.from_pretrained(kernels="onnxruntime")
+    recognizer = Recognizer.from_pretrained(bundle, kernels="onnxruntime")
     for case, segments in zip(cases, found, strict=True):
-        expected = conformance.recognized_case(recognizer, case, samples, DEMO_FOLDER / "general.lm")
+        expected = conformance.recognized_case(recognizer, case, samples, model, tmp_path)
         assert expected, case["name"]
         assert_same_segments(segments, expected)
 

@@ -52,6 +52,7 @@ Search search_of(const std::string& name) {
 StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* language_model) {
   const auto given = [&json](const char* name) { return json.has(name) && !json[name].is_null(); };
   StreamOptions options;
+  options.beam_size = 0;  // as the bundle has it
   if (given("chunk_size")) options.chunk_size = json["chunk_size"].integer(-1, 10000);
   if (given("num_left_chunks")) options.num_left_chunks = json["num_left_chunks"].integer(-1, 1000000000);
   if (given("search")) options.search = search_of(json["search"].string());
@@ -60,19 +61,27 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   if (given("reverse_weight")) options.reverse_weight = json["reverse_weight"].number();
   if (given("padding_s")) options.padding_s = json["padding_s"].number();
   if (given("length_penalty")) options.length_penalty = json["length_penalty"].number();
-  options.endpoint = given("endpoint");
-  for (std::size_t i = 0; options.endpoint && i < options.rules.size(); ++i) {
+  // true: as the bundle has it; an object is on top of what the library has.
+  const bool is_own = given("endpoint") && !json["endpoint"].is_boolean();
+  options.endpoint = is_own || (given("endpoint") && json["endpoint"].boolean());
+  if (!is_own) {
+    options.rules = model.manifest.rules;
+    options.pause = model.manifest.pause;
+  }
+  for (std::size_t i = 0; is_own && i < options.rules.size(); ++i) {
     const std::string name = "rule" + std::to_string(i + 1);
     if (json["endpoint"].has(name)) options.rules[i] = rule_of(json["endpoint"][name]);
   }
-  if (options.endpoint && json["endpoint"].has("pause")) {
-    options.pause = json["endpoint"]["pause"].is_null() ? 0 : json["endpoint"]["pause"].number();
-  }
+  if (is_own && json["endpoint"].has("pause")) options.pause = json["endpoint"]["pause"].is_null() ? 0 : json["endpoint"]["pause"].number();
+  std::vector<Hotword> hotwords;
   if (given("hotwords")) {
-    std::vector<Hotword> hotwords;
     for (const Json& each : json["hotwords"].array()) hotwords.push_back({each.array()[0].string(), each.array()[1].number()});
-    options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
+  } else if (!json.has("hotwords") && options.search != Search::kGreedy && options.search != Search::kAttention) {
+    for (const std::string& line : model.manifest.hotwords) {
+      for (Hotword& each : parse_hotwords(line)) hotwords.push_back(std::move(each));
+    }
   }
+  if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
   if (language_model) options.language_model = *language_model;
   return options;
 }

@@ -62,11 +62,9 @@ export class Recognizer {
     if (unknown) throw new RangeError(`there is no option ${unknown}`);
     checkFinite(options);
     const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
-    const { beam_size: beamSize, endpoint, hotwords } = this.manifest.decoding; // what the bundle says where nothing else is given
-    const searchesAlone = ['ctc_greedy', 'attention'].includes(given.search);
-    const bundled = searchesAlone ? {} : { hotwords, languageModel: this.#bundled };
-    const chosen = { beamSize, ...bundled, ...given, endpoint: endpointOf(given.endpoint, endpoint) };
-    chosen.hotwords = hotwordsOf(chosen.hotwords, given.hotwords);
+    const hasBeam = !['ctc_greedy', 'attention'].includes(given.search); // what else is not given is as in the bundle, too
+    const chosen = { languageModel: hasBeam ? this.#bundled : null, ...given, endpoint: endpointOf(given.endpoint) };
+    if (given.hotwords !== undefined) chosen.hotwords = hotwordsOf(given.hotwords);
     if (chosen.chunkSize === 'full') chosen.chunkSize = -1;
     return new Stream(this.#graphs, () => inJavaScript(() => new Recognition(this.#core, this.#model, pythonNames(chosen))));
   }
@@ -104,24 +102,20 @@ function checkFinite(options) {
   if (wrong) throw new RangeError(`${wrong[0]} must be a number, got ${wrong[1]}`);
 }
 
-/** Rules, or null for none. */
-function endpointOf(endpoint = true, bundled = {}) {
-  if (typeof endpoint === 'boolean') return endpoint ? bundled : null;
-  if (typeof (endpoint ?? {}) !== 'object') throw new RangeError(`endpoint must be true, false or rules, got ${endpoint}`);
+/** true: those of the bundle; rules; or false for none. */
+function endpointOf(endpoint = true) {
+  if (typeof (endpoint ?? {}) !== 'object' && typeof endpoint !== 'boolean') {
+    throw new RangeError(`endpoint must be true, false or rules, got ${endpoint}`);
+  }
   const unknown = Object.keys(endpoint ?? {}).find((name) => !RULES.includes(name));
   if (unknown) throw new RangeError(`endpoint has no ${unknown}: there are ${RULES.join(', ')}`);
-  return endpoint && { ...bundled, ...endpoint };
+  return endpoint ?? false;
 }
 
-/** Pairs of a phrase and a weight; those of a bundle are lines "phrase" or "phrase :weight". */
-function hotwordsOf(hotwords, given) {
+/** Pairs of a phrase and a weight; null: none. */
+function hotwordsOf(hotwords) {
   if (!Array.isArray(hotwords ?? [])) throw new RangeError(`hotwords must be an array of phrases, got ${hotwords}`);
-  const pair = (each) => {
-    if (Array.isArray(each)) return each;
-    const line = given ? null : /^(.*) :(.*)$/.exec(each);
-    return line ? [line[1].trim(), Number(line[2])] : [each, HOTWORD_WEIGHT];
-  };
-  return hotwords?.length ? hotwords.map(pair) : null;
+  return hotwords?.length ? hotwords.map((each) => (Array.isArray(each) ? each : [each, HOTWORD_WEIGHT])) : null;
 }
 
 /** Errors of the core about options, as the names in JavaScript have them. */

@@ -25,6 +25,7 @@ class Json {
   static Json parse(const std::string& text, const std::string& name);
 
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
+  bool is_boolean() const { return std::holds_alternative<bool>(value_); }
   const Object& object() const { return get<Object>("an object"); }
   const Array& array() const { return get<Array>("an array"); }
   const std::string& string() const { return get<std::string>("a string"); }
