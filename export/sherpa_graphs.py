@@ -59,6 +59,8 @@ BLANKS = ("<blk>", "<eps>", "<blank>")
 """Symbols that the client accepts as the blank; it uses the first that it finds."""
 WHITE_SPACE = frozenset(" \t\n\r\f\v")
 MODEL_TYPE = "wenet_ctc"
+INSTEAD = "u2moe convert --profile streaming makes a graph that begins with samples and has all caches"
+"""What to do where a client cannot run the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def supported_graphs(
     for name, value in asdict(computed).items():
         if getattr(features, name) != value:
             raise UnsupportedError(
-                f"{where}: {name} is {getattr(features, name)}, but its client computes only {value}"
+                f"{where}: {name} is {getattr(features, name)}, but its client computes only {value}: {INSTEAD}"
             )
     _check_symbols(tokens, config.blank, where)
     reasons = {ONLINE: _why_not_online(config), OFFLINE: _why_not_offline(config)}
@@ -126,22 +128,22 @@ def _why_not_online(config: ModelConfig) -> str | None:
     if not config.streaming:
         return (
             "causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, which the online client "
-            "needs"
+            "needs: let the offline client recognise what a detector of speech cuts"
         )
     unknown = [cache.name for cache in config.caches if cache.name not in (ATT_CACHE, CNN_CACHE)]
     if unknown:
-        return f"caches: the encoder keeps {', '.join(unknown)}, for which the online client has no place"
+        return f"caches: the encoder keeps {', '.join(unknown)}, for which the online client has no place: {INSTEAD}"
     heads, _, width = _sizes(config, ATT_CACHE)
     if heads * width != 2 * config.output_size:
         return (
             f"n_kv_head, head_dim: {heads} key heads of {width // 2} do not match output_size "
-            f"{config.output_size}, which the online client uses for its attention cache"
+            f"{config.output_size}, which the online client uses for its attention cache: {INSTEAD}"
         )
     channels, _ = _sizes(config, CNN_CACHE)
     if channels != config.output_size:
         return (
-            f"conv_inner_factor: {channels} channels of the convolution do not match output_size "
-            f"{config.output_size}, which the online client uses for its convolution cache"
+            f"conv_inner_factor: {channels} channels of the convolution (half of cgmlp_linear_units) do not match "
+            f"output_size {config.output_size}, which the online client uses for its convolution cache: {INSTEAD}"
         )
     return None
 
@@ -150,7 +152,7 @@ def _why_not_offline(config: ModelConfig) -> str | None:
     if config.streaming and config.static_chunk_size:
         return (
             f"static_chunk_size is {config.static_chunk_size}: the offline client has no chunks, but the encoder was "
-            "trained only with chunks"
+            "trained only with chunks: use the online client"
         )
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import onnx_ir as ir
@@ -14,8 +14,31 @@ from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED, is_replaced
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.model.native import checked_kernels, choose_kernels
+from u2moe.runtime.model.native import checked_kernels, choose_kernels, plain_name
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
+
+_FOR_ONNXRUNTIME = {
+    "products in float32, which onnxruntime has": (
+        "FeedForward", "GatedFeedForward", "HalfMixtureOfExperts", "Linear", "MixtureOfExperts",
+    ),
+    "over whole sequences, as products in float32: the kernel is for chunks and their caches": (
+        "Attention", "DistanceAttention", "RotaryAttention", "ShiftedAttention",
+    ),
+    "scores by distances or rotations, which the kernel for chunks does not have": (
+        "DistanceCachedAttention", "RotaryCachedAttention",
+    ),
+    "convolutions in float32, which onnxruntime has": (
+        "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "ReducingConvolution", "Subsampling",
+        "SubsamplingConvolutions",
+    ),
+    "a third convolution of the front end: the kernel is for the first two": ("Int8Convolution",),
+    "no products: look-ups, copies, or numbers one by one": (
+        "Activation", "Embedding", "Int8Embedding", "RmsNormalization", "SinesAndCosines", "Sinusoids", "StackedFrames",
+        "TimeWindows",
+    ),
+}  # fmt: skip
+WITHOUT_KERNEL = {name: reason for reason, names in _FOR_ONNXRUNTIME.items() for name in names}
+"""Why a layer has no native kernel, by the name of its function."""
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -117,18 +140,21 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:
-    """Which functions of the graphs would run in native kernels here."""
+    """Which functions of the graphs would run in native kernels here, and why others would not."""
     kernels = content["kernels"]
     functions: Counter[str] = Counter()
     for graph in content["graphs"]:
-        functions.update(graph["functions"])
-    calls = {name: f"{count} x {name}" for name, count in functions.items()}
-    native = [call for name, call in calls.items() if is_replaced(name, kernels["operators"])]
-    others = [call for call in calls.values() if call not in native]
+        for name, count in graph["functions"].items():
+            functions[plain_name(name)] += count
+    native, others = [], defaultdict(list)
+    for name, count in functions.items():
+        is_native = is_replaced(name, kernels["operators"])
+        reason = WITHOUT_KERNEL.get(name, "these kernels are not here")
+        (native if is_native else others[reason]).append(f"{count} x {name}")
     return [
         f"kernels here: {kernels['description']}",
         f"  native       {', '.join(native) or 'none'}",
-        f"  onnxruntime  {', '.join(others) or 'none'}",
+        *(f"  onnxruntime  {', '.join(calls)}: {reason}" for reason, calls in others.items()),
     ]
 
 

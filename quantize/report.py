@@ -33,8 +33,8 @@ from u2moe.runtime.text.word_errors import WordErrors, edit_distance
 
 Array = npt.NDArray[Any]
 NUM_TIMINGS = 9
-SHOWN_CHUNK = (16, 4)
-"""Chunk size and left chunks for the timing of streams."""
+NUM_LEFT_CHUNKS = 4
+"""For the timing of streams, in chunks of the default size."""
 
 
 def build_report(
@@ -185,7 +185,8 @@ def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str
     """Median seconds of both encoders for the same features, in turn, with one thread."""
     cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
     if reference.config.streaming:
-        cases[f"chunk {SHOWN_CHUNK[0]}, left {SHOWN_CHUNK[1]}"] = SHOWN_CHUNK
+        chunk_size = reference.config.stream_chunk_size
+        cases[f"chunk {chunk_size}, left {NUM_LEFT_CHUNKS}"] = chunk_size, NUM_LEFT_CHUNKS
     result = {}
     for name, (chunk_size, left) in cases.items():
         times: tuple[list[float], list[float]] = ([], [])

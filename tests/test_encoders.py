@@ -1,8 +1,11 @@
 """What only some kinds of encoder have: their caches, streams, quantization and damaged weights."""
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+import soundfile
 import torch
 from wenet_directories import write_configuration
 
@@ -11,10 +14,12 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.parity import Parity
 from u2moe.export.random_checkpoint import random_config
 from u2moe.export.sherpa import export_sherpa
-from u2moe.export.sherpa_graphs import ONLINE
+from u2moe.export.sherpa_graphs import OFFLINE, SherpaOptions, supported_graphs
 from u2moe.export.training_config import parse_training_config
 from u2moe.quantize import RECIPES, quantize_bundle
+from u2moe.quantize.inspection import WITHOUT_KERNEL, describe, inspect_bundle
 from u2moe.runtime import CheckpointError, ParityError, StreamError, UnsupportedError
+from u2moe.runtime.graph.layers import PLAIN_LAYERS
 
 pytestmark = pytest.mark.slow
 
@@ -131,19 +136,36 @@ def test_two_rates_of_frames_take_two_frames_at_a_time(exported, tmp_path):
     assert bundle.manifest.model.stream_chunk_size == 16
     with pytest.raises(StreamError, match="chunk_size must be a multiple of 2 for this encoder, got 5"):
         bundle.load().encode(features(100), chunk_size=5)
-    said = []
-    assert ONLINE not in export_sherpa(bundle.path, tmp_path / "sherpa", progress=said.append).graphs
-    assert any("the encoder keeps half_att_cache" in line for line in said)
+    assert export_sherpa(bundle.path, tmp_path / "sherpa").graphs == (OFFLINE,)
 
 
 @pytest.mark.parametrize("name", FULL_CONTEXT)
-def test_what_needs_the_whole_utterance_refuses_chunks(exported, tmp_path, name):
+def test_what_needs_the_whole_utterance_refuses_chunks(exported, name):
     _, (bundle, _) = exported(name)
     model = bundle.load()
     assert model.encode(features(100)).shape == (96 // model.config.subsampling_rate, 32)
     with pytest.raises(StreamError, match="cannot stream"):
         model.encode(features(100), chunk_size=16)
-    assert ONLINE not in export_sherpa(bundle.path, tmp_path / "sherpa").graphs
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("e_branchformer", "the encoder keeps merge_cache, for"),
+        ("branchformer", "24 channels .*half of cgmlp_linear_units. do not match output_size 32, which"),
+        ("squeezeformer", "the encoder keeps half_att_cache, for"),
+        ("efficient_conformer_stream", "the encoder keeps att_cache_2, cnn_cache_2, for"),
+        ("efficient_conformer", "looks ahead or was not trained on chunks, which .* let the offline client recognise"),
+    ],
+)
+def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, name, reason):
+    """Each is told what to do instead."""
+    _, (bundle, _) = exported(name)
+    said = []
+    graphs = supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(), said.append)
+    assert graphs == (OFFLINE,)
+    instead = "" if "looks ahead" in reason else ".*: u2moe convert --profile streaming makes"
+    assert re.search(f"no model-streaming.onnx: .*{reason}{instead}", said[0])
 
 
 def test_every_expert_is_reached(exported):
@@ -160,22 +182,38 @@ def test_every_expert_is_reached(exported):
         ("e_branchformer_moe", "int4-experts"),
         ("branchformer", "int8"),
         ("squeezeformer", "int8"),
-        ("efficient_conformer", "int8"),
+        ("efficient_conformer_stream", "int8"),
         ("efficient_conformer_experts_in_the_decoder", "int4-experts"),
         ("squeezeformer_full", "int8"),
         ("squeezeformer_experts_in_the_decoder", "int4-experts"),
         ("branchformer_experts_in_the_decoder", "int4-experts"),
     ],
 )
-def test_quantization_reads_layers_and_no_names_of_encoders(exported, tmp_path, name, recipe):
-    """All large weights are quantized, and the output stays close to that in float32."""
+def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp_path, name, recipe):
+    """All large weights are quantized, and the output stays close to that in float32, as the report says."""
     _, (bundle, _) = exported(name)
-    quantized, _ = quantize_bundle(bundle.path, tmp_path / "quantized", RECIPES[recipe])
+    soundfile.write(tmp_path / "sound.wav", sound[:16_000], 16_000)
+    path, audio = tmp_path / "quantized", [tmp_path / "sound.wav"]
+    quantized, report = quantize_bundle(bundle.path, path, RECIPES[recipe], audio=audio)
     assert quantized.manifest.quantization["num_weights"]["feed_forward"] >= 4
-    frames = features(203)
-    for chunk in (None, 8) if bundle.manifest.model.streaming else (None,):
+    frames, config = features(203), bundle.manifest.model
+    shown = ["full context", *([f"chunk {config.stream_chunk_size}, left 4"] if config.streaming else [])]
+    assert list(report["speed"]["encoder"]) == shown
+    assert max(each["relative"] for each in report["weight_error"].values()) < 0.2
+    for chunk in (None, config.whole_chunk(8)) if config.streaming else (None,):
         found, expected = (each.load().encode(frames, chunk) for each in (quantized, bundle))
         assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_each_layer_has_a_native_kernel_or_a_reason_for_none(exported):
+    with_kernels = {"AddNormalization", "CachedAttention", "CachedConvolution", "Normalization"}
+    assert PLAIN_LAYERS - with_kernels == WITHOUT_KERNEL.keys() & PLAIN_LAYERS
+    content = inspect_bundle(exported("squeezeformer_full")[1][0].path)
+    content["kernels"] |= {"operators": ["Normalization"], "description": "none but one"}
+    lines = describe(content).splitlines()
+    (native,) = (line for line in lines if line.startswith("  native"))
+    assert re.fullmatch(r"  native       \d+ x Normalization", native)
+    assert any(re.match("  onnxruntime  4 x ShiftedAttention, . x Attention: over whole sequences", x) for x in lines)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
         offset: position of each stream [batch]: 0, then `next_offset` of the chunk before. Cached frames at negative
             positions are masked: streams at different positions share a batch by padding their caches at the front.
         required_cache_size: cached frames to keep for the next call; negative: all. Scalar.
-        one input for each of `caches`, float32. Conformers have these two:
+        one input for each of `caches`, float32. Most encoders have these two:
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
         cnn_cache: last input frames of the depthwise convolution, after the gated linear unit
             [blocks, batch, conv_dim, kernel-1]. Frames before the start are filled in by the graph.
