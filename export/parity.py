@@ -18,6 +18,7 @@ from u2moe.export.encoders.network import BlockCaches
 from u2moe.export.feature_parity import compare_features
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
+from u2moe.export.positions import NUM_LEARNED
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError
@@ -101,8 +102,10 @@ class Parity:
         config = self.config
         progress("features")
         self.report.comparisons.append(compare_features(*self.features))
-        longest = config.max_position * config.subsampling_rate  # learned positions end
-        for frames in (config.window, config.window + 1, 150, min(700, longest)):
+        longest = config.num_features(config.max_position)
+        # learned positions end, and each of them is compared
+        long = longest if self.network.config.encoder.learned_positions else 700
+        for frames in (config.window, config.window + 1, 150, long):
             self._case(f"full context, {frames} frames", partial(self._full_context, frames), progress)
         self._case("padded batch, full context", self._padded_batch, progress)
         if config.streaming:
@@ -250,8 +253,12 @@ class Parity:
         return self._encoded([(each, found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
-        """Hypotheses of 0 to 24 tokens for two utterances of different length, in torch one at a time."""
-        frames, num, longest = (40, 23), 6, 24
+        """Hypotheses for two utterances of different length, in torch one at a time.
+
+        Of 0 to 24 tokens, or to as many as have learned positions.
+        """
+        is_learned = self.network.left_decoder.config.learned_positions
+        frames, num, longest = (40, 23), *((2, NUM_LEARNED - 1) if is_learned else (6, 24))
         memory = self.random.standard_normal((2, max(frames), self.config.output_size)).astype(np.float32)
         tokens = self.random.integers(0, self.config.vocab_size, (2, num, longest))
         lengths = self.random.integers(1, longest, (2, num))

@@ -18,7 +18,7 @@ from u2moe.export.sherpa_graphs import OFFLINE, SherpaOptions, supported_graphs
 from u2moe.export.training_config import parse_training_config
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.quantize.inspection import WITHOUT_KERNEL, describe, inspect_bundle
-from u2moe.runtime import CheckpointError, ParityError, StreamError, UnsupportedError
+from u2moe.runtime import CheckpointError, ParityError, ProviderError, StreamError, UnsupportedError
 from u2moe.runtime.graph.layers import PLAIN_LAYERS
 
 pytestmark = pytest.mark.slow
@@ -62,6 +62,8 @@ CHANGED = [
     ("efficient_conformer_stream", "encoder.initial_cache"),
     ("efficient_conformer_stream", f"{BLOCK}self_attn.linear_kv.bias"),
     ("efficient_conformer_stream", "encoder.encoders.2.self_attn.linear_kv.bias"),
+    ("learned_positions", "encoder.embed.pos_enc.pe"),
+    ("learned_positions", "decoder.right_decoder.embed.1.pe"),
     ("squeezeformer", "encoder.embed.dw_conv.weight"),
     ("squeezeformer", "encoder.preln.bias"),
     ("squeezeformer", "encoder.time_reduction_layer.pw_conv.weight"),
@@ -106,14 +108,61 @@ def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
     checkpoint, (bundle, _) = exported(name)
     for file in bundle.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    model = ir.load(tmp_path / "encoder.onnx")
+    graph = f"{weight.split('.')[0]}.onnx"
+    model = ir.load(tmp_path / graph)
     value = model.graph.initializers[weight]
     array = value.const_value.numpy().copy()
-    array.flat[array.size // 2] += np.abs(array).max() / 3 + 1e-2
+    # of learned positions the last that any utterance has
+    array.flat[-1 if weight.endswith(".pe") else array.size // 2] += np.abs(array).max() / 3 + 1e-2
     value.const_value = ir.tensor(array, name=weight)
-    ir.save(model, tmp_path / "encoder.onnx")
+    ir.save(model, tmp_path / graph)
     with pytest.raises(ParityError, match="largest difference"):
         Parity(checkpoint.network(), tmp_path, bundle.manifest, subject=tmp_path).run()
+
+
+def test_more_positions_than_were_learned_are_refused(exported):
+    """A stream with limited left context moves back before."""
+    _, (bundle, _) = exported("learned_positions")
+    model, most = bundle.load(), bundle.manifest.model.num_features(448)
+    assert len(model.encode(features(most))) == 448
+    for chunks in ((), (16, -1)):
+        with pytest.raises(ProviderError, match="REFUSED: there are 448 learned positions"):
+            model.encode(features(most + 4), *chunks)
+    assert len(model.encode(features(most + 4), 16, 4)) == 449
+
+
+DAMAGED = {
+    "e_branchformer": f"{BLOCK}depthwise_conv_fusion.weight",
+    "branchformer_learned": f"{BLOCK}pooling_proj1.weight",
+    "squeezeformer_full": "encoder.time_reduction_layer.dw_conv.weight",
+    "efficient_conformer_causal": "encoder.encoders.2.self_attn.pos_bias_v",
+    "learned_positions": "decoder.left_decoder.embed.1.pe",
+}
+
+
+@pytest.mark.parametrize(("name", "weight"), DAMAGED.items())
+def test_damaged_checkpoints_are_named(tmp_path, name, weight):
+    folder = write_configuration(name, tmp_path / "checkpoint")
+    state, units = torch.load(folder / "final.pt", weights_only=True), (folder / "units.txt").read_text()
+
+    def refused(changed, message, averaged):
+        torch.save(changed, averaged)
+        with pytest.raises(CheckpointError, match=message):
+            Checkpoint.open(folder, averaged)
+
+    # as WeNet's average_model.py makes it: counters are no whole numbers
+    good = {key: torch.true_divide(value, 1) for key, value in state.items()}
+    for where in (folder / "avg_5.pt", tmp_path / "elsewhere.pt"):
+        others = {key: value for key, value in good.items() if key != weight}
+        refused(others, rf"{where.name}: .* 1 tensors missing \({weight}\)", where)
+        refused({**good, weight: torch.ones(3)}, rf"{where.name}: {weight} has shape \(3,\), expected \(", where)
+        extra = {**good, f"{weight}.more": torch.ones(3)}
+        refused(extra, rf"0 tensors missing; 1 tensors not used by the network \({weight}.more\)", where)
+        torch.save(good, where)
+        found = Checkpoint.open(folder, where.name if where.parent == folder else where).tensors
+        assert torch.equal(found[weight], state[weight])
+    (folder / "units.txt").write_text(units.rpartition("\n")[0].rpartition("\n")[0] + "\n")
+    refused(good, "units.txt: has 59 symbols, expected output_dim 60 of train.yaml", where)
 
 
 @pytest.mark.parametrize("name", STREAMING)
