@@ -137,6 +137,10 @@ DAMAGED = {
     "squeezeformer_full": "encoder.time_reduction_layer.dw_conv.weight",
     "efficient_conformer_causal": "encoder.encoders.2.self_attn.pos_bias_v",
     "learned_positions": "decoder.left_decoder.embed.1.pe",
+    "shaw": f"{BLOCK}self_attn.rel_k_embed.weight",
+    "stack_n_frames": "encoder.embed.norm.weight",
+    "linear": "encoder.embed.out.1.bias",
+    "conv1d2": "encoder.embed.conv.0.weight",
 }
 
 
