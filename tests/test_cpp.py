@@ -387,6 +387,17 @@ def test_calls_in_any_order_with_any_arguments_give_error_codes(check, bundle, t
     assert line.count("\n") == 1  # no internal error, none without a message
 
 
+def test_a_stream_is_for_one_thread_at_a_time(check, bundle, talk):
+    assert check("two-threads", bundle.path, talk) == b"this stream is used by another thread\n"
+
+
+def test_want_of_memory_is_an_error(installed, check, bundle):
+    if installed.has_sanitizers:
+        pytest.skip("sanitizers take terabytes of addresses")
+    expected = ["U2MOE_OUT_OF_MEMORY", "U2MOE_OUT_OF_MEMORY", "U2MOE_OK"]
+    assert check("out-of-memory", bundle.path).decode().split() == expected
+
+
 @pytest.mark.endurance
 def test_ten_thousand_calls(check, bundle, talk):
     line = check("random-calls", bundle.path, talk, 3, 10_000).decode()

@@ -1,4 +1,7 @@
 // Parts of runtime/cpp for tests/test_cpp.py: what the program alone does not show.
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <clocale>
 #include <cmath>
@@ -12,6 +15,7 @@
 #include <limits>
 #include <map>
 #include <new>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -223,6 +227,59 @@ void misuse(char** argv) {
   });
 }
 
+// What a process does that may take 64 MB more: calls that ask for hundreds fail, and a stream goes on afterwards.
+void run_out_of_memory(char** argv) {
+  u2moe_recognizer recognizer = nullptr;
+  u2moe_stream stream = nullptr;
+  u2moe_hotwords hotwords = nullptr;
+  u2moe::check(u2moe_recognizer_open(argv[2], nullptr, &recognizer));
+  u2moe::check(u2moe_stream_create(recognizer, nullptr, &stream));
+  const std::string phrase(std::size_t{100} << 20, 'a');
+  const auto* const samples = reinterpret_cast<const std::int16_t*>(phrase.data());
+  std::size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  rlimit before = {};
+  getrlimit(RLIMIT_AS, &before);
+  const rlimit tight = {pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) + (std::size_t{64} << 20), before.rlim_max};
+  setrlimit(RLIMIT_AS, &tight);
+  const u2moe_error found[] = {u2moe_hotwords_parse(recognizer, phrase.c_str(), &hotwords),
+                               u2moe_stream_accept_waveform_int16(stream, 16000, samples, phrase.size() / 2)};
+  setrlimit(RLIMIT_AS, &before);
+  for (const u2moe_error error : found) std::printf("%s\n", u2moe_error_name(error));
+  std::printf("%s\n", u2moe_error_name(u2moe_stream_accept_waveform_int16(stream, 16000, samples, 1600)));
+  u2moe_stream_free(stream);
+  u2moe_recognizer_free(recognizer);
+}
+
+// Errors of a thread that asks for results of a stream which another feeds.
+void use_in_two_threads(char** argv) {
+  const u2moe::Recognizer recognizer(argv[2]);
+  int rate = 0;
+  const std::vector<float> samples = read_all(argv[3], rate);
+  u2moe::Stream stream = recognizer.create_stream();
+  std::atomic<bool> is_done{false};
+  std::thread feeder([&] {
+    for (int fed = 0; fed < 5;) {
+      try {
+        stream.accept_waveform(rate, samples.data(), samples.size());
+        ++fed;
+      } catch (const u2moe::Error&) {  // the other one was first
+      }
+    }
+    is_done = true;
+  });
+  std::set<std::string> seen;
+  while (!is_done) {
+    try {
+      stream.get_result();
+    } catch (const u2moe::Error& error) {
+      seen.insert(error.what());
+    }
+  }
+  feeder.join();
+  for (const std::string& each : seen) std::printf("%s\n", each.c_str());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -241,6 +298,8 @@ int main(int argc, char** argv) {
     if (what == "memory") recognize_from_memory(argv);
     if (what == "rules") recognize_with_rules(argc, argv);
     if (what == "misuse") misuse(argv);
+    if (what == "out-of-memory") run_out_of_memory(argv);
+    if (what == "two-threads") use_in_two_threads(argv);
     if (what == "random-calls") {
       int rate = 0;
       const std::vector<float> samples = read_all(argv[3], rate);

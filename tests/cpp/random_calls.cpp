@@ -130,6 +130,10 @@ class Caller {
     const char* const arpa = "\\data\\\nngram 1=3\n\n\\1-grams:\n-1 <unk>\n-1 </s>\n-0.5 A\n\n\\end\\\n";
     std::string content = arpa;
     if (rarely()) content[number(content.size())] = static_cast<char>(number(256));
+    u2moe_vad vad = nullptr;  // of what is no network, or is not there
+    const u2moe_vad_options when = {rarely() ? 1 : sizeof when, odd_number(), 0.3, 0.6, 0.3};
+    note(u2moe_vad_open(rarely() ? bundle_ : "/none", unless_rare(&when), unless_rare(&vad)));
+    note(u2moe_vad_free(reinterpret_cast<u2moe_vad>(any(streams_))));
     u2moe_language_model model = nullptr;
     keep(u2moe_language_model_open_memory(any(recognizers_), content.data(), content.size(), nullptr, &model), models_, model);
   }

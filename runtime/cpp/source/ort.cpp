@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <new>
 #include <numeric>
 
 #include "errors.hpp"
@@ -81,6 +82,7 @@ void check(OrtStatus* status) {
   if (!status) return;
   const std::string message = api().GetErrorMessage(status);
   api().ReleaseStatus(status);
+  if (message.find("bad_alloc") != message.npos || message.find("Failed to allocate memory") != message.npos) throw std::bad_alloc();
   throw Failure(message.substr(0, std::min<std::size_t>(message.find('\n'), 300)));
 }
 
