@@ -6,7 +6,7 @@
 if(ONNXRUNTIME_ROOT)
   file(GLOB found ${ONNXRUNTIME_ROOT}/capi/libonnxruntime.so.* ${ONNXRUNTIME_ROOT}/capi/libonnxruntime.*.dylib
        ${ONNXRUNTIME_ROOT}/lib/libonnxruntime.so ${ONNXRUNTIME_ROOT}/lib/libonnxruntime.dylib ${ONNXRUNTIME_ROOT}/lib/onnxruntime.lib
-       ${ONNXRUNTIME_ROOT}/onnxruntime.dll)
+       ${ONNXRUNTIME_ROOT}/onnxruntime.dll ${ONNXRUNTIME_ROOT}/jni/${ANDROID_ABI}/libonnxruntime.so)
   list(LENGTH found num)
   if(num GREATER 0 AND NOT ONNXRUNTIME_LIBRARY)
     list(GET found 0 found)
