@@ -83,5 +83,5 @@ def int4_feed_forward(dim: int, hidden: int, block_size: int, kind: str, *, bias
     suffixes = ("", "_steps", "_scale", *["_bias"] * bias)
     names = [f"{weight}{suffix}" for weight in ("w1", "w2") for suffix in suffixes]
     name, gates = ("Int4GatedFeedForward", ["gate", "gate_steps", "gate_scale"]) if gated else ("Int4FeedForward", [])
-    attributes = {"activation": kind, "bias": int(bias), "block_size": block_size}
+    attributes = {"activation": kind, "bias": int(bias), "in": dim, "block_size": block_size}
     return build_function(name, ["x", *gates, *names], body, attributes)

@@ -6,8 +6,7 @@ A packed graph calls native operators instead of our functions, which it no long
 from __future__ import annotations
 
 import ctypes
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -139,27 +138,46 @@ _Read = tuple[int, dict[str, int], list[Product]]
 
 
 def _linear(num_others: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
-    def read(_: ir.Node, values: list[ir.Value]) -> _Read:
-        weight, scale, *biases = values[num_others:]
-        rows, columns = shape_of(weight)
-        product = Product(weight=weight, scale=scale, bias=biases[0] if biases else None, sizes=(rows, columns))
-        return num_others, {"in": rows, "out": columns}, [product]
+    def read(node: ir.Node, values: list[ir.Value]) -> _Read:
+        parts = values[num_others:]
+        rows, columns = _sizes(node, parts[0])
+        has_bias = len(parts) == (4 if _block_size(node) else 3)
+        return num_others, {"in": rows, "out": columns}, _products(node, parts, [(rows, columns)], has_bias)
 
     return read
 
 
 def _feed_forward(num_gates: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
-    def read(_: ir.Node, values: list[ir.Value]) -> _Read:
-        start = 1 + 2 * num_gates  # x, and weight and scale of a gate, which has no bias
-        has_bias = len(values) == start + 6
-        parts = [*_triples(iter(values[1:start]), has_bias=False), *_triples(iter(values[start:]), has_bias)]
-        products = [
-            Product(weight=weight, scale=scale, bias=bias, sizes=_sizes(weight)) for weight, scale, bias in parts
-        ]
-        rows, hidden = products[0].sizes
-        return 1, {"in": rows, "hidden": hidden}, products
+    def read(node: ir.Node, values: list[ir.Value]) -> _Read:
+        dim, hidden = _sizes(node, values[1])
+        sizes = [*[(dim, hidden)] * (num_gates + 1), (hidden, dim)]
+        products = _products(node, values[1:], sizes, bool(node.attributes["bias"].as_int()), num_gates)
+        return 1, {"in": dim, "hidden": hidden}, products
 
     return read
+
+
+def _products(
+    node: ir.Node, values: Sequence[ir.Value], sizes: Sequence[tuple[int, int]], has_bias: bool, num_gates: int = 0
+) -> list[Product]:
+    """Products of these sizes whose weight, steps in 4 bits, scale, and bias but for gates follow each other."""
+    parts, block_size = iter(values), _block_size(node)
+    return [
+        Product(
+            weight=next(parts),
+            steps=next(parts) if block_size else None,
+            scale=next(parts),
+            bias=next(parts) if has_bias and index >= num_gates else None,
+            sizes=size,
+            block_size=block_size,
+        )
+        for index, size in enumerate(sizes)
+    ]
+
+
+def _block_size(node: ir.Node) -> int:
+    """Rows that share a step in 4 bits; 0: int8."""
+    return node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
 
 
 def _int8_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
@@ -172,8 +190,8 @@ def _int8_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
         bias = next(parts) if mixture.bias else None
         second, second_scale = next(parts), next(parts)
         products += [
-            Product(weight=first, scale=first_scale, bias=bias, sizes=_sizes(first)),
-            Product(weight=second, scale=second_scale, bias=second_biases, sizes=_sizes(second), expert=expert),
+            Product(weight=first, scale=first_scale, bias=bias, sizes=_sizes(node, first)),
+            Product(weight=second, scale=second_scale, bias=second_biases, sizes=_sizes(node, second), expert=expert),
         ]
     return 2, {"hidden": products[0].sizes[1]}, products
 
@@ -181,31 +199,14 @@ def _int8_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
 def _int4_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
     mixture = cast("Mixture", mixture_of(node))
     hidden, dim = shape_of(values[2])[0], shape_of(values[1])[0]
-    sizes = itertools.cycle([(dim, hidden), (hidden, dim)])
-    parts = iter(values[2:])
-    products = [
-        Product(
-            weight=weight,
-            steps=next(parts),
-            scale=next(parts),
-            bias=next(parts) if mixture.bias else None,
-            sizes=next(sizes),
-            block_size=mixture.block_size,
-        )
-        for weight in parts
-    ]
-    return 2, {"hidden": hidden}, products
+    sizes = [(dim, hidden), (hidden, dim)] * mixture.num_experts
+    return 2, {"hidden": hidden}, _products(node, values[2:], sizes, mixture.bias)
 
 
-def _triples(parts: Iterator[ir.Value], has_bias: bool) -> Iterator[tuple[ir.Value, ir.Value, ir.Value | None]]:
-    """Weights, scales and biases in turn."""
-    for weight in parts:
-        yield weight, next(parts), next(parts) if has_bias else None
-
-
-def _sizes(weight: ir.Value) -> tuple[int, int]:
-    rows, columns = shape_of(weight)
-    return rows, columns
+def _sizes(node: ir.Node, weight: ir.Value) -> tuple[int, int]:
+    """Rows and columns of the first weight of a layer."""
+    shape = shape_of(weight)
+    return (node.attributes["in"].as_int(), shape[0]) if _block_size(node) else (shape[0], shape[1])
 
 
 _READERS: dict[str, Callable[[ir.Node, list[ir.Value]], _Read]] = {
@@ -214,6 +215,9 @@ _READERS: dict[str, Callable[[ir.Node, list[ir.Value]], _Read]] = {
     "Int8FeedForward": _feed_forward(0),
     "Int8GatedFeedForward": _feed_forward(1),
     "Int8MixtureOfExperts": _int8_experts,
+    "Int4Linear": _linear(1),
+    "Int4FeedForward": _feed_forward(0),
+    "Int4GatedFeedForward": _feed_forward(1),
     "Int4MixtureOfExperts": _int4_experts,
 }
 
