@@ -322,6 +322,15 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
         time_ratio({**report, "bundles": {"moe_tiny": {}}})
 
 
+def test_energy_has_a_column_where_it_is_counted(report):
+    assert "Wh / hour" not in describe(report)
+    counted = copy.deepcopy(report)
+    counted["speed"][0]["energy_wh_per_hour"] = {"median": 2.5, "low": 2.0, "high": 3.0, "count": 2}
+    for entry in counted["speed"][1:]:
+        entry.pop("energy_wh_per_hour", None)
+    assert "2.500 (2.000-3.000)" in describe(counted)
+
+
 def test_a_step_says_how_long_it_takes(lines):
     assert "1 thread, full context: warm-up" in lines
     assert any(re.fullmatch(r"1 thread, full context: round 2 of 2, \d+ s left", line) for line in lines)

@@ -1,12 +1,14 @@
 """How times are taken and summed up: spreads, stages, chunks, and what a listener waits for."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from manifests import with_decoding
 
 from u2moe.benchmarks.bench import latency, speed
+from u2moe.benchmarks.instruments.energy import EnergyMeter
 from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe, Stopwatch
 from u2moe.benchmarks.instruments.statistics import Spread, differs, interleaved, percentiles
 from u2moe.runtime import Bundle, Recognizer, Result, WordResult
@@ -77,6 +79,35 @@ def test_speed_is_the_median_of_the_rounds():
     assert "chunk_latency_s" not in speed.summary(rounds, chunk_s=None)
 
 
+def test_energy_is_that_of_all_packages(tmp_path):
+    """Counters of two packages, one of which begins again; cores are a part of theirs, and psys counts them again."""
+    names = {"intel-rapl:0": "package-0", "intel-rapl:1": "package-1", "intel-rapl:0:0": "core", "intel-rapl:2": "psys"}
+    for zone, name in names.items():
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "name").write_text(f"{name}\n")
+        (tmp_path / zone / "max_energy_range_uj").write_text("9000000\n")
+        (tmp_path / zone / "energy_uj").write_text("8000000\n")
+    meter = EnergyMeter(tmp_path)
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("8500000\n")
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("1000000\n")
+    assert meter.joules() == 2.5
+    assert meter.joules() == 0
+    assert EnergyMeter(tmp_path / "none").joules() is None
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("")  # as unreadable
+    assert EnergyMeter(tmp_path).joules() is None
+
+
+def test_energy_of_an_hour_is_reported_where_it_is_counted(probe, sound, monkeypatch):
+    used = iter([5.0, 8.0])
+    monkeypatch.setattr(speed, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: next(used)))
+    modes = {"one": [Mode()]}
+    (entry,) = speed.measure_speed({"one": probe}, [sound], modes, repetitions=1, warm_up=0)
+    assert entry["energy_wh_per_hour"]["median"] == 2.0
+    monkeypatch.setattr(speed, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: None))
+    (entry,) = speed.measure_speed({"one": probe}, [sound], modes, repetitions=1, warm_up=0)
+    assert "energy_wh_per_hour" not in entry
+
+
 def test_word_errors_of_known_transcripts():
     results = [observed(text="a b c"), observed(text="d"), observed(text="e f")]
     assert speed.word_errors(results, ["A X C", "", "E F"]) == {"num_words": 5, "rate": 0.2}
@@ -116,6 +147,9 @@ def test_waits_end_with_their_utterance(vocabulary):
     found = latency.summary([observed(events=events, segments=[first, second], audio_s=8.0)], vocabulary, chunk_s=0.25)
     assert found["first_partial_s"]["algorithmic"] == percentiles([0.75, 1.0])
     assert found["word_s"]["compute"]["max"] == 0.3
+    # words of the first utterance, shown with the first chunk and by its end; that of the second
+    assert found["first_word_s"]["algorithmic"] == percentiles([0.5, 0.5])
+    assert found["last_word_s"]["algorithmic"] == percentiles([1.0, 0.5])
     # an endpoint ended the first, 1 s after its last word, and the source the second, 1.5 s after
     assert found["finalisation_s"]["algorithmic"] == percentiles([1.0, 1.5])
     assert found["finalisation_s"]["compute"] == percentiles([0.2, 0.5])

@@ -76,20 +76,20 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
         chunk_latency_s: compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one chunk to
             the next.
         first_partial_s: from the start of the first word to the first partial result with a word.
-        word_s: from the end of each word to the partial (or final) result from which on it is shown permanently.
+        word_s: from the end of each word to the partial (or final) result from which on it is shown permanently;
+            first_word_s, last_word_s: the same of the first and the last word of each utterance.
         finalisation_s: from the end of the last word of an utterance to its final result. Audio after that word is
             algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and the
             second pass are compute.
         flicker: share of the words shown in partial results that changed afterwards.
 
-        The last three have percentiles of "algorithmic", "compute" and "total"; keys without any speech are missing.
+        The waits have percentiles of "algorithmic", "compute" and "total"; keys without any speech are missing.
     """
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:
         result |= {"chunk_latency_s": latencies([chunks], chunk_s), "chunk_budget_s": chunk_s}
-    first: list[Wait] = []
-    words: list[Wait] = []
-    finals: list[Wait] = []
+    names = ("first_partial_s", "word_s", "first_word_s", "last_word_s", "finalisation_s")
+    waits: dict[str, list[Wait]] = {name: [] for name in names}
     shown = changed = 0
     for item in observed:
         end = Event(audio_s=item.audio_s, compute_s=item.final_s, tokens=(), segment=-1)
@@ -97,14 +97,15 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
             events = [event for event in item.events if event.segment == segment.segment]
             later = [event for event in item.events if event.segment > segment.segment]
             final = later[0] if later else end
-            first += first_partial(segment, events, final)
-            words += emissions(segment, events, final, vocabulary)
-            finals += [(final.audio_s - word.end, final.compute_s) for word in segment.words[-1:]]
+            words = emissions(segment, events, final, vocabulary)
+            last = [(final.audio_s - word.end, final.compute_s) for word in segment.words[-1:]]
+            for name, found in zip(
+                names, (first_partial(segment, events, final), words, words[:1], words[-1:], last), strict=True
+            ):
+                waits[name] += found
             numbers = flicker(segment, events, vocabulary)
             shown, changed = shown + numbers[0], changed + numbers[1]
-    for name, waits in (("first_partial_s", first), ("word_s", words), ("finalisation_s", finals)):
-        if waits:
-            result[name] = _parts(waits)
+    result |= {name: _parts(found) for name, found in waits.items() if found}
     if shown:
         result["flicker"] = changed / shown
     return result

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from u2moe.benchmarks.instruments.energy import EnergyMeter
 from u2moe.benchmarks.instruments.probe import STAGES, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
 from u2moe.runtime.text.word_errors import WordErrors
@@ -33,25 +34,32 @@ def measure_speed(
         progress: called with a line for each round.
 
     Returns:
-        One entry for each mode and bundle: see `summary`, and `word_errors` for `words`, if there are transcripts.
+        One entry for each mode and bundle: see `summary`, and `word_errors` for `words`, if there are transcripts; and
+        energy_wh_per_hour: of all processors, watt-hours per hour of audio, where the system counts it.
     """
+    meter = EnergyMeter()
 
-    def case(probe: Probe, mode: Mode) -> Callable[[], list[Observation]]:
-        return lambda: [probe.recognise(samples, mode) for samples in recordings]
+    def case(probe: Probe, mode: Mode) -> Callable[[], tuple[list[Observation], float | None]]:
+        def measure() -> tuple[list[Observation], float | None]:
+            meter.joules()
+            return [probe.recognise(samples, mode) for samples in recordings], meter.joules()
 
-    entries = []
+        return measure
+
+    entries: list[dict[str, Any]] = []
     for mode in dict.fromkeys(mode for own in modes.values() for mode in own):
         cases = {name: case(item, mode) for name, item in probes.items() if mode in modes[name]}
-        observed = interleaved(cases, repetitions, warm_up=warm_up, title=mode.name, progress=progress)
-        entries += [
-            {
-                "bundle": name,
-                "mode": mode.name,
-                **summary(rounds, probes[name].chunk_s(mode)),
-                **({"words": word_errors(rounds[0], transcripts)} if transcripts and any(transcripts) else {}),
-            }
-            for name, rounds in observed.items()
-        ]
+        measured = interleaved(cases, repetitions, warm_up=warm_up, title=mode.name, progress=progress)
+        for name, results in measured.items():
+            rounds = [observed for observed, _ in results]
+            entry = {"bundle": name, "mode": mode.name, **summary(rounds, probes[name].chunk_s(mode))}
+            joules = [used for _, used in results if used is not None]
+            if joules:  # per second of audio they are watts, and so watt-hours per hour
+                audio_s = sum(observed.audio_s for observed in rounds[0])
+                entry["energy_wh_per_hour"] = Spread.of([used / audio_s for used in joules]).data()
+            if transcripts and any(transcripts):
+                entry["words"] = word_errors(rounds[0], transcripts)
+            entries.append(entry)
     return entries
 
 

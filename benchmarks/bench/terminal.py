@@ -10,7 +10,10 @@ from u2moe.runtime.installation import install_command
 
 Report = Mapping[str, Any]
 
-WAITS = {"first_partial_s": "first partial", "word_s": "word", "finalisation_s": "final"}
+WAITS = {
+    "first_partial_s": "first partial", "word_s": "word", "first_word_s": "first word", "last_word_s": "last word",
+    "finalisation_s": "final",
+}  # fmt: skip
 STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s": "first recording"}
 MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
 """Keys of reports, and their names in tables."""
@@ -93,6 +96,7 @@ def _speed(report: Report) -> Iterator[str]:
     stages = list(report["speed"][0]["shares"])
     head = ["mode", "threads", "bundle", "real-time factor", "RTFx", "core-hours / hour", *stages]
     words = any("words" in entry for entry in report["speed"])
+    energy = any("energy_wh_per_hour" in entry for entry in report["speed"])
     rows = [
         [
             *where(entry),
@@ -101,12 +105,17 @@ def _speed(report: Report) -> Iterator[str]:
             spread(entry["core_hours_per_hour"], 1, 4),
             *(f"{entry['shares'][stage]:.0%}" for stage in stages),
             *([f"{entry['words']['rate']:.1%}"] if words else []),
+            *([_energy(entry)] if energy else []),
         ]
         for entry in in_order(report)
     ]
     yield ""
     yield "End to end, and the share of each stage"
-    yield from table([*head, *(["word errors"] if words else [])], rows)
+    yield from table([*head, *(["word errors"] if words else []), *(["Wh / hour"] if energy else [])], rows)
+
+
+def _energy(entry: Report) -> str:
+    return spread(entry["energy_wh_per_hour"], 1, 3) if "energy_wh_per_hour" in entry else "-"
 
 
 def _chunks(report: Report) -> Iterator[str]:

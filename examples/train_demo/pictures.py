@@ -69,6 +69,8 @@ def draw_training(tables: list[Path], file: Path) -> None:
     starts = [min(points[0][0] for key, points in curves.items() if key[0] == number) for number in range(len(tables))]
     for start in starts[1:]:
         axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
+    axes.plot([], [], "o", color="#777777", markersize=3, label="dense network")
+    axes.plot([], [], "s:", color="#777777", markersize=3, linewidth=0.8, label="what forked from it, and when")
     axes.set_xlabel("hours of training")
     axes.set_ylabel("word error rate, %, first pass without beam")
     axes.set_ylim(0, 105)
