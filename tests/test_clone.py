@@ -12,7 +12,7 @@ LISTED = {
     "examples/train_demo/checkpoint/final.pt": "the demo model in WeNet's form, from which its bundle is made",
     "runtime/demo/encoder.onnx": "the demo model",
     "runtime/demo/decoder.onnx": "the demo model",
-    "runtime/demo/general.lm": "its language model",
+    "runtime/demo/language.lm": "its language model",
 }
 
 

@@ -215,7 +215,7 @@ def test_recordings_are_recognised_as_in_python(check, tmp_path, kind):
     clips = [soundfile.read(file, dtype="int16")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
     samples = np.concatenate([np.append(clip, np.zeros(8000, np.int16)) for clip in clips])
     soundfile.write(tmp_path / "clips.wav", samples, 16_000, subtype="PCM_16")
-    model = DEMO_FOLDER / "general.lm"
+    model = DEMO_FOLDER / "language.lm"
     file, bundle = conformance.FOLDER / f"{kind}.json", conformance.demo_with_defaults(kind, tmp_path)
     for name in ("windows", "sequences"):
         write_vad(tmp_path / f"{name}.onnx", sequence=name == "sequences")

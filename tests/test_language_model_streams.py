@@ -12,10 +12,9 @@ from feeding import CHUNKED, feed, feed_together
 from language_models import random_arpa
 from tones import SYMBOLS, say
 
-from u2moe.runtime import DecodingOptions, LanguageModel, LanguageModelOptions, Recognizer
+from u2moe.runtime import Bundle, DecodingOptions, LanguageModel, LanguageModelOptions, Recognizer
 from u2moe.runtime.cli.options import language_model_options
 from u2moe.runtime.decoding.fusion import Fusion
-from u2moe.runtime.language.model import DEMO_FILE, DEMO_WEIGHTS
 from u2moe.runtime.places import DEMO_FOLDER
 
 
@@ -92,13 +91,13 @@ def test_options_reach_worker_processes(toy, tmp_path):
     assert Fusion(copied, toy.vocabulary).score(tokens) == Fusion(options, toy.vocabulary).score(tokens) != 0
 
 
-def test_a_general_model_comes_with_the_demo_model_and_is_used_on_request_only(tmp_path):
-    options = LanguageModelOptions.demo(weight=0.2)
-    assert (options.weight, options.word_bonus) == (0.2, DEMO_WEIGHTS["word_bonus"])
-    assert (DEMO_FOLDER / DEMO_FILE).stat().st_size <= 2_000_000
+def test_the_demo_model_has_a_general_model_that_others_may_use():
+    bundle = Bundle.open(DEMO_FOLDER)
+    options = bundle.language_model()
+    assert bundle.manifest.files["language.lm"].size <= 2_000_000
     assert options.model.ngrams.order == 3
-    assert DecodingOptions().language_model is None
-    assert language_model_options("demo,weight=0.1").digest == LanguageModelOptions.demo(weight=0.1).digest
+    expected = dataclasses.replace(options, weight=0.1)
+    assert language_model_options("demo,weight=0.1").digest == expected.digest != options.digest
     assert language_model_options("demo,weight=0.2,weight=0.1,level=word").level == "word"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Model, Recognizer, Result, Stream
+from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result, Stream
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
@@ -161,7 +161,6 @@ class Probe:
         settings: SessionSettings | None = None,
         *,
         search: Search | None = None,
-        endpoint: EndpointConfig | None = EndpointConfig(),  # noqa: B008 - frozen
     ) -> None:
         """Load the graphs of a bundle.
 
@@ -169,7 +168,6 @@ class Probe:
             bundle: what to measure.
             settings: where and how its graphs run.
             search: None: rescoring if there is a decoder, else prefix beam search.
-            endpoint: rules by which utterances end, by default as in `u2moe transcribe`; None: only with the input.
         """
         self.bundle = bundle
         self.watch = Stopwatch()
@@ -183,7 +181,7 @@ class Probe:
         }
         self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
         search = search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
-        self.options = DecodingOptions(search=search, endpoint=endpoint)
+        self.options = DecodingOptions(search=search, endpoint=bundle.manifest.decoding.endpoint)
         observer = Observer(features=partial(self.watch, "features"), searching=partial(self.watch, "search"))
         self.recognizer = Recognizer(bundle, self.model, self.options, observer=observer)
 

@@ -41,6 +41,8 @@ SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
 MODES = ("", NARROW, UNGUIDED, UNGUIDED + NARROW)
 """What is changed of the bundle's defaults, as it is added to the name of a condition."""
 PLAIN = ("",)
+TIMED = 12
+"""Of so many recordings one is timed."""
 SILENCE_S = 5.0
 LEVELS_DB = (None, -80, -60, -50, -40)
 """Of silences, below full scale; None: zeros."""
@@ -177,6 +179,38 @@ def words_in_silence(path: Path) -> dict[str, list[str]]:
     return found
 
 
+def real_time_factors(path: Path, manifest: Path) -> dict[str, float]:
+    """Processor time of each condition over the time of some recordings, mode beside mode."""
+    listener, audio_s = Listener(path, MODES), 0.0
+    cpu_s: dict[str, float] = {}
+    for recording in list(read_recordings(manifest))[::TIMED]:
+        samples = read_audio(recording.path, listener.sample_rate)
+        audio_s += len(samples) / listener.sample_rate
+        for heard in listener.hear(samples):
+            cpu_s[heard.condition] = cpu_s.get(heard.condition, 0.0) + heard.cpu_s
+    return {condition: round(seconds / audio_s, 6) for condition, seconds in cpu_s.items()}
+
+
+def language_model_costs(path: Path) -> dict[str, float]:
+    """Median processor time of loading the language model of a bundle and of all else, and their bytes."""
+    loads: dict[str, list[float]] = {"rest_s": [], "language_model_s": []}
+    for _ in range(5):
+        begin = time.process_time()
+        bundle = Bundle.open(path)
+        bundle.load(SessionSettings(num_threads=1, kernels="onnxruntime"))
+        loads["rest_s"].append(time.process_time() - begin)
+        begin = time.process_time()
+        language_model = bundle.language_model()
+        assert language_model is not None
+        Fusion(language_model, bundle.vocabulary)
+        loads["language_model_s"].append(time.process_time() - begin)
+    sizes = {name: digest.size for name, digest in bundle.manifest.files.items()}
+    config = bundle.manifest.decoding.language_model
+    own = sizes[config.file] if config else 0
+    medians = {name: round(sorted(each)[2], 3) for name, each in loads.items()}
+    return {**medians, "bytes": own, "rest_bytes": sum(sizes.values()) - own}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", type=named, nargs="+", metavar="NAME=BUNDLE")
@@ -186,7 +220,14 @@ def main() -> None:
     parser.add_argument(
         "--every-mode", metavar="NAME", help="bundle that also hears without its beam and language model"
     )
+    parser.add_argument("--time", metavar="LIST", type=Path, help="only time --every-mode, on a quiet machine")
     args = parser.parse_args()
+    if args.time:
+        found = read_json(args.output / "wer.json")
+        path = Path(dict(args.bundles)[args.every_mode])
+        found[args.every_mode] |= {"rtf": real_time_factors(path, args.time), "costs": language_model_costs(path)}
+        write_json(args.output / "wer.json", found)
+        return
     manifests = [*sorted((args.work_dir / "test").glob("*.tsv")), *sorted((args.work_dir / "dev").glob("*.tsv"))]
     results: dict[str, Any] = {}
     with ProcessPoolExecutor(args.processes) as pool:

@@ -41,6 +41,8 @@ def values() -> dict[str, dict[str, str]]:
         "silence": tables.silence(found["wer"]),
         "num_silences": str(found["wer"]["int8"]["num_silences"]),
         "rtf": tables.real_time_factors(found["wer"]),
+        "chosen": tables.chosen(found["wer"]),
+        "costs": tables.costs(found["wer"]),
         "overlap": tables.overlap_table(found["overlap"]),
         "rare_experts": tables.rare_experts(found["experts"]),
         "experts": tables.experts_table(found["experts"]),

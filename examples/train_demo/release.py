@@ -23,6 +23,9 @@ CALIBRATION_SETS = ("dev/queen-dev.tsv", "test/heldout.tsv")
 """Nothing is chosen on the other sets."""
 PADDING_S = 0.18
 """Three encoder frames; see the README."""
+LANGUAGE_MODEL = f"{DEMO / 'language.lm'},weight=0.3,word_bonus=2,unknown_score=-10,rescoring_weight=1"
+BEAM_SIZE = 40
+"""Like the weights of the language model, those with the fewest errors on queen-dev."""
 STEPS = ("bundle", "install", "results", "quantization", "pages")
 
 
@@ -54,6 +57,7 @@ class Release:
     def bundle(self) -> None:
         """Exports, quantizes, and calibrates confidences."""
         call("-m", "u2moe", "export", self.source, self.float32, "--padding", str(PADDING_S), "--overwrite")
+        call("-m", "u2moe", "lm", "attach", self.float32, LANGUAGE_MODEL, "--beam-size", str(BEAM_SIZE))
         call("-m", "u2moe", "quantize", self.float32, self.int8, "--no-report", "--overwrite")
         call("-m", "u2moe.benchmarks.studies.calibration", self.int8, *self.dev, "--fit")
 

@@ -73,16 +73,35 @@ def silence(results: Results) -> str:
 def real_time_factors(results: Results) -> str:
     """Processor time of the shipped model on one thread, features included, over the time of the recordings."""
 
-    def factor(condition: str) -> float:
-        own = [found[condition] for name, found in results["int8"]["sets"].items() if name in SETS]
-        return float(sum(found["cpu_s"] for found in own) / sum(found["audio_s"] for found in own))
-
     def factors(mode: str) -> str:
-        return " and ".join(f"{factor(SHOWN[context] + mode):.4f}" for context in ("full context", "chunk 16"))
+        own = results["int8"]["rtf"]
+        return " and ".join(f"{own[SHOWN[context] + mode]:.4f}" for context in ("full context", "chunk 16"))
 
     return (
         f"{factors('')} of real time (full context, and chunks of 16), {factors(NARROW)} with a beam of 10, "
         f"{factors(UNGUIDED)} without the language model and {factors(UNGUIDED + NARROW)} with both"
+    )
+
+
+def chosen(results: Results) -> str:
+    """Word errors on the set on which beam and language model were chosen, with full context and in chunks of 16."""
+
+    def total(mode: str) -> str:
+        own = [results["int8"]["sets"]["queen-dev"][SHOWN[context] + mode] for context in ("full context", "chunk 16")]
+        return percent(sum(found["num_errors"] for found in own) / sum(found["num_words"] for found in own))
+
+    return (
+        f"{total('')} of words are wrong with both, {total(NARROW)} with the language model and a beam of 10, "
+        f"{total(UNGUIDED)} with the beam of 40 alone and {total(UNGUIDED + NARROW)} with neither"
+    )
+
+
+def costs(results: Results) -> str:
+    """What the language model adds to the bundle and to loading."""
+    own = results["int8"]["costs"]
+    return (
+        f"{own['bytes'] / 1e6:.1f} MB beside {own['rest_bytes'] / 1e6:.1f} MB, and loading takes "
+        f"{own['language_model_s']:.2f} s of processor time beside {own['rest_s']:.2f} s"
     )
 
 

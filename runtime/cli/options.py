@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -211,7 +212,8 @@ def language_model_options(text: str) -> LanguageModelOptions:
         else:
             classes.setdefault(name, []).extend(_words_in(name, value))
     chosen["classes"] = classes
-    return LanguageModelOptions.demo(**chosen) if file == DEMO else LanguageModelOptions(model=file, **chosen)
+    of_demo = Bundle.open(find_bundle(DEMO), verify=False).language_model() if file == DEMO else None
+    return dataclasses.replace(of_demo, **chosen) if of_demo else LanguageModelOptions(model=file, **chosen)
 
 
 def _words_in(name: str, file: str) -> list[str]:

@@ -14,16 +14,11 @@ from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.arpa import read_arpa
 from u2moe.runtime.language.compact import is_compact, parse_compact
 from u2moe.runtime.language.ngrams import Ngrams
-from u2moe.runtime.places import find_bundle
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 from u2moe.runtime.validation import checked_number
 
 Level = Literal["word", "token"]
 MOST_WEIGHT = 100.0
-DEMO_FILE = "general.lm"
-"""In the folder of the demo model; made by `examples/train_demo/language_model.py` from text in Debian packages."""
-DEMO_WEIGHTS = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "rescoring_weight": 0.5}
-"""Tuned on the development sets of the demo model, see docs/language_models.md."""
 
 
 class LanguageModel:
@@ -157,15 +152,6 @@ class LanguageModelOptions(FusionWeights):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "classes", _checked_classes(self.classes, self.model))
-
-    @classmethod
-    def demo(cls, **changes: Any) -> Self:
-        """The general English model of the package, with weights tuned for the demo model; `changes` override them.
-
-        Raises:
-            BundleError: the demo model is not installed.
-        """
-        return cls(**{"model": LanguageModel.open(find_bundle(None) / DEMO_FILE), **DEMO_WEIGHTS, **changes})
 
     @property
     def digest(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def demo_with_defaults(kind, folder):
     target.mkdir()
     for name in ("bundle.json", *Bundle.open(DEMO_FOLDER).manifest.files):
         shutil.copy(DEMO_FOLDER / name, target)
-    attach(target, LanguageModelOptions(model=DEMO_FOLDER / "general.lm"))
+    attach(target, LanguageModelOptions(model=DEMO_FOLDER / "language.lm"))
     edited("decoding", **decoding)(target)
     return target
 
