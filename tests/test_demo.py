@@ -69,7 +69,7 @@ def test_the_command_needs_no_arguments(capsys):
 def test_demo_is_small_and_quantized():
     bundle = Bundle.open(DEMO_FOLDER)
     assert bundle.manifest.quantization["recipe"] == "int8"
-    assert sum(file.size for file in bundle.manifest.files.values()) <= 12e6
+    assert sum(file.size for file in bundle.manifest.files.values()) <= 14e6
     network = bundle.manifest.architecture["encoder"]
     assert network["feed_forward"]["num_experts"] == 8
     assert network["feed_forward"]["num_experts_per_token"] == 2

@@ -77,7 +77,10 @@ def heard(recognizer: Recognizer, items: list[Item]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for padding_s in PADDINGS_S:
         for chunk_size in CHUNK_SIZES:
-            count, options = Count(), DecodingOptions(padding_s=padding_s, chunk_size=chunk_size)
+            count, options = (
+                Count(),
+                DecodingOptions(padding_s=padding_s, chunk_size=chunk_size, beam_size=10, language_model="none"),
+            )
             for samples, transcript in items:
                 reference = words(transcript)
                 text = normalize(recognizer.transcribe(samples, options=options).text)

@@ -40,7 +40,8 @@ CHUNK_SIZES = (None, 16, 8)
 SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
 MODES = ("", NARROW, UNGUIDED, UNGUIDED + NARROW)
 """What is changed of the bundle's defaults, as it is added to the name of a condition."""
-PLAIN = ("",)
+PLAIN = UNGUIDED + NARROW
+"""As the library decodes by default; float32 and int8 are compared like this."""
 TIMED = 12
 """Of so many recordings one is timed."""
 SILENCE_S = 5.0
@@ -80,7 +81,7 @@ class Heard:
 class Listener:
     """A bundle that hears recordings under every condition, on onnxruntime alone and one thread."""
 
-    def __init__(self, path: Path, modes: Sequence[str] = PLAIN) -> None:
+    def __init__(self, path: Path, modes: Sequence[str] = ("",)) -> None:
         self.bundle = Bundle.open(path)
         self.model = self.bundle.load(SessionSettings(num_threads=1, kernels="onnxruntime"))
         self.sample_rate = self.bundle.manifest.features.sample_rate
@@ -124,7 +125,7 @@ class Listener:
             yield Heard(condition=f"{chunk_size or 'full'} {search}{mode}", text=text, cpu_s=cpu_s)
 
 
-def hear_set(path: Path, manifest: Path, file: Path, modes: Sequence[str] = PLAIN) -> dict[str, Any]:
+def hear_set(path: Path, manifest: Path, file: Path, modes: Sequence[str] = ("",)) -> dict[str, Any]:
     """What a bundle hears of one set, from `file` if it is there: seconds of audio, and per recording all `Heard`."""
     of_set = hashlib.sha256(manifest.read_bytes()).hexdigest()
     made_of = {**of_bundle(path), "set": of_set, "modes": [*modes]}
@@ -237,7 +238,7 @@ def main() -> None:
                 Path(bundle),
                 manifest,
                 args.work_dir / "heard" / f"{manifest.stem}-{name}.json",
-                [*MODES] if name == args.every_mode else PLAIN,
+                [*MODES] if name == args.every_mode else [PLAIN],
             )
             for manifest in manifests
             for name, bundle in args.bundles

@@ -21,7 +21,7 @@ MODELS = {
     "with `--beam-size 10`": ("int8", NARROW),
     "with `--lm none`": ("int8", UNGUIDED),
     "with both": ("int8", UNGUIDED + NARROW),
-    "in float32": ("float32", ""),
+    "with both, in float32": ("float32", UNGUIDED + NARROW),
 }
 """Rows of the demo model: precisions, and what is added to conditions."""
 SHOWN = {
