@@ -138,7 +138,8 @@ def run_tune(args: argparse.Namespace) -> int:
     """Find weights on recordings with transcripts."""
     recognizer = Recognizer.from_pretrained(chosen_bundle(args.model))
     best = language_model_options(args.lm)
-    encoded = EncodedRecordings(recognizer.bundle, recognizer.model)
+    beam_size = recognizer.bundle.manifest.decoding.beam_size
+    encoded = EncodedRecordings(recognizer.bundle, recognizer.model, beam_size=beam_size)
     _encode(encoded, read_utterances(args.list), recognizer.bundle.manifest.features.sample_rate)
     if not encoded.num_words:
         raise ValueError(f"{args.list}: no recording with words in its transcript can be used")
