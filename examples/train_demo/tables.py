@@ -20,8 +20,8 @@ MODELS = {
     "demo model": ("int8", ""),
     "with `--beam-size 10`": ("int8", NARROW),
     "with `--lm none`": ("int8", UNGUIDED),
-    "with both": ("int8", UNGUIDED + NARROW),
-    "with both, in float32": ("float32", UNGUIDED + NARROW),
+    "with `--lm none --beam-size 10`": ("int8", UNGUIDED + NARROW),
+    "the same in float32": ("float32", UNGUIDED + NARROW),
 }
 """Rows of the demo model: precisions, and what is added to conditions."""
 SHOWN = {

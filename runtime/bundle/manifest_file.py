@@ -50,8 +50,6 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         if version in range(contract.FORMAT_VERSION):
             remedy = "made by an earlier development version of u2moe: export it again"
         raise BundleError(f"{where}: version: found {version!r:.80}, expected {contract.FORMAT_VERSION}; {remedy}")
-    if "padding_s" in content:  # of the installed demo model, until that is replaced
-        content["decoding"]["padding_s"] = content.pop("padding_s")
     manifest: Manifest = _build(Manifest, content, str(where))
     return manifest
 
