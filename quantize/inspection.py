@@ -146,7 +146,8 @@ def _kernels(content: dict[str, Any]) -> list[str]:
     for graph in content["graphs"]:
         for name, count in graph["functions"].items():
             functions[plain_name(name)] += count
-    native, others = [], defaultdict(list)
+    native: list[str] = []
+    others: defaultdict[str, list[str]] = defaultdict(list)
     for name, count in functions.items():
         is_native = is_replaced(name, kernels["operators"])
         reason = WITHOUT_KERNEL.get(name, "these kernels are not here")

@@ -185,8 +185,8 @@ def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str
     """Median seconds of both encoders for the same features, in turn, with one thread."""
     cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
     if reference.config.streaming:
-        chunk_size = reference.config.stream_chunk_size
-        cases[f"chunk {chunk_size}, left {NUM_LEFT_CHUNKS}"] = chunk_size, NUM_LEFT_CHUNKS
+        size = reference.config.stream_chunk_size
+        cases[f"chunk {size}, left {NUM_LEFT_CHUNKS}"] = size, NUM_LEFT_CHUNKS
     result = {}
     for name, (chunk_size, left) in cases.items():
         times: tuple[list[float], list[float]] = ([], [])

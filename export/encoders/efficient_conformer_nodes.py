@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import cast
 
 import onnx_ir as ir
@@ -92,10 +91,11 @@ class EfficientConformerNodes(EncoderNodes):
 
     def _leave(self) -> None:
         """Note the caches of the blocks of one rate."""
-        caches = (self.frames.next_attention_cache, self.next_att), (partial(next_history, self.g), self.next_cnn)
-        for name, (join, new) in zip(CACHES, caches, strict=True):
-            if new:
-                self.following[f"r_{cache_name(name, self.step)}"] = join(new)
+        attention, history = (f"r_{cache_name(each, self.step)}" for each in CACHES)
+        if self.next_att:
+            self.following[attention] = self.frames.next_attention_cache(self.next_att)
+        if self.next_cnn:
+            self.following[history] = next_history(self.g, self.next_cnn)
         self.next_att, self.next_cnn = [], []
 
     def next_caches(self) -> dict[str, ir.Value]:
