@@ -119,7 +119,7 @@ def test_vite_bundles_the_page(new_page, package, tools, ort_bundle, tmp_path):
     config = {
         "base": "./",
         "worker": {"format": "es"},
-        "build": {"target": "es2022", "rollupOptions": {"input": "index.html"}},
+        "build": {"target": "es2022", "assetsInlineLimit": 0, "rollupOptions": {"input": "index.html"}},
     }
     (tmp_path / "vite.config.mjs").write_text(f"export default {json.dumps(config)};", encoding="utf-8")
     done = subprocess.run([tools / "vite", "build"], cwd=tmp_path, capture_output=True, text=True, check=False)

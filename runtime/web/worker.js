@@ -127,7 +127,7 @@ export class Recognizer {
   static async fromBundle(source, { worker, onProgress, signal, ...options }) {
     checkedSignal(signal)?.throwIfAborted();
     const connection = new Connection(worker);
-    const { sampleRate, manifest } = await connection.call('load', [String(source), options], { onProgress, signal });
+    const { sampleRate, manifest } = await connection.call('load', [new URL(source, location.href).href, options], { onProgress, signal });
     return Object.assign(new Recognizer(connection, worker), { sampleRate, manifest });
   }
 
