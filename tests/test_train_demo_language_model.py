@@ -29,7 +29,8 @@ def test_models_are_made_without_the_sentences_of_the_tests(tmp_path, monkeypatc
     (share / "doc/anarchism/a.html").write_text("<p>Some <b>articles</b> are long. Others are not.</p>")
     (share / "dictd").mkdir()
     (share / "dictd/gcide.dict.dz").write_bytes(gzip.compress(b"A dictionary explains many words. "))
-    (tmp_path / "queen.tsv").write_text("text\tsplit\nLook behind you\ttrain\nNobody knows this\ttest\n")
+    table = b"text\tsplit\nLook behind you\ttrain\nNobody knows this\ttest\n"
+    (tmp_path / "queen.tsv.gz").write_bytes(gzip.compress(table))
     monkeypatch.setattr(games, "TABLES", tmp_path)
     (tmp_path / "test").mkdir()
     for name in (*withheld.TESTS, *withheld.VALIDATION[1:]):

@@ -102,7 +102,7 @@ def game(folder, table, archive):
             size = file.write(clip.read_bytes())
             rows.append(f"{number}\t{offset}\t{size}\t1.0\t{split}\t{split}\t0.1\tThis is line {number}.\n")
             offset += size
-    (folder / table).write_text(COLUMNS + "".join(rows))
+    (folder / table).write_bytes(gzip.compress((COLUMNS + "".join(rows)).encode()))
 
 
 def write_monologues(content, table):
@@ -150,7 +150,7 @@ def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe") / "train_demo"
     shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("checkpoint", "exp", "__pycache__"))
     write_packages(folder / "debian")
-    game(folder, "queen.tsv", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
+    game(folder, "queen.tsv.gz", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
     for name in ("sky", "drascula"):
         (folder / f"{name}.tsv").write_text(COLUMNS)
     write_monologues(folder / "debian/usr/share/games/uqm/content", folder / "urquan.tsv")
