@@ -14,7 +14,7 @@ import onnx_ir as ir
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.picture import damage_picture
-from u2moe.quantize.recipes import Recipe
+from u2moe.quantize.recipes import BLOCK_SIZES, Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
 from u2moe.quantize.run import opened_run
 from u2moe.quantize.search import Search
@@ -78,6 +78,10 @@ def quantize_bundle(
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
         with opened_run(source, recipe, staging.path.parent, progress, journal) as run:
             made, search = run.quantize(recipe, staging), None
+            if goal.max_bytes and "int4" in recipe.quantized.values() and made.num_bytes > goal.max_bytes:
+                before, made = made, run.quantize(dataclasses.replace(recipe, block_size=BLOCK_SIZES[-1]), staging)
+                if made.num_bytes > before.num_bytes:  # small layers fill no such blocks
+                    made = run.quantize(recipe, staging)
             if recipe.calibration and goal.limits:
                 search = Search(run, made, staging, goal)
                 made = search.choose()

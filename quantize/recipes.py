@@ -24,6 +24,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Formats for each group of weights, the best first. Routers, biases, norms and depthwise convolutions are always fp32;
 in int4, embeddings and the convolutions of the front end, which few weights belong to, are int8.
 """
+BLOCK_SIZES = (16, 32, 64, 128)
 LONGEST_S = 900
 """Maximum seconds of calibration audio; the rest is not read."""
 
@@ -64,8 +65,8 @@ class Recipe:
                 raise ValueError(f"groups: {group!r}{extra} cannot be quantized; groups are {known}")
             if kind not in FORMATS[group]:
                 raise ValueError(f"groups: {group} must be one of {', '.join(FORMATS[group])}, got {kind!r}")
-        if self.block_size not in (16, 32, 64, 128):
-            raise ValueError(f"block_size must be 16, 32, 64 or 128, got {self.block_size}")
+        if self.block_size not in BLOCK_SIZES:
+            raise ValueError(f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size}")
         if self.whole not in (None, "fp16"):
             raise ValueError(f"whole must be 'fp16' or None, got {self.whole!r}")
         if self.whole and self.groups:

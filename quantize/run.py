@@ -48,6 +48,11 @@ class QuantizedBundle:
     bundle: Bundle
     changes: Mapping[str, Change]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.bundle.manifest.files.values())
+
 
 class QuantizationRun:
     """Makes quantized versions of one float32 bundle, and measures their damage; see `opened_run`.
@@ -108,6 +113,8 @@ class QuantizationRun:
 
     def meter(self, versions: Sequence[Bundle]) -> DamageMeter:
         """A meter of the damage of versions of the bundle on the first two minutes of the recordings."""
+        if self._journal is not None:
+            _begin(self._journal, versions, self.measured)
         return DamageMeter(versions, self.measured, self._journal)
 
     def damage(self, made: QuantizedBundle) -> dict[str, Any]:
@@ -154,8 +161,6 @@ def opened_run(
     heard = features_of(bundle, recipe.calibration, limit=limit)
     if not heard:
         raise AudioError(f"calibration: {recipe.calibration[0]} and all others are too short for the encoder")
-    if journal is not None:
-        journal = _own_journal(journal, bundle, recipe, heard)
     with tempfile.TemporaryDirectory(prefix="quantizing-", dir=beside, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with recorded(bundle, heard, folder, progress) as activations:
@@ -163,15 +168,14 @@ def opened_run(
             yield QuantizationRun(smoothed, folder, progress, heard, activations, journal)
 
 
-def _own_journal(journal: Path, bundle: Bundle, recipe: Recipe, heard: Sequence[Array]) -> Path:
-    """The journal, emptied unless it is of the same bundle, formats and recordings."""
-    digest = hashlib.sha256(repr((bundle.manifest.files, sorted(recipe.groups.items()), recipe.block_size)).encode())
-    for frames in heard:
+def _begin(journal: Path, versions: Sequence[Bundle], features: Sequence[Array]) -> None:
+    """Empty a journal, unless it is of the same versions and recordings."""
+    digest = hashlib.sha256(repr([version.manifest.files for version in versions]).encode())
+    for frames in features:
         digest.update(frames.tobytes())
     key = json.dumps(["of", digest.hexdigest()]) + "\n"
     if not journal.exists() or not journal.read_text(encoding="utf-8").startswith(key):
         journal.write_text(key, encoding="utf-8")
-    return journal
 
 
 def _first(heard: Sequence[Array], limit: int, shortest: int) -> Iterator[Array]:

@@ -50,7 +50,7 @@ class Search:
                 versions["int8"] = other.finish(run.quantize(recipe, other).bundle.manifest)
         self._formats = list(versions)
         self._versions = [*versions.values(), made.bundle]
-        self._size = _size(made.bundle)
+        self._size = made.num_bytes
         self._meter = meter = run.meter(self._versions)
         if goal.max_damage is not None and meter.num_tokens * goal.max_damage < 1:
             raise AudioError(
@@ -86,7 +86,7 @@ class Search:
                 steps = found or []
             self._build(steps)
             limits = [self._goal.max_bytes or math.inf, self._goal.target_rtf or math.inf]
-            sizes = [_size(self.made.bundle), real_time_factor(self.made.bundle, self._run.measured) if times else 0.0]
+            sizes = [self.made.num_bytes, real_time_factor(self.made.bundle, self._run.measured) if times else 0.0]
             if found is not None and all(size <= limit for size, limit in zip(sizes, limits, strict=True)):
                 return self.made
             if not steps or goal.max_damage is not None:
@@ -96,11 +96,11 @@ class Search:
                     budgets[index] -= max(1.1 * (size - limit), 0.02 * limit)
 
     def improve(self) -> bool:
-        """Give twice as many layers a better format; False: all have the best, or the goal allows no more."""
-        steps = self._ladder.steps[: max(2 * len(self._steps), 1)]
-        if len(steps) <= len(self._steps) or self._goal.max_bytes or self._goal.target_rtf:
+        """Take twice as many steps; False: there are no more, or the goal allows none."""
+        others = [step for step in self._ladder.steps if step not in self._steps]
+        if not others or self._goal.max_bytes or self._goal.target_rtf:
             return False
-        self._build(steps)
+        self._build([*self._steps, *others[: max(len(self._steps), 1)]])
         return True
 
     def report(self) -> dict[str, Any]:
@@ -147,10 +147,6 @@ class Search:
             f"no choice of formats meets the goal ({wanted}); the nearest has {size / 1e6:.1f} MB{speed}, and "
             f"{total.changed_tokens:.2%} of the tokens change: {self._recipe.name}{', ' + chosen if chosen else ''}"
         )
-
-
-def _size(bundle: Bundle) -> int:
-    return sum(file.size for file in bundle.manifest.files.values())
 
 
 def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:

@@ -115,10 +115,19 @@ def smoothed_bundle(bundle: Bundle, folder: Path, activations: Activations, prog
         activations: what its layers read; divided as the channels are.
         progress: called with a line for each step.
     """
+    return rewritten_bundle(
+        bundle,
+        folder,
+        lambda model: progress(f"smoothing {model.graph.name}: {smooth(model, activations)} channels scaled"),
+    )
+
+
+def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[ir.Model], None]) -> Bundle:
+    """Write a bundle with other weights: `rewrite` changes each graph in place."""
     with BundleWriter(folder) as staging:
         for graph in bundle.manifest.model.graphs():
             model = ir.load(bundle.path / graph.file)
-            progress(f"smoothing {graph.file}: {smooth(model, activations)} channels scaled")
+            rewrite(model)
             save_graph(model, staging.path / graph.file)
         for name in bundle.manifest.files:
             if not (staging.path / name).exists() and not name.endswith(".onnx.data"):

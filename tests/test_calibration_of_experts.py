@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import soundfile
-from changed_bundles import write_noise
+from noise import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, relative_error

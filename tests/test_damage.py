@@ -1,22 +1,27 @@
 """Damage by layer, the switches that measure it, and better formats for the layers that hurt."""
 
+import errno
 import json
+import os
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from changed_bundles import changed_bundle, write_noise
+from noise import write_noise
 
-from u2moe.quantize import Goal, inspect_bundle, quantize_bundle, recipe
+from u2moe.quantize import Goal, inspect_bundle, quantize_bundle, quantizer, recipe
+from u2moe.quantize.calibration import Activations
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
 from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
 from u2moe.quantize.report import features_of
-from u2moe.quantize.smoothing import scale, sites_of
+from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
 from u2moe.quantize.switches import SwitchedGraph
 from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
 from u2moe.runtime.cli import main
+from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.text.word_errors import edit_distance
 
@@ -50,7 +55,7 @@ def hurt(bundle, tmp_path_factory):
             if site.name.startswith("encoder/encoders.1/norm_conv"):
                 scale(site, np.where(np.arange(len(site.columns)) == 5, -9, 0))
 
-    source = changed_bundle(bundle, folder / "float32", add_outlier)
+    source = rewritten_bundle(bundle, folder / "float32", add_outlier)
     return source, quantize_bundle(source.path, folder / "int8", recipe("int8"))[0]
 
 
@@ -66,7 +71,7 @@ def beyond_smoothing(bundle, tmp_path_factory):
                 array[5] *= factor
                 value.const_value = ir.tensor(array, name=name)
 
-    return changed_bundle(bundle, tmp_path_factory.mktemp("beyond") / "bundle", add_outlier)
+    return rewritten_bundle(bundle, tmp_path_factory.mktemp("beyond") / "bundle", add_outlier)
 
 
 class Switched:
@@ -152,7 +157,7 @@ def test_layers_beyond_smoothing_stay_in_float32(beyond_smoothing, features, rec
     assert "  max damage: 0.5\n" in shown
 
 
-def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(bundle, recordings, tmp_path):
+def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(bundle, recordings, tmp_path, monkeypatch):
     """From 4 bits on; the decoders' layers are among them."""
     calibrated = recipe("int4", calibration=[recordings / "0.wav"])
     smallest, _ = quantize_bundle(bundle.path, tmp_path / "int4", calibrated)
@@ -161,6 +166,10 @@ def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(bundle, recording
     assert size + 50_000 < sum(file.size for file in made.manifest.files.values()) <= size + 100_000
     exceptions = made.manifest.quantization["exceptions"]
     assert set(exceptions.values()) <= {"int8", "fp32"}
+    monkeypatch.setattr("u2moe.quantize.quantizer.BLOCK_SIZES", (32,))
+    larger = replace(calibrated, block_size=16)
+    made, _ = quantize_bundle(bundle.path, tmp_path / "fewer", larger, goal=Goal(max_bytes=size + 1000))
+    assert made.manifest.quantization["block_size"] == 32
     with pytest.raises(QuantizationError, match=r"\(at most 0.1 MB\); the nearest has [\d.]+ MB, and .* change: int4"):
         quantize_bundle(bundle.path, tmp_path / "none", calibrated, goal=Goal(max_bytes=1e5))
     assert not (tmp_path / "none").exists()
@@ -193,6 +202,32 @@ def test_measurements_are_kept_for_the_next_run(bundle, recordings, tmp_path, mo
     asked[:] = [None] * 4
     quantize_bundle(bundle.path, out, calibrated, goal=goal, overwrite=True)
     assert set(first) <= set(asked)
+
+
+def test_layers_get_better_formats_until_words_are_right(bundle, recordings, tmp_path, monkeypatch):
+    """Twice as many steps each time, until there are no more."""
+    rises = iter(["rose", "rose", "rose", ""])
+    monkeypatch.setattr(quantizer, "build_report", lambda *_, **__: {})
+    monkeypatch.setattr(quantizer, "_risen", lambda *_: next(rises))
+    calibrated, goal = recipe("int8-experts", calibration=[recordings / "0.wav"]), Goal(max_wer_increase=0.01)
+    said = [Recording(path=recordings / "0.wav", transcript="words")]
+    made, report = quantize_bundle(bundle.path, tmp_path / "out", calibrated, recordings=said, goal=goal)
+    assert len(made.manifest.quantization["exceptions"]) == len(report["damage"]["steps"]) == 4
+    monkeypatch.setattr(quantizer, "_risen", lambda *_: "rose")
+    with pytest.raises(QuantizationError, match="rose"):
+        quantize_bundle(bundle.path, tmp_path / "none", calibrated, recordings=said, goal=goal)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_leaves_nothing(bundle, recordings, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Activations, "add", full)
+    arguments = ["quantize", str(bundle.path), str(tmp_path / "out"), "--no-report", "--calibrate", str(recordings)]
+    assert main(arguments) == 1
+    assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def measured(layer, alone, sizes):
@@ -255,7 +290,7 @@ def test_goals_are_checked(bundle, recordings, tmp_path):
         if value := model.graph.initializers.get("encoder.encoders.1.norm_ff.weight"):
             value.const_value = ir.tensor(np.full(value.shape.numpy(), np.inf, np.float32), name=value.name)
 
-    broken = changed_bundle(bundle, tmp_path / "broken", damage)
+    broken = rewritten_bundle(bundle, tmp_path / "broken", damage)
     with pytest.raises(QuantizationError, match=r"encoders.1.feed_forward reads numbers that are not finite"):
         quantize_bundle(broken.path, tmp_path / "out", few)
     assert not (tmp_path / "out").exists()

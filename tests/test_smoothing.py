@@ -3,14 +3,14 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from changed_bundles import changed_bundle, write_noise
+from noise import write_noise
 from wenet_directories import write_configuration
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.calibration import Activations, recorded
 from u2moe.quantize.report import features_of
-from u2moe.quantize.smoothing import scale, sites_of, smooth, smoothed_bundle
+from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of, smooth, smoothed_bundle
 from u2moe.runtime import Bundle
 
 HYPOTHESES = [[1, 2, 3], [4], []]
@@ -33,7 +33,7 @@ def hard(plain, tmp_path_factory):
             exponents[random.choice(len(exponents), number, replace=False)] = -random.integers(5, 9, number)
             scale(site, exponents)
 
-    return changed_bundle(plain, tmp_path_factory.mktemp("hard") / "bundle", add_outliers)
+    return rewritten_bundle(plain, tmp_path_factory.mktemp("hard") / "bundle", add_outliers)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_every_kind_of_layer_stays_equal(name, export_quickly, tmp_path):
         for site in sites_of(model):
             scale(site, random.integers(-9, 9, len(site.columns)))
 
-    scaled = changed_bundle(bundle, tmp_path / "scaled", scale_all)
+    scaled = rewritten_bundle(bundle, tmp_path / "scaled", scale_all)
     assert num_sites[0] >= 2
     frames = np.random.default_rng(1).normal(size=(90, bundle.manifest.model.feature_size)).astype(np.float32)
     for expected, found in zip(outputs(bundle, frames), outputs(scaled, frames), strict=True):
