@@ -33,7 +33,7 @@ TARGETS = "targets"
 NOT_MEASURED = "(not measured)"
 ELSEWHERE = {
     *("wer", "silence", "num_silences", "rtf", "rare_experts", "experts", "overlap", "quantization"),
-    *("proof", "specialists", "edges"),
+    *("proof", "specialists", "edges", "chosen", "costs"),
 }
 """Of the demo model, which examples/train_demo/publish.py fills in."""
 
