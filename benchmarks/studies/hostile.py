@@ -213,7 +213,8 @@ def run(results: Path, args: argparse.Namespace) -> dict[str, Any]:
             cores = [int(core) for core in (args.cores or "0").split(",")]
             work = (burn, cores) if is_slower else (attack, server.port, list(ATTACKS) if is_mixture else [kind])
             with meanwhile(*work):
-                deadline, rounds = time.monotonic() + 60 * args.minutes * is_mixture, []
+                deadline = time.monotonic() + 60 * args.minutes * is_mixture
+                rounds: list[Any] = []
                 while not rounds or time.monotonic() < deadline:
                     rounds.append(listen(server, blocks, count, first))
         content["cells"][kind] = {"speakers": count, "before": before, "rounds": rounds}
