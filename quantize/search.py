@@ -18,7 +18,7 @@ from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import AudioError, QuantizationError
 from u2moe.runtime.model.settings import SessionSettings
 
-NUM_TIMINGS, TIMED_FRAMES, CHUNK = 5, 3000, (16, 4)
+NUM_TIMINGS, TIMED_FRAMES, CHUNK_SIZE, NUM_LEFT_CHUNKS = 5, 3000, 16, 4
 """Of the real-time factor: the median of how many, feature frames at most, and chunk size and left chunks."""
 
 
@@ -153,7 +153,8 @@ def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:
     """Seconds of the encoder, with one thread, for a second of audio; in chunks if it can stream."""
     model = bundle.load(SessionSettings(num_threads=1))
     frames = max(features, key=len)[:TIMED_FRAMES]
-    chunks = CHUNK if model.config.streaming else (None, -1)
+    config = model.config
+    chunks = (config.whole_chunk(CHUNK_SIZE), NUM_LEFT_CHUNKS) if config.streaming else (None, -1)
     seconds = []
     for _ in range(NUM_TIMINGS + 1):
         start = time.perf_counter()
