@@ -152,7 +152,7 @@ def recipe(tmp_path_factory):
     write_packages(folder / "debian")
     game(folder, "queen.tsv.gz", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
     for name in ("sky", "drascula"):
-        (folder / f"{name}.tsv").write_text(COLUMNS)
+        (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(COLUMNS.encode()))
     write_monologues(folder / "debian/usr/share/games/uqm/content", folder / "urquan.tsv")
     (folder / "small.py").write_text(SMALL)
     return folder
