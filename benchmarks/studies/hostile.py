@@ -6,8 +6,8 @@ Speakers talk undisturbed, then during each attack, to the same server; a pair i
 measured and not measured again. Attackers are a process of their own with an API key that may have eight streams; start
 this script with `taskset` on other cores than --cores, which the server has. With --minutes all attacks go on together
 for so long, and rounds of speakers follow each other: growth is told from the memory after the first and the last.
-"slower" is a busy process on the server's cores, which takes half of them, with as many speakers as the server takes by
-its own measurement; new ones knock all the time.
+"slower" is a busy process on the cores of the server, which begins when all are accepted and takes half, with as many
+speakers as the server takes by its own measurement. On a machine that is not quiet, start it with nice -n -15.
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ def burn(has_begun: Event, cores: Sequence[int]) -> None:
     """Keep some processors busy until ended."""
     os.sched_setaffinity(0, cores)
     has_begun.set()
+    time.sleep(_AHEAD_S + 3)  # all speakers are in after two seconds
     while True:
         pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -23,8 +24,8 @@ _SHARE = 0.5
 """Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and refusals."""
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
 """Seconds beyond which nobody is admitted, and below which somebody is again."""
-_LATEST_WEIGHT = 0.1
-"""Of the latest round in the average: about ten rounds, a second or two under load, make the difference."""
+_AVERAGED_S = 1.0
+"""Seconds over which lateness is averaged, whatever the length of rounds: they are long where it is high."""
 _FORGOTTEN_S = 2.0
 """Seconds without live audio after which lateness counts as 0."""
 _MEASURED_STREAMS = 8
@@ -44,8 +45,10 @@ class Lateness:
 
     def observe(self, seconds: float) -> None:
         """Take account of the audio that has waited longest in a round of the scheduler."""
-        self._then = time.monotonic()
-        self._late_s += _LATEST_WEIGHT * (seconds - self._late_s)
+        now = time.monotonic()
+        passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # before that nobody may have spoken
+        self._late_s += (1 - math.exp(-passed_s / _AVERAGED_S)) * (seconds - self._late_s)
+        self._then = now
 
     @property
     def is_too_late(self) -> bool:

@@ -25,6 +25,7 @@ _MAX_REASON = 120
 _GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
 
 Conversation = Coroutine[Any, Any, None]
+RunTcp = Callable[["Service", asyncio.StreamReader, asyncio.StreamWriter], Conversation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Protocol:
     name: str
     path: str | None = None
     run: Callable[[Connection], Conversation] | None = None
-    run_tcp: Callable[[Service, asyncio.StreamReader, asyncio.StreamWriter], Conversation] | None = None
+    run_tcp: RunTcp | None = None
     routes: Callable[[Service], list[Route]] | None = None
     may_have_port: bool = False
     tell_error: Callable[[Exception], str] | None = None

@@ -24,7 +24,7 @@ from u2moe.runtime.server.options import check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
 if TYPE_CHECKING:
-    from u2moe.runtime.server.protocol import Protocol
+    from u2moe.runtime.server.protocol import RunTcp
     from u2moe.runtime.server.service import Service
 
 SAME_SIGNAL_S = 0.5
@@ -77,9 +77,8 @@ class Server(uvicorn.Server):
         self._listeners: Sequence[Listener] = ()
         self._channel: socket.socket | None = None
         self._stop_time: float | None = None
-        self._tcp_tasks: set[asyncio.Task[None]] = set()
+        self._tcp_tasks: set[asyncio.Task[Any] | None] = set()
         self._handovers: set[asyncio.Task[Any]] = set()
-        self._is_closed = False
         self._connections = Connections(allowed_connections(), options.is_proxy)
 
     async def run_on(self, listeners: Sequence[Listener], channel: socket.socket | None = None) -> None:
@@ -101,8 +100,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._log_error)
-        for listener in self._listeners:
-            loop.add_reader(listener.socket, self._accept, listener)
+        self._listen(is_wanted=True)
         if self._channel is not None:
             loop.add_reader(self._channel, self._take_over, self._channel)
         if self._ready is not None:
@@ -122,26 +120,28 @@ class Server(uvicorn.Server):
                 return
             except OSError:  # no file descriptors are left for now
                 self._service.incidents.refuse("connections")
-                self._stop_accepting()
-                asyncio.get_running_loop().call_later(_NO_DESCRIPTORS_S, self._accept_again)
+                self._listen(is_wanted=False)
+                again = functools.partial(self._listen, is_wanted=True)
+                asyncio.get_running_loop().call_later(_NO_DESCRIPTORS_S, again)
                 return
             connection.setblocking(False)  # noqa: FBT003
             self._take(listener.speaks, connection)
 
-    def _stop_accepting(self) -> None:
+    def _listen(self, *, is_wanted: bool) -> None:
+        """Accept connections from now on, or for now none."""
+        loop = asyncio.get_running_loop()
         for listener in self._listeners:
-            asyncio.get_running_loop().remove_reader(listener.socket)
+            if is_wanted:
+                loop.add_reader(listener.socket, self._accept, listener)
+            else:
+                loop.remove_reader(listener.socket)
 
-    def _close_listeners(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._stop_accepting()
-            for listener in self._listeners:
-                listener.socket.close()
-
-    def _accept_again(self) -> None:
-        for listener in self._listeners if not self._is_closed else ():
-            asyncio.get_running_loop().add_reader(listener.socket, self._accept, listener)
+    def close_listeners(self) -> None:
+        """Accept no more connections."""
+        self._listen(is_wanted=False)
+        for listener in self._listeners:
+            listener.socket.close()
+        self._listeners = ()
 
     def _take(self, speaks: str, connection: socket.socket) -> None:
         """Serve a connection, if there are not too many."""
@@ -154,8 +154,10 @@ class Server(uvicorn.Server):
         protocol, tls = PROTOCOLS.get(speaks), self.config.ssl
         if protocol is not None and protocol.run_tcp is not None:
             self._service.metrics.know_connection()  # it becomes a stream much later
-            make: Callable[[], asyncio.BaseProtocol] = functools.partial(self._tcp_handler, protocol, leave)
-            tls = None
+            serve, tls = functools.partial(self._serve_tcp, protocol.run_tcp, leave), None
+            make: Callable[[], asyncio.BaseProtocol] = functools.partial(
+                asyncio.StreamReaderProtocol, asyncio.StreamReader(), serve
+            )
         else:
             shared, state = (self._service.metrics, self._service.incidents, leave), {SPEAKS: speaks}
             make = functools.partial(HttpHandler, *shared, self.config, self.server_state, state)
@@ -165,25 +167,14 @@ class Server(uvicorn.Server):
         self._handovers.add(task)
         task.add_done_callback(functools.partial(self._end_handover, leave))
 
-    def _tcp_handler(self, protocol: Protocol, leave: Callable[[], None]) -> asyncio.BaseProtocol:
-        serve = functools.partial(self._serve_tcp, protocol, leave)
-        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), serve)
-
-    async def _serve_tcp(
-        self,
-        protocol: Protocol,
-        leave: Callable[[], None],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    async def _serve_tcp(self, run: RunTcp, leave: Callable[[], None], *streams: Any) -> None:
         task = asyncio.current_task()
-        if task is not None and protocol.run_tcp is not None:
-            self._tcp_tasks.add(task)
-            task.add_done_callback(self._tcp_tasks.discard)
-            try:
-                await protocol.run_tcp(self._service, reader, writer)
-            finally:
-                leave()
+        self._tcp_tasks.add(task)
+        try:
+            await run(self._service, *streams)
+        finally:
+            self._tcp_tasks.discard(task)
+            leave()
 
     def _take_over(self, channel: socket.socket) -> None:
         """Receive a connection from the channel; stop at its end, when the other process has ended."""
@@ -211,10 +202,10 @@ class Server(uvicorn.Server):
             await asyncio.wait({drain}, timeout=0.1)
             self._service.metrics.beat()
         drain.cancel()
-        self._close_listeners()
+        self.close_listeners()
         if self._channel is not None:
             asyncio.get_running_loop().remove_reader(self._channel)
-        for task in list(self._tcp_tasks):
+        for task in filter(None, list(self._tcp_tasks)):
             task.cancel()
         await super().shutdown(sockets)
 

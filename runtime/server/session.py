@@ -43,66 +43,37 @@ class Portion(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """The results of a scheduler round for a session.
+    """The results of a scheduler round for a session."""
 
-    Attributes:
-        inbox: of the session that it is for.
-        number: number of the session's round, from 1.
-        num_samples: samples taken from its queue.
-        finals: finished segments.
-        partial: partial result of the next one, if it has changed.
-        is_over: whether the session is over.
-        error: the reason, if it is over too early.
-    """
-
-    inbox: Inbox
-    number: int
-    num_samples: int
+    inbox: Inbox  # of the session that it is for
+    number: int  # of the session's rounds, from 1
+    num_samples: int  # taken from its queue
     finals: Sequence[Result] = ()
-    partial: Result | None = None
+    partial: Result | None = None  # of the next segment, if it has changed
     is_over: bool
-    error: Exception | None = None
+    error: Exception | None = None  # the reason, if it is over too early
 
 
 @dataclass(eq=False, kw_only=True)
 class Inbox:
-    """The queue from a session to the scheduler, between two threads.
+    """The queue from a session to the scheduler, between two threads."""
 
-    Attributes:
-        recognizer: decodes the stream.
-        stream: the stream that the scheduler feeds and decodes.
-        sample_rate: sample rate of the samples in Hz.
-        blocks: samples that wait.
-        num_fed: samples put in.
-        num_taken: samples taken out.
-        wanted_s: seconds of audio that are worth a round, because they complete a chunk; set by the scheduler.
-        num_rounds: rounds that have served it, including the current one.
-        last_round: number of the last of them among all rounds; used by the scheduler.
-        shown: text of the last partial result; used by the scheduler.
-        has_text: whether there was any text; used by the scheduler.
-        is_live: whether its audio comes in real time; set by the scheduler.
-        start: start time of the session.
-        finish_time: when the client finished the input; None: not yet.
-        is_draining: whether the source should end after the current utterance.
-        is_closed: whether results are no longer wanted.
-    """
-
-    recognizer: Recognizer
+    recognizer: Recognizer  # decodes the stream
     stream: Stream
-    sample_rate: float
-    blocks: deque[Portion] = field(default_factory=deque)
-    num_fed: int = 0
-    num_taken: int = 0
-    wanted_s: float = 0.0
+    sample_rate: float  # Hz
+    blocks: deque[Portion] = field(default_factory=deque)  # that wait
+    num_fed: int = 0  # samples put in
+    num_taken: int = 0  # samples taken out
+    wanted_s: float = 0.0  # seconds of audio that are worth a round
     num_rounds: int = 0
-    last_round: int = 0
-    shown: str = ""
-    has_text: bool = False
-    is_live: bool = True
+    last_round: int = 0  # of the scheduler
+    shown: str = ""  # the partial text that was sent last
+    has_text: bool = False  # whether there was any text yet
+    is_live: bool = True  # whether the audio comes no faster than it is spoken
     start: float = field(default_factory=time.monotonic)
-    finish_time: float | None = None
-    is_draining: bool = False
-    is_closed: bool = False
+    finish_time: float | None = None  # when the client finished the input
+    is_draining: bool = False  # whether the source should end after the current utterance
+    is_closed: bool = False  # whether results are no longer wanted
 
     @property
     def ends(self) -> bool:

@@ -36,16 +36,10 @@ _LINGER_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A form that was received.
+    """A form that was received."""
 
-    Attributes:
-        file: the open file; whoever takes the upload closes it, and it is gone.
-        name: the client's name for it.
-        form: all fields.
-    """
-
-    file: IO[bytes]
-    name: str
+    file: IO[bytes]  # open; whoever takes the upload closes it, and it is gone
+    name: str  # the client's name for it
     form: FormData
 
     def values(self, name: str) -> list[str]:

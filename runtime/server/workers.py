@@ -31,17 +31,11 @@ _DOUBT_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerPlace:
-    """What a worker gets from the process that starts it.
+    """What a worker gets from the process that starts it."""
 
-    Attributes:
-        number: number of the worker, from 0.
-        channel: channel that delivers its connections.
-        rows: shared memory for the metrics of all workers.
-    """
-
-    number: int
-    channel: socket.socket
-    rows: Any
+    number: int  # from 0
+    channel: socket.socket  # delivers its connections
+    rows: Any  # shared memory for the metrics of all workers
 
 
 def run_workers(count: int, work: Callable[[WorkerPlace], None], listeners: Sequence[Listener]) -> int:

@@ -156,7 +156,7 @@ class RunningServer:
         cut = threading.Event()
 
         def cut_all():
-            self.server._close_listeners()
+            self.server.close_listeners()
             for connection in list(self.server.server_state.connections):
                 connection.transport.abort()
             cut.set()

@@ -62,21 +62,13 @@ _DETECTIONS = ("server_vad", "semantic_vad")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Config:
-    """Settings of the client, which can change between two items.
+    """Settings of the client, which can change between two items."""
 
-    Attributes:
-        audio: format of the audio, of `_FORMATS`.
-        sample_rate: its sample rate in Hz.
-        detects_turns: whether the server detects the ends of items; else the client commits them.
-        silence_s: seconds of silence that end an item; None: the server's.
-        transcription: the model, and what is asked of it: `language`, `prompt`, and options of `ServedModel.decoding`.
-    """
-
-    audio: str = "audio/pcm"
+    audio: str = "audio/pcm"  # of `_FORMATS`
     sample_rate: float = _SAMPLE_RATE
-    detects_turns: bool = True
-    silence_s: float | None = None
-    transcription: dict[str, Any]
+    detects_turns: bool = True  # whether the server detects the ends of items; else the client commits them
+    silence_s: float | None = None  # that ends an item; None: the server's
+    transcription: dict[str, Any]  # the model and what is asked of it, as in `ServedModel.decoding`
 
     def samples(self, data: bytes) -> npt.NDArray[np.int16]:
         """The samples in a piece of audio."""
@@ -97,21 +89,13 @@ class _Config:
 
 @dataclasses.dataclass(kw_only=True)
 class _Source:
-    """Audio between two commits, or from the first on.
-
-    Attributes:
-        session: what recognises it.
-        config: settings that it was opened with.
-        begin_s: seconds of audio before it.
-        num_items: number of its items that are completed.
-        num_before_commit: that number when the client committed it; None: it did not.
-    """
+    """Audio between two commits, or from the first on."""
 
     session: ServerSession
-    config: _Config
-    begin_s: float
-    num_items: int = 0
-    num_before_commit: int | None = None
+    config: _Config  # that it was opened with
+    begin_s: float  # seconds of audio before it
+    num_items: int = 0  # that are completed
+    num_before_commit: int | None = None  # completed when the client committed it; None: it did not
 
     @property
     def is_between_turns(self) -> bool:
