@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.models import ServedModel
 
 _SHARE = 0.35
-"""Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, refusals, and a machine
-that loses half of its speed to other work while those who have been accepted go on."""
+"""Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and a machine that
+loses half of its speed to other work while those who have been accepted go on."""
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
 """Seconds beyond which nobody is admitted, and below which somebody is again."""
 _AVERAGED_S = 1.0

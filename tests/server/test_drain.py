@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -206,15 +205,6 @@ def utterance_at(url, speech):
         while not re.search(r'"partial", "text": "\w', str(websocket.recv(PATIENCE_S))):
             pass
         yield websocket
-
-
-def test_a_second_signal_ends_it_at_once(speech):
-    with started(*COMMAND) as process, utterance_at(url_of(process), speech()):
-        process.send_signal(signal.SIGINT)
-        assert "finished first" in process.stderr.readline()
-        time.sleep(0.6)  # sooner it would be taken for the same
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
 
 
 NEW_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")

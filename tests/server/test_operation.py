@@ -99,17 +99,6 @@ def test_a_temporary_folder_without_room(server, monkeypatch, number, status, ca
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_a_long_boundary_is_an_error_of_the_client(server):
-    kind = f"multipart/form-data; boundary={'x' * 300}"
-    answer = server.post(content=b"", headers={"Content-Type": kind})
-    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
-
-
-def test_a_method_that_is_not_allowed_says_which_are(server):
-    answer = server.get("/v1/audio/transcriptions")
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
-
-
 @pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
 def test_a_declared_size_is_refused_before_anything_is_read(server, expects):
     with server.open_plain() as plain:

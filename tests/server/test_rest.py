@@ -209,4 +209,4 @@ def test_damaged_forms(server, content, complaint):
 def test_other_paths_and_methods_have_errors_of_the_same_form(server):
     assert server.get("/v1/chat/completions").json()["error"]["type"] == "invalid_request_error"
     answer = server.get("/v1/audio/transcriptions")
-    assert (answer.status_code, "error" in answer.json()) == (405, True)
+    assert (answer.status_code, answer.headers["Allow"], "error" in answer.json()) == (405, "POST", True)
