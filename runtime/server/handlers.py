@@ -36,6 +36,8 @@ _MAX_DEAF_BYTES = 64 << 10
 """Bytes of a frame that are still awaited after the close: what is longer is not the client's own close."""
 _MESSAGE_S = 50e-6
 """Seconds that the reader of a message spends on it, at least."""
+_TEXT_BYTE_S = 25e-9
+"""Seconds that it takes to read JSON, for each byte of a text, at most."""
 
 
 class HttpHandler(H11Protocol):
@@ -156,7 +158,7 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._fragments = bytearray()
-        self._num_messages = 0
+        self._num_messages = self._num_text_bytes = 0
         self._is_deaf = False
         self._pieces = Pieces(self._parse, self._read)
         self._mailbox = Mailbox(self._hold)
@@ -171,10 +173,10 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
     def _parse(self, data: bytes) -> float:
         if self.transport.is_closing() or self._is_deaf:
             return 0.0
-        self._num_messages = 0
+        self._num_messages = self._num_text_bytes = 0
         super().data_received(data)
         self._forget_what_is_too_late()
-        return self._num_messages * _MESSAGE_S
+        return self._num_messages * _MESSAGE_S + self._num_text_bytes * _TEXT_BYTE_S
 
     def _read(self, is_wanted: bool) -> None:
         if is_wanted:
@@ -195,7 +197,7 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
         self._num_messages += 1
         if self.frames:
             self._fragments, self.frames = bytearray(self.frames[0]), []
-        if self.curr_msg_data_type == "text" and self._is_too_long(len(self._fragments) + len(event.data)):
+        if self.curr_msg_data_type == "text" and self._is_too_long(event.data, len(self._fragments)):
             return
         self._fragments += event.data
         if event.fin:
@@ -204,11 +206,13 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
 
     def handle_text(self, event: Frame) -> None:
         """Take a text that is not too long."""
-        if not self._is_too_long(len(event.data)):
+        if not self._is_too_long(event.data):
             super().handle_text(event)
 
-    def _is_too_long(self, num_bytes: int) -> bool:
-        if num_bytes <= MAX_TEXT_BYTES or self.close_sent:
+    def _is_too_long(self, text: bytes | bytearray, num_before: int = 0) -> bool:
+        """Whether a text, of which some came before, must be refused; it has been counted."""
+        self._num_text_bytes += len(text)
+        if num_before + len(text) <= MAX_TEXT_BYTES or self.close_sent:
             return False
         self.conn.send_close(1009, f"a text may have {MAX_TEXT_BYTES} bytes")
         self.handle_parser_exception()

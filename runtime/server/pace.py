@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 _SHARE = 0.05
 """Share of one processor that a connection may take for parsing what it sends."""
+_WHOLE_SHARES = 2
+"""Of those that are slowed down at a time so many may take the whole share; more divide it among them."""
 _BURST_S = 0.05
 """Seconds of processor time that it may take before it is slowed down."""
 _FIRST_BYTES = 4096
@@ -22,6 +24,10 @@ _LEAST_BYTES = 512
 _MOST_BYTES = 256 << 10
 _TURN_S = 0.001
 """Seconds of processor time that the parsing of one piece should take."""
+
+
+_slow: set[Pieces] = set()
+"""Connections that are slowed down."""
 
 
 class Pieces:
@@ -69,6 +75,7 @@ class Pieces:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
+        _slow.discard(self)
         self._rest.clear()
         self._parse, self._read = lambda _: 0.0, lambda _: None  # they refer to the connection, which refers to this
 
@@ -86,9 +93,11 @@ class Pieces:
         elif took_s < _TURN_S / 4 and len(piece) == self._size:
             self._size = min(self._size * 2, _MOST_BYTES)
         now = self._time()
-        self._debt_s = max(self._debt_s - (now - self._then) * _SHARE, 0.0) + took_s
+        share = _SHARE * min(_WHOLE_SHARES / max(len(_slow), 1), 1)
+        self._debt_s = max(self._debt_s - (now - self._then) * share, 0.0) + took_s
         self._then = now
-        wait_s = max(self._debt_s - _BURST_S, 0.0) / _SHARE
+        wait_s = max(self._debt_s - _BURST_S, 0.0) / share
+        (_slow.add if wait_s else _slow.discard)(self)
         if self._rest or wait_s:
             self._read(False)  # noqa: FBT003
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._work)
