@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from u2moe.benchmarks.studies import serving
+from u2moe.benchmarks.studies import hostile, serving
 from u2moe.benchmarks.studies.shared import servers
 from u2moe.benchmarks.studies.shared.servers import RunningServer
 from u2moe.benchmarks.studies.shared.speakers import Heard, first_blocks, speak_together, speech_blocks
@@ -70,3 +70,11 @@ def test_processor_time_is_that_of_all_processes():
         process.stdout.readline()
         assert servers.cpu_s(process.pid) >= 0.15  # the child's 0.2 s, whose parts the system rounds down to hundredths
         process.communicate(b"\n")
+
+
+def test_what_speakers_notice_of_attacks():
+    part = {"partial": {"p95": 0.02}, "health": {"p95": 0.001}, "num_failed": 0, "num_refused": 0, "rss": 2e8}
+    rounds = [{**part, "partial": {"p95": p95}} for p95 in (0.03, 0.05, 0.04)]
+    found = {"cells": {hostile.SLOWER: {"speakers": 8, "before": part, "rounds": rounds}}}
+    assert "| slower | 8 | 3 | 20 → 40 | 2.00 | 50 |" in hostile.values(found)["table"]
+    assert [target.met for target in hostile.targets(found)] == [False]
