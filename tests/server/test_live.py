@@ -15,7 +15,7 @@ def as_json(segment):
 @pytest.mark.parametrize("sample_rate", [8_000, 16_000, 44_100])
 def test_finals_are_the_segments_of_transcribe(server, speech, expected, sample_rate):
     with server.connect() as client:
-        client.start(sample_rate=sample_rate, nbest=10)
+        client.start(sample_rate=sample_rate, nbest=100)
         client.play(speech(sample_rate))
         events = client.finish()
     finals = [event for event in events if event["type"] == "final"]

@@ -101,15 +101,12 @@ ASKED = {"written": True, "beam_size": 3, "lm_weight": 1.5, "hotwords": [["SEVEN
 def test_a_request_says_how_it_is_decoded(with_words, speech, demo, tmp_path, asked):
     """In a file, in our own protocol, and in OpenAI's realtime one."""
     model, samples = with_words.service.default, speech()
-    weight, hotwords = (
-        asked.get("lm_weight", 0.3),
-        [tuple(each) if isinstance(each, list) else each for each in asked.get("hotwords", [])],
-    )
-    changes = {
-        "beam_size": asked.get("beam_size", 10),
-        "text_format": TextFormat() if asked.get("written") else None,
-        "language_model": LanguageModelOptions.demo(weight=weight) if weight else None,
-    }
+    hotwords = [tuple(each) if isinstance(each, list) else each for each in asked.get("hotwords", [])]
+    changes = {"beam_size": asked["beam_size"]} if asked.get("beam_size") else {}
+    if asked.get("written"):
+        changes["text_format"] = TextFormat()
+    if (weight := asked.get("lm_weight")) is not None:
+        changes["language_model"] = LanguageModelOptions.demo(weight=weight) if weight else "none"
     live, whole = (
         demo.transcribe(samples, options=dataclasses.replace(default, **changes), hotwords=hotwords or None)
         for default in (model.stream_options, model.recognizer.options)
