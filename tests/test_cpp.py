@@ -355,7 +355,7 @@ def built_program(language, library, folder):
     }[language]
     if missing := [tool for tool in tools if shutil.which(tool) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
-    environment = {**os.environ, "PKG_CONFIG_PATH": str(library.parent / "pkgconfig")}
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(library.parent / "pkgconfig"), "GOCACHE": str(folder / "go")}
     done = subprocess.run(build or ["true"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if language == "Java" and "release" in done.stderr:
         pytest.skip("needs Java 22 or newer, whose foreign functions are final")
