@@ -10,7 +10,7 @@ import soundfile
 from dialects import END, START, WYOMING_AUDIO, audio_messages, wyoming_event
 from tones import say, toy_recognizer
 
-from u2moe.runtime import DecodingOptions, LanguageModelOptions, Recognizer, TextFormat
+from u2moe.runtime import TextFormat
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
 CHOOSE = {
@@ -89,8 +89,7 @@ def test_wyoming_names_a_model_or_a_language(both, tones, asked):
 @pytest.fixture(scope="module")
 def with_words(running, demo):
     """A server with a language model."""
-    options = DecodingOptions(language_model=LanguageModelOptions.demo())
-    with running(Recognizer(demo.bundle, demo.model, options)) as server:
+    with running(demo) as server:
         yield server
 
 
@@ -106,7 +105,7 @@ def test_a_request_says_how_it_is_decoded(with_words, speech, demo, tmp_path, as
     if asked.get("written"):
         changes["text_format"] = TextFormat()
     if (weight := asked.get("lm_weight")) is not None:
-        changes["language_model"] = LanguageModelOptions.demo(weight=weight) if weight else "none"
+        changes["language_model"] = dataclasses.replace(demo.language_model, weight=weight) if weight else "none"
     live, whole = (
         demo.transcribe(samples, options=dataclasses.replace(default, **changes), hotwords=hotwords or None)
         for default in (model.stream_options, model.recognizer.options)
