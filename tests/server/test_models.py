@@ -143,5 +143,8 @@ def test_what_is_beyond_the_limits_is_named(with_words, both, name):
         client.tell(**wrong)
         assert client.receive()["parameter"] == name
     if name == "lm_weight":
-        assert "no language model" in both.post(data={name: "1"}, files={"file": b"RIFF"}).json()["error"]["message"]
+        assert (
+            "no language model"
+            in both.post(data={name: "1", "model": "tones"}, files={"file": b"RIFF"}).json()["error"]["message"]
+        )
     assert httpx.get(f"{with_words.url}/healthz", trust_env=False).status_code == 200
