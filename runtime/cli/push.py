@@ -12,6 +12,7 @@ from u2moe.runtime.cli.options import Subparsers
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.hub import is_repository
+from u2moe.runtime.installation import install_command
 
 CARD_FILE = "README.md"
 _CARD = """\
@@ -23,11 +24,10 @@ tags: [wenet, u2++, onnx{tags}]
 
 # {title}
 
-A speech recognition model for [u2moe](https://pypi.org/project/u2moe): {encoder} with CTC{decoder}, {use};
-{mb:.0f} MB, {form}.
+A speech recognition model for u2moe: {encoder} with CTC{decoder}, {use}; {mb:.0f} MB, {form}.
 
 ```bash
-pip install 'u2moe[cpu,hub]'
+# {install}
 u2moe transcribe --model {name} talk.mp3
 ```
 
@@ -102,5 +102,6 @@ def model_card(manifest: Manifest, name: str) -> bytes:
         mb=sum(file.size for file in manifest.files.values()) / 1e6,
         form=manifest.quantization.get("recipe", "float32"),
         name=name,
+        install=install_command("cpu,hub"),
         producer=manifest.producer,
     ).encode()

@@ -1,5 +1,6 @@
 """Hours of audio and many streams: flat memory, and no frame lost or repeated where a long recording was cut."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -18,6 +19,8 @@ from u2moe.runtime.places import DEMO_FOLDER
 pytestmark = pytest.mark.slow
 
 RATE = 16_000
+PLAIN = DecodingOptions(beam_size=10, language_model="none")
+"""What is recognised again from its samples alone is searched so."""
 HOURS = float(os.environ.get("U2MOE_TEST_HOURS", "1"))
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 LENGTHS = [
@@ -105,13 +108,13 @@ def short_windows(monkeypatch):
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.usefixtures("short_windows")
 def test_every_piece_says_what_is_in_its_samples(clips, ends, tmp_path):
-    check_long_file(clips, 30.0, tmp_path / "long.wav", DecodingOptions(endpoint=ENDS[ends]))
+    check_long_file(clips, 30.0, tmp_path / "long.wav", dataclasses.replace(PLAIN, endpoint=ENDS[ends]))
 
 
 @pytest.mark.endurance
 @pytest.mark.timeout(7200)
 def test_a_file_of_hours(clips, tmp_path):
-    check_long_file(clips, 3600 * HOURS, tmp_path / "long.flac", DecodingOptions())
+    check_long_file(clips, 3600 * HOURS, tmp_path / "long.flac", PLAIN)
 
 
 def check_long_file(clips, seconds, file, options):
@@ -150,7 +153,7 @@ def without_the_last_frame(advance):
 def test_what_is_lost_or_doubled_at_cuts_is_found(clips, tmp_path, owner, name, fault, monkeypatch):
     monkeypatch.setattr(owner, name, fault(getattr(owner, name)))
     num_samples = write_long(tmp_path / "long.wav", clips, 30.0)
-    recognizer, utterances = logged(Recognizer.from_pretrained())
+    recognizer, utterances = logged(Recognizer.from_pretrained(options=PLAIN))
     recognizer.transcribe(tmp_path / "long.wav")
     found = cuts_of(recognizer, utterances, num_samples, tmp_path / "long.wav")
     assert found.num_different >= 2
