@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
             begin = time.perf_counter()
             text = recognizer.transcribe(samples).text
             seconds, duration = time.perf_counter() - begin, len(samples) / rate
-            row = {"audio_filepath": str(utterance.source), "duration": duration, "time": seconds}
-            rows.append({**row, "text": reference, "pred_text": text})
+            told = {"audio_filepath": str(utterance.source), "text": reference, "pred_text": text}
+            rows.append({**told, "duration": duration, "time": seconds})
             expected = normalize(reference).split()
             errors += edit_distance(expected, normalize(text).split())
             num_words += len(expected)

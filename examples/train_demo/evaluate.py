@@ -87,7 +87,7 @@ class Listener:
         self.sample_rate = self.bundle.manifest.features.sample_rate
         self.modes = modes
         language_model = self.bundle.language_model()
-        self.fusion = language_model and Fusion(language_model, self.bundle.vocabulary)
+        self.fusion = None if language_model is None else Fusion(language_model, self.bundle.vocabulary)
 
     def hear(self, samples: Samples) -> Iterator[Heard]:
         """What each search hears by context."""

@@ -209,7 +209,7 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
         if not self._is_too_long(event.data):
             super().handle_text(event)
 
-    def _is_too_long(self, text: bytes | bytearray, num_before: int = 0) -> bool:
+    def _is_too_long(self, text: bytes | bytearray | memoryview, num_before: int = 0) -> bool:
         """Whether a text, of which some came before, must be refused; it has been counted."""
         self._num_text_bytes += len(text)
         if num_before + len(text) <= MAX_TEXT_BYTES or self.close_sent:
