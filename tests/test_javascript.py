@@ -13,6 +13,7 @@ from browsing import BROWSER, WEB, needs_onnxruntime_web
 from javascript import NODE, needs_node, run_module
 from manifests import adjusted, edited, flipped, without
 from other_runtimes import assert_same_segments, recognized
+from silero import write_vad
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
 from u2moe.runtime.audio.resampling import SincResampler
@@ -55,19 +56,36 @@ def test_recordings_are_recognised_as_in_python(kind, tmp_path):
     bundle, model = conformance.demo_with_defaults(kind, tmp_path), DEMO_FOLDER / "language.lm"
     clips = [soundfile.read(file, dtype="int16")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
     samples = np.concatenate([np.append(clip, np.zeros(8000, np.int16)) for clip in clips])
-    cases = [case for case in conformance.load(kind)["cases"] if "vad" not in case["options"]]  # not here
+    for name in ("windows", "sequences"):
+        write_vad(tmp_path / f"{name}.onnx", sequence=name == "sequences")
+    cases = conformance.load(kind)["cases"]
     found = run_module(
         """
         const { readFile } = await import('node:fs/promises');
         const { default: ort } = await import('onnxruntime-node');
-        const { Recognizer } = await part('index.js');
+        const { Recognizer, Vad } = await part('index.js');
         const read = (name) => readFile(`${input.folder}/${name}`);
         const sessionOptions = { executionProviders: ['cpu'], intraOpNumThreads: 1 };
         const recognizer = await Recognizer.fromBundle({ read }, { ort, sessionOptions }), results = [];
         for (const { repeats, options } of input.cases) {
           const weights = options.languageModel;
           if (weights) options.languageModel = recognizer.languageModel(await readFile(input.model), weights);
+          if (options.vad) {
+            const { network, ...when } = options.vad;
+            const content = await readFile(`${input.networks}/${network}.onnx`);
+            options.vad = await Vad.open(content, { ort, sessionOptions, ...when });
+          }
           const samples = Int16Array.from(Array(repeats).fill(input.samples).flat());
+          if (options.vad) { // neither what came before a reset nor the split matters
+            const stream = recognizer.createStream(options), finals = [];
+            stream.acceptWaveform(8000, samples.subarray(0, 30000));
+            stream.reset();
+            stream.addEventListener('final', ({ detail }) => finals.push(detail));
+            for (let n = 0; n < samples.length; n += 3001) stream.acceptWaveform(16000, samples.subarray(n, n + 3001));
+            await stream.inputFinished();
+            results.push(finals);
+            continue;
+          }
           results.push(await recognizer.transcribe(samples, 16000, options));
         }
         console.log(JSON.stringify(results));
@@ -75,6 +93,7 @@ def test_recordings_are_recognised_as_in_python(kind, tmp_path):
         {
             "folder": str(bundle),
             "model": str(model),
+            "networks": str(tmp_path),
             "samples": samples.tolist(),
             "cases": [{**case, "options": in_javascript(case["options"])} for case in cases],
         },
@@ -218,16 +237,18 @@ def test_misuse_is_refused_by_name(ort_bundle):
         const { readFile } = await import('node:fs/promises');
         const { default: ort } = await import('onnxruntime-web/wasm');
         ort.env.wasm.numThreads = 1;
-        const { LanguageModel, Recognizer, Resampler } = await part('index.js');
+        const { LanguageModel, Recognizer, Resampler, Vad } = await part('index.js');
         const recognizer = await Recognizer.fromBundle({ read: (name) => readFile(`${input}/${name}`) }, { ort });
         const silence = new Float32Array(10);
         const caught = (call) => { try { call(); } catch ({ name, message }) { return `${name}: ${message}`; } };
         const running = recognizer.createStream(), finished = recognizer.createStream();
         await running.acceptWaveform(8000, silence);
         await finished.inputFinished();
-        const refused = await Resampler.create(999, 16000).catch(({ name, message }) => `${name}: ${message}`);
+        const refused = (promise) => promise.catch(({ name, message }) => `${name}: ${message}`);
         console.log(JSON.stringify([
-          refused,
+          await refused(Resampler.create(999, 16000)),
+          await refused(Vad.open(new Uint8Array(9), { ort, min_silence: 1 })),
+          caught(() => recognizer.createStream({ vad: { threshold: 0.4 } })),
           caught(() => recognizer.languageModel(new Uint8Array(9))),
           caught(() => recognizer.languageModel(new TextEncoder().encode('u2moe-lm\x01'))),
           caught(() => recognizer.languageModel(new Uint8Array(9), { weight: -1 })),
@@ -248,13 +269,16 @@ def test_misuse_is_refused_by_name(ort_bundle):
           caught(() => recognizer.createStream({ endpoint: 0 })),
           caught(() => recognizer.createStream({ endpoint: { rule5: null } })),
           caught(() => recognizer.createStream({ beam_size: 4 })),
+          await refused(Vad.open(new Uint8Array(9), { ort })),
           caught(() => recognizer.createStream({ beamSize: 0 })),
         ]));
         """,
         str(ort_bundle),
     )
-    assert found[:-1] == [
+    assert found[:-2] == [
         "AudioError: sample rate must be between 1000 and 384000 Hz, got 999",
+        "RangeError: there is no option min_silence",
+        "RangeError: vad must be a Vad, which a worker cannot be sent",
         "LanguageModelError: language model: line 1: there is no \\data\\: not an ARPA file",
         "LanguageModelError: language model: is not a compact language model of this version",
         "RangeError: weight must be from 0 to 100, got -1",
@@ -276,6 +300,7 @@ def test_misuse_is_refused_by_name(ort_bundle):
         "RangeError: endpoint has no rule5: there are rule1, rule2, rule3, pause",
         "RangeError: there is no option beam_size",
     ]
+    assert found[-2].startswith("BundleError: this is not silero VAD 5 or 6: ")
     assert found[-1].startswith("RangeError: beamSize: found 0, expected ")
 
 

@@ -1,6 +1,6 @@
 // Compiled by the tests, not run: the types describe the module.
 import * as ort from 'onnxruntime-web/wasm';
-import { InferenceError, IntegrityError, MicrophoneError, Recognizer, Resampler } from 'u2moe';
+import { InferenceError, IntegrityError, MicrophoneError, Recognizer, Resampler, Vad } from 'u2moe';
 import { Microphone } from 'u2moe/microphone';
 import { Recognizer as WorkerRecognizer, serve } from 'u2moe/worker';
 
@@ -14,7 +14,7 @@ stream.addEventListener('final', ({ detail }) => console.log(detail.words.map(({
 await stream.acceptWaveform(48000, (await Resampler.create(44100, 48000)).accept(new Float32Array(441)));
 await stream.inputFinished();
 stream.reset();
-await recognizer.transcribe(new Int16Array(1), 16000, { signal, beamSize: 4 }).catch((error) => error instanceof InferenceError && error.cause);
+await recognizer.transcribe(new Int16Array(1), 16000, { signal, beamSize: 4, vad: await Vad.open(new Uint8Array(1), { ort, minSilence: 1 }) }).catch((error) => error instanceof InferenceError && error.cause);
 const microphone = await Microphone.open().catch((error: MicrophoneError) => { throw new Error(error.reason); });
 microphone.addEventListener('samples', ({ detail }) => stream.acceptWaveform(microphone.sampleRate, detail));
 serve({ ort });

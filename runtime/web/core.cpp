@@ -9,6 +9,7 @@
 #include "json.hpp"
 #include "recognition.hpp"
 #include "resampler.hpp"
+#include "speech.hpp"
 
 #define EXPORT(name) extern "C" __attribute__((export_name(#name)))
 
@@ -168,6 +169,37 @@ EXPORT(stream_result) const char* stream_result(const Recognition* stream) { ret
 EXPORT(stream_segment) const char* stream_segment(Recognition* stream) {
   const auto segment = stream->take_segment();
   return segment ? told(as_json(*segment)) : nullptr;
+}
+
+EXPORT(finder_create) SpeechFinder* finder_create(const char* text, std::size_t size) {
+  const Json json = Json::parse({text, size}, "options");
+  const auto number = [&json](const char* name, double otherwise) { return json.has(name) ? json[name].number() : otherwise; };
+  VadOptions options;
+  options.threshold = number("threshold", options.threshold);
+  options.end_threshold = number("end_threshold", options.end_threshold);
+  options.min_silence = number("min_silence", options.min_silence);
+  options.padding = number("padding", options.padding);
+  options.check();
+  return new SpeechFinder(options);
+}
+
+EXPORT(finder_free) void finder_free(SpeechFinder* finder) { delete finder; }
+EXPORT(finder_accept) void finder_accept(SpeechFinder* finder, const float* samples, std::size_t num) { finder->accept({samples, samples + num}); }
+EXPORT(finder_finish) void finder_finish(SpeechFinder* finder) { finder->finish(); }
+EXPORT(finder_window) const float* finder_window(const SpeechFinder* finder) { return finder->window(); }
+EXPORT(finder_hear) void finder_hear(SpeechFinder* finder, double probability) { finder->hear(probability); }
+
+// {first sample, whether speech begins, whether it ends, samples, their number}; 0: none.
+EXPORT(finder_take) const std::int32_t* finder_take(SpeechFinder* finder) {
+  static std::optional<Speech> speech;
+  static std::int32_t told_speech[5];
+  speech = finder->take();
+  if (!speech) return nullptr;
+  const std::int32_t fields[] = {static_cast<std::int32_t>(speech->start), speech->begins, speech->ends,
+                                 static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(speech->samples.data())),
+                                 static_cast<std::int32_t>(speech->samples.size())};
+  std::copy(std::begin(fields), std::end(fields), told_speech);
+  return told_speech;
 }
 
 EXPORT(resampler_create) Resampler* resampler_create(int source_rate, int target_rate) { return new Resampler(source_rate, target_rate); }

@@ -8,6 +8,8 @@ const ERRORS = { 1: RangeError, 3: BundleError, 4: IntegrityError, 5: AudioError
 /** What `Stream.next` asks for. */
 export const FEATURES = 1, ENCODER = 2, CTC = 3, DECODER = 4;
 
+const WINDOW_LEN = 512; // samples of a probability of speech
+
 const encoder = new TextEncoder(), decoder = new TextDecoder();
 let compiled;
 
@@ -190,6 +192,47 @@ export class LanguageModel {
   }
 }
 
+/** Stretches of speech in one source at 16 kHz; see runtime/cpp/source/speech.hpp. */
+export class SpeechFinder {
+  #core;
+  #pointer;
+
+  constructor(core, options) {
+    this.#core = core;
+    this.#pointer = core.own(this, 'finder_free', core.call('finder_create', JSON.stringify(options)));
+  }
+
+  accept(samples) {
+    this.#core.call('finder_accept', this.#pointer, samples);
+  }
+
+  finish() {
+    this.#core.call('finder_finish', this.#pointer);
+  }
+
+  /** The next window without a probability, or null. */
+  window() {
+    const pointer = this.#core.call('finder_window', this.#pointer);
+    return pointer ? this.#core.array(Float32Array, pointer, WINDOW_LEN) : null;
+  }
+
+  hear(probability) {
+    this.#core.call('finder_hear', this.#pointer, probability);
+  }
+
+  /** The next part of speech {start, begins, ends, samples}, or null. */
+  take() {
+    const told = this.#core.call('finder_take', this.#pointer);
+    if (!told) return null;
+    const [start, begins, ends, samples, num] = this.#core.array(Int32Array, told, 5);
+    return { start, begins, ends, samples: this.#core.array(Float32Array, samples, num) };
+  }
+
+  free() {
+    this.#core.free(this, 'finder_free', this.#pointer);
+  }
+}
+
 /** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
 export class Resampler {
   #core;
@@ -228,6 +271,6 @@ const renamed = (object, rename) => Object.fromEntries(Object.entries(object).ma
 
 /** Options with the names of Python, also within them. */
 export function pythonNames(options) {
-  if (!isObject(options) || options instanceof LanguageModel) return options;
+  if (!isObject(options) || Object.getPrototypeOf(options) !== Object.prototype) return options;
   return renamed(Object.fromEntries(Object.entries(options).map(([name, value]) => [name, pythonNames(value)])), snake);
 }

@@ -6,3 +6,4 @@ export {
 } from './errors.js';
 export { Recognizer } from './recognizer.js';
 export { Stream } from './stream.js';
+export { Vad } from './vad.js';

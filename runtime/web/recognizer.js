@@ -2,17 +2,19 @@
 
 import { openBundle } from './bundle.js';
 import { checkedSignal, untilAborted } from './cancellation.js';
-import { Core, LanguageModel, Recognition, pythonNames } from './core.js';
+import { Core, LanguageModel, Recognition, Resampler, SpeechFinder, pythonNames } from './core.js';
 import { BundleError } from './errors.js';
 import { Graphs } from './graphs.js';
 import { Stream } from './stream.js';
+import { Vad } from './vad.js';
 
 const OPTIONS = [
   'hotwords', 'endpoint', 'search', 'beamSize', 'chunkSize', 'numLeftChunks', 'ctcWeight', 'reverseWeight', 'lengthPenalty',
-  'paddingS', 'languageModel',
+  'paddingS', 'languageModel', 'vad',
 ];
 const RULES = ['rule1', 'rule2', 'rule3', 'pause'];
 const HOTWORD_WEIGHT = 1.5;
+const SPEECH_RATE = 16000; // of voice activity detection, and so of the model
 
 export class Recognizer {
   #core;
@@ -58,15 +60,24 @@ export class Recognizer {
   }
 
   createStream(options = {}) {
+    if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which a worker cannot be sent');
+    if (options.vad && this.sampleRate !== SPEECH_RATE) throw new RangeError(`vad needs a model for 16000 Hz, this one is for ${this.sampleRate}`);
     const unknown = Object.keys(options).find((name) => !OPTIONS.includes(name));
     if (unknown) throw new RangeError(`there is no option ${unknown}`);
     checkFinite(options);
-    const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+    const { vad, ...given } = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     const hasBeam = !['ctc_greedy', 'attention'].includes(given.search); // what else is not given is as in the bundle, too
     const chosen = { languageModel: hasBeam ? this.#bundled : null, ...given, endpoint: endpointOf(given.endpoint) };
     if (given.hotwords !== undefined) chosen.hotwords = hotwordsOf(given.hotwords);
     if (chosen.chunkSize === 'full') chosen.chunkSize = -1;
-    return new Stream(this.#graphs, () => inJavaScript(() => new Recognition(this.#core, this.#model, pythonNames(chosen))));
+    const recognition = () => inJavaScript(() => new Recognition(this.#core, this.#model, pythonNames(chosen)));
+    const listening = () => vad && {
+      vad,
+      past: vad.start(),
+      finder: inJavaScript(() => new SpeechFinder(this.#core, pythonNames(vad.options))),
+      resampler: (rate) => new Resampler(this.#core, rate, SPEECH_RATE),
+    };
+    return new Stream(this.#graphs, recognition, listening);
   }
 
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {

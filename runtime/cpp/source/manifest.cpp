@@ -86,7 +86,6 @@ Manifest Manifest::of(const Json& json) {
   if (size.number() != m.feature_size) size.fail("feature_size of the model, " + std::to_string(m.feature_size));
   m.ctc_weight = decoding["ctc_weight"].number(0, 1e9);
   m.reverse_weight = decoding["reverse_weight"].number(0, 1);
-  if (json.has("padding_s")) m.padding_s = json["padding_s"].number(0, kLongestPaddingS);  // until demo models are replaced
   check_names(decoding, {"ctc_weight", "reverse_weight", "beam_size", "padding_s", "endpoint", "hotwords", "language_model"});
   if (decoding.has("beam_size")) m.beam_size = decoding["beam_size"].integer(1, 1000);
   if (decoding.has("endpoint")) read_endpoint(decoding["endpoint"], m);

@@ -13,8 +13,9 @@ Stream::Stream(std::shared_ptr<const Model> model, const StreamOptions& options,
       vad_(std::move(vad)) {
   if (!vad_) return;
   const int rate = model_->bundle.manifest().sample_rate;
-  if (rate != Vad::kRate) throw InvalidArgument("a voice activity detector needs audio at 16000 Hz, the model's is " + std::to_string(rate) + " Hz");
-  finder_.emplace(vad_);
+  if (rate != SpeechFinder::kRate) throw InvalidArgument("a voice activity detector needs audio at 16000 Hz, the model's is " + std::to_string(rate) + " Hz");
+  finder_.emplace(vad_->options());
+  past_ = vad_->start();
 }
 
 void Stream::check_usable() const {
@@ -31,7 +32,7 @@ void Stream::guarded(Work work) {
 
 void Stream::accept_waveform(int sample_rate, const float* samples, std::size_t num) {
   check_usable();
-  if (finder_) check_audio(resampler_, sample_rate, Vad::kRate, samples, num);
+  if (finder_) check_audio(resampler_, sample_rate, SpeechFinder::kRate, samples, num);
   else recognition_.check(sample_rate, samples, num);
   guarded([&] {
     // Seconds one by one, so that an hour takes no more memory, and no more time for each window, than a second.
@@ -39,7 +40,8 @@ void Stream::accept_waveform(int sample_rate, const float* samples, std::size_t 
     for (std::size_t begin = 0; begin < num; begin += second) {
       const std::size_t part = std::min(second, num - begin);
       if (finder_) {
-        recognize(finder_->accept(resampler_->accept(samples + begin, part)));
+        finder_->accept(resampler_->accept(samples + begin, part));
+        listen();
       } else {
         recognition_.accept(samples + begin, part);
         decode();
@@ -51,8 +53,11 @@ void Stream::accept_waveform(int sample_rate, const float* samples, std::size_t 
 void Stream::input_finished() {
   check_usable();
   guarded([this] {
-    if (resampler_) recognize(finder_->accept(resampler_->finish()));
-    if (finder_) recognize(finder_->finish());
+    if (resampler_) finder_->accept(resampler_->finish());
+    if (finder_) {
+      finder_->finish();
+      listen();
+    }
     if (!recognition_.is_finished()) recognition_.finish();
     decode();
     is_finished_ = true;
@@ -66,19 +71,22 @@ std::optional<Result> Stream::take_segment() {
   return first;
 }
 
-void Stream::recognize(const std::vector<Speech>& parts) {
-  for (const Speech& speech : parts) {
-    if (speech.begins) {
-      recognition_ = Recognition(model_->bundle.manifest(), model_->bundle.vocabulary(), recognition_.options());
-      caches_ = model_->graphs.start();
-      begin_s_ = static_cast<double>(speech.start) / Vad::kRate;
-      first_ = number_;
-    }
-    recognition_.check(Vad::kRate, speech.samples.data(), speech.samples.size());
-    recognition_.accept(speech.samples.data(), speech.samples.size());
-    if (speech.ends) recognition_.finish();
-    decode();
+void Stream::listen() {
+  while (const float* window = finder_->window()) finder_->hear(vad_->probability(window, past_));
+  while (const std::optional<Speech> speech = finder_->take()) recognize(*speech);
+}
+
+void Stream::recognize(const Speech& speech) {
+  if (speech.begins) {
+    recognition_ = Recognition(model_->bundle.manifest(), model_->bundle.vocabulary(), recognition_.options());
+    caches_ = model_->graphs.start();
+    begin_s_ = static_cast<double>(speech.start) / SpeechFinder::kRate;
+    first_ = number_;
   }
+  recognition_.check(SpeechFinder::kRate, speech.samples.data(), speech.samples.size());
+  recognition_.accept(speech.samples.data(), speech.samples.size());
+  if (speech.ends) recognition_.finish();
+  decode();
 }
 
 // All work that is ready.

@@ -55,7 +55,8 @@ class Stream {
   void check_usable() const;
   template <class Work>
   void guarded(Work work);
-  void recognize(const std::vector<Speech>& parts);
+  void listen();
+  void recognize(const Speech& speech);
   void decode();
   Result presented(Result result) const;
   Floats encode(const Request& request);
@@ -67,6 +68,7 @@ class Stream {
   std::shared_ptr<const Vad> vad_;
   std::optional<Resampler> resampler_;  // before the finder
   std::optional<SpeechFinder> finder_;
+  Vad::Past past_;
   double begin_s_ = 0;            // of the current stretch of speech
   int first_ = 0, number_ = 0;    // of its segments, and of the next segment
   std::deque<Result> segments_;
