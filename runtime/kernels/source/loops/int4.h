@@ -12,20 +12,24 @@ inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t
   constexpr int P = V::kPanels;
   const size_t depth = depth8(p.k), groups = groups4(p.k, p.group), step_bytes = step_bytes4(p.k, p.group);
   const uint8_t* weights = block + step_bytes + column * 4;
+  const uint8_t* ahead = block + kNear + column * 4;
   const uint8_t* constants = block + block_bytes4(p.k, p.group) - 12 * kBlock + column * 4;
   typename V::Ints sum[M][P];
   start_sums<V, M>(sum, constants);
   for (size_t g = 0; g < groups; g++) {
     typename V::Steps steps[P];
+    U2MOE_PREFETCH(ahead, 3);  // for a share of the steps and constants, which a block has beside its weights
+    ahead += kBlock * 4 / P;
     U2MOE_UNROLL for (int i = 0; i < P; i++) steps[i] = V::steps(block + g * kBlock + column + i * kPanel);
     const auto* own = codes + g * p.group;
     const size_t rows = depth - g * p.group < p.group ? depth - g * p.group : p.group;
     for (size_t k = 0; k < rows; k += kRows4) {
       typename V::Weights low[P], high[P];
       U2MOE_UNROLL for (int i = 0; i < P; i++) {
-        U2MOE_PREFETCH(weights + kNear + i * kLine, 3);
+        U2MOE_PREFETCH(ahead + i * kLine, 3);
         V::unpack(weights + i * kPanel * 4, steps[i], low[i], high[i]);
       }
+      ahead += kBlock * 4;
       add_products<V, M>(sum, low, own + k, p.stride);
       add_products<V, M>(sum, high, own + k + 4, p.stride);
       weights += kBlock * 4;
