@@ -240,6 +240,9 @@ def test_every_expert_is_reached(exported):
         ("squeezeformer_full", "int8"),
         ("squeezeformer_experts_in_the_decoder", "int4-experts"),
         ("branchformer_experts_in_the_decoder", "int4-experts"),
+        ("branchformer", "int4"),
+        ("squeezeformer", "int4"),
+        ("efficient_conformer_stream", "int4"),
     ],
 )
 def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp_path, name, recipe):
