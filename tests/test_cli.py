@@ -271,6 +271,14 @@ def test_help_needs_nothing_that_computes():
         assert re.search(rf"^  {name} +{re.escape(summary)}$", done.stdout, re.MULTILINE)
 
 
+def test_the_help_for_a_reader_that_has_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "u2moe"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_every_hint_names_what_is_there():
     """Until u2moe is on an index, its names must not be suggested."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from u2moe.commands import help_text
@@ -10,7 +11,10 @@ from u2moe.commands import help_text
 def main() -> int:
     """Run the command line; see `u2moe.runtime.cli`."""
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
-        print(help_text())
+        try:
+            print(help_text(), flush=True)
+        except BrokenPipeError:  # the reader has seen enough, as `head` does; Python would complain again as it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     from u2moe.runtime.cli import main as run
 
