@@ -24,7 +24,7 @@ from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 STUDIES = (
     *("full_size", "moe_layer", "same_weights", "systems", "formats"),
     *("runtimes", "calibration", "hotwords"),
-    *("word_times", "serving", "hostile"),
+    *("word_times", "serving", "hostile", "quantizers"),
 )
 """Studies with results on pages, in the order in which targets are listed."""
 MODULES = {"bench": "results.demo", **{name: f"studies.{name}" for name in STUDIES}}

@@ -45,6 +45,7 @@ MEASUREMENTS = {
         minutes=10,
         needs="native kernels",
     ),
+    "quantizers": Measurement(command="quantizers FLOAT32 SPEECH DEV NAME=FOLDER ... --results FILE", minutes=15),
     "hotwords": Measurement(command="hotwords INT8 TESTS --results FILE", minutes=5),
     "word_times": Measurement(command="word_times INT8 WORDS --results FILE", minutes=2),
     "runtimes": Measurement(

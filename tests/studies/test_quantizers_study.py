@@ -1,0 +1,41 @@
+"""The study of other quantizers: its hard network, plain graphs, and table."""
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+import pytest
+
+from u2moe.benchmarks.studies import quantizers
+from u2moe.quantize.experts.layer import expert_layers
+from u2moe.runtime.graph.file import array_of
+
+
+@pytest.mark.slow
+def test_the_hard_network_computes_the_same_as_plain_operators_do(bundle, tmp_path):
+    hard = quantizers.with_outliers(bundle, tmp_path / "hard")
+    frames = np.random.default_rng(0).normal(size=(90, bundle.manifest.features.num_mel_bins)).astype(np.float32)
+    expected = bundle.load(quantizers.SETTINGS)
+    np.testing.assert_array_equal(hard.load(quantizers.SETTINGS).encode(frames), expected.encode(frames))
+    files = [tmp_path / f"{name}.onnx" for name in quantizers.GRAPHS]
+    for file in files:
+        onnx.save(onnx.inliner.inline_local_functions(onnx.load(bundle.path / file.name)), file)
+    model, sessions = quantizers._plain_model(bundle, files)
+    found = model.ctc(model.encode(frames))
+    np.testing.assert_allclose(found, expected.ctc(expected.encode(frames)), rtol=0, atol=1e-4)
+    assert [len(session.feeds) for session in sessions] == [1, 1]
+
+
+def test_the_tables_leave_a_place_for_what_is_missing():
+    item = {"log_probs_mean": 0.08, "changed_tokens": 0.03, "ms": 9.4, "seconds": 3, "bytes": 11_700_000}
+    networks = {"plain": {"u2moe int8": item}, "hard": {}}
+    shown = quantizers.values({"networks": networks, "recordings": 3, "calibrated": 2})
+    assert "| u2moe int8 | 0.080 | 3.0% | — |  | 11.7 |  | 9 | 3 |" in shown["table"]
+    assert "| demo model | 0.080 / 3.0% | — | — |  | 11.70 |  |  |" in shown["networks"]
+
+
+def test_near_ties_leave_the_choice_to_the_last_bits(bundle, tmp_path):
+    tied = ir.load(quantizers.with_near_ties(bundle, tmp_path / "tied").path / "encoder.onnx")
+    for layer in expert_layers(tied):
+        gate = array_of(layer.gate)
+        np.testing.assert_allclose(gate[:, 1:4], gate[:, :1].repeat(3, axis=1), rtol=0, atol=1e-5)
