@@ -154,7 +154,8 @@ class _Plain:
 
 def _plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Plain]]:
     sessions = [_Plain(file) for file in files]
-    return Model(bundle.manifest, *(cast("Session", session) for session in sessions), None), sessions
+    encoder, ctc = (cast("Session", session) for session in sessions)
+    return Model(bundle.manifest, encoder, ctc, None), sessions
 
 
 Made = tuple[str, Callable[[], Model], float, int]
