@@ -76,7 +76,8 @@ class Build:
         files = [f"tests/kernels/test_{name}.py" for name in names]
         library = self.folder / f"lib{LIBRARY}.so"
         own = {"LD_PRELOAD": self.preloaded, "U2MOE_TEST_KERNELS": str(library), "U2MOE_KERNELS_ISA": isa}
-        pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *options]
+        waiting = ["-o", "faulthandler_timeout=7500"]  # as `make endurance`, or thousands of layers end at 15 minutes
+        pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *waiting, *files, *options]
         return self._run(*self.prefix, *pytest_run, **own)
 
 
