@@ -1,11 +1,10 @@
 """What do other quantizers make of the same network, and of one that is hard to quantize?
 
-    U2MOE_KERNELS=onnxruntime python -m u2moe.benchmarks.studies.quantizers BUNDLE SPEECH.tsv DEV.tsv [NAME=BUNDLE ...]
+    U2MOE_KERNELS=onnxruntime python -m u2moe.benchmarks.studies.quantizers BUNDLE SPEECH.tsv DEV.tsv [--results FILE]
 
-Bundles are in float32. Each quantizer gets the encoder and the CTC head, those of others as plain operators, and where
-it calibrates the recordings of SPEECH.tsv; damage is measured on those of DEV.tsv, full context, onnxruntime alone. The
-hard network computes the same in float32, to the bit: one of a hundred channels is 32 to 256 times as large as before.
-Our int8 also gets such networks of the other bundles, and one whose router cannot tell experts apart.
+The bundle is in float32. Quantizers get its encoder and CTC head, those of others as plain operators, and to calibrate
+the recordings of SPEECH.tsv; damage is measured on those of DEV.tsv, full context, onnxruntime alone. The hard network
+computes the same in float32, to the bit: one of a hundred channels is 32 to 256 times as large as before.
 """
 
 from __future__ import annotations
@@ -28,15 +27,12 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
-from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
-from u2moe.quantize import Goal, quantize_bundle, recipe
-from u2moe.quantize.experts.layer import expert_layers
+from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.report import features_of, output_errors
 from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
 from u2moe.runtime import Bundle, ctc_greedy_search
 from u2moe.runtime.corpus.lists import read_recordings
-from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
@@ -51,15 +47,8 @@ Static calibration gets them as one recording: onnxruntime's histograms fail on 
 """
 LEAST, MOST = 5, 8
 """Exponents of the outliers: 32 to 256."""
-OURS: Mapping[str, tuple[str, bool, Goal | None]] = {
-    "u2moe int8": ("int8", False, None),
-    "u2moe int8, calibrated": ("int8", True, None),
-    "u2moe int8, at most 0.5 % of tokens": ("int8", True, Goal(max_damage=0.005)),
-    "u2moe int4, calibrated": ("int4", True, None),
-}
-"""By name: recipe, whether it is calibrated, and the goal."""
-SHOWN = {"plain": "demo model", "hard": "demo model, with outliers", "near ties": "demo model, near ties in routers"}
-"""What tables call networks."""
+OURS = {"u2moe int8": False, "u2moe int8, calibrated": True}
+"""By name, whether the recipe int8 is calibrated."""
 Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -123,20 +112,6 @@ def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
     return rewritten_bundle(bundle, folder, add)
 
 
-def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
-    """Another network: routers differ between experts 0 to 3 (4 to 7, ...) by a millionth of what they did."""
-
-    def tie(model: ir.Model) -> None:
-        for layer in expert_layers(model):
-            gate = array_of(layer.gate).copy()
-            first = np.arange(gate.shape[1]) // 4 * 4
-            layer.gate.const_value = ir.tensor(
-                gate[:, first] + (gate - gate[:, first]) * 2.0**-20, name=layer.gate.name
-            )
-
-    return rewritten_bundle(bundle, folder, tie)
-
-
 class _Plain:
     """A graph of plain operators as a session, which keeps what it is fed."""
 
@@ -181,17 +156,12 @@ def peers(bundle: Bundle, heard: Sequence[Frames], folder: Path) -> Iterator[Mad
         yield title, lambda files=files: _plain_model(bundle, files)[0], time.process_time() - start, _size(files)  # type: ignore[misc]
 
 
-def ours(bundle: Bundle, speech: Sequence[Path], folder: Path, titles: Sequence[str]) -> Iterator[Made]:
-    """What our recipes make of it; one whose goal cannot be met is reported, and left out."""
-    for title in titles:
+def ours(bundle: Bundle, speech: Sequence[Path], folder: Path) -> Iterator[Made]:
+    """What our recipes make of it."""
+    for title, calibrated in OURS.items():
         report(title)
-        name, calibrated, goal = OURS[title]
-        start, chosen = time.process_time(), recipe(name, calibration=speech if calibrated else ())
-        try:
-            made, _ = quantize_bundle(bundle.path, folder / title, chosen, goal=goal)
-        except U2moeError as error:
-            report(f"{title} fails: {error}")
-            continue
+        start, chosen = time.process_time(), recipe("int8", calibration=speech if calibrated else ())
+        made, _ = quantize_bundle(bundle.path, folder / title, chosen)
         yield title, lambda made=made: made.load(SETTINGS), time.process_time() - start, _size(_files(made))  # type: ignore[misc]
 
 
@@ -220,32 +190,19 @@ def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[s
     }
 
 
-def measure(
-    network: Bundle, speech: Sequence[Path], dev: Sequence[Path], folder: Path, *, all_quantizers: bool
-) -> dict[str, Any]:
-    """By quantizer (all, or our int8) what `judged` says, `seconds` of processor time to make it, and `bytes`."""
+def measure(network: Bundle, speech: Sequence[Path], dev: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """By quantizer what `judged` says, `seconds` of processor time to make it, and `bytes`."""
     features, found = features_of(network, dev, NUM_FRAMES), {}
     reference = network.load(SETTINGS)
-    made: Iterator[Made] = ours(network, speech, folder, [title for title in OURS if all_quantizers or "int8" in title])
-    if all_quantizers:
-        made = itertools.chain(made, peers(network, features_of(network, speech), folder))
+    made = itertools.chain(ours(network, speech, folder), peers(network, features_of(network, speech), folder))
     float32: Made = ("float32", lambda: reference, 0.0, _size(_files(network)))
     for title, load, seconds, size in itertools.chain([float32], made):
         found[title] = {**judged(reference, load(), features), "seconds": seconds, "bytes": size}
     return found
 
 
-def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iterator[tuple[str, Bundle]]:
-    """The demo model, it with outliers, with near ties, and the other networks with outliers, by name."""
-    yield "plain", bundle
-    yield "hard", with_outliers(bundle, folder / "hard")
-    yield "near ties", with_near_ties(bundle, folder / "ties")
-    for name, other in others.items():
-        yield name, with_outliers(other, folder / name)
-
-
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each quantizer, and one for each network that is hard to quantize."""
+    """What pages show: a row for each quantizer, and the errors of our int8."""
     found = results["networks"]
     plain, hard = found["plain"], found["hard"]
 
@@ -264,17 +221,14 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "quantizer", "log-prob. error", "tokens", "with outliers", "tokens", "MB", "MB with outliers", "encoder, ms",
         "made in, s",
     )  # fmt: skip
-    titles = [title for title in OURS if "int8" in title]
-    networks = [
-        (SHOWN.get(name, f"{name}, with outliers"),
-         *(" / ".join(filter(None, errors(own.get(title)))) for title in titles),
-         *(f"{own[title]['bytes'] / 1e6:.2f}" if title in own else "" for title in ("float32", *titles)))
-        for name, own in found.items()
-    ]  # fmt: skip
-    short = [title.removeprefix("u2moe ") for title in titles]
     return {
         "table": table(header, rows),
-        "networks": table(("network", *short, "MB float32", *(f"MB {title}" for title in short)), networks),
+        **{
+            f"{name}.{title.rpartition(' ')[2]}": " / ".join(errors(own[title]))
+            for name, own in found.items()
+            for title in OURS
+            if title in own
+        },
         "recordings": str(results["recordings"]),
         "calibrated": str(results["calibrated"]),
         "static": f"{STATIC_FRAMES / 100:.0f}",
@@ -286,18 +240,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = script_parser("studies.quantizers", __doc__)
     for name, kind in (("bundle", "folder"), ("speech", "list of recordings"), ("dev", "list of recordings")):
         parser.add_argument(name, type=Path, help=kind)
-    parser.add_argument("others", type=named, nargs="*", metavar="NAME=BUNDLE", help="other networks")
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)
     speech, dev = ([recording.path for recording in read_recordings(own)] for own in (args.speech, args.dev))
-    bundle, others = Bundle.open(args.bundle), {name: Bundle.open(Path(folder)) for name, folder in args.others}
-    found = {}
+    bundle, found = Bundle.open(args.bundle), {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, network in networks(bundle, others, Path(folder)):
+        for name, network in (("plain", bundle), ("hard", with_outliers(bundle, Path(folder) / "network"))):
             report(f"network: {name}")
-            own = Path(folder) / f"{name}-quantized"
+            own = Path(folder) / name
             own.mkdir()
-            found[name] = measure(network, speech, dev, own, all_quantizers=name in ("plain", "hard"))
+            found[name] = measure(network, speech, dev, own)
     recordings = len(features_of(bundle, dev, NUM_FRAMES))
     results = {"networks": found, "recordings": recordings, "calibrated": len(speech)}
     publish(args.bundle, results, values, args.results)
