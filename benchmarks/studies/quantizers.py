@@ -52,7 +52,7 @@ OURS = {"u2moe int8": False, "u2moe int8, calibrated": True}
 Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
-class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+class _Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
     """What a graph is fed in recordings, one after the other."""
 
     def __init__(self, feeds: Sequence[Mapping[str, Any]]) -> None:
@@ -63,12 +63,12 @@ class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
-Make = Callable[[Path, Path, Reader], None]
+Make = Callable[[Path, Path, _Feeds], None]
 """Reads a plain graph, and writes a quantized one; with what the graph is fed in recordings."""
 
 
 def _static(method: quantization.CalibrationMethod) -> Make:
-    def make(source: Path, target: Path, reader: Reader) -> None:
+    def make(source: Path, target: Path, reader: _Feeds) -> None:
         quantization.quantize_static(
             source, target, reader, op_types_to_quantize=["MatMul", "Gemm", "Conv"],
             per_channel=True, weight_type=quantization.QuantType.QInt8, calibrate_method=method,
@@ -78,7 +78,7 @@ def _static(method: quantization.CalibrationMethod) -> Make:
 
 
 def _blocks(bits: int) -> Make:
-    def make(source: Path, target: Path, _: Reader) -> None:
+    def make(source: Path, target: Path, _: _Feeds) -> None:
         tool = MatMulNBitsQuantizer(onnx.load(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=4)
         tool.process()
         tool.model.save_model_to_file(str(target), use_external_data_format=False)
@@ -149,7 +149,7 @@ def peers(bundle: Bundle, heard: Sequence[Frames], folder: Path) -> Iterator[Mad
         files, start = [folder / f"{title}-{file.name}" for file in plain], time.process_time()
         try:
             for source, target, session in zip(plain, files, sessions, strict=True):
-                make(source, target, Reader(session.feeds))
+                make(source, target, _Feeds(session.feeds))
         except Exception as error:  # noqa: BLE001 - of any kind
             report(f"{title} fails: {' '.join(str(error).split())[:200]}")
             continue

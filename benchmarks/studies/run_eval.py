@@ -60,8 +60,10 @@ def main(argv: list[str] | None = None) -> None:
             begin = time.perf_counter()
             text = recognizer.transcribe(samples).text
             seconds, duration = time.perf_counter() - begin, len(samples) / rate
-            told = {"audio_filepath": str(utterance.source), "text": reference, "pred_text": text}
-            rows.append({**told, "duration": duration, "time": seconds})
+            source = str(utterance.source)
+            rows.append(
+                {"audio_filepath": source, "duration": duration, "time": seconds, "text": reference, "pred_text": text}
+            )
             expected = normalize(reference).split()
             errors += edit_distance(expected, normalize(text).split())
             num_words += len(expected)
