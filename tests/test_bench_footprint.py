@@ -159,7 +159,7 @@ def test_caches_of_data(tmp_path):
     assert machine.caches(tmp_path) == {"L1": 48 * 1024, "L3": 4096 * 1024}
 
 
-def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path):
+def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path, tmp_path_factory, monkeypatch):
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
@@ -174,3 +174,17 @@ def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path):
     assert len(name) == 12
     file.write_text("2", encoding="utf-8")
     assert machine.commit(file) == f"{name}+"
+    # a package that was installed from the clone in which a script runs
+    package = tmp_path_factory.mktemp("package") / "bench" / "a.py"
+    package.parent.mkdir()
+    package.write_text("2", encoding="utf-8")
+    own = tmp_path / package.parent.parent.name / "bench" / "a.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("2", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert machine.commit(package) is None
+    git("add", ".")
+    git("commit", "-m", "two")
+    assert len(machine.commit(package)) == 12
+    package.write_text("another version", encoding="utf-8")
+    assert machine.commit(package) is None

@@ -170,14 +170,20 @@ def _kilobytes(file: Path, name: str) -> int | None:
 
 
 def commit(file: Path) -> str | None:
-    """Commit of the repository that holds a source file, with "+" if the file has changed since; None without one."""
-    try:
-        _git(
-            file.parent, "ls-files", "--error-unmatch", file.name
-        )  # a package installed inside a repository is not part of it
-        return _git(file.parent, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    """Commit of the repository that holds a source file, with "+" if the file has changed since; None without one.
+
+    An installed package is not part of a repository; if it was installed from the clone in the current folder, that
+    clone's copy of the file has the same content, and its commit counts.
+    """
+    copy = Path(*file.parts[-3:]).resolve()  # such as benchmarks/instruments/host.py
+    for source in (file, copy):
+        try:
+            _git(source.parent, "ls-files", "--error-unmatch", source.name)
+            if source.read_bytes() == file.read_bytes():
+                return _git(source.parent, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
+        except (OSError, subprocess.CalledProcessError):
+            continue
+    return None
 
 
 def _git(folder: Path, *arguments: str) -> str:
