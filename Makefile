@@ -16,7 +16,6 @@ DEMO = $(shell git ls-files runtime/demo)
 # The version is checked first: an environment of an older Python would stay and be in the way.
 OLD_PYTHON = 'import sys; sys.exit(sys.version_info < (3, 11) and "u2moe needs Python 3.11 or newer: make PYTHON=python3.12")'
 venv = { $(PYTHON) -c $(OLD_PYTHON) && $(PYTHON) -m venv --clear $(1); }
-WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 NUMBERS = $(shell git grep -lw 'import torch' -- 'tests/test_*.py')
 LARGEST_WHEEL = 2000000
 # The lowest versions that pyproject.toml promises; with a newer Python the first onnxruntime that has a wheel for it.
@@ -29,13 +28,13 @@ RECIPE = examples/train_demo
 # C++ programs here run on Python's onnxruntime.
 WITH_ONNXRUNTIME = -DONNXRUNTIME_ROOT="$$(.venv/bin/python -c 'import onnxruntime; print(onnxruntime.__path__[0])')"
 
-.PHONY: demo test check check-all endurance processors lint types docs unit kernels musl fast oldest examples web release clean
+.PHONY: demo test check check-all endurance processors lint types docs unit musl fast oldest examples web release clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
 
 # `unit` builds the documentation, too, and looks into it.
-test: lint types unit kernels oldest
+test: lint types unit oldest
 
 # What a release runs: all of that, what takes minutes or a rare tool, and the numbers as on lesser processors.
 check-all: test endurance processors
@@ -68,18 +67,10 @@ docs: .venv/ready
 
 # A process for each core; the tests of a file share what its fixtures made, and files come in the order of their names:
 # xdist would leave those with few tests to the end, and the longest of all are among them. Where the native kernels can
-# be built, all tests run with them; see `kernels` for those that then run without. JavaScript is tested where npm is.
+# be built, tests run with them, and some on onnxruntime alone as well. JavaScript is tested where npm is.
 unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))
 	@$(if $(NPM),,echo "no npm: the JavaScript module and its page are not tested")
 	.venv/bin/pytest $(WORKERS)
-
-# What recognises with quantized bundles, once more on onnxruntime alone; one process makes its bundles once.
-kernels: .venv/ready $(if $(COMPILER),.venv/kernels)
-ifeq ($(COMPILER),)
-	@echo "no C++ compiler: native kernels are neither built nor tested"
-else
-	U2MOE_KERNELS=onnxruntime .venv/bin/pytest $(WITHOUT_KERNELS)
-endif
 
 fast: .venv/ready
 	.venv/bin/pytest $(WORKERS) -m 'not slow and not endurance' --ignore tests/server

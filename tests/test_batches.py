@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import say
 
-from u2moe.runtime import Recognizer
+from u2moe.runtime import Recognizer, SessionSettings
 from u2moe.runtime.model.caches import join_rows, split_rows
 
 pytestmark = pytest.mark.slow
@@ -32,18 +32,17 @@ def test_many_streams_go_through_the_encoder_together(toy):
     assert 5 < max(toy.model.session.batches) <= 10
 
 
-@pytest.fixture(scope="module")
-def either(recognizer, quantized):
-    """A function from the precision to the recogniser of the tiny bundle."""
-    int8 = quantized("int8")
-    return {"float32": recognizer, "int8": Recognizer(int8, int8.load())}.__getitem__
+@pytest.fixture(scope="module", params=["float32", "float32 alone", "int8", "int8 alone"])
+def recognizer(request, bundle, quantized):
+    """Of the tiny bundle, with native kernels where they are installed, and on onnxruntime alone."""
+    precision, _, alone = request.param.partition(" ")
+    bundle = bundle if precision == "float32" else quantized(precision)
+    return Recognizer(bundle, bundle.load(SessionSettings(kernels="onnxruntime" if alone else None)))
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("num_left_chunks", [2, 0, -1])
-def test_a_batch_gives_what_one_by_one_gives(either, precision, sound, num_left_chunks):
+def test_a_batch_gives_what_one_by_one_gives(recognizer, sound, num_left_chunks):
     """Loud and quiet streams: scales of activations that they shared would show."""
-    recognizer = either(precision)
     options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks)
     sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] * (0.2 + 0.2 * i) for i in range(7)]
     alone = [feed(recognizer, samples, options=options) for samples in sounds]
@@ -54,9 +53,7 @@ def test_a_batch_gives_what_one_by_one_gives(either, precision, sound, num_left_
         assert one.score == pytest.approx(other.score, abs=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_recordings_of_like_length_share_a_call_with_full_context(either, precision, sound, monkeypatch):
-    recognizer = either(precision)
+def test_recordings_of_like_length_share_a_call_with_full_context(recognizer, sound, monkeypatch):
     encoder, calls = recognizer.model.encoder, []
     step = encoder.step
     monkeypatch.setattr(
@@ -80,12 +77,10 @@ def test_recordings_of_like_length_share_a_call_with_full_context(either, precis
             assert one.score == pytest.approx(other.score, abs=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
 @settings(max_examples=8)
 @given(st.data())
-def test_batches_may_change_from_chunk_to_chunk(either, precision, sound, data):
+def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, data):
     """Streams come and go, pause and change places: caches must stay those of their own stream."""
-    recognizer = either(precision)
     sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(5)]
     alone = [feed(recognizer, samples, options=TINY) for samples in sounds]
     streams = [recognizer.create_stream(TINY) for _ in sounds]
@@ -106,11 +101,10 @@ def test_batches_may_change_from_chunk_to_chunk(either, precision, sound, data):
         assert one.score == pytest.approx(other.score, abs=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize(("time", "nums_chunks"), [(1, (3, 9, 14, 22)), (3, (0, 1, 5, 6)), (4, (3, 150, 290, 301))])
-def test_padding_of_caches_changes_no_bit(either, precision, time, nums_chunks):
+def test_padding_of_caches_changes_no_bit(recognizer, time, nums_chunks):
     """Short chunks, and more keys than onnxruntime adds in one block."""
-    encoder, rng = either(precision).model.encoder, np.random.default_rng(time)
+    encoder, rng = recognizer.model.encoder, np.random.default_rng(time)
     config = encoder.config
     num_frames = config.window + (time - 1) * config.subsampling_rate
     noise = [rng.normal(8, 3, (1, num_frames, config.feature_size)).astype(np.float32) for _ in nums_chunks]

@@ -33,9 +33,9 @@ def recordings():
     return read_recordings(CLIPS / "transcripts.txt")
 
 
-@pytest.mark.parametrize("chunk_size", [None, 16, 8])
-def test_people_are_recognised(chunk_size, recordings):
-    recognizer = Recognizer.from_pretrained(options=DecodingOptions(chunk_size=chunk_size))
+@pytest.mark.parametrize(("chunk_size", "kernels"), [(None, None), (16, None), (8, None), (16, "onnxruntime")])
+def test_people_are_recognised(chunk_size, kernels, recordings):
+    recognizer = Recognizer.from_pretrained(options=DecodingOptions(chunk_size=chunk_size), kernels=kernels)
     errors = WordErrors()
     for recording in recordings:
         errors.add(recording.transcript, recognizer.transcribe(recording.path).text)

@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
+from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.places import DEMO_FOLDER
@@ -251,6 +251,22 @@ def held(demo):
     recognizer = HeldRecognizer(demo)
     yield recognizer
     recognizer.release()
+
+
+@pytest.fixture
+def assert_hotwords(monkeypatch, demo):
+    """A function that asserts which phrases the last stream was made with; it searches without, which is quicker."""
+    make, given = Recognizer._stream, []
+    monkeypatch.setattr(
+        Recognizer,
+        "_stream",
+        lambda self, options, size, hotwords: given.append(hotwords) or make(self, options, size, None),
+    )
+
+    def check(*phrases):
+        assert vars(given[-1]) == vars(ContextGraph(phrases, demo.vocabulary))
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def test_items_that_the_client_ends(connect, speech, expected):
             assert completed.usage.seconds == pytest.approx(len(speech(24_000)) / 24_000, abs=0.01)
 
 
-def test_format_prompt_and_pauses_are_the_clients(connect, speech, server, demo):
+def test_format_prompt_and_pauses_are_the_clients(connect, speech, expected, assert_hotwords):
     with connect() as connection:
         connection.recv()
         audio = {
@@ -97,8 +97,8 @@ def test_format_prompt_and_pauses_are_the_clients(connect, speech, server, demo)
         play(connection, speech())
         connection.input_audio_buffer.commit()
         completed = receive_until(connection, f"{TRANSCRIPTION}.completed")[-1]
-    options = server.service.default.stream_options
-    assert completed.transcript == demo.transcribe(speech(), options=options, hotwords=["seventy"]).text
+    assert_hotwords("seventy")
+    assert completed.transcript == expected().text
 
 
 def test_a_shorter_pause_ends_items_earlier(client, speech):
