@@ -77,7 +77,7 @@ def test_recordings_of_like_length_share_a_call_with_full_context(recognizer, so
             assert one.score == pytest.approx(other.score, abs=1e-3)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(st.data())
 def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, data):
     """Streams come and go, pause and change places: caches must stay those of their own stream."""
