@@ -101,6 +101,20 @@ def test_pages_show_what_was_measured():
     assert check.returncode == 0, check.stderr
 
 
+def test_the_card_has_each_set_in_the_form_of_the_hub():
+    card = pytest.importorskip("huggingface_hub").ModelCard.load(ROOT / "runtime" / "demo" / "README.md")
+    results = [result for result in card.data.eval_results if result.dataset_type != "private"]
+    measured = json.loads((RECIPE / "results" / "wer.json").read_text(encoding="utf-8"))["int8"]["sets"]
+    assert {result.dataset_type for result in results} == measured.keys() - {"heldout", "queen-dev"}
+    assert {(result.task_type, result.metric_type) for result in results} == {("automatic-speech-recognition", "wer")}
+    for result in results:
+        mode = "full" if result.metric_name.endswith("full context") else "16"
+        assert result.metric_value == round(
+            100 * measured[result.dataset_type][f"{mode} attention_rescoring"]["wer"], 1
+        )
+    assert [result.metric_value for result in card.data.eval_results if result.dataset_type == "private"] == [41]
+
+
 def test_readme_code_runs(monkeypatch, tmp_path, recordings, capsys):
     """Every Python block of the README, on a bundled clip; `microphone` gives it in pieces."""
     samples, rate = soundfile.read(recordings[0].path, dtype="float32")

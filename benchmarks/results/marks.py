@@ -26,13 +26,17 @@ def names(text: str, page: str) -> list[str]:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """The page with the values between their marks, on separate lines if the marks are; other marks stay."""
+    """The page with the values between their marks, on separate lines if the marks are; other marks stay.
+
+    What stands before the end mark on its line stays too, such as the sign of a comment in YAML.
+    """
 
     def marked(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in values:
             return match[0]
-        lines = "\n" if match["old"].startswith("\n") else ""
-        return f"<!-- begin {name} -->{lines}{values[name].strip()}{lines}<!-- end {name} -->"
+        value = values[name].strip("\n")
+        first, last = ("\n", "\n" + match["old"].rpartition("\n")[2]) if match["old"].startswith("\n") else ("", "")
+        return f"<!-- begin {name} -->{first}{value}{last}<!-- end {name} -->"
 
     return _MARKED.sub(marked, text)

@@ -64,6 +64,37 @@ def wer_table(results: Results, peers: Results) -> str:
     return table(("", *SHOWN), rows())
 
 
+def _card(results: Results) -> Iterator[tuple[str, str, dict[str, Results]]]:
+    """Name, title and conditions of each set that no training heard, as the demo model ships."""
+    for name, title in SETS.items():
+        if name != "heldout":
+            conditions = results["int8"]["sets"][name]
+            yield name, title, {mode: conditions[SHOWN[mode]] for mode in ("full context", "chunk 16")}
+
+
+def card_table(results: Results) -> str:
+    """Word error rates of the demo model, for its card."""
+    rows = [
+        (title, str(modes["full context"]["num_words"]), *map(rate, modes.values()))
+        for _, title, modes in _card(results)
+    ]
+    return table(("set", "words", "full context", "chunk 16"), rows)
+
+
+def card_index(results: Results) -> str:
+    """The same as entries of `model-index`, which the Hugging Face hub reads."""
+    return "\n".join(
+        "  - task: {type: automatic-speech-recognition}\n"
+        f'    dataset: {{type: {name}, name: "{title}"}}\n'
+        "    metrics:\n"
+        + "\n".join(
+            f'    - {{type: wer, value: {100 * found["wer"]:.1f}, name: "word errors in %, {mode}"}}'
+            for mode, found in modes.items()
+        )
+        for name, title, modes in _card(results)
+    )
+
+
 def silence(results: Results) -> str:
     """In how many recordings without speech the shipped model hears words, in any context or pass."""
     heard = {text.partition(":")[0] for texts in results["int8"]["silence"].values() for text in texts}
