@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from u2moe.quantize.recipes import FLOAT32, FORMATS, LONGEST_S, RECIPES, recipe
 from u2moe.runtime.places import DEMO_FOLDER, find_bundle
+
+if TYPE_CHECKING:
+    from u2moe.runtime.corpus.lists import Recording
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -29,14 +32,6 @@ def add_quantize(subparsers: Subparsers) -> None:
         f"{FLOAT32}: change only what the other options say",
     )
     parser.add_argument(
-        "--group",
-        metavar="GROUP=FORMAT",
-        action="append",
-        default=[],
-        help="use another format for one group of weights: "
-        + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
-    )
-    parser.add_argument(
         "--calibrate",
         metavar="PATH",
         type=Path,
@@ -47,55 +42,61 @@ def add_quantize(subparsers: Subparsers) -> None:
         f"typical speech, of which at most {LONGEST_S // 60} are used (default: round each weight by itself)",
     )
     parser.add_argument(
+        "--list",
+        metavar="PATH",
+        help="measure errors on these: lines of path<TAB>transcript, or a folder of recordings (default: the demo "
+        "model's clips)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
+    experts = parser.add_argument_group("for experts")
+    experts.add_argument(
+        "--group",
+        metavar="GROUP=FORMAT",
+        action="append",
+        default=[],
+        help="use another format for one group of weights: "
+        + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
+    )
+    experts.add_argument(
         "--max-damage",
         metavar="PERCENT",
         type=float,
         help="with --calibrate: the smallest bundle with which at most so many percent of the tokens change on its "
         "recordings; layers that hurt get a better format than the recipe's",
     )
-    parser.add_argument(
+    experts.add_argument(
         "--max-size",
         metavar="MB",
         type=float,
         help="with --calibrate: at most so many megabytes, of which the layers that hurt most get more",
     )
-    parser.add_argument(
+    experts.add_argument(
         "--target-rtf",
         metavar="X",
         type=float,
         help="the same for the encoder's time for a second of audio, with one thread on this machine",
     )
-    parser.add_argument(
+    experts.add_argument(
         "--resume",
         action="store_true",
         help="keep measurements of damage in OUT.damage.jsonl until OUT is written, and go on after an interruption",
     )
-    parser.add_argument(
+    experts.add_argument(
         "--packed",
         action="store_true",
         help="write weights as native kernels (u2moe-kernels) use them: the bundle loads at once, processes share its "
         "memory, and it cannot run without these kernels",
     )
-    parser.add_argument(
-        "--audio",
-        metavar="PATH",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="audio files or folders to measure errors on: the first minute",
-    )
-    parser.add_argument("--list", metavar="TSV", help="lines of path<TAB>transcript, to measure the word error rate on")
-    parser.add_argument(
+    experts.add_argument(
         "--max-wer-increase",
         metavar="POINTS",
         type=float,
         help="fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate, "
         "use better formats until it does not",
     )
-    parser.add_argument(
+    experts.add_argument(
         "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
     parser.set_defaults(run=run_quantize)
 
 
@@ -108,15 +109,14 @@ def add_inspect(subparsers: Subparsers) -> None:
 
 
 def run_quantize(args: argparse.Namespace) -> int:
-    """Quantize and print the report. Without audio from the user, the bundled clips are used if possible."""
+    """Quantize and print the report."""
     from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
     from u2moe.runtime.cli.terminal import tell
-    from u2moe.runtime.corpus.lists import read_recordings
     from u2moe.runtime.errors import QuantizationError
 
-    audio, limit = _measured_audio(args), args.max_wer_increase
+    measured, limit = _measured(args), args.max_wer_increase
     goal = Goal(
         max_damage=None if args.max_damage is None else args.max_damage / 100,
         max_wer_increase=None if limit is None else limit / 100,
@@ -135,8 +135,8 @@ def run_quantize(args: argparse.Namespace) -> int:
                 packed=args.packed,
                 calibration=_recordings(args.calibrate),
             ),
-            audio=audio,
-            recordings=read_recordings(args.list) if args.list else [],
+            audio=[item.path for item in measured if not item.transcript],
+            recordings=[item for item in measured if item.transcript],
             goal=goal,
             overwrite=args.overwrite,
             progress=tell,
@@ -152,22 +152,16 @@ def run_quantize(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measured_audio(args: argparse.Namespace) -> list[Path]:
-    """Audio for the report besides that of the list; the clips of the demo model if nothing is named."""
-    from u2moe.runtime.audio.folders import find_audio
+def _measured(args: argparse.Namespace) -> list[Recording]:
+    """What the report measures; the clips of the demo model if nothing is named and they are there."""
+    from u2moe.runtime.corpus.lists import read_recordings
 
     clips = DEMO_FOLDER / "clips"
-    options = {"--audio": args.audio, "--list": args.list}
     if args.no_report:
-        given = [name for name, value in options.items() if value]
-        if given:
-            raise ValueError(f"--no-report measures nothing, so that {given[0]} has no use")
+        if args.list:
+            raise ValueError("--no-report measures nothing, so that --list has no use")
         return []
-    if args.audio:
-        return find_audio(args.audio)
-    if not args.list and clips.is_dir():
-        return find_audio([clips])
-    return []
+    return read_recordings(args.list or clips) if args.list or clips.is_dir() else []
 
 
 def run_inspect(args: argparse.Namespace) -> int:

@@ -236,19 +236,17 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         "2,1,2",
         "--chunk-sizes",
         "8",
-        "--paced",
-        "0",
         "--repetitions",
         "7",
         "--providers",
         "CPUExecutionProvider",
     )
-    audio = ("--audio", recordings[0].path)
-    assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, *audio))]) == 1
+    (tmp_path / "one.wav").symlink_to(recordings[0].path)
+    assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, "--list", tmp_path))]) == 1
     assert capsys.readouterr().err == "- a line\nu2moe: error: enough\n"
-    assert seen["plan"] == Plan(threads=(2, 1), chunk_sizes=(8,), paced_s=0, repetitions=7)
+    assert seen["plan"] == Plan(threads=(2, 1), chunk_sizes=(8,), repetitions=7)
     assert seen["settings"] == SessionSettings(providers=["CPUExecutionProvider"])
-    assert seen["recordings"] == [Recording(path=recordings[0].path, transcript="")]
+    assert seen["recordings"] == [Recording(path=tmp_path / "one.wav", transcript="")]
     assert [bundle.path for bundle in seen["bundles"].values()] == [exported("moe_tiny")]
     assert cli.main(["bench", "--quick"]) == 1
     assert seen["plan"] == PLANS["quick"]
@@ -262,13 +260,11 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         (["--num-threads", "0"], "threads must be numbers from 1 on, got [0]"),
         (["--chunk-sizes", "0"], "chunk sizes must be numbers from 1 on"),
         (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
-        (["--paced", "-1"], "seconds in real time must be a number from 0 on, got -1.0"),
-        (["--paced", "inf"], "seconds in real time must be a number from 0 on, got inf"),
         (["demo", "no.json"], "no.json: cannot be read as a report"),
         (["a.json", "b.json", "c.json"], "no more than two reports"),
         (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
         (["-o", "/dev/null/a/now.json"], "/dev/null/a: cannot be created"),
-        (["--audio", "no.wav"], "no.wav"),
+        (["--list", "no.tsv"], "no.tsv: cannot be read as a list of recordings"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments, message, capsys, monkeypatch):

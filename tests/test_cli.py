@@ -1,4 +1,6 @@
+import argparse
 import ast
+import importlib
 import itertools
 import json
 import logging
@@ -18,6 +20,7 @@ from commands import transcribe
 
 from u2moe.runtime import Recognizer, cli, format_transcript, places
 from u2moe.runtime.cli import terminal
+from u2moe.runtime.cli.options import CommandParser
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.text.formats import FORMATS
 
@@ -248,6 +251,8 @@ def test_wrong_usage_is_exit_code_2(capsys):
         (["transcribe", "--beamsize", "3"], "unrecognized arguments: --beamsize: did you mean --beam-size?"),
         (["corpus", "score", "OUT", "--bye"], "unrecognized arguments: --bye: did you mean --by?"),
         (["transcribe", "--search", "viterbi"], "invalid choice: 'viterbi'"),
+        (["transcribe", "--search", "ctc_gredy"], ": did you mean ctc_greedy?"),
+        (["lm", "trian"], ": did you mean train?"),
         (["transcribe", "https://host/a.wav"], "https://host/a.wav: addresses are not read: download it"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -277,6 +282,18 @@ def test_the_help_for_a_reader_that_has_gone():
     done = subprocess.run([sys.executable, "-m", "u2moe"], stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_few_need_stands_apart_in_long_helps():
+    subparsers = argparse.ArgumentParser().add_subparsers(parser_class=CommandParser)
+    for name, (module, function, _) in cli.COMMANDS.items():
+        getattr(importlib.import_module(module), function)(subparsers)
+        options = subparsers.choices[name].format_help().partition("\noptions:\n")[2]
+        basic, _, experts = options.partition("\nfor experts:\n")
+        count = len(re.findall(r"^  -", basic, re.MULTILINE))
+        assert count <= 9, name
+        assert "--providers" not in basic, name
+        assert "--threads" not in basic + experts, name  # one name for it: --num-threads
 
 
 def test_every_hint_names_what_is_there():

@@ -134,7 +134,7 @@ def test_a_calibrated_bundle_reports_its_damage(hurt, recordings, tmp_path, caps
     """Smoothing has taken the outlier away; the table is in the report and on the screen."""
     source, plain = hurt
     arguments = ["quantize", str(source.path), str(tmp_path / "out"), "--calibrate", str(recordings)]
-    assert main([*arguments, "--audio", str(recordings / "0.wav")]) == 0
+    assert main([*arguments, "--list", str(recordings)]) == 0
     printed = capsys.readouterr().out
     damage = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["damage"]
     assert all(line in printed for line in describe_damage(damage))

@@ -258,7 +258,7 @@ def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--no-report", "--audio", "a.wav"], "--no-report measures nothing, so that --audio has no use"),
+        (["--no-report", "--list", "a.tsv"], "--no-report measures nothing, so that --list has no use"),
         (
             ["--group", "experts=int4", "--group", "experts=int8"],
             "--group must name each group once, got experts twice",

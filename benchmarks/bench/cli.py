@@ -13,10 +13,9 @@ from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ra
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe, headline
 from u2moe.runtime import Bundle
-from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.cli.options import chosen_bundle
 from u2moe.runtime.cli.outputs import try_to_write
-from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.places import find_bundle
 from u2moe.runtime.whole_file import write_text
@@ -39,8 +38,7 @@ def add_bench(subparsers: Subparsers) -> None:
         metavar="BUNDLE|REPORT",
         help="folders to measure (default: demo, the demo model), or reports (.json) to show or to compare with",
     )
-    parser.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help="audio files or folders")
-    parser.add_argument("--list", metavar="TSV", help="lines of path<TAB>transcript, for word error rates")
+    parser.add_argument("--list", metavar="PATH", help="lines of path<TAB>transcript, or a folder of recordings")
     parser.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the report, as JSON")
     parser.add_argument(
@@ -53,9 +51,6 @@ def add_bench(subparsers: Subparsers) -> None:
     experts.add_argument("--num-threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick 1)")
     experts.add_argument(
         "--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4; with --quick 16)"
-    )
-    experts.add_argument(
-        "--paced", type=float, metavar="SECONDS", help="audio to recognise in real time (default: 10; with --quick 0)"
     )
     experts.add_argument(
         "--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5; with --quick 3)"
@@ -102,7 +97,7 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     paths = [find_bundle(name) for name in names] or [chosen_bundle(None, "bench BUNDLE")]
     return run_suite(
         {name: Bundle.open(path) for name, path in name_bundles(paths).items()},
-        _recordings(args),
+        read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt"),
         _plan(args),
         settings=SessionSettings(providers=args.providers.split(",") if args.providers else (DEFAULT_PROVIDER,)),
         progress=lambda line: print(f"- {line}", file=sys.stderr, flush=True),
@@ -113,7 +108,6 @@ def _plan(args: argparse.Namespace) -> Plan:
     changes = {
         "threads": _numbers("--num-threads", args.num_threads),
         "chunk_sizes": _numbers("--chunk-sizes", args.chunk_sizes),
-        "paced_s": args.paced,
         "repetitions": args.repetitions,
     }
     plan = PLANS["quick" if args.quick else "default"]
@@ -126,10 +120,3 @@ def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
         return tuple(dict.fromkeys(int(number) for number in value.split(","))) if value else None
     except ValueError as error:
         raise ValueError(f"{option} must be numbers separated by commas, got {value!r}") from error
-
-
-def _recordings(args: argparse.Namespace) -> list[Recording]:
-    recordings = read_recordings(args.list) if args.list else []
-    if args.audio:
-        recordings += [Recording(path=path, transcript="") for path in find_audio(args.audio)]
-    return recordings or read_recordings(find_bundle(None) / "clips" / "transcripts.txt")

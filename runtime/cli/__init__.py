@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import re
 import signal
@@ -14,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from u2moe.commands import COMMANDS
-from u2moe.runtime.cli.options import CommandParser
+from u2moe.runtime.cli.options import CommandParser, meant
 from u2moe.runtime.cli.terminal import (
     complain,
     logging_to_stderr,
@@ -27,7 +26,7 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.installation import install_command
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from types import FrameType
 
 EXTRAS = {
@@ -94,17 +93,12 @@ def _parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments; wrong ones end the program with exit code 2 and say what may have been meant."""
     found = parser([command])
     if command and command not in COMMANDS:
-        found.error(f"{command!r} is no command{_meant(command, COMMANDS)}")
+        found.error(f"{command!r} is no command{meant(command, COMMANDS)}")
     args, unknown = found.parse_known_args(arguments)
     if unknown:
         options = re.findall(r"(?<!\w)--[a-z][a-z-]*", args.parser.format_help())
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], options)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant(unknown[0].partition('=')[0], options)}")
     return args
-
-
-def _meant(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f": did you mean {close[0]}?" if close else ""
 
 
 def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:

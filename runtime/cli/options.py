@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.cli.terminal import tell
@@ -25,6 +27,12 @@ Hotwords = tuple[str | tuple[str, float], ...]
 _LM_NUMBERS = ("weight", "word_bonus", "unknown_score", "rescoring_weight")
 
 
+def meant(name: str, names: Iterable[str]) -> str:
+    """What a name that is not there may stand for: ": did you mean NAME?", or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command that may have actions besides: `u2moe corpus status OUT` beside `u2moe corpus LIST OUT`.
 
@@ -40,6 +48,11 @@ class CommandParser(argparse.ArgumentParser):
         action = self.actions[name] = argparse.ArgumentParser(prog=f"{self.prog} {name}", description=description)
         action.set_defaults(parser=action)
         return action
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with exit code 2; where a choice is not among those that exist, with what may be meant."""
+        found = re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message)
+        super().error(message + (meant(found[1], re.findall(r"[\w-]+", found[2])) if found else ""))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """The options, and arguments that are none."""

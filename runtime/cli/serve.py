@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 from u2moe.runtime.cli.options import (
+    Options,
+    Subparsers,
     add_session,
     add_words,
     chosen_bundle,
@@ -20,7 +21,7 @@ from u2moe.runtime.places import find_bundle
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
 
-def add_serve(subparsers: Any) -> None:
+def add_serve(subparsers: Subparsers) -> None:
     """`u2moe serve [BUNDLE]`."""
     parser = subparsers.add_parser(
         "serve",
@@ -37,19 +38,30 @@ def add_serve(subparsers: Any) -> None:
         metavar="NAME=BUNDLE",
         help="a model that clients choose by this name, the first by default; instead of BUNDLE; may be repeated",
     )
-    _add_ports_and_access(parser)
-    _add_limits(parser)
-    _add_model(parser)
-    parser.set_defaults(run=run_serve)
-
-
-def _add_ports_and_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         help="address, or unix:PATH for a Unix socket (default: 127.0.0.1, only this machine)",
     )
     parser.add_argument("--port", type=int, default=8000, help="port of HTTP and WebSocket (default: 8000)")
+    parser.add_argument(
+        "--api-key",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the key that clients must send (or ${_KEY_VARIABLE}), or with a name, a key and a number of "
+        "streams on each line; read anew on SIGHUP",
+    )
+    add_words(parser)
+    parser.add_argument(
+        "--format-text", action="store_true", help="English: digits for numbers, small letters; clients may choose, too"
+    )
+    experts = parser.add_argument_group("for experts")
+    _add_ports(experts)
+    _add_limits(experts)
+    parser.set_defaults(run=run_serve)
+
+
+def _add_ports(parser: Options) -> None:
     parser.add_argument(
         "--protocol",
         action="append",
@@ -59,11 +71,11 @@ def _add_ports_and_access(parser: argparse.ArgumentParser) -> None:
         "sherpa-offline or vosk at /, for clients without paths; may be repeated",
     )
     parser.add_argument(
-        "--api-key",
-        type=Path,
-        metavar="FILE",
-        help=f"file with the key that clients must send (or ${_KEY_VARIABLE}), or with a name, a key and a number of "
-        "streams on each line; read anew on SIGHUP",
+        "--language",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="language of the model, for Home Assistant; may be repeated (default: zh and en, by the vocabulary)",
     )
     parser.add_argument(
         "--forwarded-allow-ips",
@@ -84,7 +96,9 @@ def _add_ports_and_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="key of the certificate")
 
 
-def _add_limits(parser: argparse.ArgumentParser) -> None:
+def _add_limits(parser: Options) -> None:
+    parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per chunk (default: 16)")
+    add_session(parser)
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--capacity", type=int, metavar="N", help="live streams per worker (default: measured)")
     parser.add_argument("--max-upload", type=int, default=512, metavar="MB", help="size of a file (default: 512)")
@@ -96,22 +110,6 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--drain-timeout", type=float, default=30, metavar="S", help="seconds to finish after SIGTERM (default: 30)"
-    )
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per chunk (default: 16)")
-    add_session(parser)
-    add_words(parser)
-    parser.add_argument(
-        "--format-text", action="store_true", help="English: digits for numbers, small letters; clients may choose, too"
-    )
-    parser.add_argument(
-        "--language",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help="language of the model, for Home Assistant; may be repeated (default: zh and en, by the vocabulary)",
     )
 
 

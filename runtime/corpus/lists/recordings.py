@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.errors import CorpusError
 
 
@@ -20,10 +21,15 @@ class Recording:
 def read_recordings(file: str | os.PathLike[str]) -> list[Recording]:
     """Recordings from a text file with lines of "path<TAB>transcript"; paths are relative to the file's folder.
 
+    A folder is the list of all recordings in it, whose transcripts are empty.
+
     Raises:
+        AudioError: the folder has no recordings.
         CorpusError: the file cannot be read, or a line is malformed; names file and line.
     """
     path = Path(file)
+    if path.is_dir():
+        return [Recording(path=found, transcript="") for found in find_audio([path])]
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
