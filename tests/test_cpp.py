@@ -363,7 +363,9 @@ def built_program(language, library, folder):
     return command
 
 
-@pytest.mark.parametrize("language", ["Python", "C#", "Rust", "Go", "Java"])
+@pytest.mark.parametrize(
+    "language", ["Python", "C#", "Rust", *(pytest.param(name, marks=pytest.mark.endurance) for name in ("Go", "Java"))]
+)
 def test_other_languages_call_it(installed, bundle, model, talk, tmp_path, monkeypatch, language):
     if installed.has_sanitizers:
         pytest.skip("other languages are built without them")

@@ -1,4 +1,4 @@
-"""The model and clips that ship: recognised, and what the checkpoint of the recipe gives; and a README that is true."""
+"""The model and clips that ship are recognised; and a README that is true."""
 
 import json
 import re
@@ -7,12 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import soundfile
 
-from u2moe.export import export_bundle
-from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import read_recordings
@@ -73,25 +70,6 @@ def test_demo_is_small_and_quantized():
     network = bundle.manifest.architecture["encoder"]
     assert network["feed_forward"]["num_experts"] == 8
     assert network["feed_forward"]["num_experts_per_token"] == 2
-
-
-def test_demo_is_what_its_checkpoint_gives(tmp_path):
-    """The committed checkpoint, exported and quantized again, is the bundle that ships."""
-    exported, _ = export_bundle(RECIPE / "checkpoint", tmp_path / "fp32")
-    again, _ = quantize_bundle(exported.path, tmp_path / "int8", RECIPES["int8"])
-    demo = Bundle.open(DEMO_FOLDER)
-    assert again.manifest.model == demo.manifest.model
-    assert again.tokens == demo.tokens
-    features = np.random.default_rng(0).normal(10, 3, (300, 80)).astype(np.float32)
-    np.testing.assert_array_equal(again.load().encode(features), demo.load().encode(features))
-    for graph in demo.manifest.model.graphs():
-        written, shipped = (ir.load(bundle.path / graph.file) for bundle in (again, demo))
-        # functions that native kernels replace: an older form gives the same numbers, but gains less
-        assert [node.op_type for node in written.graph] == [node.op_type for node in shipped.graph]
-        found, expected = written.graph.initializers, shipped.graph.initializers
-        assert list(found) == list(expected)
-        for name, value in expected.items():
-            np.testing.assert_array_equal(found[name].const_value.numpy(), value.const_value.numpy(), err_msg=name)
 
 
 def test_pages_show_what_was_measured():

@@ -1,5 +1,6 @@
 """What only some kinds of encoder have: their caches, streams, quantization and damaged weights."""
 
+import functools
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import soundfile
 import torch
 from wenet_directories import write_configuration
 
-from u2moe.export import export_bundle, parity
+from u2moe.export import parity
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.parity import Parity
 from u2moe.export.random_checkpoint import random_config
@@ -18,7 +19,7 @@ from u2moe.export.sherpa_graphs import OFFLINE, SherpaOptions, supported_graphs
 from u2moe.export.training_config import parse_training_config
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.quantize.inspection import WITHOUT_KERNEL, describe, inspect_bundle
-from u2moe.runtime import CheckpointError, ParityError, ProviderError, StreamError, UnsupportedError
+from u2moe.runtime import Bundle, CheckpointError, ParityError, ProviderError, StreamError, UnsupportedError
 from u2moe.runtime.graph.layers import PLAIN_LAYERS
 
 pytestmark = pytest.mark.slow
@@ -84,16 +85,14 @@ def fewer_streams(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A function from a configuration to its checkpoint and its bundle."""
-    made = {}
+def exported(export_quickly, tmp_path_factory):
+    """A function from a configuration to its checkpoint and its bundle, which test_export compares with torch."""
 
+    @functools.cache
     def export(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            checkpoint = Checkpoint.open(write_configuration(name, folder / "checkpoint"))
-            made[name] = checkpoint, export_bundle(checkpoint.path, folder / "bundle")
-        return made[name]
+        folder = tmp_path_factory.mktemp(name)
+        checkpoint = Checkpoint.open(write_configuration(name, folder / "checkpoint"))
+        return checkpoint, Bundle.open(export_quickly(checkpoint.path, folder / "bundle"))
 
     return export
 
@@ -105,7 +104,7 @@ def features(num_frames, seed=0):
 @pytest.mark.parametrize(("name", "weight"), CHANGED)
 def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
     """As in test_export: one value is moved by a third of the largest of its tensor."""
-    checkpoint, (bundle, _) = exported(name)
+    checkpoint, bundle = exported(name)
     for file in bundle.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     graph = f"{weight.split('.')[0]}.onnx"
@@ -122,7 +121,7 @@ def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
 
 def test_more_positions_than_were_learned_are_refused(exported):
     """A stream with limited left context moves back before."""
-    _, (bundle, _) = exported("learned_positions")
+    _, bundle = exported("learned_positions")
     model, most = bundle.load(), bundle.manifest.model.num_features(448)
     assert len(model.encode(features(most))) == 448
     for chunks in ((), (16, -1)):
@@ -172,7 +171,7 @@ def test_damaged_checkpoints_are_named(tmp_path, name, weight):
 @pytest.mark.parametrize("name", STREAMING)
 @pytest.mark.parametrize(("chunk_size", "left"), [(4, 1), (8, 0), (6, -1)])
 def test_a_stream_is_the_whole_utterance_under_a_mask_of_chunks(exported, name, chunk_size, left):
-    checkpoint, (bundle, _) = exported(name)
+    checkpoint, bundle = exported(name)
     chunk_size = bundle.manifest.model.whole_chunk(chunk_size)
     frames = features(203)
     with torch.inference_mode():
@@ -181,7 +180,7 @@ def test_a_stream_is_the_whole_utterance_under_a_mask_of_chunks(exported, name, 
 
 
 def test_two_rates_of_frames_take_two_frames_at_a_time(exported, tmp_path):
-    _, (bundle, _) = exported("squeezeformer")
+    _, bundle = exported("squeezeformer")
     caches = {cache.name: (cache.num_blocks, cache.shape, cache.rate) for cache in bundle.manifest.model.caches}
     assert caches == {
         "att_cache": (2, (4, 0, 16), 1.0), "half_att_cache": (2, (4, 0, 16), 0.5), "cnn_cache": (4, (32, 6), 1.0),
@@ -194,7 +193,7 @@ def test_two_rates_of_frames_take_two_frames_at_a_time(exported, tmp_path):
 
 @pytest.mark.parametrize("name", FULL_CONTEXT)
 def test_what_needs_the_whole_utterance_refuses_chunks(exported, name):
-    _, (bundle, _) = exported(name)
+    _, bundle = exported(name)
     model = bundle.load()
     assert model.encode(features(100)).shape == (96 // model.config.subsampling_rate, 32)
     with pytest.raises(StreamError, match="cannot stream"):
@@ -213,7 +212,7 @@ def test_what_needs_the_whole_utterance_refuses_chunks(exported, name):
 )
 def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, name, reason):
     """Each is told what to do instead."""
-    _, (bundle, _) = exported(name)
+    _, bundle = exported(name)
     said = []
     graphs = supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(), said.append)
     assert graphs == (OFFLINE,)
@@ -222,7 +221,8 @@ def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, na
 
 
 def test_every_expert_is_reached(exported):
-    _, (_, report) = exported("e_branchformer_moe")
+    checkpoint, bundle = exported("e_branchformer_moe")
+    report = Parity(checkpoint.network(), bundle.path, bundle.manifest, subject=bundle.path).run()
     encoder = {layer: counts for layer, counts in report.tokens_per_expert.items() if layer.startswith("encoder.")}
     assert len(encoder) == 4
     assert all(min(counts) > 0 for counts in encoder.values())
@@ -247,7 +247,7 @@ def test_every_expert_is_reached(exported):
 )
 def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp_path, name, recipe):
     """All large weights are quantized, and the output stays close to that in float32, as the report says."""
-    _, (bundle, _) = exported(name)
+    _, bundle = exported(name)
     soundfile.write(tmp_path / "sound.wav", sound[:16_000], 16_000)
     path, audio = tmp_path / "quantized", [tmp_path / "sound.wav"]
     quantized, report = quantize_bundle(bundle.path, path, RECIPES[recipe], audio=audio)
@@ -264,7 +264,7 @@ def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp
 def test_each_layer_has_a_native_kernel_or_a_reason_for_none(exported):
     with_kernels = {"AddNormalization", "CachedAttention", "CachedConvolution", "Normalization"}
     assert PLAIN_LAYERS - with_kernels == WITHOUT_KERNEL.keys() & PLAIN_LAYERS
-    content = inspect_bundle(exported("squeezeformer_full")[1][0].path)
+    content = inspect_bundle(exported("squeezeformer_full")[1].path)
     content["kernels"] |= {"operators": ["Normalization"], "description": "none but one"}
     lines = describe(content).splitlines()
     (native,) = (line for line in lines if line.startswith("  native"))

@@ -127,7 +127,7 @@ def test_errors_and_resamplers_leave_nothing_behind():
     assert after - before < 2**22  # 250 bytes an error
 
 
-@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_056, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [8000, 44_056])
 def test_resampling(rate):
     """Any split gives the same samples: to the last bit those of Python, whose tests measure their quality."""
     seconds = np.arange(rate) / rate
@@ -154,16 +154,13 @@ def test_resampling(rate):
 
 
 @needs_onnxruntime_web
-@pytest.mark.parametrize("kind", ["onnx", "ort"])
-def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
-    """Segments are those of Python, also with hotwords, calibration and padding."""
+def test_streams(bundle, model, ort_bundle, sound, tmp_path):
+    """Segments are those of Python, with hotwords, calibration and padding, of graphs in ORT format."""
     file = tmp_path / "sound.wav"
     soundfile.write(file, sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(file, dtype="int16")
-    hotwords, folder = None, bundle.path
-    if kind == "ort":
-        hotwords = [bundle.tokens[7], bundle.tokens[9]]
-        bundle, folder = adjusted(bundle, ort_bundle, tmp_path / "bundle")
+    hotwords = [bundle.tokens[7], bundle.tokens[9]]
+    bundle, folder = adjusted(bundle, ort_bundle, tmp_path / "bundle")
     endpoint = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5))
     options = {"chunk_size": 8, "num_left_chunks": 3, "beam_size": 6}
     expected = recognized(bundle, model, samples, hotwords=hotwords, endpoint=endpoint, **options)
@@ -177,6 +174,18 @@ def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
 
 
 @needs_onnxruntime_web
+@pytest.mark.parametrize(
+    "other_bundle",
+    [
+        "mfcc",
+        "squeezeformer",
+        *(
+            pytest.param(name, marks=pytest.mark.endurance)
+            for name in ("branchformer", "e_branchformer_moe", "efficient_conformer_stream")
+        ),
+    ],
+    indirect=True,
+)
 def test_other_networks(other_bundle, sound, tmp_path):
     soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(tmp_path / "sound.wav", dtype="int16")
@@ -307,7 +316,17 @@ def test_misuse_is_refused_by_name(ort_bundle):
 @pytest.mark.slow
 @needs_onnxruntime_web
 def test_types_describe_the_module():
-    options = ["--module", "nodenext", "--target", "es2022", "--lib", "es2023,dom", "--strict", "--noEmit"]
+    options = [
+        "--module",
+        "nodenext",
+        "--target",
+        "es2022",
+        "--lib",
+        "es2023,dom",
+        "--strict",
+        "--noEmit",
+        "--skipDefaultLibCheck",
+    ]
     command = ["node_modules/.bin/tsc", *options, "types.test.ts"]
     done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -150,7 +150,7 @@ def recordings():
         "padding": (1, {"chunk_size": 16, "padding_s": 0.5, "endpoint": {}}),
         "one pass": (1, {"chunk_size": 16, "search": "ctc_prefix_beam", "endpoint": {}}),
         "weights": (1, {"chunk_size": 16, "ctc_weight": 1.5, "reverse_weight": 0.0, "endpoint": {}}),
-        "hotwords": (1, {"chunk_size": 16, "endpoint": {}, "hotwords": "time :2\nthe date"}),
+        "hotwords": (1, {"chunk_size": 16, "beam_size": 10, "endpoint": {}, "hotwords": "time :2\nthe date"}),
         "language model": (1, {"chunk_size": 16, "endpoint": {}, "language_model": weights}),
         "full context": (1, {"chunk_size": None, "endpoint": {}}),
         "long, full context": (5, {"chunk_size": None, "endpoint": {}}),
