@@ -237,12 +237,17 @@ def test_every_expert_is_reached(exported):
         ("squeezeformer", "int8"),
         ("efficient_conformer_stream", "int8"),
         ("efficient_conformer_experts_in_the_decoder", "int4-experts"),
-        ("squeezeformer_full", "int8"),
-        ("squeezeformer_experts_in_the_decoder", "int4-experts"),
-        ("branchformer_experts_in_the_decoder", "int4-experts"),
         ("branchformer", "int4"),
-        ("squeezeformer", "int4"),
-        ("efficient_conformer_stream", "int4"),
+        *(
+            pytest.param(*case, marks=pytest.mark.endurance)
+            for case in (
+                ("squeezeformer_full", "int8"),
+                ("squeezeformer_experts_in_the_decoder", "int4-experts"),
+                ("branchformer_experts_in_the_decoder", "int4-experts"),
+                ("squeezeformer", "int4"),
+                ("efficient_conformer_stream", "int4"),
+            )
+        ),
     ],
 )
 def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp_path, name, recipe):

@@ -118,21 +118,23 @@ def test_loading_from_a_reader_is_cancelled(bundle):
     assert found == [[["bundle.json", True]], "before", "AbortError", "AbortError", True, refused]
 
 
-@pytest.mark.parametrize("last", [1, 2, 4])
-def test_no_session_is_left_when_loading_is_cancelled(bundle, last):
+def test_no_session_is_left_when_loading_is_cancelled(bundle):
     """Whichever of the four graphs is being started; the last one completes a recogniser that nobody gets."""
     found = run(
         """
-        const controller = new AbortController();
-        const counting = counted({ create: (num) => num === input.last && controller.abort('enough') });
-        const error = await caught(Recognizer.fromBundle(source, { ort: counting, signal: controller.signal }));
-        await turn();
-        console.log(JSON.stringify({ error, ...counting.counts }));
+        const found = [];
+        for (const last of [1, 2, 4]) {
+          const controller = new AbortController();
+          const counting = counted({ create: (num) => num === last && controller.abort('enough') });
+          const error = await caught(Recognizer.fromBundle(source, { ort: counting, signal: controller.signal }));
+          await turn();
+          found.push({ error, ...counting.counts });
+        }
+        console.log(JSON.stringify(found));
         """,
         bundle=str(bundle.path),
-        last=last,
     )
-    assert found == {"error": "enough", "created": last, "open": 0, "runs": 0}
+    assert found == [{"error": "enough", "created": last, "open": 0, "runs": 0} for last in (1, 2, 4)]
 
 
 def test_a_transcription_is_cancelled(bundle, samples):
@@ -229,7 +231,7 @@ def test_a_stream_is_reset_while_calls_are_in_flight(bundle, samples):
           };
         };
         const found = [];
-        for (const run of [1, 2, 3, 12, 20]) found.push(await resetAt(run));
+        for (const run of [1, 2, 3, 12]) found.push(await resetAt(run));
         console.log(JSON.stringify(found));
         """,
         bundle=str(bundle.path),
@@ -237,7 +239,7 @@ def test_a_stream_is_reset_while_calls_are_in_flight(bundle, samples):
         hotwords=bundle.tokens[7:9],
     )
     expected = {"isSame": True, "isLong": True, "isIdle": True, "settled": ["fulfilled"] * 3, "result": ["", 0, []]}
-    assert found == [expected] * 5
+    assert found == [expected] * 4
 
 
 def test_a_stream_is_reset_after_its_end_after_a_failure_and_by_its_own_listeners(bundle, samples):
