@@ -91,7 +91,7 @@ def test_a_load_amid_replacements_is_one_bundle(beside, tmp_path):
     command = [sys.executable, "-c", WRITER, str(target), *(str(bundle.path) for bundle in beside)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         try:
-            for _ in range(8):
+            for _ in range(5):
                 assert writer.stdout.readline() == "written\n"
                 writer.stdin.write("again\n")
                 writer.stdin.flush()
@@ -231,7 +231,7 @@ def float32(exported):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
-@pytest.mark.parametrize("name", ["int8", "int8-experts", "int4-experts", "fp16"])
+@pytest.mark.parametrize("name", ["int4-experts", "fp16"])
 def test_nothing_of_a_loaded_bundle_is_mapped(float32, tmp_path, monkeypatch, name):
     monkeypatch.setattr(graph_file, "_SMALL", 0)
     monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", 0)
