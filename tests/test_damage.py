@@ -34,8 +34,9 @@ HURT, HURT_VALUE = "encoder.encoders.1.conv_module", "encoder/encoders.1/norm_co
 @pytest.fixture(scope="module")
 def bundle(export_quickly, tmp_path_factory):
     """Of fewer layers and experts than moe_tiny."""
-    folder, conf = tmp_path_factory.mktemp("small"), {"mlp_type": "moe", "n_expert": 4}
-    write_random_checkpoint(folder / "checkpoint", random_config(encoder_conf=conf), seed=2)
+    folder, encoder = tmp_path_factory.mktemp("small"), {"mlp_type": "moe", "n_expert": 4}
+    config = random_config(encoder_conf=encoder, decoder_conf={"num_blocks": 1, "r_num_blocks": 1})
+    write_random_checkpoint(folder / "checkpoint", config, seed=2)
     return Bundle.open(export_quickly(folder / "checkpoint", folder / "bundle"))
 
 

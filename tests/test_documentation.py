@@ -141,7 +141,9 @@ def surroundings(tmp_path, monkeypatch):
     """The files that the commands name; the model is tiny."""
     clips = sorted((DEMO_FOLDER / "clips").glob("*.flac"))
     checkpoint = tmp_path / "exp" / "u2pp_moe"
-    write_random_checkpoint(checkpoint, random_config(encoder_conf={"mlp_type": "moe", "n_expert": 4}), seed=2)
+    one = {"num_blocks": 1, "mlp_type": "moe", "n_expert": 4}
+    config = random_config(encoder_conf=one, decoder_conf={"num_blocks": 1, "r_num_blocks": 1})
+    write_random_checkpoint(checkpoint, config, seed=2)
     for name in ("lectures", "recordings"):
         (tmp_path / name).mkdir()
         shutil.copy(clips[0], tmp_path / name / "first.flac")

@@ -197,8 +197,7 @@ def test_weights_with_a_second_name_are_refused(separate, tmp_path):
     quantize_bundle(separate, tmp_path / "out", recipe("int8"))
 
 
-@pytest.mark.parametrize("limit", [10_000, 10**9])
-@pytest.mark.parametrize("name", ["int8", "fp16"])
+@pytest.mark.parametrize(("name", "limit"), [("int8", 10_000), ("fp16", 10**9)])
 def test_weights_beside_the_graph(name, limit, separate, quantized, monkeypatch, tmp_path):
     """Large graphs keep their weights in a file of their own, before and after: the outputs are the same."""
     monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", limit)

@@ -98,7 +98,7 @@ def online_frames(client, features):
     return features[: (num_chunks - 1) * client.stride + client.length]
 
 
-@pytest.mark.parametrize("source", ["written", "demo_float32", "demo"])
+@pytest.mark.parametrize("source", ["written", "demo_float32", pytest.param("demo", marks=pytest.mark.endurance)])
 def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
     found = request.getfixturevalue(source)
     folders = {"written": exported("moe_tiny"), "demo_float32": found, "demo": DEMO_FOLDER}
