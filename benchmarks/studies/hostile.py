@@ -48,6 +48,8 @@ NUM_STREAMS = 8
 MOST_SLOWER = {"slower": 1.2}
 """How many times as long results may take: 1.5 times during other attacks."""
 MEGABYTE = 1 << 20
+ELSEWHERE = ("127.0.0.2", 0)
+"""Where attackers connect from: not where speakers and the health check do."""
 HEALTH_S = 0.05
 _AHEAD_S = 2.0
 _PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
@@ -56,7 +58,7 @@ Attack = Callable[[str], Coroutine[Any, Any, None]]
 
 
 async def _one_sample(place: str) -> None:
-    async with connect(place, proxy=None) as websocket:
+    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send("{}")
         await websocket.recv()
         while True:
@@ -66,7 +68,7 @@ async def _one_sample(place: str) -> None:
 
 async def _one_byte_chunks(place: str) -> None:
     parts = urlsplit(place)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
     head = f"POST /v1/audio/transcriptions?{parts.query} HTTP/1.1\r\nHost: localhost\r\n"
     kind = "Content-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
     try:
@@ -85,18 +87,20 @@ def _many_hotwords(num_bytes: int) -> str:
 
 
 async def _options(place: str, num_bytes: int) -> None:
-    async with connect(place, proxy=None) as websocket:
+    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send(_many_hotwords(num_bytes))
         await websocket.recv()
 
 
 async def _refused(place: str) -> None:
-    async with connect(place, proxy=None) as websocket:
+    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send([bytes(MEGABYTE)] * 16)
 
 
 async def _silent(place: str) -> None:
-    _, writer = await asyncio.open_connection(urlsplit(place).hostname, urlsplit(place).port)
+    _, writer = await asyncio.open_connection(
+        urlsplit(place).hostname, urlsplit(place).port, local_addr=ELSEWHERE
+    )
     try:
         await asyncio.sleep(5)
     finally:

@@ -1,10 +1,11 @@
-"""How many connections are open, in all and from one address, and how many the system allows."""
+"""How many connections are open, in all and from one address, what they cost, and how many the system allows."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -15,6 +16,14 @@ _RESERVED = 128
 _MOST = 16_384
 _SHARE = 0.5
 """Share of the connections that one address may have."""
+_CONNECTION_S = 0.002
+"""Seconds of processor time that a connection takes, besides what it sends."""
+_PAID = 0.1
+"""Share of one processor by which the debt of an address is paid."""
+_BURST_S = 1.0
+"""Seconds of debt for which nobody waits: 500 who connect at once."""
+_LONGEST_WAIT_S = 10.0
+"""Seconds that a new connection may wait; it is closed if it would be more."""
 _IPV6_SITE = 64
 """Bits of an IPv6 address that a client cannot choose."""
 
@@ -38,42 +47,70 @@ def allowed_connections() -> int:
     return _MOST if soft == resource.RLIM_INFINITY else max(min(soft - _RESERVED, _MOST), 1)
 
 
+class Visit:
+    """A connection that is counted until it leaves.
+
+    Attributes:
+        wait_s: seconds until it should be served.
+    """
+
+    def __init__(self, connections: Connections, address: str, wait_s: float) -> None:
+        self.wait_s = wait_s
+        self._connections: Connections | None = connections
+        self._address = address
+
+    def leave(self, debt_s: float = 0.0) -> None:
+        """It is closed, and has taken so many seconds of the processor more than its share. Idempotent."""
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            connections.num_open -= 1
+            connections.num_by_address[self._address] -= 1
+            connections.owe(self._address, debt_s)
+            if not connections.num_by_address[self._address]:
+                del connections.num_by_address[self._address]
+
+
 class Connections:
-    """Counts open connections.
+    """Counts open connections, and what those that were closed have cost.
+
+    Who connects again and again would begin each time with nothing to pay for. So what a connection costs, and what it
+    has taken beyond its share when it ends, is a debt of its address, which new ones from there wait for.
 
     Args:
         limit: most connections at once; one address may have half of them.
-        is_proxy: whether an address is that of a proxy, which may have all of them.
+        is_proxy: whether an address is that of a proxy, which may have all of them and owes nothing.
     """
 
     def __init__(self, limit: int, is_proxy: Callable[[Address], bool] = lambda _: False) -> None:
         self.limit = limit
+        self.num_open = 0
+        self.num_by_address: Counter[str] = Counter()
         self._share = max(int(limit * _SHARE), 1)
         self._is_proxy = is_proxy
-        self._num_by_address: Counter[str] = Counter()
-        self._num_open = 0
+        self._paid_times: dict[str, float] = {}  # when an address will have no debt
 
-    def enter(self, connection: socket.socket) -> Callable[[], None] | None:
-        """Count a connection; returns what to call when it is closed, or None if there are too many."""
+    def enter(self, connection: socket.socket) -> Visit | None:
+        """Count a connection; None if there are too many."""
         peer = _peer_of(connection)
         address = _site_of(peer)
-        is_over = self._num_by_address[address] >= self._share and peer is not None and not self._is_proxy(peer)
-        if is_over or self._num_open >= self.limit:
+        is_free = peer is None or self._is_proxy(peer)
+        if self.num_open >= self.limit or (self.num_by_address[address] >= self._share and not is_free):
             return None
-        self._num_open += 1
-        self._num_by_address[address] += 1
-        is_open = True
+        wait_s = 0.0 if is_free else self.owe(address, _CONNECTION_S) - _BURST_S / _PAID
+        if wait_s > _LONGEST_WAIT_S:
+            return None
+        self.num_open += 1
+        self.num_by_address[address] += 1
+        return Visit(self, address, max(wait_s, 0.0))
 
-        def leave() -> None:
-            nonlocal is_open
-            if is_open:
-                is_open = False
-                self._num_open -= 1
-                self._num_by_address[address] -= 1
-                if not self._num_by_address[address]:
-                    del self._num_by_address[address]
-
-        return leave
+    def owe(self, address: str, debt_s: float) -> float:
+        """Add to the debt of an address; returns the seconds until all of it is paid."""
+        now = time.monotonic()
+        if len(self._paid_times) > self.limit:
+            self._paid_times = {each: then for each, then in self._paid_times.items() if then > now}
+        paid_time = max(self._paid_times.get(address, now), now) + debt_s / _PAID
+        self._paid_times[address] = min(paid_time, now + _BURST_S / _PAID + _LONGEST_WAIT_S + 1)
+        return paid_time - now
 
 
 def _peer_of(connection: socket.socket) -> Address | None:

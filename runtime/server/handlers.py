@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import h11
@@ -21,6 +20,7 @@ from u2moe.runtime.server.pace import LEAST_BYTES_PER_S, Pieces
 if TYPE_CHECKING:
     from websockets.frames import Frame
 
+    from u2moe.runtime.server.connections import Visit
     from u2moe.runtime.server.log import Incidents
     from u2moe.runtime.server.metrics import Metrics
 
@@ -46,17 +46,17 @@ class HttpHandler(H11Protocol):
     Args:
         metrics: metrics of the server.
         incidents: counts requests that are no HTTP.
-        leave: called when the connection is closed.
+        visit: left when the connection is closed.
         args: of uvicorn's class.
         settings: of uvicorn's class.
     """
 
     def __init__(
-        self, metrics: Metrics, incidents: Incidents, leave: Callable[[], None], *args: Any, **settings: Any
+        self, metrics: Metrics, incidents: Incidents, visit: Visit, *args: Any, **settings: Any
     ) -> None:
         super().__init__(*args, **settings)
         self._incidents = incidents
-        self._leave = leave
+        self._visit = visit
         self._newcomer = contextlib.ExitStack()  # closed once the connection is known to be a stream or none
         self._newcomer.callback(metrics.know_connection)
         self._request_timer: asyncio.TimerHandle | None = None
@@ -93,7 +93,7 @@ class HttpHandler(H11Protocol):
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Become a WebSocket."""
         self._stop_timers()
-        self.app_state = {**self.app_state, "newcomer": self._newcomer, "leave": self._leave}
+        self.app_state = {**self.app_state, "newcomer": self._newcomer, "visit": self._visit}
         super().handle_websocket_upgrade(event)
         if rest := self._pieces.take_rest():
             self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
@@ -118,9 +118,8 @@ class HttpHandler(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End it."""
         self._stop_timers()
-        self._pieces.close()
         self._newcomer.close()
-        self._leave()
+        self._visit.leave(self._pieces.close())
         super().connection_lost(exc)
 
     def _await_request(self) -> None:
@@ -168,7 +167,8 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse some of it now, the rest in later turns of the loop."""
-        self._pieces.put(data)
+        if not self._is_deaf:
+            self._pieces.put(data)
 
     def _parse(self, data: bytes) -> float:
         if self.transport.is_closing() or self._is_deaf:
@@ -247,11 +247,10 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End it, and drop what was received: these objects refer to each other, and may be collected much later."""
         self.app_state["newcomer"].close()
-        self.app_state["leave"]()
+        self.app_state["visit"].leave(self._pieces.close())
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
-        self._pieces.close()
         self._mailbox.close()
         self.conn.reader.buffer.clear()
         self.frames, self._fragments = [], bytearray()

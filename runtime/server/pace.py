@@ -50,11 +50,14 @@ class Pieces:
 
     def put(self, data: bytes) -> None:
         """Take what has arrived, and parse the first of it unless other data wait."""
-        self._rest += data
-        if self._timer is None and not self._is_held:
+        if self._timer is not None or self._is_held:
+            self._rest += data
+            self._read(False)  # noqa: FBT003
+        elif len(data) > self._size:
+            self._rest += data
             self._work()
         else:
-            self._read(False)  # noqa: FBT003
+            self._parse_piece(data)
 
     def hold(self, is_held: bool) -> None:
         """Stop parsing and reading, or go on."""
@@ -70,32 +73,35 @@ class Pieces:
         self.close()
         return rest
 
-    def close(self) -> None:
-        """Forget what was not parsed."""
+    def close(self) -> float:
+        """Forget what was not parsed; returns the seconds that were taken beyond the share."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
         _slow.discard(self)
         self._rest.clear()
         self._parse, self._read = lambda _: 0.0, lambda _: None  # they refer to the connection, which refers to this
+        self._pay()
+        return self._debt_s
 
     def _work(self) -> None:
         self._timer = None
-        if self._is_held:
-            return
-        piece = bytes(self._rest[: self._size])
-        del self._rest[: self._size]
+        if not self._is_held:
+            with memoryview(self._rest) as rest:
+                piece = bytes(rest[: self._size])
+            del self._rest[: self._size]
+            self._parse_piece(piece)
+
+    def _parse_piece(self, piece: bytes) -> None:
         begin = time.thread_time()
         later_s = self._parse(piece) if piece else 0.0
         took_s = time.thread_time() - begin + later_s
         if took_s > _TURN_S:
             self._size = max(self._size // 2, _LEAST_BYTES)
-        elif took_s < _TURN_S / 4 and len(piece) == self._size:
+        elif took_s < _TURN_S / 4 and len(piece) > self._size // 2:
             self._size = min(self._size * 2, _MOST_BYTES)
-        now = self._time()
-        share = _SHARE * min(_WHOLE_SHARES / max(len(_slow), 1), 1)
-        self._debt_s = max(self._debt_s - (now - self._then) * share, 0.0) + took_s
-        self._then = now
+        share = self._pay()
+        self._debt_s += took_s
         wait_s = max(self._debt_s - _BURST_S, 0.0) / share
         (_slow.add if wait_s else _slow.discard)(self)
         if self._rest or wait_s:
@@ -103,6 +109,14 @@ class Pieces:
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._work)
         elif not self._is_held:
             self._read(True)  # noqa: FBT003
+
+    def _pay(self) -> float:
+        """Reduce the debt by what the passed time has paid; returns the share by which it is paid."""
+        share = _SHARE * min(_WHOLE_SHARES / max(len(_slow), 1), 1)
+        now = self._time()
+        self._debt_s = max(self._debt_s - (now - self._then) * share, 0.0)
+        self._then = now
+        return share
 
 
 LEAST_BYTES_PER_S = 500

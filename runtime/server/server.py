@@ -16,7 +16,7 @@ import uvicorn
 
 from u2moe.runtime.server.access import SPEAKS
 from u2moe.runtime.server.app import make_app
-from u2moe.runtime.server.connections import Connections, allowed_connections
+from u2moe.runtime.server.connections import Connections, Visit, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
 from u2moe.runtime.server.listeners import Listener, receive_connection
 from u2moe.runtime.server.log import LOGGER, notify
@@ -144,37 +144,46 @@ class Server(uvicorn.Server):
         self._listeners = ()
 
     def _take(self, speaks: str, connection: socket.socket) -> None:
-        """Serve a connection, if there are not too many."""
-        leave = self._connections.enter(connection)
-        if leave is None:
+        """Serve a connection, if there are not too many; later, if its address has cost too much lately."""
+        visit = self._connections.enter(connection)
+        if visit is None:
             self._service.metrics.know_connection()
             self._service.incidents.refuse("connections")
             connection.close()
             return
-        protocol, tls = PROTOCOLS.get(speaks), self.config.ssl
+        task = asyncio.get_running_loop().create_task(self._hand_over(visit, speaks, connection))
+        self._handovers.add(task)
+        task.add_done_callback(self._handovers.discard)
+
+    async def _hand_over(self, visit: Visit, speaks: str, connection: socket.socket) -> None:
+        """Give a connection to its protocol."""
+        protocol, tls, metrics = PROTOCOLS.get(speaks), self.config.ssl, self._service.metrics
         if protocol is not None and protocol.run_tcp is not None:
-            self._service.metrics.know_connection()  # it becomes a stream much later
-            serve, tls = functools.partial(self._serve_tcp, protocol.run_tcp, leave), None
+            metrics.know_connection()  # it becomes a stream much later
+            serve, tls = functools.partial(self._serve_tcp, protocol.run_tcp, visit), None
             make: Callable[[], asyncio.BaseProtocol] = functools.partial(
                 asyncio.StreamReaderProtocol, asyncio.StreamReader(), serve
             )
         else:
-            shared, state = (self._service.metrics, self._service.incidents, leave), {SPEAKS: speaks}
+            shared, state = (metrics, self._service.incidents, visit), {SPEAKS: speaks}
             make = functools.partial(HttpHandler, *shared, self.config, self.server_state, state)
-        loop = asyncio.get_running_loop()
         patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
-        task = loop.create_task(loop.connect_accepted_socket(make, connection, ssl=tls, **patience))
-        self._handovers.add(task)
-        task.add_done_callback(functools.partial(self._end_handover, leave))
+        try:
+            if visit.wait_s:
+                await asyncio.sleep(visit.wait_s)
+            await asyncio.get_running_loop().connect_accepted_socket(make, connection, ssl=tls, **patience)
+        except (OSError, asyncio.CancelledError):  # a failed handshake concerns only the client
+            visit.leave()
+            connection.close()
 
-    async def _serve_tcp(self, run: RunTcp, leave: Callable[[], None], *streams: Any) -> None:
+    async def _serve_tcp(self, run: RunTcp, visit: Visit, *streams: Any) -> None:
         task = asyncio.current_task()
         self._tcp_tasks.add(task)
         try:
             await run(self._service, *streams)
         finally:
             self._tcp_tasks.discard(task)
-            leave()
+            visit.leave()
 
     def _take_over(self, channel: socket.socket) -> None:
         """Receive a connection from the channel; stop at its end, when the other process has ended."""
@@ -184,11 +193,6 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         self._take(speaks, connection)
-
-    def _end_handover(self, leave: Callable[[], None], task: asyncio.Task[Any]) -> None:
-        self._handovers.discard(task)
-        if task.cancelled() or task.exception() is not None:  # a failed handshake concerns only the client
-            leave()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""

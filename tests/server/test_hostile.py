@@ -1,6 +1,7 @@
 """Clients that mean harm: what they can make the server hold, do and log is bounded."""
 
 import asyncio
+import json
 import logging
 import re
 import resource
@@ -227,21 +228,54 @@ def test_the_mailbox_hands_out_what_is_binary():
     assert mailbox.take_bytes() is None
 
 
-def test_connections_are_limited_in_all_and_by_address():
-    class Peer:
-        def __init__(self, *address):
-            self.getpeername = lambda: address
+class Peer:
+    def __init__(self, *address):
+        self.getpeername = lambda: address
 
+
+def test_who_connects_again_and_again_waits_for_what_that_costs():
+    connections = Connections(1000, is_proxy=lambda peer: str(peer) == "10.0.0.9")
+    waits = []
+    for port in range(60):
+        visit = connections.enter(Peer("10.0.0.1", port))
+        if visit is None:
+            break
+        waits.append(visit.wait_s)
+        visit.leave(0.05)
+    assert waits[:19] == [0.0] * 19  # a second of processor time, for which nobody waits
+    assert waits == sorted(waits)
+    assert 9 < waits[-1] <= 10
+    assert connections.enter(Peer("10.0.0.1", 99)) is None  # it would wait too long
+    assert connections.enter(Peer("10.0.0.2", 1)).wait_s == 0.0
+    for port in range(60):
+        proxy = connections.enter(Peer("10.0.0.9", port))
+        proxy.leave(0.05)
+    assert proxy.wait_s == 0.0
+    assert connections.num_open == 1
+
+
+def test_a_connection_leaves_its_debt_to_its_address(running):
+    with running() as server:
+        owed, owe = [], server.server._connections.owe
+        server.server._connections.owe = lambda address, debt_s: (owed.append(debt_s), owe(address, debt_s))[1]
+        with server.connect() as client:
+            client.send(json.dumps({"hotwords": ["A"] * 200_000}))
+            assert client.close_code() == 1008
+        server.wait_until(lambda: len(owed) == 2)
+        assert owed[1] > 0.01  # of a megabyte of JSON; the server's estimate, whatever the machine
+
+
+def test_connections_are_limited_in_all_and_by_address():
     connections = Connections(4, is_proxy=lambda peer: str(peer) == "10.0.0.9")
     first = [connections.enter(Peer("10.0.0.1", port)) for port in range(3)]
-    assert [leave is not None for leave in first] == [True, True, False]
-    first[0]()
-    first[0]()
+    assert [visit is not None for visit in first] == [True, True, False]
+    first[0].leave()
+    first[0].leave()
     assert connections.enter(Peer("10.0.0.1", 4)) is not None
     site = [connections.enter(Peer("2001:db8::1", port)) for port in range(2)]
     assert all(site)
     assert connections.enter(Peer("10.0.0.9", 1)) is None  # none is left
-    site[0]()
+    site[0].leave()
     assert connections.enter(Peer("2001:db8::2", 1)) is not None
     proxy = Connections(4, is_proxy=lambda peer: str(peer) == "10.0.0.9")
     assert all(proxy.enter(Peer("10.0.0.9", port)) for port in range(4))
