@@ -33,6 +33,7 @@ class Alternative:
     Attributes:
         text: recognised text.
         tokens: token ids.
+        times: seconds at which each token peaks; empty where only the decoder searched.
         score: score that the list is sorted by: of both passes, or of the first if there is no second.
         ctc_score: score of the first pass; None if only the decoder searched.
         attention_score: score of the second pass; None without one.
@@ -45,6 +46,7 @@ class Alternative:
     ctc_score: float | None
     attention_score: float | None
     language_score: float | None = None
+    times: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,4 +124,5 @@ def _timed(result: Result, clock: Callable[[float], float]) -> Result:
         end=clock(result.end) if result.text else 0.0,
         times=[clock(time) for time in result.times],
         words=words,
+        nbest=[replace(each, times=[clock(time) for time in each.times]) for each in result.nbest],
     )

@@ -98,9 +98,7 @@ async def _refused(place: str) -> None:
 
 
 async def _silent(place: str) -> None:
-    _, writer = await asyncio.open_connection(
-        urlsplit(place).hostname, urlsplit(place).port, local_addr=ELSEWHERE
-    )
+    _, writer = await asyncio.open_connection(urlsplit(place).hostname, urlsplit(place).port, local_addr=ELSEWHERE)
     try:
         await asyncio.sleep(5)
     finally:

@@ -109,6 +109,7 @@ class SecondPass:
                 ctc_score=hypothesis.score if source.options.search != "attention" else None,
                 attention_score=rescored[i].attention_score if rescored else None,
                 language_score=hypothesis.language_score if source.fusion is not None else None,
+                times=[round((utterance.start + time) * frame_s, 3) for time in hypothesis.times],
             )
         alternatives = list(nbest.values())[: source.options.beam_size]  # hotwords may have added more
         return Result(

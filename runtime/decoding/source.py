@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -17,7 +18,7 @@ from u2moe.runtime.decoding.utterance import Frames, State, Utterance
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import CacheRow, split_rows
 from u2moe.runtime.options import WITHOUT_BEAM
-from u2moe.runtime.result import without_padding
+from u2moe.runtime.result import Alternative, without_padding
 from u2moe.runtime.text.written.formatter import formatter_of
 
 if TYPE_CHECKING:
@@ -136,11 +137,19 @@ class Source:
             self._check()
             self._reception.finish()
 
-    def result(self) -> Result:
-        """The partial or final result of the current utterance."""
+    def result(self, num_alternatives: int = 0) -> Result:
+        """The partial or final result of the current utterance; a partial one with alternatives of the first pass."""
         with self._lock:
             result = self.utterance.result(self._vocabulary, self.frame_s)
-            return result if result.is_final else self.presented(result)
+            if result.is_final:
+                return result
+            nbest: dict[str, Alternative] = {}
+            for each in self.utterance.hypotheses(num_alternatives) if num_alternatives else ():
+                text = self._vocabulary.text(each.tokens)
+                score = each.score
+                own = Alternative(text=text, tokens=each.tokens, score=score, ctc_score=score, attention_score=None)
+                nbest.setdefault(text, own)
+            return self.presented(dataclasses.replace(result, nbest=list(nbest.values())) if nbest else result)
 
     def presented(self, result: Result) -> Result:
         """A result for programs: with times of the source, and written as `DecodingOptions.text_format` has it."""

@@ -51,9 +51,7 @@ class HttpHandler(H11Protocol):
         settings: of uvicorn's class.
     """
 
-    def __init__(
-        self, metrics: Metrics, incidents: Incidents, visit: Visit, *args: Any, **settings: Any
-    ) -> None:
+    def __init__(self, metrics: Metrics, incidents: Incidents, visit: Visit, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._incidents = incidents
         self._visit = visit

@@ -218,7 +218,7 @@ class _Feed:
         error = self.error or (RecognitionError("recognition has failed") if has_failed else None)
         if error is not None:
             return told(is_over=True, error=error)
-        finals, result = inbox.stream.take_segments(), inbox.stream.get_result()
+        finals, result = inbox.stream.take_segments(), inbox.stream.source.result(inbox.num_alternatives)
         text = "" if self.ends else result.text
         has_changed = text != inbox.shown and not self.ends and (text or not finals)  # a final result is enough
         inbox.shown = text

@@ -69,6 +69,7 @@ class Inbox:
     last_round: int = 0  # of the scheduler
     shown: str = ""  # the partial text that was sent last
     has_text: bool = False  # whether there was any text yet
+    num_alternatives: int = 0  # of partial results
     is_live: bool = True  # whether the audio comes no faster than it is spoken
     start: float = field(default_factory=time.monotonic)
     finish_time: float | None = None  # when the client finished the input

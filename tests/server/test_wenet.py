@@ -4,6 +4,9 @@ import json
 
 import numpy as np
 
+from u2moe.runtime.result import Alternative
+from u2moe.runtime.server.protocols import wenet
+
 
 def speak(client, samples, **start):
     client.tell(signal="start", **start)
@@ -18,7 +21,7 @@ def sentences(events, kind="final_result"):
     return [json.loads(event["nbest"]) for event in events if event["type"] == kind]
 
 
-def test_continuous_decoding(server, speech, expected):
+def test_continuous_decoding(server, demo, speech, expected):
     with server.connect("/wenet") as client:
         events = speak(client, speech(), nbest=5, continuous_decoding=True)
         assert client.close_code() == 1000
@@ -27,13 +30,16 @@ def test_continuous_decoding(server, speech, expected):
     assert [final[0]["sentence"] for final in finals] == [segment.text for segment in segments]
     for final, segment in zip(finals, segments, strict=True):
         assert [alternative["sentence"] for alternative in final] == [each.text for each in segment.nbest[:5]]
-        assert final[0]["word_pieces"] == [
-            {"word": word.word, "start": round(word.start * 1000), "end": round(word.end * 1000)}
-            for word in segment.words
-        ]
+        for alternative, ours in zip(final, segment.nbest, strict=False):
+            pieces = alternative["word_pieces"]
+            assert [piece["word"] for piece in pieces] == [demo.vocabulary.symbols[token] for token in ours.tokens]
+            for piece, time in zip(pieces, ours.times, strict=True):
+                assert piece["start"] <= 1000 * time <= piece["end"] + 40  # where two meet, rounded down to a frame
+                assert piece["end"] - piece["start"] <= 140
     partials = sentences(events, "partial_result")
-    assert partials
-    assert all(len(partial) == 1 for partial in partials)
+    assert max(map(len, partials)) == 5
+    assert all(set(sentence) == {"sentence"} for partial in partials for sentence in partial)
+    assert all(len({each["sentence"] for each in partial}) == len(partial) for partial in partials)
     assert all(event["status"] == "ok" for event in events)
 
 
@@ -59,3 +65,18 @@ def test_nothing_said_is_a_result_too(server):
     with server.connect("/wenet") as client:
         events = speak(client, np.zeros(16_000, np.int16))
     assert sentences(events) == [[{"sentence": "", "word_pieces": []}]]
+
+
+def test_times_of_units_are_those_of_wenet(demo):
+    """By asr_decoder.cc: 100 ms before the peak, or the middle between two peaks that are closer."""
+    frame_s = demo.bundle.manifest.frame_s
+    times = [frame_s * peak for peak in (1, 6, 7, 30)]
+    alternative = Alternative(text="", tokens=[1, 2, 3, 4], score=0, ctc_score=0, attention_score=None, times=times)
+    pieces = wenet._pieces(alternative, demo)
+    frame_ms = round(1000 * frame_s)
+    assert [(piece["start"], piece["end"]) for piece in pieces] == [
+        (0, frame_ms),
+        (6 * frame_ms - 100, 6 * frame_ms),
+        (6 * frame_ms, 7 * frame_ms),
+        (30 * frame_ms - 100, 30 * frame_ms),
+    ]

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import TYPE_CHECKING
+from itertools import pairwise, zip_longest
+from typing import TYPE_CHECKING, Any
 
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.validation import checked_flag, checked_integer
 
 if TYPE_CHECKING:
-    from u2moe.runtime.result import Result
+    from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.result import Alternative
     from u2moe.runtime.server.session import ServerSession
 
 _SAMPLE_RATE = 16_000
 _MAX_NBEST = 100
+_UNIT_MS = 100
+"""`time_stamp_gap_` of WeNet's decoder."""
 _LATE_AUDIO_S = 0.1
 """After "end", one more block of audio may arrive, as from WeNet's web page."""
 
@@ -35,6 +40,7 @@ async def run(connection: Connection) -> None:
     with refusing("continuous_decoding"):
         is_continuous = checked_flag("continuous_decoding", start.get("continuous_decoding", False))
     session = await connection.place.open_session(_SAMPLE_RATE)
+    session.inbox.num_alternatives = nbest
     await connection.send({"status": "ok", "type": "server_ready"})
     await converse(_read(connection, session), _write(connection, session, nbest, is_continuous=is_continuous))
     await connection.send({"status": "ok", "type": "speech_end"})
@@ -59,28 +65,40 @@ async def _read(connection: Connection, session: ServerSession) -> None:
 async def _write(connection: Connection, session: ServerSession, nbest: int, *, is_continuous: bool) -> None:
     has_final = False
     async for result in session:
-        if result.is_final:
-            has_final = True
-            sentences = [_sentence(result, alternative.text) for alternative in result.nbest[:nbest]]
-            await _send(connection, "final_result", sentences or [_sentence(result, result.text)])
-            if not is_continuous:
-                return
-        else:
-            await _send(connection, "partial_result", [{"sentence": result.text}])
+        has_final = has_final or result.is_final
+        await _send(connection, result, nbest)
+        if result.is_final and not is_continuous:
+            return
     if not has_final:  # without speech, an empty result is still expected
-        await _send(connection, "final_result", [{"sentence": "", "word_pieces": []}])
+        await _send(connection, Result(text="", is_final=True), nbest)
 
 
-async def _send(connection: Connection, kind: str, sentences: list[dict[str, object]]) -> None:
+async def _send(connection: Connection, result: Result, nbest: int) -> None:
     """Send a result; `nbest` is a JSON string, as from WeNet's server."""
-    await connection.send({"status": "ok", "type": kind, "nbest": json.dumps(sentences, ensure_ascii=False)})
+    sentences: list[dict[str, Any]] = [{"sentence": each.text} for each in result.nbest[:nbest]] or [{"sentence": ""}]
+    if result.is_final:
+        recognizer = connection.model.recognizer
+        for sentence, each in zip_longest(sentences, result.nbest[:nbest]):
+            sentence["word_pieces"] = [] if each is None else _pieces(each, recognizer)
+    kind = "final_result" if result.is_final else "partial_result"
+    told = json.dumps(sentences, ensure_ascii=False)
+    await connection.send({"status": "ok", "type": kind, "nbest": told})
 
 
-def _sentence(result: Result, text: str) -> dict[str, object]:
-    """An alternative; only the best one has times, in milliseconds."""
-    words = result.words if text == result.text else []
-    pieces = [{"word": word.word, "start": round(word.start * 1000), "end": round(word.end * 1000)} for word in words]
-    return {"sentence": text, "word_pieces": pieces}
+def _pieces(alternative: Alternative, recognizer: Recognizer) -> list[dict[str, Any]]:
+    """Units with times in milliseconds as WeNet's server sets them: it begins a unit some time before its peak.
+
+    Where two peaks are closer, they meet in the middle, rounded down to a frame.
+    """
+    frame_ms, symbols = 1000 * recognizer.bundle.manifest.frame_s, recognizer.vocabulary.symbols
+    peaks = [round(1000 * time / frame_ms) for time in alternative.times]
+    starts = [max(round(peak * frame_ms) - _UNIT_MS, 0) for peak in peaks]
+    ends = [round(peak * frame_ms) for peak in peaks]
+    for i, (peak, after) in enumerate(pairwise(peaks)):
+        if (after - peak) * frame_ms < _UNIT_MS:
+            starts[i + 1] = ends[i] = round((peak + after) // 2 * frame_ms)
+    units = (symbols[token] for token in alternative.tokens)
+    return [{"word": unit, "start": start, "end": end} for unit, start, end in zip(units, starts, ends, strict=False)]
 
 
 def _tell_error(error: Exception) -> str:
