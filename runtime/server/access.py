@@ -5,22 +5,17 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from u2moe.runtime.server.errors import RequestError, in_openai_form
-from u2moe.runtime.server.log import REQUEST_ID
+from u2moe.runtime.server.keys import Keys
+from u2moe.runtime.server.log import REQUEST_ID, Incidents
 from u2moe.runtime.server.options import LOOPBACK
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from u2moe.runtime.server.keys import Keys
-    from u2moe.runtime.server.log import Incidents
 
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Web pages cannot set WebSocket headers, so they offer the key as a subprotocol."""

@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,11 +13,9 @@ from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.decoding.pipeline import MAX_BATCH
 from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.log import Incidents
-    from u2moe.runtime.server.metrics import Metrics
-    from u2moe.runtime.server.models import ServedModel
+from u2moe.runtime.server.log import Incidents
+from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.models import ServedModel
 
 _SHARE = 0.35
 """Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and a machine that

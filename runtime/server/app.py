@@ -7,7 +7,6 @@ from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -15,16 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp
 
 from u2moe.runtime.server.access import Access
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.protocols.rest import error_response
 from u2moe.runtime.server.protocols.table import PROTOCOLS
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
-    from u2moe.runtime.server.service import Service
+from u2moe.runtime.server.service import Service
 
 _MEDIA_TYPES = {
     ".html": "text/html",

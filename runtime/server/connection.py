@@ -6,21 +6,19 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
 
 from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError
+from u2moe.runtime.server.mailbox import Mailbox
+from u2moe.runtime.server.models import ServedModel
+from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.pace import patience_for_audio
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.mailbox import Mailbox
-    from u2moe.runtime.server.models import ServedModel
-    from u2moe.runtime.server.options import Limits
-    from u2moe.runtime.server.service import Place, Service
-    from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.service import Place, Service
+from u2moe.runtime.server.session import ServerSession
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """Escapes in JSON that may be half of a character beyond U+FFFF, which no text can be made of."""

@@ -22,6 +22,8 @@ _PAID = 0.1
 """Share of one processor by which the debt of an address is paid."""
 _BURST_S = 1.0
 """Seconds of debt for which nobody waits: 500 who connect at once."""
+_OWN = ("127.0.0.1", "::")
+"""This machine, and its network in IPv6: a proxy that nobody has named, or whoever runs the server. It owes nothing."""
 _LONGEST_WAIT_S = 10.0
 """Seconds that a new connection may wait; it is closed if it would be more."""
 _IPV6_SITE = 64
@@ -96,7 +98,8 @@ class Connections:
         is_free = peer is None or self._is_proxy(peer)
         if self.num_open >= self.limit or (self.num_by_address[address] >= self._share and not is_free):
             return None
-        wait_s = 0.0 if is_free else self.owe(address, _CONNECTION_S) - _BURST_S / _PAID
+        owes = not is_free and address not in _OWN
+        wait_s = self.owe(address, _CONNECTION_S) - _BURST_S / _PAID if owes else 0.0
         if wait_s > _LONGEST_WAIT_S:
             return None
         self.num_open += 1

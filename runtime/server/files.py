@@ -11,20 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from u2moe.runtime.audio.reading import duration_of
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.options import DecodingOptions
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.admission import Admission
 from u2moe.runtime.server.errors import StoppingError, TooLargeError
-
-if TYPE_CHECKING:
-    from u2moe.runtime.decoding.context import ContextGraph
-    from u2moe.runtime.options import DecodingOptions
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.server.log import Incidents
-    from u2moe.runtime.server.metrics import Metrics
-    from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.log import Incidents
+from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.options import ServerOptions
 
 _NICENESS = 5
 """Niceness of the threads that recognise files: live streams have priority."""

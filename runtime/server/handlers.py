@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+from websockets.http11 import Request
 
+from u2moe.runtime.server.connections import Visit
 from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.mailbox import Mailbox
+from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.pace import LEAST_BYTES_PER_S, Pieces
-
-if TYPE_CHECKING:
-    from websockets.frames import Frame
-
-    from u2moe.runtime.server.connections import Visit
-    from u2moe.runtime.server.log import Incidents
-    from u2moe.runtime.server.metrics import Metrics
 
 _HEADER_S = 20.0
 """Seconds that a client has to send a request."""
@@ -190,6 +189,11 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
                 self.conn.reader.buffer.clear()
                 self._is_deaf = True
 
+    def handle_connect(self, event: Request) -> None:
+        """Begin the handshake; frames that came with it wait for its end."""
+        super().handle_connect(event)
+        self._pieces.hold(True)  # noqa: FBT003
+
     def handle_cont(self, event: Frame) -> None:
         """Append a fragment to one buffer: many small objects would take far more memory than their content."""
         self._num_messages += 1
@@ -237,9 +241,13 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """Send a message; after the first one the client has been accepted or refused."""
         self.app_state["newcomer"].close()
+        if self.close_sent:  # meanwhile the client has broken the protocol
+            raise ClientDisconnected
+        was_complete = self.handshake_complete
         await super().send(message)
         if self.close_sent:
             self._forget_what_is_too_late()
+        if self.close_sent or not was_complete:
             self._pieces.hold(False)  # noqa: FBT003
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -6,12 +6,9 @@ import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.validation import checked_integer
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.options import ServerOptions
 
 
 @dataclass(frozen=True, kw_only=True)

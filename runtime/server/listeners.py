@@ -6,12 +6,10 @@ import contextlib
 import socket
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.protocols.table import PROTOCOLS
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.options import ServerOptions
 
 HTTP = "http"
 """The main port: HTTP, and all protocols over WebSocket."""

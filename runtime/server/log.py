@@ -15,13 +15,11 @@ import traceback
 import warnings
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from u2moe.runtime.errors import AudioWarning, U2moeError
 from u2moe.runtime.server.errors import UnavailableError
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.metrics import Metrics
 
 REQUEST_ID: ContextVar[str] = ContextVar("u2moe_request_id", default="")
 """Of the request or connection that the current task serves."""

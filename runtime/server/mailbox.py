@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from u2moe.runtime.server.errors import IdleError
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.pace import Patience
+from u2moe.runtime.server.pace import Patience
 
 _MAX_BYTES = 64 << 10
 """Bytes of messages that wait to be read, beyond which nothing more is received."""

@@ -6,20 +6,17 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.options import NONE
+from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.options import NONE, DecodingOptions
+from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.errors import RequestError, refusing
+from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.texts import languages_of, phrases_of
 from u2moe.runtime.text.written.formatter import TextFormat
 from u2moe.runtime.validation import checked_flag, checked_integer, checked_number
-
-if TYPE_CHECKING:
-    from u2moe.runtime.language.model import LanguageModelOptions
-    from u2moe.runtime.options import DecodingOptions
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.server.options import ServerOptions
 
 _LEFT_CHUNKS = 4
 """Chunks of left context of live streams, which bounds their memory and time."""

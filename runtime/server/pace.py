@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from u2moe.runtime.server.errors import IdleError
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.service import Place
+from u2moe.runtime.server.service import Place
 
 _Value = TypeVar("_Value")
 _SHARE = 0.05

@@ -6,19 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from starlette.routing import Route
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import KEY, KEY_SUBPROTOCOLS
 from u2moe.runtime.server.connection import Connection
 from u2moe.runtime.server.errors import ClientGoneError, RecognitionError, RequestError, StoppingError
-
-if TYPE_CHECKING:
-    from starlette.routing import Route
-
-    from u2moe.runtime.server.service import Service
+from u2moe.runtime.server.service import Service
 
 _MAX_REASON = 120
 """Maximum bytes of the reason for closing a WebSocket (123 by RFC 6455)."""

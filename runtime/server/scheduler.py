@@ -6,23 +6,19 @@ import asyncio
 import functools
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.admission import Lateness
 from u2moe.runtime.server.errors import RecognitionError
 from u2moe.runtime.server.log import LOGGER
+from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.session import Inbox, RoundResult, ServerSession
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.server.metrics import Metrics
-    from u2moe.runtime.server.options import Limits
-    from u2moe.runtime.stream import Stream
+from u2moe.runtime.stream import Stream
 
 _LIVE_LEAD_S = 1.0
 """A session whose audio is more seconds ahead of the clock than this is not live."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 
@@ -21,11 +21,9 @@ from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
 from u2moe.runtime.server.listeners import Listener, receive_connection
 from u2moe.runtime.server.log import LOGGER, notify
 from u2moe.runtime.server.options import check_tls
+from u2moe.runtime.server.protocol import RunTcp
 from u2moe.runtime.server.protocols.table import PROTOCOLS
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.protocol import RunTcp
-    from u2moe.runtime.server.service import Service
+from u2moe.runtime.server.service import Service
 
 SAME_SIGNAL_S = 0.5
 """Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""

@@ -6,24 +6,22 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from u2moe.runtime.audio.arrays import Resampler
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.options import DecodingOptions
+from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
 from u2moe.runtime.server.keys import Key, Keys
 from u2moe.runtime.server.log import LOGGER, Incidents
+from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.models import ServedModel
+from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.scheduler import Scheduler
-
-if TYPE_CHECKING:
-    from u2moe.runtime.decoding.context import ContextGraph
-    from u2moe.runtime.options import DecodingOptions
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.server.metrics import Metrics
-    from u2moe.runtime.server.options import ServerOptions
-    from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.session import ServerSession
 
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0

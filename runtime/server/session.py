@@ -9,22 +9,19 @@ import asyncio
 import dataclasses
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import as_samples
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.server.options import Limits
-    from u2moe.runtime.stream import Stream
+from u2moe.runtime.server.options import Limits
+from u2moe.runtime.stream import Stream
 
 _BLOCK_S = 0.16
 """Longer audio is cut into blocks of this many seconds, so that no client takes more than its share of a round."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from u2moe.runtime.server.errors import (
     ClientGoneError,
@@ -22,12 +23,8 @@ from u2moe.runtime.server.errors import (
     in_openai_form,
     status_of,
 )
+from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.pace import LEAST_BYTES_PER_S, Patience
-
-if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope, Send
-
-    from u2moe.runtime.server.options import Limits
 
 _MAX_FIELD_BYTES = 64 << 10
 _MAX_FIELDS = 50

@@ -24,8 +24,8 @@ USED = {
     },
     WebSocketsSansIOProtocol: {
         "methods": {
-            "connection_lost", "data_received", "handle_cont", "handle_parser_exception", "handle_ping", "handle_text",
-            "receive", "run_asgi", "send", "send_receive_event_to_app",
+            "connection_lost", "data_received", "handle_connect", "handle_cont", "handle_parser_exception",
+            "handle_ping", "handle_text", "receive", "run_asgi", "send", "send_receive_event_to_app",
         },
         "attributes": {
             "app_state", "close_sent", "conn", "curr_msg_data_type", "disconnected", "frames", "loop", "queue",

@@ -6,9 +6,12 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from u2moe.runtime.options import EndpointConfig, EndpointRule
+import numpy.typing as npt
+
+from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
     Connection,
     converse,
@@ -20,14 +23,8 @@ from u2moe.runtime.server.connection import (
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
+from u2moe.runtime.server.session import ServerSession
 from u2moe.runtime.validation import MOST_INTEGER, checked_flag, checked_integer
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from u2moe.runtime.options import DecodingOptions
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.server.session import ServerSession
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}

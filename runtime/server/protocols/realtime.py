@@ -13,12 +13,16 @@ import io
 import json
 import uuid
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import soundfile
 
+from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.options import EndpointConfig, EndpointRule
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
     Connection,
     checked_object,
@@ -37,16 +41,9 @@ from u2moe.runtime.server.errors import (
 )
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
+from u2moe.runtime.server.session import ServerSession
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from u2moe.runtime.decoding.context import ContextGraph
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.server.session import ServerSession
 
 _SAMPLE_RATE = 24_000
 _FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}

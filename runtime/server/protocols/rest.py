@@ -8,33 +8,29 @@ import dataclasses
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from u2moe.runtime.audio.files import name_of
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
+from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
 from u2moe.runtime.server.connection import read_object
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, in_openai_form, refusing, status_of
-from u2moe.runtime.server.models import REQUEST_OPTIONS
+from u2moe.runtime.server.files import FileTask
+from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.protocol import Protocol
+from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.server.upload import Body, Refusal, Upload
 from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
-
-    from u2moe.runtime.result import Result, Transcript
-    from u2moe.runtime.server.files import FileTask
-    from u2moe.runtime.server.models import ServedModel
-    from u2moe.runtime.server.service import Service
 
 _MEDIA_TYPES = {
     "json": "application/json",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, converse, float32_samples
 from u2moe.runtime.server.errors import IdleError
 from u2moe.runtime.server.protocol import Protocol
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.session import ServerSession
-    from u2moe.runtime.text.vocabulary import Vocabulary
+from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.text.vocabulary import Vocabulary
 
 _SAMPLE_RATE = 16_000
 

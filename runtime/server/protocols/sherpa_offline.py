@@ -6,17 +6,14 @@ A recording is its sample rate and its number of bytes, both int32, then float32
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, converse, float32_samples
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.text.vocabulary import join_texts
-
-if TYPE_CHECKING:
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.server.session import ServerSession
-    from u2moe.runtime.text.vocabulary import Vocabulary
+from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.text.vocabulary import Vocabulary, join_texts
 
 _HEAD = struct.Struct("<ii")
 _SAMPLE_BYTES = 4

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, checked_object, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
+from u2moe.runtime.server.session import ServerSession
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.server.session import ServerSession
 
 _PART_S = 2.0
 """Seconds of a message after which its final results are taken."""

@@ -6,18 +6,15 @@ import asyncio
 import contextlib
 import json
 from itertools import pairwise, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from u2moe.runtime.result import Result
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.result import Alternative, Result
 from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
+from u2moe.runtime.server.session import ServerSession
 from u2moe.runtime.validation import checked_flag, checked_integer
-
-if TYPE_CHECKING:
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.result import Alternative
-    from u2moe.runtime.server.session import ServerSession
 
 _SAMPLE_RATE = 16_000
 _MAX_NBEST = 100

@@ -11,26 +11,24 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connection import converse, read_object, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
+from u2moe.runtime.server.models import ServedModel
+from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.pace import Patience, patience_for_audio
 from u2moe.runtime.server.protocol import Protocol
+from u2moe.runtime.server.service import Place, Service
+from u2moe.runtime.server.session import ServerSession
 from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_integer
-
-if TYPE_CHECKING:
-    from u2moe.runtime.decoding.context import ContextGraph
-    from u2moe.runtime.server.models import ServedModel
-    from u2moe.runtime.server.options import Limits
-    from u2moe.runtime.server.service import Place, Service
-    from u2moe.runtime.server.session import ServerSession
 
 LINE_BYTES = 64 << 10
 """Maximum bytes of the line at the start of an event."""
