@@ -7,7 +7,8 @@ measured and not measured again. Attackers are a process of their own with an AP
 this script with `taskset` on other cores than --cores, which the server has. With --minutes all attacks go on together
 for so long, and rounds of speakers follow each other: growth is told from the memory after the first and the last.
 "slower" is a busy process on the cores of the server, which begins when all are accepted and takes half, with as many
-speakers as the server takes by its own measurement. On a machine that is not quiet, start it with nice -n -15.
+speakers as the server takes by its own measurement; then with --speakers, and with a process of lower priority (nice
+10). On a machine that is not quiet, start it with nice -n -15.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ from u2moe.runtime.places import DEMO_FOLDER
 KEY = "key-of-speakers"
 NUM_STREAMS = 8
 """What the key of each attack may have."""
-MOST_SLOWER = {"slower": 1.2}
+SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
+"""Niceness of the busy process, and whether as many speak as the server takes."""
+MOST_SLOWER = dict.fromkeys(SLOWER, 1.2)
 """How many times as long results may take: 1.5 times during other attacks."""
 MEGABYTE = 1 << 20
 ELSEWHERE = ("127.0.0.2", 0)
@@ -114,7 +117,7 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "silent connections": (200, _silent),
 }
 """How many clients at once, each again as soon as it has ended, and what one does."""
-SLOWER, MIXTURE = "slower", "all together"
+MIXTURE = "all together"
 
 
 def _key_of(name: str) -> str:
@@ -138,8 +141,9 @@ def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
     asyncio.run(everyone())
 
 
-def burn(has_begun: Event, cores: Sequence[int]) -> None:
+def burn(has_begun: Event, cores: Sequence[int], niceness: int) -> None:
     """Keep some processors busy until ended."""
+    os.nice(niceness)
     os.sched_setaffinity(0, cores)
     has_begun.set()
     time.sleep(_AHEAD_S + 3)  # all speakers are in after two seconds
@@ -205,16 +209,17 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
 def run(results: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing in the results, and write them after each cell."""
     content = resumed(results, {"cells": {}})
-    blocks = speech_blocks(args.seconds)
+    blocks, first = speech_blocks(args.seconds), dict[Key, int]()
     for kind in [kind for kind in args.kinds if kind not in content["cells"]]:
-        is_slower, is_mixture = kind == SLOWER, kind == MIXTURE
-        with guarded(args.cores, None if is_slower else args.speakers + NUM_STREAMS * len(ATTACKS)) as server:
-            count = (server.capacity or 1) if is_slower else args.speakers
+        is_mixture, (niceness, is_full) = kind == MIXTURE, SLOWER.get(kind, (0, False))
+        with guarded(args.cores, None if is_full else args.speakers + NUM_STREAMS * len(ATTACKS)) as server:
+            count = (server.capacity or 1) if is_full else args.speakers
             report(f"{kind}: {count} speakers")
-            first = counted(asyncio.run(first_blocks(server.url, blocks)), len(blocks))
+            first = first or counted(asyncio.run(first_blocks(server.url, blocks)), len(blocks))
             before = listen(server, blocks, count, first)
             cores = [int(core) for core in (args.cores or "0").split(",")]
-            work = (burn, cores) if is_slower else (attack, server.port, list(ATTACKS) if is_mixture else [kind])
+            names = list(ATTACKS) if is_mixture else [kind]
+            work = (burn, cores, niceness) if kind in SLOWER else (attack, server.port, names)
             with meanwhile(*work):
                 deadline = time.monotonic() + 60 * args.minutes * is_mixture
                 rounds: list[Any] = []
@@ -269,7 +274,7 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("studies.hostile", __doc__)
-    kinds = [*ATTACKS, SLOWER, MIXTURE]
+    kinds = [*ATTACKS, *SLOWER, MIXTURE]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--speakers", type=int, default=8, metavar="N", help="default: 8")
     parser.add_argument("--seconds", type=float, default=15.0, help="that each speaks (default: 15)")

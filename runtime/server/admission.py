@@ -92,11 +92,7 @@ class Admission:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Occupy a place.
-
-        Raises:
-            UnavailableError: none is free, or the server is about to stop.
-        """
+        """Occupy a place; UnavailableError: none is free, or the server is about to stop."""
         if self.is_stopping:
             self._incidents.refuse("stopping")
             raise StoppingError

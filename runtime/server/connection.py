@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,22 +126,14 @@ async def converse(read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, N
 
 
 def parse_object(message: str | bytes) -> dict[str, Any]:
-    """Read the JSON object in a message.
-
-    Raises:
-        RequestError: it is binary, or not an object.
-    """
+    """Read the JSON object in a message; RequestError: it is binary, or not an object."""
     if isinstance(message, bytes):
         raise RequestError("expected text with a JSON object, got binary data")
     return read_object(message)
 
 
 def read_object(text: str | bytes) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RequestError: it is not one.
-    """
+    """Read a JSON object; RequestError: it is not one."""
     try:
         value = json.loads(text)
         if _HALF_CHARACTER.search(text if isinstance(text, str) else text.decode()):
@@ -160,33 +153,20 @@ def plain_number(value: float) -> float:
 
 
 def checked_object(name: str, value: Any) -> dict[str, Any]:
-    """A JSON object within a message.
-
-    Raises:
-        RequestError: it is something else.
-    """
+    """A JSON object within a message; RequestError: it is something else."""
     if not isinstance(value, dict):
         raise RequestError(f"{name} must be an object, got {type(value).__name__}", name)
     return value
 
 
-def int16_samples(data: bytes) -> npt.NDArray[np.int16]:
-    """Samples from little-endian int16.
-
-    Raises:
-        RequestError: an incomplete sample.
-    """
-    if len(data) % 2:
-        raise RequestError(f"16-bit samples need an even number of bytes, got {len(data)}")
-    return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
+def read_samples(kind: str, data: bytes) -> npt.NDArray[Any]:
+    """Samples of a little-endian type such as "<i2"; RequestError: the last is incomplete."""
+    stored = np.dtype(kind)
+    if len(data) % stored.itemsize:
+        needed = f"{8 * stored.itemsize}-bit samples need a multiple of {stored.itemsize} bytes"
+        raise RequestError(f"{needed}, got {len(data)}")
+    return np.frombuffer(data, stored).astype(stored.newbyteorder("="), copy=False)
 
 
-def float32_samples(data: bytes) -> npt.NDArray[np.float32]:
-    """Samples from little-endian float32.
-
-    Raises:
-        RequestError: an incomplete sample.
-    """
-    if len(data) % 4:
-        raise RequestError(f"32-bit samples need a multiple of four bytes, got {len(data)}")
-    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+int16_samples = partial(read_samples, "<i2")
+float32_samples = partial(read_samples, "<f4")

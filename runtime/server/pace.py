@@ -142,11 +142,7 @@ class Patience:
         self._since, self._amount_then = self._time(), amount()
 
     def left_s(self) -> float:
-        """Seconds left, above 0.
-
-        Raises:
-            IdleError: none are left.
-        """
+        """Seconds left, above 0; IdleError: none are left."""
         now, amount = self._time(), self._amount()
         if amount - self._amount_then >= self._least:
             self._since, self._amount_then = now, amount
@@ -156,11 +152,7 @@ class Patience:
         return left
 
     async def wait_for(self, next_one: Callable[[], Awaitable[_Value]]) -> _Value:
-        """Await `next_one()` and return its result.
-
-        Raises:
-            IdleError: the time is over.
-        """
+        """Await `next_one()` and return its result; IdleError: the time is over."""
         try:
             async with asyncio.timeout(self.left_s()) as scope:
                 return await next_one()

@@ -83,11 +83,7 @@ class Service:
 
     @contextlib.contextmanager
     def share_of(self, key: Key | None) -> Iterator[None]:
-        """One of the streams and files that a key may have at once.
-
-        Raises:
-            UnavailableError: it has as many as it may.
-        """
+        """One of the streams and files that a key may have at once; UnavailableError: it has as many as it may."""
         if key is None or key.num_streams is None:
             yield
             return

@@ -229,7 +229,7 @@ def test_clear_forgets(connect, speech, expected):
         ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
         ({"type": "input_audio_buffer.append"}, "string of base64"),
         ({"type": "input_audio_buffer.append", "audio": "%%"}, "no base64"),
-        ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "even number"),
+        ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "multiple of 2"),
         ({"type": "session.update", "session": {"type": "realtime"}}, "'transcription'"),
         ({"type": "session.update"}, "session must be an object"),
         ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/opus"}}}}}, "audio/pcmu"),

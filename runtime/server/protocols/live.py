@@ -81,11 +81,7 @@ class StreamRequest:
 
     @classmethod
     def parse(cls, message: str | bytes) -> StreamRequest:
-        """Parse the request in a message.
-
-        Raises:
-            RequestError: it is invalid; names the field.
-        """
+        """Parse the request in a message; RequestError: it is invalid; names the field."""
         values = parse_object(message)
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - fields:

@@ -139,11 +139,7 @@ class _Streamed(StreamingResponse):
 
 
 async def _unless_gone(request: Request, awaited: Awaitable[str]) -> str:
-    """Await something until the client disconnects.
-
-    Raises:
-        ClientGoneError: it has.
-    """
+    """Await something until the client disconnects; ClientGoneError: it has."""
 
     async def wait_until_gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
