@@ -75,12 +75,7 @@ class Admission:
     """
 
     def __init__(
-        self,
-        num_places: int,
-        metrics: Metrics,
-        incidents: Incidents,
-        gauge: str,
-        lateness: Lateness | None = None,
+        self, num_places: int, metrics: Metrics, incidents: Incidents, gauge: str, lateness: Lateness | None = None
     ) -> None:
         self._lateness = lateness
         self.num_places = num_places

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -65,35 +63,26 @@ def make_app(service: Service) -> ASGIApp:
 def _operation(service: Service) -> list[Route]:
     """Routes for operators of the server."""
 
-    async def healthz(_request: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
     async def readyz(_request: Request) -> Response:
         return PlainTextResponse("ready\n" if service.is_ready else "not ready\n", 200 if service.is_ready else 503)
 
     async def metrics(_request: Request) -> Response:
         return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+    alive = Route("/healthz", PlainTextResponse("ok\n"), methods=["GET"])
+    return [alive, Route("/readyz", readyz), Route("/metrics", metrics)]
 
 
 def _page() -> list[Route]:
     """A route for each file of the page; its first is `/`. Parts of the module have the paths that it gives them."""
     files = {"" if file.name == "index.html" else file.name: file for file in _PAGE.iterdir()}
     files |= {f"u2moe/{file.name}": file for file in _MODULE.iterdir() if file.name.endswith((".js", ".wasm"))}
-    return [
-        Route(f"/{path}", _respond_with(file)) for path, file in files.items() if Path(file.name).suffix in _MEDIA_TYPES
-    ]
-
-
-def _respond_with(file: Traversable) -> Callable[[Request], Awaitable[Response]]:
-    content = file.read_bytes()
-    media_type = _MEDIA_TYPES[Path(file.name).suffix]
-
-    async def respond(_request: Request) -> Response:
-        return Response(content, media_type=media_type, headers=_PAGE_HEADERS)
-
-    return respond
+    routes = []
+    for path, file in files.items():
+        if media_type := _MEDIA_TYPES.get(Path(file.name).suffix):
+            answer = Response(file.read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+            routes.append(Route(f"/{path}", answer, methods=["GET"]))
+    return routes
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:

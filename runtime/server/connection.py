@@ -80,12 +80,7 @@ class Connection:
         return message
 
     async def send(self, message: str | Mapping[str, Any]) -> None:
-        """Send a text, or an object as JSON.
-
-        Raises:
-            ClientGoneError: the client has gone.
-            IdleError: it reads too slowly.
-        """
+        """Send a text, or an object as JSON; raises what `send_within` does."""
         text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
         try:
             await send_within(self.limits.send_s, self._websocket.send_text(text))

@@ -26,7 +26,7 @@ class Key:
     num_streams: int | None = None
 
     def __post_init__(self) -> None:
-        if not (self.secret.isascii() and self.secret.isprintable()) or " " in self.secret:
+        if not (self.secret and self.secret.isascii() and self.secret.isprintable()) or " " in self.secret:
             raise ValueError(f"the API key {self.name} must be printable ASCII without spaces: it is sent in headers")
         if self.num_streams is not None:
             checked_integer(f"the number of streams of the key {self.name}", self.num_streams, least=1)

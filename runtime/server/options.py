@@ -99,10 +99,6 @@ class ServerOptions:
         if self.workers > 1 and not hasattr(socket, "send_fds"):
             raise ValueError("several workers need a system that hands sockets to other processes: not Windows")
         checked_number("drain_s", self.drain_s, least=0, unit="seconds")
-        if self.api_key is not None and not self.api_key.strip():
-            raise ValueError("the API key is empty")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise ValueError("the API key must be printable ASCII: it is sent in HTTP headers")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("TLS needs both the certificate and its key")
         for file in filter(None, (self.tls_certificate, self.tls_key)):

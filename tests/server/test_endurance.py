@@ -190,10 +190,7 @@ async def visit(server, samples, random):
     if end != "to the end":
         messages = messages[: int(random.integers(len(messages) + 1))]
     try:
-        async with (
-            asyncio.timeout(PATIENCE_S),
-            connect(f"ws://127.0.0.1:{server.port}{path}", proxy=None) as websocket,
-        ):
+        async with asyncio.timeout(PATIENCE_S), connect(f"ws://127.0.0.1:{server.port}{path}", proxy=None) as websocket:
             for message in messages:
                 await websocket.send(message)
             if end == "lost":

@@ -104,10 +104,7 @@ def test_format_prompt_and_pauses_are_the_clients(connect, speech, expected, ass
 def test_a_shorter_pause_ends_items_earlier(client, speech):
     client.tell(
         type="transcription_session.update",
-        session={
-            "input_audio_format": "pcm16",
-            "turn_detection": {"type": "server_vad", "silence_duration_ms": 400},
-        },
+        session={"input_audio_format": "pcm16", "turn_detection": {"type": "server_vad", "silence_duration_ms": 400}},
     )
     assert client.receive()["type"] == "transcription_session.updated"
     samples = speech(24_000)

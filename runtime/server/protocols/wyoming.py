@@ -147,12 +147,7 @@ class _Client:
         await self.send("transcript", text=join_texts(texts))
 
     async def send(self, kind: str, /, **data: Any) -> None:
-        """Send an event.
-
-        Raises:
-            ClientGoneError: the client has gone.
-            IdleError: it reads too slowly.
-        """
+        """Send an event; raises what `send_within` does."""
         body = json.dumps(data, ensure_ascii=False).encode()
         head = json.dumps({"type": kind, "version": "1.5.2", "data_length": len(body)}).encode()
         self._writer.write(head + b"\n" + body)
