@@ -18,7 +18,7 @@ _SHARE = 0.5
 """Share of the connections that one address may have."""
 _CONNECTION_S = 0.002
 """Seconds of processor time that a connection takes, besides what it sends."""
-_PAID = 0.1
+_PAID = 0.05
 """Share of one processor by which the debt of an address is paid."""
 _BURST_S = 1.0
 """Seconds of debt for which nobody waits: 500 who connect at once."""

@@ -12,9 +12,7 @@ from u2moe.runtime.server.service import Place
 
 _Value = TypeVar("_Value")
 _SHARE = 0.05
-"""Share of one processor that a connection may take for parsing what it sends."""
-_WHOLE_SHARES = 2
-"""Of those that are slowed down at a time so many may take the whole share; more divide it among them."""
+"""Share of one processor that a connection may take for parsing what it sends; those that are slowed down divide it."""
 _BURST_S = 0.05
 """Seconds of processor time that it may take before it is slowed down."""
 _FIRST_BYTES = 4096
@@ -110,7 +108,7 @@ class Pieces:
 
     def _pay(self) -> float:
         """Reduce the debt by what the passed time has paid; returns the share by which it is paid."""
-        share = _SHARE * min(_WHOLE_SHARES / max(len(_slow), 1), 1)
+        share = _SHARE / max(len(_slow), 1)
         now = self._time()
         self._debt_s = max(self._debt_s - (now - self._then) * share, 0.0)
         self._then = now
