@@ -66,12 +66,7 @@ class Admission:
         num_taken: how many are occupied; the metric `gauge`, "streams" or "files", follows it.
         is_stopping: whether nobody is admitted any more.
 
-    Args:
-        num_places: number of places.
-        metrics: metrics of the server.
-        incidents: counts refusals.
-        gauge: the metric that follows `num_taken`.
-        lateness: refuses more while results are late; None: places alone count.
+    While results are late, `lateness` says so and nobody is admitted either; None: places alone count.
     """
 
     def __init__(

@@ -26,12 +26,7 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Connection:
-    """A WebSocket whose client has a place.
-
-    Attributes:
-        service: shared by all connections.
-        place: opens sessions.
-    """
+    """A WebSocket whose client has a place, which opens its sessions."""
 
     def __init__(self, websocket: WebSocket, service: Service, place: Place) -> None:
         self.service = service

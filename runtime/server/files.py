@@ -37,7 +37,6 @@ class FileQueue:
 
     Attributes:
         admission: places in the queue, each from the first byte of an upload to the last byte of the response.
-        is_cut: whether those that are left get an error.
         tasks: files that somebody waits for.
         running: work on files that has not ended.
     """

@@ -40,15 +40,7 @@ _TEXT_BYTE_S = 25e-9
 
 
 class HttpHandler(H11Protocol):
-    """HTTP with timeouts for clients that never complete a request or do not read the response.
-
-    Args:
-        metrics: metrics of the server.
-        incidents: counts requests that are no HTTP.
-        visit: left when the connection is closed.
-        args: of uvicorn's class.
-        settings: of uvicorn's class.
-    """
+    """HTTP with timeouts for clients that never complete a request or do not read the response."""
 
     def __init__(self, metrics: Metrics, incidents: Incidents, visit: Visit, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -241,9 +233,9 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """Send a message; after the first one the client has been accepted or refused."""
         self.app_state["newcomer"].close()
-        if self.close_sent:  # meanwhile the client has broken the protocol
+        was_closed, was_complete = self.close_sent, self.handshake_complete
+        if was_closed:  # the client has broken the protocol
             raise ClientDisconnected
-        was_complete = self.handshake_complete
         await super().send(message)
         if self.close_sent:
             self._forget_what_is_too_late()

@@ -58,13 +58,7 @@ def shared_rows(workers: int) -> Any:
 
 
 class Metrics:
-    """The metrics of one worker, and the text for all workers. Thread-safe.
-
-    Args:
-        protocols: labels of the metric `connections`.
-        rows: what `shared_rows` returned; None: for this worker alone.
-        worker: number of the worker.
-    """
+    """The metrics of one worker, and the text for all workers that share `rows`. Thread-safe."""
 
     def __init__(self, protocols: Sequence[str] = (), rows: Any = None, worker: int = 0) -> None:
         memory = shared_rows(1) if rows is None else rows

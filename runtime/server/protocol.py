@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+import json
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Protocol:
         run_tcp: serves one client over TCP, and reports errors itself.
         routes: its HTTP routes.
         may_have_port: whether `--protocol` gives it a port of its own, for clients that cannot name a path.
-        tell_error: returns the message that reports an error to the client; None: the protocol has none.
+        tell_error: returns the object that reports an error to the client; None: the protocol has none.
         close_code: what a connection is closed with after an error of the client that has no other code.
         subprotocols: supported WebSocket subprotocols, of which the first that the client offers is chosen.
     """
@@ -47,7 +48,7 @@ class Protocol:
     run_tcp: RunTcp | None = None
     routes: Callable[[Service], list[Route]] | None = None
     may_have_port: bool = False
-    tell_error: Callable[[Exception], str] | None = None
+    tell_error: Callable[[Exception], Mapping[str, Any]] | None = None
     close_code: int = RequestError.close_code
     subprotocols: tuple[str, ...] = ()
 
@@ -75,7 +76,7 @@ class Protocol:
                 await websocket.accept(subprotocol)  # web pages see the reason only if it was accepted
             if self.tell_error is not None:
                 async with asyncio.timeout(service.options.limits.send_s):
-                    await websocket.send_text(self.tell_error(error))
+                    await websocket.send_text(json.dumps(self.tell_error(error), ensure_ascii=False))
             code = getattr(error, "close_code", RequestError.close_code)
             return self.close_code if code == RequestError.close_code else code, str(error)
         except _GONE:

@@ -39,12 +39,7 @@ class Server(uvicorn.Server):
     """The server of one process: run it with its own sockets, or behind a channel that delivers connections."""
 
     def __init__(self, service: Service, ready: Callable[[], object] | None = None) -> None:
-        """Create a server without starting it.
-
-        Args:
-            service: shared by all protocols; started and stopped here.
-            ready: called when connections are accepted.
-        """
+        """Create a server without starting it; it starts and stops `service`, and says when it is `ready`."""
         options = service.options
         super().__init__(
             uvicorn.Config(

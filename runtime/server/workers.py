@@ -43,11 +43,7 @@ def run_workers(count: int, work: Callable[[WorkerPlace], None], listeners: Sequ
 
     A worker that ends unexpectedly is restarted. The first stop signal is passed on to the workers, which finish
     running streams; the second ends them.
-
-    Args:
-        count: number of workers.
-        work: the function that each runs in its own process; it must be importable there.
-        listeners: sources of connections.
+    `work` must be importable in them.
 
     Raises:
         U2moeError: a worker ended before it was ready.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -152,10 +151,9 @@ def _parse_endpoint(value: Any) -> EndpointConfig:
     return config
 
 
-def _tell_error(error: Exception) -> str:
-    parameter = getattr(error, "parameter", None)
-    event = {"type": "error", "message": str(error), "code": getattr(error, "close_code", 1008), "parameter": parameter}
-    return json.dumps(event, ensure_ascii=False)
+def _tell_error(error: Exception) -> dict[str, Any]:
+    parameter, code = getattr(error, "parameter", None), getattr(error, "close_code", 1008)
+    return {"type": "error", "message": str(error), "code": code, "parameter": parameter}
 
 
 PROTOCOL = Protocol(name="stream", path="/stream", run=run, tell_error=_tell_error, subprotocols=("u2moe",))

@@ -10,7 +10,6 @@ import base64
 import binascii
 import dataclasses
 import io
-import json
 import uuid
 from collections.abc import Collection
 from typing import Any
@@ -331,9 +330,8 @@ def _check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     return value
 
 
-def _tell_error(error: Exception) -> str:
-    event = {"type": "error", "event_id": _new_id("event"), "error": {**in_openai_form(error), "event_id": None}}
-    return json.dumps(event, ensure_ascii=False)
+def _tell_error(error: Exception) -> dict[str, Any]:
+    return {"type": "error", "event_id": _new_id("event"), "error": {**in_openai_form(error), "event_id": None}}
 
 
 def _new_id(kind: str) -> str:

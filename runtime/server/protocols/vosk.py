@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,8 +119,6 @@ def _final(finals: list[Result], config: _Config) -> dict[str, Any]:
     return {"alternatives": [best, *({"confidence": other.score, "text": other.text} for other in others)]}
 
 
-def _tell_error(error: Exception) -> str:
-    return json.dumps({"error": str(error)}, ensure_ascii=False)
-
-
-PROTOCOL = Protocol(name="vosk", path="/vosk", run=run, may_have_port=True, tell_error=_tell_error)
+PROTOCOL = Protocol(
+    name="vosk", path="/vosk", run=run, may_have_port=True, tell_error=lambda error: {"error": str(error)}
+)

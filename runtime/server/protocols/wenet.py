@@ -98,8 +98,8 @@ def _pieces(alternative: Alternative, recognizer: Recognizer) -> list[dict[str, 
     return [{"word": unit, "start": start, "end": end} for unit, start, end in zip(units, starts, ends, strict=False)]
 
 
-def _tell_error(error: Exception) -> str:
-    return json.dumps({"status": "failed", "message": str(error)}, ensure_ascii=False)
+def _tell_error(error: Exception) -> dict[str, str]:
+    return {"status": "failed", "message": str(error)}
 
 
 PROTOCOL = Protocol(name="wenet", path="/wenet", run=run, may_have_port=True, tell_error=_tell_error, close_code=1000)
