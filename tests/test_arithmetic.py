@@ -18,11 +18,7 @@ from u2moe.quantize.arithmetic import (
     relative_error,
 )
 
-MATRICES = arrays(
-    np.float32,
-    st.tuples(st.integers(1, 70), st.integers(1, 9)),
-    elements=st.floats(-100, 100, width=32),
-)
+MATRICES = arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 9)), elements=st.floats(-100, 100, width=32))
 
 
 @given(MATRICES)

@@ -55,9 +55,7 @@ def copy(attached, tmp_path):
 def test_a_bundle_is_written_anew_with_its_language_model(bundle, attached):
     made = Bundle.open(attached)
     assert made.manifest.decoding == dataclasses.replace(
-        bundle.manifest.decoding,
-        beam_size=4,
-        language_model=BundledLanguageModel(file=LANGUAGE_MODEL_FILE, **WEIGHTS),
+        bundle.manifest.decoding, beam_size=4, language_model=BundledLanguageModel(file=LANGUAGE_MODEL_FILE, **WEIGHTS)
     )
     kept = {name: digest for name, digest in made.manifest.files.items() if name != LANGUAGE_MODEL_FILE}
     assert kept == bundle.manifest.files

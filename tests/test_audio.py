@@ -75,10 +75,7 @@ def test_resampling_removes_what_the_new_rate_cannot_hold(tmp_path):
     assert np.abs(read_audio(tmp_path / "a.wav", RATE))[800:-800].max() < 1e-3
 
 
-@given(
-    rate=st.sampled_from([8000, 12_345, 22_050, 44_100, 48_000]),
-    splits=st.lists(st.integers(0, 2000), max_size=30),
-)
+@given(rate=st.sampled_from([8000, 12_345, 22_050, 44_100, 48_000]), splits=st.lists(st.integers(0, 2000), max_size=30))
 def test_any_split_gives_the_same_samples(rate, splits):
     source = np.random.default_rng(0).standard_normal(9000).astype(np.float32)
     whole, split = Resampler(rate, RATE), Resampler(rate, RATE)

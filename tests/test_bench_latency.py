@@ -124,12 +124,7 @@ def utterance(tokens, spans, segment=0):
 
 
 def test_a_word_is_there_when_it_and_all_before_it_stay(vocabulary):
-    events = [
-        event(1.0, 0.1, [1]),
-        event(2.0, 0.2, [1, 2, 3]),
-        event(3.0, 0.3, [1, 3]),
-        event(4.0, 0.4, [1, 2, 4]),
-    ]
+    events = [event(1.0, 0.1, [1]), event(2.0, 0.2, [1, 2, 3]), event(3.0, 0.3, [1, 3]), event(4.0, 0.4, [1, 2, 4])]
     final = event(5.0, 0.5)
     segment = utterance([1, 2, 3], [(0.25, 0.5), (1.0, 1.5)])
     assert latency.first_partial(segment, events, final) == [(0.75, 0.1)]

@@ -31,12 +31,7 @@ MODEL = ModelConfig(
     eos=3,
 )
 MANIFEST = Manifest(
-    model=MODEL,
-    features=FeatureConfig(),
-    text=TextConfig(),
-    decoding=DecodingConfig(),
-    producer="test",
-    files={},
+    model=MODEL, features=FeatureConfig(), text=TextConfig(), decoding=DecodingConfig(), producer="test", files={}
 )
 CONTENT = {
     "tokens.txt": "<blank> 0\na 1\n\u2581 2\n<sos/eos> 3\n",

@@ -98,10 +98,7 @@ def test_a_closed_stdout_is_an_error(bundle, clips):
 
 @pytest.mark.skipif(not FULL.exists(), reason="the system has no full disk at hand")
 def test_a_full_disk_names_stdout(bundle, clips):
-    with (
-        FULL.open("wb") as full,
-        started(bundle, clips / "a.wav", stdout=full, stderr=subprocess.PIPE) as process,
-    ):
+    with FULL.open("wb") as full, started(bundle, clips / "a.wav", stdout=full, stderr=subprocess.PIPE) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.splitlines()[0] == b"u2moe: error: stdout: cannot be written: No space left on device"

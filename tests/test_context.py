@@ -34,14 +34,7 @@ def growing_score(graph, tokens):
 
 @pytest.mark.parametrize(
     "spelling",
-    [
-        ("\u2581CAT",),
-        ("\u2581C", "AT"),
-        ("\u2581C", "A", "T"),
-        ("\u2581", "C", "AT"),
-        ("\u2581", "\u2581CAT"),
-        ("CAT"),
-    ],
+    [("\u2581CAT",), ("\u2581C", "AT"), ("\u2581C", "A", "T"), ("\u2581", "C", "AT"), ("\u2581", "\u2581CAT"), ("CAT")],
 )
 def test_every_spelling_of_a_word_earns_the_same(spelling):
     graph = ContextGraph([("cat", 2.0)], BPE)

@@ -10,11 +10,7 @@ import pytest
 import soundfile
 
 import u2moe.runtime
-from u2moe.runtime import (
-    DecodingOptions,
-    Recognizer,
-    VoiceActivityDetector,
-)
+from u2moe.runtime import DecodingOptions, Recognizer, VoiceActivityDetector
 from u2moe.runtime import transcriber as transcriber_module
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.vad import Speech

@@ -295,12 +295,7 @@ def test_each_layer_has_a_native_kernel_or_a_reason_for_none(exported):
         ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "between 0 and 1"),
         ("branchformer", {"merge_method": "sum"}, UnsupportedError, "merge_method is 'sum'"),
         ("efficientConformer", {"mlp_type": "moe"}, UnsupportedError, "mlp_type is 'moe', which is not supported"),
-        (
-            "efficientConformer",
-            {"efficient_conf": {"stride": [2, 2]}},
-            CheckpointError,
-            "stride must be one for each",
-        ),
+        ("efficientConformer", {"efficient_conf": {"stride": [2, 2]}}, CheckpointError, "stride must be one for each"),
         ("efficientConformer", {"efficient_conf": {"groups": 2}}, UnsupportedError, "unknown keys groups"),
         ("efficientConformer", {"cnn_module_kernel": 9}, CheckpointError, "such that block 2 has an odd kernel, not 4"),
         (

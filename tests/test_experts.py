@@ -8,13 +8,7 @@ import pytest
 import torch
 from quantized import ACTIVATIONS, rounded_rows
 
-from u2moe.quantize.arithmetic import (
-    LOWEST,
-    from_int4_blocks,
-    int4_blocks,
-    int8_columns,
-    relative_error,
-)
+from u2moe.quantize.arithmetic import LOWEST, from_int4_blocks, int4_blocks, int8_columns, relative_error
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.runtime.bundle.mixture import Mixture

@@ -118,9 +118,7 @@ def test_positions_have_no_end(moe_bundle, moe_checkpoint, offset):
     chunk = np.random.default_rng(0).normal(8, 2, (1, 67, 80)).astype(np.float32)
     start = encoder.start()
     caches = dataclasses.replace(
-        start,
-        offset=np.array([offset]),
-        tensors=start.tensors | {"cnn_cache": np.full((3, 1, 64, 7), 0.1, np.float32)},
+        start, offset=np.array([offset]), tensors=start.tensors | {"cnn_cache": np.full((3, 1, 64, 7), 0.1, np.float32)}
     )
     feeds = {
         "chunk": chunk,

@@ -167,10 +167,7 @@ def test_segments_of_kaldi(clip, tmp_path):
             {"wav_scp": ["b b.wav", "a a.wav"], "text": ["a A", "b B"]},
             "text: the list beside it is not .*'a' is too late",
         ),
-        (
-            {"wav_scp": ["a a.wav", "c b.wav"], "text": ["b B", "a A", "c C"]},
-            "text: is not sorted .*'a' is too late",
-        ),
+        ({"wav_scp": ["a a.wav", "c b.wav"], "text": ["b B", "a A", "c C"]}, "text: is not sorted .*'a' is too late"),
     ],
 )
 def test_tables_that_are_not_sorted_are_refused_where_that_matters(tmp_path, tables, message):
@@ -384,14 +381,7 @@ def test_what_is_no_list_is_refused(tmp_path, content, message):
 LHOTSE_FIELDS = ["id", "start", "duration", "channel", "recording", "sources", "type", "source", "supervisions", "text"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=2)
-        | st.dictionaries(
-            st.sampled_from(LHOTSE_FIELDS),
-            inner,
-            max_size=6,
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(LHOTSE_FIELDS), inner, max_size=6),
     max_leaves=12,
 )
 FIRST = {

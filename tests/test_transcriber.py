@@ -11,14 +11,7 @@ import pytest
 from feeding import LIMIT_S, RATE, Gate
 from transcribing import fail_at, results_of
 
-from u2moe.runtime import (
-    AudioError,
-    AudioOverflowError,
-    ProviderError,
-    StreamError,
-    Transcriber,
-    transcriber_thread,
-)
+from u2moe.runtime import AudioError, AudioOverflowError, ProviderError, StreamError, Transcriber, transcriber_thread
 
 
 class Events:

@@ -99,8 +99,7 @@ def test_what_is_no_vad(content, tmp_path, bundle):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"threshold": 0.0}, {"threshold": 1.0}, {"end_threshold": 0.6}, {"min_silence": 0.0}, {"padding": 0.4}],
+    "options", [{"threshold": 0.0}, {"threshold": 1.0}, {"end_threshold": 0.6}, {"min_silence": 0.0}, {"padding": 0.4}]
 )
 def test_options_that_cannot_be(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -143,11 +143,7 @@ def without_the_last_frame(advance):
 
 @pytest.mark.parametrize(
     ("owner", "name", "fault"),
-    [
-        (Windows, "put_back", losing),
-        (Windows, "put_back", repeating),
-        (Source, "advance", without_the_last_frame),
-    ],
+    [(Windows, "put_back", losing), (Windows, "put_back", repeating), (Source, "advance", without_the_last_frame)],
 )
 @pytest.mark.usefixtures("short_windows")
 def test_what_is_lost_or_doubled_at_cuts_is_found(clips, tmp_path, owner, name, fault, monkeypatch):

@@ -2,12 +2,7 @@
 
 import numpy as np
 import onnx
-from layers import (
-    layer_model,
-    random_matrix,
-    session_with,
-    streamed_convolution_model,
-)
+from layers import layer_model, random_matrix, session_with, streamed_convolution_model
 
 from u2moe.quantize.arithmetic import int8_columns
 from u2moe.quantize.token_scales import int8_linear

@@ -15,13 +15,7 @@ from layers import int4_weights, int8_weights, layer_model, packed_layer_model, 
 from u2moe.quantize.arithmetic import LOWEST, Int4, from_int4_blocks, int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
-from u2moe.quantize.token_scales import (
-    int8_feed_forward,
-    int8_gated_feed_forward,
-    int8_linear,
-    int8_matmul,
-    int8_rows,
-)
+from u2moe.quantize.token_scales import int8_feed_forward, int8_gated_feed_forward, int8_linear, int8_matmul, int8_rows
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS

@@ -30,13 +30,7 @@ from u2moe.quantize.arithmetic import LOWEST, int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
-from u2moe.quantize.token_scales import (
-    int8_feed_forward,
-    int8_gated_feed_forward,
-    int8_linear,
-    int8_matmul,
-    int8_rows,
-)
+from u2moe.quantize.token_scales import int8_feed_forward, int8_gated_feed_forward, int8_linear, int8_matmul, int8_rows
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.attention import Heads
