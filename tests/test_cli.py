@@ -366,34 +366,33 @@ def test_every_package_that_may_be_missing_has_its_extra():
     assert set(cli.EXTRAS.values()) <= project["project"]["optional-dependencies"].keys()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["export", "CHECKPOINT", "OUT"],
-        ["convert", "BUNDLE", "OUT", "--profile", "sherpa-onnx"],
-        ["validate", "BUNDLE", "--checkpoint", "CHECKPOINT"],
-        ["inspect", "BUNDLE"],
-        ["quantize", "BUNDLE", "OUT"],
-    ],
-)
-def test_an_extra_that_is_missing_is_named(command, bundle, tmp_path):
+def test_an_extra_that_is_missing_is_named(bundle, tmp_path):
     """As after pip install 'u2moe[cpu]': what other tests have imported is not there in a new process."""
-    paths = {"BUNDLE": str(bundle.path), "CHECKPOINT": str(tmp_path), "OUT": str(tmp_path / "out")}
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnx_ir', 'yaml')))\n"
-        "from u2moe.runtime import cli; sys.exit(cli.main(sys.argv[1:]))"
+        "from u2moe.runtime import cli\n"
+        "print([cli.main(line.split()) for line in sys.stdin])"
     )
-    arguments = [paths.get(argument, argument) for argument in command]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, encoding="utf-8", check=False
+    out, commands = (
+        tmp_path / "out",
+        {
+            "export": f"{tmp_path} OUT",
+            "convert": f"{bundle.path} OUT --profile sherpa-onnx",
+            "validate": f"{bundle.path} --checkpoint {tmp_path}",
+            "inspect": bundle.path,
+            "quantize": f"{bundle.path} OUT",
+        },
     )
-    assert done.returncode == 1
+    lines = "".join(f"{name} {arguments}\n" for name, arguments in commands.items()).replace("OUT", str(out))
+    done = subprocess.run([sys.executable, "-c", program], input=lines, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == str([1] * len(commands)), done.stderr
     expected = (
-        f"u2moe: error: 'u2moe {command[0]}' needs the Python package "
-        r"(torch|onnx_ir): pip install '\.\[(export|tools)\]' \(in a clone of u2moe\)\n"
+        r"u2moe: error: 'u2moe {}' needs the Python package "
+        r"(torch|onnx_ir): pip install '\.\[(export|tools)\]' \(in a clone of u2moe\)"
     )
-    assert re.fullmatch(expected, done.stderr)
-    assert not (tmp_path / "out").exists()
+    for name, found in zip(commands, done.stderr.splitlines(), strict=True):
+        assert re.fullmatch(expected.format(name), found)
+    assert not out.exists()
 
 
 def test_a_reader_that_goes_away_is_no_traceback(bundle, clips):

@@ -16,7 +16,7 @@ from u2moe.runtime import Bundle
 HYPOTHESES = [[1, 2, 3], [4], []]
 
 
-@pytest.fixture(scope="module", params=["moe_tiny", "dense_tiny"])
+@pytest.fixture(scope="module", params=["moe_tiny", pytest.param("dense_tiny", marks=pytest.mark.endurance)])
 def plain(request, exported):
     return Bundle.open(exported(request.param))
 
