@@ -264,7 +264,7 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         (["demo", "no.json"], "no.json: cannot be read as a report"),
         (["a.json", "b.json", "c.json"], "no more than two reports"),
         (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
-        (["-o", "/dev/null/a/now.json"], "/dev/null/a: cannot be created"),
+        (["-o", "/dev/null/a/now.json"], "Not a directory: '/dev/null/a'"),
         (["--list", "no.tsv"], "no.tsv: cannot be read as a list of recordings"),
     ],
 )

@@ -235,6 +235,17 @@ def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypa
     assert capsys.readouterr() == (out, "")
 
 
+def test_demo_is_a_bundle_for_every_command(bundle, tmp_path, capsys, monkeypatch):
+    """Of those that take any bundle."""
+    monkeypatch.setattr(places, "DEMO_FOLDER", bundle.path)
+    monkeypatch.setattr("u2moe.runtime.cli.push.push_bundle", lambda folder, *_, **__: str(folder))
+    for arguments in (["inspect", "demo"], ["validate", "demo"], ["push", "demo", "org/name"]):
+        assert cli.main(arguments) == 0
+        assert str(bundle.path) in "".join(capsys.readouterr())
+    assert cli.main(["quantize", "demo", str(tmp_path / "out"), "--no-report"]) == 0
+    assert cli.main(["convert", "demo", str(tmp_path / "ort"), "--profile", "ort"]) == 0
+
+
 def test_version_and_help(capsys):
     for arguments, expected in ((["--version"], f"u2moe {version('u2moe')}"), (["--help"], "transcribe")):
         with pytest.raises(SystemExit) as stop:
@@ -396,7 +407,7 @@ def test_an_extra_that_is_missing_is_named(bundle, tmp_path):
 
 
 def test_a_reader_that_goes_away_is_no_traceback(bundle, clips):
-    command = [sys.executable, "-m", "u2moe.runtime.cli", "transcribe", "--model", str(bundle.path), *[str(clips)] * 3]
+    command = [sys.executable, "-m", "u2moe", "transcribe", "--model", str(bundle.path), *[str(clips)] * 3]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)

@@ -237,6 +237,7 @@ def test_metadata_is_what_the_client_reads(written):
 
 
 def test_usage_tells_what_the_client_takes_for_granted(written):
+    assert "stream.accept_waveform(16000, numpy.zeros(16000 * 66 // 100, numpy.float32))" in written.usage()
     assert "multiply" not in written.usage()
     slower = dataclasses.replace(written.manifest.model, subsampling_rate=6)
     manifest = dataclasses.replace(written.manifest, model=slower)
@@ -377,7 +378,7 @@ def test_command(exported, tmp_path, capsys):
     assert sorted(file.name for file in Path(out).iterdir()) == ["model-streaming.onnx", "model.onnx", "tokens.txt"]
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     assert main(command) == 1
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not empty: name another folder, or replace it (--overwrite)" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
 
 

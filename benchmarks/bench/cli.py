@@ -69,7 +69,7 @@ def run_bench(args: argparse.Namespace) -> int:
     if args.fail_above is not None and len(folders) + len(reports) < 2:
         raise ValueError("--fail-above needs two bundles or reports")
     if args.output:  # before anything is measured
-        _make(args.output.parent)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         try_to_write(args.output)
     report = _measure(args, folders) if folders or not read else read.pop(0)
     earlier = read[0] if read else None
@@ -84,13 +84,6 @@ def run_bench(args: argparse.Namespace) -> int:
     if earlier is not None:
         print(f"\nAgainst {reports[-1]}\n{compare_reports(earlier, report)}")
     return 1 if failed else 0
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be created: {error.strerror}") from error
 
 
 def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:

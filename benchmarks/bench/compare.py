@@ -17,7 +17,20 @@ from u2moe.benchmarks.instruments.statistics import Spread, differs, ratio_of_su
 Values = dict[tuple[str, ...], Mapping[str, float]]
 
 _MACHINE = ("processor", "usable_cores", "onnxruntime", "u2moe", "commit", "system", "python", "numpy")
-_SECTIONS = ("machine", "plan", "audio", "bundles", "speed", "latency", "footprint", "experts", "rates", "bound")
+_SECTIONS = (
+    "machine",
+    "plan",
+    "providers",
+    "audio",
+    "bundles",
+    "kernels",
+    "speed",
+    "latency",
+    "footprint",
+    "experts",
+    "rates",
+    "bound",
+)
 _FACTORS = ("real-time factor", "core-hours / hour", "word errors")
 """Measurements without a unit."""
 _WITHIN, _UNKNOWN = "within the spread", "too few rounds"
@@ -108,22 +121,12 @@ def _lines(before: Report, after: Report) -> Iterator[str]:
 
 
 def _conditions(before: Report, after: Report) -> dict[str, tuple[Any, Any]]:
-    """What else the results depend on, in both reports; older reports lack some of it."""
-    names = ("providers", "plan")
-    found = {name: (_plain(before.get(name)), _plain(after.get(name))) for name in names}
-    for name, new_name in zip(before["bundles"], after["bundles"], strict=False):
-        kernels = [
-            report.get("kernels", {}).get(own, {}).get("description")
-            for report, own in ((before, name), (after, new_name))
-        ]
-        found[f"recipe of {new_name}"] = (before["bundles"][name]["recipe"], after["bundles"][new_name]["recipe"])
-        found[f"kernels of {new_name}"] = (kernels[0], kernels[1])
+    """What else the results depend on, in both reports."""
+    found = {name: (before[name], after[name]) for name in ("providers", "plan")}
+    for old, new in zip(before["bundles"], after["bundles"], strict=False):
+        found[f"recipe of {new}"] = (before["bundles"][old]["recipe"], after["bundles"][new]["recipe"])
+        found[f"kernels of {new}"] = (before["kernels"][old]["description"], after["kernels"][new]["description"])
     return found
-
-
-def _plain(value: Any) -> Any:
-    """A value as it would be after it was saved."""
-    return json.loads(json.dumps(value))
 
 
 def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:

@@ -81,14 +81,13 @@ def _head(report: Report) -> Iterator[str]:
     yield f"{report['time']}, recordings: {len(files)} of {seconds:.1f} s together, {rounds}"
     if (used := report.get("other_cores")) is not None and used > _BUSY:
         yield f"other processes used {used:.1f} cores meanwhile: measure again when the machine is quiet"
-    if left_out := report.get("left_out"):
+    if left_out := report["left_out"]:
         yield f"left out: {', '.join(left_out)}, which need onnx-ir: {install_command('tools')}"
-    if packed := report.get("without_bound"):
+    if packed := report["without_bound"]:
         yield f"no bound of {', '.join(packed)}: the products of packed weights cannot be counted"
     for name, bundle in report["bundles"].items():
-        kernels = report.get("kernels", {}).get(name, {"description": "onnxruntime"})  # older reports lack them
         size = report["footprint"][name]["disk"]["files"]
-        yield f"{name}: {bundle['recipe']}, {size / 1e6:.1f} MB, kernels: {kernels['description']}"
+        yield f"{name}: {bundle['recipe']}, {size / 1e6:.1f} MB, kernels: {report['kernels'][name]['description']}"
 
 
 def _speed(report: Report) -> Iterator[str]:

@@ -13,6 +13,7 @@ from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.hub import is_repository
 from u2moe.runtime.installation import install_command
+from u2moe.runtime.places import find_bundle
 
 CARD_FILE = "README.md"
 _CARD = """\
@@ -45,7 +46,7 @@ def add_push(subparsers: Subparsers) -> None:
         description="Check a bundle and put it into a repository of the Hugging Face hub in one commit, with a model "
         "card where there is none. HF_TOKEN is the key, as for all of the hub's tools. Needs the extra hub.",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle; demo: the demo model")
     parser.add_argument("name", metavar="NAME", help="org/name, made if it is not there, or org/name@branch")
     parser.add_argument("--private", action="store_true", help="make a repository that only its owners see")
     parser.set_defaults(run=run_push)
@@ -55,7 +56,7 @@ def run_push(args: argparse.Namespace) -> int:
     """Publish a bundle; says where."""
     if not is_repository(args.name):
         raise ValueError(f"{args.name!r} is no name of a repository: org/name or org/name@branch")
-    tell(push_bundle(args.bundle, args.name, private=args.private))
+    tell(push_bundle(find_bundle(args.bundle), args.name, private=args.private))
     return 0
 
 

@@ -165,7 +165,7 @@ def test_a_session_is_refused_while_the_server_stops(running):
         assert server.metric("refusals", "stopping") == 1
 
 
-COMMAND = (sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "4")
+COMMAND = (sys.executable, "-m", "u2moe", "serve", "--port", "0", "--capacity", "4")
 """`u2moe serve` as people start it."""
 
 

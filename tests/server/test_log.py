@@ -56,7 +56,7 @@ def without_length(samples):
 
 
 def test_the_life_of_a_server(client_of, speech, expected):
-    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "1"]
+    command = [sys.executable, "-m", "u2moe", "serve", "--port", "0", "--capacity", "1"]
     with subprocess.Popen([*command, "--idle-timeout", "3"], stderr=subprocess.PIPE, text=True) as process:
         said = ""
         while "ready: " not in said:

@@ -64,7 +64,7 @@ def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, tmp_path, 
 
 @pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 128 + signal.SIGTERM)])
 def test_the_process_ends_though_an_upload_goes_on(tmp_path, signals, code):
-    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "1"]
+    command = [sys.executable, "-m", "u2moe", "serve", "--port", "0", "--capacity", "1"]
     deadline = "0.5" if signals == 1 else "60"
     place = {**os.environ, "TMPDIR": str(tmp_path)}
     command += ["--drain-timeout", deadline]

@@ -19,7 +19,7 @@ PATIENCE_S = 120
 @pytest.fixture(scope="module")
 def team():
     """`u2moe serve` with two workers that take a stream each."""
-    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--workers", "2", "--capacity", "1"]
+    command = [sys.executable, "-m", "u2moe", "serve", "--workers", "2", "--capacity", "1"]
     ports = ["--port", "0", "--protocol", "vosk=0", "--protocol", "wyoming=0"]
     with subprocess.Popen([*command, *ports], stderr=subprocess.PIPE, text=True) as process:
         lines = []
@@ -128,7 +128,7 @@ def test_one_that_stands_still_is_replaced():
 
 
 def test_a_second_signal_ends_all_at_once(client_of, speech):
-    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--workers", "2", "--capacity", "1", "--port", "0"]
+    command = [sys.executable, "-m", "u2moe", "serve", "--workers", "2", "--capacity", "1", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         said = ""
         while "ready: " not in said:
@@ -151,7 +151,7 @@ def test_a_second_signal_ends_all_at_once(client_of, speech):
 
 
 def test_a_worker_that_cannot_start_ends_it_all(tmp_path):
-    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", str(tmp_path), "--workers", "2", "--port", "0"]
+    command = [sys.executable, "-m", "u2moe", "serve", str(tmp_path), "--workers", "2", "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 1
     assert "before it was ready" in ended.stderr
