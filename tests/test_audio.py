@@ -29,16 +29,10 @@ def tone(rate, seconds=1.0, hertz=440.0):
 @pytest.mark.parametrize(
     ("suffix", "subtype", "limit"),
     [
-        ("wav", "PCM_16", 1e-4),
-        ("wav", "PCM_24", 1e-6),
-        ("wav", "PCM_32", 1e-6),
-        ("wav", "PCM_U8", 1e-2),
-        ("wav", "FLOAT", 0),
-        ("wav", "ULAW", 2e-2),
-        ("flac", "PCM_16", 1e-4),
-        ("flac", "PCM_24", 1e-6),
+        ("wav", "PCM_16", 1e-4), ("wav", "PCM_24", 1e-6), ("wav", "PCM_32", 1e-6), ("wav", "PCM_U8", 1e-2),
+        ("wav", "FLOAT", 0), ("wav", "ULAW", 2e-2), ("flac", "PCM_16", 1e-4), ("flac", "PCM_24", 1e-6),
     ],
-)
+)  # fmt: skip
 def test_lossless_files(tmp_path, suffix, subtype, limit):
     file = tmp_path / f"tone.{suffix}"
     soundfile.write(file, tone(RATE), RATE, subtype=subtype)

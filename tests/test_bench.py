@@ -103,15 +103,9 @@ def test_experts_are_those_of_models_that_have_them(report):
 def test_tables_show_what_was_measured(report):
     text = describe(report)
     for phrase in (
-        "instruction sets",
-        "integer products: ",
-        "real-time factor",
-        "core-hours",
-        "rescoring",
-        "word errors",
-        "p99",
+        "instruction sets", "integer products: ", "real-time factor", "core-hours", "rescoring", "word errors", "p99",
         "budget",
-    ):
+    ):  # fmt: skip
         assert phrase in text
     for phrase in ("late", "first partial", "load", "peak", "experts", "load entropy", "feed_forward", "10^9"):
         assert phrase in text
@@ -233,15 +227,8 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
 
     monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", record)
     arguments = (
-        "--num-threads",
-        "2,1,2",
-        "--chunk-sizes",
-        "8",
-        "--repetitions",
-        "7",
-        "--providers",
-        "CPUExecutionProvider",
-    )
+        "--num-threads", "2,1,2", "--chunk-sizes", "8", "--repetitions", "7", "--providers", "CPUExecutionProvider",
+    )  # fmt: skip
     (tmp_path / "one.wav").symlink_to(recordings[0].path)
     assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, "--list", tmp_path))]) == 1
     assert capsys.readouterr().err == "- a line\nu2moe: error: enough\n"

@@ -53,13 +53,6 @@ def test_files_of_one_name_in_several_folders(bundle, clips):
     assert len(written(clips / "again")) == 2
 
 
-def test_a_file_from_standard_input(bundle, recognizer, clips, capsys, feed):
-    feed((clips / "a.wav").read_bytes())
-    assert transcribe(bundle, "-f", "json", "-") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["file"], found["text"]) == ("stdin", recognizer.transcribe(clips / "a.wav").text)
-
-
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_raw_audio_from_standard_input_as_it_comes(bundle, recognizer, sound, capsys, feed, arguments):
     feed((sound * 32767).astype("<i2").tobytes())
@@ -94,6 +87,7 @@ def test_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
         (["--raw", "s16le:8000:0"], "num_channels must be between 1"),
         (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
         (["--hotwords", os.devnull], "holds no hotwords"),
+        (["--num-left-chunks", "4"], "--num-left-chunks needs --chunk-size or --stream"),
         (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
     ],
 )

@@ -33,16 +33,6 @@ def run(bundle, clips, capsys):
     return transcribe
 
 
-def test_files_that_are_there_are_kept(run, clips):
-    first, _ = run()
-    (clips / "out" / "a.txt").write_text("mine", encoding="utf-8")
-    (clips / "out" / "b.txt").unlink()
-    texts, err = run("--beam-size", "3")
-    assert texts["a.txt"] == "mine"
-    assert texts.keys() == first.keys()
-    assert err == f"1 of 2 are already in {clips / 'out'}: kept (remove them to have them made again)\n"
-
-
 def test_what_comes_from_a_pipe_is_never_there_already(bundle, clips, sound, capsys, monkeypatch):
     soundfile.write(clips / "other.wav", sound[::-1], 16_000)
     for name in ("a.wav", "a.wav", "other.wav"):
@@ -58,17 +48,7 @@ def test_what_comes_from_a_pipe_is_never_there_already(bundle, clips, sound, cap
 def test_two_processes_with_the_same_folder_both_finish(bundle, clips, sound):
     for number in range(6):
         soundfile.write(clips / f"c{number}.wav", sound[: 20_000 + 4000 * number], 16_000)
-    command = [
-        sys.executable,
-        "-m",
-        "u2moe",
-        "transcribe",
-        "--model",
-        str(bundle.path),
-        "-o",
-        str(clips / "out"),
-        str(clips),
-    ]
+    command = [sys.executable, "-m", "u2moe", "transcribe", "--model", bundle.path, "-o", clips / "out", clips]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors

@@ -14,14 +14,8 @@ def test_the_page_says_what_a_report_needs(monkeypatch, capsys):
     assert cli.main(["doctor"]) == 0
     first, err = capsys.readouterr()
     for phrase in (
-        "u2moe ",
-        "Python ",
-        "onnxruntime ",
-        "CPUExecutionProvider",
-        "processor: ",
-        "kernels: ",
-        "libsndfile ",
-    ):
+        "u2moe ", "Python ", "onnxruntime ", "CPUExecutionProvider", "processor: ", "kernels: ", "libsndfile ",
+    ):  # fmt: skip
         assert phrase in first
     assert re.search(
         r"demo model [0-9a-f]{16}: tokens [0-9a-f]{16}\nRTF \d\.\d{4}, \d+ times real time, 1 thread\n$", first

@@ -25,20 +25,13 @@ from u2moe.runtime.graph.layers import PLAIN_LAYERS
 pytestmark = pytest.mark.slow
 
 STREAMING = [
-    "e_branchformer",
-    "e_branchformer_moe",
-    "branchformer",
-    "squeezeformer",
-    "efficient_conformer_stream",
+    "e_branchformer", "e_branchformer_moe", "branchformer", "squeezeformer", "efficient_conformer_stream",
     "efficient_conformer_stream_three_rates",
-]
+]  # fmt: skip
 FULL_CONTEXT = [
-    "e_branchformer_not_causal",
-    "branchformer_learned",
-    "squeezeformer_full",
-    "squeezeformer_pre_norm",
+    "e_branchformer_not_causal", "branchformer_learned", "squeezeformer_full", "squeezeformer_pre_norm",
     "efficient_conformer",
-]
+]  # fmt: skip
 BLOCK = "encoder.encoders.1."
 CHANGED = [
     ("e_branchformer_moe", f"{BLOCK}cgmlp.channel_proj1.gate.weight"),

@@ -106,16 +106,8 @@ def test_utterances_of_like_length_share_a_decoder_call(golden_model):
     random = np.random.default_rng(0)
     vocab, dim = golden_model.config.vocab_size, golden_model.config.output_size
     sizes = [
-        (30, 8, 3),
-        (90, 25, 3),
-        (29, 7, 3),
-        (31, 8, 2),
-        (31, 8, 3),
-        (50, 8, 3),
-        (20, 0, 1),
-        (20, 0, 0),
-        (95, 25, 3),
-    ]
+        (30, 8, 3), (90, 25, 3), (29, 7, 3), (31, 8, 2), (31, 8, 3), (50, 8, 3), (20, 0, 1), (20, 0, 0), (95, 25, 3),
+    ]  # fmt: skip
     utterances = [
         (
             random.standard_normal((num_frames, dim), np.float32),

@@ -183,19 +183,12 @@ def test_features_that_kaldi_wrote_are_refused():
 @pytest.mark.parametrize(
     "path",
     [
-        "encoder_conf.num_experts",
-        "encoder_conf.efficient_conf",
-        "decoder_conf.src_key_bias",  # of the unidirectional decoder only
-        "decoder_conf.r_blocks",
-        "model_conf.focal_weight",
-        "ctc_conf.blank_id",
-        "tokenizer_conf.upper_case",
-        "dataset_conf.resample_conf.resample_rates",
-        "cmvn_conf.norm_var",
-        "dataset_conf.fbank_conf.high_freq",
+        "encoder_conf.num_experts", "encoder_conf.efficient_conf", "decoder_conf.src_key_bias",
+        "decoder_conf.r_blocks", "model_conf.focal_weight", "ctc_conf.blank_id", "tokenizer_conf.upper_case",
+        "dataset_conf.resample_conf.resample_rates", "cmvn_conf.norm_var", "dataset_conf.fbank_conf.high_freq",
         "distillation",
     ],
-)
+)  # fmt: skip
 def test_unknown_keys_are_refused_by_name(path):
     with pytest.raises(UnsupportedError, match="has unknown keys ") as error:
         parse_training_config(changed(path, 1))
