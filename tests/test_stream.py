@@ -2,7 +2,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from feeding import check_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,20 +137,6 @@ def test_decoding_again_does_nothing(recognizer, sound):
     recognizer.decode_streams([stream, stream])
     recognizer.decode_streams([])
     assert stream.get_result() is result
-
-
-def test_streams_do_not_hear_each_other(recognizer, sound):
-    sounds = [sound, sound[::-1], sound[:20_000], np.zeros(9000, np.float32)]
-    expected = [recognise(recognizer, samples) for samples in sounds]
-    streams = [recognizer.create_stream(CHUNKED) for _ in sounds]
-    for start in range(0, len(sound), 3000):
-        for stream, samples in zip(streams, sounds, strict=True):
-            stream.accept_waveform(16_000, samples[start : start + 3000])
-        recognizer.decode_streams(streams)
-    for stream in streams:
-        stream.input_finished()
-    recognizer.decode_streams(streams)
-    check_equal([stream.get_result() for stream in streams], expected)
 
 
 def test_bundle_that_cannot_stream(bundle, model):
