@@ -61,7 +61,7 @@ def configurations():
         yield pytest.param(name, marks=pytest.mark.endurance if combined else [])
 
 
-@pytest.mark.parametrize("name", configurations())
+@pytest.mark.parametrize("name", list(configurations()))
 def test_every_accepted_configuration_equals_torch(name, tmp_path):
     checkpoint = write_configuration(name, tmp_path / "checkpoint")
     bundle, report = export_bundle(checkpoint, tmp_path / "bundle")
