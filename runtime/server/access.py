@@ -83,9 +83,6 @@ class Access:
         await self._guarded(scope, receive, send_with_id)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
         headers = Headers(scope=scope)
         if "transfer-encoding" in headers and "content-length" in headers:  # two lengths, of which a proxy may take one
             refusal = _refuse(400, "a request may have Transfer-Encoding or Content-Length, not both", "length")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -85,8 +86,6 @@ def _page() -> list[Route]:
     return routes
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(_request: Request, error: Any) -> Response:
     """Errors for unknown paths and methods, in the form of all other errors."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    message = str(error.detail) if isinstance(error, HTTPException) else str(error)
-    return error_response(RequestError(message), status, getattr(error, "headers", None))
+    return error_response(RequestError(error.detail), error.status_code, error.headers)

@@ -30,23 +30,15 @@ _IPV6_SITE = 64
 """Bits of an IPv6 address that a client cannot choose."""
 
 
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit on file descriptors to the hard one: a connection takes one."""
-    if sys.platform != "win32":
-        import resource  # noqa: PLC0415 - there is none on Windows
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def allowed_connections() -> int:
-    """How many connections the limit on file descriptors leaves room for."""
+    """How many there may be: each takes a file descriptor, of which the soft limit is raised to the hard one."""
     if sys.platform == "win32":
         return _MOST
     import resource  # noqa: PLC0415 - there is none on Windows
 
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST if soft == resource.RLIM_INFINITY else max(min(soft - _RESERVED, _MOST), 1)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return _MOST if hard == resource.RLIM_INFINITY else max(min(hard - _RESERVED, _MOST), 1)
 
 
 class Visit:

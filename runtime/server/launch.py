@@ -14,7 +14,6 @@ from importlib.metadata import version
 
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connections import raise_descriptor_limit
 from u2moe.runtime.server.keys import Keys
 from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners
 from u2moe.runtime.server.log import LOGGER, log_to_stderr, notify
@@ -42,7 +41,6 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
         BundleError: not a bundle, or a damaged one.
     """
     log_to_stderr(is_json=options.logs_json)
-    raise_descriptor_limit()
     check_tls(options)
     Keys(options)  # fails here rather than with the first client
     listeners = open_listeners(options)
@@ -127,16 +125,15 @@ def _work(options: ServerOptions, models: Mapping[str, ModelChoice], place: Work
 
 def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> None:
     """Log where the server listens, and a warning if anyone on the network may use it."""
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    tls = "s" if options.tls_certificate else ""
+    host, tls = f"[{options.host}]" if ":" in options.host else options.host, "s" if options.tls_certificate else ""
     for listener in listeners:
+        name = listener.speaks
         if options.socket_file is not None:
             LOGGER.info("listening at %s", options.host)
-        elif listener.speaks == HTTP:
+        elif name == HTTP:
             LOGGER.info("listening at http%s://%s:%d/", tls, host, listener.port)
-        elif PROTOCOLS[listener.speaks].run_tcp is not None:
-            LOGGER.info("listening at tcp://%s:%d (%s)", host, listener.port, listener.speaks)
         else:
-            LOGGER.info("listening at ws%s://%s:%d/ (%s)", tls, host, listener.port, listener.speaks)
+            kind = f"ws{tls}" if PROTOCOLS[name].run_tcp is None else "tcp"
+            LOGGER.info("listening at %s://%s:%d/ (%s)", kind, host, listener.port, name)
     if not options.is_local and not options.has_keys:
         LOGGER.warning("anyone who reaches %s may use this server: it has no API key", options.host)

@@ -210,19 +210,11 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The first signal stops the server, the second ends the process; uvicorn would end it in either case."""
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))
-        try:
-            loop.add_signal_handler(signals[-1], self.reload)
-            for number in signals[:2]:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not in the main thread
+            for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, functools.partial(self.handle_exit, number, None))
-        except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not in the main thread
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+        yield
 
     def reload(self) -> None:
         """Read keys and certificate anew, for new connections; what cannot be read stays as it was."""

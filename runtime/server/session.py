@@ -127,11 +127,6 @@ class ServerSession:
         """Seconds of audio that are not recognised yet."""
         return (self.inbox.num_fed - self._num_done) / self.inbox.sample_rate
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the input is finished."""
-        return self.inbox.finish_time is not None
-
     async def feed(self, samples: npt.ArrayLike) -> None:
         """Append samples of one channel, float32 in [-1, 1] or int16 [n]; waits while too many are queued.
 
@@ -151,7 +146,7 @@ class ServerSession:
             if not self._has_room:
                 await self._until(lambda: self._has_room or self.is_over)
             self._check()
-            if self.is_over or self.is_finished:
+            if self.is_over or self.inbox.finish_time is not None:
                 return
             block = accepted[start : start + size]
             self.inbox.blocks.append(Portion(block, time.monotonic()))
