@@ -406,6 +406,21 @@ def test_an_extra_that_is_missing_is_named(bundle, tmp_path):
     assert not out.exists()
 
 
+def test_what_works_on_graphs_needs_no_torch(bundle, tmp_path):
+    """As after pip install 'u2moe[cpu,tools]'."""
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'yaml')))\n"
+        "from u2moe.runtime.cli import main\n"
+        "bundle, out = sys.argv[1:]\n"
+        "sys.exit(main(['inspect', bundle]) or main(['quantize', bundle, f'{out}/int8', '--no-report'])\n"
+        "         or main(['convert', bundle, f'{out}/one', '--profile', 'streaming']))"
+    )
+    command = [sys.executable, "-c", program, str(bundle.path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "wrote" in done.stdout
+
+
 def test_a_reader_that_goes_away_is_no_traceback(bundle, clips):
     command = [sys.executable, "-m", "u2moe", "transcribe", "--model", str(bundle.path), *[str(clips)] * 3]
     reader, writer = os.pipe()
