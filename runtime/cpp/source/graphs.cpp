@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <future>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -68,12 +69,16 @@ Graphs::Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manif
     inputs.push_back(cache.name);
     outputs.push_back("r_" + cache.name);
   }
-  features_ = open(bundle, settings, "features.onnx", {"samples"}, {"features"});
+  // The encoder takes as long to start as all others: they start in another thread, if there can be one.
+  std::future<void> others = std::async([&] {
+    features_ = open(bundle, settings, "features.onnx", {"samples"}, {"features"});
+    ctc_ = open(bundle, settings, "ctc.onnx", {"encoder_out"}, {"log_probs"});
+    if (!m_.has_decoder) return;
+    const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
+    decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
+  });
   encoder_ = open(bundle, settings, "encoder.onnx", inputs, outputs);
-  ctc_ = open(bundle, settings, "ctc.onnx", {"encoder_out"}, {"log_probs"});
-  if (!m_.has_decoder) return;
-  const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
-  decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
+  others.get();
 }
 
 Floats Graphs::features(Floats samples) const {

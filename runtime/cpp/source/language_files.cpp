@@ -23,15 +23,14 @@ std::string upper_case(const std::string& text) { return mapped(text, upper); }
 // ---- compact files ----
 
 struct Block {
-  std::string type;
+  std::size_t width;  // bytes of a number
+  bool is_float;
+  std::size_t length;
   std::string_view bytes;
-  std::size_t length = 0;
-
-  std::size_t width() const { return type == "|u1" ? 1 : type == "<u2" ? 2 : 4; }
 
   Id integer(std::size_t place) const {
     Id value = 0;
-    for (std::size_t i = width(); i-- > 0;) value = value << 8 | static_cast<unsigned char>(bytes[place * width() + i]);
+    for (std::size_t i = width; i-- > 0;) value = value << 8 | static_cast<unsigned char>(bytes[place * width + i]);
     return value;
   }
 
@@ -53,16 +52,17 @@ class CompactFile {
       for (const int shift : {4, 0}) digest += "0123456789abcdef"[(static_cast<unsigned char>(byte) >> shift) & 15];
     }
     if (sha256_hex(content.substr(start)) != digest) fail("is damaged: its content differs from its digest");
-    const std::size_t size = Block{"<u4", content.substr(start, 4), 1}.integer(0);
+    const std::size_t size = Block{4, false, 1, content.substr(start, 4)}.integer(0);
     if (size > content.size() - start - 4) fail("is damaged: its header is longer than it");
     header_ = Json::parse(std::string(content.substr(start + 4, size)), source);
     std::size_t place = start + 4 + size;
     for (const Json& each : header_["blocks"].array()) {
       if (each.array().size() != 2) fail("is damaged: a block has no type and length");
-      Block block{each.array()[0].string(), {}, static_cast<std::size_t>(each.array()[1].integer(0, 1 << 30))};
-      if (block.type != "|u1" && block.type != "<u2" && block.type != "<u4" && block.type != "<f4") fail("is damaged: it has a block of type " + block.type);
-      if (block.length > (content.size() - place) / block.width()) fail("is damaged: its blocks do not fill it");
-      block.bytes = content.substr(place, block.length * block.width());
+      const std::string& type = each.array()[0].string();
+      if (type != "|u1" && type != "<u2" && type != "<u4" && type != "<f4") fail("is damaged: it has a block of type " + type);
+      Block block{static_cast<std::size_t>(type[2] - '0'), type[1] == 'f', static_cast<std::size_t>(each.array()[1].integer(0, 1 << 30)), {}};
+      if (block.length > (content.size() - place) / block.width) fail("is damaged: its blocks do not fill it");
+      block.bytes = content.substr(place, block.length * block.width);
       place += block.bytes.size();
       blocks_.push_back(block);
     }
@@ -81,7 +81,7 @@ class CompactFile {
     const std::size_t num_columns = 2 * num_orders - 1;
     for (std::size_t column = 0; column < num_columns; ++column) {
       const Block &table = blocks_[2 + column], &codes = blocks_[2 + num_columns + column];
-      if (table.type != "<f4" || codes.type == "<f4") fail("is damaged: a table has no numbers");
+      if (!table.is_float || codes.is_float) fail("is damaged: a table has no numbers");
       std::vector<float>& target = column % 2 ? backoff : log_prob;
       for (std::size_t i = 0; i < codes.length; ++i) {
         const Id code = codes.integer(i);

@@ -194,16 +194,11 @@ std::vector<std::size_t> Ngrams::counts() const {
 
 // For each node the history without its first words that predicts what the node itself does not.
 void Ngrams::link(const std::vector<Id>& parent) {
-  std::vector<Key> keys;
-  for (Id node = 1; node < word_.size(); ++node) keys.push_back(key_of(parent[node], word_[node], words_.size()));
   std::vector<Id> suffix(word_.size()), state(word_.size());
   link_.assign(word_.size(), 0);
   for (Id node = 1; node < word_.size(); ++node) {
     if (parent[node]) {
-      for (Id shorter = suffix[parent[node]];; shorter = suffix[shorter]) {
-        suffix[node] = find_node(keys, key_of(shorter, word_[node], words_.size()));
-        if (suffix[node] != kNoNode) break;
-      }
+      for (Id shorter = suffix[parent[node]]; !suffix[node]; shorter = suffix[shorter]) suffix[node] = child(shorter, word_[node]);
     }
     link_[node] = state[suffix[node]];
     state[node] = first_[node] != first_[node + 1] || backoff_[node] != 0 ? node : link_[node];

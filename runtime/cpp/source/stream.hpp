@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <future>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -16,11 +17,12 @@ namespace u2moe::runtime {
 /// A bundle and its sessions. Immutable: threads may share it.
 struct Model {
   Model(Files files, Settings chosen)
-      : settings(std::move(chosen)), bundle(std::move(files)), graphs(bundle, settings), hotwords(bundle.hotwords()),
-        language_model(bundle.language_model()) {}
+      : settings(std::move(chosen)), bundle(std::move(files)), reading(std::async([this] { return bundle.language_model(); })),
+        graphs(bundle, settings), hotwords(bundle.hotwords()), language_model(reading.get()) {}
 
   const Settings settings;
   const Bundle bundle;
+  std::future<std::shared_ptr<const Fusion>> reading;  ///< of the language model, while sessions start
   const Graphs graphs;
   const std::shared_ptr<const ContextGraph> hotwords;  ///< the bundle's; null: none
   const std::shared_ptr<const Fusion> language_model;  ///< the bundle's; null: none
