@@ -21,7 +21,7 @@ from browsing import (
 from manifests import edit_manifest
 from playwright.sync_api import expect
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, TextFormat
 
 pytestmark = [pytest.mark.slow, needs_chromium, needs_onnxruntime_web]
 
@@ -70,7 +70,7 @@ def talk(sound, tmp_path):
 @pytest.fixture
 def wanted(bundle, model, talk):
     """The words that Python recognises in `talk`, with the options of the page."""
-    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
+    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig(), text_format=TextFormat())
     segments = Recognizer(bundle, model, options).transcribe(talk).segments
     return [word.word for segment in segments for word in segment.words]
 

@@ -8,7 +8,7 @@ from conformance import COMPUTED, FOLDER, assert_same, load
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions
 from u2moe.runtime.options import SEARCHES
 
-PYTHON_ALONE = {"text_format": "written text", "classes": "lists of words for language models", "model": "a file"}
+PYTHON_ALONE = {"classes": "lists of words for language models", "model": "a file"}
 """Options that no other runtime has, and what they belong to."""
 
 

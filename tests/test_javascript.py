@@ -44,6 +44,8 @@ def in_javascript(options):
     }
     if options.get("chunk_size", 0) is None:
         renamed["chunkSize"] = "full"
+    if renamed.pop("textFormat", None) is not None:
+        renamed["written"] = True
     if "hotwords" in options:
         renamed["hotwords"] = list(parse_hotwords(options["hotwords"]))
     return renamed

@@ -2,23 +2,25 @@
 
     python -m u2moe.benchmarks.studies.runtimes --bundle float32=FP32 --bundle int8=INT8 [--list TEST.tsv ...]
         [--first N] [--cpp build/cpp/u2moe_transcribe] [--cpp-aarch64 "qemu-aarch64 -L ROOT PROGRAM"] [--results FILE]
-    python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--results FILE]
+    python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--sherpa ENV/bin/sherpa-onnx] [--results FILE]
 
-Needs `npm ci --ignore-scripts` in examples/browser. Every program prints JSON lines. Texts are compared on the clips of
-the demo model and the first N recordings of each list; emulated programs get the clips only. Speed is that of the demo
-model on its clips, one thread each: programs take turns, recognise every clip twice, and take the time of the second.
+Needs `npm ci --ignore-scripts` in examples/browser; PyPI's sherpa-onnx-bin has sherpa-onnx's program. Ours print JSON
+lines. Texts are compared on the clips of the demo model and the first N recordings of each list; emulated programs
+get the clips only. Speed is that of the demo model on its clips, one thread each: programs take turns, recognise every
+clip twice, and take the time of the second.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,8 @@ from u2moe.benchmarks.studies.shared.process import write_wav
 from u2moe.benchmarks.studies.shared.python_program import CHUNK_SIZE, LEFT_CHUNKS
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.export.profiles.conversion import convert_bundle
+from u2moe.export.sherpa import export_sherpa
+from u2moe.export.sherpa_graphs import ONLINE, SherpaOptions
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.places import DEMO_FOLDER
@@ -41,6 +45,7 @@ from u2moe.runtime.places import DEMO_FOLDER
 RATE = 16_000
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
 PYTHON, NODE, WEB, CPP, AARCH64 = "Python", "Node, onnxruntime-node", "Node, WebAssembly", "C++", "C++, aarch64 in qemu"
+GREEDY, SHERPA = "C++, greedy", "sherpa-onnx's program, greedy"
 ASPECTS = ("text", "tokens", "times", "words", "nbest")
 REPETITIONS = 5
 _LOOK_S = 0.01
@@ -50,12 +55,25 @@ Found = list[list[Line]]
 """Segments of each recording: `text`, `tokens`, `times`, `words`, and `nbest` as tokens with scores."""
 
 
+def json_lines(output: str, _errors: str) -> list[Line]:
+    """What our programs print."""
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def sherpa_lines(output: str, errors: str) -> list[Line]:
+    """Times that sherpa-onnx's program prints, with two digits."""
+    load = 1000 * float(re.findall(r"Recognizer created in (\S+) s", output)[0])
+    took = re.findall(r"Elapsed seconds: ([^,]+),", errors)
+    return [{"load_ms": load, "ms": 1000 * float(seconds)} for seconds in took]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A command that recognises the files behind it and prints JSON lines; `folder`: where it runs."""
+    """A command that recognises the files behind it; `read` makes lines of its stdout and stderr."""
 
     command: Sequence[str]
     folder: Path | None = None
+    read: Callable[[str, str], list[Line]] = json_lines
 
     def run(self, files: Sequence[Path]) -> tuple[list[Line], float]:
         """The lines that it prints, and the peak of its resident memory in MB.
@@ -74,7 +92,7 @@ class Program:
             errors.seek(0)
             if process.returncode:
                 raise RuntimeError(f"{command[0]} failed: {errors.read().decode(errors='replace')[-2000:]}")
-            return [json.loads(line) for line in output.read().decode().splitlines()], most / 1e6
+            return self.read(output.read().decode(), errors.read().decode(errors="replace")), most / 1e6
 
 
 def programs(bundle: Path, cpp: Mapping[str, str]) -> dict[str, Program]:
@@ -157,13 +175,20 @@ def measure_same(
     return {"bundles": {name: of_bundle(path)["bundle"] for name, path in bundles.items()}, "found": found}
 
 
-def measure_speed(cpp: Mapping[str, str]) -> dict[str, Any]:
-    """Medians of `load` in seconds, `rtf`, and the largest memory in `mb` by runtime. WebAssembly gets an ORT file."""
+def measure_speed(cpp: Mapping[str, str], sherpa: str | None) -> dict[str, Any]:
+    """Medians of `load` in seconds, `rtf`, and the largest memory in `mb` by runtime; `sherpa`: its program."""
     clips = [read_audio(item.path, RATE) for item in read_recordings(CLIPS)]
     with tempfile.TemporaryDirectory() as folder:
         files = [write_wav(Path(folder) / f"{number}.wav", clip, RATE) for number, clip in enumerate(clips)]
         own = programs(DEMO_FOLDER, cpp)
         own[WEB] = programs(convert_bundle(DEMO_FOLDER, Path(folder) / "ort", "ort").path, {})[WEB]
+        if sherpa:
+            options = SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=LEFT_CHUNKS)
+            graphs = export_sherpa(DEMO_FOLDER, Path(folder) / "sherpa", options).path
+            files_of_it = f"--tokens={graphs}/tokens.txt", f"--wenet-ctc-model={graphs / ONLINE.file}"
+            own[SHERPA] = Program(command=[sherpa, *files_of_it, "--num-threads=1"], read=sherpa_lines)
+            if CPP in own:
+                own[GREEDY] = Program(command=[*own[CPP].command, "--search", "ctc_greedy"])
 
         def timing(program: Program) -> dict[str, float]:
             lines, mb = program.run([*files, *files])
@@ -229,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
     parser.add_argument("--speed", action="store_true", help="measure times and memory")
     parser.add_argument("--cpp", metavar="COMMAND", help="the program of examples/cpp")
+    parser.add_argument("--sherpa", metavar="PROGRAM", help="sherpa-onnx's streaming program")
     parser.add_argument("--cpp-aarch64", metavar="COMMAND", help="the same for aarch64, in qemu-aarch64")
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results; the other part is kept")
     args = parser.parse_args(arguments)
@@ -239,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         content["same"] = {**measured_here(), **measure_same(bundles, args.list, args.first, cpp)}
     if args.speed:
         cpp.pop(AARCH64, None)
-        content["speed"] = {**measured_here(), **of_bundle(DEMO_FOLDER), **measure_speed(cpp)}
+        content["speed"] = {**measured_here(), **of_bundle(DEMO_FOLDER), **measure_speed(cpp, args.sherpa)}
     if args.results:
         write_json(args.results, content)
     print("\n\n".join(text for key, text in values(content).items() if key.endswith((".measured", ".table"))))

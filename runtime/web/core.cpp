@@ -42,14 +42,6 @@ std::optional<EndpointRule> rule_of(const Json& json) {
   return EndpointRule{needs_speech, seconds("min_trailing_silence"), seconds("min_utterance_length")};
 }
 
-Search search_of(const std::string& name) {
-  if (name == "attention_rescoring") return Search::kRescoring;
-  if (name == "ctc_prefix_beam") return Search::kPrefixBeam;
-  if (name == "ctc_greedy") return Search::kGreedy;
-  if (name == "attention") return Search::kAttention;
-  fail<InvalidArgument>("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + name + "'");
-}
-
 StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* language_model) {
   const auto given = [&json](const char* name) { return json.has(name) && !json[name].is_null(); };
   StreamOptions options;
@@ -77,13 +69,12 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   std::vector<Hotword> hotwords;
   if (given("hotwords")) {
     for (const Json& each : json["hotwords"].array()) hotwords.push_back({each.array()[0].string(), each.array()[1].number()});
-  } else if (!json.has("hotwords") && options.search != Search::kGreedy && options.search != Search::kAttention) {
-    for (const std::string& line : model.manifest.hotwords) {
-      for (Hotword& each : parse_hotwords(line)) hotwords.push_back(std::move(each));
-    }
+  } else if (!json.has("hotwords") && options.has_beam()) {
+    hotwords = parse_hotwords(model.manifest.hotwords);
   }
   if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
   if (language_model) options.language_model = *language_model;
+  options.written = given("written") && json["written"].boolean();
   return options;
 }
 

@@ -134,6 +134,8 @@ export interface StreamOptions {
   vad?: Vad | null;
   /** Default: that of the bundle, if it has one; null: none. */
   languageModel?: LanguageModel | null;
+  /** English with digits and small letters: "at 10:30". Default: false, as it is spoken. */
+  written?: boolean;
 }
 
 export interface StreamEventMap {

@@ -10,7 +10,7 @@ import { Vad } from './vad.js';
 
 const OPTIONS = [
   'hotwords', 'endpoint', 'search', 'beamSize', 'chunkSize', 'numLeftChunks', 'ctcWeight', 'reverseWeight', 'lengthPenalty',
-  'paddingS', 'languageModel', 'vad',
+  'paddingS', 'languageModel', 'vad', 'written',
 ];
 const RULES = ['rule1', 'rule2', 'rule3', 'pause'];
 const HOTWORD_WEIGHT = 1.5;

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from conformance import COMPUTED, FOLDER
 from language_models import random_arpa
 from searches import HOTWORDS, SYMBOLS, random_frames
+from test_writing import EXAMPLES
 
 WORDS = ("A", "B", "CA", "CAB", "AB", "中", "BAC", "D")
 SILENT = {"must_contain_nonsilence": True, "min_trailing_silence": 0.3, "min_utterance_length": 0.0}
@@ -43,7 +45,7 @@ def searches():
         chosen = {"weight": 0.5, "word_bonus": 0.5, "unknown_score": -5.0, "rescoring_weight": 1.0, "level": None}
         return {"model": model, **chosen, **changes}
 
-    for seed in range(10):
+    for seed in range(8):
         add(f"alone-{seed}", random_frames(seed, 1 + 5 * seed), beam_size=1 + seed)
         add(f"hotwords-{seed}", random_frames(20 + seed, 2 + 5 * seed), beam_size=1 + seed, hotwords=HOTWORDS)
     for seed, model in enumerate(("words", "positive", "tokens", "bare") * 3):
@@ -138,6 +140,17 @@ def rescorings():
     return {"cases": cases}
 
 
+def writings():
+    """The examples of tests/test_writing.py in capitals, and words of numbers in any order."""
+    random = np.random.default_rng(5)
+    words = [word for each in EXAMPLES for word in each.split()]
+    texts = [each.upper() for each in EXAMPLES]
+    texts += [" ".join(random.choice(words, 9).tolist()).upper() for _ in range(30)]
+    texts += ["I'm HERE at ten thirty", "MARCH SECOND IN NEW YORK'S MAY", "ÜBER LONDON'S ELEVEN", "中 TEN", "two  tens"]
+    cases = [{"name": str(number), "text": text, "has_words": number % 5 > 0} for number, text in enumerate(texts)]
+    return {"cases": cases}
+
+
 def recordings():
     """What the demo model makes of its clips, `repeats` times; results are computed by the tests."""
     weights = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "rescoring_weight": 0.5}
@@ -152,6 +165,7 @@ def recordings():
         "weights": (1, {"chunk_size": 16, "ctc_weight": 1.5, "reverse_weight": 0.0, "endpoint": {}}),
         "hotwords": (1, {"chunk_size": 16, "beam_size": 10, "endpoint": {}, "hotwords": "time :2\nthe date"}),
         "language model": (1, {"chunk_size": 16, "endpoint": {}, "language_model": weights}),
+        "written": (1, {"chunk_size": 16, "endpoint": {}, "text_format": {}}),
         "full context": (1, {"chunk_size": None, "endpoint": {}}),
         "long, full context": (5, {"chunk_size": None, "endpoint": {}}),
         "long, without pauses": (5, {"chunk_size": None, "endpoint": {"pause": None}}),
@@ -199,7 +213,7 @@ def defaults():
 def write():
     kinds = {
         "search": searches(), "endpoint": endpoints(), "pauses": pauses(), "padding": paddings(),
-        "resampling": resamplings(), "rescoring": rescorings(), "recordings": recordings(),
+        "resampling": resamplings(), "rescoring": rescorings(), "written": writings(), "recordings": recordings(),
         "defaults": defaults(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "pauses.hpp"
 #include "resampler.hpp"
 #include "result.hpp"
+#include "written_text.hpp"
 
 using namespace u2moe::runtime;
 
@@ -179,11 +181,30 @@ std::string rescoring(const Json& json, const Json&) {
                  {"probabilities", of_each([](const Ranked& each) { return each.probabilities; })}});
 }
 
+std::string written_case(const Json& json, const Json&) {
+  Result result;
+  result.text = json["text"].string();
+  std::istringstream words(json["has_words"].boolean() ? result.text : "");
+  for (std::string word; words >> word;) {
+    const auto place = static_cast<double>(result.words.size());
+    result.words.push_back({word, place, place + 1, 1 - place / 8});
+  }
+  result.nbest = {{result.text, {}, 0, 0, 0, 0}, {"OTHER", {}, 0, 0, 0, 0}};
+  result = written(std::move(result));
+  const auto word = [](const Word& each) {
+    return "[" + json_text(each.text) + ", " + json_text(each.start) + ", " + json_text(each.end) + ", " + json_text(each.confidence) + "]";
+  };
+  return object({{"text", json_text(result.text)},
+                 {"words", json_list(result.words, word)},
+                 {"nbest", json_list(result.nbest, [](const Alternative& each) { return json_text(each.text); })}});
+}
+
 }  // namespace
 
 std::string case_results(const std::string& kind, const Json& content);
 std::string case_results(const std::string& kind, const Json& content) {
   const std::map<std::string, std::string (*)(const Json&, const Json&)> kinds = {
-      {"search", search}, {"endpoint", endpoint}, {"pauses", pauses}, {"padding", padding}, {"resampling", resampling}, {"rescoring", rescoring}};
+      {"search", search}, {"endpoint", endpoint}, {"pauses", pauses}, {"padding", padding}, {"resampling", resampling}, {"rescoring", rescoring},
+      {"written", written_case}};
   return json_list(content["cases"].array(), [&](const Json& each) { return kinds.at(kind)(each, content); });
 }

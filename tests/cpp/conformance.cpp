@@ -52,6 +52,7 @@ void recognize_cases(const std::string& file, const u2moe::Recognizer& recognize
     options.reverse_weight = number("reverse_weight", -1);
     options.length_penalty = number("length_penalty", 0);
     options.padding_s = number("padding_s", -1);
+    options.written = chosen.has("text_format");
     if (chosen.has("search")) options.search = chosen["search"].string().c_str();
     options.endpoint = !chosen.has("endpoint") || !chosen["endpoint"].is_null();
     if (options.endpoint && chosen.has("endpoint")) {

@@ -6,7 +6,16 @@ import sys
 import pytest
 
 from u2moe.benchmarks.studies import runtimes
-from u2moe.benchmarks.studies.runtimes import CPP, PYTHON, Program, compared, segments_of, summary, timing_of
+from u2moe.benchmarks.studies.runtimes import (
+    CPP,
+    PYTHON,
+    Program,
+    compared,
+    segments_of,
+    sherpa_lines,
+    summary,
+    timing_of,
+)
 from u2moe.benchmarks.studies.shared.process import write_wav
 
 
@@ -49,6 +58,12 @@ def test_lines_have_segments_and_the_times_of_the_second_time_without_loading(tm
 def test_times_that_are_missing_are_no_zeros(tmp_path):
     with pytest.raises(ValueError, match="expected times of 2 files twice, found 3 lines with times"):
         timing_of([{"load_ms": 1, "ms": 1}] * 3, 2, 0.0)
+    printed = "Elapsed seconds: 0.031, Audio duration (s): 1.5\n" * 2
+    assert timing_of(sherpa_lines("Recognizer created in 0.25 s\n", printed), 1, 0.0) == {
+        "load": 0.25,
+        "took": 0.031,
+        "mb": 0.0,
+    }
     with pytest.raises(RuntimeError, match="out of order"):
         Program(command=[sys.executable, "-c", "raise SystemExit('out of order')"]).run([tmp_path])
 
@@ -67,7 +82,7 @@ def test_the_program_in_python_gives_segments_and_times_of_recognition_alone(bun
 
 def test_one_part_is_kept_when_the_other_is_measured(tmp_path, monkeypatch, capsys):
     times = {PYTHON: {"load": 0.2, "rtf": 0.01, "mb": 60}, CPP: {"load": 0.1, "rtf": 0.0095, "mb": 50}}
-    monkeypatch.setattr(runtimes, "measure_speed", lambda _: {"runtimes": times})
+    monkeypatch.setattr(runtimes, "measure_speed", lambda *_: {"runtimes": times})
     monkeypatch.setattr(runtimes, "measure_same", lambda *_: {"found": {"int8": {PYTHON: compared([], [])}}})
     file = tmp_path / "results.json"
     runtimes.main(["--speed", "--results", str(file)])

@@ -20,6 +20,8 @@ from u2moe.runtime import (
     EndpointConfig,
     EndpointRule,
     LanguageModelOptions,
+    TextFormat,
+    TextFormatter,
     VadOptions,
     VoiceActivityDetector,
     parse_hotwords,
@@ -36,6 +38,7 @@ from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.result import Alternative, Result, WordResult
 
 FOLDER = Path(__file__).parents[1] / "conformance"
 
@@ -106,6 +109,8 @@ def recognized_case(recognizer, case, samples, model, networks):
     if "language_model" in options:  # null: none
         weights = options["language_model"]
         options["language_model"] = LanguageModelOptions(model=model, **weights) if weights else "none"
+    if "text_format" in options:
+        options["text_format"] = TextFormat(**options["text_format"])
     rules = options.pop("endpoint", recognizer.default_endpoint)
     endpoint = rules_of(rules) if isinstance(rules, dict) else rules
     chosen = DecodingOptions(**options, endpoint=endpoint)
@@ -170,6 +175,23 @@ def _rescoring(case, _shared, _folder):
     }
 
 
+def _written(case, _shared, _folder):
+    spoken = case["text"].split() if case["has_words"] else []
+    words = [
+        WordResult(word=word, start=place, end=place + 1, confidence=1 - place / 8) for place, word in enumerate(spoken)
+    ]
+    nbest = [
+        Alternative(text=text, tokens=[], score=0.0, ctc_score=None, attention_score=None)
+        for text in (case["text"], "OTHER")
+    ]
+    found = TextFormatter().result(Result(text=case["text"], is_final=True, words=words, nbest=nbest))
+    return {
+        "text": found.text,
+        "words": [[word.word, word.start, word.end, word.confidence] for word in found.words],
+        "nbest": [alternative.text for alternative in found.nbest],
+    }
+
+
 COMPUTED = {
     "search": _search,
     "endpoint": _endpoint,
@@ -177,6 +199,7 @@ COMPUTED = {
     "padding": _padding,
     "resampling": _resampling,
     "rescoring": _rescoring,
+    "written": _written,
 }
 """What Python computes of each kind: a function of a case, of what its file shares, and of a folder for files."""
 

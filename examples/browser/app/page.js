@@ -8,7 +8,7 @@ const MEGABYTE = 1e6;
 const LEFT_CHUNKS = 4; // as the server has it: time and memory stay the same however long somebody speaks
 
 let recognizer;
-const controls = new Controls((hotwords, on) => new Recognition({ hotwords, numLeftChunks: LEFT_CHUNKS }, on));
+const controls = new Controls((hotwords, on) => new Recognition({ hotwords, numLeftChunks: LEFT_CHUNKS, written: true }, on));
 
 // on: {partial(text), final(result), done(), problem(text)}
 class Recognition {

@@ -207,6 +207,7 @@ typedef struct u2moe_stream_options {
   u2moe_hotwords hotwords;             /* NULL: those of the bundle; or U2MOE_NO_HOTWORDS */
   u2moe_language_model language_model; /* NULL: that of the bundle; or U2MOE_NO_LANGUAGE_MODEL */
   u2moe_vad vad;                       /* each stretch of speech is recognised as a source of its own; or NULL */
+  int32_t written;           /* whether English is written with digits and small letters: "at 10:30"; 0 */
 } u2moe_stream_options;
 
 U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, size_t size);

@@ -25,10 +25,8 @@ Bundle::Bundle(Files files) : files_(std::move(files)) {
 
 std::shared_ptr<const ContextGraph> Bundle::hotwords() const {
   if (manifest_.hotwords.empty()) return nullptr;
-  std::string lines;
-  for (const std::string& line : manifest_.hotwords) lines += line + "\n";
   try {
-    const std::vector<Hotword> phrases = parse_hotwords(lines);
+    const std::vector<Hotword> phrases = parse_hotwords(manifest_.hotwords);
     return std::make_shared<const ContextGraph>(phrases, vocabulary_);
   } catch (const InvalidArgument& error) {
     throw BundleError(path(kManifest) + ": decoding: hotwords: " + error.what());

@@ -1,6 +1,5 @@
 // The C interface: handles, structs and error codes around `Stream`. No exception leaves it.
 #include <atomic>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -174,7 +173,7 @@ const u2moe_recognizer_options kRecognizerOptions = {sizeof(u2moe_recognizer_opt
 const u2moe_language_model_options kLanguageModelOptions = {sizeof(u2moe_language_model_options), 0.5, 0.5, -5, 1, nullptr};
 const u2moe_vad_options kVadOptions = {sizeof(u2moe_vad_options), 0.5, 0.35, 0.6, 0.3};
 const u2moe_stream_options kStreamOptions = {sizeof(u2moe_stream_options), 0,       -1,      nullptr, 0, -1, -1, 0, -1, 1,
-                                             {{-1, -1, -1}, {-1, -1, -1}, {-1, -1, -1}}, -1, nullptr, nullptr, nullptr};
+                                             {{-1, -1, -1}, {-1, -1, -1}, {-1, -1, -1}}, -1, nullptr, nullptr, nullptr, 0};
 
 Settings settings_of(const u2moe_recognizer_options* given) {
   const u2moe_recognizer_options options = read_options(given, kRecognizerOptions, "u2moe_recognizer_options");
@@ -195,24 +194,13 @@ Settings settings_of(const u2moe_recognizer_options* given) {
 
 std::optional<double> unless_negative(double value) { return value < 0 ? std::nullopt : std::optional<double>(value); }
 
-Search search_of(const char* name) {
-  if (!name) return Search::kDefault;
-  const std::pair<const char*, Search> known[] = {
-      {"attention_rescoring", Search::kRescoring}, {"ctc_prefix_beam", Search::kPrefixBeam}, {"ctc_greedy", Search::kGreedy},
-      {"attention", Search::kAttention}};
-  for (const auto& [each, search] : known) {
-    if (std::strcmp(name, each) == 0) return search;
-  }
-  throw InvalidArgument("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + std::string(name).substr(0, 80) + "'");
-}
-
 StreamOptions options_of(const u2moe_stream_options* given, const Model& model) {
   const Manifest& m = model.bundle.manifest();
   const u2moe_stream_options options = read_options(given, kStreamOptions, "u2moe_stream_options");
   StreamOptions found;
   found.chunk_size = options.chunk_size;
   found.num_left_chunks = options.num_left_chunks;
-  found.search = search_of(options.search);
+  if (options.search) found.search = search_of(options.search);
   found.beam_size = options.beam_size;
   found.ctc_weight = unless_negative(options.ctc_weight);
   found.reverse_weight = unless_negative(options.reverse_weight);
@@ -220,6 +208,7 @@ StreamOptions options_of(const u2moe_stream_options* given, const Model& model) 
   found.padding_s = unless_negative(options.padding_s);
   found.endpoint = options.endpoint != 0;
   found.pause = options.pause < 0 ? m.pause : options.pause;
+  found.written = options.written != 0;
   for (std::size_t i = 0; i < found.rules.size(); ++i) {
     const u2moe_endpoint_rule& rule = options.rules[i];
     EndpointRule own = m.rules[i].value_or(EndpointRule{});
@@ -229,9 +218,8 @@ StreamOptions options_of(const u2moe_stream_options* given, const Model& model) 
     found.rules[i] = own;
     if (own.min_trailing_silence == 0 && own.min_utterance_length == 0) found.rules[i] = std::nullopt;
   }
-  const bool has_beam = found.search != Search::kGreedy && found.search != Search::kAttention;
-  if (has_beam) found.hotwords = model.hotwords;
-  if (has_beam) found.language_model = model.language_model;
+  if (found.has_beam()) found.hotwords = model.hotwords;
+  if (found.has_beam()) found.language_model = model.language_model;
   if (options.hotwords == U2MOE_NO_HOTWORDS) found.hotwords = nullptr;
   else if (options.hotwords) found.hotwords = registry().find<const ContextGraph>(options.hotwords);
   if (options.language_model == U2MOE_NO_LANGUAGE_MODEL) found.language_model = nullptr;

@@ -90,7 +90,7 @@ Manifest Manifest::of(const Json& json) {
   if (decoding.has("beam_size")) m.beam_size = decoding["beam_size"].integer(1, 1000);
   if (decoding.has("endpoint")) read_endpoint(decoding["endpoint"], m);
   if (decoding.has("hotwords")) {
-    for (const Json& line : decoding["hotwords"].array()) m.hotwords.push_back(line.string());
+    for (const Json& line : decoding["hotwords"].array()) m.hotwords += line.string() + "\n";
   }
   if (decoding.has("language_model")) read_language_model(decoding["language_model"], json["files"], m);
   if (decoding.has("padding_s")) m.padding_s = decoding["padding_s"].number(0, kLongestPaddingS);

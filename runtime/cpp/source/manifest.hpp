@@ -39,7 +39,7 @@ struct Manifest {
   int beam_size = 10;
   EndpointRules rules = kDefaultRules;
   double pause = kDefaultPauseS;
-  std::vector<std::string> hotwords;  ///< lines for `parse_hotwords`
+  std::string hotwords;               ///< lines for `parse_hotwords`
   std::string language_model;         ///< name of a file; empty: none
   LanguageModelOptions weights;       ///< of the language model
   bool calibrated = false;

@@ -7,6 +7,7 @@
 
 #include "alignment.hpp"
 #include "errors.hpp"
+#include "written_text.hpp"
 
 namespace u2moe::runtime {
 namespace {
@@ -18,6 +19,16 @@ void append(Floats& all, const Floats& more, std::size_t begin, std::size_t end)
 }
 
 }  // namespace
+
+Search search_of(const std::string& name) {
+  const std::pair<const char*, Search> known[] = {
+      {"attention_rescoring", Search::kRescoring}, {"ctc_prefix_beam", Search::kPrefixBeam}, {"ctc_greedy", Search::kGreedy},
+      {"attention", Search::kAttention}};
+  for (const auto& [each, search] : known) {
+    if (name == each) return search;
+  }
+  fail<InvalidArgument>("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + name.substr(0, 80) + "'");
+}
 
 StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
   check_range("chunk_size", chunk_size, kFullContext, 10000);
@@ -35,7 +46,7 @@ StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& voc
   if (language_model && !language_model->is_of(vocabulary)) {
     fail<InvalidArgument>("the language model was opened for the vocabulary of another bundle");
   }
-  if ((search == Search::kGreedy || search == Search::kAttention) && (hotwords || language_model)) {
+  if (!has_beam() && (hotwords || language_model)) {
     fail<InvalidArgument>("hotwords and a language model need a prefix beam search or rescoring");
   }
   if (chunk_size == kFullContext && !endpoint) {
@@ -71,7 +82,7 @@ Recognition::Recognition(const Manifest& manifest, const Vocabulary& vocabulary,
       pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000) {}
 
 std::unique_ptr<CtcSearch> Recognition::new_search() const {
-  if (options_.search == Search::kGreedy || options_.search == Search::kAttention) return std::make_unique<GreedySearch>(m().blank);
+  if (!options_.has_beam()) return std::make_unique<GreedySearch>(m().blank);
   return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords, options_.language_model);
 }
 
@@ -315,8 +326,9 @@ Result Recognition::final_result(const std::vector<Ranked>& ranked) const {
   return result;
 }
 
-// A result with times of the source, without the silence before it.
+// A result with times of the source, without the silence before it, and written as it is wanted.
 Result Recognition::presented(Result result) const {
+  if (options_.written) result = written(std::move(result));
   if (*options_.padding_s <= 0) return result;
   const double lead = reception_.lead_s(), end = reception_.end_s();
   return timed(std::move(result), [=](double time) { return rounded(std::min(std::max(time - lead, 0.0), end)); });

@@ -20,6 +20,9 @@ namespace u2moe::runtime {
 
 enum class Search { kDefault, kRescoring, kPrefixBeam, kGreedy, kAttention };
 
+/// @throws InvalidArgument there is no search of this name.
+Search search_of(const std::string& name);
+
 /// See u2moe_stream_options.
 struct StreamOptions {
   static constexpr int kFullContext = U2MOE_FULL_CONTEXT;
@@ -35,6 +38,9 @@ struct StreamOptions {
   double pause = kDefaultPauseS;
   std::shared_ptr<const ContextGraph> hotwords = nullptr;
   std::shared_ptr<const Fusion> language_model = nullptr;
+  bool written = false;
+
+  bool has_beam() const { return search != Search::kGreedy && search != Search::kAttention; }
 
   /// With definite values instead of those of the bundle.
   /// @throws InvalidArgument an option is out of range, or the bundle does not support it.
