@@ -23,7 +23,7 @@ from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 
 STUDIES = (
     *("full_size", "moe_layer", "same_weights", "systems", "formats"),
-    *("runtimes", "calibration", "hotwords"),
+    *("runtimes", "page", "calibration", "hotwords"),
     *("word_times", "serving", "hostile", "quantizers"),
 )
 """Studies with results on pages, in the order in which targets are listed."""

@@ -134,8 +134,12 @@ def growth(mb: Sequence[int]) -> float:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show."""
-    shown: dict[str, str] = {}
+    """What pages show, where the other part is not measured, too."""
+    parts = {
+        "ready": ("ready", "cpu", "measured"),
+        "microphone": ("minutes", "segments", "tenth", "end", "most", "measured"),
+    }
+    shown = {f"{part}.{key}": "(not measured)" for part, keys in parts.items() for key in keys}
     if ready := results.get("ready"):
         median = {name: statistics.median(start[name] for start in ready["starts"]) for name in ("ready", "cpu")}
         shown |= {f"ready.{name}": f"{value:.2f}" for name, value in median.items()}

@@ -69,16 +69,13 @@ Graphs::Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manif
     inputs.push_back(cache.name);
     outputs.push_back("r_" + cache.name);
   }
-  // The encoder takes as long to start as all others: they start in another thread, if there can be one.
-  std::future<void> others = std::async([&] {
-    features_ = open(bundle, settings, "features.onnx", {"samples"}, {"features"});
-    ctc_ = open(bundle, settings, "ctc.onnx", {"encoder_out"}, {"log_probs"});
-    if (!m_.has_decoder) return;
-    const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
-    decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
-  });
-  encoder_ = open(bundle, settings, "encoder.onnx", inputs, outputs);
-  others.get();
+  // The encoder takes as long to start as all others: it starts in another thread, if there can be one.
+  std::future<Graph> encoder = std::async([&] { return open(bundle, settings, "encoder.onnx", inputs, outputs); });
+  features_ = open(bundle, settings, "features.onnx", {"samples"}, {"features"});
+  ctc_ = open(bundle, settings, "ctc.onnx", {"encoder_out"}, {"log_probs"});
+  const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
+  if (m_.has_decoder) decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
+  encoder_ = encoder.get();
 }
 
 Floats Graphs::features(Floats samples) const {
