@@ -32,7 +32,7 @@ def test_many_streams_go_through_the_encoder_together(toy):
     assert 5 < max(toy.model.session.batches) <= 10
 
 
-@pytest.fixture(scope="module", params=["float32", "float32 alone", "int8", "int8 alone"])
+@pytest.fixture(scope="module", params=["float32", "int8", "int8 alone"])
 def recognizer(request, bundle, quantized):
     """Of the tiny bundle, with native kernels where they are installed, and on onnxruntime alone."""
     precision, _, alone = request.param.partition(" ")
