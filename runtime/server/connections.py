@@ -20,8 +20,8 @@ _CONNECTION_S = 0.002
 """Seconds of processor time that a connection takes, besides what it sends."""
 _PAID = 0.05
 """Share of one processor by which the debt of an address is paid."""
-_BURST_S = 1.0
-"""Seconds of debt for which nobody waits: 500 who connect at once."""
+_BURST_S = 0.5
+"""Seconds of debt for which nobody waits: 250 who connect at once."""
 _OWN = ("127.0.0.1", "::")
 """This machine, and its network in IPv6: a proxy that nobody has named, or whoever runs the server. It owes nothing."""
 _LONGEST_WAIT_S = 10.0

@@ -13,7 +13,7 @@ from u2moe.runtime.server.service import Place
 _Value = TypeVar("_Value")
 _SHARE = 0.05
 """Share of one processor that a connection may take for parsing what it sends; those that are slowed down divide it."""
-_BURST_S = 0.05
+_BURST_S = 0.02
 """Seconds of processor time that it may take before it is slowed down."""
 _FIRST_BYTES = 4096
 _LEAST_BYTES = 512
