@@ -5,7 +5,10 @@ import json
 import logging
 import re
 import resource
+import socket
 import struct
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -283,6 +286,17 @@ def test_a_connection_leaves_its_debt_to_its_address(running):
             assert client.close_code() == 1008
         server.wait_until(lambda: owed)
         assert owed[0] > 0.01  # of a megabyte of JSON; the server's estimate, whatever the machine
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a loopback interface has one address")
+def test_an_address_in_debt_is_served_once_it_has_paid(server):
+    begin = time.monotonic()
+    server.server._connections.owe("127.0.0.2", 0.52)
+    place = ("127.0.0.1", server.ports["http"])
+    with socket.create_connection(place, PATIENCE_S, source_address=("127.0.0.2", 0)) as plain:
+        plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert plain.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert time.monotonic() - begin > 0.4  # 20 ms of a processor, of which it has a twentieth
 
 
 def test_connections_are_limited_in_all_and_by_address():
