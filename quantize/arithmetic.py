@@ -26,6 +26,18 @@ INT4_ZEROS = (6, 7, 8, 9)
 """What stands for 0 in a block of 4-bit weights, which are integers from 0 to 15."""
 
 
+class Int8(NamedTuple):
+    """A weight [in, out] as integers from -127 to 127 times the scale of their column.
+
+    Attributes:
+        integers: int8 [in, out].
+        scale: float32 [out].
+    """
+
+    integers: npt.NDArray[np.int8]
+    scale: Float
+
+
 class Int4(NamedTuple):
     """A weight [in, out] in 4 bits, in blocks of rows. Each column has a scale, each of its blocks a step and a zero.
 
@@ -42,8 +54,8 @@ class Int4(NamedTuple):
     scale: Float
 
 
-def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
-    """Symmetric int8 with one scale per column (output channel): [in, out] to integers [in, out] and scales [out].
+def int8_columns(weight: Float) -> Int8:
+    """A weight [in, out] with one scale per column (output channel).
 
     x86 without VNNI multiplies rows 2k and 2k + 1 by two uint8 at once and adds the products in 16 bits, which hold
     255 * 128 but not 255 * 129. The scale therefore comes from the largest weight of the column or, if that is larger,
@@ -54,7 +66,7 @@ def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
     """
     paired = len(weight) - len(weight) % 2
     sums = np.abs(weight[0:paired:2] + weight[1:paired:2]).max(axis=0, initial=0)
-    return _integers(weight, np.maximum(np.abs(weight).max(axis=0), sums))
+    return Int8(*_integers(weight, np.maximum(np.abs(weight).max(axis=0), sums)))
 
 
 def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
@@ -152,6 +164,11 @@ def from_int4_blocks(weight: Int4, rows: int) -> Float:
     integers = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
     blocks = restored_int4(integers, scale[:, np.newaxis, np.newaxis], steps[..., np.newaxis])
     return np.ascontiguousarray(blocks.reshape(len(packed), -1)[:, :rows].T)
+
+
+def restored(weight: Int8 | Int4, rows: int) -> Float:
+    """The weights [rows, out] that integers represent."""
+    return from_int4_blocks(weight, rows) if isinstance(weight, Int4) else weight.integers * weight.scale
 
 
 def relative_error(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:

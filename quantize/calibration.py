@@ -18,7 +18,7 @@ from u2moe.quantize.routing import load_graph
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
-from u2moe.runtime.errors import QuantizationError
+from u2moe.runtime.errors import AudioError, QuantizationError
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import plain_name
 from u2moe.runtime.model.session import Session
@@ -33,8 +33,8 @@ class Activations:
     """Rows [n, channels] of values, by name.
 
     Attributes:
-        products: numbers of products in 4 bits: those rounded for their rows, `compensated_products`, and those that
-            had too few, `plain_products`.
+        products: numbers of products: those rounded for their rows, `compensated_products`, and those that had too
+            few, `plain_products`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,6 +74,7 @@ def recorded(
     The temporary folder is created in `beside`, because the system's is often in memory.
 
     Raises:
+        AudioError: the model finds no speech.
         QuantizationError: a layer reads numbers that are not finite.
     """
     with tempfile.TemporaryDirectory(prefix="activations-", dir=beside, ignore_cleanup_errors=True) as name:
@@ -83,14 +84,18 @@ def recorded(
             for graph in bundle.manifest.model.graphs()
         }
         model = Model(bundle.manifest, *(cast("Session", sessions.get(name)) for name in ("encoder", "ctc", "decoder")))
+        num_tokens = 0
         for number, frames in enumerate(features):
             progress(f"activations: recording {number + 1} of {len(features)}")
             for begin in range(0, len(frames), PIECE_FRAMES):
                 output = model.encode(frames[begin : begin + PIECE_FRAMES])
                 if len(output):
                     tokens = ctc_greedy_search(model.ctc(output)).tokens
+                    num_tokens += len(tokens)
                     if model.has_decoder:
                         model.token_scores(output, [tokens])
+        if not num_tokens:
+            raise AudioError("calibration: the model finds no speech in the recordings")
         del model, sessions  # their weights are not needed any more
         yield activations
 

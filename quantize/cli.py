@@ -37,7 +37,7 @@ def add_quantize(subparsers: Subparsers) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="fit to these recordings: large activation channels move into the weights, and 4-bit layers are rounded "
+        help="fit to these recordings: large activation channels move into the weights, and layers are rounded "
         "so that their outputs change least; audio files, folders, or lists (.tsv) as --list takes; a few minutes of "
         f"typical speech, of which at most {LONGEST_S // 60} are used (default: round each weight by itself)",
     )

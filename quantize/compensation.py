@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022) for weights in 4 bits: minimises the output error on recorded tokens. No graphs.
+"""GPTQ (Frantar et al. 2022) for weights in int8 and 4 bits: minimises the output error on recorded tokens. No graphs.
 
 Rows are rounded one after the other, and later rows compensate for the errors so far. The second product is fitted to
 the hidden activations of the rounded first one, and the biases, which stay in float32, absorb the mean error.
@@ -15,36 +15,41 @@ import numpy.typing as npt
 
 from u2moe.quantize.arithmetic import (
     NOTHING,
+    WEIGHT_LEVELS,
     Float,
     Int4,
-    from_int4_blocks,
+    Int8,
     int4_integers,
     int4_scale,
     int4_steps,
+    int8_columns,
     pack_int4,
+    restored,
     restored_int4,
 )
 
 Double = npt.NDArray[np.float64]
 DAMPING = 0.05
 """Regularisation: this fraction of the mean second moment of the inputs is added to each of them."""
+INT8_ROWS = 64
+"""Rows of a weight in int8 that are rounded before those after them are corrected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundedWeight:
-    """The weight of a product in 4 bits, and its bias.
+    """The weight of a product in int8 or 4 bits, and its bias.
 
     Attributes:
         weight: of inputs and outputs.
         bias: float32 [out]; None without one.
     """
 
-    weight: Int4
+    weight: Int8 | Int4
     bias: Float | None
 
     def __call__(self, inputs: Float) -> Float:
         """Inputs [n, in] to outputs [n, out], in float32."""
-        return _affine(inputs, from_int4_blocks(self.weight, inputs.shape[1]), self.bias)
+        return _affine(inputs, restored(self.weight, inputs.shape[1]), self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +66,12 @@ class FloatLayer:
     activation: Callable[[Float], Float]
 
     def compensated(self, tokens: Float, shares: Float, block_size: int) -> list[RoundedWeight]:
-        """All products in 4 bits.
+        """All products in int8 or 4 bits.
 
         Args:
             tokens: inputs [n, dim], at least one.
             shares: weight of the layer in the output of each [n].
-            block_size: rows that share a scale.
+            block_size: rows that share a step in 4 bits; 0: int8.
         """
         first = self.products[: max(len(self.products) - 1, 1)]
         rounded = [fitted((tokens, tokens), shares, *product, block_size) for product in first]
@@ -84,14 +89,14 @@ class FloatLayer:
 def fitted(
     inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, block_size: int
 ) -> RoundedWeight:
-    """The 4-bit product that best approximates, on the second inputs, `weight` and `bias` on the first.
+    """The rounded product that best approximates, on the second inputs, `weight` and `bias` on the first.
 
     Args:
-        inputs: inputs of the float32 product and of the 4-bit product, [n, in] each.
+        inputs: inputs of the float32 product and of the rounded product, [n, in] each.
         shares: weight of the error of each row [n].
         weight: [in, out].
         bias: [out]; None: the product has none, so the mean error remains.
-        block_size: rows that share a scale.
+        block_size: rows that share a step in 4 bits; 0: int8.
     """
     squares = np.square(shares) / max(float(np.square(shares).sum()), NOTHING)
     means = [squares @ part if bias is not None else np.zeros(part.shape[1], np.float32) for part in inputs]
@@ -102,40 +107,53 @@ def fitted(
     target = weight
     if inputs[0] is not inputs[1]:
         target = np.linalg.solve(moments, found.T @ (expected @ weight) + damping * weight)
-    rounded = compensated_int4(target, moments, block_size)
+    rounded = compensated(target, moments, block_size)
     if bias is not None:
-        bias = (bias + means[0] @ weight - means[1] @ from_int4_blocks(rounded, len(weight))).astype(np.float32)
+        bias = (bias + means[0] @ weight - means[1] @ restored(rounded, len(weight))).astype(np.float32)
     return RoundedWeight(weight=rounded, bias=bias)
 
 
-def compensated_int4(weight: npt.NDArray[Any], moments: Double, block_size: int) -> Int4:
-    """The weight in 4 bits that minimises the error of the outputs instead of its own.
+def compensated(weight: npt.NDArray[Any], moments: Double, block_size: int) -> Int8 | Int4:
+    """The weight that minimises the error of the outputs instead of its own.
 
     Scales of columns are those of plain rounding.
 
     Args:
         weight: [in, out].
         moments: sums of products of the inputs [in, in], positive definite.
-        block_size: rows that share a scale.
+        block_size: rows that share a step in 4 bits; 0: int8.
     """
     # row i, divided by the diagonal: the corrections of later rows for an error of 1 in row i
     factors = np.linalg.cholesky(np.linalg.inv(moments)).T
     sizes = factors.diagonal()
-    left = weight.astype(np.float64)
-    scale = int4_scale(weight.astype(np.float32), block_size)
-    integers, steps = np.zeros(weight.shape, np.uint8), []
-    for begin in range(0, len(weight), block_size):
-        rows = slice(begin, min(begin + block_size, len(weight)))
+    left, single = weight.astype(np.float64), weight.astype(np.float32)
+    scale = int4_scale(single, block_size) if block_size else int8_columns(single).scale
+    integers: npt.NDArray[Any] = np.zeros(weight.shape, np.uint8 if block_size else np.int8)
+    steps: list[npt.NDArray[np.uint8]] = []
+    for begin in range(0, len(weight), block_size or INT8_ROWS):
+        rows = slice(begin, min(begin + (block_size or INT8_ROWS), len(weight)))
         block, errors = left[rows], np.zeros(left[rows].shape)
-        own = int4_steps(block.T.astype(np.float32), scale)
+        if block_size:
+            steps.append(int4_steps(block.T.astype(np.float32), scale))
         for index in range(len(block)):
-            row = begin + index
-            integers[row] = int4_integers(block[index].astype(np.float32), scale, own)
-            errors[index] = (block[index] - restored_int4(integers[row], scale, own)) / sizes[row]
+            row, values = begin + index, block[index].astype(np.float32)
+            if block_size:
+                integers[row] = int4_integers(values, scale, steps[-1])
+                found = restored_int4(integers[row], scale, steps[-1])
+            else:
+                integers[row] = _int8_row(values / scale, integers[row - 1] if row % 2 else None)
+                found = integers[row] * scale
+            errors[index] = (block[index] - found) / sizes[row]
             block[index + 1 :] -= np.outer(factors[row, row + 1 : rows.stop], errors[index])
         left[rows.stop :] -= factors[rows, rows.stop :].T @ errors
-        steps.append(own)
-    return Int4(pack_int4(integers, block_size), np.stack(steps, axis=1), scale)
+    return Int4(pack_int4(integers, block_size), np.stack(steps, axis=1), scale) if steps else Int8(integers, scale)
+
+
+def _int8_row(values: Float, first: npt.NDArray[np.int8] | None) -> Float:
+    """The nearest integers; `first`: the other row of a pair, whose sums are limited, see `int8_columns`."""
+    integers: Float = np.clip(np.rint(values), -WEIGHT_LEVELS, WEIGHT_LEVELS)
+    other = 0 if first is None else first.astype(np.float32)
+    return np.clip(integers, -WEIGHT_LEVELS - 1 - other, WEIGHT_LEVELS + 1 - other)
 
 
 def _affine(inputs: Float, weight: Float, bias: Float | None) -> Float:

@@ -16,7 +16,7 @@ from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.picture import damage_picture
 from u2moe.quantize.recipes import BLOCK_SIZES, Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
-from u2moe.quantize.run import opened_run
+from u2moe.quantize.run import QuantizationRun, QuantizedBundle, opened_run
 from u2moe.quantize.search import Search
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.bundle import Bundle
@@ -77,11 +77,7 @@ def quantize_bundle(
         if measured and not features:
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
         with opened_run(source, recipe, staging.path.parent, progress, journal) as run:
-            made, search = run.quantize(recipe, staging), None
-            if goal.max_bytes and "int4" in recipe.quantized.values() and made.num_bytes > goal.max_bytes:
-                before, made = made, run.quantize(dataclasses.replace(recipe, block_size=BLOCK_SIZES[-1]), staging)
-                if made.num_bytes > before.num_bytes:  # small layers fill no such blocks
-                    made = run.quantize(recipe, staging)
+            made, search = _made(run, recipe, staging, goal.max_bytes), None
             if recipe.calibration and goal.limits:
                 search = Search(run, made, staging, goal)
                 made = search.choose()
@@ -110,6 +106,20 @@ def quantize_bundle(
     if journal is not None:
         journal.unlink(missing_ok=True)
     return written, report
+
+
+def _made(run: QuantizationRun, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
+    """The quantized bundle, in 4 bits with wider blocks as long as it is larger than the limit."""
+    made = run.quantize(recipe, staging)
+    sizes = {recipe.block_size: made.num_bytes}
+    for size in BLOCK_SIZES if limit and "int4" in recipe.quantized.values() else ():
+        if size > recipe.block_size and made.num_bytes > (limit or 0):
+            made = run.quantize(dataclasses.replace(recipe, block_size=size), staging)
+            sizes[size] = made.num_bytes
+    best = min(sizes, key=lambda size: sizes[size])  # layers with few rows do not fill wide blocks
+    return (
+        made if best == made.recipe.block_size else run.quantize(dataclasses.replace(recipe, block_size=best), staging)
+    )
 
 
 def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:

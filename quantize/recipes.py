@@ -43,7 +43,7 @@ class Recipe:
         packed: write weights in the layout of the native kernels, which then map them from the file. The bundle cannot
             be loaded without these kernels, and its files must not change in place while it is loaded.
         calibration: audio files that show which activation channels are large, to be moved into the weights
-            (SmoothQuant), and on which the output error of products in int4 is minimised (GPTQ). Empty: each weight is
+            (SmoothQuant), and on which the output error of products is minimised (GPTQ). Empty: each weight is
             rounded to the nearest value.
         exceptions: formats of single layers, by the names of `layer_of`: "fp32", or for experts one of `FORMATS`.
     """

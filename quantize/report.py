@@ -241,10 +241,10 @@ def describe(report: Mapping[str, Any]) -> str:
     files = sizes["files"]
     lines.append(f"{'all files':24} {files['before']:14,} {files['after']:14,} {sizes['ratio']:7.1%}")
     if calibration := report["recipe"].get("calibration"):
-        lines.append(f"calibrated with {calibration['seconds']:.0f} s of audio")
-        if "compensated_products" in calibration:
-            plain = calibration.get("plain_products", 0)
-            lines[-1] += f": {calibration['compensated_products']} products; {plain} got too few tokens for it"
+        lines.append(
+            f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_products']} products; "
+            f"{calibration['plain_products']} got too few tokens for it"
+        )
     if damage := report.get("damage"):
         lines += describe_damage(damage)
         for step in damage.get("steps", []):

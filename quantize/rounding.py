@@ -1,9 +1,10 @@
-"""Layers of a graph in 4 bits, rounded for what they read in recordings if there was enough of it."""
+"""Layers of a graph in int8 or 4 bits, rounded for what they read in recordings if there was enough of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,8 @@ import onnxruntime
 from u2moe.quantize.arithmetic import Float
 from u2moe.quantize.calibration import Activations
 from u2moe.quantize.compensation import FloatLayer, RoundedWeight
+from u2moe.quantize.experts.layer import ExpertLayer
+from u2moe.quantize.routing import routed_layer
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import IR_VERSION, build_function
@@ -27,12 +30,12 @@ def rounded_products(
     rows: tuple[Float, Float] | None,
     activations: Activations | None,
 ) -> list[ir.Value]:
-    """Weight, steps, scale and bias, if there is one, of each product of a layer in 4 bits.
+    """Weight, in 4 bits steps, scale, and bias, if there is one, of each product of a layer.
 
     Args:
         weights: those of the graph.
         products: weight and bias of each, see `FloatLayer`.
-        block_size: rows that share a scale.
+        block_size: rows that share a step in 4 bits; 0: int8.
         kind: the activation between them; "" for a product alone.
         rows: what the layer reads [n, in] and its weight in the output of each [n]; None, or fewer rows than inputs:
             each weight is rounded to the nearest value.
@@ -47,11 +50,30 @@ def rounded_products(
         activations.products["compensated_products" if enough else "plain_products"] += len(products)
     inputs: list[ir.Value] = []
     for (weight, bias), product in zip(products, made, strict=True):
-        inputs += weights.int4(weight, block_size, product.weight if product else None).inputs
+        own: Any = product.weight if product else None
+        inputs += weights.int4(weight, block_size, made=own) if block_size else weights.int8(weight, made=own)
         if bias is not None:
             found = product.bias if product else None
             inputs.append(bias if found is None else weights.changed(bias, found))
     return inputs
+
+
+def rounded_experts(
+    layer: ExpertLayer, weights: Weights, block_size: int, activations: Activations | None
+) -> list[list[ir.Value]]:
+    """As `rounded_products`, for each expert, calibrated on the tokens that it received."""
+    tokens, router = None if activations is None else activations.rows(layer.x.name), routed_layer(layer.node)
+    shares = None if tokens is None or router is None else router.shares(tokens)
+    experts = []
+    for index, weight in enumerate(zip(layer.w1, layer.w2, strict=True)):
+        biases = (layer.b1[index], layer.b2[index]) if layer.mixture.bias else (None, None)
+        own = None
+        if tokens is not None and shares is not None:
+            (chosen,) = np.nonzero(shares[:, index])
+            own = tokens[chosen], shares[chosen, index]
+        products = list(zip(weight, biases, strict=True))
+        experts.append(rounded_products(weights, products, block_size, layer.mixture.activation, own, activations))
+    return experts
 
 
 @cache

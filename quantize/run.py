@@ -133,9 +133,8 @@ class QuantizationRun:
         }
         if "int4" in recipe.quantized.values():
             record["int4_version"] = INT4_VERSION
-        if self._seconds:
-            found = self._activations.products if self._activations else Counter[str]()
-            products = {name: found[name] for name in ("compensated_products", "plain_products")} if found else {}
+        if self._activations:
+            products = {name: self._activations.products[name] for name in ("compensated_products", "plain_products")}
             record["calibration"] = {"seconds": round(self._seconds, 2), **products}
         if recipe.exceptions:
             record["exceptions"] = dict(recipe.exceptions)

@@ -92,8 +92,9 @@ class Search:
             if not steps or goal.max_damage is not None:
                 raise QuantizationError(self._nearest(*sizes))
             for index, (size, limit) in enumerate(zip(sizes, limits, strict=True)):
-                if size > limit:
-                    budgets[index] -= max(1.1 * (size - limit), 0.02 * limit)
+                if size > limit:  # at last nothing is left, for which the smallest formats may be enough
+                    least = 0.0 if budgets[index] > 0 else -math.inf
+                    budgets[index] = max(budgets[index] - max(1.1 * (size - limit), 0.02 * limit), least)
 
     def improve(self) -> bool:
         """Take twice as many steps; False: there are no more, or the goal allows none."""

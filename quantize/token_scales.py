@@ -10,7 +10,6 @@ and bias, and so is a feed-forward layer, gated or not.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,33 +54,23 @@ def int8_linear(kind: str | None = None, *, bias: bool = False) -> ir.Function:
     return build_function("Int8Linear", ["x", *_parameters("", bias=bias)], body, {"activation": kind or ""})
 
 
-def int8_feed_forward(kind: str, *, bias: bool) -> ir.Function:
-    """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`."""
+def int8_feed_forward(kind: str, *, bias: bool, gated: bool = False) -> ir.Function:
+    """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias; gated: with (kind(x @ gate) * (x @ w1 + w1_bias)) in it."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         x, *parameters = inputs
-        first, second = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
-        hidden = activation(g, _product(g, _rows(g, x, None), first), kind)
-        return _product(g, _rows(g, hidden, kind if kind in LOWEST else None), second)
+        gate, parameters = parameters[: 2 * gated], parameters[2 * gated :]
+        half, rows = len(parameters) // 2, _rows(g, x, None)
+        if gated:
+            y = g.op("Mul", activation(g, _product(g, rows, gate), kind), _product(g, rows, parameters[:half]))
+        else:
+            y = activation(g, _product(g, rows, parameters[:half]), kind)
+        return _product(g, _rows(g, y, kind if kind in LOWEST and not gated else None), parameters[half:])
 
-    parameters = [*_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
-    return build_function("Int8FeedForward", ["x", *parameters], body, {"activation": kind, "bias": int(bias)})
-
-
-def int8_gated_feed_forward(kind: str, *, bias: bool) -> ir.Function:
-    """Y = (kind(x @ gate) * (x @ w1 + w1_bias)) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`."""
-
-    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        x, gate, gate_scale, *parameters = inputs
-        first, second = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
-        rows = _rows(g, x, None)
-        hidden = g.op("Mul", activation(g, _product(g, rows, [gate, gate_scale]), kind), _product(g, rows, first))
-        return _product(g, _rows(g, hidden, None), second)
-
-    parameters = [_parameters("gate", bias=False), _parameters("w1", bias=bias), _parameters("w2", bias=bias)]
-    return build_function(
-        "Int8GatedFeedForward", ["x", *itertools.chain(*parameters)], body, {"activation": kind, "bias": int(bias)}
-    )
+    prefixes = [*_parameters("gate", bias=False)] * gated
+    parameters = [*prefixes, *_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
+    name = "Int8GatedFeedForward" if gated else "Int8FeedForward"
+    return build_function(name, ["x", *parameters], body, {"activation": kind, "bias": int(bias)})
 
 
 def _parameters(prefix: str, *, bias: bool) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.arithmetic import Int4, from_int4_blocks, int4_blocks, int8_columns, int8_rows
+from u2moe.quantize.arithmetic import Int4, Int8, from_int4_blocks, int4_blocks, int8_columns, int8_rows
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
@@ -35,20 +35,6 @@ class Change:
     original: Callable[[], Array]
     parts: Sequence[str] = ("scale",)
     restored: Callable[..., Array] = lambda stored, scale: stored.astype(np.float32) * scale
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """Integer weights and their scales, as initializers; in 4 bits with steps."""
-
-    weight: ir.Value
-    scale: ir.Value
-    steps: ir.Value | None = None
-
-    @property
-    def inputs(self) -> list[ir.Value]:
-        """As functions take them."""
-        return [value for value in (self.weight, self.steps, self.scale) if value is not None]
 
 
 class Weights:
@@ -79,33 +65,47 @@ class Weights:
         self.graph.register_initializer(value)
         return value
 
-    def int8(self, weight: ir.Value, read: Callable[[], Array] | None = None) -> Quantized:
-        """A weight [in, out] as int8 by columns; `read` supplies it if the initializer has another shape."""
-        source, name, group = read or (lambda: array_of(weight)), weight.name, group_of(weight)
+    def int8(
+        self, weight: ir.Value, read: Callable[[], Array] | None = None, made: Int8 | None = None
+    ) -> list[ir.Value]:
+        """A weight [in, out] as int8 and the scales of its columns.
+
+        Args:
+            weight: the initializer.
+            read: supplies it if it has another shape.
+            made: itself, if calibrated.
+        """
+        source = read or (lambda: array_of(weight))
         shape = source().shape if read else shape_of(weight)
         if len(shape) != 2:
-            raise BundleError(f"weight {name}: has shape {shape}, expected [in, out]")
-        self.changes[f"{name}.int8"] = Change(group=group, original=source)
-        integers, scale = _readers(lambda: int8_columns(source()))
-        return Quantized(
-            self.add(f"{name}.int8", ir.DataType.INT8, shape, integers, group),
-            self.add(f"{name}.scale", ir.DataType.FLOAT, shape[1:], scale, group),
-        )
+            raise BundleError(f"weight {weight.name}: has shape {shape}, expected [in, out]")
+        return self._int8(weight, source, lambda: made or int8_columns(source()), shape, shape[1:])
 
-    def int8_table(self, table: ir.Value) -> Quantized:
-        """An embedding [vocab, dim] as int8 by rows."""
-        (rows, dim), name, group = shape_of(table), table.name, group_of(table)
-        self.changes[f"{name}.int8"] = Change(group=group, original=lambda: array_of(table))
-        integers, scale = _readers(lambda: int8_rows(array_of(table)))
-        return Quantized(
-            self.add(f"{name}.int8", ir.DataType.INT8, (rows, dim), integers, group),
-            self.add(f"{name}.scale", ir.DataType.FLOAT, (rows, 1), scale, group),
-        )
+    def int8_table(self, table: ir.Value) -> list[ir.Value]:
+        """An embedding [vocab, dim] as int8 and the scales of its rows."""
+        shape = shape_of(table)
+        return self._int8(table, lambda: array_of(table), lambda: int8_rows(array_of(table)), shape, (shape[0], 1))
+
+    def _int8(
+        self,
+        weight: ir.Value,
+        source: Callable[[], Array],
+        quantize: Callable[[], Sequence[Array]],
+        shape: Sequence[int],
+        scales: Sequence[int],
+    ) -> list[ir.Value]:
+        name, group = weight.name, group_of(weight)
+        self.changes[f"{name}.int8"] = Change(group=group, original=source)
+        integers, scale = _readers(quantize)
+        return [
+            self.add(f"{name}.int8", ir.DataType.INT8, shape, integers, group),
+            self.add(f"{name}.scale", ir.DataType.FLOAT, scales, scale, group),
+        ]
 
     def int4(
-        self, weight: ir.Value, block_size: int, made: Int4 | None = None, read: Callable[[], Array] | None = None
-    ) -> Quantized:
-        """A weight [in, out] in 4 bits; `made`: itself, if calibrated; `read` supplies it in another order."""
+        self, weight: ir.Value, block_size: int, read: Callable[[], Array] | None = None, made: Int4 | None = None
+    ) -> list[ir.Value]:
+        """A weight [in, out] in 4 bits, its steps and scales; `read` supplies it in another order."""
         source, (rows, columns) = read or (lambda: array_of(weight)), shape_of(weight)
         name, group = weight.name, group_of(weight)
         blocks = -(-rows // block_size)
@@ -116,11 +116,11 @@ class Weights:
             parts=("steps", "scale"),
             restored=lambda *parts: from_int4_blocks(Int4(*parts), rows),
         )
-        return Quantized(
+        return [
             self.add(f"{name}.int4", ir.DataType.UINT8, (columns, blocks, block_size // 2), integers, group),
-            steps=self.add(f"{name}.steps", ir.DataType.UINT8, (columns, blocks), steps, group),
-            scale=self.add(f"{name}.scale", ir.DataType.FLOAT, (columns,), scale, group),
-        )
+            self.add(f"{name}.steps", ir.DataType.UINT8, (columns, blocks), steps, group),
+            self.add(f"{name}.scale", ir.DataType.FLOAT, (columns,), scale, group),
+        ]
 
     def changed(self, value: ir.Value, array: Array) -> ir.Value:
         """A float32 initializer with new values for `value`."""

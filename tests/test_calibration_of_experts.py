@@ -1,4 +1,4 @@
-"""Experts rounded to 4 bits for recordings: the arithmetic, bundles, errors, and the command."""
+"""Layers rounded for recordings: the arithmetic, bundles, errors, and the command."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import soundfile
 from noise import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, relative_error
+from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, relative_error, restored
 from u2moe.quantize.calibration import recorded
-from u2moe.quantize.compensation import FloatLayer, compensated_int4, fitted
+from u2moe.quantize.compensation import FloatLayer, compensated, fitted
 from u2moe.quantize.report import describe, features_of
 from u2moe.quantize.smoothing import smoothed_bundle
 from u2moe.runtime import AudioError, Bundle, BundleError
@@ -32,20 +32,23 @@ def weight():
     return np.random.default_rng(1).normal(size=(80, 24)).astype(np.float32)
 
 
-@pytest.mark.parametrize("block_size", [16, 32, 64])
-def test_compensated_rounding_changes_outputs_less(correlated, weight, block_size):
-    """80 rows are no multiple of 32 and 64."""
+@pytest.mark.parametrize("block_size", [0, 16, 32, 64])
+def test_compensated_rounding_changes_outputs_less(correlated, weight, block_size, fits_16_bits):
+    """In int8, and in 4 bits; 80 rows are no multiple of 32 and 64. Pairs of rows in int8 still fit in 16 bits."""
     moments = (correlated.T @ correlated).astype(np.float64)
     moments[np.diag_indices(80)] += 1e-3 * moments.trace() / 80
-    found = from_int4_blocks(compensated_int4(weight, moments, block_size), 80)
-    plain = from_int4_blocks(int4_blocks(weight, block_size), 80)
+    found = compensated(weight, moments, block_size)
+    plain = int4_blocks(weight, block_size) if block_size else int8_columns(weight)
     expected = correlated @ weight
-    assert relative_error(expected, correlated @ found) < 0.6 * relative_error(expected, correlated @ plain)
+    errors = [relative_error(expected, correlated @ restored(own, 80)) for own in (found, plain)]
+    assert errors[0] < 0.6 * errors[1]
+    assert block_size or fits_16_bits(found.integers)
 
 
-def test_without_correlation_only_the_weights_count(weight):
+@pytest.mark.parametrize(("block_size", "plainly"), [(0, int8_columns), (16, lambda weight: int4_blocks(weight, 16))])
+def test_without_correlation_only_the_weights_count(weight, block_size, plainly):
     """All is then the same as without recordings."""
-    for found, plain in zip(compensated_int4(weight, np.eye(80), 16), int4_blocks(weight, 16), strict=True):
+    for found, plain in zip(compensated(weight, np.eye(80), block_size), plainly(weight), strict=True):
         np.testing.assert_array_equal(found, plain)
 
 
@@ -113,7 +116,7 @@ def recordings(tmp_path_factory):
     return write_noise(tmp_path_factory.mktemp("recordings"), 6, 64_000)
 
 
-NUM_PRODUCTS = 2 * (48 + 24)  # of all experts of moe_tiny
+NUM_PRODUCTS = 2 * (48 + 24) + 42  # of all experts of moe_tiny, and of its other layers
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +158,11 @@ def rounded(bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_only_weights_and_biases_of_experts_change(calibrated, rounded, recordings):
+def test_only_weights_and_biases_change(calibrated, rounded, recordings):
     plain = rounded(sorted(recordings.iterdir()))
     before, after = (initializers(item, "encoder.onnx") for item in (plain, calibrated))
-    others = [name for name in before if ".experts." not in name]
-    assert len(others) > 50
-    assert all(np.array_equal(before[name], after[name]) for name in others)
     changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
-    assert {name.rpartition(".")[2] for name in changed} == {"int4", "steps", "scale", "calibrated"}
+    assert {name.rpartition(".")[2] for name in changed} == {"int4", "int8", "steps", "scale", "calibrated"}
 
 
 @pytest.mark.slow

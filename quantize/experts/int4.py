@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.block_scales import product, sizes_of
 from u2moe.quantize.calibration import Activations
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.recipes import Recipe
-from u2moe.quantize.rounding import rounded_products
-from u2moe.quantize.routing import routed_layer
+from u2moe.quantize.rounding import rounded_experts
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
@@ -22,22 +20,8 @@ from u2moe.runtime.graph.dispatch import Experts, SparseDispatch, mixture_functi
 def int4_experts(
     layer: ExpertLayer, weights: Weights, recipe: Recipe, activations: Activations | None = None
 ) -> ExpertCall:
-    """Weights in blocks of `Recipe.block_size` rows.
-
-    With `activations`, each expert is calibrated on the tokens that it received; experts with fewer tokens than inputs
-    are rounded to the nearest value, as all are without.
-    """
-    tokens, router = None if activations is None else activations.rows(layer.x.name), routed_layer(layer.node)
-    shares = None if tokens is None or router is None else router.shares(tokens)
-    inputs: list[ir.Value] = []
-    for index, weight in enumerate(zip(layer.w1, layer.w2, strict=True)):
-        biases = (layer.b1[index], layer.b2[index]) if layer.mixture.bias else (None, None)
-        own = None
-        if tokens is not None and shares is not None:
-            (chosen,) = np.nonzero(shares[:, index])
-            own = tokens[chosen], shares[chosen, index]
-        products = list(zip(weight, biases, strict=True))
-        inputs += rounded_products(weights, products, recipe.block_size, layer.mixture.activation, own, activations)
+    """Weights in blocks of `Recipe.block_size` rows."""
+    inputs = [value for own in rounded_experts(layer, weights, recipe.block_size, activations) for value in own]
     return int4_mixture(layer.in_format("int4", recipe.block_size), *layer.sizes), inputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, ACTIVATION_ZERO, LOWEST
 from u2moe.quantize.calibration import Activations
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.recipes import Recipe
+from u2moe.quantize.rounding import rounded_experts
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
@@ -18,14 +20,12 @@ from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder
 from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
 
-def int8_experts(layer: ExpertLayer, weights: Weights, *_: Recipe | Activations | None) -> ExpertCall:
+def int8_experts(layer: ExpertLayer, weights: Weights, _: Recipe, activations: Activations | None = None) -> ExpertCall:
     """Weights with one scale per column; the second biases of all experts form one input [experts, dim]."""
     mixture = layer.in_format("int8")
-    inputs = [weights.stacked(layer.b2)] if mixture.bias else []
-    for index, pair in enumerate(zip(layer.w1, layer.w2, strict=True)):
-        first, second = (weights.int8(weight) for weight in pair)
-        inputs += [first.weight, first.scale, *layer.b1[index : index + 1], second.weight, second.scale]
-    return int8_mixture(mixture), inputs
+    experts = rounded_experts(layer, weights, 0, activations)
+    second = [weights.stacked([own.pop() for own in experts])] if mixture.bias else []
+    return int8_mixture(mixture), [*second, *itertools.chain(*experts)]
 
 
 def int8_mixture(mixture: Mixture) -> ir.Function:

@@ -25,7 +25,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
     Args:
         model: the graph.
         recipe: what to quantize, and how.
-        activations: what layers read in recordings, for the recipe's calibration: 4-bit layers are converted at once.
+        activations: what layers read in recordings, for the recipe's calibration: layers are then converted at once.
 
     Returns:
         The replaced weights, by the name of the new one.

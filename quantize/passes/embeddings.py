@@ -16,8 +16,7 @@ def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> No
     for node in calls(model, "Embedding"):
         values, tokens = inputs_of(node)
         if recipe.format_of(layer_of(node), "embeddings") != "fp32":
-            table = weights.int8_table(values)
-            swap(model, node, int8_embedding(), [table.weight, table.scale, tokens])
+            swap(model, node, int8_embedding(), [*weights.int8_table(values), tokens])
 
 
 def int8_embedding() -> ir.Function:

@@ -14,7 +14,7 @@ from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.token_scales import int8_linear
-from u2moe.quantize.weights import Array, Quantized, Weights
+from u2moe.quantize.weights import Array, Weights
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 
@@ -39,8 +39,7 @@ def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> Non
         )
         (x,) = insert(model, node, form.function(), [features, *_first_weights(weights, form, convolutions)])
         for window, weight, added in zip(windows[2:], convolutions[4::2], convolutions[5::2], strict=True):
-            quantized = _convolution_weight(weights, weight)
-            (x,) = insert(model, node, int8_convolution(window), [x, quantized.weight, quantized.scale, added])
+            (x,) = insert(model, node, int8_convolution(window), [x, *_convolution_weight(weights, weight), added])
         flat = np.array([0, 0, shape_of(projection)[0]])
         shape = weights.add(f"{node.name}/shape", ir.DataType.INT64, (3,), partial(np.copy, flat), "other")
         flatten = ir.node("Reshape", [x, shape], name=f"{node.name}/Reshape")
@@ -53,7 +52,7 @@ def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> Non
             function = int4_linear(rows, columns, recipe.block_size, bias=True)
         else:
             quantized, function = weights.int8(projection, permuted), int8_linear("relu", bias=True)
-        swap(model, node, function, [flatten.outputs[0], *quantized.inputs, bias])
+        swap(model, node, function, [flatten.outputs[0], *quantized, bias])
 
 
 def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequence[ir.Value]) -> list[ir.Value]:
@@ -65,11 +64,10 @@ def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequ
         return np.vstack((array_of(weight).reshape(form.channels, -1).T, array_of(bias)))
 
     first = weights.add(f"{weight.name}.rows", ir.DataType.FLOAT, shape, rows, group_of(weight))
-    quantized = _convolution_weight(weights, second)
-    return [first, quantized.weight, quantized.scale, second_bias]
+    return [first, *_convolution_weight(weights, second), second_bias]
 
 
-def _convolution_weight(weights: Weights, weight: ir.Value) -> Quantized:
+def _convolution_weight(weights: Weights, weight: ir.Value) -> list[ir.Value]:
     """The weight of a convolution as [time * frequency * in, out]."""
     out, inner, kernel, _ = shape_of(weight)
     return weights.int8(weight, lambda: array_of(weight).transpose(2, 3, 1, 0).reshape(kernel**2 * inner, out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,6 @@ from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.rounding import rounded_products
 from u2moe.quantize.token_scales import (
     int8_feed_forward,
-    int8_gated_feed_forward,
     int8_linear,
     int8_matmul,
     int8_rows,
@@ -25,7 +24,7 @@ from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.file import group_of, shape_of
 from u2moe.runtime.model.native import plain_name
 
-_FEED_FORWARD = {"FeedForward": int8_feed_forward, "GatedFeedForward": int8_gated_feed_forward}
+_FEED_FORWARD = ("FeedForward", "GatedFeedForward")
 _ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")
 _WITH_KNOWN_LOWEST = ("relu", "swish")
 """Activations whose lowest value is used for the scale of a product alone."""
@@ -34,7 +33,7 @@ _WITH_KNOWN_LOWEST = ("relu", "swish")
 def quantize_products(
     model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None
 ) -> None:
-    """Replace each linear or feed-forward layer in the recipe's format; `activations` are for int4.
+    """Replace each linear or feed-forward layer in the recipe's format; `activations` are for its calibration.
 
     In int8, rows that several layers read are quantized once.
     """
@@ -43,51 +42,44 @@ def quantize_products(
     num_readers = Counter(node.inputs[0] for node in nodes if kinds[node] == "int8")
     rows: dict[ir.Value, Sequence[ir.Value]] = {}
     for node in nodes:
-        x, *parameters = inputs_of(node)
-        if kinds[node] == "int4":
-            _swap_int4(model, node, weights, recipe.block_size, activations)
-        elif kinds[node] == "int8":
-            quantized = list(_quantized(weights, parameters))
-            if made := _FEED_FORWARD.get(plain_name(node.op_type)):
-                function = made(node.attributes["activation"].as_string(), bias=bool(node.attributes["bias"].as_int()))
-                swap(model, node, function, [x, *quantized])
-                continue
-            kind, bias = _activation_of(x), len(parameters) > 1
-            if num_readers[x] == 1:
-                swap(model, node, int8_linear(kind, bias=bias), [x, *quantized])
-                continue
+        if kinds[node] == "fp32":
+            continue
+        x, block_size = inputs_of(node)[0], recipe.block_size if kinds[node] == "int4" else 0
+        inputs = _rounded(node, weights, block_size, activations)
+        if block_size or plain_name(node.op_type) in _FEED_FORWARD:
+            swap(model, node, _function(node, block_size), [x, *inputs])
+        elif num_readers[x] == 1:
+            swap(model, node, int8_linear(_activation_of(x), bias=_has_bias(node)), [x, *inputs])
+        else:
             if x not in rows:
-                rows[x] = insert(model, node, int8_rows(kind), [x])
-            swap(model, node, int8_matmul(bias=bias), [*rows[x], *quantized])
+                rows[x] = insert(model, node, int8_rows(_activation_of(x)), [x])
+            swap(model, node, int8_matmul(bias=_has_bias(node)), [*rows[x], *inputs])
 
 
-def _swap_int4(
-    model: ir.Model, node: ir.Node, weights: Weights, block_size: int, activations: Activations | None
-) -> None:
-    x, *parameters = inputs_of(node)
-    rows, columns = shape_of(parameters[0])
-    kind = ""
+def _has_bias(node: ir.Node) -> bool:
+    return bool(node.attributes["bias"].as_int()) if "bias" in node.attributes else len(node.inputs) > 2
+
+
+def _function(node: ir.Node, block_size: int) -> ir.Function:
+    """What computes a layer in 4 bits, or a feed-forward layer in int8."""
+    (rows, columns), bias = shape_of(inputs_of(node)[1]), _has_bias(node)
     if plain_name(node.op_type) == "Linear":
-        function = int4_linear(rows, columns, block_size, bias=len(parameters) > 1)
-    else:
-        kind, bias = node.attributes["activation"].as_string(), bool(node.attributes["bias"].as_int())
-        gated = plain_name(node.op_type) == "GatedFeedForward"
-        function = int4_feed_forward(rows, columns, block_size, kind, bias=bias, gated=gated)
+        return int4_linear(rows, columns, block_size, bias=bias)
+    kind, gated = node.attributes["activation"].as_string(), plain_name(node.op_type) == "GatedFeedForward"
+    if not block_size:
+        return int8_feed_forward(kind, bias=bias, gated=gated)
+    return int4_feed_forward(rows, columns, block_size, kind, bias=bias, gated=gated)
+
+
+def _rounded(node: ir.Node, weights: Weights, block_size: int, activations: Activations | None) -> list[ir.Value]:
+    """The inputs that take the place of a layer's matrices and biases; each bias follows its matrix."""
+    x, *parameters = inputs_of(node)
     biases = {index: value for index, value in enumerate(parameters, 1) if len(shape_of(value)) == 1}
     products = [(value, biases.get(index)) for index, value in enumerate(parameters, 2) if index - 1 not in biases]
     found = None if activations is None else activations.rows(x.name)
     read = None if found is None else (found, np.ones(len(found), np.float32))
-    swap(model, node, function, [x, *rounded_products(weights, products, block_size, kind, read, activations)])
-
-
-def _quantized(weights: Weights, parameters: Sequence[ir.Value]) -> Iterator[ir.Value]:
-    """Matrices as integers and scales, and biases as they are."""
-    for value in parameters:
-        if len(shape_of(value)) == 1:
-            yield value
-        else:
-            quantized = weights.int8(value)
-            yield from (quantized.weight, quantized.scale)
+    kind = node.attributes["activation"].as_string() if "activation" in node.attributes else ""
+    return rounded_products(weights, products, block_size, kind, read, activations)
 
 
 def _activation_of(x: ir.Value) -> str | None:

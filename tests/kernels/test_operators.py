@@ -15,7 +15,7 @@ from layers import int4_weights, int8_weights, layer_model, packed_layer_model, 
 from u2moe.quantize.arithmetic import LOWEST, Int4, from_int4_blocks, int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
-from u2moe.quantize.token_scales import int8_feed_forward, int8_gated_feed_forward, int8_linear, int8_matmul, int8_rows
+from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
@@ -324,7 +324,7 @@ def feed_forward_model(kind, sizes, *, bias, is_gated, random):
         weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
         if bias and name != "gate":
             weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
-    function = (int8_gated_feed_forward if is_gated else int8_feed_forward)(kind, bias=bias)
+    function = int8_feed_forward(kind, bias=bias, gated=is_gated)
     return layer_model(function, {"x": np.float32}, weights, {"activation": kind, "bias": int(bias)}), weights
 
 

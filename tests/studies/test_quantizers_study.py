@@ -25,8 +25,9 @@ def test_the_hard_network_computes_the_same_as_plain_operators_do(bundle, tmp_pa
 
 def test_the_tables_leave_a_place_for_what_is_missing():
     item = {"log_probs_mean": 0.08, "changed_tokens": 0.03, "ms": 9.4, "seconds": 3, "bytes": 11_700_000}
-    networks = {"plain": {"u2moe int8": item}, "hard": {}}
+    networks = {"plain": {"u2moe int8": item}, "hard": {}, "near ties": {"u2moe int8": item}}
     shown = quantizers.values({"networks": networks, "recordings": 3, "calibrated": 2})
     assert "| u2moe int8 | 0.080 | 3.0% | — |  | 11.7 |  | 9 | 3 |" in shown["table"]
+    assert "| near ties | 0.080 | 3.0% | — |  |" in shown["others"]
     assert shown["plain.int8"] == "0.080 / 3.0%"
     assert "hard.int8" not in shown

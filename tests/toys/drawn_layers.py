@@ -6,7 +6,7 @@ import ctypes
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from u2moe.quantize.arithmetic import LOWEST, int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
-from u2moe.quantize.token_scales import int8_feed_forward, int8_gated_feed_forward, int8_linear, int8_matmul, int8_rows
+from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.attention import Heads
@@ -206,9 +206,9 @@ def _products(library: Path, operator: str, sizes: tuple[int, int], random: Rand
 
 
 _LAYERS = {
-    f"Int{bits}{name}": function
+    f"Int{bits}{name}": partial(int8_feed_forward, gated=name.startswith("Gated"))
     for bits in (8, 4)
-    for name, function in (("FeedForward", int8_feed_forward), ("GatedFeedForward", int8_gated_feed_forward))
+    for name in ("FeedForward", "GatedFeedForward")
 }
 
 
