@@ -16,6 +16,7 @@ from u2moe.quantize.report import describe, features_of
 from u2moe.quantize.smoothing import smoothed_bundle
 from u2moe.runtime import AudioError, Bundle, BundleError
 from u2moe.runtime.cli import main
+from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.model.features import FeatureStream
 
 
@@ -196,12 +197,18 @@ def test_calibration_is_for_integers():
 
 
 @pytest.mark.slow
-def test_calibration_without_speech_is_an_error(bundle, tmp_path):
+def test_calibration_without_speech_is_an_error(bundle, recordings, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "short.wav", np.zeros(160), 16_000)
     for name, message in (("short.wav", "too short for the encoder"), ("none.wav", "none.wav")):
         with pytest.raises(AudioError, match=message):
             quantize_bundle(bundle.path, tmp_path / "out", recipe("int4-experts", calibration=[tmp_path / name]))
         assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(
+        "u2moe.quantize.calibration.ctc_greedy_search", lambda _: Hypothesis(tokens=[], score=0, times=[])
+    )
+    with pytest.raises(AudioError, match="finds no speech in the recordings"):
+        quantize_bundle(bundle.path, tmp_path / "out", recipe("int8", calibration=[recordings / "0.wav"]))
+    assert not (tmp_path / "out").exists()
 
 
 def test_experts_of_a_dense_network_are_an_error(exported, recordings, tmp_path):
