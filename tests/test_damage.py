@@ -162,9 +162,9 @@ def test_layers_beyond_smoothing_stay_in_float32(beyond_smoothing, features, rec
     files = sorted(recordings.iterdir())
     calibrated = recipe("int8", calibration=files)
     plain, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "plain", calibrated)
-    assert changed_tokens(beyond_smoothing, plain, features) > 0.4
+    assert changed_tokens(beyond_smoothing, plain, features) > 0.3
     made, report = quantize_bundle(
-        beyond_smoothing.path, tmp_path / "out", calibrated, audio=files[:1], goal=Goal(max_damage=0.2)
+        beyond_smoothing.path, tmp_path / "out", calibrated, audio=files[:1], goal=Goal(max_damage=0.15)
     )
     exceptions = made.manifest.quantization["exceptions"]
     assert exceptions["ctc.ctc_lo"] == "fp32"
@@ -173,7 +173,7 @@ def test_layers_beyond_smoothing_stay_in_float32(beyond_smoothing, features, rec
     assert {step["layer"]: step["format"] for step in report["damage"]["steps"]} == exceptions
     shown = describe(inspect_bundle(made.path))
     assert f"  fp32: {', '.join(exceptions)}" in shown
-    assert "  max damage: 0.2\n" in shown
+    assert "  max damage: 0.15\n" in shown
 
 
 def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(exported, recordings, tmp_path, monkeypatch):
