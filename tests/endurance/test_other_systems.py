@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import conformance
 import pytest
 import soundfile
 from browsing import BROWSER
@@ -25,6 +28,17 @@ WINDOWS = BROWSER / "node_modules" / "onnxruntime-node" / "bin" / "napi-v6" / "w
 MINGW = "x86_64-w64-mingw32-g++-posix"
 WINE = shutil.which("wine64") or "/usr/lib/wine/wine64"
 NUM_RECORDINGS = 40
+RUN_CASES = """#include <fstream>
+#include <iostream>
+#include <iterator>
+#include "json.hpp"
+using namespace u2moe::runtime;
+std::string case_results(const std::string& kind, const Json& content);
+int main(int, char** argv) {
+  std::ifstream file(argv[2]);
+  std::cout << case_results(argv[1], Json::parse({std::istreambuf_iterator<char>(file), {}}, argv[2]));
+}
+"""
 
 
 def segments(done):
@@ -100,3 +114,24 @@ def test_small_boards_have_all_its_instructions(processor):
         errors.add(" ".join(each.text for each in expected), " ".join(each["text"] for each in found))
     assert errors.num_words > 10
     assert errors.rate < 0.25
+
+
+def test_musl_computes_the_cases_as_python(tmp_path):
+    """All but what needs onnxruntime, of which musl has no package; compiled by Zig and linked statically."""
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    pip = [python, "-m", "pip", "install", "--quiet", "ziglang"]
+    installed = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"pip finds no compiler: {installed.stderr[-200:]}")
+    cpp = ROOT / "runtime" / "cpp"
+    core = re.search(r"(?ms)^set\(core(.*?)\)", (cpp / "CMakeLists.txt").read_text(encoding="utf-8"))[1].split()
+    (tmp_path / "main.cpp").write_text(RUN_CASES, encoding="utf-8")
+    sources = [tmp_path / "main.cpp", ROOT / "tests" / "cpp" / "cases.cpp", *(cpp / name for name in core)]
+    command = [python, "-m", "ziglang", "c++", "-target", "x86_64-linux-musl", "-std=c++17", "-O1", "-ffp-contract=off"]
+    folders = [f"-I{cpp / 'source'}", f"-I{cpp / 'include'}", "-o", tmp_path / "cases"]
+    subprocess.run([*command, *sources, *folders], check=True, capture_output=True)
+    for kind in conformance.COMPUTED:
+        run = [tmp_path / "cases", kind, conformance.FOLDER / f"{kind}.json"]
+        found = subprocess.run(run, check=True, capture_output=True, text=True)
+        conformance.assert_same(kind, json.loads(found.stdout))
