@@ -1,6 +1,6 @@
 """The values that pages show from the report of `u2moe bench` on the demo model. Measures nothing.
 
-`u2moe bench --output benchmarks/results/bench.json` measures.
+`u2moe bench runtime/demo --output benchmarks/results/bench.json` measures.
 """
 
 from __future__ import annotations

@@ -55,11 +55,11 @@ MEASUREMENTS = {
         quiet=True,
         needs="Node, C++, qemu",
     ),
-    "bench": Measurement(command="u2moe bench --output FILE", minutes=3, quiet=True),
+    "bench": Measurement(command="u2moe bench runtime/demo --output FILE", minutes=3, quiet=True),
     "systems": Measurement(
         command="systems WORK --groups clips --results FILE", minutes=2, quiet=True, needs="network", part="clips"
     ),
-    "serving": Measurement(command="serving WORK --cores 0", minutes=60, quiet=True),
+    "serving": Measurement(command="serving WORK --bundle runtime/demo --name demo --cores 0", minutes=60, quiet=True),
 }
 """In the order in which they are best made."""
 
