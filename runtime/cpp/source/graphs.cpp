@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <future>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -69,13 +68,13 @@ Graphs::Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manif
     inputs.push_back(cache.name);
     outputs.push_back("r_" + cache.name);
   }
-  // The encoder takes as long to start as all others: it starts in another thread, if there can be one.
-  std::future<Graph> encoder = std::async([&] { return open(bundle, settings, "encoder.onnx", inputs, outputs); });
+  // One after another: onnxruntime crashes where two sessions start at once and memory is short.
   features_ = open(bundle, settings, "features.onnx", {"samples"}, {"features"});
+  encoder_ = open(bundle, settings, "encoder.onnx", inputs, outputs);
   ctc_ = open(bundle, settings, "ctc.onnx", {"encoder_out"}, {"log_probs"});
+  if (!m_.has_decoder) return;
   const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
-  if (m_.has_decoder) decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
-  encoder_ = encoder.get();
+  decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
 }
 
 Floats Graphs::features(Floats samples) const {
