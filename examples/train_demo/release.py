@@ -59,7 +59,7 @@ class Release:
         call("-m", "u2moe", "export", self.source, self.float32, "--padding", str(PADDING_S), "--overwrite")
         call("-m", "u2moe", "lm", "attach", self.float32, LANGUAGE_MODEL, "--beam-size", str(BEAM_SIZE))
         call("-m", "u2moe", "quantize", self.float32, self.int8, "--no-report", "--overwrite")
-        call("-m", "u2moe.benchmarks.studies.calibration", self.int8, *self.dev, "--fit")
+        call("-m", "u2moe.benchmarks.studies.calibration", self.int8, self.dev[0], "--fit")
 
     def install(self) -> None:
         """Puts checkpoint and bundle in their places."""

@@ -113,9 +113,9 @@ class BeamSearch:
 
     The work per frame depends on its likely tokens. Extensions of a prefix are tried in order of probability until they
     fall below the worst prefix that is kept anyway. If blank is so probable that all of them would, as in most frames,
-    none is tried (`_nothing_grows`). The result equals that of the full search. A language model lifts an extension at
-    most by the bonus of a word (`Fusion.most_gain`), which both take into account. If hotwords affect the ranking,
-    every extension is tried, because a bonus may lift it.
+    none is tried (`_nothing_grows`). The result equals that of the full search. Both take into account by how much an
+    extension is lifted at most by a language model (`Fusion.most_gain`), and by hotwords if they affect the ranking
+    (`ContextGraph.most_gain`).
 
     Attributes:
         beams: the best prefixes, best first.
@@ -135,8 +135,9 @@ class BeamSearch:
         self.num_frames = 0
         self.context = context
         self.fusion = fusion
-        self.ranks_by_bonus = ranks_by_bonus
-        self._most_gain = 0.0 if fusion is None else fusion.most_gain
+        self._ranking = context if ranks_by_bonus else None
+        self._most_bonus = 0.0 if self._ranking is None else self._ranking.most_gain
+        self._most_gain = self._most_bonus + (0.0 if fusion is None else fusion.most_gain)
         state, language = 0 if context is None else context.start, None if fusion is None else fusion.start
         root = Beam(Prefix(None, -1, state, language))
         root.blank = root.total = root.rank = root.best_blank = root.best_token = 0.0
@@ -166,14 +167,15 @@ class BeamSearch:
 
         This holds if the best prefix, extended by the second most probable token, scores below the worst one extended
         by blank, the most probable: no extension exceeds the former, and every prefix that stays reaches the latter.
-        (With a language model, an extension gains at most the bonus of a word.)
+        (With a language model or hotwords, an extension gains something, which is bounded.)
         """
         beams = self.beams
-        if tokens[0] != self.blank or len(beams) < self.beam_size or self.ranks_by_bonus:
+        if tokens[0] != self.blank or len(beams) < self.beam_size:
             return False
         least = beams[-1].rank + scores[0]
         if len(scores) < 2 or beams[0].rank + scores[1] + self._most_gain < least:
             return True
+        least -= self._most_bonus
         return self.fusion is not None and not _may_grow(self.fusion, beams, tokens, scores, least)
 
     def _stay_all(self, tokens: list[int], scores: list[float]) -> None:
@@ -208,9 +210,6 @@ class BeamSearch:
             if stayed.total > _NEVER:
                 kept.append(stayed)
 
-        if self.ranks_by_bonus:
-            self.beams = self._prune_by_bonus(kept, merged, tokens, scores)
-            return
         fusion = self.fusion
         # Anything below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
         limit = min(beam.rank for beam in kept) if len(kept) >= self.beam_size else _NEVER
@@ -219,7 +218,7 @@ class BeamSearch:
         candidates: list[_Candidate] = []
         width = 2 * len(beams)
         for index, beam in enumerate(beams):
-            last, extra = beam.prefix.token, beam.prefix.extra
+            prefix = beam.prefix
             most = beam.rank + self._most_gain
             losses: tuple[float, float] | None = None
             for rank, token in enumerate(tokens):
@@ -227,16 +226,16 @@ class BeamSearch:
                     break
                 if token == self.blank or (index, rank) in merged:
                     continue
-                total = (beam.blank if token == last else beam.total) + scores[rank]
-                score = total
+                total = (beam.blank if token == prefix.token else beam.total) + scores[rank]
+                score = total if self._ranking is None else total + self._bonus(prefix, token)
                 if fusion is not None:
-                    losses = losses or fusion.losses(beam.prefix.language)
-                    score += extra + gains[rank] + losses[ends[rank]]
+                    losses = losses or fusion.losses(prefix.language)
+                    score += prefix.language_score + gains[rank] + losses[ends[rank]]
                 if score >= limit and total > _NEVER:
                     candidates.append((-score, rank * width + 2 * index + 1, index, rank, total))
         if fusion is not None:
             best = sorted([_NEVER] * self.beam_size + [beam.rank for beam in kept])[-self.beam_size :]
-            candidates = _scored(fusion, beams, candidates, tokens, best)
+            candidates = self._scored(fusion, candidates, tokens, best)
         self.beams = self._prune(kept, candidates, tokens, scores)
 
     def _stay(
@@ -287,6 +286,29 @@ class BeamSearch:
             new.best_token = best + score
             new.token_times = (times, self.num_frames, score)
 
+    def _scored(
+        self, fusion: Fusion, candidates: list[_Candidate], tokens: list[int], best: list[float]
+    ) -> list[_Candidate]:
+        """Candidates with the score of the language model instead of its bound; without those that cannot win.
+
+        `best` are the scores of the best prefixes that stay, as many as the beam holds, ascending (and so a heap).
+        """
+        candidates.sort()
+        scored = []
+        for bound, order, index, rank, total in candidates:
+            if -bound < best[0]:
+                break
+            prefix = self.beams[index].prefix
+            if prefix.language is None:
+                continue
+            token = tokens[rank]
+            state, earned = prefix.language.moves.get(token) or fusion.advance(prefix.language, token)
+            score = total + (prefix.spoken + earned + state.open + self._bonus(prefix, token))
+            if score >= best[0]:
+                heappushpop(best, score)
+                scored.append((-score, order, index, rank, total))
+        return scored
+
     def _prune(
         self,
         kept: list[Beam],
@@ -310,24 +332,12 @@ class BeamSearch:
             result.append(new)
         return result
 
-    def _prune_by_bonus(
-        self, kept: list[Beam], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
-    ) -> list[Beam]:
-        """The best `beam_size`, by score plus bonus, of the prefixes that stay and all extensions."""
-        beams = list(kept)
-        width = 2 * len(self.beams)
-        for index, parent in enumerate(self.beams):
-            for rank, token in enumerate(tokens):
-                if token == self.blank or (index, rank) in merged:
-                    continue
-                new = Beam(self._prefix(parent.prefix, token))
-                self._grow(new, parent, scores[rank])
-                new.total, new.order = new.token, rank * width + 2 * index + 1
-                new.rank = new.total + new.prefix.extra
-                if new.total > _NEVER:
-                    beams.append(new)
-        beams.sort(key=lambda beam: (-beam.rank, beam.order))
-        return beams[: self.beam_size]
+    def _bonus(self, prefix: Prefix, token: int) -> float:
+        """What hotwords add to the rank of a prefix extended by a token."""
+        if self._ranking is None:
+            return 0.0
+        state, earned = self._ranking.advance(prefix.state, token)
+        return prefix.earned + earned + self._ranking.partial(state)
 
     def _prefix(self, parent: Prefix, token: int) -> Prefix:
         prefix = self._prefixes.get((parent, token))
@@ -341,7 +351,7 @@ class BeamSearch:
                 prefix.language, score = self.fusion.advance(parent.language, token)
                 prefix.spoken = parent.spoken + score
                 prefix.language_score = prefix.spoken + prefix.language.open
-            prefix.extra = prefix.language_score + (prefix.bonus if self.ranks_by_bonus else 0.0)
+            prefix.extra = prefix.language_score + (0.0 if self._ranking is None else prefix.bonus)
             self._prefixes[parent, token] = prefix
         return prefix
 
@@ -359,30 +369,6 @@ def _may_grow(fusion: Fusion, beams: list[Beam], tokens: list[int], scores: list
             if beam.rank + score + fusion.gains[token] + losses[fusion.ends_word[token]] >= least:
                 return True
     return False
-
-
-def _scored(
-    fusion: Fusion, beams: list[Beam], candidates: list[_Candidate], tokens: list[int], best: list[float]
-) -> list[_Candidate]:
-    """Candidates with the score of the language model instead of its bound; without those that cannot win.
-
-    `best` are the scores of the best prefixes that stay, as many as the beam holds, ascending (and so a heap).
-    """
-    candidates.sort()
-    scored = []
-    for bound, order, index, rank, total in candidates:
-        if -bound < best[0]:
-            break
-        prefix = beams[index].prefix
-        if prefix.language is None:
-            continue
-        token = tokens[rank]
-        state, earned = prefix.language.moves.get(token) or fusion.advance(prefix.language, token)
-        score = total + (prefix.spoken + earned + state.open)
-        if score >= best[0]:
-            heappushpop(best, score)
-            scored.append((-score, order, index, rank, total))
-    return scored
 
 
 def _log_add(a: float, b: float) -> float:

@@ -34,6 +34,8 @@ MOST_WEIGHT = 100.0
 """A token of a phrase with this weight beats any other token that is not impossible."""
 
 _MAX_MOVES = 1 << 18
+_ROUNDING = 1e-6
+"""Far more than the order of additions can change."""
 
 
 class ContextGraph:
@@ -50,6 +52,7 @@ class ContextGraph:
     Attributes:
         start: state of an empty hypothesis.
         symbols: symbols of the vocabulary for which it was made.
+        most_gain: upper bound of what a token adds to the bonus of a growing hypothesis, its share included.
 
     Args:
         hotwords: phrases, each alone or with a weight above 0 and at most 100. If a phrase is given twice, the larger
@@ -71,6 +74,12 @@ class ContextGraph:
         for words, bonus in _bonuses(hotwords, vocabulary).items():
             self._add_phrase(words, bonus)
         self._fail = self._link()
+        step = max(
+            self._output[following] + self._partial[following] - self._partial[state]
+            for state, arcs in enumerate(self._next)
+            for following in arcs.values()
+        )
+        self.most_gain = step * max(map(len, self._spellings)) + _ROUNDING
         # Phrases begin with a boundary: only after one is the state the node of that boundary, or a deeper one.
         self.start = self._next[0][WORD_BOUNDARY]
         self._after_boundary = [False] * len(self._next)
