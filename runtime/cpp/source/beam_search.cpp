@@ -40,8 +40,8 @@ void Beam::add_blank(double score) {
 
 BeamSearch::BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, std::shared_ptr<FusionStates> states,
                        bool ranks_by_bonus)
-    : beam_size_(beam_size), blank_(blank), context_(std::move(context)), states_(std::move(states)), ranks_by_bonus_(ranks_by_bonus),
-      most_gain_(states_ ? states_->fusion().most_gain() : 0) {
+    : beam_size_(beam_size), blank_(blank), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
+      most_bonus_(ranking_ ? ranking_->most_gain() : 0), most_gain_(most_bonus_ + (states_ ? states_->fusion().most_gain() : 0)) {
   Beam root;
   root.prefix = std::make_shared<Prefix>();
   if (context_) root.prefix->state = context_->start();
@@ -71,17 +71,17 @@ void BeamSearch::finish() {
 
 // Whether blank is so probable that every prefix stays and none can enter the beam, as in most frames.
 bool BeamSearch::nothing_grows() const {
-  if (tokens_[0] != blank_ || beams_.size() < beam_size_ || ranks_by_bonus_) return false;
+  if (tokens_[0] != blank_ || beams_.size() < beam_size_) return false;
   const double least = beams_.back().rank + scores_[0];
   if (scores_.size() < 2 || beams_[0].rank + scores_[1] + most_gain_ < least) return true;
-  return states_ && !language_lets_grow(least);
+  return states_ && !language_lets_grow(least - most_bonus_);
 }
 
 // Whether the bounds of the language model let an extension reach the score `least`; the first token is blank.
 bool BeamSearch::language_lets_grow(double least) const {
   const Fusion& fusion = states_->fusion();
   for (const Beam& beam : beams_) {
-    const double most = beam.rank + most_gain_;
+    const double most = beam.rank + fusion.most_gain();
     if (most + scores_[1] < least) return false;
     const auto [going_on, ending] = states_->losses(*beam.prefix->language);
     for (std::size_t rank = 1; rank < tokens_.size() && most + scores_[rank] >= least; ++rank) {
@@ -113,10 +113,6 @@ void BeamSearch::grow_all() {
     if (parent != kNone && rank != kNone) merged.emplace_back(parent, rank);
     Beam beam = stay(index, parent, rank, blank_rank);
     if (beam.total > kNever) kept.push_back(std::move(beam));
-  }
-  if (ranks_by_bonus_) {
-    prune_by_bonus(std::move(kept), merged);
-    return;
   }
   std::vector<Candidate> found = candidates(kept, merged);
   if (states_) found = scored(std::move(found), kept);
@@ -186,11 +182,11 @@ std::vector<BeamSearch::Candidate> BeamSearch::candidates(const std::vector<Beam
       const int token = tokens_[rank];
       if (token == blank_ || has(merged, index, rank)) continue;
       const double total = (token == beam.prefix->token ? beam.blank : beam.total) + scores_[rank];
-      double score = total;
+      double score = ranking_ ? total + bonus(*beam.prefix, token) : total;
       if (states_) {
         const Fusion& fusion = states_->fusion();
         const auto [going_on, ending] = states_->losses(*beam.prefix->language);
-        score += beam.prefix->extra + fusion.gain(token) + (fusion.ends_word(token) ? ending : going_on);
+        score += beam.prefix->language_score + fusion.gain(token) + (fusion.ends_word(token) ? ending : going_on);
       }
       if (score >= limit && total > kNever) found.push_back({score, rank * width + 2 * index + 1, index, rank, total});
     }
@@ -213,7 +209,8 @@ std::vector<BeamSearch::Candidate> BeamSearch::scored(std::vector<Candidate> can
     if (candidate.rank < best.top()) break;
     const Prefix& prefix = *beams_[candidate.beam].prefix;
     const FusionState::Move move = states_->advance(prefix.language, tokens_[candidate.token]);
-    const double score = candidate.total + (prefix.spoken + move.score + move.state->open);
+    const double added = prefix.spoken + move.score + move.state->open + bonus(prefix, tokens_[candidate.token]);
+    const double score = candidate.total + added;
     if (score < best.top()) continue;
     best.pop();
     best.push(score);
@@ -237,37 +234,23 @@ void BeamSearch::prune(std::vector<Beam> kept, const std::vector<Candidate>& can
       next.push_back(std::move(kept[candidate.beam]));
       continue;
     }
-    next.push_back(extended(beams_[candidate.beam], candidate.token, candidate.order));
-    next.back().total = candidate.total;
-    next.back().rank = candidate.rank;
+    const Beam& parent = beams_[candidate.beam];
+    Beam beam;
+    beam.prefix = child(parent.prefix, tokens_[candidate.token]);
+    grow(beam, parent, scores_[candidate.token]);
+    beam.order = candidate.order;
+    beam.total = candidate.total;
+    beam.rank = candidate.rank;
+    next.push_back(std::move(beam));
   }
   beams_ = std::move(next);
 }
 
-void BeamSearch::prune_by_bonus(std::vector<Beam> kept, const std::vector<std::pair<std::size_t, std::size_t>>& merged) {
-  const std::size_t width = 2 * beams_.size();
-  for (std::size_t index = 0; index < beams_.size(); ++index) {
-    for (std::size_t rank = 0; rank < tokens_.size(); ++rank) {
-      if (tokens_[rank] == blank_ || has(merged, index, rank)) continue;
-      Beam beam = extended(beams_[index], rank, rank * width + 2 * index + 1);
-      beam.total = beam.token;
-      beam.rank = beam.total + beam.prefix->extra;
-      if (beam.total > kNever) kept.push_back(std::move(beam));
-    }
-  }
-  std::stable_sort(kept.begin(), kept.end(), [](const Beam& one, const Beam& other) {
-    return one.rank != other.rank ? one.rank > other.rank : one.order < other.order;
-  });
-  if (kept.size() > beam_size_) kept.erase(kept.begin() + static_cast<std::ptrdiff_t>(beam_size_), kept.end());
-  beams_ = std::move(kept);
-}
-
-Beam BeamSearch::extended(const Beam& parent, std::size_t token, std::size_t order) const {
-  Beam beam;
-  beam.prefix = child(parent.prefix, tokens_[token]);
-  grow(beam, parent, scores_[token]);
-  beam.order = order;
-  return beam;
+// What hotwords add to the rank of a prefix extended by a token.
+double BeamSearch::bonus(const Prefix& prefix, int token) const {
+  if (!ranking_) return 0;
+  const ContextGraph::Move move = ranking_->advance(prefix.state, token);
+  return prefix.earned + move.bonus + ranking_->partial(move.state);
 }
 
 // A prefix may leave the beam and return while longer ones survive: it is then the same node.
@@ -289,7 +272,7 @@ std::shared_ptr<Prefix> BeamSearch::child(const std::shared_ptr<Prefix>& parent,
     prefix->spoken = parent->spoken + move.score;
     prefix->language_score = prefix->spoken + move.state->open;
   }
-  prefix->extra = prefix->language_score + (ranks_by_bonus_ ? prefix->bonus : 0);
+  prefix->extra = prefix->language_score + (ranking_ ? prefix->bonus : 0);
   known = prefix;
   return prefix;
 }

@@ -75,7 +75,7 @@ struct Beam {
 class BeamSearch {
  public:
   /// @param states of the language model, or null.
-  /// @param ranks_by_bonus prefixes are ranked with the bonus of hotwords, and every extension is tried, because a bonus may lift it.
+  /// @param ranks_by_bonus prefixes are ranked with the bonus of hotwords.
   BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, std::shared_ptr<FusionStates> states,
              bool ranks_by_bonus);
 
@@ -105,8 +105,7 @@ class BeamSearch {
   std::vector<Candidate> candidates(const std::vector<Beam>& kept, const std::vector<std::pair<std::size_t, std::size_t>>& merged) const;
   std::vector<Candidate> scored(std::vector<Candidate> candidates, const std::vector<Beam>& kept) const;
   void prune(std::vector<Beam> kept, const std::vector<Candidate>& candidates);
-  void prune_by_bonus(std::vector<Beam> kept, const std::vector<std::pair<std::size_t, std::size_t>>& merged);
-  Beam extended(const Beam& parent, std::size_t token, std::size_t order) const;
+  double bonus(const Prefix& prefix, int token) const;
   std::shared_ptr<Prefix> child(const std::shared_ptr<Prefix>& parent, int token) const;
   std::size_t rank_of(int token) const;
   std::size_t index_of(const std::shared_ptr<Prefix>& prefix) const;
@@ -115,8 +114,8 @@ class BeamSearch {
   int blank_;
   std::shared_ptr<const ContextGraph> context_;
   std::shared_ptr<FusionStates> states_;
-  bool ranks_by_bonus_;
-  double most_gain_;
+  std::shared_ptr<const ContextGraph> ranking_;  // null if prefixes are ranked without hotwords
+  double most_bonus_, most_gain_;
   int num_frames_ = 0;
   std::vector<Beam> beams_;
   std::vector<int> tokens_;

@@ -14,6 +14,8 @@ namespace {
 
 using Words = std::vector<std::u32string>;
 
+constexpr double kRounding = 1e-6;  // far more than the order of additions can change
+
 bool is_special(const std::u32string& symbol) {
   return symbol.size() > 2 && symbol.front() == U'<' && symbol.back() == U'>';
 }
@@ -144,6 +146,14 @@ ContextGraph::ContextGraph(const std::vector<Hotword>& hotwords, const Vocabular
   if (bonuses.empty()) runtime::fail<InvalidArgument>("hotwords are empty: leave them out for none");
   for (const auto& [words, bonus] : bonuses) add_phrase(words, bonus);
   link();
+  for (const State& state : states_) {
+    for (const auto& [character, next] : state.next) {
+      most_gain_ = std::max(most_gain_, states_[next].output + states_[next].partial - state.partial);
+    }
+  }
+  std::size_t longest = 0;
+  for (const std::u32string& spelling : spellings_) longest = std::max(longest, spelling.size());
+  most_gain_ = most_gain_ * static_cast<double>(longest) + kRounding;
   start_ = states_[0].next.at(kWordBoundary);
   for (std::size_t state = 0; state < states_.size(); ++state) {
     const auto arc = states_[state].next.find(kWordBoundary);

@@ -46,6 +46,9 @@ class ContextGraph {
   /// The share of a bonus that a growing hypothesis holds in `state`, and loses if the phrase is not completed.
   double partial(std::size_t state) const { return states_[state].partial; }
 
+  /// Upper bound of what a token adds to the bonus of a growing hypothesis, its share included.
+  double most_gain() const { return most_gain_; }
+
   /// The bonus of the phrases that are completed by ending in `state`.
   double finish(std::size_t state) const { return read_on(state, {kWordBoundary}).bonus; }
 
@@ -70,6 +73,7 @@ class ContextGraph {
   std::vector<std::u32string> spellings_;  // what each token adds to the text
   std::vector<State> states_;
   std::size_t start_ = 0, fingerprint_;
+  double most_gain_ = 0;
 };
 
 }  // namespace u2moe::runtime
