@@ -253,7 +253,7 @@ def test_parity_is_relative_to_large_log_probabilities(untrained, tmp_path):
     bundle, report = export_bundle(untrained, tmp_path / "bundle")
     limits = {item.tensor: item.limit for item in report.comparisons}
     assert limits["log_probs"] == LIMIT
-    assert 3e-4 < limits["score"] < 3.5e-4
+    assert 2e-4 < limits["score"] < 4e-4
     network = Checkpoint.open(untrained).network()
 
     def parity_after(shift):
@@ -267,7 +267,7 @@ def test_parity_is_relative_to_large_log_probabilities(untrained, tmp_path):
 
     differences = {item.tensor: item.difference for item in parity_after(1.3e-4).comparisons}
     assert LIMIT < differences["score"] < limits["score"]
-    with pytest.raises(ParityError, match=r"log_probs: largest difference .*, limit 0.0003"):
+    with pytest.raises(ParityError, match=r"decoder, two utterances: .*: largest difference .*, limit 0.000[23]"):
         parity_after(1e-3)
 
 

@@ -224,7 +224,8 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
         threads = content.get("threads", {"found": {}})
         seconds = threads["found"].get(INT8.key, {}).get("seconds", {})
         for (mode, own), limit, bound in zip(seconds.items(), (1.9, 1.8), ("read", "multiply"), strict=False):
-            if np.divide(*threads[bound][::-1]) >= limit:  # no program gains more by a second thread than the machine
+            one, two = threads.get(bound, (1, limit))  # no program gains more by a second thread than the machine
+            if two >= limit * one:
                 name, found = f"gain of two threads, {INT8.title}, {MODES[mode]}", ratios(own["1"], own["2"])
                 yield Target(name=name, where=where, found=found, limit=limit, at_most=False)
 

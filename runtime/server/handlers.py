@@ -67,6 +67,8 @@ class HttpHandler(H11Protocol):
         return 0.0
 
     def _read(self, is_wanted: bool) -> None:
+        if self.transport.is_closing():
+            return
         if not is_wanted:
             self.transport.pause_reading()
         elif not self.flow.read_paused:
@@ -168,10 +170,8 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
         return self._num_messages * _MESSAGE_S + self._num_text_bytes * _TEXT_BYTE_S
 
     def _read(self, is_wanted: bool) -> None:
-        if is_wanted:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
+        if not self.transport.is_closing():
+            (self.transport.resume_reading if is_wanted else self.transport.pause_reading)()
 
     def _forget_what_is_too_late(self) -> None:
         """After the close only the client's own is awaited: not the rest of a long frame."""

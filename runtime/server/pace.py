@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -22,8 +23,8 @@ _TURN_S = 0.001
 """Seconds of processor time that the parsing of one piece should take."""
 
 
-_slow: set[Pieces] = set()
-"""Connections that are slowed down."""
+_slow: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, set[Pieces]] = weakref.WeakKeyDictionary()
+"""Connections that are slowed down, by the event loop that serves them."""
 
 
 class Pieces:
@@ -41,6 +42,7 @@ class Pieces:
         self._size = _FIRST_BYTES
         self._time = asyncio.get_running_loop().time
         self._debt_s, self._then = 0.0, self._time()
+        self._slow = _slow.setdefault(asyncio.get_running_loop(), set())
         self._timer: asyncio.Handle | None = None
         self._is_held = False
 
@@ -74,7 +76,8 @@ class Pieces:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        _slow.discard(self)
+        self._slow.discard(self)
+        self._slow = set()  # it may close itself while it parses
         self._rest.clear()
         self._parse, self._read = lambda _: 0.0, lambda _: None  # they refer to the connection, which refers to this
         self._pay()
@@ -99,7 +102,7 @@ class Pieces:
         share = self._pay()
         self._debt_s += took_s
         wait_s = max(self._debt_s - _BURST_S, 0.0) / share
-        (_slow.add if wait_s else _slow.discard)(self)
+        (self._slow.add if wait_s else self._slow.discard)(self)
         if self._rest or wait_s:
             self._read(False)  # noqa: FBT003
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._work)
@@ -108,7 +111,7 @@ class Pieces:
 
     def _pay(self) -> float:
         """Reduce the debt by what the passed time has paid; returns the share by which it is paid."""
-        share = _SHARE / max(len(_slow), 1)
+        share = _SHARE / max(len(self._slow), 1)
         now = self._time()
         self._debt_s = max(self._debt_s - (now - self._then) * share, 0.0)
         self._then = now
