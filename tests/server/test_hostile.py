@@ -209,13 +209,22 @@ def test_expensive_bytes_are_parsed_a_few_at_a_time():
 
 
 def test_a_connection_has_a_small_share_of_the_loop():
+    abandoned = []
+
+    async def abandon():  # its server ends before it has paid
+        abandoned.append(Pieces(lambda _: 0.03, lambda _: None))
+        abandoned[0].put(b"a")
+
     async def spend():
+        gone = Pieces(lambda _: gone.close() or 0.03, lambda _: None)  # it breaks the protocol
+        gone.put(b"a")
         pieces = Pieces(lambda _: 0.03, lambda _: None)
         pieces.put(b"a")
         wait_s = pieces._timer.when() - asyncio.get_running_loop().time()
         pieces.close()
         return wait_s
 
+    asyncio.run(abandon())
     assert 0.1 < asyncio.run(spend()) < 0.3  # 10 ms too much, at 5 %
 
 
