@@ -244,6 +244,9 @@ def test_demo_is_a_bundle_for_every_command(bundle, tmp_path, capsys, monkeypatc
         assert str(bundle.path) in "".join(capsys.readouterr())
     assert cli.main(["quantize", "demo", str(tmp_path / "out"), "--no-report"]) == 0
     assert cli.main(["convert", "demo", str(tmp_path / "ort"), "--profile", "ort"]) == 0
+    monkeypatch.setattr(places, "DEMO_FOLDER", tmp_path / "own")
+    shutil.copytree(bundle.path, tmp_path / "own")  # which is written anew
+    assert cli.main(["lm", "attach", "demo", "none"]) == 0
 
 
 def test_version_and_help(capsys):

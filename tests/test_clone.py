@@ -24,3 +24,4 @@ def test_a_clone_is_small_and_large_files_have_reasons():
     sizes = {name: (ROOT / name).stat().st_size for name in done.stdout.split("\0") if name and (ROOT / name).is_file()}
     assert {name for name, size in sizes.items() if size > LARGE} == set(LISTED)
     assert sum(sizes.values()) <= LARGEST_TREE
+    assert "git clone --depth 1" in (ROOT / "README.md").read_text(encoding="utf-8")

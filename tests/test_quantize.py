@@ -227,8 +227,9 @@ def test_command_writes_report_and_gate_fails(float32, clip, tmp_path, capsys):
     manifest.write_text(f"{clip}\tone two three\n", encoding="utf-8")
     out = tmp_path / "out"
     assert main(["quantize", str(float32.path), str(out), "--list", str(manifest)]) == 0
-    table = capsys.readouterr().out
+    table, told = capsys.readouterr()
     assert "tokens with unchanged experts" in table
+    assert "[1/3] quantizing encoder.onnx" in told
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert 0 < report["weight_error"]["experts"]["relative"] < 0.01
     assert set(report["routing_agreement"]) == {

@@ -23,7 +23,7 @@ pytest.importorskip("sentencepiece")
 soundfile = pytest.importorskip("soundfile")
 torch = pytest.importorskip("torch")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.endurance,
     pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes share weights by fork"),
 ]
 

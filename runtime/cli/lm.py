@@ -104,7 +104,7 @@ def _add_attach(commands: Subparsers) -> None:
         description="Write a bundle anew with a language model and its weights in it, which every runtime then uses "
         "unless told otherwise.",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
     parser.add_argument("lm", metavar="MODEL", help="with weights, as 'u2moe lm tune' prints them; none: remove it")
     parser.add_argument("--beam-size", type=int, metavar="N", help="default beam of the bundle (default: as it is)")
     parser.set_defaults(run=run_attach)
@@ -157,7 +157,7 @@ def run_tune(args: argparse.Namespace) -> int:
 def run_attach(args: argparse.Namespace) -> int:
     """Put a model into a bundle."""
     chosen = None if args.lm == NONE else language_model_options(args.lm)
-    bundle = attach(args.bundle, chosen, beam_size=args.beam_size)
+    bundle = attach(chosen_bundle(args.bundle), chosen, beam_size=args.beam_size)
     decoding = bundle.manifest.decoding
     size = bundle.manifest.files[decoding.language_model.file].size if decoding.language_model else 0
     tell(f"{bundle.path}: beam {decoding.beam_size}, {size / 1e6:.1f} MB of language model")

@@ -27,6 +27,7 @@ def encoders(root):
     return Encoders(root, "tiny")
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.key)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -38,6 +39,7 @@ def test_every_peer_computes_what_ours_does(encoders, peer, mode):
     assert relative_error(expected, found) <= peer.limit
 
 
+@pytest.mark.endurance
 def test_every_peer_is_what_it_is_called(encoders):
     operators = {}
     for peer in PEERS:
