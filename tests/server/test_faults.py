@@ -123,7 +123,7 @@ def test_clients_that_do_not_read(running, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.server.handlers._CLOSE_S", 0.2)
     data = json.dumps({"text": LONG[:200_000]}).encode()
     with running(limits=Limits(send_s=0.3), protocol_ports={"wyoming": 0}) as impatient:
-        with impatient.connect("/v1/realtime", max_size=None, max_queue=1) as client:
+        with impatient.connect("/v1/realtime", max_size=None, max_queue=1, close_timeout=1) as client:
             with contextlib.suppress(ConnectionClosed):
                 for _ in range(50):  # the answer to what is wrong is as long
                     client.tell(type="nothing", event_id=LONG)
