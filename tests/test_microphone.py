@@ -1,6 +1,8 @@
 import _thread
+import dataclasses
 import importlib
 import importlib.metadata
+import json
 import threading
 import time
 
@@ -218,13 +220,15 @@ def spoken(sounddevice, sound):
     return sound
 
 
-def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsys):
-    assert listen(bundle, "--device", "1") == 0
+@pytest.mark.parametrize("form", ["txt", "json"])
+def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsys, form):
+    assert listen(bundle, "--device", "1", "-f", form) == 0
     options = DecodingOptions(chunk_size=8, endpoint=EndpointConfig())
     expected = segments_of(Recognizer.from_pretrained(bundle.path, options=options), spoken)
     out, err = capsys.readouterr()
     assert expected
-    assert out.splitlines() == [segment.text for segment in expected]
+    shown = [dataclasses.asdict(segment) if form == "json" else segment.text for segment in expected]
+    assert [json.loads(line) if form == "json" else line for line in out.splitlines()] == shown
     lines = err.splitlines()
     assert lines[0] == "listening, Ctrl-C ends"
     assert len(lines) > 2  # partial results

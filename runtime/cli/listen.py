@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import time
 
 from u2moe.runtime.audio.microphone import Microphone, input_devices
 from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
-from u2moe.runtime.cli.terminal import complain, print_result, show_latest, show_progress, tell
+from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.result import Result
@@ -23,6 +25,7 @@ def add_listen(subparsers: Subparsers) -> None:
         description="Recognise speech from a microphone until Ctrl-C: partial results on stderr, final ones on stdout. "
         f"Needs sounddevice: {install_command('microphone')}.",
     )
+    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one segment per line")
     experts = add_decoding(parser, chunk_size="as in training, or 16")
     experts.add_argument(
         "--device",
@@ -44,7 +47,10 @@ def run_listen(args: argparse.Namespace) -> int:
 
     def on_final(segment: Result) -> None:
         show_progress("")
-        print_result(f"{segment.text}\n")
+        if args.format == "json":
+            print_json(json.dumps(dataclasses.asdict(segment), ensure_ascii=False) + "\n")
+        else:
+            print_result(f"{segment.text}\n")
 
     def on_error(error: Exception) -> None:
         if not isinstance(error, AudioOverflowError):

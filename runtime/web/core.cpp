@@ -35,11 +35,12 @@ const char* told(std::string text) {
   return answer.c_str();
 }
 
+double number(const Json& json, const char* name, double otherwise) { return json.has(name) ? json[name].number() : otherwise; }
+
 std::optional<EndpointRule> rule_of(const Json& json) {
   if (json.is_null()) return std::nullopt;
-  const auto seconds = [&json](const char* name) { return json.has(name) ? json[name].number() : 0; };
   const bool needs_speech = json.has("must_contain_nonsilence") && json["must_contain_nonsilence"].boolean();
-  return EndpointRule{needs_speech, seconds("min_trailing_silence"), seconds("min_utterance_length")};
+  return EndpointRule{needs_speech, number(json, "min_trailing_silence", 0), number(json, "min_utterance_length", 0)};
 }
 
 StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* language_model) {
@@ -96,12 +97,11 @@ EXPORT(model_create) Model* model_create(const char* manifest, std::size_t manif
 EXPORT(language_model_create)
 LanguageModel* language_model_create(const Model* model, const char* content, std::size_t size, const char* options, std::size_t options_size) {
   const Json json = Json::parse({options, options_size}, "language model");
-  const auto number = [&json](const char* name, double otherwise) { return json.has(name) ? json[name].number() : otherwise; };
   LanguageModelOptions weights;
-  weights.weight = number("weight", weights.weight);
-  weights.word_bonus = number("word_bonus", weights.word_bonus);
-  weights.unknown_score = number("unknown_score", weights.unknown_score);
-  weights.rescoring_weight = number("rescoring_weight", weights.rescoring_weight);
+  weights.weight = number(json, "weight", weights.weight);
+  weights.word_bonus = number(json, "word_bonus", weights.word_bonus);
+  weights.unknown_score = number(json, "unknown_score", weights.unknown_score);
+  weights.rescoring_weight = number(json, "rescoring_weight", weights.rescoring_weight);
   if (json.has("level") && !json["level"].is_null()) weights.level = json["level"].string();
   weights.check();
   return new LanguageModel(std::make_shared<const Fusion>(Ngrams::parse({content, size}, "language model"), weights, model->vocabulary, "language model"));
@@ -164,12 +164,11 @@ EXPORT(stream_segment) const char* stream_segment(Recognition* stream) {
 
 EXPORT(finder_create) SpeechFinder* finder_create(const char* text, std::size_t size) {
   const Json json = Json::parse({text, size}, "options");
-  const auto number = [&json](const char* name, double otherwise) { return json.has(name) ? json[name].number() : otherwise; };
   VadOptions options;
-  options.threshold = number("threshold", options.threshold);
-  options.end_threshold = number("end_threshold", options.end_threshold);
-  options.min_silence = number("min_silence", options.min_silence);
-  options.padding = number("padding", options.padding);
+  options.threshold = number(json, "threshold", options.threshold);
+  options.end_threshold = number(json, "end_threshold", options.end_threshold);
+  options.min_silence = number(json, "min_silence", options.min_silence);
+  options.padding = number(json, "padding", options.padding);
   options.check();
   return new SpeechFinder(options);
 }

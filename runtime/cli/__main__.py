@@ -1,0 +1,7 @@
+"""`python -m u2moe.runtime.cli`: the command line."""
+
+import sys
+
+from u2moe.runtime.cli import main
+
+sys.exit(main())
