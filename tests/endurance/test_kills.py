@@ -89,7 +89,7 @@ def disturbed(listed, output, num_kills):
 
 @pytest.mark.parametrize(
     ("num_files", "num_kills"),
-    [(80, 2), pytest.param(6000, 60, marks=[pytest.mark.endurance, pytest.mark.timeout(7200)])],
+    [(160, 2), pytest.param(6000, 60, marks=[pytest.mark.endurance, pytest.mark.timeout(7200)])],
 )
 def test_every_utterance_is_there_once(num_files, num_kills, tmp_path):
     listed = make_corpus(tmp_path / "corpus", num_files)
