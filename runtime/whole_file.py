@@ -171,10 +171,9 @@ def put_in_place(folder: Path, target: Path, check: Callable[[], None]) -> None:
     _remove(replaced)
 
 
-def wait_until_in_place(target: Path) -> None:
-    """If another process is replacing a folder just now, wait until it has."""
-    with _locked(target.parent):
-        pass
+def kept_in_place(target: Path) -> contextlib.AbstractContextManager[None]:
+    """Within the block no other process replaces a folder; one that is replacing it just now is waited for."""
+    return _locked(target.parent)
 
 
 def _clear_up(target: Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import signal
@@ -80,6 +81,32 @@ def test_a_bundle_that_cannot_be_replaced_stays(bundle, tmp_path, monkeypatch):
         write(tmp_path / "out", bundle, overwrite=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
     assert (tmp_path / "out" / "mine").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such locks")
+@pytest.mark.parametrize("before", ["it is looked for", "its files are opened"])
+def test_a_bundle_that_goes_while_it_is_opened_is_waited_for(bundle, tmp_path, monkeypatch, before):
+    """Another process takes the old bundle away, just before the reader looks or just after."""
+    write(tmp_path / "out", bundle)
+    away, looked = tmp_path / "away", []
+
+    def goes(self):
+        found = before == "its files are opened" and os.path.isdir(self)  # noqa: PTH112
+        if self == tmp_path / "out" and not looked:
+            looked.append(self)
+            self.rename(away)
+        return found or os.path.isdir(self)  # noqa: PTH112
+
+    @contextlib.contextmanager
+    def comes(folder):
+        assert folder == tmp_path
+        away.rename(tmp_path / "out")
+        yield
+
+    monkeypatch.setattr(Path, "is_dir", goes)
+    monkeypatch.setattr("u2moe.runtime.whole_file._locked", comes)
+    assert Bundle.open(tmp_path / "out").fingerprint == bundle.fingerprint
+    assert looked
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such locks")

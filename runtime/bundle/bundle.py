@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.bundle.files import BundleFiles, plain_name
+from u2moe.runtime.bundle.files import BundleFile, BundleFiles, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.text.vocabulary import Vocabulary, parse_tokens
-from u2moe.runtime.whole_file import wait_until_in_place
+from u2moe.runtime.whole_file import kept_in_place
 
 if TYPE_CHECKING:
     from u2moe.runtime.model.settings import SessionSettings
@@ -54,13 +54,11 @@ class Bundle:
             IntegrityError: a file differs from its digest, or the bundle was replaced meanwhile.
         """
         folder = Path(path)
-        if not (folder / manifest_file).exists():
-            wait_until_in_place(folder)
-        if not folder.is_dir():
-            raise BundleError(f"{folder}: no such folder, expected a bundle")
-        if (folder / "train.yaml").is_file() and not (folder / manifest_file).exists():
-            raise BundleError(f"{folder}: is a WeNet checkpoint, no bundle: 'u2moe export {folder} BUNDLE' makes one")
-        opened = BundleFiles(folder)[manifest_file]
+        try:
+            opened = _open_manifest(folder, manifest_file)
+        except BundleError:  # perhaps the bundle was just being replaced
+            with kept_in_place(folder):
+                opened = _open_manifest(folder, manifest_file)
         where = opened.path
         manifest = parse_manifest(_decoded(where, opened.read(_MANIFEST_LIMIT)), where)
         files = BundleFiles(folder, manifest.files)
@@ -130,6 +128,14 @@ class Bundle:
     def release(self) -> None:
         """Close the files, which are opened again when they are needed."""
         self._files.release()
+
+
+def _open_manifest(folder: Path, name: str) -> BundleFile:
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder, expected a bundle")
+    if (folder / "train.yaml").is_file() and not (folder / name).exists():
+        raise BundleError(f"{folder}: is a WeNet checkpoint, no bundle: 'u2moe export {folder} BUNDLE' makes one")
+    return BundleFile(folder, name)
 
 
 def _decoded(file: Path, content: bytes) -> str:
