@@ -210,33 +210,44 @@ class BeamSearch:
             if stayed.total > _NEVER:
                 kept.append(stayed)
 
+        self.beams = self._prune(kept, self._extensions(kept, merged, tokens, scores), tokens, scores)
+
+    def _extensions(
+        self, kept: list[Beam], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
+    ) -> list[_Candidate]:
+        """The extensions that may be among the `beam_size` best, beside the prefixes that stay.
+
+        `merged` are those, as index of the prefix and rank of the token, that lead to a prefix that stays.
+        """
         fusion = self.fusion
-        # Anything below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
-        limit = min(beam.rank for beam in kept) if len(kept) >= self.beam_size else _NEVER
+        # The best so far, as a heap. What is below the least of them is not among the best. (What equals it may be: the
+        # order decides.)
+        best = sorted([_NEVER] * self.beam_size + [beam.rank for beam in kept])[-self.beam_size :]
         gains = [] if fusion is None else [fusion.gains[token] for token in tokens]
         ends = [] if fusion is None else [fusion.ends_word[token] for token in tokens]
         candidates: list[_Candidate] = []
-        width = 2 * len(beams)
-        for index, beam in enumerate(beams):
+        width = 2 * len(self.beams)
+        for index, beam in enumerate(self.beams):
             prefix = beam.prefix
-            most = beam.rank + self._most_gain
-            losses: tuple[float, float] | None = None
+            if beam.rank + self._most_gain + scores[0] < best[0]:
+                continue
+            losses = (0.0, 0.0) if fusion is None else fusion.losses(prefix.language)
             for rank, token in enumerate(tokens):
-                if most + scores[rank] < limit:
+                if beam.rank + self._most_gain + scores[rank] < best[0]:
                     break
                 if token == self.blank or (index, rank) in merged:
                     continue
                 total = (beam.blank if token == prefix.token else beam.total) + scores[rank]
                 score = total if self._ranking is None else total + self._bonus(prefix, token)
-                if fusion is not None:
-                    losses = losses or fusion.losses(prefix.language)
-                    score += prefix.language_score + gains[rank] + losses[ends[rank]]
-                if score >= limit and total > _NEVER:
+                if fusion is not None and prefix.language is not None:
+                    if score + (prefix.language_score + gains[rank] + losses[ends[rank]]) < best[0]:
+                        continue
+                    state, earned = prefix.language.moves.get(token) or fusion.advance(prefix.language, token)
+                    score = total + (prefix.spoken + earned + state.open + self._bonus(prefix, token))
+                if score >= best[0] and total > _NEVER:
+                    heappushpop(best, score)
                     candidates.append((-score, rank * width + 2 * index + 1, index, rank, total))
-        if fusion is not None:
-            best = sorted([_NEVER] * self.beam_size + [beam.rank for beam in kept])[-self.beam_size :]
-            candidates = self._scored(fusion, candidates, tokens, best)
-        self.beams = self._prune(kept, candidates, tokens, scores)
+        return candidates
 
     def _stay(
         self, index: int, parent: int | None, rank: int | None, blank_rank: int | None, scores: list[float]
@@ -285,29 +296,6 @@ class BeamSearch:
         if new.best_token < best + score:
             new.best_token = best + score
             new.token_times = (times, self.num_frames, score)
-
-    def _scored(
-        self, fusion: Fusion, candidates: list[_Candidate], tokens: list[int], best: list[float]
-    ) -> list[_Candidate]:
-        """Candidates with the score of the language model instead of its bound; without those that cannot win.
-
-        `best` are the scores of the best prefixes that stay, as many as the beam holds, ascending (and so a heap).
-        """
-        candidates.sort()
-        scored = []
-        for bound, order, index, rank, total in candidates:
-            if -bound < best[0]:
-                break
-            prefix = self.beams[index].prefix
-            if prefix.language is None:
-                continue
-            token = tokens[rank]
-            state, earned = prefix.language.moves.get(token) or fusion.advance(prefix.language, token)
-            score = total + (prefix.spoken + earned + state.open + self._bonus(prefix, token))
-            if score >= best[0]:
-                heappushpop(best, score)
-                scored.append((-score, order, index, rank, total))
-        return scored
 
     def _prune(
         self,
