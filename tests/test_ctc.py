@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_probs import log_softmax, random_log_probs
 
-from u2moe.runtime.decoding.beam_search import BeamSearch
 from u2moe.runtime.decoding.ctc import (
     GreedySearch,
     PrefixBeamSearch,
@@ -124,24 +123,18 @@ def test_prefix_beam_search_equals_plain_algorithm(spoken, seed, time, vocab, be
 
 
 @given(**SPOKEN, step=st.sampled_from([0.0, 0.5, 2.0]))
-def test_frames_in_which_nothing_grows_need_no_attempt(seed, time, vocab, beam_size, height, data, step):
-    """The short way gives the same to the last bit, also among equal scores and with impossible tokens."""
+def test_extensions_that_are_not_tried_would_change_nothing(seed, time, vocab, beam_size, height, data, step):
+    """To the last bit, also among equal scores and with impossible tokens."""
     blank = data.draw(st.integers(0, vocab - 1))
     log_probs = spoken_log_probs(seed, time, vocab, blank, height)
     if step:
         log_probs = np.round(log_probs / step).astype(np.float32) * np.float32(step)
         log_probs[log_probs < -10 * step] = -np.inf
-    short = ctc_prefix_beam_search(log_probs, beam_size, blank)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BeamSearch, "_nothing_grows", lambda *_: False)
-        assert ctc_prefix_beam_search(log_probs, beam_size, blank) == short
-
-
-def test_most_frames_of_speech_go_the_short_way(monkeypatch):
-    frames = []
-    monkeypatch.setattr(BeamSearch, "_advance_frame", lambda *_, way=BeamSearch._advance_frame: frames.append(way(*_)))
-    ctc_prefix_beam_search(spoken_log_probs(0, 400, 300, 0, 16.0), 10)
-    assert 0 < len(frames) < 200
+    whole = PrefixBeamSearch(beam_size, blank)
+    for search in whole._searches:
+        search._most_gain = search._most_bonus = 1e9
+    whole.advance(log_probs)
+    assert ctc_prefix_beam_search(log_probs, beam_size, blank) == whole.hypotheses()
 
 
 @given(

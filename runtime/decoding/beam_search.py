@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import weakref
 from heapq import heappushpop
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +23,11 @@ _Times = tuple["_Times", int, float] | None
 """Peaks of a prefix's tokens, (frame, log-probability), as a linked list from the last token, shared by prefixes."""
 
 
-_Candidate = tuple[float, int, int, int, float]
-"""An extension: minus its score, order, index of the prefix, rank of the token, log-probability of its alignments."""
+_Candidate = tuple[float, int, int, int]
+"""What may stay in the beam or enter it: minus its rank, order, index of the prefix, rank of the token that extends it.
+
+That of the token is -1 if the prefix stays. The order, the point at which WeNet would first meet it, breaks ties.
+"""
 
 
 class Prefix:
@@ -63,39 +65,29 @@ class Beam:
 
     `blank` sums the alignments that end in blank, `token` those that end in the prefix's last token, `total` both;
     `rank` is the total plus what the search adds for the prefix. `best_blank` and `best_token` are those of the single
-    best alignment, `blank_times` and `token_times` its peaks.
+    best alignment, `blank_times` and `token_times` its peaks; `best` and `times` are of the better one of both.
     """
 
     __slots__ = (
-        "best_blank", "best_token", "blank", "blank_times", "order", "prefix", "rank", "token", "token_times", "total",
+        "best", "best_blank", "best_token", "blank", "blank_times", "prefix", "rank", "times", "token", "token_times",
+        "total",
     )  # fmt: skip
 
     def __init__(self, prefix: Prefix) -> None:
         self.prefix = prefix
-        self.blank = self.token = self.total = self.rank = self.best_blank = self.best_token = _NEVER
+        self.blank = self.token = self.total = self.rank = self.best = self.best_blank = self.best_token = _NEVER
+        self.times: _Times = None
         self.blank_times: _Times = None
         self.token_times: _Times = None
-        self.order = 0
 
     def add_blank(self, score: float) -> None:
         """Extend all alignments only by blank, with log-probability `score`."""
-        if not self.best_blank > self.best_token:
-            self.best_blank, self.blank_times = self.best_token, self.token_times
-        self.best_blank += score
+        self.best = self.best_blank = self.best + score
         self.blank = self.total = self.total + score
         self.rank = self.total + self.prefix.extra
+        self.blank_times = self.times
         self.token = self.best_token = _NEVER
         self.token_times = None
-
-    @property
-    def best(self) -> float:
-        """Log-probability of the single best alignment."""
-        return max(self.best_token, self.best_blank)
-
-    @property
-    def times(self) -> _Times:
-        """Peaks of the single best alignment."""
-        return self.blank_times if self.best_blank > self.best_token else self.token_times
 
     def peaks(self) -> tuple[list[int], list[float]]:
         """Frames where the tokens peak in that alignment, and their probabilities there."""
@@ -112,9 +104,9 @@ class BeamSearch:
     """The best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
 
     The work per frame depends on its likely tokens. Extensions of a prefix are tried in order of probability until they
-    fall below the worst prefix that is kept anyway. If blank is so probable that all of them would, as in most frames,
-    none is tried (`_nothing_grows`). The result equals that of the full search. Both take into account by how much an
-    extension is lifted at most by a language model (`Fusion.most_gain`), and by hotwords if they affect the ranking
+    fall below the worst of the best so far, those that stay included: in most frames of speech blank is so probable
+    that none is tried. The result equals that of the full search, as the limit takes into account by how much a
+    language model lifts an extension at most (`Fusion.losses`), and hotwords if they affect the ranking
     (`ContextGraph.most_gain`).
 
     Attributes:
@@ -140,17 +132,49 @@ class BeamSearch:
         self._most_gain = self._most_bonus + (0.0 if fusion is None else fusion.most_gain)
         state, language = 0 if context is None else context.start, None if fusion is None else fusion.start
         root = Beam(Prefix(None, -1, state, language))
-        root.blank = root.total = root.rank = root.best_blank = root.best_token = 0.0
+        root.blank = root.total = root.rank = root.best = root.best_blank = root.best_token = 0.0
         self.beams = [root]
         # A prefix may leave the beam and return while longer prefixes survive: it must then be the same node.
         self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
 
     def advance(self, tokens: list[int], scores: list[float]) -> None:
         """Process one frame: its most probable tokens and their log-probabilities, in descending order."""
-        if self._nothing_grows(tokens, scores):
-            self._stay_all(tokens, scores)
-        else:
-            self._advance_frame(tokens, scores)
+        beams = self.beams
+        rank_of = {token: rank for rank, token in enumerate(tokens)}
+        index_of: dict[Prefix | None, int] = {beam.prefix: index for index, beam in enumerate(beams)}
+        blank_rank = rank_of.get(self.blank, len(tokens))
+        blank_score = scores[blank_rank] if blank_rank < len(tokens) else _NEVER
+        width = 2 * len(beams)
+        moved: dict[int, Beam] = {}
+        merged: set[tuple[int, int]] = set()
+        ranked: list[_Candidate] = []
+        for index, beam in enumerate(beams):
+            prefix = beam.prefix
+            order = blank_rank * width + 2 * index
+            total = beam.total + blank_score
+            rank = rank_of.get(prefix.token)
+            if rank is not None:
+                parent = index_of.get(prefix.parent)
+                order = min(order, rank * width + 2 * index)
+                if parent is not None:
+                    merged.add((parent, rank))
+                    order = min(order, rank * width + 2 * parent + 1)
+                if parent is not None or beam.token > _NEVER:
+                    moved[index] = self._stay(index, parent, scores[rank], blank_score)
+                    total = moved[index].total
+            if total > _NEVER:
+                ranked.append((-(total + prefix.extra), order, index, -1))
+        ranked += self._extensions(ranked, merged, tokens, scores)
+        ranked.sort()
+        del ranked[self.beam_size :]
+        # Only when all that grows has been built from the beams before this frame may the others change in place.
+        self.beams = [
+            moved.get(index, beams[index]) if rank < 0 else self._grown(index, tokens[rank], scores[rank], -least)
+            for least, _, index, rank in ranked
+        ]
+        for _, _, index, rank in ranked:
+            if rank < 0 and index not in moved:
+                beams[index].add_blank(blank_score)
         self.num_frames += 1
 
     def finish(self) -> None:
@@ -162,58 +186,8 @@ class BeamSearch:
             if self.fusion is not None and prefix.language is not None and prefix.parent is not None:
                 prefix.language_score = prefix.spoken + self.fusion.finish(prefix.language)
 
-    def _nothing_grows(self, tokens: list[int], scores: list[float]) -> bool:
-        """Whether all prefixes stay and no new one can enter the beam.
-
-        This holds if the best prefix, extended by the second most probable token, scores below the worst one extended
-        by blank, the most probable: no extension exceeds the former, and every prefix that stays reaches the latter.
-        (With a language model or hotwords, an extension gains something, which is bounded.)
-        """
-        beams = self.beams
-        if tokens[0] != self.blank or len(beams) < self.beam_size:
-            return False
-        least = beams[-1].rank + scores[0]
-        if len(scores) < 2 or beams[0].rank + scores[1] + self._most_gain < least:
-            return True
-        least -= self._most_bonus
-        return self.fusion is not None and not _may_grow(self.fusion, beams, tokens, scores, least)
-
-    def _stay_all(self, tokens: list[int], scores: list[float]) -> None:
-        """`_advance_frame` when nothing grows: most prefixes only add blank, which keeps their order."""
-        beams = self.beams
-        rank_of = {token: rank for rank, token in enumerate(tokens)}
-        moved = []
-        for index, beam in enumerate(beams):
-            rank = rank_of.get(beam.prefix.token)
-            if rank is not None:
-                parent = next((i for i, other in enumerate(beams) if other.prefix is beam.prefix.parent), None)
-                moved.append((index, self._stay(index, parent, rank, 0, scores)))
-        for beam in beams:
-            beam.add_blank(scores[0])
-        for index, beam in moved:
-            beams[index] = beam
-        if moved:
-            beams.sort(key=lambda beam: -beam.rank)
-
-    def _advance_frame(self, tokens: list[int], scores: list[float]) -> None:
-        beams = self.beams
-        rank_of = {token: rank for rank, token in enumerate(tokens)}
-        index_of = {beam.prefix: index for index, beam in enumerate(beams)}
-        kept: list[Beam] = []
-        merged: set[tuple[int, int]] = set()
-        for index, beam in enumerate(beams):
-            parent = index_of.get(beam.prefix.parent) if beam.prefix.parent is not None else None
-            rank = rank_of.get(beam.prefix.token)
-            if parent is not None and rank is not None:
-                merged.add((parent, rank))
-            stayed = self._stay(index, parent, rank, rank_of.get(self.blank), scores)
-            if stayed.total > _NEVER:
-                kept.append(stayed)
-
-        self.beams = self._prune(kept, self._extensions(kept, merged, tokens, scores), tokens, scores)
-
     def _extensions(
-        self, kept: list[Beam], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
+        self, kept: list[_Candidate], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
     ) -> list[_Candidate]:
         """The extensions that may be among the `beam_size` best, beside the prefixes that stay.
 
@@ -222,68 +196,70 @@ class BeamSearch:
         fusion = self.fusion
         # The best so far, as a heap. What is below the least of them is not among the best. (What equals it may be: the
         # order decides.)
-        best = sorted([_NEVER] * self.beam_size + [beam.rank for beam in kept])[-self.beam_size :]
-        gains = [] if fusion is None else [fusion.gains[token] for token in tokens]
-        ends = [] if fusion is None else [fusion.ends_word[token] for token in tokens]
+        best = sorted([_NEVER] * self.beam_size + [-stays[0] for stays in kept])[-self.beam_size :]
+        likely = [
+            (rank, token, score, *((0.0, False) if fusion is None else (fusion.gains[token], fusion.ends_word[token])))
+            for rank, (token, score) in enumerate(zip(tokens, scores, strict=True))
+            if token != self.blank
+        ]
         candidates: list[_Candidate] = []
         width = 2 * len(self.beams)
         for index, beam in enumerate(self.beams):
+            if not likely or beam.rank + self._most_gain + likely[0][2] < best[0]:
+                break  # and so are those that follow
             prefix = beam.prefix
-            if beam.rank + self._most_gain + scores[0] < best[0]:
-                continue
-            losses = (0.0, 0.0) if fusion is None else fusion.losses(prefix.language)
-            for rank, token in enumerate(tokens):
-                if beam.rank + self._most_gain + scores[rank] < best[0]:
+            losses = (0.0, 0.0, 0.0) if fusion is None else fusion.losses(prefix.language)
+            most = beam.rank + losses[2] + self._most_bonus
+            for rank, token, log_prob, gain, ends in likely:
+                if most + log_prob < best[0]:
                     break
-                if token == self.blank or (index, rank) in merged:
+                if (index, rank) in merged:
                     continue
-                total = (beam.blank if token == prefix.token else beam.total) + scores[rank]
+                total = (beam.blank if token == prefix.token else beam.total) + log_prob
                 score = total if self._ranking is None else total + self._bonus(prefix, token)
                 if fusion is not None and prefix.language is not None:
-                    if score + (prefix.language_score + gains[rank] + losses[ends[rank]]) < best[0]:
+                    if score + (prefix.language_score + gain + losses[ends]) < best[0]:
                         continue
                     state, earned = prefix.language.moves.get(token) or fusion.advance(prefix.language, token)
                     score = total + (prefix.spoken + earned + state.open + self._bonus(prefix, token))
                 if score >= best[0] and total > _NEVER:
                     heappushpop(best, score)
-                    candidates.append((-score, rank * width + 2 * index + 1, index, rank, total))
+                    candidates.append((-score, rank * width + 2 * index + 1, index, rank))
         return candidates
 
-    def _stay(
-        self, index: int, parent: int | None, rank: int | None, blank_rank: int | None, scores: list[float]
-    ) -> Beam:
-        """Prefix `index` after this frame.
+    def _stay(self, index: int, parent: int | None, score: float, blank_score: float) -> Beam:
+        """Prefix `index` after a frame that has its last token, with log-probability `score`, among the likely ones.
 
-        Its alignments add blank, repeat its last token, or extend those of its `parent`, if that is in the beam, too.
-
-        `order` is the point at which WeNet would first meet the prefix, which breaks ties.
+        Its alignments add blank, repeat that token, or extend those of its `parent`, if that is in the beam, too.
         """
         old = self.beams[index]
         new = Beam(old.prefix)
-        width = 2 * len(self.beams)
-        new.order = width * len(scores)
-        if blank_rank is not None:
-            new.blank = old.total + scores[blank_rank]
-            new.best_blank = old.best + scores[blank_rank]
-            new.blank_times = old.times
-            new.order = blank_rank * width + 2 * index
-        if rank is not None:
-            score = scores[rank]
-            repeats = old.best_token + score
-            if parent is not None and parent < index:
-                self._grow(new, self.beams[parent], score)
-                new.order = min(new.order, rank * width + 2 * parent + 1)
-            new.token = _log_add(new.token, old.token + score)
-            if new.best_token < repeats:
-                # The peak moves to this frame, unless the token was already reached from the parent in this frame.
-                if new.best_token == _NEVER and old.token_times is not None:
-                    new.token_times = (old.token_times[0], self.num_frames, score)
-                new.best_token = repeats
-            if parent is not None and parent > index:
-                self._grow(new, self.beams[parent], score)
-            new.order = min(new.order, rank * width + 2 * index)
+        new.blank, new.token = old.total + blank_score, old.token + score
+        new.best_blank, new.blank_times = old.best + blank_score, old.times
+        if parent is not None and parent < index:
+            self._grow(new, self.beams[parent], score)
+        repeats = old.best_token + score
+        if new.best_token < repeats:
+            # The peak moves to this frame, unless the token was already reached from the parent in this frame.
+            if new.best_token == _NEVER and old.token_times is not None:
+                new.token_times = (old.token_times[0], self.num_frames, score)
+            new.best_token = repeats
+        if parent is not None and parent > index:
+            self._grow(new, self.beams[parent], score)
         new.total = _log_add(new.blank, new.token)
         new.rank = new.total + old.prefix.extra
+        if new.best_blank > new.best_token:
+            new.best, new.times = new.best_blank, new.blank_times
+        else:
+            new.best, new.times = new.best_token, new.token_times
+        return new
+
+    def _grown(self, index: int, token: int, score: float, rank: float) -> Beam:
+        """Prefix `index` extended by a token."""
+        parent = self.beams[index]
+        new = Beam(self._prefix(parent.prefix, token))
+        self._grow(new, parent, score)
+        new.total, new.rank, new.best, new.times = new.token, rank, new.best_token, new.token_times
         return new
 
     def _grow(self, new: Beam, parent: Beam, score: float) -> None:
@@ -296,29 +272,6 @@ class BeamSearch:
         if new.best_token < best + score:
             new.best_token = best + score
             new.token_times = (times, self.num_frames, score)
-
-    def _prune(
-        self,
-        kept: list[Beam],
-        candidates: list[_Candidate],
-        tokens: list[int],
-        scores: list[float],
-    ) -> list[Beam]:
-        """The best `beam_size` of the prefixes that stay and the extensions (-score, order, beam, rank, total)."""
-        ranked: list[_Candidate] = [(-beam.rank, beam.order, place, -1, beam.total) for place, beam in enumerate(kept)]
-        ranked += candidates
-        ranked.sort(key=itemgetter(0, 1))
-        result = []
-        for negative, _, index, rank, total in ranked[: self.beam_size]:
-            if rank < 0:
-                result.append(kept[index])
-                continue
-            parent = self.beams[index]
-            new = Beam(self._prefix(parent.prefix, tokens[rank]))
-            self._grow(new, parent, scores[rank])
-            new.total, new.rank = total, -negative
-            result.append(new)
-        return result
 
     def _bonus(self, prefix: Prefix, token: int) -> float:
         """What hotwords add to the rank of a prefix extended by a token."""
@@ -342,21 +295,6 @@ class BeamSearch:
             prefix.extra = prefix.language_score + (0.0 if self._ranking is None else prefix.bonus)
             self._prefixes[parent, token] = prefix
         return prefix
-
-
-def _may_grow(fusion: Fusion, beams: list[Beam], tokens: list[int], scores: list[float], least: float) -> bool:
-    """Whether the bounds of the language model let an extension reach the score `least`; the first token is blank."""
-    for beam in beams:
-        most = beam.rank + fusion.most_gain
-        if most + scores[1] < least:
-            return False
-        losses = fusion.losses(beam.prefix.language)
-        for token, score in zip(tokens[1:], scores[1:], strict=True):
-            if most + score < least:
-                break
-            if beam.rank + score + fusion.gains[token] + losses[fusion.ends_word[token]] >= least:
-                return True
-    return False
 
 
 def _log_add(a: float, b: float) -> float:

@@ -55,7 +55,7 @@ class FusionState:
         self.begun = begun
         self.open = score
         self.ended: tuple[float, int] | None = None
-        self.losses: tuple[float, float] | None = None
+        self.losses: tuple[float, float, float] | None = None
         self.moves = _NO_MOVES
 
 
@@ -97,6 +97,10 @@ class Fusion:
         self._bonus = bonus
         self.ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
         self.gains = [bonus * (1 if self._by_token else _num_starts(spelling)) + _SLACK for spelling in self._spellings]
+        self._most_gains = [
+            max((gain for gain, end in zip(self.gains, self.ends_word, strict=True) if end is ends), default=-math.inf)
+            for ends in (False, True)
+        ]
         self.most_gain = max(self.gains)
         self._states: dict[tuple[int, str], FusionState] = {}
         self._beginnings: dict[str, _Beginning | None] = {}
@@ -152,17 +156,19 @@ class Fusion:
                 begun = ""
         return self._state(history, begun), score
 
-    def losses(self, state: FusionState | None) -> tuple[float, float]:
-        """Upper bounds, at most 0, of what the next token adds to the score besides its `gains`.
+    def losses(self, state: FusionState | None) -> tuple[float, float, float]:
+        """Upper bounds of what the next token adds to the score.
 
-        The first is for tokens that continue the current word, and so begin one word less; the second for tokens that
-        end it (`ends_word`), which replaces the score of its best completion by its own.
+        The first two, at most 0, are added to its `gains`: for tokens that continue the current word, and so begin one
+        word less, and for tokens that end it (`ends_word`), which replaces the score of its best completion by its own.
+        The third is for any token, with its gain.
         """
         if state is None:
-            return 0.0, 0.0
+            return 0.0, 0.0, self.most_gain
         if state.losses is None:
             is_open = bool(state.begun)
-            state.losses = (-self._bonus, self._ended(state)[0] - state.open) if is_open else (0.0, 0.0)
+            continues, ends = (-self._bonus, self._ended(state)[0] - state.open) if is_open else (0.0, 0.0)
+            state.losses = continues, ends, max(continues + self._most_gains[0], ends + self._most_gains[1])
         return state.losses
 
     def _ended(self, state: FusionState) -> tuple[float, int]:
