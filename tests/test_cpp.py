@@ -1,5 +1,6 @@
 """The C++ library, its C interface and its programs beside the Python runtime: what they give and refuse."""
 
+import hashlib
 import importlib
 import itertools
 import json
@@ -258,6 +259,14 @@ def test_letters_have_the_cases_that_python_knows(check):
     assert done.stdout == header or f"Unicode {version})" not in done.stdout
 
 
+def test_digests_are_those_of_python(check, tmp_path):
+    """Around the ends of blocks, with the processor's instructions and without."""
+    content = np.random.default_rng(32).bytes(200)
+    (tmp_path / "content").write_bytes(content)
+    expected = [hashlib.sha256(content[:num]).hexdigest() for num in range(201)]
+    assert check("digests", tmp_path / "content").decode().splitlines() == [f"{each} {each}" for each in expected]
+
+
 def test_threads_share_a_recognizer(check, bundle, model, talk):
     expected = recognized(bundle, model, soundfile.read(talk, dtype="float32")[0])
     texts = check("threads", bundle.path, talk).decode().splitlines()
@@ -405,6 +414,16 @@ def test_want_of_memory_is_an_error(installed, check, bundle):
         pytest.skip("sanitizers take terabytes of addresses")
     expected = ["U2MOE_OUT_OF_MEMORY", "U2MOE_OUT_OF_MEMORY", "U2MOE_OK"]
     assert check("out-of-memory", bundle.path).decode().split() == expected
+
+
+def test_a_bundle_that_does_not_fit_into_memory_is_an_error(installed, check):
+    """Whichever step of loading finds no more of it: the last limit is enough, and the smallest for nothing."""
+    if installed.has_sanitizers:
+        pytest.skip("sanitizers take terabytes of addresses")
+    found = check("little-memory", DEMO_FOLDER, 0, 1, 10, 40, 80, 4000).decode().split("\n")
+    assert found[0] == "U2MOE_OUT_OF_MEMORY"
+    assert set(found[1:-2]) <= {"U2MOE_OUT_OF_MEMORY", "U2MOE_OK"}
+    assert found[-2:] == ["U2MOE_OK", ""]
 
 
 @pytest.mark.endurance

@@ -1,5 +1,6 @@
 // Parts of runtime/cpp for tests/test_cpp.py: what the program alone does not show.
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -25,6 +26,7 @@
 #include "hotwords.hpp"
 #include "json.hpp"
 #include "ort.hpp"
+#include "sha256.hpp"
 #include "u2moe.hpp"
 
 namespace core = u2moe::runtime;
@@ -77,6 +79,15 @@ void print_letters() {
   for (char32_t c = 0; c < 0x110000; ++c) {
     const char32_t up = core::upper(c), low = core::lower(c);
     if (up != c || low != c) std::printf("%x %x %x\n", static_cast<unsigned>(c), static_cast<unsigned>(up), static_cast<unsigned>(low));
+  }
+}
+
+// SHA-256 of the first 0, 1, 2, ... bytes of a file, with the processor's instructions and without.
+void print_digests(char** argv) {
+  const std::string content = read_text(argv[2]);
+  for (std::size_t num = 0; num <= content.size(); ++num) {
+    const std::string_view part(content.data(), num);
+    std::printf("%s %s\n", core::sha256_hex(part).c_str(), core::sha256_hex(part, false).c_str());
   }
 }
 
@@ -227,6 +238,33 @@ void misuse(char** argv) {
   });
 }
 
+// From now on this process may take so many MB more.
+void limit_memory(std::size_t mb, rlim_t most) {
+  std::size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const rlimit tight = {pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) + (mb << 20), most};
+  setrlimit(RLIMIT_AS, &tight);
+}
+
+// Opens a bundle in processes that may take so many MB more, each of which prints what it gets unless it dies.
+void load_in_little_memory(int argc, char** argv) {
+  for (int i = 3; i < argc; ++i) {
+    std::fflush(stdout);
+    if (const pid_t child = fork()) {
+      int status = 0;
+      waitpid(child, &status, 0);
+      if (status) std::printf("status %d\n", status);
+      continue;
+    }
+    alarm(60);
+    limit_memory(std::stoul(argv[i]), RLIM_INFINITY);
+    u2moe_recognizer recognizer = nullptr;
+    std::puts(u2moe_error_name(u2moe_recognizer_open(argv[2], nullptr, &recognizer)));
+    std::fflush(stdout);
+    _exit(0);
+  }
+}
+
 // What a process does that may take 64 MB more: calls that ask for hundreds fail, and a stream goes on afterwards.
 void run_out_of_memory(char** argv) {
   u2moe_recognizer recognizer = nullptr;
@@ -236,12 +274,9 @@ void run_out_of_memory(char** argv) {
   u2moe::check(u2moe_stream_create(recognizer, nullptr, &stream));
   const std::string phrase(std::size_t{100} << 20, 'a');
   const auto* const samples = reinterpret_cast<const std::int16_t*>(phrase.data());
-  std::size_t pages = 0;
-  std::ifstream("/proc/self/statm") >> pages;
   rlimit before = {};
   getrlimit(RLIMIT_AS, &before);
-  const rlimit tight = {pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) + (std::size_t{64} << 20), before.rlim_max};
-  setrlimit(RLIMIT_AS, &tight);
+  limit_memory(64, before.rlim_max);
   const u2moe_error found[] = {u2moe_hotwords_parse(recognizer, phrase.c_str(), &hotwords),
                                u2moe_stream_accept_waveform_int16(stream, 16000, samples, phrase.size() / 2)};
   setrlimit(RLIMIT_AS, &before);
@@ -299,6 +334,8 @@ int main(int argc, char** argv) {
     if (what == "rules") recognize_with_rules(argc, argv);
     if (what == "misuse") misuse(argv);
     if (what == "out-of-memory") run_out_of_memory(argv);
+    if (what == "little-memory") load_in_little_memory(argc, argv);
+    if (what == "digests") print_digests(argv);
     if (what == "two-threads") use_in_two_threads(argv);
     if (what == "random-calls") {
       int rate = 0;

@@ -16,8 +16,8 @@
  *     }
  *
  * Errors. Every function that can fail returns a `u2moe_error`; `u2moe_error_message` says in the same thread what was wrong.
- * Nothing that a program passes ends the process, apart from pointers to memory that is not there; want of memory may, at
- * places in onnxruntime that cannot report it. After an error the
+ * Nothing that a program passes ends the process, apart from pointers to memory that is not there; want of memory might, at
+ * places in onnxruntime that cannot report it, and with `num_threads` above 1 onnxruntime may wait for ever. After an error the
  * variables that a function would have set are unchanged.
  *
  * Handles. A handle is a number, never an address: one that is null, was freed, or is of another kind gives

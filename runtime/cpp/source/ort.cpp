@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <mutex>
 #include <new>
 #include <numeric>
 
@@ -9,6 +10,19 @@
 
 namespace u2moe::runtime::ort {
 namespace {
+
+#ifdef __GLIBC__
+// An exception that leaves std::call_once, as in onnxruntime when memory is short, needs a library that glibc loads at the first
+// one, and without memory for it glibc ends the program. So the first one is thrown while there is memory: when this is loaded.
+[[maybe_unused]] const bool kUnwinds = [] {
+  try {
+    std::once_flag once;
+    std::call_once(once, [] { throw false; });
+  } catch (bool) {
+  }
+  return true;
+}();
+#endif
 
 constexpr std::uint32_t kApiVersion = 18;  // of which AddExternalInitializersFromFilesInMemory is
 
