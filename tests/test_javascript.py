@@ -308,7 +308,7 @@ def test_misuse_is_refused_by_name(ort_bundle):
         "RangeError: paddingS must be from 0 to 10, got 11",
         "RangeError: hotwords must be an array of phrases, got ADA",
         "RangeError: endpoint must be true, false or rules, got 0",
-        "RangeError: endpoint has no rule5: there are rule1, rule2, rule3, pause",
+        "RangeError: endpoint: rule5: found null, expected no field of this name",
         "RangeError: there is no option beam_size",
     ]
     assert found[-2].startswith("BundleError: this is not silero VAD 5 or 6: ")

@@ -7,9 +7,8 @@
 
 #include "errors.hpp"
 #include "json.hpp"
-#include "recognition.hpp"
 #include "resampler.hpp"
-#include "speech.hpp"
+#include "source.hpp"
 
 #define EXPORT(name) extern "C" __attribute__((export_name(#name)))
 
@@ -28,7 +27,6 @@ using LanguageModel = std::shared_ptr<const Fusion>;
 
 std::string answer;
 Floats resampled;
-std::vector<std::int64_t> hyps, lens;
 
 const char* told(std::string text) {
   answer = std::move(text);
@@ -36,12 +34,6 @@ const char* told(std::string text) {
 }
 
 double number(const Json& json, const char* name, double otherwise) { return json.has(name) ? json[name].number() : otherwise; }
-
-std::optional<EndpointRule> rule_of(const Json& json) {
-  if (json.is_null()) return std::nullopt;
-  const bool needs_speech = json.has("must_contain_nonsilence") && json["must_contain_nonsilence"].boolean();
-  return EndpointRule{needs_speech, number(json, "min_trailing_silence", 0), number(json, "min_utterance_length", 0)};
-}
 
 StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* language_model) {
   const auto given = [&json](const char* name) { return json.has(name) && !json[name].is_null(); };
@@ -58,15 +50,12 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   // true: as the bundle has it; an object is on top of what the library has.
   const bool is_own = given("endpoint") && !json["endpoint"].is_boolean();
   options.endpoint = is_own || (given("endpoint") && json["endpoint"].boolean());
-  if (!is_own) {
+  if (is_own) {
+    read_endpoint(json["endpoint"], options.rules, options.pause);
+  } else {
     options.rules = model.manifest.rules;
     options.pause = model.manifest.pause;
   }
-  for (std::size_t i = 0; is_own && i < options.rules.size(); ++i) {
-    const std::string name = "rule" + std::to_string(i + 1);
-    if (json["endpoint"].has(name)) options.rules[i] = rule_of(json["endpoint"][name]);
-  }
-  if (is_own && json["endpoint"].has("pause")) options.pause = json["endpoint"]["pause"].is_null() ? 0 : json["endpoint"]["pause"].number();
   std::vector<Hotword> hotwords;
   if (given("hotwords")) {
     for (const Json& each : json["hotwords"].array()) hotwords.push_back({each.array()[0].string(), each.array()[1].number()});
@@ -76,6 +65,17 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
   if (language_model) options.language_model = *language_model;
   options.written = given("written") && json["written"].boolean();
+  return options;
+}
+
+std::optional<VadOptions> vad_of(const Json& json) {
+  if (!json.has("vad") || json["vad"].is_null()) return std::nullopt;
+  const Json& given = json["vad"];
+  VadOptions options;
+  options.threshold = number(given, "threshold", options.threshold);
+  options.end_threshold = number(given, "end_threshold", options.end_threshold);
+  options.min_silence = number(given, "min_silence", options.min_silence);
+  options.padding = number(given, "padding", options.padding);
   return options;
 }
 
@@ -109,87 +109,54 @@ LanguageModel* language_model_create(const Model* model, const char* content, st
 
 EXPORT(language_model_free) void language_model_free(LanguageModel* model) { delete model; }
 
-EXPORT(stream_create) Recognition* stream_create(const Model* model, const char* options, std::size_t size, const LanguageModel* language_model) {
-  const StreamOptions chosen = options_of(Json::parse({options, size}, "options"), *model, language_model);
-  return new Recognition(model->manifest, model->vocabulary, chosen);
+EXPORT(stream_create) Source* stream_create(const Model* model, const char* options, std::size_t size, const LanguageModel* language_model) {
+  const Json json = Json::parse({options, size}, "options");
+  return new Source(model->manifest, model->vocabulary, options_of(json, *model, language_model), vad_of(json));
 }
 
-EXPORT(stream_free) void stream_free(Recognition* stream) { delete stream; }
-EXPORT(stream_chunk_size) int stream_chunk_size(const Recognition* stream) { return stream->options().chunk_size; }
+EXPORT(stream_free) void stream_free(Source* stream) { delete stream; }
 
-EXPORT(stream_accept) void stream_accept(Recognition* stream, int sample_rate, const float* samples, std::size_t num) {
+EXPORT(stream_accept) void stream_accept(Source* stream, int sample_rate, const float* samples, std::size_t num) {
   stream->check(sample_rate, samples, num);
   stream->accept(samples, num);
 }
 
-EXPORT(stream_finish) void stream_finish(Recognition* stream) { stream->finish(); }
+EXPORT(stream_finish) void stream_finish(Source* stream) { stream->finish(); }
 
-// {graph, input, its length, frames of caches to keep; for the decoder: hypotheses, their number, their lengths}; 0: none.
-EXPORT(stream_next) const std::int32_t* stream_next(Recognition* stream) {
-  static std::int32_t told_request[7];
-  const auto request = stream->next();
+// {graph, input, its length; for the encoder: whether caches begin anew, frames of them and of left context to keep; for the
+// decoder: tokens, their number, lengths, their number}; 0: none.
+EXPORT(stream_next) const std::int32_t* stream_next(Source* stream) {
+  static std::int32_t told_request[10];
+  const std::optional<Request> request = stream->next();
   if (!request) return nullptr;
-  const auto address = [](const void* place) { return static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(place)); };
-  hyps.clear();
-  lens.clear();
-  std::size_t longest = 1;
-  for (std::size_t i = 0; request->hypotheses && i < request->hypotheses->size(); ++i) longest = std::max(longest, (*request->hypotheses)[i].size());
-  for (std::size_t i = 0; request->hypotheses && i < request->hypotheses->size(); ++i) {
-    const std::vector<int>& tokens = (*request->hypotheses)[i];
-    hyps.insert(hyps.end(), tokens.begin(), tokens.end());
-    hyps.resize(longest * (i + 1), stream->eos());
-    lens.push_back(static_cast<std::int64_t>(tokens.size()));
-  }
-  const std::int32_t fields[] = {static_cast<std::int32_t>(request->graph), address(request->input->data()), static_cast<std::int32_t>(request->input->size()),
-                                 static_cast<std::int32_t>(request->kept), address(hyps.data()), static_cast<std::int32_t>(lens.size()), address(lens.data())};
-  std::copy(std::begin(fields), std::end(fields), told_request);
+  std::int32_t* place = told_request;
+  const auto tell = [&place](std::int64_t number) { *place++ = static_cast<std::int32_t>(number); };
+  const auto tell_array = [&tell](const auto* items) {
+    tell(items ? static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(items->data())) : 0);
+    tell(items ? static_cast<std::int64_t>(items->size()) : 0);
+  };
+  tell(static_cast<std::int64_t>(request->graph));
+  tell_array(request->input);
+  for (const std::int64_t number : {std::int64_t{request->begins}, request->kept, request->required}) tell(number);
+  tell_array(request->sequences ? &request->sequences->tokens : nullptr);
+  tell_array(request->sequences ? &request->sequences->lengths : nullptr);
   return told_request;
 }
 
-EXPORT(stream_give) void stream_give(Recognition* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
+EXPORT(stream_give) void stream_give(Source* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
 
 // Scores [hypotheses, width] of the first decoder, those of the second, if there is one, and of next tokens [hypotheses, vocab].
 EXPORT(stream_score)
-void stream_score(Recognition* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
+void stream_score(Source* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
   const float *right = scores + rows * width, *next = scores + num_decoders * rows * width;
   stream->give(TokenScores{{scores, right}, {right, next}, width, {next, scores + num}});
 }
 
-EXPORT(stream_result) const char* stream_result(const Recognition* stream) { return told(as_json(stream->result())); }
+EXPORT(stream_result) const char* stream_result(const Source* stream) { return told(as_json(stream->result())); }
 
-EXPORT(stream_segment) const char* stream_segment(Recognition* stream) {
+EXPORT(stream_segment) const char* stream_segment(Source* stream) {
   const auto segment = stream->take_segment();
   return segment ? told(as_json(*segment)) : nullptr;
-}
-
-EXPORT(finder_create) SpeechFinder* finder_create(const char* text, std::size_t size) {
-  const Json json = Json::parse({text, size}, "options");
-  VadOptions options;
-  options.threshold = number(json, "threshold", options.threshold);
-  options.end_threshold = number(json, "end_threshold", options.end_threshold);
-  options.min_silence = number(json, "min_silence", options.min_silence);
-  options.padding = number(json, "padding", options.padding);
-  options.check();
-  return new SpeechFinder(options);
-}
-
-EXPORT(finder_free) void finder_free(SpeechFinder* finder) { delete finder; }
-EXPORT(finder_accept) void finder_accept(SpeechFinder* finder, const float* samples, std::size_t num) { finder->accept({samples, samples + num}); }
-EXPORT(finder_finish) void finder_finish(SpeechFinder* finder) { finder->finish(); }
-EXPORT(finder_window) const float* finder_window(const SpeechFinder* finder) { return finder->window(); }
-EXPORT(finder_hear) void finder_hear(SpeechFinder* finder, double probability) { finder->hear(probability); }
-
-// {first sample, whether speech begins, whether it ends, samples, their number}; 0: none.
-EXPORT(finder_take) const std::int32_t* finder_take(SpeechFinder* finder) {
-  static std::optional<Speech> speech;
-  static std::int32_t told_speech[5];
-  speech = finder->take();
-  if (!speech) return nullptr;
-  const std::int32_t fields[] = {static_cast<std::int32_t>(speech->start), speech->begins, speech->ends,
-                                 static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(speech->samples.data())),
-                                 static_cast<std::int32_t>(speech->samples.size())};
-  std::copy(std::begin(fields), std::end(fields), told_speech);
-  return told_speech;
 }
 
 EXPORT(resampler_create) Resampler* resampler_create(int source_rate, int target_rate) { return new Resampler(source_rate, target_rate); }

@@ -6,9 +6,7 @@ import { AudioError, BundleError, IntegrityError, LanguageModelError, StreamErro
 const ERRORS = { 1: RangeError, 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError };
 
 /** What `Stream.next` asks for. */
-export const FEATURES = 1, ENCODER = 2, CTC = 3, DECODER = 4;
-
-const WINDOW_LEN = 512; // samples of a probability of speech
+export const FEATURES = 1, ENCODER = 2, CTC = 3, DECODER = 4, VAD = 5;
 
 const encoder = new TextEncoder(), decoder = new TextDecoder();
 let compiled;
@@ -117,18 +115,15 @@ export class Core {
   }
 }
 
-/** The recognition of one source; see runtime/cpp/source/recognition.hpp. */
+/** The recognition of one source; see runtime/cpp/source/source.hpp. */
 export class Recognition {
   #core;
   #pointer;
 
-  /** @param options with the names of Python, and `language_model`, a `LanguageModel`. */
+  /** @param options with the names of Python, `vad`, an object, and `language_model`, a `LanguageModel`. */
   constructor(core, model, { language_model: languageModel, ...options }) {
     this.#core = core;
     this.#pointer = core.own(this, 'stream_free', core.call('stream_create', model, JSON.stringify(options), languageModel?.pointer ?? 0));
-    this.chunkSize = core.call('stream_chunk_size', this.#pointer); // -1: full context
-    const { num_left_chunks: num = -1 } = options;
-    this.required = num < 0 ? -1 : this.chunkSize * num; // frames of left context
   }
 
   accept(sampleRate, samples) {
@@ -139,16 +134,13 @@ export class Recognition {
     this.#core.call('stream_finish', this.#pointer);
   }
 
-  /** The graph to run next, {graph, input, kept, hyps, lens}; null: more samples are needed. */
+  /** The graph to run next, {graph, input, begins, kept, required, hyps, lens}; null: more samples are needed. */
   next() {
-    const told = this.#core.call('stream_next', this.#pointer);
+    const core = this.#core, told = core.call('stream_next', this.#pointer);
     if (!told) return null;
-    const [graph, input, length, kept, hyps, num, lens] = this.#core.array(Int32Array, told, 7);
-    const request = { graph, kept, input: this.#core.array(Float32Array, input, length) };
-    if (graph !== DECODER) return request;
-    request.lens = this.#core.array(BigInt64Array, lens, num);
-    const longest = request.lens.reduce((most, each) => (each > most ? each : most), 1n);
-    return { ...request, hyps: this.#core.array(BigInt64Array, hyps, num * Number(longest)) };
+    const [graph, input, length, begins, kept, required, hyps, num, lens, rows] = core.array(Int32Array, told, 10);
+    const request = { graph, begins, kept, required, input: core.array(Float32Array, input, length) };
+    return num ? { ...request, hyps: core.array(BigInt64Array, hyps, num), lens: core.array(BigInt64Array, lens, rows) } : request;
   }
 
   /** The output of the graph. */
@@ -189,47 +181,6 @@ export class LanguageModel {
     } catch (error) { // of the JSON in its header
       throw error instanceof BundleError ? new LanguageModelError(error.message, { cause: error }) : error;
     }
-  }
-}
-
-/** Stretches of speech in one source at 16 kHz; see runtime/cpp/source/speech.hpp. */
-export class SpeechFinder {
-  #core;
-  #pointer;
-
-  constructor(core, options) {
-    this.#core = core;
-    this.#pointer = core.own(this, 'finder_free', core.call('finder_create', JSON.stringify(options)));
-  }
-
-  accept(samples) {
-    this.#core.call('finder_accept', this.#pointer, samples);
-  }
-
-  finish() {
-    this.#core.call('finder_finish', this.#pointer);
-  }
-
-  /** The next window without a probability, or null. */
-  window() {
-    const pointer = this.#core.call('finder_window', this.#pointer);
-    return pointer ? this.#core.array(Float32Array, pointer, WINDOW_LEN) : null;
-  }
-
-  hear(probability) {
-    this.#core.call('finder_hear', this.#pointer, probability);
-  }
-
-  /** The next part of speech {start, begins, ends, samples}, or null. */
-  take() {
-    const told = this.#core.call('finder_take', this.#pointer);
-    if (!told) return null;
-    const [start, begins, ends, samples, num] = this.#core.array(Int32Array, told, 5);
-    return { start, begins, ends, samples: this.#core.array(Float32Array, samples, num) };
-  }
-
-  free() {
-    this.#core.free(this, 'finder_free', this.#pointer);
   }
 }
 

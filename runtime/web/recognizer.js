@@ -2,7 +2,7 @@
 
 import { openBundle } from './bundle.js';
 import { checkedSignal, untilAborted } from './cancellation.js';
-import { Core, LanguageModel, Recognition, Resampler, SpeechFinder, pythonNames } from './core.js';
+import { Core, LanguageModel, Recognition, pythonNames } from './core.js';
 import { BundleError } from './errors.js';
 import { Graphs } from './graphs.js';
 import { Stream } from './stream.js';
@@ -12,9 +12,7 @@ const OPTIONS = [
   'hotwords', 'endpoint', 'search', 'beamSize', 'chunkSize', 'numLeftChunks', 'ctcWeight', 'reverseWeight', 'lengthPenalty',
   'paddingS', 'languageModel', 'vad', 'written',
 ];
-const RULES = ['rule1', 'rule2', 'rule3', 'pause'];
 const HOTWORD_WEIGHT = 1.5;
-const SPEECH_RATE = 16000; // of voice activity detection, and so of the model
 
 export class Recognizer {
   #core;
@@ -61,7 +59,6 @@ export class Recognizer {
 
   createStream(options = {}) {
     if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which a worker cannot be sent');
-    if (options.vad && this.sampleRate !== SPEECH_RATE) throw new RangeError(`vad needs a model for 16000 Hz, this one is for ${this.sampleRate}`);
     const unknown = Object.keys(options).find((name) => !OPTIONS.includes(name));
     if (unknown) throw new RangeError(`there is no option ${unknown}`);
     checkFinite(options);
@@ -70,14 +67,9 @@ export class Recognizer {
     const chosen = { languageModel: hasBeam ? this.#bundled : null, ...given, endpoint: endpointOf(given.endpoint) };
     if (given.hotwords !== undefined) chosen.hotwords = hotwordsOf(given.hotwords);
     if (chosen.chunkSize === 'full') chosen.chunkSize = -1;
+    if (vad) chosen.vad = vad.options;
     const recognition = () => inJavaScript(() => new Recognition(this.#core, this.#model, pythonNames(chosen)));
-    const listening = () => vad && {
-      vad,
-      past: vad.start(),
-      finder: inJavaScript(() => new SpeechFinder(this.#core, pythonNames(vad.options))),
-      resampler: (rate) => new Resampler(this.#core, rate, SPEECH_RATE),
-    };
-    return new Stream(this.#graphs, recognition, listening);
+    return new Stream(this.#graphs, recognition, vad);
   }
 
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
@@ -118,8 +110,6 @@ function endpointOf(endpoint = true) {
   if (typeof (endpoint ?? {}) !== 'object' && typeof endpoint !== 'boolean') {
     throw new RangeError(`endpoint must be true, false or rules, got ${endpoint}`);
   }
-  const unknown = Object.keys(endpoint ?? {}).find((name) => !RULES.includes(name));
-  if (unknown) throw new RangeError(`endpoint has no ${unknown}: there are ${RULES.join(', ')}`);
   return endpoint ?? false;
 }
 

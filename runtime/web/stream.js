@@ -1,25 +1,21 @@
 /** Samples in, events out, as documented in `index.d.ts`. What is next is decided by the core; graphs are run here. */
 
-import { CTC, DECODER, ENCODER, FEATURES } from './core.js';
+import { CTC, DECODER, ENCODER, FEATURES, VAD } from './core.js';
 import { AudioError, StreamError } from './errors.js';
 
 const LOUDEST = 8;
-const SPEECH_RATE = 16000;
 
 export class Stream extends EventTarget {
-  #graphs;
   #open;
-  #listen;
   #source;
   #work = Promise.resolve();
 
-  /** @param open makes a `Recognition` of the core. @param listen what finds speech, {vad, past, finder, resampler(rate)}, or null. */
-  constructor(graphs, open, listen) {
+  /** @param recognition makes a `Recognition` of the core. @param vad a `Vad`, or null. */
+  constructor(graphs, recognition, vad) {
     super();
-    this.#graphs = graphs;
-    this.#open = open;
-    this.#listen = listen;
-    this.#source = this.#newSource();
+    const emit = (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail }));
+    this.#open = () => new Source(graphs, recognition(), vad, emit);
+    this.#source = this.#open();
   }
 
   acceptWaveform(sampleRate, samples) {
@@ -41,15 +37,11 @@ export class Stream extends EventTarget {
 
   reset() {
     this.#source.discard();
-    this.#source = this.#newSource();
+    this.#source = this.#open();
   }
 
   get result() {
     return this.#source.result;
-  }
-
-  #newSource() {
-    return new Source(this.#graphs, this.#open, this.#listen(), (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail })));
   }
 
   #soon(work) {
@@ -62,14 +54,9 @@ export class Stream extends EventTarget {
 /** One source of a stream. */
 class Source {
   #graphs;
-  #open;
   #recognition;
-  #listening; // what finds speech, if a detector is given; `Stream` of C++ does the same
-  #resampler = null; // before it
-  #rate = null;
-  #begin = 0; // of the current stretch of speech, in seconds
-  #first = 0; // number of its first segment
-  #number = 0; // of the next segment
+  #vad;
+  #past; // of the detector
   #caches;
   #emit;
   #last = null; // the result after the end
@@ -80,17 +67,16 @@ class Source {
   #failure = null;
 
   /** @param emit called with the type and the detail of each event. */
-  constructor(graphs, open, listening, emit) {
+  constructor(graphs, recognition, vad, emit) {
     this.#graphs = graphs;
-    this.#open = open;
-    this.#recognition = open();
-    this.#listening = listening;
-    this.#caches = graphs.start();
+    this.#recognition = recognition;
+    this.#vad = vad;
+    this.#past = vad?.start();
     this.#emit = (type, detail) => this.#isDiscarded || emit(type, detail);
   }
 
   get result() {
-    return this.#last ?? this.#presented(this.#recognition.result);
+    return this.#last ?? this.#recognition.result;
   }
 
   accept(sampleRate, samples) {
@@ -100,16 +86,7 @@ class Source {
   }
 
   append(sampleRate, samples) {
-    if (this.#failure || this.#isDiscarded) return; // nothing is kept that will never be recognised
-    const { finder, resampler } = this.#listening ?? {};
-    if (!finder) {
-      this.#recognition.accept(sampleRate, samples);
-      return;
-    }
-    this.#resampler ??= resampler(sampleRate);
-    this.#rate ??= sampleRate;
-    if (sampleRate !== this.#rate) throw new AudioError(`sample rate changed from ${this.#rate} to ${sampleRate} Hz in a stream`);
-    finder.accept(this.#resampler.accept(samples));
+    if (!this.#failure && !this.#isDiscarded) this.#recognition.accept(sampleRate, samples); // nothing is kept that will never be recognised
   }
 
   finish() {
@@ -118,40 +95,8 @@ class Source {
   }
 
   end() {
-    if (!this.#listening) this.#recognition.finish();
-    else if (this.#resampler) this.#listening.finder.accept(this.#resampler.finish());
-    this.#listening?.finder.finish();
+    this.#recognition.finish();
     this.#isEnding = true;
-  }
-
-  /** Recognise the speech among what was heard, each stretch as a source of its own. */
-  async #decodeSpeech() {
-    const { vad, past, finder } = this.#listening;
-    for (let window; !this.#isDiscarded && (window = finder.window());) finder.hear(await vad.probability(window, past));
-    for (let speech; !this.#isDiscarded && (speech = finder.take());) {
-      if (speech.begins) {
-        this.#recognition.free();
-        this.#recognition = this.#open();
-        this.#caches = this.#graphs.start();
-        this.#begin = speech.start / SPEECH_RATE;
-        this.#first = this.#number;
-      }
-      this.#recognition.accept(SPEECH_RATE, speech.samples);
-      if (speech.ends) this.#recognition.finish();
-      await this.#decodeAll();
-    }
-    if (!this.#isEnding || this.#isDiscarded) return;
-    if (!this.#recognition.result.isFinal) this.#recognition.finish(); // there was no speech
-    await this.#decodeAll();
-  }
-
-  /** A result of the current stretch of speech as one of the source. */
-  #presented(result) {
-    if (!this.#listening) return result;
-    const at = (seconds) => Math.round((seconds + this.#begin) * 1000) / 1000;
-    const words = result.words.map((word) => ({ ...word, start: at(word.start), end: at(word.end) }));
-    const times = result.times.map(at), ends = words.length ? { start: at(result.start), end: at(result.end) } : {};
-    return { ...result, ...ends, words, times, segment: result.segment + this.#first };
   }
 
   /** Stop: no further event is emitted, and work in flight is dropped. */
@@ -161,9 +106,6 @@ class Source {
   }
 
   #free() {
-    this.#listening?.finder.free();
-    this.#resampler?.free();
-    this.#listening = this.#resampler = null;
     this.#recognition?.free();
     this.#recognition = null;
   }
@@ -175,7 +117,7 @@ class Source {
     this.#isRunning = true;
     try {
       before();
-      await (this.#listening ? this.#decodeSpeech() : this.#decodeAll());
+      await this.#decodeAll();
     } catch (error) {
       if (this.#isDiscarded) return;
       this.#failure = error;
@@ -190,24 +132,21 @@ class Source {
   async #decodeAll() {
     for (let isNew = false; !this.#isDiscarded;) {
       const request = this.#recognition.next();
-      for (let segment; (segment = this.#recognition.segment());) {
-        this.#number += 1;
-        this.#emit('final', this.#presented(segment));
-      }
-      const isBetween = !request || request.graph === FEATURES || request.graph === ENCODER; // and no utterance is ending
-      const result = (isNew && isBetween) || !request ? this.#presented(this.#recognition.result) : null;
+      for (let segment; (segment = this.#recognition.segment());) this.#emit('final', segment);
+      const isBetween = ![CTC, DECODER].includes(request?.graph); // and no utterance is ending
+      const result = (isNew && isBetween) || !request ? this.#recognition.result : null;
       if (isNew && isBetween && !result.isFinal) this.#emit('partial', result);
       if (!request) {
         if (result.isFinal && this.#isEnding) this.#last = result;
         break;
       }
-      isNew = !isBetween || request.graph === CTC;
+      isNew = !isBetween;
       if (!this.#isDiscarded) await this.#run(request); // by a listener
     }
   }
 
   /** Run the graph that the core asks for, unless the source was discarded meanwhile: then its work ends here. */
-  async #run({ graph, input, kept, hyps, lens }) {
+  async #run({ graph, input, begins, kept, required, hyps, lens }) {
     const graphs = this.#graphs, recognition = this.#recognition;
     if (graph === DECODER) {
       const scores = await graphs.score(input, hyps, lens);
@@ -217,12 +156,10 @@ class Source {
     let output;
     if (graph === FEATURES) output = await graphs.features(input);
     if (graph === CTC) output = await graphs.ctc(input);
+    if (graph === VAD) output = Float32Array.of(await this.#vad.probability(input, this.#past));
     if (graph === ENCODER) {
-      const hasFullContext = recognition.chunkSize < 0;
-      const caches = hasFullContext ? graphs.start() : kept < 0 ? this.#caches : graphs.lastOf(this.#caches, kept);
-      const found = await graphs.encode(input, caches, hasFullContext ? 0 : recognition.required);
-      this.#caches = hasFullContext ? caches : found.caches;
-      output = found.output;
+      const caches = begins ? graphs.start() : kept < 0 ? this.#caches : graphs.lastOf(this.#caches, kept);
+      ({ output, caches: this.#caches } = await graphs.encode(input, caches, required));
     }
     if (!this.#isDiscarded) recognition.give(output);
   }

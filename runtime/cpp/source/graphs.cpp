@@ -138,28 +138,23 @@ Floats Graphs::ctc(Floats output) const {
   return found;
 }
 
-TokenScores Graphs::score(const Floats& output, const std::vector<std::vector<int>>& hypotheses) const {
+TokenScores Graphs::score(const Floats& output, const Sequences& sequences) const {
   // Attention takes memory for each pair of a token and a frame or another token: those of a long utterance are scored in several calls.
-  constexpr std::size_t most_pairs = std::size_t{1} << 22;
-  std::size_t longest = 1;
-  for (const auto& tokens : hypotheses) longest = std::max(longest, tokens.size());
-  const std::size_t num_frames = output.size() / static_cast<std::size_t>(m_.output_size);
-  const std::size_t num_rows = std::max<std::size_t>(most_pairs / (longest * std::max(num_frames, longest)), 1);
+  constexpr std::int64_t most_pairs = std::int64_t{1} << 22;
+  const auto longest = static_cast<std::int64_t>(sequences.longest);
+  const std::int64_t num_frames = length(output) / m_.output_size, num_sequences = length(sequences.lengths);
+  const std::int64_t num_rows = std::max<std::int64_t>(most_pairs / (longest * std::max(num_frames, longest)), 1);
   TokenScores scores;
-  scores.width = longest + 1;
+  scores.width = sequences.longest + 1;
   Floats frames = output;
-  for (std::size_t begin = 0; begin < hypotheses.size(); begin += num_rows) {
-    const std::size_t end = std::min(begin + num_rows, hypotheses.size());
-    std::vector<std::int64_t> hyps, lens, num = {static_cast<std::int64_t>(num_frames)};
-    for (std::size_t row = begin; row < end; ++row) {
-      hyps.insert(hyps.end(), hypotheses[row].begin(), hypotheses[row].end());
-      hyps.insert(hyps.end(), longest - hypotheses[row].size(), m_.eos);
-      lens.push_back(length(hypotheses[row]));
-    }
+  for (std::int64_t begin = 0; begin < num_sequences; begin += num_rows) {
+    const std::int64_t end = std::min(begin + num_rows, num_sequences);
+    std::vector<std::int64_t> hyps(sequences.tokens.begin() + begin * longest, sequences.tokens.begin() + end * longest);
+    std::vector<std::int64_t> lens(sequences.lengths.begin() + begin, sequences.lengths.begin() + end), num = {num_frames};
     ort::Values inputs;
-    inputs.push_back(ort::tensor(hyps, {1, length(lens), static_cast<std::int64_t>(longest)}));
-    inputs.push_back(ort::tensor(lens, {1, length(lens)}));
-    inputs.push_back(ort::tensor(frames, {1, num[0], m_.output_size}));
+    inputs.push_back(ort::tensor(hyps, {1, end - begin, longest}));
+    inputs.push_back(ort::tensor(lens, {1, end - begin}));
+    inputs.push_back(ort::tensor(frames, {1, num_frames, m_.output_size}));
     inputs.push_back(ort::tensor(num, {1}));
     const ort::Values found = run(decoder_, inputs);
     const auto append = [&](Floats& all, std::size_t index) {

@@ -7,7 +7,7 @@
 
 #include "bundle.hpp"
 #include "ort.hpp"
-#include "result.hpp"
+#include "recognition.hpp"
 #include "settings.hpp"
 
 namespace u2moe::runtime {
@@ -49,7 +49,7 @@ class Graphs {
   Floats ctc(Floats output) const;
 
   /// Scores of token sequences by the decoders.
-  TokenScores score(const Floats& output, const std::vector<std::vector<int>>& hypotheses) const;
+  TokenScores score(const Floats& output, const Sequences& sequences) const;
 
   /// What computes the encoder.
   const Kernels& kernels() const { return encoder_.kernels; }

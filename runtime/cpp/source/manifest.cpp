@@ -23,15 +23,6 @@ std::optional<EndpointRule> rule(const Json& json) {
   return rule;
 }
 
-void read_endpoint(const Json& json, Manifest& m) {
-  check_names(json, {"rule1", "rule2", "rule3", "pause"});
-  for (std::size_t i = 0; i < m.rules.size(); ++i) {
-    const std::string name = "rule" + std::to_string(i + 1);
-    if (json.has(name)) m.rules[i] = rule(json[name]);
-  }
-  if (json.has("pause")) m.pause = json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9);
-}
-
 void read_language_model(const Json& json, const Json& files, Manifest& m) {
   if (json.is_null()) return;
   check_names(json, {"file", "weight", "word_bonus", "unknown_score", "rescoring_weight", "level"});
@@ -55,6 +46,15 @@ CacheLayout layout(const Json& json) {
 }
 
 }  // namespace
+
+void read_endpoint(const Json& json, EndpointRules& rules, double& pause) {
+  check_names(json, {"rule1", "rule2", "rule3", "pause"});
+  for (std::size_t i = 0; i < rules.size(); ++i) {
+    const std::string name = "rule" + std::to_string(i + 1);
+    if (json.has(name)) rules[i] = rule(json[name]);
+  }
+  if (json.has("pause")) pause = json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9);
+}
 
 std::vector<std::pair<std::string, double>> Manifest::stated() const {
   std::vector<std::pair<std::string, double>> found = {
@@ -88,7 +88,7 @@ Manifest Manifest::of(const Json& json) {
   m.reverse_weight = decoding["reverse_weight"].number(0, 1);
   check_names(decoding, {"ctc_weight", "reverse_weight", "beam_size", "padding_s", "endpoint", "hotwords", "language_model"});
   if (decoding.has("beam_size")) m.beam_size = decoding["beam_size"].integer(1, 1000);
-  if (decoding.has("endpoint")) read_endpoint(decoding["endpoint"], m);
+  if (decoding.has("endpoint")) read_endpoint(decoding["endpoint"], m.rules, m.pause);
   if (decoding.has("hotwords")) {
     for (const Json& line : decoding["hotwords"].array()) m.hotwords += line.string() + "\n";
   }

@@ -67,4 +67,8 @@ struct Manifest {
   static const std::vector<Field>& fields();
 };
 
+/// Rules and the shortest pause (seconds; 0: none) that JSON names instead of those that are there.
+/// @throws BundleError names the field.
+void read_endpoint(const Json& json, EndpointRules& rules, double& pause);
+
 }  // namespace u2moe::runtime

@@ -30,6 +30,15 @@ Search search_of(const std::string& name) {
   fail<InvalidArgument>("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + name.substr(0, 80) + "'");
 }
 
+Sequences::Sequences(const std::vector<std::vector<int>>& sequences, int eos) {
+  for (const std::vector<int>& each : sequences) longest = std::max(longest, each.size());
+  for (const std::vector<int>& each : sequences) {
+    tokens.insert(tokens.end(), each.begin(), each.end());
+    tokens.insert(tokens.end(), longest - each.size(), eos);
+    lengths.push_back(static_cast<std::int64_t>(each.size()));
+  }
+}
+
 StreamOptions StreamOptions::for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
   check_range("chunk_size", chunk_size, kFullContext, 10000);
   check_range("num_left_chunks", num_left_chunks, -1, 1e9);
@@ -177,7 +186,10 @@ void Recognition::begin_encoder() {
     if (end) reception_.shorten_window(*end);
   }
   window_ = reception_.window();
-  request_ = Request{Request::Graph::kEncoder, &window_, nullptr, std::exchange(num_kept_, -1)};
+  const bool begins = std::exchange(is_at_start_, false) || has_full_context();
+  const std::int64_t kept = std::exchange(num_kept_, -1), num = options_.num_left_chunks;
+  const std::int64_t required = has_full_context() ? 0 : num < 0 ? -1 : num * options_.chunk_size;
+  request_ = Request{Request::Graph::kEncoder, &window_, nullptr, begins, begins ? -1 : kept, required};
 }
 
 // The end of an utterance: one within speech is moved between two of its words first.
@@ -195,18 +207,23 @@ void Recognition::begin_second_pass() {
   search_->finish();
   hypotheses_ = search_->hypotheses();
   if (options_.search == Search::kRescoring && !output_.empty()) {
-    tokens_.clear();
-    for (const Hypothesis& hypothesis : hypotheses_) tokens_.push_back(hypothesis.tokens);
-    request_ = Request{Request::Graph::kDecoder, &output_, &tokens_};
-    return;
+    std::vector<std::vector<int>> sequences;
+    for (const Hypothesis& hypothesis : hypotheses_) sequences.push_back(hypothesis.tokens);
+    return ask_decoder(sequences);
   }
   conclude(unranked());
 }
 
+void Recognition::ask_decoder(const std::vector<std::vector<int>>& sequences) {
+  sequences_.emplace(sequences, m().eos);
+  request_ = Request{Request::Graph::kDecoder, &output_, &*sequences_};
+}
+
 // One step of the search by the decoder alone; its best hypothesis gets the times at which the CTC head hears the tokens.
 void Recognition::search_alone() {
-  tokens_ = alone_->growing();
-  request_ = tokens_.empty() ? Request{Request::Graph::kCtc, &output_} : Request{Request::Graph::kDecoder, &output_, &tokens_};
+  const std::vector<std::vector<int>> growing = alone_->growing();
+  if (growing.empty()) request_ = Request{Request::Graph::kCtc, &output_};
+  else ask_decoder(growing);
 }
 
 void Recognition::conclude_alone(const Floats& log_probs) {

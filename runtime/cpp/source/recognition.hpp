@@ -47,14 +47,25 @@ struct StreamOptions {
   StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const;
 };
 
+/// Token sequences [number, longest] in one array, the shorter ones followed by eos, and their lengths.
+struct Sequences {
+  Sequences(const std::vector<std::vector<int>>& sequences, int eos);
+
+  std::size_t longest = 1;
+  std::vector<std::int64_t> tokens, lengths;
+};
+
 /// A graph to run before recognition goes on.
 struct Request {
-  enum class Graph { kFeatures = 1, kEncoder, kCtc, kDecoder };
+  enum class Graph { kFeatures = 1, kEncoder, kCtc, kDecoder, kVad };
 
   Graph graph;
-  const Floats* input;                                         ///< samples, window of features, or encoder output
-  const std::vector<std::vector<int>>* hypotheses = nullptr;   ///< for the decoder
-  std::int64_t kept = -1;                                      ///< for the encoder: of caches that grow, only so many frames; -1: all
+  const Floats* input;                   ///< samples, window of features, or encoder output
+  const Sequences* sequences = nullptr;  ///< for the decoder
+  // For the encoder: whether caches are those of the beginning; of caches that grow, only so many frames, -1: all; and frames of
+  // left context that it has to keep, -1: all.
+  bool begins = false;
+  std::int64_t kept = -1, required = -1;
 };
 
 /// The manifest and the vocabulary must outlive it.
@@ -63,9 +74,7 @@ class Recognition {
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options);
 
   const StreamOptions& options() const { return options_; }  ///< with definite values
-  bool has_full_context() const { return options_.chunk_size == StreamOptions::kFullContext; }
   bool is_finished() const { return reception_.is_finished(); }
-  int eos() const { return m().eos; }
 
   /// Checks samples of one channel before any is appended.
   /// @throws AudioError a rate or samples that cannot be used.
@@ -86,7 +95,6 @@ class Recognition {
 
   /// Final results of utterances that have words, each once.
   std::optional<Result> take_segment();
-  bool has_segments() const { return !segments_.empty(); }
 
   /// The result so far of the current utterance; final and perhaps empty after the end of the input.
   Result result() const;
@@ -99,6 +107,7 @@ class Recognition {
   const Manifest& m() const { return *manifest_; }
   std::size_t vocab() const { return static_cast<std::size_t>(m().vocab_size); }
   std::size_t dim() const { return static_cast<std::size_t>(m().output_size); }
+  bool has_full_context() const { return options_.chunk_size == StreamOptions::kFullContext; }
   std::unique_ptr<CtcSearch> new_search() const;
   int reception_chunk_size() const;
 
@@ -108,6 +117,7 @@ class Recognition {
   void begin_encoder();
   void begin_end();
   void begin_second_pass();
+  void ask_decoder(const std::vector<std::vector<int>>& sequences);
   void search_alone();
   void conclude_alone(const Floats& log_probs);
   std::vector<Ranked> unranked() const;
@@ -133,10 +143,11 @@ class Recognition {
   std::optional<Request> request_;
   Floats samples_, window_;                 // of the request
   std::vector<Hypothesis> hypotheses_;
-  std::vector<std::vector<int>> tokens_;    // of these
+  std::optional<Sequences> sequences_;      // of the request
   std::optional<AttentionSearch> alone_;    // of the decoder, at the end of an utterance
   bool is_cutting_ = false;                 // log-probabilities that are asked for are those of the whole utterance
   bool is_left_open_ = false;               // the utterance goes on, but fills most of a window
+  bool is_at_start_ = true;                 // the encoder was not asked yet
   std::int64_t num_kept_ = -1;              // of the next request of the encoder
   int number_ = 0;                          // of the current utterance
   std::size_t start_ = 0, num_frames_ = 0;  // its encoder frames

@@ -1,15 +1,12 @@
 // One source of audio: samples in, partial and final results out.
 #pragma once
 
-#include <deque>
 #include <future>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "graphs.hpp"
-#include "recognition.hpp"
-#include "resampler.hpp"
+#include "source.hpp"
 #include "vad.hpp"
 
 namespace u2moe::runtime {
@@ -44,36 +41,26 @@ class Stream {
   void input_finished();
 
   /// Final results of utterances that have words, each once.
-  std::optional<Result> take_segment();
-  bool has_segments() const { return !segments_.empty(); }
+  std::optional<Result> take_segment() { return source_.take_segment(); }
+  bool has_segments() const { return source_.has_segments(); }
 
   /// The result so far of the current utterance; final and perhaps empty after the end of the input.
-  Result result() const { return presented(recognition_.result()); }
+  Result result() const { return source_.result(); }
 
   /// Discard everything and begin a new source.
-  void reset() { *this = Stream(model_, recognition_.options(), vad_); }
+  void reset() { *this = Stream(model_, source_.options(), vad_); }
 
  private:
   void check_usable() const;
-  template <class Work>
-  void guarded(Work work);
-  void listen();
-  void recognize(const Speech& speech);
   void decode();
-  Result presented(Result result) const;
   Floats encode(const Request& request);
 
   std::shared_ptr<const Model> model_;
-  Recognition recognition_;
-  Caches caches_;
-  bool has_failed_ = false, is_finished_ = false;
   std::shared_ptr<const Vad> vad_;
-  std::optional<Resampler> resampler_;  // before the finder
-  std::optional<SpeechFinder> finder_;
+  Source source_;
+  Caches caches_;
   Vad::Past past_;
-  double begin_s_ = 0;            // of the current stretch of speech
-  int first_ = 0, number_ = 0;    // of its segments, and of the next segment
-  std::deque<Result> segments_;
+  bool has_failed_ = false, is_finished_ = false;
 };
 
 }  // namespace u2moe::runtime

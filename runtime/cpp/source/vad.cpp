@@ -41,7 +41,7 @@ Vad::Past Vad::start() const {
   return past;
 }
 
-double Vad::probability(const float* window, Past& past) const {
+float Vad::probability(const float* window, Past& past) const {
   try {
     return run(window, past);
   } catch (const ort::Failure& error) {
@@ -49,7 +49,7 @@ double Vad::probability(const float* window, Past& past) const {
   }
 }
 
-double Vad::run(const float* window, Past& past) const {
+float Vad::run(const float* window, Past& past) const {
   std::vector<float> row = past.context;
   row.insert(row.end(), window, window + SpeechFinder::kWindow);
   std::vector<std::int64_t> rate = {SpeechFinder::kRate};
@@ -73,7 +73,7 @@ double Vad::run(const float* window, Past& past) const {
     if (past.states[i].size() != ort::count(shapes_[i])) throw ort::Failure("a state changes its size");
   }
   past.context.assign(row.end() - kContext, row.end());
-  return static_cast<double>(probabilities[0]);
+  return probabilities[0];
 }
 
 }  // namespace u2moe::runtime

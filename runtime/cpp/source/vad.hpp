@@ -28,10 +28,10 @@ class Vad {
 
   /// The probability that a window of `SpeechFinder` is speech.
   /// @throws ProviderError onnxruntime failed.
-  double probability(const float* window, Past& past) const;
+  float probability(const float* window, Past& past) const;
 
  private:
-  double run(const float* window, Past& past) const;
+  float run(const float* window, Past& past) const;
 
   VadOptions options_;
   std::string source_;
