@@ -39,7 +39,7 @@ def as_table(name: str, letters: dict[int, int]) -> str:
     lines = [""]
     for first, last, step, change in ranges:
         item = f"{{{first:#x}, {last:#x}, {step}, {change}}},"
-        if len(lines[-1]) + len(item) > 124:
+        if len(lines[-1]) + len(item) > 148:
             lines.append("")
         lines[-1] += f"{' ' if lines[-1] else '    '}{item}"
     return "\n".join([f"inline constexpr LetterRange {name}[] = {{", *lines, "};\n\n"])

@@ -77,22 +77,16 @@ class Result : public u2moe_result_view {
   Handle<u2moe_result, u2moe_result_free> handle_;
 };
 
-/// With the defaults; members are those of u2moe_stream_options.
-struct StreamOptions : u2moe_stream_options {
-  StreamOptions() : u2moe_stream_options() { check(u2moe_stream_options_init(this, sizeof(u2moe_stream_options))); }
+/// A struct of options with the defaults.
+template <class T, u2moe_error (*kInit)(T*, std::size_t)>
+struct Options : T {
+  Options() : T() { check(kInit(this, sizeof(T))); }
 };
 
-struct RecognizerOptions : u2moe_recognizer_options {
-  RecognizerOptions() : u2moe_recognizer_options() { check(u2moe_recognizer_options_init(this, sizeof(u2moe_recognizer_options))); }
-};
-
-struct LanguageModelOptions : u2moe_language_model_options {
-  LanguageModelOptions() : u2moe_language_model_options() { check(u2moe_language_model_options_init(this, sizeof(u2moe_language_model_options))); }
-};
-
-struct VadOptions : u2moe_vad_options {
-  VadOptions() : u2moe_vad_options() { check(u2moe_vad_options_init(this, sizeof(u2moe_vad_options))); }
-};
+using RecognizerOptions = Options<u2moe_recognizer_options, u2moe_recognizer_options_init>;
+using LanguageModelOptions = Options<u2moe_language_model_options, u2moe_language_model_options_init>;
+using VadOptions = Options<u2moe_vad_options, u2moe_vad_options_init>;
+using StreamOptions = Options<u2moe_stream_options, u2moe_stream_options_init>;
 
 inline Vad open_vad(const std::string& file, const VadOptions& options = {}) {
   u2moe_vad handle = nullptr;

@@ -1,10 +1,11 @@
 // A bundle: manifest, vocabulary, and files that are verified by their digests.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
+#include <variant>
 
-#include "files.hpp"
 #include "hotwords.hpp"
 #include "json.hpp"
 #include "manifest.hpp"
@@ -12,16 +13,20 @@
 
 namespace u2moe::runtime {
 
+/// Where a bundle is: a folder, or files in memory by their names.
+using Location = std::variant<std::string, std::map<std::string, std::string>>;
+
 class Bundle {
  public:
   /// Reads the manifest and the vocabulary.
   /// @throws BundleError the files are no bundle, or are damaged.
-  explicit Bundle(Files files);
+  explicit Bundle(Location location);
 
   /// Whether the manifest lists a file.
   bool has(const std::string& name) const { return json_["files"].has(name); }
 
-  std::string path(const std::string& name) const { return files_.path(name); }
+  /// What messages call a file.
+  std::string path(const std::string& name) const;
 
   /// The content of a file, after its size and sha256 have been compared with the manifest. What is verified is what is
   /// used: nothing reads the file again.
@@ -41,10 +46,15 @@ class Bundle {
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
  private:
-  Files files_;
+  std::string read(const std::string& name) const;
+
+  Location location_;
   Json json_;
   Manifest manifest_;
   Vocabulary vocabulary_;
 };
+
+/// The content of a file; false if it cannot be read.
+bool read_file(const std::string& path, std::string& content);
 
 }  // namespace u2moe::runtime

@@ -239,9 +239,9 @@ std::string description_of(const Model& model) {
          ", \"has_decoder\": " + (m.has_decoder ? "true" : "false") + "}";
 }
 
-void open_recognizer(Files files, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
+void open_recognizer(Location location, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
   needed(recognizer, "recognizer");
-  const auto model = std::make_shared<const Model>(std::move(files), settings_of(options));
+  const auto model = std::make_shared<const Model>(std::move(location), settings_of(options));
   registry().add(std::make_shared<Recognizer>(Recognizer{model, description_of(*model)}), recognizer);
 }
 
@@ -300,7 +300,7 @@ u2moe_error u2moe_recognizer_options_init(u2moe_recognizer_options* options, siz
 }
 
 u2moe_error u2moe_recognizer_open(const char* folder, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
-  return guarded([&] { open_recognizer(Files::in(needed(folder, "folder")), options, recognizer); });
+  return guarded([&] { open_recognizer(std::string(needed(folder, "folder")), options, recognizer); });
 }
 
 u2moe_error u2moe_recognizer_open_memory(const u2moe_file* files, size_t num_files, const u2moe_recognizer_options* options,
@@ -312,7 +312,7 @@ u2moe_error u2moe_recognizer_open_memory(const u2moe_file* files, size_t num_fil
       const char* const content = static_cast<const char*>(files[i].content);
       contents[needed(files[i].name, "name of a file")].assign(array(content, files[i].size, "content of a file"), files[i].size);
     }
-    open_recognizer(Files::of(std::move(contents)), options, recognizer);
+    open_recognizer(std::move(contents), options, recognizer);
   });
 }
 

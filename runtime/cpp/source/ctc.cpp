@@ -48,10 +48,6 @@ void GreedySearch::advance(const float* log_probs, std::size_t num_frames, std::
   }
 }
 
-std::vector<Hypothesis> GreedySearch::hypotheses(std::size_t limit) const {
-  return limit ? std::vector<Hypothesis>{found_} : std::vector<Hypothesis>{};
-}
-
 PrefixBeamSearch::PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                                    const std::shared_ptr<const Fusion>& fusion)
     : beam_size_(beam_size), sorts_(context || fusion) {

@@ -43,7 +43,7 @@ class GreedySearch : public CtcSearch {
   explicit GreedySearch(int blank) : blank_(blank) {}
 
   void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override;
-  std::vector<Hypothesis> hypotheses(std::size_t limit) const override;
+  std::vector<Hypothesis> hypotheses(std::size_t) const override { return {found_}; }
 
  private:
   int blank_, last_ = -1, num_frames_ = 0;

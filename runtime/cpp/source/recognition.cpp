@@ -100,13 +100,6 @@ int Recognition::reception_chunk_size() const {
   return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * *options_.padding_s) / m().frame_s()));
 }
 
-std::optional<Result> Recognition::take_segment() {
-  if (segments_.empty()) return std::nullopt;
-  std::optional<Result> first = std::move(segments_.front());
-  segments_.pop_front();
-  return first;
-}
-
 Result Recognition::result() const {
   if (last_) return *last_;
   Result result;

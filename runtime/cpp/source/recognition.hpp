@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -94,7 +93,7 @@ class Recognition {
   void give(const TokenScores& scores);
 
   /// Final results of utterances that have words, each once.
-  std::optional<Result> take_segment();
+  std::vector<Result> take_segments() { return std::exchange(segments_, {}); }
 
   /// The result so far of the current utterance; final and perhaps empty after the end of the input.
   Result result() const;
@@ -156,7 +155,7 @@ class Recognition {
   Frames frames_;                 // of the last window
   Frames surplus_;                // frames after its end, with which the next one begins
   std::optional<Result> last_;    // the result of the last utterance, once it is concluded
-  std::deque<Result> segments_;
+  std::vector<Result> segments_;
 };
 
 }  // namespace u2moe::runtime

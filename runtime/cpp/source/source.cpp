@@ -37,8 +37,8 @@ void Source::finish() {
 std::optional<Request> Source::next() {
   for (;;) {
     std::optional<Request> request = recognition_.next();
-    while (std::optional<Result> segment = recognition_.take_segment()) {
-      segments_.push_back(presented(std::move(*segment)));
+    for (Result& segment : recognition_.take_segments()) {
+      segments_.push_back(presented(std::move(segment)));
       ++number_;
     }
     if (request || !finder_) return request;
