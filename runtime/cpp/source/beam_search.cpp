@@ -27,13 +27,10 @@ std::vector<int> Prefix::tokens() const {
 }
 
 void Beam::add_blank(double score) {
-  if (!(best_blank > best_token)) {
-    best_blank = best_token;
-    blank_times = token_times;
-  }
-  best_blank += score;
+  best = best_blank = best + score;
   blank = total = total + score;
   rank = total + prefix->extra;
+  blank_times = times;
   token = best_token = kNever;
   token_times = nullptr;
 }
@@ -46,18 +43,57 @@ BeamSearch::BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const C
   root.prefix = std::make_shared<Prefix>();
   if (context_) root.prefix->state = context_->start();
   if (states_) root.prefix->language = states_->start();
-  root.blank = root.total = root.rank = root.best_blank = root.best_token = 0;
+  root.blank = root.total = root.rank = root.best = root.best_blank = root.best_token = 0;
   beams_.push_back(std::move(root));
 }
 
 void BeamSearch::advance(const std::vector<int>& tokens, const std::vector<double>& scores) {
   tokens_ = tokens;
   scores_ = scores;
-  if (nothing_grows()) {
-    stay_all();
-  } else {
-    grow_all();
+  const std::size_t blank_rank = std::min(rank_of(blank_), tokens.size()), width = 2 * beams_.size();
+  const double blank_score = blank_rank < tokens.size() ? scores[blank_rank] : kNever;
+  std::vector<Beam> moved(beams_.size());  // those that do more than add blank
+  std::vector<std::pair<std::size_t, std::size_t>> merged;  // extensions that are prefixes in the beam
+  std::vector<Candidate> ranked;
+  for (std::size_t index = 0; index < beams_.size(); ++index) {
+    const Beam& beam = beams_[index];
+    const std::size_t rank = rank_of(beam.prefix->token);
+    std::size_t order = blank_rank * width + 2 * index;
+    double total = beam.total + blank_score;
+    if (rank != kNone) {
+      const std::size_t parent = index_of(beam.prefix->parent);
+      order = std::min(order, rank * width + 2 * index);
+      if (parent != kNone) {
+        merged.emplace_back(parent, rank);
+        order = std::min(order, rank * width + 2 * parent + 1);
+      }
+      if (parent != kNone || beam.token > kNever) {
+        moved[index] = stay(index, parent, scores[rank], blank_score);
+        total = moved[index].total;
+      }
+    }
+    if (total > kNever) ranked.push_back({total + beam.prefix->extra, order, index, kNone});
   }
+  extend(ranked, merged);
+  std::sort(ranked.begin(), ranked.end(), [](const Candidate& one, const Candidate& other) {
+    return one.rank != other.rank ? one.rank > other.rank : one.order < other.order;
+  });
+  ranked.resize(std::min(ranked.size(), beam_size_));
+  std::vector<Beam> next(ranked.size());
+  for (std::size_t i = 0; i < ranked.size(); ++i) {
+    if (ranked[i].token != kNone) next[i] = grown(ranked[i]);
+  }
+  for (std::size_t i = 0; i < ranked.size(); ++i) {  // only now may the beams before this frame change
+    if (ranked[i].token != kNone) continue;
+    const std::size_t index = ranked[i].beam;
+    if (moved[index].prefix) {
+      next[i] = std::move(moved[index]);
+    } else {
+      next[i] = std::move(beams_[index]);
+      next[i].add_blank(blank_score);
+    }
+  }
+  beams_ = std::move(next);
   ++num_frames_;
 }
 
@@ -69,181 +105,92 @@ void BeamSearch::finish() {
   }
 }
 
-// Whether blank is so probable that every prefix stays and none can enter the beam, as in most frames.
-bool BeamSearch::nothing_grows() const {
-  if (tokens_[0] != blank_ || beams_.size() < beam_size_) return false;
-  const double least = beams_.back().rank + scores_[0];
-  if (scores_.size() < 2 || beams_[0].rank + scores_[1] + most_gain_ < least) return true;
-  return states_ && !language_lets_grow(least - most_bonus_);
-}
-
-// Whether the bounds of the language model let an extension reach the score `least`; the first token is blank.
-bool BeamSearch::language_lets_grow(double least) const {
-  const Fusion& fusion = states_->fusion();
-  for (const Beam& beam : beams_) {
-    const double most = beam.rank + fusion.most_gain();
-    if (most + scores_[1] < least) return false;
-    const auto [going_on, ending] = states_->losses(*beam.prefix->language);
-    for (std::size_t rank = 1; rank < tokens_.size() && most + scores_[rank] >= least; ++rank) {
+// Extensions that may be among the best, beside the prefixes that stay.
+void BeamSearch::extend(std::vector<Candidate>& ranked, const std::vector<std::pair<std::size_t, std::size_t>>& merged) const {
+  std::vector<double> ranks(beam_size_, kNever);
+  for (const Candidate& stays : ranked) ranks.push_back(stays.rank);
+  std::sort(ranks.begin(), ranks.end(), std::greater<>());
+  // The best so far, the least on top: what is below it is not among the best. (What equals it may be: the order decides.)
+  std::priority_queue<double, std::vector<double>, std::greater<>> best(ranks.begin(), ranks.begin() + static_cast<std::ptrdiff_t>(beam_size_));
+  const std::size_t width = 2 * beams_.size();
+  const auto likely = std::find_if(tokens_.begin(), tokens_.end(), [&](int token) { return token != blank_; }) - tokens_.begin();
+  const auto first = static_cast<std::size_t>(likely);
+  for (std::size_t index = 0; index < beams_.size(); ++index) {
+    const Beam& beam = beams_[index];
+    const Prefix& prefix = *beam.prefix;
+    if (first == tokens_.size() || beam.rank + most_gain_ + scores_[first] < best.top()) break;  // and so are those that follow
+    const FusionState::Losses losses = states_ ? states_->losses(*prefix.language) : FusionState::Losses{};
+    const double most = beam.rank + losses.most + most_bonus_;
+    for (std::size_t rank = first; rank < tokens_.size() && most + scores_[rank] >= best.top(); ++rank) {
       const int token = tokens_[rank];
-      if (beam.rank + scores_[rank] + fusion.gain(token) + (fusion.ends_word(token) ? ending : going_on) >= least) return true;
+      if (token == blank_ || has(merged, index, rank)) continue;
+      const double total = (token == prefix.token ? beam.blank : beam.total) + scores_[rank];
+      double score = ranking_ ? total + bonus(prefix, token) : total;
+      if (states_) {
+        const Fusion& fusion = states_->fusion();
+        const double loss = fusion.ends_word(token) ? losses.ending : losses.going_on;
+        if (score + (prefix.language_score + fusion.gain(token) + loss) < best.top()) continue;
+        const FusionState::Move move = states_->advance(prefix.language, token);
+        score = total + (prefix.spoken + move.score + move.state->open + bonus(prefix, token));
+      }
+      if (score < best.top() || total == kNever) continue;
+      best.pop();
+      best.push(score);
+      ranked.push_back({score, rank * width + 2 * index + 1, index, rank});
     }
   }
-  return false;
 }
 
-void BeamSearch::stay_all() {
-  std::vector<std::pair<std::size_t, Beam>> moved;
-  for (std::size_t index = 0; index < beams_.size(); ++index) {
-    const std::size_t rank = rank_of(beams_[index].prefix->token);
-    if (rank != kNone) moved.emplace_back(index, stay(index, index_of(beams_[index].prefix->parent), rank, 0));
-  }
-  for (Beam& beam : beams_) beam.add_blank(scores_[0]);
-  for (auto& [index, beam] : moved) beams_[index] = std::move(beam);
-  const auto better = [](const Beam& one, const Beam& other) { return one.rank > other.rank; };
-  if (!moved.empty()) std::stable_sort(beams_.begin(), beams_.end(), better);
-}
-
-void BeamSearch::grow_all() {
-  const std::size_t blank_rank = rank_of(blank_);
-  std::vector<Beam> kept;
-  std::vector<std::pair<std::size_t, std::size_t>> merged;  // extensions that are prefixes in the beam
-  for (std::size_t index = 0; index < beams_.size(); ++index) {
-    const std::size_t parent = index_of(beams_[index].prefix->parent), rank = rank_of(beams_[index].prefix->token);
-    if (parent != kNone && rank != kNone) merged.emplace_back(parent, rank);
-    Beam beam = stay(index, parent, rank, blank_rank);
-    if (beam.total > kNever) kept.push_back(std::move(beam));
-  }
-  std::vector<Candidate> found = candidates(kept, merged);
-  if (states_) found = scored(std::move(found), kept);
-  prune(std::move(kept), found);
-}
-
-// Prefix `index` after this frame: its alignments add blank, repeat its last token, or extend those of its parent.
-Beam BeamSearch::stay(std::size_t index, std::size_t parent, std::size_t rank, std::size_t blank_rank) const {
+// Prefix `index` after a frame that has its last token among the likely ones: its alignments add blank, repeat that token, or
+// extend those of its parent.
+Beam BeamSearch::stay(std::size_t index, std::size_t parent, double score, double blank_score) const {
   const Beam& old = beams_[index];
-  const std::size_t width = 2 * beams_.size();
   Beam beam;
   beam.prefix = old.prefix;
-  beam.order = width * scores_.size();  // the point at which WeNet would first meet the prefix, which breaks ties
-  if (blank_rank != kNone) {
-    beam.blank = old.total + scores_[blank_rank];
-    beam.best_blank = old.best() + scores_[blank_rank];
-    beam.blank_times = old.times();
-    beam.order = blank_rank * width + 2 * index;
-  }
-  if (rank != kNone) {
-    const double score = scores_[rank], repeats = old.best_token + score;
-    if (parent < index) {
-      grow(beam, beams_[parent], score);
-      beam.order = std::min(beam.order, rank * width + 2 * parent + 1);
+  beam.blank = old.total + blank_score;
+  beam.token = old.token + score;
+  beam.best_blank = old.best + blank_score;
+  beam.blank_times = old.times;
+  if (parent < index) grow(beam, beams_[parent], score);
+  const double repeats = old.best_token + score;
+  if (beam.best_token < repeats) {
+    // The peak moves to this frame, unless the token was already reached from the parent in this frame.
+    if (beam.best_token == kNever && old.token_times) {
+      beam.token_times = std::make_shared<Peak>(old.token_times->before, num_frames_, score);
     }
-    beam.token = log_add(beam.token, old.token + score);
-    if (beam.best_token < repeats) {
-      // The peak moves to this frame, unless the token was already reached from the parent in this frame.
-      if (beam.best_token == kNever && old.token_times) {
-        beam.token_times = std::make_shared<Peak>(old.token_times->before, num_frames_, score);
-      }
-      beam.best_token = repeats;
-    }
-    if (parent != kNone && parent > index) grow(beam, beams_[parent], score);
-    beam.order = std::min(beam.order, rank * width + 2 * index);
+    beam.best_token = repeats;
   }
+  if (parent != kNone && parent > index) grow(beam, beams_[parent], score);
   beam.total = log_add(beam.blank, beam.token);
   beam.rank = beam.total + beam.prefix->extra;
+  const bool is_blank = beam.best_blank > beam.best_token;
+  beam.best = is_blank ? beam.best_blank : beam.best_token;
+  beam.times = is_blank ? beam.blank_times : beam.token_times;
+  return beam;
+}
+
+// A prefix extended by a token.
+Beam BeamSearch::grown(const Candidate& candidate) const {
+  const Beam& parent = beams_[candidate.beam];
+  Beam beam;
+  beam.prefix = child(parent.prefix, tokens_[candidate.token]);
+  grow(beam, parent, scores_[candidate.token]);
+  beam.total = beam.token;
+  beam.rank = candidate.rank;
+  beam.best = beam.best_token;
+  beam.times = beam.token_times;
   return beam;
 }
 
 // Add to a beam the alignments of its parent extended by its token.
 void BeamSearch::grow(Beam& beam, const Beam& parent, double score) const {
   const bool again = parent.prefix->token == beam.prefix->token;  // the same token again: only after a blank
-  const double total = again ? parent.blank : parent.total, best = again ? parent.best_blank : parent.best();
+  const double total = again ? parent.blank : parent.total, best = again ? parent.best_blank : parent.best;
   beam.token = log_add(beam.token, total + score);
   if (beam.best_token < best + score) {
     beam.best_token = best + score;
-    beam.token_times = std::make_shared<Peak>(again ? parent.blank_times : parent.times(), num_frames_, score);
+    beam.token_times = std::make_shared<Peak>(again ? parent.blank_times : parent.times, num_frames_, score);
   }
-}
-
-// Extensions that may be among the best; with a language model, `rank` is a bound.
-std::vector<BeamSearch::Candidate> BeamSearch::candidates(const std::vector<Beam>& kept,
-                                                          const std::vector<std::pair<std::size_t, std::size_t>>& merged) const {
-  // Whatever is below this cannot be among the best. (Equal scores can: order decides.)
-  double limit = kNever;
-  if (kept.size() >= beam_size_) {
-    limit = std::min_element(kept.begin(), kept.end(), [](const Beam& one, const Beam& other) { return one.rank < other.rank; })->rank;
-  }
-  const std::size_t width = 2 * beams_.size();
-  std::vector<Candidate> found;
-  for (std::size_t index = 0; index < beams_.size(); ++index) {
-    const Beam& beam = beams_[index];
-    const double most = beam.rank + most_gain_;
-    for (std::size_t rank = 0; rank < tokens_.size() && most + scores_[rank] >= limit; ++rank) {
-      const int token = tokens_[rank];
-      if (token == blank_ || has(merged, index, rank)) continue;
-      const double total = (token == beam.prefix->token ? beam.blank : beam.total) + scores_[rank];
-      double score = ranking_ ? total + bonus(*beam.prefix, token) : total;
-      if (states_) {
-        const Fusion& fusion = states_->fusion();
-        const auto [going_on, ending] = states_->losses(*beam.prefix->language);
-        score += beam.prefix->language_score + fusion.gain(token) + (fusion.ends_word(token) ? ending : going_on);
-      }
-      if (score >= limit && total > kNever) found.push_back({score, rank * width + 2 * index + 1, index, rank, total});
-    }
-  }
-  return found;
-}
-
-// Candidates with the score of the language model instead of its bound; without those that cannot win.
-std::vector<BeamSearch::Candidate> BeamSearch::scored(std::vector<Candidate> candidates, const std::vector<Beam>& kept) const {
-  std::sort(candidates.begin(), candidates.end(), [](const Candidate& one, const Candidate& other) {
-    return one.rank != other.rank ? one.rank > other.rank : one.order < other.order;
-  });
-  std::vector<double> ranks(beam_size_, kNever);
-  for (const Beam& beam : kept) ranks.push_back(beam.rank);
-  std::sort(ranks.begin(), ranks.end(), std::greater<>());
-  // The best so far, as many as the beam holds, the least on top.
-  std::priority_queue<double, std::vector<double>, std::greater<>> best(ranks.begin(), ranks.begin() + static_cast<std::ptrdiff_t>(beam_size_));
-  std::vector<Candidate> found;
-  for (const Candidate& candidate : candidates) {
-    if (candidate.rank < best.top()) break;
-    const Prefix& prefix = *beams_[candidate.beam].prefix;
-    const FusionState::Move move = states_->advance(prefix.language, tokens_[candidate.token]);
-    const double added = prefix.spoken + move.score + move.state->open + bonus(prefix, tokens_[candidate.token]);
-    const double score = candidate.total + added;
-    if (score < best.top()) continue;
-    best.pop();
-    best.push(score);
-    found.push_back(candidate);
-    found.back().rank = score;
-  }
-  return found;
-}
-
-void BeamSearch::prune(std::vector<Beam> kept, const std::vector<Candidate>& candidates) {
-  std::vector<Candidate> ranked;
-  for (std::size_t i = 0; i < kept.size(); ++i) ranked.push_back({kept[i].rank, kept[i].order, i, kNone, kept[i].total});
-  ranked.insert(ranked.end(), candidates.begin(), candidates.end());
-  std::stable_sort(ranked.begin(), ranked.end(), [](const Candidate& one, const Candidate& other) {
-    return one.rank != other.rank ? one.rank > other.rank : one.order < other.order;
-  });
-  ranked.resize(std::min(ranked.size(), beam_size_));
-  std::vector<Beam> next;
-  for (const Candidate& candidate : ranked) {
-    if (candidate.token == kNone) {
-      next.push_back(std::move(kept[candidate.beam]));
-      continue;
-    }
-    const Beam& parent = beams_[candidate.beam];
-    Beam beam;
-    beam.prefix = child(parent.prefix, tokens_[candidate.token]);
-    grow(beam, parent, scores_[candidate.token]);
-    beam.order = candidate.order;
-    beam.total = candidate.total;
-    beam.rank = candidate.rank;
-    next.push_back(std::move(beam));
-  }
-  beams_ = std::move(next);
 }
 
 // What hotwords add to the rank of a prefix extended by a token.

@@ -58,15 +58,13 @@ struct Peak {
 using Peaks = std::shared_ptr<Peak>;
 
 /// A prefix and the log-probability of its alignments: of those that end in blank, of those that end in its last token, of
-/// both, and of the single best one with its peaks. `rank` is the total and what the search adds for the prefix.
+/// both, and of the single best one of each kind and of both, with its peaks. `rank` is the total and what the search adds.
 struct Beam {
   std::shared_ptr<Prefix> prefix;
-  double blank = kNever, token = kNever, total = kNever, rank = kNever, best_blank = kNever, best_token = kNever;
-  Peaks blank_times, token_times;
-  std::size_t order = 0;
+  double blank = kNever, token = kNever, total = kNever, rank = kNever;
+  double best = kNever, best_blank = kNever, best_token = kNever;
+  Peaks times, blank_times, token_times;
 
-  double best() const { return std::max(best_token, best_blank); }
-  const Peaks& times() const { return best_blank > best_token ? blank_times : token_times; }
   double score() const { return total + prefix->bonus + prefix->language_score; }
   void add_blank(double score);
 };
@@ -89,22 +87,17 @@ class BeamSearch {
   const std::vector<Beam>& beams() const { return beams_; }
 
  private:
-  // An extension of a beam by a token.
+  // A prefix that stays, or its extension by a token: its index, and the rank of the token. The order is the point at which WeNet
+  // would first meet it, which breaks ties.
   struct Candidate {
-    double rank;  // or, until the language model has scored it, a bound
+    double rank;
     std::size_t order, beam, token;
-    double total;
   };
 
-  bool nothing_grows() const;
-  bool language_lets_grow(double least) const;
-  void stay_all();
-  void grow_all();
-  Beam stay(std::size_t index, std::size_t parent, std::size_t rank, std::size_t blank_rank) const;
+  void extend(std::vector<Candidate>& ranked, const std::vector<std::pair<std::size_t, std::size_t>>& merged) const;
+  Beam stay(std::size_t index, std::size_t parent, double score, double blank_score) const;
+  Beam grown(const Candidate& candidate) const;
   void grow(Beam& beam, const Beam& parent, double score) const;
-  std::vector<Candidate> candidates(const std::vector<Beam>& kept, const std::vector<std::pair<std::size_t, std::size_t>>& merged) const;
-  std::vector<Candidate> scored(std::vector<Candidate> candidates, const std::vector<Beam>& kept) const;
-  void prune(std::vector<Beam> kept, const std::vector<Candidate>& candidates);
   double bonus(const Prefix& prefix, int token) const;
   std::shared_ptr<Prefix> child(const std::shared_ptr<Prefix>& parent, int token) const;
   std::size_t rank_of(int token) const;

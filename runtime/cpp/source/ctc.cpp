@@ -9,7 +9,7 @@ namespace {
 
 Hypothesis hypothesis_of(const Beam& beam) {
   Hypothesis found{beam.prefix->tokens(), beam.score(), beam.prefix->bonus, beam.prefix->language_score, {}, {}};
-  for (const Peak* peak = beam.times().get(); peak; peak = peak->before.get()) {
+  for (const Peak* peak = beam.times.get(); peak; peak = peak->before.get()) {
     found.times.push_back(peak->frame);
     found.probabilities.push_back(std::min(std::exp(peak->score), 1.0));
   }

@@ -100,7 +100,11 @@ Fusion::Fusion(Ngrams ngrams, const LanguageModelOptions& options, const Vocabul
     const auto found = ids.find(symbols[token]);
     token_words_.push_back(found == ids.end() ? std::nullopt : std::optional<Id>(found->second));
   }
-  most_gain_ = *std::max_element(gains_.begin(), gains_.end());
+  for (std::size_t token = 0; token < gains_.size(); ++token) {
+    double& most = ends_word_[token] ? most_ending_ : most_going_on_;
+    most = std::max(most, gains_[token]);
+  }
+  most_gain_ = std::max(most_ending_, most_going_on_);
 }
 
 void Fusion::check_words(const std::string& source) const {
@@ -157,9 +161,11 @@ double FusionStates::finish(const FusionStatePtr& state) {
   return score;
 }
 
-std::pair<double, double> FusionStates::losses(FusionState& state) {
+FusionState::Losses FusionStates::losses(FusionState& state) {
   if (!state.losses) {
-    state.losses = state.begun.empty() ? std::pair(0.0, 0.0) : std::pair(-fusion_->bonus_, ended(state).first - state.open);
+    const bool is_open = !state.begun.empty();
+    const double going_on = is_open ? -fusion_->bonus_ : 0, ending = is_open ? ended(state).first - state.open : 0;
+    state.losses = {going_on, ending, std::max(going_on + fusion_->most_going_on_, ending + fusion_->most_ending_)};
   }
   return *state.losses;
 }

@@ -55,7 +55,7 @@ class Fusion {
   std::vector<std::vector<std::string>> pieces_;       // of each token: letters, and "" for a boundary between words
   std::vector<double> gains_;
   std::vector<bool> ends_word_;
-  double most_gain_ = 0;
+  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;  // of all tokens, of those that do not end a word, and of those that do
   std::size_t fingerprint_;
 };
 
@@ -68,13 +68,18 @@ struct FusionState {
     FusionStatePtr state;
     double score;  ///< of the words that the token ends
   };
+  /// Upper bounds of what the next token adds to the score: besides its gain, if it goes on with the current word and if it
+  /// ends that word; and at most, with its gain.
+  struct Losses {
+    double going_on = 0, ending = 0, most = 0;
+  };
 
   Ngrams::Id history = 0;  ///< words before the current one, as a node of the model
   std::string begun;       ///< the letters of the current word; empty between words
   double open = 0;         ///< score of its best completion; 0 between words
   std::map<int, Move> moves;
   std::optional<std::pair<double, Ngrams::Id>> ended;  ///< score of the current word if it ends here, and the history after it
-  std::optional<std::pair<double, double>> losses;
+  std::optional<Losses> losses;
 };
 
 /// The states of the hypotheses of one stream, cached up to a number. Not thread-safe.
@@ -94,9 +99,7 @@ class FusionStates {
   /// The score of the last word, and of the end of the sentence, for a hypothesis that ends in `state`.
   double finish(const FusionStatePtr& state);
 
-  /// An upper bound of the score that the next token adds besides its gain: if it goes on with the current word, and if it
-  /// ends that word.
-  std::pair<double, double> losses(FusionState& state);
+  FusionState::Losses losses(FusionState& state);
 
  private:
   using Id = Ngrams::Id;
