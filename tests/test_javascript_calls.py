@@ -83,6 +83,42 @@ def test_loading_from_a_url_is_cancelled(bundle):
     assert found == expected | {"created": 3, "open": 0, "runs": 0}
 
 
+def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_named(bundle):
+    """Without a network: a cache that is lost for a moment is not the same as a model that was never kept."""
+    found = run(
+        """
+        const { openBundle } = await part('bundle.js');
+        const kept = new Map();
+        let isOnline = true, numFailures = 0;
+        const cache = {
+          match: async (key) => kept.get(key)?.clone(),
+          put: async (key, response) => void kept.set(key, response),
+          keys: async () => [...kept.keys()].map((url) => ({ url })),
+        };
+        const open = async () => { if (numFailures-- > 0) throw new Error('it is lost'); return cache; };
+        globalThis.caches = { open };
+        globalThis.fetch = async (url) => {
+          if (!isOnline) throw new TypeError('no network');
+          return new Response(await readFile(`${input.bundle}${new URL(url).pathname}`));
+        };
+        const load = async () => {
+          const { files } = await openBundle('http://here/', { check: () => {} });
+          return (await Promise.all(files.values())).length;
+        };
+        const numFiles = await load();
+        while (kept.size <= numFiles) await turn(); // and a manifest
+        isOnline = false;
+        numFailures = 1;
+        const again = await load();
+        numFailures = 2;
+        console.log(JSON.stringify([numFiles, again, (await caught(load())).message]));
+        """,
+        bundle=str(bundle.path),
+    )
+    problem = "http://here/bundle.json: cannot be read: no network; and the browser's cache fails: it is lost"
+    assert found == [found[0], found[0], problem]
+
+
 def test_loading_from_a_reader_is_cancelled(bundle):
     """At once, also where `read` does not listen: what it gives later is not reported."""
     found = run(

@@ -1,5 +1,6 @@
 """The npm package: its README, what it ships, what bundlers and checkers make of it, and where core.wasm comes from."""
 
+import gzip
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from browsing import BROWSER, ROOT, WEB, chromium, fake_microphone, host, needs_
 from javascript import needs_node
 
 pytestmark = needs_node
+LARGEST_CORE = 300_000
+"""Bytes of the compressed core: a page waits for it."""
 TOOLS = ("publint@0.3.25", "@arethetypeswrong/cli@0.18.5", "vite@7.3.8")
 
 
@@ -71,6 +74,7 @@ def test_it_ships_what_it_needs(package):
     sources = {file.name for file in WEB.iterdir() if file.suffix in (".js", ".ts", ".wasm")}
     assert names == {"README.md", "LICENSE", "package.json", *sources}
     assert (package / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert len(gzip.compress((package / "core.wasm").read_bytes())) < LARGEST_CORE
 
 
 @needs_chromium
