@@ -131,7 +131,7 @@ class EncoderArchitecture:
     chunk_multiple: int = 1
     """Chunk sizes must be multiples of it."""
     own: Any = None
-    """What only this kind of encoder has: a frozen dataclass of its file."""
+    """Settings of this kind of encoder alone: a frozen dataclass of its file."""
 
     @property
     def streaming(self) -> bool:

@@ -131,7 +131,7 @@ class ConvolutionParts:
     """The module's layers around its depthwise convolution, where that is another than `convolution` has."""
 
     gated: ir.Value
-    """What the convolution reads [batch, time, channels]."""
+    """Input of the convolution [batch, time, channels]."""
     taps: tuple[ir.Value, ir.Value]
     """Its weight [channels, 1, 1, kernel] and bias [channels]."""
     finish: Callable[[ir.Value], ir.Value]

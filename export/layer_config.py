@@ -48,7 +48,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     has_order: bool = True,
     feed_forward: FeedForward | None = None,
 ) -> EncoderArchitecture:
-    """What encoders have in common, from a train.yaml.
+    """The settings that all encoders have, from a train.yaml.
 
     Args:
         conf: its section encoder_conf.

@@ -174,7 +174,7 @@ class Parity:
         return output.numpy()
 
     def _whole(self, features: Array) -> Array:
-        """What the runtime does with a whole utterance: one call, or static chunks."""
+        """Encodes a whole utterance as the runtime does: in one call, or in static chunks."""
         static = self.config.static_chunk_size
         if static and self.config.streaming:
             return self.encoder.chunked(features[0], static, -1)[np.newaxis]

@@ -41,7 +41,7 @@ class LearnedPositions(nn.Module):
 
 
 def encodings(config: EncoderArchitecture, positions: Tensor) -> Tensor:
-    """What the blocks read of positions [...]: encodings [..., dim], or the angles of rotary positions [..., size]."""
+    """Inputs of the blocks for positions [...]: encodings [..., dim], or the angles of rotary positions [..., size]."""
     if config.positions == "no_pos":
         return torch.zeros(*positions.shape, config.dim, device=positions.device)
     if config.positions in ("rel_pos", "abs_pos"):
@@ -66,7 +66,7 @@ def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.V
 
 
 def input_scale(config: EncoderArchitecture) -> float:
-    """What WeNet's positional encodings multiply the input of the blocks by."""
+    """The factor by which WeNet's positional encodings scale the input of the blocks."""
     return math.sqrt(config.dim) if config.positions in ("rel_pos", "abs_pos", "rope_pos") else 1.0
 
 

@@ -22,7 +22,7 @@ ONE_FILE_LIMIT = 256_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class SherpaExport:
-    """What was written.
+    """The files written.
 
     Attributes:
         path: the folder.

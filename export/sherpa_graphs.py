@@ -60,7 +60,7 @@ BLANKS = ("<blk>", "<eps>", "<blank>")
 WHITE_SPACE = frozenset(" \t\n\r\f\v")
 MODEL_TYPE = "wenet_ctc"
 INSTEAD = "u2moe convert --profile streaming makes a graph that begins with samples and has all caches"
-"""What to do where a client cannot run the network."""
+"""Advice where a client cannot run the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ def offline_graph(bundle: Bundle) -> ir.Model:
 
 
 def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:
-    """What the online client reads from the graph, and what a person may want to know."""
+    """Metadata that the online client reads from the graph, and some for people."""
     values = {
         "head": _sizes(config, ATT_CACHE)[0],
         "num_blocks": config.num_blocks,
@@ -256,7 +256,7 @@ def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, st
 
 
 def offline_metadata(config: ModelConfig) -> dict[str, str]:
-    """What both clients read from the graph."""
+    """Metadata that both clients read from the graph."""
     return {
         "model_type": MODEL_TYPE,
         "version": "1",

@@ -1,4 +1,4 @@
-"""What reduces the frame rate before the blocks, a kind a class: in plain torch, and as layers of the graph."""
+"""Subsampling, which reduces the frame rate before the blocks, a class for each kind: in torch, and as layers."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ LOWEST: Mapping[str, float] = MappingProxyType({"relu": 0.0, "gelu": 0.17, "swis
 NOTHING = 1e-30
 """Weights up to this magnitude are treated as zeros: their scale would be subnormal."""
 INT4_ZEROS = (6, 7, 8, 9)
-"""What stands for 0 in a block of 4-bit weights, which are integers from 0 to 15."""
+"""Zero point of a block of 4-bit weights, which are integers from 0 to 15."""
 
 
 class Int8(NamedTuple):

@@ -153,7 +153,7 @@ def run_quantize(args: argparse.Namespace) -> int:
 
 
 def _measured(args: argparse.Namespace) -> list[Recording]:
-    """What the report measures; the clips of the demo model if nothing is named and they are there."""
+    """The recordings of the report; by default the demo model's clips, if they are installed."""
     from u2moe.runtime.corpus.lists import read_recordings
 
     clips = DEMO_FOLDER / "clips"

@@ -1,4 +1,4 @@
-"""What each quantized layer of a model costs on recordings, without transcripts."""
+"""Damage by each quantized layer of a model, measured on recordings without transcripts."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Damage(Total):
 
 @dataclass(frozen=True)
 class _Heard:
-    """What the model in float32 makes of a recording: encoder output, log-probabilities, texts, scores, values."""
+    """The float32 model's results for a recording: encoder output, log-probabilities, texts, scores, values."""
 
     output: Array
     log_probs: Array

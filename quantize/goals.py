@@ -11,7 +11,7 @@ from u2moe.quantize.damage import Damage, Levels
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a bundle must hold. Of those that hold it, the smallest is wanted; without limits on damage, the best.
+    """Limits that a bundle must keep. The smallest that keeps them is wanted; without limits on damage, the best one.
 
     Attributes:
         max_damage: limit on `Total.changed_tokens` on the recordings of the calibration (0.005: 0.5 %).

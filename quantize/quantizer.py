@@ -166,7 +166,7 @@ def _check_goal(goal: Goal, recipe: Recipe, recordings: Sequence[Recording]) -> 
 
 
 def _risen(report: dict[str, Any], limit: float | None) -> str:
-    """What to say of a word error rate that rose beyond the limit; "" if none did."""
+    """Message about a word error rate that rose beyond the limit; "" if none did."""
     for name, item in report.get("text", {}).items():
         if limit is not None and item["wer_after"] - item["wer_before"] > limit:
             return (

@@ -1,4 +1,4 @@
-"""What to install where something is missing. The one place that knows which names an index has."""
+"""Installation hints for missing packages. The one place that knows which names an index has."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def _lines(before: Report, after: Report) -> Iterator[str]:
 
 
 def _conditions(before: Report, after: Report) -> dict[str, tuple[Any, Any]]:
-    """What else the results depend on, in both reports."""
+    """Other conditions that the results depend on, in both reports."""
     found = {name: (before[name], after[name]) for name in ("providers", "plan")}
     for old, new in zip(before["bundles"], after["bundles"], strict=False):
         found[f"recipe of {new}"] = (before["bundles"][old]["recipe"], after["bundles"][new]["recipe"])

@@ -71,7 +71,7 @@ def _version(package: str) -> str:
 
 
 def _trial() -> Iterator[str]:
-    """What the demo model recognises on this machine, and how fast."""
+    """The demo model's text on this machine, and its speed."""
     recognizer = Recognizer.from_pretrained(find_bundle(None))
     kernels = recognizer.model.kernels
     library = f", sha256 {hashlib.sha256(kernels.library.read_bytes()).hexdigest()[:16]}" if kernels.library else ""

@@ -8,7 +8,7 @@ _POWERCAP = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """What all processor packages have used, whoever made them work; Linux lets only root read it.
+    """Energy used by all processor packages, for any process; on Linux only root may read it.
 
     Args:
         folder: where the zones lie, each with `name`, `energy_uj` and `max_energy_range_uj`.

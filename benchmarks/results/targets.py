@@ -31,7 +31,7 @@ class Target:
 
     @property
     def value(self) -> float:
-        """What counts."""
+        """The value compared with the limit."""
         return self.found.median if isinstance(self.found, Spread) else self.found
 
     @property
@@ -41,7 +41,7 @@ class Target:
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """What is measured, where, what was found, the limit, and whether it was met or by how much it was missed."""
+        """A row: name, machine, measured value, limit, and whether it was met or by how much it was missed."""
         value, limit = (f"{short(value)}{self.unit}" for value in (self.value, self.limit))
         if isinstance(self.found, Spread):
             value += f" ({short(self.found.low)}-{short(self.found.high)})"
@@ -50,6 +50,6 @@ class Target:
 
 
 def values(targets: Sequence[Target]) -> dict[str, str]:
-    """What the page of targets shows."""
+    """Values for the page of targets."""
     rows = table(("target", "machine", "measured", "limit", "met"), (target.row for target in targets), left=5)
     return {"table": rows, "met": str(sum(target.met for target in targets)), "total": str(len(targets))}

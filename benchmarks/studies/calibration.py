@@ -134,7 +134,7 @@ def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each set, the bins of all together, and their numbers."""
+    """Values for the pages: a row for each set, the bins of all together, and their numbers."""
     sets = (
         (
             name, found["num_words"], f"{found['right'] or 0:.1%}", f"{found['confidence'] or 0:.1%}",

@@ -53,7 +53,7 @@ class Variant:
 
 
 def heard(recognizer: Recognizer, recordings: Sequence[Recording]) -> Texts:
-    """What is recognised in each recording, in each mode."""
+    """The texts of all recordings, in each mode."""
     rate = recognizer.bundle.manifest.features.sample_rate
     texts: Texts = {mode: [] for mode in MODES}
     for recording in recordings:
@@ -109,7 +109,7 @@ def _by_set(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """What formats may cost."""
+    """Limits on the cost of formats."""
     mode = next(iter(MODES))
     for (name, reference), limit in LIMITS.items():
         beside = results["variants"].get(name, {"modes": {mode: {"beside": {}}}})["modes"][mode]["beside"]
@@ -120,7 +120,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each mode and variant; with full context what each costs and changes, by its name."""
+    """Values for the pages: a row for each mode and variant; with full context the cost and changes of each by name."""
     num_words = results["num_words"]
     total = sum(num_words.values())
     references = list(results["variants"])[:NUM_REFERENCES]

@@ -150,7 +150,7 @@ def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spr
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: the tables of all machines; ratios, memory and threads of the last one that has them."""
+    """Values for the pages: the tables of all machines; ratios, memory and threads of the last one that has them."""
     machines = list(results["machines"].values())
     found = {name: f"{num_parameters(random_config(**PRESETS[name])) / 1e6:.0f}" for name in NAMES}
     found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))

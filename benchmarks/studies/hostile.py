@@ -45,7 +45,7 @@ from u2moe.runtime.places import DEMO_FOLDER
 
 KEY = "key-of-speakers"
 NUM_STREAMS = 8
-"""What the key of each attack may have."""
+"""The share of each attack's key."""
 SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
 """Niceness of the busy process, and whether as many speak as the server takes."""
 MOST_SLOWER = dict.fromkeys(SLOWER, 1.2)
@@ -57,7 +57,7 @@ HEALTH_S = 0.05
 _AHEAD_S = 2.0
 _PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
 Attack = Callable[[str], Coroutine[Any, Any, None]]
-"""What one client does, given where the server is and its key: "127.0.0.1:PORT/PATH?api_key=KEY" with the path open."""
+"""Behaviour of a client, given the server's address and a key: "127.0.0.1:PORT/PATH?api_key=KEY" with the path open."""
 
 
 async def _one_sample(place: str) -> None:
@@ -179,7 +179,7 @@ async def _health(port: int, found: list[float]) -> None:
 
 
 def listen(server: RunningServer, blocks: Sequence[bytes], count: int, first: Mapping[Key, int]) -> dict[str, Any]:
-    """What so many speakers and a health check get."""
+    """Latencies of the speakers and of a health check."""
     health: list[float] = []
 
     async def speak() -> Heard:
@@ -237,7 +237,7 @@ def ratio(cell: Mapping[str, Any]) -> float:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What the page shows: a row for each attack."""
+    """Values for the page: a row for each attack."""
     rows = []
     for kind, cell in results["cells"].items():
         pair = [cell["before"], cell["rounds"][-1]]

@@ -99,7 +99,7 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: flo
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each set and length of the list, and the numbers of all sets with the longest list."""
+    """Values for the pages: a row for each set and length of the list, and those of all sets with the longest list."""
     rows = []
     for name, list_len, found in ((name, *item) for name, lists in results["sets"].items() for item in lists.items()):
         without, named, unrelated = found["without"], found["with"], found["unrelated"]

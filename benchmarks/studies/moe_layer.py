@@ -50,7 +50,7 @@ TOKENS = (1, 4, 16, 64, 250)
 NUM_BYTES = 160_000_000  # of all weights that take turns: more than most last-level caches
 CALL_S = 0.03  # at least, of one measurement
 BOUNDS = {16: "read_s", 250: "arithmetic_s"}
-"""What bounds a layer in int8, by tokens."""
+"""The bound of a layer in int8, by tokens."""
 LIMITS = {16: 0.7, 250: 1.05}
 """Most that a layer with experts in int4 may take beside one in int8, with native kernels, by tokens."""
 
@@ -72,7 +72,7 @@ class Layers:
             self._sessions["native_s"] = _session(model, "native")
 
     def cases(self, x: Array) -> dict[str, Callable[[], float]]:
-        """What measures seconds of one layer for the tokens [tokens, dim], by name in the results."""
+        """Functions that time one layer on tokens [tokens, dim], in seconds, by name in the results."""
         return {name: partial(self._seconds, session, x) for name, session in self._sessions.items()}
 
     def _seconds(self, session: onnxruntime.InferenceSession, x: Array) -> float:
@@ -153,7 +153,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a table for each machine, and int8 over its bound on the machine measured last."""
+    """Values for the pages: a table for each machine, and int8 over its bound on the machine measured last."""
     machines = list(results["machines"].values())
     found = {"tables": "\n\n".join(line for content in reversed(machines) for line in _page(content))}
     for item in machines[-1]["layers"]:

@@ -134,7 +134,7 @@ def growth(mb: Sequence[int]) -> float:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show, where the other part is not measured, too."""
+    """Values for the pages, where the other part is not measured, too."""
     parts = {
         "ready": ("ready", "cpu", "measured"),
         "microphone": ("minutes", "segments", "tenth", "end", "most", "measured"),

@@ -56,7 +56,7 @@ Found = list[list[Line]]
 
 
 def json_lines(output: str, _errors: str) -> list[Line]:
-    """What our programs print."""
+    """Output of our programs."""
     return [json.loads(line) for line in output.splitlines()]
 
 
@@ -221,7 +221,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each bundle and runtime, and one for each that was timed."""
+    """Values for the pages: a row for each bundle and runtime, and one for each that was timed."""
     shown: dict[str, str] = {}
     if same := results.get("same"):
         header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")

@@ -166,7 +166,7 @@ def targets(content: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(content: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each peer, and how many times as long each takes."""
+    """Values for the pages: a row for each peer, and how many times as long each takes."""
     rows = []
     found: dict[str, str] = {}
     for peer in PEERS:

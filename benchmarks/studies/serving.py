@@ -66,7 +66,7 @@ MOST_SLOWER = 1.2
 def measure(
     server: RunningServer, blocks: Sequence[bytes], count: int, first: dict[Key, int], places: int | None = None
 ) -> dict[str, Any]:
-    """What a cell holds of so many speakers; see `speak_together`."""
+    """The cell of results for so many speakers; see `speak_together`."""
     before = cpu_s(server.pid)
     heard = asyncio.run(speak_together(server.url, blocks, count, first, places=places))
     spoken_s = (count - heard.num_refused) * len(blocks) * BLOCK_S
@@ -89,7 +89,7 @@ def summary(heard: Heard) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadPlan:
-    """What is measured.
+    """The plan of measurements.
 
     Attributes:
         bundle: the model; `name`: its name in the results.
@@ -175,7 +175,7 @@ def held(cells: Mapping[str, Any], model: str, server: str) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each cell, and how many speakers are held."""
+    """Values for the pages: a row for each cell, and how many speakers are held."""
     latencies = ("partial p50, p95, p99, ms", "final p50, p95, p99, ms")
     header = ("", "speakers", *latencies, "missing", "processor, ms per s of speech", "held")
     cells = results["cells"]

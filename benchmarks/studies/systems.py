@@ -137,7 +137,7 @@ def measure(
     work: Path,
     repetitions: int = REPETITIONS,
 ) -> dict[str, dict[str, Any]]:
-    """What each recogniser costs on sounds that all recognise in turn, by name; see `summary`.
+    """Costs of each recogniser on sounds that all recognise in turn, by name; see `summary`.
 
     Raises:
         PeerError: a recogniser failed.
@@ -188,7 +188,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a table for the packages and one for the same weights, with numbers of both."""
+    """Values for the pages: a table for the packages and one for the same weights, with numbers of both."""
     rows: dict[str, list[list[str]]] = {CLIPS: [], SHERPA: []}
     found: dict[str, str] = {}
     for group, content in results.items():

@@ -115,7 +115,7 @@ def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each set and condition, and the numbers of the first."""
+    """Values for the pages: a row for each set and condition, and the numbers of the first."""
     measured = [
         (name, condition, found)
         for name, conditions in results["sets"].items()

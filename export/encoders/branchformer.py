@@ -34,7 +34,7 @@ MERGE_METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
 
 @dataclass(frozen=True, kw_only=True)
 class Branches:
-    """What only this encoder has."""
+    """Settings of this encoder alone."""
 
     gating: Gating
     merge: MergeMethod

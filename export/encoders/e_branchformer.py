@@ -43,7 +43,7 @@ MERGE_CACHE = "merge_cache"
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What only this encoder has."""
+    """Settings of this encoder alone."""
 
     gating: Gating
     merge_kernel: int

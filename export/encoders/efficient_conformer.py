@@ -43,7 +43,7 @@ CACHES = (ATT_CACHE, CNN_CACHE)
 
 @dataclass(frozen=True, kw_only=True)
 class Strided:
-    """What only this encoder has."""
+    """Settings of this encoder alone."""
 
     strides: tuple[int, ...]
     """Frames of each block for one of the next."""

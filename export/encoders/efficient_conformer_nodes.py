@@ -38,7 +38,7 @@ class EfficientConformerNodes(EncoderNodes):
 
     @property
     def own(self) -> Strided:
-        """What only this encoder has."""
+        """Settings of this encoder alone."""
         return cast("Strided", self.config.own)
 
     @staticmethod

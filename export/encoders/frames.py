@@ -75,7 +75,7 @@ class FrameNodes:
         return sinusoids(self.g, self.positions, dim)
 
     def biases(self, layers: Sequence[MultiHeadAttention], encodings: Sequence[ir.Value]) -> Sequence[ir.Value]:
-        """What each layer adds to its scores: `bias` and, if positions are relative, the position bias."""
+        """The terms that each layer adds to its scores: `bias` and, if positions are relative, the position bias."""
         config = layers[0].config
         if not config.relative or not encodings:
             return [self.bias] * len(layers)

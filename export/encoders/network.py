@@ -1,4 +1,4 @@
-"""What all encoders share, in plain torch, with the names of WeNet's state dict.
+"""The common part of all encoders, in plain torch, with the names of WeNet's state dict.
 
 There are two ways to run an encoder: `forward` over whole (padded) utterances with an optional chunk mask, used for
 training and parity, and `forward_chunk` with explicit caches, the reference for the streaming graph.
@@ -43,7 +43,7 @@ class GlobalCMVN(nn.Module):
 
 @dataclass(frozen=True)
 class Context:
-    """What all blocks share in one call of the encoder."""
+    """Inputs common to all blocks in one call of the encoder."""
 
     mask: Tensor
     """True where a query may see a key [batch, 1, time, keys]."""
@@ -73,7 +73,7 @@ class SpeechEncoder(nn.Module):
         self.after_norm = norm(config.dim, config.norm)
 
     def subsampling(self) -> Subsampling:
-        """What comes before the blocks."""
+        """The layers before the blocks."""
         return subsampling(self.config)
 
     def block(self, index: int) -> nn.Module:
@@ -86,7 +86,7 @@ class SpeechEncoder(nn.Module):
 
     @staticmethod
     def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
-        """What a stream keeps from chunk to chunk."""
+        """The caches that a stream keeps from chunk to chunk."""
         raise NotImplementedError
 
     def run_blocks(

@@ -1,4 +1,4 @@
-"""What all encoders share as layers of a graph; a kind of encoder supplies its blocks."""
+"""The common part of all encoders as layers of a graph; a kind of encoder supplies its blocks."""
 
 from __future__ import annotations
 

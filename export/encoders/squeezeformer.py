@@ -40,7 +40,7 @@ NORMS: tuple[NormKind, ...] = ("batch_norm", "layer_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Squeezed:
-    """What only this encoder has."""
+    """Settings of this encoder alone."""
 
     reduce: int
     """The first block at half the frame rate; `recover`: the first after it at the full rate again."""

@@ -41,7 +41,7 @@ class SqueezeformerNodes(EncoderNodes):
 
     @property
     def own(self) -> Squeezed:
-        """What only this encoder has."""
+        """Settings of this encoder alone."""
         return cast("Squeezed", self.config.own)
 
     @property
@@ -145,7 +145,7 @@ class SqueezeformerNodes(EncoderNodes):
 
 
 class Rate:
-    """What blocks of one frame rate share."""
+    """State shared by the blocks of one frame rate."""
 
     def __init__(
         self,

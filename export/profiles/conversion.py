@@ -31,7 +31,7 @@ ONE_FILE_LIMIT = 1_500_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was written.
+    """The files written.
 
     Attributes:
         path: the folder.

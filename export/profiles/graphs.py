@@ -276,7 +276,7 @@ def detokenizer_graph(bundle: Bundle) -> ir.Model:
 
 
 _SPACES = r"[\s\v\x1c-\x1f\x{85}\p{Z}]+"
-"""What `str.split` takes for spaces, in RE2's syntax."""
+"""The white space of `str.split`, in RE2's syntax."""
 
 
 def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:

@@ -189,7 +189,7 @@ class ProfileParity:
                     raise ParityError(f"{self.subject}: detokenizer, row {row}: text is {found}, expected {[expected]}")
 
     def _refusals(self) -> None:
-        """What AudioDecoder would silently cut or fold must fail by name, and an empty clip must not fail."""
+        """Clips that AudioDecoder would silently cut or fold must fail by name; an empty clip must not fail."""
         rate = self.bundle.manifest.features.sample_rate
         refused = {
             "shorter than": encoded(np.zeros((LONGEST_CLIP_S + 1) * rate, np.float32), rate, "WAV"),

@@ -56,7 +56,7 @@ class ExpertLayer:
 
 
 ExpertCall = tuple[ir.Function, Sequence[ir.Value]]
-"""What replaces the call of a layer: the function, and its inputs after x and the router's weight."""
+"""Replacement of a layer's call: the function, and its inputs after x and the router's weight."""
 
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:

@@ -61,7 +61,7 @@ def _has_bias(node: ir.Node) -> bool:
 
 
 def _function(node: ir.Node, block_size: int) -> ir.Function:
-    """What computes a layer in 4 bits, or a feed-forward layer in int8."""
+    """The function that computes a layer in 4 bits, or a feed-forward layer in int8."""
     (rows, columns), bias = shape_of(inputs_of(node)[1]), _has_bias(node)
     if plain_name(node.op_type) == "Linear":
         return int4_linear(rows, columns, block_size, bias=bias)

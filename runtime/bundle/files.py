@@ -230,5 +230,5 @@ def _replaced(file: Path) -> IntegrityError:
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is replaced or written to."""
+    """File attributes that change when a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

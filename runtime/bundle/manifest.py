@@ -36,7 +36,7 @@ class ModelConfig:
     sos: int
     eos: int
     caches: tuple[contract.Cache, ...] = ()
-    """What a stream keeps from chunk to chunk; none if the encoder cannot stream."""
+    """Caches that a stream keeps from chunk to chunk; none if the encoder cannot stream."""
     chunk_multiple: int = 1
     """Chunk sizes must be multiples of it: layers at a lower frame rate take several encoder frames at a time."""
     frame_reduction: int = 1
@@ -166,7 +166,7 @@ class BundledLanguageModel(FusionWeights):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
-    """What options of decoding mean where they are not given; fields that are missing have the library's defaults.
+    """Defaults of the decoding options; fields that are missing have the library's defaults.
 
     Not in the graphs' metadata, because most of it is chosen after the export.
     """

@@ -124,7 +124,7 @@ class BundleWriter:
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """What cannot be written is a BundleError: a full disk, most of all."""
+        """Turns errors of the file system, such as a full disk, into BundleErrors."""
         try:
             yield
         except OSError as error:

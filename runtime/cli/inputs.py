@@ -1,4 +1,4 @@
-"""What `u2moe transcribe` recognises: files, folders, standard input and raw audio, and where each transcript goes."""
+"""The inputs of `u2moe transcribe`: files, folders, standard input and raw audio, and where each transcript goes."""
 
 from __future__ import annotations
 

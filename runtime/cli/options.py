@@ -28,7 +28,7 @@ _LM_NUMBERS = ("weight", "word_bonus", "unknown_score", "rescoring_weight")
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """What a name that is not there may stand for: ": did you mean NAME?", or nothing."""
+    """A suggestion for an unknown name: ": did you mean NAME?", or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f": did you mean {close[0]}?" if close else ""
 

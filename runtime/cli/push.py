@@ -89,7 +89,7 @@ def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
 
 
 def model_card(manifest: Manifest, name: str) -> bytes:
-    """What a bundle says of itself, in the form of the hub's cards, and what its author has to add."""
+    """A model card in the hub's form: facts from the bundle, and places for its author to fill in."""
     encoder = manifest.architecture.get("encoder", {})
     experts = encoder.get("feed_forward", {}).get("num_experts")
     kind = str(encoder.get("kind", "an encoder")).replace("_", "-")

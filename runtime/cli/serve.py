@@ -169,7 +169,7 @@ def _protocol_ports(values: list[str]) -> dict[str, int]:
 
 
 def _named(option: str, form: str, values: list[str]) -> dict[str, str]:
-    """What an option that is repeated gives, by name."""
+    """The values of a repeated option, by name."""
     named: dict[str, str] = {}
     for text in values:
         name, _, value = text.partition("=")

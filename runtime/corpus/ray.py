@@ -74,7 +74,7 @@ def run_on_ray(
 
 
 def _resources(model: ModelChoice) -> dict[str, Any]:
-    """What an actor takes."""
+    """The arguments of an actor."""
     is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.settings.providers)
     return {"num_cpus": model.num_threads, **({"num_gpus": 1} if is_for_gpus else {})}
 

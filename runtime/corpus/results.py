@@ -35,7 +35,7 @@ def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
 
 
 def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
-    """What the rows of a run say, in the order of the list; for errors see `rows_by_block`."""
+    """The rows of a run, in the order of the list; for errors see `rows_by_block`."""
     for rows in rows_by_block(folder):
         yield from map(outcome_of, rows)
 

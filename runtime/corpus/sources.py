@@ -114,7 +114,7 @@ def _bounded(content: bytes, source: object) -> bytes:
 
 
 def _output_of(command: str) -> bytes:
-    """What a shell command writes to its standard output."""
+    """The standard output of a shell command."""
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this list

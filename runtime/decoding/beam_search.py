@@ -24,7 +24,7 @@ _Times = tuple["_Times", int, float] | None
 
 
 _Candidate = tuple[float, int, int, int]
-"""What may stay in the beam or enter it: minus its rank, order, index of the prefix, rank of the token that extends it.
+"""A candidate for the beam: minus its rank, order, index of the prefix, rank of the token that extends it.
 
 That of the token is -1 if the prefix stays. The order, the point at which WeNet would first meet it, breaks ties.
 """
@@ -274,7 +274,7 @@ class BeamSearch:
             new.token_times = (times, self.num_frames, score)
 
     def _bonus(self, prefix: Prefix, token: int) -> float:
-        """What hotwords add to the rank of a prefix extended by a token."""
+        """The hotword bonus in the rank of a prefix extended by a token."""
         if self._ranking is None:
             return 0.0
         state, earned = self._ranking.advance(prefix.state, token)

@@ -155,7 +155,7 @@ def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 
 
 def _name(name: str, use: PositionUse) -> str:
-    """What differs in more than an addition has a name of its own: kernels are found by names."""
+    """Variants that differ by more than an addition have names of their own, by which kernels are found."""
     return f"{use.capitalize()}{name}" if use in ("rotary", "distance") else name
 
 

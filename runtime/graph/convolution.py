@@ -1,4 +1,4 @@
-"""What stands between the projections of a convolution module, as a model-local function, with and without a cache."""
+"""The part of a convolution module between its projections, as a model-local function, with and without a cache."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.V
 
 
 def halves(parameters: list[ir.Value]) -> tuple[list[ir.Value], list[ir.Value]]:
-    """What two products with or without a bias need, first and second."""
+    """Inputs of two products with or without a bias, first and second."""
     return parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
 
 

@@ -76,7 +76,7 @@ class Model:
 
     @property
     def kernels(self) -> Kernels:
-        """What computes the functions of the encoder."""
+        """The kernels that compute the functions of the encoder."""
         return self.encoder.session.kernels
 
     @property

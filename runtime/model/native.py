@@ -21,7 +21,7 @@ from u2moe.runtime.errors import KernelsError
 from u2moe.runtime.installation import install_command
 
 KERNELS = ("auto", "native", "onnxruntime")
-"""What may compute the functions of a graph: `native`, the installed library, or an error; `onnxruntime` alone; or
+"""Kernels for the functions of a graph: `native`, the installed library, or an error; `onnxruntime` alone; or
 `auto`, the library if it is installed and can run the graph."""
 VARIABLE = "U2MOE_KERNELS"
 """Environment variable with the default, one of `KERNELS`."""
@@ -43,7 +43,7 @@ _NUMBER = re.compile(r"_\d+$")
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """What computes the functions of a model's graphs.
+    """The kernels that compute the functions of a model's graphs.
 
     Attributes:
         native: whether the library of u2moe-kernels is registered.

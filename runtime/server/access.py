@@ -118,7 +118,7 @@ class Access:
 
 
 def _candidates(headers: Headers, scope: Scope) -> list[str]:
-    """What a request may mean as its key."""
+    """Keys that a request may carry."""
     given = [QueryParams(scope["query_string"]).get("api_key", "")]
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":

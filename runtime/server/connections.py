@@ -67,8 +67,8 @@ class Visit:
 class Connections:
     """Counts open connections, and what those that were closed have cost.
 
-    Who connects again and again would begin each time with nothing to pay for. So what a connection costs, and what it
-    has taken beyond its share when it ends, is a debt of its address, which new ones from there wait for.
+    A client that reconnects again and again would start each time without debt. So the cost of a connection, and what
+    it has taken beyond its share when it ends, are charged to its address, whose new connections wait until it is paid.
 
     Args:
         limit: most connections at once; one address may have half of them.
@@ -117,7 +117,7 @@ def _peer_of(connection: socket.socket) -> Address | None:
 
 
 def _site_of(peer: Address | None) -> str:
-    """What counts as one address: of IPv6 a network."""
+    """The client's address for limits: of IPv6 the network."""
     if peer is None or peer.version == 4:
         return str(peer)
     return str(ipaddress.ip_network((peer, _IPV6_SITE), strict=False).network_address)

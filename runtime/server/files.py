@@ -99,7 +99,7 @@ class FileQueue:
 
 
 class FileTask:
-    """A file being recognised; `next` returns its segments as they are found. Whoever has it calls `leave` at the end.
+    """A file being recognised; `next` returns its segments as they are found. Its owner calls `leave` at the end.
 
     Attributes:
         duration: seconds recognised so far; in the end, of the whole file.

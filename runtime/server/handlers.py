@@ -75,7 +75,7 @@ class HttpHandler(H11Protocol):
             self.transport.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, unless a response has begun."""
+        """Refuse invalid HTTP, unless a response has begun."""
         self._incidents.fail(RequestError(msg))
         with contextlib.suppress(h11.LocalProtocolError):
             super().send_400_response(msg)

@@ -122,7 +122,7 @@ class Metrics:
         return generate_latest(self._registry).decode()
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks of a collector: all metrics, summed over all workers."""
+        """Interface of prometheus_client's collectors: all metrics, summed over all workers."""
         for name, (summary, label, _) in _COUNTERS.items():
             counter = CounterMetricFamily(f"u2moe_{name}", summary, labels=[label])
             for value in self._labels[name]:

@@ -1,4 +1,4 @@
-"""What one connection may take: work in each turn of the event loop, processor time, and time without progress."""
+"""Limits of one connection: work in each turn of the event loop, processor time, and time without progress."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _slow: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, set[Pieces]] = weakr
 
 
 class Pieces:
-    """What a connection has sent, handed to a parser in pieces that each take about a millisecond.
+    """Data from a connection, handed to a parser in pieces that each take about a millisecond.
 
     Args:
         parse: parses a piece; returns the seconds that its content will take further on.
@@ -66,7 +66,7 @@ class Pieces:
             self._timer = asyncio.get_running_loop().call_soon(self._work)
 
     def take_rest(self) -> bytes:
-        """What was not parsed, which is for another parser; nothing more is parsed here."""
+        """The data not parsed yet, for another parser; nothing more is parsed here."""
         rest = bytes(self._rest)
         self.close()
         return rest

@@ -28,7 +28,7 @@ RunTcp = Callable[["Service", asyncio.StreamReader, asyncio.StreamWriter], Conve
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What clients speak: over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`).
+    """A protocol of clients: over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`).
 
     Attributes:
         name: its name in options, metrics and logs.

@@ -1,4 +1,4 @@
-"""What all protocols of one process share: the models, their scheduler, and admission."""
+"""State shared by all protocols of one process: the models, their scheduler, and admission."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class ServerSession:
     def deliver(self, outcome: RoundResult) -> None:
         """Accept the results of a round; called by the scheduler in the event loop.
 
-        What is meant for another session, or comes out of turn, ends it: nobody is told what another has said.
+        A result of another session, or one out of order, ends this one: no client gets the words of another.
         """
         if outcome.inbox is not self.inbox or outcome.number != self._num_rounds + 1:
             self._error = self._error or RecognitionError("a result was lost, or is that of another source")

@@ -31,7 +31,7 @@ _DOUBT_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerPlace:
-    """What a worker gets from the process that starts it."""
+    """The arguments of a worker process."""
 
     number: int  # from 0
     channel: socket.socket  # delivers its connections

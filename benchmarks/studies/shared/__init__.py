@@ -1,1 +1,1 @@
-"""What several studies use: models of random weights, other recognisers, servers, and the command line."""
+"""Shared by several studies: models of random weights, other recognisers, servers, and the command line."""

@@ -39,7 +39,7 @@ def bounds_of(
 
 
 def bound_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of an entry of `measure_bound`."""
+    """The part of an entry of `measure_bound` that goes into results."""
     least_s = sum(entry["parts"][name]["least_s"] for name in PARTS if name in entry["parts"])
     encoder = entry["stages"]["encoder"]
     return {
@@ -58,5 +58,5 @@ def starts_of(bundles: Mapping[str, Bundle], kernels: str, repetitions: int) -> 
 
 
 def start_of(item: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a report of `measure_footprint`."""
+    """The part of a report of `measure_footprint` that goes into results."""
     return {**{name: item[name] for name in START}, "files": item["disk"]["files"]}

@@ -1,4 +1,4 @@
-"""What the scripts share: how they are called, how they report progress, and how they fail."""
+"""The command line of studies: arguments, progress and errors."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ Key = tuple[int, bool, str]
 
 @dataclass(kw_only=True)
 class Heard:
-    """What came back to one speaker or to several.
+    """The results that one or several speakers received.
 
     Attributes:
         partials: seconds from the block that made a partial result possible to its arrival.
@@ -161,6 +161,6 @@ async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Ke
 
 
 def key_of(message: str | bytes) -> Key:
-    """What a message says."""
+    """The meaning of a message."""
     result: dict[str, Any] = json.loads(message)
     return result["segment"], bool(result["is_final"]), result["text"]

@@ -1,1 +1,1 @@
-"""What clients speak: one file for each protocol, and the table of all."""
+"""Protocols of clients: one file each, and the table of all."""

@@ -109,7 +109,7 @@ async def _transcribe(request: Request, service: Service) -> Response:
 
 
 async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
-    """What the form asks for, and the recognition of its file."""
+    """The options in the form, and the recognition of its file."""
     try:
         model = service.model(upload.value("model"))
         wanted = _Wanted(upload, model)

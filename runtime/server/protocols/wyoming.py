@@ -239,7 +239,7 @@ class _Format:
 
 
 def _names(data: dict[str, Any]) -> list[str]:
-    """What the client wants to be preferred."""
+    """Phrases that the client wants to be preferred."""
     names = [*(data.get("transcript_names") or []), *(data.get("transcript_terms") or [])]
     if not all(isinstance(name, str) for name in names):
         raise RequestError("transcript_names and transcript_terms must be lists of phrases")

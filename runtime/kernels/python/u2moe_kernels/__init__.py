@@ -24,7 +24,7 @@ def library_path() -> Path:
 
 @functools.cache
 def _described() -> str:
-    """What the library says of itself, as JSON."""
+    """The library's description of itself, as JSON."""
     describe = ctypes.CDLL(str(library_path())).u2moe_kernels_describe
     describe.argtypes, describe.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_size_t
     text = ctypes.create_string_buffer(describe(None, 0))
@@ -33,7 +33,7 @@ def _described() -> str:
 
 
 def description() -> dict[str, Any]:
-    """What the library offers on this machine.
+    """The library's features on this machine.
 
     Returns:
         isa: the instruction set that it uses; isas: all that this processor has, best first; domain and operators: what
