@@ -32,7 +32,7 @@ Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
 
 // Letters of a symbol, with a boundary for spaces and around characters that are words.
 std::vector<std::string> pieces_of(const std::u32string& symbol) {
-  if (is_marker(encode_utf8(symbol))) return {kUnreadable};
+  if (is_marker(symbol)) return {kUnreadable};
   std::vector<std::string> pieces;
   for (const char32_t c : symbol) {
     if (is_spaceless(c)) {
@@ -59,7 +59,7 @@ std::vector<std::string> spelled_words(const Ngrams& ngrams, const Ngrams::Spell
 bool is_sorted(const Ngrams& ngrams, const std::vector<std::string>& spelled) {
   const auto& words = ngrams.words();
   return std::is_sorted(spelled.begin(), spelled.end()) &&
-         std::none_of(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(spelled.size()), is_marker);
+         std::none_of(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(spelled.size()), is_marker<std::string>);
 }
 
 }  // namespace

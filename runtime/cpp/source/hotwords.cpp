@@ -16,13 +16,9 @@ using Words = std::vector<std::u32string>;
 
 constexpr double kRounding = 1e-6;  // far more than the order of additions can change
 
-bool is_special(const std::u32string& symbol) {
-  return symbol.size() > 2 && symbol.front() == U'<' && symbol.back() == U'>';
-}
-
 // Characters of a symbol or phrase, with a boundary for spaces and around characters that count as words.
 std::u32string read(const std::u32string& symbol) {
-  if (is_special(symbol)) return std::u32string(1, U'\0');  // part of no phrase, and not a boundary
+  if (is_marker(symbol)) return std::u32string(1, U'\0');  // part of no phrase, and not a boundary
   std::u32string result;
   const auto add_boundary = [&result] {
     if (result.empty() || result.back() != kWordBoundary) result += kWordBoundary;
@@ -46,7 +42,7 @@ class Symbols {
  public:
   explicit Symbols(const Vocabulary& vocabulary) {
     for (const std::u32string& symbol : vocabulary.symbols()) {
-      if (is_special(symbol)) continue;
+      if (is_marker(symbol)) continue;
       if (!is_mark(symbol.front())) inner_.insert(symbol);
       first_.insert(stripped(symbol, is_mark));
     }

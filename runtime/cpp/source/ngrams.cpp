@@ -7,6 +7,7 @@
 
 #include "errors.hpp"
 #include "number.hpp"
+#include "unicode.hpp"
 
 namespace u2moe::runtime {
 namespace {
@@ -33,8 +34,6 @@ std::vector<Id> parents_of(const std::vector<Id>& first) {
 }
 
 }  // namespace
-
-bool is_marker(std::string_view word) { return word.size() > 2 && word.front() == '<' && word.back() == '>'; }
 
 Ngrams::Ngrams(std::vector<std::string> words, const std::vector<std::uint64_t>& num_children, std::vector<Id> word,
                std::vector<float> log_prob, std::vector<float> backoff, const std::string& source)

@@ -6,14 +6,10 @@
 #include <functional>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 namespace u2moe::runtime {
-
-/// Whether a word is a marker such as <s>, <unk> or the name of a class, and not spelled by the recogniser.
-bool is_marker(std::string_view word);
 
 /// Immutable: threads may share it.
 class Ngrams {

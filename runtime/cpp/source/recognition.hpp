@@ -67,35 +67,20 @@ struct Request {
   std::int64_t kept = -1, required = -1;
 };
 
-/// The manifest and the vocabulary must outlive it.
+/// Recognises all samples that it is given; as `Source`, which says what its functions do.
 class Recognition {
  public:
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options);
 
-  const StreamOptions& options() const { return options_; }  ///< with definite values
+  const StreamOptions& options() const { return options_; }
   bool is_finished() const { return reception_.is_finished(); }
-
-  /// Checks samples of one channel before any is appended.
-  /// @throws AudioError a rate or samples that cannot be used.
   void check(int sample_rate, const float* samples, std::size_t num) { reception_.check(sample_rate, samples, num); }
-
-  /// Appends checked samples, at most some seconds. Any split gives the same results.
   void accept(const float* samples, std::size_t num) { reception_.accept(samples, num); }
-
-  /// Finish the input.
   void finish() { reception_.finish(); }
-
-  /// The graph to run next; none: more samples are needed, or the end of the input.
   std::optional<Request> next();
-
-  /// The output of the graph of `next`: features [frames, mel], encoder output [time, dim], log-probabilities [time, vocab].
   void give(Floats output);
   void give(const TokenScores& scores);
-
-  /// Final results of utterances that have words, each once.
   std::vector<Result> take_segments() { return std::exchange(segments_, {}); }
-
-  /// The result so far of the current utterance; final and perhaps empty after the end of the input.
   Result result() const;
 
  private:

@@ -22,6 +22,12 @@ std::string encode_utf8(const std::u32string& text);
 /// Lines of a text file without their ends, and without a byte order mark.
 std::vector<std::string> lines_of(const std::string& content);
 
+/// Whether a word or symbol is a marker such as <s>, <unk> or the name of a class, and not spelled by the recogniser.
+template <class Text>
+bool is_marker(const Text& word) {
+  return word.size() > 2 && word.front() == '<' && word.back() == '>';
+}
+
 /// The same as Python's `str.isspace`.
 bool is_space(char32_t c);
 
