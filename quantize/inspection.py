@@ -33,8 +33,8 @@ _FOR_ONNXRUNTIME = {
     ),
     "a third convolution of the front end: the kernel is for the first two": ("Int8Convolution",),
     "no products: look-ups, copies, or numbers one by one": (
-        "Activation", "Embedding", "Int8Embedding", "RmsNormalization", "SinesAndCosines", "Sinusoids", "StackedFrames",
-        "TimeWindows",
+        "Activation", "Embedding", "Int4Embedding", "Int8Embedding", "RmsNormalization", "SinesAndCosines", "Sinusoids",
+        "StackedFrames", "TimeWindows",
     ),
 }  # fmt: skip
 WITHOUT_KERNEL = {name: reason for reason, names in _FOR_ONNXRUNTIME.items() for name in names}

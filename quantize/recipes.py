@@ -17,13 +17,15 @@ FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "attention": ("fp32", "int8", "int4"),
         "subsampling": ("fp32", "int8", "int4"),
         "pointwise_convolutions": ("fp32", "int8", "int4"),
-        "embeddings": ("fp32", "int8"),
+        "embeddings": ("fp32", "int8", "int4"),
         "output_layers": ("fp32", "int8", "int4"),
     }
 )
 """Formats for each group of weights, the best first. Routers, biases, norms and depthwise convolutions are always fp32;
-in int4, embeddings and the convolutions of the front end, which few weights belong to, are int8.
+in int4, the convolutions of the front end, which few weights belong to, are int8.
 """
+HALF = "fp16"
+"""The format of single layers that compute in float32 with weights that are float16 in files."""
 BLOCK_SIZES = (16, 32, 64, 128)
 LONGEST_S = 900
 """Maximum seconds of calibration audio; the rest is not read."""
@@ -45,7 +47,7 @@ class Recipe:
         calibration: audio files that show which activation channels are large, to be moved into the weights
             (SmoothQuant), and on which the output error of products is minimised (GPTQ). Empty: each weight is
             rounded to the nearest value.
-        exceptions: formats of single layers, by the names of `layer_of`: "fp32", or for experts one of `FORMATS`.
+        exceptions: formats of single layers, by the names of `layer_of`: `HALF`, "fp32" or another of `FORMATS`.
     """
 
     name: str
@@ -78,13 +80,14 @@ class Recipe:
         if self.whole and self.calibration:
             raise ValueError(f"calibration is for int8 and int4, got whole {self.whole!r}")
         for layer, kind in self.exceptions.items():
-            if kind not in FORMATS["experts"]:
-                raise ValueError(f"exceptions: {layer} must be one of {', '.join(FORMATS['experts'])}, got {kind!r}")
+            if kind not in (*FORMATS["experts"], HALF):
+                kinds = ", ".join((*FORMATS["experts"], HALF))
+                raise ValueError(f"exceptions: {layer} must be one of {kinds}, got {kind!r}")
 
     def format_of(self, layer: str, group: str) -> str:
         """The format of a layer's weights that belong to a group."""
         wanted, known = self.exceptions.get(layer, self.groups.get(group, "fp32")), FORMATS.get(group, ("fp32",))
-        return wanted if wanted in known else known[-1]
+        return "fp32" if wanted == HALF else wanted if wanted in known else known[-1]
 
     @property
     def quantized(self) -> dict[str, str]:

@@ -135,7 +135,9 @@ def routed_layer(node: ir.Node) -> RoutedLayer | None:
     x, gate, *weights = node.inputs
     if x is None or gate is None or gate.const_value is None:
         raise BundleError(f"{node.name} has no router among its weights")
-    num_bytes = sum(weight.const_value.nbytes for weight in weights if weight is not None and weight.const_value)
+    makers = [weight.producer() if weight is not None else None for weight in weights]
+    stored = [maker.inputs[0] if maker else weight for maker, weight in zip(makers, weights, strict=True)]
+    num_bytes = sum(weight.const_value.nbytes for weight in stored if weight is not None and weight.const_value)
     return RoutedLayer(
         name=scope(node),
         tokens=str(x.name),

@@ -12,6 +12,7 @@ from typing import Any
 
 from u2moe.quantize.damage import Levels
 from u2moe.quantize.goals import Goal, Ladder, Step
+from u2moe.quantize.recipes import HALF
 from u2moe.quantize.run import DAMAGE_S, QuantizationRun, QuantizedBundle
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.writer import BundleWriter
@@ -42,7 +43,7 @@ class Search:
             AudioError: the recordings are too short to tell.
         """
         self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
-        versions = {"fp32": run.source}
+        versions = {HALF: run.source}
         if "int4" in made.recipe.groups.values():
             middle = {group: "int8" if kind == "int4" else kind for group, kind in made.recipe.groups.items()}
             with BundleWriter(run.folder / "int8") as other:
@@ -58,7 +59,10 @@ class Search:
                 f"{goal.max_damage:.2%}: expected recordings with at least {math.ceil(1 / goal.max_damage)} tokens"
             )
         self._damage = meter.measure(run.progress)
-        self._ladder = Ladder(self._damage)
+        layers = [
+            dataclasses.replace(item, bytes=[item.bytes[0] // 2, *item.bytes[1:]]) for item in self._damage.layers
+        ]  # written in half precision
+        self._ladder = Ladder(dataclasses.replace(self._damage, layers=layers))
         self._steps: list[Step] = []
 
     def choose(self) -> QuantizedBundle:

@@ -105,8 +105,8 @@ class Weights:
     def int4(
         self, weight: ir.Value, block_size: int, read: Callable[[], Array] | None = None, made: Int4 | None = None
     ) -> list[ir.Value]:
-        """A weight [in, out] in 4 bits, its steps and scales; `read` supplies it in another order."""
-        source, (rows, columns) = read or (lambda: array_of(weight)), shape_of(weight)
+        """A weight [in, out] in 4 bits, its steps and scales; `read` supplies it in another order or shape."""
+        source, (rows, columns) = read or (lambda: array_of(weight)), read().shape if read else shape_of(weight)
         name, group = weight.name, group_of(weight)
         blocks = -(-rows // block_size)
         integers, steps, scale = _readers(lambda: made or int4_blocks(source(), block_size), 3)

@@ -158,7 +158,7 @@ def changed_tokens(reference, found, features):
     return sum(map(edit_distance, *texts)) / sum(map(len, texts[0]))
 
 
-def test_layers_beyond_smoothing_stay_in_float32(beyond_smoothing, features, recordings, tmp_path):
+def test_layers_beyond_smoothing_stay_in_16_bits(beyond_smoothing, features, recordings, tmp_path):
     files = sorted(recordings.iterdir())
     calibrated = recipe("int8", calibration=files)
     plain, _ = quantize_bundle(beyond_smoothing.path, tmp_path / "plain", calibrated)
@@ -167,12 +167,15 @@ def test_layers_beyond_smoothing_stay_in_float32(beyond_smoothing, features, rec
         beyond_smoothing.path, tmp_path / "out", calibrated, audio=files[:1], goal=Goal(max_damage=0.15)
     )
     exceptions = made.manifest.quantization["exceptions"]
-    assert exceptions["ctc.ctc_lo"] == "fp32"
+    assert exceptions["ctc.ctc_lo"] == "fp16"
+    kept = {value.const_value.dtype for value in ir.load(made.path / "ctc.onnx").graph.initializers.values()}
+    assert ir.DataType.FLOAT16 in kept
+    assert ir.DataType.INT8 not in kept
     assert changed_tokens(beyond_smoothing, made, features) < 0.5 * changed_tokens(beyond_smoothing, plain, features)
     assert report["damage"]["changed_tokens"] <= 0.2
     assert {step["layer"]: step["format"] for step in report["damage"]["steps"]} == exceptions
     shown = describe(inspect_bundle(made.path))
-    assert f"  fp32: {', '.join(exceptions)}" in shown
+    assert f"  fp16: {', '.join(exceptions)}" in shown
     assert "  max damage: 0.15\n" in shown
 
 
@@ -185,7 +188,7 @@ def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(exported, recordi
     made, _ = quantize_bundle(exported("moe_tiny"), tmp_path / "out", larger, goal=Goal(max_bytes=size + 34_000))
     assert made.manifest.quantization["block_size"] == 32
     assert size < sum(file.size for file in made.manifest.files.values()) <= size + 34_000
-    assert {"int8"} <= set(made.manifest.quantization["exceptions"].values()) <= {"int8", "fp32"}
+    assert {"int8"} <= set(made.manifest.quantization["exceptions"].values()) <= {"int8", "fp16"}
 
 
 def test_a_limit_on_time_gives_the_layers_that_hurt_as_much_of_it(bundle, recordings, tmp_path, monkeypatch, capsys):
@@ -207,7 +210,7 @@ def test_a_limit_on_time_gives_the_layers_that_hurt_as_much_of_it(bundle, record
     assert main([*arguments, "0.16"]) == 0
     made = Bundle.open(tmp_path / "out")
     assert 0.16 - max(shares.values()) / 10 < time_of(made, []) <= 0.16
-    assert set(made.manifest.quantization["exceptions"].values()) == {"fp32"}
+    assert set(made.manifest.quantization["exceptions"].values()) == {"fp16"}
     assert main([*arguments, "0.05", "--max-size", "0.1"]) == 1
     shown = capsys.readouterr().err
     assert "(at most 0.1 MB, real-time factor at most 0.05); the nearest has " in shown

@@ -10,8 +10,10 @@ import pytest
 import soundfile
 
 from u2moe.quantize import RECIPES, Goal, quantize_bundle, recipe
-from u2moe.quantize.arithmetic import Int4, from_int4_blocks, relative_error
+from u2moe.quantize.arithmetic import Int4, from_int4_blocks, int4_blocks, relative_error
+from u2moe.quantize.passes.half_storage import in_single
 from u2moe.quantize.report import features_of, output_errors
+from u2moe.quantize.smoothing import rewritten_bundle
 from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, ProviderError, SessionSettings
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import Recording
@@ -44,7 +46,7 @@ def initializers(bundle):
     return {
         name: value.const_value.numpy()
         for graph in bundle.manifest.model.graphs()
-        for name, value in ir.load(bundle.path / graph.file).graph.initializers.items()
+        for name, value in in_single(ir.load(bundle.path / graph.file)).graph.initializers.items()
     }
 
 
@@ -63,7 +65,9 @@ def test_routers_biases_and_norms_stay_as_they_are(name, float32, quantized):
             found = after["encoder.embed.conv.0.weight.rows"][-1]
         else:
             found = after[key]
-        np.testing.assert_array_equal(found, before[key], err_msg=key)
+        is_half = name == "int4-experts" and ".experts." in key
+        expected = before[key].astype(np.float16) if is_half else before[key]
+        np.testing.assert_array_equal(found, expected, err_msg=key)
     suffix = "int4" if name == "int4-experts" else "int8"
     experts = [key for key in before if ".experts." in key and key.endswith("weight")]
     assert len(experts) == 9 * 8 * 2
@@ -310,3 +314,22 @@ def test_outputs_of_an_untrained_network_are_compared():
 
     found = output_errors(Untrained(0.5), Untrained(0.25), [np.ones((3, 2), np.float32)])
     assert found["log_probs_mean"] == found["log_probs_max"] == pytest.approx(0.25, abs=1e-5)  # of float32
+
+
+def test_embeddings_in_4_bits_give_the_rows_of_their_table(float32, tmp_path):
+    def restore(model):
+        for value in model.graph.initializers.values():
+            if group_of(value) == "embeddings":
+                table = value.const_value.numpy()
+                stored = int4_blocks(table.T, 32)
+                stored = stored._replace(scale=stored.scale.astype(np.float16).astype(np.float32))
+                value.const_value = ir.tensor(from_int4_blocks(stored, table.shape[1]).T, name=value.name)
+
+    expected = rewritten_bundle(float32, tmp_path / "restored", restore)
+    made, _ = quantize_bundle(float32.path, tmp_path / "int4", recipe("fp32", {"embeddings": "int4"}))
+    output = np.random.default_rng(0).normal(size=(20, float32.manifest.model.output_size)).astype(np.float32)
+    plain, restored, found = (
+        np.stack(bundle.load().rescore(output, [[3, 4, 5], [6, 7]])) for bundle in (float32, expected, made)
+    )
+    np.testing.assert_allclose(found, restored, rtol=1e-5)
+    assert not np.allclose(found, plain, rtol=1e-3)

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
 def test_recipes_are_checked_at_birth():
     with pytest.raises(ValueError, match=r"routers.*always fp32"):
         Recipe(name="x", groups={"routers": "int8"})
-    with pytest.raises(ValueError, match="embeddings must be one of fp32, int8, got 'int4'"):
-        Recipe(name="x", groups={"embeddings": "int4"})
+    with pytest.raises(ValueError, match="embeddings must be one of fp32, int8, int4, got 'int3'"):
+        Recipe(name="x", groups={"embeddings": "int3"})
     with pytest.raises(ValueError, match="quantizes nothing"):
         Recipe(name="x", groups={"attention": "fp32"})
     with pytest.raises(ValueError, match="block_size"):

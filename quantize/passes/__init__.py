@@ -14,6 +14,7 @@ from u2moe.quantize.passes.embeddings import quantize_embeddings
 from u2moe.quantize.passes.experts import quantize_experts
 from u2moe.quantize.passes.front_end import quantize_front_end
 from u2moe.quantize.passes.half_precision import in_half_precision
+from u2moe.quantize.passes.half_storage import store_halves
 from u2moe.quantize.passes.products import quantize_products
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Change, Weights
@@ -41,6 +42,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
     quantize_front_end(model, weights, recipe)
     quantize_embeddings(model, weights, recipe)
     quantize_products(model, weights, recipe, activations)
+    store_halves(model, recipe)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     return weights.changes
