@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import os
 import signal
@@ -39,6 +40,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("u2moe")
+
+
+def pytest_collection_finish():
+    """Garbage is looked for less often, and not in what was imported: a pause of half a second disturbs servers."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
+
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("moe_tiny", "dense_tiny")

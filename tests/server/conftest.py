@@ -43,9 +43,7 @@ def speech():
 
 @functools.cache
 def make_speech(sample_rate=16_000):
-    clips = [
-        read_audio(DEMO_FOLDER / "clips" / f"{name}.flac", 16_000) for name in ("command", "phone_number", "question")
-    ]
+    clips = [read_audio(DEMO_FOLDER / "clips" / f"{name}.flac", 16_000) for name in ("command", "question", "command")]
     pause = np.zeros(24_000, np.float32)
     samples = np.concatenate([part for clip in clips for part in (clip, pause)])
     resampled = np.concatenate(list(convert(samples, 16_000, sample_rate)))

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
 import numpy as np
@@ -34,8 +35,14 @@ DRIPS = {f"nothing for {path}": (path, start, None) for path, start in START.ite
 @pytest.fixture(scope="module")
 def server(running):
     """One that waits half a second for something."""
-    with running(limits=Limits(idle_s=0.5), protocol_ports={"wyoming": 0}) as server:
+    with running(limits=Limits(idle_s=0.5), protocol_ports={"wyoming": 0}, capacity=2 * len(DRIPS)) as server:
         yield server
+
+
+def at_once(function, cases):
+    """What a function returns for each case, in threads: each waits for the server most of the time."""
+    with ThreadPoolExecutor(len(cases)) as pool:
+        return dict(zip(cases, pool.map(function, cases), strict=True))
 
 
 def keep_sending(client, message, send=None):
@@ -54,35 +61,43 @@ def keep_sending(client, message, send=None):
     pytest.fail("it is not closed")
 
 
-@pytest.mark.parametrize("name", DRIPS)
-def test_messages_that_move_nothing_on(server, name):
-    path, start, message = DRIPS[name]
+def test_messages_that_move_nothing_on(server):
+    def drip(name):
+        path, start, message = DRIPS[name]
+        with server.connect(path) as client:
+            for first in start:
+                client.send(first)
+            keep_sending(client, message)
+            return client.websocket.close_code, client.websocket.close_reason
+
     num_idle = server.metric("failures", "idle")
-    with server.connect(path) as client:
-        for first in start:
-            client.send(first)
-        keep_sending(client, message)
-        assert client.websocket.close_code == (1000 if path == "/wenet" else 1008)
-        assert client.websocket.close_reason == "less than 0.005 seconds of audio came within 0.5 seconds"
-    server.wait_until(lambda: server.metric("failures", "idle") == num_idle + 1)
+    reason = "less than 0.005 seconds of audio came within 0.5 seconds"
+    assert at_once(drip, DRIPS) == {
+        name: (1000 if path == "/wenet" else 1008, reason) for name, (path, _, _) in DRIPS.items()
+    }
+    server.wait_until(lambda: server.metric("failures", "idle") == num_idle + len(DRIPS))
     server.wait_until_empty()
 
 
-@pytest.mark.parametrize(
-    ("begin", "piece"),
-    [
-        (b"\x02\xfe\xff\xff\0\0\0\0", b"\x00"),
-        *((b"\x02\x80\0\0\0\0", head + b"\x80\0\0\0\0") for head in (b"\0", b"\x89")),
-    ],
-    ids=["bytes of a message", "empty fragments of a message", "pings"],
-)
-def test_frames_that_never_become_a_message(server, monkeypatch, begin, piece):
+FRAMES = {
+    "bytes of a message": (b"\x02\xfe\xff\xff\0\0\0\0", b"\x00"),
+    "empty fragments of a message": (b"\x02\x80\0\0\0\0", b"\0\x80\0\0\0\0"),
+    "pings": (b"\x02\x80\0\0\0\0", b"\x89\x80\0\0\0\0"),
+}
+
+
+def test_frames_that_never_become_a_message(server, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.server.handlers._CLOSE_S", 1.0)
-    with server.connect() as client:
-        client.start()
-        client.websocket.socket.sendall(begin)
-        keep_sending(client, piece, send=client.websocket.socket.sendall)
-        assert client.close_code() == 1008
+
+    def drip(name):
+        begin, piece = FRAMES[name]
+        with server.connect() as client:
+            client.start()
+            client.websocket.socket.sendall(begin)
+            keep_sending(client, piece, send=client.websocket.socket.sendall)
+            return client.close_code()
+
+    assert at_once(drip, FRAMES) == dict.fromkeys(FRAMES, 1008)
     server.wait_until_empty()
 
 
@@ -113,60 +128,64 @@ def dripped(plain, pieces):
     return answer
 
 
-@pytest.mark.parametrize(
-    ("begin", "event", "complaint"),
-    [
-        (
-            wyoming_event("audio-start", WYOMING_AUDIO),
-            event,
-            b"less than 0.005 seconds of audio came within 0.5 seconds",
-        )
-        for event in (
-            b"",
-            wyoming_event("audio-chunk", WYOMING_AUDIO),
-            wyoming_event("audio-chunk", WYOMING_AUDIO, bytes(2)),
-            wyoming_event("ping"),
-            b" ",
-        )
-    ]
-    + [(b'{"type": "ping", "data_length": 1000}\n', b" ", b"less than 1 event came within 0.5 seconds")],
-    ids=["nothing", "empty chunks", "samples", "pings", "bytes of a line", "bytes of data"],
-)
-def test_wyoming_events_that_move_nothing_on(server, begin, event, complaint):
-    with server.open_plain("wyoming") as plain:
-        answer = dripped(plain, [begin, *repeat(event, 900)])
-    assert b'"error"' in answer
-    assert complaint in answer
+AUDIO_START = wyoming_event("audio-start", WYOMING_AUDIO)
+WYOMING = {
+    "nothing": (AUDIO_START, b""),
+    "empty chunks": (AUDIO_START, wyoming_event("audio-chunk", WYOMING_AUDIO)),
+    "samples": (AUDIO_START, wyoming_event("audio-chunk", WYOMING_AUDIO, bytes(2))),
+    "pings": (AUDIO_START, wyoming_event("ping")),
+    "bytes of a line": (AUDIO_START, b" "),
+    "bytes of data": (b'{"type": "ping", "data_length": 1000}\n', b" "),
+}
+
+
+def test_wyoming_events_that_move_nothing_on(server):
+    def drip(name):
+        begin, event = WYOMING[name]
+        with server.open_plain("wyoming") as plain:
+            return dripped(plain, [begin, *repeat(event, 900)])
+
+    for name, answer in at_once(drip, WYOMING).items():
+        assert b'"error"' in answer
+        lacking = b"1 event" if name == "bytes of data" else b"0.005 seconds of audio"
+        assert b"less than %b came within 0.5 seconds" % lacking in answer, name
     server.wait_until_empty()
 
 
-@pytest.mark.parametrize("piece", [b"", b"x"])
-def test_an_upload_that_stops_or_drips(server, piece):
+def test_an_upload_that_stops_or_drips(server, monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.server.upload._LINGER_S", 0.5)
     head = (
         b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
         b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
     )
-    with server.open_plain() as plain:
-        answer = dripped(plain, [head, *repeat(piece, 10_000)])
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"less than 250 bytes came within 0.5 seconds" in answer
+
+    def drip(piece):
+        with server.open_plain() as plain:
+            return dripped(plain, [head, *repeat(piece, 10_000)])
+
+    for answer in at_once(drip, [b"", b"x"]).values():
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"less than 250 bytes came within 0.5 seconds" in answer
     server.wait_until_empty()
 
 
-@pytest.mark.parametrize(
-    ("begin", "piece"),
-    [
-        (b"GET / HTTP/1.1\r\nHost:", b""),
-        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nX: ", b"x"),
-        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n", b"x"),
-    ],
-    ids=["a first header", "the header of a second request", "the body of the first"],
-)
-def test_a_request_that_is_never_whole(server, monkeypatch, begin, piece):
+REQUESTS = {
+    "a first header": (b"GET / HTTP/1.1\r\nHost:", b""),
+    "the header of a second request": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nX: ", b"x"),
+    "the body of the first": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n", b"x"),
+}
+
+
+def test_a_request_that_is_never_whole(server, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.server.handlers._HEADER_S", 0.3)
-    with server.open_plain() as plain:
-        answer = dripped(plain, [begin, *repeat(piece, 9000)])
-    assert answer.startswith(b"HTTP/1.1 200 ") or (not answer and not piece)
+
+    def drip(name):
+        begin, piece = REQUESTS[name]
+        with server.open_plain() as plain:
+            return dripped(plain, [begin, *repeat(piece, 9000)])
+
+    for name, answer in at_once(drip, REQUESTS).items():
+        assert answer.startswith(b"HTTP/1.1 200 ") or (not answer and name == "a first header"), name
 
 
 def test_a_response_that_is_not_read(server, monkeypatch):

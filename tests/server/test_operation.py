@@ -142,8 +142,8 @@ def test_certificate_and_keys_are_read_anew(running, tmp_path):
         port = server.ports["http"]
 
         def client(key):
-            headers = {"Authorization": f"Bearer {key}"}
-            return connect(f"wss://127.0.0.1:{port}/stream", ssl=unsafe, additional_headers=headers, proxy=None)
+            settings = {"ssl": unsafe, "additional_headers": {"Authorization": f"Bearer {key}"}}
+            return connect(f"wss://127.0.0.1:{port}/stream", open_timeout=PATIENCE_S, proxy=None, **settings)
 
         def reload():
             server.service.scheduler._loop.call_soon_threadsafe(server.server.reload)

@@ -158,12 +158,12 @@ def test_the_microphone(page, demo, server, fed):
     page.click("#microphone")
     expect(page.locator("#status-text")).to_have_text("Listening")
     expect(page.locator("#partial")).not_to_be_empty(timeout=PATIENCE_MS)
-    wait_for_segments(page, 3)
+    wait_for_segments(page, 2)
     page.keyboard.press("m")
     expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
     (blocks,) = fed.values()
     assert texts_of(page) == expected_texts(demo, server, blocks)
-    assert len(texts_of(page)) >= 3  # what a busy machine loses of the sound may leave a word
+    assert len(texts_of(page)) >= 2  # what a busy machine loses of the sound may leave a word
     server.wait_until_empty()
 
 
@@ -194,7 +194,7 @@ def test_the_last_moment_of_the_microphone(new_page, demo, server, fed):
     page.evaluate(HOLD_ALL)
     page.click("#microphone")
     expect(page.locator("#status-text")).to_have_text("Listening")
-    page.wait_for_timeout(2000)  # the first words
+    page.wait_for_timeout(1500)  # the first words
     page.click("#microphone")
     expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
     heard = page.evaluate("heard")
@@ -217,7 +217,7 @@ def test_a_server_that_goes_and_comes_back(new_page, demo, running, fed):
         before = texts_of(page)
     with running(port=server.ports["http"]) as server:
         expect(page.locator("#problem")).to_be_hidden(timeout=PATIENCE_MS)
-        wait_for_segments(page, 3)
+        wait_for_segments(page, 2)
         page.click("#microphone")
         expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
         blocks = list(fed.values())[-1]
