@@ -76,9 +76,9 @@ class Installed:
     def __init__(self, folder, sanitizers):
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g1" if sanitizers else ""
         kernels = "ON" if sanitizers else built_kernels()
-        common = ["-DCMAKE_BUILD_TYPE=None", ONNXRUNTIME]
+        common = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", ONNXRUNTIME]
         self.prefix = folder / "prefix"
-        settings = ["-DBUILD_SHARED_LIBS=ON", "-DCMAKE_UNITY_BUILD=ON", f"-DU2MOE_KERNELS={kernels}"]
+        settings = ["-DBUILD_SHARED_LIBS=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10", f"-DU2MOE_KERNELS={kernels}"]
         library = [*common, *settings, f"-DCMAKE_CXX_FLAGS=-O1 {flags}", "-DCMAKE_INSTALL_LIBDIR=lib"]
         build(folder / "library", "u2moe", *library, source=SOURCE)
         cmake("--install", folder / "library", "--prefix", self.prefix)
