@@ -110,7 +110,7 @@ def test_what_takes_long_is_kept_by_what_is_sent_meanwhile(running, held, tmp_pa
     """With a time-out of a second, and blanks more often, as the sixty seconds of nginx are to the fifteen of ours."""
     for name in ("_SILENCE_S", "_PROGRESS_S"):
         monkeypatch.setattr(f"u2moe.runtime.server.protocols.rest.{name}", 0.25)
-    keep_waiting(running, held, tmp_path, talk, 3, "proxy_read_timeout 1s;")
+    keep_waiting(running, held, tmp_path, talk, 2, "proxy_read_timeout 1s;")
 
 
 @pytest.mark.endurance
