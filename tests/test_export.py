@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import golden_recordings
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -55,10 +56,14 @@ COMBINED = {
 
 
 def configurations():
-    """All of them; `make test` compares each setting once, and test_configurations compares all of them with WeNet."""
+    """All of them; `make test` compares each setting once, and test_configurations compares all of them with WeNet.
+
+    Those of test_golden_recordings are compared there: graphs with WeNet, in recordings and their chunks.
+    """
     for name in CONFIGURATIONS:
         combined = name.startswith("transformer_") or name.endswith(("_moe", "_in_the_decoder")) or name in COMBINED
-        yield pytest.param(name, marks=pytest.mark.endurance if combined else [])
+        elsewhere = combined or name in golden_recordings.known()
+        yield pytest.param(name, marks=pytest.mark.endurance if elsewhere else [])
 
 
 @pytest.mark.parametrize("name", list(configurations()))
