@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # Python compiles what is imported; pip would compile all of it, which takes longer than the installation.
 PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check --no-compile
+# What is compiled is kept, whatever the caller's environment says: tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 COMPILER := $(shell command -v $(CXX))
 NPM := $(shell command -v npm)
