@@ -238,12 +238,15 @@ void misuse(char** argv) {
   });
 }
 
-// From now on this process may take so many MB more.
-void limit_memory(std::size_t mb, rlim_t most) {
+// From now on this process may take so many MB more. Returns the limit before.
+rlimit limit_memory(std::size_t mb) {
   std::size_t pages = 0;
   std::ifstream("/proc/self/statm") >> pages;
-  const rlimit tight = {pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) + (mb << 20), most};
+  rlimit before = {};
+  getrlimit(RLIMIT_AS, &before);
+  const rlimit tight = {pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) + (mb << 20), before.rlim_max};
   setrlimit(RLIMIT_AS, &tight);
+  return before;
 }
 
 // Opens a bundle in processes that may take so many MB more, each of which prints what it gets unless it dies.
@@ -257,7 +260,7 @@ void load_in_little_memory(int argc, char** argv) {
       continue;
     }
     alarm(60);
-    limit_memory(std::stoul(argv[i]), RLIM_INFINITY);
+    limit_memory(std::stoul(argv[i]));
     u2moe_recognizer recognizer = nullptr;
     std::puts(u2moe_error_name(u2moe_recognizer_open(argv[2], nullptr, &recognizer)));
     std::fflush(stdout);
@@ -274,9 +277,7 @@ void run_out_of_memory(char** argv) {
   u2moe::check(u2moe_stream_create(recognizer, nullptr, &stream));
   const std::string phrase(std::size_t{100} << 20, 'a');
   const auto* const samples = reinterpret_cast<const std::int16_t*>(phrase.data());
-  rlimit before = {};
-  getrlimit(RLIMIT_AS, &before);
-  limit_memory(64, before.rlim_max);
+  const rlimit before = limit_memory(64);
   const u2moe_error found[] = {u2moe_hotwords_parse(recognizer, phrase.c_str(), &hotwords),
                                u2moe_stream_accept_waveform_int16(stream, 16000, samples, phrase.size() / 2)};
   setrlimit(RLIMIT_AS, &before);
