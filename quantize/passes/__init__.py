@@ -42,7 +42,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
     quantize_front_end(model, weights, recipe)
     quantize_embeddings(model, weights, recipe)
     quantize_products(model, weights, recipe, activations)
-    store_halves(model, recipe)
+    store_halves(model, weights, recipe)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     return weights.changes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
@@ -30,6 +32,12 @@ def in_half_precision(model: ir.Model, weights: Weights) -> None:
     InlinePass(lambda function: function.identifier() not in kept)(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _Converter(model, weights).run()
+
+
+def half_of(value: ir.Value) -> Array:
+    """The values of an initializer in half precision."""
+    half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
+    return half
 
 
 class _Converter:
@@ -78,10 +86,6 @@ class _Converter:
     def _half_weight(self, value: ir.Value) -> ir.Value:
         name, group = f"{value.name}.fp16", group_of(value)
 
-        def read() -> Array:
-            half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
-            return half
-
         largest = float(np.abs(array_of(value)).max(initial=0))
         if LARGEST < largest < MASK:
             raise BundleError(f"{value.name}: a weight is {largest:g}, beyond half precision ({LARGEST:g}); use int8")
@@ -91,7 +95,7 @@ class _Converter:
             parts=(),
             restored=lambda stored: stored.astype(np.float32),
         )
-        return self.weights.add(name, ir.DataType.FLOAT16, shape_of(value), read, group)
+        return self.weights.add(name, ir.DataType.FLOAT16, shape_of(value), partial(half_of, value), group)
 
     def _cast(self, value: ir.Value) -> ir.Value:
         node = ir.Node("", "Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT16)}, num_outputs=1)

@@ -6,6 +6,7 @@ import onnx.inliner
 import pytest
 
 from u2moe.benchmarks.studies import quantizers
+from u2moe.benchmarks.studies.shared.peers import GRAPHS, plain_model
 
 
 @pytest.mark.slow
@@ -14,20 +15,21 @@ def test_the_hard_network_computes_the_same_as_plain_operators_do(bundle, tmp_pa
     frames = np.random.default_rng(0).normal(size=(90, bundle.manifest.features.num_mel_bins)).astype(np.float32)
     expected = bundle.load(quantizers.SETTINGS)
     np.testing.assert_array_equal(hard.load(quantizers.SETTINGS).encode(frames), expected.encode(frames))
-    files = [tmp_path / f"{name}.onnx" for name in quantizers.GRAPHS]
+    files = [tmp_path / f"{name}.onnx" for name in GRAPHS]
     for file in files:
         onnx.save(onnx.inliner.inline_local_functions(onnx.load(bundle.path / file.name)), file)
-    model, sessions = quantizers._plain_model(bundle, files)
+    model, sessions = plain_model(bundle, files)
     found = model.ctc(model.encode(frames))
     np.testing.assert_allclose(found, expected.ctc(expected.encode(frames)), rtol=0, atol=1e-4)
     assert [len(session.feeds) for session in sessions] == [1, 1]
 
 
 def test_the_tables_leave_a_place_for_what_is_missing():
-    item = {"log_probs_mean": 0.08, "changed_tokens": 0.03, "ms": 9.4, "seconds": 3, "bytes": 11_700_000}
-    networks = {"plain": {"u2moe int8": item}, "hard": {}, "near ties": {"u2moe int8": item}}
+    item = {"log_probs_mean": 0.08, "changed_tokens": 0.03, "ms": 9.4, "seconds": 3, "bytes": 11_700_000, "kept": 2}
+    own = {"float32": item, "int8": item, "int8, repaired": item}
+    networks = {"plain": {**own, "peer": {"failed": "OSError: no"}}, "hard": own, "near ties": own}
     shown = quantizers.values({"networks": networks, "recordings": 3, "calibrated": 2})
-    assert "| u2moe int8 | 0.080 | 3.0% | — |  | 11.7 |  | 9 | 3 |" in shown["table"]
-    assert "| near ties | 0.080 | 3.0% | — |  |" in shown["others"]
-    assert shown["plain.int8"] == "0.080 / 3.0%"
-    assert "hard.int8" not in shown
+    assert "| u2moe int8 | 0.080 | 3.0% | 0.080 | 3.0% | 11.7 | 9 | 3 |" in shown["table"]
+    assert "| peer | — |  | — |  |  |  |  |" in shown["table"]
+    assert "| near ties | 0.080 | 3.0% | — |  | 0.080 | 3.0% | 2 | 11.7, 11.7 |" in shown["others"]
+    assert shown["failures"] == "peer: `OSError: no`"
