@@ -127,11 +127,16 @@ class Weights:
         name = f"{value.name}.calibrated"
         return self.add(name, ir.DataType.FLOAT, array.shape, lambda: array, group_of(value))
 
-    def stacked(self, values: Sequence[ir.Value]) -> ir.Value:
-        """One initializer of a weight of all experts, named without the expert's number."""
-        name = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1)
-        shape, group = (len(values), *shape_of(values[0])), group_of(values[0])
-        return self.add(name, ir.DataType.FLOAT, shape, lambda: np.stack([array_of(value) for value in values]), group)
+    def stacked(
+        self, values: Sequence[ir.Value], read: Callable[[Array], Array] = np.asarray, suffix: str = ""
+    ) -> ir.Value:
+        """One initializer that `read` makes from the weights of all experts, named without the expert's number."""
+        first = read(array_of(values[0]))
+        name = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1) + suffix
+        dtype, shape = ir.DataType.from_numpy(first.dtype), (len(values), *first.shape)
+        return self.add(
+            name, dtype, shape, lambda: np.stack([read(array_of(value)) for value in values]), group_of(values[0])
+        )
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int = 2) -> list[Callable[[], Array]]:

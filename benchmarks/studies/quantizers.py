@@ -50,6 +50,7 @@ LEAST, MOST = 5, 8
 NEAR = 1 / 64
 """What is left of the differences between the four experts of a group, for near ties."""
 PLAIN, HARD = "plain", "hard"
+TITLES = {HARD: "demo model, outliers", "near ties": "demo model, near ties"}
 MAX_DAMAGE = 0.005
 OURS = {"int8": (False, None), "int8, calibrated": (True, None), "int8, repaired": (True, Goal(max_damage=MAX_DAMAGE))}
 """By name, whether the recipe int8 is calibrated, and the goal, for which layers that hurt stay in 16 bits."""
@@ -103,7 +104,8 @@ def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[s
 
 def peers(bundle: Bundle, heard: Sequence[Frames], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
     """As `ours`, by the quantizers of others; `failed` for one that fails."""
-    plain, found, reference = [folder / f"{name}.onnx" for name in GRAPHS], {}, bundle.load(SETTINGS)
+    plain, reference = [folder / f"{name}.onnx" for name in GRAPHS], bundle.load(SETTINGS)
+    found: dict[str, Any] = {}
     for file in plain:
         onnx.save(onnx.inliner.inline_local_functions(onnx.load(bundle.path / file.name)), file)
     model, sessions = plain_model(bundle, plain)
@@ -167,16 +169,17 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     ]
     header = ("quantizer", "log-prob. error", "tokens", "with outliers", "tokens", "MB", "encoder, ms", "made in, s")
     others = [
-        (name, *itertools.chain(*(errors(own.get(title)) for title in OURS)), *_kept(own))
+        (TITLES.get(name, name), *itertools.chain(*(errors(own.get(title)) for title in OURS)), *_kept(own))
         for name, own in found.items()
         if name != PLAIN
     ]
     return {
         "table": table(header, rows),
         "others": table(
-            ("network", "int8", "tokens", "calibrated", "tokens", "repaired", "tokens", "layers kept", "MB, of"), others
+            ("network", "int8", "tokens", "calibrated", "tokens", "repaired", "tokens", "layers kept", "MB"), others
         ),
-        "failures": "; ".join(f"{title}: `{own['failed']}`" for title, own in found[PLAIN].items() if "failed" in own),
+        "failures": "; ".join(f"{title}: `{own['failed']}`" for title, own in found[PLAIN].items() if "failed" in own)
+        or "none",
         **{
             f"{name}.{title.rpartition(' ')[2]}": " / ".join(errors(found[name].get(title)))
             for name in (PLAIN, HARD)
@@ -190,8 +193,10 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _kept(own: Mapping[str, Any]) -> list[str]:
-    *_, (title, _) = OURS.items()
-    return [str(own[title]["kept"]), f"{own[title]['bytes'] / 1e6:.1f}, {own['float32']['bytes'] / 1e6:.1f}"]
+    repaired = own.get(list(OURS)[-1])
+    if repaired is None:
+        return ["", ""]
+    return [str(repaired["kept"]), f"{repaired['bytes'] / 1e6:.1f} of {own['float32']['bytes'] / 1e6:.1f}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
