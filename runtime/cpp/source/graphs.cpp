@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <future>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -68,13 +69,15 @@ Graphs::Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manif
     inputs.push_back(cache.name);
     outputs.push_back("r_" + cache.name);
   }
-  // One after another: onnxruntime crashes where two sessions start at once and memory is short.
-  features_ = open(bundle, settings, "features.onnx", {"samples"}, {"features"});
-  encoder_ = open(bundle, settings, "encoder.onnx", inputs, outputs);
-  ctc_ = open(bundle, settings, "ctc.onnx", {"encoder_out"}, {"log_probs"});
+  // Sessions one after another: onnxruntime crashes where two start at once and memory is short. But the largest file is read and
+  // compared while onnxruntime starts with the smallest graph.
+  std::future<std::string> largest = std::async([&bundle] { return bundle.verified("encoder.onnx"); });
+  features_ = open(bundle, settings, "features.onnx", bundle.verified("features.onnx"), {"samples"}, {"features"});
+  encoder_ = open(bundle, settings, "encoder.onnx", largest.get(), inputs, outputs);
+  ctc_ = open(bundle, settings, "ctc.onnx", bundle.verified("ctc.onnx"), {"encoder_out"}, {"log_probs"});
   if (!m_.has_decoder) return;
   const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
-  decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
+  decoder_ = open(bundle, settings, "decoder.onnx", bundle.verified("decoder.onnx"), {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
 }
 
 Floats Graphs::features(Floats samples) const {
@@ -168,9 +171,10 @@ TokenScores Graphs::score(const Floats& output, const Sequences& sequences) cons
   return scores;
 }
 
-Graphs::Graph Graphs::open(const Bundle& bundle, const Settings& settings, const std::string& file, Names inputs, Names outputs) const {
+Graphs::Graph Graphs::open(const Bundle& bundle, const Settings& settings, const std::string& file, const std::string& content, Names inputs,
+                           Names outputs) const {
   const std::string data = bundle.has(file + ".data") ? file + ".data" : "";
-  const std::string content = bundle.verified(file), weights = data.empty() ? "" : bundle.verified(data);
+  const std::string weights = data.empty() ? "" : bundle.verified(data);
   Graph graph{bundle.path(file), std::move(inputs), std::move(outputs), settings.kernels(), {}};
   if (m_.packed && !settings.are_of_the_caller()) {
     const std::string where = graph.path + ": weights are packed for native kernels";

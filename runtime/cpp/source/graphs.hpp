@@ -64,7 +64,7 @@ class Graphs {
     ort::Owned<OrtSession> session;
   };
 
-  Graph open(const Bundle& bundle, const Settings& settings, const std::string& file, Names inputs, Names outputs) const;
+  Graph open(const Bundle& bundle, const Settings& settings, const std::string& file, const std::string& content, Names inputs, Names outputs) const;
   void check(const Graph& graph) const;
   ort::Values run(const Graph& graph, const ort::Values& inputs) const;
 
