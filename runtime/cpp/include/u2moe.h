@@ -25,8 +25,8 @@
  * of a language model and of a voice activity detector. Strings and arrays in results live until their result is freed, those of a recogniser until it is.
  *
  * Threads. Any function may be called in any thread. Recognisers, hotwords, language models and results may be used by many
- * threads at once; a stream by one at a time (U2MOE_STREAM_ERROR otherwise). The library starts no thread; onnxruntime starts
- * some if `num_threads` is above 1.
+ * threads at once; a stream by one at a time (U2MOE_STREAM_ERROR otherwise). The library starts threads to read files while a
+ * recogniser opens, and no others; onnxruntime starts some if `num_threads` is above 1.
  *
  * Structs. `size` is the size of the struct as the program knows it. `u2moe_..._init` sets it, and the defaults.
  * Text is UTF-8 that ends in a zero. */
