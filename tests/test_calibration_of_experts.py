@@ -163,7 +163,7 @@ def test_only_weights_and_biases_change(calibrated, rounded, recordings):
     plain = rounded(sorted(recordings.iterdir()))
     before, after = (initializers(item, "encoder.onnx") for item in (plain, calibrated))
     changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
-    assert {name.rpartition(".")[2] for name in changed} == {"int4", "int8", "steps", "scale", "calibrated"}
+    assert {name.rpartition(".")[2] for name in changed} == {"int4", "int8", "steps", "half", "calibrated"}
 
 
 @pytest.mark.slow
