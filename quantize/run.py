@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -71,14 +72,14 @@ class QuantizationRun:
         progress: Progress,
         heard: Sequence[Array] = (),
         activations: Activations | None = None,
+        seconds: float = 0.0,
         journal: Path | None = None,
     ) -> None:
-        """`heard` are features of the calibration's recordings; `journal` keeps measurements."""
+        """`heard` are features of all recordings, `activations` of `seconds` of them; `journal` keeps measurements."""
         self.source, self.folder, self.progress = source, folder, progress
-        self._activations, self._journal = activations, journal
-        shift_s = source.manifest.features.frame_shift_ms / 1000
-        self._seconds = sum(map(len, heard)) * shift_s
-        self.measured = list(_first(heard, round(DAMAGE_S / shift_s), source.manifest.model.window))
+        self._activations, self._seconds, self._journal = activations, seconds, journal
+        frames = round(DAMAGE_S * 1000 / source.manifest.features.frame_shift_ms)
+        self.measured = list(_first(heard, frames, source.manifest.model.window))
 
     def quantize(
         self, recipe: Recipe, staging: BundleWriter, notes: Mapping[str, Any] | None = None
@@ -156,15 +157,17 @@ def opened_run(
     if not recipe.calibration:
         yield QuantizationRun(bundle, beside, progress)
         return
-    limit = round(LONGEST_S * 1000 / bundle.manifest.features.frame_shift_ms)
-    heard = features_of(bundle, recipe.calibration, limit=limit)
+    frames_s = 1000 / bundle.manifest.features.frame_shift_ms
+    heard = features_of(bundle, recipe.calibration, limit=round(LONGEST_S * frames_s))
     if not heard:
         raise AudioError(f"calibration: {recipe.calibration[0]} and all others are too short for the encoder")
     with tempfile.TemporaryDirectory(prefix="quantizing-", dir=beside, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with recorded(bundle, heard, folder, progress) as activations:
+        others = after_first(heard, round(DAMAGE_S * frames_s))
+        with recorded(bundle, others, folder, progress) as activations:
             smoothed = smoothed_bundle(bundle, folder / "smoothed", activations, progress)
-            yield QuantizationRun(smoothed, folder, progress, heard, activations, journal)
+            seconds = sum(map(len, others)) / frames_s
+            yield QuantizationRun(smoothed, folder, progress, heard, activations, seconds, journal)
 
 
 def _begin(journal: Path, versions: Sequence[Bundle], features: Sequence[Array]) -> None:
@@ -175,6 +178,13 @@ def _begin(journal: Path, versions: Sequence[Bundle], features: Sequence[Array])
     key = json.dumps(["of", digest.hexdigest()]) + "\n"
     if not journal.exists() or not journal.read_text(encoding="utf-8").startswith(key):
         journal.write_text(key, encoding="utf-8")
+
+
+def after_first(heard: Sequence[Array], limit: int) -> Sequence[Array]:
+    """The recordings after the first `limit` frames, on which damage is measured; all, if the others have fewer."""
+    ends = itertools.accumulate(map(len, heard))
+    others = [frames for frames, end in zip(heard, ends, strict=True) if end - len(frames) >= limit]
+    return others if sum(map(len, others)) >= limit else heard
 
 
 def _first(heard: Sequence[Array], limit: int, shortest: int) -> Iterator[Array]:

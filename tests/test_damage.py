@@ -19,6 +19,7 @@ from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_dam
 from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
 from u2moe.quantize.report import features_of
+from u2moe.quantize.run import after_first
 from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
 from u2moe.quantize.switches import SwitchedGraph
 from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
@@ -124,6 +125,12 @@ def test_the_layer_that_hurts_is_found_with_its_channel(hurt, features):
     assert worst.bytes[0] > 3 * worst.bytes[1]
     assert damage.divergence > 0.5 * worst.alone[-1]
     assert {item.layer for item in damage.layers} >= {"encoder.embed", "ctc.ctc_lo", "encoder.encoders.0.feed_forward"}
+
+
+def test_damage_is_measured_on_others_than_those_that_calibrate():
+    heard = [np.zeros((length, 1), np.float32) for length in (3, 3, 4, 2)]
+    assert [len(frames) for frames in after_first(heard, 5)] == [4, 2]
+    assert after_first(heard, 7) is heard
 
 
 def test_nothing_quantized_is_no_damage(hurt, features):
