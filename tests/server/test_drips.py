@@ -1,5 +1,6 @@
 """Clients that send nothing, or something all the time that never moves their session on: none keeps its place."""
 
+import contextlib
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -65,8 +66,9 @@ def test_messages_that_move_nothing_on(server):
     def drip(name):
         path, start, message = DRIPS[name]
         with server.connect(path) as client:
-            for first in start:
-                client.send(first)
+            with contextlib.suppress(ConnectionClosed):  # already, where the machine is busy
+                for first in start:
+                    client.send(first)
             keep_sending(client, message)
             return client.websocket.close_code, client.websocket.close_reason
 
@@ -177,7 +179,7 @@ REQUESTS = {
 
 
 def test_a_request_that_is_never_whole(server, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.handlers._HEADER_S", 0.3)
+    monkeypatch.setattr("u2moe.runtime.server.handlers._HEADER_S", 1.0)
 
     def drip(name):
         begin, piece = REQUESTS[name]
