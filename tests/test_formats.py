@@ -176,8 +176,8 @@ def test_options_that_cannot_be(arguments):
 
 
 def test_the_work_grows_as_the_length(monkeypatch):
-    """Each of the words of an hour may begin only those subtitles that are short enough: 7 s hold 28 of them."""
-    letters = [(chr(0x4E00 + i % 50), i * 0.25, i * 0.25 + 0.2) for i in range(14_400)]
+    """Each of the words of twenty minutes may begin only those subtitles that are short enough: 7 s hold 28 of them."""
+    letters = [(chr(0x4E00 + i % 50), i * 0.25, i * 0.25 + 0.2) for i in range(4_800)]
     fits, tried = subtitles._fits, itertools.count(1)
 
     def counted(group, options):
