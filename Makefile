@@ -140,11 +140,13 @@ $(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json runtime/we
 # not ship, are those of this clone.
 SOURCES = pyproject.toml $(filter-out $(DEMO) $(KERNELS) $(OTHERS),$(shell git ls-files export runtime quantize benchmarks))
 
-# Wheels of u2moe and of the demo model for all environments. Without --force-reinstall pip keeps what is there of the same version.
+# Wheels of u2moe and of the demo model for all environments, built in one, which saves 8 seconds. Without --force-reinstall pip
+# keeps what is there of the same version.
 build/wheel/ready: $(SOURCES) $(DEMO)
 	rm -rf build/wheel
 	test -f .venv/ready || $(call venv,.venv)
-	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel . ./runtime/demo
+	.venv/$(PIP_INSTALL) 'setuptools>=77'
+	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel . ./runtime/demo
 	test "$$(cat build/wheel/u2moe-*.whl | wc -c)" -le $(LARGEST_WHEEL)
 	touch $@
 
