@@ -48,8 +48,9 @@ NUM_STREAMS = 8
 """The share of each attack's key."""
 SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
 """Niceness of the busy process, and whether as many speak as the server takes."""
-MOST_SLOWER = dict.fromkeys(SLOWER, 1.2)
-"""How many times as long results may take: 1.5 times during other attacks."""
+MIXTURE = "all together"
+MOST_SLOWER = dict.fromkeys((*SLOWER, MIXTURE), 1.2)
+"""How many times as long results may take: 1.5 times during a single attack."""
 MEGABYTE = 1 << 20
 ELSEWHERE = ("127.0.0.2", 0)
 """Where attackers connect from: not where speakers and the health check do."""
@@ -117,7 +118,6 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "silent connections": (200, _silent),
 }
 """How many clients at once, each again as soon as it has ended, and what one does."""
-MIXTURE = "all together"
 
 
 def _key_of(name: str) -> str:
