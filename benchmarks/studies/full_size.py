@@ -45,8 +45,7 @@ NATIVE, PLAIN = KERNELS[1:]
 STREAMING, BATCH, FULL, SECOND_PASS = "streaming", "streaming-8", "full", "second-pass"
 MODES = {STREAMING: "chunks of 16", BATCH: "batch of 8", FULL: "full context", SECOND_PASS: "second pass"}
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
-NUM_BOUNDS, NUM_STARTS = 3, 2
-NUM_THREADS = (1, 2)
+NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,8 @@ def measure(root: Path) -> dict[str, Any]:
         mode: interleaved({case.key: timed(runs_of(case, mode)) for case in cases}, rounds, title=mode, progress=report)
         for mode, rounds in ROUNDS.items()
     }
-    probes = {
-        case.key: Probe(bundles[case], SessionSettings(kernels=case.kernels))
-        for case in (INT8, PLAIN_INT8, PLAIN_DENSE)
-        if case in cases
-    }
+    bounded = [case for case in (INT8, PLAIN_INT8, PLAIN_DENSE) if case in cases]
+    probes = {case.key: Probe(bundles[case], SessionSettings(kernels=case.kernels)) for case in bounded}
     content["bounds"] = {mode: bounds_of(probes, mode, NUM_BOUNDS, report) for mode in (STREAMING, FULL)}
     started = {**bundles, **({PACKED: make_bundle(MIXTURE, "packed", root)} if chosen.native else {})}
     content["starts"] = {}
@@ -185,8 +181,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for key, item in content["starts"].items():
         bounds = [own[key]["ratio"]["median"] for own in content["bounds"].values() if key in own]
-        seconds = content.get("threads", {}).get("found", {}).get(key, {}).get("seconds", {})
-        gains = [ratios(own["1"], own["2"]).median for own in seconds.values()]
+        threads = content.get("threads", {}).get("found", {}).get(key, {}).get("seconds", {})
+        gains = [ratios(own["1"], own["2"]).median for own in threads.values()]
         shares = [", ".join(f"{value:.2f}" for value in own) for own in (bounds, gains)]
         times = [f"{item[name]['median']:.2f}" for name in ("verify_s", "load_s")]
         sizes = [f"{item[name]['median'] / 1e6:.0f}" for name in ("loaded_bytes", "peak_bytes")]
@@ -219,8 +215,8 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
                 name = f"encoder of {INT8.title} / its bound, {MODES[mode]}"
                 yield Target(name=name, where=where, found=spread_of(entry["ratio"]), limit=limit, at_most=True)
         if packed := content["starts"].get(PACKED.key):
-            found = spread_of(packed["load_s"])
-            yield Target(name=f"{PACKED.title}: sessions", where=where, found=found, limit=0.3, at_most=True, unit=" s")
+            name, found = f"{PACKED.title}: sessions", spread_of(packed["load_s"])
+            yield Target(name=name, where=where, found=found, limit=0.3, at_most=True, unit=" s")
         threads = content.get("threads", {"found": {}})
         seconds = threads["found"].get(INT8.key, {}).get("seconds", {})
         for (mode, own), limit, bound in zip(seconds.items(), (1.9, 1.8), ("read", "multiply"), strict=False):

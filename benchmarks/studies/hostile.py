@@ -16,20 +16,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
 import json
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-from websockets.asyncio.client import connect
-from websockets.exceptions import WebSocketException
 
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import percentiles
@@ -38,107 +33,20 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import recorded, resumed
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.serving import summary
+from u2moe.benchmarks.studies.shared.attacks import ATTACKS, NUM_STREAMS, attack, key_of
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.benchmarks.studies.shared.servers import RunningServer, our_server
 from u2moe.benchmarks.studies.shared.speakers import Heard, Key, counted, first_blocks, speak_together, speech_blocks
 from u2moe.runtime.places import DEMO_FOLDER
 
 KEY = "key-of-speakers"
-NUM_STREAMS = 8
-"""The share of each attack's key."""
 SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
 """Niceness of the busy process, and whether as many speak as the server takes."""
 MIXTURE = "all together"
 MOST_SLOWER = dict.fromkeys((*SLOWER, MIXTURE), 1.2)
 """How many times as long results may take: 1.5 times during a single attack."""
-MEGABYTE = 1 << 20
-ELSEWHERE = ("127.0.0.2", 0)
-"""Where attackers connect from: not where speakers and the health check do."""
 HEALTH_S = 0.05
 _AHEAD_S = 2.0
-_PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
-Attack = Callable[[str], Coroutine[Any, Any, None]]
-"""Behaviour of a client, given the server's address and a key: "127.0.0.1:PORT/PATH?api_key=KEY" with the path open."""
-
-
-async def _one_sample(place: str) -> None:
-    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
-        await websocket.send("{}")
-        await websocket.recv()
-        while True:
-            websocket.transport.write((b"\x82\x82" + bytes(6)) * 1000)
-            await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 0.1)
-
-
-async def _one_byte_chunks(place: str) -> None:
-    parts = urlsplit(place)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
-    head = f"POST /v1/audio/transcriptions?{parts.query} HTTP/1.1\r\nHost: localhost\r\n"
-    kind = "Content-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    try:
-        writer.write((head + kind).encode() + f"{len(_PART):x}\r\n{_PART}\r\n".encode())
-        while not reader.at_eof():
-            writer.write(b"1\r\nx\r\n" * 1000)
-            await writer.drain()
-            await asyncio.sleep(0)
-    finally:
-        writer.close()
-
-
-@functools.cache
-def _many_hotwords(num_bytes: int) -> str:
-    return '{"hotwords": [' + ",".join(['"A"'] * (num_bytes // 4 - 5)) + "]}"
-
-
-async def _options(place: str, num_bytes: int) -> None:
-    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
-        await websocket.send(_many_hotwords(num_bytes))
-        await websocket.recv()
-
-
-async def _refused(place: str) -> None:
-    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
-        await websocket.send([bytes(MEGABYTE)] * 16)
-
-
-async def _silent(place: str) -> None:
-    _, writer = await asyncio.open_connection(urlsplit(place).hostname, urlsplit(place).port, local_addr=ELSEWHERE)
-    try:
-        await asyncio.sleep(5)
-    finally:
-        writer.close()
-
-
-ATTACKS: dict[str, tuple[int, Attack]] = {
-    "frames of one sample": (NUM_STREAMS, _one_sample),
-    "HTTP chunks of one byte": (NUM_STREAMS, _one_byte_chunks),
-    "options of 15 MB": (NUM_STREAMS, lambda place: _options(place, 15 * MEGABYTE)),
-    "options of 1 MB": (NUM_STREAMS, lambda place: _options(place, MEGABYTE - 100)),
-    "frames of 16 MB, refused": (40, _refused),
-    "silent connections": (200, _silent),
-}
-"""How many clients at once, each again as soon as it has ended, and what one does."""
-
-
-def _key_of(name: str) -> str:
-    return f"key-of-{name.replace(' ', '-')}"
-
-
-def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
-    """Attack until ended; what runs in a process of its own."""
-    os.nice(10)  # what is measured is the server, not a lack of processors for the speakers
-    has_begun.set()
-
-    async def again(name: str) -> None:
-        while True:
-            with contextlib.suppress(OSError, WebSocketException, EOFError, TimeoutError):
-                await ATTACKS[name][1](f"ws://127.0.0.1:{port}/stream?api_key={_key_of(name)}")
-            await asyncio.sleep(0.05)
-
-    async def everyone() -> None:
-        await asyncio.gather(*(again(name) for name in names for _ in range(ATTACKS[name][0])))
-
-    asyncio.run(everyone())
 
 
 def burn(has_begun: Event, cores: Sequence[int], niceness: int) -> None:
@@ -198,7 +106,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
     """Our server with a key for speakers and one for each attack."""
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys"
-        lines = (f"{_key_of(name)} {_key_of(name)} {NUM_STREAMS}\n" for name in ATTACKS)
+        lines = (f"{key_of(name)} {key_of(name)} {NUM_STREAMS}\n" for name in ATTACKS)
         keys.write_text("".join([f"speakers {KEY}\n", *lines]), encoding="utf-8")
         options = ["--api-key", str(keys)]
         with our_server(DEMO_FOLDER, capacity=capacity, cores=cores, arguments=options) as server:

@@ -13,26 +13,22 @@ clip twice, and take the time of the second.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import interleaved
 from u2moe.benchmarks.results.files import read_json, repository, write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.process import write_wav
+from u2moe.benchmarks.studies.shared.programs import Line, Program, sherpa_lines
 from u2moe.benchmarks.studies.shared.python_program import CHUNK_SIZE, LEFT_CHUNKS
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.export.profiles.conversion import convert_bundle
@@ -48,51 +44,8 @@ PYTHON, NODE, WEB, CPP, AARCH64 = "Python", "Node, onnxruntime-node", "Node, Web
 GREEDY, SHERPA = "C++, greedy", "sherpa-onnx's program, greedy"
 ASPECTS = ("text", "tokens", "times", "words", "nbest")
 REPETITIONS = 5
-_LOOK_S = 0.01
-
-Line = Mapping[str, Any]
 Found = list[list[Line]]
 """Segments of each recording: `text`, `tokens`, `times`, `words`, and `nbest` as tokens with scores."""
-
-
-def json_lines(output: str, _errors: str) -> list[Line]:
-    """Output of our programs."""
-    return [json.loads(line) for line in output.splitlines()]
-
-
-def sherpa_lines(output: str, errors: str) -> list[Line]:
-    """Times that sherpa-onnx's program prints, with two digits."""
-    load = 1000 * float(re.findall(r"Recognizer created in (\S+) s", output)[0])
-    took = re.findall(r"Elapsed seconds: ([^,]+),", errors)
-    return [{"load_ms": load, "ms": 1000 * float(seconds)} for seconds in took]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A command that recognises the files behind it; `read` makes lines of its stdout and stderr."""
-
-    command: Sequence[str]
-    folder: Path | None = None
-    read: Callable[[str, str], list[Line]] = json_lines
-
-    def run(self, files: Sequence[Path]) -> tuple[list[Line], float]:
-        """The lines that it prints, and the peak of its resident memory in MB.
-
-        Raises:
-            RuntimeError: it failed; with the end of what it printed.
-        """
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            command = [*self.command, *map(str, files)]
-            process = subprocess.Popen(command, cwd=self.folder, stdout=output, stderr=errors)  # noqa: S603 - ours
-            most = 0
-            while process.poll() is None:
-                most = max(most, status_bytes("VmHWM", process.pid) or 0)
-                time.sleep(_LOOK_S)
-            output.seek(0)
-            errors.seek(0)
-            if process.returncode:
-                raise RuntimeError(f"{command[0]} failed: {errors.read().decode(errors='replace')[-2000:]}")
-            return self.read(output.read().decode(), errors.read().decode(errors="replace")), most / 1e6
 
 
 def programs(bundle: Path, cpp: Mapping[str, str]) -> dict[str, Program]:

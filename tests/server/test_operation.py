@@ -1,5 +1,6 @@
 """What operators do to a server, and what they read of it."""
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -19,8 +20,8 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 from u2moe.runtime import cli
 from u2moe.runtime.server import log
@@ -151,26 +152,30 @@ def test_certificate_and_keys_are_read_anew(running, tmp_path):
         def reload():
             server.service.scheduler._loop.call_soon_threadsafe(server.server.reload)
 
+        async def talk():
+            """In one thread: the other client reads and writes in two, which OpenSSL's connections are not made for."""
+            async with client("key-of-alice") as speaking:
+                async with client("key-of-alice") as another:
+                    assert "the key alice has 1 streams at a time" in await another.recv()
+                async with client("key-of-bob"), client("key-of-bob"):
+                    pass
+                keys.write_text("carol key-of-carol\n", encoding="utf-8")
+                second = await asyncio.to_thread(make, "second")
+                reload()
+                await asyncio.to_thread(server.wait_until, lambda: shown(port) == second)
+                with pytest.raises(InvalidStatus):
+                    await client("key-of-bob")
+                async with client("key-of-carol"):
+                    pass
+                keys.write_text("no key here at all\n", encoding="utf-8")
+                reload()
+                async with client("key-of-carol"):
+                    pass
+                await speaking.send('{"sample_rate": 16000}')
+                assert "ready" in await speaking.recv()
+
         assert shown(port) == first
-        with client("key-of-alice") as speaking:
-            with client("key-of-alice") as second:
-                assert "the key alice has 1 streams at a time" in second.recv(PATIENCE_S)
-            with client("key-of-bob"), client("key-of-bob"):
-                pass
-            keys.write_text("carol key-of-carol\n", encoding="utf-8")
-            second = make("second")
-            reload()
-            server.wait_until(lambda: shown(port) == second)
-            with pytest.raises(InvalidStatus), client("key-of-bob"):
-                pass
-            with client("key-of-carol"):
-                pass
-            keys.write_text("no key here at all\n", encoding="utf-8")
-            reload()
-            with client("key-of-carol"):
-                pass
-            speaking.send('{"sample_rate": 16000}')
-            assert "ready" in speaking.recv(PATIENCE_S)
+        asyncio.run(asyncio.wait_for(talk(), PATIENCE_S))
 
 
 def test_a_file_of_keys(tmp_path):
