@@ -41,10 +41,10 @@ def int4_embedding(dim: int, block_size: int) -> ir.Function:
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         weight, steps, scale, tokens = inputs
-        halves = [g.op("Unsqueeze", half, [-1]) for half in _halves(g, g.op("Gather", weight, tokens, axis=0))]
-        step, zero = (g.op("Unsqueeze", half, [-1, -2]) for half in _halves(g, g.op("Gather", steps, tokens, axis=0)))
+        digits = [g.op("Unsqueeze", part, [-1]) for part in _nibbles(g, g.op("Gather", weight, tokens, axis=0))]
+        step, zero = (g.op("Unsqueeze", part, [-1, -2]) for part in _nibbles(g, g.op("Gather", steps, tokens, axis=0)))
         factors = g.op("Mul", step, g.op("Unsqueeze", g.op("Gather", scale, tokens, axis=0), [-1, -2, -3]))
-        blocks = g.op("Mul", g.op("Sub", g.op("Concat", *halves, axis=-1), zero), factors)
+        blocks = g.op("Mul", g.op("Sub", g.op("Concat", *digits, axis=-1), zero), factors)
         rows = g.op("Reshape", blocks, [0, 0, -(-dim // block_size) * block_size])
         return g.op("Slice", rows, [0], [dim], [-1])
 
@@ -53,8 +53,8 @@ def int4_embedding(dim: int, block_size: int) -> ir.Function:
     )
 
 
-def _halves(g: GraphBuilder, both: ir.Value) -> list[ir.Value]:
+def _nibbles(g: GraphBuilder, both: ir.Value) -> list[ir.Value]:
     """The low and the high 4 bits of bytes, as float32."""
     low = g.op("BitwiseAnd", both, np.array(15, np.uint8))
     high = g.op("BitShift", both, np.array(4, np.uint8), direction="RIGHT")
-    return [g.op("Cast", half, to=ir.DataType.FLOAT) for half in (low, high)]
+    return [g.op("Cast", part, to=ir.DataType.FLOAT) for part in (low, high)]
