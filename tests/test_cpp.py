@@ -311,7 +311,7 @@ def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
 
 
 def test_it_asks_for_the_native_kernels_that_python_asks_for():
-    settings = (SOURCE / "source" / "settings.cpp").read_text(encoding="utf-8")
+    settings = (SOURCE / "source" / "settings.hpp").read_text(encoding="utf-8")
     assert f"constexpr int contract = {CONTRACT};" in settings
 
 
@@ -528,11 +528,24 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_INVALID_ARGUMENT: hotwords are empty: leave them out for none",
         f"U2MOE_INVALID_ARGUMENT: num_threads must be from 1 to {max(32, 4 * os.cpu_count())} on this machine, got 0",
         "U2MOE_INVALID_ARGUMENT: kernels must be auto, native or onnxruntime, got 'fast'",
-        (
-            f"U2MOE_PROVIDER_ERROR: RocketExecutionProvider is not in this onnxruntime ({onnxruntime.__version__}), "
-            f"which has {', '.join(onnxruntime.get_available_providers())}"
-        ),
     ]
+
+
+def test_providers_run_or_are_refused_by_name(check, bundle):
+    """Through C++ and through C, which say the same; none is replaced by another, and no option is left aside."""
+    has = f"this onnxruntime ({onnxruntime.__version__}), which has {', '.join(onnxruntime.get_available_providers())}"
+    lines = check("providers", bundle.path).decode().splitlines()
+    assert lines[1:-2:2] == lines[:-2:2]
+    assert lines[:-2:2] == [
+        f"U2MOE_PROVIDER_ERROR: RocketExecutionProvider is not in {has}",
+        f"U2MOE_PROVIDER_ERROR: RocketExecutionProvider is not in {has}",
+        "U2MOE_INVALID_ARGUMENT: CPUExecutionProvider takes no options, got 'use_arena'",
+        "U2MOE_INVALID_ARGUMENT: name of a provider is null",
+        "U2MOE_INVALID_ARGUMENT: keys of a provider is null",
+    ]
+    status, described = lines[-2].split(": ", 1)
+    assert (status, json.loads(described)["providers"]) == ("U2MOE_OK", ["CPUExecutionProvider"])
+    assert lines[-1] == "U2MOE_OK: open"
 
 
 def problem(program, *arguments, data=None):

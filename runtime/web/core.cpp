@@ -36,20 +36,19 @@ const char* told(std::string text) {
 double number(const Json& json, const char* name, double otherwise) { return json.has(name) ? json[name].number() : otherwise; }
 
 StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* language_model) {
-  const auto given = [&json](const char* name) { return json.has(name) && !json[name].is_null(); };
   StreamOptions options;
   options.beam_size = 0;  // as the bundle has it
-  if (given("chunk_size")) options.chunk_size = json["chunk_size"].integer(-1, 10000);
-  if (given("num_left_chunks")) options.num_left_chunks = json["num_left_chunks"].integer(-1, 1000000000);
-  if (given("search")) options.search = search_of(json["search"].string());
-  if (given("beam_size")) options.beam_size = json["beam_size"].integer(1, 1000);
-  if (given("ctc_weight")) options.ctc_weight = json["ctc_weight"].number();
-  if (given("reverse_weight")) options.reverse_weight = json["reverse_weight"].number();
-  if (given("padding_s")) options.padding_s = json["padding_s"].number();
-  if (given("length_penalty")) options.length_penalty = json["length_penalty"].number();
+  if (json.given("chunk_size")) options.chunk_size = json["chunk_size"].integer(-1, 10000);
+  if (json.given("num_left_chunks")) options.num_left_chunks = json["num_left_chunks"].integer(-1, 1000000000);
+  if (json.given("search")) options.search = search_of(json["search"].string());
+  if (json.given("beam_size")) options.beam_size = json["beam_size"].integer(1, 1000);
+  if (json.given("ctc_weight")) options.ctc_weight = json["ctc_weight"].number();
+  if (json.given("reverse_weight")) options.reverse_weight = json["reverse_weight"].number();
+  if (json.given("padding_s")) options.padding_s = json["padding_s"].number();
+  if (json.given("length_penalty")) options.length_penalty = json["length_penalty"].number();
   // true: as the bundle has it; an object is on top of what the library has.
-  const bool is_own = given("endpoint") && !json["endpoint"].is_boolean();
-  options.endpoint = is_own || (given("endpoint") && json["endpoint"].boolean());
+  const bool is_own = json.given("endpoint") && !json["endpoint"].is_boolean();
+  options.endpoint = is_own || (json.given("endpoint") && json["endpoint"].boolean());
   if (is_own) {
     read_endpoint(json["endpoint"], options.rules, options.pause);
   } else {
@@ -57,19 +56,19 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
     options.pause = model.manifest.pause;
   }
   std::vector<Hotword> hotwords;
-  if (given("hotwords")) {
+  if (json.given("hotwords")) {
     for (const Json& each : json["hotwords"].array()) hotwords.push_back({each.array()[0].string(), each.array()[1].number()});
   } else if (!json.has("hotwords") && options.has_beam()) {
     hotwords = parse_hotwords(model.manifest.hotwords);
   }
   if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
   if (language_model) options.language_model = *language_model;
-  options.written = given("written") && json["written"].boolean();
+  options.written = json.given("written") && json["written"].boolean();
   return options;
 }
 
 std::optional<VadOptions> vad_of(const Json& json) {
-  if (!json.has("vad") || json["vad"].is_null()) return std::nullopt;
+  if (!json.given("vad")) return std::nullopt;
   const Json& given = json["vad"];
   VadOptions options;
   options.threshold = number(given, "threshold", options.threshold);
@@ -98,11 +97,8 @@ EXPORT(language_model_create)
 LanguageModel* language_model_create(const Model* model, const char* content, std::size_t size, const char* options, std::size_t options_size) {
   const Json json = Json::parse({options, options_size}, "language model");
   LanguageModelOptions weights;
-  weights.weight = number(json, "weight", weights.weight);
-  weights.word_bonus = number(json, "word_bonus", weights.word_bonus);
-  weights.unknown_score = number(json, "unknown_score", weights.unknown_score);
-  weights.rescoring_weight = number(json, "rescoring_weight", weights.rescoring_weight);
-  if (json.has("level") && !json["level"].is_null()) weights.level = json["level"].string();
+  for (const auto& each : weights.kNumbers) weights.*each.value = number(json, each.name, weights.*each.value);
+  if (json.given("level")) weights.level = json["level"].string();
   weights.check();
   return new LanguageModel(std::make_shared<const Fusion>(Ngrams::parse({content, size}, "language model"), weights, model->vocabulary, "language model"));
 }

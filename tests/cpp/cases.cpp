@@ -13,12 +13,10 @@
 #include "endpoint.hpp"
 #include "errors.hpp"
 #include "json.hpp"
-#include "json_text.hpp"
 #include "padding.hpp"
 #include "pauses.hpp"
 #include "resampler.hpp"
 #include "result.hpp"
-#include "written_text.hpp"
 
 using namespace u2moe::runtime;
 

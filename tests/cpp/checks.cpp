@@ -87,7 +87,7 @@ void print_digests(char** argv) {
   const std::string content = read_text(argv[2]);
   for (std::size_t num = 0; num <= content.size(); ++num) {
     const std::string_view part(content.data(), num);
-    std::printf("%s %s\n", core::sha256_hex(part).c_str(), core::sha256_hex(part, false).c_str());
+    std::printf("%s %s\n", core::hex_of(core::sha256(part)).c_str(), core::hex_of(core::sha256(part, false)).c_str());
   }
 }
 
@@ -231,11 +231,25 @@ void misuse(char** argv) {
   };
   refuse_settings([](u2moe::RecognizerOptions& options) { options.num_threads = 0; });
   refuse_settings([](u2moe::RecognizerOptions& options) { options.kernels = "fast"; });
-  const u2moe_provider provider = {"RocketExecutionProvider", nullptr, nullptr, 0};
-  refuse_settings([&](u2moe::RecognizerOptions& options) {
+}
+
+// What comes of providers, each with one option unless it is null.
+void use_providers(char** argv) {
+  const char* const cpu = "CPUExecutionProvider";
+  const std::pair<const char*, const char*> all[] = {
+      {"RocketExecutionProvider", nullptr}, {"RocketExecutionProvider", "fuel"}, {cpu, "use_arena"}, {nullptr, nullptr}, {cpu, ""}, {cpu, nullptr}};
+  for (const auto& [name, key] : all) {
+    const char* const zero = "0";
+    const u2moe_provider provider = {name, key && *key ? &key : nullptr, &zero, key ? std::size_t{1} : 0};
+    u2moe::RecognizerOptions options;
     options.providers = &provider;
     options.num_providers = 1;
-  });
+    expect_error([&] { throw u2moe::Error(U2MOE_OK, u2moe::Recognizer(argv[2], options).describe()); });
+    u2moe_recognizer recognizer = nullptr;
+    const u2moe_error error = u2moe_recognizer_open(argv[2], &options, &recognizer);
+    std::printf("%s: %s\n", u2moe_error_name(error), recognizer ? "open" : u2moe_error_message());
+    u2moe_recognizer_free(recognizer);
+  }
 }
 
 // From now on this process may take so many MB more. Returns the limit before.
@@ -334,6 +348,7 @@ int main(int argc, char** argv) {
     if (what == "memory") recognize_from_memory(argv);
     if (what == "rules") recognize_with_rules(argc, argv);
     if (what == "misuse") misuse(argv);
+    if (what == "providers") use_providers(argv);
     if (what == "out-of-memory") run_out_of_memory(argv);
     if (what == "little-memory") load_in_little_memory(argc, argv);
     if (what == "digests") print_digests(argv);

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "json.hpp"
-#include "json_text.hpp"
 #include "u2moe.hpp"
 
 using namespace u2moe::runtime;

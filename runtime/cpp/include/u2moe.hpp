@@ -34,6 +34,14 @@ inline void check(u2moe_error error) {
   if (error != U2MOE_OK) throw Error(error, u2moe_error_message());
 }
 
+/// What a function of the C interface gives in its last argument.
+template <class T, class Function, class... Arguments>
+T given_by(Function function, Arguments... arguments) {
+  T found{};
+  check(function(arguments..., &found));
+  return found;
+}
+
 /// Owns a handle.
 template <class T, u2moe_error (*kFree)(T)>
 class Handle {
@@ -67,11 +75,7 @@ class Result : public u2moe_result_view {
   }
 
   /// With the names that Python's results have.
-  std::string json() const {
-    const char* found = nullptr;
-    check(u2moe_result_json(handle_.get(), &found));
-    return found;
-  }
+  std::string json() const { return given_by<const char*>(u2moe_result_json, handle_.get()); }
 
  private:
   Handle<u2moe_result, u2moe_result_free> handle_;
@@ -89,9 +93,7 @@ using VadOptions = Options<u2moe_vad_options, u2moe_vad_options_init>;
 using StreamOptions = Options<u2moe_stream_options, u2moe_stream_options_init>;
 
 inline Vad open_vad(const std::string& file, const VadOptions& options = {}) {
-  u2moe_vad handle = nullptr;
-  check(u2moe_vad_open(file.c_str(), &options, &handle));
-  return Vad(handle);
+  return Vad(given_by<u2moe_vad>(u2moe_vad_open, file.c_str(), &options));
 }
 
 /// One source of audio. Movable.
@@ -110,19 +112,12 @@ class Stream {
   /// Final results of utterances that have words, each once.
   std::vector<Result> take_segments() {
     std::vector<Result> segments;
-    for (u2moe_result result = nullptr;;) {
-      check(u2moe_stream_take_segment(handle_.get(), &result));
-      if (!result) return segments;
-      segments.emplace_back(result);
-    }
+    while (const auto result = given_by<u2moe_result>(u2moe_stream_take_segment, handle_.get())) segments.emplace_back(result);
+    return segments;
   }
 
   /// The result so far of the current utterance.
-  Result get_result() const {
-    u2moe_result result = nullptr;
-    check(u2moe_stream_get_result(handle_.get(), &result));
-    return Result(result);
-  }
+  Result get_result() const { return Result(given_by<u2moe_result>(u2moe_stream_get_result, handle_.get())); }
 
   void reset() { check(u2moe_stream_reset(handle_.get())); }
 
@@ -133,60 +128,39 @@ class Stream {
 /// A bundle, loaded. Threads may share it.
 class Recognizer {
  public:
-  explicit Recognizer(const std::string& folder, const RecognizerOptions& options = {}) {
-    u2moe_recognizer handle = nullptr;
-    check(u2moe_recognizer_open(folder.c_str(), &options, &handle));
-    handle_ = Handle<u2moe_recognizer, u2moe_recognizer_free>(handle);
-  }
+  explicit Recognizer(const std::string& folder, const RecognizerOptions& options = {})
+      : handle_(given_by<u2moe_recognizer>(u2moe_recognizer_open, folder.c_str(), &options)) {}
 
   /// From files in memory: names and contents.
   explicit Recognizer(const std::map<std::string, std::string>& files, const RecognizerOptions& options = {}) {
     std::vector<u2moe_file> all;
     for (const auto& [name, content] : files) all.push_back({name.c_str(), content.data(), content.size()});
-    u2moe_recognizer handle = nullptr;
-    check(u2moe_recognizer_open_memory(all.data(), all.size(), &options, &handle));
-    handle_ = Handle<u2moe_recognizer, u2moe_recognizer_free>(handle);
+    handle_ = Handle<u2moe_recognizer, u2moe_recognizer_free>(given_by<u2moe_recognizer>(u2moe_recognizer_open_memory, all.data(), all.size(), &options));
   }
 
-  int sample_rate() const {
-    std::int32_t rate = 0;
-    check(u2moe_recognizer_sample_rate(handle_.get(), &rate));
-    return rate;
-  }
+  int sample_rate() const { return given_by<std::int32_t>(u2moe_recognizer_sample_rate, handle_.get()); }
 
   /// What computes the graphs, as JSON.
-  std::string describe() const {
-    const char* json = nullptr;
-    check(u2moe_recognizer_describe(handle_.get(), &json));
-    return json;
-  }
+  std::string describe() const { return given_by<const char*>(u2moe_recognizer_describe, handle_.get()); }
 
   /// Phrases to prefer and their weights; 0: the default.
   Hotwords hotwords(const std::vector<std::pair<std::string, double>>& phrases) const {
     std::vector<u2moe_hotword> all;
     for (const auto& [phrase, weight] : phrases) all.push_back({phrase.c_str(), weight});
-    u2moe_hotwords handle = nullptr;
-    check(u2moe_hotwords_create(handle_.get(), all.data(), all.size(), &handle));
-    return Hotwords(handle);
+    return Hotwords(given_by<u2moe_hotwords>(u2moe_hotwords_create, handle_.get(), all.data(), all.size()));
   }
 
   /// The same from lines of "phrase" or "phrase :weight".
   Hotwords parse_hotwords(const std::string& lines) const {
-    u2moe_hotwords handle = nullptr;
-    check(u2moe_hotwords_parse(handle_.get(), lines.c_str(), &handle));
-    return Hotwords(handle);
+    return Hotwords(given_by<u2moe_hotwords>(u2moe_hotwords_parse, handle_.get(), lines.c_str()));
   }
 
   LanguageModel language_model(const std::string& file, const LanguageModelOptions& options = {}) const {
-    u2moe_language_model handle = nullptr;
-    check(u2moe_language_model_open(handle_.get(), file.c_str(), &options, &handle));
-    return LanguageModel(handle);
+    return LanguageModel(given_by<u2moe_language_model>(u2moe_language_model_open, handle_.get(), file.c_str(), &options));
   }
 
   Stream create_stream(const StreamOptions& options = {}) const {
-    u2moe_stream handle = nullptr;
-    check(u2moe_stream_create(handle_.get(), &options, &handle));
-    return Stream(handle);
+    return Stream(given_by<u2moe_stream>(u2moe_stream_create, handle_.get(), &options));
   }
 
  private:

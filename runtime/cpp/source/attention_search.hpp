@@ -1,6 +1,8 @@
 // Beam search with the decoder from left to right alone; as runtime/decoding/rescoring.py has it.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -18,13 +20,48 @@ class AttentionSearch {
       : m_(&manifest), max_len_(max_len), beam_size_(beam_size), length_penalty_(length_penalty) {}
 
   /// Sequences to continue; none: the search has ended.
-  std::vector<std::vector<int>> growing() const;
+  std::vector<std::vector<int>> growing() const {
+    std::vector<std::vector<int>> found;
+    for (const Sequence& beam : beams_) {
+      if (!beam.has_ended && num_steps_ < max_len_) found.push_back(beam.tokens);
+    }
+    return found;
+  }
 
   /// Continue them by log-probabilities [sequences, vocab] of their next tokens.
-  void advance(const Floats& next);
+  void advance(const Floats& next) {
+    const auto vocab_size = static_cast<std::size_t>(m_->vocab_size);
+    std::vector<Sequence> grown;
+    const float* row = next.data();
+    for (const Sequence& beam : beams_) {
+      if (beam.has_ended) {
+        grown.push_back(beam);
+        continue;
+      }
+      for (const int token : most_probable(row, vocab_size, beam_size_)) {
+        Sequence& longer = grown.emplace_back(beam);
+        longer.score += static_cast<double>(row[token]);
+        longer.has_ended = token == m_->eos;
+        if (!longer.has_ended) longer.tokens.push_back(token);
+      }
+      row += vocab_size;
+    }
+    beams_ = std::move(grown);
+    sort();
+    beams_.resize(std::min(beams_.size(), beam_size_));
+    ++num_steps_;
+  }
 
   /// Best first, without times.
-  std::vector<Hypothesis> hypotheses();
+  std::vector<Hypothesis> hypotheses() {
+    for (Sequence& beam : beams_) beam.score /= std::pow(static_cast<double>(std::max<std::size_t>(length(beam), 1)), length_penalty_);
+    sort();
+    const auto has_length = [this](const Sequence& beam) { return length_penalty_ == 0 || length(beam) > 0; };
+    std::stable_partition(beams_.begin(), beams_.end(), has_length);
+    std::vector<Hypothesis> found;
+    for (const Sequence& beam : beams_) found.push_back({beam.tokens, beam.score, 0, 0, {}, {}});
+    return found;
+  }
 
  private:
   struct Sequence {
@@ -34,7 +71,10 @@ class AttentionSearch {
   };
 
   std::size_t length(const Sequence& sequence) const { return sequence.tokens.size() + (m_->sos != m_->eos); }
-  void sort();
+
+  void sort() {
+    std::stable_sort(beams_.begin(), beams_.end(), [](const Sequence& one, const Sequence& other) { return one.score > other.score; });
+  }
 
   const Manifest* m_;
   std::size_t max_len_, beam_size_, num_steps_ = 0;

@@ -1,14 +1,19 @@
 // A bundle: manifest, vocabulary, and files that are verified by their digests.
 #pragma once
 
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <variant>
 
+#include "errors.hpp"
 #include "hotwords.hpp"
 #include "json.hpp"
 #include "manifest.hpp"
+#include "sha256.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {
@@ -16,45 +21,102 @@ namespace u2moe::runtime {
 /// Where a bundle is: a folder, or files in memory by their names.
 using Location = std::variant<std::string, std::map<std::string, std::string>>;
 
+/// The content of a file; false if it cannot be read.
+inline bool read_file(const std::string& path, std::string& content) {
+  std::ifstream file(std::filesystem::u8path(path), std::ios::binary | std::ios::ate);
+  constexpr std::streamoff largest = std::streamoff{1} << 40;  // a folder has more
+  const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
+  if (size < 0 || size > largest) return false;
+  content.resize(static_cast<std::size_t>(size));
+  file.seekg(0);
+  return static_cast<bool>(file.read(content.data(), size));
+}
+
 class Bundle {
  public:
   /// Reads the manifest and the vocabulary.
   /// @throws BundleError the files are no bundle, or are damaged.
-  explicit Bundle(Location location);
+  explicit Bundle(Location location) : location_(std::move(location)) {
+    json_ = Json::parse(read(kManifest), path(kManifest));
+    manifest_ = Manifest::of(json_);
+    vocabulary_ = Vocabulary::parse(verified(kTokens), path(kTokens));
+    if (vocabulary_.size() != static_cast<std::size_t>(manifest_.vocab_size)) {
+      throw BundleError(path(kTokens) + ": has " + std::to_string(vocabulary_.size()) + " symbols, expected vocab_size " +
+                        std::to_string(manifest_.vocab_size));
+    }
+  }
 
   /// Whether the manifest lists a file.
   bool has(const std::string& name) const { return json_["files"].has(name); }
 
   /// What messages call a file.
-  std::string path(const std::string& name) const;
+  std::string path(const std::string& name) const {
+    const std::string* const folder = std::get_if<std::string>(&location_);
+    return folder ? *folder + "/" + name : name;
+  }
 
   /// The content of a file, after its size and sha256 have been compared with the manifest. What is verified is what is
   /// used: nothing reads the file again.
   /// @throws BundleError it is not listed, or cannot be read.
   /// @throws IntegrityError it differs from the manifest.
-  std::string verified(const std::string& name) const;
+  std::string verified(const std::string& name) const {
+    const Json& digest = json_["files"][name];
+    std::string content = read(name);
+    if (static_cast<double>(content.size()) != digest["size"].number()) {
+      throw IntegrityError(path(name) + ": size is " + std::to_string(content.size()) + " bytes, expected " +
+                           std::to_string(static_cast<long long>(digest["size"].number(0, 1e15))));
+    }
+    const std::string found = hex_of(sha256(content));
+    if (found != digest["sha256"].string()) {
+      throw IntegrityError(path(name) + ": sha256 is " + found + ", expected " + digest["sha256"].string());
+    }
+    return content;
+  }
 
   /// The hotwords that it searches for by default; null: none.
   /// @throws BundleError the vocabulary cannot spell them.
-  std::shared_ptr<const ContextGraph> hotwords() const;
+  std::shared_ptr<const ContextGraph> hotwords() const {
+    if (manifest_.hotwords.empty()) return nullptr;
+    try {
+      const std::vector<Hotword> phrases = parse_hotwords(manifest_.hotwords);
+      return std::make_shared<const ContextGraph>(phrases, vocabulary_);
+    } catch (const InvalidArgument& error) {
+      throw BundleError(path(kManifest) + ": decoding: hotwords: " + error.what());
+    }
+  }
 
   /// The language model that it searches with by default; null: none.
   /// @throws LanguageModelError it is damaged, or does not fit the vocabulary.
-  std::shared_ptr<const Fusion> language_model() const;
+  std::shared_ptr<const Fusion> language_model() const {
+    const std::string& name = manifest_.language_model;
+    if (name.empty()) return nullptr;
+    auto fusion = std::make_shared<const Fusion>(Ngrams::parse(verified(name), path(name)), manifest_.weights, vocabulary_, path(name));
+    fusion->check_words(path(kManifest) + ": decoding: language_model");
+    return fusion;
+  }
 
   const Manifest& manifest() const { return manifest_; }
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
  private:
-  std::string read(const std::string& name) const;
+  static constexpr const char* kManifest = "bundle.json";
+  static constexpr const char* kTokens = "tokens.txt";
+
+  std::string read(const std::string& name) const {
+    std::string content;
+    if (const auto* files = std::get_if<1>(&location_)) {
+      const auto found = files->find(name);
+      if (found == files->end()) throw BundleError(name + ": is not among the files in memory");
+      return found->second;
+    }
+    if (!read_file(path(name), content)) throw BundleError(path(name) + ": missing, or cannot be read");
+    return content;
+  }
 
   Location location_;
   Json json_;
   Manifest manifest_;
   Vocabulary vocabulary_;
 };
-
-/// The content of a file; false if it cannot be read.
-bool read_file(const std::string& path, std::string& content);
 
 }  // namespace u2moe::runtime

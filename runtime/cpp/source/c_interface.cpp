@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "errors.hpp"
-#include "json_text.hpp"
 #include "stream.hpp"
 #include "u2moe.h"
 

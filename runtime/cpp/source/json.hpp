@@ -1,4 +1,4 @@
-// Reads the JSON of a manifest, as strictly as RFC 8259; numbers are doubles, and keys are unique. Written here, because single
+// Reads JSON as strictly as RFC 8259; numbers are doubles, and keys are unique. Written here, because single
 // headers are five to a hundred times as long and none refuses everything that Python refuses: picojson takes 01, 1. and
 // broken UTF-8, and like nlohmann's the last of two equal keys.
 #pragma once
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "number.hpp"
 
 namespace u2moe::runtime {
 
@@ -40,6 +41,14 @@ class Json {
 
   bool has(const std::string& key) const { return object().count(key) > 0; }
 
+  /// Whether there is a field of this name that is not null.
+  bool given(const std::string& key) const { return has(key) && !(*this)[key].is_null(); }
+
+  /// The number in a field, or another where there is none.
+  double number_or(const std::string& key, double otherwise, double least, double most) const {
+    return has(key) ? (*this)[key].number(least, most) : otherwise;
+  }
+
   const Json& operator[](const std::string& key) const;
 
   [[noreturn]] void fail(const std::string& expected) const;
@@ -62,5 +71,47 @@ class Json {
   std::variant<std::nullptr_t, bool, double, std::string, Array, Object> value_ = nullptr;
   std::string path_;
 };
+
+/// A value as JSON.
+inline std::string json_text(const std::string& text) {
+  std::string result = "\"";
+  for (const char c : text) {
+    const auto code = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') result += '\\';
+    if (code >= 0x20) {
+      result += c;
+    } else {
+      result += {'\\', 'u', '0', '0', "01"[code >> 4], "0123456789abcdef"[code & 15]};
+    }
+  }
+  return result + '"';
+}
+
+inline std::string json_text(int number) { return std::to_string(number); }
+
+/// So that reading it gives the same number.
+inline std::string json_text(double number) {
+  std::ostringstream stream;
+  stream.imbue(std::locale::classic());
+  stream.precision(15);
+  stream << number;
+  if (parse_number(stream.str()) == number) return stream.str();
+  stream.str("");
+  stream.precision(17);
+  stream << number;
+  return stream.str();
+}
+
+template <class Items, class Show>
+std::string json_list(const Items& items, Show show) {
+  std::string result = "[";
+  for (const auto& item : items) result += (result.size() > 1 ? ", " : "") + show(item);
+  return result + "]";
+}
+
+template <class T>
+std::string json_text(const std::vector<T>& items) {
+  return json_list(items, [](const T& item) { return json_text(item); });
+}
 
 }  // namespace u2moe::runtime

@@ -47,11 +47,7 @@ class CompactFile {
   CompactFile(std::string_view content, const std::string& source) : source_(source) {
     const std::size_t start = kMagic.size() + kDigestSize;
     if (content.size() < start + 4 || content.substr(0, kMagic.size()) != kMagic) fail("is not a compact language model of this version");
-    std::string digest;
-    for (const char byte : content.substr(kMagic.size(), kDigestSize)) {
-      for (const int shift : {4, 0}) digest += "0123456789abcdef"[(static_cast<unsigned char>(byte) >> shift) & 15];
-    }
-    if (sha256_hex(content.substr(start)) != digest) fail("is damaged: its content differs from its digest");
+    if (sha256(content.substr(start)) != content.substr(kMagic.size(), kDigestSize)) fail("is damaged: its content differs from its digest");
     const std::size_t size = Block{4, false, 1, content.substr(start, 4)}.integer(0);
     if (size > content.size() - start - 4) fail("is damaged: its header is longer than it");
     header_ = Json::parse(std::string(content.substr(start + 4, size)), source);

@@ -6,19 +6,45 @@
 #endif
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
+#include <new>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "errors.hpp"
+
 namespace u2moe::runtime::ort {
 
-/// @throws ProviderError onnxruntime is older than 1.18.
-const OrtApi& api();
+#ifdef __GLIBC__
+// An exception that leaves std::call_once, as in onnxruntime when memory is short, needs a library that glibc loads at the first
+// one, and without memory for it glibc ends the program. So the first one is thrown while there is memory: when this is loaded.
+[[maybe_unused]] inline const bool kUnwinds = [] {
+  try {
+    std::once_flag once;
+    std::call_once(once, [] { throw false; });
+  } catch (bool) {
+  }
+  return true;
+}();
+#endif
 
-std::string version();
+inline std::string version() { return OrtGetApiBase()->GetVersionString(); }
+
+/// @throws ProviderError onnxruntime is older than 1.18.
+inline const OrtApi& api() {
+  constexpr std::uint32_t wanted = 18;  // of which AddExternalInitializersFromFilesInMemory is
+  static const OrtApi* const found = OrtGetApiBase()->GetApi(wanted);
+  if (!found) throw ProviderError("onnxruntime is " + version() + ", 1.18 or newer is needed");
+  return *found;
+}
 
 /// What onnxruntime says; callers make it an error with a file's name.
 struct Failure : std::runtime_error {
@@ -26,7 +52,13 @@ struct Failure : std::runtime_error {
 };
 
 /// @throws Failure the status is an error.
-void check(OrtStatus* status);
+inline void check(OrtStatus* status) {
+  if (!status) return;
+  const std::string message = api().GetErrorMessage(status);
+  api().ReleaseStatus(status);
+  if (message.find("bad_alloc") != message.npos || message.find("Failed to allocate memory") != message.npos) throw std::bad_alloc();
+  throw Failure(message.substr(0, std::min<std::size_t>(message.find('\n'), 300)));
+}
 
 struct Release {
   void operator()(OrtEnv* it) const { api().ReleaseEnv(it); }
@@ -52,31 +84,114 @@ Owned<T> made(Create create, Arguments... arguments) {
 }
 
 /// With no log and no telemetry: errors are thrown, and need not be printed as well.
-Owned<OrtEnv> environment();
+inline Owned<OrtEnv> environment() {
+  auto made_here = made<OrtEnv>(api().CreateEnv, ORT_LOGGING_LEVEL_FATAL, "u2moe");
+  check(api().DisableTelemetryEvents(made_here.get()));
+  return made_here;
+}
 
 using Shape = std::vector<std::int64_t>;
 using Values = std::vector<Owned<OrtValue>>;
 
 /// Elements of a tensor.
-std::size_t count(const Shape& shape);
+inline std::size_t count(const Shape& shape) {
+  return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
+}
 
-/// A view of `data`, which must live as long.
-Owned<OrtValue> tensor(std::vector<float>& data, const Shape& shape);
-Owned<OrtValue> tensor(std::vector<std::int64_t>& data, const Shape& shape);
+/// A view of `data`, floats or std::int64_t, which must live as long.
+template <class T>
+Owned<OrtValue> tensor(std::vector<T>& data, const Shape& shape) {
+  constexpr auto type = std::is_same_v<T, float> ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  static const Owned<OrtMemoryInfo> memory = made<OrtMemoryInfo>(api().CreateCpuMemoryInfo, OrtArenaAllocator, OrtMemTypeDefault);
+  return made<OrtValue>(api().CreateTensorWithDataAsOrtValue, memory.get(), data.data(), data.size() * sizeof(T), shape.data(), shape.size(), type);
+}
 
-Shape shape_of(const OrtValue& value);
-std::vector<float> floats_of(const OrtValue& value);
-std::vector<std::int64_t> integers_of(const OrtValue& value);
+template <class... Tensors>
+Values values(Tensors... tensors) {
+  Values all;
+  (all.push_back(std::move(tensors)), ...);
+  return all;
+}
+
+inline Shape sizes(const OrtTensorTypeAndShapeInfo* info) {
+  std::size_t num = 0;
+  check(api().GetDimensionsCount(info, &num));
+  Shape shape(num);
+  check(api().GetDimensions(info, shape.data(), num));
+  return shape;
+}
+
+inline Shape shape_of(const OrtValue& value) { return sizes(made<OrtTensorTypeAndShapeInfo>(api().GetTensorTypeAndShape, &value).get()); }
+
+template <class T>
+std::vector<T> numbers_of(const OrtValue& value) {
+  const std::size_t num = count(shape_of(value));
+  void* data = nullptr;
+  check(api().GetTensorMutableData(const_cast<OrtValue*>(&value), &data));
+  const T* first = static_cast<const T*>(data);
+  return num ? std::vector<T>(first, first + num) : std::vector<T>();
+}
 
 /// Outputs for inputs, both in the order of their names.
-Values run(OrtSession& session, const std::vector<std::string>& inputs, const Values& values, const std::vector<std::string>& outputs);
+inline Values run(OrtSession& session, const std::vector<std::string>& inputs, const Values& values, const std::vector<std::string>& outputs) {
+  std::vector<const char*> names, wanted;
+  std::vector<const OrtValue*> feeds;
+  for (const std::string& name : inputs) names.push_back(name.c_str());
+  for (const std::string& name : outputs) wanted.push_back(name.c_str());
+  for (const auto& value : values) feeds.push_back(value.get());
+  std::vector<OrtValue*> found(wanted.size());
+  check(api().Run(&session, nullptr, names.data(), feeds.data(), feeds.size(), wanted.data(), wanted.size(), found.data()));
+  return Values(found.begin(), found.end());
+}
 
 /// Sizes of an input; 1 where any is allowed.
-Shape input_shape(const OrtSession& session, std::size_t index);
-std::vector<std::string> input_names(const OrtSession& session);
-std::vector<std::string> output_names(const OrtSession& session);
+inline Shape input_shape(const OrtSession& session, std::size_t index) {
+  const auto type = made<OrtTypeInfo>(api().SessionGetInputTypeInfo, &session, index);
+  const OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api().CastTypeInfoToTensorInfo(type.get(), &info));
+  Shape shape = info ? sizes(info) : Shape();
+  for (std::int64_t& size : shape) size = std::max<std::int64_t>(size, 1);
+  return shape;
+}
+
+/// The text that a function of the API allocates; "" if it gives none.
+template <class Function, class... Arguments>
+std::string text_of(Function function, Arguments... arguments) {
+  OrtAllocator* allocator = nullptr;
+  char* text = nullptr;
+  check(api().GetAllocatorWithDefaultOptions(&allocator));
+  check(function(arguments..., allocator, &text));
+  const std::string copy = text ? text : "";
+  if (text) check(api().AllocatorFree(allocator, text));
+  return copy;
+}
+
+template <class Count, class Name>
+std::vector<std::string> names(const OrtSession& session, Count count_of, Name name) {
+  std::size_t num = 0;
+  check(count_of(&session, &num));
+  std::vector<std::string> found;
+  for (std::size_t i = 0; i < num; ++i) found.push_back(text_of(name, &session, i));
+  return found;
+}
+
+inline std::vector<std::string> input_names(const OrtSession& session) { return names(session, api().SessionGetInputCount, api().SessionGetInputName); }
+
+inline std::vector<std::string> output_names(const OrtSession& session) { return names(session, api().SessionGetOutputCount, api().SessionGetOutputName); }
+
 /// The text of a metadata key; "" if there is none.
-std::string metadata(const OrtModelMetadata& metadata, const std::string& key);
-std::vector<std::string> available_providers();
+inline std::string metadata(const OrtModelMetadata& metadata, const std::string& key) {
+  const auto look_up = [&](OrtAllocator* allocator, char** text) { return api().ModelMetadataLookupCustomMetadataMap(&metadata, allocator, key.c_str(), text); };
+  return text_of(look_up);
+}
+
+inline std::vector<std::string> available_providers() {
+  char** names = nullptr;
+  int num = 0;
+  check(api().GetAvailableProviders(&names, &num));
+  std::vector<std::string> found(names, names + num);
+  check(api().ReleaseAvailableProviders(names, num));
+  return found;
+}
 
 }  // namespace u2moe::runtime::ort

@@ -1,21 +1,46 @@
 // The input of one stream: samples at any rate to windows of features, and their loudness.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "manifest.hpp"
 #include "padding.hpp"
+#include "pauses.hpp"
 #include "resampler.hpp"
 
 namespace u2moe::runtime {
+
+/// Loudness of each frame of features [frames, feature_size], on the scale of log energy; of MFCC, the mean of log energies.
+inline std::vector<float> loudness(const std::vector<float>& features, const Manifest& m) {
+  const auto num_bins = static_cast<std::size_t>(m.num_mel_bins), size = static_cast<std::size_t>(m.feature_size);
+  std::vector<float> levels(features.size() / size);
+  for (std::size_t frame = 0; frame < levels.size(); ++frame) {
+    if (m.num_ceps > 0) {
+      levels[frame] = features[frame * size] / std::sqrt(static_cast<float>(num_bins));
+      continue;
+    }
+    double sum = 0;
+    for (std::size_t bin = 0; bin < num_bins; ++bin) sum += std::exp(0.25 * static_cast<double>(features[frame * num_bins + bin]));
+    levels[frame] = static_cast<float>(std::log(sum / static_cast<double>(num_bins)) / 0.25);
+  }
+  return levels;
+}
 
 /// Windows begin every `chunk_size` encoder frames unless the last one is shortened or repeated; the last may be shorter.
 class Reception {
  public:
   /// @param knows_last a full window waits for another after it, or for the end, so that it is known whether it is the last.
-  Reception(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s);
+  Reception(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
+      : m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
+        stride_(static_cast<std::size_t>(chunk_size) * rate_),
+        shortest_(static_cast<std::size_t>(manifest.right_context) + 1),
+        length_(stride_ - rate_ / static_cast<std::size_t>(manifest.frame_reduction) + shortest_),
+        needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
   /// Checks samples of one channel before any is appended. The first rate applies to the whole stream.
   /// @throws AudioError see `check_audio`.
@@ -25,45 +50,114 @@ class Reception {
   void accept(const float* samples, std::size_t num) { append(resampler_->accept(samples, num)); }
 
   /// Finish the input, so that the last window may be short.
-  void finish();
+  void finish() {
+    if (resampler_) append(resampler_->finish());
+    hear(padding_.finish());
+    is_finished_ = true;
+  }
 
   bool is_finished() const { return is_finished_; }
 
   /// Seconds of silence added before the source, in whole milliseconds like the times of results.
-  double lead_s() const;
-  /// Seconds of the source so far, rounded down to whole milliseconds.
-  double end_s() const;
+  double lead_s() const {
+    const auto rate = static_cast<std::size_t>(m_->sample_rate);
+    return static_cast<double>((padding_.num_before() * 1000 + rate / 2) / rate) / 1000;
+  }
 
-  bool has_window() const;
+  /// Seconds of the source so far, rounded down to whole milliseconds.
+  double end_s() const { return static_cast<double>(num_received_ * 1000 / static_cast<std::size_t>(m_->sample_rate)) / 1000; }
+
+  bool has_window() const { return num_frames() >= next_ + (is_finished_ ? shortest_ : needed_); }
+
   bool is_exhausted() const { return is_finished_ && !has_window(); }
 
   /// Begin the next window. Returns the samples of the frames that it adds, perhaps none: how the samples arrived makes no
   /// difference for their features, not even in the last bit.
-  Floats take_window();
+  Floats take_window() {
+    const std::size_t end = std::min(next_ + length_, num_frames());
+    begin_ = next_;
+    end_ = end;
+    next_ = begin_ + stride_;
+    trim();
+    if (end <= num_computed_) return {};
+    const auto shift = static_cast<std::size_t>(m_->shift_len());
+    const auto first = samples_.begin() + static_cast<std::ptrdiff_t>(num_computed_ * shift - first_sample_);
+    const std::size_t num = (end - 1 - num_computed_) * shift + static_cast<std::size_t>(m_->frame_len());
+    Floats added(first, first + static_cast<std::ptrdiff_t>(num));
+    num_computed_ = end;
+    const std::size_t used = std::min(end * shift - first_sample_, samples_.size());  // no later frame needs these
+    drop(samples_, used);
+    first_sample_ += used;
+    return added;
+  }
+
   /// Add the features of these samples.
-  void add_features(const Floats& added);
+  void add_features(const Floats& added) {
+    features_.insert(features_.end(), added.begin(), added.end());
+    const std::vector<float> measured = loudness(added, *m_);
+    levels_.insert(levels_.end(), measured.begin(), measured.end());
+    trim();
+  }
+
   /// Features [frames, mel] of the last window.
-  Floats window() const;
+  Floats window() const {
+    return {features_.begin(), features_.begin() + static_cast<std::ptrdiff_t>((end_ - begin_) * static_cast<std::size_t>(m_->feature_size))};
+  }
+
   /// Encoder frames of the last window.
-  std::size_t num_window_frames() const;
+  std::size_t num_window_frames() const { return (end_ - begin_ - shortest_) / rate_ + 1; }
+
   bool window_is_full() const { return end_ - begin_ >= length_; }
   /// End the last window after `num` encoder frames: the next one begins with the rest of it.
-  void shorten_window(std::size_t num);
+  void shorten_window(std::size_t num) {
+    next_ = begin_ + num * rate_;
+    end_ = std::min(end_, begin_ + num * rate_ + length_ - stride_);
+  }
+
   /// Make the next window begin with the last `num` encoder frames of this one.
-  void repeat_window(std::size_t num);
+  void repeat_window(std::size_t num) { next_ = begin_ + (num_window_frames() - num) * rate_; }
 
   /// Loudness of the feature frames of the last window.
   std::vector<float> window_levels() const { return levels(end_ - begin_); }
   /// Loudness of the first `num` feature frames since `forget`.
-  std::vector<float> levels(std::size_t num) const;
+  std::vector<float> levels(std::size_t num) const {
+    return {levels_.begin(), levels_.begin() + static_cast<std::ptrdiff_t>(std::min(levels_.size(), num))};
+  }
+
   /// Forget the loudness before encoder frame `start`.
-  void forget(std::size_t start);
+  void forget(std::size_t start) {
+    const std::size_t first = start * rate_;
+    drop(levels_, first - levels_start_);
+    levels_start_ = first;
+  }
 
  private:
-  void append(Floats samples);
+  template <class T>
+  static void drop(std::vector<T>& items, std::size_t num) {
+    items.erase(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(std::min(num, items.size())));
+  }
+
+  void append(Floats samples) {
+    num_received_ += samples.size();
+    hear(padding_.accept(std::move(samples)));
+  }
+
   void hear(const Floats& samples) { samples_.insert(samples_.end(), samples.begin(), samples.end()); }
-  std::size_t num_frames() const;
-  void trim();
+
+  // Feature frames of all samples so far.
+  std::size_t num_frames() const {
+    const std::size_t num = first_sample_ + samples_.size();
+    const auto frame = static_cast<std::size_t>(m_->frame_len()), shift = static_cast<std::size_t>(m_->shift_len());
+    return num < frame ? 0 : 1 + (num - frame) / shift;
+  }
+
+  // Forget the features before the last window.
+  void trim() {
+    const auto bins = static_cast<std::size_t>(m_->feature_size);
+    const std::size_t num = std::min(begin_ - first_feature_, features_.size() / bins);
+    drop(features_, num * bins);
+    first_feature_ += num;
+  }
 
   const Manifest* m_;
   std::size_t rate_, stride_, shortest_, length_, needed_;  // feature frames

@@ -1,15 +1,21 @@
 // The recognition of one source of audio, but for running graphs: whoever has them asks which is next, and gives its output.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "alignment.hpp"
 #include "attention_search.hpp"
 #include "ctc.hpp"
 #include "endpoint.hpp"
+#include "errors.hpp"
 #include "manifest.hpp"
 #include "reception.hpp"
 #include "result.hpp"
@@ -20,7 +26,15 @@ namespace u2moe::runtime {
 enum class Search { kDefault, kRescoring, kPrefixBeam, kGreedy, kAttention };
 
 /// @throws InvalidArgument there is no search of this name.
-Search search_of(const std::string& name);
+inline Search search_of(const std::string& name) {
+  const std::pair<const char*, Search> known[] = {
+      {"attention_rescoring", Search::kRescoring}, {"ctc_prefix_beam", Search::kPrefixBeam}, {"ctc_greedy", Search::kGreedy},
+      {"attention", Search::kAttention}};
+  for (const auto& [each, search] : known) {
+    if (name == each) return search;
+  }
+  fail<InvalidArgument>("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + name.substr(0, 80) + "'");
+}
 
 /// See u2moe_stream_options.
 struct StreamOptions {
@@ -43,12 +57,62 @@ struct StreamOptions {
 
   /// With definite values instead of those of the bundle.
   /// @throws InvalidArgument an option is out of range, or the bundle does not support it.
-  StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const;
+  StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
+    check_range("chunk_size", chunk_size, kFullContext, 10000);
+    check_range("num_left_chunks", num_left_chunks, -1, 1e9);
+    check_range("beam_size", beam_size, 0, 1000);
+    if (padding_s) check_range("padding_s", *padding_s, 0, kLongestPaddingS);
+    if (ctc_weight) check_range("ctc_weight", *ctc_weight, 0, 1e9);
+    if (reverse_weight) check_range("reverse_weight", *reverse_weight, 0, 1);
+    check_range("length_penalty", length_penalty, -10, 10);
+    if (pause != 0) check_range("pause", pause, kShortestPauseS, 1e9);
+    for (const std::optional<EndpointRule>& rule : rules) {
+      if (rule && !rule->is_valid()) fail<InvalidArgument>("endpoint rules need silence or a length above 0 seconds");
+    }
+    if (hotwords && !hotwords->is_of(vocabulary)) fail<InvalidArgument>("hotwords are for the vocabulary of another bundle");
+    if (language_model && !language_model->is_of(vocabulary)) {
+      fail<InvalidArgument>("the language model was opened for the vocabulary of another bundle");
+    }
+    if (!has_beam() && (hotwords || language_model)) {
+      fail<InvalidArgument>("hotwords and a language model need a prefix beam search or rescoring");
+    }
+    if (chunk_size == kFullContext && !endpoint) {
+      fail<InvalidArgument>("full context needs endpoint rules: without them its memory grows with the square of the recording");
+    }
+    StreamOptions definite = *this;
+    const int trained = m.static_chunk_size;
+    if (chunk_size == 0 || (chunk_size == kFullContext && trained && m.streaming)) {
+      definite.chunk_size = trained ? trained : (15 / m.chunk_multiple + 1) * m.chunk_multiple;
+    }
+    if (definite.chunk_size != kFullContext && !m.streaming) {
+      fail<StreamError>("this bundle's encoder cannot stream: it was trained for full context (chunk_size U2MOE_FULL_CONTEXT)");
+    }
+    if (definite.chunk_size != kFullContext && definite.chunk_size % m.chunk_multiple) {
+      fail<StreamError>("chunk_size must be a multiple of " + std::to_string(m.chunk_multiple) + " for this encoder, got " +
+                        std::to_string(definite.chunk_size));
+    }
+    if ((search == Search::kRescoring || search == Search::kAttention) && !m.has_decoder) {
+      fail<StreamError>("this search needs a decoder, and this bundle has none (CTC only)");
+    }
+    if (search == Search::kDefault) definite.search = m.has_decoder ? Search::kRescoring : Search::kPrefixBeam;
+    if (beam_size == 0) definite.beam_size = m.beam_size;
+    definite.ctc_weight = ctc_weight.value_or(m.ctc_weight);
+    definite.reverse_weight = reverse_weight.value_or(m.reverse_weight);
+    definite.padding_s = padding_s.value_or(m.padding_s);
+    return definite;
+  }
 };
 
 /// Token sequences [number, longest] in one array, the shorter ones followed by eos, and their lengths.
 struct Sequences {
-  Sequences(const std::vector<std::vector<int>>& sequences, int eos);
+  Sequences(const std::vector<std::vector<int>>& sequences, int eos) {
+    for (const std::vector<int>& each : sequences) longest = std::max(longest, each.size());
+    for (const std::vector<int>& each : sequences) {
+      tokens.insert(tokens.end(), each.begin(), each.end());
+      tokens.insert(tokens.end(), longest - each.size(), eos);
+      lengths.push_back(static_cast<std::int64_t>(each.size()));
+    }
+  }
 
   std::size_t longest = 1;
   std::vector<std::int64_t> tokens, lengths;
@@ -70,20 +134,75 @@ struct Request {
 /// Recognises all samples that it is given; as `Source`, which says what its functions do.
 class Recognition {
  public:
-  Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options);
+  Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options)
+      : manifest_(&manifest), vocabulary_(&vocabulary), options_(options.for_bundle(manifest, vocabulary)),
+        reception_(m(), reception_chunk_size(), has_full_context(), *options_.padding_s), search_(new_search()),
+        endpointer_(options_.rules, m().frame_s(), m().blank),
+        pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000) {}
 
   const StreamOptions& options() const { return options_; }
   bool is_finished() const { return reception_.is_finished(); }
   void check(int sample_rate, const float* samples, std::size_t num) { reception_.check(sample_rate, samples, num); }
   void accept(const float* samples, std::size_t num) { reception_.accept(samples, num); }
   void finish() { reception_.finish(); }
-  std::optional<Request> next();
-  void give(Floats output);
-  void give(const TokenScores& scores);
+
+  std::optional<Request> next() {
+    while (!request_ && begin_step()) {}
+    return request_;
+  }
+
+
+  void give(Floats output) {
+    const Request::Graph graph = request_->graph;
+    request_.reset();
+    if (graph == Request::Graph::kFeatures) {
+      reception_.add_features(output);
+      begin_encoder();
+    } else if (graph == Request::Graph::kEncoder) {
+      frames_.output = std::move(output);
+      request_ = Request{Request::Graph::kCtc, &frames_.output};
+    } else if (alone_) {
+      conclude_alone(output);
+    } else if (is_cutting_) {
+      is_cutting_ = false;
+      cut(output);
+      begin_second_pass();
+    } else {
+      frames_.log_probs = std::move(output);
+      advance(frames_);
+    }
+  }
+
+  void give(const TokenScores& scores) {
+    request_.reset();
+    if (alone_) {
+      alone_->advance(scores.next);
+      return search_alone();
+    }
+    const double language_weight = options_.language_model ? options_.language_model->rescoring_weight() : 1;
+    conclude(attention_rescoring(std::move(hypotheses_), scores, *options_.ctc_weight, *options_.reverse_weight, language_weight));
+  }
   std::vector<Result> take_segments() { return std::exchange(segments_, {}); }
-  Result result() const;
+
+  Result result() const {
+    if (last_) return *last_;
+    Result result;
+    result.segment = number_;
+    const std::vector<Hypothesis> best = search_->hypotheses(1);
+    if (best.empty()) return result;
+    result.text = vocabulary_->text(best[0].tokens);
+    result.tokens = best[0].tokens;
+    result.times = seconds(best[0].times);
+    return presented(std::move(result));
+  }
 
  private:
+  static constexpr double kLongestWindowS = 30;  // encoded at once with full context, if utterances end by endpoints
+
+  static void append(Floats& all, const Floats& more, std::size_t begin, std::size_t end) {
+    all.insert(all.end(), more.begin() + static_cast<std::ptrdiff_t>(begin), more.begin() + static_cast<std::ptrdiff_t>(end));
+  }
+
   struct Frames {
     Floats output, log_probs;
   };
@@ -92,29 +211,227 @@ class Recognition {
   std::size_t vocab() const { return static_cast<std::size_t>(m().vocab_size); }
   std::size_t dim() const { return static_cast<std::size_t>(m().output_size); }
   bool has_full_context() const { return options_.chunk_size == StreamOptions::kFullContext; }
-  std::unique_ptr<CtcSearch> new_search() const;
-  int reception_chunk_size() const;
 
-  bool is_searched() const;
-  bool begin_step();
-  void begin_window();
-  void begin_encoder();
-  void begin_end();
-  void begin_second_pass();
-  void ask_decoder(const std::vector<std::vector<int>>& sequences);
-  void search_alone();
-  void conclude_alone(const Floats& log_probs);
-  std::vector<Ranked> unranked() const;
-  void advance(const Frames& frames);
-  void cut(const Floats& log_probs);
-  void conclude(std::vector<Ranked> ranked);
-  void repeat();
-  void begin_utterance(int number, std::size_t start);
+  std::unique_ptr<CtcSearch> new_search() const {
+    if (!options_.has_beam()) return std::make_unique<GreedySearch>(m().blank);
+    return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords, options_.language_model);
+  }
 
-  Result final_result(const std::vector<Ranked>& ranked) const;
-  Result presented(Result result) const;
-  std::vector<double> seconds(const std::vector<int>& times) const;
-  std::vector<Seconds> pauses() const;
+  int reception_chunk_size() const {
+    if (!has_full_context()) return options_.chunk_size;
+    return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * *options_.padding_s) / m().frame_s()));
+  }
+
+  // Whether the first pass of the current utterance is complete, and its final result missing.
+  bool is_searched() const { return endpoint_ || (reception_.is_exhausted() && !last_); }
+
+  // One step: asks for a graph, or does what needs none. False if there is nothing to do.
+  bool begin_step() {
+    if (is_searched()) {
+      begin_end();
+    } else if (has_full_context() && num_frames_ > 0 && !last_) {
+      // An utterance that is left open may continue, and is encoded again with the next audio unless it fills most of the window.
+      is_left_open_ = 2 * num_frames_ > reception_.num_window_frames();
+      is_left_open_ ? begin_end() : repeat();
+    } else if (reception_.has_window()) {
+      begin_window();
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  void begin_window() {
+    samples_ = reception_.take_window();
+    if (samples_.empty()) begin_encoder();
+    else request_ = Request{Request::Graph::kFeatures, &samples_};
+  }
+
+  void begin_encoder() {
+    if (has_full_context()) {
+      const auto end = pause_rule_.end_of_window(reception_.window_levels(), start_, reception_.window_is_full(), reception_.is_exhausted());
+      if (end) reception_.shorten_window(*end);
+    }
+    window_ = reception_.window();
+    const bool begins = std::exchange(is_at_start_, false) || has_full_context();
+    const std::int64_t kept = std::exchange(num_kept_, -1), num = options_.num_left_chunks;
+    const std::int64_t required = has_full_context() ? 0 : num < 0 ? -1 : num * options_.chunk_size;
+    request_ = Request{Request::Graph::kEncoder, &window_, nullptr, begins, begins ? -1 : kept, required};
+  }
+
+  // The end of an utterance: one within speech is moved between two of its words first.
+  void begin_end() {
+    is_cutting_ = num_frames_ > 0 && (is_left_open_ || (endpoint_ && static_cast<double>(endpoint_->trailing_silence) * m().frame_s() < kShortestPauseS));
+    if (is_cutting_) request_ = Request{Request::Graph::kCtc, &output_};
+    else begin_second_pass();
+  }
+
+  void begin_second_pass() {
+    if (options_.search == Search::kAttention && !output_.empty()) {
+      alone_.emplace(m(), num_frames_, static_cast<std::size_t>(options_.beam_size), options_.length_penalty);
+      return search_alone();
+    }
+    search_->finish();
+    hypotheses_ = search_->hypotheses();
+    if (options_.search == Search::kRescoring && !output_.empty()) {
+      std::vector<std::vector<int>> sequences;
+      for (const Hypothesis& hypothesis : hypotheses_) sequences.push_back(hypothesis.tokens);
+      return ask_decoder(sequences);
+    }
+    conclude(unranked());
+  }
+
+  void ask_decoder(const std::vector<std::vector<int>>& sequences) {
+    sequences_.emplace(sequences, m().eos);
+    request_ = Request{Request::Graph::kDecoder, &output_, &*sequences_};
+  }
+
+  // One step of the search by the decoder alone; its best hypothesis gets the times at which the CTC head hears the tokens.
+  void search_alone() {
+    const std::vector<std::vector<int>> growing = alone_->growing();
+    if (growing.empty()) request_ = Request{Request::Graph::kCtc, &output_};
+    else ask_decoder(growing);
+  }
+
+  void conclude_alone(const Floats& log_probs) {
+    hypotheses_ = alone_->hypotheses();
+    alone_.reset();
+    Hypothesis& best = hypotheses_[0];
+    const auto is_special = [this](int token) { return token == m().blank || token == m().sos || token == m().eos; };
+    const auto aligned = std::any_of(best.tokens.begin(), best.tokens.end(), is_special) ? std::nullopt : align(log_probs, vocab(), best.tokens, m().blank);
+    for (std::size_t i = 0; aligned && i < best.tokens.size(); ++i) {
+      const auto at = [&](std::ptrdiff_t frame) { return log_probs[static_cast<std::size_t>(frame) * vocab() + static_cast<std::size_t>(best.tokens[i])]; };
+      std::ptrdiff_t peak = (*aligned)[i].start;
+      for (std::ptrdiff_t frame = peak; frame < (*aligned)[i].end; ++frame) peak = at(frame) > at(peak) ? frame : peak;
+      best.times.push_back(static_cast<int>(peak));
+      best.probabilities.push_back(std::min(std::exp(static_cast<double>(at(peak))), 1.0));
+    }
+    conclude(unranked());
+  }
+
+  std::vector<Ranked> unranked() const {
+    std::vector<Ranked> ranked;
+    for (const Hypothesis& hypothesis : hypotheses_) ranked.push_back({hypothesis, hypothesis.score, 0, hypothesis.probabilities});
+    return ranked;
+  }
+
+  // Add encoder frames to the current utterance, up to its end.
+  void advance(const Frames& frames) {
+    const std::size_t all = frames.output.size() / dim();
+    std::size_t num = all;
+    if (options_.endpoint) endpoint_ = endpointer_.advance(frames.log_probs.data(), all, vocab());
+    if (endpoint_) {
+      num = endpoint_->num_frames;
+      surplus_ = {};
+      append(surplus_.output, frames.output, num * dim(), all * dim());
+      append(surplus_.log_probs, frames.log_probs, num * vocab(), all * vocab());
+    }
+    num_frames_ += num;
+    append(output_, frames.output, 0, num * dim());
+    search_->advance(frames.log_probs.data(), num, vocab());
+    if (options_.endpoint && !endpoint_) endpoint_ = pause_rule_.endpoint(start_ + num_frames_, endpointer_.trailing_silence());
+  }
+
+  // An utterance that ends within speech ends between two of its words instead, if there are two.
+  void cut(const Floats& log_probs) {
+    const auto num = find_cut(*vocabulary_, search_->hypotheses(1)[0].tokens, log_probs, vocab(), m().blank);
+    if (!num) return;
+    Frames rest;
+    append(rest.output, output_, *num * dim(), output_.size());
+    append(rest.log_probs, log_probs, *num * vocab(), log_probs.size());
+    append(rest.output, surplus_.output, 0, surplus_.output.size());
+    append(rest.log_probs, surplus_.log_probs, 0, surplus_.log_probs.size());
+    surplus_ = std::move(rest);
+    output_.resize(*num * dim());
+    num_frames_ = *num;
+    search_ = new_search();
+    search_->advance(log_probs.data(), *num, vocab());
+  }
+
+  // Give the current utterance its final result, and begin the next one where it ends.
+  void conclude(std::vector<Ranked> ranked) {
+    const bool is_last = !endpoint_ && reception_.is_exhausted();
+    Result result = presented(final_result(ranked));
+    const int number = number_ + (result.text.empty() ? 0 : 1);
+    if (!result.text.empty()) segments_.push_back(result);
+    if (is_last) {
+      last_ = std::move(result);
+      output_ = {};
+      return;
+    }
+    const Frames surplus = std::exchange(surplus_, {});
+    num_kept_ = static_cast<std::int64_t>(surplus.output.size() / dim());
+    num_kept_ -= num_kept_ % m().chunk_multiple;
+    begin_utterance(number, start_ + num_frames_);
+    advance(surplus);
+    if (std::exchange(is_left_open_, false)) repeat();
+  }
+
+  // Encode the current utterance again, with more audio.
+  void repeat() {
+    reception_.repeat_window(num_frames_);
+    begin_utterance(number_, start_);
+  }
+
+  void begin_utterance(int number, std::size_t start) {
+    reception_.forget(start);
+    number_ = number;
+    start_ = start;
+    num_frames_ = 0;
+    output_.clear();
+    endpoint_.reset();
+    endpointer_.reset();
+    search_ = new_search();
+  }
+
+  Result final_result(const std::vector<Ranked>& ranked) const {
+    const Ranked& best = ranked[0];
+    const auto start = static_cast<std::int64_t>(start_), num = static_cast<std::int64_t>(num_frames_);
+    Result result;
+    result.is_final = true;
+    result.segment = number_;
+    result.tokens = best.hypothesis.tokens;
+    result.times = seconds(best.hypothesis.times);
+    if (!result.times.empty()) result.words = words_of(m(), *vocabulary_, best, start, num, pauses());
+    if (!result.tokens.empty()) {
+      result.start = result.words.empty() ? seconds({0})[0] : result.words.front().start;
+      result.end = result.words.empty() ? seconds({static_cast<int>(num)})[0] : result.words.back().end;
+      for (const Word& word : result.words) result.confidence += word.confidence / static_cast<double>(result.words.size());
+    }
+    const bool is_alone = options_.search == Search::kAttention;
+    std::set<std::string> seen;
+    for (const Ranked& each : ranked) {
+      const std::string text = vocabulary_->text(each.hypothesis.tokens);
+      if (result.nbest.size() == static_cast<std::size_t>(options_.beam_size)) break;  // hotwords may have added more
+      if (!seen.insert(text).second) continue;
+      result.nbest.push_back({text, each.hypothesis.tokens, each.score, is_alone ? 0 : each.hypothesis.score, each.attention_score, each.hypothesis.language_score});
+    }
+    result.text = result.nbest[0].text;
+    return result;
+  }
+
+  // A result with times of the source, without the silence before it, and written as it is wanted.
+  Result presented(Result result) const {
+    if (options_.written) result = written(std::move(result));
+    if (*options_.padding_s <= 0) return result;
+    const double lead = reception_.lead_s(), end = reception_.end_s();
+    return timed(std::move(result), [=](double time) { return rounded(std::min(std::max(time - lead, 0.0), end)); });
+  }
+
+  std::vector<double> seconds(const std::vector<int>& times) const {
+    std::vector<double> found;
+    for (int time : times) found.push_back(rounded((static_cast<double>(start_) + time) * m().frame_s()));
+    return found;
+  }
+
+  // Pauses in the current utterance, in seconds from the first sample of the stream.
+  std::vector<Seconds> pauses() const {
+    const std::vector<float> levels = reception_.levels(num_frames_ * static_cast<std::size_t>(m().subsampling_rate));
+    std::vector<Seconds> found = find_pauses(levels, m().frame_shift_ms / 1000);
+    const double begin = static_cast<double>(start_) * m().frame_s();
+    for (Seconds& pause : found) pause = {begin + pause.first, begin + pause.second};
+    return found;
+  }
 
   const Manifest* manifest_;
   const Vocabulary* vocabulary_;

@@ -1,11 +1,17 @@
 // A band-limited resampler: that of the Python runtime for systems without soxr (runtime/audio/resampling.py).
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <numeric>
 #include <optional>
+#include <string>
 #include <vector>
+
+#include "errors.hpp"
 
 namespace u2moe::runtime {
 
@@ -16,21 +22,99 @@ class Resampler {
  public:
   /// @param source_rate, target_rate in Hz.
   /// @throws AudioError `source_rate` is not from 1000 to 384000.
-  Resampler(int source_rate, int target_rate);
+  Resampler(int source_rate, int target_rate) : source_rate_(source_rate) {
+    if (source_rate < 1000 || source_rate > 384000) {
+      fail<AudioError>("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(source_rate));
+    }
+    const int divisor = std::gcd(source_rate, target_rate);
+    numerator_ = source_rate / divisor;
+    denominator_ = target_rate / divisor;
+    cutoff_ = std::min(1.0, static_cast<double>(denominator_) / static_cast<double>(numerator_)) * kRollOff;
+    reach_ = static_cast<std::int64_t>(std::ceil(kNumCrossings / cutoff_));
+    kept_.assign(static_cast<std::size_t>(reach_), 0.0F);  // silence before the first sample
+    first_ = -reach_;
+  }
 
   int source_rate() const { return source_rate_; }
 
   /// Resamples what is complete; samples near the end are held back until more come, or until `finish`.
-  std::vector<float> accept(const float* samples, std::size_t num);
+  std::vector<float> accept(const float* samples, std::size_t num) {
+    if (is_identity()) return {samples, samples + num};
+    num_received_ += static_cast<std::int64_t>(num);
+    kept_.insert(kept_.end(), samples, samples + num);
+    return taken((num_received_ - reach_) * denominator_ / numerator_);
+  }
 
   /// The samples that were held back.
-  std::vector<float> finish();
+  std::vector<float> finish() {
+    if (is_identity()) return {};
+    kept_.insert(kept_.end(), static_cast<std::size_t>(2 * reach_), 0.0F);
+    return taken((2 * num_received_ * denominator_ + numerator_) / (2 * numerator_));
+  }
 
  private:
+  static constexpr double kNumCrossings = 32;  // of the sinc with zero, on either side
+  static constexpr double kRollOff = 0.945;    // share of the band that passes; the rest is the transition
+  static constexpr double kKaiserBeta = 9;
+  static constexpr double kPi = 3.14159265358979323846;
+
+  // The modified Bessel function of the first kind and order 0, by its series.
+  static double bessel(double x) {
+    double sum = 1, term = 1;
+    for (int k = 1; term > sum * 1e-18; ++k) {
+      term *= x / 2 / k * (x / 2 / k);
+      sum += term;
+    }
+    return sum;
+  }
+
+  // In numpy's order: pairwise, from eight sums side by side. The number of taps is even.
+  static float sum_of_products(const float* samples, const float* factors, std::size_t num) {
+    if (num > 128) {
+      const std::size_t half = num / 2 - num / 2 % 8;
+      return sum_of_products(samples, factors, half) + sum_of_products(samples + half, factors + half, num - half);
+    }
+    float sums[8];
+    for (std::size_t i = 0; i < 8; ++i) sums[i] = samples[i] * factors[i];
+    std::size_t i = 8;
+    for (; i + 8 <= num; i += 8) {
+      for (std::size_t lane = 0; lane < 8; ++lane) sums[lane] += samples[i + lane] * factors[i + lane];
+    }
+    float sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    for (; i < num; ++i) sum += samples[i] * factors[i];
+    return sum;
+  }
+
   bool is_identity() const { return numerator_ == denominator_; }
 
-  std::vector<float> taken(std::int64_t total);
-  const std::vector<float>& filter(std::int64_t phase);
+  std::vector<float> taken(std::int64_t total) {
+    std::vector<float> found;
+    for (; num_returned_ < total; ++num_returned_) {
+      const std::int64_t place = num_returned_ * numerator_;
+      const auto begin = static_cast<std::size_t>(place / denominator_ - reach_ + 1 - first_);
+      const std::vector<float>& factors = filter(place % denominator_);
+      found.push_back(sum_of_products(kept_.data() + begin, factors.data(), factors.size()));
+    }
+    const std::int64_t following = num_returned_ * numerator_ / denominator_ - reach_ + 1;
+    const std::int64_t forgotten = std::clamp<std::int64_t>(following - first_, 0, static_cast<std::int64_t>(kept_.size()));
+    kept_.erase(kept_.begin(), kept_.begin() + forgotten);
+    first_ += forgotten;
+    return found;
+  }
+
+  // Factors [taps] for a new sample that lies phase / denominator after an old one.
+  const std::vector<float>& filter(std::int64_t phase) {
+    std::vector<float>& factors = filters_[phase];
+    if (!factors.empty()) return factors;
+    for (std::int64_t tap = 1 - reach_; tap <= reach_; ++tap) {
+      const double distance = static_cast<double>(tap) - static_cast<double>(phase) / static_cast<double>(denominator_);
+      const double share = std::clamp(distance / static_cast<double>(reach_), -1.0, 1.0);
+      const double window = bessel(kKaiserBeta * std::sqrt(1 - share * share)) / bessel(kKaiserBeta);
+      const double angle = kPi * cutoff_ * distance, sinc = angle == 0 ? 1 : std::sin(angle) / angle;
+      factors.push_back(static_cast<float>(cutoff_ * sinc * window));
+    }
+    return factors;
+  }
 
   int source_rate_;
   std::int64_t numerator_, denominator_;  // source samples per target sample
@@ -42,8 +126,23 @@ class Resampler {
   std::map<std::int64_t, std::vector<float>> filters_;  // by phase
 };
 
+/// Samples may exceed 1 after resampling or decoding, but beyond this they are unscaled integers.
+constexpr float kLoudest = 8;
+
 /// Checks samples of one channel at the rate of a stream, which is that of its first ones: then a resampler is made.
 /// @throws AudioError the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
-void check_audio(std::optional<Resampler>& resampler, int sample_rate, int target_rate, const float* samples, std::size_t num);
+inline void check_audio(std::optional<Resampler>& resampler, int sample_rate, int target_rate, const float* samples, std::size_t num) {
+  if (resampler && sample_rate != resampler->source_rate()) {
+    fail<AudioError>("sample rate changed from " + std::to_string(resampler->source_rate()) + " to " + std::to_string(sample_rate) +
+                     " Hz in a stream");
+  }
+  if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
+    fail<AudioError>("samples hold values that are no finite numbers");
+  }
+  if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
+    fail<AudioError>("samples are far outside [-1, 1]: divide integers by the largest first");
+  }
+  if (!resampler) resampler.emplace(sample_rate, target_rate);
+}
 
 }  // namespace u2moe::runtime

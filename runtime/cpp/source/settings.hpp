@@ -1,13 +1,22 @@
 // Where and how graphs run: execution providers, threads, kernels.
 #pragma once
 
+#include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "errors.hpp"
 #include "json.hpp"
 #include "ort.hpp"
+
+#ifdef U2MOE_KERNELS_REGISTER
+extern "C" OrtStatus* U2MOE_KERNELS_REGISTER(OrtSessionOptions* options, const OrtApiBase* base);
+extern "C" std::size_t u2moe_kernels_describe(char* text, std::size_t size);
+#endif
 
 namespace u2moe::runtime {
 
@@ -32,19 +41,126 @@ class Settings {
   /// @throws InvalidArgument a value is out of range, or excludes another.
   /// @throws ProviderError a provider is not in this onnxruntime.
   /// @throws KernelsError native kernels were asked for, and cannot run.
-  Settings(int num_threads, std::string kernels, std::vector<Provider> providers, const OrtSessionOptions* options);
+  Settings(int num_threads, std::string kernels, std::vector<Provider> providers, const OrtSessionOptions* options)
+      : num_threads_(num_threads), wanted_(std::move(kernels)), providers_(std::move(providers)) {
+    const int most = static_cast<int>(std::max(32U, 4 * std::thread::hardware_concurrency()));
+    if (num_threads < 1 || num_threads > most) {
+      throw InvalidArgument("num_threads must be from 1 to " + std::to_string(most) + " on this machine, got " + std::to_string(num_threads));
+    }
+    const char* variable = std::getenv("U2MOE_KERNELS");
+    if (wanted_.empty()) wanted_ = variable && *variable ? variable : "auto";
+    if (wanted_ != "auto" && wanted_ != "native" && wanted_ != "onnxruntime") {
+      throw InvalidArgument("kernels must be auto, native or onnxruntime, got '" + wanted_ + "'");
+    }
+    if (providers_.empty()) providers_.push_back({kCpu, {}});
+    check_providers(providers_);
+    if (!options) {
+      kernels_ = chosen(wanted_, is_cpu());
+      return;
+    }
+    if (num_threads != 1 || wanted_ == "native" || !is_cpu()) {
+      throw InvalidArgument("session_options exclude num_threads, native kernels and providers: set them there");
+    }
+    caller_ = ort::made<OrtSessionOptions>(ort::api().CloneSessionOptions, options);
+    kernels_.reason = "session_options are those of the caller";
+  }
 
   /// Options for a session.
-  /// @throws ort::Failure a provider does not start.
-  ort::Owned<OrtSessionOptions> session_options(bool native) const;
+  /// @throws ProviderError a provider does not start.
+  ort::Owned<OrtSessionOptions> session_options(bool native) const {
+    const OrtApi& api = ort::api();
+    if (caller_) return ort::made<OrtSessionOptions>(api.CloneSessionOptions, static_cast<const OrtSessionOptions*>(caller_.get()));
+    auto options = ort::made<OrtSessionOptions>(api.CreateSessionOptions);
+    ort::check(api.SetIntraOpNumThreads(options.get(), num_threads_));
+    ort::check(api.SetInterOpNumThreads(options.get(), 1));
+    ort::check(api.DisableMemPattern(options.get()));  // shapes change from chunk to chunk
+    ort::check(api.AddSessionConfigEntry(options.get(), "session.force_spinning_stop", "1"));
+    for (const Provider& provider : providers_) append(options.get(), provider);
+    if (native) register_kernels(options.get());
+    return options;
+  }
 
   const Kernels& kernels() const { return kernels_; }
   const std::string& wanted_kernels() const { return wanted_; }
   const std::vector<Provider>& providers() const { return providers_; }
   bool are_of_the_caller() const { return caller_ != nullptr; }
-  bool is_cpu() const;
+
+  bool is_cpu() const { return providers_.size() == 1 && providers_[0].name == kCpu; }
 
  private:
+  static constexpr const char* kCpu = "CPUExecutionProvider";
+
+#ifdef U2MOE_KERNELS_REGISTER
+  static Kernels built_in() {
+    constexpr int contract = 3;  // of the operators that graphs of this version rely on
+    std::string text(u2moe_kernels_describe(nullptr, 0), '\0');
+    u2moe_kernels_describe(text.data(), text.size());
+    if (!text.empty()) text.pop_back();
+    const Json found = Json::parse(text, "native kernels");
+    if (found.has("error")) throw KernelsError(found["error"].string());
+    if (found["contract"].integer(0, 1000) != contract) {
+      throw KernelsError("native kernels are of another version: build this library with those of the same u2moe");
+    }
+    return {true, found["isa"].string(), found["layout"].integer(0, 1000), ""};
+  }
+
+  static void register_kernels(OrtSessionOptions* options) { ort::check(U2MOE_KERNELS_REGISTER(options, OrtGetApiBase())); }
+#else
+  static Kernels built_in() { throw KernelsError("this library was built without native kernels: build it with -DU2MOE_KERNELS=ON"); }
+
+  static void register_kernels(OrtSessionOptions*) {}
+#endif
+
+  // How the function of onnxruntime for most providers calls them.
+  static std::string short_name(const std::string& provider) {
+    const std::string ending = "ExecutionProvider";
+    const std::size_t place = provider.rfind(ending);
+    return place == std::string::npos ? provider : provider.substr(0, place);
+  }
+
+  static void append(OrtSessionOptions* options, const Provider& provider) try {
+    if (provider.name == kCpu) return;  // always the last
+    std::vector<const char*> keys, values;
+    for (const auto& [key, value] : provider.options) {
+      keys.push_back(key.c_str());
+      values.push_back(value.c_str());
+    }
+    const OrtApi& api = ort::api();
+    if (provider.name == "CUDAExecutionProvider") {
+      const auto cuda = ort::made<OrtCUDAProviderOptionsV2>(api.CreateCUDAProviderOptions);
+      ort::check(api.UpdateCUDAProviderOptions(cuda.get(), keys.data(), values.data(), keys.size()));
+      ort::check(api.SessionOptionsAppendExecutionProvider_CUDA_V2(options, cuda.get()));
+      return;
+    }
+    ort::check(api.SessionOptionsAppendExecutionProvider(options, short_name(provider.name).c_str(), keys.data(), values.data(), keys.size()));
+  } catch (const ort::Failure& error) {
+    throw ProviderError(provider.name + " does not start: " + error.what());
+  }
+
+  static void check_providers(const std::vector<Provider>& providers) {
+    const std::vector<std::string> available = ort::available_providers();
+    for (const Provider& provider : providers) {
+      if (provider.name == kCpu && !provider.options.empty()) {
+        throw InvalidArgument(provider.name + " takes no options, got '" + provider.options[0].first + "'");
+      }
+      if (std::count(available.begin(), available.end(), provider.name)) continue;
+      std::string all;
+      for (const std::string& each : available) all += (all.empty() ? "" : ", ") + each;
+      throw ProviderError(provider.name + " is not in this onnxruntime (" + ort::version() + "), which has " + all);
+    }
+  }
+
+  static Kernels chosen(const std::string& wanted, bool is_cpu) {
+    if (wanted == "onnxruntime") return {false, "", 0, "as requested"};
+    try {
+      if (!is_cpu) throw KernelsError("native kernels run on the CPU alone");
+      return built_in();
+    } catch (const KernelsError& error) {
+      if (wanted == "native") throw;
+      return {false, "", 0, error.what()};
+    }
+  }
+
   int num_threads_;
   std::string wanted_;
   std::vector<Provider> providers_;

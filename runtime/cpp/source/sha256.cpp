@@ -97,7 +97,15 @@ bool has_sha256_instructions() {
 #endif
 }
 
-std::string sha256_hex(std::string_view content, bool with_instructions) {
+std::string hex_of(std::string_view bytes) {
+  std::string hex;
+  for (const char byte : bytes) {
+    for (const int shift : {4, 0}) hex += "0123456789abcdef"[static_cast<unsigned char>(byte) >> shift & 15];
+  }
+  return hex;
+}
+
+std::string sha256(std::string_view content, bool with_instructions) {
   State state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   const std::size_t num_whole = content.size() / 64;
   add_blocks(state, content.data(), num_whole, with_instructions);
@@ -107,11 +115,11 @@ std::string sha256_hex(std::string_view content, bool with_instructions) {
   const std::uint64_t num_bits = std::uint64_t{content.size()} * 8;
   for (int shift = 56; shift >= 0; shift -= 8) tail += static_cast<char>(num_bits >> shift & 0xff);
   add_blocks(state, tail.data(), tail.size() / 64, with_instructions);
-  std::string hex;
+  std::string digest;
   for (const std::uint32_t word : state) {
-    for (int shift = 28; shift >= 0; shift -= 4) hex += "0123456789abcdef"[(word >> shift) & 15];
+    for (int shift = 24; shift >= 0; shift -= 8) digest += static_cast<char>(word >> shift & 0xff);
   }
-  return hex;
+  return digest;
 }
 
 }  // namespace u2moe::runtime

@@ -3,7 +3,10 @@
 
 #include <deque>
 #include <optional>
+#include <string>
+#include <utility>
 
+#include "errors.hpp"
 #include "recognition.hpp"
 #include "resampler.hpp"
 #include "speech.hpp"
@@ -15,38 +18,102 @@ class Source {
  public:
   /// @param vad none: all samples are recognised.
   /// @throws InvalidArgument, StreamError an option is out of range, or the bundle does not support it.
-  Source(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options, const std::optional<VadOptions>& vad);
+  Source(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options, const std::optional<VadOptions>& vad)
+      : manifest_(&manifest), vocabulary_(&vocabulary), recognition_(manifest, vocabulary, options) {
+    if (!vad) return;
+    vad->check();
+    if (manifest.sample_rate != SpeechFinder::kRate) {
+      fail<InvalidArgument>("a voice activity detector needs audio at 16000 Hz, the model's is " + std::to_string(manifest.sample_rate) + " Hz");
+    }
+    finder_.emplace(*vad);
+  }
 
   const StreamOptions& options() const { return recognition_.options(); }  ///< with definite values
 
   /// Checks samples of one channel before any is appended.
   /// @throws AudioError a rate or samples that cannot be used.
-  void check(int sample_rate, const float* samples, std::size_t num);
+  void check(int sample_rate, const float* samples, std::size_t num) {
+    if (finder_) check_audio(resampler_, sample_rate, SpeechFinder::kRate, samples, num);
+    else recognition_.check(sample_rate, samples, num);
+  }
 
   /// Appends checked samples, at most some seconds. Any split gives the same results.
-  void accept(const float* samples, std::size_t num);
+  void accept(const float* samples, std::size_t num) {
+    if (finder_) finder_->accept(resampler_->accept(samples, num));
+    else recognition_.accept(samples, num);
+  }
 
   /// Finish the input.
-  void finish();
+  void finish() {
+    if (resampler_) finder_->accept(resampler_->finish());
+    if (finder_) finder_->finish();
+    else recognition_.finish();
+    is_finished_ = true;
+  }
 
   /// The graph to run next; none: more samples are needed, or the end of the input.
-  std::optional<Request> next();
+  std::optional<Request> next() {
+    for (;;) {
+      std::optional<Request> request = recognition_.next();
+      for (Result& segment : recognition_.take_segments()) {
+        segments_.push_back(presented(std::move(segment)));
+        ++number_;
+      }
+      if (request || !finder_) return request;
+      if (const float* window = finder_->window()) {
+        window_.assign(window, window + SpeechFinder::kWindow);
+        return Request{Request::Graph::kVad, &window_};
+      }
+      if (const std::optional<Speech> speech = finder_->take()) {
+        recognize(*speech);
+      } else if (is_finished_ && !recognition_.is_finished()) {
+        recognition_.finish();  // there was no speech
+      } else {
+        return std::nullopt;
+      }
+    }
+  }
 
   /// The output of the graph of `next`: features [frames, mel], encoder output [time, dim], log-probabilities [time, vocab], or
   /// the probability of speech.
-  void give(Floats output);
+  void give(Floats output) {
+    if (window_.empty()) return recognition_.give(std::move(output));
+    window_.clear();
+    finder_->hear(static_cast<double>(output.at(0)));
+  }
+
   void give(const TokenScores& scores) { recognition_.give(scores); }
 
   /// Final results of utterances that have words, each once.
-  std::optional<Result> take_segment();
+  std::optional<Result> take_segment() {
+    if (segments_.empty()) return std::nullopt;
+    std::optional<Result> first = std::move(segments_.front());
+    segments_.pop_front();
+    return first;
+  }
+
   bool has_segments() const { return !segments_.empty(); }
 
   /// The result so far of the current utterance; final and perhaps empty after the end of the input.
   Result result() const { return presented(recognition_.result()); }
 
  private:
-  void recognize(const Speech& speech);
-  Result presented(Result result) const;
+  void recognize(const Speech& speech) {
+    if (speech.begins) {
+      recognition_ = Recognition(*manifest_, *vocabulary_, options());
+      begin_s_ = static_cast<double>(speech.start) / SpeechFinder::kRate;
+      first_ = number_;
+    }
+    recognition_.check(SpeechFinder::kRate, speech.samples.data(), speech.samples.size());
+    recognition_.accept(speech.samples.data(), speech.samples.size());
+    if (speech.ends) recognition_.finish();
+  }
+
+  // A result of the current stretch of speech as one of the source.
+  Result presented(Result result) const {
+    result.segment += first_;
+    return timed(std::move(result), [this](double time) { return rounded(time + begin_s_); });
+  }
 
   const Manifest* manifest_;
   const Vocabulary* vocabulary_;

@@ -1,10 +1,13 @@
 // One source of audio: samples in, partial and final results out.
 #pragma once
 
+#include <algorithm>
 #include <future>
 #include <memory>
 #include <optional>
+#include <utility>
 
+#include "errors.hpp"
 #include "graphs.hpp"
 #include "source.hpp"
 #include "vad.hpp"
@@ -30,15 +33,37 @@ struct Model {
 class Stream {
  public:
   /// @param vad each stretch of speech that it finds is a source of its own; null: all samples are one.
-  Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad);
+  Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad)
+      : model_(std::move(model)), vad_(std::move(vad)),
+        source_(model_->bundle.manifest(), model_->bundle.vocabulary(), options, vad_ ? std::optional(vad_->options()) : std::nullopt) {
+    if (vad_) past_ = vad_->start();
+  }
 
   /// Append samples of one channel, in [-1, 1], and recognise what is complete. Any split gives the same results.
   /// @throws AudioError a rate or samples that cannot be used; nothing is appended.
   /// @throws StreamError the input is finished, or recognition has failed before.
-  void accept_waveform(int sample_rate, const float* samples, std::size_t num);
+  void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
+    check_usable();
+    source_.check(sample_rate, samples, num);
+    has_failed_ = true;  // unless all is well until the end
+    // Seconds one by one, so that an hour takes no more memory, and no more time for each window, than a second.
+    const auto second = static_cast<std::size_t>(sample_rate);
+    for (std::size_t begin = 0; begin < num; begin += second) {
+      source_.accept(samples + begin, std::min(second, num - begin));
+      decode();
+    }
+    has_failed_ = false;
+  }
 
   /// Finish the input, and recognise the rest.
-  void input_finished();
+  void input_finished() {
+    check_usable();
+    has_failed_ = true;
+    source_.finish();
+    decode();
+    has_failed_ = false;
+    is_finished_ = true;
+  }
 
   /// Final results of utterances that have words, each once.
   std::optional<Result> take_segment() { return source_.take_segment(); }
@@ -51,9 +76,33 @@ class Stream {
   void reset() { *this = Stream(model_, source_.options(), vad_); }
 
  private:
-  void check_usable() const;
-  void decode();
-  Floats encode(const Request& request);
+  void check_usable() const {
+    if (has_failed_) throw StreamError("recognition of this stream has failed, and audio was lost: reset it, or create another");
+    if (is_finished_) throw StreamError("the input of this stream is finished: reset it, or create another");
+  }
+
+  // All work that is ready.
+  void decode() {
+    while (const std::optional<Request> request = source_.next()) {
+      const Graphs& graphs = model_->graphs;
+      switch (request->graph) {
+        case Request::Graph::kFeatures: source_.give(graphs.features(*request->input)); break;
+        case Request::Graph::kEncoder: source_.give(encode(*request)); break;
+        case Request::Graph::kCtc: source_.give(graphs.ctc(*request->input)); break;
+        case Request::Graph::kDecoder: source_.give(graphs.score(*request->input, *request->sequences)); break;
+        case Request::Graph::kVad: source_.give({vad_->probability(request->input->data(), past_)}); break;
+      }
+    }
+  }
+
+  Floats encode(const Request& request) {
+    if (request.begins) caches_ = model_->graphs.start();
+    if (request.kept >= 0) {
+      caches_.offset = request.kept;
+      model_->graphs.keep_last(caches_, request.kept);
+    }
+    return model_->graphs.encode(*request.input, caches_, request.required);
+  }
 
   std::shared_ptr<const Model> model_;
   std::shared_ptr<const Vad> vad_;

@@ -1,11 +1,14 @@
 // Voice activity detection with silero VAD, which the user provides; as runtime/decoding/vad.py has it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <vector>
 
+#include "errors.hpp"
 #include "ort.hpp"
+#include "settings.hpp"
 #include "speech.hpp"
 
 namespace u2moe::runtime {
@@ -20,18 +23,76 @@ class Vad {
   };
 
   /// @throws BundleError the content is no silero VAD 5 or 6; begins with `source`.
-  Vad(const std::string& content, const std::string& source, const VadOptions& options);
+  Vad(const std::string& content, const std::string& source, const VadOptions& options)
+      : options_(options), source_(source), env_(ort::environment()) {
+    options_.check();
+    try {
+      const auto settings = Settings(1, "onnxruntime", {}, nullptr).session_options(false);
+      session_ = ort::made<OrtSession>(ort::api().CreateSessionFromArray, env_.get(), content.data(), content.size(), settings.get());
+      inputs_ = ort::input_names(*session_);
+      outputs_ = ort::output_names(*session_);
+      for (std::size_t i = 0; i < inputs_.size(); ++i) {
+        if (inputs_[i] != "input" && inputs_[i] != "sr") shapes_.push_back(ort::input_shape(*session_, i));
+      }
+      std::vector<std::string> sorted = inputs_;
+      std::sort(sorted.begin(), sorted.end());
+      const bool is_known = sorted == std::vector<std::string>{"input", "sr", "state"} || sorted == std::vector<std::string>{"input", "state"} ||
+                            sorted == std::vector<std::string>{"c", "h", "input"};
+      if (!is_known || outputs_.size() != 1 + shapes_.size()) throw ort::Failure("it has other inputs and outputs");
+      Past past = start();
+      run(std::vector<float>(SpeechFinder::kWindow).data(), past);
+    } catch (const ort::Failure& error) {
+      throw BundleError(source_ + ": is not silero VAD 5 or 6: " + error.what());
+    }
+  }
 
   const VadOptions& options() const { return options_; }
 
-  Past start() const;
+  Past start() const {
+    Past past{std::vector<float>(kContext), {}};
+    for (const ort::Shape& shape : shapes_) past.states.emplace_back(ort::count(shape));
+    return past;
+  }
 
   /// The probability that a window of `SpeechFinder` is speech.
   /// @throws ProviderError onnxruntime failed.
-  float probability(const float* window, Past& past) const;
+  float probability(const float* window, Past& past) const {
+    try {
+      return run(window, past);
+    } catch (const ort::Failure& error) {
+      throw ProviderError(source_ + ": onnxruntime failed: " + error.what());
+    }
+  }
 
  private:
-  float run(const float* window, Past& past) const;
+  static constexpr std::size_t kContext = 64;  // samples before a window that are also input
+
+  float run(const float* window, Past& past) const {
+    std::vector<float> row = past.context;
+    row.insert(row.end(), window, window + SpeechFinder::kWindow);
+    std::vector<std::int64_t> rate = {SpeechFinder::kRate};
+    ort::Values values;
+    std::size_t state = 0;
+    for (const std::string& name : inputs_) {
+      if (name == "input") {
+        values.push_back(ort::tensor(row, {1, static_cast<std::int64_t>(row.size())}));
+      } else if (name == "sr") {
+        values.push_back(ort::tensor(rate, {}));
+      } else {
+        values.push_back(ort::tensor(past.states[state], shapes_[state]));
+        ++state;
+      }
+    }
+    const ort::Values found = ort::run(*session_, inputs_, values, outputs_);
+    const std::vector<float> probabilities = ort::numbers_of<float>(*found[0]);
+    if (probabilities.size() != 1) throw ort::Failure("it gives " + std::to_string(probabilities.size()) + " probabilities for a window");
+    for (std::size_t i = 0; i < shapes_.size(); ++i) {
+      past.states[i] = ort::numbers_of<float>(*found[1 + i]);
+      if (past.states[i].size() != ort::count(shapes_[i])) throw ort::Failure("a state changes its size");
+    }
+    past.context.assign(row.end() - kContext, row.end());
+    return probabilities[0];
+  }
 
   VadOptions options_;
   std::string source_;

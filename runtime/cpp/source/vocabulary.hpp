@@ -1,19 +1,46 @@
 // The vocabulary: turns token ids into text and words.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <functional>
+#include <iterator>
+#include <map>
 #include <string>
 #include <vector>
 
+#include "errors.hpp"
 #include "unicode.hpp"
 
 namespace u2moe::runtime {
 
 /// Whether a character stands for a space at the edge of a symbol.
-bool is_mark(char32_t c);
+inline bool is_mark(char32_t c) { return c == U' ' || c == kWordBoundary; }
+
+/// Whether it stands for one within a symbol.
+inline bool is_blank(char32_t c) { return is_space(c) || c == kWordBoundary; }
 
 /// A text without the characters at its ends for which `is_edge` holds.
-std::u32string stripped(const std::u32string& text, bool (*is_edge)(char32_t));
+inline std::u32string stripped(const std::u32string& text, bool (*is_edge)(char32_t)) {
+  const auto begin = std::find_if_not(text.begin(), text.end(), is_edge);
+  return {begin, std::find_if_not(text.rbegin(), std::make_reverse_iterator(begin), is_edge).base()};
+}
+
+/// Characters of a symbol or phrase, with one boundary for spaces and around characters that are words; of a marker, one that is
+/// part of no phrase and no boundary.
+inline std::u32string with_boundaries(const std::u32string& symbol, bool (*is_word)(char32_t)) {
+  if (is_marker(symbol)) return std::u32string(1, U'\0');
+  std::u32string result;
+  const auto add_boundary = [&result] {
+    if (result.empty() || result.back() != kWordBoundary) result += kWordBoundary;
+  };
+  for (const char32_t c : symbol) {
+    if (is_blank(c) || is_word(c)) add_boundary();
+    if (!is_blank(c)) result += c;
+    if (is_word(c)) add_boundary();
+  }
+  return result;
+}
 
 /// Tokens `begin` to `end` (exclusive) of a hypothesis, and their text without surrounding spaces.
 struct WordSpan {
@@ -26,7 +53,31 @@ class Vocabulary {
   /// From lines of "symbol id".
   /// @param name what the content is, for messages.
   /// @throws BundleError a line has no id, or the ids are not exactly 0..n-1.
-  static Vocabulary parse(const std::string& content, const std::string& name);
+  static Vocabulary parse(const std::string& content, const std::string& name) {
+    std::map<std::size_t, std::string> found;
+    std::size_t number = 0;
+    for (const std::string& line : lines_of(content)) {
+      ++number;
+      if (line.empty()) continue;
+      const auto fail = [&](const std::string& what) { runtime::fail<BundleError>(name + ": line " + std::to_string(number) + what); };
+      const std::size_t cut = line.find_last_of(" \t");
+      const std::string digits = cut == std::string::npos ? "" : line.substr(cut + 1);
+      if (cut == 0 || digits.empty() || digits.size() > 9 || digits.find_first_not_of("0123456789") != std::string::npos) {
+        fail(" is '" + line.substr(0, 80) + "', expected 'symbol id'");
+      }
+      const auto [before, is_new] = found.emplace(std::stoul(digits), line.substr(0, cut));
+      if (!is_new) fail(": id " + digits + " is already that of '" + before->second + "'");
+    }
+    Vocabulary vocabulary;
+    for (const auto& [id, symbol] : found) {
+      if (id != vocabulary.symbols_.size()) {
+        runtime::fail<BundleError>(name + ": no symbol has id " + std::to_string(vocabulary.symbols_.size()));
+      }
+      vocabulary.symbols_.push_back(decode_utf8(symbol));
+      vocabulary.fingerprint_ = vocabulary.fingerprint_ * 16777619U + std::hash<std::string>{}(symbol);
+    }
+    return vocabulary;
+  }
 
   std::size_t size() const { return symbols_.size(); }
 
@@ -37,10 +88,39 @@ class Vocabulary {
   const std::vector<std::u32string>& symbols() const { return symbols_; }
 
   /// Text of token ids, without leading and trailing spaces.
-  std::string text(const std::vector<int>& tokens) const;
+  std::string text(const std::vector<int>& tokens) const {
+    std::u32string result;
+    for (const int token : tokens) {
+      for (const char32_t c : symbol(token)) {
+        if (!is_blank(c)) result += c;
+        else if (!result.empty() && result.back() != U' ') result += U' ';
+      }
+    }
+    if (!result.empty() && result.back() == U' ') result.pop_back();
+    return encode_utf8(result);
+  }
 
   /// Token ids split into words: at U+2581 and spaces, and around symbols of scripts without spaces.
-  std::vector<WordSpan> words(const std::vector<int>& tokens) const;
+  std::vector<WordSpan> words(const std::vector<int>& tokens) const {
+    std::vector<WordSpan> words;
+    std::u32string text;
+    std::size_t begin = 0;
+    const auto end_word = [&](std::size_t end) {
+      if (!text.empty()) words.push_back({encode_utf8(text), begin, end});
+      text.clear();
+    };
+    for (std::size_t index = 0, alone = 0; index < tokens.size(); ++index) {
+      const std::u32string& whole = symbol(tokens[index]);
+      const std::u32string bare = stripped(whole, is_blank);
+      const bool symbol_alone = !bare.empty() && std::all_of(bare.begin(), bare.end(), is_spaceless);
+      if (is_mark(whole.front()) || symbol_alone || alone) end_word(index);
+      if (text.empty()) begin = index;
+      text += bare;
+      alone = symbol_alone || is_mark(whole.back());
+    }
+    end_word(tokens.size());
+    return words;
+  }
 
  private:
   const std::u32string& symbol(int token) const { return symbols_[static_cast<std::size_t>(token)]; }

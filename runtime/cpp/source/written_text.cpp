@@ -1,5 +1,5 @@
 // The rules are those of runtime/text/written in their order, where english.py and numbers.py say what each is for.
-#include "written_text.hpp"
+#include "result.hpp"
 
 #include <algorithm>
 #include <cstdint>
