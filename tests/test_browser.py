@@ -177,6 +177,25 @@ def test_a_microphone_that_is_refused(page):
     expect(page.get_by_role("alert")).to_contain_text("The microphone does not start: no network")
 
 
+def test_a_microphone_that_falls_silent_is_resumed_or_has_gone(page):
+    """What takes the sound from the page gives it back, and a thread of sound that fails is said to have gone."""
+    page.evaluate("() => { AudioContext = class extends AudioContext { opened = (window.context = this); }; }")
+    page.click("#microphone")
+    expect(page.locator("#status-text")).to_have_text("Listening", timeout=PATIENCE_MS)
+    page.evaluate("context.suspend()")
+    page.wait_for_function("context.state === 'running'")
+    page.click("#microphone")
+    wait_until_ready(page)
+    page.evaluate("""async () => {
+      const source = await (await fetch('u2moe/capture.js')).text(), { addModule } = AudioWorklet.prototype;
+      const broken = new Blob([source.replace('let sum = 0;', 'let sum = broken();')], { type: 'text/javascript' });
+      AudioWorklet.prototype.addModule = function () { return addModule.call(this, URL.createObjectURL(broken)); };
+    }""")
+    page.click("#microphone")
+    expect(page.get_by_role("alert")).to_have_text("The microphone has gone.", timeout=PATIENCE_MS)
+    wait_until_ready(page)
+
+
 def test_hotwords_that_the_vocabulary_cannot_write(page, talk):
     page.fill("#hotwords", "ẞ")
     page.set_input_files("#file", talk)

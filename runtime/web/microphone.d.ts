@@ -5,7 +5,7 @@ export interface MicrophoneEventMap {
   samples: CustomEvent<Float32Array>;
   /** The device has gone, and another, whose name is the detail, has taken over. */
   change: CustomEvent<string>;
-  /** The device has gone, or permission was taken back; the detail is a MicrophoneError. */
+  /** The device has gone, permission was taken back, or the browser failed; the detail is a MicrophoneError. */
   ended: CustomEvent<Error>;
 }
 
@@ -16,6 +16,8 @@ export class Microphone extends EventTarget {
   readonly sampleRate: number;
   /** Name of the device. */
   readonly label: string;
+  /** Why it has ended, which may be before anybody listens. */
+  readonly failure: Error | null;
   /** Ends it; fulfilled after the last samples. */
   stop(): Promise<void>;
   /** Ends it at once. */

@@ -20,6 +20,7 @@ export class Microphone extends EventTarget {
   #constraints;
   #flushed = () => {};
   #stopping = null;
+  failure = null;
 
   /**
    * @param constraints for `getUserMedia`, such as {deviceId}.
@@ -49,6 +50,9 @@ export class Microphone extends EventTarget {
       this.#emit('samples', data.last ?? data);
       if (data.last) this.#flushed();
     };
+    this.#node.onprocessorerror = () => this.#end(new MicrophoneError('The microphone has stopped.', { reason: 'failed' }));
+    // A call, for example, takes the sound from a page, which would wait for samples for ever.
+    context.onstatechange = () => context.state === 'suspended' && !this.#stopping && context.resume().catch(() => {});
     this.#connect(media);
   }
 
@@ -101,8 +105,13 @@ export class Microphone extends EventTarget {
       else this.#connect(media);
       this.#emit('change', this.label);
     } catch (error) {
-      this.#emit('ended', error);
+      this.#end(error);
     }
+  }
+
+  #end(error) {
+    this.failure = error;
+    this.#emit('ended', error);
   }
 
   #emit(type, detail) {

@@ -60,7 +60,7 @@ async function load() {
   find('lead').textContent = 'Press the microphone and speak.';
   find('loaded').textContent = 'Or open an audio file, or drop it on this page.';
   controls.ready();
-  navigator.serviceWorker?.register('service-worker.js'); // not before: it reads all files of the page again
+  navigator.serviceWorker?.register('service-worker.js').catch(() => {}); // not before: it reads all files of the page again
 }
 
 document.head.insertAdjacentHTML('beforeend', '<link rel="manifest" href="app.webmanifest">');

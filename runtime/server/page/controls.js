@@ -121,12 +121,14 @@ export class Controls {
     this.microphone = microphone;
     microphone.addEventListener("samples", ({ detail }) => this.microphone && this.hear(this.resampler.accept(detail)));
     microphone.addEventListener("change", ({ detail }) => complain(`The microphone has gone. Now ${detail || "another"} is used.`));
-    microphone.addEventListener("ended", () => {
+    const end = () => {
       complain("The microphone has gone.");
       this.finish();
-    });
+    };
+    microphone.addEventListener("ended", end);
     show("live", "Listening");
     this.refresh();
+    if (microphone.failure) end(); // before there was a recogniser
   }
 
   hear(block) {
