@@ -51,7 +51,7 @@ void tile(const Product& p, const uint8_t* codes, const uint8_t* steps, const ui
       U2MOE_UNROLL for (size_t i = k; i < k + kRowsOfSum; i += kRows4) {
         Plain::Weights low, high;
         if constexpr (kIsPacked) {
-          U2MOE_PREFETCH(weights + kNear, 3);
+          prefetch4(weights);
           Plain::unpack(weights, own, low, high);
         } else {
           low = Plain::load_weights(weights + i * kBlock);

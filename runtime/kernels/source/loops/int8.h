@@ -4,11 +4,12 @@
 
 namespace {
 
-// How weights come into the cache before they are needed: the only tile of a block, or the first, prefetches its own,
-// `kNear` bytes ahead. If there are several tiles, they spread the lines of the next block among them.
+// How weights come into the cache before they are needed: if there are several tiles of rows, they spread the lines of the
+// next block among them. A single tile reads fast enough for processors to see by themselves what comes next, and is
+// slower if it prefetches.
 struct Ahead {
-  const uint8_t* far;
-  size_t mask;  // a line of `far` at steps whose number has none of these bits
+  const uint8_t* next;
+  size_t mask;  // a line of `next` at steps whose number has none of these bits
 };
 
 template <class V, int M>
@@ -45,18 +46,16 @@ inline void store_sums(const Sums<V, M>& sum, const uint8_t* constants, float* u
 }
 
 // `weights` points to the panel, `constants` to the scales of the block.
-template <class V, int M, bool kIsNear>
+template <class V, int M>
 inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                   const uint8_t* constants, Ahead ahead, float* unit) {
   constexpr int P = V::kPanels;
   typename V::Ints sum[M][P];
   start_sums<V, M>(sum, constants);
   for (size_t s = 0; s < steps; s++) {
-    if constexpr (kIsNear) {
-      U2MOE_UNROLL for (int p = 0; p < P; p++) U2MOE_PREFETCH(weights + kNear + p * kLine, 3);
-    } else if ((s & ahead.mask) == 0) {
-      U2MOE_PREFETCH(ahead.far, 2);
-      ahead.far += kLine;
+    if ((s & ahead.mask) == 0) {
+      U2MOE_PREFETCH(ahead.next, 2);
+      ahead.next += kLine;
     }
     typename V::Weights w[P];
     U2MOE_UNROLL for (int p = 0; p < P; p++) w[p] = V::load_weights(weights + p * kPanel * 4);
@@ -66,22 +65,22 @@ inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* w
   store_sums<V, M>(sum, constants, unit);
 }
 
-template <class V, bool kIsNear, int M = static_cast<int>(V::kRows)>
+template <class V, int M = static_cast<int>(V::kRows)>
 inline void rows8(size_t rows, const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                   const uint8_t* constants, Ahead ahead, float* unit) {
   if constexpr (M > 1) {
-    if (rows < M) return rows8<V, kIsNear, M - 1>(rows, codes, stride, weights, steps, constants, ahead, unit);
+    if (rows < M) return rows8<V, M - 1>(rows, codes, stride, weights, steps, constants, ahead, unit);
   }
-  tile8<V, M, kIsNear>(codes, stride, weights, steps, constants, ahead, unit);
+  tile8<V, M>(codes, stride, weights, steps, constants, ahead, unit);
 }
 
 // Where the instructions of V add pairs of products in 16 bits, blocks whose pairs do not fit take longer ones.
-template <class V, bool kIsNear>
+template <class V>
 inline void any_rows8(size_t rows, const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                       const uint8_t* constants, bool pairs_fit, Ahead ahead, float* unit) {
   constexpr int M = static_cast<int>(V::kRows);
-  if (pairs_fit) return rows8<V, kIsNear, M>(rows, codes, stride, weights, steps, constants, ahead, unit);
-  rows8<typename V::Wide, kIsNear, M>(rows, codes, stride, weights, steps, constants, ahead, unit);
+  if (pairs_fit) return rows8<V, M>(rows, codes, stride, weights, steps, constants, ahead, unit);
+  rows8<typename V::Wide, M>(rows, codes, stride, weights, steps, constants, ahead, unit);
 }
 
 template <class V>
@@ -94,23 +93,20 @@ void multiply8(const Product& p, size_t first, size_t last) {
   // all tiles of a block together have this many steps for its bytes / 64 lines
   size_t interval = 1;
   while (interval * 2 * bytes <= tiles * (kBlock / kWidth) * steps * kLine) interval *= 2;
+  const size_t mask = tiles == 1 ? SIZE_MAX : interval - 1;
   alignas(64) float unit[V::kRows * kBlock];
   for (size_t block = first; block < last; block++) {
     const uint8_t* weights = p.weights + block * bytes;
     const uint8_t* constants = weights + depth8(p.k) * kBlock;
     const bool pairs_fit = pairs_fit8(constants);
-    Ahead ahead{p.next ? p.next + (block - first) * bytes : weights + bytes, interval - 1};
+    Ahead ahead{p.next ? p.next + (block - first) * bytes : weights + bytes, mask};
     const auto* bias = reinterpret_cast<const float*>(constants + kBlock * 8);
     for (size_t c = 0; c < kBlock; c += kWidth) {  // outside, so that weights of long columns stay in the cache
       for (size_t row = 0; row < p.rows; row += each) {
         const size_t rows = p.rows - row < each ? p.rows - row : each;
         const auto* own = codes + row * p.stride;
-        if (tiles == 1) {
-          any_rows8<V, true>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, pairs_fit, ahead, unit);
-        } else {
-          any_rows8<V, false>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, pairs_fit, ahead, unit);
-          ahead.far += (steps + ahead.mask) / interval * kLine;
-        }
+        any_rows8<V>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, pairs_fit, ahead, unit);
+        ahead.next += (steps + interval - 1) / interval * kLine;
         finish<V>(p, row, rows, block * kBlock + c, kWidth, unit, bias + c);
       }
     }
