@@ -36,7 +36,7 @@ from u2moe.benchmarks.studies.serving import summary
 from u2moe.benchmarks.studies.shared.attacks import ATTACKS, NUM_STREAMS, attack, key_of
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.benchmarks.studies.shared.servers import RunningServer, our_server
-from u2moe.benchmarks.studies.shared.speakers import Heard, Key, counted, first_blocks, speak_together, speech_blocks
+from u2moe.benchmarks.studies.shared.speakers import Heard, Key, heard_alone, speak_together, speech_blocks
 from u2moe.runtime.places import DEMO_FOLDER
 
 KEY = "key-of-speakers"
@@ -123,7 +123,7 @@ def run(results: Path, args: argparse.Namespace) -> dict[str, Any]:
         with guarded(args.cores, None if is_full else args.speakers + NUM_STREAMS * len(ATTACKS)) as server:
             count = (server.capacity or 1) if is_full else args.speakers
             report(f"{kind}: {count} speakers")
-            first = first or counted(asyncio.run(first_blocks(server.url, blocks)), len(blocks))
+            first = first or heard_alone(server.url, blocks)
             before = listen(server, blocks, count, first)
             cores = [int(core) for core in (args.cores or "0").split(",")]
             names = list(ATTACKS) if is_mixture else [kind]

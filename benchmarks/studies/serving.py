@@ -39,15 +39,7 @@ from u2moe.benchmarks.studies.shared.servers import (
     our_server,
     sherpa_server,
 )
-from u2moe.benchmarks.studies.shared.speakers import (
-    BLOCK_S,
-    Heard,
-    Key,
-    counted,
-    first_blocks,
-    speak_together,
-    speech_blocks,
-)
+from u2moe.benchmarks.studies.shared.speakers import BLOCK_S, Heard, Key, heard_alone, speak_together, speech_blocks
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.places import DEMO_FOLDER
 
@@ -57,8 +49,11 @@ LIMIT_S = 0.3
 """Seconds within which 95 of 100 results must come, partial and final ones."""
 MOST_MISSING = 0.01
 """Results, of all, that may not come at all: one that is late is replaced by the next."""
-RATIO = 1.5  # times as many streams as sherpa-onnx's server
+RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}
+"""How many times as many speakers as sherpa-onnx's server each should hold."""
 CROWD = 4
+_NUM_ROUNDS = 3
+"""Rounds of as many speakers as places and of a crowd in turn; that with the middle ratio is kept."""
 MOST_SLOWER = 1.2
 """How many times as long the accepted may wait while four times as many connect."""
 
@@ -131,14 +126,11 @@ def run(results: Path, plan: LoadPlan) -> dict[str, Any]:
         cells[name] = {"seconds": plan.seconds, **cell}
         write_json(results, recorded(content))
 
-    def first_of(running: RunningServer) -> dict[Key, int]:
-        return counted(asyncio.run(first_blocks(running.url, blocks)), len(blocks))
-
     for server, start in plan.starts().items():
         counts = {f"{plan.name}/{server}/{count}": count for count in plan.streams}
         if todo := [name for name in counts if name not in cells]:
             with start() as running:
-                first = first_of(running)
+                first = heard_alone(running.url, blocks)
                 for name in todo:
                     report(name)
                     keep(name, measure(running, blocks, counts[name], first))
@@ -149,11 +141,13 @@ def run(results: Path, plan: LoadPlan) -> dict[str, Any]:
         with plan.ours(OURS, None) as running:
             capacity = running.capacity or 1
             report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
-            first = first_of(running)
-            alone, crowded = (
-                measure(running, blocks, count, first, places=capacity) for count in (capacity, CROWD * capacity)
-            )
-            keep(crowd, {"capacity": capacity, "alone": alone, "crowded": crowded})
+            first = heard_alone(running.url, blocks)
+            counts = {"alone": capacity, "crowded": CROWD * capacity}
+            rounds = [
+                {kind: measure(running, blocks, count, first, places=capacity) for kind, count in counts.items()}
+                for _ in range(_NUM_ROUNDS)
+            ]
+            keep(crowd, {"capacity": capacity, **sorted(rounds, key=slowdown)[_NUM_ROUNDS // 2]})
     return content
 
 
@@ -161,6 +155,11 @@ def is_held(cell: Mapping[str, Any]) -> bool:
     """Whether results came in time."""
     late = any(cell[kind] and cell[kind]["p95"] > LIMIT_S for kind in ("partial", "final"))
     return cell["partial"] is not None and not late and not cell["num_failed"] and cell["missing"] <= MOST_MISSING
+
+
+def slowdown(crowd: Mapping[str, Any]) -> float:
+    """How many times as long as without the crowd 95 of 100 partial results take."""
+    return float(crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"])
 
 
 def held(cells: Mapping[str, Any], model: str, server: str) -> int:
@@ -213,11 +212,10 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
         for server in (OURS, OURS_NATIVE):
             if theirs and (ours := held(cells, model, server)):
                 title = f"live speakers held, {server} / sherpa-onnx's server, {model}"
-                found.append(Target(name=title, found=ours / theirs, limit=RATIO, at_most=False))
+                found.append(Target(name=title, found=ours / theirs, limit=RATIOS[server], at_most=False))
         if crowd := cells.get(f"{model}/crowd"):
-            ratio = crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"]
             title = f"p95 of partial results with {CROWD} times as many connections as places, {model}"
-            found.append(Target(name=title, found=ratio, limit=MOST_SLOWER, at_most=True))
+            found.append(Target(name=title, found=slowdown(crowd), limit=MOST_SLOWER, at_most=True))
     return found
 
 

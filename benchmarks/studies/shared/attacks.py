@@ -28,7 +28,7 @@ async def _one_sample(place: str) -> None:
     async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send("{}")
         await websocket.recv()
-        while True:
+        while not websocket.transport.is_closing():  # what is written then is lost without an error
             websocket.transport.write((b"\x82\x82" + bytes(6)) * 1000)
             await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 0.1)
 

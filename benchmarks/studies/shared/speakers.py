@@ -92,9 +92,10 @@ async def first_blocks(url: str, blocks: Sequence[bytes]) -> dict[Key, int]:
     return found
 
 
-def counted(first: dict[Key, int], num_blocks: int) -> dict[Key, int]:
-    """The results that are measured."""
-    return {key: number for key, number in first.items() if number < num_blocks - _END_BLOCKS}
+def heard_alone(url: str, blocks: Sequence[bytes]) -> dict[Key, int]:
+    """The results that are measured, from `first_blocks`."""
+    first = asyncio.run(first_blocks(url, blocks))
+    return {key: number for key, number in first.items() if number < len(blocks) - _END_BLOCKS}
 
 
 async def speak_together(
