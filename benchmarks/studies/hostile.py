@@ -124,6 +124,7 @@ def run(results: Path, args: argparse.Namespace) -> dict[str, Any]:
             count = (server.capacity or 1) if is_full else args.speakers
             report(f"{kind}: {count} speakers")
             first = first or heard_alone(server.url, blocks)
+            listen(server, blocks, count, first)  # the first round after the start is the slowest
             before = listen(server, blocks, count, first)
             cores = [int(core) for core in (args.cores or "0").split(",")]
             names = list(ATTACKS) if is_mixture else [kind]
