@@ -104,7 +104,7 @@ def fitted(
     moments = (found.T @ found).astype(np.float64)
     damping = DAMPING * float(np.trace(moments)) / len(moments) or 1.0
     moments[np.diag_indices_from(moments)] += damping
-    target = weight
+    target: npt.NDArray[Any] = weight
     if inputs[0] is not inputs[1]:
         target = np.linalg.solve(moments, found.T @ (expected @ weight) + damping * weight)
     rounded = compensated(target, moments, block_size)

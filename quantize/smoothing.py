@@ -148,7 +148,9 @@ def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Itera
     read = [_weights_of(value, use.node, mixtures) for use in value.uses()]
     if all(read) and not value.is_graph_output():
         weights = [weight for each in read for weight in each]
-        yield _in_order(made, weights, lambda: sum(np.abs(array_of(parameter)) for parameter in made), value)
+        yield _in_order(
+            made, weights, lambda: np.sum([np.abs(array_of(parameter)) for parameter in made], axis=0), value
+        )
 
 
 def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Sequence[ir.Value]:

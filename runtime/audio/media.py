@@ -61,12 +61,14 @@ class MediaFile:
 
         self._av = av
         self._errors = (av.FFmpegError, ValueError, OSError)
+        # of titles that are not UTF-8; PyAV 19 has no such option, and reads them as they are
+        metadata: Any = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
         try:
             self._container = av.open(
                 stream,
                 "r",
-                metadata_errors="ignore",
                 options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
+                **metadata,
             )
         except self._errors as error:
             raise AudioError(_reason(error)) from error
@@ -228,7 +230,7 @@ def _samples(frame: av.AudioFrame) -> npt.NDArray[np.float32]:
 
 
 def _describe(track: Any) -> str:
-    language = track.metadata.get("language", "")
+    language = track.metadata.get("language", "").encode("ascii", "ignore").decode()
     codec = track.codec_context.name if track.codec_context else "unknown"
     return ", ".join(part for part in (language if language != "und" else "", codec) if part)
 

@@ -37,7 +37,8 @@ def loudness(features: npt.NDArray[np.float32], config: FeatureConfig) -> npt.ND
     """
     if config.num_ceps:
         return features[:, 0] / np.float32(math.sqrt(config.num_mel_bins))
-    levels: npt.NDArray[np.float32] = np.log(np.exp(_POWER * features).mean(axis=1)) / np.float32(_POWER)
+    levels: npt.NDArray[np.float32] = np.log(np.exp(_POWER * features).mean(axis=1))
+    levels /= _POWER
     return levels
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import io
 import os
+import re
 import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -240,7 +242,10 @@ def unchanged(server):
             if begin >= WARM_UP and not before:
                 before.extend(state(server.pid))
             yield begin
+            while not re.search(r"^u2moe_streams 0\.0$", httpx.get(metrics).text, re.MULTILINE):
+                time.sleep(0.1)  # else a busy machine would have ever more of them at once
 
+    metrics = f"http://127.0.0.1:{server.port}/metrics"
     yield rounds()
     time.sleep(3)
     found = asyncio.run(first_blocks(server.url, speech_blocks(2.0)))
