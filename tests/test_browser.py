@@ -177,13 +177,21 @@ def test_a_microphone_that_is_refused(page):
     expect(page.get_by_role("alert")).to_contain_text("The microphone does not start: no network")
 
 
-def test_a_microphone_that_falls_silent_is_resumed_or_has_gone(page):
-    """What takes the sound from the page gives it back, and a thread of sound that fails is said to have gone."""
-    page.evaluate("() => { AudioContext = class extends AudioContext { opened = (window.context = this); }; }")
+def test_a_microphone_that_falls_silent_goes_on_or_has_gone(page):
+    """What takes the sound from the page gives it back, another device takes over from one that has gone, and a thread
+    of sound that fails is said to have gone."""
+    page.evaluate("""() => {
+      AudioContext = class extends AudioContext { opened = (window.context = this); };
+      const { mediaDevices } = navigator, give = mediaDevices.getUserMedia.bind(mediaDevices);
+      mediaDevices.getUserMedia = async (wanted) => (window.media = await give(wanted));
+    }""")
     page.click("#microphone")
     expect(page.locator("#status-text")).to_have_text("Listening", timeout=PATIENCE_MS)
     page.evaluate("context.suspend()")
     page.wait_for_function("context.state === 'running'")
+    page.evaluate("media.getTracks().forEach((track) => track.dispatchEvent(new Event('ended')))")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("The microphone has gone. Now .+ is used."))
+    expect(page.locator("#status-text")).to_have_text("Listening")
     page.click("#microphone")
     wait_until_ready(page)
     page.evaluate("""async () => {

@@ -27,25 +27,21 @@ class Graph {
   /** The tensors that the graph gives for inputs {type, data, dims}; those in `outputs` are there. */
   async run(inputs, outputs) {
     if (!this.#session) throw new StreamError('the recogniser of this stream is released');
-    const running = this.#run(inputs);
-    this.#running.add(running);
-    try {
-      const found = await running, missing = outputs.find((name) => !found[name]);
-      if (missing) throw this.error(`gives ${Object.keys(found).join(', ')}, expected ${missing}`);
-      return found;
-    } finally {
-      this.#running.delete(running);
-    }
-  }
-
-  async #run(inputs) {
+    let running, found;
     try {
       const feeds = Object.entries(inputs).map(([name, { type, data, dims }]) => [name, new this.#ort.Tensor(type, data, dims)]);
-      return await this.#session.run(Object.fromEntries(feeds));
+      running = this.#session.run(Object.fromEntries(feeds));
+      this.#running.add(running);
+      found = await running;
     } catch (error) {
       const given = Object.entries(inputs).map(([name, { type, dims }]) => `${name} ${type} [${dims.join(', ')}]`);
       throw this.error(`onnxruntime fails for ${given.join(', ')}: ${error?.message ?? error}`, error);
+    } finally {
+      this.#running.delete(running);
     }
+    const missing = outputs.find((name) => !found[name]);
+    if (missing) throw this.error(`gives ${Object.keys(found).join(', ')}, expected ${missing}`);
+    return found;
   }
 
   error(message, cause) {

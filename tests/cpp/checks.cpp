@@ -237,7 +237,8 @@ void misuse(char** argv) {
 void use_providers(char** argv) {
   const char* const cpu = "CPUExecutionProvider";
   const std::pair<const char*, const char*> all[] = {
-      {"RocketExecutionProvider", nullptr}, {"RocketExecutionProvider", "fuel"}, {cpu, "use_arena"}, {nullptr, nullptr}, {cpu, ""}, {cpu, nullptr}};
+      {"RocketExecutionProvider", nullptr}, {"RocketExecutionProvider", "fuel"}, {cpu, "use_arena"}, {nullptr, nullptr}, {cpu, ""}, {cpu, nullptr},
+      {"AzureExecutionProvider", nullptr}};
   for (const auto& [name, key] : all) {
     const char* const zero = "0";
     const u2moe_provider provider = {name, key && *key ? &key : nullptr, &zero, key ? std::size_t{1} : 0};

@@ -85,7 +85,7 @@ U2MOE_API u2moe_error u2moe_available_providers(const char **json);
 
 /* ---- Recognisers ---- */
 
-/* An execution provider and its options, in pairs of names and values. */
+/* An execution provider and its options, in pairs of names and values; that of the CPU takes none. */
 typedef struct u2moe_provider {
   const char *name; /* "CUDAExecutionProvider" */
   const char *const *keys;

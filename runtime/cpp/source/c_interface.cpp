@@ -1,5 +1,4 @@
 // The C interface: handles, structs and error codes around `Stream`. No exception leaves it.
-#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>

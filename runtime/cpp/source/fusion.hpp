@@ -17,7 +17,6 @@
 
 #include "errors.hpp"
 #include "ngrams.hpp"
-#include "number.hpp"
 #include "unicode.hpp"
 #include "vocabulary.hpp"
 

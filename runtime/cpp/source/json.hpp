@@ -3,14 +3,19 @@
 // broken UTF-8, and like nlohmann's the last of two equal keys.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "errors.hpp"
 #include "number.hpp"
+#include "unicode.hpp"
 
 namespace u2moe::runtime {
 
@@ -23,7 +28,14 @@ class Json {
   Json() = default;
 
   /// @param name what the text is, for messages.
-  static Json parse(const std::string& text, const std::string& name);
+  static Json parse(const std::string& text, const std::string& name) {
+    Parser parser{text, name};
+    Json value = parser.value(0);
+    parser.blanks();
+    if (parser.place != text.size()) parser.fail("more text");
+    value.set_path(name);
+    return value;
+  }
 
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   bool is_boolean() const { return std::holds_alternative<bool>(value_); }
@@ -34,10 +46,20 @@ class Json {
   bool boolean() const { return get<bool>("true or false"); }
 
   /// An integer from `least` to `most`.
-  int integer(int least, int most) const;
+  int integer(int least, int most) const {
+    const double found = number();
+    if (found != std::floor(found) || found < least || found > most) {
+      fail("an integer from " + std::to_string(least) + " to " + std::to_string(most));
+    }
+    return static_cast<int>(found);
+  }
 
   /// A number from `least` to `most`.
-  double number(double least, double most) const;
+  double number(double least, double most) const {
+    const double found = number();
+    if (!(found >= least && found <= most)) fail("a number from " + shown_number(least) + " to " + shown_number(most));
+    return found;
+  }
 
   bool has(const std::string& key) const { return object().count(key) > 0; }
 
@@ -49,9 +71,15 @@ class Json {
     return has(key) ? (*this)[key].number(least, most) : otherwise;
   }
 
-  const Json& operator[](const std::string& key) const;
+  const Json& operator[](const std::string& key) const {
+    const auto found = object().find(key);
+    if (found == object().end()) runtime::fail<BundleError>(path_ + ": field '" + key + "' is missing");
+    return found->second;
+  }
 
-  [[noreturn]] void fail(const std::string& expected) const;
+  [[noreturn]] void fail(const std::string& expected) const {
+    runtime::fail<BundleError>(path_ + ": found " + description() + ", expected " + expected);
+  }
 
  private:
   template <class T>
@@ -63,10 +91,152 @@ class Json {
     fail(expected);
   }
 
-  std::string description() const;
-  void set_path(const std::string& path);
+  std::string description() const {
+    if (const auto* text = std::get_if<std::string>(&value_)) return "'" + text->substr(0, 80) + "'";
+    if (const auto* number = std::get_if<double>(&value_)) return shown_number(*number);
+    if (const auto* truth = std::get_if<bool>(&value_)) return *truth ? "true" : "false";
+    return is_null() ? "null" : std::holds_alternative<Array>(value_) ? "an array" : "an object";
+  }
 
-  struct Parser;
+  void set_path(const std::string& path) {
+    path_ = path;
+    if (auto* object = std::get_if<Object>(&value_)) {
+      for (auto& [key, value] : *object) value.set_path(path + ": " + key);
+    }
+    if (auto* items = std::get_if<Array>(&value_)) {
+      for (std::size_t i = 0; i < items->size(); ++i) (*items)[i].set_path(path + ": " + std::to_string(i));
+    }
+  }
+
+  struct Parser {
+    const std::string& text;
+    const std::string& name;
+    std::size_t place = 0;
+
+    [[noreturn]] void fail(const std::string& what) const {
+      runtime::fail<BundleError>(name + ": is not valid JSON: " + what + " at byte " + std::to_string(place));
+    }
+    void blanks() { place = std::min(text.find_first_not_of(" \n\t\r", place), text.size()); }
+    bool takes(char c) {
+      blanks();
+      if (place >= text.size() || text[place] != c) return false;
+      ++place;
+      return true;
+    }
+    void expect(char c) {
+      if (!takes(c)) fail(std::string("expected ") + c);
+    }
+    bool takes_word(const std::string& word) {
+      if (text.compare(place, word.size(), word) != 0) return false;
+      place += word.size();
+      return true;
+    }
+
+    Json value(int depth) {
+      if (depth > 100) fail("too deep");
+      blanks();
+      const char c = place < text.size() ? text[place] : '\0';
+      if (c == '{') return object(depth);
+      if (c == '[') return array(depth);
+      if (c == '"') return Json{quoted()};
+      if (takes_word("true")) return Json{true};
+      if (takes_word("false")) return Json{false};
+      if (takes_word("null")) return Json{nullptr};
+      return Json{number()};
+    }
+
+    double number() {
+      const std::size_t begin = place;
+      takes_any("-");
+      if (!takes_any("0")) digits();  // nothing but a point may follow a zero
+      if (takes_any(".")) digits();
+      if (takes_any("eE")) {
+        takes_any("+-");
+        digits();
+      }
+      const auto found = parse_number(text.substr(begin, place - begin));
+      if (!found) fail("no value");  // too large for a double
+      return *found;
+    }
+
+    bool takes_any(std::string_view characters) {
+      if (place >= text.size() || characters.find(text[place]) == std::string_view::npos) return false;
+      ++place;
+      return true;
+    }
+
+    void digits() {
+      constexpr std::string_view all = "0123456789";
+      if (!takes_any(all)) fail("no value");
+      while (takes_any(all)) {}
+    }
+
+    Json object(int depth) {
+      Object found;
+      expect('{');
+      if (takes('}')) return Json{found};
+      do {
+        blanks();
+        std::string key = quoted();
+        expect(':');
+        if (!found.emplace(key, value(depth + 1)).second) fail("key '" + key + "' twice");
+      } while (takes(','));
+      expect('}');
+      return Json{found};
+    }
+
+    Json array(int depth) {
+      Array found;
+      expect('[');
+      if (takes(']')) return Json{found};
+      do {
+        found.push_back(value(depth + 1));
+      } while (takes(','));
+      expect(']');
+      return Json{found};
+    }
+
+    std::string quoted() {
+      if (place >= text.size() || text[place] != '"') fail("expected a string");
+      ++place;
+      std::string found;
+      while (!takes_any("\"")) {
+        if (place >= text.size()) fail("unfinished string");
+        found += takes_any("\\") ? escaped() : plain();
+      }
+      return found;
+    }
+
+    std::string plain() {
+      const std::size_t begin = place;
+      if (static_cast<unsigned char>(text[place]) < 0x20) fail("a control character");
+      if (!take_utf8(text, place)) fail("no UTF-8");
+      return text.substr(begin, place - begin);
+    }
+
+    std::string escaped() {
+      constexpr std::string_view codes = "\"\\/bfnrt", meant = "\"\\/\b\f\n\r\t";
+      if (takes_any("u")) return surrogates();
+      if (!takes_any(codes)) fail("unknown escape");
+      return {meant[codes.find(text[place - 1])]};
+    }
+
+    std::string surrogates() {
+      const char32_t code = unit();
+      if (code < 0xd800 || code >= 0xe000) return encode_utf8({code});
+      if (code >= 0xdc00 || !takes_word("\\u")) fail("half of a surrogate pair");
+      const char32_t low = unit();
+      if (low < 0xdc00 || low >= 0xe000) fail("half of a surrogate pair");
+      return encode_utf8({0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00)});
+    }
+
+    char32_t unit() {
+      const std::string hex = text.substr(place, 4);
+      if (hex.size() < 4 || hex.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) fail("unknown escape");
+      place += 4;
+      return static_cast<char32_t>(std::stoul(hex, nullptr, 16));
+    }
+  };
 
   std::variant<std::nullptr_t, bool, double, std::string, Array, Object> value_ = nullptr;
   std::string path_;

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <optional>
+#include <map>
 #include <string>
 #include <thread>
 #include <utility>
@@ -111,11 +111,13 @@ class Settings {
   static void register_kernels(OrtSessionOptions*) {}
 #endif
 
-  // How the function of onnxruntime for most providers calls them.
+  // How the function of onnxruntime for most providers calls them: without the ending, and some in capitals.
   static std::string short_name(const std::string& provider) {
-    const std::string ending = "ExecutionProvider";
-    const std::size_t place = provider.rfind(ending);
-    return place == std::string::npos ? provider : provider.substr(0, place);
+    static const std::map<std::string, std::string> others = {
+        {"Azure", "AZURE"}, {"Dml", "DML"}, {"WebGpu", "WebGPU"}, {"WebNN", "WEBNN"}, {"Xnnpack", "XNNPACK"}};
+    const std::string name = provider.substr(0, provider.rfind("ExecutionProvider"));
+    const auto found = others.find(name);
+    return found == others.end() ? name : found->second;
   }
 
   static void append(OrtSessionOptions* options, const Provider& provider) try {

@@ -1,10 +1,14 @@
 // Characters of UTF-8 text: code points, spaces, scripts, letter case.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "letter_case.hpp"
 
 namespace u2moe::runtime {
 
@@ -12,15 +16,61 @@ namespace u2moe::runtime {
 constexpr char32_t kWordBoundary = 0x2581;
 
 /// Decodes the code point at byte `place` and advances `place`; std::nullopt, without advancing, for invalid UTF-8.
-std::optional<char32_t> take_utf8(const std::string& text, std::size_t& place);
+inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& place) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[place + i]); };
+  const unsigned char first = byte(0);
+  const std::size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+  if (length == 0 || place + length > text.size()) return std::nullopt;
+  char32_t code = length == 1 ? first : first & (0xffU >> (length + 1));
+  for (std::size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return std::nullopt;
+    code = code << 6 | (byte(i) & 0x3fU);
+  }
+  const bool is_surrogate = code >= 0xd800 && code < 0xe000;
+  if ((length == 3 && (code < 0x800 || is_surrogate)) || (length == 4 && (code < 0x10000 || code > 0x10ffff))) return std::nullopt;
+  place += length;
+  return code;
+}
 
 /// Decodes UTF-8; an invalid byte becomes U+FFFD.
-std::u32string decode_utf8(const std::string& text);
+inline std::u32string decode_utf8(const std::string& text) {
+  std::u32string result;
+  for (std::size_t place = 0; place < text.size();) {
+    const std::optional<char32_t> code = take_utf8(text, place);
+    result += code.value_or(U'\ufffd');
+    if (!code) ++place;
+  }
+  return result;
+}
 
-std::string encode_utf8(const std::u32string& text);
+inline std::string encode_utf8(const std::u32string& text) {
+  std::string result;
+  for (const char32_t code : text) {
+    const auto last = [code](int shift) { return static_cast<char>(0x80 | (code >> shift & 0x3f)); };
+    if (code < 0x80) {
+      result += static_cast<char>(code);
+    } else if (code < 0x800) {
+      result += {static_cast<char>(0xc0 | code >> 6), last(0)};
+    } else if (code < 0x10000) {
+      result += {static_cast<char>(0xe0 | code >> 12), last(6), last(0)};
+    } else {
+      result += {static_cast<char>(0xf0 | code >> 18), last(12), last(6), last(0)};
+    }
+  }
+  return result;
+}
 
 /// Lines of a text file without their ends, and without a byte order mark.
-std::vector<std::string> lines_of(const std::string& content);
+inline std::vector<std::string> lines_of(const std::string& content) {
+  std::vector<std::string> lines;
+  for (std::size_t begin = content.compare(0, 3, "\xef\xbb\xbf") == 0 ? 3 : 0; begin < content.size();) {
+    const std::size_t end = std::min(content.find('\n', begin), content.size());
+    lines.push_back(content.substr(begin, end - begin));
+    if (!lines.back().empty() && lines.back().back() == '\r') lines.back().pop_back();
+    begin = end + 1;
+  }
+  return lines;
+}
 
 /// Whether a word or symbol is a marker such as <s>, <unk> or the name of a class, and not spelled by the recogniser.
 template <class Text>
@@ -29,19 +79,49 @@ bool is_marker(const Text& word) {
 }
 
 /// The same as Python's `str.isspace`.
-bool is_space(char32_t c);
+inline bool is_space(char32_t c) {
+  return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+}
 
 /// Whether a character belongs to a script that is written without spaces (Chinese, Japanese).
-bool is_spaceless(char32_t c);
+inline bool is_spaceless(char32_t c) {
+  return (c >= 0x2e80 && c <= 0x312f) || (c >= 0x3190 && c <= 0x9fff) || (c >= 0xf900 && c <= 0xfaff) ||
+         (c >= 0xff66 && c <= 0xff9f) || (c >= 0x1b000 && c <= 0x1b2ff) || (c >= 0x20000 && c <= 0x3ffff);
+}
 
 /// The same for these scripts and Korean, whose words have endings.
-bool is_syllabic(char32_t c);
+inline bool is_syllabic(char32_t c) {
+  return is_spaceless(c) || (c >= 0x1100 && c <= 0x11ff) || (c >= 0x3130 && c <= 0x318f) || (c >= 0xa960 && c <= 0xa97f) ||
+         (c >= 0xac00 && c <= 0xd7ff);
+}
 
-char32_t upper(char32_t c);
+inline bool contains(const LetterRange& range, std::int64_t c) {
+  return c >= range.first && c <= range.last && (c - range.first) % range.step == 0;
+}
 
-char32_t lower(char32_t c);
+inline char32_t upper(char32_t c) {
+  for (const LetterRange& range : kUpper) {
+    if (contains(range, c)) return c + static_cast<char32_t>(range.change);
+  }
+  return c;
+}
+
+inline char32_t lower(char32_t c) {
+  for (const LetterRange& range : kLower) {
+    if (contains(range, c)) return c + static_cast<char32_t>(range.change);
+  }
+  for (const LetterRange& range : kUpper) {
+    if (contains(range, std::int64_t{c} - range.change)) return c - static_cast<char32_t>(range.change);
+  }
+  return c;
+}
 
 /// A text with each character replaced, by `upper` or `lower`.
-std::string mapped(const std::string& text, char32_t (*change)(char32_t));
+inline std::string mapped(const std::string& text, char32_t (*change)(char32_t)) {
+  std::u32string characters = decode_utf8(text);
+  std::transform(characters.begin(), characters.end(), characters.begin(), change);
+  return encode_utf8(characters);
+}
 
 }  // namespace u2moe::runtime
