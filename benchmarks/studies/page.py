@@ -70,6 +70,8 @@ def _opened(url: str, *arguments: str) -> Iterator[tuple[Any, Any]]:
         page.add_init_script(_NOTE_WHEN_READY)
         page.goto(url)
         page.wait_for_function("window.readyMs", timeout=_PATIENCE_MS)
+        for event in ("crash", "framedetached", "framenavigated"):  # a page has lost its frame once, nobody knows why
+            page.on(event, lambda *_, event=event: report(f"the page has met {event}"))
         yield browser, page
         browser.close()
 
