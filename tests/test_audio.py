@@ -269,7 +269,7 @@ def test_pipes_are_read(tmp_path):
 
 def test_paths_that_cannot_be_opened_are_typed_errors(tmp_path, monkeypatch):
     for path in (tmp_path / ("a" * 300), "a\0b.wav", tmp_path):
-        with pytest.raises(AudioError, match=r"File name too long|null byte|is a folder"):
+        with pytest.raises(AudioError, match=r"File name too long|null (byte|character)|is a folder"):
             read_audio(path, RATE)
         assert duration_of(path) == 0
     (tmp_path / "a.wav").touch()

@@ -43,7 +43,7 @@ def test_paths_that_cannot_be_looked_up(bundle, clips, capsys, into_folder):
         assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.txt", "b.txt"]
     else:
         assert [line.split("\t")[0] for line in out.splitlines()] == [str(clips / "a.wav"), str(clips / "b.wav")]
-    for expected in ("File name too long", "null byte", "empty: holds no audio files", "3 of 5 files failed"):
+    for expected in ("File name too long", "embedded null", "empty: holds no audio files", "3 of 5 files failed"):
         assert expected in err
 
 
