@@ -113,6 +113,7 @@ struct InstructionSet {
   void (*multiply4)(const Product&, size_t first_block, size_t last_block);
   void (*route)(const Routing&, size_t first_token, size_t last_token);
   bool holds_255;  // whether an activation can be a number from 0 to 255
+  bool has_byte_codes;  // whether activations are uint8 around 128, as in graphs
   // `sums` are positions * channels, rounded up to panels
   void (*convolve)(const Convolution&, float* sums);
   void (*attend)(const Attention&, size_t head_of_batch, float* scratch);  // of `attention_scratch` floats

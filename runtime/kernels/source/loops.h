@@ -20,7 +20,8 @@ template <class V>
 constexpr InstructionSet loops_of(const char* name = V::kName) {
   return {name,      sizeof(typename V::Code), round8<V>,    round_bytes<V>, from_bytes<V>,
           multiply8<V>, multiply4<V>,          route<V>,
-          V::kZero != 0 || sizeof(typename V::Code) > 1, convolve<V>, attend<V>, normalize<V>, see<V>, convolve_in_time<V>};
+          V::kZero != 0 || sizeof(typename V::Code) > 1, V::kZero == 128 && sizeof(typename V::Code) == 1, convolve<V>,
+          attend<V>, normalize<V>, see<V>, convolve_in_time<V>};
 }
 
 }  // namespace

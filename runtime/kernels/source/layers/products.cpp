@@ -49,9 +49,12 @@ void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8
   p.rows = rows;
   p.scale = scale;
   p.stride = rounded_up(layer.k, 64);
-  auto* codes = scratch->array<uint8_t>(kCodes, rows * p.stride * isa.code_bytes);
-  isa.from_bytes(q, layer.k, codes, p.stride, rows);
-  p.codes = codes;
+  p.codes = q;
+  if (!isa.has_byte_codes || p.stride != layer.k) {
+    auto* codes = scratch->array<uint8_t>(kCodes, rows * p.stride * isa.code_bytes);
+    isa.from_bytes(q, layer.k, codes, p.stride, rows);
+    p.codes = codes;
+  }
   multiply_linear(isa, layer, p, y, threads);
 }
 
