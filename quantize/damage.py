@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import NOTHING, relative_error
+from u2moe.quantize.passes.half_storage import read_single
 from u2moe.quantize.switches import SwitchedGraph
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.decoding.ctc import Hypothesis, ctc_greedy_search, ctc_prefix_beam_search
@@ -118,7 +119,7 @@ class DamageMeter:
             lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
             self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut off
         self._graphs = {
-            graph.name: _Switched(*(ir.load(version.path / graph.file) for version in versions))
+            graph.name: _Switched(*(read_single(version.path / graph.file) for version in versions))
             for graph in manifest.model.graphs()
         }
         self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}

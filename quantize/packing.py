@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from u2moe.quantize.passes.half_storage import stored_value
 from u2moe.quantize.weights import Array
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.dispatch import mixture_of
@@ -100,7 +102,7 @@ def pack_graph(model: ir.Model, layout: int) -> int:
     for node in calls:
         name = plain_name(node.op_type)
         values = [value for value in node.inputs if value is not None]
-        num_others, attributes, products = _READERS[name](node, values)
+        num_others, attributes, products = _READERS[name](node, list(map(stored_value, values)))
         weights = _blob(f"{node.name}/packed", products, group_of(products[0].weight))
         model.graph.register_initializer(weights)
         kept = {key: attribute.value for key, attribute in node.attributes.items()}
@@ -114,8 +116,7 @@ def pack_graph(model: ir.Model, layout: int) -> int:
         before.replace_all_uses_with(after, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
         model.functions.pop(node.op_identifier(), None)
-    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
-        del model.graph.initializers[name]
+    RemoveUnusedNodesPass()(model)  # with their weights
     return len(calls)
 
 
@@ -223,9 +224,9 @@ _READERS: dict[str, Callable[[ir.Node, list[ir.Value]], _Read]] = {
 
 
 def _stored(value: ir.Value) -> Array:
-    """The values of an initializer as they are stored; a mapped file does not stay in memory."""
+    """The values of an initializer, of halves in float32; a mapped file does not stay in memory."""
     tensor: Any = value.const_value
-    array = np.array(tensor.numpy())
+    array = np.array(tensor.numpy(), np.float32 if tensor.dtype == ir.DataType.FLOAT16 else None)
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
     return array

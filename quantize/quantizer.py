@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.packing import pack_graph, save_mapped
-from u2moe.quantize.passes.half_storage import in_single
 from u2moe.quantize.picture import damage_picture
 from u2moe.quantize.recipes import BLOCK_SIZES, Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
@@ -128,7 +127,7 @@ def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Call
     num_packed = 0
     for graph in manifest.model.graphs():
         progress(f"packing {graph.file}")
-        model = in_single(ir.load(staging.path / graph.file))
+        model = ir.load(staging.path / graph.file)
         num_packed += pack_graph(model, layout)
         folder = staging.path / "packed"
         folder.mkdir()

@@ -19,7 +19,7 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.damage import describe_damage
-from u2moe.quantize.passes.half_storage import in_single
+from u2moe.quantize.passes.half_storage import read_single
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.quantize.weights import Change
 from u2moe.runtime.audio.reading import read_blocks
@@ -97,7 +97,7 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     worst: dict[str, float] = defaultdict(float)
     for graph in quantized.manifest.model.graphs():
-        initializers = in_single(ir.load(quantized.path / graph.file)).graph.initializers
+        initializers = read_single(quantized.path / graph.file).graph.initializers
         for name, value in initializers.items():
             change = changes.get(name)
             if change is None or change.group == "other" or value.const_value is None:

@@ -15,7 +15,6 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.quantize.names import layer_of
-from u2moe.quantize.passes.half_storage import in_single
 from u2moe.quantize.routing import load_graph
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.graph.builder import define
@@ -38,8 +37,10 @@ class SwitchedGraph:
     """
 
     def __init__(self, *versions: ir.Model) -> None:
-        """Two or more, which are changed. Of three, the second must have all values that layers of the others read."""
-        versions = tuple(map(in_single, versions))
+        """Two or more that `read_single` reads, which are changed.
+
+        Of three, the second must have all values that layers of the others read.
+        """
         self._versions, self._model = versions, versions[1]
         self._switches = ir.val(SWITCHES, dtype=ir.DataType.INT64, shape=("layers",))
         for version in versions:

@@ -18,6 +18,7 @@ from u2moe.quantize.calibration import Activations
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
 from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
+from u2moe.quantize.passes.half_storage import read_single
 from u2moe.quantize.report import features_of
 from u2moe.quantize.run import after_first
 from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
@@ -106,7 +107,7 @@ class Switched:
 def test_switches_choose_between_versions(bundle, version, features, names):
     """All layers at a level give that version. Their functions and weights may have the same names."""
     versions = [bundle, *map(version, names)]
-    graph = SwitchedGraph(*(ir.load(item.path / "encoder.onnx") for item in versions))
+    graph = SwitchedGraph(*(read_single(item.path / "encoder.onnx") for item in versions))
     assert len(graph.bytes["encoder.encoders.0.feed_forward"]) == len(versions)
     assert len(graph.bytes["encoder.encoders.0.self_attn"]) == 2 + ("int4" in names)
     for level, expected in enumerate(versions):

@@ -11,7 +11,7 @@ import soundfile
 
 from u2moe.quantize import RECIPES, Goal, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import Int4, from_int4_blocks, int4_blocks, relative_error
-from u2moe.quantize.passes.half_storage import in_single
+from u2moe.quantize.passes.half_storage import read_single
 from u2moe.quantize.report import features_of, output_errors
 from u2moe.quantize.smoothing import rewritten_bundle
 from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, ProviderError, SessionSettings
@@ -46,7 +46,7 @@ def initializers(bundle):
     return {
         name: value.const_value.numpy()
         for graph in bundle.manifest.model.graphs()
-        for name, value in in_single(ir.load(bundle.path / graph.file)).graph.initializers.items()
+        for name, value in read_single(bundle.path / graph.file).graph.initializers.items()
     }
 
 

@@ -50,7 +50,11 @@ def values() -> dict[str, dict[str, str]]:
     }
     if "proof" in found:
         demo["proof"] = tables.proof_table(found["proof"])
-    titles = {"quantization-int4": "int4-experts", "quantization-int4-calibrated": "int4-experts, calibrated"}
+    titles = {
+        "quantization-int4": "int4-experts",
+        "quantization-int4-calibrated": "int4-experts, calibrated",
+        "quantization-int4-all": "int4, calibrated",
+    }
     others = {title: found[name] for name, title in titles.items() if name in found}
     quantization = tables.quantization_table(found["quantization"], others)
     recipe = {"trained": trained(runs()[0]), "edges": tables.edges_table(found["edges"])}

@@ -6,6 +6,7 @@ These are scales and biases of layers in 4 bits, and what a layer that is kept f
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -34,12 +35,21 @@ def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
                 model.graph.insert_before(node, cast)
 
 
-def in_single(model: ir.Model) -> ir.Model:
-    """A graph that has been read, which is changed, with these weights in float32 again."""
+def stored_value(value: ir.Value) -> ir.Value:
+    """The initializer in halves that a Cast makes this value of; of others, the value itself."""
+    maker = value.producer()
+    half = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else None
+    is_half = half is not None and half.const_value is not None and half.const_value.dtype == ir.DataType.FLOAT16
+    return half if half is not None and is_half else value
+
+
+def read_single(file: Path) -> ir.Model:
+    """Read a graph with these weights in float32 again."""
+    model = ir.load(file)
     weights = Weights(model)
     for node in list(model.graph):
-        half = node.inputs[0] if node.op_type == "Cast" else None
-        if half is not None and half.const_value is not None and half.const_value.dtype == ir.DataType.FLOAT16:
+        half = stored_value(node.outputs[0])
+        if half is not node.outputs[0]:
             name, read = str(node.outputs[0].name), partial(array_of, half)
             value = weights.add(name, ir.DataType.FLOAT, shape_of(half), read, group_of(half))
             node.outputs[0].replace_all_uses_with(value)
