@@ -4,8 +4,9 @@
         --list SET.tsv ... [--results FILE]
 
 A variant is a bundle, and the kernels behind an @ ("native" or "onnxruntime"; default: native where they are
-installed). All are compared with the first two. How much of a difference is chance is told by drawing recordings again
-and again, the same ones for both variants (paired bootstrap).
+installed). With +noise it hears random numbers within half a step of 16 bits beside the samples, which tells how many
+texts change by nothing. All are compared with the first two. How much of a difference is chance is told by drawing
+recordings again and again, the same ones for both variants (paired bootstrap).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from u2moe.benchmarks.instruments.statistics import ratio_of_sums, spread_of
 from u2moe.benchmarks.results.markdown import table
@@ -31,6 +34,8 @@ MODES: Mapping[str, DecodingOptions] = {
     "chunk 16, left 4": DecodingOptions(chunk_size=16, num_left_chunks=4),
 }
 NUM_REFERENCES = 2
+HALF_STEP = 0.5 / 32768
+"""Of audio in 16 bits."""
 LIMITS = {
     ("int8", "float32"): 0.3,
     ("int4, calibrated", "int8"): 0.5,
@@ -45,24 +50,29 @@ Texts = dict[str, list[list[str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A folder of a bundle, and what computes its functions; None: the default."""
+    """A folder of a bundle, what computes its functions (None: the default), and whether it hears noise."""
 
     folder: Path
     kernels: str | None
+    noise: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """From FOLDER or FOLDER@KERNELS."""
-        folder, _, kernels = text.partition("@")
-        return cls(folder=Path(folder), kernels=kernels or None)
+        """From FOLDER, FOLDER@KERNELS, FOLDER+noise or FOLDER@KERNELS+noise."""
+        before = text.removesuffix("+noise")
+        folder, _, kernels = before.partition("@")
+        return cls(folder=Path(folder), kernels=kernels or None, noise=before != text)
 
 
-def heard(recognizer: Recognizer, recordings: Sequence[Recording]) -> Texts:
-    """The texts of all recordings, in each mode."""
+def heard(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
+    """The texts of all recordings, in each mode; with noise of at most `HALF_STEP` the same for each variant."""
     rate = recognizer.bundle.manifest.features.sample_rate
     texts: Texts = {mode: [] for mode in MODES}
+    random = np.random.default_rng(0)
     for recording in recordings:
         samples = read_audio(recording.path, rate)
+        if noise:
+            samples = samples + random.uniform(-HALF_STEP, HALF_STEP, len(samples)).astype(np.float32)
         for mode, options in MODES.items():
             texts[mode].append(words(recognizer.transcribe(samples, options=options).text))
     return texts
@@ -88,7 +98,7 @@ def measure(
     for name, variant in variants.items():
         progress(name)
         recognizer = Recognizer.from_pretrained(variant.folder, kernels=variant.kernels)
-        texts[name] = heard(recognizer, recordings)
+        texts[name] = heard(recognizer, recordings, noise=variant.noise)
         found[name] = {**of_bundle(variant.folder), "kernels": str(recognizer.model.kernels), "modes": {}}
     for mode in MODES:
         errors = {name: list(map(edit_distance, said, own[mode])) for name, own in texts.items()}
@@ -157,7 +167,7 @@ def _cost(beside: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("studies.formats", __doc__)
-    parser.add_argument("variants", nargs="+", type=named, metavar="NAME=FOLDER[@KERNELS]")
+    parser.add_argument("variants", nargs="+", type=named, metavar="NAME=FOLDER[@KERNELS][+noise]")
     parser.add_argument("--list", nargs="+", type=Path, required=True, help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)

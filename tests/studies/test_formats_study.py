@@ -1,13 +1,15 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
 from u2moe.benchmarks.instruments.statistics import NUM_DRAWN, ratio_of_sums
-from u2moe.benchmarks.studies.formats import main, targets, values
+from u2moe.benchmarks.studies.formats import HALF_STEP, Variant, heard, main, targets, values
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.recipes import recipe
+from u2moe.runtime.corpus.lists import Recording
 
 
 def test_a_bundle_with_the_same_errors_costs_nothing_and_no_draw_says_otherwise():
@@ -34,6 +36,26 @@ def test_recordings_are_drawn_for_both_bundles_alike():
 def test_without_errors_in_the_reference_nothing_is_said():
     with pytest.raises(ValueError, match="whose sum is not 0"):
         ratio_of_sums(np.array([1]), np.array([0]))
+
+
+def test_noise_is_within_half_a_step_of_16_bits(sound, tmp_path):
+    soundfile.write(tmp_path / "one.wav", sound, 16000)
+    heard_samples = []
+
+    def transcribe(samples, *, options):
+        heard_samples.append(samples)
+        return SimpleNamespace(text="")
+
+    features = SimpleNamespace(sample_rate=16000)
+    recognizer = SimpleNamespace(
+        transcribe=transcribe, bundle=SimpleNamespace(manifest=SimpleNamespace(features=features))
+    )
+    variants = [Variant.parse("bundle@native"), Variant.parse("bundle@native+noise")]
+    for variant in variants:
+        assert (variant.folder.name, variant.kernels) == ("bundle", "native")
+        heard(recognizer, [Recording(path=tmp_path / "one.wav", transcript="")], noise=variant.noise)
+    noise = heard_samples[-1] - heard_samples[0]
+    assert 0.9 * HALF_STEP < np.abs(noise).max() < 1.01 * HALF_STEP
 
 
 @pytest.mark.slow
