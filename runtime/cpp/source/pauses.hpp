@@ -13,7 +13,6 @@ namespace u2moe::runtime {
 using Seconds = std::pair<double, double>;  ///< start and end
 
 /// Quiet stretches of an utterance with these levels, in seconds from its first frame.
-// Quiet stretches in seconds from the first frame.
 inline std::vector<Seconds> find_pauses(const std::vector<float>& levels, double frame_s) {
   if (levels.empty()) return {};
   std::vector<float> sorted = levels;

@@ -151,7 +151,6 @@ class Recognition {
     return request_;
   }
 
-
   void give(Floats output) {
     const Request::Graph graph = request_->graph;
     request_.reset();
