@@ -79,8 +79,9 @@ def recorded(
     """
     with tempfile.TemporaryDirectory(prefix="activations-", dir=beside, ignore_cleanup_errors=True) as name:
         activations = Activations(Path(name))
+        names: set[str] = set()
         sessions = {
-            graph.name: _Recorder(ir.load(bundle.path / graph.file), activations)
+            graph.name: _Recorder(ir.load(bundle.path / graph.file), activations, names)
             for graph in bundle.manifest.model.graphs()
         }
         model = Model(bundle.manifest, *(cast("Session", sessions.get(name)) for name in ("encoder", "ctc", "decoder")))
@@ -101,16 +102,17 @@ def recorded(
 
 
 class _Recorder:
-    """A graph as a session that adds what its products read to `activations`."""
+    """A graph as a session that adds what its products read to `activations`, but for what `others` record."""
 
-    def __init__(self, model: ir.Model, activations: Activations) -> None:
+    def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
         self._activations = activations
         self._layers: dict[str, str] = {}
         self._outputs = [str(value.name) for value in model.graph.outputs]
         for node in model.graph:
             x = node.inputs[0] if node.domain == MOE_DOMAIN and plain_name(node.op_type) in PRODUCTS else None
-            if x is None or x.name in self._layers:
+            if x is None or str(x.name) in others:
                 continue
+            others.add(str(x.name))
             self._layers[str(x.name)] = layer_of(node)
             if x.producer() is not None and not x.is_graph_output():
                 x.type = ir.TensorType(ir.DataType.FLOAT)

@@ -191,6 +191,14 @@ def test_experts_without_enough_tokens_are_rounded_as_without_any(bundle, rounde
     assert all(np.array_equal(plain[name], found[name]) for name in plain)
 
 
+def test_what_several_graphs_read_counts_once(bundle, recordings, tmp_path):
+    """The encoder's output is an input of CTC head and decoder: twice as many rows would pass for enough of them."""
+    features = features_of(bundle, sorted(recordings.iterdir()))
+    num_frames = sum(len(bundle.load().encode(frames)) for frames in features)
+    with recorded(bundle, features, tmp_path, lambda _: None) as activations:
+        assert len(activations.rows("encoder_out")) == num_frames
+
+
 def test_calibration_is_for_integers():
     with pytest.raises(ValueError, match="calibration is for int8 and int4, got whole 'fp16'"):
         recipe("fp16", calibration=[Path("a.wav")])
