@@ -50,6 +50,7 @@ def test_a_port_of_its_own(server, speech, expected, name):
         ("/stream", ['{"hotwords": ["\\u4e2d"]}'], "\u4e2d"),
         ("/stream", ['{"hotwords": ["' + "A" * 300 + '"]}'], "200 characters"),
         ("/stream", ['{"hotwords": [' + ",".join(['"A"'] * 1001) + "]}"], "1000 hotwords"),
+        ("/stream", ['{"hotwords": [' + ",".join(['"A"'] * 20_000) + "]}"], "10000 commas, got 19999"),
         ("/stream", ['{"endpoint": {"rule4": null}}'], "rule4"),
         ("/stream", ['{"endpoint": {"rule3": null}}'], "rule3 must end segments"),
         ("/stream", ['{"endpoint": 3}'], "endpoint:"),
