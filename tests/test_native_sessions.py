@@ -10,8 +10,10 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from u2moe.runtime import Recognizer
+from u2moe.benchmarks.instruments.workload import speech
+from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
@@ -30,6 +32,21 @@ def test_texts_are_about_those_of_onnxruntime_alone():
         errors.add(alone.transcribe(clip).text, native.transcribe(clip).text)
     assert errors.num_words > 10
     assert errors.rate < 0.25
+
+
+def test_what_streams_leave_behind_changes_no_bit():
+    """Projected positions are kept: a model that has encoded with other contexts encodes as a fresh one does."""
+    features = Bundle.open(DEMO_FOLDER).manifest.features
+    frames = fbank(speech(6.0, features.sample_rate), features)
+    contexts = [(16, 4), (None, -1), (5, 2), (16, -1), (1, 3)]
+
+    def encoded(model, context):
+        return model.encode(frames, chunk_size=context[0], num_left_chunks=context[1])
+
+    expected = [encoded(Recognizer.from_pretrained(kernels="native").model, context) for context in contexts]
+    used = Recognizer.from_pretrained(kernels="native").model
+    for context, one in [*zip(contexts, expected, strict=True)] * 2:
+        np.testing.assert_array_equal(encoded(used, context), one)
 
 
 def resident(file):

@@ -133,7 +133,10 @@ def test_recipe_is_recorded_and_bundle_is_smaller(float32, quantized):
 
 
 def test_what_several_products_read_is_quantized_once(quantized):
-    """Queries and keys of a block, both halves of its GLU, and the projections of positions in all blocks."""
+    """Queries and keys of a block, both halves of its GLU, and the projections of positions in all blocks.
+
+    Native kernels know the last by their names (`linear_pos`), and keep what they have projected.
+    """
     graph = ir.load(quantized("int8").path / "encoder.onnx").graph
     read = {node.name: node.inputs[0] for node in graph if node.op_type.startswith("Int8MatMul")}
 

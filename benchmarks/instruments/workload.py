@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +105,20 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
 
 
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
-    """A function that encodes `num_chunks` chunks of every stream, starting with a full left context."""
+    """A function that encodes `num_chunks` chunks of every stream, starting with a full left context.
+
+    Positions go on from call to call, as those of a stream do: native kernels keep what they have computed of them.
+    """
     chunks = list(windows(encoder.config, frames, num_streams))
     caches = encoder.start(num_streams)
     required = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS)
     for chunk in chunks[:NUM_WARM_CHUNKS]:
         _, caches = encoder.step(chunk, caches, required_cache_size=required)
     following = chunks[NUM_WARM_CHUNKS:][:num_chunks]
+    rounds = itertools.count()
 
     def run() -> list[Frames]:
-        state, outputs = caches, []
+        state, outputs = replace(caches, offset=caches.offset + next(rounds) * CHUNK_SIZE * num_chunks), []
         for chunk in following:
             output, state = encoder.step(chunk, state, required_cache_size=required)
             outputs.append(output)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.endurance, pytest.mark.timeout(7200)]
 
 ROOT = Path(__file__).parents[2]
 DIGESTS, STRESS, LIBRARY = "u2moe_kernels_digests", "u2moe_kernels_stress", "u2moe_kernels"
-TESTS = ("operators", "constants", "attention", "convolutions", "streamed_convolution")
+TESTS = ("operators", "constants", "attention", "convolutions", "streamed_convolution", "positions")
 SESSIONS = "sessions"
 """Tests of memory, threads and processes, which are the same on every instruction set."""
 EMULATED = "amx"

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "instruction_set.h"
+#include "layers/seen_rows.h"
 #include "memory.h"
 
 namespace u2moe {
@@ -50,6 +51,9 @@ void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float
                 const Threads& threads);
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* scale, size_t rows,
                 float* y, const Threads& threads);
+// The same; rows that `seen` has are not multiplied again. It may be null.
+void run_matmul(const InstructionSet& isa, const LinearLayer& layer, SeenRows* seen, const uint8_t* q, const float* scale,
+                size_t rows, float* y, const Threads& threads);
 
 // x [rows, k] to uint8 around 128 and scales.
 void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* scale,

@@ -106,6 +106,14 @@ float Node::number(const char* name, float least, float most) const {
   return value;
 }
 
+std::string Node::name() const {
+  size_t size = 0;
+  Api::check(Api::get().KernelInfo_GetNodeName(info_, nullptr, &size));
+  std::string name(size, '\0');
+  Api::check(Api::get().KernelInfo_GetNodeName(info_, name.data(), &size));
+  return name;
+}
+
 std::string Node::text(const char* name) const {
   size_t size = 0;
   Api::check(Api::get().KernelInfoGetAttribute_string(info_, name, nullptr, &size));

@@ -75,6 +75,7 @@ class Node {
   int64_t integer(const char* name, int64_t least, int64_t most) const;
   float number(const char* name, float least, float most) const;
   std::string text(const char* name) const;
+  std::string name() const;  // of the node in the graph
   void pair(const char* name, int64_t most, size_t (&values)[2]) const;  // from 1 to `most`
   // Input `next`, which must be a constant of this type and shape; -1 stands for any size of at least 1.
   template <class T>

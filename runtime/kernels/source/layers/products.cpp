@@ -1,5 +1,7 @@
 // Rows to integers, and their products with one weight.
 #include <algorithm>
+#include <cstring>
+#include <memory>
 
 #include "../layers.h"
 #include "../layout.h"
@@ -56,6 +58,34 @@ void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8
     p.codes = codes;
   }
   multiply_linear(isa, layer, p, y, threads);
+}
+
+void run_matmul(const InstructionSet& isa, const LinearLayer& layer, SeenRows* seen, const uint8_t* q, const float* scale,
+                size_t rows, float* y, const Threads& threads) {
+  if (seen == nullptr || !seen->begin()) return run_matmul(isa, layer, q, scale, rows, y, threads);
+  const std::unique_ptr<SeenRows, void (*)(SeenRows*)> used(seen, [](SeenRows* own) { own->end(); });
+  const size_t k = layer.k, n = layer.n;
+  const Borrowed scratch;
+  auto* fresh = scratch->array<size_t>(kOrder, rows);
+  size_t count = 0;
+  for (size_t row = 0; row < rows; row++) {
+    if (const float* found = seen->find(q + row * k, scale[row]))
+      std::memcpy(y + row * n, found, n * sizeof *y);
+    else
+      fresh[count++] = row;
+  }
+  auto* fresh_q = scratch->array<uint8_t>(kRows, count * k);
+  auto* fresh_scale = scratch->array<float>(kRowScale, count);
+  auto* fresh_y = scratch->array<float>(kHidden, count * n);
+  for (size_t i = 0; i < count; i++) {
+    std::memcpy(fresh_q + i * k, q + fresh[i] * k, k);
+    fresh_scale[i] = scale[fresh[i]];
+  }
+  run_matmul(isa, layer, fresh_q, fresh_scale, count, fresh_y, threads);
+  for (size_t i = 0; i < count; i++) {
+    std::memcpy(y + fresh[i] * n, fresh_y + i * n, n * sizeof *y);
+    seen->keep(fresh_q + i * k, fresh_scale[i], fresh_y + i * n);
+  }
 }
 
 void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* scale,

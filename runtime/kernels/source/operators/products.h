@@ -1,5 +1,6 @@
 // Rows to integers, and products of rows with one weight, as operators.
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,7 @@ class MatMul {
     node.skip();
     layer_ = read_linear(node, node.num_inputs() == 5, 0.0f);
     check_all_read(node);
+    if (node.name().find("/linear_pos/") != std::string::npos) positions_ = std::make_unique<SeenRows>(layer_.k, layer_.n);
   }
   void compute(const Call& call) const {
     const Tensor q = call.input(0, kUint8), scale = call.input(1, kFloat);
@@ -48,12 +50,13 @@ class MatMul {
       throw Invalid("inputs 0 and 1 must be [..., " + std::to_string(layer_.k) + "] and [..., 1]");
     shape.back() = static_cast<int64_t>(layer_.n);
     auto* y = static_cast<float*>(call.output(0, shape));
-    run_matmul(isa_, layer_, q.as<uint8_t>(), scale.as<float>(), q.rows(), y, CallThreads(call));
+    run_matmul(isa_, layer_, positions_.get(), q.as<uint8_t>(), scale.as<float>(), q.rows(), y, CallThreads(call));
   }
 
  private:
   const InstructionSet& isa_;
   LinearLayer layer_;
+  std::unique_ptr<SeenRows> positions_;  // of a layer that projects positions, which is known by its name
 };
 
 template <bool kIsInt4>

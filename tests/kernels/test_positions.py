@@ -1,0 +1,124 @@
+"""Products of positions, whose rows come again: what is kept of them must be what would be computed, to the last bit.
+
+The layer is known by the name of its node.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layers import layer_model, random_matrix, session_with
+
+from u2moe.quantize.arithmetic import int8_columns
+from u2moe.quantize.packing import pack_graph, save_mapped
+from u2moe.quantize.token_scales import int8_matmul
+from u2moe.runtime.model.native import installed_kernels
+
+POSITIONS, OTHERS = (
+    "encoder/encoders.3/self_attn/linear_pos/Int8MatMul",
+    "encoder/encoders.3/self_attn/linear_q/Int8MatMul",
+)
+INNER, COLUMNS, MOST, PLACES = 70, 40, 512, 16
+"""`MOST` rows are kept, each at one of `PLACES`, which its first 64 bytes and its scale choose."""
+FED = {"q": np.uint8, "row_scale": np.float32}
+
+
+def product(name, columns=COLUMNS):
+    weight, scale = int8_columns(random_matrix(np.random.default_rng(0), INNER, columns))
+    model = onnx.load_from_string(layer_model(int8_matmul(), FED, {"weight": weight, "scale": scale}, {}))
+    model.graph.node[0].name = name
+    return model.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The same product as one of positions and as another."""
+    return [product(name) for name in (POSITIONS, OTHERS)]
+
+
+def rows_of(numbers):
+    """The row of each number; of every seven, some differ only in the last byte or in the scale."""
+    numbers = np.asarray(numbers)
+    q = np.random.default_rng(1).integers(1, 256, (1 + numbers.max(initial=0) // 7, INNER), np.uint8)[numbers // 7]
+    q[..., -1] = numbers % 7 // 2 + 1
+    return {"q": q, "row_scale": (1 + numbers % 2)[..., np.newaxis].astype(np.float32)}
+
+
+def calls_of_streams():
+    """Calls as streams make them: sequences of neighbouring positions, in any order; and some that are longer."""
+    sequences = st.tuples(
+        st.tuples(st.integers(0, 5), st.integers(0, 90)), st.lists(st.integers(0, 800), min_size=5, max_size=5)
+    )
+    return st.lists(st.one_of(sequences, st.just(((1, MOST + 60), [3] * 5))), min_size=2, max_size=8)
+
+
+def run(session, call):
+    (num_streams, time), firsts = call
+    numbers = np.array(firsts)[:num_streams, np.newaxis] + np.arange(time)
+    return session.run(None, rows_of(numbers.reshape(num_streams, time)))[0]
+
+
+@given(calls_of_streams())
+def test_streams_in_any_order_change_no_bit(library, models, calls):
+    """Batches that grow and shrink, resets, streams in turn, chunks of any size, more rows than are kept."""
+    positions, others = (session_with(model, library) for model in models)
+    for call in calls:
+        np.testing.assert_array_equal(run(positions, call), run(others, call))
+
+
+def test_rows_that_share_their_places_change_no_bit(library, models):
+    """Equal in what is looked at first, and twice as many as there are places; some are twice in a call."""
+    positions, others = (session_with(model, library) for model in models)
+    random = np.random.default_rng(2)
+    rows = np.tile(random.integers(1, 256, INNER, np.uint8), (2 * PLACES, 1))
+    rows[:, -1] = 1 + np.arange(2 * PLACES)
+    for _ in range(12):
+        feeds = {"q": rows[random.integers(0, len(rows), 24)], "row_scale": np.ones((24, 1), np.float32)}
+        np.testing.assert_array_equal(*(session.run(None, feeds)[0] for session in (positions, others)))
+
+
+def test_scales_that_are_no_numbers_change_no_bit(library, models):
+    positions, others = (session_with(model, library) for model in models)
+    feeds = rows_of([0, 0, 0, 0])
+    for scales in ([np.nan, 0, -0.0, 1], [0, np.nan, 1, -0.0]):
+        feeds["row_scale"] = np.array(scales, np.float32)[:, np.newaxis]
+        found, expected = (session.run(None, feeds)[0].view(np.int32) for session in (positions, others))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_threads_that_share_a_session_change_no_bit(library):
+    """Only one at a time has the rows, which the calls of others would overwrite; those compute all of theirs."""
+    positions, others = (session_with(product(name, columns=3000), library) for name in (POSITIONS, OTHERS))
+    random = np.random.default_rng(3)
+    calls = [rows_of(random.integers(0, 4 * MOST, 300)) for _ in range(8)]
+    expected = [others.run(None, feeds)[0] for feeds in calls]
+
+    def is_equal(number):
+        return np.array_equal(positions.run(None, calls[number % 8])[0], expected[number % 8])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(is_equal, range(200)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether a mapped file follows its changes depends on the system")
+@pytest.mark.parametrize("is_of_positions", [True, False])
+def test_only_positions_are_kept_and_new_rows_are_computed(library, models, tmp_path, is_of_positions):
+    """Of packed weights that change in their file: what is computed anew is zero."""
+    model = ir.from_proto(onnx.load_from_string(models[0 if is_of_positions else 1]))
+    assert pack_graph(model, installed_kernels().layout) == 1
+    save_mapped(model, tmp_path / "layer.onnx")
+    session = session_with(tmp_path / "layer.onnx", library)
+    before = run(session, ((1, 64), [16] * 5))[0]
+    with (tmp_path / "layer.onnx.data").open("r+b") as weights:
+        weights.write(bytes((tmp_path / "layer.onnx.data").stat().st_size))
+    after = run(session, ((2, 64), [32, 200] * 3))
+    np.testing.assert_array_equal(after[0, :48], before[16:] if is_of_positions else 0)
+    np.testing.assert_array_equal(after[0, 48:], 0)
+    np.testing.assert_array_equal(after[1], 0)
+    run(session, ((1, 4 * MOST), [1000] * 5))
+    np.testing.assert_array_equal(run(session, ((1, 20), [16] * 5)), 0)  # gave way to those
