@@ -281,7 +281,7 @@ def test_native_operators_are_known_by_name_and_those_that_multiply_are_products
     assert part["share_of_products"] == multiplies
 
 
-def test_profiles_are_of_the_providers_that_were_asked_for(bundles, tmp_path, handed_options):
+def test_profiles_are_of_the_providers_that_were_asked_for_with_their_options(bundles, tmp_path, handed_options):
     """Azure's starts everywhere where it is built in, and leaves all nodes to the CPU."""
     providers = ("AzureExecutionProvider", DEFAULT_PROVIDER)
     if providers[0] not in onnxruntime.get_available_providers():

@@ -56,6 +56,8 @@ def wait_until_ready(page):
 
 
 def recognised(page, file):
+    if page.locator("#clear").is_enabled():  # a page that was loaded again has what it had
+        page.click("#clear")
     page.set_input_files("#file", file)
     page.wait_for_selector("#segments li")
     wait_until_ready(page)
@@ -202,6 +204,53 @@ def test_a_microphone_that_falls_silent_goes_on_or_has_gone(page):
     page.click("#microphone")
     expect(page.get_by_role("alert")).to_have_text("The microphone has gone.", timeout=PATIENCE_MS)
     wait_until_ready(page)
+
+
+def test_what_was_recognised_outlives_the_recogniser_and_the_page(page, talk, wanted):
+    words = page.locator(".word")
+    assert recognised(page, talk) == wanted
+    page.workers[0].evaluate("() => { BigInt64Array = null; }")  # its graphs can no longer run
+    page.set_input_files("#file", talk)
+    expect(page.get_by_role("alert")).to_have_text(re.compile("Recognition has failed: .+ Start again: "))
+    page.set_input_files("#file", talk)
+    expect(words).to_have_text(wanted * 2, timeout=PATIENCE_MS)
+    wait_until_ready(page)
+    page.reload()
+    page.wait_for_selector("body.ready")
+    expect(words).to_have_text(wanted * 2)
+    words.first.click()
+    expect(page.get_by_role("alert")).to_contain_text(
+        "minutes are kept to be heard again, until the page is loaded anew."
+    )
+    page.set_input_files("#file", talk)
+    expect(words).to_have_text(wanted * 3, timeout=PATIENCE_MS)
+    starts = [float(start) for start in words.evaluate_all("all => all.map(({ dataset }) => dataset.start)")]
+    assert starts == sorted(starts)
+    wait_until_ready(page)
+    page.click("#clear")
+    page.reload()
+    page.wait_for_selector("body.ready")
+    expect(words).to_have_count(0)
+
+
+def test_a_worker_that_fails_says_so(new_page, site):
+    with host(site) as url:
+        page = new_page(url)
+        page.wait_for_selector("body.ready")
+        failures = page.evaluate("""async () => {
+          const { Recognizer } = await import('./u2moe/worker.js');
+          const failed = async (event) => {
+            const worker = new Worker('worker.js', { type: 'module' });
+            const loading = Recognizer.fromBundle('model/', { worker });
+            worker.dispatchEvent(event);
+            return loading.catch(({ name, message }) => `${name}: ${message}`);
+          };
+          const events = [new ErrorEvent('error', { message: 'broken' }), new MessageEvent('messageerror')];
+          return Promise.all(events.map(failed));
+        }""")
+        assert failures == [
+            f"U2moeError: the worker failed: {why}" for why in ("broken", "it did not start, or a message was lost")
+        ]
 
 
 def test_hotwords_that_the_vocabulary_cannot_write(page, talk):

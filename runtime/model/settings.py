@@ -36,7 +36,7 @@ class SessionSettings:
 
     Attributes:
         providers: execution providers in order of preference. All must be installed and start.
-        provider_options: options of each provider, in the order of `providers`; empty: none.
+        provider_options: options of each provider, in the order of `providers`; empty: none. The CPU's takes none.
         num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or as in
             `sess_options`. The default is one thread because results are then reproducible to the last bit, and other
             cores stay free.
@@ -76,6 +76,9 @@ class SessionSettings:
             raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
         if self.num_threads is not None and self.sess_options is not None:
             raise ValueError("num_threads and sess_options exclude each other: set intra_op_num_threads yourself")
+        for provider, options in zip(self.providers, self.provider_options, strict=False):
+            if provider == DEFAULT_PROVIDER and options:  # onnxruntime would ignore them
+                raise ValueError(f"{provider} takes no options, got {next(iter(options))!r}; see sess_options")
         available = onnxruntime.get_available_providers()
         for provider in self.providers:
             if provider not in available:

@@ -13,18 +13,14 @@ export function checkedSignal(signal) {
  * @param work a promise.
  * @param cancel called once when the signal is aborted before the work has ended.
  */
-export function untilAborted(work, signal, cancel) {
+export async function untilAborted(work, signal, cancel) {
   if (!signal) return work;
-  return new Promise((resolve, reject) => {
-    const abort = () => {
-      reject(signal.reason);
-      cancel();
-    };
-    const ending = (end) => (outcome) => {
-      signal.removeEventListener('abort', abort); // a signal may live longer than many calls
-      end(outcome);
-    };
-    signal.addEventListener('abort', abort, { once: true });
-    work.then(ending(resolve), ending(reject));
-  });
+  let abort;
+  const aborted = new Promise((_, reject) => { abort = () => { reject(signal.reason); cancel(); }; });
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    return await Promise.race([work, aborted]);
+  } finally {
+    signal.removeEventListener('abort', abort); // a signal may live longer than many calls
+  }
 }

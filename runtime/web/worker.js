@@ -63,10 +63,12 @@ class Connection {
   constructor(worker) {
     this.#worker = worker;
     worker.addEventListener('message', ({ data }) => this.#take(data));
-    worker.addEventListener('error', (event) => {
+    const fail = (event) => {
       event.preventDefault();
-      this.close(new errors.U2moeError(`the worker failed: ${event.message || 'it did not start'}`));
-    });
+      worker.terminate();
+      this.close(new errors.U2moeError(`the worker failed: ${event.message || 'it did not start, or a message was lost'}`));
+    };
+    for (const type of ['error', 'messageerror']) worker.addEventListener(type, fail);
   }
 
   /** Another object of the worker, which lives as long as its owner. */

@@ -7,8 +7,11 @@ import { Recognizer } from './u2moe/worker.js';
 const MEGABYTE = 1e6;
 const LEFT_CHUNKS = 4; // as the server has it: time and memory stay the same however long somebody speaks
 
-let recognizer;
-const controls = new Controls((hotwords, on) => new Recognition({ hotwords, numLeftChunks: LEFT_CHUNKS, written: true }, on));
+let recognizer = null; // none while it is loaded, and once it has failed
+const controls = new Controls(async (hotwords, on) => {
+  if (!recognizer && !(await load())) return null;
+  return new Recognition({ hotwords, numLeftChunks: LEFT_CHUNKS, written: true }, on);
+});
 
 // on: {partial(text), final(result), done(), problem(text)}
 class Recognition {
@@ -20,7 +23,15 @@ class Recognition {
     const heard = (type, take) => this.stream.addEventListener(type, ({ detail }) => this.on && take(detail));
     heard('partial', ({ text }) => this.on.partial(text));
     heard('final', (result) => this.on.final(result));
-    heard('error', ({ message }) => this.on.problem(message));
+    heard('error', (error) => this.fail(error));
+  }
+
+  // Where no option was wrong, worker and model are of no use any more, for want of memory for example.
+  fail(error) {
+    if (error instanceof RangeError) return this.on.problem(error.message);
+    recognizer?.release().catch(() => {});
+    recognizer = null;
+    this.on.problem(`Recognition has failed: ${error.message}. Start again: then the model is loaded anew.`);
   }
 
   push(samples) {
@@ -44,7 +55,9 @@ function progress({ loaded, total }) {
   find('loaded').textContent = loaded === total ? 'Starting' : share;
 }
 
+// Whether there is a recogniser.
 async function load() {
+  show('busy', 'Loading');
   const worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
   try {
     recognizer = await Recognizer.fromBundle(new URL('./model/', import.meta.url), { worker, onProgress: progress });
@@ -54,13 +67,14 @@ async function load() {
     find('loaded').textContent = 'Reload the page to try again.';
     show('lost', 'Not loaded');
     complain(`The model cannot be loaded: ${error.message}`);
-    return;
+    return false;
   }
   document.body.classList.add('ready');
   find('lead').textContent = 'Press the microphone and speak.';
   find('loaded').textContent = 'Or open an audio file, or drop it on this page.';
   controls.ready();
   navigator.serviceWorker?.register('service-worker.js').catch(() => {}); // not before: it reads all files of the page again
+  return true;
 }
 
 document.head.insertAdjacentHTML('beforeend', '<link rel="manifest" href="app.webmanifest">');
@@ -68,5 +82,4 @@ document.title = document.querySelector('h1').lastChild.textContent = 'Speech re
 find('lead').textContent = 'Loading the model';
 find('promise').textContent = 'Nothing leaves this page: the recogniser runs here, and works offline once it is loaded.';
 find('progress').hidden = find('loaded').hidden = false;
-show('busy', 'Loading');
 load();

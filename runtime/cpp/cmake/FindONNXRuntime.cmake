@@ -1,12 +1,12 @@
 # Defines u2moe::onnxruntime, the library alone: the header that is needed comes with the kernels. ONNXRUNTIME_ROOT may be a
-# release unpacked, the folder that npm's onnxruntime-node has for Windows (for MinGW, which links to a DLL itself), or that of
-# Python's package:
+# release unpacked, the folder that npm's onnxruntime-node has for Linux or Windows (for MinGW, which links to a DLL itself), or
+# that of Python's package:
 #     -DONNXRUNTIME_ROOT="$(python3 -c 'import onnxruntime; print(onnxruntime.__path__[0])')"
 # Without it the system's is taken, such as Debian's libonnxruntime-dev. Installed with the static library, which needs it.
 if(ONNXRUNTIME_ROOT)
   file(GLOB found ${ONNXRUNTIME_ROOT}/capi/libonnxruntime.so.* ${ONNXRUNTIME_ROOT}/capi/libonnxruntime.*.dylib
        ${ONNXRUNTIME_ROOT}/lib/libonnxruntime.so ${ONNXRUNTIME_ROOT}/lib/libonnxruntime.dylib ${ONNXRUNTIME_ROOT}/lib/onnxruntime.lib
-       ${ONNXRUNTIME_ROOT}/onnxruntime.dll ${ONNXRUNTIME_ROOT}/jni/${ANDROID_ABI}/libonnxruntime.so)
+       ${ONNXRUNTIME_ROOT}/libonnxruntime.so* ${ONNXRUNTIME_ROOT}/onnxruntime.dll ${ONNXRUNTIME_ROOT}/jni/${ANDROID_ABI}/libonnxruntime.so)
   list(LENGTH found num)
   if(num GREATER 0 AND NOT ONNXRUNTIME_LIBRARY)
     list(GET found 0 found)

@@ -37,6 +37,8 @@ export class Controls {
     this.offset = 0; // seconds of sound before the source at hand
     this.isReady = false;
     this.isStarting = false; // until the microphone is given and the recogniser there
+    this.transcript.restore();
+    this.sound.clear(this.transcript.segments.at(-1)?.end);
     this.attend();
     this.refresh();
   }
@@ -185,7 +187,7 @@ export class Controls {
 
   listen(seconds) {
     if (this.microphone || this.sound.play(seconds, (now) => this.transcript.mark(now))) return;
-    complain(`Of the microphone, the last ${KEPT_S / 60} minutes are kept to be heard again.`);
+    complain(`Of the microphone, the last ${KEPT_S / 60} minutes are kept to be heard again, until the page is loaded anew.`);
   }
 
   save(kind) {

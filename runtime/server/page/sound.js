@@ -20,11 +20,12 @@ export class Sound {
     this.clear();
   }
 
-  clear() {
+  // Go on after so many seconds that are not kept.
+  clear(seconds = 0) {
     this.stop();
     this.blocks = []; // of BLOCK_LEN samples
-    this.start = 0; // of the first of them, in samples
-    this.length = 0; // of all that was pushed
+    this.start = Math.ceil((seconds * RATE) / BLOCK_LEN) * BLOCK_LEN; // of the first of them, in samples
+    this.length = this.start; // of all that was pushed
   }
 
   push(samples, keptS = Infinity) {

@@ -7,6 +7,7 @@
 const UNSURE = 0.5;
 const NEAR = "100%"; // of the height of the transcript, above and below
 const AT_END_PX = 60;
+const KEPT = "u2moe-segment-";
 
 export class Transcript {
   constructor(list, partial, onWord) {
@@ -23,8 +24,14 @@ export class Transcript {
     list.addEventListener("keydown", (event) => this.walk(event));
   }
 
+  // What the page had recognised when it was loaded anew, or its process ended.
+  restore() {
+    for (let kept; (kept = stored((storage) => storage.getItem(KEPT + this.segments.length))); ) this.add(JSON.parse(kept));
+  }
+
   clear() {
     this.observer.disconnect();
+    stored((storage) => this.segments.forEach((_, number) => storage.removeItem(KEPT + number)));
     this.segments = [];
     this.list.replaceChildren();
     this.partial.textContent = "";
@@ -41,6 +48,7 @@ export class Transcript {
     const item = document.createElement("li");
     item.append(time, document.createElement("p"));
     item.dataset.number = this.segments.length;
+    stored((storage) => storage.setItem(KEPT + this.segments.length, JSON.stringify(segment)));
     this.segments.push(segment);
     this.fill(item);
     this.atEnd(() => {
@@ -130,6 +138,15 @@ export class Transcript {
 
   toEnd() {
     this.box.scrollTop = this.box.scrollHeight;
+  }
+}
+
+// What `use` gives of the tab's storage; null where that is full, after days of speech, or forbidden.
+function stored(use) {
+  try {
+    return use(sessionStorage);
+  } catch {
+    return null;
   }
 }
 
