@@ -124,14 +124,15 @@ def run_quantize(args: argparse.Namespace) -> int:
         target_rtf=args.target_rtf,
         resume=args.resume,
     )
-    smallest = "int4" if args.calibrate and goal.limits else "int8"
+    searches = args.recipe is None and args.calibrate and goal.limits
+    smallest, groups = ("int4", {"output_layers": "int4"}) if searches else ("int8", {})
     try:
         bundle, report = quantize_bundle(
             find_bundle(args.bundle),
             args.out,
             recipe(
                 args.recipe or smallest,
-                _groups(args.group),
+                {**groups, **_groups(args.group)},
                 packed=args.packed,
                 calibration=_recordings(args.calibrate),
             ),

@@ -78,10 +78,12 @@ class Damage(Total):
     Attributes:
         frames: encoder frames that were compared.
         layers: the damage of each, in the order of the graphs.
+        groups: `alone` and `among_all` of all layers of a group together, at their last levels.
     """
 
     frames: int
     layers: Sequence[LayerDamage]
+    groups: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -134,17 +136,19 @@ class DamageMeter:
         self._lengths = [sum(map(len, texts)) for texts in zip(*(heard.texts for heard in self._heard), strict=True)]
 
     def _hear(self, frames: Array) -> _Heard:
-        self._choose({}, [name for graph in self._graphs.values() for own in graph.inputs.values() for name in own])
+        graphs = self._graphs.values()
+        read = {name for graph in graphs for names in graph.inputs.values() for name in names}
+        given = {name for graph in graphs for names in graph.outputs.values() for name in names}
+        self._choose({}, [*read, *given])
         output = self._model.encode(frames)
         log_probs = self._model.ctc(output)
         hypotheses = ctc_prefix_beam_search(log_probs, BEAM_SIZE) if self._model.has_decoder else []
         texts, scores = self._read(output, log_probs, hypotheses)
-        for name, value in self._values().items():
-            largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+        values = self._values()
+        for name in read:
+            largest = np.abs(values[name]).reshape(-1, values[name].shape[-1]).max(axis=0)
             self._largest[name] = np.maximum(largest, self._largest.get(name, 0))
-        self._choose({}, [name for graph in self._graphs.values() for own in graph.outputs.values() for name in own])
-        self._read(output, self._model.ctc(self._model.encode(frames)), hypotheses)
-        return _Heard(output, log_probs, hypotheses, texts, scores, self._values())
+        return _Heard(output, log_probs, hypotheses, texts, scores, {name: values[name] for name in given})
 
     def _choose(self, levels: Levels, names: Sequence[str] = ()) -> None:
         for graph in self._graphs.values():
@@ -218,14 +222,24 @@ class DamageMeter:
         return sizes.get(layer, 0) / max(sum(sizes.values()), 1)
 
     def measure(self, progress: Callable[[str], None] = lambda _: None) -> Damage:
-        """The damage of every layer at each level; runs the model once for each, and once more for the layer."""
+        """The damage of every layer at each level; runs the model once for each, and once more for the layer.
+
+        And of every group: runs it twice for each.
+        """
         total = self.total(self.most)
         layers: list[LayerDamage] = []
         for graph in self._graphs.values():
             for layer in graph.bytes:
                 progress(f"damage: layer {len(layers) + 1} of {len(self.bytes)}: {layer}")
                 layers.append(self._of(graph, layer))
-        return Damage(**vars(total), frames=self.num_frames, layers=layers)
+        group_of = {layer: group for graph in self._graphs.values() for layer, group in graph.groups.items()}
+        groups = {}
+        for group in dict.fromkeys(group_of.values()):
+            own = {layer: level for layer, level in self.most.items() if group_of[layer] == group}
+            without = {**self.most, **dict.fromkeys(own, 0)}
+            among_all = self._divergence(self.most) - self._divergence(without)
+            groups[group] = {"alone": self._divergence(own), "among_all": among_all}
+        return Damage(**vars(total), frames=self.num_frames, layers=layers, groups=groups)
 
     def _of(self, graph: _Switched, layer: str) -> LayerDamage:
         alone, errors = [0.0], [0.0]
@@ -302,6 +316,8 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
         f"damage on {damage['frames']} encoder frames: {summary.format(**damage)}",
         f"{'layer':44} {'alone':>8} {'among all':>10} {'error':>7} {'MB saved':>9}",
     ]
+    for group, found in damage["groups"].items():
+        lines.append(f"{'all ' + group:44} {found['alone']:8.4f} {found['among_all']:10.4f}")
     ordered = sorted(damage["layers"], key=lambda item: -item["alone"][-1])
     most = max([NOTHING, *(item["alone"][-1] for item in ordered)])
     for item in ordered[:SHOWN_LAYERS]:

@@ -86,10 +86,10 @@ def quantize_bundle(
             while features:
                 report = build_report(source, made.bundle, made.changes, features, recordings, progress=progress)
                 risen = _risen(report, goal.max_wer_increase)
-                if risen and (search is None or not search.improve()):
-                    raise QuantizationError(risen, report)
-                if not risen or search is None:
+                if not risen:
                     break
+                if search is None or not search.improve():
+                    raise QuantizationError(risen, report)
                 made = search.made
             if report is not None and recipe.calibration:
                 report["damage"] = search.report() if search else run.damage(made)

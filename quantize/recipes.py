@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from u2moe.runtime.bundle.contract import WEIGHT_GROUPS
-from u2moe.runtime.bundle.mixture import FUNCTIONS
 
-FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "experts": tuple(kind for kind in FUNCTIONS if kind != "fp16"),
-        "feed_forward": ("fp32", "int8", "int4"),
-        "attention": ("fp32", "int8", "int4"),
-        "subsampling": ("fp32", "int8", "int4"),
-        "pointwise_convolutions": ("fp32", "int8", "int4"),
-        "embeddings": ("fp32", "int8", "int4"),
-        "output_layers": ("fp32", "int8", "int4"),
-    }
+FORMATS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("experts", "feed_forward", "attention", "subsampling", "pointwise_convolutions", "embeddings", "output_layers"),
+    ("fp32", "int8", "int4"),
 )
 """Formats for each group of weights, the best first. Routers, biases, norms and depthwise convolutions are always fp32;
 in int4, the convolutions of the front end, which few weights belong to, are int8.
@@ -86,8 +77,8 @@ class Recipe:
 
     def format_of(self, layer: str, group: str) -> str:
         """The format of a layer's weights that belong to a group."""
-        wanted, known = self.exceptions.get(layer, self.groups.get(group, "fp32")), FORMATS.get(group, ("fp32",))
-        return "fp32" if wanted == HALF else wanted if wanted in known else known[-1]
+        wanted = self.exceptions.get(layer, self.groups.get(group, "fp32"))
+        return wanted if wanted != HALF and group in FORMATS else "fp32"
 
     @property
     def quantized(self) -> dict[str, str]:
@@ -95,24 +86,18 @@ class Recipe:
         return {group: kind for group, kind in self.groups.items() if kind != "fp32"}
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        recipe.name: recipe
-        for recipe in (
-            Recipe(name="int8", groups=dict.fromkeys(FORMATS, "int8")),
-            Recipe(name="int8-experts", groups={"experts": "int8"}),
-            Recipe(
-                name="int4-experts",
-                groups={**dict.fromkeys(FORMATS, "int8"), "experts": "int4"},
-                required=("experts",),
-            ),
-            Recipe(name="int4", groups={group: kinds[-1] for group, kinds in FORMATS.items()}),
-            Recipe(name="fp16", whole="fp16"),
-        )
-    }
-)
-
-
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="int8", groups=dict.fromkeys(FORMATS, "int8")),
+        Recipe(name="int8-experts", groups={"experts": "int8"}),
+        Recipe(
+            name="int4-experts", groups={**dict.fromkeys(FORMATS, "int8"), "experts": "int4"}, required=("experts",)
+        ),
+        Recipe(name="int4", groups={**dict.fromkeys(FORMATS, "int4"), "output_layers": "int8"}),
+        Recipe(name="fp16", whole="fp16"),
+    )
+}
 FLOAT32 = "fp32"
 """The empty base recipe, which needs a format for at least one group."""
 

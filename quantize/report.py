@@ -244,7 +244,7 @@ def describe(report: Mapping[str, Any]) -> str:
     if calibration := report["recipe"].get("calibration"):
         lines.append(
             f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_products']} products; "
-            f"{calibration['plain_products']} got too few tokens for it"
+            f"{calibration['plain_products']} got too few tokens for it, fewer than they have inputs"
         )
     if damage := report.get("damage"):
         lines += describe_damage(damage)

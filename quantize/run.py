@@ -21,7 +21,7 @@ from u2moe.quantize.damage import Array, DamageMeter
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.quantize.report import features_of
-from u2moe.quantize.smoothing import smoothed_bundle
+from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.quantize.weights import Change
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import INT4_VERSION
@@ -165,7 +165,11 @@ def opened_run(
         folder = Path(name)
         others = after_first(heard, round(DAMAGE_S * frames_s))
         with recorded(bundle, others, folder, progress) as activations:
-            smoothed = smoothed_bundle(bundle, folder / "smoothed", activations, progress)
+            smoothed = rewritten_bundle(
+                bundle,
+                folder / "smoothed",
+                lambda model: progress(f"smoothing {model.graph.name}: {smooth(model, activations)} channels scaled"),
+            )
             seconds = sum(map(len, others)) / frames_s
             yield QuantizationRun(smoothed, folder, progress, heard, activations, seconds, journal)
 

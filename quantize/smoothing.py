@@ -106,22 +106,6 @@ def smooth(model: ir.Model, activations: Activations) -> int:
     return num_scaled
 
 
-def smoothed_bundle(bundle: Bundle, folder: Path, activations: Activations, progress: Callable[[str], None]) -> Bundle:
-    """Write a float32 bundle that computes the same numbers with smoother activations.
-
-    Args:
-        bundle: in float32.
-        folder: where to write it.
-        activations: what its layers read; divided as the channels are.
-        progress: called with a line for each step.
-    """
-    return rewritten_bundle(
-        bundle,
-        folder,
-        lambda model: progress(f"smoothing {model.graph.name}: {smooth(model, activations)} channels scaled"),
-    )
-
-
 def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[ir.Model], None]) -> Bundle:
     """Write a bundle with other weights: `rewrite` changes each graph in place."""
     with BundleWriter(folder) as staging:

@@ -15,9 +15,11 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.quantize.names import layer_of
+from u2moe.quantize.recipes import FORMATS
 from u2moe.quantize.routing import load_graph
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.graph.builder import define
+from u2moe.runtime.graph.file import group_of
 
 Array = npt.NDArray[Any]
 SWITCHES = "switches"
@@ -32,6 +34,7 @@ class SwitchedGraph:
     Attributes:
         bytes: by layer, in order, the bytes of its weights at each level. Layers that the last versions have in common
             have fewer levels.
+        groups: by layer, the group of its weights, see `recipes.FORMATS`.
         inputs: by layer, the names of the values that its products read.
         outputs: by layer, the names of the values that it gives.
     """
@@ -48,6 +51,7 @@ class SwitchedGraph:
                 self._model.graph.opset_imports.setdefault(domain, number)
         self._num_added = 0
         self.bytes: dict[str, list[int]] = {}
+        self.groups: dict[str, str] = {}
         self.inputs: dict[str, list[str]] = {}
         self.outputs: dict[str, list[str]] = {}
         self._values = {value.name: value for node in self._model.graph for value in node.outputs}
@@ -72,6 +76,8 @@ class SwitchedGraph:
         num_levels = max(len(known), len(sizes))
         padded = [[*own, *own[-1:] * num_levels][:num_levels] if own else [0] * num_levels for own in (known, sizes)]
         self.bytes[layer] = [sum(pair) for pair in zip(*padded, strict=True)]
+        weights = [value for value in options[0].inputs if value is not None and value.const_value is not None]
+        self.groups.setdefault(layer, next(filter(FORMATS.__contains__, map(group_of, weights)), "other"))
         read = self.inputs.setdefault(layer, [])
         read += [str(x.name) for x in options[0].inputs[:1] if x is not None and x.const_value is None]
         self.outputs.setdefault(layer, []).extend(str(value.name) for value in options[0].outputs)

@@ -13,7 +13,7 @@ from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_column
 from u2moe.quantize.calibration import recorded
 from u2moe.quantize.compensation import FloatLayer, compensated, fitted
 from u2moe.quantize.report import describe, features_of
-from u2moe.quantize.smoothing import smoothed_bundle
+from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime import AudioError, Bundle, BundleError
 from u2moe.runtime.cli import main
 from u2moe.runtime.decoding.ctc import Hypothesis
@@ -152,7 +152,7 @@ def rounded(bundle, tmp_path):
 
     def make(files):
         with recorded(bundle, features_of(bundle, files), tmp_path, lambda _: None) as activations:
-            smoothed = smoothed_bundle(bundle, tmp_path / "smoothed", activations, lambda _: None)
+            smoothed = rewritten_bundle(bundle, tmp_path / "smoothed", lambda model: smooth(model, activations))
         return quantize_bundle(smoothed.path, tmp_path / "rounded", recipe("int4-experts"))[0]
 
     return make

@@ -125,6 +125,10 @@ def test_the_layer_that_hurts_is_found_with_its_channel(hurt, features):
     assert worst.outliers[HURT_VALUE] == [5]
     assert worst.bytes[0] > 3 * worst.bytes[1]
     assert damage.divergence > 0.5 * worst.alone[-1]
+    worst_group = max(damage.groups, key=lambda group: damage.groups[group]["alone"])
+    assert worst_group == max(damage.groups, key=lambda group: damage.groups[group]["among_all"])
+    assert worst_group == "pointwise_convolutions"
+    assert damage.groups[worst_group]["alone"] > 0.9 * worst.alone[-1]
     assert {item.layer for item in damage.layers} >= {"encoder.embed", "ctc.ctc_lo", "encoder.encoders.0.feed_forward"}
 
 
@@ -292,7 +296,7 @@ def ladder():
         measured("b", [0, 0.5, 0.5], [800, 200, 100]),
         measured("c", [0, 0.0, 9.0], [800, 200, 100]),
     ]
-    return Ladder(Damage(frames=1, divergence=0.0, changed_tokens=0.5, layers=layers))
+    return Ladder(Damage(frames=1, divergence=0.0, changed_tokens=0.5, layers=layers, groups={}))
 
 
 def test_steps_come_in_the_order_of_their_gain_for_each_byte(ladder):

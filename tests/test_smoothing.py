@@ -10,7 +10,7 @@ from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.calibration import Activations, recorded
 from u2moe.quantize.report import features_of
-from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of, smooth, smoothed_bundle
+from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of, smooth
 from u2moe.runtime import Bundle
 
 HYPOTHESES = [[1, 2, 3], [4], []]
@@ -51,7 +51,7 @@ def outputs(bundle, frames):
 def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, tmp_path):
     (frames,) = features_of(plain, recordings[:1])
     with recorded(hard, features_of(plain, recordings[1:]), tmp_path, lambda _: None) as activations:
-        smoothed = smoothed_bundle(hard, tmp_path / "smoothed", activations, lambda _: None)
+        smoothed = rewritten_bundle(hard, tmp_path / "smoothed", lambda model: smooth(model, activations))
         # What was recorded is scaled with the graph.
         with recorded(smoothed, features_of(plain, recordings[1:]), tmp_path, lambda _: None) as again:
             for site in sites_of(ir.load(smoothed.path / "encoder.onnx")):

@@ -32,7 +32,7 @@ MODULES = {"bench": "results.demo", **{name: f"studies.{name}" for name in STUDI
 TARGETS = "targets"
 NOT_MEASURED = "(not measured)"
 ELSEWHERE = {
-    *("wer", "silence", "num_silences", "rtf", "rare_experts", "experts", "overlap", "quantization"),
+    *("wer", "silence", "num_silences", "rtf", "rare_experts", "experts", "overlap"),
     *("proof", "specialists", "edges", "chosen", "costs"),
 }
 """Of the demo model, which examples/train_demo/publish.py fills in."""

@@ -3,7 +3,7 @@
     python measurements.py
 
 Results of an earlier model are worth nothing: `release.py` removes them when it installs another one. TESTS are the
-lists of recordings in `exp/test`, WORDS one of them; INT8, INT4, CALIBRATED and FLOAT32 the
+lists of recordings in `exp/test`, WORDS one of them; INT8, INT4, CALIBRATED, ALL, SMALLEST and FLOAT32 the
 bundles in `exp/release`.
 """
 
@@ -40,9 +40,10 @@ class Measurement:
 MEASUREMENTS = {
     "calibration": Measurement(command="calibration INT8 TESTS --results FILE", minutes=2),
     "formats": Measurement(
-        command="formats float32=FLOAT32 int8=INT8 'int8, onnxruntime alone=INT8@onnxruntime' int4=INT4 "
-        "'int4, calibrated=CALIBRATED' --list TESTS --results FILE",
-        minutes=10,
+        command="formats float32=FLOAT32 int8=INT8 'float32 with noise=FLOAT32+noise' "
+        "'int8, onnxruntime alone=INT8@onnxruntime' int4-experts=INT4 'int4-experts, calibrated=CALIBRATED' "
+        "'int4, calibrated=ALL' 'int4 everywhere, calibrated=SMALLEST' --list TESTS --results FILE",
+        minutes=25,
         needs="native kernels",
     ),
     "quantizers": Measurement(command="quantizers FLOAT32 SPEECH DEV NAME=FOLDER ... --results FILE", minutes=15),

@@ -50,20 +50,12 @@ def values() -> dict[str, dict[str, str]]:
     }
     if "proof" in found:
         demo["proof"] = tables.proof_table(found["proof"])
-    titles = {
-        "quantization-int4": "int4-experts",
-        "quantization-int4-calibrated": "int4-experts, calibrated",
-        "quantization-int4-all": "int4, calibrated",
-    }
-    others = {title: found[name] for name, title in titles.items() if name in found}
-    quantization = tables.quantization_table(found["quantization"], others)
     recipe = {"trained": trained(runs()[0]), "edges": tables.edges_table(found["edges"])}
     card = {"index": tables.card_index(found["wer"]), "wer": tables.card_table(found["wer"])}
     gain = tables.edges_gain(found["edges"], read_json(DEMO)["decoding"]["padding_s"])
     return {
         "docs/demo.md": demo,
         "docs/recognise.md": {"edges": gain},
-        "docs/quantize.md": {"quantization": quantization},
         RECIPE: recipe,
         "runtime/demo/README.md": card,
     }

@@ -17,10 +17,9 @@ from measurements import drop
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RESULTS = HERE / "results"
 DEMO = ROOT / "runtime" / "demo"
-CALIBRATION_SETS = ("dev/queen-dev.tsv", "test/heldout.tsv")
-"""Nothing is chosen on the other sets."""
+DEV = "dev/queen-dev.tsv"
+"""The list of recordings that calibrate; nothing is chosen on the others."""
 PADDING_S = 0.18
 """Three encoder frames; see the README."""
 LANGUAGE_MODEL = f"{DEMO / 'language.lm'},weight=0.3,word_bonus=2,unknown_score=-10,rescoring_weight=1"
@@ -34,17 +33,6 @@ def call(*words: str | Path, cwd: Path = HERE) -> None:
     subprocess.run([sys.executable, *map(str, words)], cwd=cwd, check=True)
 
 
-def joined(manifests: list[Path], file: Path) -> Path:
-    """Several lists of recordings as one, with absolute paths."""
-    lines = [
-        f"{manifest.parent.resolve()}/{line}\n"
-        for manifest in manifests
-        for line in manifest.read_text(encoding="utf-8").splitlines()
-    ]
-    file.write_text("".join(lines), encoding="utf-8")
-    return file
-
-
 class Release:
     """The steps for one checkpoint, each a method."""
 
@@ -52,14 +40,14 @@ class Release:
         self.source, self.work_dir, self.processes = source, work_dir, processes
         self.folder = work_dir / "release"
         self.float32, self.int8 = self.folder / "float32", self.folder / "int8"
-        self.dev = [work_dir / name for name in CALIBRATION_SETS]
+        self.dev = work_dir / DEV
 
     def bundle(self) -> None:
         """Exports, quantizes, and calibrates confidences."""
         call("-m", "u2moe", "export", self.source, self.float32, "--padding", str(PADDING_S), "--overwrite")
         call("-m", "u2moe", "lm", "attach", self.float32, LANGUAGE_MODEL, "--beam-size", str(BEAM_SIZE))
         call("-m", "u2moe", "quantize", self.float32, self.int8, "--no-report", "--overwrite")
-        call("-m", "u2moe.benchmarks.studies.calibration", self.int8, self.dev[0], "--fit")
+        call("-m", "u2moe.benchmarks.studies.calibration", self.int8, self.dev, "--fit")
 
     def install(self) -> None:
         """Puts checkpoint and bundle in their places."""
@@ -75,19 +63,17 @@ class Release:
         call("specialists.py", "--checkpoint", self.source, *options)
 
     def quantization(self) -> None:
-        """What quantization costs: words, and time, for which nothing else may run."""
-        manifest = joined(self.dev, self.folder / "dev.tsv")
-        call("calibration.py", self.folder / "calibration", "--work-dir", self.work_dir)
-        calibrate = ("--calibrate", self.folder / "calibration" / "calibration.tsv")
+        """Bundles in 4 bits, which the study of formats compares; none of its recordings calibrates them."""
+        calibrate = ("--calibrate", self.dev)
         recipes: dict[str, tuple[str | Path, ...]] = {
-            "quantization": ("int8",),
-            "quantization-int4": ("int4-experts",),
-            "quantization-int4-calibrated": ("int4-experts", *calibrate),
+            "int4": ("int4-experts",),
+            "calibrated": ("int4-experts", *calibrate),
+            "all": ("int4", *calibrate),
+            "smallest": ("int4", "--group", "output_layers=int4", *calibrate),
         }
         for name, recipe in recipes.items():
-            out = self.folder / f"{name}-reported"
-            call("-m", "u2moe", "quantize", self.float32, out, "--recipe", *recipe, "--list", manifest, "--overwrite")
-            shutil.copy(out / "report.json", RESULTS / f"{name}.json")
+            out = self.folder / name
+            call("-m", "u2moe", "quantize", self.float32, out, "--recipe", *recipe, "--no-report", "--overwrite")
 
     def pages(self) -> None:
         """Tables and pictures of the documentation."""

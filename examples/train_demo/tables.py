@@ -148,29 +148,6 @@ def rare_experts(shares: Mapping[str, Sequence[float]], least: float = 0.02) -> 
     return f"{sum(share < least for share in every)} of {len(every)}"
 
 
-def quantization_table(int8: Results, others: Mapping[str, Results]) -> str:
-    """Bytes, errors and words of the quantized bundles beside the float32 one; the others by title."""
-    reports = (int8, *others.values())
-
-    def rows() -> Iterator[Sequence[str]]:
-        sizes = int8["bytes"]["files"]["before"], *(report["bytes"]["files"]["after"] for report in reports)
-        yield "megabytes", *(f"{size / 1e6:.1f}" for size in sizes)
-        for name, item in int8["text"].items():
-            rates = item["wer_before"], *(report["text"][name]["wer_after"] for report in reports)
-            yield f"word errors of {item['num_words']}, {name.replace('_', ' ')}", *(f"{rate:.2%}" for rate in rates)
-        frames = int8["speed"]["feature_frames"]
-        for name, item in int8["speed"]["encoder"].items():
-            times = item["before_s"], *(report["speed"]["encoder"][name]["after_s"] for report in reports)
-            title = f"encoder, {frames / 100:.1f} s of audio, one thread, {name}"
-            yield title, *(f"{time * 1e3:.1f} ms" for time in times)
-        errors = [report["outputs"]["encoder_relative"] for report in reports]
-        yield "error of the encoder's output", "", *(f"{error:.2%}" for error in errors)
-        agreement = [list(report["routing_agreement"].values()) for report in reports]
-        yield "tokens that keep their experts", "", *(f"{sum(part) / len(part):.2%}" for part in agreement)
-
-    return table(("demo model", "float32", "int8", *others), rows())
-
-
 def overlap_table(report: Results) -> str:
     """Shares of the n-grams of the test sets that training texts have."""
     lengths = next(iter(report["overlap"].values()))

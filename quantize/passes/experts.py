@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -17,15 +16,11 @@ from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.dispatch import float_mixture
 
-EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe, Activations | None], ExpertCall]] = (
-    MappingProxyType(
-        {
-            "fp16": lambda layer, *_: (float_mixture(layer.in_format("fp16")), layer.weights[1:]),  # already halves
-            "int8": int8_experts,
-            "int4": int4_experts,
-        }
-    )
-)
+EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe, Activations | None], ExpertCall]] = {
+    "fp16": lambda layer, *_: (float_mixture(layer.in_format("fp16")), layer.weights[1:]),  # already halves
+    "int8": int8_experts,
+    "int4": int4_experts,
+}
 """By format: the call that replaces a float32 layer, calibrated on tokens if there are any."""
 
 

@@ -80,8 +80,10 @@ def test_variants_are_compared_on_the_same_recordings(exported, sound, tmp_path,
     shown = values(results)
     assert (shown["recordings"], shown["words"], shown["again.full.float32.texts"]) == ("3", "4", "0%")
     assert shown["table"] in capsys.readouterr().out
-    (target,) = targets(results)
+    cost, texts = targets(results)
     sums = [
         sum(results["variants"][name]["modes"]["full context"]["num_errors"].values()) for name in ("int8", "float32")
     ]
-    assert (target.found, target.limit) == (pytest.approx(100 * (sums[0] / sums[1] - 1)), 0.3)
+    assert (cost.found, cost.limit) == (pytest.approx(100 * (sums[0] / sums[1] - 1)), 0.3)
+    assert (texts.found, texts.limit) == (pytest.approx(100 * int8["beside"]["float32"]["num_other_texts"] / 3), 7.5)
+    assert results["variants"]["int8"]["bytes"] < 0.6 * results["variants"]["float32"]["bytes"]
