@@ -154,9 +154,10 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             rates = [f"{item['num_errors'][own] / num_words[own]:.1%}" for own in num_words]
             whole = f"{sum(item['num_errors'].values()) / total:.2%}"
             costs = [_cost(item["beside"][other]) if other in item["beside"] else "" for other in references]
-            rows.append((mode, name, f"{variant['bytes'] / 1e6:.1f}", *rates, whole, *costs))
+            size = f"{variant['bytes'] / 1e6:.1f}"
+            rows.append((mode, name, size, *rates, whole, *costs))
             key = re.sub(r"\W+", "_", name) + (".full" if mode == "full context" else ".chunks")
-            shown[key], shown[f"{key.partition('.')[0]}.mb"] = whole, rows[-1][2]
+            shown[key], shown[f"{key.partition('.')[0]}.mb"] = whole, size
             for other, beside in item["beside"].items():
                 shown[f"{key}.{other}"] = _cost(beside)
                 shown[f"{key}.{other}.texts"] = f"{beside['num_other_texts'] / results['num_recordings']:.0%}"
