@@ -7,7 +7,7 @@
 const UNSURE = 0.5;
 const NEAR = "100%"; // of the height of the transcript, above and below
 const AT_END_PX = 60;
-const KEPT = "u2moe-segment-";
+const KEPT = `u2moe-segments ${location.pathname} `; // other pages of the host have their own
 
 export class Transcript {
   constructor(list, partial, onWord) {
