@@ -24,8 +24,8 @@ from u2moe.runtime.server.session import ServerSession
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """Escapes in JSON that may be half of a character beyond U+FFFF, which no text can be made of."""
 _MAX_COMMAS = 10_000
-"""A thousand hotwords with weights have some thousands, audio in base64 has hardly any. Counting them takes a hundredth of
-the time that reading the values takes, in which nobody else is served."""
+"""A thousand hotwords with weights have some thousands, audio in base64 hardly any. Reading 1 MB of values takes 7 ms,
+in which nobody else is served; counting commas takes half a millisecond."""
 
 
 class Connection:
@@ -127,7 +127,7 @@ def parse_object(message: str | bytes) -> dict[str, Any]:
 
 def read_object(text: str | bytes) -> dict[str, Any]:
     """Read a JSON object; RequestError: it is not one, or has far too many values."""
-    num_commas = text.count("," if isinstance(text, str) else b",")
+    num_commas = text.count(",") if isinstance(text, str) else text.count(b",")
     if num_commas > _MAX_COMMAS:
         raise RequestError(f"JSON may have {_MAX_COMMAS} commas, got {num_commas}")
     try:

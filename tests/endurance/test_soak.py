@@ -37,12 +37,14 @@ def clips():
 
 def write_long(file, clips, seconds):
     """Clips with pauses of noise between them: no microphone records digital silence. Returns the number of samples."""
-    random = np.random.default_rng(0)
+    random, num_samples = np.random.default_rng(0), 0
     with soundfile.SoundFile(file, "w", RATE, 1, "PCM_16") as target:
-        while target.tell() < seconds * RATE:
-            target.write(clips[random.integers(len(clips))])
-            target.write(1e-4 * random.standard_normal(int(random.uniform(0.3, 2.0) * RATE)))
-        return target.tell()
+        while num_samples < seconds * RATE:
+            clip = clips[random.integers(len(clips))]
+            noise = 1e-4 * random.standard_normal(int(random.uniform(0.3, 2.0) * RATE))
+            target.write(np.concatenate([clip, noise]))  # FLAC tells no position
+            num_samples += len(clip) + len(noise)
+    return num_samples
 
 
 def in_portions(samples, random):
