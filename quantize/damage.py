@@ -126,8 +126,6 @@ class DamageMeter:
         }
         self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}
         self._second = self._graphs["decoder"].bytes if "decoder" in self._graphs else {}
-        for graph in self._graphs.values():
-            graph.record({name for names in (graph.inputs, graph.outputs) for own in names.values() for name in own})
         sessions = (cast("Session", self._graphs.get(name)) for name in ("encoder", "ctc", "decoder"))
         self._model = Model(manifest, *sessions)
         self._largest: dict[str, Array] = {}

@@ -36,11 +36,6 @@ class Goal:
                 raise ValueError(f"{name} must be above 0{', at most 1' if name == 'max_damage' else ''}, got {value}")
 
     @property
-    def is_searched(self) -> bool:
-        """Whether there are limits that only a choice of formats can meet."""
-        return any(limit is not None for limit in (self.max_damage, self.max_bytes, self.target_rtf))
-
-    @property
     def limits(self) -> dict[str, float]:
         """All limits."""
         return {name: value for name, value in vars(self).items() if name != "resume" and value is not None}

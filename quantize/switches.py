@@ -5,7 +5,7 @@ One session so measures every combination of layers: nothing is written or loade
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -67,6 +67,11 @@ class SwitchedGraph:
                 self._describe(options)
                 self._switch(options)
         self._outputs = [str(value.name) for value in self._model.graph.outputs]
+        for names in (*self.inputs.values(), *self.outputs.values()):
+            for value in map(self._values.__getitem__, names):
+                if value not in self._model.graph.inputs and value not in self._model.graph.outputs:
+                    value.type = ir.TensorType(ir.DataType.FLOAT)
+                    self._model.graph.outputs.append(value)
         if self.bytes:
             self._model.graph.inputs.append(self._switches)
 
@@ -145,14 +150,6 @@ class SwitchedGraph:
         """Whether a value of that name is in the graph."""
         return name in self._values
 
-    def record(self, names: Collection[str]) -> None:
-        """Make values of float32 outputs, before the first run."""
-        for name in names:
-            value = self._values[name]
-            if not value.is_graph_output() and name not in {one.name for one in self._model.graph.inputs}:
-                value.type = ir.TensorType(ir.DataType.FLOAT)
-                self._model.graph.outputs.append(value)
-
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
         return load_graph(self._model)
@@ -160,7 +157,7 @@ class SwitchedGraph:
     def compute(
         self, feeds: Mapping[str, Array], levels: Mapping[str, int], names: Sequence[str] = ()
     ) -> dict[str, Array]:
-        """The graph's outputs and the recorded values of these names, with layers at these levels, others at 0."""
+        """The graph's outputs and values of these names, of `inputs` or `outputs`, with layers at these levels or 0."""
         switches = np.array([levels.get(layer, 0) for layer in self.bytes], np.int64)
         wanted = [*self._outputs, *(name for name in names if name not in feeds)]
         found = self._session.run(wanted, {**feeds, SWITCHES: switches} if self.bytes else dict(feeds))
