@@ -3,7 +3,7 @@
     python measurements.py
 
 Results of an earlier model are worth nothing: `release.py` removes them when it installs another one. TESTS are the
-lists of recordings in `exp/test`, WORDS one of them; INT8, INT4, CALIBRATED, ALL, SMALLEST and FLOAT32 the
+lists of recordings in `exp/test`, WORDS one of them; INT8, INT4, CALIBRATED, POINTWISE, ALL, SMALLEST and FLOAT32 the
 bundles in `exp/release`.
 """
 
@@ -42,7 +42,8 @@ MEASUREMENTS = {
     "formats": Measurement(
         command="formats float32=FLOAT32 int8=INT8 'float32 with noise=FLOAT32+noise' "
         "'int8, onnxruntime alone=INT8@onnxruntime' int4-experts=INT4 'int4-experts, calibrated=CALIBRATED' "
-        "'int4, calibrated=ALL' 'int4 everywhere, calibrated=SMALLEST' --list TESTS --results FILE",
+        "'int4 but for pointwise convolutions, calibrated=POINTWISE' 'int4, calibrated=ALL' "
+        "'int4 everywhere, calibrated=SMALLEST' --list TESTS --results FILE",
         minutes=25,
         needs="native kernels",
     ),

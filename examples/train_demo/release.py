@@ -69,6 +69,7 @@ class Release:
             "int4": ("int4-experts",),
             "calibrated": ("int4-experts", *calibrate),
             "all": ("int4", *calibrate),
+            "pointwise": ("int4", "--group", "pointwise_convolutions=int8", *calibrate),
             "smallest": ("int4", "--group", "output_layers=int4", *calibrate),
         }
         for name, recipe in recipes.items():
