@@ -3,9 +3,8 @@
     python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare] [--results FILE]
 
 FOLDER holds the bundles of random weights (`random_models`); missing ones are created, with --prepare nothing else is
-done. The results file holds an entry for each kind of machine and instruction set; a run replaces its own. Times are
-those of the encoder and CTC head, without features and search: a search over random probabilities says nothing about a
-trained model. Routers are adjusted so that tokens spread evenly, the worst case. u2moe-kernels may be missing.
+done. Times are those of the encoder and CTC head, without features and search: a search over random probabilities says
+nothing about a trained model. Routers are adjusted so that tokens spread evenly, the worst case.
 """
 
 from __future__ import annotations
@@ -160,6 +159,9 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             for mode in MODES:
                 if spread := ratio(content, mode, *pair):
                     found[f"{name}.{mode}"] = f"{spread.median:.2f}"
+        if bound := content["bounds"].get(FULL, {}).get(INT8.key, {}).get("ratio", {}).get("median"):
+            found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
+            found["bound.gain.full"] = f"{float(found['gain.full']) * bound:.2f}"
         for key, item in content["starts"].items():
             found[f"loaded.{key.replace('/', '.')}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"
         for name in {"read", "multiply"} & content.get("threads", {}).keys():
