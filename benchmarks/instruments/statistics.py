@@ -94,11 +94,11 @@ def mean_seconds(call: Callable[[], object], at_least: float) -> float:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p95, p99 (linear between neighbours), the largest as max, and the number of values as count."""
+    """p50, p90, p95, p99 (linear between neighbours), the largest as max, to a millionth, and their number as count."""
     if not values:
         raise ValueError("percentiles need at least one value")
-    result = {f"p{q}": float(np.percentile(values, q)) for q in PERCENTILES}
-    return {**result, "max": float(max(values)), "count": len(values)}
+    result = {f"p{q}": round(float(np.percentile(values, q)), 6) for q in PERCENTILES}
+    return {**result, "max": round(float(max(values)), 6), "count": len(values)}
 
 
 def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
