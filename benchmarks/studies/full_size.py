@@ -160,7 +160,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
                 if spread := ratio(content, mode, *pair):
                     found[f"{name}.{mode}"] = f"{spread.median:.2f}"
         if bound := content["bounds"].get(FULL, {}).get(INT8.key, {}).get("ratio", {}).get("median"):
-            found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
+            found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"  # of kernels at their bound
             found["bound.gain.full"] = f"{float(found['gain.full']) * bound:.2f}"
         for key, item in content["starts"].items():
             found[f"loaded.{key.replace('/', '.')}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"

@@ -105,6 +105,15 @@ def test_ratios_are_of_rounds_and_factors_of_audio():
     assert full_size.factor(content, "streaming", case) is full_size.ratio(content, "streaming", case, other) is None
 
 
+def test_kernels_at_their_bound_would_be_faster_by_what_is_measured_beyond_it():
+    seconds = {full_size.PLAIN_DENSE.key: [1.0], full_size.INT8.key: [1.2], full_size.PLAIN_INT8.key: [1.5]}
+    bounds = {"full": {full_size.INT8.key: {"ratio": {"median": 1.2}}}}
+    content = {"seconds": {"full": seconds}, "bounds": bounds, "touched": 8.0, "starts": {}}
+    here = {**full_size.measured_here(), "kernels": {"isa": "x"}} | content
+    shown = full_size.values({"machines": {"made up": here}})
+    assert (shown["int8.full"], shown["bound.int8.full"], shown["bound.gain.full"]) == ("1.20", "1.00", "1.50")
+
+
 @pytest.mark.endurance
 @pytest.mark.parametrize("native", [False, True])
 def test_a_machine_is_measured_with_native_kernels_and_without(native, tiny, tmp_path, monkeypatch, capsys):
