@@ -43,7 +43,7 @@ def wait_for(page, question):
 def opened_pages(browser):
     """A function from a URL to its page. Other hosts, errors of scripts, and unless they may fail requests without an
     answer, make the test fail."""
-    contexts, problems = [], []
+    contexts, problems, is_closing = [], [], False
 
     def open_page(url, *, may_fail=False, **settings):
         context = browser.new_context(
@@ -55,17 +55,17 @@ def opened_pages(browser):
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: request.url.startswith((url, "blob:")) or problems.append(request.url))
         if not may_fail:
-            page.on("requestfailed", lambda request: problems.append(request.url))
+            page.on("requestfailed", lambda request: is_closing or problems.append(request.url))
         page.goto(url)
         return page
 
     yield open_page
     for context in contexts:
-        context.cookies()  # by its answer all that has happened before is known
-    found = list(problems)  # without requests that are still under way, such as the rest of an upload
+        context.cookies()  # by its answer what has failed before is known
+    is_closing = True  # which ends requests that are still under way, such as the rest of an upload
     for context in contexts:
         context.close()
-    assert not found, found
+    assert not problems, problems
 
 
 def make_site(site, bundle):
