@@ -105,6 +105,14 @@ def test_providers_are_a_sequence_of_names(bundle, providers):
         bundle.load(SessionSettings(provider_options={"a": 1} if isinstance(providers, str) else providers))
 
 
+def test_provider_options_reach_the_provider(bundle, handed_options):
+    providers, options = ("AzureExecutionProvider", "CPUExecutionProvider"), [{"device_id": "1"}, {}]
+    if providers[0] not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {providers[0]}")  # which starts everywhere where it is built in
+    bundle.load(SessionSettings(providers=providers, provider_options=options))
+    assert handed_options == [options] * 3
+
+
 # For native kernels, where they are installed, a graph is read before onnxruntime sees it.
 REFUSALS = [("onnxruntime", "onnxruntime refuses it"), ("auto", "onnxruntime refuses it|is not a graph")]
 
