@@ -52,9 +52,17 @@ class Visit:
         self.wait_s = wait_s
         self._connections: Connections | None = connections
         self._address = address
+        self._is_new = True
+
+    def settle(self) -> None:
+        """It counts as a stream from now on, or is known not to become one. Idempotent."""
+        if self._connections is not None and self._is_new:
+            self._connections.count_new(-1)
+        self._is_new = False
 
     def leave(self, debt_s: float = 0.0) -> None:
         """It is closed, and has taken so many seconds of the processor more than its share. Idempotent."""
+        self.settle()
         connections, self._connections = self._connections, None
         if connections is not None:
             connections.num_open -= 1
@@ -73,14 +81,21 @@ class Connections:
     Args:
         limit: most connections at once; one address may have half of them.
         is_proxy: whether an address is that of a proxy, which may have all of them and owes nothing.
+        tell_new: is told the number of those of which it is not known yet whether they become streams.
     """
 
-    def __init__(self, limit: int, is_proxy: Callable[[Address], bool] = lambda _: False) -> None:
+    def __init__(
+        self,
+        limit: int,
+        is_proxy: Callable[[Address], bool] = lambda _: False,
+        tell_new: Callable[[int], object] = lambda _: None,
+    ) -> None:
         self.limit = limit
-        self.num_open = 0
+        self.num_open = self._num_new = 0
         self.num_by_address: Counter[str] = Counter()
         self._share = max(int(limit * _SHARE), 1)
         self._is_proxy = is_proxy
+        self._tell_new = tell_new
         self._paid_times: dict[str, float] = {}  # when an address will have no debt
 
     def enter(self, connection: socket.socket) -> Visit | None:
@@ -96,7 +111,13 @@ class Connections:
             return None
         self.num_open += 1
         self.num_by_address[address] += 1
+        self.count_new(1)
         return Visit(self, address, max(wait_s, 0.0))
+
+    def count_new(self, number: int) -> None:
+        """Count connections that have come, or are no longer new."""
+        self._num_new += number
+        self._tell_new(self._num_new)
 
     def owe(self, address: str, debt_s: float) -> float:
         """Add to the debt of an address; returns the seconds until all of it is paid."""

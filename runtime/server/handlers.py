@@ -20,7 +20,6 @@ from u2moe.runtime.server.connections import Visit
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.mailbox import Mailbox
-from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.pace import LEAST_BYTES_PER_S, Pieces
 
 _HEADER_S = 20.0
@@ -42,12 +41,10 @@ _TEXT_BYTE_S = 25e-9
 class HttpHandler(H11Protocol):
     """HTTP with timeouts for clients that never complete a request or do not read the response."""
 
-    def __init__(self, metrics: Metrics, incidents: Incidents, visit: Visit, *args: Any, **settings: Any) -> None:
+    def __init__(self, incidents: Incidents, visit: Visit, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._incidents = incidents
         self._visit = visit
-        self._newcomer = contextlib.ExitStack()  # closed once the connection is known to be a stream or none
-        self._newcomer.callback(metrics.know_connection)
         self._request_timer: asyncio.TimerHandle | None = None
         self._response_timer: asyncio.TimerHandle | None = None
 
@@ -84,14 +81,14 @@ class HttpHandler(H11Protocol):
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Become a WebSocket."""
         self._stop_timers()
-        self.app_state = {**self.app_state, "newcomer": self._newcomer, "visit": self._visit}
+        self.app_state = {**self.app_state, "visit": self._visit}
         super().handle_websocket_upgrade(event)
         if rest := self._pieces.take_rest():
             self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
-        self._newcomer.close()
+        self._visit.settle()
         self._await_request()
         super().on_response_complete()
 
@@ -109,7 +106,6 @@ class HttpHandler(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End it."""
         self._stop_timers()
-        self._newcomer.close()
         self._visit.leave(self._pieces.close())
         super().connection_lost(exc)
 
@@ -232,7 +228,7 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         """Send a message; after the first one the client has been accepted or refused."""
-        self.app_state["newcomer"].close()
+        self.app_state["visit"].settle()
         was_closed, was_complete = self.close_sent, self.handshake_complete
         if was_closed:  # the client has broken the protocol
             raise ClientDisconnected
@@ -244,7 +240,6 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End it, and drop what was received: these objects refer to each other, and may be collected much later."""
-        self.app_state["newcomer"].close()
         self.app_state["visit"].leave(self._pieces.close())
         if self._deadline is not None:
             self._deadline.cancel()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 
@@ -22,6 +20,7 @@ from u2moe.runtime.server.options import ServerOptions, check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
+from u2moe.runtime.server.signals import ended_by_sigterm, handle_signals
 from u2moe.runtime.server.workers import WorkerPlace, run_workers
 
 _AFTER_STOP_S = 2.0
@@ -46,12 +45,12 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     listeners = open_listeners(options)
     code = 0
     try:
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             _log_addresses(options, listeners)
             if options.workers > 1:
-                code = run_workers(options.workers, partial(_work, options, models), listeners)
+                code = run_workers(options.workers, partial(_work, options, models, listeners))
             else:
-                asyncio.run(_serve(options, models, listeners=listeners))
+                asyncio.run(_serve(options, models, listeners))
     finally:
         for listener in listeners:
             listener.socket.close()
@@ -61,24 +60,10 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """End the process with 0 on SIGTERM, until the server handles it.
-
-    By default the exit code would differ, and the first process of a container would ignore the signal.
-    """
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 async def _serve(
     options: ServerOptions,
     models: Mapping[str, ModelChoice],
-    *,
-    listeners: Sequence[Listener] = (),
+    listeners: Sequence[Listener],
     place: WorkerPlace | None = None,
 ) -> None:
     """Serve in this process, as a worker where it has a place.
@@ -96,12 +81,16 @@ async def _serve(
     rows = () if place is None else (place.rows, place.number)
     service = Service(recognizers, options, Metrics(tuple(PROTOCOLS), *rows))
 
+    loop = asyncio.get_running_loop()
+
     def ready() -> None:
+        handle_signals(*(partial(loop.call_soon_threadsafe, call) for call in (server.stop, server.reload)))
         if place is None:
             LOGGER.info("ready: %d live streams at a time", service.admission.num_places)
             notify("READY=1")
 
-    await Server(service, ready).run_on(listeners, None if place is None else place.channel)
+    server = Server(service, ready, 0 if place is None else place.number)
+    await server.run_on(listeners)
     _end_without_waiting(service)
 
 
@@ -113,12 +102,14 @@ def _end_without_waiting(service: Service) -> None:
         os._exit(0)
 
 
-def _work(options: ServerOptions, models: Mapping[str, ModelChoice], place: WorkerPlace) -> None:
-    """Serve connections that are handed over, in a separate process."""
+def _work(
+    options: ServerOptions, models: Mapping[str, ModelChoice], listeners: Sequence[Listener], place: WorkerPlace
+) -> None:
+    """Serve in a separate process, beside others."""
     log_to_stderr(place.number, is_json=options.logs_json)
     try:
-        with _ended_by_sigterm():
-            asyncio.run(_serve(options, models, place=place))
+        with ended_by_sigterm():
+            asyncio.run(_serve(options, models, listeners, place))
     except (U2moeError, ValueError, OSError) as error:
         sys.exit(f"u2moe: error: {error}")
 

@@ -1,4 +1,4 @@
-"""Listening sockets and their protocols; hands connections to another process."""
+"""Listening sockets and their protocols."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ _SYSTEM_BUFFER = 128 << 10
 sure that its pings are read soon, so that it does not take the server for dead."""
 _FOR_ALL = 0o666
 """Mode of a Unix socket: its folder says who may use it."""
-_NAME_BYTES = 16
-"""Bytes of the message with which a connection is handed over."""
 
 
 @dataclass(frozen=True)
@@ -91,24 +89,3 @@ def _listen(options: ServerOptions, port: int) -> socket.socket:
 def _is_listening(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         return client.connect_ex(path) == 0
-
-
-def hand_over(channel: socket.socket, speaks: str, connection: socket.socket) -> None:
-    """Hand a connection to the process at the other end of a channel.
-
-    Raises:
-        OSError: it does not take any for now, or has ended.
-    """
-    name = speaks.encode().ljust(_NAME_BYTES)
-    socket.send_fds(channel, [name], [connection.fileno()])
-    connection.close()
-
-
-def receive_connection(channel: socket.socket) -> tuple[str, socket.socket | None]:
-    """The protocol and the connection that was handed over; None at the end."""
-    name, handles, _, _ = socket.recv_fds(channel, _NAME_BYTES, 1)
-    if not name or not handles:
-        return "", None
-    connection = socket.socket(fileno=handles[0])
-    connection.setblocking(False)  # noqa: FBT003
-    return name.decode().strip(), connection

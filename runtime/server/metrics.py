@@ -39,7 +39,7 @@ _GAUGES = {
     "queue_seconds": "Seconds of audio that wait to be recognised, of sessions that have a whole chunk.",
     "ready": "Workers that take connections.",
 }
-_INTERNAL = ("known_connections", "heartbeats")
+_INTERNAL = ("newcomers", "heartbeats")
 """For the process that distributes connections to workers, not for Prometheus."""
 _HISTOGRAMS = {
     "first_text_seconds": "From the start of a stream to its first text.",
@@ -87,15 +87,6 @@ class Metrics:
         """Add to a counter."""
         with self._lock:
             self._row[self._columns[f"{name}:{label}"]] += amount
-
-    def know_connection(self) -> None:
-        """Mark a connection as no longer new: it counts as a stream, or is known not to be one."""
-        with self._lock:
-            self._row[self._columns["known_connections"]] += 1
-
-    def beat(self) -> None:
-        """Show that the event loop turns."""
-        self._row[self._columns["heartbeats"]] += 1
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
-import signal
+import math
+import multiprocessing
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -18,28 +18,32 @@ from u2moe.runtime.server.access import SPEAKS
 from u2moe.runtime.server.app import make_app
 from u2moe.runtime.server.connections import Connections, Visit, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
-from u2moe.runtime.server.listeners import Listener, receive_connection
-from u2moe.runtime.server.log import LOGGER, notify
+from u2moe.runtime.server.listeners import Listener
+from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.options import check_tls
-from u2moe.runtime.server.protocol import RunTcp
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.service import Service
 
-SAME_SIGNAL_S = 0.5
-"""Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
 _PING_S = 20.0
 _HANDSHAKE_S = 20.0
 _GRACE_S = 5
 """Seconds for connections to close at the end."""
 _ACCEPTED_AT_ONCE = 16
 _NO_DESCRIPTORS_S = 0.5
+_LEFT_TO_OTHERS_S = 0.005
+"""Seconds for which connections are left to workers with more room."""
+_DOUBT_S = 2.0
+"""Seconds without a turn of its event loop after which no connections are left to a worker."""
 
 
 class Server(uvicorn.Server):
-    """The server of one process: run it with its own sockets, or behind a channel that delivers connections."""
+    """The server of one process, with its own sockets or beside other workers with the same."""
 
-    def __init__(self, service: Service, ready: Callable[[], object] | None = None) -> None:
-        """Create a server without starting it; it starts and stops `service`, and says when it is `ready`."""
+    def __init__(self, service: Service, ready: Callable[[], object], number: int = 0) -> None:
+        """Create a server without starting it; it starts and stops `service`, and says when it is `ready`.
+
+        `number` is that of the worker.
+        """
         options = service.options
         super().__init__(
             uvicorn.Config(
@@ -67,21 +71,15 @@ class Server(uvicorn.Server):
         )
         self._service = service
         self._ready = ready
+        self._number = number
         self._listeners: Sequence[Listener] = ()
-        self._channel: socket.socket | None = None
-        self._stop_time: float | None = None
-        self._tcp_tasks: set[asyncio.Task[Any] | None] = set()
-        self._handovers: set[asyncio.Task[Any]] = set()
-        self._connections = Connections(allowed_connections(), options.is_proxy)
+        self._tasks: set[asyncio.Task[Any]] = set()  # one for each connection that begins or is no HTTP
+        newcomers = functools.partial(service.metrics.set, "newcomers")
+        self._connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
-    async def run_on(self, listeners: Sequence[Listener], channel: socket.socket | None = None) -> None:
-        """Serve until told to stop, then finish running streams.
-
-        Args:
-            listeners: sockets whose connections are accepted here.
-            channel: by which another process hands over connections that it accepts.
-        """
-        self._listeners, self._channel = listeners, channel
+    async def run_on(self, listeners: Sequence[Listener]) -> None:
+        """Serve those who connect until told to stop, then finish running streams."""
+        self._listeners = listeners
         await self._service.start()
         try:
             await self.serve([])
@@ -94,10 +92,9 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._log_error)
         self._listen(is_wanted=True)
-        if self._channel is not None:
-            loop.add_reader(self._channel, self._take_over, self._channel)
-        if self._ready is not None:
-            self._ready()
+        if (parent := multiprocessing.parent_process()) is not None:
+            loop.add_reader(parent.sentinel, self._stop_without_parent, parent.sentinel)
+        self._ready()
 
     def _log_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log what asyncio could tell nobody else."""
@@ -107,18 +104,35 @@ class Server(uvicorn.Server):
     def _accept(self, listener: Listener) -> None:
         """Accept connections, a few in each turn of the loop."""
         for _ in range(_ACCEPTED_AT_ONCE):
+            if self._have_others_room():
+                self._pause(_LEFT_TO_OTHERS_S)
+                return
             try:
                 connection, _ = listener.socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
             except OSError:  # no file descriptors are left for now
                 self._service.incidents.refuse("connections")
-                self._listen(is_wanted=False)
-                again = functools.partial(self._listen, is_wanted=True)
-                asyncio.get_running_loop().call_later(_NO_DESCRIPTORS_S, again)
+                self._pause(_NO_DESCRIPTORS_S)
                 return
             connection.setblocking(False)  # noqa: FBT003
             self._take(listener.speaks, connection)
+
+    def _have_others_room(self) -> bool:
+        """Whether another worker has clearly more room for streams, and answers."""
+        columns = ("ready", "heartbeats", "capacity", "streams", "newcomers")
+        now, workers = time.monotonic(), zip(*map(self._service.metrics.each, columns), strict=True)
+        rooms = [
+            capacity - streams - newcomers if is_ready and now - beat < _DOUBT_S else -math.inf
+            for is_ready, beat, capacity, streams, newcomers in workers
+        ]
+        own, most = rooms[self._number], max(rooms)
+        return most > own + max(own, 0) / 4
+
+    def _pause(self, seconds: float) -> None:
+        """Accept nothing for some time."""
+        self._listen(is_wanted=False)
+        asyncio.get_running_loop().call_later(seconds, functools.partial(self._listen, is_wanted=True))
 
     def _listen(self, *, is_wanted: bool) -> None:
         """Accept connections from now on, or for now none."""
@@ -140,56 +154,50 @@ class Server(uvicorn.Server):
         """Serve a connection, if there are not too many; later, if its address has cost too much lately."""
         visit = self._connections.enter(connection)
         if visit is None:
-            self._service.metrics.know_connection()
             self._service.incidents.refuse("connections")
             connection.close()
             return
-        task = asyncio.get_running_loop().create_task(self._hand_over(visit, speaks, connection))
-        self._handovers.add(task)
-        task.add_done_callback(self._handovers.discard)
+        task = asyncio.get_running_loop().create_task(self._begin(visit, speaks, connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _hand_over(self, visit: Visit, speaks: str, connection: socket.socket) -> None:
-        """Give a connection to its protocol."""
-        protocol, tls, metrics = PROTOCOLS.get(speaks), self.config.ssl, self._service.metrics
-        if protocol is not None and protocol.run_tcp is not None:
-            metrics.know_connection()  # it becomes a stream much later
-            serve, tls = functools.partial(self._serve_tcp, protocol.run_tcp, visit), None
-            make: Callable[[], asyncio.BaseProtocol] = functools.partial(
-                asyncio.StreamReaderProtocol, asyncio.StreamReader(), serve
-            )
-        else:
-            shared, state = (metrics, self._service.incidents, visit), {SPEAKS: speaks}
-            make = functools.partial(HttpHandler, *shared, self.config, self.server_state, state)
-        patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
+    async def _begin(self, visit: Visit, speaks: str, connection: socket.socket) -> None:
+        """Give a connection to its protocol; what is no HTTP is served to the end."""
+        loop, protocol = asyncio.get_running_loop(), PROTOCOLS.get(speaks)
+        run_tcp = None if protocol is None else protocol.run_tcp
         try:
             if visit.wait_s:
                 await asyncio.sleep(visit.wait_s)
-            await asyncio.get_running_loop().connect_accepted_socket(make, connection, ssl=tls, **patience)
+            if run_tcp is not None:
+                reader, writer = await asyncio.open_connection(sock=connection)
+            else:
+                shared, state, tls = (self._service.incidents, visit), {SPEAKS: speaks}, self.config.ssl
+                make = functools.partial(HttpHandler, *shared, self.config, self.server_state, state)
+                patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
+                await loop.connect_accepted_socket(make, connection, ssl=tls, **patience)
         except (OSError, asyncio.CancelledError):  # a failed handshake concerns only the client
             visit.leave()
             connection.close()
-
-    async def _serve_tcp(self, run: RunTcp, visit: Visit, *streams: Any) -> None:
-        task = asyncio.current_task()
-        self._tcp_tasks.add(task)
-        try:
-            await run(self._service, *streams)
-        finally:
-            self._tcp_tasks.discard(task)
-            visit.leave()
-
-    def _take_over(self, channel: socket.socket) -> None:
-        """Receive a connection from the channel; stop at its end, when the other process has ended."""
-        speaks, connection = receive_connection(channel)
-        if connection is None:
-            asyncio.get_running_loop().remove_reader(channel)
-            self.should_exit = True
             return
-        self._take(speaks, connection)
+        if run_tcp is not None:
+            visit.settle()  # it becomes a stream much later
+            try:
+                await run_tcp(self._service, reader, writer)
+            finally:
+                writer.close()
+                visit.leave()
+
+    def _stop_without_parent(self, sentinel: int) -> None:
+        asyncio.get_running_loop().remove_reader(sentinel)
+        self.should_exit = True
+
+    def _beat(self) -> None:
+        """Show that the event loop turns."""
+        self._service.metrics.set("heartbeats", time.monotonic())
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        self._service.metrics.beat()
+        self._beat()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -197,24 +205,21 @@ class Server(uvicorn.Server):
         drain = asyncio.create_task(self._service.drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait({drain}, timeout=0.1)
-            self._service.metrics.beat()
+            self._beat()
         drain.cancel()
         self.close_listeners()
-        if self._channel is not None:
-            asyncio.get_running_loop().remove_reader(self._channel)
-        for task in filter(None, list(self._tcp_tasks)):
+        for task in self._tasks:
             task.cancel()
         await super().shutdown(sockets)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """The first signal stops the server, the second ends the process; uvicorn would end it in either case."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not in the main thread
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, functools.partial(self.handle_exit, number, None))
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
-        yield
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:
+        """Handle none: `launch` does."""
+        return contextlib.nullcontext()
+
+    def stop(self) -> None:
+        """Stop when everything has been finished."""
+        LOGGER.info("stopping: running utterances and files are finished first")
+        self.should_exit = True
 
     def reload(self) -> None:
         """Read keys and certificate anew, for new connections; what cannot be read stays as it was."""
@@ -228,15 +233,3 @@ class Server(uvicorn.Server):
             LOGGER.error("keys and certificate stay as they were: %s", error)
         else:
             LOGGER.info("keys and certificate were read anew")
-
-    def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Handle a signal."""
-        now = time.monotonic()
-        if self._stop_time is None:
-            LOGGER.info("stopping: running utterances and files are finished first")
-            notify("STOPPING=1")
-            self._stop_time = now
-            self.should_exit = True
-        elif now - self._stop_time > SAME_SIGNAL_S:
-            LOGGER.warning("stopped at once")
-            os._exit(128 + sig)

@@ -12,7 +12,7 @@ from u2moe.runtime.server import handlers, server
 TESTED = "0.54"
 USED = {
     uvicorn.Server: {
-        "methods": {"serve", "startup", "shutdown", "capture_signals", "handle_exit", "on_tick"},
+        "methods": {"serve", "startup", "shutdown", "capture_signals", "on_tick"},
         "attributes": {"config", "server_state", "lifespan", "should_exit", "force_exit"},
     },
     H11Protocol: {
