@@ -9,7 +9,7 @@ import math
 import multiprocessing
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -212,9 +212,10 @@ class Server(uvicorn.Server):
             task.cancel()
         await super().shutdown(sockets)
 
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
         """Handle none: `launch` does."""
-        return contextlib.nullcontext()
+        yield
 
     def stop(self) -> None:
         """Stop when everything has been finished."""
