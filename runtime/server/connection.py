@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDiscon
 
 from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError
 from u2moe.runtime.server.mailbox import Mailbox
-from u2moe.runtime.server.models import ServedModel
-from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.pace import patience_for_audio
 from u2moe.runtime.server.service import Place, Service
 from u2moe.runtime.server.session import ServerSession
@@ -26,6 +24,7 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_COMMAS = 10_000
 """A thousand hotwords with weights have some thousands, audio in base64 hardly any. Reading 1 MB of values takes 7 ms,
 in which nobody else is served; counting commas takes half a millisecond."""
+_Value = TypeVar("_Value")
 
 
 class Connection:
@@ -36,17 +35,8 @@ class Connection:
         self.place = place
         self._websocket = websocket
         self._mailbox: Mailbox = websocket.scope["state"]["mailbox"]
-        self._patience = patience_for_audio(place, self.limits.idle_s)
-
-    @property
-    def limits(self) -> Limits:
-        """The limits of the client."""
-        return self.service.options.limits
-
-    @property
-    def model(self) -> ServedModel:
-        """The model that the client has chosen."""
-        return self.place.model
+        self._limits = service.options.limits
+        self._patience = patience_for_audio(place, self._limits.idle_s)
 
     async def receive(self) -> str | bytes:
         """The next message.
@@ -81,7 +71,7 @@ class Connection:
         """Send a text, or an object as JSON; raises what `send_within` does."""
         text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
         try:
-            await send_within(self.limits.send_s, self._websocket.send_text(text))
+            await send_within(self._limits.send_s, self._websocket.send_text(text))
         except (WebSocketDisconnect, WebSocketDisconnected) as error:
             raise ClientGoneError from error
 
@@ -102,16 +92,14 @@ async def send_within(seconds: float, sending: Awaitable[None]) -> None:
         raise ClientGoneError from error
 
 
-async def converse(read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, None]) -> None:
-    """Read from and write to a client concurrently until everything is written; the first error ends both."""
-    reader, writer = asyncio.create_task(read), asyncio.create_task(write)
+async def converse(read: Awaitable[object], write: Awaitable[_Value]) -> _Value:
+    """Read from and write to a client concurrently; returns what writing does, but the first error ends both."""
+    reader, writer = asyncio.ensure_future(read), asyncio.ensure_future(write)
     try:
         await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
         if reader.done():
             reader.result()
-            await writer
-        else:
-            writer.result()
+        return await writer
     finally:
         for task in (reader, writer):
             task.cancel()

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, Any
 
@@ -37,7 +37,7 @@ class FileQueue:
 
     Attributes:
         admission: places in the queue, each from the first byte of an upload to the last byte of the response.
-        tasks: files that somebody waits for.
+        is_cut: whether nobody may wait any more.
         running: work on files that has not ended.
     """
 
@@ -46,39 +46,36 @@ class FileQueue:
         self.metrics = metrics
         self.max_duration_s = options.limits.duration_s
         self.pool = ThreadPoolExecutor(options.file_threads, "u2moe-files", initializer=_be_nice)
-        self.is_cut = False
-        self.tasks: set[FileTask] = set()
+        self.is_cut = threading.Event()
         self.running: set[Future[None]] = set()
-        self._uploads: set[asyncio.Task[Any]] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
-    def upload(self) -> Iterator[None]:
-        """While the current task receives a file: it is cut off with an error if the server cannot wait for it.
+    def wait(self) -> Iterator[None]:
+        """While the current task receives a file or awaits results: it is cut off if the server cannot wait for it.
 
         Raises:
             StoppingError: it was.
         """
         task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("an upload needs a task")
-        self._uploads.add(task)
+        if self.is_cut.is_set() or task is None:
+            raise StoppingError
+        self._waiting.add(task)
         try:
             yield
         except asyncio.CancelledError:
-            if not self.is_cut:
+            if not self.is_cut.is_set():
                 raise
             task.uncancel()
             raise StoppingError from None
         finally:
-            self._uploads.discard(task)
+            self._waiting.discard(task)
 
     def cut(self) -> None:
         """End all uploads and files with an error."""
-        self.is_cut = True
-        for upload in self._uploads:
-            upload.cancel()
-        for task in self.tasks:
-            task.cut()
+        self.is_cut.set()
+        for task in self._waiting:
+            task.cancel()
 
     def recognize(
         self, recognizer: Recognizer, file: IO[bytes], decoding: DecodingOptions, hotwords: ContextGraph | None
@@ -90,16 +87,15 @@ class FileQueue:
     def stop(self) -> None:
         """Start no more files; running ones end as soon as they notice that nobody waits for them."""
         self.pool.shutdown(wait=False, cancel_futures=True)
-        for task in self.tasks:
-            task.cut()
+        self.cut()
 
-    def wait(self, seconds: float) -> bool:
+    def join(self, seconds: float) -> bool:
         """Wait for running files; whether all have ended in time."""
         return not wait(list(self.running), seconds).not_done
 
 
 class FileTask:
-    """A file being recognised; `next` returns its segments as they are found. Its owner calls `leave` at the end.
+    """A file being recognised. Its owner calls `leave` at the end.
 
     Attributes:
         duration: seconds recognised so far; in the end, of the whole file.
@@ -112,39 +108,40 @@ class FileTask:
         self._queue = queue
         self._file = file
         self._recognize = recognize
-        self._results: asyncio.Queue[Result | Exception | None] = asyncio.Queue()
+        self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
-        queue.tasks.add(self)
         future = queue.pool.submit(self._work)
         queue.running.add(future)
         future.add_done_callback(lambda _: file.close())
         future.add_done_callback(queue.running.discard)
 
-    async def next(self, seconds: float) -> Result | None:
-        """The next segment, or None at the end.
+    async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
+        """Its segments as they are found, and None whenever there was none for `first_s`, later for `later_s` seconds.
 
         Raises:
-            TimeoutError: there is none within some seconds.
             AudioError: the file cannot be read as audio.
             TooLargeError: it is too long.
             StoppingError: the server cannot wait for it.
         """
-        async with asyncio.timeout(seconds):
-            item = await self._results.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def cut(self) -> None:
-        """End it with an error: the server cannot wait for it."""
-        self._is_abandoned.set()
-        self._results.put_nowait(StoppingError())
+        seconds = first_s
+        while True:
+            try:
+                with self._queue.wait():
+                    async with asyncio.timeout(seconds):
+                        item = await self._results.get()
+            except TimeoutError:
+                item = None
+            if isinstance(item, StopAsyncIteration):
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            seconds = later_s
 
     def leave(self) -> None:
         """Abandon it, unless it is done."""
         self._is_abandoned.set()
-        self._queue.tasks.discard(self)
 
     # The rest runs in a thread.
 
@@ -158,7 +155,7 @@ class FileTask:
             for segment in self._recognize(on_progress=self._check):
                 self._tell(segment)
                 queue.metrics.count("results", "final")
-            self._tell(None)
+            self._tell(StopAsyncIteration())
         except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
             self._tell(error)
         queue.metrics.count("audio_seconds", "file", self.duration)
@@ -166,7 +163,7 @@ class FileTask:
 
     def _check(self, seconds: float) -> None:
         self.duration = seconds
-        if self._is_abandoned.is_set():
+        if self._is_abandoned.is_set() or self._queue.is_cut.is_set():
             raise _AbandonedError
         self._check_length(seconds)
 
@@ -174,7 +171,7 @@ class FileTask:
         if seconds > self._queue.max_duration_s:
             raise TooLargeError(f"the audio of a file may last {self._queue.max_duration_s:g} seconds", "file")
 
-    def _tell(self, item: Result | Exception | None) -> None:
+    def _tell(self, item: Result | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting
             self._loop.call_soon_threadsafe(self._results.put_nowait, item)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import Any, cast
 
 import h11
@@ -45,14 +46,13 @@ class HttpHandler(H11Protocol):
         super().__init__(*args, **settings)
         self._incidents = incidents
         self._visit = visit
-        self._request_timer: asyncio.TimerHandle | None = None
-        self._response_timer: asyncio.TimerHandle | None = None
+        self._unread: tuple[float, int] | None = None  # when how many bytes of a response had not been read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
+        """Begin it."""
         super().connection_made(transport)
         self._pieces = Pieces(self._parse, self._read)
-        self._await_request()
+        self._waits_since = self.loop.time()  # for a request
 
     def data_received(self, data: bytes) -> None:
         """Parse some of it now, the rest in later turns of the loop."""
@@ -80,7 +80,6 @@ class HttpHandler(H11Protocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Become a WebSocket."""
-        self._stop_timers()
         self.app_state = {**self.app_state, "visit": self._visit}
         super().handle_websocket_upgrade(event)
         if rest := self._pieces.take_rest():
@@ -89,63 +88,44 @@ class HttpHandler(H11Protocol):
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         self._visit.settle()
-        self._await_request()
+        self._waits_since = self.loop.time()
         super().on_response_complete()
 
-    def pause_writing(self) -> None:
-        """Wait until the client has read more of the response."""
-        super().pause_writing()
-        self._await_reading()
-
     def resume_writing(self) -> None:
-        """Stop the wait: it was read."""
-        if self._response_timer is not None:
-            self._response_timer.cancel()
+        """Go on: enough of the response was read."""
+        self._unread = None
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End it."""
-        self._stop_timers()
         self._visit.leave(self._pieces.close())
         super().connection_lost(exc)
 
-    def _await_request(self) -> None:
-        """Limit the time for the next request; the body of the previous one may still be arriving."""
-        if self._request_timer is not None:
-            self._request_timer.cancel()
-        self._request_timer = self.loop.call_later(_HEADER_S, self._end_without_request)
+    def check(self, now: float) -> None:
+        """End it if no request comes, or hardly anything of a response is read; called once a second.
 
-    def _end_without_request(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        While a request is awaited, the body of the previous one may still be arriving.
+        """
+        if (self.cycle is None or self.cycle.response_complete) and now - self._waits_since > _HEADER_S:
             self.transport.abort()
-
-    def _await_reading(self) -> None:
-        size = self.transport.get_write_buffer_size()
-        self._response_timer = self.loop.call_later(_READ_S, self._end_without_reading, size)
-
-    def _end_without_reading(self, size: int) -> None:
-        """End the connection if hardly any of the `size` bytes were read."""
-        if size - self.transport.get_write_buffer_size() < LEAST_BYTES_PER_S * _READ_S:
-            self.transport.abort()
-        else:
-            self._await_reading()
-
-    def _stop_timers(self) -> None:
-        for timer in (self._request_timer, self._response_timer):
-            if timer is not None:
-                timer.cancel()
+        if self.flow.write_paused:
+            size = self.transport.get_write_buffer_size()
+            then, size_then = self._unread = self._unread or (now, size)
+            if now - then > _READ_S:
+                self._unread = now, size
+                if size_then - size < LEAST_BYTES_PER_S * _READ_S:
+                    self.transport.abort()
 
 
 class WebSocketHandler(WebSocketsSansIOProtocol):
     """A WebSocket with bounded queues, which is cut off if the client does not complete the close."""
-
-    _deadline: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._fragments = bytearray()
         self._num_messages = self._num_text_bytes = 0
         self._is_deaf = False
+        self._deadline = math.inf
         self._pieces = Pieces(self._parse, self._read)
         self._mailbox = Mailbox(self._hold)
         self.queue = cast("asyncio.Queue[Any]", self._mailbox)
@@ -241,8 +221,6 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End it, and drop what was received: these objects refer to each other, and may be collected much later."""
         self.app_state["visit"].leave(self._pieces.close())
-        if self._deadline is not None:
-            self._deadline.cancel()
         super().connection_lost(exc)
         self._mailbox.close()
         self.conn.reader.buffer.clear()
@@ -252,5 +230,9 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
         """Serve it, and make sure that it ends."""
         await super().run_asgi()
         self._mailbox.clear()
-        if not self.disconnected:
-            self._deadline = self.loop.call_later(_CLOSE_S, self.transport.abort)
+        self._deadline = self.loop.time() + _CLOSE_S
+
+    def check(self, now: float) -> None:
+        """End it if the client does not complete the close; called once a second."""
+        if now > self._deadline:
+            self.transport.abort()

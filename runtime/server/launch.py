@@ -96,7 +96,7 @@ async def _serve(
 
 def _end_without_waiting(service: Service) -> None:
     """End the process if a file does not let go: the interpreter would wait for its thread."""
-    if not service.files.wait(_AFTER_STOP_S):
+    if not service.files.join(_AFTER_STOP_S):
         LOGGER.info("stopped")
         sys.stderr.flush()
         os._exit(0)

@@ -72,6 +72,7 @@ class Server(uvicorn.Server):
         self._service = service
         self._ready = ready
         self._number = number
+        self._look_time = 0.0
         self._listeners: Sequence[Listener] = ()
         self._tasks: set[asyncio.Task[Any]] = set()  # one for each connection that begins or is no HTTP
         newcomers = functools.partial(service.metrics.set, "newcomers")
@@ -191,13 +192,18 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().remove_reader(sentinel)
         self.should_exit = True
 
-    def _beat(self) -> None:
-        """Show that the event loop turns."""
+    def _look_after(self) -> None:
+        """Show that the event loop turns, and end connections whose clients are too slow."""
+        now = asyncio.get_running_loop().time()
         self._service.metrics.set("heartbeats", time.monotonic())
+        if now - self._look_time > 1:
+            self._look_time = now
+            for connection in self.server_state.connections:
+                connection.check(now)  # type: ignore[union-attr]
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        self._beat()
+        self._look_after()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -205,7 +211,7 @@ class Server(uvicorn.Server):
         drain = asyncio.create_task(self._service.drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait({drain}, timeout=0.1)
-            self._beat()
+            self._look_after()
         drain.cancel()
         self.close_listeners()
         for task in self._tasks:

@@ -18,7 +18,7 @@ USED = {
     H11Protocol: {
         "methods": {
             "connection_made", "connection_lost", "data_received", "handle_websocket_upgrade", "on_response_complete",
-            "pause_writing", "resume_writing", "send_400_response",
+            "resume_writing", "send_400_response",
         },
         "attributes": {"loop", "transport", "cycle", "flow", "app_state"},
     },
@@ -28,7 +28,7 @@ USED = {
             "handle_ping", "handle_text", "receive", "run_asgi", "send", "send_receive_event_to_app",
         },
         "attributes": {
-            "app_state", "close_sent", "conn", "curr_msg_data_type", "disconnected", "frames", "loop", "queue",
+            "app_state", "close_sent", "conn", "curr_msg_data_type", "frames", "loop", "queue",
             "read_paused", "transport",
         },
     },

@@ -109,7 +109,7 @@ async def run(connection: Connection) -> None:
     request = StreamRequest.parse(await connection.receive())
     if request.model is not None:
         connection.place.model = connection.service.model(request.model)
-    model = connection.model
+    model = connection.place.model
     given = {name: getattr(request, name) for name in REQUEST_OPTIONS}
     default, hotwords = await model.decoding(model.stream_options, **given)
     decoding = request.decoding(default, model.recognizer.bundle.manifest.frame_s)

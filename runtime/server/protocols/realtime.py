@@ -112,8 +112,8 @@ class _Conversation:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._id = _new_id("sess")
-        self._config = _Config(transcription={"model": connection.model.name, "prompt": ""})
-        self._decoding = connection.model.stream_options
+        self._config = _Config(transcription={"model": connection.place.model.name, "prompt": ""})
+        self._decoding = connection.place.model.stream_options
         self._hotwords: ContextGraph | None = None
         self._source: _Source | None = None
         self._sources: asyncio.Queue[_Source] = asyncio.Queue()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +19,7 @@ from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
-from u2moe.runtime.server.connection import read_object
+from u2moe.runtime.server.connection import converse, read_object
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, in_openai_form, refusing, status_of
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
@@ -91,13 +90,13 @@ async def _transcribe(request: Request, service: Service) -> Response:
             stack.enter_context(service.share_of(request.scope[KEY]))
             stack.enter_context(service.files.admission.place())
             service.metrics.count("connections", PROTOCOL.name)
-            with service.files.upload():
+            with service.files.wait():
                 upload = await body.receive_form()
             wanted, task = await _begin(upload, service)
             stack.callback(task.leave)
             content = _events(service, upload, wanted, task) if wanted.is_stream else _whole(wanted, task)
             await stack.enter_async_context(contextlib.aclosing(content))  # type: ignore[type-var]
-            first = await _unless_gone(request, anext(content))
+            first = await converse(_read(request), anext(content))
             if first != _BLANK and not wanted.is_stream:
                 return Response(first, media_type=wanted.media_type)
             return _Streamed(first, content, wanted.media_type, stack.pop_all())
@@ -138,23 +137,11 @@ class _Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _unless_gone(request: Request, awaited: Awaitable[str]) -> str:
-    """Await something until the client disconnects; ClientGoneError: it has."""
-
-    async def wait_until_gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = asyncio.ensure_future(awaited), asyncio.create_task(wait_until_gone())
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            return tasks[0].result()
-        raise ClientGoneError
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _read(request: Request) -> None:
+    """Wait until the client disconnects, when it raises ClientGoneError."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    raise ClientGoneError
 
 
 async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
@@ -164,16 +151,11 @@ async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
     What fails after that is cut off, since the status was sent.
     """
     segments: list[Result] = []
-    while True:
-        try:
-            segment = await task.next(_SILENCE_S)
-        except TimeoutError:
-            if wanted.is_json:
-                yield _BLANK
-            continue
-        if segment is None:
-            break
-        segments.append(segment)
+    async for segment in task.segments(_SILENCE_S, _SILENCE_S):
+        if segment is not None:
+            segments.append(segment)
+        elif wanted.is_json:
+            yield _BLANK
     yield wanted.answer(transcript_of(segments, task.duration))
 
 
@@ -185,14 +167,10 @@ async def _events(service: Service, upload: Upload, wanted: _Wanted, task: FileT
     texts: list[str] = []
     has_begun = False
     try:
-        while True:
-            try:
-                segment = await task.next(_PROGRESS_S if has_begun else _SILENCE_S)
-            except TimeoutError:
+        async for segment in task.segments(_SILENCE_S, _PROGRESS_S):
+            if segment is None:
                 yield _event(_progress(task))
             else:
-                if segment is None:
-                    break
                 yield _event({**wanted.delta(segment, added_text(texts, segment.text)), "progress": _progress(task)})
                 texts.append(segment.text)
             has_begun = True

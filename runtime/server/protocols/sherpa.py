@@ -37,7 +37,7 @@ async def _read(connection: Connection, session: ServerSession) -> None:
 
 
 async def _write(connection: Connection, session: ServerSession) -> None:
-    vocabulary = connection.model.recognizer.vocabulary
+    vocabulary = connection.place.model.recognizer.vocabulary
     has_answered = False
     async for result in session:
         has_answered = True

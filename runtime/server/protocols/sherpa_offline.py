@@ -21,7 +21,7 @@ _SAMPLE_BYTES = 4
 
 async def run(connection: Connection) -> None:
     """Serve any number of recordings in sequence, until "Done"."""
-    vocabulary = connection.model.recognizer.vocabulary
+    vocabulary = connection.place.model.recognizer.vocabulary
     while isinstance(message := await connection.receive(), bytes):
         if len(message) < _HEAD.size:
             raise RequestError(f"a recording begins with {_HEAD.size} bytes: its sample rate and number of bytes")

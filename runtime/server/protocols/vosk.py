@@ -48,7 +48,7 @@ async def run(connection: Connection) -> None:
             if config.model:
                 connection.place.model = connection.service.model(config.model)
             # a list of phrases restricts vosk to them; here they are only preferred, as far as they can be written
-            hotwords = await connection.model.writable_hotwords(config.phrases)
+            hotwords = await connection.place.model.writable_hotwords(config.phrases)
             continue
         if session is None:
             session = await connection.place.open_session(config.sample_rate, hotwords=hotwords)

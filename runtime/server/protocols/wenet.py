@@ -74,7 +74,7 @@ async def _send(connection: Connection, result: Result, nbest: int) -> None:
     """Send a result; `nbest` is a JSON string, as from WeNet's server."""
     sentences: list[dict[str, Any]] = [{"sentence": each.text} for each in result.nbest[:nbest]] or [{"sentence": ""}]
     if result.is_final:
-        recognizer = connection.model.recognizer
+        recognizer = connection.place.model.recognizer
         for sentence, each in zip_longest(sentences, result.nbest[:nbest]):
             sentence["word_pieces"] = [] if each is None else _pieces(each, recognizer)
     kind = "final_result" if result.is_final else "partial_result"
