@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.event_loop import run_in_loop
 from u2moe.runtime.server.keys import Keys
 from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners
 from u2moe.runtime.server.log import LOGGER, log_to_stderr, notify
@@ -50,7 +51,7 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
             if options.workers > 1:
                 code = run_workers(options.workers, partial(_work, options, models, listeners))
             else:
-                asyncio.run(_serve(options, models, listeners))
+                run_in_loop(_serve(options, models, listeners))
     finally:
         for listener in listeners:
             listener.socket.close()
@@ -109,7 +110,7 @@ def _work(
     log_to_stderr(place.number, is_json=options.logs_json)
     try:
         with ended_by_sigterm():
-            asyncio.run(_serve(options, models, listeners, place))
+            run_in_loop(_serve(options, models, listeners, place))
     except (U2moeError, ValueError, OSError) as error:
         sys.exit(f"u2moe: error: {error}")
 

@@ -104,9 +104,9 @@ async def speak_together(
     """So many speakers at once, who begin at slightly different times.
 
     With `places`, only so many begin at once, and as many again each time these have begun: those who are let in begin
-    as spread as if there were no others, since chunks that coincide wait for each other.
+    at the same times as if there were no others, since chunks that coincide wait for each other.
     """
-    random = np.random.default_rng(count)
+    random = np.random.default_rng(places or count)
     delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (places or count))
     heard = Heard()
     for result in await asyncio.gather(*(speak(url, blocks, float(delay), first) for delay in delays)):

@@ -1,0 +1,81 @@
+"""The event loop's selector: how often it looks at the sockets."""
+
+import asyncio
+import selectors
+import socket
+import sys
+from contextlib import ExitStack
+
+import pytest
+
+from u2moe.runtime.server import event_loop
+from u2moe.runtime.server.event_loop import GatheringSelector, run_in_loop
+
+
+class Clock:
+    """A clock that only sleeping moves."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.slept = []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(event_loop, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def watched():
+    """A selector that watches so many sockets, with something to read from each."""
+    with ExitStack() as stack:
+        selector = stack.enter_context(GatheringSelector())
+
+        def watch(count):
+            for _ in range(count):
+                here, there = map(stack.enter_context, socket.socketpair())
+                selector.register(here, selectors.EVENT_READ)
+                there.send(b"x")
+            return selector
+
+        yield watch
+
+
+@pytest.mark.parametrize(("num_sockets", "rest_s"), [(1, 0.0001), (50, 0.005), (100, 0.01), (150, 0.01)])
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_the_interval_grows_with_the_number_of_sockets(clock, watched, num_sockets, rest_s, timeout):
+    selector = watched(num_sockets)
+    for passed, expected in ((1.0, []), (0.0, [rest_s]), (rest_s / 4, [rest_s * 3 / 4]), (rest_s, [])):
+        clock.now += passed
+        clock.slept.clear()
+        assert len(selector.select(timeout)) == num_sockets
+        assert clock.slept == pytest.approx(expected)
+
+
+def test_other_work_of_the_loop_is_not_kept_waiting(clock, watched):
+    selector = watched(50)
+    selector.select()
+    assert len(selector.select(0)) == 50
+    assert clock.slept == []
+    assert len(selector.select(0.001)) == 50
+    assert clock.slept == pytest.approx([0.001])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asyncio has no selectors there")
+def test_a_server_runs_in_such_a_loop():
+    found = []
+
+    async def main():
+        found.append(asyncio.get_running_loop()._selector)
+
+    run_in_loop(main())
+    assert isinstance(found[0], GatheringSelector)
