@@ -269,6 +269,7 @@ def test_the_profilers_own_time_is_taken_off_all_kernels_alike(profiled, measure
         ("Int8Rows", True, False),
         ("Normalization", True, False),
         ("AddNormalization_3", True, False),
+        ("NextCache_2", True, False),
         ("LayerNormalization", False, False),
         ("SkipLayerNormalization", False, False),
         ("Add", False, False),

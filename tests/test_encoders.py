@@ -265,7 +265,7 @@ def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp
 
 
 def test_each_layer_has_a_native_kernel_or_a_reason_for_none(exported):
-    with_kernels = {"AddNormalization", "CachedAttention", "CachedConvolution", "Normalization"}
+    with_kernels = {"AddNormalization", "CachedAttention", "CachedConvolution", "NextCache", "Normalization"}
     assert PLAIN_LAYERS - with_kernels == WITHOUT_KERNEL.keys() & PLAIN_LAYERS
     content = inspect_bundle(exported("squeezeformer_full")[1].path)
     content["kernels"] |= {"operators": ["Normalization"], "description": "none but one"}

@@ -43,9 +43,9 @@ UNCOUNTED = frozenset(
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
 """Operators that multiply but are not understood here. Others that read large constants are suspected, too."""
-_NATIVE = re.compile(r"(Int[48]|Cached)[A-Z]|(Add)?Normalization(_[2-9])?$")
+_NATIVE = re.compile(r"(Int[48]|Cached)[A-Z]|((Add)?Normalization|NextCache)(_[2-9])?$")
 """Names of functions that u2moe-kernels replaces. onnxruntime's own normalisations have another word before it."""
-_NATIVE_WITHOUT_PRODUCTS = re.compile(r"Int8Rows(_[2-9])?$|(Add)?Normalization")
+_NATIVE_WITHOUT_PRODUCTS = re.compile(r"Int8Rows(_[2-9])?$|(Add)?Normalization|NextCache")
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.attention_nodes import position_biases
 from u2moe.export.layers import mask_bias, sinusoids
-from u2moe.runtime.graph.attention import END
+from u2moe.runtime.graph.attention import next_cache
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
 
 
@@ -97,9 +97,7 @@ class FrameNodes:
 
     def next_attention_cache(self, new: Sequence[ir.Value]) -> ir.Value:
         """Keys and values for the next call: from the past, and those of this call that the blocks keep."""
-        g = self.g
-        kept = g.op("Slice", self.cache, self.first_kept_past, [END], [3])
-        return g.op("Concat", kept, g.op("Concat", *new, axis=0), axis=3)
+        return self.g.call(next_cache(len(new)), self.cache, self.first_kept_past, *new)[0]
 
 
 def next_history(g: GraphBuilder, new: Sequence[ir.Value]) -> ir.Value:

@@ -184,6 +184,21 @@ def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
     return build_function(_name("CachedAttention", use), names, body, _attributes(heads, use))
 
 
+def next_cache(num_blocks: int) -> ir.Function:
+    """The cache of the next chunk, from the past and from what `num_blocks` layers keep of this one.
+
+    Inputs: `cache` [num_blocks, batch, kv_heads, past, 2 * size]; `first` [1], of its frames the first that stays; of
+    each layer what `cached_attention` calls `kept`. Output: [num_blocks, batch, kv_heads, frames, 2 * size].
+    """
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        cache, first, *kept = inputs
+        return g.op("Concat", g.op("Slice", cache, first, [END], [3]), g.op("Concat", *kept, axis=0), axis=3)
+
+    names = ["cache", "first", *(f"kept.{index}" for index in range(num_blocks))]
+    return build_function("NextCache", names, body)
+
+
 def shifted_attention(heads: Heads) -> ir.Function:
     """Attention whose position scores are shifted as in Transformer-XL (arXiv 1901.02860), for whole utterances.
 

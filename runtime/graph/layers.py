@@ -21,9 +21,10 @@ PLAIN_LAYERS = frozenset(
     {
         "Activation", "AddNormalization", "Attention", "CachedAttention", "CachedConvolution",
         "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "DistanceAttention",
-        "DistanceCachedAttention", "Embedding", "FeedForward", "GatedFeedForward", "Linear", "Normalization",
-        "ReducingConvolution", "RmsNormalization", "RotaryAttention", "RotaryCachedAttention", "ShiftedAttention",
-        "SinesAndCosines", "Sinusoids", "StackedFrames", "Subsampling", "SubsamplingConvolutions", "TimeWindows",
+        "DistanceCachedAttention", "Embedding", "FeedForward", "GatedFeedForward", "Linear", "NextCache",
+        "Normalization", "ReducingConvolution", "RmsNormalization", "RotaryAttention", "RotaryCachedAttention",
+        "ShiftedAttention", "SinesAndCosines", "Sinusoids", "StackedFrames", "Subsampling", "SubsamplingConvolutions",
+        "TimeWindows",
     }
 )  # fmt: skip
 """Names of the layers in float32 except `mixture.float_mixture`."""

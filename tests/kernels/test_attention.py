@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layers import attention_model, attention_shapes, session_with
+from layers import attention_model, attention_shapes, next_cache_model, session_with
 
 from u2moe.runtime.graph.attention import Heads
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
@@ -105,6 +105,27 @@ def test_inputs_that_do_not_fit_are_an_error(library, data):
         return
     assert context.shape == feeds["query"].shape
     assert kept.shape[3] <= context.shape[1]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    times=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    num_blocks=st.integers(1, 3),
+    first=st.sampled_from([-(2**63), -2, 0, 1, 5, 2**63 - 1]),
+)
+def test_the_next_cache_is_that_of_its_function(library, sizes, times, num_blocks, first):
+    random, (batch, heads, width) = np.random.default_rng(0), sizes
+    cache, *kept = (
+        random.standard_normal((blocks, batch, heads, time, width)).astype(np.float32)
+        for blocks, time in [(num_blocks, times[0]), *[(1, times[1])] * num_blocks]
+    )
+    feeds = {"cache": cache, "first": np.array([first]), **{f"kept.{i}": each for i, each in enumerate(kept)}}
+    for threads in (1, 3):
+        (found,) = session_with(next_cache_model(num_blocks), library, threads).run(None, feeds)
+        np.testing.assert_array_equal(found, np.concatenate([cache[:, :, :, first:], np.concatenate(kept)], axis=3))
+    feeds["kept.0"] = np.zeros((1, batch, heads, times[1], width + 1), np.float32)
+    with pytest.raises(ONNXRUNTIME_ERRORS, match="input 2 does not fit the others"):
+        session_with(next_cache_model(num_blocks), library).run(None, feeds)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from layers import (
     int4_weights,
     int8_weights,
     layer_model,
+    next_cache_model,
     packed_layer_model,
     random_matrix,
     streamed_convolution_model,
@@ -42,7 +43,7 @@ Shapes = Mapping[str, Sequence[int]]
 OPERATORS = (
     "Int8MixtureOfExperts", "Int4MixtureOfExperts", "Int8Rows", "Int8MatMul", "Int8Linear", "Int8FeedForward",
     "Int8GatedFeedForward", "Int4Linear", "Int4FeedForward", "Int4GatedFeedForward", "Int8FirstConvolutions",
-    "CachedAttention", "CachedConvolution", "Normalization", "AddNormalization",
+    "CachedAttention", "NextCache", "CachedConvolution", "Normalization", "AddNormalization",
 )  # fmt: skip
 _PACKED_SHARE = 0.3
 
@@ -65,6 +66,8 @@ def draw_layer(library: Path, random: Random) -> Layer:
     operator = one_of(OPERATORS, random)
     if operator == "CachedAttention":
         return _attention(random)
+    if operator == "NextCache":
+        return _next_cache(random)
     if operator == "Int8FirstConvolutions":
         return _convolutions(random)
     if operator == "CachedConvolution":
@@ -102,6 +105,17 @@ def _attention(random: Random) -> Layer:
         return {**attention_shapes(heads, *sizes, relative=relative, wide=wide), "block": [], "first_kept": [1]}
 
     return Layer(model=onnx.load_from_string(attention_model(heads, relative=relative)), shapes=shapes)
+
+
+def _next_cache(random: Random) -> Layer:
+    num_blocks, others = int(random.integers(1, 4)), [int(size) for size in random.integers(0, 4, 3)]
+
+    def shapes(random: Random) -> Shapes:
+        past, kept = (one_of((0, 1, 7, 16), random) for _ in range(2))
+        own = {f"kept.{index}": [1, *others[:2], kept, others[2]] for index in range(num_blocks)}
+        return {"cache": [num_blocks, *others[:2], past, others[2]], "first": [1], **own}
+
+    return Layer(model=onnx.load_from_string(next_cache_model(num_blocks)), shapes=shapes)
 
 
 def _convolutions(random: Random) -> Layer:

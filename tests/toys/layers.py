@@ -14,7 +14,7 @@ import onnxruntime
 from u2moe.quantize.arithmetic import int4_blocks, int8_columns
 from u2moe.quantize.passes.convolutions import FirstConvolutions
 from u2moe.runtime.bundle.mixture import Mixture
-from u2moe.runtime.graph.attention import Heads, cached_attention
+from u2moe.runtime.graph.attention import Heads, cached_attention, next_cache
 from u2moe.runtime.graph.builder import ATTRIBUTES
 from u2moe.runtime.graph.convolution import TimeConvolution
 
@@ -146,6 +146,13 @@ def attention_model(heads: Heads, *, relative: bool, changed: Attributes | None 
     kinds: dict[str, npt.DTypeLike] = {node.name or "": np.float32 for node in function.inputs}
     kinds |= {"block": np.int64, "first_kept": np.int64}
     return layer_model(function, kinds, {}, {**function.meta[ATTRIBUTES], **(changed or {})})
+
+
+def next_cache_model(num_blocks: int) -> bytes:
+    """The cache of the next chunk."""
+    function = next_cache(num_blocks)
+    kinds = {node.name or "": np.int64 if node.name == "first" else np.float32 for node in function.inputs}
+    return layer_model(function, kinds, {}, {})
 
 
 def attention_shapes(

@@ -104,8 +104,8 @@ struct List {
   }
 };
 using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, Int4Linear, FeedForward, GatedFeedForward,
-                       Int4FeedForward, Int4GatedFeedForward, FirstConvolutions, CachedAttention, CachedConvolution,
-                       PlainNormalization, AddNormalization>;
+                       Int4FeedForward, Int4GatedFeedForward, FirstConvolutions, CachedAttention, NextCache,
+                       CachedConvolution, PlainNormalization, AddNormalization>;
 
 // The domain of an onnxruntime; each has its own kind. Made once for each, or twice if two threads are the first.
 struct Domain {

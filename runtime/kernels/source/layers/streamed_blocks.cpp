@@ -35,7 +35,7 @@ void run_attention(const InstructionSet& isa, const Attention& attention, const 
   const size_t count = attention.batch * attention.heads, tasks = std::min(count, kTasks);
   if (attention.time == 0 || count == 0) return;
   const size_t keys = attention.num_past + attention.time;
-  const size_t floats = rounded_up((2 * keys + 2 * kPanel) * attention.size + keys * kPanel, kPanel);
+  const size_t floats = rounded_up((keys + attention.time + 2 * kPanel) * attention.size + keys * kPanel, kPanel);
   const Borrowed scratch;
   auto* all = scratch->array<float>(kCodes, tasks * floats);
   Slots slots;

@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr size_t kKeysAtOnce = 8;
+
 // Rows of one head, one after the other: from the cache, then from this call; `extra` is added if there is any.
 template <class V>
 inline void rows_of_head(const float* past, size_t num_past, size_t past_stride, const float* now, size_t num_now,
@@ -59,21 +61,28 @@ void attend(const Attention& a, size_t index, float* scratch) {
       a.positions ? a.positions + batch * a.positions_batch_stride + head * size : nullptr;
   const float* bias = a.bias + batch * a.bias_batch_stride + head * a.bias_head_stride;
   float* own_keys = scratch;
-  float* values = own_keys + keys * size;
-  float* query = values + keys * size;   // [size, 16]
+  float* values = own_keys + keys * size;  // of this call
+  float* query = values + a.time * size;   // [size, 16]
   float* result = query + size * kPanel;  // [size, 16]
   float* scores = result + size * kPanel;  // [keys, 16]
   rows_of_head<V>(past, a.num_past, 2 * size, now, a.time, kv_width, positions, width, size, own_keys);
-  rows_of_head<V>(past + size, a.num_past, 2 * size, now + size, a.time, kv_width, nullptr, 0, size, values);
+  rows_of_head<V>(nullptr, 0, 0, now + size, a.time, kv_width, nullptr, 0, size, values);
+  const float* ahead = past + a.num_past * 2 * size;  // of the next head, which waits for memory otherwise
   for (size_t first = 0; first < a.time; first += kPanel) {
     const size_t count = a.time - first < kPanel ? a.time - first : kPanel;
     const float* from = a.query + (batch * a.time + first) * width + head * size;
     std::memset(query, 0, size * kPanel * sizeof(float));
     for (size_t i = 0; i < count; i++)
       for (size_t d = 0; d < size; d++) query[d * kPanel + i] = from[i * width + d];
-    products<V>(keys, own_keys, size, 1, query, size, scores);
+    for (size_t row = 0; row < keys; row += kKeysAtOnce) {
+      if (first == 0 && row < a.num_past)
+        for (size_t i = 0; i < kKeysAtOnce * 2 * size; i += kPanel) U2MOE_PREFETCH(ahead + row * 2 * size + i, 2);
+      const size_t some = keys - row < kKeysAtOnce ? keys - row : kKeysAtOnce;
+      products<V>(some, own_keys + row * size, size, 1, query, size, scores + row * kPanel);
+    }
     const auto inverse = V::div(V::set(1.0f), exponentials<V>(a, bias, first, scores));
-    products<V>(size, values, 1, size, scores, keys, result);
+    products<V>(size, past + size, 1, 2 * size, scores, a.num_past, result);
+    products<V>(size, values, 1, size, scores + a.num_past * kPanel, a.time, result, true);
     float* to = a.out + (batch * a.time + first) * width + head * size;
     for (size_t d = 0; d < size; d++) {
       float lanes[kPanel];

@@ -38,18 +38,18 @@ inline void store_part(float* p, typename V::Floats x, size_t count) {
   std::memcpy(p, part, count * sizeof(float));
 }
 
-// out[m] = the sum over i of a[m * row_stride + i * step] * b[i], for `rows` vectors; at most 8 at a time, whose
-// addresses stay in registers.
+// out[m] = the sum over i of a[m * row_stride + i * step] * b[i], for `rows` vectors, to which `more` adds on; at most 8 at a
+// time, whose addresses stay in registers.
 template <class V, int M = static_cast<int>(V::kRows < 8 ? V::kRows : 8)>
 inline void products(size_t rows, const float* a, size_t row_stride, size_t step, const float* b, size_t count,
-                     float* out) {
+                     float* out, bool more = false) {
   size_t row = 0;
   for (; row + M <= rows; row += M) {
     const float* own[M];
     typename V::Floats sums[M];
     U2MOE_UNROLL for (int m = 0; m < M; m++) {
       own[m] = a + (row + m) * row_stride;
-      sums[m] = V::set(0.0f);
+      sums[m] = more ? V::load(out + (row + m) * kPanel) : V::set(0.0f);
     }
     for (size_t i = 0; i < count; i++) {
       const auto vector = V::load(b + i * kPanel);
@@ -59,7 +59,7 @@ inline void products(size_t rows, const float* a, size_t row_stride, size_t step
   }
   if constexpr (M > 1) {
     if (row < rows)
-      products<V, M / 2>(rows - row, a + row * row_stride, row_stride, step, b, count, out + row * kPanel);
+      products<V, M / 2>(rows - row, a + row * row_stride, row_stride, step, b, count, out + row * kPanel, more);
   }
 }
 

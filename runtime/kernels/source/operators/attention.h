@@ -1,5 +1,7 @@
-// The product of queries, keys and values of a chunk of frames, with a cache of those before it, as an operator.
+// The product of queries, keys and values of a chunk of frames, with a cache of those before it, and the cache of the next
+// chunk, as operators.
 #pragma once
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -85,6 +87,51 @@ class CachedAttention {
   const InstructionSet& isa_;
   size_t heads_, kv_heads_, size_;
   bool is_relative_ = false;
+};
+
+// What the next chunk sees: of each block the cache from frame `first` on, and what it keeps of this chunk. Every number is
+// read and written once.
+class NextCache {
+ public:
+  static constexpr const char* kName = "NextCache";
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
+  explicit NextCache(Node& node) : blocks_(node.num_inputs() - 2) {
+    if (node.num_inputs() < 3) throw Invalid("there must be at least 3 inputs");
+    while (node.num_read() < node.num_inputs()) node.skip();
+  }
+
+  void compute(const Call& call) const {
+    const Tensor cache = call.input(0, kFloat);
+    check(cache, 0, {static_cast<int64_t>(blocks_), -1, -1, -1, -1});
+    std::vector<Tensor> kept;
+    std::vector<int64_t> own = cache.shape, shape = cache.shape;
+    own[0] = 1;
+    own[3] = -1;
+    for (size_t block = 0; block < blocks_; block++) {
+      kept.push_back(call.input(2 + block, kFloat));
+      check(kept.back(), 2 + block, own);
+      own[3] = kept[0].shape[3];
+    }
+    const int64_t start = number(call, 1), past = cache.shape[3];
+    const int64_t first = std::clamp<int64_t>(start < 0 ? start + past : start, 0, past);
+    shape[3] = past - first + own[3];
+    auto* out = static_cast<float*>(call.output(0, shape));
+    const size_t rows = cache.axis(1) * cache.axis(2), width = cache.axis(4), stride = cache.axis(3) * width;
+    const size_t skipped = static_cast<size_t>(first) * width, fresh = kept[0].axis(3) * width;
+    const size_t length = stride - skipped + fresh;
+    if (length == 0) return;  // the batch may be of any size then
+    CallThreads(call).each(blocks_, [&](size_t block) {
+      float* to = out + block * rows * length;
+      for (size_t row = 0; row < rows; row++) {
+        const float* from = cache.as<float>() + (block * rows + row) * stride;
+        to = std::copy(from + skipped, from + stride, to);
+        to = std::copy_n(kept[block].as<float>() + row * fresh, fresh, to);
+      }
+    });
+  }
+
+ private:
+  size_t blocks_;
 };
 
 }  // namespace u2moe
