@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-import sys
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -41,10 +40,6 @@ class GatheringSelector(selectors.DefaultSelector):
 
 
 def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end, as `asyncio.run` does."""
-    with asyncio.Runner(loop_factory=None if sys.platform == "win32" else _new_loop) as runner:
+    """Run a coroutine to its end, as `asyncio.run` does, but in a loop that can watch sockets on Windows, too."""
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(GatheringSelector())) as runner:
         runner.run(main)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    return asyncio.SelectorEventLoop(GatheringSelector())

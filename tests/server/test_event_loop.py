@@ -3,7 +3,6 @@
 import asyncio
 import selectors
 import socket
-import sys
 from contextlib import ExitStack
 
 import pytest
@@ -70,7 +69,6 @@ def test_other_work_of_the_loop_is_not_kept_waiting(clock, watched):
     assert clock.slept == pytest.approx([0.001])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="asyncio has no selectors there")
 def test_a_server_runs_in_such_a_loop():
     found = []
 
