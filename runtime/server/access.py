@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from u2moe.runtime.server.errors import RequestError, in_openai_form
+from u2moe.runtime.server.errors import RequestError, error_response
 from u2moe.runtime.server.keys import Keys
 from u2moe.runtime.server.log import REQUEST_ID, Incidents
 from u2moe.runtime.server.options import LOOPBACK
@@ -85,26 +85,29 @@ class Access:
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         if "transfer-encoding" in headers and "content-length" in headers:  # two lengths, of which a proxy may take one
-            refusal = _refuse(400, "a request may have Transfer-Encoding or Content-Length, not both", "length")
-            refusal.headers["Connection"] = "close"
+            told = "a request may have Transfer-Encoding or Content-Length, not both"
+            refusal = error_response(RequestError(told, code="length"), 400, {"Connection": "close"})
             await refusal(scope, receive, send)
             return
         path = self._own_paths.get(scope.get("state", {}).get(SPEAKS, "")) if scope["path"] == "/" else None
         is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
         if self._is_local and urlsplit(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
-            self._incidents.refuse("host")
             told = "this server is only known as localhost; behind a proxy it needs --forwarded-allow-ips"
-            await _refuse(403, told, "host")(scope, receive, send)
+            await self._refuse("host", 403, told, "host")(scope, receive, send)
         elif scope.get("method") not in _READING and not is_own and not self._may_connect(headers):
-            self._incidents.refuse("origin")
-            await _refuse(403, "pages of this origin may not use the server", "origin")(scope, receive, send)
+            told = "pages of this origin may not use the server"
+            await self._refuse("origin", 403, told, "origin")(scope, receive, send)
         elif key is None and self._needs_key(scope):
-            self._incidents.refuse("key")
-            await _refuse(401, "the API key is missing or wrong", "invalid_api_key")(scope, receive, send)
+            told = "the API key is missing or wrong"
+            await self._refuse("key", 401, told, "invalid_api_key")(scope, receive, send)
         else:
             place = {"path": path, "raw_path": path.encode()} if path is not None and is_own else {}
             await self._app({**scope, KEY: key, **place}, receive, send)
+
+    def _refuse(self, reason: str, status: int, told: str, code: str) -> Response:
+        self._incidents.refuse(reason)
+        return error_response(RequestError(told, code=code), status)
 
     def _may_connect(self, headers: Headers) -> bool:
         origin = headers.get("origin")
@@ -126,7 +129,3 @@ def _candidates(headers: Headers, scope: Scope) -> list[str]:
     for name in scope.get("subprotocols", []):
         given += [name.removeprefix(prefix) for prefix in KEY_SUBPROTOCOLS if name.startswith(prefix)]
     return given
-
-
-def _refuse(status: int, message: str, code: str) -> JSONResponse:
-    return JSONResponse({"error": in_openai_form(RequestError(message, code=code))}, status)

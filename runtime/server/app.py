@@ -16,8 +16,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
 from u2moe.runtime.server.access import Access
-from u2moe.runtime.server.errors import RequestError
-from u2moe.runtime.server.protocols.rest import error_response
+from u2moe.runtime.server.errors import RequestError, error_response
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.service import Service
 

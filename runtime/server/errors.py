@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
+
+from starlette.responses import JSONResponse, Response
 
 from u2moe.runtime.errors import U2moeError
 
@@ -111,6 +113,11 @@ def refusing(parameter: str) -> Iterator[None]:
 def status_of(error: Exception) -> int:
     """The HTTP status for an error."""
     return int(getattr(error, "status", 400))
+
+
+def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
+    """An error in OpenAI's form, with its own status unless another is given."""
+    return JSONResponse({"error": in_openai_form(error)}, status or status_of(error), headers)
 
 
 def in_openai_form(error: Exception) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import sys
 import threading
@@ -14,9 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, Any
 
 from u2moe.runtime.audio.reading import duration_of
-from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.options import DecodingOptions
-from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.admission import Admission
 from u2moe.runtime.server.errors import StoppingError, TooLargeError
@@ -77,13 +73,6 @@ class FileQueue:
         for task in self._waiting:
             task.cancel()
 
-    def recognize(
-        self, recognizer: Recognizer, file: IO[bytes], decoding: DecodingOptions, hotwords: ContextGraph | None
-    ) -> FileTask:
-        """Recognise a file when its turn comes, and close it."""
-        recognize = functools.partial(recognizer.segments, file, options=decoding, hotwords=hotwords)
-        return FileTask(self, file, recognize)
-
     def stop(self) -> None:
         """Start no more files; running ones end as soon as they notice that nobody waits for them."""
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -95,7 +84,12 @@ class FileQueue:
 
 
 class FileTask:
-    """A file being recognised. Its owner calls `leave` at the end.
+    """A file that is recognised when its turn comes, and closed. Its owner calls `leave` at the end.
+
+    Args:
+        queue: the files that are to be recognised.
+        file: the open file.
+        recognize: returns its segments, given the option `on_progress`.
 
     Attributes:
         duration: seconds recognised so far; in the end, of the whole file.

@@ -1,20 +1,22 @@
-"""Starts a server from options: loads the model, opens the ports, and reports where it listens."""
+"""Starts a server from options: opens the ports, reports where it listens, and loads the models."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.event_loop import run_in_loop
 from u2moe.runtime.server.keys import Keys
-from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners
 from u2moe.runtime.server.log import LOGGER, log_to_stderr, notify
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions, check_tls
@@ -22,8 +24,17 @@ from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.signals import ended_by_sigterm, handle_signals
-from u2moe.runtime.server.workers import WorkerPlace, run_workers
+from u2moe.runtime.server.workers import Team
 
+HTTP = "http"
+"""The main port: HTTP, and all protocols over WebSocket."""
+_BACKLOG = 512
+
+_SYSTEM_BUFFER = 128 << 10
+"""Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. The limit makes
+sure that its pings are read soon, so that it does not take the server for dead."""
+_FOR_ALL = 0o666
+"""Mode of a Unix socket: its folder says who may use it."""
 _AFTER_STOP_S = 2.0
 """Seconds for files to notice that nobody waits for them."""
 
@@ -43,31 +54,87 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     log_to_stderr(is_json=options.logs_json)
     check_tls(options)
     Keys(options)  # fails here rather than with the first client
-    listeners = open_listeners(options)
+    sockets = open_sockets(options)
     code = 0
     try:
         with ended_by_sigterm():
-            _log_addresses(options, listeners)
+            _log_addresses(options, sockets)
+            serve = partial(_serve, options, models, sockets)
             if options.workers > 1:
-                code = run_workers(options.workers, partial(_work, options, models, listeners))
+                code = Team(options.workers, partial(_work, serve, options.logs_json)).run()
             else:
-                run_in_loop(_serve(options, models, listeners))
+                run_in_loop(serve())
     finally:
-        for listener in listeners:
-            listener.socket.close()
+        for listening in sockets.values():
+            listening.close()
         if options.socket_file is not None:
             options.socket_file.unlink(missing_ok=True)
     LOGGER.info("stopped")
     return code
 
 
+def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
+    """Listening sockets for all ports, by what is spoken there: first `HTTP`, then the names of protocols.
+
+    Raises:
+        OSError: a port is in use or may not be opened; names it.
+        ValueError: a protocol cannot have a port, or not this one.
+    """
+    for name in options.protocol_ports:
+        _check(name, options)
+    with contextlib.ExitStack() as opened:
+        ports = {HTTP: options.port, **options.protocol_ports}
+        sockets = {speaks: opened.enter_context(_listen(options, port)) for speaks, port in ports.items()}
+        opened.pop_all()
+        return sockets
+
+
+def _check(name: str, options: ServerOptions) -> None:
+    known = [protocol.name for protocol in PROTOCOLS.values() if protocol.may_have_port]
+    if name not in known:
+        raise ValueError(f"a protocol with a port of its own must be one of {', '.join(known)}, got {name!r}")
+    if PROTOCOLS[name].run_tcp is not None and options.has_keys and not options.is_local:
+        raise ValueError(f"{name} knows no API key: with one, its port may only be opened on the loopback address")
+
+
+def _listen(options: ServerOptions, port: int) -> socket.socket:
+    file, host = options.socket_file, options.host
+    address: Any = (host, port) if file is None else str(file)
+    try:
+        family = socket.AF_UNIX if file else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with contextlib.ExitStack() as opened:
+            listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if sys.platform != "win32":
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                listening.setsockopt(socket.SOL_SOCKET, direction, _SYSTEM_BUFFER)
+            if file is not None and file.is_socket() and not _is_listening(address):
+                file.unlink()  # of a server that was killed
+            listening.bind(address)
+            if file is not None:
+                file.chmod(_FOR_ALL)
+            listening.listen(_BACKLOG)
+            listening.setblocking(False)  # noqa: FBT003
+            opened.pop_all()
+            return listening
+    except OSError as error:
+        where = f"{host} port {port}" if file is None else f"{file}"
+        raise OSError(error.errno, f"cannot listen at {where}: {error.strerror}") from error
+
+
+def _is_listening(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return client.connect_ex(path) == 0
+
+
 async def _serve(
     options: ServerOptions,
     models: Mapping[str, ModelChoice],
-    listeners: Sequence[Listener],
-    place: WorkerPlace | None = None,
+    sockets: Mapping[str, socket.socket],
+    number: int = 0,
+    rows: Any = None,
 ) -> None:
-    """Serve in this process, as a worker where it has a place.
+    """Serve in this process, as a worker where `rows` are shared with others.
 
     All objects so far are exempted from garbage collection. What connections leave behind is then collected sooner: a
     full collection waits until the number of new objects is a quarter of those that survived the last.
@@ -79,19 +146,17 @@ async def _serve(
         LOGGER.info("u2moe %s: loaded %s from %s, kernels: %s", version("u2moe"), name, path, kernels)
     gc.collect()
     gc.freeze()
-    rows = () if place is None else (place.rows, place.number)
-    service = Service(recognizers, options, Metrics(tuple(PROTOCOLS), *rows))
-
+    service = Service(recognizers, options, Metrics(tuple(PROTOCOLS), rows, number))
     loop = asyncio.get_running_loop()
 
     def ready() -> None:
         handle_signals(*(partial(loop.call_soon_threadsafe, call) for call in (server.stop, server.reload)))
-        if place is None:
+        if rows is None:
             LOGGER.info("ready: %d live streams at a time", service.admission.num_places)
             notify("READY=1")
 
-    server = Server(service, ready, 0 if place is None else place.number)
-    await server.run_on(listeners)
+    server = Server(service, ready, number)
+    await server.run_on(sockets)
     _end_without_waiting(service)
 
 
@@ -103,29 +168,26 @@ def _end_without_waiting(service: Service) -> None:
         os._exit(0)
 
 
-def _work(
-    options: ServerOptions, models: Mapping[str, ModelChoice], listeners: Sequence[Listener], place: WorkerPlace
-) -> None:
+def _work(serve: Callable[[int, Any], Coroutine[Any, Any, None]], logs_json: bool, number: int, rows: Any) -> None:
     """Serve in a separate process, beside others."""
-    log_to_stderr(place.number, is_json=options.logs_json)
+    log_to_stderr(number, is_json=logs_json)
     try:
         with ended_by_sigterm():
-            run_in_loop(_serve(options, models, listeners, place))
+            run_in_loop(serve(number, rows))
     except (U2moeError, ValueError, OSError) as error:
         sys.exit(f"u2moe: error: {error}")
 
 
-def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> None:
+def _log_addresses(options: ServerOptions, sockets: Mapping[str, socket.socket]) -> None:
     """Log where the server listens, and a warning if anyone on the network may use it."""
     host, tls = f"[{options.host}]" if ":" in options.host else options.host, "s" if options.tls_certificate else ""
-    for listener in listeners:
-        name = listener.speaks
+    for name, listening in sockets.items():
         if options.socket_file is not None:
             LOGGER.info("listening at %s", options.host)
         elif name == HTTP:
-            LOGGER.info("listening at http%s://%s:%d/", tls, host, listener.port)
+            LOGGER.info("listening at http%s://%s:%d/", tls, host, listening.getsockname()[1])
         else:
             kind = f"ws{tls}" if PROTOCOLS[name].run_tcp is None else "tcp"
-            LOGGER.info("listening at %s://%s:%d/ (%s)", kind, host, listener.port, name)
+            LOGGER.info("listening at %s://%s:%d/ (%s)", kind, host, listening.getsockname()[1], name)
     if not options.is_local and not options.has_keys:
         LOGGER.warning("anyone who reaches %s may use this server: it has no API key", options.host)

@@ -9,7 +9,7 @@ import math
 import multiprocessing
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import uvicorn
@@ -18,7 +18,6 @@ from u2moe.runtime.server.access import SPEAKS
 from u2moe.runtime.server.app import make_app
 from u2moe.runtime.server.connections import Connections, Visit, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
-from u2moe.runtime.server.listeners import Listener
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.options import check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
@@ -73,14 +72,17 @@ class Server(uvicorn.Server):
         self._ready = ready
         self._number = number
         self._look_time = 0.0
-        self._listeners: Sequence[Listener] = ()
+        self._sockets: Mapping[str, socket.socket] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # one for each connection that begins or is no HTTP
         newcomers = functools.partial(service.metrics.set, "newcomers")
         self._connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
-    async def run_on(self, listeners: Sequence[Listener]) -> None:
-        """Serve those who connect until told to stop, then finish running streams."""
-        self._listeners = listeners
+    async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
+        """Serve until told to stop, then finish running streams.
+
+        `sockets` are those that listen, by what is spoken there.
+        """
+        self._sockets = sockets
         await self._service.start()
         try:
             await self.serve([])
@@ -102,14 +104,14 @@ class Server(uvicorn.Server):
         error = context.get("exception")
         self._service.incidents.bug("a task", error if isinstance(error, Exception) else RuntimeError())
 
-    def _accept(self, listener: Listener) -> None:
+    def _accept(self, speaks: str, listening: socket.socket) -> None:
         """Accept connections, a few in each turn of the loop."""
         for _ in range(_ACCEPTED_AT_ONCE):
             if self._have_others_room():
                 self._pause(_LEFT_TO_OTHERS_S)
                 return
             try:
-                connection, _ = listener.socket.accept()
+                connection, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
             except OSError:  # no file descriptors are left for now
@@ -117,7 +119,7 @@ class Server(uvicorn.Server):
                 self._pause(_NO_DESCRIPTORS_S)
                 return
             connection.setblocking(False)  # noqa: FBT003
-            self._take(listener.speaks, connection)
+            self._take(speaks, connection)
 
     def _have_others_room(self) -> bool:
         """Whether another worker has clearly more room for streams, and answers."""
@@ -138,18 +140,18 @@ class Server(uvicorn.Server):
     def _listen(self, *, is_wanted: bool) -> None:
         """Accept connections from now on, or for now none."""
         loop = asyncio.get_running_loop()
-        for listener in self._listeners:
+        for speaks, listening in self._sockets.items():
             if is_wanted:
-                loop.add_reader(listener.socket, self._accept, listener)
+                loop.add_reader(listening, self._accept, speaks, listening)
             else:
-                loop.remove_reader(listener.socket)
+                loop.remove_reader(listening)
 
-    def close_listeners(self) -> None:
+    def close_sockets(self) -> None:
         """Accept no more connections."""
         self._listen(is_wanted=False)
-        for listener in self._listeners:
-            listener.socket.close()
-        self._listeners = ()
+        for listening in self._sockets.values():
+            listening.close()
+        self._sockets = {}
 
     def _take(self, speaks: str, connection: socket.socket) -> None:
         """Serve a connection, if there are not too many; later, if its address has cost too much lately."""
@@ -213,7 +215,7 @@ class Server(uvicorn.Server):
             await asyncio.wait({drain}, timeout=0.1)
             self._look_after()
         drain.cancel()
-        self.close_listeners()
+        self.close_sockets()
         for task in self._tasks:
             task.cancel()
         await super().shutdown(sockets)

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -23,35 +22,18 @@ SILENT_S = 20.0
 """Seconds without a turn of its event loop after which a worker is replaced."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerPlace:
-    """The arguments of a worker process."""
-
-    number: int  # from 0
-    rows: Any  # shared memory for the metrics of all workers
-
-
-def run_workers(count: int, work: Callable[[WorkerPlace], None]) -> int:
-    """Start workers and keep their number until told to stop; returns the exit code.
-
-    A worker that ends unexpectedly is restarted. The first stop signal is passed on to the workers, which finish
-    running streams; the second ends them.
-    `work` must be importable in them.
-
-    Raises:
-        U2moeError: a worker ended before it was ready.
-    """
-    return _Team(count, work).run()
+Work = Callable[[int, Any], None]
+"""What a worker does, by its number, from 0, and the shared memory for the metrics of all."""
 
 
 class _Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, work: Callable[[WorkerPlace], None], place: WorkerPlace) -> None:
-        self.number = place.number
+    def __init__(self, work: Work, number: int, rows: Any) -> None:
+        self.number = number
         self.start_time = time.monotonic()
-        name = f"u2moe-worker-{place.number}"
-        self.process: SpawnProcess = multiprocessing.get_context("spawn").Process(target=work, args=(place,), name=name)
+        name, spawning = f"u2moe-worker-{number}", multiprocessing.get_context("spawn")
+        self.process: SpawnProcess = spawning.Process(target=work, args=(number, rows), name=name)
         self.process.start()
         self._beat = 0.0
         self.silent_s = 0.0
@@ -62,8 +44,17 @@ class _Worker:
         self._beat = beat
 
 
-class _Team:
-    def __init__(self, count: int, work: Callable[[WorkerPlace], None]) -> None:
+class Team:
+    """Workers, each of which is started again if it ends unexpectedly.
+
+    The first stop signal is passed on to them, and they finish running streams; the second ends them.
+
+    Args:
+        count: how many.
+        work: what each does; must be importable.
+    """
+
+    def __init__(self, count: int, work: Work) -> None:
         self._work = work
         self._rows = shared_rows(count)
         self._metrics = Metrics(tuple(PROTOCOLS), self._rows)
@@ -73,6 +64,11 @@ class _Team:
         self._look_time = time.monotonic()
 
     def run(self) -> int:
+        """Work until told to stop; returns the exit code.
+
+        Raises:
+            U2moeError: a worker ended before it was ready.
+        """
         handle_signals(self._stop, self._reload, self._kill)
         self._workers = [self._start(number) for number in range(self._count)]
         while not self._is_stopping:
@@ -89,7 +85,7 @@ class _Team:
         return 0 if all(worker.process.exitcode in well for worker in self._workers) else 1
 
     def _start(self, number: int) -> _Worker:
-        return _Worker(self._work, WorkerPlace(number=number, rows=self._rows))
+        return _Worker(self._work, number, self._rows)
 
     def _kill_silent_ones(self) -> None:
         """End workers whose event loop stands still; a time in which this process stood still itself does not count."""

@@ -18,7 +18,7 @@ from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recogni
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.places import DEMO_FOLDER
-from u2moe.runtime.server.listeners import open_listeners
+from u2moe.runtime.server.launch import open_sockets
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.protocols.table import PROTOCOLS
@@ -128,8 +128,8 @@ class RunningServer:
     """A server in a thread; `stop` is what SIGTERM does."""
 
     def __init__(self, recognizer, options):
-        self.listeners = open_listeners(options)
-        self.ports = {listener.speaks: listener.port for listener in self.listeners}
+        self.sockets = open_sockets(options)
+        self.ports = {speaks: listening.getsockname()[1] for speaks, listening in self.sockets.items()}
         self.url = f"http://127.0.0.1:{self.ports['http']}"
         self.websocket_url = self.url.replace("http", "ws")
         recognizers = recognizer if isinstance(recognizer, dict) else {recognizer.bundle.path.name: recognizer}
@@ -142,7 +142,7 @@ class RunningServer:
     def _run(self):
         async def run():
             self.server = Server(self.service, self.is_ready.set)
-            await self.server.run_on(self.listeners)
+            await self.server.run_on(self.sockets)
 
         asyncio.run(run())
 
@@ -154,7 +154,7 @@ class RunningServer:
         cut = threading.Event()
 
         def cut_all():
-            self.server.close_listeners()
+            self.server.close_sockets()
             for connection in list(self.server.server_state.connections):
                 connection.transport.abort()
             cut.set()

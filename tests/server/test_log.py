@@ -13,7 +13,6 @@ import soundfile
 
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.server import errors, launch, log
-from u2moe.runtime.server.listeners import open_listeners
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 
@@ -123,9 +122,9 @@ def test_each_refusal_and_failure_has_words(caplog):
 )
 def test_a_server_that_is_open_to_all_warns(options, is_warned, caplog):
     chosen = ServerOptions(port=0, **options)
-    listeners = open_listeners(chosen)
+    sockets = launch.open_sockets(chosen)
     caplog.set_level("INFO")
-    launch._log_addresses(chosen, listeners)
-    assert f"listening at http://{chosen.host}:{listeners[0].port}/" in caplog.text
+    launch._log_addresses(chosen, sockets)
+    assert f"listening at http://{chosen.host}:{sockets['http'].getsockname()[1]}/" in caplog.text
     assert ("it has no API key" in caplog.text) == is_warned
-    listeners[0].socket.close()
+    sockets["http"].close()

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import soundfile
 
-from u2moe.runtime.server.listeners import open_listeners
+from u2moe.runtime.server.launch import open_sockets
 from u2moe.runtime.server.options import ServerOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "proxies.md").read_text(encoding="utf-8")
@@ -139,16 +139,16 @@ def keep_waiting(running, held, tmp_path, talk, seconds, more):
 
 def test_a_socket_that_a_killed_server_left(tmp_path):
     options = ServerOptions(host=f"unix:{tmp_path}/a.sock")
-    (left,) = open_listeners(options)
+    (left,) = open_sockets(options).values()
     with pytest.raises(OSError, match=r"a.sock: Address already in use"):
-        open_listeners(options)
-    left.socket.close()
-    (again,) = open_listeners(options)
-    assert (again.port, (tmp_path / "a.sock").stat().st_mode & 0o777) == (0, 0o666)
-    again.socket.close()
+        open_sockets(options)
+    left.close()
+    (again,) = open_sockets(options).values()
+    assert (tmp_path / "a.sock").stat().st_mode & 0o777 == 0o666
+    again.close()
     (tmp_path / "b.sock").write_text("a file of somebody", encoding="utf-8")
     with pytest.raises(OSError, match="Address already in use"):
-        open_listeners(ServerOptions(host=f"unix:{tmp_path}/b.sock"))
+        open_sockets(ServerOptions(host=f"unix:{tmp_path}/b.sock"))
     with pytest.raises(ValueError, match="serves HTTP and WebSocket alone"):
         ServerOptions(host="unix:x", protocol_ports={"vosk": 1})
     with pytest.raises(ValueError, match="an address, a network or"):

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
 from u2moe.runtime.server.connection import converse, read_object
-from u2moe.runtime.server.errors import ClientGoneError, RequestError, in_openai_form, refusing, status_of
+from u2moe.runtime.server.errors import ClientGoneError, RequestError, error_response, in_openai_form, refusing
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.protocol import Protocol
@@ -74,11 +75,6 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """An error in OpenAI's form."""
-    return JSONResponse({"error": in_openai_form(error)}, status or status_of(error), headers)
-
-
 def _describe(model: ServedModel) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": 0, "owned_by": "u2moe", "languages": model.languages}
 
@@ -117,7 +113,8 @@ async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
     except BaseException:
         upload.file.close()
         raise
-    return wanted, service.files.recognize(model.recognizer, upload.file, decoding, hotwords)
+    recognize = partial(model.recognizer.segments, upload.file, options=decoding, hotwords=hotwords)
+    return wanted, FileTask(service.files, upload.file, recognize)
 
 
 class _Streamed(StreamingResponse):
