@@ -1,11 +1,11 @@
-"""A WebSocket for the protocols: messages in and out, with limits on time; and how their contents are read."""
+"""A WebSocket for the protocols: messages in and out, with limits on time; and what they contain."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from u2moe.runtime.server.mailbox import Mailbox
 from u2moe.runtime.server.pace import patience_for_audio
 from u2moe.runtime.server.service import Place, Service
 from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.text.vocabulary import join_texts
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """Escapes in JSON that may be half of a character beyond U+FFFF, which no text can be made of."""
@@ -134,6 +135,11 @@ def read_object(text: str | bytes) -> dict[str, Any]:
 def plain_number(value: float) -> float:
     """A whole number as an integer, as which the clients of some languages must read it from JSON."""
     return int(value) if value == int(value) else value
+
+
+def added_text(before: Sequence[str], text: str) -> str:
+    """The text to append to the transcript of the segments `before`, including a space if needed."""
+    return join_texts([*before, text])[len(join_texts(before)) :]
 
 
 def checked_object(name: str, value: Any) -> dict[str, Any]:

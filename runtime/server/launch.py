@@ -15,16 +15,15 @@ from typing import Any
 
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.access import Keys
 from u2moe.runtime.server.event_loop import run_in_loop
-from u2moe.runtime.server.keys import Keys
 from u2moe.runtime.server.log import LOGGER, log_to_stderr, notify
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions, check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
-from u2moe.runtime.server.signals import ended_by_sigterm, handle_signals
-from u2moe.runtime.server.workers import Team
+from u2moe.runtime.server.workers import Team, ended_by_sigterm, handle_signals
 
 HTTP = "http"
 """The main port: HTTP, and all protocols over WebSocket."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,6 @@ from u2moe.runtime.options import NONE, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.options import ServerOptions
-from u2moe.runtime.server.texts import languages_of, phrases_of
 from u2moe.runtime.text.written.formatter import TextFormat
 from u2moe.runtime.validation import checked_flag, checked_integer, checked_number
 
@@ -24,6 +24,10 @@ _MAX_HOTWORD_LEN = 200
 _MAX_BEAMS = 40
 """Time and memory of the second pass grow with the beam."""
 _MAX_LM_WEIGHT = 2.0
+_SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
+_HAN = re.compile("[\u4e00-\u9fff]")
+_LATIN = re.compile("[A-Za-z]")
+_EDGES = " \t.!?\"'()[]:\u3002"
 REQUEST_OPTIONS = ("hotwords", "written", "beam_size", "lm_weight")
 """Options of decoding that a request may have, as `ServedModel.decoding` takes them."""
 
@@ -145,3 +149,18 @@ class ServedModel:
                     ContextGraph([phrase], self.recognizer.vocabulary)
                     writable.append(phrase)
         return ContextGraph(writable, self.recognizer.vocabulary) if writable else None
+
+
+def phrases_of(prompt: str) -> list[str]:
+    """Phrases between commas, semicolons and line ends, without punctuation around them."""
+    phrases = (phrase.strip(_EDGES) for phrase in _SEPARATORS.split(prompt))
+    return [phrase for phrase in phrases if phrase]
+
+
+def languages_of(symbols: Sequence[str]) -> list[str]:
+    """Languages of a model by its vocabulary, Chinese and English, which are those of WeNet's models.
+
+    Symbols in angle brackets, such as `<blank>`, are no text.
+    """
+    text = "".join(symbol for symbol in symbols if not symbol.startswith("<"))
+    return [code for code, letters in (("zh", _HAN), ("en", _LATIN)) if letters.search(text)]

@@ -12,10 +12,10 @@ from u2moe.runtime.audio.arrays import Resampler
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.server.access import Key, Keys
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
-from u2moe.runtime.server.keys import Key, Keys
 from u2moe.runtime.server.log import LOGGER, Incidents
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.models import ServedModel

@@ -1,12 +1,14 @@
-"""Several server processes that accept connections from the same sockets; one more starts them and looks after them."""
+"""The processes of a server: what signals do to one, and several that accept connections from the same sockets."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -14,54 +16,74 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.log import LOGGER, notify
 from u2moe.runtime.server.metrics import Metrics, shared_rows
 from u2moe.runtime.server.protocols.table import PROTOCOLS
-from u2moe.runtime.server.signals import handle_signals
 
+_SAME_S = 0.5
+"""Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
+_HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _POLL_S = 0.1
 _RESTART_S = 1.0
 SILENT_S = 20.0
 """Seconds without a turn of its event loop after which a worker is replaced."""
 
 
-Work = Callable[[int, Any], None]
-"""What a worker does, by its number, from 0, and the shared memory for the metrics of all."""
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """End the process with 0 on SIGTERM, until `handle_signals`; afterwards signals do what they did before.
+
+    By default the exit code would differ, and the first process of a container would ignore the signal.
+    """
+    before = {number: signal.getsignal(number) for number in _HANDLED}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-class _Worker:
-    """The parent's side of one worker process."""
+def handle_signals(
+    stop: Callable[[], object], reload: Callable[[], object], kill: Callable[[], object] = lambda: None
+) -> None:
+    """From now on the first SIGTERM or SIGINT is to `stop`, a second one ends the process after `kill`.
 
-    def __init__(self, work: Work, number: int, rows: Any) -> None:
-        self.number = number
-        self.start_time = time.monotonic()
-        name, spawning = f"u2moe-worker-{number}", multiprocessing.get_context("spawn")
-        self.process: SpawnProcess = spawning.Process(target=work, args=(number, rows), name=name)
-        self.process.start()
-        self._beat = 0.0
-        self.silent_s = 0.0
+    SIGHUP is to `reload`, where it exists.
+    """
+    stop_time: float | None = None
 
-    def listen(self, beat: float, seconds: float) -> None:
-        """Note when its event loop has last turned, some seconds after the last look."""
-        self.silent_s = self.silent_s + seconds if beat == self._beat > 0 else 0.0
-        self._beat = beat
+    def end(number: int, _frame: Any) -> None:
+        nonlocal stop_time
+        now = time.monotonic()
+        if stop_time is None:
+            stop_time = now
+            notify("STOPPING=1")
+            stop()
+        elif now - stop_time > _SAME_S:
+            LOGGER.warning("stopped at once")
+            kill()
+            os._exit(128 + number)
+
+    for number in _HANDLED:
+        signal.signal(number, end if number in (signal.SIGTERM, signal.SIGINT) else lambda *_: reload())
 
 
 class Team:
-    """Workers, each of which is started again if it ends unexpectedly.
+    """Worker processes, each of which is started again if it ends unexpectedly.
 
     The first stop signal is passed on to them, and they finish running streams; the second ends them.
 
     Args:
         count: how many.
-        work: what each does; must be importable.
+        work: what each does, by its number, from 0, and shared memory for the metrics of all; must be importable.
     """
 
-    def __init__(self, count: int, work: Work) -> None:
+    def __init__(self, count: int, work: Callable[[int, Any], None]) -> None:
         self._work = work
         self._rows = shared_rows(count)
         self._metrics = Metrics(tuple(PROTOCOLS), self._rows)
         self._is_stopping = self._was_ready = False
-        self._count = count
-        self._workers: list[_Worker] = []
-        self._look_time = time.monotonic()
+        self._processes: list[SpawnProcess] = []
+        self._start_times = [0.0] * count
+        self._look_time = self._awake_time = time.monotonic()
 
     def run(self) -> int:
         """Work until told to stop; returns the exit code.
@@ -70,50 +92,55 @@ class Team:
             U2moeError: a worker ended before it was ready.
         """
         handle_signals(self._stop, self._reload, self._kill)
-        self._workers = [self._start(number) for number in range(self._count)]
+        self._processes += [self._start(number) for number in range(len(self._start_times))]
         while not self._is_stopping:
             self._kill_silent_ones()
             self._look_after()
             time.sleep(_POLL_S)
-        LOGGER.info("stopping %d workers", len(self._workers))
-        for worker in self._workers:
-            worker.process.terminate()
-        while any(worker.process.is_alive() for worker in self._workers):
+        LOGGER.info("stopping %d workers", len(self._processes))
+        for process in self._processes:
+            process.terminate()
+        while any(process.is_alive() for process in self._processes):
             self._kill_silent_ones()
             time.sleep(_POLL_S)
         well = (0,) if self._was_ready else (0, -signal.SIGTERM)  # one that has hardly started handles no signal yet
-        return 0 if all(worker.process.exitcode in well for worker in self._workers) else 1
+        return 0 if all(process.exitcode in well for process in self._processes) else 1
 
-    def _start(self, number: int) -> _Worker:
-        return _Worker(self._work, number, self._rows)
+    def _start(self, number: int) -> SpawnProcess:
+        self._start_times[number] = time.monotonic()
+        name, spawning = f"u2moe-worker-{number}", multiprocessing.get_context("spawn")
+        process = spawning.Process(target=self._work, args=(number, self._rows), name=name)
+        process.start()
+        return process
 
     def _kill_silent_ones(self) -> None:
-        """End workers whose event loop stands still; a time in which this process stood still itself does not count."""
+        """End workers whose event loop stands still; not for a time in which this process stood still as well."""
         now = time.monotonic()
-        seconds, self._look_time = min(now - self._look_time, 2 * _POLL_S), now
-        beats = self._metrics.each("heartbeats")
-        for worker in self._workers:
-            worker.listen(beats[worker.number], seconds)
-            if worker.silent_s > SILENT_S and worker.process.is_alive():
-                LOGGER.error("worker %d does not answer: it is ended", worker.number)
-                worker.process.kill()
-                worker.process.join()
+        if now - self._look_time > SILENT_S / 2:
+            self._awake_time = now
+        self._look_time = now
+        for number, beat in enumerate(self._metrics.each("heartbeats")):
+            process = self._processes[number]
+            if beat and now - max(beat, self._awake_time) > SILENT_S and process.is_alive():
+                LOGGER.error("worker %d does not answer: it is ended", number)
+                process.kill()
+                process.join()
 
     def _look_after(self) -> None:
-        for index, worker in enumerate(self._workers):
-            if worker.process.exitcode is None:
+        for number, process in enumerate(self._processes):
+            if process.exitcode is None:
                 continue
             if not self._was_ready:
                 self._kill()
-                raise U2moeError(f"worker {index} ended with code {worker.process.exitcode} before it was ready")
-            self._metrics.forget(index)
-            if time.monotonic() - worker.start_time > _RESTART_S:
-                LOGGER.warning("worker %d ended with code %d: another is started", index, worker.process.exitcode)
-                self._workers[index] = self._start(index)
-        if not self._was_ready and self._metrics.total("ready") == len(self._workers):
+                raise U2moeError(f"worker {number} ended with code {process.exitcode} before it was ready")
+            self._metrics.forget(number)
+            if time.monotonic() - self._start_times[number] > _RESTART_S:
+                LOGGER.warning("worker %d ended with code %d: another is started", number, process.exitcode)
+                self._processes[number] = self._start(number)
+        if not self._was_ready and self._metrics.total("ready") == len(self._processes):
             self._was_ready = True
             places = int(self._metrics.total("capacity"))
-            LOGGER.info("ready: %d workers, %d live streams at a time", len(self._workers), places)
+            LOGGER.info("ready: %d workers, %d live streams at a time", len(self._processes), places)
             notify("READY=1")
 
     def _stop(self) -> None:
@@ -121,10 +148,10 @@ class Team:
 
     def _reload(self) -> None:
         if self._was_ready:
-            for worker in self._workers:
-                if worker.process.pid is not None and worker.process.is_alive():
-                    os.kill(worker.process.pid, signal.SIGHUP)
+            for process in self._processes:
+                if process.pid is not None and process.is_alive():
+                    os.kill(process.pid, signal.SIGHUP)
 
     def _kill(self) -> None:
-        for worker in self._workers:
-            worker.process.kill()
+        for process in self._processes:
+            process.kill()

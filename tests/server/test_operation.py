@@ -25,7 +25,7 @@ from websockets.exceptions import InvalidStatus
 
 from u2moe.runtime import cli
 from u2moe.runtime.server import log
-from u2moe.runtime.server.keys import Key, read_keys
+from u2moe.runtime.server.access import Key, read_keys
 from u2moe.runtime.server.log import notify
 
 PATIENCE_S = 120

@@ -9,7 +9,7 @@ import pytest
 from dialects import WYOMING_AUDIO as RAW
 from dialects import wyoming_event as event
 
-from u2moe.runtime.server.texts import languages_of
+from u2moe.runtime.server.models import languages_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of audioop, which it imports where there still is one

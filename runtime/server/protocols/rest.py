@@ -20,13 +20,12 @@ from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
-from u2moe.runtime.server.connection import converse, read_object
+from u2moe.runtime.server.connection import added_text, converse, read_object
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, error_response, in_openai_form, refusing
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.service import Service
-from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.server.upload import Body, Refusal, Upload
 from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.vocabulary import join_texts

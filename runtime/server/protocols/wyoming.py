@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import converse, read_object, send_within
+from u2moe.runtime.server.connection import added_text, converse, read_object, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
 from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import Limits
@@ -26,7 +26,6 @@ from u2moe.runtime.server.pace import Patience, patience_for_audio
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.service import Place, Service
 from u2moe.runtime.server.session import ServerSession
-from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_integer
 
