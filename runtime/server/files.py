@@ -1,4 +1,4 @@
-"""Uploaded files, recognised in separate threads, a few at a time."""
+"""Uploaded files, recognised in a separate thread, one at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 
 _NICENESS = 5
-"""Niceness of the threads that recognise files: live streams have priority."""
+"""Niceness of the thread that recognises files: live streams have priority."""
 
 
 class _AbandonedError(Exception):
@@ -41,7 +41,7 @@ class FileQueue:
         self.admission = Admission(options.max_files, metrics, incidents, "files")
         self.metrics = metrics
         self.max_duration_s = options.limits.duration_s
-        self.pool = ThreadPoolExecutor(options.file_threads, "u2moe-files", initializer=_be_nice)
+        self.pool = ThreadPoolExecutor(1, "u2moe-files", initializer=_be_nice)
         self.is_cut = threading.Event()
         self.running: set[Future[None]] = set()
         self._waiting: set[asyncio.Task[Any]] = set()

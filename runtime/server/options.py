@@ -57,7 +57,6 @@ class ServerOptions:
         workers: number of processes, each with its own model and scheduler.
         chunk_size: encoder frames per chunk of live streams; None: as in training, or 16.
         capacity: maximum number of live streams per worker; None: measured at the start.
-        file_threads: files that each worker recognises at once.
         max_files: files that each worker accepts at once, including waiting ones.
         limits: limits for each client.
         drain_s: seconds for running utterances to finish when the server is stopped.
@@ -77,7 +76,6 @@ class ServerOptions:
     workers: int = 1
     chunk_size: int | None = None
     capacity: int | None = None
-    file_threads: int = 1
     max_files: int = 16
     limits: Limits = field(default_factory=Limits)
     drain_s: float = 30.0
@@ -93,7 +91,7 @@ class ServerOptions:
         checked_integer("port", self.port, least=0, most=65535)
         for name, port in self.protocol_ports.items():
             checked_integer(f"the port of {name}", port, least=0, most=65535)
-        for name in ("workers", "chunk_size", "capacity", "file_threads", "max_files"):
+        for name in ("workers", "chunk_size", "capacity", "max_files"):
             if getattr(self, name) is not None:
                 checked_integer(name, getattr(self, name), least=1)
         if self.workers > 1 and not hasattr(socket, "send_fds"):

@@ -11,7 +11,7 @@ import binascii
 import dataclasses
 import io
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ _FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
 """Audio formats and soundfile's names of their encodings; G.711 has 8 kHz."""
 _OLDER_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 _TELEPHONE_RATE = 8000
-_LEAST_SILENCE_S = 0.5
+_LEAST_SILENCE_MS = 500
 """Shorter ones are also found within words."""
 _EMPTY = "input_audio_buffer_commit_empty"
 _FATAL = (IdleError, TooLargeError, UnavailableError)
@@ -57,30 +57,29 @@ _DETECTIONS = ("server_vad", "semantic_vad")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Config:
-    """Settings of the client, which can change between two items."""
+class _Settings:
+    """Settings of the client, as the protocol names them; they can change between two items."""
 
-    audio: str = "audio/pcm"  # of `_FORMATS`
-    sample_rate: float = _SAMPLE_RATE
-    detects_turns: bool = True  # whether the server detects the ends of items; else the client commits them
-    silence_s: float | None = None  # that ends an item; None: the server's
-    transcription: dict[str, Any]  # the model and what is asked of it, as in `ServedModel.decoding`
+    format: Mapping[str, Any]  # type and, of PCM, rate
+    noise_reduction: None = None
+    transcription: Mapping[str, Any]  # the model and what is asked of it, as in `ServedModel.decoding`
+    turn_detection: Mapping[str, Any] | None  # the silence that ends an item; None: the client commits items
+
+    @property
+    def sample_rate(self) -> float:
+        """Sample rate in Hz."""
+        return float(self.format.get("rate", _TELEPHONE_RATE))
 
     def samples(self, data: bytes) -> npt.NDArray[np.int16]:
         """The samples in a piece of audio."""
-        if self.audio == "audio/pcm":
+        subtype = _FORMATS[self.format["type"]]
+        if not subtype:
             return int16_samples(data)
-        subtype, rate = _FORMATS[self.audio], _TELEPHONE_RATE
         samples: npt.NDArray[np.int16]
         samples, _ = soundfile.read(
-            io.BytesIO(data), dtype="int16", format="RAW", subtype=subtype, channels=1, samplerate=rate
+            io.BytesIO(data), dtype="int16", format="RAW", subtype=subtype, channels=1, samplerate=_TELEPHONE_RATE
         )
         return samples
-
-    def description(self) -> dict[str, Any]:
-        """The format for the client."""
-        rate = {"rate": plain_number(self.sample_rate)} if self.audio == "audio/pcm" else {}
-        return {"type": self.audio, **rate}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,7 +87,7 @@ class _Source:
     """Audio between two commits, or from the first on."""
 
     session: ServerSession
-    config: _Config  # that it was opened with
+    settings: _Settings  # that it was opened with
     begin_s: float  # seconds of audio before it
     num_items: int = 0  # that are completed
     num_before_commit: int | None = None  # completed when the client committed it; None: it did not
@@ -96,7 +95,7 @@ class _Source:
     @property
     def is_between_turns(self) -> bool:
         """Whether the server detects turns, and knows of none that has begun."""
-        return self.config.detects_turns and not self.session.partial_text
+        return self.settings.turn_detection is not None and not self.session.partial_text
 
 
 async def run(connection: Connection) -> None:
@@ -112,7 +111,11 @@ class _Conversation:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._id = _new_id("sess")
-        self._config = _Config(transcription={"model": connection.place.model.name, "prompt": ""})
+        self._settings = _Settings(
+            format=_read_format({"type": "audio/pcm"}),
+            transcription={"model": connection.place.model.name, "prompt": ""},
+            turn_detection=_read_detection({"type": "server_vad"}),
+        )
         self._decoding = connection.place.model.stream_options
         self._hotwords: ContextGraph | None = None
         self._source: _Source | None = None
@@ -125,24 +128,8 @@ class _Conversation:
 
     def description(self) -> dict[str, Any]:
         """The description of the session for the client."""
-        detection: dict[str, Any] | None = None
-        if self._config.detects_turns:
-            silence_s = self._config.silence_s
-            silence_ms = None if silence_s is None else round(silence_s * 1000)
-            detection = {"type": "server_vad", "silence_duration_ms": silence_ms}
-        return {
-            "id": self._id,
-            "object": "realtime.transcription_session",
-            "type": "transcription",
-            "audio": {
-                "input": {
-                    "format": self._config.description(),
-                    "noise_reduction": None,
-                    "transcription": self._config.transcription,
-                    "turn_detection": detection,
-                }
-            },
-        }
+        kind = {"object": "realtime.transcription_session", "type": "transcription"}
+        return {"id": self._id, **kind, "audio": {"input": dataclasses.asdict(self._settings)}}
 
     async def read(self) -> None:
         """Handle the client's events; invalid ones are answered with an error, and the connection continues."""
@@ -181,21 +168,21 @@ class _Conversation:
             data = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RequestError(f"audio is no base64: {error}", "audio") from error
-        if self._source is not None and self._source.config != self._config and self._source.is_between_turns:
+        if self._source is not None and self._source.settings != self._settings and self._source.is_between_turns:
             await self._end(self._source)
         source = self._source or await self._open()
-        await source.session.feed(source.config.samples(data))
+        await source.session.feed(source.settings.samples(data))
 
     async def _open(self) -> _Source:
-        place, decoding = self._connection.place, self._decoding
+        place, decoding, settings = self._connection.place, self._decoding, self._settings
         begin_s = place.fed_s
-        if (silence_s := self._config.silence_s) is not None:
-            rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=silence_s)
+        if settings.turn_detection is not None and (silence_ms := settings.turn_detection["silence_duration_ms"]):
+            rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=silence_ms / 1000)
             endpoint = dataclasses.replace(decoding.endpoint or EndpointConfig(), rule2=rule)
             decoding = dataclasses.replace(decoding, endpoint=endpoint)
-        whole = not self._config.detects_turns
-        session = await place.open_session(self._config.sample_rate, decoding, self._hotwords, is_whole=whole)
-        self._source = _Source(session=session, config=self._config, begin_s=begin_s)
+        whole = settings.turn_detection is None
+        session = await place.open_session(settings.sample_rate, decoding, self._hotwords, is_whole=whole)
+        self._source = _Source(session=session, settings=settings, begin_s=begin_s)
         self._sources.put_nowait(self._source)
         return self._source
 
@@ -212,25 +199,25 @@ class _Conversation:
         source.num_before_commit = source.num_items
         await self._end(source)
 
-    async def _update(self, settings: Any) -> None:
+    async def _update(self, session: Any) -> None:
         """Change the settings: of the next item, or of the present one where it has not begun."""
-        config = _read_settings(settings, self._config)
-        if self._source is not None and config.description() != self._config.description():
+        settings = _read_settings(session, self._settings)
+        if self._source is not None and settings.format != self._settings.format:
             raise RequestError("the format can change while no audio is in the buffer: commit or clear it first")
-        asked = config.transcription
+        asked = settings.transcription
         model = self._connection.service.model(asked["model"])
         model.check_language(asked.get("language"))
         options = {name: asked.get(name) for name in REQUEST_OPTIONS}
         decoding, hotwords = await model.decoding(model.stream_options, prompt=asked["prompt"], **options)
-        config = dataclasses.replace(config, transcription={**asked, "model": model.name})
-        self._config, self._decoding, self._hotwords = config, decoding, hotwords
+        self._settings = dataclasses.replace(settings, transcription={**asked, "model": model.name})
+        self._decoding, self._hotwords = decoding, hotwords
         self._connection.place.model = model
 
     async def write(self) -> None:
         """Send the results of each source, until one ends because the server stops."""
         while True:
             source = await self._sources.get()
-            if source.config.detects_turns:
+            if source.settings.turn_detection is not None:
                 await self._write_turns(source)
             else:
                 await self._write_item(source.session)
@@ -274,9 +261,9 @@ class _Conversation:
         await self.send(f"{kind}.completed", **place, transcript=text, usage=usage)
 
 
-def _read_settings(settings: Any, before: _Config) -> _Config:
+def _read_settings(value: Any, before: _Settings) -> _Settings:
     """Read the settings of a session, in the present form or the older one."""
-    session = checked_object("session", settings)
+    session = checked_object("session", value)
     if session.get("type", "transcription") != "transcription":
         raise RequestError(f"the type of a session must be 'transcription', got {session['type']!r}", "session.type")
     changes: dict[str, Any] = {}
@@ -284,44 +271,45 @@ def _read_settings(settings: Any, before: _Config) -> _Config:
     given = checked_object("session.audio.input", audio.get("input", {}))
     audio_format = given.get("format", session.get("input_audio_format"))
     if audio_format is not None:
-        changes["audio"], changes["sample_rate"] = _read_format(audio_format)
+        changes["format"] = _read_format(audio_format)
     transcription = given.get("transcription", session.get("input_audio_transcription"))
     if transcription is not None:
         given_here = checked_object("transcription", transcription)
         names = {"model", "language", "prompt", *REQUEST_OPTIONS} & given_here.keys()
         changes["transcription"] = {**before.transcription, **{name: given_here[name] for name in names}}
         changes["transcription"]["prompt"] = str(changes["transcription"]["prompt"] or "")
-    detection = next((place["turn_detection"] for place in (given, session) if "turn_detection" in place), ...)
-    if detection is not ...:
-        changes["detects_turns"], changes["silence_s"] = _read_detection(detection)
+    for place in (session, given):
+        if "turn_detection" in place:
+            changes["turn_detection"] = _read_detection(place["turn_detection"])
     return dataclasses.replace(before, **changes)
 
 
-def _read_format(value: Any) -> tuple[str, float]:
-    """A format in the present form or the older one, and its sample rate."""
+def _read_format(value: Any) -> dict[str, Any]:
+    """Read a format, in the present form or the older one."""
     if isinstance(value, str):
         _check_choice("format", value, _OLDER_FORMATS)
         value = {"type": _OLDER_FORMATS[value]}
     audio_format = checked_object("format", value)
     kind = _check_choice("format.type", audio_format.get("type"), _FORMATS)
     if kind != "audio/pcm":
-        return kind, _TELEPHONE_RATE
+        return {"type": kind}
     with refusing("format.rate"):
-        return kind, checked_number("rate", audio_format.get("rate", _SAMPLE_RATE), least=8000, most=96_000)
+        rate = checked_number("rate", audio_format.get("rate", _SAMPLE_RATE), least=8000, most=96_000)
+    return {"type": kind, "rate": plain_number(rate)}
 
 
-def _read_detection(value: Any) -> tuple[bool, float | None]:
-    """Whether turns are detected, and the seconds of silence that end one, if the client says so."""
+def _read_detection(value: Any) -> dict[str, Any] | None:
+    """Read how turns are detected, if they are, with the silence that ends one, if the client says so."""
     if value is None:
-        return False, None
+        return None
     detection = checked_object("turn_detection", value)
     _check_choice("turn_detection.type", detection.get("type"), _DETECTIONS)
     silence_ms = detection.get("silence_duration_ms")
-    if silence_ms is None:
-        return True, None
-    with refusing("turn_detection.silence_duration_ms"):
-        silence_ms = checked_number("silence_duration_ms", silence_ms, least=100, most=10_000)
-    return True, max(silence_ms / 1000, _LEAST_SILENCE_S)
+    if silence_ms is not None:
+        with refusing("turn_detection.silence_duration_ms"):
+            checked = checked_number("silence_duration_ms", silence_ms, least=100, most=10_000)
+        silence_ms = max(round(checked), _LEAST_SILENCE_MS)
+    return {"type": "server_vad", "silence_duration_ms": silence_ms}
 
 
 def _check_choice(name: str, value: Any, choices: Collection[str]) -> str:
