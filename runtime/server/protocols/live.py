@@ -13,6 +13,7 @@ from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
     Connection,
+    checked_choice,
     converse,
     float32_samples,
     int16_samples,
@@ -66,8 +67,7 @@ class StreamRequest:
     def __post_init__(self) -> None:
         if isinstance(self.sample_rate, bool) or not isinstance(self.sample_rate, int | float):
             raise RequestError(f"sample_rate must be a number, got {self.sample_rate!r}", "sample_rate")
-        if not isinstance(self.encoding, str) or self.encoding not in _READ:
-            raise RequestError(f"encoding must be one of {', '.join(_READ)}, got {self.encoding!r}", "encoding")
+        checked_choice("encoding", self.encoding, _READ)
         for name, value, least, most in (
             ("chunk_size", 1 if self.chunk_size is None else self.chunk_size, 1, MOST_INTEGER),
             ("nbest", self.nbest, 0, _MAX_NBEST),

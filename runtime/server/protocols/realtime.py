@@ -11,7 +11,7 @@ import binascii
 import dataclasses
 import io
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
     Connection,
+    checked_choice,
     checked_object,
     converse,
     int16_samples,
@@ -287,10 +288,10 @@ def _read_settings(value: Any, before: _Settings) -> _Settings:
 def _read_format(value: Any) -> dict[str, Any]:
     """Read a format, in the present form or the older one."""
     if isinstance(value, str):
-        _check_choice("format", value, _OLDER_FORMATS)
+        checked_choice("format", value, _OLDER_FORMATS)
         value = {"type": _OLDER_FORMATS[value]}
     audio_format = checked_object("format", value)
-    kind = _check_choice("format.type", audio_format.get("type"), _FORMATS)
+    kind = checked_choice("format.type", audio_format.get("type"), _FORMATS)
     if kind != "audio/pcm":
         return {"type": kind}
     with refusing("format.rate"):
@@ -303,19 +304,13 @@ def _read_detection(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     detection = checked_object("turn_detection", value)
-    _check_choice("turn_detection.type", detection.get("type"), _DETECTIONS)
+    checked_choice("turn_detection.type", detection.get("type"), _DETECTIONS)
     silence_ms = detection.get("silence_duration_ms")
     if silence_ms is not None:
         with refusing("turn_detection.silence_duration_ms"):
             checked = checked_number("silence_duration_ms", silence_ms, least=100, most=10_000)
         silence_ms = max(round(checked), _LEAST_SILENCE_MS)
     return {"type": "server_vad", "silence_duration_ms": silence_ms}
-
-
-def _check_choice(name: str, value: Any, choices: Collection[str]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise RequestError(f"{name} must be one of {', '.join(choices)}, got {value!r:.80}", name)
-    return value
 
 
 def _tell_error(error: Exception) -> dict[str, Any]:

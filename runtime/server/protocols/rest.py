@@ -20,7 +20,7 @@ from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
-from u2moe.runtime.server.connection import added_text, converse, read_object
+from u2moe.runtime.server.connection import added_text, checked_choice, converse, read_object
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, error_response, in_openai_form, refusing
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
@@ -215,12 +215,9 @@ class _Wanted:
         self._format = upload.value("response_format") or "json"
         self._granularities = upload.values(f"{_GRANULARITY}[]") or upload.values(_GRANULARITY) or ["segment"]
         self._language = upload.value("language") or (model.languages[0] if len(model.languages) == 1 else "")
-        for name, value, choices in (
-            ("response_format", self._format, tuple(_MEDIA_TYPES)),
-            *((_GRANULARITY, value, _GRANULARITIES) for value in self._granularities),
-        ):
-            if value not in choices:
-                raise RequestError(f"{name} must be one of {', '.join(choices)}, got {value!r:.80}", name)
+        checked_choice("response_format", self._format, _MEDIA_TYPES)
+        for granularity in self._granularities:
+            checked_choice(_GRANULARITY, granularity, _GRANULARITIES)
         model.check_language(upload.value("language"))
         with refusing("temperature"):
             checked_number("temperature", float(upload.value("temperature") or 0), least=0, most=1)
