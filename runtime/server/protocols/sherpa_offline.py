@@ -29,8 +29,7 @@ async def run(connection: Connection) -> None:
         if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
             raise RequestError(f"32-bit samples need a multiple of four bytes, got {num_bytes}")
         session = await connection.place.open_session(sample_rate, is_whole=True)
-        results: list[Result] = []
-        await converse(_read(connection, session, message[_HEAD.size :], num_bytes), _collect(session, results))
+        results = await converse(_read(connection, session, message[_HEAD.size :], num_bytes), _finals(session))
         await connection.send(_answer(results, vocabulary))
         if connection.place.is_drained:
             return
@@ -56,8 +55,8 @@ async def _read(connection: Connection, session: ServerSession, data: bytes, num
         data = data[whole:] + message
 
 
-async def _collect(session: ServerSession, results: list[Result]) -> None:
-    results += [result async for result in session if result.is_final]
+async def _finals(session: ServerSession) -> list[Result]:
+    return [result async for result in session if result.is_final]
 
 
 def _answer(results: list[Result], vocabulary: Vocabulary) -> dict[str, Any]:
