@@ -19,6 +19,7 @@ from u2moe.runtime.server.app import make_app
 from u2moe.runtime.server.connections import Connections, Visit, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
 from u2moe.runtime.server.log import LOGGER
+from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.service import Service
@@ -107,7 +108,7 @@ class Server(uvicorn.Server):
     def _accept(self, speaks: str, listening: socket.socket) -> None:
         """Accept connections, a few in each turn of the loop."""
         for _ in range(_ACCEPTED_AT_ONCE):
-            if self._have_others_room():
+            if have_others_room(self._service.metrics, self._number):
                 self._pause(_LEFT_TO_OTHERS_S)
                 return
             try:
@@ -120,17 +121,6 @@ class Server(uvicorn.Server):
                 return
             connection.setblocking(False)  # noqa: FBT003
             self._take(speaks, connection)
-
-    def _have_others_room(self) -> bool:
-        """Whether another worker has clearly more room for streams, and answers."""
-        columns = ("ready", "heartbeats", "capacity", "streams", "newcomers")
-        now, workers = time.monotonic(), zip(*map(self._service.metrics.each, columns), strict=True)
-        rooms = [
-            capacity - streams - newcomers if is_ready and now - beat < _DOUBT_S else -math.inf
-            for is_ready, beat, capacity, streams, newcomers in workers
-        ]
-        own, most = rooms[self._number], max(rooms)
-        return most > own + max(own, 0) / 4
 
     def _pause(self, seconds: float) -> None:
         """Accept nothing for some time."""
@@ -242,3 +232,15 @@ class Server(uvicorn.Server):
             LOGGER.error("keys and certificate stay as they were: %s", error)
         else:
             LOGGER.info("keys and certificate were read anew")
+
+
+def have_others_room(metrics: Metrics, number: int) -> bool:
+    """Whether another worker than that of a number has clearly more room for streams, and answers."""
+    columns = ("ready", "heartbeats", "capacity", "streams", "newcomers")
+    now, workers = time.monotonic(), zip(*map(metrics.each, columns), strict=True)
+    rooms = [
+        capacity - streams - newcomers if is_ready and now - beat < _DOUBT_S else -math.inf
+        for is_ready, beat, capacity, streams, newcomers in workers
+    ]
+    own, most = rooms[number], max(rooms)
+    return most > own + max(own, 0) / 4

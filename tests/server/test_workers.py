@@ -13,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from u2moe.runtime.server.metrics import Metrics, shared_rows
+from u2moe.runtime.server.server import have_others_room
+
 PATIENCE_S = 120
 
 
@@ -156,3 +159,37 @@ def test_a_worker_that_cannot_start_ends_it_all(tmp_path):
     assert ended.returncode == 1
     assert "before it was ready" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_connections_are_left_to_those_with_clearly_more_room():
+    rows = shared_rows(2)
+    one, other = (Metrics(rows=rows, worker=number) for number in range(2))
+
+    def is_left(**changes):
+        """Whether the first leaves a connection to the other, which is free but for some values."""
+        free = {"ready": 1, "capacity": 10, "streams": 0, "newcomers": 0, "heartbeats": time.monotonic()}
+        for name, value in {**free, **changes}.items():
+            other.set(name, value)
+        return have_others_room(one, 0)
+
+    for name, value in {"ready": 1, "capacity": 10, "streams": 3, "heartbeats": time.monotonic() + PATIENCE_S}.items():
+        one.set(name, value)
+    assert is_left()
+    assert not have_others_room(other, 1)
+    assert not is_left(streams=1, newcomers=1)  # eight places beside seven
+    assert not is_left(ready=0)
+    assert not is_left(heartbeats=time.monotonic() - 3)
+    one.set("streams", 10)
+    assert is_left(streams=9)
+    assert not is_left(streams=10, newcomers=2)
+
+
+def test_workers_end_with_the_process_that_started_them():
+    command = [sys.executable, "-m", "u2moe", "serve", "--workers", "2", "--capacity", "1", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while "ready: " not in process.stderr.readline():
+            assert process.poll() is None
+        workers = workers_of(process)
+        assert len(workers) == 2
+        process.kill()
+        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
