@@ -49,16 +49,9 @@ _BLANK = " "
 
 def routes(service: Service) -> list[Route]:
     """The routes below `/v1`."""
-
-    async def transcriptions(request: Request) -> Response:
-        return await _transcribe(request, service)
-
-    async def translations(_request: Request) -> Response:
-        told = "this model writes what is said in its own language: it does not translate; use /v1/audio/transcriptions"
-        return error_response(RequestError(told, code="unsupported"), 404)
-
-    async def models(_request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_describe(model) for model in service.models.values()]})
+    told = "this model writes what is said in its own language: it does not translate; use /v1/audio/transcriptions"
+    unsupported = error_response(RequestError(told, code="unsupported"), 404)
+    models = JSONResponse({"object": "list", "data": [_describe(model) for model in service.models.values()]})
 
     async def model(request: Request) -> Response:
         found = service.models.get(name := request.path_params["model"])
@@ -67,9 +60,9 @@ def routes(service: Service) -> list[Route]:
         return JSONResponse(_describe(found))
 
     return [
-        Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
-        Route("/v1/audio/translations", translations, methods=["POST"]),
-        Route("/v1/models", models),
+        Route("/v1/audio/transcriptions", partial(_transcribe, service), methods=["POST"]),
+        Route("/v1/audio/translations", unsupported, methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{model}", model),
     ]
 
@@ -78,7 +71,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": 0, "owned_by": "u2moe", "languages": model.languages}
 
 
-async def _transcribe(request: Request, service: Service) -> Response:
+async def _transcribe(service: Service, request: Request) -> Response:
     body = Body(request, service.options.limits)
     async with contextlib.AsyncExitStack() as stack:
         try:
