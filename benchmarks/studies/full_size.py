@@ -159,9 +159,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             for mode in MODES:
                 if spread := ratio(content, mode, *pair):
                     found[f"{name}.{mode}"] = f"{spread.median:.2f}"
-        if bound := content["bounds"].get(FULL, {}).get(INT8.key, {}).get("ratio", {}).get("median"):
-            found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"  # of kernels at their bound
+        if entry := content["bounds"].get(FULL, {}).get(INT8.key):  # of kernels at their bound
+            bound = entry["ratio"]["median"]
+            found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
             found["bound.gain.full"] = f"{float(found['gain.full']) * bound:.2f}"
+            if batch := factor(content, BATCH, PLAIN_DENSE):  # a second of speech in a batch has the same products
+                found["bound.int4.batch"] = f"{entry['ms']['median'] / 1e3 / bound / batch.median:.2f}"
         for key, item in content["starts"].items():
             found[f"loaded.{key.replace('/', '.')}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"
         for name in {"read", "multiply"} & content.get("threads", {}).keys():

@@ -21,6 +21,9 @@ SESSIONS = "sessions"
 """Tests of memory, threads and processes, which are the same on every instruction set."""
 EMULATED = "amx"
 """Its products are tested alone: everything else is as with AVX-512 VNNI."""
+FORKING = "forks_while_threads"
+"""Not under the address sanitizer: the allocator of GCC 12's hung in 3 of 100 children of a program whose threads only
+called `malloc`. The thread sanitizer and valgrind have them."""
 THREADED = "threads or come_and_go or any_order or forked"
 OPTIONS = {
     # Python and onnxruntime leave memory behind when they end. Use after return is not looked for: the stack for that
@@ -105,7 +108,7 @@ def test_addresses_and_undefined_behaviour(build):
     own.program(STRESS)
     for isa in digests:
         own.tests(TESTS[:1] if isa == EMULATED else TESTS, isa)
-    own.tests([SESSIONS], next(isa for isa in digests if isa != EMULATED))
+    own.tests([SESSIONS], next(isa for isa in digests if isa != EMULATED), "-k", f"not {FORKING}")
 
 
 def test_malformed_layers(build):

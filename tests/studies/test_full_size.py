@@ -107,11 +107,13 @@ def test_ratios_are_of_rounds_and_factors_of_audio():
 
 def test_kernels_at_their_bound_would_be_faster_by_what_is_measured_beyond_it():
     seconds = {full_size.PLAIN_DENSE.key: [1.0], full_size.INT8.key: [1.2], full_size.PLAIN_INT8.key: [1.5]}
-    bounds = {"full": {full_size.INT8.key: {"ratio": {"median": 1.2}}}}
-    content = {"seconds": {"full": seconds}, "bounds": bounds, "touched": 8.0, "starts": {}}
+    bounds = {"full": {full_size.INT8.key: {"ms": {"median": 48.0}, "ratio": {"median": 1.2}}}}  # 40 ms at the bound
+    batch = {full_size.PLAIN_DENSE.key: [0.05 * full_size.audio_seconds("streaming-8")]}
+    content = {"seconds": {"full": seconds, "streaming-8": batch}, "bounds": bounds, "touched": 8.0, "starts": {}}
     here = {**full_size.measured_here(), "kernels": {"isa": "x"}} | content
     shown = full_size.values({"machines": {"made up": here}})
     assert (shown["int8.full"], shown["bound.int8.full"], shown["bound.gain.full"]) == ("1.20", "1.00", "1.50")
+    assert shown["bound.int4.batch"] == "0.80"
 
 
 @pytest.mark.endurance
