@@ -97,6 +97,8 @@ class FrameNodes:
 
     def next_attention_cache(self, new: Sequence[ir.Value]) -> ir.Value:
         """Keys and values for the next call: from the past, and those of this call that the blocks keep."""
+        if self.cache is None:
+            raise ValueError("frames without a cache have no next one")
         return self.g.call(next_cache(len(new)), self.cache, self.first_kept_past, *new)[0]
 
 
