@@ -9,12 +9,14 @@ from collections.abc import Coroutine
 from typing import Any
 
 _PERIOD_S = 1e-4
-"""Seconds from one look at the sockets to the next, for each of them."""
+"""Seconds from one look at the sockets to the next, for each that is active."""
 _LONGEST_PERIOD_S = 0.01
+_ACTIVE_S = 0.1
+"""Seconds after which it is counted anew which are."""
 
 
 class GatheringSelector(selectors.DefaultSelector):
-    """Looks at the sockets at intervals that grow with their number, instead of after each message.
+    """Looks at the sockets at intervals that grow with the number of active ones, instead of after each message.
 
     Where hundreds of clients send audio, some arrives in every millisecond, and waking up for each message takes a
     quarter of the event loop's processor time. One that comes after silence is still taken at once.
@@ -22,20 +24,26 @@ class GatheringSelector(selectors.DefaultSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last_s = 0.0
+        self._look_time = self._count_time = 0.0
+        self._active: set[int] = set()  # file descriptors since the last count
+        self._num_active = 0  # at the last count
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for events; None: without end."""
         if timeout is None or timeout > 0:  # else the loop has other work
-            period_s = min(_PERIOD_S * len(self.get_map()), _LONGEST_PERIOD_S)
-            rest_s = max(self._last_s + period_s - time.monotonic(), 0.0)
+            period_s = min(_PERIOD_S * self._num_active, _LONGEST_PERIOD_S)
+            rest_s = max(self._look_time + period_s - time.monotonic(), 0.0)
             if timeout is not None:
                 rest_s = min(rest_s, timeout)
                 timeout -= rest_s
             if rest_s:
                 time.sleep(rest_s)
         events = super().select(timeout)
-        self._last_s = time.monotonic()
+        now = self._look_time = time.monotonic()
+        self._active.update(key.fd for key, _ in events)
+        if now - self._count_time > _ACTIVE_S:
+            self._count_time, self._num_active = now, len(self._active)
+            self._active.clear()
         return events
 
 

@@ -35,7 +35,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def watched():
-    """A selector that watches so many sockets, with something to read from each."""
+    """A selector that watches so many sockets with something to read, and as many without."""
     with ExitStack() as stack:
         selector = stack.enter_context(GatheringSelector())
 
@@ -43,21 +43,33 @@ def watched():
             for _ in range(count):
                 here, there = map(stack.enter_context, socket.socketpair())
                 selector.register(here, selectors.EVENT_READ)
+                selector.register(there, selectors.EVENT_READ)
                 there.send(b"x")
             return selector
 
         yield watch
 
 
-@pytest.mark.parametrize(("num_sockets", "rest_s"), [(1, 0.0001), (50, 0.005), (100, 0.01), (150, 0.01)])
+@pytest.mark.parametrize(("num_active", "rest_s"), [(1, 0.0001), (50, 0.005), (100, 0.01), (150, 0.01)])
 @pytest.mark.parametrize("timeout", [None, 5.0])
-def test_the_interval_grows_with_the_number_of_sockets(clock, watched, num_sockets, rest_s, timeout):
-    selector = watched(num_sockets)
+def test_the_interval_grows_with_the_number_of_active_sockets(clock, watched, num_active, rest_s, timeout):
+    selector = watched(num_active)
     for passed, expected in ((1.0, []), (0.0, [rest_s]), (rest_s / 4, [rest_s * 3 / 4]), (rest_s, [])):
         clock.now += passed
         clock.slept.clear()
-        assert len(selector.select(timeout)) == num_sockets
+        assert len(selector.select(timeout)) == num_active
         assert clock.slept == pytest.approx(expected)
+
+
+def test_sockets_that_have_become_silent_do_not_count(clock, watched):
+    selector = watched(50)
+    for key, _ in selector.select():
+        key.fileobj.recv(1)
+    for _ in range(2):
+        clock.now += 0.2
+        assert selector.select(0) == []
+    assert selector.select(0.001) == []
+    assert clock.slept == []
 
 
 def test_other_work_of_the_loop_is_not_kept_waiting(clock, watched):
