@@ -28,7 +28,6 @@ from u2moe.runtime.server.workers import Team, ended_by_sigterm, handle_signals
 HTTP = "http"
 """The main port: HTTP, and all protocols over WebSocket."""
 _BACKLOG = 512
-
 _SYSTEM_BUFFER = 128 << 10
 """Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. The limit makes
 sure that its pings are read soon, so that it does not take the server for dead."""

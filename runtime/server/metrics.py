@@ -40,7 +40,7 @@ _GAUGES = {
     "ready": "Workers that take connections.",
 }
 _INTERNAL = ("newcomers", "heartbeats")
-"""For the process that distributes connections to workers, not for Prometheus."""
+"""For workers, which share connections, and the process that looks after them; not for Prometheus."""
 _HISTOGRAMS = {
     "first_text_seconds": "From the start of a stream to its first text.",
     "lateness_seconds": "From the arrival of live audio to the end of its recognition.",

@@ -1,6 +1,5 @@
 """A server in a thread of this process, the sound that clients send to it, and what `transcribe` makes of that."""
 
-import asyncio
 import contextlib
 import functools
 import json
@@ -18,6 +17,7 @@ from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recogni
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.server.event_loop import run_in_loop
 from u2moe.runtime.server.launch import open_sockets
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
@@ -144,7 +144,7 @@ class RunningServer:
             self.server = Server(self.service, self.is_ready.set)
             await self.server.run_on(self.sockets)
 
-        asyncio.run(run())
+        run_in_loop(run())
 
     def stop(self):
         self.server.should_exit = True

@@ -1,6 +1,7 @@
 """The study of live speakers: what they hear, and how many a server holds."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from u2moe.benchmarks.studies import hostile, serving
-from u2moe.benchmarks.studies.shared import servers
+from u2moe.benchmarks.studies.shared import servers, speakers
 from u2moe.benchmarks.studies.shared.servers import RunningServer
 from u2moe.benchmarks.studies.shared.speakers import Heard, first_blocks, speak_together, speech_blocks
 
@@ -53,6 +54,41 @@ def test_how_many_are_held():
     assert (shown["demo.ours"], shown["demo.native"], shown["demo.theirs"]) == ("16", "0", "8")
     assert shown["table"].count("\n") == 2 + 8 - 1
     assert not serving.is_held({**serving.summary(Heard(num_expected=3)), "streams": 1})  # nobody was heard
+
+
+def test_a_number_that_was_not_held_is_tried_once_more(tmp_path, monkeypatch):
+    late, asked = {16: 1, 32: 2}, []  # how often each number is late
+
+    def measured(_server, _blocks, count, _first, places=None):
+        asked.append(count)
+        late[count] = late.get(count, 0) - 1
+        return cell(count, 0.1 if places or late[count] < 0 else 0.4)
+
+    monkeypatch.setattr(serving, "measure", measured)
+    monkeypatch.setattr(serving, "heard_alone", lambda *_: {})
+    settings = {"bundle": tmp_path, "name": "demo", "folder": tmp_path, "seconds": 0.1, "cores": None}
+    plan = serving.LoadPlan(streams=(8, 16, 32, 64), has_peer=False, **settings)
+    server = RunningServer(port=0, path="", pid=0, capacity=4)
+    monkeypatch.setattr(serving.LoadPlan, "starts", lambda _: {"u2moe": lambda: contextlib.nullcontext(server)})
+    monkeypatch.setattr(serving.LoadPlan, "ours", lambda *_: contextlib.nullcontext(server))
+    cells = serving.run(tmp_path / "serving.json", plan)["cells"]
+    assert asked[:5] == [8, 16, 16, 32, 32]
+    assert 64 not in asked
+    assert serving.held(cells, "demo", "u2moe") == 16
+
+
+def test_those_who_are_let_in_begin_when_they_would_without_a_crowd(monkeypatch):
+    delays = []
+
+    async def speak(_url, _blocks, delay, _first):
+        delays.append(delay)
+        return Heard()
+
+    monkeypatch.setattr(speakers, "speak", speak)
+    for count in (3, 12):
+        asyncio.run(speak_together("", [], count, {}, places=3))
+    assert delays[:3] == delays[3:6]
+    assert all(delay >= 2 for delay in delays[6:])
 
 
 WORK = """
