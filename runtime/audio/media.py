@@ -30,6 +30,8 @@ _CONTAINERS = (
 _STATES_LENGTH = re.compile("mov|matroska|asf")
 """Containers whose header states the length; that of others is an estimate."""
 _TAGGED_LENGTH = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_MOST_CHANNELS = 64
+"""So many ffmpeg converts."""
 _CUT_OFF_S = 0.5
 _LONGEST_PACKET_S = 2.0
 """A damaged packet may state any duration."""
@@ -37,6 +39,26 @@ _LEAST_GAP_S = 0.25
 """Shorter gaps between time stamps are those of encoders and rounding."""
 _LONGEST_GAP_S = 3600.0
 """Limit where the file does not state its length, since a damaged time stamp may have any value."""
+
+
+class _Packer:
+    """Samples of frames, converted by ffmpeg: PyAV itself reads planes that are not there where there are eight."""
+
+    def __init__(self) -> None:
+        self._form: tuple[str, str, int] | None = None
+
+    def __call__(self, frame: av.AudioFrame) -> npt.NDArray[np.float32]:
+        """Samples of a frame [frames, channels], float32 in [-1, 1]."""
+        num_channels = frame.layout.nb_channels
+        if num_channels > _MOST_CHANNELS:
+            raise AudioError(f"has {num_channels} channels, expected at most {_MOST_CHANNELS}")
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if form != self._form:
+            import av  # noqa: PLC0415 - an extra
+
+            self._form, self._resampler = form, av.AudioResampler(format="flt")
+        parts = [part.to_ndarray().reshape(-1, num_channels) for part in self._resampler.resample(frame)]
+        return np.concatenate(parts) if parts else np.zeros((0, num_channels), np.float32)
 
 
 class MediaFile:
@@ -146,6 +168,7 @@ class MediaFile:
         """Blocks [frames, channels]. Silence takes the place of a packet that cannot be decoded: times stay right."""
         packets = self._container.demux(self._stream)
         self.samplerate = num_channels = num_frames = 0
+        samples_of = _Packer()
         while True:
             try:
                 packet = next(packets, None)
@@ -169,7 +192,7 @@ class MediaFile:
                     yield np.zeros((round(lost_s * self.samplerate), num_channels), np.float32)
                 continue
             for frame in frames:
-                samples = _samples(frame)
+                samples = samples_of(frame)
                 self.samplerate = self.samplerate or frame.sample_rate
                 num_channels = num_channels or samples.shape[1]
                 if (frame.sample_rate, samples.shape[1]) != (self.samplerate, num_channels):
@@ -216,17 +239,6 @@ class MediaFile:
         if len(self._container.streams) == 1 and self._container.duration is not None:
             return float(self._container.duration / 1e6)
         return None
-
-
-def _samples(frame: av.AudioFrame) -> npt.NDArray[np.float32]:
-    """Samples [frames, channels] as float32, scaled as ffmpeg does."""
-    array = frame.to_ndarray()
-    samples = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
-    if samples.dtype.kind == "f":
-        return samples.astype(np.float32)
-    if samples.dtype.kind == "u":
-        return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
-    return samples.astype(np.float32) * np.float32(2.0 ** (1 - 8 * samples.dtype.itemsize))
 
 
 def _describe(track: Any) -> str:

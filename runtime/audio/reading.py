@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _READ_S = 0.25
 """Seconds that are read at once: so much is lost before damage."""
+_MOST_BYTES = 1 << 26
+"""Largest block of all channels together, however many there are."""
 _CANCELLED = 0.01
 """If averaging leaves less than this share of the energy, the channels cancel each other."""
 
@@ -74,7 +76,7 @@ def read_blocks(
             resampler = Resampler(source.samplerate, sample_rate)
             mixer = _Mixer(name, source.channels, source.samplerate, channel)
             num_read, stop = _span(source, start, end)
-            size = max(int(block_s * source.samplerate), 1)
+            size = max(min(int(block_s * source.samplerate), _MOST_BYTES // (4 * source.channels)), 1)
             error: Exception | None = None
             while error is None:
                 block, error = _read_block(source, min(size, stop - num_read))

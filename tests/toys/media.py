@@ -5,9 +5,11 @@ import pytest
 
 CODECS = {
     "m4a": "aac", "aac": "aac", "mp4": "alac", "webm": "libopus", "mkv": "flac", "wma": "wmav2", "avi": "pcm_u8",
-    "mov": "pcm_s16le", "mka": "pcm_s32le", "ac3": "ac3", "flv": "aac",
+    "mov": "pcm_s16le", "mka": "pcm_s32le", "ac3": "ac3", "flv": "aac", "wv": "wavpack",
 }  # fmt: skip
 """The codec of the files of each suffix."""
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+"""The layout of so many channels."""
 
 
 def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), gaps=None, **options):
@@ -26,14 +28,14 @@ def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), ga
             stream.metadata["language"] = language
         for stream, samples in zip(streams, tracks, strict=True):
             stream.bit_rate = 12_200 if suffix == "amr" else 64_000
-            stream.layout = "mono" if samples.ndim == 1 else "stereo"
+            stream.layout = LAYOUTS[samples.size // len(samples)]
         if with_video:
             for _ in range(5 * len(tracks[0]) // rate):
                 container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
             container.mux(video.encode())
         for stream, samples in zip(streams, tracks, strict=True):
-            array = np.ascontiguousarray(samples.reshape(len(samples), -1).T)
-            frame = av.AudioFrame.from_ndarray(array, format="fltp", layout=stream.layout.name)
+            array = np.ascontiguousarray(samples.reshape(1, -1))
+            frame = av.AudioFrame.from_ndarray(array, format="flt", layout=stream.layout.name)
             frame.rate = rate
             resampler = av.AudioResampler(stream.format, stream.layout, rate)
             fifo = av.AudioFifo()
