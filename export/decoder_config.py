@@ -21,8 +21,8 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
     self_attention = read_attention(conf, dim)
     # only the unidirectional decoder has settings for the cross-attention biases
     cross_attention = read_attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
-    num_blocks = conf.integer("num_blocks", 6, maximum=MOST_BLOCKS)
-    num_right_blocks = 0 if uni else conf.integer("r_num_blocks", 0, minimum=0, maximum=MOST_BLOCKS)
+    num_blocks = conf.integer("num_blocks", 6, most=MOST_BLOCKS)
+    num_right_blocks = 0 if uni else conf.integer("r_num_blocks", 0, least=0, most=MOST_BLOCKS)
     feed_forward = read_feed_forward(conf, activation, num_layers=max(num_blocks, num_right_blocks))
     norm, pre_norm = read_norm(conf), conf.flag("normalize_before", default=True)
 

@@ -72,7 +72,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
         expected = "rope_abs_selfattn with pos_enc_layer_type rope_pos, and only then"
         raise conf.wrong("selfattention_layer_type", attention, expected)
     chosen = conf.choice("activation_type", activation, ACTIVATIONS)
-    num_blocks = conf.integer("num_blocks", num_blocks, maximum=MOST_BLOCKS)
+    num_blocks = conf.integer("num_blocks", num_blocks, most=MOST_BLOCKS)
     macaron = has_macaron and conf.flag("macaron_style", default=True)
     convolution = read_convolution(conf, dim, chosen) if has_convolution else None
     encoder = EncoderArchitecture(
@@ -90,7 +90,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
         pre_norm=not has_order or conf.flag("normalize_before", default=True),
         final_norm=not has_convolution or conf.flag("final_norm", default=True),
         # negative sizes mean none, as in WeNet
-        static_chunk_size=max(conf.integer("static_chunk_size", 0, minimum=-LARGEST_SIZE), 0),
+        static_chunk_size=max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0),
         dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
         normalized_input=normalized,
         causal=(convolution is None or convolution.causal) and conf.value("input_layer") != "conv1d2",
@@ -134,7 +134,7 @@ def read_norm(conf: Section) -> Norm:
 
 def read_eps(conf: Section, key: str) -> float:
     """The number under a root that keeps a norm from dividing by zero."""
-    return conf.number(key, 1e-5, minimum=0.0, maximum=1.0)
+    return conf.number(key, 1e-5, least=0.0, most=1.0)
 
 
 def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = False) -> Attention:

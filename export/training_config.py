@@ -16,6 +16,7 @@ from u2moe.export.yaml_section import Section
 from u2moe.runtime.bundle.manifest import WINDOWS, DecodingConfig, FeatureConfig
 from u2moe.runtime.errors import BundleError, CheckpointError, UnsupportedError
 from u2moe.runtime.model.features import constants_of
+from u2moe.runtime.validation import refused_as
 
 CONFIG_FILE = "train.yaml"
 DEFAULT_MEL_BINS = 23
@@ -76,9 +77,11 @@ def read_training_config(path: Path) -> TrainingConfig:
 
 def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingConfig:
     """Like `read_training_config`, for a mapping that is already loaded."""
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} must be a mapping of settings, found {type(values).__name__}")
-    top = Section(file, "", values)
+    with refused_as(CheckpointError, file):
+        return _parsed(Section(file, values))
+
+
+def _parsed(top: Section) -> TrainingConfig:
     _check_kind(top)
     for key in ("predictor", "joint", "lfmmi_dir"):
         if top.value(key) not in (None, "", {}):
@@ -156,10 +159,9 @@ def _features(top: Section) -> FeatureConfig:
         settings["sample_rate"] = conf.integer("resample", settings["sample_rate"])
     settings |= {f"{name}_ms": conf.number(name, default) for name, default in FRAMES.items()}
     try:
-        features = FeatureConfig(**settings)
-        constants_of(features)
-    except ValueError as error:
-        raise CheckpointError(f"{top.file}: dataset_conf: {error}") from error
+        with refused_as(CheckpointError, f"{top.file}: dataset_conf"):
+            features = FeatureConfig(**settings)
+            constants_of(features)
     except BundleError as error:
         raise UnsupportedError(f"{top.file}: dataset_conf: {error}; Kaldi refuses so many mel bins, too") from error
     return features
@@ -168,9 +170,9 @@ def _features(top: Section) -> FeatureConfig:
 def _normalization(top: Section) -> tuple[bool, str | None]:
     """Whether the file names statistics, and their file. Old files have `cmvn_file` at the top level and no `cmvn`."""
     conf = top.section("cmvn_conf")
-    cmvn_file = conf.text("cmvn_file") or top.text("cmvn_file")
+    cmvn_file = conf.optional_text("cmvn_file") or top.optional_text("cmvn_file")
     if "cmvn" in top:
-        cmvn = top.text("cmvn")
+        cmvn = top.optional_text("cmvn")
         if cmvn is None:
             return False, None
         return top.choice("cmvn", "global_cmvn", ("global_cmvn", "null")) == "global_cmvn", cmvn_file
@@ -191,7 +193,7 @@ def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | 
     if "tokenizer" in top:
         kinds: tuple[Literal["char", "bpe"], ...] = ("char", "bpe")
         kind = top.choice("tokenizer", "char", kinds)
-    symbol_table, connect = conf.text("symbol_table_path"), conf.text("connect_symbol") or ""
+    symbol_table, connect = conf.optional_text("symbol_table_path"), conf.optional_text("connect_symbol") or ""
     if connect not in (("", " ") if kind == "char" else ("",)):
         raise conf.unsupported("connect_symbol", connect, ("''", "' ' with tokenizer char"))
     specials = conf.section("special_tokens")
@@ -210,7 +212,7 @@ def _blank(top: Section, vocab_size: int, special_tokens: dict[str, int]) -> int
 
 
 def _token(conf: Section, key: str, vocab_size: int) -> int:
-    token = conf.integer(key, minimum=0)
+    token = conf.integer(key, least=0)
     if token >= vocab_size:
         raise conf.wrong(key, token, f"a token id below output_dim {vocab_size}")
     return token
@@ -219,9 +221,9 @@ def _token(conf: Section, key: str, vocab_size: int) -> int:
 def _decoding(top: Section) -> tuple[DecodingConfig, bool]:
     """Weights of the second pass, and whether its decoders see only frames that are no blank."""
     conf = top.section("model_conf")
-    ctc_weight = conf.number("ctc_weight", 0.5, minimum=0.0, maximum=1.0)
+    ctc_weight = conf.number("ctc_weight", 0.5, least=0.0, most=1.0)
     if ctc_weight == 0:
         raise conf.unsupported("ctc_weight", ctc_weight, ("more than 0: recognition begins with the CTC head",))
-    reverse_weight = conf.number("reverse_weight", 0.0, minimum=0.0, maximum=1.0)
+    reverse_weight = conf.number("reverse_weight", 0.0, least=0.0, most=1.0)
     non_blank_memory = conf.flag("apply_non_blank_embedding", default=False)
     return DecodingConfig(ctc_weight=ctc_weight, reverse_weight=reverse_weight), non_blank_memory

@@ -1,32 +1,86 @@
-"""Checks types and ranges of options at construction. Values are returned as Python numbers."""
+"""Checks values that come from outside: options, and fields of manifests, train.yaml, lists and messages.
+
+Each check returns the value as a plain one of Python, or raises `FieldError`: "FIELD must be EXPECTED, got FOUND". That
+is a ValueError, which is all that options need. What reads a file turns it into its own error, which begins with the
+name of the file (and the line): `with refused_as(BundleError, path)`. The server's names the field as a parameter, too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import numbers
 import operator
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+Choice = TypeVar("Choice", bound=str)
 
 MOST_INTEGER = 1_000_000
 """Above every sensible count, and low enough for products of two of them to be exact everywhere."""
+_LONGEST_QUOTE = 80
+
+
+class FieldError(ValueError):
+    """A field has a value that it must not have.
+
+    Attributes:
+        field: its name, after those of the mappings that it is in, such as "model.blank"; empty: the whole content.
+        expected: what it must be.
+        found: its value, quoted.
+    """
+
+    def __init__(self, field: str, expected: str, found: str) -> None:
+        super().__init__(field, expected, found)
+        self.field, self.expected, self.found = field, expected, found
+
+    def __str__(self) -> str:
+        return f"{self.field} must be {self.expected}, got {self.found}".lstrip()
+
+
+def wrong(field: str, expected: str, found: object) -> FieldError:
+    """The error of a field whose value is not as expected."""
+    return FieldError(field, expected, quoted(found))
+
+
+@contextlib.contextmanager
+def refused_as(error: Callable[[str], Exception], where: object) -> Iterator[None]:
+    """Turn a ValueError of what is read inside into another error, whose message begins with `where`."""
+    try:
+        yield
+    except ValueError as refusal:
+        raise error(f"{where}: {refusal}") from refusal
+
+
+def quoted(value: object) -> str:
+    """A value for a message, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print huge integers
+        return "an integer of thousands of digits"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
 
 
 def checked_integer(name: str, value: object, *, least: int, most: int = MOST_INTEGER) -> int:
     """Check a count: an integer of Python or numpy, but not a bool.
 
     Raises:
-        ValueError: another type, or out of range.
+        FieldError: another type, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name} must be an integer, got {value!r}")  # noqa: TRY004 - wrong options are all one error
+        raise wrong(name, "an integer", value)
     number = operator.index(value)
     if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
+        raise wrong(name, f"at least {least}", number)
     if number > most:
-        raise ValueError(f"{name} must be at most {most}, got {number}")
+        raise wrong(name, f"at most {most}", number)
     return number
 
 
@@ -38,24 +92,27 @@ def checked_number(
     above: float | None = None,
     most: float | None = None,
     unit: str = "",
+    from_text: bool = False,
 ) -> float:
     """Check a quantity: a finite number of Python or numpy, but not a bool.
 
     Args:
-        name: name of the option, for the error.
+        name: name of the field, for the error.
         value: the value to check.
         least: smallest allowed value.
         above: alternatively, an exclusive lower limit.
         most: largest allowed value.
         unit: unit for the error, such as "seconds".
+        from_text: whether the digits of a number are one, too.
 
     Raises:
-        ValueError: another type, NaN, infinite, or out of range.
+        FieldError: another type, NaN, infinite, or out of range.
     """
+    is_number = isinstance(value, numbers.Real | str if from_text else numbers.Real) and not isinstance(value, bool)
     try:
-        found = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
-    except OverflowError:
-        found = math.inf
+        found = float(value) if is_number else math.nan  # type: ignore[arg-type]  # is_number
+    except (ValueError, OverflowError):
+        found = math.nan
     too_small = (least is not None and found < least) or (above is not None and found <= above)
     if not math.isfinite(found) or too_small or (most is not None and found > most):
         expected = f"a number of {unit}" if unit else "a number"
@@ -63,32 +120,132 @@ def checked_number(
             expected += f", at least {least:g}" if most is None else f" between {least:g} and {most:g}"
         if above is not None:
             expected += f" above {above:g}" if most is None else f" above {above:g} and at most {most:g}"
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise wrong(name, expected, value)
     return found
 
 
 def checked_flag(name: str, value: object) -> bool:
-    """Check a bool.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """Check a bool; FieldError: anything else."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")  # noqa: TRY004
+        raise wrong(name, "true or false", value)
+    return value
+
+
+def checked_text(name: str, value: object) -> str:
+    """Check a text that is not empty; FieldError: anything else."""
+    if not isinstance(value, str) or not value:
+        raise wrong(name, "a text", value)
+    return value
+
+
+def checked_choice(name: str, value: object, choices: Collection[Choice]) -> Choice:
+    """Check a text that is one of the choices; FieldError: anything else."""
+    for choice in choices if isinstance(value, str) else ():
+        if value == choice:
+            return choice
+    raise wrong(name, f"one of {', '.join(choices)}", value)
+
+
+def checked_object(name: str, value: object) -> dict[str, Any]:
+    """Check a mapping, as an object of JSON is; FieldError: anything else."""
+    if not isinstance(value, dict):
+        raise wrong(name, "an object", value)
     return value
 
 
 def checked_options(name: str, value: T | None, default: T) -> T:
-    """Options of the same class as the default, which stands for None.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """Options of the same class as the default, which stands for None; FieldError: anything else."""
     if value is None:
         return default
     if not isinstance(value, type(default)):
-        raise ValueError(f"{name} must be {type(default).__name__} or None, got {value!r}")  # noqa: TRY004
+        raise wrong(name, f"{type(default).__name__} or None", value)
     return value
+
+
+class Record:
+    """A mapping whose fields are checked as they are read, and which knows those that nobody has read.
+
+    Attributes:
+        name: its name in the mappings around it, which begins those of its fields in errors; empty: outermost.
+        values: the mapping.
+        known: the fields that have been read.
+
+    Raises:
+        FieldError: `values` is no mapping.
+    """
+
+    def __init__(self, values: object, name: str = "") -> None:
+        self.name = name
+        self.values = checked_object(name, values)
+        self.known: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def field(self, key: str) -> str:
+        """Name of a field, for errors."""
+        return f"{self.name}.{key}" if self.name else key
+
+    def value(self, key: str, default: object = None) -> Any:
+        """The value of a field, or the default if there is none."""
+        self.known.add(key)
+        return self.values.get(key, default)
+
+    def wrong(self, key: str, found: object, expected: str) -> FieldError:
+        """The error of a field."""
+        return wrong(self.field(key), expected, found)
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = MOST_INTEGER) -> int:
+        """A whole number; required when there is no default."""
+        return checked_integer(self.field(key), self.value(key, default), least=least, most=most)
+
+    def number(
+        self, key: str, default: float | None = None, *, least: float | None = None, most: float | None = None
+    ) -> float:
+        """A finite number, or its digits (yaml 1.1 reads 1e-5, without a dot, as text)."""
+        return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
+
+    def seconds(self, key: str) -> float | None:
+        """A time in seconds, or its digits; None: there is none."""
+        value = self.value(key)
+        return None if value is None else checked_seconds(self.field(key), value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        return checked_flag(self.field(key), self.value(key, default))
+
+    def text(self, key: str) -> str:
+        """A text that is not empty."""
+        return checked_text(self.field(key), self.value(key))
+
+    def label(self, key: str) -> str | None:
+        """A text, or the digits of a number; None: there is none."""
+        value = self.value(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str | None):
+            raise self.wrong(key, value, "a text")
+        return value
+
+    def record(self, key: str) -> Record:
+        """An object; required."""
+        return Record(self.value(key), self.field(key))
+
+    def records(self, key: str) -> list[Record]:
+        """A list of objects; null, or nothing, is an empty one."""
+        values = self.value(key)
+        if not isinstance(values, list | None):
+            raise self.wrong(key, values, "a list of objects")
+        return [Record(value, self.field(key)) for value in values or []]
+
+    def unread(self) -> dict[str, Any]:
+        """The fields that have not been read."""
+        return {key: value for key, value in self.values.items() if key not in self.known}
+
+
+def checked_seconds(name: str, value: object) -> float:
+    """Check a time in seconds, or its digits; FieldError: it cannot be one."""
+    return checked_number(name, value, least=0, unit="seconds", from_text=True)
 
 
 def first_difference(one: object, other: object, name: str) -> tuple[str, object, object]:

@@ -122,7 +122,7 @@ def test_what_fails_becomes_a_row(corpus, tmp_path):
         "missing": "no such file",
         "text": "cannot be read as audio",
         "cut": "it was cut off",
-        "data.list:6": "line 6: field 'key'",
+        "data.list:6": "line 6: key must be a text, got None",
         "empty": "has no audio from 900 s",
     }.items():
         assert error in rows[key]["error"]

@@ -99,7 +99,7 @@ def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
     places = _numbers(conf, "stride_layer_idx", (3,), most=num - 1)
     strides = _numbers(conf, "stride", (2,), least=1, most=16)
     grouped = _numbers(conf, "group_layer_idx", GROUPED, most=1 << 20)
-    group_size = conf.integer("group_size", 3, maximum=64)
+    group_size = conf.integer("group_size", 3, most=64)
     shrinks = conf.flag("stride_kernel", default=True)
     if len(places) != len(strides) or sorted(set(places)) != list(places):
         raise conf.wrong("stride", list(strides), f"one for each of the ascending stride_layer_idx {list(places)}")

@@ -72,7 +72,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         conf.value(unused)
     conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
     activation = conf.choice("activation_type", "swish", ACTIVATIONS)
-    num_blocks = conf.integer("num_blocks", 12, maximum=MOST_BLOCKS)
+    num_blocks = conf.integer("num_blocks", 12, most=MOST_BLOCKS)
     own = Squeezed(
         reduce=_block(conf, "reduce_idx", 5, least=1, most=num_blocks - 1),
         recover=_block(conf, "recover_idx", 11, least=1, most=num_blocks - 1),
@@ -99,7 +99,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         norm=Norm(),
         pre_norm=conf.flag("normalize_before", default=False),
         final_norm=False,
-        static_chunk_size=max(conf.integer("static_chunk_size", 0, minimum=-LARGEST_SIZE), 0),
+        static_chunk_size=max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0),
         dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
         normalized_input=normalized,
         causal=convolution.causal and own.reduction == "stream" and not own.shifted,

@@ -44,7 +44,7 @@ def test_a_port_of_its_own(server, speech, expected, name):
         ("/stream", ['{"nbest": null}'], "nbest must be an integer, got None"),
         ("/stream", ['{"nbest": 1000}'], "nbest must be at most 100"),
         ("/stream", ['{"hotwords": [["A", 1' + "0" * 400 + "]]}"], "weight must be a number"),
-        ("/stream", ['{"words": 1}'], "words must be True or False"),
+        ("/stream", ['{"words": 1}'], "words must be true or false"),
         ("/stream", ['{"hotwords": "A"}'], "hotwords must be a list"),
         ("/stream", ['{"hotwords": [7]}'], "a hotword must be"),
         ("/stream", ['{"hotwords": ["\\u4e2d"]}'], "\u4e2d"),

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 
 from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.lists.lines import parse_lines, read_lines, seconds
+from u2moe.runtime.corpus.lists.lines import parse_lines, read_lines
 from u2moe.runtime.corpus.lists.options import ListOptions
 from u2moe.runtime.corpus.storage import join, parent
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.validation import checked_seconds, wrong
 
 _BESIDE = ("segments", "text", "utt2spk")
 
@@ -99,8 +100,8 @@ def _split(line: str) -> tuple[str, str]:
 def _segment(line: str) -> tuple[str, str, float, float | None]:
     words = line.split()
     if len(words) not in (4, 5):
-        raise ValueError(f"found {line[:60]!r}, expected: utterance recording start end")
-    start, end = seconds(words[2], "start"), None
+        raise wrong("", "utterance, recording, start and end", line)
+    start, end = checked_seconds("start", words[2]), None
     if not words[3].startswith("-"):  # Kaldi: -1 is the end of the recording
-        end = seconds(words[3], "end")
+        end = checked_seconds("end", words[3])
     return words[0], words[1], start, end

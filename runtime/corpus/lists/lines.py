@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from u2moe.runtime.corpus.entry import Entry, Unreadable
 from u2moe.runtime.corpus.storage import base_name, open_decompressed
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.validation import Record, wrong
 
-_LONGEST_QUOTE = 60
 _LONGEST_LINE = 1 << 24
 """Longest line in bytes, so that a file of another kind is not read into memory."""
 
@@ -56,7 +54,7 @@ def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry
 
     Args:
         list_path: the file.
-        parse: from a line to an utterance; raises ValueError or TypeError with what was found and expected.
+        parse: from a line to an utterance; raises ValueError with what was found and expected.
 
     Raises:
         CorpusError: already the first line cannot be understood: it is a list of another kind.
@@ -65,7 +63,7 @@ def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry
     for number, line in read_lines(list_path):
         try:
             utterance = parse(line)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             message = f"{list_path}: line {number}: {error}"
             if is_first:
                 raise CorpusError(message) from error
@@ -74,54 +72,10 @@ def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry
         yield utterance
 
 
-def json_object(line: str) -> dict[str, Any]:
-    """The JSON object in a line; raises ValueError for anything else."""
+def json_record(line: str) -> Record:
+    """The fields of the JSON object in a line; raises ValueError for anything else."""
     try:
-        record = json.loads(line)
+        values = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"found {line[:_LONGEST_QUOTE]!r}, expected a JSON object: {error}") from error
-    if not isinstance(record, dict):
-        raise TypeError(f"found {line[:_LONGEST_QUOTE]!r}, expected a JSON object")
-    return record
-
-
-def text_of(record: Mapping[str, Any], name: str) -> str:
-    """A field that must be a text with content; raises TypeError otherwise."""
-    value = record.get(name)
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"field {name!r}: found {value!r:.60}, expected a text")
-    return value
-
-
-def optional_text(record: Mapping[str, Any], name: str) -> str | None:
-    """A field that is a text if it is there; numbers count as their digits, raises TypeError for anything else."""
-    value = record.get(name)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"field {name!r}: found {value!r:.60}, expected a text")
-    return value
-
-
-def seconds_of(record: Mapping[str, Any], name: str) -> float | None:
-    """A field that is a number of seconds if it is there; raises ValueError for one that cannot be a time."""
-    value = record.get(name)
-    if value is None:
-        return None
-    return seconds(value, f"field {name!r}")
-
-
-def seconds(value: Any, name: str) -> float:
-    """A number of seconds from a number or its digits; raises ValueError for one that cannot be a time."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{name}: found {value!r:.60}, expected seconds")
-    return number
-
-
-def others(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The fields that have none of these names."""
-    return {name: value for name, value in record.items() if name not in names}
+        raise wrong("", f"a JSON object ({error})", line) from error
+    return Record(values)

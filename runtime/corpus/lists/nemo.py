@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.lists.lines import json_object, optional_text, parse_lines, seconds_of, text_of
+from u2moe.runtime.corpus.lists.lines import json_record, parse_lines
 from u2moe.runtime.corpus.lists.options import ListOptions
 
 
@@ -16,20 +16,20 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """
 
     def parse(line: str) -> Entry:
-        record = json_object(line)
-        path = text_of(record, "audio_filepath")
-        offset, duration = seconds_of(record, "offset"), seconds_of(record, "duration")
+        record = json_record(line)
+        path = record.text("audio_filepath")
+        offset, duration = record.seconds("offset"), record.seconds("duration")
         start = offset or 0.0
         return Entry(
-            key=path if offset is None else f"{path}#{record['offset']}",
+            key=path if offset is None else f"{path}#{record.value('offset')}",
             source=options.source(path, list_path),
             start=start,
             # Without an offset the duration describes the file, and is rounded: nothing is to be cut off.
             end=None if duration is None or offset is None else start + duration,
             duration=duration,
-            text=optional_text(record, "text"),
-            speaker=optional_text(record, "speaker"),
-            fields=record,
+            text=record.label("text"),
+            speaker=record.label("speaker"),
+            fields=record.values,
         )
 
     return parse_lines(list_path, parse)

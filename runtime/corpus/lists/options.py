@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Command
 from u2moe.runtime.corpus.storage import parent, resolve
 from u2moe.runtime.errors import CorpusError
-from u2moe.runtime.validation import checked_integer
+from u2moe.runtime.validation import checked_integer, checked_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,7 @@ class ListOptions:
             CorpusError: a command, and those are not allowed.
             ValueError: the entry is empty.
         """
-        if not entry:
-            raise ValueError("found no path")
-        if entry.endswith("|"):
+        if checked_text("path", entry).endswith("|"):
             return self.command(entry[:-1].strip(), list_path)
         return AudioFile(path=self.path(entry, list_path))
 

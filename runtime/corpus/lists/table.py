@@ -11,11 +11,11 @@ from types import MappingProxyType
 
 from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists import folder, kaldi, lhotse, nemo, parquet, paths, shards, wenet
-from u2moe.runtime.corpus.lists.lines import first_line, json_object, read_lines
+from u2moe.runtime.corpus.lists.lines import first_line, json_record, read_lines
 from u2moe.runtime.corpus.lists.options import ListOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
 from u2moe.runtime.errors import CorpusError
-from u2moe.runtime.validation import checked_options
+from u2moe.runtime.validation import checked_options, refused_as
 
 _BLOCK = 1 << 20
 
@@ -94,14 +94,12 @@ def find_format(list_path: str) -> str:
 
 
 def _json_format(list_path: str, line: str) -> str:
-    try:
-        record = json_object(line)
-    except (ValueError, TypeError) as error:
-        raise CorpusError(f"{list_path}: {error}") from error
+    with refused_as(CorpusError, list_path):
+        record = json_record(line)
     for name, field in (("nemo", "audio_filepath"), ("wenet", "wav"), ("lhotse", "recording"), ("lhotse", "tracks")):
         if field in record:
             return name
-    fields = ", ".join(record) or "no fields"
+    fields = ", ".join(record.values) or "no fields"
     raise CorpusError(
         f"{list_path}: found {fields:.80}, expected audio_filepath (NeMo), wav (WeNet) or recording (Lhotse)"
     )
