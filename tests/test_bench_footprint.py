@@ -123,22 +123,6 @@ def test_processors_are_told(monkeypatch, tmp_path, text, name, sets):
     assert found["processor_version"] == ("cpu family 26, model 2, stepping 1" if text == X86 else "")
 
 
-@pytest.mark.parametrize(
-    ("sets", "instructions"),
-    [
-        (["avx2", "avx512bw", "avx512_vnni"], "AVX-512 VNNI"),
-        (["avx2", "avx512bw", "avx512_vnni", "amx_int8"], "AMX"),
-        (["sse4_1", "avx2", "avx_vnni"], "AVX-VNNI"),
-        (["sse4_1", "avx2", "avx512bw"], "AVX-512 without VNNI"),
-        (["sse4_1", "avx2"], "AVX2"),
-        (["asimd", "asimddp"], "dot products of NEON"),
-        ([], None),
-    ],
-)
-def test_what_multiplies_integers(sets, instructions):
-    assert machine.integer_products(sets) == {"instructions": instructions}
-
-
 def test_what_the_system_does_not_tell_is_left_open(monkeypatch, tmp_path):
     for name in ("_CPUINFO", "_MEMINFO", "_STATUS", "_CACHES"):
         monkeypatch.setattr(machine, name, tmp_path / "none")

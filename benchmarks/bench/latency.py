@@ -13,7 +13,7 @@ from typing import Any
 
 from u2moe.benchmarks.bench.speed import latencies
 from u2moe.benchmarks.instruments.probe import Event, Mode, Observation, Probe, Samples
-from u2moe.benchmarks.instruments.statistics import interleaved, percentiles
+from u2moe.benchmarks.instruments.statistics import percentiles
 from u2moe.runtime import EndpointConfig, Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 
@@ -26,8 +26,6 @@ def measure_latency(
     recordings: Sequence[Samples],
     mode: Mode,
     *,
-    paced: bool = True,
-    repetitions: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Recognise recordings as if live, with the bundles in turn, recording by recording.
@@ -36,37 +34,30 @@ def measure_latency(
         probes: loaded bundles by name; those that cannot stream are omitted.
         recordings: samples at the models' sample rate.
         mode: chunk sizes.
-        paced: in real time; False: portions follow each other immediately, as in a file.
-        repetitions: number of measurements.
         progress: called with a line for each round.
 
     Returns:
         One entry for each bundle; see `summary`.
     """
-    observed: dict[str, list[Observation]] = {name: [] for name, item in probes.items() if item.model.config.streaming}
+    able = {name: probe for name, probe in probes.items() if probe.model.config.streaming}
+    observed: dict[str, list[Observation]] = {name: [] for name in able}
     # One chunk at full speed first, so that a running process is measured and not one that has just started.
-    for name in observed:
-        probes[name].recognise(recordings[0], mode)
+    for probe in able.values():
+        probe.recognise(recordings[0], mode)
     for number, samples in enumerate(recordings, start=1):
-        cases = {name: _case(probes[name], samples, mode, paced=paced) for name in observed}
-        title = f"{'paced' if paced else 'full speed'}, {mode.name}, recording {number} of {len(recordings)}"
-        rounds = interleaved(cases, repetitions, warm_up=0, title=title, progress=progress)
-        for name, results in rounds.items():
-            observed[name] += results
+        progress(f"paced, {mode.name}, recording {number} of {len(recordings)}")
+        for name, probe in able.items():
+            observed[name].append(probe.recognise(samples, mode, paced=True))
     return [
         {
             "bundle": name,
             "mode": mode.name,
-            "paced": paced,
-            **summary(results, probes[name].recognizer.vocabulary, probes[name].chunk_s(mode) or 0.0),
-            "endpoint_silence_s": _silence(probes[name].options.endpoint),
+            "paced": True,
+            **summary(observed[name], probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0),
+            "endpoint_silence_s": _silence(probe.options.endpoint),
         }
-        for name, results in observed.items()
+        for name, probe in able.items()
     ]
-
-
-def _case(probe: Probe, samples: Samples, mode: Mode, *, paced: bool) -> Callable[[], Observation]:
-    return lambda: probe.recognise(samples, mode, paced=paced)
 
 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:

@@ -17,9 +17,8 @@ def measure_speed(
     recordings: Sequence[Samples],
     modes: Mapping[str, Sequence[Mode]],
     *,
-    transcripts: Sequence[str] | None = None,
+    transcripts: Sequence[str] = (),
     repetitions: int = 5,
-    warm_up: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Recognise all recordings in every mode, with the bundles in turn.
@@ -28,9 +27,8 @@ def measure_speed(
         probes: loaded bundles by name.
         recordings: samples at the models' sample rate.
         modes: the modes to measure for each bundle.
-        transcripts: transcripts of the recordings, "" if unknown; None: all unknown.
+        transcripts: transcripts of the recordings, "" if unknown.
         repetitions: number of measurements.
-        warm_up: earlier rounds, which do not count.
         progress: called with a line for each round.
 
     Returns:
@@ -49,7 +47,7 @@ def measure_speed(
     entries: list[dict[str, Any]] = []
     for mode in dict.fromkeys(mode for own in modes.values() for mode in own):
         cases = {name: case(item, mode) for name, item in probes.items() if mode in modes[name]}
-        measured = interleaved(cases, repetitions, warm_up=warm_up, title=mode.name, progress=progress)
+        measured = interleaved(cases, repetitions, title=mode.name, progress=progress)
         for name, results in measured.items():
             rounds = [observed for observed, _ in results]
             entry = {"bundle": name, "mode": mode.name, **summary(rounds, probes[name].chunk_s(mode))}
@@ -57,7 +55,7 @@ def measure_speed(
             if joules:  # per second of audio they are watts, and so watt-hours per hour
                 audio_s = sum(observed.audio_s for observed in rounds[0])
                 entry["energy_wh_per_hour"] = Spread.of([used / audio_s for used in joules]).data()
-            if transcripts and any(transcripts):
+            if any(transcripts):
                 entry["words"] = word_errors(rounds[0], transcripts)
             entries.append(entry)
     return entries
@@ -114,5 +112,5 @@ def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> 
     errors = WordErrors()
     for item, transcript in zip(observed, transcripts, strict=True):
         if transcript:
-            errors.add(transcript, item.texts[0])
+            errors.add(transcript, item.text)
     return {"num_words": errors.num_words, "rate": errors.rate}

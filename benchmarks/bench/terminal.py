@@ -70,7 +70,6 @@ def _head(report: Report) -> Iterator[str]:
     cores = f"{machine['usable_cores']} of {machine['num_cores']} cores"
     yield ", ".join(part for part in (machine["processor"] + version, cores, caches, memory) if part)
     yield f"instruction sets: {' '.join(machine['instruction_sets']) or 'unknown'}"
-    yield f"integer products: {machine['integer_products']['instructions'] or 'unknown instructions'}"
     commit = f" ({machine['commit']})" if machine["commit"] else ""
     yield (
         f"{machine['system']}, Python {machine['python']}, onnxruntime {machine['onnxruntime']}, "

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,6 @@ INSTRUCTION_SETS = (
 )
 """Flags in /proc/cpuinfo that determine the speed of matrix products, on x86 and ARM."""
 
-INTEGER_PRODUCTS = (
-    ("amx_int8", "AMX"),
-    ("avx512_vnni", "AVX-512 VNNI"),
-    ("avx_vnni", "AVX-VNNI"),
-    ("avx512bw", "AVX-512 without VNNI"),
-    ("avx2", "AVX2"),
-    ("sse4_1", "SSE4.1"),
-    ("i8mm", "I8MM"),
-    ("asimddp", "dot products of NEON"),
-    ("asimd", "NEON"),
-)
-"""Instructions with which onnxruntime multiplies uint8 and int8, in order of preference: flag and name."""
-
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
@@ -53,8 +40,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor(fields),
         "processor_version": ", ".join(f"{name} {fields[name]}" for name in _VERSION_FIELDS if name in fields),
         "architecture": platform.machine(),
-        "instruction_sets": (sets := instruction_sets(fields)),
-        "integer_products": integer_products(sets),
+        "instruction_sets": instruction_sets(fields),
         "num_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "caches": caches(_CACHES),
@@ -99,15 +85,6 @@ def instruction_sets(fields: Mapping[str, str]) -> list[str]:
     """Those of `INSTRUCTION_SETS` that the processor has."""
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return [name for name in INSTRUCTION_SETS if name in flags]
-
-
-def integer_products(sets: Sequence[str]) -> dict[str, Any]:
-    """Name of the `instructions` that multiply uint8 and int8; None if unknown.
-
-    Args:
-        sets: instruction sets as reported by the system; in an emulator, possibly those of the host.
-    """
-    return {"instructions": next((name for flag, name in INTEGER_PRODUCTS if flag in sets), None)}
 
 
 def usable_cores() -> int:

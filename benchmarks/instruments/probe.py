@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result, Stream
+from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
@@ -40,19 +40,16 @@ class Mode:
     Attributes:
         chunk_size: encoder frames per chunk; None: full context.
         num_left_chunks: chunks of left context; -1: all.
-        num_streams: number of streams at once, in one batch.
     """
 
     chunk_size: int | None = None
     num_left_chunks: int = -1
-    num_streams: int = 1
 
     @property
     def name(self) -> str:
         """Its name in tables."""
         left = "all" if self.num_left_chunks < 0 else self.num_left_chunks
-        name = "full context" if self.chunk_size is None else f"chunk {self.chunk_size}, left {left}"
-        return name if self.num_streams == 1 else f"{name}, {self.num_streams} streams"
+        return "full context" if self.chunk_size is None else f"chunk {self.chunk_size}, left {left}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +72,16 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """Times and results of recognising one recording (or several at once, in a batch).
+    """Times and results of recognising one recording.
 
     Attributes:
-        audio_s: seconds of audio, in all streams together.
+        audio_s: seconds of audio.
         wall_s: seconds spent in calls of the runtime, without waiting for a paced source.
         cpu_s: CPU seconds of all threads in these calls.
         stages: seconds by stage, `STAGES`; their sum is `wall_s`.
-        events: chunks of the first stream, in order.
+        events: chunks, in order.
         final_s: from the end of the input to the final result.
-        segments: final results of the first stream.
-        texts: the text of each stream.
+        segments: final results.
     """
 
     audio_s: float
@@ -95,7 +91,11 @@ class Observation:
     events: list[Event]
     final_s: float
     segments: list[Result]
-    texts: list[str]
+
+    @property
+    def text(self) -> str:
+        """What was recognised."""
+        return join_texts([segment.text for segment in self.segments])
 
 
 class Stopwatch:
@@ -155,20 +155,8 @@ class Probe:
         StreamError: the bundle does not support the search.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        settings: SessionSettings | None = None,
-        *,
-        search: Search | None = None,
-    ) -> None:
-        """Load the graphs of a bundle.
-
-        Args:
-            bundle: what to measure.
-            settings: where and how its graphs run.
-            search: None: rescoring if there is a decoder, else prefix beam search.
-        """
+    def __init__(self, bundle: Bundle, settings: SessionSettings | None = None) -> None:
+        """Load the graphs of a bundle, to run where and how `settings` say."""
         self.bundle = bundle
         self.watch = Stopwatch()
         settings = settings or SessionSettings()
@@ -180,7 +168,7 @@ class Probe:
             for graph in bundle.manifest.model.graphs()
         }
         self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
-        search = search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
+        search: Search = "attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam"
         self.options = DecodingOptions(search=search, endpoint=bundle.manifest.decoding.endpoint)
         observer = Observer(features=partial(self.watch, "features"), searching=partial(self.watch, "search"))
         self.recognizer = Recognizer(bundle, self.model, self.options, observer=observer)
@@ -201,18 +189,17 @@ class Probe:
 
         Args:
             samples: at the model's rate, float32 [n].
-            mode: chunks and number of streams. Each further stream starts at another place in the recording, so that
-                streams do not contain the same speech at the same time.
+            mode: chunks.
             paced: deliver portions when a live source would, not earlier.
         """
-        num = mode.num_streams
-        streams = [self._stream(mode) for _ in range(num)]
-        sounds = [np.roll(samples, -index * len(samples) // num) for index in range(num)]
-        segments: list[list[Result]] = [[] for _ in range(num)]
-        events: list[Event] = []
+        options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
+        create = self.recognizer.create_recording_stream if mode.chunk_size is None else self.recognizer.create_stream
+        stream, segments, events = create(options), list[Result](), list[Event]()
         self.watch.reset()
         begin = time.perf_counter()
-        for start, end in self._portions(len(samples), mode):
+        size = int((WHOLE_PORTION_S if mode.chunk_size is None else PORTION_S) * self.sample_rate)
+        for start in range(0, len(samples), size):
+            end = min(start + size, len(samples))
             arrived = time.perf_counter()
             if paced:
                 due = begin + end / self.sample_rate
@@ -220,45 +207,27 @@ class Probe:
                 arrived = due
             with self.watch.call():
                 with self.watch("features"):
-                    for stream, sound in zip(streams, sounds, strict=True):
-                        stream.accept_waveform(self.sample_rate, sound[start:end])
-                was_ready = streams[0].is_ready
-                self.recognizer.decode_streams(streams)
-                result = streams[0].get_result()
+                    stream.accept_waveform(self.sample_rate, samples[start:end])
+                was_ready = stream.is_ready
+                self.recognizer.decode_streams([stream])
+                result = stream.get_result()
             if was_ready:
                 compute_s, audio_s = time.perf_counter() - arrived, end / self.sample_rate
                 shown = tuple(result.tokens)
                 events.append(Event(audio_s=audio_s, compute_s=compute_s, tokens=shown, segment=result.segment))
-            _collect(streams, segments)
+            segments += stream.take_segments()
         before, done = self.watch.wall_s, begin + len(samples) / self.sample_rate
         with self.watch.call():
             with self.watch("features"):
-                for stream in streams:
-                    stream.input_finished()
-            self.recognizer.decode_streams(streams)
-        _collect(streams, segments)
+                stream.input_finished()
+            self.recognizer.decode_streams([stream])
+        segments += stream.take_segments()
         return Observation(
-            audio_s=len(samples) / self.sample_rate * num,
+            audio_s=len(samples) / self.sample_rate,
             wall_s=self.watch.wall_s,
             cpu_s=self.watch.cpu_s,
             stages=self.watch.stages(),
             events=events,
             final_s=time.perf_counter() - done if paced else self.watch.wall_s - before,
-            segments=segments[0],
-            texts=[join_texts([segment.text for segment in own]) for own in segments],
+            segments=segments,
         )
-
-    def _stream(self, mode: Mode) -> Stream:
-        options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
-        create = self.recognizer.create_recording_stream if mode.chunk_size is None else self.recognizer.create_stream
-        return create(options)
-
-    def _portions(self, num_samples: int, mode: Mode) -> Iterator[tuple[int, int]]:
-        """First and last sample (exclusive) of each portion."""
-        size = int((WHOLE_PORTION_S if mode.chunk_size is None else PORTION_S) * self.sample_rate)
-        return ((start, min(start + size, num_samples)) for start in range(0, num_samples, size))
-
-
-def _collect(streams: Sequence[Stream], segments: Sequence[list[Result]]) -> None:
-    for stream, own in zip(streams, segments, strict=True):
-        own.extend(stream.take_segments())

@@ -3,39 +3,28 @@
     python -m u2moe.benchmarks.results.pages [--check]
 
 What stands between `<!-- begin NAME.KEY -->` and `<!-- end NAME.KEY -->` is what `values(results)` of a study returns
-under KEY for results/NAME.json. What has no results, or none of the present demo model, is "(not measured)". The
-targets returned by `targets(results)` of the studies that have them are collected as `targets`. `--check` writes
+under KEY for results/NAME.json; names without a point are another script's. What has no results is "(not measured)".
+The targets returned by `targets(results)` of the studies that have them are collected as `targets`. `--check` writes
 nothing and exits with 1 if a page is not up to date.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from u2moe.benchmarks import studies
 from u2moe.benchmarks.results import targets as target_page
 from u2moe.benchmarks.results.files import read_json, repository
 from u2moe.benchmarks.results.marks import filled, names
 from u2moe.benchmarks.results.provenance import measured
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 
-STUDIES = (
-    *("full_size", "moe_layer", "same_weights", "systems", "formats"),
-    *("runtimes", "page", "calibration", "hotwords"),
-    *("word_times", "serving", "hostile", "quantizers"),
-)
-"""Studies with results on pages, in the order in which targets are listed."""
-MODULES = {"bench": "results.demo", **{name: f"studies.{name}" for name in STUDIES}}
-"""The module for each results file."""
 TARGETS = "targets"
 NOT_MEASURED = "(not measured)"
-ELSEWHERE = {
-    *("wer", "silence", "num_silences", "rtf", "rare_experts", "experts", "overlap"),
-    *("proof", "specialists", "edges", "chosen", "costs"),
-}
-"""Of the demo model, which examples/train_demo/publish.py fills in."""
 
 Values = dict[str, dict[str, str]]
 
@@ -44,7 +33,7 @@ def all_values(folder: Path) -> Values:
     """The values from each results file in `folder`, and from the targets."""
     found: Values = {}
     targets: list[target_page.Target] = []
-    for name in MODULES:
+    for name in study_names():
         results = read_json(folder / f"{name}.json")
         found[name] = {}
         if results:
@@ -57,8 +46,13 @@ def all_values(folder: Path) -> Values:
     return {**found, TARGETS: target_page.values(targets)}
 
 
+def study_names() -> list[str]:
+    """The studies, each a file in `studies/`; results/NAME.json holds what NAME found."""
+    return sorted(module.name for module in pkgutil.iter_modules(studies.__path__) if not module.ispkg)
+
+
 def _module(name: str) -> Any:
-    return importlib.import_module(f"u2moe.benchmarks.{MODULES[name]}")
+    return importlib.import_module(f"u2moe.benchmarks.studies.{name}")
 
 
 def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[Path, str]]:
@@ -73,7 +67,7 @@ def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tup
         text = page.read_text(encoding="utf-8")
         found = {name: NOT_MEASURED for name in names(text, str(page)) if name.startswith(missing)} if missing else {}
         known = {**everywhere, **found}
-        if unknown := set(names(text, str(page))) - known.keys() - ELSEWHERE:
+        if unknown := {name for name in names(text, str(page)) if "." in name} - known.keys():
             raise ValueError(f"{page}: no results have {', '.join(sorted(unknown))}")
         if (shown := filled(text, known)) != text:
             yield page, shown

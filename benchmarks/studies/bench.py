@@ -1,6 +1,6 @@
-"""The values that pages show from the report of `u2moe bench` on the demo model. Measures nothing.
+"""How fast is the demo model, and how near to what the machine can do? Shows what `u2moe bench` measured.
 
-`u2moe bench runtime/demo --output benchmarks/results/bench.json` measures.
+u2moe bench runtime/demo --output benchmarks/results/bench.json
 """
 
 from __future__ import annotations
