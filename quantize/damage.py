@@ -115,7 +115,7 @@ class DamageMeter:
             journal: a file of measurements that are not made again, and to which new ones are added; None: none.
         """
         manifest = versions[0].manifest
-        self._rescoring, self._journal = manifest.decoding, journal
+        self._weights, self._journal = manifest.decoding.weights(), journal
         self._known: dict[str, Any] = {}
         if journal is not None and journal.exists():
             lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -164,8 +164,7 @@ class DamageMeter:
         if not hypotheses:
             return [greedy], np.zeros(0, np.float32)
         scores = self._model.token_scores(output, [hypothesis.tokens for hypothesis in hypotheses])
-        weights = self._rescoring.ctc_weight, self._rescoring.reverse_weight
-        best = attention_rescoring(hypotheses, scores, *weights)[0].hypothesis.tokens
+        best = attention_rescoring(hypotheses, scores, self._weights)[0].hypothesis.tokens
         directions = [own for own in (scores.left, scores.right) if own is not None]
         return [greedy, best], np.stack(directions)[:, 0]
 

@@ -42,7 +42,7 @@ from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import Kernels
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
+from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule, RescoringWeights
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
@@ -83,6 +83,7 @@ __all__ = [
     "RawAudio",
     "Recognizer",
     "Rescored",
+    "RescoringWeights",
     "Result",
     "SessionSettings",
     "Stream",

@@ -1,13 +1,13 @@
-"""Options of decoding, validated at construction. What they mean is written in `decoding/` and `model/`."""
+"""Options of decoding, each declared once (`declarations`). What they mean is written in `decoding/` and `model/`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Never, TypeVar, get_args
 
+from u2moe.runtime.declarations import ClientOption, check_options, option, options_of, take_defaults
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.text.written.formatter import TextFormat
-from u2moe.runtime.validation import checked_flag, checked_integer, checked_number
 
 Search = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
@@ -16,14 +16,14 @@ NONE: Literal["none"] = "none"
 """Says that nothing is used, not even what the bundle has."""
 WITHOUT_BEAM: tuple[Search, ...] = ("ctc_greedy", "attention")
 """Searches that can use neither hotwords nor a language model."""
-MOST_BEAMS = 1000
-"""Largest beam: time is proportional to it, and more than a few dozen prefixes find nothing new."""
 
 STREAM_CHUNK_SIZE = 16
 """Default encoder frames per chunk of a stream: 640 ms with encoder frames of 40 ms."""
-LONGEST_PADDING_S = 10.0
 SHORTEST_PAUSE_S = 0.4
 """Seconds: an utterance with less silence at its end may end within a word."""
+
+Open = TypeVar("Open")
+"""What stands for an option that is left to the bundle: None, or nothing (`Never`) where all are definite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,21 @@ class EndpointRule:
         min_utterance_length: seconds since the utterance began, silence included.
     """
 
-    must_contain_nonsilence: bool = False
-    min_trailing_silence: float = 0.0
-    min_utterance_length: float = 0.0
+    must_contain_nonsilence: bool = option("flag", default=False)
+    min_trailing_silence: float = option("number", 0.0, least=0, unit="seconds")
+    min_utterance_length: float = option("number", 0.0, least=0, unit="seconds")
 
     def __post_init__(self) -> None:
-        checked_flag("must_contain_nonsilence", self.must_contain_nonsilence)
-        for name in ("min_trailing_silence", "min_utterance_length"):
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), least=0, unit="seconds"))
+        check_options(self)
         if self.min_trailing_silence == 0 == self.min_utterance_length:
             raise ValueError("an endpoint rule needs min_trailing_silence or min_utterance_length above 0")
+
+
+_RULES = (
+    EndpointRule(min_trailing_silence=2.4),
+    EndpointRule(must_contain_nonsilence=True, min_trailing_silence=1.2),
+    EndpointRule(min_utterance_length=20.0),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +66,13 @@ class EndpointConfig:
             Without rules nothing is cut.
     """
 
-    rule1: EndpointRule | None = field(default_factory=lambda: EndpointRule(min_trailing_silence=2.4))
-    rule2: EndpointRule | None = field(
-        default_factory=lambda: EndpointRule(must_contain_nonsilence=True, min_trailing_silence=1.2)
-    )
-    rule3: EndpointRule | None = field(default_factory=lambda: EndpointRule(min_utterance_length=20.0))
-    pause: float | None = 0.5
+    rule1: EndpointRule | None = option("record", _RULES[0], record=EndpointRule, can_be_off=True)
+    rule2: EndpointRule | None = option("record", _RULES[1], record=EndpointRule, can_be_off=True)
+    rule3: EndpointRule | None = option("record", _RULES[2], record=EndpointRule, can_be_off=True)
+    pause: float | None = option("number", 0.5, least=SHORTEST_PAUSE_S, unit="seconds", can_be_off=True)
 
     def __post_init__(self) -> None:
-        for name in ("rule1", "rule2", "rule3"):
-            rule = getattr(self, name)
-            if rule is not None and not isinstance(rule, EndpointRule):
-                raise ValueError(f"{name} must be an EndpointRule or None, got {rule!r}")
-        if self.pause is not None:
-            object.__setattr__(
-                self, "pause", checked_number("pause", self.pause, least=SHORTEST_PAUSE_S, unit="seconds")
-            )
+        check_options(self)
 
     @property
     def rules(self) -> tuple[tuple[int, EndpointRule], ...]:
@@ -91,7 +87,98 @@ class EndpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingOptions:
+class RescoringOptions(Generic[Open]):
+    """The weights of the second pass that a caller or a bundle chooses."""
+
+    ctc_weight: float | Open = option(
+        "number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight", metavar="X",
+        help="weight of the first pass in rescoring",
+    )  # fmt: skip
+    reverse_weight: float | Open = option(
+        "number", 0.3, least=0, most=1, in_bundle=True, flag="--reverse-weight", metavar="X",
+        help="weight of the right-to-left decoder in rescoring, 0 to 1",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescoringWeights(RescoringOptions[Never]):
+    """All weights of the second pass, as `attention_rescoring` takes them.
+
+    Attributes:
+        ctc_weight: weight of the first-pass score.
+        reverse_weight: weight of the right-to-left decoder, 0 to 1; ignored without that decoder.
+        rescoring_weight: factor for the score of the language model.
+    """
+
+    rescoring_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        take_defaults(self)
+        check_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundledOptions(RescoringOptions[Open]):
+    """The options that are values and of which a bundle may choose the default."""
+
+    beam_size: int | Open = option(
+        "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", metavar="N",
+        client=ClientOption(most=40),  # time and memory of the second pass grow with it
+        help="prefixes that the search keeps",
+    )  # fmt: skip
+    padding_s: float | Open = option(
+        "number", 0.0, least=0, most=10, unit="seconds", in_bundle=True, help="seconds of silence around what was cut"
+    )
+
+    def weights(self: BundledOptions[Never], rescoring_weight: float = 1.0) -> RescoringWeights:
+        """The weights of the second pass, with that of the language model if there is one."""
+        own = {name: getattr(self, name) for name in options_of(RescoringOptions)}
+        return RescoringWeights(**own, rescoring_weight=rescoring_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyOptions(BundledOptions[Open]):
+    """All options of decoding: `DecodingOptions` or `DefiniteOptions`."""
+
+    search: Search | Open = option(
+        "choice", choices=SEARCHES, flag="--search", help="how hypotheses are found",
+        otherwise="attention_rescoring if the model has a decoder",
+    )  # fmt: skip
+    length_penalty: float = option(
+        "number", 0.0, least=-10, most=10, flag="--length-penalty", metavar="X",
+        help="exponent of the length by which scores of the search 'attention' are divided",
+    )  # fmt: skip
+    chunk_size: int | None = option(
+        "integer", least=1, flag="--chunk-size", metavar="N", help="encoder frames per chunk", otherwise="full context"
+    )
+    num_left_chunks: int = option(
+        "integer", -1, least=-1, flag="--num-left-chunks", metavar="N", help="chunks of left context; -1: all"
+    )
+    endpoint: EndpointConfig | None = option(
+        "record", record=EndpointConfig, in_bundle=True, help="rules by which segments end", otherwise="the bundle's"
+    )
+    language_model: LanguageModelOptions | Literal["none"] | Open = option(
+        "record", record=LanguageModelOptions, choices=(NONE,), in_bundle=True, flag="--lm",
+        client=ClientOption(
+            name="lm_weight", kind="number", least=0, most=2,
+            help="weight of the server's language model, 0 (none) to 2, rounded to one decimal",
+        ),
+        help="language model of the first pass and the second",
+    )  # fmt: skip
+    text_format: TextFormat | None = option(
+        "record", record=TextFormat, flag="--format-text",
+        client=ClientOption(name="written", kind="flag", help="whether English has digits and small letters"),
+        help="English: digits for numbers, small letters",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.language_model not in (None, NONE) and self.search in WITHOUT_BEAM:
+            raise ValueError(f"language_model needs a prefix beam search or rescoring, search is {self.search!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions(AnyOptions[None]):
     """How a recogniser decodes.
 
     `beam_size`, `ctc_weight`, `reverse_weight`, `padding_s` and `language_model`: None means the default of the bundle,
@@ -119,51 +206,17 @@ class DecodingOptions:
         text_format: how English results are written: numbers as digits, sentences with small letters. None: as spoken.
     """
 
-    search: Search | None = None
-    beam_size: int | None = None
-    ctc_weight: float | None = None
-    reverse_weight: float | None = None
-    length_penalty: float = 0.0
-    chunk_size: int | None = None
-    num_left_chunks: int = -1
-    endpoint: EndpointConfig | None = None
-    language_model: LanguageModelOptions | Literal["none"] | None = None
-    padding_s: float | None = None
-    text_format: TextFormat | None = None
+
+@dataclass(frozen=True, kw_only=True)
+class DefiniteOptions(AnyOptions[Never]):
+    """Options of decoding with nothing left to the bundle; `chunk_size` None means full context."""
 
     def __post_init__(self) -> None:
-        if self.search is not None and self.search not in SEARCHES:
-            raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
-        if self.endpoint is not None and not isinstance(self.endpoint, EndpointConfig):
-            raise ValueError(f"endpoint must be an EndpointConfig or None, got {self.endpoint!r}")
-        self._check_language_model()
-        if self.text_format is not None and not isinstance(self.text_format, TextFormat):
-            raise ValueError(f"text_format must be a TextFormat or None, got {self.text_format!r}")
-        checked: dict[str, float] = {
-            "num_left_chunks": checked_integer("num_left_chunks", self.num_left_chunks, least=-1),
-            "length_penalty": checked_number("length_penalty", self.length_penalty, least=-10, most=10),
-        }
-        if self.beam_size is not None:
-            checked["beam_size"] = checked_integer("beam_size", self.beam_size, least=1, most=MOST_BEAMS)
-        if self.ctc_weight is not None:
-            checked["ctc_weight"] = checked_number("ctc_weight", self.ctc_weight, least=0, most=1e9)
-        if self.reverse_weight is not None:
-            checked["reverse_weight"] = checked_number("reverse_weight", self.reverse_weight, least=0, most=1)
-        if self.padding_s is not None:
-            checked["padding_s"] = checked_number(
-                "padding_s", self.padding_s, least=0, most=LONGEST_PADDING_S, unit="seconds"
-            )
-        if self.chunk_size is not None:
-            checked["chunk_size"] = checked_integer("chunk_size", self.chunk_size, least=1)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        take_defaults(self)
+        super().__post_init__()
 
-    def _check_language_model(self) -> None:
-        if self.language_model in (None, NONE):
-            return
-        if not isinstance(self.language_model, LanguageModelOptions):
-            raise ValueError(  # noqa: TRY004 - wrong options are all one error
-                f"language_model must be LanguageModelOptions, 'none' or None, got {self.language_model!r}"
-            )
-        if self.search in WITHOUT_BEAM:
-            raise ValueError(f"language_model needs a prefix beam search or rescoring, search is {self.search!r}")
+    @classmethod
+    def of(cls, options: DecodingOptions, defaults: BundledOptions[Never], **chosen: Any) -> DefiniteOptions:
+        """Options with defaults for what they leave open, and with what the caller has chosen."""
+        given = {name: value for name, value in vars(options).items() if value is not None}
+        return cls(**{**{name: getattr(defaults, name) for name in options_of(BundledOptions)}, **given, **chosen})

@@ -27,7 +27,7 @@ from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, EndpointConfig
+from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteOptions, EndpointConfig
 from u2moe.runtime.places import find_bundle
 from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
@@ -353,7 +353,7 @@ class Recognizer:
             fusion.check_words(f"{self.bundle.path / MANIFEST_FILE}: decoding: language_model")
         return found
 
-    def _fusion(self, options: DecodingOptions) -> Fusion | None:
+    def _fusion(self, options: DefiniteOptions) -> Fusion | None:
         """The language model of definite options for this vocabulary; streams with the same model share it."""
         chosen = options.language_model
         if not isinstance(chosen, LanguageModelOptions):
@@ -363,17 +363,14 @@ class Recognizer:
             fusion = self._fusions[chosen] = Fusion(chosen, self.vocabulary)
         return fusion
 
-    def _definite(self, options: DecodingOptions, chunk_size: int | None) -> DecodingOptions:
+    def _definite(self, options: DecodingOptions, chunk_size: int | None) -> DefiniteOptions:
         """Options with the bundle's defaults for what they leave open."""
-        defaults = self.bundle.manifest.decoding
-        open_ones = ("beam_size", "ctc_weight", "reverse_weight", "padding_s")
-        chosen = {name: getattr(defaults, name) for name in open_ones if getattr(options, name) is None}
         search = options.search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
         language_model = options.language_model
         if language_model is None and search not in WITHOUT_BEAM:
             language_model = self._bundled_language_model
-        chosen |= {"search": search, "language_model": language_model or NONE, "chunk_size": chunk_size}
-        return dataclasses.replace(options, **chosen)
+        chosen = {"search": search, "language_model": language_model or NONE, "chunk_size": chunk_size}
+        return DefiniteOptions.of(options, self.bundle.manifest.decoding, **chosen)
 
     def _stream(
         self, options: DecodingOptions, chunk_size: int | None, hotwords: Hotwords | ContextGraph | None

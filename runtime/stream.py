@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from u2moe.runtime.audio.arrays import as_samples, checked_rate
 from u2moe.runtime.decoding.utterance import State
+from u2moe.runtime.options import DecodingOptions
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from u2moe.runtime.decoding.source import Source
-    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.result import Result
 
 
@@ -39,7 +39,7 @@ class Stream:
     @property
     def options(self) -> DecodingOptions:
         """How this stream is decoded, with all defaults filled in; `chunk_size` None means full context."""
-        return self.source.options
+        return DecodingOptions(**vars(self.source.options))
 
     def accept_waveform(self, sample_rate: float, samples: npt.ArrayLike) -> None:
         """Append samples of one channel.

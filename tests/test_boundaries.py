@@ -18,10 +18,10 @@ PUBLIC = [
     "CheckpointError", "ContextGraph", "CorpusError", "DecodingOptions", "EndpointConfig", "EndpointRule", "Fusion",
     "Hypothesis", "IntegrityError", "Kernels", "KernelsError", "LanguageModel", "LanguageModelError",
     "LanguageModelOptions", "Microphone", "MicrophoneError", "Model", "ParityError", "PrefixBeamSearch",
-    "ProviderError", "QuantizationError", "RawAudio", "Recognizer", "Rescored", "Result", "SessionSettings", "Stream",
-    "StreamError", "SubtitleOptions", "TextFormat", "TextFormatter", "Transcriber", "Transcript",
-    "TruncatedAudioError", "U2moeError", "UnsupportedError", "VadOptions", "VoiceActivityDetector", "WordResult",
-    "attention_beam_search", "attention_rescoring", "ctc_greedy_search", "ctc_prefix_beam_search",
+    "ProviderError", "QuantizationError", "RawAudio", "Recognizer", "Rescored", "RescoringWeights", "Result",
+    "SessionSettings", "Stream", "StreamError", "SubtitleOptions", "TextFormat", "TextFormatter", "Transcriber",
+    "Transcript", "TruncatedAudioError", "U2moeError", "UnsupportedError", "VadOptions", "VoiceActivityDetector",
+    "WordResult", "attention_beam_search", "attention_rescoring", "ctc_greedy_search", "ctc_prefix_beam_search",
     "format_transcript", "parse_hotwords",
 ]  # fmt: skip
 

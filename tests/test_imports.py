@@ -11,7 +11,7 @@ import u2moe.runtime
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
 ORDER = (
-    "errors", "log", "installation", "hub", "places", "validation", "whole_file", "result",
+    "errors", "log", "installation", "hub", "places", "validation", "declarations", "whole_file", "result",
     "text", "language", "options", "audio", "bundle", "model", "graph", "decoding",
     "stream", "recording", "recognizer", "transcriber_thread", "transcriber", "__init__",
     "corpus", "server", "cli", "root",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from language_models import Definition, random_arpa
 from log_probs import random_log_probs
 
-from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions
+from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions, RescoringWeights
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
 from u2moe.runtime.decoding.fusion import Fusion
@@ -209,9 +209,10 @@ def test_the_second_pass_adds_the_score_of_the_model():
         Hypothesis(tokens=[2], score=-6.0, times=[0], language_score=-1.0),
     ]
     scores = TokenScores(left=np.float32([[-1, -1], [-1, -1]]), right=None, next=np.zeros((2, 3), np.float32))
-    plain = attention_rescoring(hypotheses, scores, 0.5, 0.0, 0.0)
+    weights = RescoringWeights(ctc_weight=0.5, reverse_weight=0.0, rescoring_weight=0.0)
+    plain = attention_rescoring(hypotheses, scores, weights)
     assert [item.score for item in plain] == pytest.approx([-2 - 0.5 * 3 + 1, -2 - 0.5 * 5])
-    doubled = attention_rescoring(hypotheses, scores, 0.5, 0.0, 2.0)
+    doubled = attention_rescoring(hypotheses, scores, dataclasses.replace(weights, rescoring_weight=2.0))
     assert [item.score for item in doubled] == pytest.approx([-2 - 0.5 * 5 - 2, -2 - 0.5 * 3 + 1 - 6])
     assert doubled[0].hypothesis.tokens == [2]
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from u2moe.runtime import (
     Bundle,
     ProviderError,
+    RescoringWeights,
     StreamError,
     attention_beam_search,
     attention_rescoring,
@@ -47,8 +48,9 @@ def test_everything_equals_wenet(golden, golden_model):
         scores = golden_model.token_scores(encoder_out, [h.tokens for h in hypotheses])
         for name, expected in results.items():
             if name.startswith("attention_rescoring"):
-                ctc_weight, reverse_weight = (float(part.split("=")[1]) for part in name.split()[1:])
-                best = attention_rescoring(hypotheses, scores, ctc_weight, reverse_weight)[0]
+                ctc, reverse = (float(part.split("=")[1]) for part in name.split()[1:])
+                weights = RescoringWeights(ctc_weight=ctc, reverse_weight=reverse)
+                best = attention_rescoring(hypotheses, scores, weights)[0]
                 assert best.hypothesis.tokens == expected["tokens"]
                 assert best.score == pytest.approx(expected["score"], abs=1e-3)
                 np.testing.assert_allclose(best.token_confidences, expected["tokens_confidence"], rtol=1e-3)

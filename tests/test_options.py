@@ -28,7 +28,7 @@ NO_INTEGERS = [*NO_NUMBERS, 2.5, 2.0, -2, 10**9, np.float32(2)]
         ({"length_penalty": 700}, "length_penalty must be a number between -10 and 10, got 700"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"num_left_chunks": -2}, "num_left_chunks must be at least -1, got -2"),
-        ({"endpoint": True}, "endpoint must be an EndpointConfig or None, got True"),
+        ({"endpoint": True}, "endpoint must be EndpointConfig or None, got True"),
     ],
 )
 def test_messages_name_the_option_what_was_found_and_what_was_expected(options, message):
@@ -57,7 +57,7 @@ def test_what_is_of_another_type_is_refused_by_name(kind, name):
 
 @pytest.mark.parametrize("rule", ["rule1", "rule2", "rule3"])
 def test_rules_are_rules(rule):
-    with pytest.raises(ValueError, match=f"{rule} must be an EndpointRule or None, got 1.2"):
+    with pytest.raises(ValueError, match=f"{rule} must be EndpointRule or None, got 1.2"):
         EndpointConfig(**{rule: 1.2})
 
 

@@ -4,11 +4,13 @@ import pytest
 from u2moe.runtime.decoding.ctc import Hypothesis, ctc_prefix_beam_search
 from u2moe.runtime.decoding.rescoring import attention_beam_search, attention_rescoring
 from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.options import RescoringWeights
 
 
 def weights_of(mode):
-    """0.3, 0.0 from "attention_rescoring ctc=0.3 rev=0.0"."""
-    return tuple(float(part.split("=")[1]) for part in mode.split()[1:])
+    """0.3 and 0.0 from "attention_rescoring ctc=0.3 rev=0.0"."""
+    ctc, reverse = (float(part.split("=")[1]) for part in mode.split()[1:])
+    return RescoringWeights(ctc_weight=ctc, reverse_weight=reverse)
 
 
 def test_rescoring_equals_wenet(golden):
@@ -22,7 +24,7 @@ def test_rescoring_equals_wenet(golden):
         for name, expected in results.items():
             if not name.startswith("attention_rescoring"):
                 continue
-            best = attention_rescoring(hypotheses, scores, *weights_of(name))[0]
+            best = attention_rescoring(hypotheses, scores, weights_of(name))[0]
             assert best.hypothesis.tokens == expected["tokens"]
             assert best.hypothesis.times == expected["times"]
             # WeNet sums in single precision: 25 terms of about 10.
@@ -37,7 +39,7 @@ def test_the_first_of_equals_wins_and_all_are_sorted():
     hypotheses = [Hypothesis(tokens=[i], score=-float(i), times=[0]) for i in range(4)]
     left = np.array([[-1, -1], [-0.5, -0.5], [-0.5, -0.5], [-3, -3]], np.float32)
     scores = TokenScores(left=left, right=None, next=np.zeros((4, 4), np.float32))
-    ranked = attention_rescoring(hypotheses, scores, 0.0, 0.3)
+    ranked = attention_rescoring(hypotheses, scores, RescoringWeights(ctc_weight=0.0))
     assert [item.hypothesis.tokens[0] for item in ranked] == [1, 2, 0, 3]
     assert (
         ranked[0].score == ranked[0].attention_score == -1.0
@@ -50,7 +52,8 @@ def test_confidence_is_the_geometric_mean_over_tokens_and_eos():
         right=np.log(np.array([[0.25, 0.75, 0.5]], np.float32)),
         next=np.zeros((1, 4), np.float32),
     )
-    (item,) = attention_rescoring([Hypothesis(tokens=[1, 2], score=-7.0, times=[0, 1])], scores, 2.0, 0.5)
+    weights = RescoringWeights(ctc_weight=2.0, reverse_weight=0.5)
+    (item,) = attention_rescoring([Hypothesis(tokens=[1, 2], score=-7.0, times=[0, 1])], scores, weights)
     attention = 0.5 * np.log(0.5 * 0.25 * 0.125) + 0.5 * np.log(0.25 * 0.75 * 0.5)
     assert item.attention_score == pytest.approx(attention, rel=1e-6)
     assert item.score == pytest.approx(attention - 14.0, rel=1e-6)
@@ -74,7 +77,7 @@ def test_every_head_that_counts_has_a_voice(right, reverse_weight, probabilities
         next=np.zeros((1, 4), np.float32),
     )
     hypothesis = Hypothesis(tokens=[1, 2], score=-7.0, times=[0, 1], probabilities=probabilities)
-    (item,) = attention_rescoring([hypothesis], scores, 2.0, reverse_weight)
+    (item,) = attention_rescoring([hypothesis], scores, RescoringWeights(reverse_weight=reverse_weight))
     assert item.token_probabilities == pytest.approx(expected, rel=1e-6)
 
 

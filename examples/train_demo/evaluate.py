@@ -111,13 +111,13 @@ class Listener:
     ) -> Iterator[Heard]:
         """Both passes of one mode."""
         decoding, fusion = self.bundle.manifest.decoding, None if UNGUIDED in mode else self.fusion
-        beam_size = DecodingConfig.beam_size if NARROW in mode else decoding.beam_size
+        beam_size = DecodingConfig().beam_size if NARROW in mode else decoding.beam_size
         factor = fusion.rescoring_weight if fusion else 1.0
         begin = time.process_time() - encoded_s
         beam = ctc_prefix_beam_search(log_probs, beam_size, self.model.config.blank, fusion=fusion)
         first_s = time.process_time() - begin
         scores = self.model.token_scores(encoder_out, [hypothesis.tokens for hypothesis in beam])
-        rescored = attention_rescoring(beam, scores, decoding.ctc_weight, decoding.reverse_weight, factor)
+        rescored = attention_rescoring(beam, scores, decoding.weights(factor))
         both_s = time.process_time() - begin
         found = ((beam[0], first_s), (rescored[0].hypothesis, both_s))
         for search, (hypothesis, cpu_s) in zip(SEARCHES, found, strict=True):

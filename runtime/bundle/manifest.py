@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.files import FileDigest, plain_name
+from u2moe.runtime.declarations import check_options, take_defaults
 from u2moe.runtime.language.model import FusionWeights
-from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig
+from u2moe.runtime.options import STREAM_CHUNK_SIZE, BundledOptions, EndpointConfig
 from u2moe.runtime.text.vocabulary import TextConfig
 
 MANIFEST_FILE = "bundle.json"
@@ -165,17 +166,12 @@ class BundledLanguageModel(FusionWeights):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingConfig:
+class DecodingConfig(BundledOptions[Never]):
     """Defaults of the decoding options; fields that are missing have the library's defaults.
 
     Not in the graphs' metadata, because most of it is chosen after the export.
     """
 
-    ctc_weight: float = 0.3
-    """Like `reverse_weight` as in training, unless something else was chosen."""
-    reverse_weight: float = 0.3
-    beam_size: int = 10
-    padding_s: float = 0.0
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     """Where utterances end, if they end before the audio."""
     hotwords: tuple[str, ...] = ()
@@ -183,8 +179,8 @@ class DecodingConfig:
     language_model: BundledLanguageModel | None = None
 
     def __post_init__(self) -> None:
-        numbers = ("ctc_weight", "reverse_weight", "beam_size", "padding_s", "endpoint")
-        DecodingOptions(**{name: getattr(self, name) for name in numbers})  # checks their ranges
+        take_defaults(self)
+        check_options(self)
 
     @property
     def chosen(self) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class EncodedRecordings:
         """The text of every recording."""
         vocabulary, decoding = self._bundle.vocabulary, self._bundle.manifest.decoding
         fusion = None if options is None else Fusion(options, vocabulary)
+        weights = decoding.weights() if options is None else decoding.weights(options.rescoring_weight)
         texts = []
         for recording in self.recordings:
             search = PrefixBeamSearch(self._beam_size, self._model.config.blank, fusion=fusion)
@@ -117,9 +118,7 @@ class EncodedRecordings:
             found = search.hypotheses()
             if second_pass:
                 scores = recording.token_scores(self._model, [hypothesis.tokens for hypothesis in found])
-                factor = 1.0 if options is None else options.rescoring_weight
-                rescored = attention_rescoring(found, scores, decoding.ctc_weight, decoding.reverse_weight, factor)
-                found = [rescored[0].hypothesis]
+                found = [attention_rescoring(found, scores, weights)[0].hypothesis]
             texts.append(vocabulary.text(found[0].tokens))
         return texts
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from u2moe.runtime.model.model import TokenScores
+    from u2moe.runtime.options import RescoringWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,30 +58,26 @@ class Rescored:
 def attention_rescoring(
     hypotheses: Sequence[Hypothesis],
     scores: TokenScores,
-    ctc_weight: float,
-    reverse_weight: float,
-    language_weight: float = 1.0,
+    weights: RescoringWeights,
 ) -> list[Rescored]:
     """Combine the scores of both passes, best first; ties keep the order of the first pass.
 
     Args:
         hypotheses: results of the first pass, best first.
         scores: decoder scores of their tokens.
-        ctc_weight: weight of the first-pass score.
-        reverse_weight: weight of the right-to-left decoder, 0 to 1; ignored without that decoder.
-        language_weight: factor for the score of the language model.
+        weights: of the first pass, the right-to-left decoder and the language model.
     """
-    use_right = scores.right is not None and reverse_weight > 0
+    use_right = scores.right is not None and weights.reverse_weight > 0
     rescored = []
     for row, hypothesis in enumerate(hypotheses):
         num = len(hypothesis.tokens)
-        language = language_weight * hypothesis.language_score
+        language = weights.rescoring_weight * hypothesis.language_score
         acoustic = hypothesis.score - hypothesis.context_score - hypothesis.language_score
         left = scores.left[row, : num + 1].astype(np.float64)
         attention, probabilities = float(left.sum()), np.exp(left[:num])
         if scores.right is not None and use_right:
             right = scores.right[row, : num + 1].astype(np.float64)
-            attention = (1 - reverse_weight) * attention + reverse_weight * float(right.sum())
+            attention = (1 - weights.reverse_weight) * attention + weights.reverse_weight * float(right.sum())
             probabilities = (probabilities + np.exp(right[:num])) / 2
         mean = probabilities
         if hypothesis.probabilities:
@@ -89,7 +86,7 @@ def attention_rescoring(
         rescored.append(
             Rescored(
                 hypothesis=hypothesis,
-                score=attention + ctc_weight * acoustic + hypothesis.context_score + language,
+                score=attention + weights.ctc_weight * acoustic + hypothesis.context_score + language,
                 attention_score=attention,
                 confidence=math.exp(attention / (num + 1)),
                 token_confidences=probabilities.tolist(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from u2moe.runtime.decoding.alignment import align
 from u2moe.runtime.decoding.confidence import word_confidence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.decoding.rescoring import Rescored
     from u2moe.runtime.decoding.source import Source
     from u2moe.runtime.model.model import Model, TokenScores
-    from u2moe.runtime.options import DecodingOptions
+    from u2moe.runtime.options import DefiniteOptions
 
 
 class SecondPass:
@@ -62,21 +62,15 @@ class SecondPass:
     @staticmethod
     def _rescored(source: Source, hypotheses: Sequence[Hypothesis], scores: TokenScores) -> list[Rescored]:
         """Hypotheses with the scores of both passes."""
-        return attention_rescoring(
-            hypotheses,
-            scores,
-            cast("float", source.options.ctc_weight),
-            cast("float", source.options.reverse_weight),
-            1.0 if source.fusion is None else source.fusion.rescoring_weight,
-        )
+        return attention_rescoring(hypotheses, scores, source.weights)
 
-    def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DecodingOptions) -> list[Hypothesis]:
+    def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DefiniteOptions) -> list[Hypothesis]:
         """Hypotheses of the decoder alone; the best one gets token times from the CTC head."""
         config = self._model.config
         found = attention_beam_search(
             lambda tokens: self._model.token_scores(encoder_out, tokens).next,
             len(encoder_out),
-            beam_size=cast("int", options.beam_size),
+            beam_size=options.beam_size,
             eos=config.eos,
             length_penalty=options.length_penalty,
             count_sos=config.sos != config.eos,

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.decoding.context import ContextGraph
     from u2moe.runtime.decoding.fusion import Fusion
     from u2moe.runtime.model.model import Model
-    from u2moe.runtime.options import DecodingOptions
+    from u2moe.runtime.options import DefiniteOptions
     from u2moe.runtime.result import Result
     from u2moe.runtime.text.vocabulary import Vocabulary
 
@@ -56,6 +56,7 @@ class Source:
         options: definite options, see `Stream.options`; `chunk_size` None means full context.
         context: hotwords.
         fusion: language model.
+        weights: of the second pass.
         caches: caches of the encoder for the next chunk.
         utterance: the current utterance.
         window_start: encoder frame at which the last window begins.
@@ -67,16 +68,17 @@ class Source:
         self,
         model: Model,
         vocabulary: Vocabulary,
-        options: DecodingOptions,
+        options: DefiniteOptions,
         context: ContextGraph | None = None,
         fusion: Fusion | None = None,
     ) -> None:
         self.options = options
         self.context = context
         self.fusion = fusion
+        self.weights = options.weights() if fusion is None else options.weights(fusion.rescoring_weight)
         self._formatter = None if options.text_format is None else formatter_of(options.text_format)
         self.frame_s = model.manifest.frame_s
-        self._padding_s = cast("float", options.padding_s)
+        self._padding_s = options.padding_s
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self._model = model
         self._vocabulary = vocabulary
@@ -152,7 +154,7 @@ class Source:
             return self.presented(dataclasses.replace(result, nbest=list(nbest.values())) if nbest else result)
 
     def presented(self, result: Result) -> Result:
-        """A result for programs: with times of the source, and written as `DecodingOptions.text_format` has it."""
+        """A result for programs: with times of the source, and written as `DefiniteOptions.text_format` has it."""
         if self._padding_s:
             result = without_padding(result, self._reception.lead_s, self._reception.end_s)
         return result if self._formatter is None else self._formatter.result(result)
@@ -337,8 +339,8 @@ class Source:
 
 
 def _new_search(
-    options: DecodingOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
+    options: DefiniteOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
 ) -> GreedySearch | PrefixBeamSearch:
     if options.search in WITHOUT_BEAM:
         return GreedySearch(blank)
-    return PrefixBeamSearch(cast("int", options.beam_size), blank, context, fusion)
+    return PrefixBeamSearch(options.beam_size, blank, context, fusion)

@@ -6,19 +6,18 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from u2moe.runtime.declarations import check_options, option, options_of
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.arpa import read_arpa
 from u2moe.runtime.language.compact import is_compact, parse_compact
 from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
-from u2moe.runtime.validation import checked_number
 
 Level = Literal["word", "token"]
-MOST_WEIGHT = 100.0
 
 
 class LanguageModel:
@@ -104,28 +103,19 @@ class ModelOrFile:
 class FusionWeights:
     """How the search weighs a language model; see `LanguageModelOptions`."""
 
-    weight: float = 0.5
-    word_bonus: float = 0.5
-    unknown_score: float = -5.0
-    rescoring_weight: float = 1.0
-    level: Level | None = None
+    weight: float = option("number", 0.5, least=0, most=100)
+    word_bonus: float = option("number", 0.5, least=-100, most=100)
+    unknown_score: float = option("number", -5.0, least=-1000, most=0)
+    rescoring_weight: float = option("number", 1.0, least=0, most=100)
+    level: Level | None = option("choice", choices=get_args(Level))
 
     def __post_init__(self) -> None:
-        checked = {
-            "weight": checked_number("weight", self.weight, least=0, most=MOST_WEIGHT),
-            "word_bonus": checked_number("word_bonus", self.word_bonus, least=-MOST_WEIGHT, most=MOST_WEIGHT),
-            "unknown_score": checked_number("unknown_score", self.unknown_score, least=-1000, most=0),
-            "rescoring_weight": checked_number("rescoring_weight", self.rescoring_weight, least=0, most=MOST_WEIGHT),
-        }
-        if self.level is not None and self.level not in get_args(Level):
-            raise ValueError(f"level must be 'word', 'token' or None, got {self.level!r}")
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        check_options(self)
 
     @property
     def weights(self) -> dict[str, Any]:
         """The fields of this class by name."""
-        return {item.name: getattr(self, item.name) for item in fields(FusionWeights)}
+        return {name: getattr(self, name) for name in options_of(FusionWeights)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,6 +4,7 @@ A file of cases has `cases`, each with its input and its `result`, and what they
 result: int8 rounds differently on other processors, so that what Python recognises there and then is the result.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -37,6 +38,7 @@ from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_paus
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.options import RescoringWeights
 from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.result import Alternative, Result, WordResult
 
@@ -166,8 +168,8 @@ def _rescoring(case, _shared, _folder):
     right = case["right"] and np.array(case["right"], np.float32)
     scores = TokenScores(left=np.array(case["left"], np.float32), right=right, next=np.zeros((0, 0), np.float32))
     hypotheses = [Hypothesis(**each) for each in case["hypotheses"]]
-    weights = (case["ctc_weight"], case["reverse_weight"], case["rescoring_weight"])
-    found = attention_rescoring(hypotheses, scores, *weights)
+    weights = RescoringWeights(**{each.name: case[each.name] for each in dataclasses.fields(RescoringWeights)})
+    found = attention_rescoring(hypotheses, scores, weights)
     return {
         "tokens": [each.hypothesis.tokens for each in found],
         "scores": [[each.score, each.attention_score] for each in found],

@@ -123,8 +123,7 @@ def _recognized_alone(recognizer: Recognizer, utterance: LoggedUtterance, file: 
     hypotheses = ctc_prefix_beam_search(model.ctc(output), recognizer.options.beam_size, model.config.blank)
     if model.has_decoder:
         scores = model.token_scores(output, [hypothesis.tokens for hypothesis in hypotheses])
-        weights = manifest.decoding
-        ranked = attention_rescoring(hypotheses, scores, weights.ctc_weight, weights.reverse_weight)
+        ranked = attention_rescoring(hypotheses, scores, manifest.decoding.weights())
         hypotheses = [item.hypothesis for item in ranked]
     best, frame_s = hypotheses[0], manifest.frame_s
     times = tuple(round((utterance.start + time) * frame_s, 3) for time in best.times)
