@@ -151,7 +151,7 @@ def _run_sherpa(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
 def run_validate(args: argparse.Namespace) -> int:
     """Validate and print what was checked."""
-    from u2moe.runtime.bundle.bundle import Bundle
+    from u2moe.runtime.bundle_folder import Bundle
 
     bundle = Bundle.open(find_bundle(args.bundle))
     bundle.load()

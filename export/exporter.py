@@ -15,9 +15,9 @@ from u2moe.export.comparison import ParityReport
 from u2moe.export.graphs import ctc_graph, decoder_graph, encoder_graph
 from u2moe.export.model import SpeechModel
 from u2moe.export.parity import Parity
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.graph.features import features_graph

@@ -10,7 +10,7 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 
-from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.graph.builder import define
 
 

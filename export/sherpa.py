@@ -10,10 +10,10 @@ from pathlib import Path
 from u2moe.export.comparison import ParityReport
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, offline_graph, online_graph, supported_graphs
 from u2moe.export.sherpa_parity import SherpaParity
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.graph.file import save_graph
 
 ONE_FILE_LIMIT = 256_000_000

@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE
 from u2moe.export.joining import closed, inlined, joined
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 

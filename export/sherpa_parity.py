@@ -14,8 +14,8 @@ from u2moe.export.comparison import ParityReport, compared
 from u2moe.export.encoders.network import ATT_CACHE
 from u2moe.export.feature_parity import parity_features
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Graph
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.model.caches import Caches
 from u2moe.runtime.model.encoder import required_cache_size

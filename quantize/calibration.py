@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from u2moe.quantize.names import layer_of
 from u2moe.quantize.routing import load_graph
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError, QuantizationError
 from u2moe.runtime.model.model import Model

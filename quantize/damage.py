@@ -16,7 +16,7 @@ import onnx_ir as ir
 from u2moe.quantize.arithmetic import NOTHING, relative_error
 from u2moe.quantize.passes.half_storage import read_single
 from u2moe.quantize.switches import SwitchedGraph
-from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import Hypothesis, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.model.model import Model

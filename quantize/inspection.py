@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED, is_replaced
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.native import checked_kernels, choose_kernels, plain_name

@@ -19,9 +19,9 @@ from u2moe.quantize.report import build_report, compare_bytes, features_of
 from u2moe.quantize.run import QuantizationRun, QuantizedBundle, opened_run
 from u2moe.quantize.search import Search
 from u2moe.runtime.bundle import contract
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import Manifest
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.external import with_external

@@ -23,7 +23,7 @@ from u2moe.quantize.passes.half_storage import read_single
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.quantize.weights import Change
 from u2moe.runtime.audio.reading import read_blocks
-from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.features import FeatureStream

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.quantize.names import scope
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import PACKED
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.model.encoder import Encoder, required_cache_size

@@ -23,9 +23,9 @@ from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.quantize.report import features_of
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.quantize.weights import Change
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import INT4_VERSION
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import AudioError, BundleError
 from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.graph.file import save_graph

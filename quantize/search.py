@@ -14,8 +14,8 @@ from u2moe.quantize.damage import Levels
 from u2moe.quantize.goals import Goal, Ladder, Step
 from u2moe.quantize.recipes import HALF
 from u2moe.quantize.run import DAMAGE_S, QuantizationRun, QuantizedBundle
-from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import AudioError, QuantizationError
 from u2moe.runtime.model.settings import SessionSettings
 

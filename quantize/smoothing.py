@@ -19,8 +19,8 @@ from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, NOTHING, Float, int8_co
 from u2moe.quantize.calibration import Activations
 from u2moe.quantize.experts.layer import ExpertLayer, expert_layers
 from u2moe.quantize.passes.calls import calls, inputs_of
-from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of
 from u2moe.runtime.model.native import plain_name

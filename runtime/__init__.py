@@ -12,8 +12,8 @@ except ModuleNotFoundError as error:
 
 from u2moe.runtime.audio.microphone import Microphone
 from u2moe.runtime.audio.raw import RawAudio
-from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.decoding.context import ContextGraph, parse_hotwords
 from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.decoding.fusion import Fusion

@@ -15,8 +15,8 @@ import numpy as np
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.audio.reading import read_blocks
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotwords
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline

@@ -5,10 +5,10 @@ import pytest
 from manifests import edit_manifest
 
 from u2moe.runtime.bundle import files
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError, IntegrityError
 from u2moe.runtime.text.vocabulary import TextConfig
 

@@ -15,9 +15,9 @@ from manifests import edit_manifest
 
 from u2moe.quantize import quantizer, recipe
 from u2moe.runtime import Bundle, BundleError, IntegrityError, Recognizer, SessionSettings
-from u2moe.runtime.bundle import bundle as bundle_room
+from u2moe.runtime import bundle_folder as bundle_room
 from u2moe.runtime.bundle import graph_file
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.graph.external import with_external
 
 pytestmark = pytest.mark.slow

@@ -19,9 +19,9 @@ from u2moe.export.profiles.ort_files import (
     write_ort,
 )
 from u2moe.export.profiles.parity import ProfileParity, session_of
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
-from u2moe.runtime.bundle.writer import BundleWriter, write_manifest
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter, write_manifest
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.file import save_graph
 

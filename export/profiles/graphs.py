@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from u2moe.export.joining import closed, joined
 from u2moe.runtime.audio.padding import SOUND
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, Graph, Tensor
 from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.features import fbank

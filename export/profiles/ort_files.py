@@ -13,7 +13,7 @@ import onnxruntime
 from u2moe.export.comparison import ParityReport, compared
 from u2moe.export.feature_parity import parity_samples
 from u2moe.export.profiles.parity import NOT_PORTABLE, Array, encoded, session_of
-from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph

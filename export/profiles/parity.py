@@ -23,7 +23,7 @@ from u2moe.export.profiles.graphs import (
     window_samples,
 )
 from u2moe.runtime.audio.padding import Padding
-from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.model.encoder import required_cache_size

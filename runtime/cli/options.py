@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.decoding.context import parse_hotwords

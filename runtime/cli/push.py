@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.cli.options import Subparsers
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.errors import BundleError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, BundledLanguageModel
-from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.errors import BundleError, IntegrityError
 from u2moe.runtime.language.compact import write_compact

@@ -23,7 +23,7 @@ from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.text.word_errors import WordErrors, words
 
 if TYPE_CHECKING:
-    from u2moe.runtime.bundle.bundle import Bundle
+    from u2moe.runtime.bundle_folder import Bundle
     from u2moe.runtime.model.model import Model
 
 Samples = npt.NDArray[np.float32]

@@ -18,7 +18,7 @@ from u2moe.runtime.model.caches import join_rows, split_rows
 from u2moe.runtime.model.encoder import required_cache_size
 
 if TYPE_CHECKING:
-    from u2moe.runtime.bundle.bundle import Bundle
+    from u2moe.runtime.bundle_folder import Bundle
     from u2moe.runtime.decoding.ctc import Hypothesis
     from u2moe.runtime.decoding.source import Source
     from u2moe.runtime.model.caches import CacheRow

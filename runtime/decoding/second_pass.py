@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from u2moe.runtime.bundle.bundle import Bundle
+    from u2moe.runtime.bundle_folder import Bundle
     from u2moe.runtime.decoding.ctc import Hypothesis
     from u2moe.runtime.decoding.rescoring import Rescored
     from u2moe.runtime.decoding.source import Source

@@ -14,7 +14,7 @@ from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.benchmarks.instruments.statistics import spread_of
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, speech
 from u2moe.benchmarks.studies.shared.process import write_wav
-from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.model.settings import SessionSettings
 
 BOUNDS = {"streaming": (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), "full": (Mode(), 10.0)}

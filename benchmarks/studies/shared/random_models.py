@@ -21,7 +21,7 @@ from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.recipes import recipe
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
-from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.model.windows import Windows
 

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.files import BundleFile, FileDigest, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
 from u2moe.runtime.bundle.manifest_file import format_manifest
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.whole_file import new_folder, put_in_place
 
