@@ -16,7 +16,7 @@ import soundfile
 import torch
 from manifests import with_decoding
 
-from u2moe.benchmarks.studies.shared.process import PeerError, PeerProcess, write_wav
+from u2moe.benchmarks.studies.shared.programs import engine, write_wav
 from u2moe.export import SherpaOptions, export_sherpa, sherpa
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import LIMIT
@@ -121,17 +121,14 @@ def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
 
     online = {"model": str(found.path / ONLINE.file), "tokens": tokens, "num_threads": 1, "tail_s": TAIL_S}
     offline = {"model": str(found.path / OFFLINE.file), "tokens": tokens}
-    with PeerProcess("sherpa-online", online) as online_peer, PeerProcess("sherpa-offline", offline) as offline_peer:
-        for number, samples in enumerate(sounds):
-            wav = write_wav(tmp_path / f"{number}.wav", samples, 16000)
-            padded = np.concatenate((samples, np.zeros(int(TAIL_S * 16000), np.float32)))
-            frames = online_frames(client, sherpa_features(padded))
-            ours = ctc_greedy_search(model.ctc(model.encode(frames, 16, 4)), model.config.blank)
-            heard = online_peer.recognise(wav)
-            compare(heard, 0.04, ours)
-            ours = ctc_greedy_search(model.ctc(model.encode(sherpa_features(samples))), model.config.blank)
-            heard = offline_peer.recognise(wav)
-            compare(heard, 0.01 * model.config.subsampling_rate, ours)
+    files = [write_wav(tmp_path / f"{number}.wav", samples, 16000) for number, samples in enumerate(sounds)]
+    heard = (engine(*client).run(files)[0] for client in (("sherpa-online", online), ("sherpa-offline", offline)))
+    for samples, in_chunks, as_a_whole in zip(sounds, *heard, strict=True):
+        padded = np.concatenate((samples, np.zeros(int(TAIL_S * 16000), np.float32)))
+        frames = online_frames(client, sherpa_features(padded))
+        compare(in_chunks, 0.04, ctc_greedy_search(model.ctc(model.encode(frames, 16, 4)), model.config.blank))
+        ours = ctc_greedy_search(model.ctc(model.encode(sherpa_features(samples))), model.config.blank)
+        compare(as_a_whole, 0.01 * model.config.subsampling_rate, ours)
     assert errors.num_words > 2
     assert errors.rate <= limit
 
@@ -146,8 +143,8 @@ def test_the_wheel_takes_a_network_without_convolution_and_with_absolute_positio
     frames = online_frames(client, sherpa_features(samples))
     ours = ctc_greedy_search(model.ctc(model.encode(frames, 8, 2)), model.config.blank)
     options = {"model": str(found.path / ONLINE.file), "tokens": str(found.path / "tokens.txt"), "num_threads": 1}
-    with PeerProcess("sherpa-online", {**options, "chunk_size": 8, "num_left_chunks": 2}) as peer:
-        heard = peer.recognise(write_wav(tmp_path / "sound.wav", samples, 16000))
+    peer = engine("sherpa-online", {**options, "chunk_size": 8, "num_left_chunks": 2})
+    (heard,) = peer.run([write_wav(tmp_path / "sound.wav", samples, 16000)])[0]
     assert (heard["tokens"], [round(time / 0.04) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
     assert len(ours.tokens) > 3
 
@@ -155,8 +152,8 @@ def test_the_wheel_takes_a_network_without_convolution_and_with_absolute_positio
 def test_what_the_wheel_dislikes_ends_its_process_and_is_told(written, tmp_path):
     (tmp_path / "tokens.txt").write_text("<nothing> 0\n")
     options = {"model": str(written.path / ONLINE.file), "tokens": str(tmp_path / "tokens.txt")}
-    with pytest.raises(PeerError, match="sherpa-online: ended"):
-        PeerProcess("sherpa-online", options)
+    with pytest.raises(RuntimeError, match="failed: "):
+        engine("sherpa-online", options).run([])
 
 
 @pytest.mark.parametrize("name", ["moe_tiny", "dense_tiny"])

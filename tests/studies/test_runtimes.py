@@ -16,7 +16,7 @@ from u2moe.benchmarks.studies.runtimes import (
     summary,
     timing_of,
 )
-from u2moe.benchmarks.studies.shared.process import write_wav
+from u2moe.benchmarks.studies.shared.programs import write_wav
 
 
 def segment(score=1.0, **changes):

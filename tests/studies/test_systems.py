@@ -1,6 +1,5 @@
 """Other recognisers behind one interface, and their environments."""
 
-import os
 import sys
 import zipfile
 
@@ -9,8 +8,8 @@ import pytest
 from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.studies import systems
 from u2moe.benchmarks.studies.shared.engines import ENGINES
-from u2moe.benchmarks.studies.shared.environments import committed_source, make_environment
-from u2moe.benchmarks.studies.shared.process import PeerError, PeerProcess, single_core, write_wav
+from u2moe.benchmarks.studies.shared.environments import make_environment
+from u2moe.benchmarks.studies.shared.programs import Program, engine, json_lines, on_one_core
 from u2moe.benchmarks.studies.systems import NATIVE, PEERS, SHERPA, STREAMING, targets, values, whole_chunks
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.windows import Windows
@@ -68,15 +67,13 @@ def test_the_same_weights_are_compared_in_the_same_rounds():
 def test_every_peer_has_an_engine_and_a_fixed_version():
     assert {peer.engine for peer in PEERS.values()} <= ENGINES.keys()
     for peer in PEERS.values():
-        assert all("==" in item or "{u2moe}" in item for item in peer.requirements)
+        assert all("==" in item or "{clone}" in item for item in peer.requirements)
 
 
-def test_children_have_one_core_and_one_thread():
-    before = os.environ.get("OMP_NUM_THREADS"), os.sched_getaffinity(0)
-    with single_core():
-        assert os.environ["OMP_NUM_THREADS"] == "1"
-        assert len(os.sched_getaffinity(0)) == 1
-    assert (os.environ.get("OMP_NUM_THREADS"), os.sched_getaffinity(0)) == before
+def test_programs_have_one_core_and_one_thread():
+    code = "import json, os; print(json.dumps([os.environ['OMP_NUM_THREADS'], len(os.sched_getaffinity(0))]))"
+    ((found,), _) = on_one_core(Program(command=[sys.executable, "-c", code], read=json_lines)).run([])
+    assert found == ["1", 1]
 
 
 @pytest.mark.endurance
@@ -98,24 +95,9 @@ def test_an_environment_is_made_once_and_weighed(tmp_path):
     assert not folder.exists()
 
 
-def test_the_source_is_that_of_the_last_commit(tmp_path, request, monkeypatch):
-    if not (request.config.rootpath / ".git").exists():
-        pytest.skip("not a clone")
-    monkeypatch.chdir(request.config.rootpath)
-    assert (committed_source(tmp_path / "source") / "pyproject.toml").is_file()
-
-
-def test_a_recording_that_fails_is_told_and_the_peer_goes_on(tmp_path, sound):
-    good = write_wav(tmp_path / "good.wav", sound[:16000], 16000)
-    with PeerProcess("u2moe", {"chunk_size": 16}) as peer:
-        with pytest.raises(PeerError, match=r"u2moe: missing\.wav: FileNotFoundError"):
-            peer.recognise(tmp_path / "missing.wav")
-        assert peer.recognise(good)["audio_s"] == 1.0
-
-
 def test_a_missing_package_is_reported(tmp_path, monkeypatch):
     """Whatever is installed: a package of that name comes first, and itself misses another."""
     (tmp_path / "pocketsphinx.py").write_text("import what_nobody_has_installed\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(PeerError, match=r"pocketsphinx: ended: exit code 1: .*No module named 'what_nobody_has_"):
-        PeerProcess("pocketsphinx", {})
+    with pytest.raises(RuntimeError, match=r"No module named 'what_nobody_has_"):
+        engine("pocketsphinx", {}).run([])

@@ -13,7 +13,7 @@ from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.benchmarks.instruments.statistics import spread_of
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, speech
-from u2moe.benchmarks.studies.shared.process import write_wav
+from u2moe.benchmarks.studies.shared.programs import write_wav
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.model.settings import SessionSettings
 

@@ -1,11 +1,10 @@
-"""Recognisers behind one interface, each run as a separate process in the environment that has its package.
+"""Recognisers behind one interface, as a program for the environment that has their package.
 
-    python engines.py NAME [JSON]      reads a JSON request per line, writes a JSON reply per line
+    python engines.py NAME OPTIONS PORTION_S FILE.wav...      prints a line of JSON for each file
 
 Needs only the standard library and the package of the recogniser: other environments run this file by its path.
-`process` is the other side. Recordings are WAV files with one channel of 16 bits.
+`programs` is the other side. Recordings are WAV files with one channel of 16 bits, options are JSON.
 """
-# ruff: noqa: D102 - what the methods of engines do is documented once, in Engine
 
 from __future__ import annotations
 
@@ -15,259 +14,205 @@ import sys
 import time
 import wave
 from array import array
+from collections.abc import Callable, Generator, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TextIO
+from typing import Any
 
 INT16_SCALE = 32768.0
 
-
-class Engine(Protocol):
-    """A recogniser for one recording at a time. Its methods are called in the order of their definition."""
-
-    packages: ClassVar[tuple[str, ...]] = ()
-    """Names of distributions whose versions are reported."""
-
-    def begin(self, sample_rate: int) -> None:
-        """Start a recording."""
-
-    def accept(self, samples: array[int]) -> str:
-        """Accept the next samples; returns the text so far, or "" if there is no text before the end."""
-
-    def finish(self) -> str:
-        """End the recording; returns the final text."""
-
-    def details(self) -> dict[str, Any]:
-        """Further details to report about the recording just recognised."""
-        return {}
+Samples = Any
+"""Of a recording or a portion of it: an array of int16, as all environments have it."""
+Recognise = Callable[[int, Iterable[Samples]], Generator[str, None, dict[str, Any]]]
+"""Takes the sample rate and the portions of a recording; yields the text so far after each portion, "" if there is
+none before the end, and returns the final `text` and what else is known."""
 
 
-def floats(samples: array[int]) -> Any:
+def floats(samples: Samples) -> Any:
     """Samples as float32 in [-1, 1], numpy's."""
     import numpy as np  # noqa: PLC0415 - not all environments have it
 
     return np.frombuffer(samples, np.int16).astype(np.float32) / np.float32(INT16_SCALE)
 
 
-class U2moe(Engine):
+def whole(recognise: Callable[[Any, int], dict[str, Any]]) -> Recognise:
+    """A recogniser of whole recordings, given as float32 with their sample rate."""
+
+    def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+        samples = array("h")
+        for portion in portions:
+            samples.extend(portion)
+            yield ""
+        return recognise(floats(samples), sample_rate)
+
+    return run
+
+
+def u2moe(
+    *,
+    model: str | None = None,
+    num_threads: int = 1,
+    kernels: str | None = None,
+    chunk_size: int | None = None,
+    endpoint: bool = True,
+    **options: Any,
+) -> Recognise:
     """Our runtime, streaming (`chunk_size`) or each recording as a whole (None), as `u2moe transcribe` does."""
+    from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, Result  # noqa: PLC0415
 
-    packages = ("u2moe", "onnxruntime")
+    rules = EndpointConfig() if endpoint else EndpointConfig(rule1=None, rule2=None, rule3=None)
+    decoding = DecodingOptions(chunk_size=chunk_size, endpoint=rules, **options)
+    recognizer = Recognizer.from_pretrained(model, num_threads=num_threads, kernels=kernels, options=decoding)
 
-    def __init__(
-        self,
-        *,
-        model: str | None = None,
-        num_threads: int = 1,
-        kernels: str | None = None,
-        chunk_size: int | None = None,
-        **options: Any,
-    ) -> None:
-        from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer  # noqa: PLC0415
+    def joined(segments: list[Result], following: str = "") -> str:
+        return " ".join(text for text in (*(segment.text for segment in segments), following) if text)
 
-        never = EndpointConfig(rule1=None, rule2=None, rule3=None)
-        endpoint = EndpointConfig() if options.pop("endpoint", True) else never
-        self.chunk_size = chunk_size
-        decoding = DecodingOptions(chunk_size=chunk_size, endpoint=endpoint, **options)
-        self.recognizer = Recognizer.from_pretrained(model, num_threads=num_threads, kernels=kernels, options=decoding)
-        self.segments: list[Any] = []
+    def stream(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+        source, segments = recognizer.create_stream(), list[Result]()
+        for portion in portions:
+            source.accept_waveform(sample_rate, floats(portion))
+            recognizer.decode_streams([source])
+            segments += source.take_segments()
+            yield joined(segments, source.get_result().text)
+        source.input_finished()
+        recognizer.decode_streams([source])
+        segments += source.take_segments()
+        return {"text": joined(segments), "segments": segments}
 
-    def begin(self, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self.samples = array("h")
-        self.segments = []
-        if self.chunk_size is not None:
-            self.stream = self.recognizer.create_stream()
-
-    def accept(self, samples: array[int]) -> str:
-        if self.chunk_size is None:
-            self.samples.extend(samples)
-            return ""
-        self.stream.accept_waveform(self.sample_rate, floats(samples))
-        self.recognizer.decode_streams([self.stream])
-        self.segments += self.stream.take_segments()
-        return self._text(self.stream.get_result().text)
-
-    def finish(self) -> str:
-        if self.chunk_size is None:
-            return self.recognizer.transcribe(floats(self.samples), self.sample_rate).text
-        self.stream.input_finished()
-        self.recognizer.decode_streams([self.stream])
-        self.segments += self.stream.take_segments()
-        return self._text("")
-
-    def _text(self, following: str) -> str:
-        return " ".join(text for text in (*(segment.text for segment in self.segments), following) if text)
+    if chunk_size is not None:
+        return stream
+    return whole(lambda samples, rate: {"text": recognizer.transcribe(samples, rate).text})
 
 
-class SherpaOnline(Engine):
-    """sherpa-onnx's streaming client for WeNet's CTC models, greedy search."""
+def sherpa_online(*, tail_s: float = 0.0, **options: Any) -> Recognise:
+    """sherpa-onnx's streaming client for WeNet's CTC models, greedy search; `tail_s` of silence follow a recording."""
+    import sherpa_onnx  # noqa: PLC0415
 
-    packages = ("sherpa-onnx",)
+    recognizer = sherpa_onnx.OnlineRecognizer.from_wenet_ctc(**options)
 
-    def __init__(self, *, tail_s: float = 0.0, **options: Any) -> None:
-        import sherpa_onnx  # noqa: PLC0415
+    def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+        stream = recognizer.create_stream()
 
-        self.tail_s = tail_s
-        self.recognizer = sherpa_onnx.OnlineRecognizer.from_wenet_ctc(**options)
+        def decode() -> str:
+            while recognizer.is_ready(stream):
+                recognizer.decode_stream(stream)
+            text: str = recognizer.get_result(stream)
+            return text
 
-    def begin(self, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self.stream = self.recognizer.create_stream()
+        for portion in portions:
+            stream.accept_waveform(sample_rate, floats(portion))
+            yield decode()
+        if num_silent := int(tail_s * sample_rate):
+            stream.accept_waveform(sample_rate, floats(array("h", bytes(2 * num_silent))))
+        stream.input_finished()
+        text = decode()
+        found = json.loads(recognizer.get_result_as_json_string(stream))
+        return {"text": text, "tokens": found["tokens"], "timestamps": found["timestamps"]}
 
-    def accept(self, samples: array[int]) -> str:
-        self.stream.accept_waveform(self.sample_rate, floats(samples))
-        return self._decode()
-
-    def finish(self) -> str:
-        tail = array("h", bytes(2 * int(self.tail_s * self.sample_rate)))
-        if tail:
-            self.stream.accept_waveform(self.sample_rate, floats(tail))
-        self.stream.input_finished()
-        return self._decode()
-
-    def _decode(self) -> str:
-        while self.recognizer.is_ready(self.stream):
-            self.recognizer.decode_stream(self.stream)
-        text: str = self.recognizer.get_result(self.stream)
-        return text
-
-    def details(self) -> dict[str, Any]:
-        found = json.loads(self.recognizer.get_result_as_json_string(self.stream))
-        return {"tokens": found["tokens"], "timestamps": found["timestamps"]}
+    return run
 
 
-class Whole(Engine):
-    """An engine that collects the recording until its end."""
-
-    def begin(self, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self.samples = array("h")
-
-    def accept(self, samples: array[int]) -> str:
-        self.samples.extend(samples)
-        return ""
-
-
-class SherpaOffline(Whole):
+def sherpa_offline(**options: Any) -> Recognise:
     """sherpa-onnx's client for whole recordings and WeNet's CTC models, greedy search."""
+    import sherpa_onnx  # noqa: PLC0415
 
-    packages = ("sherpa-onnx",)
+    recognizer = sherpa_onnx.OfflineRecognizer.from_wenet_ctc(**options)
 
-    def __init__(self, **options: Any) -> None:
-        import sherpa_onnx  # noqa: PLC0415
+    def recognise(samples: Any, sample_rate: int) -> dict[str, Any]:
+        stream = recognizer.create_stream()
+        stream.accept_waveform(sample_rate, samples)
+        recognizer.decode_stream(stream)
+        found = stream.result
+        return {"text": found.text, "tokens": list(found.tokens), "timestamps": list(found.timestamps)}
 
-        self.recognizer = sherpa_onnx.OfflineRecognizer.from_wenet_ctc(**options)
-
-    def finish(self) -> str:
-        self.stream = self.recognizer.create_stream()
-        self.stream.accept_waveform(self.sample_rate, floats(self.samples))
-        self.recognizer.decode_stream(self.stream)
-        text: str = self.stream.result.text
-        return text
-
-    def details(self) -> dict[str, Any]:
-        result = self.stream.result
-        return {"tokens": list(result.tokens), "timestamps": list(result.timestamps)}
+    return whole(recognise)
 
 
-class FasterWhisper(Whole):
-    """Whisper in CTranslate2, int8, English, each recording as a whole."""
+def faster_whisper(*, package: str, folder: str, num_threads: int = 1, beam_size: int = 5) -> Recognise:
+    """Whisper in CTranslate2, int8, English, each recording as a whole; its weights are in a folder of a package."""
+    from importlib.util import find_spec  # noqa: PLC0415
 
-    packages = ("faster-whisper", "ctranslate2")
+    from faster_whisper import WhisperModel  # noqa: PLC0415
 
-    def __init__(self, *, package: str, folder: str, num_threads: int = 1, beam_size: int = 5) -> None:
-        from importlib.util import find_spec  # noqa: PLC0415
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{package} is not installed")
+    weights = Path(spec.origin).parent / folder
+    model = WhisperModel(str(weights), device="cpu", compute_type="int8", cpu_threads=num_threads)
 
-        from faster_whisper import WhisperModel  # noqa: PLC0415
+    def recognise(samples: Any, _: int) -> dict[str, Any]:
+        segments, _ = model.transcribe(samples, language="en", beam_size=beam_size)
+        return {"text": " ".join(segment.text.strip() for segment in segments)}
 
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"{package} is not installed")
-        weights = Path(spec.origin).parent / folder
-        self.model = WhisperModel(str(weights), device="cpu", compute_type="int8", cpu_threads=num_threads)
-        self.beam_size = beam_size
-
-    def finish(self) -> str:
-        segments, _ = self.model.transcribe(floats(self.samples), language="en", beam_size=self.beam_size)
-        return " ".join(segment.text.strip() for segment in segments)
+    return whole(recognise)
 
 
-class Moonshine(Engine):
+def moonshine(*, folder: str = "tiny-en") -> Recognise:
     """Moonshine tiny with the weights in its package, through its streaming interface."""
+    from moonshine_voice import ModelArch, Transcriber, get_assets_path  # noqa: PLC0415
 
-    packages = ("moonshine-voice",)
+    transcriber = Transcriber(str(Path(get_assets_path()) / folder), ModelArch.TINY)
 
-    def __init__(self, *, folder: str = "tiny-en") -> None:
-        from moonshine_voice import ModelArch, Transcriber, get_assets_path  # noqa: PLC0415
+    def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+        lines: dict[int, str] = {}
 
-        self.transcriber = Transcriber(str(Path(get_assets_path()) / folder), ModelArch.TINY)
+        def listen(event: Any) -> None:
+            if hasattr(event, "error"):
+                raise event.error
+            lines[event.line.line_id] = event.line.text.strip()
 
-    def begin(self, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self.stream = self.transcriber.create_stream()
-        self.lines: dict[int, str] = {}
-        self.stream.add_listener(self._listen)
-        self.stream.start()
+        def text() -> str:
+            return " ".join(line for line in lines.values() if line)
 
-    def _listen(self, event: Any) -> None:
-        if hasattr(event, "error"):
-            raise event.error
-        self.lines[event.line.line_id] = event.line.text.strip()
+        stream = transcriber.create_stream()
+        stream.add_listener(listen)
+        stream.start()
+        for portion in portions:
+            stream.add_audio(floats(portion).tolist(), sample_rate)
+            yield text()
+        stream.stop()
+        found = {"text": text()}
+        stream.close()
+        return found
 
-    def accept(self, samples: array[int]) -> str:
-        self.stream.add_audio(floats(samples).tolist(), self.sample_rate)
-        return self._text()
-
-    def finish(self) -> str:
-        self.stream.stop()
-        text = self._text()
-        self.stream.close()
-        return text
-
-    def _text(self) -> str:
-        return " ".join(text for text in self.lines.values() if text)
+    return run
 
 
-class PocketSphinx(Engine):
+def pocketsphinx() -> Recognise:
     """PocketSphinx with the US English models in its package, streaming."""
+    from pocketsphinx import Decoder  # noqa: PLC0415
 
-    packages = ("pocketsphinx",)
+    decoder = Decoder(samprate=16000, loglevel="FATAL")
 
-    def __init__(self) -> None:
-        from pocketsphinx import Decoder  # noqa: PLC0415
-
-        self.decoder = Decoder(samprate=16000, loglevel="FATAL")
-
-    def begin(self, sample_rate: int) -> None:
-        if sample_rate != 16000:
-            raise ValueError(f"sample_rate must be 16000, got {sample_rate}")
-        self.decoder.start_utt()
-
-    def accept(self, samples: array[int]) -> str:
-        self.decoder.process_raw(samples.tobytes(), no_search=False, full_utt=False)
-        return self._text()
-
-    def finish(self) -> str:
-        self.decoder.end_utt()
-        return self._text()
-
-    def _text(self) -> str:
-        best = self.decoder.hyp()
+    def text() -> str:
+        best = decoder.hyp()
         return best.hypstr if best else ""
 
+    def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+        if sample_rate != 16000:
+            raise ValueError(f"sample_rate must be 16000, got {sample_rate}")
+        decoder.start_utt()
+        for portion in portions:
+            decoder.process_raw(portion.tobytes(), no_search=False, full_utt=False)
+            yield text()
+        decoder.end_utt()
+        return {"text": text()}
 
-ENGINES: dict[str, Any] = {
-    "u2moe": U2moe,
-    "sherpa-online": SherpaOnline,
-    "sherpa-offline": SherpaOffline,
-    "faster-whisper": FasterWhisper,
-    "moonshine": Moonshine,
-    "pocketsphinx": PocketSphinx,
+    return run
+
+
+ENGINES: dict[str, tuple[Callable[..., Recognise], tuple[str, ...]]] = {
+    "u2moe": (u2moe, ("u2moe", "onnxruntime")),
+    "sherpa-online": (sherpa_online, ("sherpa-onnx",)),
+    "sherpa-offline": (sherpa_offline, ("sherpa-onnx",)),
+    "faster-whisper": (faster_whisper, ("faster-whisper", "ctranslate2")),
+    "moonshine": (moonshine, ("moonshine-voice",)),
+    "pocketsphinx": (pocketsphinx, ("pocketsphinx",)),
 }
+"""By name a function that loads a recogniser with options, and the distributions whose versions are reported."""
 
 
-def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
+def recognised(recognise: Recognise, wav: str, portion_s: float) -> dict[str, Any]:
     """Recognise a WAV file in portions as from a live source, but without waiting for them.
 
     Time is simulated: a portion arrives when its last sample has been spoken; work on it starts then, or when the work
@@ -275,47 +220,34 @@ def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
     are those that a user would see.
 
     Returns:
-        audio_s, text, compute_s; first_partial_s: from the start of the
-        recording to the first text; final_s: from the end of the recording to the final text.
+        audio_s; ms, those of the work; first_partial_s: from the start of the recording to the first text; final_s:
+        from its end to the final text; and what the recogniser returned.
     """
     with wave.open(wav, "rb") as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):
             raise ValueError(f"{wav}: expected one channel of 16 bits")
         sample_rate = file.getframerate()
         samples = array("h", file.readframes(file.getnframes()))
-    size = max(int(portion_s * sample_rate), 1)
-    audio_s = len(samples) / sample_rate
+    size, audio_s = max(int(portion_s * sample_rate), 1), len(samples) / sample_rate
+    starts = range(0, len(samples), size)
+    steps = recognise(sample_rate, (samples[start : start + size] for start in starts))
+    found: dict[str, Any] = {}
     clock = compute_s = 0.0
     first_partial_s = None
-    engine.begin(sample_rate)
-    for start in range(0, len(samples), size):
-        portion = samples[start : start + size]
+    for arrives_s in (*(min((start + size) / sample_rate, audio_s) for start in starts), audio_s):
         began = time.perf_counter()
-        text = engine.accept(portion)
+        try:
+            text = next(steps)
+        except StopIteration as end:
+            found = end.value
+            text = found["text"]
         took = time.perf_counter() - began
-        clock = max(clock, (start + len(portion)) / sample_rate) + took
+        clock = max(clock, arrives_s) + took
         compute_s += took
         if text.strip() and first_partial_s is None:
             first_partial_s = clock
-    began = time.perf_counter()
-    text = engine.finish()
-    took = time.perf_counter() - began
-    clock = max(clock, audio_s) + took
-    return {
-        "audio_s": audio_s,
-        "text": text,
-        "compute_s": compute_s + took,
-        "first_partial_s": clock if first_partial_s is None else first_partial_s,
-        "final_s": clock - audio_s,
-        **engine.details(),
-    }
-
-
-def peak_mb() -> float:
-    """Largest resident memory so far, in megabytes; 0 where the system does not tell it for this process alone."""
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), 0.0)
+    waits = {"first_partial_s": clock if first_partial_s is None else first_partial_s, "final_s": clock - audio_s}
+    return {"audio_s": audio_s, "ms": 1000 * compute_s, **waits, **found}
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
@@ -328,27 +260,19 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def main(argv: list[str]) -> None:
-    """Start an engine and answer requests until they end."""
+def main(name: str, options: str, portion_s: str, *files: str) -> None:
+    """Load a recogniser, recognise, print."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # keep output of libraries out of the replies
+    load, packages = ENGINES[name]
     began = time.perf_counter()
-    engine = ENGINES[argv[0]](**json.loads(argv[1] if len(argv) > 1 else "{}"))
-    load_s = time.perf_counter() - began
-    _reply(replies, {"load_s": load_s, "versions": _versions(engine.packages)})
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            found = recognise(engine, request["wav"], request["portion_s"])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other side wants to know and go on
-            found = {"error": f"{type(error).__name__}: {error}"}
-        _reply(replies, {**found, "peak_mb": peak_mb()})
-
-
-def _reply(replies: TextIO, content: dict[str, Any]) -> None:
-    replies.write(json.dumps(content) + "\n")
-    replies.flush()
+    recognise = load(**json.loads(options))
+    about = {"load_ms": 1000 * (time.perf_counter() - began), "versions": _versions(packages)}
+    for file in files:
+        found = recognised(recognise, file, float(portion_s))
+        replies.write(json.dumps({"file": file, **about, **found}, default=vars) + "\n")
+        replies.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -1,18 +1,19 @@
-"""Separate environments for other recognisers, with only what they need, and the size of the installation."""
+"""What other recognisers need: environments with their packages alone, and for sherpa-onnx graphs of a bundle."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-import tarfile
 import venv
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.results.files import read_json, repository, write_json
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
+from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.studies.shared.script import report
+from u2moe.export.sherpa import export_sherpa
+from u2moe.export.sherpa_graphs import SherpaOptions
 
 
 def make_environment(folder: Path, requirements: Sequence[str], version: str | None = "") -> dict[str, Any]:
@@ -52,10 +53,10 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
 
 
-def committed_source(target: Path) -> Path:
-    """A copy of the last commit of this repository: building in place would leave files. Returns `target`."""
-    shutil.rmtree(target, ignore_errors=True)
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=repository(), capture_output=True, check=True)  # noqa: S607
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
-        files.extractall(target, filter="data")
-    return target.resolve()
+def sherpa_graphs(bundle: Path, folder: Path) -> Path:
+    """A bundle's graphs for sherpa-onnx in `folder`, made if they are missing."""
+    if not folder.is_dir():
+        report("graphs for sherpa-onnx")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export_sherpa(bundle, folder, SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS))
+    return folder

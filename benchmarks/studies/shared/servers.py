@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
-from u2moe.benchmarks.studies.shared.environments import make_environment
-from u2moe.export.sherpa import export_sherpa
-from u2moe.export.sherpa_graphs import ONLINE, SherpaOptions
+from u2moe.benchmarks.studies.shared.environments import make_environment, sherpa_graphs
+from u2moe.export.sherpa_graphs import ONLINE
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
 from u2moe.runtime.model.native import VARIABLE
 
@@ -83,10 +82,7 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
     """sherpa-onnx's server with graphs of the same weights; `folder` keeps these and its installation."""
     folder = folder.resolve()
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS)
-    graphs = folder / "graphs" / bundle.name
-    if not graphs.is_dir():
-        graphs.parent.mkdir(parents=True, exist_ok=True)
-        export_sherpa(bundle, graphs, SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS))
+    graphs = sherpa_graphs(bundle, folder / "graphs" / bundle.name)
     port = free_port()
     command = [
         str(Path(environment["python"]).with_name("sherpa-onnx-online-websocket-server")),
