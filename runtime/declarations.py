@@ -10,14 +10,27 @@ follow from it.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from u2moe.runtime.validation import MOST_INTEGER, checked_flag, checked_integer, checked_number
+from u2moe.runtime.validation import (
+    MOST_INTEGER,
+    checked_choice,
+    checked_flag,
+    checked_integer,
+    checked_number,
+    checked_text,
+    wrong,
+)
+
+Kind = Literal["integer", "number", "flag", "choice", "text", "texts", "path", "record"]
 
 _DECLARED = "option"
-
-Kind = Literal["integer", "number", "flag", "choice", "record"]
+_ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +49,7 @@ class ClientOption:
     kind: Kind | None = None
     least: float | None = None
     most: float | None = None
-    help: str = ""
+    help: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +69,9 @@ class Option:
         can_be_off: whether None is a value, too.
         client: how a client of the server may choose it; None: not at all.
         flag: option of the command line that sets it; None: none.
-        metavar: what its help calls the value.
-        help: what it means, in a line.
-        otherwise: what holds if it is not chosen, where that is no value.
+        metavar: what the help of the command line calls its value.
+        help: the first sentence about it in the docstring of its class.
+        otherwise: what holds if it is None, by the same docstring.
     """
 
     kind: Kind
@@ -82,23 +95,28 @@ class Option:
         """Whether None is a value, or stands for a default that is found elsewhere."""
         return self.in_bundle or self.can_be_off or self.default is None
 
-    def checked(self, name: str, value: object) -> Any:
-        """A value as a plain one of Python; ValueError: it may not be this; names it."""
-        if self.kind == "integer":
-            most = MOST_INTEGER if self.most is None else int(self.most)
-            return checked_integer(name, value, least=int(self.least or 0), most=most)
-        if self.kind == "number":
-            return checked_number(name, value, least=self.least, above=self.above, most=self.most, unit=self.unit)
-        if self.kind == "flag":
-            return checked_flag(name, value)
-        if isinstance(value, str) and value in self.choices:
+    def checked(self, name: str, value: Any) -> Any:
+        """A value as a plain one of Python; FieldError: it may not be this; names it."""
+        match self.kind:
+            case "integer":
+                most = MOST_INTEGER if self.most is None else int(self.most)
+                return checked_integer(name, value, least=int(self.least or 0), most=most)
+            case "number":
+                return checked_number(name, value, least=self.least, above=self.above, most=self.most, unit=self.unit)
+            case "flag":
+                return checked_flag(name, value)
+            case "choice":
+                return checked_choice(name, value, self.choices)
+            case "text":
+                return checked_text(name, value)
+            case "texts":
+                return tuple(checked_text(name, each) for each in value)
+            case "path":
+                return Path(value)
+        if isinstance(value, self.record or ()) or (isinstance(value, str) and value in self.choices):
             return value
-        if self.record is not None and isinstance(value, self.record):
-            return value
-        expected = f"one of {', '.join(self.choices)}"
-        if self.record is not None:
-            expected = ", ".join((self.record.__name__, *map(repr, self.choices))) + " or None" * self.may_be_none
-        raise ValueError(f"{name} must be {expected}, got {value!r:.80}")
+        expected = ", ".join((self.record.__name__ if self.record else "", *map(repr, self.choices)))
+        raise wrong(name, expected + " or None" * self.may_be_none, value)
 
 
 def option(kind: Kind, default: Any = None, **declared: Any) -> Any:
@@ -107,15 +125,23 @@ def option(kind: Kind, default: Any = None, **declared: Any) -> Any:
     return dataclasses.field(default=None if found.in_bundle else default, metadata={_DECLARED: found})
 
 
+@functools.cache
 def options_of(kind: Any) -> dict[str, Option]:
-    """The options that a dataclass declares and inherits, by name, in order."""
-    fields = dataclasses.fields(kind)
-    return {each.name: each.metadata[_DECLARED] for each in fields if _DECLARED in each.metadata}
+    """The options that a dataclass declares and inherits, by name, in order, with what its docstring says of them."""
+    told = dict(_ATTRIBUTE.findall(inspect.cleandoc(kind.__doc__ or "")))
+    found = {}
+    for each in dataclasses.fields(kind):
+        if _DECLARED in each.metadata:
+            about, _, otherwise = " ".join(told.get(each.name, "").replace("`", "").split()).partition(" None: ")
+            first = {"help": about, "otherwise": otherwise}
+            first = {name: text.partition(". ")[0].rstrip(".;") for name, text in first.items()}
+            found[each.name] = dataclasses.replace(each.metadata[_DECLARED], **first)
+    return found
 
 
 def check_options(options: Any) -> None:
-    """Check every option of a new dataclass, and store what was found; ValueError: one is wrong; names it."""
-    for name, declared in options_of(type(options)).items():
+    """Check every option of a new dataclass, and store what was found; FieldError: one is wrong; names it."""
+    for name, declared in options_of(options.__class__).items():
         value = getattr(options, name)
         if value is not None or not declared.may_be_none:
             object.__setattr__(options, name, declared.checked(name, value))
@@ -123,6 +149,6 @@ def check_options(options: Any) -> None:
 
 def take_defaults(options: Any) -> None:
     """Give every option that a bundle may choose, and that is None, the library's default."""
-    for name, declared in options_of(type(options)).items():
+    for name, declared in options_of(options.__class__).items():
         if declared.in_bundle and getattr(options, name) is None:
             object.__setattr__(options, name, declared.default)

@@ -25,6 +25,12 @@ SHORTEST_PAUSE_S = 0.4
 Open = TypeVar("Open")
 """What stands for an option that is left to the bundle: None, or nothing (`Never`) where all are definite."""
 
+_LM_WEIGHT = ClientOption(
+    name="lm_weight", kind="number", least=0, most=2,
+    help="weight of the server's language model, 0 (none) to 2, rounded to one decimal",
+)  # fmt: skip
+_WRITTEN = ClientOption(name="written", kind="flag", help="whether English has digits and small letters")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointRule:
@@ -88,16 +94,14 @@ class EndpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RescoringOptions(Generic[Open]):
-    """The weights of the second pass that a caller or a bundle chooses."""
+    """The weights of the second pass that a caller or a bundle chooses; `DecodingOptions` says what they mean."""
 
     ctc_weight: float | Open = option(
-        "number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight", metavar="X",
-        help="weight of the first pass in rescoring",
-    )  # fmt: skip
+        "number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight", metavar="X"
+    )
     reverse_weight: float | Open = option(
-        "number", 0.3, least=0, most=1, in_bundle=True, flag="--reverse-weight", metavar="X",
-        help="weight of the right-to-left decoder in rescoring, 0 to 1",
-    )  # fmt: skip
+        "number", 0.3, least=0, most=1, in_bundle=True, flag="--reverse-weight", metavar="X"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,16 +123,12 @@ class RescoringWeights(RescoringOptions[Never]):
 
 @dataclass(frozen=True, kw_only=True)
 class BundledOptions(RescoringOptions[Open]):
-    """The options that are values and of which a bundle may choose the default."""
+    """The options that are numbers and of which a bundle may choose the default."""
 
     beam_size: int | Open = option(
-        "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", metavar="N",
-        client=ClientOption(most=40),  # time and memory of the second pass grow with it
-        help="prefixes that the search keeps",
-    )  # fmt: skip
-    padding_s: float | Open = option(
-        "number", 0.0, least=0, most=10, unit="seconds", in_bundle=True, help="seconds of silence around what was cut"
+        "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", metavar="N", client=ClientOption(most=40)
     )
+    padding_s: float | Open = option("number", 0.0, least=0, most=10, unit="seconds", in_bundle=True)
 
     def weights(self: BundledOptions[Never], rescoring_weight: float = 1.0) -> RescoringWeights:
         """The weights of the second pass, with that of the language model if there is one."""
@@ -140,36 +140,15 @@ class BundledOptions(RescoringOptions[Open]):
 class AnyOptions(BundledOptions[Open]):
     """All options of decoding: `DecodingOptions` or `DefiniteOptions`."""
 
-    search: Search | Open = option(
-        "choice", choices=SEARCHES, flag="--search", help="how hypotheses are found",
-        otherwise="attention_rescoring if the model has a decoder",
-    )  # fmt: skip
-    length_penalty: float = option(
-        "number", 0.0, least=-10, most=10, flag="--length-penalty", metavar="X",
-        help="exponent of the length by which scores of the search 'attention' are divided",
-    )  # fmt: skip
-    chunk_size: int | None = option(
-        "integer", least=1, flag="--chunk-size", metavar="N", help="encoder frames per chunk", otherwise="full context"
-    )
-    num_left_chunks: int = option(
-        "integer", -1, least=-1, flag="--num-left-chunks", metavar="N", help="chunks of left context; -1: all"
-    )
-    endpoint: EndpointConfig | None = option(
-        "record", record=EndpointConfig, in_bundle=True, help="rules by which segments end", otherwise="the bundle's"
-    )
+    search: Search | Open = option("choice", choices=SEARCHES, flag="--search")
+    length_penalty: float = option("number", 0.0, least=-10, most=10, flag="--length-penalty", metavar="X")
+    chunk_size: int | None = option("integer", least=1, flag="--chunk-size", metavar="N")
+    num_left_chunks: int = option("integer", -1, least=-1, flag="--num-left-chunks", metavar="N")
+    endpoint: EndpointConfig | None = option("record", record=EndpointConfig, in_bundle=True)
     language_model: LanguageModelOptions | Literal["none"] | Open = option(
-        "record", record=LanguageModelOptions, choices=(NONE,), in_bundle=True, flag="--lm",
-        client=ClientOption(
-            name="lm_weight", kind="number", least=0, most=2,
-            help="weight of the server's language model, 0 (none) to 2, rounded to one decimal",
-        ),
-        help="language model of the first pass and the second",
-    )  # fmt: skip
-    text_format: TextFormat | None = option(
-        "record", record=TextFormat, flag="--format-text",
-        client=ClientOption(name="written", kind="flag", help="whether English has digits and small letters"),
-        help="English: digits for numbers, small letters",
-    )  # fmt: skip
+        "record", record=LanguageModelOptions, choices=(NONE,), in_bundle=True, flag="--lm", client=_LM_WEIGHT
+    )
+    text_format: TextFormat | None = option("record", record=TextFormat, flag="--format-text", client=_WRITTEN)
 
     def __post_init__(self) -> None:
         check_options(self)

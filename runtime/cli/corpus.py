@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
-from u2moe.runtime.cli.options import CommandParser, Subparsers, add_channel, add_decoding, add_search, model_choice
+from u2moe.runtime.cli.options import CommandParser, Subparsers, add_channel, add_decoding, model_choice
 from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions
@@ -39,7 +39,6 @@ def add_corpus(subparsers: Subparsers) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores that may be used)")
     parser.add_argument("--retry-failed", action="store_true", help="do blocks with failed utterances again")
     experts = add_decoding(parser, chunk_size="full context")
-    add_search(experts)
     experts.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the list's)")
     experts.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
     add_channel(experts)

@@ -32,7 +32,7 @@ def add_listen(subparsers: Subparsers) -> None:
         metavar="NAME",
         help="number or part of the name (default: the system's default); list: show the microphones and exit",
     )
-    parser.set_defaults(run=run_listen, search=None, beam_size=None)
+    parser.set_defaults(run=run_listen)
 
 
 def run_listen(args: argparse.Namespace) -> int:

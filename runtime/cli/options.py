@@ -6,17 +6,18 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.corpus.model_choice import ModelChoice
+from u2moe.runtime.declarations import Option, options_of
 from u2moe.runtime.decoding.context import parse_hotwords
-from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.language.model import FusionWeights, LanguageModelOptions
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.options import NONE, SEARCHES, DecodingOptions
+from u2moe.runtime.options import NONE, DecodingOptions
 from u2moe.runtime.places import DEMO, find_bundle
 from u2moe.runtime.text.written.formatter import TextFormat
 
@@ -24,7 +25,7 @@ Subparsers = Any  # argparse has no public names for these
 Options = Any
 Hotwords = tuple[str | tuple[str, float], ...]
 
-_LM_NUMBERS = ("weight", "word_bonus", "unknown_score", "rescoring_weight")
+_TYPES = {"integer": int, "number": float, "choice": str, "text": str, "texts": str, "path": Path}
 
 
 def meant(name: str, names: Iterable[str]) -> str:
@@ -70,28 +71,52 @@ def add_model(parser: Options) -> None:
     )
 
 
-def add_decoding(parser: Options, *, chunk_size: str) -> Options:
-    """Options for model and decoding; `chunk_size` describes the default chunk size.
+def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str) -> Options:
+    """Options for model and decoding.
+
+    Args:
+        parser: of the command.
+        kind: the class of options that the command can use.
+        otherwise: what holds if an option is not given, where the command differs from its declaration.
 
     Returns:
         The group of options for experts, to which the command may add its own.
     """
     add_model(parser)
     add_words(parser)
-    parser.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
     experts = parser.add_argument_group("for experts")
-    experts.add_argument(
-        "--chunk-size", type=int, metavar="N", help=f"encoder frames per chunk (default: {chunk_size})"
-    )
-    experts.add_argument("--num-left-chunks", type=int, metavar="N", help="chunks of left context (default: -1, all)")
+    add_declared(experts, kind, **otherwise)
     add_session(experts)
     return experts
 
 
-def add_search(parser: Options) -> None:
-    """Options of the search; commands without them set `search` and `beam_size` as defaults."""
-    parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring if the model has a decoder")
-    parser.add_argument("--beam-size", type=int, metavar="N", help="default: as in the bundle, 10 unless chosen")
+def add_declared(parser: Options, kind: Any, only: Container[str] | None = None, **otherwise: str) -> None:
+    """An option for each field of a dataclass that declares a flag, or `only` for some of them."""
+    for name, declared in _with_flags(kind).items():
+        if only is not None and name not in only:
+            continue
+        default = otherwise.get(name) or declared.otherwise or declared.default
+        default = f"{default:g}" if isinstance(default, float) else default
+        shown = f"as in the bundle, {default} unless chosen" if declared.in_bundle else default
+        repeated: dict[str, Any] = {"action": "append"} if declared.kind == "texts" else {}
+        parser.add_argument(
+            declared.flag,
+            dest=name,
+            type=_TYPES[declared.kind],
+            choices=declared.choices or None,
+            metavar=declared.metavar,
+            help=declared.help + "; may be repeated" * bool(repeated) + (f" (default: {shown})" if shown != () else ""),
+            **repeated,
+        )
+
+
+def declared_in(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
+    """What was given of the options of `add_declared`."""
+    return {name: value for name in _with_flags(kind) if (value := getattr(args, name, None)) is not None}
+
+
+def _with_flags(kind: Any) -> dict[str, Option]:
+    return {name: each for name, each in options_of(kind).items() if each.flag is not None and each.kind != "record"}
 
 
 def add_session(parser: Options) -> None:
@@ -101,7 +126,7 @@ def add_session(parser: Options) -> None:
 
 
 def add_words(parser: Options) -> None:
-    """Options that make words more probable: hotwords and a language model."""
+    """Options for words: hotwords, a language model, and how they are written."""
     parser.add_argument(
         "--hotwords",
         type=Path,
@@ -112,10 +137,10 @@ def add_words(parser: Options) -> None:
         "--lm",
         metavar="FILE[,NAME=X...]",
         help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one of the demo model; none: not even "
-        "that of the bundle. Perhaps with weight, word_bonus, unknown_score, rescoring_weight, level, as 'u2moe lm "
-        "tune' prints them, or "
+        f"that of the bundle. Perhaps with {', '.join(options_of(FusionWeights))}, as 'u2moe lm tune' prints them, or "
         "with files of words that are as probable as a word of the model: ',<name>=names.txt'",
     )
+    parser.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
 
 
 def add_channel(parser: Options) -> None:
@@ -128,29 +153,22 @@ def add_channel(parser: Options) -> None:
     )
 
 
-def model_choice(args: argparse.Namespace) -> ModelChoice:
-    """The model and how to decode, from the options of `add_decoding` and `add_search`.
+def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
+    """The model and how to decode, from the options of `add_decoding`.
+
+    Args:
+        args: what was given.
+        directory: folder of the bundle; None: as --model says.
+        kind: the class of options that the command can use.
 
     Raises:
         ValueError: an option is out of range, or its file cannot be read.
         LanguageModelError: the language model cannot be read.
     """
-    directory = chosen_bundle(args.model)
+    directory = directory or chosen_bundle(args.model)
     hotwords, language_model, text_format = words_of(args, directory)
-    options = DecodingOptions(
-        search=args.search,
-        beam_size=args.beam_size,
-        chunk_size=args.chunk_size,
-        num_left_chunks=-1 if args.num_left_chunks is None else args.num_left_chunks,
-        language_model=language_model,
-        text_format=text_format,
-    )
-    return ModelChoice(
-        directory=str(directory),
-        settings=session_settings(args),
-        options=options,
-        hotwords=hotwords,
-    )
+    options = DecodingOptions(**declared_in(args, kind), language_model=language_model, text_format=text_format)
+    return ModelChoice(directory=str(directory), settings=session_settings(args), options=options, hotwords=hotwords)
 
 
 def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
@@ -215,15 +233,14 @@ def language_model_options(text: str) -> LanguageModelOptions:
     classes: dict[str, list[str]] = {}
     for setting in settings.split(",")[1:]:
         name, _, value = setting.partition("=")
-        if name in _LM_NUMBERS:
-            try:
-                chosen[name] = float(value)
-            except ValueError as error:
-                raise ValueError(f"--lm: {name} must be a number, got {value!r}") from error
-        elif name == "level":
-            chosen[name] = value
-        else:
+        declared = options_of(FusionWeights).get(name)
+        if declared is None:
             classes.setdefault(name, []).extend(_words_in(name, value))
+            continue
+        try:
+            chosen[name] = _TYPES[declared.kind](value)
+        except ValueError as error:
+            raise ValueError(f"--lm: {name} must be a number, got {value!r}") from error
     chosen["classes"] = classes
     of_demo = Bundle.open(find_bundle(DEMO), verify=False).language_model() if file == DEMO else None
     return dataclasses.replace(of_demo, **chosen) if of_demo else LanguageModelOptions(model=file, **chosen)
@@ -233,6 +250,6 @@ def _words_in(name: str, file: str) -> list[str]:
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        expected = ", ".join((*_LM_NUMBERS, "level"))
+        expected = ", ".join(options_of(FusionWeights))
         raise ValueError(f"--lm: found {name}={file}, expected {expected}, or WORD=FILE: {error}") from error
     return [line.strip() for line in lines if line.strip()]

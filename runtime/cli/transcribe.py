@@ -9,7 +9,7 @@ from pathlib import Path
 
 from u2moe.runtime.audio.raw import ENCODINGS
 from u2moe.runtime.cli.inputs import RawFormat, find_inputs
-from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, add_search, model_choice
+from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, model_choice
 from u2moe.runtime.cli.outputs import EVENTS, make_output
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
@@ -51,7 +51,6 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "name of a file in one of the formats, such as talk.srt: that file, for a single recording",
     )
     experts = add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
-    add_search(experts)
     add_channel(experts)
     experts.add_argument(
         "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"

@@ -49,7 +49,7 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
         OSError: a port cannot be opened.
         BundleError: not a bundle, or a damaged one.
     """
-    log_to_stderr(is_json=options.logs_json)
+    log_to_stderr(is_json=options.log_format == "json")
     check_tls(options)
     Keys(options)  # fails here rather than with the first client
     sockets = open_sockets(options)
@@ -59,7 +59,7 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
             _log_addresses(options, sockets)
             serve = partial(_serve, options, models, sockets)
             if options.workers > 1:
-                code = Team(options.workers, partial(_work, serve, options.logs_json)).run()
+                code = Team(options.workers, partial(_work, serve, options.log_format == "json")).run()
             else:
                 run_in_loop(serve())
     finally:

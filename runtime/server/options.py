@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from u2moe.runtime.declarations import check_options, option, options_of
 from u2moe.runtime.server.connections import Address
-from u2moe.runtime.validation import checked_integer, checked_number
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -25,24 +26,21 @@ class Limits:
         message_bytes: size of one WebSocket message, or of the audio of one Wyoming event.
         duration_s: seconds of audio of one stream or file.
         queue_s: seconds of a stream's audio in the queue; a client that sends faster is slowed down.
-        idle_s: seconds for which a client may send nothing, or too little to count (see `pace`).
+        idle_s: seconds for which a client may send nothing, or too little to count.
         send_s: seconds for which a client may not read what it is sent.
         hotwords: number of phrases.
     """
 
-    upload_bytes: int = 512 << 20
-    message_bytes: int = 4 << 20
-    duration_s: float = 4 * 3600.0
-    queue_s: float = 5.0
-    idle_s: float = 60.0
-    send_s: float = 20.0
-    hotwords: int = 1000
+    upload_bytes: int = option("integer", 512 << 20, least=1, most=sys.maxsize)
+    message_bytes: int = option("integer", 4 << 20, least=1, most=sys.maxsize)
+    duration_s: float = option("number", 14400.0, above=0, unit="seconds", flag="--max-duration", metavar="S")
+    queue_s: float = option("number", 5.0, above=0, unit="seconds")
+    idle_s: float = option("number", 60.0, above=0, unit="seconds", flag="--idle-timeout", metavar="S")
+    send_s: float = option("number", 20.0, above=0, unit="seconds")
+    hotwords: int = option("integer", 1000, least=1)
 
     def __post_init__(self) -> None:
-        for name in ("upload_bytes", "message_bytes", "hotwords"):
-            checked_integer(name, getattr(self, name), least=1, most=sys.maxsize)
-        for name in ("duration_s", "queue_s", "idle_s", "send_s"):
-            checked_number(name, getattr(self, name), above=0, unit="seconds")
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,59 +48,55 @@ class ServerOptions:
     """How a server listens, and how much it accepts.
 
     Attributes:
-        host: address to listen on, or "unix:" and the path of a socket.
+        host: address to listen on, or "unix:" and the path of a socket; 127.0.0.1: only this machine.
         port: port of HTTP and WebSocket; 0: any free port.
         protocol_ports: further ports, each of one protocol, by its name.
-        languages: language codes of the model, by which Home Assistant chooses it; empty: by its vocabulary.
+        languages: code of a language of the model, by which Home Assistant chooses it. None: by its vocabulary.
         workers: number of processes, each with its own model and scheduler.
-        chunk_size: encoder frames per chunk of live streams; None: as in training, or 16.
-        capacity: maximum number of live streams per worker; None: measured at the start.
+        chunk_size: encoder frames per chunk of live streams. None: as in training, or 16.
+        capacity: maximum number of live streams per worker. None: measured at the start.
         max_files: files that each worker accepts at once, including waiting ones.
         limits: limits for each client.
         drain_s: seconds for running utterances to finish when the server is stopped.
         api_key: key that clients must send; None: none, or those of `keys_file`.
         keys_file: file with keys, read anew on SIGHUP; see `read_keys`.
-        cors_origins: origins whose pages may use the server; "*": all.
-        tls_certificate: PEM file of the certificate chain, for HTTPS and WSS.
-        tls_key: PEM file of its key.
-        forwarded_allow_ips: addresses or networks of proxies whose X-Forwarded-For and -Proto are believed; "*": all.
-        logs_json: whether each line of the log is a JSON object.
+        cors_origins: origin whose pages may use the server; "*": all. None: none.
+        tls_certificate: PEM file of the certificate chain, for HTTPS and WSS. None: no encryption.
+        tls_key: PEM file of its key. None: none.
+        forwarded_allow_ips: address or network of a proxy whose X-Forwarded-For and -Proto are believed; "*": all.
+            None: none.
+        log_format: "json": each line of the log is an object.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str = option("text", "127.0.0.1", flag="--host")
+    port: int = option("integer", 8000, least=0, most=65535, flag="--port")
     protocol_ports: Mapping[str, int] = field(default_factory=dict)
-    languages: tuple[str, ...] = ()
-    workers: int = 1
-    chunk_size: int | None = None
-    capacity: int | None = None
-    max_files: int = 16
+    languages: tuple[str, ...] = option("texts", (), flag="--language", metavar="CODE")
+    workers: int = option("integer", 1, least=1, flag="--workers", metavar="N")
+    chunk_size: int | None = option("integer", least=1, flag="--chunk-size", metavar="N")
+    capacity: int | None = option("integer", least=1, flag="--capacity", metavar="N")
+    max_files: int = option("integer", 16, least=1)
     limits: Limits = field(default_factory=Limits)
-    drain_s: float = 30.0
+    drain_s: float = option("number", 30.0, least=0, unit="seconds", flag="--drain-timeout", metavar="S")
     api_key: str | None = None
     keys_file: Path | None = None
-    cors_origins: tuple[str, ...] = ()
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    forwarded_allow_ips: tuple[str, ...] = ()
-    logs_json: bool = False
+    cors_origins: tuple[str, ...] = option("texts", (), flag="--cors-origin", metavar="URL")
+    tls_certificate: Path | None = option("path", flag="--tls-certificate", metavar="PEM")
+    tls_key: Path | None = option("path", flag="--tls-key", metavar="PEM")
+    forwarded_allow_ips: tuple[str, ...] = option("texts", (), flag="--forwarded-allow-ips", metavar="ADDRESS")
+    log_format: Literal["text", "json"] = option("choice", "text", choices=("text", "json"), flag="--log-format")
 
     def __post_init__(self) -> None:
-        checked_integer("port", self.port, least=0, most=65535)
+        check_options(self)
         for name, port in self.protocol_ports.items():
-            checked_integer(f"the port of {name}", port, least=0, most=65535)
-        for name in ("workers", "chunk_size", "capacity", "max_files"):
-            if getattr(self, name) is not None:
-                checked_integer(name, getattr(self, name), least=1)
+            options_of(ServerOptions)["port"].checked(f"the port of {name}", port)
         if self.workers > 1 and not hasattr(socket, "send_fds"):
             raise ValueError("several workers need a system that hands sockets to other processes: not Windows")
-        checked_number("drain_s", self.drain_s, least=0, unit="seconds")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("TLS needs both the certificate and its key")
         for file in filter(None, (self.tls_certificate, self.tls_key)):
             if not file.is_file():
                 raise ValueError(f"{file}: no such file, expected one in PEM for TLS")
-
         if self.socket_file and (self.protocol_ports or not hasattr(socket, "AF_UNIX")):
             raise ValueError("a Unix socket serves HTTP and WebSocket alone, and not on Windows")
         for proxy in self.forwarded_allow_ips:
