@@ -65,8 +65,8 @@ for name in sys.argv[1:]:
 
 def test_too_many_channels_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.audio.media._MOST_CHANNELS", 7)
-    file = write_media(tmp_path / "a.wv", [np.resize(SPEECH, (900, 8))])
-    with pytest.raises(AudioError, match=r"a\.wv: cannot be read as audio: has 8 channels, expected at most 7"):
+    file = write_media(tmp_path / "a.mov", [np.resize(SPEECH, (900, 8))])
+    with pytest.raises(AudioError, match=r"a\.mov: cannot be read as audio: has 8 channels, expected at most 7"):
         read_audio(file, RATE)
 
 
