@@ -26,11 +26,12 @@ class Blocks:
     Attributes:
         num_samples: samples so far.
         sample_rate: the model's, in Hz.
+        has_ended: whether there are no more.
         error: why no more can be read; None until then, and at the end of an undamaged recording.
 
     Args:
         blocks: samples at the model's rate, float32 [n] each.
-        sample_rate: the model's, in Hz.
+        sample_rate: as above.
         on_progress: called with the seconds so far when the next block is requested.
 
     Raises:
@@ -44,6 +45,7 @@ class Blocks:
         on_progress: Callable[[float], object] | None = None,
     ) -> None:
         self.num_samples = 0
+        self.has_ended = False
         self.error: AudioError | None = None
         self._blocks = filter(len, blocks)
         self.sample_rate = sample_rate
@@ -65,17 +67,17 @@ class Blocks:
             try:
                 block = next(self._blocks, None)
             except AudioError as error:
-                self.error = error
-                return
+                self.error, block = error, None
+        self.has_ended = True
 
 
 def recognize(
-    decode: Callable[[list[Stream]], None], stream: Stream, blocks: Blocks, vad: VoiceActivityDetector | None
+    decode: Callable[[list[Stream]], None], stream: Stream, blocks: Blocks, vad: VoiceActivityDetector | None = None
 ) -> Iterator[Result]:
     """Final results of the segments of a recording, each as soon as it is found.
 
     Args:
-        decode: `Recognizer.decode_streams` of the stream's recogniser.
+        decode: does the work that is ready, as `Recognizer.decode_streams`; it may leave some to the caller.
         stream: receives the samples; new or reset.
         blocks: blocks of the recording.
         vad: detects speech, each stretch of which is recognised as a separate source; None: the whole recording is one

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from u2moe.runtime.audio.arrays import as_samples, checked_rate
 from u2moe.runtime.errors import AudioOverflowError, StreamError
-from u2moe.runtime.transcriber_thread import Callbacks, TranscriberThread
+from u2moe.runtime.transcriber_thread import TranscriberThread
 from u2moe.runtime.validation import checked_number, checked_options
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class Transcriber:
         options = checked_options("options", options, recognizer.options)
         options = dataclasses.replace(options, endpoint=options.endpoint or recognizer.default_endpoint)
         stream = recognizer.create_stream(options, hotwords=hotwords)
-        callbacks = Callbacks(on_partial=on_partial, on_final=on_final, on_error=on_error)
-        self._thread = TranscriberThread(recognizer, stream, callbacks, max_queue_s)
+        self._thread = TranscriberThread(recognizer, stream, max_queue_s)
+        self._thread.on_partial, self._thread.on_final, self._thread.on_error = on_partial, on_final, on_error
         self._kept: _KeptResults | None = None
         self._is_closed = False
 
@@ -178,13 +178,10 @@ class Transcriber:
             if self._thread.num_fed:
                 raise StreamError("enter `async with` before feeding: results were called back or dropped")
             self._kept = _KeptResults(self._thread.changed, asyncio.get_running_loop(), asyncio.Event())
-            callbacks = self._thread.callbacks
-            self._thread.callbacks = Callbacks(
-                on_partial=callbacks.on_partial or self._kept.keep,
-                on_final=self._kept.passing(callbacks.on_final) if callbacks.on_final else self._kept.keep,
-                on_error=callbacks.on_error,
-                on_change=self._kept.announce,
-            )
+            thread, kept = self._thread, self._kept
+            thread.on_partial = thread.on_partial or kept.keep
+            thread.on_final = kept.passing(thread.on_final) if thread.on_final else kept.keep
+            thread.on_change = kept.announce
         return self
 
     async def __aexit__(

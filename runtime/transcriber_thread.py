@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from u2moe.runtime.errors import AudioError, AudioOverflowError, StreamError
+from u2moe.runtime.live import LiveRecognition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     import numpy.typing as npt
@@ -28,29 +27,13 @@ _LONGEST_EXIT_S = 5.0
 """Seconds to wait for the chunk in progress when the interpreter exits without `close`."""
 
 
-@dataclass(kw_only=True)
-class Callbacks:
-    """Functions called in the thread; None: not called.
-
-    Attributes:
-        on_partial: called with each new partial result.
-        on_final: called with each final result.
-        on_error: called with each error.
-        on_change: called after audio was taken from the queue, and at the end.
-    """
-
-    on_partial: Callable[[Result], object] | None = None
-    on_final: Callable[[Result], object] | None = None
-    on_error: Callable[[Exception], object] | None = None
-    on_change: Callable[[], object] | None = None
-
-
 class TranscriberThread:
     """Recognises its input in its own thread. Holds no reference to its `Transcriber`, which may be collected.
 
     Attributes:
         thread: the thread.
-        callbacks: may be replaced until audio is fed.
+        on_partial, on_final, on_error: called in the thread with results and errors; may be set until audio is fed.
+        on_change: called after audio was taken from the queue, and at the end.
         changed: lock for all state, notified when there is something to do.
         sample_rate: sample rate of the input in Hz; the model's before there is any.
         max_queue_s: maximum seconds of audio in the queue.
@@ -58,16 +41,17 @@ class TranscriberThread:
         has_ended: whether it has stopped recognising.
     """
 
-    def __init__(self, recognizer: Recognizer, stream: Stream, callbacks: Callbacks, max_queue_s: float) -> None:
-        self.callbacks = callbacks
+    def __init__(self, recognizer: Recognizer, stream: Stream, max_queue_s: float) -> None:
+        self.on_partial: Callable[[Result], object] | None = None
+        self.on_final: Callable[[Result], object] | None = None
+        self.on_error: Callable[[Exception], object] | None = None
+        self.on_change: Callable[[], object] = lambda: None
         self.changed = threading.Condition()
         self.sample_rate: float = recognizer.bundle.manifest.features.sample_rate
         self.max_queue_s = max_queue_s
         self.num_queued = self.num_fed = 0
         self.has_ended = False
-        self.stream = stream
-        self._recognizer = recognizer
-        self._has_rate = False
+        self.live = LiveRecognition(recognizer, stream)
         self._items: deque[npt.NDArray[np.float32] | Exception] = deque()
         self._num_reports = 0
         self._input_finished = False
@@ -75,7 +59,6 @@ class TranscriberThread:
         self._process = os.getpid()
         self._error: BaseException | None = None
         self._is_reported = False
-        self._shown = ""
         self.thread = threading.Thread(target=self._work, name="u2moe-transcriber", daemon=True)
         self.thread.start()
         atexit.register(self._abandon)
@@ -87,7 +70,7 @@ class TranscriberThread:
         self.check_process()
         with self.changed:
             self.check_open()
-            if self._has_rate and rate != self.sample_rate:
+            if self.num_fed and rate != self.sample_rate:
                 raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
             queued_s, new_s = self.num_queued / rate, len(samples) / rate
             if queued_s + new_s > self.max_queue_s:
@@ -98,7 +81,7 @@ class TranscriberThread:
                 )
             if len(samples) == 0:
                 return
-            self.sample_rate, self._has_rate = rate, True
+            self.sample_rate = rate
             self._items.append(samples)
             self.num_queued += len(samples)
             self.num_fed += len(samples)
@@ -160,18 +143,16 @@ class TranscriberThread:
             self.has_ended = self._input_finished = True
             self._items.clear()
             self.num_queued = 0
-        self._announce()
+        self.on_change()
 
     def _recognize(self) -> None:
         while (item := self._take()) is not None:
             if isinstance(item, Exception):
                 self._fail(item)
             else:
-                self.stream.accept_waveform(self.sample_rate, item)
-                self._decode()
+                self._tell(self.live.accept(self.sample_rate, item))
         if not self._is_abandoned:
-            self.stream.input_finished()
-            self._decode()
+            self._tell(self.live.finish())
 
     def _take(self) -> npt.NDArray[np.float32] | Exception | None:
         """The next samples or report from the queue; None at the end."""
@@ -184,46 +165,32 @@ class TranscriberThread:
                 self._num_reports -= 1
             else:
                 self.num_queued -= len(item)
-        self._announce()
+        self.on_change()
         return item
 
-    def _announce(self) -> None:
-        if self.callbacks.on_change is not None:
-            self.callbacks.on_change()
-
-    def _decode(self) -> None:
-        """Do the work that is ready, and call back with new results."""
-        try:
-            self._recognizer.decode_streams([self.stream])
-        except Exception as error:
-            self._hand_over_segments()
-            self._fail(error)
-            self._is_reported = True
-            raise
-        self._hand_over_segments()
-        result = self.stream.get_result()
-        text = "" if result.is_final else result.text
-        if text != self._shown:
-            self._shown = text
-            self._call(self.callbacks.on_partial, dataclasses.replace(result, is_final=False))
-
-    def _hand_over_segments(self) -> None:
-        for segment in self.stream.take_segments():
-            self._shown = ""
-            self._call(self.callbacks.on_final, segment)
-
-    def _call(self, callback: Callable[[Result], object] | None, result: Result) -> None:
-        if callback is not None:
+    def _tell(self, results: Iterator[Result]) -> None:
+        """Call back with results as they are found; what fails then is recognition."""
+        while True:
             try:
-                callback(result)
+                result = next(results, None)
+            except Exception as error:
+                self._fail(error)
+                self._is_reported = True
+                raise
+            if result is None:
+                return
+            callback = self.on_final if result.is_final else self.on_partial
+            try:
+                if callback is not None:
+                    callback(result)
             except Exception as error:  # noqa: BLE001 - of the program; recognition continues if it can be reported
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         """Report an error, or raise it if there is no `on_error`."""
-        if self.callbacks.on_error is None:
+        if self.on_error is None:
             raise error
-        self.callbacks.on_error(error)
+        self.on_error(error)
 
     def _abandon(self) -> None:
         """Wait for the chunk in progress: the interpreter must not exit while the thread is in onnxruntime."""

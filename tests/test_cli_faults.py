@@ -152,17 +152,16 @@ def test_ctrl_c_and_sigterm_keep_what_was_recognised(bundle, sound, tmp_path, ar
     arguments = [str(out) if argument == "OUT" else argument for argument in arguments]
     program = """
 import sys
-from u2moe.runtime import cli
-from u2moe.runtime.cli import recognition
+from u2moe.runtime import Recognizer, cli
 
-real = recognition.recognize
+real = Recognizer.segments
 def segments(*arguments, **settings):
     for number, segment in enumerate(real(*arguments, **settings)):
         if number == 2:
             sys.stderr.write("two\\n")
             sys.stderr.flush()
         yield segment
-recognition.recognize = segments
+Recognizer.segments = segments
 sys.exit(cli.main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", program, "transcribe", "--model", str(bundle.path), *arguments]

@@ -13,7 +13,8 @@ RUNTIME = ROOT / "runtime"
 ORDER = (
     "errors", "log", "installation", "hub", "places", "validation", "declarations", "whole_file", "result",
     "text", "language", "options", "audio", "bundle", "model", "bundle_folder", "bundle_writer",
-    "graph", "decoding", "stream", "recording", "recognizer", "transcriber_thread", "transcriber", "__init__",
+    "graph", "decoding", "stream", "recording", "recognizer", "live",
+    "transcriber_thread", "transcriber", "__init__",
     "corpus", "server", "cli", "root",
 )  # fmt: skip
 """Rooms, and files beside them, from the bottom to the top: each imports only what stands before it."""

@@ -52,7 +52,7 @@ def test_every_change_is_told_and_every_segment_once(own, blocks):
 def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
     events = Events()
     with Transcriber(own, **events.callbacks()) as transcriber:
-        source = transcriber._thread.stream.source
+        source = transcriber._thread.live.stream.source
         conclude = source.conclude
         source.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
         for block in blocks[:11]:
@@ -289,7 +289,7 @@ def test_the_caller_may_reuse_its_buffer(own, blocks):
 def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
     taken = []
     transcriber = Transcriber(own)
-    monkeypatch.setattr(transcriber._thread.stream, "accept_waveform", lambda rate, samples: taken.append(samples))
+    monkeypatch.setattr(transcriber._thread.live.stream, "accept_waveform", lambda rate, samples: taken.append(samples))
 
     def feed(sign):
         for number in range(1, 201):

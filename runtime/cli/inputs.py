@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.raw import File, RawAudio
-from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.cli.terminal import complain
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.places import find_bundle
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 STDIN = Path("-")
 
@@ -41,13 +35,15 @@ class Input:
         name: what messages and results call it.
         file: its path; `STDIN` for the standard input.
         place: path of its transcript in the output folder, without the suffix of the format.
-        blocks: reads its samples, given a sample rate and the seconds of a block.
+        audio, channel, track: what to recognise; see `Recognizer.transcribe`.
     """
 
     name: str
     file: Path
     place: PurePath
-    blocks: Callable[[int, float], Iterator[npt.NDArray[np.float32]]]
+    audio: File | RawAudio
+    channel: int | None
+    track: int | None
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
@@ -81,7 +77,9 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
         name="stdin" if path == STDIN else path.name if is_bundled else str(path),
         file=path,
         place=PurePath("stdin") if path == STDIN else place,
-        blocks=functools.partial(read_blocks, audio, channel=args.channel, track=args.track),
+        audio=audio,
+        channel=args.channel,
+        track=args.track,
     )
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.cli.inputs import Input
 from u2moe.runtime.cli.outputs import Output
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import AudioError, U2moeError
+from u2moe.runtime.live import LiveRecognition
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.recording import Blocks, recognize, transcript_of
+from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript
-from u2moe.runtime.stream import Stream
 
-_BLOCK_S = 10.0
 _STREAM_BLOCK_S = 0.1
 
 
@@ -40,7 +40,6 @@ class Recognition:
         on_progress: Callable[[float], None],
     ) -> None:
         self._recognizer = recognizer
-        self._sample_rate = recognizer.bundle.manifest.features.sample_rate
         self._vad = vad
         self._is_stream = is_stream
         self._output = output
@@ -73,39 +72,33 @@ class Recognition:
             self._seconds = seconds
             self._on_progress(seconds)
 
-        stream = self._recognizer.create_recording_stream()
-        blocks = Blocks(item.blocks(self._sample_rate, _BLOCK_S), self._sample_rate, progressed)
-        for segment in recognize(self._recognizer.decode_streams, stream, blocks, self._vad):
+        for segment in self._recognizer.segments(
+            item.audio, vad=self._vad, on_progress=progressed, channel=item.channel, track=item.track
+        ):
             self._keep(item, segment)
-        if blocks.error is not None:
-            raise blocks.error
 
     def _live(self, item: Input) -> None:
         options = replace(self._recognizer.options, endpoint=self._recognizer.default_endpoint)
-        stream = self._recognizer.create_stream(options)
-        shown = ""
+        live = LiveRecognition(self._recognizer, self._recognizer.create_stream(options))
+        rate = self._recognizer.bundle.manifest.features.sample_rate
         try:
-            for block in item.blocks(self._sample_rate, _STREAM_BLOCK_S):
-                stream.accept_waveform(self._sample_rate, block)
-                self._decode(item, stream)
-                result, self._seconds = stream.get_result(), stream.duration
-                if not result.text:
+            for block in read_blocks(item.audio, rate, _STREAM_BLOCK_S, channel=item.channel, track=item.track):
+                self._show(item, live.accept(rate, block))
+                self._seconds = live.stream.duration
+                if not live.shown:
                     self._on_progress(self._seconds)
-                if result.text != shown:
-                    shown = result.text
-                    self._output.partial(item, result)
         except (AudioError, KeyboardInterrupt):
             with contextlib.suppress(U2moeError):  # keep what was recognised so far
-                stream.input_finished()
-                self._decode(item, stream)
+                self._show(item, live.finish())
             raise
-        stream.input_finished()
-        self._decode(item, stream)
+        self._show(item, live.finish())
 
-    def _decode(self, item: Input, stream: Stream) -> None:
-        self._recognizer.decode_streams([stream])
-        for segment in stream.take_segments():
-            self._keep(item, segment)
+    def _show(self, item: Input, results: Iterator[Result]) -> None:
+        for result in results:
+            if result.is_final:
+                self._keep(item, result)
+            else:
+                self._output.partial(item, result)
 
     def _keep(self, item: Input, segment: Result) -> None:
         self._segments.append(segment)

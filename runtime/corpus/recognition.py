@@ -13,7 +13,7 @@ from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.recording import Blocks, transcript_of
+from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result
 from u2moe.runtime.stream import Stream
 
@@ -102,13 +102,13 @@ class BlockRecognizer:
         warnings: dict[str, None] = {}  # each once, in order
         with handing_warnings_to(warnings.setdefault):
             blocks = Blocks(sources.read_blocks(utterance, self._sample_rate), self._sample_rate)
-            stream, segments = self._recognizer.create_recording_stream(), []
-            for block in blocks:
-                stream.accept_waveform(self._sample_rate, block)
-                if blocks.duration > LONGEST_BATCHED_S:
-                    self._recognizer.decode_streams([stream])
-                    segments += stream.take_segments()
-        stream.input_finished()
+            stream = self._recognizer.create_recording_stream()
+
+            def decode(streams: list[Stream]) -> None:
+                if blocks.duration > LONGEST_BATCHED_S and not blocks.has_ended:
+                    self._recognizer.decode_streams(streams)
+
+            segments = list(recognize(decode, stream, blocks))
         return _Read(
             index=index,
             utterance=utterance,

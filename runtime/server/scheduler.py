@@ -214,8 +214,7 @@ class _Feed:
         error = self.error or (RecognitionError("recognition has failed") if has_failed else None)
         if error is not None:
             return told(is_over=True, error=error)
-        finals, result = inbox.stream.take_segments(), inbox.stream.source.result(inbox.num_alternatives)
-        text = "" if self.ends else result.text
-        has_changed = text != inbox.shown and not self.ends and (text or not finals)  # a final result is enough
-        inbox.shown = text
-        return told(finals=finals, partial=result if has_changed else None, is_over=self.ends)
+        results = inbox.live.results(inbox.num_alternatives)
+        finals = [result for result in results if result.is_final]
+        partial = None if self.ends or len(finals) == len(results) else results[-1]
+        return told(finals=finals, partial=partial, is_over=self.ends)

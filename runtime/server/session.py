@@ -6,7 +6,6 @@ Everything here runs in the event loop, except `Inbox`, through which the schedu
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import as_samples
+from u2moe.runtime.live import LiveRecognition
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
@@ -64,19 +64,22 @@ class Inbox:
     wanted_s: float = 0.0  # seconds of audio that are worth a round
     num_rounds: int = 0
     last_round: int = 0  # of the scheduler
-    shown: str = ""  # the partial text that was sent last
     has_text: bool = False  # whether there was any text yet
     num_alternatives: int = 0  # of partial results
     is_live: bool = True  # whether the audio comes no faster than it is spoken
+    live: LiveRecognition = field(init=False)  # what is new in the stream
     start: float = field(default_factory=time.monotonic)
     finish_time: float | None = None  # when the client finished the input
     is_draining: bool = False  # whether the source should end after the current utterance
     is_closed: bool = False  # whether results are no longer wanted
 
+    def __post_init__(self) -> None:
+        self.live = LiveRecognition(self.recognizer, self.stream)
+
     @property
     def ends(self) -> bool:
         """Whether no more audio will follow."""
-        return self.finish_time is not None or (self.is_draining and not self.shown)
+        return self.finish_time is not None or (self.is_draining and not self.live.shown)
 
     @property
     def has_work(self) -> bool:
@@ -232,7 +235,7 @@ class ServerSession:
             self.partial_text = ""
         if outcome.partial is not None:
             self.partial_text = outcome.partial.text
-            self._partial = dataclasses.replace(outcome.partial, is_final=False)
+            self._partial = outcome.partial
         self._error = self._error or outcome.error
         self.is_over = self.is_over or outcome.is_over
         self._changed.set()
