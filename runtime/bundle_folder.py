@@ -7,14 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.bundle.files import BundleFile, BundleFiles, plain_name
+from u2moe.runtime.bundle.files import BundleFiles, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.text.vocabulary import Vocabulary, parse_tokens
-from u2moe.runtime.whole_file import kept_in_place
 
 if TYPE_CHECKING:
     from u2moe.runtime.model.settings import SessionSettings
@@ -25,7 +24,7 @@ _LANGUAGE_MODEL_LIMIT = 4 << 30
 
 
 class Bundle:
-    """A bundle on disk, whose files are held open: one that replaces it on disk does not mix with it.
+    """A bundle on disk. If another replaces it, what is read later is refused, so that it does not mix with it.
 
     Attributes:
         path: the folder.
@@ -41,7 +40,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True, manifest_file: str = MANIFEST_FILE) -> Bundle:
-        """Open every file of the bundle in folder `path`, and read the manifest and the vocabulary.
+        """Look at every file of the bundle in folder `path`, and read the manifest and the vocabulary.
 
         Args:
             path: the folder.
@@ -54,13 +53,9 @@ class Bundle:
             IntegrityError: a file differs from its digest, or the bundle was replaced meanwhile.
         """
         folder = Path(path)
-        try:
-            opened = _open_manifest(folder, manifest_file)
-        except BundleError:  # perhaps the bundle was just being replaced
-            with kept_in_place(folder):
-                opened = _open_manifest(folder, manifest_file)
-        where = opened.path
-        manifest = parse_manifest(_decoded(where, opened.read(_MANIFEST_LIMIT)), where)
+        described, where = BundleFiles(folder), folder / manifest_file
+        _check_folder(folder, where)
+        manifest = parse_manifest(_decoded(where, described.read(manifest_file, _MANIFEST_LIMIT)), where)
         files = BundleFiles(folder, manifest.files)
         for name in (TOKENS_FILE, *(graph.file for graph in manifest.model.graphs())):
             if name not in manifest.files:
@@ -73,14 +68,12 @@ class Bundle:
                     )
         try:
             for name in manifest.files:
-                file = files[plain_name(name, f"{where}: files")]
+                files.look_at(plain_name(name, f"{where}: files"))
                 if verify:
-                    file.verify()
+                    files.verify(name)
             tokens = _read_tokens(files, manifest)
-        except BundleError:
-            opened.check_unchanged()  # if it was replaced, that is the reason
-            raise
-        opened.check_unchanged()
+        finally:
+            described.look_at(manifest_file)  # if the bundle was replaced, that is the reason for all errors
         return cls(folder, manifest, tokens, files)
 
     @property
@@ -98,8 +91,8 @@ class Bundle:
         config = self.manifest.decoding.language_model
         if config is None:
             return None
-        file = self._files[config.file]
-        model = LanguageModel.parse(file.read(_LANGUAGE_MODEL_LIMIT), str(file.path))
+        content = self._files.read(config.file, _LANGUAGE_MODEL_LIMIT)
+        model = LanguageModel.parse(content, str(self.path / config.file))
         return LanguageModelOptions(model=model, **config.weights)
 
     @property
@@ -125,17 +118,12 @@ class Bundle:
         """
         return Model.load(self._files, self.manifest, settings)
 
-    def release(self) -> None:
-        """Close the files, which are opened again when they are needed."""
-        self._files.release()
 
-
-def _open_manifest(folder: Path, name: str) -> BundleFile:
+def _check_folder(folder: Path, manifest: Path) -> None:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder, expected a bundle")
-    if (folder / "train.yaml").is_file() and not (folder / name).exists():
+    if (folder / "train.yaml").is_file() and not manifest.exists():
         raise BundleError(f"{folder}: is a WeNet checkpoint, no bundle: 'u2moe export {folder} BUNDLE' makes one")
-    return BundleFile(folder, name)
 
 
 def _decoded(file: Path, content: bytes) -> str:
@@ -146,8 +134,8 @@ def _decoded(file: Path, content: bytes) -> str:
 
 
 def _read_tokens(files: BundleFiles, manifest: Manifest) -> list[str]:
-    file = files[TOKENS_FILE]
-    tokens = parse_tokens(_decoded(file.path, file.read(_TOKENS_LIMIT)), file=str(file.path))
+    file = files.folder / TOKENS_FILE
+    tokens = parse_tokens(_decoded(file, files.read(TOKENS_FILE, _TOKENS_LIMIT)), file=str(file))
     if len(tokens) != manifest.model.vocab_size:
-        raise BundleError(f"{file.path}: found {len(tokens)} symbols, expected vocab_size {manifest.model.vocab_size}")
+        raise BundleError(f"{file}: found {len(tokens)} symbols, expected vocab_size {manifest.model.vocab_size}")
     return tokens

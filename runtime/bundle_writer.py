@@ -1,4 +1,4 @@
-"""Writes a folder whole or not at all: staged beside its target, sealed, and moved there; see `whole_file`."""
+"""Writes a folder whole or not at all: staged beside its target, sealed, and moved there by a rename."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from u2moe.runtime.bundle.files import BundleFile, FileDigest, plain_name
+from u2moe.runtime.bundle.files import FileDigest, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
 from u2moe.runtime.bundle.manifest_file import format_manifest
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.whole_file import new_folder, put_in_place
+from u2moe.runtime.whole_file import flush, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,15 +49,21 @@ class BundleWriter:
 
     def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = MANIFEST_FILE) -> None:
         self.target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow the target if it is a link
-        self.path = self.target
+        self.path = self._beside("partial")
+        self._old = self._beside("replaced")
         self._overwrite = overwrite
         self._marker = marker
         self._stack = contextlib.ExitStack()
-        self._sealed: Bundle | None = None
 
     def __enter__(self) -> Self:
-        with self._failures():
-            self.path = self._stack.enter_context(new_folder(self.target, self._check_target))
+        with self._failures(), contextlib.ExitStack() as stack:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(self._beside("lock")))
+            self._clear()  # what a killed process left
+            self._check_target()
+            stack.callback(self._clear)
+            self.path.mkdir()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -86,34 +92,45 @@ class BundleWriter:
             BundleError: a graph or tokens.txt is missing, or the staged files are not a valid bundle.
         """
         write_manifest(self.path, manifest, SEALED_FILE)
-        self._release()
-        self._sealed = Bundle.open(self.path, verify=False, manifest_file=SEALED_FILE)
-        return self._sealed
+        return Bundle.open(self.path, verify=False, manifest_file=SEALED_FILE)
 
     def finish(self, manifest: Manifest) -> Bundle:
-        """Seal, and move the staged folder to the target. Returns the bundle at the target.
-
-        Sessions created from the staged bundle keep working if the system can rename open files (on Windows, release
-        them first).
-        """
+        """Seal, and move the staged folder to the target. Returns the bundle at the target."""
         bundle = self.seal(manifest)
         (self.path / SEALED_FILE).replace(self.path / MANIFEST_FILE)
         return Bundle(self.publish(), bundle.manifest, bundle.tokens)
 
     def publish(self) -> Path:
-        """Move the staged folder to the target without sealing it. Returns the target."""
-        self._release()
-        put_in_place(self.path, self.target, self._check_target)
+        """Move the staged folder to the target without sealing it, and one that is there aside. Returns the target.
+
+        In between, for the time of one rename, there is no target.
+        """
+        for file in self.path.iterdir():
+            flush(file)
+        self._check_target()
+        with contextlib.suppress(FileNotFoundError):
+            self.target.rename(self._old)
+        self.path.rename(self.target)
         return self.target
 
-    def _release(self) -> None:
-        """Close the files of the staged bundle, for Windows moves no folder with open files."""
-        if self._sealed is not None:
-            self._sealed.release()
+    def _clear(self) -> None:
+        """Remove what is staged and what was replaced; that is put back if nothing has taken its place."""
+        if not self.target.exists():
+            with contextlib.suppress(FileNotFoundError):
+                self._old.rename(self.target)
+        for folder in (self.path, self._old):
+            if folder.is_symlink():
+                folder.unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _beside(self, role: str) -> Path:
+        return self.target.parent / f".{self.target.name}.{role}"
 
     def _check_target(self) -> None:
         if not self.target.exists():
             return
+        if self.target.is_mount():
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         if not self.target.is_dir():
             raise BundleError(f"{self.target}: is a file, expected the name of a folder to write a bundle to")
         occupied = any(self.target.iterdir())
@@ -129,6 +146,8 @@ class BundleWriter:
             yield
         except OSError as error:
             reason = f"cannot be written: {error.strerror or error}"
+            if isinstance(error, BlockingIOError):
+                reason = "is being written by another process"
             if error.errno == errno.EBUSY:
                 reason = "is a mount point, which cannot be replaced; name a folder inside it"
             raise BundleError(f"{self.target}: {reason}") from error
@@ -137,13 +156,6 @@ class BundleWriter:
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
     """Hash every file of a folder, and write the manifest with their digests into its file `name`."""
     names = sorted(file.name for file in folder.iterdir() if file.name not in (MANIFEST_FILE, SEALED_FILE))
-    files = {file: _digest(folder, file) for file in names}
+    files = {file: FileDigest.of(folder / file) for file in names}
     text = format_manifest(dataclasses.replace(manifest, files=files))
     (folder / name).write_text(text, encoding="utf-8", newline="\n")
-
-
-def _digest(folder: Path, name: str) -> FileDigest:
-    file = BundleFile(folder, name)
-    digest = file.digest()
-    file.close()
-    return digest

@@ -134,7 +134,7 @@ def test_a_large_file_has_digests_of_its_blocks(tmp_path, monkeypatch):
     with pytest.raises(IntegrityError, match=r"encoder\.onnx: sha256 of block 1 is .* expected"):
         Bundle.open(folder)
     edit_manifest(folder, lambda content: content["files"]["encoder.onnx"]["blocks"].pop())
-    with pytest.raises(BundleError, match=r"encoder\.onnx: blocks: found 2 digests, expected 3 for 7 bytes"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx: blocks must be 3 digests for 7 bytes, got 2"):
         Bundle.open(folder)
 
 

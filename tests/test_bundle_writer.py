@@ -1,4 +1,3 @@
-import contextlib
 import errno
 import os
 import signal
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from u2moe.runtime import Bundle, BundleError, BundleWriter, IntegrityError
+from u2moe.runtime import Bundle, BundleError, BundleWriter
 
 pytestmark = pytest.mark.slow
 
@@ -47,23 +46,23 @@ def writer(target, bundle, how):
 def test_what_a_killed_writer_leaves_is_no_bundle_and_goes_with_the_next(bundle, tmp_path):
     with writer(tmp_path / "out", bundle, "wait") as process:
         assert process.stdout.readline() == b"sealed\n"
-        (left,) = tmp_path.iterdir()
         with pytest.raises(BundleError, match=r"bundle\.json: missing"):
-            Bundle.open(left)
-        write(tmp_path / "out", bundle)
-        assert left.exists()  # its writer is at work
+            Bundle.open(tmp_path / ".out.partial")
+        with pytest.raises(BundleError, match="out: is being written by another process"):
+            write(tmp_path / "out", bundle)
         process.send_signal(signal.SIGKILL)
-    write(tmp_path / "out", bundle, overwrite=True)
+    assert (tmp_path / ".out.partial").exists()
+    write(tmp_path / "out", bundle)
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 def test_a_bundle_that_was_taken_away_is_put_back(bundle, tmp_path):
     """As where a writer was killed between its two moves."""
-    write(tmp_path / ".out.12345678.replaced", bundle)
-    (tmp_path / ".other.12345678.partial").mkdir()
+    write(tmp_path / ".out.replaced", bundle)
+    (tmp_path / ".other.partial").mkdir()
     with BundleWriter(tmp_path / "out", overwrite=True):
         assert Bundle.open(tmp_path / "out").fingerprint == bundle.fingerprint
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.12345678.partial", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.partial", "out"]
 
 
 def test_a_bundle_that_cannot_be_replaced_stays(bundle, tmp_path, monkeypatch):
@@ -83,52 +82,18 @@ def test_a_bundle_that_cannot_be_replaced_stays(bundle, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "mine").exists()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no such locks")
-@pytest.mark.parametrize("before", ["it is looked for", "its files are opened"])
-def test_a_bundle_that_goes_while_it_is_opened_is_waited_for(bundle, tmp_path, monkeypatch, before):
-    """Another process takes the old bundle away, just before the reader looks or just after."""
-    write(tmp_path / "out", bundle)
-    away, looked = tmp_path / "away", []
-
-    def goes(self):
-        found = before == "its files are opened" and os.path.isdir(self)  # noqa: PTH112
-        if self == tmp_path / "out" and not looked:
-            looked.append(self)
-            self.rename(away)
-        return found or os.path.isdir(self)  # noqa: PTH112
-
-    @contextlib.contextmanager
-    def comes(folder):
-        assert folder == tmp_path
-        away.rename(tmp_path / "out")
-        yield
-
-    monkeypatch.setattr(Path, "is_dir", goes)
-    monkeypatch.setattr("u2moe.runtime.whole_file._locked", comes)
-    assert Bundle.open(tmp_path / "out").fingerprint == bundle.fingerprint
-    assert looked
-
-
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no such locks")
-def test_a_reader_always_finds_a_bundle(bundle, tmp_path):
-    """One that opens a bundle in the moment of its replacement waits, or learns that it is another now."""
+@pytest.mark.skipif(os.name != "posix", reason="Windows renames no folder with open files")
+def test_a_reader_finds_a_whole_bundle_or_none(bundle, tmp_path):
+    """While it is replaced again and again; another process that would replace it, too, is told."""
     write(tmp_path / "out", bundle)
     with writer(tmp_path / "out", bundle, "often") as process:
         while process.poll() is None:
             try:
                 assert Bundle.open(tmp_path / "out").fingerprint == bundle.fingerprint
-            except IntegrityError as error:
-                assert "was replaced while it was being read: load again" in str(error)  # noqa: PT017
+            except BundleError as error:
+                assert str(error).endswith(("no such folder, expected a bundle", ": missing", "load again"))  # noqa: PT017
     assert process.returncode == 0
-
-
-def test_writers_of_the_same_target_all_finish(bundle, tmp_path):
-    processes = [writer(tmp_path / "out", bundle, "often") for _ in range(3)]
-    assert [process.wait() for process in processes] == [0, 0, 0]
-    for process in processes:
-        process.communicate()
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-    assert Bundle.open(tmp_path / "out").fingerprint == bundle.fingerprint
 
 
 def test_a_link_to_a_bundle_is_replaced(bundle, tmp_path):
@@ -139,20 +104,9 @@ def test_a_link_to_a_bundle_is_replaced(bundle, tmp_path):
     assert not (tmp_path / "out").is_symlink()
 
 
-@pytest.mark.parametrize("occupied", [True, False])
-def test_a_mount_point_is_refused_before_the_work(bundle, tmp_path, monkeypatch, occupied):
-    if occupied:
-        write(tmp_path / "out", bundle)
-    else:
-        (tmp_path / "out").mkdir()
-    rename = Path.rename
-
-    def busy(self, target):
-        if self == tmp_path / "out":
-            raise OSError(errno.EBUSY, "Device or resource busy")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", busy)
+def test_a_mount_point_is_refused_before_the_work(bundle, tmp_path, monkeypatch):
+    write(tmp_path / "out", bundle)
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path / "out")
     with pytest.raises(BundleError, match="out: is a mount point"), BundleWriter(tmp_path / "out", overwrite=True):
         pytest.fail("the work has begun")
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]

@@ -14,6 +14,7 @@ import pytest
 from u2moe.runtime import whole_file
 from u2moe.runtime.whole_file import (
     failures_named,
+    locked,
     probe,
     remove_stale_parts,
     replacing,
@@ -27,14 +28,6 @@ posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
 
 def names_in(folder):
     return sorted(file.name for file in folder.iterdir())
-
-
-@pytest.fixture
-def flushed(monkeypatch):
-    """The files and folders that are flushed, one after the other."""
-    seen = []
-    monkeypatch.setattr(whole_file.os, "fsync", lambda number: seen.append(Path(f"/proc/self/fd/{number}").readlink()))
-    return seen
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -57,31 +50,16 @@ def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
     assert raised.value.errno == errno.ENAMETOOLONG
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
-def test_content_is_on_the_disk_before_it_takes_its_place(tmp_path, flushed):
-    write_bytes(tmp_path / "a", b"x")
-    part, folder = flushed
-    assert (part.parent, part.suffix, folder) == (tmp_path, ".part", tmp_path)
-    flushed.clear()
-    write_bytes(tmp_path / "a", b"y", is_lasting=False)
-    assert len(flushed) == 1
-    flushed.clear()
-    assert write_first(tmp_path / "b", b"x")
-    assert len(flushed) == 2
-
-
-@pytest.mark.parametrize(("number", "is_written"), [(errno.EINVAL, True), (errno.EIO, False)])
-def test_a_disk_that_does_not_flush(tmp_path, monkeypatch, number, is_written):
+def test_content_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     def fsync(_):
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.EIO, "Input/output error")
 
+    write_text(tmp_path / "a", "old")
     monkeypatch.setattr(whole_file.os, "fsync", fsync)
-    if is_written:  # a file system that has no disk
-        write_text(tmp_path / "a", "x")
-    else:
+    for write in (write_bytes, write_first):
         with pytest.raises(OSError, match="a: cannot be written: Input/output error"):
-            write_text(tmp_path / "a", "x")
-    assert names_in(tmp_path) == ["a"] * is_written
+            write(tmp_path / "a", b"x")
+    assert (names_in(tmp_path), (tmp_path / "a").read_text()) == (["a"], "old")
 
 
 @posix
@@ -171,3 +149,13 @@ def test_failures_keep_their_number(tmp_path):
     with pytest.raises(OSError, match=r"a: cannot be written: full$") as raised, failures_named(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "full")
     assert raised.value.errno == errno.ENOSPC
+
+
+@posix
+def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path):
+    for _ in range(2):
+        with locked(tmp_path / "a.lock"):
+            with pytest.raises(BlockingIOError), locked(tmp_path / "a.lock"):
+                pytest.fail("two hold it")
+            assert names_in(tmp_path) == ["a.lock"]
+        assert names_in(tmp_path) == []

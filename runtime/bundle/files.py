@@ -1,26 +1,22 @@
-"""Files of one folder, opened only once and held open, so that what is verified is what is read. Knows no formats."""
+"""Files of one folder, compared with their digests, and refused if they change afterwards. Knows no formats."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import re
 import stat
-import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from u2moe.runtime.errors import BundleError, IntegrityError
 
 BLOCK = 16 << 20
 """Bytes of a larger file that have a digest of their own, so that all cores of the processor compare it at once."""
-_PORTION = 1 << 20
-"""Bytes read at a time."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 """Names that mean devices on Windows, with any suffix."""
-_SEEKING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,177 +32,113 @@ class FileDigest:
     blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        expected = _num_blocks(self.size)
+        expected = len(range(0, self.size, BLOCK))
         if len(self.blocks) not in (0, expected):
-            raise ValueError(f"blocks: found {len(self.blocks)} digests, expected {expected} for {self.size} bytes")
+            raise ValueError(f"blocks must be {expected} digests for {self.size} bytes, got {len(self.blocks)}")
 
-
-class BundleFile:
-    """A regular file directly in `folder`, open for reading until `close` or the end of this object.
-
-    Any thread may read it.
-
-    Raises:
-        BundleError: not a plain name, missing, unreadable, not a regular file, or a link to a file elsewhere.
-        IntegrityError: the size differs from `digest`.
-    """
-
-    def __init__(self, folder: Path, name: str, digest: FileDigest | None = None) -> None:
-        self.path = folder / plain_name(name, str(folder))
-        self._digest = digest
-        # Opening a named pipe would block until it has a writer; for regular files the flag has no effect.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        try:
-            self._descriptor = os.open(self.path, flags)
-        except FileNotFoundError:
-            raise BundleError(f"{self.path}: missing") from None
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{self.path}: cannot be read: {getattr(error, 'strerror', error)}") from error
-        self.close = weakref.finalize(self, os.close, self._descriptor)
-        self._status = os.fstat(self._descriptor)
-        self._check(folder)
-
-    def _check(self, folder: Path) -> None:
-        if not stat.S_ISREG(self._status.st_mode):
-            raise BundleError(f"{self.path}: is not a regular file")
-        try:
-            target = self.path.resolve(strict=True)
-        except (OSError, RuntimeError) as error:
-            raise _replaced(self.path) from error
-        if target.parent != folder.resolve():
-            raise BundleError(f"{self.path}: is a link to {target}, expected a file inside the bundle")
-        if self._digest is not None and self.size != self._digest.size:
-            raise IntegrityError(f"{self.path}: size is {self.size} bytes, expected {self._digest.size}")
-
-    @property
-    def size(self) -> int:
-        """Size in bytes when it was opened."""
-        return self._status.st_size
-
-    def read(self, limit: int) -> bytes:
-        """The whole content, compared with its digest unless that has been done before.
-
-        Raises:
-            BundleError: more than `limit` bytes, or a read error.
-            IntegrityError: it differs from its digest.
-        """
-        if self.size > limit:
-            raise BundleError(f"{self.path}: is larger than {limit} bytes")
-        content = b"".join(self._portions(0, self.size))
-        self._compare(hashlib.sha256(content).hexdigest() if self._digest else "")
-        return content
-
-    def read_into(self, target: memoryview, begin: int) -> None:
-        """Fill `target` with the bytes from `begin` on; errors as in `read`."""
-        position = 0
-        for portion in self._portions(begin, begin + len(target)):
-            target[position : position + len(portion)] = portion
-            position += len(portion)
-
-    def verify(self) -> None:
-        """Compare the content with its digest unless that has been done before; errors as in `read`."""
-        if self._digest is None:
-            return
-        if not self._digest.blocks:
-            self._compare(self._sha256(0, self.size))
-            return
-        for index, (found, expected) in enumerate(zip(self._blocks(), self._digest.blocks, strict=True)):
-            self._compare_digests(f"sha256 of block {index}", found, expected)
-        self._digest = None
-
-    def digest(self) -> FileDigest:
-        """Digest of the content."""
-        blocks = self._blocks() if _num_blocks(self.size) > 1 else ()
-        return FileDigest(sha256=self._sha256(0, self.size), size=self.size, blocks=tuple(blocks))
-
-    def _blocks(self) -> Iterator[str]:
-        """The sha256 of each block."""
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - brings logging, for large bundles alone
-
-        with ThreadPoolExecutor() as threads:
-            starts = range(0, self.size, BLOCK)
-            yield from threads.map(lambda begin: self._sha256(begin, min(self.size, begin + BLOCK)), starts)
-
-    def _sha256(self, begin: int, end: int) -> str:
-        computed = hashlib.sha256()
-        for portion in self._portions(begin, end):
-            computed.update(portion)
-        return computed.hexdigest()
-
-    def check_unchanged(self, *, by_path: bool = True) -> None:
-        """Check that the file was not modified since it was opened, nor replaced: others may have read it by its path.
-
-        Args:
-            by_path: whether it matters that the path leads to another file now.
-
-        Raises:
-            IntegrityError: it was replaced or modified.
-        """
-        found = [os.fstat(self._descriptor)]
-        try:
-            if by_path:
-                found.append(os.stat(self.path))  # noqa: PTH116 - beside fstat
-        except OSError as error:
-            raise _replaced(self.path) from error
-        if any(_state(status) != _state(self._status) for status in found):
-            raise _replaced(self.path)
-
-    def _compare(self, sha256: str) -> None:
-        if self._digest is not None:
-            self._compare_digests("sha256", sha256, self._digest.sha256)
-        self._digest = None
-
-    def _compare_digests(self, name: str, found: str, expected: str) -> None:
-        if found != expected:
-            self.check_unchanged(by_path=False)  # if it was modified, that is the reason
-            raise IntegrityError(f"{self.path}: {name} is {found}, expected {expected}")
-
-    def _portions(self, begin: int, end: int) -> Iterator[bytes]:
-        while begin < end:
-            try:
-                portion = self._read_at(begin, min(_PORTION, end - begin))
-            except OSError as error:
-                raise BundleError(f"{self.path}: cannot be read: {error.strerror}") from error
-            if not portion:
-                raise _replaced(self.path)
-            yield portion
-            begin += len(portion)
-
-    def _read_at(self, begin: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._descriptor, size, begin)
-        with _SEEKING:  # Windows
-            os.lseek(self._descriptor, begin, os.SEEK_SET)
-            return os.read(self._descriptor, size)
+    @classmethod
+    def of(cls, file: Path) -> FileDigest:
+        """The digest of a file."""
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            whole = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(sha256=whole, size=size, blocks=tuple(_digests_of_blocks(file, size)) if size > BLOCK else ())
 
 
 class BundleFiles:
-    """The files of a folder by name, each opened when it is first asked for and then held open.
+    """Files of a folder, each compared with its digest once; afterwards it must stay as it was.
 
     Args:
         folder: the folder.
-        digests: size and sha256 of each file, by name; None: unknown, any file may be opened.
+        digests: size and sha256 of each file, by name; None: unknown, any file may be read.
     """
 
     def __init__(self, folder: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
         self.folder = folder
         self._digests = digests
-        self._files: dict[str, BundleFile] = {}
+        self._states: dict[str, tuple[int, ...]] = {}
+        self._compared: set[str] = set()
 
-    def __getitem__(self, name: str) -> BundleFile:
-        """The file of this name; errors as for `BundleFile`, and BundleError for a file that has no digest."""
-        if name not in self._files:
-            if self._digests is not None and name not in self._digests:
-                raise BundleError(f"{self.folder}: the manifest does not list {name!r:.200}")
-            digest = None if self._digests is None else self._digests[name]
-            self._files[name] = BundleFile(self.folder, name, digest)
-        return self._files[name]
+    def look_at(self, name: str) -> int:
+        """Check that a file is there, has the size that it must have, and is as it was; returns its size.
 
-    def release(self) -> None:
-        """Close all files; each is opened again when it is next asked for."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        Raises:
+            BundleError: missing, unreadable, not listed, not a regular file of this folder, or not of a plain name.
+            IntegrityError: its size differs from its digest, or it was replaced or modified.
+        """
+        path = self.folder / plain_name(name, str(self.folder))
+        digest = self._digest(name)
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would block until it has a writer
+                raise BundleError(f"{path}: is not a regular file")
+            target = path.resolve()
+            if target.parent != self.folder.resolve():
+                raise BundleError(f"{path}: is a link to {target}, expected a file inside the bundle")
+        except (OSError, ValueError) as error:
+            if name in self._states:
+                raise _replaced(path) from error
+            if isinstance(error, FileNotFoundError):
+                raise BundleError(f"{path}: missing") from None
+            raise _unreadable(path, error) from error
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._states.setdefault(name, state) != state:
+            raise _replaced(path)
+        if digest is not None and status.st_size != digest.size:
+            raise IntegrityError(f"{path}: size is {status.st_size} bytes, expected {digest.size}")
+        return status.st_size
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The whole content of a file, compared with its digest.
+
+        Raises:
+            BundleError: as for `look_at`; or more than `limit` bytes.
+            IntegrityError: as for `look_at`; or it differs from its digest.
+        """
+        if self.look_at(name) > limit:
+            raise BundleError(f"{self.folder / name}: is larger than {limit} bytes")
+        with self.opened(name) as stream:
+            content = stream.read(limit)
+        if (digest := self._digest(name)) is not None and name not in self._compared:
+            self._compare(name, "sha256", hashlib.sha256(content).hexdigest(), digest.sha256)
+            self._compared.add(name)
+        return content
+
+    def verify(self, name: str) -> None:
+        """Compare the content of a file with its digest, unless that has been done; errors as for `read`."""
+        size, digest = self.look_at(name), self._digest(name)
+        if digest is None or name in self._compared:
+            return
+        if digest.blocks:
+            for index, found in enumerate(_digests_of_blocks(self.folder / name, size)):
+                self._compare(name, f"sha256 of block {index}", found, digest.blocks[index])
+        else:
+            with self.opened(name) as stream:
+                self._compare(name, "sha256", hashlib.file_digest(stream, "sha256").hexdigest(), digest.sha256)
+        self._compared.add(name)
+
+    def _digest(self, name: str) -> FileDigest | None:
+        if self._digests is None:
+            return None
+        if name not in self._digests:
+            raise BundleError(f"{self.folder}: the manifest does not list {name!r:.200}")
+        return self._digests[name]
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[BinaryIO]:
+        """A file that was looked at, open for reading; BundleError: it cannot be read."""
+        try:
+            with (self.folder / name).open("rb") as stream:
+                yield stream
+        except FileNotFoundError as error:
+            raise _replaced(self.folder / name) from error
+        except OSError as error:
+            raise _unreadable(self.folder / name, error) from error
+
+    def _compare(self, name: str, what: str, found: str, expected: str) -> None:
+        if found != expected:
+            self.look_at(name)  # if it was modified, that is the reason
+            raise IntegrityError(f"{self.folder / name}: {what} is {found}, expected {expected}")
 
 
 def plain_name(name: str, where: str) -> str:
@@ -221,14 +153,22 @@ def plain_name(name: str, where: str) -> str:
     return name
 
 
-def _num_blocks(size: int) -> int:
-    return -(-size // BLOCK)
+def _digests_of_blocks(file: Path, size: int) -> Iterator[str]:
+    """The sha256 of each block of a file."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - brings logging, for large bundles alone
+
+    def digest(begin: int) -> str:
+        with file.open("rb") as stream:
+            stream.seek(begin)
+            return hashlib.sha256(stream.read(BLOCK)).hexdigest()
+
+    with ThreadPoolExecutor() as threads:
+        yield from threads.map(digest, range(0, size, BLOCK))
 
 
 def _replaced(file: Path) -> IntegrityError:
     return IntegrityError(f"{file}: was replaced while it was being read: load again")
 
 
-def _state(status: os.stat_result) -> tuple[int, ...]:
-    """File attributes that change when a file is replaced or written to."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def _unreadable(file: Path, error: Exception) -> BundleError:
+    return BundleError(f"{file}: cannot be read: {getattr(error, 'strerror', error)}")

@@ -7,6 +7,7 @@ remains mapped once a session has been created, whatever happens to the file.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -63,17 +64,19 @@ class GraphFile:
         self.path = path
         self.has_external = bool(tensors)
         self._tensors = tensors
-        self._file = files[path.name]
-        self.content = self._file.read(_GRAPH_LIMIT)
+        self._files = files
+        self.content = files.read(path.name, _GRAPH_LIMIT)
         _check_locations(path, self.content, [tensor.file for tensor in tensors])
-        self._data = {name: files[name] for name in sorted({tensor.file for tensor in tensors})}
-        for file in self._data.values():
-            file.verify()
+        self._data = sorted({tensor.file for tensor in tensors})
+        sizes = {name: files.look_at(name) for name in self._data}
+        for name in self._data:
+            files.verify(name)
         for tensor in tensors:
-            size = self._data[tensor.file].size
-            if tensor.offset + tensor.length > size:
+            if tensor.offset + tensor.length > sizes[tensor.file]:
                 where = f"{path}: weight {tensor.name!r:.200}"
-                raise BundleError(f"{where}: {tensor.length} bytes at offset {tensor.offset} end after {size}")
+                raise BundleError(
+                    f"{where}: {tensor.length} bytes at offset {tensor.offset} end after {sizes[tensor.file]}"
+                )
 
     def weights(self, operators: Collection[str]) -> dict[str, npt.NDArray[Any]]:
         """Weights to hand over to a session, by name; they must live as long as it does.
@@ -82,15 +85,18 @@ class GraphFile:
             operators: native operators of the session, which copy what they alone read, or use it where it is.
         """
         found = {}
-        for tensor in self._tensors:
-            is_native = all(is_replaced(function, operators) for function in tensor.read_by)
-            if _is_read_in_place(tensor) and not (is_native and tensor.read_by):
-                expected = np.dtype(tensor.type).itemsize * math.prod(tensor.shape)
-                if tensor.length != expected:
-                    where = f"{self.path}: weight {tensor.name!r:.200}"
-                    raise BundleError(f"{where}: length is {tensor.length} bytes, expected {expected}")
-                array = found[tensor.name] = np.empty(tensor.shape, tensor.type)
-                self._data[tensor.file].read_into(array.reshape(-1).view(np.uint8).data, tensor.offset)
+        with contextlib.ExitStack() as opened:
+            streams = {name: opened.enter_context(self._files.opened(name)) for name in self._data}
+            for tensor in self._tensors:
+                is_native = all(is_replaced(function, operators) for function in tensor.read_by)
+                if _is_read_in_place(tensor) and not (is_native and tensor.read_by):
+                    expected = np.dtype(tensor.type).itemsize * math.prod(tensor.shape)
+                    if tensor.length != expected:
+                        where = f"{self.path}: weight {tensor.name!r:.200}"
+                        raise BundleError(f"{where}: length is {tensor.length} bytes, expected {expected}")
+                    found[tensor.name] = np.empty(tensor.shape, tensor.type)
+                    streams[tensor.file].seek(tensor.offset)
+                    streams[tensor.file].readinto(found[tensor.name].reshape(-1).view(np.uint8).data)
         return found
 
     def check_unchanged(self) -> None:
@@ -99,8 +105,8 @@ class GraphFile:
         Raises:
             IntegrityError: a file was replaced or modified.
         """
-        for file in (self._file, *self._data.values()) if self.has_external else ():
-            file.check_unchanged()
+        for name in (self.path.name, *self._data) if self.has_external else ():
+            self._files.look_at(name)
 
 
 def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None:

@@ -185,7 +185,7 @@ class _Folder(Output):
 def _write(file: Path, content: bytes) -> None:
     with failures_named(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, content, is_lasting=False)  # one that a power failure takes is made again
+    write_bytes(file, content)
 
 
 @contextlib.contextmanager
