@@ -143,7 +143,7 @@ SOURCES = pyproject.toml $(filter-out $(DEMO) $(KERNELS) $(OTHERS),$(shell git l
 # Wheels of u2moe and of the demo model for all environments, built in one, which saves 8 seconds. Without --force-reinstall pip
 # keeps what is there of the same version.
 build/wheel/ready: $(SOURCES) $(DEMO)
-	rm -rf build/wheel
+	rm -rf build/wheel build/lib  # which keeps files that are gone
 	test -f .venv/ready || $(call venv,.venv)
 	.venv/$(PIP_INSTALL) 'setuptools>=77'
 	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel . ./runtime/demo

@@ -8,8 +8,8 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from u2moe.runtime.errors import BundleError, IntegrityError
 
@@ -125,7 +125,7 @@ class BundleFiles:
         return self._digests[name]
 
     @contextlib.contextmanager
-    def opened(self, name: str) -> Iterator[BinaryIO]:
+    def opened(self, name: str) -> Iterator[BufferedReader]:
         """A file that was looked at, open for reading; BundleError: it cannot be read."""
         try:
             with (self.folder / name).open("rb") as stream:
