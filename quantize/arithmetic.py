@@ -165,11 +165,6 @@ def from_int4_blocks(weight: Int4, rows: int) -> Float:
     return np.ascontiguousarray(blocks.reshape(len(packed), -1)[:, :rows].T)
 
 
-def restored(weight: Int8 | Int4, rows: int) -> Float:
-    """The weights [rows, out] that integers represent."""
-    return from_int4_blocks(weight, rows) if isinstance(weight, Int4) else weight.integers * weight.scale
-
-
 def relative_error(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     """Norm of the difference over the norm of the reference; 0 when both are zeros."""
     size = float(np.linalg.norm(reference.astype(np.float64)))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from u2moe.quantize.recipes import FLOAT32, FORMATS, LONGEST_S, RECIPES, recipe
+from u2moe.quantize.recipes import FORMATS, LONGEST_S, NO_RECIPE, RECIPES, recipe
 from u2moe.runtime.places import DEMO_FOLDER, find_bundle
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser.add_argument("out", help="folder to write the quantized bundle to")
     parser.add_argument(
         "--recipe",
-        choices=(*RECIPES, FLOAT32),
+        choices=(*RECIPES, NO_RECIPE),
         help="default: int8, or int4 where limits choose a better format for each layer; "
-        f"{FLOAT32}: change only what the other options say",
+        f"{NO_RECIPE}: change only what the other options say",
     )
     parser.add_argument(
         "--calibrate",

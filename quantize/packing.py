@@ -6,9 +6,11 @@ A packed graph calls native operators instead of our functions, which it no long
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,9 +18,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from u2moe.quantize.formats.conversion import Conversion
+from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.quantize.passes.half_storage import stored_value
 from u2moe.quantize.weights import Array
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.weight_formats import INT8, WEIGHT_FORMATS
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of, shape_of
 from u2moe.runtime.model.native import CPU, choose_kernels, plain_name
@@ -35,58 +40,48 @@ _SMALLEST = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """One weight, its scale and its bias, in int8 [in, out] or in 4 bits as `arithmetic.Int4`.
+    """One weight in a format of `formats`, and its bias.
 
     Attributes:
-        weight: the integers; `scale`: one per column; `bias`: None without one; `steps`: in 4 bits.
+        parts: what is stored of the weight.
+        bias: None without one.
         sizes: rows and columns.
-        block_size: rows that share a scale in 4 bits; 0: int8.
+        conversion: to its format.
         expert: index of this expert's bias in `bias`; None: all of it.
     """
 
-    weight: ir.Value
-    scale: ir.Value
+    parts: Sequence[ir.Value]
     bias: ir.Value | None
     sizes: tuple[int, int]
-    steps: ir.Value | None = None
-    block_size: int = 0
+    conversion: Conversion
     expert: int | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the packed weight."""
-        return self._call(*[None] * (5 if self.steps else 4))
+        return self._call(*[None] * (len(self.parts) + 2))
 
     def packed(self) -> Array:
         """The packed weight, uint8 [bytes]."""
-        weight, *others = [_stored(value) for value in (self.weight, self.steps, self.scale) if value is not None]
         bias = None if self.bias is None else _stored(self.bias)
         if bias is not None and self.expert is not None:
             bias = np.ascontiguousarray(bias[self.expert])
         to = np.empty(self.num_bytes, np.uint8)
-        self._call(weight, *others, bias, to)
+        self._call(*map(_stored, self.parts), bias, to)
         return to
 
     def _call(self, *arrays: Array | None) -> int:
-        pointers = [None if array is None else array.ctypes.data for array in arrays]
-        *given, target = pointers
-        if self.block_size:
-            found = _library().u2moe_kernels_pack_int4(*given, *self.sizes, self.block_size, target)
-        else:
-            found = _library().u2moe_kernels_pack_int8(*given, *self.sizes, target)
-        return int(found)
+        *given, target = (None if array is None else array.ctypes.data for array in arrays)
+        sizes = [*self.sizes, self.conversion.block_size] if self.conversion.block_size else self.sizes
+        pack = _library()[f"u2moe_kernels_pack_{self.conversion.form.name}"]
+        pack.restype = ctypes.c_size_t
+        pointers = [*map(ctypes.c_void_p, given), *map(ctypes.c_size_t, sizes), ctypes.c_void_p(target)]
+        return int(pack(*pointers))
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(choose_kernels("native", [CPU]).library))
-    sizes, pointer = [ctypes.c_size_t] * 2, ctypes.c_void_p
-    for function, num_inputs, further in (
-        (library.u2moe_kernels_pack_int8, 3, []),
-        (library.u2moe_kernels_pack_int4, 4, [ctypes.c_size_t]),
-    ):
-        function.argtypes, function.restype = [pointer] * num_inputs + sizes + further + [pointer], ctypes.c_size_t
-    return library
+    return ctypes.CDLL(str(choose_kernels("native", [CPU]).library))
 
 
 def pack_graph(model: ir.Model, layout: int) -> int:
@@ -103,7 +98,7 @@ def pack_graph(model: ir.Model, layout: int) -> int:
         name = plain_name(node.op_type)
         values = [value for value in node.inputs if value is not None]
         num_others, attributes, products = _READERS[name](node, list(map(stored_value, values)))
-        weights = _blob(f"{node.name}/packed", products, group_of(products[0].weight))
+        weights = _blob(f"{node.name}/packed", products, group_of(products[0].parts[0]))
         model.graph.register_initializer(weights)
         kept = {key: attribute.value for key, attribute in node.attributes.items()}
         packed = ir.node(
@@ -138,88 +133,72 @@ _Read = tuple[int, dict[str, int], list[Product]]
 """Inputs before the weights, further attributes, and the weights."""
 
 
-def _linear(num_others: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
-    def read(node: ir.Node, values: list[ir.Value]) -> _Read:
-        parts = values[num_others:]
-        rows, columns = _sizes(node, parts[0])
-        has_bias = len(parts) == (4 if _block_size(node) else 3)
-        return num_others, {"in": rows, "out": columns}, _products(node, parts, [(rows, columns)], has_bias)
-
-    return read
-
-
-def _feed_forward(num_gates: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
-    def read(node: ir.Node, values: list[ir.Value]) -> _Read:
-        dim, hidden = _sizes(node, values[1])
-        sizes = [*[(dim, hidden)] * (num_gates + 1), (hidden, dim)]
-        products = _products(node, values[1:], sizes, bool(node.attributes["bias"].as_int()), num_gates)
-        return 1, {"in": dim, "hidden": hidden}, products
-
-    return read
-
-
 def _products(
-    node: ir.Node, values: Sequence[ir.Value], sizes: Sequence[tuple[int, int]], has_bias: bool, num_gates: int = 0
+    node: ir.Node, values: Sequence[ir.Value], kind: str, sizes: Sequence[tuple[int, int]], biases: Sequence[bool]
 ) -> list[Product]:
-    """Products of these sizes whose weight, steps in 4 bits, scale, and bias but for gates follow each other."""
-    parts, block_size = iter(values), _block_size(node)
+    """Products of these sizes whose parts, and where there is one the bias, follow each other."""
+    block_size = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
+    made, rest = conversion(kind, block_size), iter(values)
+    size = 1 + len(made.others)
     return [
         Product(
-            weight=next(parts),
-            steps=next(parts) if block_size else None,
-            scale=next(parts),
-            bias=next(parts) if has_bias and index >= num_gates else None,
-            sizes=size,
-            block_size=block_size,
+            parts=list(itertools.islice(rest, size)),
+            bias=next(rest) if has_bias else None,
+            sizes=shape,
+            conversion=made,
         )
-        for index, size in enumerate(sizes)
+        for shape, has_bias in zip(sizes, biases, strict=True)
     ]
 
 
-def _block_size(node: ir.Node) -> int:
-    """Rows that share a step in 4 bits; 0: int8."""
-    return node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
+def _linear(kind: str, node: ir.Node, values: list[ir.Value], num_others: int = 1) -> _Read:
+    parts = values[num_others:]
+    size = 1 + len(CONVERSIONS[kind].others)
+    rows, columns = _rows(node, parts[0]), shape_of(parts[size - 1])[0]
+    products = _products(node, parts, kind, [(rows, columns)], [len(parts) > size])
+    return num_others, {"in": rows, "out": columns}, products
 
 
-def _int8_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
+def _feed_forward(kind: str, node: ir.Node, values: list[ir.Value], num_gates: int = 0) -> _Read:
+    dim, hidden = _rows(node, values[1]), shape_of(values[1 + len(CONVERSIONS[kind].others)])[0]
+    sizes = [*[(dim, hidden)] * (num_gates + 1), (hidden, dim)]
+    biases = [*[False] * num_gates, *[bool(node.attributes["bias"].as_int())] * 2]
+    return 1, {"in": dim, "hidden": hidden}, _products(node, values[1:], kind, sizes, biases)
+
+
+def _experts(kind: str, node: ir.Node, values: list[ir.Value]) -> _Read:
     mixture = cast("Mixture", mixture_of(node))
-    second_biases = values[2] if mixture.bias else None
-    parts = iter(values[2 + mixture.bias :])
-    products: list[Product] = []
-    for expert in range(mixture.num_experts):
-        first, first_scale = next(parts), next(parts)
-        bias = next(parts) if mixture.bias else None
-        second, second_scale = next(parts), next(parts)
-        products += [
-            Product(weight=first, scale=first_scale, bias=bias, sizes=_sizes(node, first)),
-            Product(weight=second, scale=second_scale, bias=second_biases, sizes=_sizes(node, second), expert=expert),
-        ]
-    return 2, {"hidden": products[0].sizes[1]}, products
-
-
-def _int4_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
-    mixture = cast("Mixture", mixture_of(node))
-    hidden, dim = shape_of(values[2])[0], shape_of(values[1])[0]
+    dim, joined = shape_of(values[1])[0], mixture.bias and CONVERSIONS[kind].joins_biases
+    parts = values[2 + joined :]
+    hidden = shape_of(parts[len(CONVERSIONS[kind].others)])[0]
     sizes = [(dim, hidden), (hidden, dim)] * mixture.num_experts
-    return 2, {"hidden": hidden}, _products(node, values[2:], sizes, mixture.bias)
+    products = _products(node, parts, kind, sizes, [mixture.bias, mixture.bias and not joined] * mixture.num_experts)
+    if joined:
+        for expert in range(mixture.num_experts):
+            second = 2 * expert + 1
+            products[second] = dataclasses.replace(products[second], bias=values[2], expert=expert)
+    return 2, {"hidden": hidden}, products
 
 
-def _sizes(node: ir.Node, weight: ir.Value) -> tuple[int, int]:
-    """Rows and columns of the first weight of a layer."""
-    shape = shape_of(weight)
-    return (node.attributes["in"].as_int(), shape[0]) if _block_size(node) else (shape[0], shape[1])
+def _rows(node: ir.Node, weight: ir.Value) -> int:
+    """Rows of the first weight of a layer."""
+    return node.attributes["in"].as_int() if "in" in node.attributes else shape_of(weight)[0]
 
 
+_LAYERS: dict[str, Callable[[str, ir.Node, list[ir.Value]], _Read]] = {
+    "Linear": _linear,
+    "FeedForward": _feed_forward,
+    "GatedFeedForward": partial(_feed_forward, num_gates=1),
+    "MixtureOfExperts": _experts,
+}
 _READERS: dict[str, Callable[[ir.Node, list[ir.Value]], _Read]] = {
-    "Int8MatMul": _linear(2),
-    "Int8Linear": _linear(1),
-    "Int8FeedForward": _feed_forward(0),
-    "Int8GatedFeedForward": _feed_forward(1),
-    "Int8MixtureOfExperts": _int8_experts,
-    "Int4Linear": _linear(1),
-    "Int4FeedForward": _feed_forward(0),
-    "Int4GatedFeedForward": _feed_forward(1),
-    "Int4MixtureOfExperts": _int4_experts,
+    "Int8MatMul": partial(_linear, INT8.name, num_others=2),
+    **{
+        WEIGHT_FORMATS[kind].function(layer): partial(read, kind)
+        for kind in CONVERSIONS
+        if not WEIGHT_FORMATS[kind].not_native
+        for layer, read in _LAYERS.items()
+    },
 }
 
 

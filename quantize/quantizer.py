@@ -20,6 +20,7 @@ from u2moe.quantize.run import QuantizationRun, QuantizedBundle, opened_run
 from u2moe.quantize.search import Search
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
+from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.lists import Recording
@@ -109,10 +110,11 @@ def quantize_bundle(
 
 
 def _made(run: QuantizationRun, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
-    """The quantized bundle, in 4 bits with wider blocks as long as it is larger than the limit."""
+    """The quantized bundle, with wider blocks as long as it is larger than the limit."""
     made = run.quantize(recipe, staging)
     sizes = {recipe.block_size: made.num_bytes}
-    for size in BLOCK_SIZES if limit and "int4" in recipe.quantized.values() else ():
+    has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
+    for size in BLOCK_SIZES if limit and has_blocks else ():
         if size > recipe.block_size and made.num_bytes > (limit or 0):
             made = run.quantize(dataclasses.replace(recipe, block_size=size), staging)
             sizes[size] = made.num_bytes

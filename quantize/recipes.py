@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from u2moe.runtime.bundle.contract import WEIGHT_GROUPS
+from u2moe.runtime.bundle.weight_formats import FLOAT32, HALF, MATRICES, WEIGHT_FORMATS
 
-FORMATS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("experts", "feed_forward", "attention", "subsampling", "pointwise_convolutions", "embeddings", "output_layers"),
-    ("fp32", "int8", "int4"),
-)
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    group: tuple(name for name, kind in WEIGHT_FORMATS.items() if group in kind.groups) for group in MATRICES
+}
 """Formats for each group of weights, the best first. Routers, biases, norms and depthwise convolutions are always fp32;
 in int4, the convolutions of the front end, which few weights belong to, are int8.
 """
-HALF = "fp16"
-"""The format of single layers that compute in float32 with weights that are float16 in files."""
-BLOCK_SIZES = (16, 32, 64, 128)
+BLOCK_SIZES = tuple(sorted({size for kind in WEIGHT_FORMATS.values() for size in kind.block_sizes}))
+_INTEGERS = " and ".join(name for name, kind in WEIGHT_FORMATS.items() if kind.bits < HALF.bits)
 LONGEST_S = 900
 """Maximum seconds of calibration audio; the rest is not read."""
 
@@ -29,7 +28,7 @@ class Recipe:
     Attributes:
         name: as recorded in the manifest.
         groups: format by group, see `FORMATS`.
-        block_size: rows of a weight that share one scale in int4.
+        block_size: rows of a weight that share one step, in formats where some do.
         whole: "fp16" converts everything but routers and positions to half precision (for CUDA) and excludes `groups`;
             None: only what `groups` says.
         required: groups that were requested by name; a network without one of them is an error.
@@ -38,7 +37,8 @@ class Recipe:
         calibration: audio files that show which activation channels are large, to be moved into the weights
             (SmoothQuant), and on which the output error of products is minimised (GPTQ). Empty: each weight is
             rounded to the nearest value.
-        exceptions: formats of single layers, by the names of `layer_of`: `HALF`, "fp32" or another of `FORMATS`.
+        exceptions: formats of single layers, by the names of `layer_of`; in "fp16" they compute in float32 with weights
+            that are float16 in files.
     """
 
     name: str
@@ -65,25 +65,24 @@ class Recipe:
         if self.whole and self.groups:
             raise ValueError("whole and groups exclude each other")
         if self.whole and self.packed:
-            raise ValueError(f"packed is for weights in int8 and int4, got whole {self.whole!r}")
+            raise ValueError(f"packed is for weights in {_INTEGERS}, got whole {self.whole!r}")
         if not self.whole and not self.quantized:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
         if self.whole and self.calibration:
-            raise ValueError(f"calibration is for int8 and int4, got whole {self.whole!r}")
+            raise ValueError(f"calibration is for {_INTEGERS}, got whole {self.whole!r}")
         for layer, kind in self.exceptions.items():
-            if kind not in (*FORMATS["experts"], HALF):
-                kinds = ", ".join((*FORMATS["experts"], HALF))
-                raise ValueError(f"exceptions: {layer} must be one of {kinds}, got {kind!r}")
+            if kind not in WEIGHT_FORMATS:
+                raise ValueError(f"exceptions: {layer} must be one of {', '.join(WEIGHT_FORMATS)}, got {kind!r}")
 
     def format_of(self, layer: str, group: str) -> str:
         """The format of a layer's weights that belong to a group."""
-        wanted = self.exceptions.get(layer, self.groups.get(group, "fp32"))
-        return wanted if wanted != HALF and group in FORMATS else "fp32"
+        wanted = self.exceptions.get(layer, self.groups.get(group, FLOAT32.name))
+        return wanted if wanted in FORMATS.get(group, ()) else FLOAT32.name
 
     @property
     def quantized(self) -> dict[str, str]:
         """The groups that do not stay in fp32."""
-        return {group: kind for group, kind in self.groups.items() if kind != "fp32"}
+        return {group: kind for group, kind in self.groups.items() if kind != FLOAT32.name}
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -98,7 +97,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(name="fp16", whole="fp16"),
     )
 }
-FLOAT32 = "fp32"
+NO_RECIPE = FLOAT32.name
 """The empty base recipe, which needs a format for at least one group."""
 
 
@@ -114,8 +113,8 @@ def recipe(
     Raises:
         ValueError: no such recipe, group or format, or the recipe changes nothing.
     """
-    if name not in (*RECIPES, FLOAT32):
-        raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
+    if name not in (*RECIPES, NO_RECIPE):
+        raise ValueError(f"recipe must be one of {', '.join((*RECIPES, NO_RECIPE))}, got {name!r}")
     base = RECIPES.get(name)
     if base is not None and not (groups or packed or calibration):
         return base
@@ -125,7 +124,7 @@ def recipe(
         name=f"{name}[{suffix}]" if suffix else name,
         groups={**(base.groups if base else {}), **changes},
         whole=base.whole if base else None,
-        required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != "fp32")),
+        required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != NO_RECIPE)),
         packed=packed,
         calibration=tuple(calibration),
     )

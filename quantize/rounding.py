@@ -1,10 +1,9 @@
-"""Layers of a graph in int8 or 4 bits, rounded for what they read in recordings if there was enough of it."""
+"""Layers of a graph in other formats, rounded for what they read in recordings if there was enough of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +11,9 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import Float
 from u2moe.quantize.calibration import Activations
-from u2moe.quantize.compensation import FloatLayer, RoundedWeight
-from u2moe.quantize.experts.layer import ExpertLayer
+from u2moe.quantize.compensation import RoundedWeight, fitted_layer
+from u2moe.quantize.expert_layers import ExpertLayer
+from u2moe.quantize.formats.conversion import Conversion
 from u2moe.quantize.routing import routed_layer
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.activation import activation
@@ -25,17 +25,17 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 def rounded_products(
     weights: Weights,
     products: Sequence[tuple[ir.Value, ir.Value | None]],
-    block_size: int,
+    conversion: Conversion,
     kind: str,
     rows: tuple[Float, Float] | None,
     activations: Activations | None,
 ) -> list[ir.Value]:
-    """Weight, in 4 bits steps, scale, and bias, if there is one, of each product of a layer.
+    """Integers, what belongs to them, and bias, if there is one, of each product of a layer.
 
     Args:
         weights: those of the graph.
         products: weight and bias of each, see `FloatLayer`.
-        block_size: rows that share a step in 4 bits; 0: int8.
+        conversion: to their format.
         kind: the activation between them; "" for a product alone.
         rows: what the layer reads [n, in] and its weight in the output of each [n]; None, or fewer rows than inputs:
             each weight is rounded to the nearest value.
@@ -45,13 +45,12 @@ def rounded_products(
     enough = rows is not None and len(rows[0]) >= shape_of(products[0][0])[0]
     if rows is not None and enough:
         floats = [(array_of(weight), None if bias is None else array_of(bias)) for weight, bias in products]
-        made = FloatLayer(products=floats, activation=_activation(kind)).compensated(*rows, block_size)
+        made = fitted_layer(floats, _activation(kind), *rows, conversion)
     if activations is not None:
         activations.products["compensated_products" if enough else "plain_products"] += len(products)
     inputs: list[ir.Value] = []
     for (weight, bias), product in zip(products, made, strict=True):
-        own: Any = product.weight if product else None
-        inputs += weights.int4(weight, block_size, made=own) if block_size else weights.int8(weight, made=own)
+        inputs += weights.converted(weight, conversion, made=product.parts if product else None)
         if bias is not None:
             found = product.bias if product else None
             inputs.append(bias if found is None else weights.changed(bias, found))
@@ -59,7 +58,7 @@ def rounded_products(
 
 
 def rounded_experts(
-    layer: ExpertLayer, weights: Weights, block_size: int, activations: Activations | None
+    layer: ExpertLayer, weights: Weights, conversion: Conversion, activations: Activations | None
 ) -> list[list[ir.Value]]:
     """As `rounded_products`, for each expert, calibrated on the tokens that it received."""
     tokens, router = None if activations is None else activations.rows(layer.x.name), routed_layer(layer.node)
@@ -72,7 +71,7 @@ def rounded_experts(
             (chosen,) = np.nonzero(shares[:, index])
             own = tokens[chosen], shares[chosen, index]
         products = list(zip(weight, biases, strict=True))
-        experts.append(rounded_products(weights, products, block_size, layer.mixture.activation, own, activations))
+        experts.append(rounded_products(weights, products, conversion, layer.mixture.activation, own, activations))
     return experts
 
 

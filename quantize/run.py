@@ -23,7 +23,7 @@ from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.quantize.report import features_of
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.quantize.weights import Change
-from u2moe.runtime.bundle.contract import INT4_VERSION
+from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import AudioError, BundleError
@@ -104,9 +104,9 @@ class QuantizationRun:
         counts = Counter(change.group for change in changes.values())
         if not recipe.exceptions:
             _check_found(self.source, recipe, counts)
-        quantized = tuple(graph.file for graph in self.source.manifest.model.graphs())
+        staged = tuple(graph.file for graph in graphs)
         for name in self.source.manifest.files:
-            if not name.startswith(quantized):  # nor the weights beside a graph
+            if not name.startswith(staged):  # nor the weights beside a graph
                 staging.add(name, self.source.path / name)
         record = {**self._record(recipe, counts), **(notes or {})}
         manifest = with_external(dataclasses.replace(self.source.manifest, quantization=record), staging.path)
@@ -132,8 +132,8 @@ class QuantizationRun:
             "block_size": recipe.block_size,
             "num_weights": dict(sorted(changed.items())),
         }
-        if "int4" in recipe.quantized.values():
-            record["int4_version"] = INT4_VERSION
+        versions = {f"{kind.name}_version": kind.version for kind in quantized(recipe.groups) if kind.version}
+        record |= versions
         if self._activations:
             products = {name: self._activations.products[name] for name in ("compensated_products", "plain_products")}
             record["calibration"] = {"seconds": round(self._seconds, 2), **products}

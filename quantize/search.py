@@ -12,8 +12,8 @@ from typing import Any
 
 from u2moe.quantize.damage import Levels
 from u2moe.quantize.goals import Goal, Ladder, Step
-from u2moe.quantize.recipes import HALF
 from u2moe.quantize.run import DAMAGE_S, QuantizationRun, QuantizedBundle
+from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import AudioError, QuantizationError
@@ -35,7 +35,7 @@ class Search:
 
         Args:
             run: makes and measures.
-            made: all layers in the smallest formats; each can get a better one: int8 instead of int4, or float32.
+            made: all layers in the smallest formats; each can get a better one: int8 instead of fewer bits, or float16.
             staging: where to put others.
             goal: what the bundle must hold.
 
@@ -43,12 +43,13 @@ class Search:
             AudioError: the recordings are too short to tell.
         """
         self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
-        versions = {HALF: run.source}
-        if "int4" in made.recipe.groups.values():
-            middle = {group: "int8" if kind == "int4" else kind for group, kind in made.recipe.groups.items()}
-            with BundleWriter(run.folder / "int8") as other:
-                recipe = dataclasses.replace(made.recipe, groups=middle)
-                versions["int8"] = other.finish(run.quantize(recipe, other).bundle.manifest)
+        versions = {HALF.name: run.source}
+        groups = made.recipe.groups
+        middle = {group: INT8.name for group, kind in groups.items() if WEIGHT_FORMATS[kind].bits < INT8.bits}
+        if middle:
+            with BundleWriter(run.folder / INT8.name) as other:
+                recipe = dataclasses.replace(made.recipe, groups={**groups, **middle})
+                versions[INT8.name] = other.finish(run.quantize(recipe, other).bundle.manifest)
         self._formats = list(versions)
         self._versions = [*versions.values(), made.bundle]
         self._size = made.num_bytes

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.arithmetic import Int4, Int8, from_int4_blocks, int4_blocks, int8_columns, int8_rows
+from u2moe.quantize.formats.conversion import Conversion, Parts
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
@@ -33,8 +33,8 @@ class Change:
 
     group: str
     original: Callable[[], Array]
-    parts: Sequence[str] = ("scale",)
-    restored: Callable[..., Array] = lambda stored, scale: stored.astype(np.float32) * scale
+    parts: Sequence[str]
+    restored: Callable[..., Array]
 
 
 class Weights:
@@ -65,62 +65,35 @@ class Weights:
         self.graph.register_initializer(value)
         return value
 
-    def int8(
-        self, weight: ir.Value, read: Callable[[], Array] | None = None, made: Int8 | None = None
+    def converted(
+        self,
+        weight: ir.Value,
+        conversion: Conversion,
+        *,
+        read: Callable[[], Array] | None = None,
+        made: Parts | None = None,
     ) -> list[ir.Value]:
-        """A weight [in, out] as int8 and the scales of its columns.
+        """A weight [in, out] in another format: its integers, and what belongs to them.
 
         Args:
             weight: the initializer.
-            read: supplies it if it has another shape.
-            made: itself, if calibrated.
+            conversion: to the format.
+            read: supplies it if it has another order or shape.
+            made: its parts, if calibrated.
         """
-        source = read or (lambda: array_of(weight))
-        shape = source().shape if read else shape_of(weight)
+        source, shape = read or (lambda: array_of(weight)), read().shape if read else shape_of(weight)
         if len(shape) != 2:
             raise BundleError(f"weight {weight.name}: has shape {shape}, expected [in, out]")
-        return self._int8(weight, source, lambda: made or int8_columns(source()), shape, shape[1:])
-
-    def int8_table(self, table: ir.Value) -> list[ir.Value]:
-        """An embedding [vocab, dim] as int8 and the scales of its rows."""
-        shape = shape_of(table)
-        return self._int8(table, lambda: array_of(table), lambda: int8_rows(array_of(table)), shape, (shape[0], 1))
-
-    def _int8(
-        self,
-        weight: ir.Value,
-        source: Callable[[], Array],
-        quantize: Callable[[], Sequence[Array]],
-        shape: Sequence[int],
-        scales: Sequence[int],
-    ) -> list[ir.Value]:
-        name, group = weight.name, group_of(weight)
-        self.changes[f"{name}.int8"] = Change(group=group, original=source)
-        integers, scale = _readers(quantize)
-        return [
-            self.add(f"{name}.int8", ir.DataType.INT8, shape, integers, group),
-            self.add(f"{name}.scale", ir.DataType.FLOAT, scales, scale, group),
-        ]
-
-    def int4(
-        self, weight: ir.Value, block_size: int, read: Callable[[], Array] | None = None, made: Int4 | None = None
-    ) -> list[ir.Value]:
-        """A weight [in, out] in 4 bits, its steps and scales; `read` supplies it in another order or shape."""
-        source, (rows, columns) = read or (lambda: array_of(weight)), read().shape if read else shape_of(weight)
-        name, group = weight.name, group_of(weight)
-        blocks = -(-rows // block_size)
-        integers, steps, scale = _readers(lambda: made or int4_blocks(source(), block_size), 3)
-        self.changes[f"{name}.int4"] = Change(
+        name, group, names = weight.name, group_of(weight), (conversion.form.name, *conversion.others)
+        self.changes[f"{name}.{names[0]}"] = Change(
             group=group,
             original=source,
-            parts=("steps", "scale"),
-            restored=lambda *parts: from_int4_blocks(Int4(*parts), rows),
+            parts=names[1:],
+            restored=lambda *parts: conversion.restored(parts, shape[0]),
         )
-        return [
-            self.add(f"{name}.int4", ir.DataType.UINT8, (columns, blocks, block_size // 2), integers, group),
-            self.add(f"{name}.steps", ir.DataType.UINT8, (columns, blocks), steps, group),
-            self.add(f"{name}.scale", ir.DataType.FLOAT, (columns,), scale, group),
-        ]
+        readers = _readers(lambda: made or conversion.parts(source()), len(names))
+        parts = zip(names, conversion.stored(*shape), readers, strict=True)
+        return [self.add(f"{name}.{part}", dtype, sizes, reader, group) for part, (dtype, sizes), reader in parts]
 
     def changed(self, value: ir.Value, array: Array) -> ir.Value:
         """A float32 initializer with new values for `value`."""
@@ -139,7 +112,7 @@ class Weights:
         )
 
 
-def _readers(quantize: Callable[[], Sequence[Array]], count: int = 2) -> list[Callable[[], Array]]:
+def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:
     """Functions that return the integers and the other parts; called in this order, they quantize the weight once.
 
     The other parts, which are small, are kept until they are read.

@@ -12,10 +12,9 @@ import sys
 import numpy as np
 import pytest
 
-from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns
-from u2moe.quantize.experts.int4 import int4_mixture
-from u2moe.quantize.experts.int8 import int8_mixture
-from u2moe.quantize.token_scales import int8_matmul, int8_rows
+from u2moe.quantize.arithmetic import int8_columns
+from u2moe.quantize.formats.int8 import Int8Conversion
+from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.runtime.bundle.mixture import Mixture
 
 pytestmark = pytest.mark.slow
@@ -24,6 +23,7 @@ EMULATOR = shutil.which("qemu-x86_64")
 SATURATES = "U2MOE_TEST_SATURATES"
 """Set where products of pairs saturate."""
 DIM = 32
+INT8 = Int8Conversion()
 
 
 def extreme_weights(rows):
@@ -55,46 +55,30 @@ def test_largest_rows(kind, num_tokens, session_of):
     integers, scale = int8_columns(extreme_weights(DIM))
     x = extreme_rows((1, num_tokens, DIM))
     x = np.abs(x) if kind else x
-    session = session_of([int8_rows(kind), int8_matmul()], {"x": 3}, {"weight": integers, "scale": scale})
+    session = session_of([INT8.rows(kind), INT8.product_of_rows()], {"x": 3}, {"weight": integers, "scale": scale})
     assert_exact(session.run(None, {"x": x})[0], x.astype(float) @ integers * scale)
 
 
+@pytest.mark.parametrize("kind", CONVERSIONS)
 @pytest.mark.parametrize("num_tokens", [1, 9])
-def test_largest_tokens_and_hidden_activations(num_tokens, session_of):
+def test_largest_tokens_and_hidden_activations(num_tokens, kind, session_of):
     """All hidden units of an expert are the same, and with them the integers that stand for them."""
-    mixture = Mixture(num_experts=2, top_k=1, activation="relu", bias=False, weights="int8")
-    function = int8_mixture(mixture)
-    initial = {"gate": np.zeros((DIM, 2), np.float32)}
-    first, first_scale = int8_columns(np.ones((DIM, 24), np.float32))
-    second, second_scale = int8_columns(extreme_weights(24))
-    parts = {"w1": first, "w1_scale": first_scale, "w2": second, "w2_scale": second_scale}
-    names = [value.name for value in function.inputs][2:]
-    initial |= {name: parts[name.partition("_")[2]] for name in names}
-    x = np.ones((1, num_tokens, DIM), np.float32)
-    hidden = x.astype(float) @ first * first_scale
-    found = session_of([function], {"x": 3}, initial).run(None, {"x": x})[0]
-    assert_exact(found, hidden @ second * second_scale)
-
-
-@pytest.mark.parametrize("num_tokens", [1, 9])
-def test_largest_tokens_and_hidden_activations_of_int4_experts(num_tokens, session_of):
-    """onnxruntime's kernel takes signs out of the weights, and has room for what is left."""
-    block = 16
-    mixture = Mixture(num_experts=2, top_k=1, activation="relu", bias=False, weights="int4", block_size=block)
-    weights = {"w1": np.ones((DIM, DIM), np.float32), "w2": extreme_weights(DIM)}
+    made = conversion(kind, 16)
+    size = made.block_size
+    mixture = Mixture(num_experts=2, top_k=1, activation="relu", bias=False, weights=kind, block_size=size)
+    weights = {"w1": np.ones((DIM, 24), np.float32), "w2": extreme_weights(24)}
     parts, restored = {}, {}
     for name, weight in weights.items():
-        stored = int4_blocks(weight, block)
-        restored[name] = from_int4_blocks(stored, DIM)
-        parts |= dict(zip((name, f"{name}_steps", f"{name}_scale"), stored, strict=True))
-    function = int4_mixture(mixture, DIM, DIM)
-    names = [value.name for value in function.inputs][2:]
-    initial = {"gate": np.zeros((DIM, 2), np.float32)}
-    initial |= {name: parts[name.partition("_")[2]] for name in names}
+        stored = made.parts(weight)
+        restored[name] = made.restored(stored, len(weight))
+        parts |= zip(made.names(name, bias=False), stored, strict=True)
+    initial = {name: parts[name.partition("_")[2]] for name in made.names_of_experts(mixture)}
+    initial = {"gate": np.zeros((DIM, 2), np.float32), **initial}
     x = np.ones((1, num_tokens, DIM), np.float32)
     expected = x.astype(float) @ restored["w1"] @ restored["w2"]
-    found = session_of([function], {"x": 3}, initial).run(None, {"x": x})[0]
-    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    found = session_of([made.mixture(mixture, DIM, 24)], {"x": 3}, initial).run(None, {"x": x})[0]
+    # blocks of onnxruntime's kernel in 4 bits have scales in float16
+    np.testing.assert_allclose(found, expected, atol=(1e-3 if size else 1e-5) * np.abs(expected).max())
 
 
 @pytest.mark.skipif(SATURATES not in os.environ, reason="needs a processor whose pairs saturate")
@@ -102,7 +86,9 @@ def test_a_processor_whose_pairs_saturate_gets_larger_weights_wrong(session_of):
     """What the other tests would see: it is why they prove something there."""
     integers = np.full((DIM, DIM), 127, np.int8)
     x = np.ones((1, 3, DIM), np.float32)
-    session = session_of([int8_rows(), int8_matmul()], {"x": 3}, {"weight": integers, "scale": np.ones(DIM, "f4")})
+    session = session_of(
+        [INT8.rows(), INT8.product_of_rows()], {"x": 3}, {"weight": integers, "scale": np.ones(DIM, "f4")}
+    )
     assert not np.allclose(session.run(None, {"x": x})[0], DIM * 127)
 
 

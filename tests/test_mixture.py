@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.bundle.mixture import FUNCTIONS, Mixture, read_mixture
+from u2moe.runtime.bundle.mixture import Mixture, read_mixture
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.graph.builder import build_function, define
 from u2moe.runtime.graph.dispatch import float_mixture, mixture_of
 
@@ -18,7 +19,7 @@ MIXTURES = st.builds(
     st.floats(0, 1),
     activation=st.sampled_from(["swish", "relu", "gelu"]),
     bias=st.booleans(),
-    weights=st.sampled_from(sorted(FUNCTIONS)),
+    weights=st.sampled_from(sorted(WEIGHT_FORMATS)),
     block_size=st.sampled_from([0, 16, 128]),
 )
 

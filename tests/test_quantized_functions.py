@@ -6,10 +6,11 @@ import torch
 from quantized import ACTIVATIONS, rounded_rows
 
 from u2moe.quantize.arithmetic import LOWEST, int8_columns, relative_error
+from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
-from u2moe.quantize.token_scales import int8_matmul, int8_rows
 
 pytestmark = pytest.mark.slow
+INT8 = Int8Conversion()
 
 
 def test_int8_matmul_is_what_it_says(session_of):
@@ -17,7 +18,7 @@ def test_int8_matmul_is_what_it_says(session_of):
     x = (random.standard_normal((3, 5, 24)) * random.lognormal(0, 2, (3, 5, 1))).astype(np.float32)
     x[1, 2] = 0
     integers, scale = int8_columns(random.standard_normal((24, 7)).astype(np.float32))
-    session = session_of([int8_rows(), int8_matmul()], {"x": 3}, {"weight": integers, "scale": scale})
+    session = session_of([INT8.rows(), INT8.product_of_rows()], {"x": 3}, {"weight": integers, "scale": scale})
     found = session.run(None, {"x": x})[0]
     np.testing.assert_allclose(found, rounded_rows(x) @ (integers * scale), rtol=2e-3, atol=1e-4)
     np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
@@ -30,7 +31,9 @@ def test_int8_rows_of_an_activation_are_searched_for_the_largest_value_alone(kin
     x = ACTIVATIONS[kind](torch.from_numpy(random.standard_normal((2, 5, 24)).astype(np.float32))).numpy()
     integers, scale = int8_columns(random.standard_normal((24, 7)).astype(np.float32))
     weights = {"weight": integers, "scale": scale}
-    found, known = (session_of([rows, int8_matmul()], {"x": 3}, weights) for rows in (int8_rows(), int8_rows(kind)))
+    found, known = (
+        session_of([rows, INT8.product_of_rows()], {"x": 3}, weights) for rows in (INT8.rows(), INT8.rows(kind))
+    )
     np.testing.assert_array_equal(known.run(None, {"x": x})[0], found.run(None, {"x": x})[0])
     small = ACTIVATIONS[kind](torch.from_numpy(0.1 * random.standard_normal((1, 5, 24)).astype(np.float32))).numpy()
     expected = rounded_rows(small, LOWEST[kind] or 1e-20) @ (integers * scale)

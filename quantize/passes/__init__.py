@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from u2moe.quantize.calibration import Activations
-from u2moe.quantize.experts.layer import check_all_float
+from u2moe.quantize.expert_layers import check_all_float
 from u2moe.quantize.passes.embeddings import quantize_embeddings
 from u2moe.quantize.passes.experts import quantize_experts
 from u2moe.quantize.passes.front_end import quantize_front_end
@@ -36,7 +36,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
     """
     check_all_float(model)
     weights = Weights(model)
-    if recipe.whole == "fp16":
+    if recipe.whole:
         in_half_precision(model, weights)
     quantize_experts(model, weights, recipe, activations)
     quantize_front_end(model, weights, recipe)

@@ -8,25 +8,25 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.quantize.block_scales import int4_linear
+from u2moe.quantize.formats.int8 import Int8Conversion
+from u2moe.quantize.formats.table import conversion_for
 from u2moe.quantize.names import layer_of
 from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
 from u2moe.quantize.recipes import Recipe
-from u2moe.quantize.token_scales import int8_linear
 from u2moe.quantize.weights import Array, Weights
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 
 def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
-    """Replace the convolutions and the projection of the front end; in int4, only the projection is in 4 bits.
+    """Replace the convolutions and the projection of the front end; convolutions are int8 in any format.
 
     The convolutions become products over [batch, time, frequency, channels], and the projection reads its input
     frequency by frequency instead of channel by channel. The first convolution stays in float32.
     """
     for node in calls(model, "Subsampling"):
-        kind = recipe.format_of(layer_of(node), "subsampling")
-        if kind == "fp32":
+        conversion = conversion_for(recipe, layer_of(node), "subsampling")
+        if conversion is None:
             continue
         features, *convolutions, projection, bias = inputs_of(node)
         sizes = (node.attributes[name].as_ints() for name in ("kernels", "strides"))
@@ -45,14 +45,9 @@ def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> Non
         flatten = ir.node("Reshape", [x, shape], name=f"{node.name}/Reshape")
         flatten.outputs[0].name = flatten.name
         model.graph.insert_before(node, flatten)
-        permuted = partial(_permuted, projection, form.channels)
-        if kind == "int4":
-            quantized = weights.int4(projection, recipe.block_size, read=permuted)
-            rows, columns = shape_of(projection)
-            function = int4_linear(rows, columns, recipe.block_size, bias=True)
-        else:
-            quantized, function = weights.int8(projection, permuted), int8_linear("relu", bias=True)
-        swap(model, node, function, [flatten.outputs[0], *quantized, bias])
+        parts = weights.converted(projection, conversion, read=partial(_permuted, projection, form.channels))
+        function = conversion.linear(*shape_of(projection), bias=True, after="relu")
+        swap(model, node, function, [flatten.outputs[0], *parts, bias])
 
 
 def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequence[ir.Value]) -> list[ir.Value]:
@@ -70,7 +65,11 @@ def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequ
 def _convolution_weight(weights: Weights, weight: ir.Value) -> list[ir.Value]:
     """The weight of a convolution as [time * frequency * in, out]."""
     out, inner, kernel, _ = shape_of(weight)
-    return weights.int8(weight, lambda: array_of(weight).transpose(2, 3, 1, 0).reshape(kernel**2 * inner, out))
+
+    def read() -> Array:
+        return array_of(weight).transpose(2, 3, 1, 0).reshape(kernel**2 * inner, out)
+
+    return weights.converted(weight, Int8Conversion(), read=read)
 
 
 def _permuted(weight: ir.Value, channels: int) -> Array:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
+from u2moe.quantize.expert_layers import expert_layers
+from u2moe.quantize.passes.calls import swap
 from u2moe.quantize.weights import Array, Change, Weights
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.weight_formats import HALF
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.graph.dispatch import mixture_of
+from u2moe.runtime.graph.dispatch import float_mixture, mixture_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 from u2moe.runtime.model.native import plain_name
 
@@ -25,13 +29,15 @@ MASK = float(np.finfo(np.float32).max)
 def in_half_precision(model: ir.Model, weights: Weights) -> None:
     """Convert weights and everything between them; inputs and outputs of the graph stay float32.
 
-    All layers but mixtures become plain nodes. Mixtures still call their float32 functions: `quantize_experts` in
-    "fp16" must follow.
+    All layers but mixtures become plain nodes.
     """
     kept = {node.op_identifier() for node in model.graph if mixture_of(node) or _is_position(node)}
     InlinePass(lambda function: function.identifier() not in kept)(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _Converter(model, weights).run()
+    for layer in expert_layers(model):
+        mixture = dataclasses.replace(layer.mixture, weights=HALF.name)
+        swap(model, layer.node, float_mixture(mixture), [layer.x, *layer.weights])
 
 
 def half_of(value: ir.Value) -> Array:

@@ -12,21 +12,24 @@ import onnx_ir as ir
 
 from u2moe.quantize.names import layer_of
 from u2moe.quantize.passes.half_precision import half_of
-from u2moe.quantize.recipes import FORMATS, HALF, Recipe
+from u2moe.quantize.recipes import FORMATS, Recipe
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.weight_formats import HALF, format_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
+from u2moe.runtime.model.native import plain_name
 
 
 def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
     """Put a Cast behind each of these weights."""
     for node in [node for node in model.graph if node.domain == MOE_DOMAIN]:
-        is_kept, is_int4 = recipe.exceptions.get(layer_of(node)) == HALF, node.op_type.startswith("Int4")
+        is_kept = recipe.exceptions.get(layer_of(node)) == HALF.name
+        kind = format_of(plain_name(node.op_type))
         for value in node.inputs:
             if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
                 continue
             shape, group, name = shape_of(value), group_of(value), str(value.name)
-            if (is_kept and group in FORMATS) or (is_int4 and len(shape) == 1):
+            if (is_kept and group in FORMATS) or (kind is not None and kind.halves and len(shape) == 1):
                 half = weights.add(f"{name}.half", ir.DataType.FLOAT16, shape, partial(half_of, value), group)
                 cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
                 del model.graph.initializers[name]

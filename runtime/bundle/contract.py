@@ -20,8 +20,6 @@ MOE_DOMAIN = "u2moe"
 _TWIN = re.compile(r"_[2-9]$")
 
 PACKED = "packed"
-INT4_VERSION = 2
-"""Of weights in 4 bits, in the manifest: 1 had a scale in float32 for every block."""
 """Key of `Manifest.quantization` where weights are packed for native kernels; its value: the version of the layout."""
 
 GROUP_METADATA = f"{METADATA_PREFIX}weight_group"

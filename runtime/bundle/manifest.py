@@ -9,6 +9,7 @@ from typing import Any, Literal, Never
 
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.files import FileDigest, plain_name
+from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.declarations import check_options, take_defaults
 from u2moe.runtime.language.model import FusionWeights
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, BundledOptions, EndpointConfig
@@ -251,12 +252,13 @@ class Manifest:
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        found = self.quantization.get("int4_version")
-        if found != contract.INT4_VERSION and "int4" in dict(self.quantization.get("groups", {})).values():
-            raise ValueError(
-                f"int4_version of the quantization must be {contract.INT4_VERSION}, got {found!r}: weights in 4 bits "
-                "of another version of u2moe; quantize the float32 bundle again"
-            )
+        for kind in quantized(self.quantization.get("groups")):
+            found = self.quantization.get(f"{kind.name}_version")
+            if found != kind.version:
+                raise ValueError(
+                    f"{kind.name}_version of the quantization must be {kind.version}, got {found!r}: weights in "
+                    f"{kind.bits} bits of another version of u2moe; quantize the float32 bundle again"
+                )
         if self.model.feature_size != self.features.size:
             raise ValueError(
                 f"feature_size of the model must be that of the features, {self.features.size}, "

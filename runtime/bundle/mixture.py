@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 
-FUNCTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "fp32": "MixtureOfExperts",
-        "fp16": "HalfMixtureOfExperts",
-        "int8": "Int8MixtureOfExperts",
-        "int4": "Int4MixtureOfExperts",
-    }
-)
-"""Function names by format of the experts' weights; a native operator of that domain and name overrides one."""
+_LAYER = "MixtureOfExperts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +21,7 @@ class Mixture:
         top_k: experts per token.
         activation: activation between the two products of an expert, such as "swish".
         bias: whether the products have biases.
-        weights: format of the experts' weights, one of `FUNCTIONS`.
+        weights: format of the experts' weights, one of `WEIGHT_FORMATS`.
         block_size: input rows of a weight that share a scale; 0: one scale per column, or none.
     """
 
@@ -45,15 +37,15 @@ class Mixture:
             raise ValueError(f"top_k must be between 1 and num_experts {self.num_experts}, got {self.top_k}")
         if not self.activation:
             raise ValueError("activation must be named, got ''")
-        if self.weights not in FUNCTIONS:
-            raise ValueError(f"weights must be one of {', '.join(FUNCTIONS)}, got {self.weights!r}")
+        if self.weights not in WEIGHT_FORMATS:
+            raise ValueError(f"weights must be one of {', '.join(WEIGHT_FORMATS)}, got {self.weights!r}")
         if self.block_size < 0:
             raise ValueError(f"block_size must be at least 0, got {self.block_size}")
 
     @property
     def function(self) -> str:
         """Name of the function in domain `MOE_DOMAIN`; if a graph has two of one name, a number follows it."""
-        return FUNCTIONS[self.weights]
+        return WEIGHT_FORMATS[self.weights].function(_LAYER)
 
     def attributes(self) -> dict[str, int | str]:
         """The attributes of its node."""
@@ -71,7 +63,7 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
     Raises:
         ValueError: a mixture of experts with missing or invalid attributes.
     """
-    if domain != MOE_DOMAIN or "MixtureOfExperts" not in op_type:
+    if domain != MOE_DOMAIN or _LAYER not in op_type:
         return None
     try:
         return Mixture(

@@ -10,6 +10,7 @@ import onnxruntime
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, PACKED, Graph, Tensor
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.graph_file import GraphFile
+from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
 from u2moe.runtime.model.exit import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
@@ -108,12 +109,14 @@ class Session:
 
 
 def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettings) -> None:
-    formats, own = manifest.quantization.get("groups", {}).values(), settings.sess_options
+    formats, own = quantized(manifest.quantization.get("groups")), settings.sess_options
     level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if own is not None and own.graph_optimization_level == level and "int4" in formats:
-        # MatMulNBits ignores scales that are not constants
-        raise ProviderError(f"{file}: weights in 4 bits need onnxruntime's optimisations, but sess_options has none")
-    if OPENVINO not in settings.providers or not any(str(item).startswith("int") for item in formats):
+    for kind in formats:
+        if own is not None and own.graph_optimization_level == level and kind.needs_constants:
+            raise ProviderError(
+                f"{file}: weights in {kind.bits} bits need onnxruntime's optimisations, but sess_options has none"
+            )
+    if OPENVINO not in settings.providers or not formats:
         return
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) <= _OPENVINO_REFUSED:
         raise ProviderError(

@@ -5,7 +5,7 @@ import onnx
 from layers import layer_model, random_matrix, session_with, streamed_convolution_model
 
 from u2moe.quantize.arithmetic import int8_columns
-from u2moe.quantize.token_scales import int8_linear
+from u2moe.quantize.formats.table import conversion
 from u2moe.runtime.graph.convolution import TimeConvolution
 
 
@@ -13,7 +13,8 @@ def test_weights_may_lie_at_any_place_of_a_file(library, tmp_path):
     random = np.random.default_rng(8)
     weight, scale = int8_columns(random_matrix(random, 40, 50))
     weights = {"weight": weight, "scale": scale, "bias": random.standard_normal(50).astype(np.float32)}
-    model = onnx.load_from_string(layer_model(int8_linear(bias=True), {"x": np.float32}, weights, {"activation": ""}))
+    linear = conversion("int8").linear(40, 50, bias=True)
+    model = onnx.load_from_string(layer_model(linear, {"x": np.float32}, weights, {"activation": ""}))
     x = {"x": random.standard_normal((4, 40)).astype(np.float32)}
     (expected,) = session_with(model.SerializeToString(), library).run(None, x)
     (found,) = session_with(saved_at_odd_places(model, tmp_path), library).run(None, x)

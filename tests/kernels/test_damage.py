@@ -6,15 +6,14 @@ import pytest
 from damage import NUM_INPUTS, tried
 from damaged_layers import use_damaged_layers
 from drawn_layers import OPERATORS
-from layers import int8_weights, layer_model, session_with
+from layers import mixture_model, mixture_weights, session_with
 
-from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 MIXTURE = Mixture(num_experts=3, top_k=2, activation="swish", weights="int8")
-WEIGHTS = int8_weights(np.random.default_rng(0), MIXTURE, 16, 24)
-LAYER = layer_model(int8_mixture(MIXTURE), {"x": np.float32}, WEIGHTS, MIXTURE.attributes())
+WEIGHTS = mixture_weights(np.random.default_rng(0), MIXTURE, 16, 24)
+LAYER = mixture_model(MIXTURE, WEIGHTS, 16, 24)
 
 
 def test_layers_of_all_operators_are_drawn(operators):

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layers import int4_weights, int8_weights, layer_model, packed_layer_model, random_matrix, session_with
+from layers import layer_model, mixture_model, mixture_weights, packed_layer_model, random_matrix, session_with
 
 from u2moe.quantize.arithmetic import LOWEST, Int4, from_int4_blocks, int4_blocks, int8_columns
-from u2moe.quantize.experts.int4 import int4_mixture
-from u2moe.quantize.experts.int8 import int8_mixture
-from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
+from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
@@ -23,6 +21,7 @@ from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 ROUNDING = 3e-6
 """Relative error of a row by the order of additions alone."""
 STEPS = 0.03
+INT8 = Int8Conversion()
 """The same where a few of its few hidden activations are rounded to the other integer."""
 
 
@@ -125,17 +124,15 @@ SIZES = st.tuples(st.integers(1, 70), st.one_of(st.integers(1, 70), st.integers(
 TOKENS = st.one_of(st.integers(0, 40), st.sampled_from([64, 129, 300]))
 
 
-def mixture_model(mixture, dim, hidden, seed):
+def random_mixture(mixture, dim, hidden, seed):
     random = np.random.default_rng(seed)
-    made = int8_weights if mixture.weights == "int8" else int4_weights
-    weights = made(random, mixture, dim, hidden)
-    function = int8_mixture(mixture) if mixture.weights == "int8" else int4_mixture(mixture, dim, hidden)
-    return layer_model(function, {"x": np.float32}, weights, mixture.attributes()), weights, random
+    weights = mixture_weights(random, mixture, dim, hidden)
+    return mixture_model(mixture, weights, dim, hidden), weights, random
 
 
 @given(mixture=MIXTURES, sizes=SIZES, num_tokens=TOKENS, seed=st.integers(0, 99))
 def test_a_mixture_computes_what_numpy_does(library, mixture, sizes, num_tokens, seed):
-    model, weights, random = mixture_model(mixture, *sizes, seed)
+    model, weights, random = random_mixture(mixture, *sizes, seed)
     x = (random.standard_normal((num_tokens, sizes[0])) * random.lognormal(0, 1, (num_tokens, 1))).astype(np.float32)
     x[:1] = 0
     (found,) = session_with(model, library).run(None, {"x": x})
@@ -151,7 +148,7 @@ def test_hidden_activations_beyond_a_cache_compute_what_numpy_does(library, kind
     mixture = Mixture(
         num_experts=num_experts, top_k=min(2, num_experts), activation="swish", weights=kind, block_size=block_size
     )
-    model, weights, random = mixture_model(mixture, 40, 1500, seed=7)
+    model, weights, random = random_mixture(mixture, 40, 1500, seed=7)
     x = random.standard_normal((300, 40)).astype(np.float32)
     (found,) = session_with(model, library).run(None, {"x": x})
     check_rows(mixture_in_numpy(x, weights, mixture), found)
@@ -161,7 +158,7 @@ def test_hidden_activations_beyond_a_cache_compute_what_numpy_does(library, kind
 def test_threads_and_neighbours_change_no_bit(library, kind):
     """However many threads there are, and whatever else is in the call."""
     mixture = Mixture(num_experts=5, top_k=2, activation="swish", weights=kind, block_size=32 * (kind == "int4"))
-    model, _, random = mixture_model(mixture, 200, 330, seed=2)
+    model, _, random = random_mixture(mixture, 200, 330, seed=2)
     x = random.standard_normal((150, 200)).astype(np.float32)
     (whole,) = session_with(model, library).run(None, {"x": x})
     for num_threads in (2, 3, 5):
@@ -177,9 +174,9 @@ def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kin
     random = np.random.default_rng(seed)
     x = (random.standard_normal((num_rows, inner)) * random.lognormal(0, 2, (num_rows, 1))).astype(np.float32)
     weight, scale = int8_columns(random_matrix(random, inner, columns))
-    rows = layer_model(int8_rows(kind or None), {"x": np.float32}, {}, {"activation": kind})
+    rows = layer_model(INT8.rows(kind or None), {"x": np.float32}, {}, {"activation": kind})
     weights = {"weight": weight, "scale": scale}
-    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     q, row_scale = session_with(rows, library).run(None, {"x": x})
     lowest = np.float32(LOWEST.get(kind, 0.0))
     peak = np.maximum(np.abs(x).max(axis=1, keepdims=True), lowest)
@@ -197,8 +194,8 @@ def test_pairs_beyond_16_bits_are_exact(library):
     """All weights and activations as large as they can be, which saturates where pairs are added in 16 bits."""
     x = np.ones((5, 128), np.float32)
     weights = {"weight": np.full((128, 40), 127, np.int8), "scale": np.ones(40, np.float32)}
-    rows = layer_model(int8_rows(), {"x": np.float32}, {}, {"activation": ""})
-    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    rows = layer_model(INT8.rows(), {"x": np.float32}, {}, {"activation": ""})
+    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     q, row_scale = session_with(rows, library).run(None, {"x": x})
     (found,) = session_with(product, library).run(None, {"q": q, "row_scale": row_scale})
     np.testing.assert_allclose(found, np.full((5, 40), 128 * 127.0), rtol=1e-6)
@@ -211,7 +208,7 @@ MOST_ROWS = 65536
 def test_sums_of_the_longest_rows_are_exact(library, weight):
     """32 bits hold them, but not many more."""
     weights = {"weight": np.full((MOST_ROWS, 2), weight, np.int8), "scale": np.ones(2, np.float32)}
-    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     q = np.stack([np.full(MOST_ROWS, code, np.uint8) for code in (0, 255)])
     (found,) = session_with(product, library).run(None, {"q": q, "row_scale": np.ones((2, 1), np.float32)})
     exact = np.array([-128.0, 127.0])[:, np.newaxis] * weight * MOST_ROWS
@@ -221,7 +218,7 @@ def test_sums_of_the_longest_rows_are_exact(library, weight):
 def test_longer_rows_are_an_error(library):
     shape = (MOST_ROWS + 1, 1)
     weights = {"weight": np.ones(shape, np.int8), "scale": np.ones(1, np.float32)}
-    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     with pytest.raises(ONNXRUNTIME_ERRORS, match="a weight has 65537 rows, expected at most 65536"):
         session_with(product, library)
 
@@ -230,7 +227,7 @@ def test_longer_rows_are_an_error(library):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38, 1e-44])
 def test_numbers_at_the_limits_stay_in_their_rows(library, bad, kind):
     mixture = Mixture(num_experts=4, top_k=2, activation="swish", weights=kind, block_size=32 * (kind == "int4"))
-    model, _, random = mixture_model(mixture, 48, 64, seed=4)
+    model, _, random = random_mixture(mixture, 48, 64, seed=4)
     x = random.standard_normal((6, 48)).astype(np.float32)
     session = session_with(model, library)
     (expected,) = session.run(None, {"x": x})
@@ -252,10 +249,12 @@ def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num
         weights["bias"] = random.standard_normal(90).astype(np.float32)
     x = random.standard_normal((2, num_rows, 80)).astype(np.float32)
     x = np.maximum(x, -0.2) if kind else x
-    model = layer_model(int8_linear(kind, bias=bias), {"x": np.float32}, weights, {"activation": kind or ""})
+    model = layer_model(
+        INT8.linear(80, 90, bias=bias, after=kind), {"x": np.float32}, weights, {"activation": kind or ""}
+    )
     plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
     np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-6)
-    model = layer_model(int8_matmul(bias=bias), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    model = layer_model(INT8.product_of_rows(bias=bias), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     feeds = {"q": random.integers(1, 256, x.shape, np.uint8), "row_scale": np.abs(x[..., :1]) / np.float32(127)}
     plain, native = (session_with(model, file).run(None, feeds)[0] for file in (None, library))
     np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
@@ -308,7 +307,7 @@ def test_a_linear_layer_has_no_numbers_for_a_row_that_has_not(library, bad):
     random = np.random.default_rng(6)
     weight, scale = int8_columns(random_matrix(random, 60, 250))
     weights = {"weight": weight, "scale": scale}
-    model = layer_model(int8_linear(None, bias=False), {"x": np.float32}, weights, {"activation": ""})
+    model = layer_model(INT8.linear(60, 250, bias=False), {"x": np.float32}, weights, {"activation": ""})
     x = random.standard_normal((3, 60)).astype(np.float32)
     x[1, 7] = bad
     found = session_with(model, library).run(None, {"x": x})[0]
@@ -324,7 +323,7 @@ def feed_forward_model(kind, sizes, *, bias, is_gated, random):
         weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
         if bias and name != "gate":
             weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
-    function = int8_feed_forward(kind, bias=bias, gated=is_gated)
+    function = INT8.feed_forward(*sizes, kind, bias=bias, gated=is_gated)
     return layer_model(function, {"x": np.float32}, weights, {"activation": kind, "bias": int(bias)}), weights
 
 

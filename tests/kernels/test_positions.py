@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from layers import layer_model, random_matrix, session_with
 
 from u2moe.quantize.arithmetic import int8_columns
+from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.packing import pack_graph, save_mapped
-from u2moe.quantize.token_scales import int8_matmul
 from u2moe.runtime.model.native import installed_kernels
 
 POSITIONS, OTHERS = (
@@ -31,7 +31,9 @@ FED = {"q": np.uint8, "row_scale": np.float32}
 
 def product(name, columns=COLUMNS):
     weight, scale = int8_columns(random_matrix(np.random.default_rng(0), INNER, columns))
-    model = onnx.load_from_string(layer_model(int8_matmul(), FED, {"weight": weight, "scale": scale}, {}))
+    model = onnx.load_from_string(
+        layer_model(Int8Conversion().product_of_rows(), FED, {"weight": weight, "scale": scale}, {})
+    )
     model.graph.node[0].name = name
     return model.SerializeToString()
 

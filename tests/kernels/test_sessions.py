@@ -14,14 +14,11 @@ from layers import (
     attention_model,
     attention_shapes,
     convolutions_model,
-    int4_weights,
-    int8_weights,
-    layer_model,
+    mixture_model,
+    mixture_weights,
     session_with,
 )
 
-from u2moe.quantize.experts.int4 import int4_mixture
-from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.attention import Heads
@@ -41,13 +38,8 @@ def layers():
     both = FirstConvolutions(bins=23, channels=20, first=window, second=window)
     shapes = attention_shapes(heads, 2, 16, 40, relative=True, wide=(True, True, False))
     attended = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    fed = {"x": np.float32}
     return [
-        (layer_model(int8_mixture(int8), fed, int8_weights(random, int8, DIM, 90), int8.attributes()), {"x": x}),
-        (
-            layer_model(int4_mixture(int4, DIM, 90), fed, int4_weights(random, int4, DIM, 90), int4.attributes()),
-            {"x": x},
-        ),
+        *((mixture_model(each, mixture_weights(random, each, DIM, 90), DIM, 90), {"x": x}) for each in (int8, int4)),
         (convolutions_model(both, 30, random), {"x": random.standard_normal((2, 40, 23)).astype(np.float32)}),
         (attention_model(heads, relative=True), {**attended, "block": np.array(1), "first_kept": np.array([2])}),
     ]

@@ -6,7 +6,7 @@ import ctypes
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +18,19 @@ from layers import (
     attention_model,
     attention_shapes,
     convolutions_model,
-    int4_weights,
-    int8_weights,
     layer_model,
+    mixture_model,
+    mixture_weights,
     next_cache_model,
     packed_layer_model,
     random_matrix,
     streamed_convolution_model,
 )
 
-from u2moe.quantize.arithmetic import LOWEST, int4_blocks, int8_columns
-from u2moe.quantize.experts.int4 import int4_mixture
-from u2moe.quantize.experts.int8 import int8_mixture
+from u2moe.quantize.arithmetic import LOWEST
+from u2moe.quantize.formats.int8 import Int8Conversion
+from u2moe.quantize.formats.table import conversion
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
-from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.attention import Heads
@@ -46,6 +45,7 @@ OPERATORS = (
     "CachedAttention", "NextCache", "CachedConvolution", "Normalization", "AddNormalization",
 )  # fmt: skip
 _PACKED_SHARE = 0.3
+INT8 = Int8Conversion()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def draw_layer(library: Path, random: Random) -> Layer:
     dim, hidden = int(random.integers(1, 50)), int(random.integers(1, 80))
     if operator == "Int8Rows":
         kind = one_of(("", *LOWEST), random)
-        return _of_rows(layer_model(int8_rows(kind or None), {"x": np.float32}, {}, {"activation": kind}), dim)
+        return _of_rows(layer_model(INT8.rows(kind or None), {"x": np.float32}, {}, {"activation": kind}), dim)
     draw = _mixture if operator.endswith("Experts") else _products
     return _of_rows(draw(library, operator, (dim, hidden), random), dim)
 
@@ -180,50 +180,41 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
         weights = {"gate": random_matrix(random, sizes[0], num_experts), "packed": _any_bytes(size, random)}
         own: Attributes = {**attributes, "hidden": sizes[1], "layout": _layout(library)}
         return packed_layer_model(operator, ["y"], {"x": np.float32}, weights, own)
-    if mixture.block_size:
-        weights = int4_weights(random, mixture, *sizes)
-        return layer_model(int4_mixture(mixture, *sizes), {"x": np.float32}, weights, attributes)
-    return layer_model(int8_mixture(mixture), {"x": np.float32}, int8_weights(random, mixture, *sizes), attributes)
+    return mixture_model(mixture, mixture_weights(random, mixture, *sizes), *sizes)
 
 
 def _products(library: Path, operator: str, sizes: tuple[int, int], random: Random) -> bytes:
     """A product, or a feed-forward layer, which is two or with a gate three."""
     kind, bias = one_of(ACTIVATIONS, random), random.random() < 0.5
-    layer, block_size = _LAYERS.get(operator), 0
+    is_layer, block_size = operator.endswith("FeedForward"), 0
     fed = {"q": np.uint8, "row_scale": np.float32} if operator == "Int8MatMul" else {"x": np.float32}
     attributes: dict[str, int | float | str] = {} if operator == "Int8MatMul" else {"activation": kind}
     if operator.startswith("Int4"):
         block_size = one_of((16, 32, 64, 128), random)
         attributes |= {"block_size": block_size, "in": sizes[0]}
-    if layer:
+    if is_layer:
         attributes["bias"] = int(bias)
-    shapes = {"w1": sizes, "w2": sizes[::-1]} if layer else {"weight": sizes}
+    shapes = {"w1": sizes, "w2": sizes[::-1]} if is_layer else {"weight": sizes}
     if "Gated" in operator:
         shapes = {"gate": sizes, **shapes}
     if random.random() < _PACKED_SHARE:
         size = sum(_packed_bytes(library, *shape, block_size) for shape in shapes.values())
-        attributes |= {"in": sizes[0], "hidden" if layer else "out": sizes[1], "layout": _layout(library)}
+        attributes |= {"in": sizes[0], "hidden" if is_layer else "out": sizes[1], "layout": _layout(library)}
         return packed_layer_model(operator, ["y"], fed, {"packed": _any_bytes(size, random)}, attributes)
     weights: dict[str, Array] = {}
+    made = conversion("int4" if block_size else "int8", block_size)
     for name, shape in shapes.items():
-        matrix = random_matrix(random, *shape)
-        made = int4_blocks(matrix, block_size) if block_size else int8_columns(matrix)
-        weights |= zip((name, *([f"{name}_steps"] if block_size else []), f"{name}_scale"), made, strict=True)
+        weights |= zip(made.names(name, bias=False), made.parts(random_matrix(random, *shape)), strict=True)
         if bias and name != "gate":
             weights[f"{name}_bias"] = random.standard_normal(shape[1]).astype(np.float32)
     if block_size:
         return packed_layer_model(operator, ["y"], fed, weights, attributes)
-    if layer:
-        return layer_model(layer(kind, bias=bias), fed, weights, attributes)
-    linear = int8_linear(kind if kind in LOWEST else None, bias=bias)
-    return layer_model(linear if operator == "Int8Linear" else int8_matmul(bias=bias), fed, weights, attributes)
-
-
-_LAYERS = {
-    f"Int{bits}{name}": partial(int8_feed_forward, gated=name.startswith("Gated"))
-    for bits in (8, 4)
-    for name in ("FeedForward", "GatedFeedForward")
-}
+    if is_layer:
+        layer = made.feed_forward(*sizes, kind, bias=bias, gated="Gated" in operator)
+        return layer_model(layer, fed, weights, attributes)
+    linear = made.linear(*sizes, bias=bias, after=kind if kind in LOWEST else None)
+    product = linear if operator == "Int8Linear" else INT8.product_of_rows(bias=bias)
+    return layer_model(product, fed, weights, attributes)
 
 
 def _packed_bytes(library: Path, rows: int, columns: int, block_size: int = 0) -> int:

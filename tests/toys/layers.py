@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.quantize.arithmetic import int4_blocks, int8_columns
+from u2moe.quantize.arithmetic import int8_columns
+from u2moe.quantize.formats.table import conversion
 from u2moe.quantize.passes.convolutions import FirstConvolutions
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.attention import Heads, cached_attention, next_cache
@@ -98,31 +99,25 @@ def random_matrix(random: np.random.Generator, rows: int, columns: int) -> npt.N
     return matrix
 
 
-def int8_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden: int) -> dict[str, Array]:
-    """Weights of `int8_mixture`, by name in the order of its inputs after x."""
+def mixture_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden: int) -> dict[str, Array]:
+    """Weights of a mixture, by name in the order of its inputs after x."""
+    made = conversion(mixture.weights, mixture.block_size)
     weights: dict[str, Array] = {"gate": random_matrix(random, dim, mixture.num_experts)}
-    if mixture.bias:
+    if mixture.bias and made.joins_biases:
         weights["w2_bias"] = 0.2 * random.standard_normal((mixture.num_experts, dim)).astype(np.float32)
     for expert in range(mixture.num_experts):
         for part, shape in (("w1", (dim, hidden)), ("w2", (hidden, dim))):
             name = f"e{expert}_{part}"
-            weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
-            if mixture.bias and part == "w1":
-                weights[f"{name}_bias"] = 0.2 * random.standard_normal(hidden).astype(np.float32)
-    return weights
-
-
-def int4_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden: int) -> dict[str, Array]:
-    """Weights of `int4_mixture`, by name in the order of its inputs after x."""
-    weights: dict[str, Array] = {"gate": random_matrix(random, dim, mixture.num_experts)}
-    for expert in range(mixture.num_experts):
-        for part, shape in (("w1", (dim, hidden)), ("w2", (hidden, dim))):
-            name = f"e{expert}_{part}"
-            made = int4_blocks(random_matrix(random, *shape), mixture.block_size)
-            weights |= dict(zip((name, f"{name}_steps", f"{name}_scale"), made, strict=True))
-            if mixture.bias:
+            weights |= zip(made.names(name, bias=False), made.parts(random_matrix(random, *shape)), strict=True)
+            if mixture.bias and not (made.joins_biases and part == "w2"):
                 weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
     return weights
+
+
+def mixture_model(mixture: Mixture, weights: Mapping[str, Array], dim: int, hidden: int) -> bytes:
+    """A mixture with these weights."""
+    function = conversion(mixture.weights, mixture.block_size).mixture(mixture, dim, hidden)
+    return layer_model(function, {"x": np.float32}, weights, mixture.attributes())
 
 
 def convolutions_model(

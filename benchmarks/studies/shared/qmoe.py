@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-from u2moe.quantize.experts.layer import ExpertLayer, expert_layers
+from u2moe.quantize.expert_layers import ExpertLayer, expert_layers
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.recipes import recipe
 from u2moe.quantize.weights import Weights

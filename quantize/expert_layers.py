@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,14 +48,6 @@ class ExpertLayer:
         """Number of inputs and of hidden units of an expert."""
         dim, hidden = shape_of(self.w1[0])
         return dim, hidden
-
-    def in_format(self, weights: str, block_size: int = 0) -> Mixture:
-        """The mixture with experts in another format."""
-        return dataclasses.replace(self.mixture, weights=weights, block_size=block_size)
-
-
-ExpertCall = tuple[ir.Function, Sequence[ir.Value]]
-"""Replacement of a layer's call: the function, and its inputs after x and the router's weight."""
 
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:

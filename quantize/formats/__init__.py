@@ -1,0 +1,1 @@
+"""How weights become those of each format, and layers those that read them."""

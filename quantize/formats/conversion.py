@@ -1,0 +1,165 @@
+"""What a format of weights says: how numbers are made, stored, rounded for recordings, and multiplied in graphs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from u2moe.quantize.arithmetic import Float
+from u2moe.runtime.bundle.mixture import Mixture
+from u2moe.runtime.bundle.weight_formats import WeightFormat
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import GraphBuilder, build_function
+from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
+
+Array = npt.NDArray[Any]
+Parts = Sequence[Array]
+"""What is stored of a weight: its integers, and what they are multiplied with."""
+
+
+class Rounding(ABC):
+    """A weight [in, out] that is rounded row by row; what is left of it may change before a row's turn comes.
+
+    Attributes:
+        num_rows: rows that are announced and rounded together.
+    """
+
+    num_rows: int
+
+    @abstractmethod
+    def begin(self, rows: Float) -> None:
+        """The next rows [num_rows or fewer, out] as they are now, for what they share."""
+
+    @abstractmethod
+    def restored(self, index: int, row: Float) -> Float:
+        """Round row `index`; returns the weights that its integers stand for."""
+
+    @abstractmethod
+    def parts(self) -> Parts:
+        """The rounded weight."""
+
+
+@dataclass(frozen=True)
+class Conversion(ABC):
+    """Weights and layers in one format.
+
+    Attributes:
+        form: what bundles say of it.
+        others: last names of what is stored beside the integers.
+        joins_biases: whether the second biases of all experts are one input.
+        block_size: rows that share a step; 0: none do.
+    """
+
+    form: ClassVar[WeightFormat]
+    others: ClassVar[tuple[str, ...]] = ("scale",)
+    joins_biases: ClassVar[bool] = False
+    block_size: int = 0
+
+    @abstractmethod
+    def parts(self, weight: Float) -> Parts:
+        """What is stored of a weight [in, out], each number rounded to the nearest."""
+
+    @abstractmethod
+    def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
+        """Types and shapes of the parts of a weight [rows, columns]."""
+
+    @abstractmethod
+    def restored(self, parts: Parts, rows: int) -> Float:
+        """The weights [rows, out] that the parts stand for."""
+
+    @abstractmethod
+    def rounding(self, weight: Float) -> Rounding:
+        """To round a weight [in, out] for recordings."""
+
+    @abstractmethod
+    def product(
+        self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
+        sizes: Mapping[str, Any] | None = None,
+    ) -> ir.Value:  # fmt: skip
+        """Y = x @ weight + bias for parts and any bias; `sizes`: attributes of a function for K, N and block_size."""
+
+    def names(self, weight: str, *, bias: bool, prefix: str | None = None) -> list[str]:
+        """Names of a weight's inputs of a function; `prefix`: of those beside the integers, by default the weight's."""
+        own = f"{weight}_" if prefix is None else prefix
+        return [weight, *(f"{own}{part}" for part in self.others), *[f"{own}bias"] * bias]
+
+    def linear(self, rows: int, columns: int, *, bias: bool, after: str | None = None) -> ir.Function:  # noqa: ARG002
+        """Y = x @ weight + bias; products of all sizes share the function, which reads these from attributes.
+
+        Args:
+            rows: of the weight.
+            columns: of the weight.
+            bias: whether there is one.
+            after: the activation that x comes from, if that is known.
+        """
+        attributes = {"in": rows, "out": columns, "block_size": self.block_size}
+        sizes = {
+            name: ir.RefAttr(name, attribute, ir.AttributeType.INT)
+            for name, attribute in zip(("K", "N", "block_size"), attributes, strict=True)
+        }
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            return self.product(g, inputs[0], inputs[1:], (rows, columns), sizes)
+
+        return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, attributes)
+
+    def feed_forward(self, dim: int, hidden: int, kind: str, *, bias: bool, gated: bool) -> ir.Function:
+        """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias; gated: with (kind(x @ gate) * (x @ w1 + w1_bias)) in it."""
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            x, *weights = inputs
+            size = 1 + len(self.others)
+            gate, weights = weights[: size * gated], weights[size * gated :]
+            half = len(weights) // 2
+            y = self.product(g, x, weights[:half], (dim, hidden))
+            if gated:
+                y = g.op("Mul", activation(g, self.product(g, x, gate, (dim, hidden)), kind), y)
+            else:
+                y = activation(g, y, kind)
+            return self.product(g, y, weights[half:], (hidden, dim))
+
+        attributes = {"activation": kind, "bias": int(bias), "in": dim, "block_size": self.block_size}
+        return self._feed_forward(body, attributes, bias=bias, gated=gated)
+
+    def _feed_forward(self, body: Any, attributes: Mapping[str, Any], *, bias: bool, gated: bool) -> ir.Function:
+        gate = self.names("gate", bias=False) * gated
+        names = [*gate, *self.names("w1", bias=bias), *self.names("w2", bias=bias)]
+        return self._function("GatedFeedForward" if gated else "FeedForward", names, body, attributes)
+
+    def _function(self, layer: str, names: Sequence[str], body: Any, attributes: Mapping[str, Any]) -> ir.Function:
+        return build_function(self.form.function(layer), ["x", *names], body, attributes)
+
+    def mixture(self, mixture: Mixture, dim: int, hidden: int) -> ir.Function:
+        """The function of a mixture whose experts have these sizes; after the router its inputs are their weights."""
+
+        def experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
+            g, size = dispatch.g, len(weights) // mixture.num_experts
+            outputs = []
+            for index, rows in enumerate(dispatch.split(dispatch.gather(dispatch.tokens))):
+                with g.scope(str(index)):
+                    own = weights[index * size : (index + 1) * size]
+                    y = activation(g, self.product(g, rows, own[: size // 2], (dim, hidden)), mixture.activation)
+                    outputs.append(self.product(g, y, own[size // 2 :], (hidden, dim)))
+            return dispatch.weigh(dispatch.merge(outputs))
+
+        return mixture_function(mixture, self.names_of_experts(mixture), experts)
+
+    def names_of_experts(self, mixture: Mixture) -> list[str]:
+        """Names of the inputs of a mixture's function after the router."""
+        second = mixture.bias and not self.joins_biases
+        parts = [*self.names("w1", bias=mixture.bias), *self.names("w2", bias=second)]
+        names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
+        return [*["w2_bias"] * (mixture.bias and self.joins_biases), *names]
+
+    def of_tables(self) -> Conversion:
+        """That of embeddings, whose columns are the tokens'."""
+        return self
+
+    def embedding(self, dim: int) -> ir.Function:
+        """Rows for tokens [batch, length] of the table of which `of_tables` makes the parts."""
+        raise NotImplementedError(f"{self.form.name} has no embeddings, of {dim}")

@@ -1,0 +1,124 @@
+"""Weights in 4 bits, with one step per block of rows (MatMulNBits).
+
+MatMulNBits itself rounds each row of activations in blocks to int8, so that a token's result depends on it alone.
+Native kernels multiply rows in int8, with one scale each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from u2moe.quantize.arithmetic import (
+    Float,
+    Int4,
+    from_int4_blocks,
+    int4_blocks,
+    int4_integers,
+    int4_scale,
+    int4_steps,
+    pack_int4,
+    restored_int4,
+)
+from u2moe.quantize.formats.conversion import Conversion, Parts, Rounding
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
+from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
+
+
+class Int4Conversion(Conversion):
+    """Stored as `arithmetic.Int4`."""
+
+    form = WEIGHT_FORMATS["int4"]
+    others = ("steps", "scale")
+
+    def parts(self, weight: Float) -> Int4:
+        """The last block is padded with zeros."""
+        return int4_blocks(weight, self.block_size)
+
+    def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
+        """See `arithmetic.Int4`."""
+        blocks = -(-rows // self.block_size)
+        integers = ir.DataType.UINT8, (columns, blocks, self.block_size // 2)
+        return [integers, (ir.DataType.UINT8, (columns, blocks)), (ir.DataType.FLOAT, (columns,))]
+
+    def restored(self, parts: Parts, rows: int) -> Float:
+        """As MatMulNBits does."""
+        return from_int4_blocks(Int4(*parts), rows)
+
+    def rounding(self, weight: Float) -> Rounding:
+        """Scales of columns are those of plain rounding, steps those of the rows as they have become."""
+        return _Int4Rounding(weight, self.block_size)
+
+    def product(
+        self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
+        sizes: Mapping[str, Any] | None = None,
+    ) -> ir.Value:  # fmt: skip
+        """Weights, steps and scale are constants where onnxruntime runs it."""
+        weight, steps, scale, *biases = inputs
+        rows, columns = shape
+        is_odd = bool(-(-rows // self.block_size) % 2)
+        given = sizes or {"K": rows, "N": columns, "block_size": self.block_size}
+        others = _scales_and_zeros(g, steps, scale, is_odd=is_odd)
+        y = g.op("MatMulNBits", x, weight, *others, domain=CONTRIB, **given, bits=4, accuracy_level=4)
+        return g.op("Add", y, biases[0]) if biases else y
+
+    def embedding(self, dim: int) -> ir.Function:
+        """Columns, for tokens [batch, length], of a weight [dim, vocab]."""
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            weight, steps, scale, tokens = inputs
+            digits = [g.op("Unsqueeze", part, [-1]) for part in _nibbles(g, g.op("Gather", weight, tokens, axis=0))]
+            both = _nibbles(g, g.op("Gather", steps, tokens, axis=0))
+            step, zero = (g.op("Unsqueeze", part, [-1, -2]) for part in both)
+            factors = g.op("Mul", step, g.op("Unsqueeze", g.op("Gather", scale, tokens, axis=0), [-1, -2, -3]))
+            blocks = g.op("Mul", g.op("Sub", g.op("Concat", *digits, axis=-1), zero), factors)
+            rows = g.op("Reshape", blocks, [0, 0, -(-dim // self.block_size) * self.block_size])
+            return g.op("Slice", rows, [0], [dim], [-1])
+
+        names = [*self.names("weight", bias=False, prefix=""), "tokens"]
+        attributes = {"dim": dim, "block_size": self.block_size}
+        return build_function(self.form.function("Embedding"), names, body, attributes)
+
+
+class _Int4Rounding(Rounding):
+    def __init__(self, weight: Float, block_size: int) -> None:
+        self.num_rows = block_size
+        self._scale = int4_scale(weight, block_size)
+        self._integers = np.zeros(weight.shape, np.uint8)
+        self._steps: list[npt.NDArray[np.uint8]] = []
+
+    def begin(self, rows: Float) -> None:
+        self._steps.append(int4_steps(rows.T, self._scale))
+
+    def restored(self, index: int, row: Float) -> Float:
+        self._integers[index] = int4_integers(row, self._scale, self._steps[-1])
+        return restored_int4(self._integers[index], self._scale, self._steps[-1])
+
+    def parts(self) -> Int4:
+        return Int4(pack_int4(self._integers, self.num_rows), np.stack(self._steps, axis=1), self._scale)
+
+
+def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_odd: bool) -> list[ir.Value]:
+    """The scales of all blocks and, two in a byte, their zeros.
+
+    Onnxruntime computes them when it loads the graph, but not what a DequantizeLinear gives.
+    """
+    factors = g.op("Cast", g.op("BitwiseAnd", steps, np.array(15, np.uint8)), to=ir.DataType.FLOAT)
+    scales = g.op("Mul", factors, g.op("Unsqueeze", scale, [-1]))
+    zeros = g.op("BitShift", steps, np.array(4, np.uint8), direction="RIGHT")
+    if is_odd:
+        zeros = g.op("Pad", zeros, [0, 0, 0, 1], np.array(0, np.uint8))
+    pairs = g.op("Reshape", zeros, [-1, 2])
+    bytes_ = g.op("Cast", g.op("MatMulInteger", pairs, np.array([[1], [16]], np.uint8)), to=ir.DataType.UINT8)
+    return [g.op("Reshape", scales, [-1]), g.op("Reshape", bytes_, [-1])]
+
+
+def _nibbles(g: GraphBuilder, both: ir.Value) -> list[ir.Value]:
+    """The low and the high 4 bits of bytes, as float32."""
+    low = g.op("BitwiseAnd", both, np.array(15, np.uint8))
+    high = g.op("BitShift", both, np.array(4, np.uint8), direction="RIGHT")
+    return [g.op("Cast", part, to=ir.DataType.FLOAT) for part in (low, high)]

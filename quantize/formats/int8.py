@@ -1,0 +1,238 @@
+"""Weights in int8 with one scale per column, times activations with one scale per token (row).
+
+A token's result then depends neither on its chunk nor on its batch. Rows are divided by their scales before they are
+rounded, and products are multiplied by them. The scale of a row of zeros is 0: its integers are then meaningless, but 0
+times their product is correct.
+
+Native kernels replace whole functions: a product whose input has no other reader is one function with its quantization
+and bias, and so is a feed-forward layer, gated or not.
+"""
+
+# ruff: noqa: ARG002 - products need no sizes but those of their weights
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from u2moe.quantize.arithmetic import (
+    ACTIVATION_LEVELS,
+    ACTIVATION_ZERO,
+    LOWEST,
+    WEIGHT_LEVELS,
+    Float,
+    Int8,
+    int8_columns,
+    int8_rows,
+)
+from u2moe.quantize.formats.conversion import Conversion, Parts, Rounding
+from u2moe.runtime.bundle.mixture import Mixture
+from u2moe.runtime.bundle.weight_formats import INT8
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
+from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
+
+ZERO = np.array(ACTIVATION_ZERO, np.uint8)
+Rows = tuple[ir.Value, ir.Value]
+"""Rows [..., in] as uint8, and the scale of each [..., 1]."""
+
+
+class Int8Conversion(Conversion):
+    """Stored as `arithmetic.Int8`."""
+
+    form = INT8
+    joins_biases = True
+
+    def parts(self, weight: Float) -> Int8:
+        """Pairs of rows leave room for sums in 16 bits."""
+        return int8_columns(weight)
+
+    def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
+        """See `arithmetic.Int8`."""
+        return [(ir.DataType.INT8, (rows, columns)), (ir.DataType.FLOAT, (columns,))]
+
+    def restored(self, parts: Parts, rows: int) -> Float:
+        """Integers times scales."""
+        integers, scale = parts
+        return integers[:rows].astype(np.float32) * scale
+
+    def rounding(self, weight: Float) -> Rounding:
+        """Scales of columns are those of plain rounding."""
+        return _Int8Rounding(weight)
+
+    def rows(self, after: str | None = None) -> ir.Function:
+        """What products of x [..., in] read, so that several of one x quantize it only once: x = scale * (q - zero).
+
+        Args:
+            after: the activation that x comes from, one of `LOWEST`: a row's magnitude is then bounded by its largest
+                value and the lowest value of the activation.
+        """
+        return build_function("Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), _attribute(after))
+
+    def product_of_rows(self, *, bias: bool = False) -> ir.Function:
+        """Y = x @ weight + bias of `rows` of x."""
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            q, row_scale, *others = inputs
+            return _product(g, (q, row_scale), others)
+
+        return build_function("Int8MatMul", ["q", "row_scale", *self.names("weight", bias=bias, prefix="")], body)
+
+    def product(
+        self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
+        sizes: Mapping[str, Any] | None = None,
+    ) -> ir.Value:  # fmt: skip
+        """`rows` and `product_of_rows` in one."""
+        return _product(g, _rows(g, x, None), inputs)
+
+    def linear(self, rows: int, columns: int, *, bias: bool, after: str | None = None) -> ir.Function:
+        """Y = x @ weight + bias, as `product`."""
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            x, *others = inputs
+            return _product(g, _rows(g, x, after), others)
+
+        return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, _attribute(after))
+
+    def feed_forward(self, dim: int, hidden: int, kind: str, *, bias: bool, gated: bool) -> ir.Function:
+        """X and hidden units are quantized once each."""
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            x, *weights = inputs
+            gate, weights = weights[: 2 * gated], weights[2 * gated :]
+            half, rows = len(weights) // 2, _rows(g, x, None)
+            y = activation(g, _product(g, rows, gate or weights[:half]), kind)
+            if gated:
+                y = g.op("Mul", y, _product(g, rows, weights[:half]))
+            return _product(g, _rows(g, y, kind if kind in LOWEST and not gated else None), weights[half:])
+
+        return self._feed_forward(body, {"activation": kind, "bias": int(bias)}, bias=bias, gated=gated)
+
+    def mixture(self, mixture: Mixture, dim: int, hidden: int) -> ir.Function:
+        """`w2_bias` holds the second biases of all experts [experts, dim]."""
+        return mixture_function(mixture, self.names_of_experts(mixture), _experts)
+
+    def of_tables(self) -> Conversion:
+        """One scale for each token's row."""
+        return _Int8Table()
+
+    def embedding(self, dim: int) -> ir.Function:
+        """Of a table [vocab, dim] with a scale per row [vocab, 1]."""
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            weight, scale, tokens = inputs
+            rows = g.op("Cast", g.op("Gather", weight, tokens, axis=0), to=ir.DataType.FLOAT)
+            return g.op("Mul", rows, g.op("Gather", scale, tokens, axis=0))
+
+        return build_function(self.form.function("Embedding"), ["weight", "scale", "tokens"], body)
+
+
+class _Int8Table(Int8Conversion):
+    """Of a table [dim, vocab], stored as [vocab, dim]; multiplied only by its scales, so there are no sums of pairs."""
+
+    def parts(self, weight: Float) -> Int8:
+        return Int8(*int8_rows(weight.T))
+
+    def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
+        return [(ir.DataType.INT8, (columns, rows)), (ir.DataType.FLOAT, (columns, 1))]
+
+    def restored(self, parts: Parts, rows: int) -> Float:
+        return super().restored(parts, len(parts[0])).T[:rows]
+
+
+class _Int8Rounding(Rounding):
+    num_rows = 64
+
+    def __init__(self, weight: Float) -> None:
+        self._scale = int8_columns(weight).scale
+        self._integers = np.zeros(weight.shape, np.int8)
+
+    def begin(self, rows: Float) -> None:
+        """They share nothing."""
+
+    def restored(self, index: int, row: Float) -> Float:
+        """The nearest integers; sums of a pair of rows are limited, see `int8_columns`."""
+        other = self._integers[index - 1].astype(np.float32) if index % 2 else 0
+        nearest = np.clip(np.rint(row / self._scale), -WEIGHT_LEVELS, WEIGHT_LEVELS)
+        self._integers[index] = np.clip(nearest, -WEIGHT_LEVELS - 1 - other, WEIGHT_LEVELS + 1 - other)
+        restored: Float = self._integers[index] * self._scale
+        return restored
+
+    def parts(self) -> Int8:
+        return Int8(self._integers, self._scale)
+
+
+def _attribute(after: str | None) -> dict[str, str]:
+    return {"activation": after or ""}
+
+
+def _rows(g: GraphBuilder, x: ir.Value, after: str | None) -> Rows:
+    peak = g.op("ReduceMax", g.op("Abs", x) if after is None else x, [-1], keepdims=1)
+    if after is not None and LOWEST[after]:
+        peak = g.op("Max", peak, LOWEST[after])
+    scale = g.op("Mul", peak, 1 / ACTIVATION_LEVELS)
+    return g.op("QuantizeLinear", g.op("Div", x, scale), 1.0, ZERO), scale
+
+
+def _product(g: GraphBuilder, rows: Rows, inputs: Sequence[ir.Value]) -> ir.Value:
+    (q, row_scale), (weight, scale, *biases) = rows, inputs
+    y = g.op("Mul", _integer_product(g, q, weight, scale), row_scale)
+    return g.op("Add", y, biases[0]) if biases else y
+
+
+def _integer_product(g: GraphBuilder, q: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
+    """Times the scales of the weight's columns; those of the rows are applied later."""
+    return g.op("MatMulIntegerToFloat", q, weight, 1.0, scale, ZERO, domain=CONTRIB)
+
+
+def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
+    """Tokens are quantized once, before they are sorted.
+
+    Hidden activations and their peaks are computed expert by expert, so that they fit in the cache, but the scales of
+    all experts are computed together: with the few tokens of a chunk, starting an operator takes longer than running
+    it. The scales and the second biases are applied in the weighted sum over a token's experts.
+    """
+    g, mixture = dispatch.g, dispatch.mixture
+    second_biases, weights = weights[: int(mixture.bias)], weights[int(mixture.bias) :]
+    size = len(weights) // mixture.num_experts
+    own = [weights[index : index + size] for index in range(0, len(weights), size)]
+
+    scale, zero = _scales(g, g.op("ReduceMax", g.op("Abs", dispatch.tokens), [-1], keepdims=0))
+    q = g.op("QuantizeLinear", dispatch.tokens, scale, zero, axis=0)
+    rows = dispatch.split(dispatch.gather(q))
+    columns = dispatch.split(g.op("Unsqueeze", dispatch.gather(scale), [-1]))
+    hidden = [
+        activation(g, _product(g, both, part[:-2]), mixture.activation)
+        for both, part in zip(zip(rows, columns, strict=True), own, strict=True)
+    ]
+    scale, zero = _scales(g, _peaks(dispatch, hidden))
+    outputs = []
+    for y, y_scale, y_zero, part in zip(hidden, dispatch.split(scale), dispatch.split(zero), own, strict=True):
+        outputs.append(_integer_product(g, g.op("QuantizeLinear", y, y_scale, y_zero, axis=0), *part[-2:]))
+    factors = g.op("Mul", dispatch.probabilities, dispatch.of_tokens(scale))
+    summed = dispatch.weigh(dispatch.merge(outputs), factors)
+    if not second_biases:
+        return summed
+    nothing = g.op("ConstantOfShape", g.op("Shape", dispatch.logits), value=ir.tensor(np.zeros(1, np.float32)))
+    probabilities = g.op("ScatterElements", nothing, dispatch.experts, dispatch.probabilities, axis=1)
+    return g.op("Gemm", probabilities, *second_biases, summed)
+
+
+def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
+    """The largest magnitude of each row, for all experts.
+
+    Before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix; concatenating it with the
+    others corrects this, because it holds no elements.
+    """
+    g, kind = dispatch.g, dispatch.mixture.activation
+    sizes = hidden if kind in LOWEST else [g.op("Abs", y) for y in hidden]
+    peaks = dispatch.merge([g.op("ReduceMax", y, [-1], keepdims=0) for y in sizes])
+    return g.op("Max", peaks, LOWEST[kind]) if LOWEST.get(kind) else peaks
+
+
+def _scales(g: GraphBuilder, peaks: ir.Value) -> Rows:
+    """Scales and zeros [rows] of rows with these largest magnitudes: x = scale * (q - zero)."""
+    scale = g.op("Mul", peaks, 1 / ACTIVATION_LEVELS)
+    return scale, g.op("Expand", ZERO, g.op("Shape", scale))
