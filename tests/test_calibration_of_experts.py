@@ -9,15 +9,19 @@ import soundfile
 from noise import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, relative_error, restored
+from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.calibration import recorded
-from u2moe.quantize.compensation import FloatLayer, compensated, fitted
+from u2moe.quantize.compensation import compensated, fitted, fitted_layer
+from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.quantize.report import describe, features_of
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime import AudioError, Bundle, BundleError
 from u2moe.runtime.cli import main
 from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.model.features import FeatureStream
+
+FOUR, FINE = conversion("int4", 32), conversion("int4", 16)
+MADE = [*(conversion(name) for name in CONVERSIONS), FINE, conversion("int4", 64)]
 
 
 @pytest.fixture
@@ -33,37 +37,36 @@ def weight():
     return np.random.default_rng(1).normal(size=(80, 24)).astype(np.float32)
 
 
-@pytest.mark.parametrize("block_size", [0, 16, 32, 64])
-def test_compensated_rounding_changes_outputs_less(correlated, weight, block_size, fits_16_bits):
-    """In int8, and in 4 bits; 80 rows are no multiple of 32 and 64. Pairs of rows in int8 still fit in 16 bits."""
+@pytest.mark.parametrize("made", MADE, ids=str)
+def test_compensated_rounding_changes_outputs_less(correlated, weight, made, fits_16_bits):
+    """80 rows are no multiple of 32 and 64. Pairs of rows in int8 still fit in 16 bits."""
     moments = (correlated.T @ correlated).astype(np.float64)
     moments[np.diag_indices(80)] += 1e-3 * moments.trace() / 80
-    found = compensated(weight, moments, block_size)
-    plain = int4_blocks(weight, block_size) if block_size else int8_columns(weight)
+    found = compensated(weight, moments, made)
     expected = correlated @ weight
-    errors = [relative_error(expected, correlated @ restored(own, 80)) for own in (found, plain)]
+    errors = [relative_error(expected, correlated @ made.restored(own, 80)) for own in (found, made.parts(weight))]
     assert errors[0] < 0.6 * errors[1]
-    assert block_size or fits_16_bits(found.integers)
+    assert found[0].dtype != np.int8 or fits_16_bits(found[0])
 
 
-@pytest.mark.parametrize(("block_size", "plainly"), [(0, int8_columns), (16, lambda weight: int4_blocks(weight, 16))])
-def test_without_correlation_only_the_weights_count(weight, block_size, plainly):
+@pytest.mark.parametrize("made", [conversion(name, 16) for name in CONVERSIONS], ids=str)
+def test_without_correlation_only_the_weights_count(weight, made):
     """All is then the same as without recordings."""
-    for found, plain in zip(compensated(weight, np.eye(80), block_size), plainly(weight), strict=True):
+    for found, plain in zip(compensated(weight, np.eye(80), made), made.parts(weight), strict=True):
         np.testing.assert_array_equal(found, plain)
 
 
 def test_biases_take_the_mean_error(correlated, weight):
     bias = np.linspace(-1, 1, 24).astype(np.float32)
-    product = fitted((correlated, correlated), np.ones(2000, np.float32), weight, bias, 32)
+    product = fitted((correlated, correlated), np.ones(2000, np.float32), weight, bias, FOUR)
     difference = product(correlated) - (correlated @ weight + bias)
     np.testing.assert_allclose(difference.mean(axis=0), 0, atol=1e-3)
-    assert fitted((correlated, correlated), np.ones(2000, np.float32), weight, None, 32).bias is None
+    assert fitted((correlated, correlated), np.ones(2000, np.float32), weight, None, FOUR).bias is None
 
 
 def test_a_product_makes_up_for_wrong_inputs(correlated, weight):
     """The second of an expert gets what the rounded first one gives: here inputs that are all too small."""
-    product = fitted((correlated, correlated * 0.8), np.ones(2000, np.float32), weight, None, 16)
+    product = fitted((correlated, correlated * 0.8), np.ones(2000, np.float32), weight, None, FINE)
     assert relative_error(correlated @ weight, product(correlated * 0.8)) < 0.08
 
 
@@ -72,7 +75,7 @@ def test_tokens_count_by_the_share_of_the_expert_in_their_output(correlated, wei
     tokens = np.concatenate([correlated, correlated[:, ::-1]])
     errors = []
     for shares in ([1, 0.05], [0.05, 1]):
-        product = fitted((tokens, tokens), np.repeat(np.float32(shares), 2000), weight, None, 32)
+        product = fitted((tokens, tokens), np.repeat(np.float32(shares), 2000), weight, None, FOUR)
         errors.append(relative_error(correlated @ weight, product(correlated)))
     assert errors[0] < 0.8 * errors[1]
 
@@ -83,8 +86,7 @@ def test_a_gated_layer_is_rounded_product_by_product(correlated, weight):
         (weight[:, ::-1].copy(), None),
         (np.random.default_rng(2).normal(size=(24, 80)).astype(np.float32), None),
     ]
-    layer = FloatLayer(products=products, activation=np.tanh)
-    gate, first, second = layer.compensated(correlated, np.ones(2000, np.float32), 16)
+    gate, first, second = fitted_layer(products, np.tanh, correlated, np.ones(2000, np.float32), FINE)
     gated = [
         np.tanh(correlated @ products[0][0]) * (correlated @ products[1][0]),
         np.tanh(gate(correlated)) * first(correlated),
@@ -96,10 +98,9 @@ def test_an_expert_is_better_with_both_products_rounded_for_it(correlated, weigh
     random = np.random.default_rng(2)
     w2, b1, b2 = random.normal(size=(24, 80)), random.normal(size=24), random.normal(size=80)
     b1, w2, b2 = (part.astype(np.float32) for part in (b1, w2, b2))
-    expert = FloatLayer(products=[(weight, b1), (w2, b2)], activation=np.tanh)
-    first, second = expert.compensated(correlated, np.ones(2000, np.float32), 16)
+    first, second = fitted_layer([(weight, b1), (w2, b2)], np.tanh, correlated, np.ones(2000, np.float32), FINE)
     expected = np.tanh(correlated @ weight + b1) @ w2 + b2
-    plain = [from_int4_blocks(int4_blocks(own, 16), len(own)) for own in (weight, w2)]
+    plain = [FINE.restored(FINE.parts(own), len(own)) for own in (weight, w2)]
     rounded = np.tanh(correlated @ plain[0] + b1) @ plain[1] + b2
     assert relative_error(expected, second(np.tanh(first(correlated)))) < 0.7 * relative_error(expected, rounded)
 
@@ -107,8 +108,8 @@ def test_an_expert_is_better_with_both_products_rounded_for_it(correlated, weigh
 def test_silence_alone_gives_plain_rounding(weight):
     """Tokens without any variance say nothing: no division by zero, and no weight that is not a number."""
     silent = np.zeros((100, 80), np.float32)
-    product = fitted((silent, silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), 16)
-    np.testing.assert_array_equal(product.weight.integers, int4_blocks(weight, 16).integers)
+    product = fitted((silent, silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), FINE)
+    np.testing.assert_array_equal(product.parts[0], FINE.parts(weight)[0])
 
 
 @pytest.fixture(scope="module")

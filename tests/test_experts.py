@@ -1,17 +1,16 @@
 """Mixtures of experts in every number format, against plain numpy, token by token."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
 import torch
 from quantized import ACTIVATIONS, rounded_rows
 
-from u2moe.quantize.arithmetic import LOWEST, from_int4_blocks, int4_blocks, int8_columns, relative_error
-from u2moe.quantize.experts.int4 import int4_mixture
-from u2moe.quantize.experts.int8 import int8_mixture
+from u2moe.quantize.arithmetic import LOWEST, relative_error
+from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.runtime.bundle.mixture import Mixture
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.graph.dispatch import float_mixture
 
 pytestmark = pytest.mark.slow
@@ -50,10 +49,16 @@ class Experts:
         return result
 
 
-CASES = [*((kind, "swish") for kind in ("fp32", "fp16", "int4")), *(("int8", kind) for kind in sorted(ACTIVATIONS))]
 LIMITS = {"fp32": 1e-5, "fp16": 3e-3, "int8": 3e-3, "int4": 1.5e-2}
-"""Of the relative error. A step of an activation on the edge of rounding is 1/127 of its row's peak; MatMulNBits rounds
-blocks of a row, which is finer."""
+"""Of the relative error, of each format. A step of an activation on the edge of rounding is 1/127 of its row's peak;
+MatMulNBits rounds blocks of a row, which is finer."""
+ROUND_ROWS = ("int8", "int4")
+"""Formats whose products round activations."""
+CASES = [*((kind, "swish") for kind in WEIGHT_FORMATS), *(("int8", kind) for kind in ACTIVATIONS if kind != "swish")]
+
+
+def test_every_format_has_a_limit():
+    assert LIMITS.keys() == WEIGHT_FORMATS.keys() == CONVERSIONS.keys() | {"fp32", "fp16"}
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -69,28 +74,23 @@ def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, num_expe
     biases = {part: has_bias * random.standard_normal((num_experts, shape[1])).astype(np.float32)
               for part, shape in shapes.items()}  # fmt: skip
     dtype = np.float16 if kind == "fp16" else np.float32
-    block_size = 16 if kind == "int4" else 0
+    made = conversion(kind, 16) if kind in CONVERSIONS else None
     mixture = Mixture(
-        num_experts=num_experts, top_k=top_k, activation=activation, bias=has_bias, weights=kind, block_size=block_size
+        num_experts=num_experts,
+        top_k=top_k,
+        activation=activation,
+        bias=has_bias,
+        weights=kind,
+        block_size=made.block_size if made else 0,
     )
-    makers = {"int8": int8_mixture, "int4": functools.partial(int4_mixture, dim=dim, hidden=hidden)}
-    function = makers.get(kind, float_mixture)(mixture)
-    initial, restored = {"gate": gate}, {}
-    for name in [value.name for value in function.inputs][2:]:
+    function = made.mixture(mixture, dim, hidden) if made else float_mixture(mixture)
+    initial, restored = {"gate": gate, "w2_bias": biases["w2"]}, {}
+    for name, weight in floats.items():
         expert, _, part = name.partition("_")
-        if part.endswith("bias"):
-            initial[name] = biases["w2"] if name == "w2_bias" else biases[part[:2]][int(expert[1:])].astype(dtype)
-        elif part.endswith(("scale", "steps")):
-            continue  # with its weight
-        elif kind == "int8":
-            initial[name], initial[f"{name}_scale"] = int8_columns(floats[name])
-            restored[name] = initial[name] * initial[f"{name}_scale"]
-        elif kind == "int4":
-            stored = int4_blocks(floats[name], block_size)
-            initial |= dict(zip((name, f"{name}_steps", f"{name}_scale"), stored, strict=True))
-            restored[name] = from_int4_blocks(stored, len(floats[name]))
-        else:
-            initial[name], restored[name] = floats[name].astype(dtype), floats[name]
+        initial[f"{name}_bias"] = biases[part][int(expert[1:])].astype(dtype)
+        parts = made.parts(weight) if made else [weight.astype(dtype)]
+        initial |= zip(made.names(name, bias=False) if made else [name], parts, strict=True)
+        restored[name] = made.restored(parts, len(weight)) if made else weight
     initial = {value.name: initial[value.name] for value in list(function.inputs)[1:]}
     session = session_of([function], {"x": 3}, initial, dtype=dtype)
     x = random.standard_normal((2, 20, dim)).astype(dtype)
@@ -101,7 +101,7 @@ def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, num_expe
     layer = Experts(
         gate=gate, top_k=top_k, act=ACTIVATIONS[activation], weights=restored, biases=biases, least_hidden=least_hidden
     )
-    tokens, rounded = x.reshape(-1, dim).astype(np.float32), kind in ("int8", "int4")
+    tokens, rounded = x.reshape(-1, dim).astype(np.float32), kind in ROUND_ROWS
     assert relative_error(layer.said_of(tokens, rounded=rounded), found.reshape(-1, dim)) < LIMITS[kind]
     if top_k < num_experts:
         others = dataclasses.replace(layer, top_k=top_k + 1).said_of(tokens, rounded=rounded)
