@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.quantize.arithmetic import NOTHING, Float
-from u2moe.quantize.formats.conversion import Conversion, Parts
+from u2moe.quantize.formats.conversion import Parts, WeightConversion
 
 Double = npt.NDArray[np.float64]
 DAMPING = 0.05
@@ -44,7 +44,7 @@ def fitted_layer(
     activation: Callable[[Float], Float],
     tokens: Float,
     shares: Float,
-    conversion: Conversion,
+    conversion: WeightConversion,
 ) -> list[RoundedWeight]:
     """All products of an expert or a feed-forward layer, or one alone.
 
@@ -71,7 +71,7 @@ def fitted_layer(
 
 
 def fitted(
-    inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, conversion: Conversion
+    inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, conversion: WeightConversion
 ) -> RoundedWeight:
     """The rounded product that best approximates, on the second inputs, `weight` and `bias` on the first.
 
@@ -98,7 +98,7 @@ def fitted(
     return RoundedWeight(parts=parts, weight=restored, bias=bias)
 
 
-def compensated(weight: npt.NDArray[Any], moments: Double, conversion: Conversion) -> Parts:
+def compensated(weight: npt.NDArray[Any], moments: Double, conversion: WeightConversion) -> Parts:
     """The weight that minimises the error of the outputs instead of its own.
 
     Args:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from u2moe.quantize.formats.conversion import Conversion
+from u2moe.quantize.formats.conversion import WeightConversion
 from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.quantize.passes.half_storage import stored_value
 from u2moe.quantize.weights import Array
@@ -53,7 +53,7 @@ class Product:
     parts: Sequence[ir.Value]
     bias: ir.Value | None
     sizes: tuple[int, int]
-    conversion: Conversion
+    conversion: WeightConversion
     expert: int | None = None
 
     @property

@@ -13,7 +13,7 @@ from u2moe.quantize.arithmetic import Float
 from u2moe.quantize.calibration import Activations
 from u2moe.quantize.compensation import RoundedWeight, fitted_layer
 from u2moe.quantize.expert_layers import ExpertLayer
-from u2moe.quantize.formats.conversion import Conversion
+from u2moe.quantize.formats.conversion import WeightConversion
 from u2moe.quantize.routing import routed_layer
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.activation import activation
@@ -25,7 +25,7 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 def rounded_products(
     weights: Weights,
     products: Sequence[tuple[ir.Value, ir.Value | None]],
-    conversion: Conversion,
+    conversion: WeightConversion,
     kind: str,
     rows: tuple[Float, Float] | None,
     activations: Activations | None,
@@ -58,7 +58,7 @@ def rounded_products(
 
 
 def rounded_experts(
-    layer: ExpertLayer, weights: Weights, conversion: Conversion, activations: Activations | None
+    layer: ExpertLayer, weights: Weights, conversion: WeightConversion, activations: Activations | None
 ) -> list[list[ir.Value]]:
     """As `rounded_products`, for each expert, calibrated on the tokens that it received."""
     tokens, router = None if activations is None else activations.rows(layer.x.name), routed_layer(layer.node)

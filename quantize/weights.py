@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.formats.conversion import Conversion, Parts
+from u2moe.quantize.formats.conversion import Parts, WeightConversion
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
@@ -68,7 +68,7 @@ class Weights:
     def converted(
         self,
         weight: ir.Value,
-        conversion: Conversion,
+        conversion: WeightConversion,
         *,
         read: Callable[[], Array] | None = None,
         made: Parts | None = None,

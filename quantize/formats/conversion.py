@@ -45,7 +45,7 @@ class Rounding(ABC):
 
 
 @dataclass(frozen=True)
-class Conversion(ABC):
+class WeightConversion(ABC):
     """Weights and layers in one format.
 
     Attributes:
@@ -156,7 +156,7 @@ class Conversion(ABC):
         names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
         return [*["w2_bias"] * (mixture.bias and self.joins_biases), *names]
 
-    def of_tables(self) -> Conversion:
+    def of_tables(self) -> WeightConversion:
         """That of embeddings, whose columns are the tokens'."""
         return self
 

@@ -24,12 +24,12 @@ from u2moe.quantize.arithmetic import (
     pack_int4,
     restored_int4,
 )
-from u2moe.quantize.formats.conversion import Conversion, Parts, Rounding
+from u2moe.quantize.formats.conversion import Parts, Rounding, WeightConversion
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 
 
-class Int4Conversion(Conversion):
+class Int4Conversion(WeightConversion):
     """Stored as `arithmetic.Int4`."""
 
     form = WEIGHT_FORMATS["int4"]

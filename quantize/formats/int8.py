@@ -27,7 +27,7 @@ from u2moe.quantize.arithmetic import (
     int8_columns,
     int8_rows,
 )
-from u2moe.quantize.formats.conversion import Conversion, Parts, Rounding
+from u2moe.quantize.formats.conversion import Parts, Rounding, WeightConversion
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.bundle.weight_formats import INT8
 from u2moe.runtime.graph.activation import activation
@@ -39,7 +39,7 @@ Rows = tuple[ir.Value, ir.Value]
 """Rows [..., in] as uint8, and the scale of each [..., 1]."""
 
 
-class Int8Conversion(Conversion):
+class Int8Conversion(WeightConversion):
     """Stored as `arithmetic.Int8`."""
 
     form = INT8
@@ -114,7 +114,7 @@ class Int8Conversion(Conversion):
         """`w2_bias` holds the second biases of all experts [experts, dim]."""
         return mixture_function(mixture, self.names_of_experts(mixture), _experts)
 
-    def of_tables(self) -> Conversion:
+    def of_tables(self) -> WeightConversion:
         """One scale for each token's row."""
         return _Int8Table()
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.calibration import Activations
-from u2moe.quantize.formats.conversion import Conversion
+from u2moe.quantize.formats.conversion import WeightConversion
 from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.formats.table import conversion_for
 from u2moe.quantize.names import layer_of
@@ -59,7 +59,7 @@ def _has_bias(node: ir.Node) -> bool:
 
 
 def _rounded(
-    node: ir.Node, weights: Weights, conversion: Conversion, activations: Activations | None
+    node: ir.Node, weights: Weights, conversion: WeightConversion, activations: Activations | None
 ) -> list[ir.Value]:
     """The inputs that take the place of a layer's matrices and biases; each bias follows its matrix."""
     x, *parameters = inputs_of(node)
