@@ -15,6 +15,7 @@ from commands import transcribe
 
 from u2moe.runtime import cli
 from u2moe.runtime.installation import install_command
+from u2moe.runtime.text.formats import format_transcript
 
 pytestmark = pytest.mark.slow
 
@@ -121,17 +122,19 @@ def test_standard_input(bundle, recognizer, clips):
     assert (json.loads(out)["file"], json.loads(out)["text"]) == ("stdin", recognizer.transcribe(clips / "a.wav").text)
 
 
-def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("file_format", ["txt", "tsv"])
+def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_path, monkeypatch, file_format):
     soundfile.write(tmp_path / "long.wav", np.tile(sound, 30), 16_000)
     order = []
-    segments = recognizer.segments(tmp_path / "long.wav")
-    expected = [segment.text for segment in segments]
-    assert len(expected) > 1
+    transcript = recognizer.transcribe(tmp_path / "long.wav")
+    assert len(transcript.segments) > 1
     monkeypatch.setattr("u2moe.runtime.cli.outputs.print_result", order.append)
     monkeypatch.setattr(cli.transcribe.ProgressBar, "show", lambda _, seconds: order.append(seconds))
-    assert transcribe(bundle, tmp_path / "long.wav") == 0
-    assert [item for item in order if isinstance(item, str)] == [f"{text}\n" for text in expected]
-    assert order.index(f"{expected[0]}\n") < order.index(120.0)
+    assert transcribe(bundle, "-f", file_format, tmp_path / "long.wav") == 0
+    written = [item for item in order if isinstance(item, str)]
+    assert "".join(written) == format_transcript(transcript, file_format)
+    assert order.index(written[0]) < order.index(120.0)
+    assert len(written) == len(transcript.segments)
 
 
 @posix

@@ -1,12 +1,13 @@
+import dataclasses
 import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript, WordResult
 from u2moe.runtime.text import subtitles
 from u2moe.runtime.text.formats import FORMATS, format_transcript
@@ -32,43 +33,39 @@ TWO = transcript(
 )
 
 
-def test_txt_and_tsv():
-    assert format_transcript(TWO, "txt") == "GOOD MORNING\nA&B <C>\n"
-    assert format_transcript(TWO, "tsv") == "start\tend\ttext\n500\t1300\tGOOD MORNING\n3661000\t3662000\tA&B <C>\n"
+WRITTEN = {
+    "txt": "GOOD MORNING\nA&B <C>\n",
+    "srt": "1\n00:00:00,500 --> 00:00:01,500\nGOOD MORNING\n\n2\n01:01:01,000 --> 01:01:02,000\nA&B <C>\n",
+    "vtt": "WEBVTT\n\n00:00:00.500 --> 00:00:01.500\nGOOD MORNING\n\n"
+    "01:01:01.000 --> 01:01:02.000\nA&amp;B &lt;C&gt;\n",
+    "ctm": "my_clip.wav 1 0.500 0.300 GOOD 0.500\nmy_clip.wav 1 0.800 0.500 MORNING 0.500\n"
+    "my_clip.wav 1 3661.000 0.250 A&B 0.500\nmy_clip.wav 1 3661.250 0.750 <C> 0.500\n",
+    "tsv": "start\tend\ttext\n500\t1300\tGOOD MORNING\n3661000\t3662000\tA&B <C>\n",
+    "json": json.dumps({"file": "my clip.wav", **dataclasses.asdict(TWO)}) + "\n",
+}
 
 
-def test_srt():
-    assert format_transcript(TWO, "srt") == (
-        "1\n00:00:00,500 --> 00:00:01,500\nGOOD MORNING\n\n2\n01:01:01,000 --> 01:01:02,000\nA&B <C>\n"
-    )
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_what_is_written(file_format):
+    assert format_transcript(TWO, file_format, name="my clip.wav") == WRITTEN[file_format]
+    described = FORMATS[file_format]
+    empty = format_transcript(transcript(), file_format, name="my clip.wav")
+    if described.header is None:
+        assert empty or file_format == "srt"
+        return
+    assert empty == described.header
+    lines = [described.segment(each, "my clip.wav") for each in TWO.segments]
+    assert described.header + "".join(lines) == WRITTEN[file_format]
 
 
-def test_vtt():
-    assert format_transcript(TWO, "vtt") == (
-        "WEBVTT\n\n00:00:00.500 --> 00:00:01.500\nGOOD MORNING\n\n01:01:01.000 --> 01:01:02.000\nA&amp;B &lt;C&gt;\n"
-    )
+def test_the_guide_names_every_format():
+    table = re.findall(r"^\| (`\w+`.*?) \|", Path("docs/recognise.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {*FORMATS, "events"} <= {name for row in table for name in re.findall(r"\w+", row)}
 
 
-def test_ctm():
-    assert format_transcript(TWO, "ctm", name="my clip.wav") == (
-        "my_clip.wav 1 0.500 0.300 GOOD 0.500\nmy_clip.wav 1 0.800 0.500 MORNING 0.500\n"
-        "my_clip.wav 1 3661.000 0.250 A&B 0.500\nmy_clip.wav 1 3661.250 0.750 <C> 0.500\n"
-    )
+def test_words_whose_confidence_is_not_known():
     unsure = transcript(segment(("A", 0.0, 1.0), confidence=None))
     assert format_transcript(unsure, "ctm") == "audio 1 0.000 1.000 A\n"
-
-
-def test_json_holds_everything():
-    content = format_transcript(TWO, "json", name="a.wav")
-    assert content.count("\n") == 1
-    decoded = json.loads(content)
-    assert decoded["file"] == "a.wav"
-    assert decoded["segments"][1]["words"][0] == {"word": "A&B", "start": 3661.0, "end": 3661.25, "confidence": 0.5}
-
-
-@pytest.mark.parametrize(("file_format", "empty"), [("vtt", "WEBVTT\n"), ("tsv", "start\tend\ttext\n"), ("srt", "")])
-def test_nothing_said(file_format, empty):
-    assert format_transcript(transcript(), file_format) == empty
 
 
 def test_unknown_format():
@@ -188,13 +185,3 @@ def test_the_work_grows_as_the_length(monkeypatch):
     cues = make_cues([segment(*letters, space="")])
     assert next(tried) > len(letters)
     assert sum(len("".join(cue.lines)) for cue in cues) == len(letters)
-
-
-@pytest.mark.parametrize("file_format", FORMATS)
-def test_contents_that_can_be_joined_are_those_of_the_recordings_one_after_the_other(file_format):
-    """A header or a number that must not come twice is what makes a format unfit."""
-    one, other = (
-        transcript_of([segment(("YES", 1.0, 1.2))], 3.0), transcript_of([segment(("NO", 1.6, 1.9))], 3.0),
-    )  # fmt: skip
-    lines = [format_transcript(transcript, file_format).splitlines() for transcript in (one, other)]
-    assert FORMATS[file_format].can_be_joined == (lines[0][0] != lines[1][0])

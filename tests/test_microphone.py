@@ -1,8 +1,6 @@
 import _thread
-import dataclasses
 import importlib
 import importlib.metadata
-import json
 import threading
 import time
 
@@ -23,6 +21,7 @@ from u2moe.runtime import (
     Transcriber,
     cli,
 )
+from u2moe.runtime.text.formats import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +219,15 @@ def spoken(sounddevice, sound):
     return sound
 
 
-@pytest.mark.parametrize("form", ["txt", "json"])
+@pytest.mark.parametrize("form", [name for name, each in FORMATS.items() if each.segment])
 def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsys, form):
     assert listen(bundle, "--device", "1", "-f", form) == 0
     options = DecodingOptions(chunk_size=8, endpoint=EndpointConfig())
     expected = segments_of(Recognizer.from_pretrained(bundle.path, options=options), spoken)
     out, err = capsys.readouterr()
     assert expected
-    shown = [dataclasses.asdict(segment) if form == "json" else segment.text for segment in expected]
-    assert [json.loads(line) if form == "json" else line for line in out.splitlines()] == shown
+    written = FORMATS[form]
+    assert out == (written.header or "") + "".join(written.segment(each, "microphone") for each in expected)
     lines = err.splitlines()
     assert lines[0] == "listening, Ctrl-C ends"
     assert len(lines) > 2  # partial results

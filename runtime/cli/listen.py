@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import json
 import time
 
 from u2moe.runtime.audio.microphone import Microphone, input_devices
 from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
+from u2moe.runtime.cli.outputs import TEXT
 from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.result import Result
+from u2moe.runtime.text.formats import FORMATS
 from u2moe.runtime.transcriber import Transcriber
 
 
@@ -25,7 +25,8 @@ def add_listen(subparsers: Subparsers) -> None:
         description="Recognise speech from a microphone until Ctrl-C: partial results on stderr, final ones on stdout. "
         f"Needs sounddevice: {install_command('microphone')}.",
     )
-    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one segment per line")
+    choices = [name for name, each in FORMATS.items() if each.segment is not None]
+    parser.add_argument("-f", "--format", choices=choices, default=TEXT, help="json: one segment per line")
     experts = add_decoding(parser, chunk_size="as in training, or 16")
     experts.add_argument(
         "--device",
@@ -45,12 +46,12 @@ def run_listen(args: argparse.Namespace) -> int:
     recognizer.warm_up()
     device = int(args.device) if args.device and args.device.isdecimal() else args.device
 
+    file_format = FORMATS[args.format]
+
     def on_final(segment: Result) -> None:
         show_progress("")
-        if args.format == "json":
-            print_json(json.dumps(dataclasses.asdict(segment), ensure_ascii=False) + "\n")
-        else:
-            print_result(f"{segment.text}\n")
+        if file_format.segment is not None:
+            (print_json if file_format.is_json else print_result)(file_format.segment(segment, "microphone"))
 
     def on_error(error: Exception) -> None:
         if not isinstance(error, AudioOverflowError):
@@ -65,6 +66,7 @@ def run_listen(args: argparse.Namespace) -> int:
     )
     with transcriber, contextlib.closing(Microphone(transcriber, device=device)) as microphone:
         tell("listening, Ctrl-C ends")
+        print_result(file_format.header or "")
         with contextlib.suppress(KeyboardInterrupt):
             microphone.start()
             while microphone.is_active:

@@ -18,6 +18,8 @@ from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, write_bytes
 
+TEXT = "txt"
+"""The format unless another is chosen. Of several recordings on stdout, it is a line for each, with its name."""
 EVENTS = "events"
 """The format, for stdout alone, of a line of JSON for each segment as it is found, each partial result, each end."""
 
@@ -61,44 +63,46 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
         if len(inputs) > 1:
             raise ValueError(f"{path}: is one file for {len(inputs)} recordings: name a folder")
         return _Folder(path.parent, file_format or suffix, inputs, file=path)
-    file_format = file_format or "txt"
+    file_format = file_format or TEXT
     if path is not None:
         return _Folder(path, file_format, inputs)
     if file_format == EVENTS:
         return _Events()
-    if not FORMATS[file_format].can_be_joined and file_format != "tsv" and len(inputs) > 1:
+    if FORMATS[file_format].segment is None and len(inputs) > 1:
         raise ValueError(f"{file_format} of several files needs --output: one output would be many files")
     return _Stdout(file_format, is_single=len(inputs) == 1)
 
 
 class _Stdout(Output):
-    """Prints transcripts in a format; the text of a single recording segment by segment."""
+    """Prints transcripts in a format; a single recording segment by segment, where the format can be written so."""
 
     def __init__(self, file_format: str, *, is_single: bool) -> None:
-        self._format = file_format
-        self._prints_segments = is_single and file_format == "txt"
-        self._is_table = not is_single and file_format == "tsv"
-        self._has_header = False
+        self._name = file_format
+        self._format = FORMATS[file_format]
+        self._is_single = is_single
+        self._header = self._format.header or ""  # until it is printed
 
-    def segment(self, _item: Input, segment: Result) -> None:
-        if self._prints_segments:
+    def segment(self, item: Input, segment: Result) -> None:
+        if self._is_single and self._format.header is not None and self._format.segment is not None:
             show_progress("")
-            print_result(f"{segment.text}\n")
+            self._print(self._format.segment(segment, item.name))
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
-        if self._prints_segments:
+        if self._is_single and self._format.header is not None:
             if not transcript.segments:
-                print_result("\n")
-        elif self._format == "txt":
-            print_result(f"{item.name}\t{transcript.text}\n")
-        elif self._is_table:
-            header, *rows = format_transcript(transcript, "tsv").splitlines()
-            lines = [] if self._has_header else [f"file\t{header}\n"]
-            self._has_header = True
-            print_result("".join([*lines, *(f"{item.name}\t{row}\n" for row in rows)]))
+                self._print("\n" if self._name == TEXT else "")
+        elif self._name == TEXT:
+            self._print(f"{item.name}\t{transcript.text}\n")
+        elif self._format.header:
+            _, *rows = format_transcript(transcript, self._name).splitlines()
+            self._header = self._header and f"file\t{self._header}"
+            self._print("".join(f"{item.name}\t{row}\n" for row in rows))
         else:
-            content = format_transcript(transcript, self._format, name=item.name)
-            (print_json if self._format == "json" else print_result)(content)
+            self._print(format_transcript(transcript, self._name, name=item.name))
+
+    def _print(self, content: str) -> None:
+        content, self._header = self._header + content, ""
+        (print_json if self._format.is_json else print_result)(content)
 
 
 class _Events(Output):
@@ -175,7 +179,7 @@ class _Folder(Output):
 
     def _encoded(self, content: str) -> bytes:
         """The content of a file; the name of a recording in it may not be valid text."""
-        if self._format == "json":
+        if FORMATS[self._format].is_json:
             with contextlib.suppress(UnicodeEncodeError):
                 return content.encode()
             return escaped(content).encode()

@@ -1,4 +1,4 @@
-"""Transcripts as text: the table of output formats, also used by the command line. Cutting subtitles is elsewhere."""
+"""Transcripts as text: the table of output formats. Cutting subtitles is elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from u2moe.runtime.text.subtitles import SubtitleOptions, make_cues, timed_words, to_ms
 
 if TYPE_CHECKING:
-    from u2moe.runtime.result import Transcript
+    from u2moe.runtime.result import Result, Transcript
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,22 @@ class OutputFormat:
 
     Attributes:
         write: returns the content of a file, given a transcript, the name of the recording, and subtitle options.
-        can_be_joined: whether the concatenated contents of several recordings are also valid.
+        segment: returns the lines of a segment, given the name, where segments are written as they are found; None:
+            they depend on others.
+        header: a file is this line and those of all segments: the names of columns, or ""; None: a file is something
+            else.
+        media_type: what an answer of a server calls it.
     """
 
     write: Callable[[Transcript, str, SubtitleOptions | None], str]
-    can_be_joined: bool
+    segment: Callable[[Result, str], str] | None = None
+    header: str | None = None
+    media_type: str = "text/plain"
+
+    @property
+    def is_json(self) -> bool:
+        """Whether characters may be written as JSON's escapes."""
+        return self.media_type == "application/json"
 
 
 def format_transcript(
@@ -34,13 +45,9 @@ def format_transcript(
 ) -> str:
     """The content of a file in a format; it ends in a line feed, unless it is empty.
 
-    txt: one line of text per segment. json: one line with an object that has everything. srt, vtt: subtitles. ctm:
-    "file channel start duration word confidence" per word, in seconds, as read by NIST's tools. tsv: start and end in
-    milliseconds, and text, for each segment, after a header.
-
     Args:
         transcript: the transcript.
-        file_format: one of `FORMATS`.
+        file_format: one of `FORMATS`, where each is described.
         name: name of the recording, for json and ctm.
         options: how to cut subtitles.
 
@@ -52,17 +59,32 @@ def format_transcript(
     return FORMATS[file_format].write(transcript, name, options)
 
 
-def _txt(transcript: Transcript, _name: str, _options: SubtitleOptions | None) -> str:
-    return "".join(f"{segment.text}\n" for segment in transcript.segments)
+def _by_segment(segment: Callable[[Result, str], str], header: str = "") -> OutputFormat:
+    """A format whose files are a header and the lines of each segment."""
+
+    def write(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
+        return header + "".join(segment(each, name) for each in transcript.segments)
+
+    return OutputFormat(write=write, segment=segment, header=header)
+
+
+def _txt(segment: Result, _name: str) -> str:
+    """The text of a segment."""
+    return f"{segment.text}\n"
 
 
 def _json(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
+    """An object that has everything, on one line."""
     return json.dumps({"file": name, **dataclasses.asdict(transcript)}, ensure_ascii=False) + "\n"
 
 
-def _tsv(transcript: Transcript, _name: str, _options: SubtitleOptions | None) -> str:
-    rows = (f"{to_ms(segment.start)}\t{to_ms(segment.end)}\t{segment.text}\n" for segment in transcript.segments)
-    return "start\tend\ttext\n" + "".join(rows)
+def _json_segment(segment: Result, _name: str) -> str:
+    return json.dumps(dataclasses.asdict(segment), ensure_ascii=False) + "\n"
+
+
+def _tsv(segment: Result, _name: str) -> str:
+    """Start and end in milliseconds, and the text."""
+    return f"{to_ms(segment.start)}\t{to_ms(segment.end)}\t{segment.text}\n"
 
 
 def _srt(transcript: Transcript, _name: str, options: SubtitleOptions | None) -> str:
@@ -79,14 +101,14 @@ def _vtt(transcript: Transcript, _name: str, options: SubtitleOptions | None) ->
     )
 
 
-def _ctm(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
+def _ctm(segment: Result, name: str) -> str:
+    """For each word "file channel start duration word confidence", in seconds, as NIST's tools read it."""
     recording = re.sub(r"\s+", "_", name) or "audio"
     lines = []
-    for segment in transcript.segments:
-        confidences = [word.confidence for word in segment.words] or [None] * len(segment.text.split())
-        for (word, start, end), confidence in zip(timed_words(segment), confidences, strict=True):
-            line = f"{recording} 1 {_seconds(start)} {_seconds(end - start)} {word}"
-            lines.append(line + ("\n" if confidence is None else f" {confidence:.3f}\n"))
+    confidences = [word.confidence for word in segment.words] or [None] * len(segment.text.split())
+    for (word, start, end), confidence in zip(timed_words(segment), confidences, strict=True):
+        line = f"{recording} 1 {_seconds(start)} {_seconds(end - start)} {word}"
+        lines.append(line + ("\n" if confidence is None else f" {confidence:.3f}\n"))
     return "".join(lines)
 
 
@@ -104,12 +126,13 @@ def _clock(ms: int, point: str) -> str:
 
 FORMATS: Mapping[str, OutputFormat] = MappingProxyType(
     {
-        "txt": OutputFormat(write=_txt, can_be_joined=True),
-        "json": OutputFormat(write=_json, can_be_joined=True),
-        "srt": OutputFormat(write=_srt, can_be_joined=False),
-        "vtt": OutputFormat(write=_vtt, can_be_joined=False),
-        "ctm": OutputFormat(write=_ctm, can_be_joined=True),
-        "tsv": OutputFormat(write=_tsv, can_be_joined=False),
+        "txt": _by_segment(_txt),
+        "json": OutputFormat(write=_json, segment=_json_segment, media_type="application/json"),
+        "srt": OutputFormat(write=_srt),
+        "vtt": OutputFormat(write=_vtt, media_type="text/vtt"),
+        "ctm": _by_segment(_ctm),
+        "tsv": _by_segment(_tsv, "start\tend\ttext\n"),
     }
 )
-"""The output formats by name, which is also the file suffix. A new format is a function and a line here."""
+"""The output formats by name, which is also the file suffix. A new format is a function and a line here: the command
+line and the server follow."""

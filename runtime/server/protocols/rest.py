@@ -27,18 +27,17 @@ from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.upload import Body, Refusal, Upload
-from u2moe.runtime.text.formats import format_transcript
+from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number
 
-_MEDIA_TYPES = {
+RESPONSE_FORMATS = {
     "json": "application/json",
     "text": "text/plain",
-    "srt": "text/plain",
-    "vtt": "text/vtt",
     "verbose_json": "application/json",
+    **{name: each.media_type for name, each in FORMATS.items() if name not in ("txt", "json")},
 }
-"""Of the formats of an answer."""
+"""Media types of the formats of an answer: OpenAI's own, and ours."""
 _GRANULARITY, _GRANULARITIES = "timestamp_granularities", ("segment", "word")
 _LEAST_CONFIDENCE = 1e-6
 _SILENCE_S = 15.0
@@ -205,10 +204,11 @@ class _Wanted:
     """
 
     def __init__(self, upload: Upload, model: ServedModel) -> None:
+        self._name = upload.name
         self._format = upload.value("response_format") or "json"
         self._granularities = upload.values(f"{_GRANULARITY}[]") or upload.values(_GRANULARITY) or ["segment"]
         self._language = upload.value("language") or (model.languages[0] if len(model.languages) == 1 else "")
-        checked_choice("response_format", self._format, _MEDIA_TYPES)
+        checked_choice("response_format", self._format, RESPONSE_FORMATS)
         for granularity in self._granularities:
             checked_choice(_GRANULARITY, granularity, _GRANULARITIES)
         model.check_language(upload.value("language"))
@@ -216,7 +216,7 @@ class _Wanted:
             checked_number("temperature", float(upload.value("temperature") or 0), least=0, most=1)
         self.is_stream = upload.value("stream").lower() in ("true", "1")
         self.is_json = self._format.endswith("json")
-        self.media_type = "text/event-stream" if self.is_stream else _MEDIA_TYPES[self._format]
+        self.media_type = "text/event-stream" if self.is_stream else RESPONSE_FORMATS[self._format]
         self.options = {name: _value(name, text) for name in REQUEST_OPTIONS if (text := upload.value(name))}
 
     def delta(self, segment: Result, text: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class _Wanted:
         if self._format == "text":
             return transcript.text + "\n"
         if not self.is_json:
-            return format_transcript(transcript, self._format)
+            return format_transcript(transcript, self._format, name=self._name)
         verbose = self._verbose(transcript) if self._format == "verbose_json" else {}
         answer = {"text": transcript.text, **verbose, "usage": _usage(transcript.duration)}
         return json.dumps(answer, ensure_ascii=False)
