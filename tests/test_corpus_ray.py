@@ -1,9 +1,11 @@
-"""Runs on Ray Data, and folders on S3. CI lacks what most of it needs: pip install 'u2moe[ray]' 'moto[server]' s3fs."""
+"""Runs on Ray Data, and folders on S3. Needs ray, moto and s3fs, as the extra `dev` has them."""
 
 import contextlib
+import importlib
 import os
 import socket
 import sys
+import tempfile
 
 import onnxruntime
 import pytest
@@ -17,23 +19,38 @@ from u2moe.runtime.corpus.results import read_outcomes
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.slow,
+    # Ray's settings warn about each other's old names when they are made.
+    pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning:ray.data.context"),
+]
 
 OPTIONS = CorpusOptions(block_size=4, num_workers=1)
 
 
+def needed(name):
+    """A module that CI has, and other machines perhaps."""
+    return importlib.import_module(name) if "CI" in os.environ else pytest.importorskip(name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings():
+    """For Ray and S3: neither sends what it knows to others, nor leaves files; workers find what tests import."""
+    # not in pytest's folder: the names of sockets have at most 107 bytes
+    with tempfile.TemporaryDirectory(prefix="ray") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_enable_worker_prestart", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(surroundings):
     """Ray on this machine, with two CPUs."""
-    ray = pytest.importorskip("ray")
-    path = os.pathsep.join(filter(None, sys.path))
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100_000_000,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
+    ray = needed("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     yield ray
     ray.shutdown()
 
@@ -81,7 +98,7 @@ def test_actors_that_are_killed_and_files_that_kill_them(cluster, corpus, tmp_pa
 
 def test_a_driver_that_is_killed(corpus, undisturbed, tmp_path):
     """With all that Ray started for it; a second run does what is missing."""
-    pytest.importorskip("ray")
+    needed("ray")
     script = (
         "import sys, ray; from corpora import ToyChoice; from u2moe.runtime.corpus.ray import *\n"
         "from u2moe.runtime.corpus.lists import ListOptions\n"
@@ -108,8 +125,7 @@ def test_a_step_of_a_pipeline(cluster, corpus, tmp_path):
 @pytest.fixture(scope="module")
 def bucket():
     """The URL of a bucket on an S3 server in this process."""
-    server = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
+    server, s3fs = needed("moto.server"), needed("s3fs")
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -153,7 +169,7 @@ def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
 
 def test_list_audio_and_results_of_fsspec(corpus, undisturbed, tmp_path):
     """Without a server: fsspec has local files, too."""
-    pytest.importorskip("fsspec")
+    needed("fsspec")
     urls = f"file://{corpus}", f"file://{tmp_path}/out"
     progress = run_corpus(*urls, ToyChoice(), OPTIONS)
     assert (progress.num_done, progress.num_failed) == (10, 0)
@@ -166,7 +182,7 @@ def test_list_audio_and_results_of_fsspec(corpus, undisturbed, tmp_path):
 
 def test_a_folder_of_fsspec(tmp_path):
     """Without a server: what `OutputFolder` needs of any file system."""
-    pytest.importorskip("fsspec")
+    needed("fsspec")
     folder = OutputFolder("memory://corpus-test/out")
     assert (folder.finished_blocks(), folder.num_utterances, folder.claims) == ({}, None, None)
     block = Block(number=0, start=0, utterances=[Entry(key="k", source=AudioFile(path="x"))])

@@ -24,7 +24,7 @@ ARGUMENTS = {
 
 @contextlib.contextmanager
 def suppress_missing_extra():
-    """What needs an extra that is not installed adds no errors of its own. CI installs all but Ray, which is large."""
+    """What needs an extra that is not installed adds no errors of its own. CI installs all."""
     try:
         yield
     except ModuleNotFoundError as error:
