@@ -1,12 +1,15 @@
 """What mkdocs fills in while it builds, so that nothing is written twice.
 
 A line `{{ page FILE }}` becomes a page that lies elsewhere, such as the README, `{{ packages }}` tables of all packaged
-files with the first paragraph of their docstrings, `{{ help COMMAND }}` what `u2moe COMMAND --help` prints.
+files with the first paragraph of their docstrings, `{{ help COMMAND }}` what `u2moe COMMAND --help` prints, and
+`{{ options PLACE }}` rows of a table of options, as they are declared.
 """
 
 import ast
 import atexit
 import html
+import importlib
+import json
 import os
 import re
 import shutil
@@ -53,7 +56,20 @@ def filled(mark: str, argument: str) -> str:
         folders = [folder for folder in package_folders().values() if len(list((ROOT / folder).glob("*.py"))) > 1]
         folders.sort(key=lambda folder: (ORDER.index(folder.split("/")[0]), folder))
         return "\n\n".join(files_of(folder) for folder in folders)
+    if mark == "options":
+        return options_in(argument)
     return page_of(ROOT / argument)
+
+
+def options_in(place: str) -> str:
+    """Rows of a table of options: name, meaning, default. `place`: where they are by name, such as MODULE.OPTIONS."""
+    module, _, name = place.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    rows = []
+    for name, each in found.items():
+        about = f"{each.about}: {', '.join(each.choices)}" if each.kind == "choice" else each.about
+        rows.append(f"| `{name}` | {about} | {each.otherwise or f'`{json.dumps(each.default)}`'} |")
+    return "\n".join(rows)
 
 
 def page_of(file: Path) -> str:

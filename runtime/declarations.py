@@ -95,6 +95,12 @@ class Option:
         """Whether None is a value, or stands for a default that is found elsewhere."""
         return self.in_bundle or self.can_be_off or self.default is None
 
+    @property
+    def about(self) -> str:
+        """What it means, and between what limits, for people."""
+        is_limited = self.least is not None and self.most is not None and self.most <= MOST_INTEGER
+        return f"{self.help}; {self.least:g} to {self.most:g}" if is_limited else self.help
+
     def checked(self, name: str, value: Any) -> Any:
         """A value as a plain one of Python; FieldError: it may not be this; names it."""
         match self.kind:
@@ -136,6 +142,18 @@ def options_of(kind: Any) -> dict[str, Option]:
             first = {"help": about, "otherwise": otherwise}
             first = {name: text.partition(". ")[0].rstrip(".;") for name, text in first.items()}
             found[each.name] = dataclasses.replace(each.metadata[_DECLARED], **first)
+    return found
+
+
+@functools.cache
+def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
+    """By the names that clients of the server use: the field, and what a client may choose for it."""
+    found = {}
+    for field, declared in options_of(kind).items():
+        if declared.client is not None:
+            given = {key: value for key, value in vars(declared.client).items() if value is not None}
+            name = given.pop("name", field)
+            found[name] = (field, dataclasses.replace(declared, **given))
     return found
 
 

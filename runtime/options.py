@@ -27,7 +27,7 @@ Open = TypeVar("Open")
 
 _LM_WEIGHT = ClientOption(
     name="lm_weight", kind="number", least=0, most=2,
-    help="weight of the server's language model, 0 (none) to 2, rounded to one decimal",
+    help="weight of the server's language model, rounded to one decimal; 0: none",
 )  # fmt: skip
 _WRITTEN = ClientOption(name="written", kind="flag", help="whether English has digits and small letters")
 
@@ -167,10 +167,10 @@ class DecodingOptions(AnyOptions[None]):
         search: `attention_rescoring`: prefix beam search, then the decoder rescores its n-best list; `ctc_prefix_beam`
             and `ctc_greedy`: one pass; `attention`: beam search with only the decoder at the end of the utterance
             (partial results come from greedy search). None: rescoring if the model has a decoder, else prefix beam.
-        beam_size: prefixes kept by a beam search, and maximum length of the n-best list; at most 1000.
+        beam_size: prefixes kept by a beam search, and maximum length of the n-best list.
         ctc_weight: weight of the first pass in rescoring.
-        reverse_weight: weight of the right-to-left decoder in rescoring, 0 to 1.
-        length_penalty: exponent of the length by which scores of `attention` are divided, -10 to 10.
+        reverse_weight: weight of the right-to-left decoder in rescoring.
+        length_penalty: exponent of the length by which scores of `attention` are divided.
         chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream, the chunk size that the
             encoder was trained for, or 16 if it was trained for any.
         num_left_chunks: chunks of left context; -1: all. With unlimited left context a stream becomes slower and larger
@@ -179,7 +179,7 @@ class DecodingOptions(AnyOptions[None]):
             `transcribe` uses the bundle's rules.
         language_model: language model for the prefix beam search and the second pass; "none": none, although the
             bundle has one. Searches that cannot use that of the bundle ignore it.
-        padding_s: seconds of silence (zeros), 0 to 10, that the model hears before a source that begins in the middle
+        padding_s: seconds of silence (zeros) that the model hears before a source that begins in the middle
             of a sound, and after one that ends so; see `Padding`. Times are those of the source; endpoint rules
             count the silence.
         text_format: how English results are written: numbers as digits, sentences with small letters. None: as spoken.
@@ -199,3 +199,7 @@ class DefiniteOptions(AnyOptions[Never]):
         """Options with defaults for what they leave open, and with what the caller has chosen."""
         given = {name: value for name, value in vars(options).items() if value is not None}
         return cls(**{**{name: getattr(defaults, name) for name in options_of(BundledOptions)}, **given, **chosen})
+
+
+BUNDLED = {name: options_of(DecodingOptions)[name] for name in options_of(BundledOptions)}
+"""The numbers of which a bundle may choose the default, as `DecodingOptions` describes them."""

@@ -98,15 +98,15 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
         default = otherwise.get(name) or declared.otherwise or declared.default
         default = f"{default:g}" if isinstance(default, float) else default
         shown = f"as in the bundle, {default} unless chosen" if declared.in_bundle else default
-        repeated: dict[str, Any] = {"action": "append"} if declared.kind == "texts" else {}
+        is_list = declared.kind == "texts"
+        more: dict[str, Any] = {"action": "append"} if is_list else {"choices": declared.choices or None}
         parser.add_argument(
             declared.flag,
             dest=name,
             type=_TYPES[declared.kind],
-            choices=declared.choices or None,
             metavar=declared.metavar,
-            help=declared.help + "; may be repeated" * bool(repeated) + (f" (default: {shown})" if shown != () else ""),
-            **repeated,
+            help=f"{declared.about}{'; may be repeated' * is_list} (default: {shown})",
+            **more,
         )
 
 

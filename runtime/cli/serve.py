@@ -17,7 +17,7 @@ from u2moe.runtime.cli.options import (
 )
 from u2moe.runtime.declarations import options_of
 from u2moe.runtime.installation import install_command
-from u2moe.runtime.options import BundledOptions, DecodingOptions
+from u2moe.runtime.options import BUNDLED, BundledOptions, DecodingOptions
 from u2moe.runtime.places import find_bundle
 from u2moe.runtime.server.options import Limits, ServerOptions
 
@@ -63,7 +63,7 @@ def add_serve(subparsers: Subparsers) -> None:
     add_declared(experts, ServerOptions, options_of(ServerOptions).keys() - _BASIC)
     experts.add_argument("--max-upload", type=int, default=512, metavar="MB", help="size of a file (default: 512)")
     add_declared(experts, Limits)
-    add_declared(experts, DecodingOptions, options_of(BundledOptions))
+    add_declared(experts, DecodingOptions, BUNDLED)
     add_session(experts)
     parser.set_defaults(run=run_serve)
 

@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
+from u2moe.runtime.server import openapi
 from u2moe.runtime.server.access import Access
 from u2moe.runtime.server.errors import RequestError, error_response
 from u2moe.runtime.server.protocols.table import PROTOCOLS
@@ -80,7 +81,8 @@ def _page() -> list[Route]:
     routes = []
     for path, file in files.items():
         if media_type := _MEDIA_TYPES.get(Path(file.name).suffix):
-            answer = Response(file.read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+            content = openapi.document() if file.name == openapi.FILE.name else file.read_bytes()
+            answer = Response(content, media_type=media_type, headers=_PAGE_HEADERS)
             routes.append(Route(f"/{path}", answer, methods=["GET"]))
     return routes
 

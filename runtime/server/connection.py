@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -140,20 +140,6 @@ def plain_number(value: float) -> float:
 def added_text(before: Sequence[str], text: str) -> str:
     """The text to append to the transcript of the segments `before`, including a space if needed."""
     return join_texts([*before, text])[len(join_texts(before)) :]
-
-
-def checked_choice(name: str, value: Any, choices: Collection[str]) -> str:
-    """A text within a message; RequestError: it is none of the choices."""
-    if not isinstance(value, str) or value not in choices:
-        raise RequestError(f"{name} must be one of {', '.join(choices)}, got {value!r:.80}", name)
-    return value
-
-
-def checked_object(name: str, value: Any) -> dict[str, Any]:
-    """A JSON object within a message; RequestError: it is something else."""
-    if not isinstance(value, dict):
-        raise RequestError(f"{name} must be an object, got {type(value).__name__}", name)
-    return value
 
 
 def read_samples(kind: str, data: bytes) -> npt.NDArray[Any]:

@@ -102,12 +102,12 @@ class ClientGoneError(Exception):
 
 
 @contextlib.contextmanager
-def refusing(parameter: str) -> Iterator[None]:
-    """Turn the ValueError of a check into a RequestError that names the parameter."""
+def refusing(parameter: str | None = None) -> Iterator[None]:
+    """Turn the ValueError of a check into a RequestError that names the parameter; None: the field that was checked."""
     try:
         yield
     except ValueError as error:
-        raise RequestError(str(error)[:MAX_QUOTED], parameter) from None
+        raise RequestError(str(error)[:MAX_QUOTED], parameter or getattr(error, "field", None)) from None
 
 
 def status_of(error: Exception) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+from u2moe.runtime.declarations import Option, client_options_of
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.options import NONE, DecodingOptions
@@ -16,20 +17,20 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.text.written.formatter import TextFormat
-from u2moe.runtime.validation import checked_flag, checked_integer, checked_number
 
 _LEFT_CHUNKS = 4
 """Chunks of left context of live streams, which bounds their memory and time."""
 _MAX_HOTWORD_LEN = 200
-_MAX_BEAMS = 40
-"""Time and memory of the second pass grow with the beam."""
-_MAX_LM_WEIGHT = 2.0
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _LATIN = re.compile("[A-Za-z]")
 _EDGES = " \t.!?\"'()[]:\u3002"
-REQUEST_OPTIONS = ("hotwords", "written", "beam_size", "lm_weight")
-"""Options of decoding that a request may have, as `ServedModel.decoding` takes them."""
+_HOTWORDS = Option(kind="record", help="phrases, each a string or [phrase, weight]", otherwise="the server's")
+REQUEST_OPTIONS = {"hotwords": _HOTWORDS} | {
+    name: replace(declared, otherwise="the server's")
+    for name, (_, declared) in client_options_of(DecodingOptions).items()
+}
+"""Options of decoding that a request may have, by their names for clients."""
 
 
 class ServedModel:
@@ -45,7 +46,7 @@ class ServedModel:
     def __init__(self, name: str, recognizer: Recognizer, options: ServerOptions) -> None:
         self.name = name
         self.recognizer = recognizer
-        self.stream_options = dataclasses.replace(
+        self.stream_options = replace(
             recognizer.options,
             chunk_size=options.chunk_size or recognizer.model.config.stream_chunk_size,
             num_left_chunks=_LEFT_CHUNKS,
@@ -66,42 +67,30 @@ class ServedModel:
             raise RequestError(told, "language", "unsupported_language")
 
     async def decoding(
-        self,
-        default: DecodingOptions,
-        *,
-        prompt: str = "",
-        hotwords: Any = None,
-        written: Any = None,
-        beam_size: Any = None,
-        lm_weight: Any = None,
+        self, default: DecodingOptions, given: Mapping[str, Any], *, prompt: str = ""
     ) -> tuple[DecodingOptions, ContextGraph | None]:
-        """How a client's audio is decoded, and its hotwords. None: as the server does by `default`.
+        """How a client's audio is decoded, and its hotwords.
 
         Args:
             default: options of streams, or of files.
+            given: what the client has chosen of `REQUEST_OPTIONS`; None: as the server does by `default`.
             prompt: phrases, of which those that can be written are hotwords if there are no `hotwords`.
-            hotwords: a list of phrases, each alone or as [phrase, weight].
-            written: whether English is written with digits and small letters.
-            beam_size: prefixes that the search keeps.
-            lm_weight: weight of the server's language model, to one decimal; 0: none.
 
         Raises:
             RequestError: a value is wrong or beyond the limits; names it.
         """
         changes: dict[str, Any] = {}
-        if written is not None:
-            with refusing("written"):
-                checked_flag("written", written)
-            changes["text_format"] = (default.text_format or TextFormat()) if written else None
-        if beam_size is not None:
-            with refusing("beam_size"):
-                changes["beam_size"] = checked_integer("beam_size", beam_size, least=1, most=_MAX_BEAMS)
-        if lm_weight is not None:
-            with refusing("lm_weight"):
-                weight = round(checked_number("lm_weight", lm_weight, least=0, most=_MAX_LM_WEIGHT), 1)
-            changes["language_model"] = await self._language_model(weight)
+        for name, (field, declared) in client_options_of(DecodingOptions).items():
+            if given.get(name) is not None:
+                with refusing():
+                    changes[field] = declared.checked(name, given[name])
+        if "text_format" in changes:
+            changes["text_format"] = (default.text_format or TextFormat()) if changes["text_format"] else None
+        if "language_model" in changes:
+            changes["language_model"] = await self._language_model(round(changes["language_model"], 1))
+        hotwords = given.get("hotwords")
         words = self.writable_hotwords(phrases_of(prompt)) if hotwords is None else self._hotwords(hotwords)
-        return dataclasses.replace(default, **changes), await words
+        return replace(default, **changes), await words
 
     async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
         """The language model with another weight; prepared once for each, outside the event loop."""
@@ -109,8 +98,8 @@ class ServedModel:
         if chosen is None:
             raise RequestError(f"the model {self.name} has no language model here", "lm_weight")
         if weight and weight not in self._weighted:
-            weighted = dataclasses.replace(chosen, weight=weight)
-            options = dataclasses.replace(self.stream_options, language_model=weighted)
+            weighted = replace(chosen, weight=weight)
+            options = replace(self.stream_options, language_model=weighted)
             await asyncio.to_thread(self.recognizer.create_stream, options)
             self._weighted.setdefault(weight, weighted)
         return self._weighted[weight] if weight else NONE

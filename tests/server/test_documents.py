@@ -14,8 +14,8 @@ import soundfile
 
 from u2moe.runtime import Result, cli
 from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.options import ServerOptions
-from u2moe.runtime.server.protocols.live import StreamRequest
 from u2moe.runtime.server.protocols.table import PROTOCOLS as TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,6 @@ def column(title):
 
 
 def test_the_guide_names_all_options_fields_and_metrics():
-    assert column("option") == list(StreamRequest.__dataclass_fields__)
     assert sorted(column("field")) == sorted(Result.__dataclass_fields__)
     metrics = set(re.findall(r"^# TYPE (\w+)", Metrics().text(), re.MULTILINE)) - {"u2moe_ready"}
     assert {f"`{name}`" for name in metrics} <= set(re.findall(r"`u2moe_\w+`", GUIDE))
@@ -122,7 +121,9 @@ def test_openapi(server):
     for name in re.findall(r'"#/components/schemas/(\w+)"', text):
         assert name in document["components"]["schemas"]
     form = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert {"file", "prompt", "response_format", "stream"} < form["schema"]["properties"].keys()
+    properties = form["schema"]["properties"]
+    assert {"file", "prompt", "response_format", "stream", *REQUEST_OPTIONS} < properties.keys()
+    assert (properties["beam_size"]["minimum"], properties["beam_size"]["maximum"]) == (1, 40)
 
 
 def served(arguments):

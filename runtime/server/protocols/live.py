@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy.typing as npt
 
+from u2moe.runtime.declarations import check_options, option, options_of
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
     Connection,
-    checked_choice,
     converse,
     float32_samples,
     int16_samples,
@@ -24,11 +24,9 @@ from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.session import ServerSession
-from u2moe.runtime.validation import MOST_INTEGER, checked_flag, checked_integer
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
-_MAX_NBEST = 100
 _LONGEST_CHUNK_S = 5.0
 """Seconds of the longest chunk, unless the server's is longer: others wait while it is encoded, in much memory."""
 _LONGEST_SEGMENT_S = 60.0
@@ -42,54 +40,43 @@ class StreamRequest:
     Attributes:
         sample_rate: sample rate of the audio in Hz.
         encoding: encoding of the samples, which are little-endian.
-        model: one of the server's; None: its first.
-        chunk_size: encoder frames per chunk, not below the server's, 5 seconds at most; None: the server's.
-        hotwords, written, beam_size, lm_weight: see `ServedModel.decoding`.
-        endpoint: rules by which segments end, as in `EndpointConfig`; None: the server's.
+        model: one of the server's. None: its first.
+        chunk_size: encoder frames per chunk, no fewer than the server's, and no more than make 5 seconds. None: the
+            server's.
+        endpoint: rules by which segments end, as in `EndpointConfig`; silences below 0.5 s are also found within words.
+            None: the server's.
         partials: whether to send partial results.
-        words: whether final results include words.
+        words: whether final results have words.
         nbest: maximum number of alternatives in a final result.
+        decoding: those of `REQUEST_OPTIONS`.
     """
 
-    sample_rate: float = 16_000.0
-    encoding: Encoding = "pcm_s16le"
-    model: str | None = None
-    chunk_size: int | None = None
-    hotwords: Any = None
-    endpoint: EndpointConfig | None = None
-    partials: bool = True
-    words: bool = True
-    nbest: int = 1
-    written: Any = None
-    beam_size: Any = None
-    lm_weight: Any = None
+    sample_rate: float = option("number", 16_000.0)
+    encoding: Encoding = option("choice", "pcm_s16le", choices=tuple(_READ))
+    model: str | None = option("text")
+    chunk_size: int | None = option("integer", least=1)
+    endpoint: EndpointConfig | None = option("record", record=EndpointConfig)
+    partials: bool = option("flag", default=True)
+    words: bool = option("flag", default=True)
+    nbest: int = option("integer", 1, least=0, most=100)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.sample_rate, bool) or not isinstance(self.sample_rate, int | float):
-            raise RequestError(f"sample_rate must be a number, got {self.sample_rate!r}", "sample_rate")
-        checked_choice("encoding", self.encoding, _READ)
-        for name, value, least, most in (
-            ("chunk_size", 1 if self.chunk_size is None else self.chunk_size, 1, MOST_INTEGER),
-            ("nbest", self.nbest, 0, _MAX_NBEST),
-        ):
-            with refusing(name):
-                checked_integer(name, value, least=least, most=most)
-        for name in ("partials", "words"):
-            with refusing(name):
-                checked_flag(name, getattr(self, name))
+        check_options(self)
 
     @classmethod
+    @refusing()
     def parse(cls, message: str | bytes) -> StreamRequest:
         """Parse the request in a message; RequestError: it is invalid; names the field."""
         values = parse_object(message)
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(values) - fields:
-            raise RequestError(f"unknown option {min(unknown)!r}: there are {', '.join(sorted(fields))}", min(unknown))
+        if unknown := values.keys() - OPTIONS.keys():
+            raise RequestError(f"unknown option {min(unknown)!r}: there are {', '.join(OPTIONS)}", min(unknown))
+        decoding = {name: values.pop(name) for name in REQUEST_OPTIONS if name in values}
         if values.get("endpoint") is not None:
             values["endpoint"] = _parse_endpoint(values["endpoint"])
-        return cls(**values)
+        return cls(**values, decoding=decoding)
 
-    def decoding(self, default: DecodingOptions, frame_s: float) -> DecodingOptions:
+    def options(self, default: DecodingOptions, frame_s: float) -> DecodingOptions:
         """How to decode, with encoder frames of `frame_s` seconds.
 
         Raises:
@@ -104,15 +91,18 @@ class StreamRequest:
         return dataclasses.replace(default, chunk_size=chunk_size, endpoint=self.endpoint or default.endpoint)
 
 
+OPTIONS = {**options_of(StreamRequest), **REQUEST_OPTIONS}
+"""All options of a request, by name."""
+
+
 async def run(connection: Connection) -> None:
     """One source: its results until it is finished, then "done"."""
     request = StreamRequest.parse(await connection.receive())
     if request.model is not None:
         connection.place.model = connection.service.model(request.model)
     model = connection.place.model
-    given = {name: getattr(request, name) for name in REQUEST_OPTIONS}
-    default, hotwords = await model.decoding(model.stream_options, **given)
-    decoding = request.decoding(default, model.recognizer.bundle.manifest.frame_s)
+    default, hotwords = await model.decoding(model.stream_options, request.decoding)
+    decoding = request.options(default, model.recognizer.bundle.manifest.frame_s)
     session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": plain_number(request.sample_rate)})
     await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))

@@ -24,8 +24,6 @@ from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
     Connection,
-    checked_choice,
-    checked_object,
     converse,
     int16_samples,
     parse_object,
@@ -43,7 +41,7 @@ from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.session import ServerSession
 from u2moe.runtime.text.vocabulary import join_texts
-from u2moe.runtime.validation import checked_number
+from u2moe.runtime.validation import checked_choice, checked_number, checked_object
 
 _SAMPLE_RATE = 24_000
 _FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
@@ -208,8 +206,7 @@ class _Conversation:
         asked = settings.transcription
         model = self._connection.service.model(asked["model"])
         model.check_language(asked.get("language"))
-        options = {name: asked.get(name) for name in REQUEST_OPTIONS}
-        decoding, hotwords = await model.decoding(model.stream_options, prompt=asked["prompt"], **options)
+        decoding, hotwords = await model.decoding(model.stream_options, asked, prompt=asked["prompt"])
         self._settings = dataclasses.replace(settings, transcription={**asked, "model": model.name})
         self._decoding, self._hotwords = decoding, hotwords
         self._connection.place.model = model
@@ -262,6 +259,7 @@ class _Conversation:
         await self.send(f"{kind}.completed", **place, transcript=text, usage=usage)
 
 
+@refusing()
 def _read_settings(value: Any, before: _Settings) -> _Settings:
     """Read the settings of a session, in the present form or the older one."""
     session = checked_object("session", value)
@@ -294,8 +292,7 @@ def _read_format(value: Any) -> dict[str, Any]:
     kind = checked_choice("format.type", audio_format.get("type"), _FORMATS)
     if kind != "audio/pcm":
         return {"type": kind}
-    with refusing("format.rate"):
-        rate = checked_number("rate", audio_format.get("rate", _SAMPLE_RATE), least=8000, most=96_000)
+    rate = checked_number("format.rate", audio_format.get("rate", _SAMPLE_RATE), least=8000, most=96_000)
     return {"type": kind, "rate": plain_number(rate)}
 
 
@@ -307,8 +304,7 @@ def _read_detection(value: Any) -> dict[str, Any] | None:
     checked_choice("turn_detection.type", detection.get("type"), _DETECTIONS)
     silence_ms = detection.get("silence_duration_ms")
     if silence_ms is not None:
-        with refusing("turn_detection.silence_duration_ms"):
-            checked = checked_number("silence_duration_ms", silence_ms, least=100, most=10_000)
+        checked = checked_number("turn_detection.silence_duration_ms", silence_ms, least=100, most=10_000)
         silence_ms = max(round(checked), _LEAST_SILENCE_MS)
     return {"type": "server_vad", "silence_duration_ms": silence_ms}
 

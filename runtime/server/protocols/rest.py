@@ -20,7 +20,7 @@ from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
-from u2moe.runtime.server.connection import added_text, checked_choice, converse, read_object
+from u2moe.runtime.server.connection import added_text, converse, read_object
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, error_response, in_openai_form, refusing
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
@@ -29,7 +29,7 @@ from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.upload import Body, Refusal, Upload
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
-from u2moe.runtime.validation import checked_number
+from u2moe.runtime.validation import checked_choice, checked_number
 
 RESPONSE_FORMATS = {
     "json": "application/json",
@@ -100,7 +100,7 @@ async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
         model = service.model(upload.value("model"))
         wanted = _Wanted(upload, model)
         prompt = upload.value("prompt")
-        decoding, hotwords = await model.decoding(model.recognizer.options, prompt=prompt, **wanted.options)
+        decoding, hotwords = await model.decoding(model.recognizer.options, wanted.options, prompt=prompt)
     except BaseException:
         upload.file.close()
         raise
@@ -208,12 +208,12 @@ class _Wanted:
         self._format = upload.value("response_format") or "json"
         self._granularities = upload.values(f"{_GRANULARITY}[]") or upload.values(_GRANULARITY) or ["segment"]
         self._language = upload.value("language") or (model.languages[0] if len(model.languages) == 1 else "")
-        checked_choice("response_format", self._format, RESPONSE_FORMATS)
-        for granularity in self._granularities:
-            checked_choice(_GRANULARITY, granularity, _GRANULARITIES)
+        with refusing():
+            checked_choice("response_format", self._format, RESPONSE_FORMATS)
+            for granularity in self._granularities:
+                checked_choice(_GRANULARITY, granularity, _GRANULARITIES)
+            checked_number("temperature", upload.value("temperature") or 0, least=0, most=1, from_text=True)
         model.check_language(upload.value("language"))
-        with refusing("temperature"):
-            checked_number("temperature", float(upload.value("temperature") or 0), least=0, most=1)
         self.is_stream = upload.value("stream").lower() in ("true", "1")
         self.is_json = self._format.endswith("json")
         self.media_type = "text/event-stream" if self.is_stream else RESPONSE_FORMATS[self._format]
@@ -246,7 +246,7 @@ class _Wanted:
 
 def _value(name: str, text: str) -> Any:
     """The value of an option, which is JSON in a form, too; True is what Python's clients make of true."""
-    wrapped = f'{{"value": {text.lower() if name == "written" else text}}}'
+    wrapped = f'{{"value": {text.lower() if REQUEST_OPTIONS[name].kind == "flag" else text}}}'
     try:
         return read_object(wrapped)["value"]
     except RequestError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.result import Result
-from u2moe.runtime.server.connection import Connection, checked_object, int16_samples, parse_object
+from u2moe.runtime.server.connection import Connection, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.session import ServerSession
 from u2moe.runtime.text.vocabulary import join_texts
-from u2moe.runtime.validation import checked_number
+from u2moe.runtime.validation import checked_number, checked_object
 
 _PART_S = 2.0
 """Seconds of a message after which its final results are taken."""
@@ -80,6 +79,7 @@ async def _feed(session: ServerSession, samples: npt.NDArray[np.int16]) -> list[
     return finals
 
 
+@refusing()
 def _read_config(value: Any, before: _Config) -> _Config:
     """Read a configuration; values that it omits keep their value. Numbers may be text, as in vosk."""
     given = checked_object("config", value)
@@ -96,12 +96,7 @@ def _read_config(value: Any, before: _Config) -> _Config:
 
 
 def _number(values: dict[str, Any], name: str, default: float) -> float:
-    value = values.get(name, default)
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    with refusing(name):
-        return checked_number(name, value, least=0)
+    return checked_number(name, values.get(name, default), least=0, from_text=True)
 
 
 def _final(finals: list[Result], config: _Config) -> dict[str, Any]:

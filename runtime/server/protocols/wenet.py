@@ -32,9 +32,8 @@ async def run(connection: Connection) -> None:
     start = parse_object(message)
     if start.get("signal") != "start":
         raise RequestError(f"expected the signal 'start', got {start.get('signal')!r}")
-    with refusing("nbest"):
+    with refusing():
         nbest = checked_integer("nbest", start.get("nbest", 1), least=1, most=_MAX_NBEST)
-    with refusing("continuous_decoding"):
         is_continuous = checked_flag("continuous_decoding", start.get("continuous_decoding", False))
     session = await connection.place.open_session(_SAMPLE_RATE)
     session.inbox.num_alternatives = nbest

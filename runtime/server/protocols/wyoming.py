@@ -202,7 +202,7 @@ class _Client:
 
 
 def _length(head: dict[str, Any], name: str, most: int) -> int:
-    with refusing(name):
+    with refusing():
         length = checked_integer(name, head.get(name) or 0, least=0, most=1 << 62)
     if length > most:
         raise TooLargeError(f"{name} may be {most}, got {length}", name)
@@ -217,11 +217,9 @@ class _Format:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> _Format:
-        values = {}
-        for name in ("rate", "width", "channels"):
-            with refusing(name):
-                values[name] = checked_integer(name, data.get(name), least=1)
-        audio = cls(**values)
+        with refusing():
+            names = ("rate", "width", "channels")
+            audio = cls(**{name: checked_integer(name, data.get(name), least=1) for name in names})
         if audio.width not in _SAMPLES:
             raise RequestError(f"samples must have 1, 2 or 4 bytes, got {audio.width}", "width")
         return audio
