@@ -25,7 +25,7 @@ from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_train
 from u2moe.export.weights import linked_weights, load_state_dict, select_tensors
 from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, ModelConfig
 from u2moe.runtime.errors import CheckpointError
-from u2moe.runtime.text.vocabulary import TextConfig
+from u2moe.runtime.text.vocabulary import TextConfig, parse_tokens
 
 WEIGHTS_FILE = "final.pt"
 CMVN_FILE = "global_cmvn"
@@ -33,7 +33,6 @@ VOCABULARY_FILES = ("units.txt", "lang_char.txt", "words.txt")
 """File names of the vocabulary, newest first; `words.txt` may belong to a language model and so comes last."""
 WORD_START = "\u2581"
 BLANK, BOTH_ENDS = "<blank>", "<sos/eos>"
-ID = re.compile("[0-9]{1,9}")
 UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
 
 
@@ -185,26 +184,13 @@ def _plain_name(path: str) -> str:
 def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
     """Symbols by id, from a file with one "symbol id" per line, in any order."""
     vocab_size = config.architecture.vocab_size
-    # not splitlines(): U+2028 and similar characters may be symbols
-    lines = read_text(path, purpose="it holds the vocabulary").removesuffix("\n").split("\n")
-    symbols: dict[int, str] = {}
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if len(words) != 2 or not ID.fullmatch(words[1]):
-            raise CheckpointError(f"{path}: line {number} is {line[:40]!r}, expected 'symbol id'")
-        token = int(words[1])
-        if token in symbols:
-            raise CheckpointError(f"{path}: line {number}: {token} is already the id of {symbols[token]!r}")
-        symbols[token] = words[0]
-    if len(symbols) != vocab_size:
-        raise CheckpointError(f"{path}: has {len(symbols)} symbols, expected output_dim {vocab_size} of {CONFIG_FILE}")
-    missing = next((token for token in range(vocab_size) if token not in symbols), None)
-    if missing is not None:
-        raise CheckpointError(f"{path}: no symbol has the id {missing}, expected ids 0 to {vocab_size - 1}")
-    symbol, count = Counter(symbols.values()).most_common(1)[0]
+    text = read_text(path, purpose="it holds the vocabulary")
+    tokens = parse_tokens(text, file=str(path), error=CheckpointError)
+    if len(tokens) != vocab_size:
+        raise CheckpointError(f"{path}: has {len(tokens)} symbols, expected output_dim {vocab_size} of {CONFIG_FILE}")
+    symbol, count = Counter(tokens).most_common(1)[0]
     if count > 1:
         raise CheckpointError(f"{path}: has the symbol {symbol!r} more than once")
-    tokens = [symbols[token] for token in range(vocab_size)]
     _check_special_tokens(path, tokens, config)
     return tokens
 

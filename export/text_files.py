@@ -13,8 +13,13 @@ LARGEST_TEXT = 1 << 26
 """Characters of a vocabulary or of statistics; a million symbols fit."""
 LARGEST_YAML = 1 << 18
 """Characters of a yaml file; those of WeNet have 2,000 to 10,000."""
-LARGEST_EXPANSION = 1 << 20
-"""Characters of a yaml file with every alias expanded."""
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Without merges ("<<"), which a few hundred characters of aliases would make too large for the memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave "<<" as it is, for which there is no constructor."""
 
 
 def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
@@ -41,44 +46,10 @@ def read_yaml(path: Path, *, purpose: str) -> object:
     """The content of a yaml file of plain values.
 
     Raises:
-        CheckpointError: as for `read_text`; or the file is not yaml, has Python tags, or its aliases expand too far.
+        CheckpointError: as for `read_text`; or the file is not yaml, or has Python tags or merges.
     """
     text = read_text(path, purpose=purpose, largest=LARGEST_YAML)
     try:
-        return _plain_values(path, text)
-    except CheckpointError:
-        raise
+        return yaml.load(text, PlainLoader)  # noqa: S506 - a SafeLoader
     except Exception as error:  # pyyaml raises KeyError, AttributeError and others for explicit tags that do not fit
         raise CheckpointError(f"{path}: is not plain yaml: {type(error).__name__}: {error}") from error
-
-
-def _plain_values(path: Path, text: str) -> object:
-    loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        _check_expansion(path, root, {})
-        return loader.construct_document(root)
-    finally:
-        loader.dispose()
-
-
-def _check_expansion(path: Path, node: yaml.Node, known: dict[int, int]) -> int:
-    """Characters of the node with its aliases expanded; `known` holds finished nodes, and 0 for enclosing ones."""
-    if id(node) in known:
-        if not known[id(node)]:
-            raise CheckpointError(f"{path}: has an alias of a value that contains it, expected finite values")
-        return known[id(node)]
-    known[id(node)] = 0
-    if isinstance(node, yaml.MappingNode):
-        parts = [part for pair in node.value for part in pair]
-    elif isinstance(node, yaml.SequenceNode):
-        parts = node.value
-    else:
-        parts = []
-    size = 1 + (sum(_check_expansion(path, part, known) for part in parts) if parts else len(node.value))
-    if size > LARGEST_EXPANSION:
-        raise CheckpointError(f"{path}: has aliases that expand to more than {LARGEST_EXPANSION:,} characters")
-    known[id(node)] = size
-    return size

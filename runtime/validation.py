@@ -12,6 +12,7 @@ import dataclasses
 import math
 import numbers
 import operator
+import reprlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ Choice = TypeVar("Choice", bound=str)
 MOST_INTEGER = 1_000_000
 """Above every sensible count, and low enough for products of two of them to be exact everywhere."""
 _LONGEST_QUOTE = 80
+_SHORT = reprlib.Repr()
+"""Of nested lists it prints a part: with aliases of yaml, all would be too large for the memory."""
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _LONGEST_QUOTE
 
 
 class FieldError(ValueError):
@@ -57,7 +61,7 @@ def refused_as(error: Callable[[str], Exception], where: object) -> Iterator[Non
 def quoted(value: object) -> str:
     """A value for a message, shortened."""
     try:
-        text = repr(value)
+        text = _SHORT.repr(value)
     except ValueError:  # Python refuses to print huge integers
         return "an integer of thousands of digits"
     return shortened(text)

@@ -524,11 +524,10 @@ class TestVocabulary:
         [
             (lambda lines: lines[:-1], "has 59 symbols, expected output_dim 60 of train.yaml"),
             (lambda lines: [*lines, "x 60"], "has 61 symbols, expected output_dim 60 of train.yaml"),
-            (lambda lines: [*lines[:5], *lines[6:], "x 60"], "no symbol has the id 5, expected ids 0 to 59"),
-            (lambda lines: [*lines[:5], lines[4], *lines[5:]], "line 6: 4 is already the id of '.'"),
-            (lambda lines: [*lines[:-1], "x y z"], "line 60 is 'x y z', expected 'symbol id'"),
-            (lambda lines: [*lines[:-1], "x -59"], "line 60 is 'x -59', expected 'symbol id'"),
-            (lambda lines: [*lines[:-1], ""], "line 60 is '', expected 'symbol id'"),
+            (lambda lines: [*lines[:5], *lines[6:], "x 60"], "no symbol has id 5, expected ids 0 to 59"),
+            (lambda lines: [*lines[:5], lines[4], *lines[5:]], "line 6: id 4 is already that of '.'"),
+            (lambda lines: [*lines[:-1], "x y z"], "line 60 must be 'symbol id', got 'x y z'"),
+            (lambda lines: [*lines[:-1], "x -59"], "line 60 must be 'symbol id', got 'x -59'"),
             (lambda lines: [*lines[:-1], "<unk> 59"], "has the symbol '<unk>' more than once"),
             (lambda lines: ["<unk> 0", "<blank> 1", *lines[2:]], "<blank> is 1, expected 0 as in train.yaml"),
             (

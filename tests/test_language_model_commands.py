@@ -41,7 +41,7 @@ def test_text_as_people_write_it(text, expected):
 
 def test_text_is_kept_as_it_is_on_request(tmp_path):
     (tmp_path / "a.txt").write_text("\u2581THE CAT.\n\nDog\n", encoding="utf-8")
-    assert list(read_sentences([tmp_path / "a.txt"], TextOptions(raw=True))) == [["\u2581THE", "CAT."], [], ["Dog"]]
+    assert list(read_sentences([tmp_path / "a.txt"], TextOptions(raw=True))) == [["\u2581THE", "CAT."], ["Dog"]]
     assert list(read_sentences([tmp_path / "a.txt"], TextOptions(keep_case=True)))[-1] == ["Dog"]
     (tmp_path / "marked.txt").write_text("THE CAT.", encoding="utf-8-sig")  # as by Notepad
     assert list(read_sentences([tmp_path / "marked.txt"], TextOptions(raw=True))) == [["THE", "CAT."]]

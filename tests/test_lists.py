@@ -22,7 +22,6 @@ from u2moe.runtime.corpus.lists import (
     FORMATS,
     ListOptions,
     Recording,
-    count_lines,
     digest,
     find_format,
     read_recordings,
@@ -233,7 +232,7 @@ def test_parquet_of_hugging_face(clip, tmp_path):
     pq.write_table(pa.table(rows), clip.parent / "train.parquet")
     path = str(clip.parent / "train.parquet")
     assert find_format(path) == "parquet"
-    assert count_lines(path, "parquet") == 3
+    assert FORMATS["parquet"].count(path) == 3
     found = list(read_utterances(path))
     assert [(entry.key, entry.text, entry.speaker) for entry in found] == [
         ("0", "ONE", "7"), ("1", "TWO", "8"), ("2", "THREE", "9"),
@@ -364,7 +363,7 @@ def test_names_need_not_be_utf8(tmp_path):
         (b"", "lists no recordings"),
         (b"fLaC\0\0\0", "is no list of recordings, but a binary file, such as a recording itself"),
         (b'{"wav": "a"', "must be a JSON object"),
-        (b'{"path": "a"}', r"found path, expected audio_filepath \(NeMo\), wav \(WeNet\) or recording"),
+        (b'{"path": "a"}', r"one of audio_filepath \(nemo\), wav \(wenet\), recording \(lhotse\), got path"),
         (b'{"key": 1, "wav": "a"}', "line 1: key must be a text, got 1"),
         (b'{"key": "k", "wav": "a", "start": -1}', "line 1: start must be a number of seconds, at least 0, got -1"),
         (b"\x1f\x8bno gzip", "cannot be read as a list"),
@@ -453,7 +452,7 @@ def test_a_list_has_a_path_and_a_transcript_in_each_line(tmp_path):
     [
         (None, r"list\.tsv: cannot be read as a list of recordings: .*No such file"),
         (b"\xff\xfe", "cannot be read as a list of recordings: "),
-        (b"a.wav\tA\nb.wav B\n", "line 2: found 'b.wav B', expected path<TAB>transcript"),
+        (b"a.wav\tA\nb.wav B\n", "line 2 must be path<TAB>transcript, got 'b.wav B'"),
         (b"\n", "lists no recordings"),
     ],
 )

@@ -67,14 +67,14 @@ def test_tokens_file():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a\n", "line 1 is 'a'"),
-        ("a 0\nb x\n", "line 2 is 'b x'"),
-        ("a -1\n", "expected 'symbol id'"),
-        ("a ٣\n", "expected 'symbol id'"),
-        (" 0\n", "expected 'symbol id'"),
+        ("a\n", "line 1 must be 'symbol id', got 'a'"),
+        ("a 0\nb x\n", "line 2 must be 'symbol id', got 'b x'"),
+        ("a -1\n", "must be 'symbol id'"),
+        ("a ٣\n", "must be 'symbol id'"),
+        (" 0\n", "must be 'symbol id'"),
         ("a 0\nb 0\n", "id 0 is already that of 'a'"),
         ("a 0\nb 2\n", "no symbol has id 1"),
-        ("a 99999999999999999999\n", "expected 'symbol id'"),
+        ("a 99999999999999999999\n", "must be 'symbol id'"),
     ],
 )
 def test_tokens_files_that_are_refused(content, message):

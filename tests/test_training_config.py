@@ -323,6 +323,7 @@ def test_files_that_are_not_text(tmp_path):
 LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
     f"lol{i}: &lol{i} [{', '.join([f'*lol{i - 1}'] * 10)}]\n" for i in range(1, 20)
 )
+"""Aliases that expand to more than any memory holds, if something expands them."""
 
 
 @pytest.mark.parametrize(
@@ -331,14 +332,10 @@ LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
         ("", "must be an object, got None"),
         ("- a\n- b", "must be an object, got .'a', 'b'."),
         ("a: [1", "is not plain yaml"),
-        (LAUGHS, "has aliases that expand to more than 1,048,576 characters"),
-        (
-            LAUGHS.replace("[", "{<<: [").replace("]", "]}").replace("{<<: [ha, ha]}", "{ha: ha}"),
-            "has aliases that expand to more than",
-        ),
-        ("a: &a [" + "x" * 100_000 + "]\nb: [" + ", ".join(["*a"] * 20) + "]", "has aliases that expand to more than"),
-        ("a: &a [*a]", "has an alias of a value that contains it"),
-        ("a: &a {b: {c: *a}}", "has an alias of a value that contains it"),
+        (f"{LAUGHS}output_dim: *lol19", r"output_dim must be an integer, got \[\[\["),
+        (f"{LAUGHS}predictor: *lol19", r"predictor is \[\[\["),
+        (LAUGHS.replace("[", "{<<: [").replace("]", "]}").replace("{<<: [ha, ha]}", "{ha: ha}"), "is not plain yaml"),
+        ("predictor: &a [*a]", r"predictor is \[\["),
         ("a: " + "x" * (1 << 18), "has more than 262,144 characters"),
         ("a: " + "[" * 100_000, "is not plain yaml: RecursionError"),
         ("a: !!timestamp x", "is not plain yaml: AttributeError"),

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
-from u2moe.runtime.corpus.lists import ListOptions, count_lines, digest, find_format, read_utterances
+from u2moe.runtime.corpus.lists import FORMATS, ListOptions, digest, find_format, read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.pool import WorkerPool, may_fork, num_cores
 from u2moe.runtime.corpus.recognition import BlockDone
@@ -164,7 +164,7 @@ class CorpusRun:
         self.description, self.folder, self._options = description, folder, options
         self.progress = RunProgress(total=folder.num_utterances)
         if self.progress.total is None:
-            self.progress.total = count_lines(description.list_path, description.list_format)
+            self.progress.total = FORMATS[description.list_format].count(description.list_path)
         self._claims = Claims(folder.claims) if folder.claims is not None else None
         self._finished = set(finished_blocks(folder, retry_failed=options.retry_failed))
         self._own: set[int] = set()

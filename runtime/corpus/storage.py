@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from u2moe.runtime import whole_file
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.text.lines import decompressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_GZIP = b"\x1f\x8b"
 
 
 def is_url(path: str) -> bool:
@@ -66,9 +64,7 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 def open_decompressed(path: str) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed if it is compressed with gzip; errors as for `open_binary`."""
     with open_binary(path) as stream:
-        is_compressed = stream.read(2) == _GZIP
-        stream.seek(0)
-        yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if is_compressed else stream
+        yield decompressed(stream)
 
 
 def size_of(path: str) -> int:

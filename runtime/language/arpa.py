@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import zlib
 from array import array
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -13,6 +12,7 @@ import numpy as np
 
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.ngrams import MOST_LOG, MOST_ORDER, MOST_WORDS, Ngrams
+from u2moe.runtime.text.lines import read_lines
 from u2moe.runtime.whole_file import replacing
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
     from u2moe.runtime.language.ngrams import Order
 
-_LONGEST_LINE = 1 << 16
 _ZERO = -99.0
 """Stands for the logarithm of 0 in ARPA files."""
-_GZIP = b"\x1f\x8b"
 
 
 def read_arpa(path: Path) -> Ngrams:
@@ -32,11 +30,7 @@ def read_arpa(path: Path) -> Ngrams:
     Raises:
         LanguageModelError: the file cannot be read or is malformed; names file and line.
     """
-    try:
-        with _open(path) as file:
-            return _Reader(path, file).model()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise LanguageModelError(f"{path}: cannot be read as an ARPA file: {error}") from error
+    return _Reader(path).model()
 
 
 def write_arpa(ngrams: Ngrams, path: Path) -> None:
@@ -63,20 +57,11 @@ def _create(path: Path, *, is_compressed: bool) -> IO[str]:
     return gzip.open(path, "wt", encoding="utf-8") if is_compressed else path.open("w", encoding="utf-8")
 
 
-def _open(path: Path) -> IO[str]:
-    with path.open("rb") as file:
-        is_compressed = file.read(2) == _GZIP
-    if is_compressed:
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
-    return path.open(encoding="utf-8-sig", newline="\n")
-
-
 class _Reader:
     """Reads one file, and counts lines for error messages."""
 
-    def __init__(self, path: Path, file: IO[str]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = file
         self._number = 0
         self._ids: dict[str, int] = {}
 
@@ -93,12 +78,9 @@ class _Reader:
 
     def _lines(self) -> Iterator[str]:
         """Lines without surrounding blanks, except empty ones."""
-        for line in iter(lambda: self._file.readline(_LONGEST_LINE), ""):
-            self._number += 1
-            if len(line) == _LONGEST_LINE:
-                raise self._error("the line is too long")
-            stripped = line.strip(" \t\r\n")
-            if stripped:
+        for number, line in read_lines(self._path, "an ARPA file", LanguageModelError):
+            self._number = number
+            if stripped := line.strip(" \t\r"):
                 yield stripped
 
     def _counts(self, lines: Iterator[str]) -> list[int]:

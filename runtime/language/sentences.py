@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.counts import MARKERS
+from u2moe.runtime.text.lines import read_lines
 from u2moe.runtime.text.vocabulary import combining_marks, stands_alone
 from u2moe.runtime.validation import checked_options
 
@@ -40,16 +40,8 @@ def read_sentences(files: Iterable[Path], options: TextOptions | None = None) ->
     """
     options = checked_options("options", options, TextOptions())
     for file in files:
-        try:
-            with (
-                gzip.open(file, "rt", encoding="utf-8-sig")
-                if file.suffix == ".gz"
-                else file.open(encoding="utf-8-sig") as lines
-            ):
-                for line in lines:
-                    yield from [line.split()] if options.raw else sentences_of(line, keep_case=options.keep_case)
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise LanguageModelError(f"{file}: cannot be read as text: {error}") from error
+        for _, line in read_lines(file, "text", LanguageModelError):
+            yield from [line.split()] if options.raw else sentences_of(line, keep_case=options.keep_case)
 
 
 def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:

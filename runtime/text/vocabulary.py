@@ -33,29 +33,33 @@ _HANGUL = (
 )
 
 
-def parse_tokens(content: str, *, file: str = "tokens.txt") -> list[str]:
-    """Symbols in the order of their ids, from lines of "symbol id".
+def parse_tokens(
+    content: str, *, file: str = "tokens.txt", error: Callable[[str], Exception] = BundleError
+) -> list[str]:
+    """Symbols in the order of their ids, from lines of "symbol id", as in tokens.txt and units.txt.
 
     A symbol may be any text without a line feed, even a space: the id is what follows the last blank.
 
-    Raises:
-        BundleError: a line has no id, or the ids are not exactly 0..n-1.
+    Args:
+        content: the content of the file.
+        file: its name, for errors.
+        error: makes the error for a line without an id, or ids that are not exactly 0..n-1.
     """
     symbols: dict[int, str] = {}
     for number, raw_line in enumerate(content.removeprefix("\ufeff").split("\n"), start=1):
-        line = raw_line.removesuffix("\r")
+        line = raw_line.rstrip(" \t\r")
         if not line:
             continue
         cut = max(line.rfind(" "), line.rfind("\t"))
         symbol, digits = line[:cut], line[cut + 1 :]
         if cut < 1 or not (digits.isascii() and digits.isdigit() and len(digits) < 10):
-            raise BundleError(f"{file}: line {number} is {line[:80]!r}, expected 'symbol id'")
+            raise error(f"{file}: line {number} must be 'symbol id', got {line[:80]!r}")
         if int(digits) in symbols:
-            raise BundleError(f"{file}: line {number}: id {int(digits)} is already that of {symbols[int(digits)]!r}")
+            raise error(f"{file}: line {number}: id {int(digits)} is already that of {symbols[int(digits)]!r}")
         symbols[int(digits)] = symbol
     missing = next((i for i in range(len(symbols)) if i not in symbols), None)
     if missing is not None:
-        raise BundleError(f"{file}: no symbol has id {missing}, expected ids 0 to {len(symbols) - 1}")
+        raise error(f"{file}: no symbol has id {missing}, expected ids 0 to {len(symbols) - 1}")
     return [symbols[i] for i in range(len(symbols))]
 
 

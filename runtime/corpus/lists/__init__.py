@@ -5,7 +5,6 @@ from u2moe.runtime.corpus.lists.recordings import Recording, read_recordings
 from u2moe.runtime.corpus.lists.table import (
     FORMATS,
     ListFormat,
-    count_lines,
     digest,
     find_format,
     read_utterances,
@@ -16,7 +15,6 @@ __all__ = [
     "ListFormat",
     "ListOptions",
     "Recording",
-    "count_lines",
     "digest",
     "find_format",
     "read_recordings",

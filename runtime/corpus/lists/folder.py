@@ -32,6 +32,17 @@ def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
         raise CorpusError(f"{list_path}: holds no audio files")
 
 
+def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
+    """The keys of the files."""
+    for utterance in read(list_path, options):
+        yield f"{utterance.key}\n".encode("utf-8", "surrogateescape")
+
+
+def count(list_path: str) -> int:
+    """The number of files."""
+    return sum(1 for _ in read(list_path, ListOptions()))
+
+
 def _walk(folder: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:

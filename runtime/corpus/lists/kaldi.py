@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 
 from u2moe.runtime.corpus.entry import Entry
+from u2moe.runtime.corpus.lists import lines
 from u2moe.runtime.corpus.lists.lines import parse_lines, read_lines
 from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.storage import join, parent
+from u2moe.runtime.corpus.storage import base_name, join, parent
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_seconds, wrong
 
@@ -85,6 +86,20 @@ def files(list_path: str) -> list[str]:
     recordings = join(list_path, "wav.scp") if os.path.isdir(list_path) else list_path  # noqa: PTH112
     beside = [join(parent(recordings), name) for name in _BESIDE]
     return [recordings, *(path for path in beside if os.path.isfile(path))]  # noqa: PTH113
+
+
+def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
+    """The files, each but the first after its name."""
+    for number, file in enumerate(files(list_path)):
+        yield f"{base_name(file)}\n".encode() if number else b""
+        yield from lines.content_of(file)
+
+
+def count(list_path: str) -> int:
+    """The number of segments or, without those, of recordings."""
+    found = files(list_path)
+    segments = [file for file in found if base_name(file) == "segments"]
+    return lines.count_lines((segments or found)[0])
 
 
 def _bytes(key: str) -> bytes:

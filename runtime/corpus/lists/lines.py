@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterator
 
 from u2moe.runtime.corpus.entry import Entry, Unreadable
-from u2moe.runtime.corpus.storage import base_name, open_decompressed
+from u2moe.runtime.corpus.storage import base_name, open_binary
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.text.lines import read_lines as text_lines
 from u2moe.runtime.validation import Record, wrong
 
-_LONGEST_LINE = 1 << 24
-"""Longest line in bytes, so that a file of another kind is not read into memory."""
+_PIECE = 1 << 20
 
 
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
@@ -23,19 +22,21 @@ def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
     Raises:
         CorpusError: the file cannot be read.
     """
-    try:
-        with open_decompressed(list_path) as content:
-            number = 0
-            while line := content.readline(_LONGEST_LINE):
-                number += 1
-                if len(line) == _LONGEST_LINE:
-                    raise CorpusError(f"{list_path}: line {number} is longer than {_LONGEST_LINE} bytes")
-                text = line.decode("utf-8", "surrogateescape").strip()
-                if text:
-                    yield number, text.removeprefix("\ufeff") if number == 1 else text
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CorpusError(f"{list_path}: cannot be read as a list of recordings: {reason}") from error
+    opened = open_binary(list_path)
+    lines = text_lines(list_path, "a list of recordings", CorpusError, opened=opened, errors="surrogateescape")
+    return ((number, line.strip()) for number, line in lines)
+
+
+def count_lines(list_path: str) -> int:
+    """The number of lines that are not blank."""
+    return sum(1 for _ in read_lines(list_path))
+
+
+def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
+    """The content of a file; OSError: it cannot be read."""
+    with open_binary(list_path) as stream:
+        while piece := stream.read(_PIECE):
+            yield piece
 
 
 def first_line(list_path: str) -> str:

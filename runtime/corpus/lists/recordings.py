@@ -8,6 +8,7 @@ from pathlib import Path
 
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.text.lines import read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +31,11 @@ def read_recordings(file: str | os.PathLike[str]) -> list[Recording]:
     path = Path(file)
     if path.is_dir():
         return [Recording(path=found, transcript="") for found in find_audio([path])]
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: cannot be read as a list of recordings: {error}") from error
     recordings = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path, "a list of recordings", CorpusError):
         name, tab, transcript = line.partition("\t")
         if not tab or not name.strip():
-            raise CorpusError(f"{path}: line {number}: found {line[:60]!r}, expected path<TAB>transcript")
+            raise CorpusError(f"{path}: line {number} must be path<TAB>transcript, got {line[:60]!r}")
         recordings.append(Recording(path=path.parent / name.strip(), transcript=transcript.strip()))
     if not recordings:
         raise CorpusError(f"{path}: lists no recordings")

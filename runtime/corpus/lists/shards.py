@@ -11,7 +11,7 @@ from u2moe.runtime.corpus.entry import Entry, TarMember, Unreadable
 from u2moe.runtime.corpus.lists.folder import SUFFIXES
 from u2moe.runtime.corpus.lists.lines import read_lines
 from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.storage import base_name, open_binary
+from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
 from u2moe.runtime.errors import CorpusError
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -35,6 +35,12 @@ def archives(list_path: str, options: ListOptions) -> Iterator[str]:
         return
     for _, line in read_lines(list_path):
         yield options.path(line, list_path)
+
+
+def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
+    """Names and sizes of the archives."""
+    for archive in archives(list_path, options):
+        yield f"{base_name(archive)} {size_of(archive)}\n".encode("utf-8", "surrogateescape")
 
 
 def is_archive(path: str) -> bool:

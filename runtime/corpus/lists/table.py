@@ -11,13 +11,11 @@ from types import MappingProxyType
 
 from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists import folder, kaldi, lhotse, nemo, parquet, paths, shards, wenet
-from u2moe.runtime.corpus.lists.lines import first_line, json_record, read_lines
+from u2moe.runtime.corpus.lists.lines import content_of, count_lines, first_line, json_record
 from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
+from u2moe.runtime.corpus.storage import base_name
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_options, refused_as
-
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +25,43 @@ class ListFormat:
     Attributes:
         read: yields the utterances, given path and options; memory does not grow with their number.
         description: what it is, for people.
-        files: the files that make up the list, whose contents are its identity.
+        content: what it lists, in bytes that are the list's identity.
+        count: the number of utterances, if it can be known before they are read.
+        field: a field that the JSON objects of its lines have, by which it is recognised.
     """
 
     read: Callable[[str, ListOptions], Iterator[Entry]]
     description: str
-    files: Callable[[str], list[str]] = lambda list_path: [list_path]
+    content: Callable[[str, ListOptions], Iterator[bytes]] = content_of
+    count: Callable[[str], int | None] = count_lines
+    field: str | None = None
 
 
 FORMATS: Mapping[str, ListFormat] = MappingProxyType(
     {
-        "wenet": ListFormat(read=wenet.read, description="WeNet's data.list (key, wav, txt)"),
-        "shards": ListFormat(read=shards.read, description="a tar shard of WeNet's, or a list of them"),
-        "kaldi": ListFormat(read=kaldi.read, files=kaldi.files, description="a data folder of Kaldi's, or its wav.scp"),
-        "nemo": ListFormat(read=nemo.read, description="NeMo's jsonl (audio_filepath)"),
-        "lhotse": ListFormat(read=lhotse.read, description="Lhotse's cuts"),
-        "parquet": ListFormat(read=parquet.read, description="Parquet as of Hugging Face's data sets (audio, text)"),
-        "folder": ListFormat(read=folder.read, description="a folder of audio files"),
+        "nemo": ListFormat(read=nemo.read, field="audio_filepath", description="NeMo's jsonl (audio_filepath)"),
+        "wenet": ListFormat(read=wenet.read, field="wav", description="WeNet's data.list (key, wav, txt)"),
+        "shards": ListFormat(
+            read=shards.read,
+            content=shards.content_of,
+            count=lambda _: None,  # the members of all archives have to be read for it
+            description="a tar shard of WeNet's, or a list of them",
+        ),
+        "kaldi": ListFormat(
+            read=kaldi.read,
+            content=kaldi.content_of,
+            count=kaldi.count,
+            description="a data folder of Kaldi's, or its wav.scp",
+        ),
+        "lhotse": ListFormat(read=lhotse.read, field="recording", description="Lhotse's cuts"),
+        "parquet": ListFormat(
+            read=parquet.read,
+            count=parquet.count_rows,
+            description="Parquet as of Hugging Face's data sets (audio, text)",
+        ),
+        "folder": ListFormat(
+            read=folder.read, content=folder.content_of, count=folder.count, description="a folder of audio files"
+        ),
         "paths": ListFormat(read=paths.read, description="a path for each line, perhaps with tab and transcript"),
     }
 )
@@ -86,36 +104,19 @@ def find_format(list_path: str) -> str:
     line = first_line(list_path)
     if "\0" in line:
         raise CorpusError(f"{list_path}: is no list of recordings, but a binary file, such as a recording itself")
-    if line.startswith("{"):
-        return _json_format(list_path, line)
-    if base_name(list_path).endswith(".scp"):
-        return "kaldi"
-    return "shards" if shards.is_archive(line) else "paths"
-
-
-def _json_format(list_path: str, line: str) -> str:
+    if not line.startswith("{"):
+        if base_name(list_path).endswith(".scp"):
+            return "kaldi"
+        return "shards" if shards.is_archive(line) else "paths"
     with refused_as(CorpusError, list_path):
         record = json_record(line)
-    for name, field in (("nemo", "audio_filepath"), ("wenet", "wav"), ("lhotse", "recording"), ("lhotse", "tracks")):
-        if field in record:
-            return name
-    fields = ", ".join(record.values) or "no fields"
-    raise CorpusError(
-        f"{list_path}: found {fields:.80}, expected audio_filepath (NeMo), wav (WeNet) or recording (Lhotse)"
-    )
-
-
-def count_lines(list_path: str, file_format: str) -> int | None:
-    """The number of utterances, where each has a line; None for shards, whose members have to be read for it."""
-    if file_format == "shards":
-        return None
-    if file_format == "folder":
-        return sum(1 for _ in folder.read(list_path, ListOptions()))
-    if file_format == "parquet":
-        return parquet.count_rows(list_path)
-    files = FORMATS[file_format].files(list_path)
-    segments = [file for file in files if base_name(file) == "segments"]
-    return sum(1 for _ in read_lines((segments or files)[0]))
+        for name, known in FORMATS.items():
+            if known.field is not None and known.field in record:
+                return name
+        if "tracks" in record:  # a mixed cut, which is refused with its reason
+            return "lhotse"
+        expected = ", ".join(f"{known.field} ({name})" for name, known in FORMATS.items() if known.field is not None)
+        raise ValueError(f"the fields must have one of {expected}, got {', '.join(record.values):.80}")
 
 
 def digest(list_path: str, file_format: str, options: ListOptions) -> str:
@@ -126,19 +127,8 @@ def digest(list_path: str, file_format: str, options: ListOptions) -> str:
     """
     found = hashlib.sha256()
     try:
-        if file_format == "shards":
-            for archive in shards.archives(list_path, options):
-                found.update(f"{base_name(archive)} {size_of(archive)}\n".encode("utf-8", "surrogateescape"))
-            return found.hexdigest()
-        if file_format == "folder":
-            for utterance in folder.read(list_path, options):
-                found.update(f"{utterance.key}\n".encode("utf-8", "surrogateescape"))
-            return found.hexdigest()
-        for number, file in enumerate(FORMATS[file_format].files(list_path)):
-            found.update(f"{base_name(file)}\n".encode() if number else b"")
-            with open_binary(file) as stream:
-                while block := stream.read(_BLOCK):
-                    found.update(block)
+        for content in FORMATS[file_format].content(list_path, options):
+            found.update(content)
     except OSError as error:
         raise CorpusError(f"{list_path}: cannot be read: {error}") from error
     return found.hexdigest()

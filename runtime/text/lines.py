@@ -1,0 +1,55 @@
+"""Reads text files by lines, plain or compressed by gzip: lists, language models, sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, cast
+
+_GZIP = b"\x1f\x8b"
+_LONGEST_LINE = 1 << 24
+"""Longest line in bytes, so that a file of another kind is not read into memory."""
+
+
+def read_lines(
+    file: str | Path,
+    what: str,
+    error: Callable[[str], Exception],
+    *,
+    opened: AbstractContextManager[IO[bytes]] | None = None,
+    errors: str = "strict",
+) -> Iterator[tuple[int, str]]:
+    """Numbers and contents of the lines that are not blank, without their ends and a byte order mark.
+
+    Args:
+        file: a text in UTF-8.
+        what: what it should be, for errors: "a list of recordings".
+        error: makes the error for a file that cannot be read.
+        opened: its content; None: that on this machine.
+        errors: what to do with other bytes, as for `bytes.decode`.
+    """
+    try:
+        with opened or open(file, "rb") as stream, contextlib.closing(decompressed(stream)) as content:  # noqa: PTH123
+            number = 0
+            while line := content.readline(_LONGEST_LINE):
+                number += 1
+                if len(line) == _LONGEST_LINE:
+                    raise error(f"{file}: line {number} is longer than {_LONGEST_LINE} bytes")
+                text = line.decode("utf-8", errors).rstrip("\r\n")
+                text = text.removeprefix("\ufeff") if number == 1 else text
+                if text and not text.isspace():
+                    yield number, text
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"{file}: cannot be read as {what}: {reason}") from problem
+
+
+def decompressed(stream: IO[bytes]) -> IO[bytes]:
+    """A seekable stream, decompressed if its content is compressed by gzip."""
+    is_compressed = stream.read(2) == _GZIP
+    stream.seek(0)
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if is_compressed else stream
