@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Activation = Literal["relu", "swish", "gelu", "tanh", "hardtanh", "selu"]
 NormKind = Literal["layer_norm", "rms_norm", "batch_norm"]
 SubsamplingKind = Literal["conv2d", "conv2d2", "conv2d6", "conv2d8", "conv1d2", "linear", "stack_n_frames"]
 SUBSAMPLINGS: dict[SubsamplingKind, tuple[int, int]] = {
@@ -60,7 +59,8 @@ class FeedForward:
 
     kind: Literal["dense", "gated", "moe"] = "dense"
     hidden: int
-    activation: Activation
+    activation: str
+    """One of `runtime.graph.activation.ACTIVATIONS`."""
     bias: bool = True
     num_experts: int = 0
     num_experts_per_token: int = 0
@@ -85,7 +85,8 @@ class Convolution:
     """Channels of the depthwise convolution: conv_inner_factor * dim / 2."""
     bias: bool
     norm: Norm
-    activation: Activation
+    activation: str
+    """One of `runtime.graph.activation.ACTIVATIONS`."""
 
     def __post_init__(self) -> None:
         if self.kernel < 1:

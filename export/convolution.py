@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import Convolution
 from u2moe.export.attention import RMSNorm, norm
 from u2moe.export.layers import linear, normalization, parameter, product, vector
-from u2moe.export.moe import ACTIVATIONS
+from u2moe.export.moe import activation
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.convolution import TimeConvolution
@@ -34,7 +34,7 @@ class ConvolutionModule(nn.Module):
         )
         self.norm = norm(channels, config.norm)
         self.pointwise_conv2 = nn.Conv1d(channels, dim, 1, bias=config.bias)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = activation(config.activation)
 
     def gated(self, x: Tensor) -> Tensor:
         """The gated linear unit of the first projection: [batch, time, dim] to [batch, channels, time]."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from u2moe.export.architecture import Attention, Decoder
-from u2moe.export.layer_config import ACTIVATIONS, MOST_BLOCKS, read_attention, read_feed_forward, read_norm
+from u2moe.export.layer_config import MOST_BLOCKS, read_attention, read_feed_forward, read_norm
 from u2moe.export.yaml_section import Section
+from u2moe.runtime.graph.activation import ACTIVATIONS
 
 
 def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | None, Decoder | None, bool]:
@@ -15,7 +16,7 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
     conf = top.section("decoder_conf")
     kind = top.choice("decoder", "bitransformer", ("bitransformer", "transformer"))
     uni = kind == "transformer"
-    activation = conf.choice("activation_type", "relu", ACTIVATIONS)
+    activation = conf.choice("activation_type", "relu", tuple(ACTIVATIONS))
     # "embed" and "abs_pos" are two names for the same class
     positions = conf.choice("input_layer", "embed", ("embed", "abs_pos", "embed_learnable_pe"))
     self_attention = read_attention(conf, dim)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Literal, cast, get_args
 
 from u2moe.export.architecture import (
-    Activation,
     Attention,
     Convolution,
     EncoderArchitecture,
@@ -17,8 +16,8 @@ from u2moe.export.architecture import (
     SubsamplingKind,
 )
 from u2moe.export.yaml_section import LARGEST_SIZE, Section
+from u2moe.runtime.graph.activation import ACTIVATIONS
 
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 LAYER_NORMS: tuple[NormKind, ...] = ("layer_norm", "rms_norm")
 CONVOLUTION_NORMS: tuple[NormKind, ...] = get_args(NormKind)
 SUBSAMPLING_KINDS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
@@ -39,7 +38,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     top: Section,
     *,
     normalized: bool,
-    activation: Activation,
+    activation: str,
     positions: PositionKind,
     attentions: tuple[str, ...],
     num_blocks: int = 6,
@@ -71,7 +70,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     if (chosen_positions == "rope_pos") != (attention == "rope_abs_selfattn"):
         expected = "rope_abs_selfattn with pos_enc_layer_type rope_pos, and only then"
         raise conf.wrong("selfattention_layer_type", attention, expected)
-    chosen = conf.choice("activation_type", activation, ACTIVATIONS)
+    chosen = conf.choice("activation_type", activation, tuple(ACTIVATIONS))
     num_blocks = conf.integer("num_blocks", num_blocks, most=MOST_BLOCKS)
     macaron = has_macaron and conf.flag("macaron_style", default=True)
     convolution = read_convolution(conf, dim, chosen) if has_convolution else None
@@ -156,7 +155,7 @@ def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool 
     return Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, relative=relative, **biases)
 
 
-def read_feed_forward(conf: Section, activation: Activation, *, num_layers: int) -> FeedForward:
+def read_feed_forward(conf: Section, activation: str, *, num_layers: int) -> FeedForward:
     """The layer, which occurs `num_layers` times in the network."""
     kind = FEED_FORWARDS[conf.choice("mlp_type", "position_wise_feed_forward", tuple(FEED_FORWARDS))]
     hidden, bias = conf.integer("linear_units", 2048), conf.flag("mlp_bias", default=True)
@@ -179,7 +178,7 @@ def read_feed_forward(conf: Section, activation: Activation, *, num_layers: int)
     )
 
 
-def read_convolution(conf: Section, dim: int, activation: Activation) -> Convolution | None:
+def read_convolution(conf: Section, dim: int, activation: str) -> Convolution | None:
     """The convolution module of conformer blocks; None if they have none."""
     used = conf.flag("use_cnn_module", default=True)
     kernel, causal = conf.integer("cnn_module_kernel", 15), conf.flag("causal", default=False)

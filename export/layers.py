@@ -10,7 +10,6 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from u2moe.export.architecture import Activation
 from u2moe.export.attention import RMSNorm, inverse_frequencies
 from u2moe.export.moe import DenseFeedForward, GatedFeedForward, MixtureOfExperts
 from u2moe.runtime.bundle.mixture import Mixture
@@ -119,9 +118,7 @@ def _norm_weights(g: GraphBuilder, layer: nn.Module) -> list[ir.Value]:
     return [vector(g, "weight", norm.weight), vector(g, "bias", norm.bias)]
 
 
-def feed_forward(
-    g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: Activation, name: str, scale: float = 1.0
-) -> ir.Value:
+def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name: str, scale: float = 1.0) -> ir.Value:
     """A dense, gated or mixture-of-experts layer on [..., dim], times `scale`, which the last weights include."""
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
@@ -135,9 +132,7 @@ def feed_forward(
         return g.call(layers.feed_forward(kind, bias=bias), x, *weights)[0]
 
 
-def mixture_of_experts(
-    g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: Activation, scale: float
-) -> ir.Value:
+def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: str, scale: float) -> ir.Value:
     """The router and all experts in one call."""
     experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
     mixture = Mixture(

@@ -7,16 +7,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.architecture import Activation, FeedForward
+from u2moe.export.architecture import FeedForward
+from u2moe.runtime.graph.activation import ACTIVATIONS
 
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "swish": nn.SiLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-    "hardtanh": nn.Hardtanh,
-    "selu": nn.SELU,
-}
+
+def activation(kind: str) -> nn.Module:
+    """The module of one of `ACTIVATIONS`."""
+    declared = ACTIVATIONS[kind]
+    return cast("nn.Module", getattr(nn, declared.module)(**declared.arguments))
 
 
 class DenseFeedForward(nn.Module):
@@ -26,7 +24,7 @@ class DenseFeedForward(nn.Module):
         super().__init__()
         self.w_1 = nn.Linear(dim, config.hidden, bias=config.bias)
         self.w_2 = nn.Linear(config.hidden, dim, bias=config.bias)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] to [..., dim]."""
@@ -41,7 +39,7 @@ class GatedFeedForward(nn.Module):
         self.gate = nn.Linear(dim, config.hidden, bias=False)
         self.w_1 = nn.Linear(dim, config.hidden, bias=config.bias)
         self.w_2 = nn.Linear(config.hidden, dim, bias=config.bias)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] to [..., dim]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,6 @@ ACTIVATION_ZERO = 128
 """The uint8 that represents 0, in the middle of the range."""
 POSITIVE_LEVELS = 255
 """The largest uint8 for activations that are never negative, whose zero is 0: those of the front end."""
-LOWEST: Mapping[str, float] = {"relu": 0.0, "gelu": 0.17, "swish": 0.2785}
-"""Absolute value of the minimum of each activation whose negative outputs are small compared with its largest."""
 NOTHING = 1e-30
 """Weights up to this magnitude are treated as zeros: their scale would be subnormal."""
 INT4_ZEROS = (6, 7, 8, 9)

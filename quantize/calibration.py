@@ -16,11 +16,11 @@ import onnx_ir as ir
 from u2moe.quantize.names import layer_of
 from u2moe.quantize.routing import load_graph
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError, QuantizationError
 from u2moe.runtime.model.model import Model
-from u2moe.runtime.model.native import plain_name
 from u2moe.runtime.model.session import Session
 
 Array = npt.NDArray[Any]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import shape_of
 from u2moe.runtime.graph.layers import PLAIN_LAYERS
-from u2moe.runtime.model.native import plain_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,39 +6,19 @@ import dataclasses
 import json
 import os
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import onnx_ir as ir
 
-from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED, is_replaced
+from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED
+from u2moe.runtime.bundle.functions import FUNCTIONS, is_replaced, plain_name
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.model.native import checked_kernels, choose_kernels, plain_name
+from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels, of_graph
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
-
-_FOR_ONNXRUNTIME = {
-    "products in float32, which onnxruntime has": (
-        "FeedForward", "GatedFeedForward", "HalfMixtureOfExperts", "Linear", "MixtureOfExperts",
-    ),
-    "over whole sequences, as products in float32: the kernel is for chunks and their caches": (
-        "Attention", "DistanceAttention", "RotaryAttention", "ShiftedAttention",
-    ),
-    "scores by distances or rotations, which the kernel for chunks does not have": (
-        "DistanceCachedAttention", "RotaryCachedAttention",
-    ),
-    "convolutions in float32, which onnxruntime has": (
-        "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "ReducingConvolution", "Subsampling",
-        "SubsamplingConvolutions",
-    ),
-    "a third convolution of the front end: the kernel is for the first two": ("Int8Convolution",),
-    "no products: look-ups, copies, or numbers one by one": (
-        "Activation", "Embedding", "Int4Embedding", "Int8Embedding", "RmsNormalization", "SinesAndCosines", "Sinusoids",
-        "StackedFrames", "TimeWindows",
-    ),
-}  # fmt: skip
-WITHOUT_KERNEL = {name: reason for reason, names in _FOR_ONNXRUNTIME.items() for name in names}
-"""Why a layer has no native kernel, by the name of its function."""
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -59,8 +39,17 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": dict(groups.most_common()),
         "num_parameters": groups.total(),
         "graphs": graphs,
-        "kernels": choose_kernels(checked_kernels(None), [DEFAULT_PROVIDER]).data(),
+        "kernels": _kernels_here(bundle).data(),
     }
+
+
+def _kernels_here(bundle: Bundle) -> Kernels:
+    """What would compute the functions of the graphs here: when these are loaded, kernels say what they cannot."""
+    kernels = choose_kernels(checked_kernels(None), [DEFAULT_PROVIDER])
+    try:
+        return bundle.load().kernels if kernels.native else kernels
+    except U2moeError as error:
+        return kernels.without(str(error))
 
 
 def _graph(model: ir.Model) -> dict[str, Any]:
@@ -142,21 +131,26 @@ def _listed(values: dict[str, Any]) -> str:
 def _kernels(content: dict[str, Any]) -> list[str]:
     """Which functions of the graphs would run in native kernels here, and why others would not."""
     kernels = content["kernels"]
-    functions: Counter[str] = Counter()
+    functions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for graph in content["graphs"]:
         for name, count in graph["functions"].items():
-            functions[plain_name(name)] += count
-    native: list[str] = []
-    others: defaultdict[str, list[str]] = defaultdict(list)
-    for name, count in functions.items():
-        is_native = is_replaced(name, kernels["operators"])
-        reason = WITHOUT_KERNEL.get(name, "these kernels are not here")
-        (native if is_native else others[reason]).append(f"{count} x {name}")
+            reason = kernels["refused"].get(of_graph(name, graph["name"])) or _reason(name, kernels["operators"])
+            functions[reason][plain_name(name)] += count
+    calls = {
+        reason: ", ".join(f"{count} x {name}" for name, count in found.items()) for reason, found in functions.items()
+    }
     return [
         f"kernels here: {kernels['description']}",
-        f"  native       {', '.join(native) or 'none'}",
-        *(f"  onnxruntime  {', '.join(calls)}: {reason}" for reason, calls in others.items()),
+        f"  native       {calls.pop('', 'none')}",
+        *(f"  onnxruntime  {found}: {reason}" for reason, found in calls.items()),
     ]
+
+
+def _reason(function: str, operators: Collection[str]) -> str:
+    """Why a function has no native kernel here; "": it has one."""
+    declared = FUNCTIONS.get(plain_name(function))
+    without = declared.without_kernel if declared else "unknown to this version of u2moe"
+    return "" if is_replaced(function, operators) else without or "these kernels are not here"
 
 
 def _layer(*, function: str, top_k: int, num_experts: int, activation: str, **_: Any) -> str:

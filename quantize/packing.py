@@ -23,10 +23,11 @@ from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.quantize.passes.half_storage import stored_value
 from u2moe.quantize.weights import Array
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.weight_formats import INT8, WEIGHT_FORMATS
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of, shape_of
-from u2moe.runtime.model.native import CPU, choose_kernels, plain_name
+from u2moe.runtime.model.native import CPU, choose_kernels
 
 if TYPE_CHECKING:
     from u2moe.runtime.bundle.mixture import Mixture

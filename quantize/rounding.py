@@ -16,9 +16,9 @@ from u2moe.quantize.expert_layers import ExpertLayer
 from u2moe.quantize.formats.conversion import WeightConversion
 from u2moe.quantize.routing import routed_layer
 from u2moe.quantize.weights import Weights
-from u2moe.runtime.graph.activation import activation
-from u2moe.runtime.graph.builder import IR_VERSION, build_function
+from u2moe.runtime.graph.builder import ATTRIBUTES, IR_VERSION
 from u2moe.runtime.graph.file import array_of, shape_of
+from u2moe.runtime.graph.layers import activation_layer
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 
@@ -80,9 +80,9 @@ def _activation(kind: str) -> Callable[[Float], Float]:
     """The activation as computed in graphs, as a function of arrays; "": none."""
     if not kind:
         return lambda values: values
-    function = build_function("Activation", ["x"], lambda g, inputs: activation(g, inputs[0], kind))
+    function = activation_layer(kind)
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", "columns"))
-    call = ir.node("Activation", [x], domain=function.domain)
+    call = ir.node(function.name, [x], function.meta[ATTRIBUTES], domain=function.domain)
     call.outputs[0].name, call.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
     opsets = {**function.opset_imports, function.domain: 1}
     graph = ir.Graph([x], call.outputs, nodes=[call], opset_imports=opsets, name="activation")

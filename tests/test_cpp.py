@@ -23,7 +23,7 @@ from silero import write_vad
 import u2moe
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings, parse_hotwords
-from u2moe.runtime.model.native import CONTRACT
+from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
 from u2moe.runtime.places import DEMO_FOLDER
 
 FULL = Path("/dev/full")
@@ -312,7 +312,7 @@ def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
 
 def test_it_asks_for_the_native_kernels_that_python_asks_for():
     settings = (SOURCE / "source" / "settings.hpp").read_text(encoding="utf-8")
-    assert f"constexpr int contract = {CONTRACT};" in settings
+    assert f"constexpr int contract = {KERNELS_CONTRACT};" in settings
 
 
 def words_of_c(stdout):

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from quantized import ACTIVATIONS, rounded_rows
+from quantized import IN_TORCH, LOWEST, rounded_rows
 
-from u2moe.quantize.arithmetic import LOWEST, relative_error
+from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
@@ -54,7 +54,7 @@ LIMITS = {"fp32": 1e-5, "fp16": 3e-3, "int8": 3e-3, "int4": 1.5e-2}
 MatMulNBits rounds blocks of a row, which is finer."""
 ROUND_ROWS = ("int8", "int4")
 """Formats whose products round activations."""
-CASES = [*((kind, "swish") for kind in WEIGHT_FORMATS), *(("int8", kind) for kind in ACTIVATIONS if kind != "swish")]
+CASES = [*((kind, "swish") for kind in WEIGHT_FORMATS), *(("int8", kind) for kind in IN_TORCH if kind != "swish")]
 
 
 def test_every_format_has_a_limit():
@@ -99,7 +99,7 @@ def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, num_expe
 
     least_hidden = (LOWEST.get(activation, 0) if kind == "int8" else 0) or 1e-20
     layer = Experts(
-        gate=gate, top_k=top_k, act=ACTIVATIONS[activation], weights=restored, biases=biases, least_hidden=least_hidden
+        gate=gate, top_k=top_k, act=IN_TORCH[activation], weights=restored, biases=biases, least_hidden=least_hidden
     )
     tokens, rounded = x.reshape(-1, dim).astype(np.float32), kind in ROUND_ROWS
     assert relative_error(layer.said_of(tokens, rounded=rounded), found.reshape(-1, dim)) < LIMITS[kind]

@@ -62,5 +62,5 @@ def test_two_bodies_of_one_name_get_a_number(session_of):
 
 
 def test_attributes_of_a_function_are_declared():
-    function = build_function("Twice", ["x"], lambda g, inputs: g.op("Add", *inputs, *inputs), {"kind": "a"})
-    assert list(ir.to_proto(function).attribute) == ["kind"]
+    function = build_function("Activation", ["x"], lambda g, inputs: g.op("Relu", *inputs), {"activation": "relu"})
+    assert list(ir.to_proto(function).attribute) == ["activation"]

@@ -8,10 +8,11 @@ import onnxruntime
 import pytest
 
 from u2moe.runtime import Bundle, KernelsError, Recognizer
+from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
 from u2moe.runtime.cli import main
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.model import native
-from u2moe.runtime.model.native import CONTRACT, Kernels, checked_kernels, choose_kernels
+from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.places import DEMO_FOLDER
 
@@ -36,7 +37,7 @@ def missing(monkeypatch):
 def installed(monkeypatch, tmp_path):
     """A function that puts a package in the place of u2moe_kernels; its library is no library."""
 
-    def install(contract=CONTRACT, library=b"no library"):
+    def install(contract=KERNELS_CONTRACT, library=b"no library"):
         file = tmp_path / "library.so"
         file.write_bytes(library)
         package = types.ModuleType("u2moe_kernels")
@@ -85,9 +86,9 @@ def test_a_fault_inside_the_package_is_not_taken_for_its_absence(monkeypatch, tm
 @pytest.mark.parametrize(
     ("contract", "message"),
     [
-        (CONTRACT - 1, r"9\.8\.7 is too old: .* pip install \./runtime/kernels"),
+        (KERNELS_CONTRACT - 1, r"9\.8\.7 is too old: .* pip install \./runtime/kernels"),
         (None, r"9\.8\.7 is too old"),
-        (CONTRACT + 1, r"9\.8\.7 is too new: .* contract \d+, this version of u2moe needs \d+: pip install"),
+        (KERNELS_CONTRACT + 1, r"9\.8\.7 is too new: .* contract \d+, this version of u2moe needs \d+: pip install"),
     ],
 )
 def test_a_library_of_another_contract_is_refused(installed, contract, message):

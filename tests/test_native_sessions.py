@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 
 from u2moe.benchmarks.instruments.workload import speech
-from u2moe.runtime import Bundle, Recognizer
+from u2moe.quantize.inspection import describe, inspect_bundle
+from u2moe.runtime import Bundle, BundleWriter, KernelsError, Recognizer, SessionSettings
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.native import CPU, choose_kernels
@@ -47,6 +48,35 @@ def test_what_streams_leave_behind_changes_no_bit():
     used = Recognizer.from_pretrained(kernels="native").model
     for context, one in [*zip(contexts, expected, strict=True)] * 2:
         np.testing.assert_array_equal(encoded(used, context), one)
+
+
+def test_a_function_that_the_kernels_cannot_run_leaves_the_others_native(quantized, tmp_path, monkeypatch):
+    """As with an activation of a later version; onnxruntime runs the function's body."""
+    bundle = quantized("int8")
+    model = ir.load(bundle.path / "encoder.onnx")
+    for node in model.graph:
+        if node.op_type == "Int8MixtureOfExperts":
+            node.attributes["activation"] = ir.AttrString("activation", "cube")
+    with BundleWriter(tmp_path / "later") as staging:
+        for name in bundle.manifest.files:
+            staging.add(name, bundle.path / name)
+        staging.add("encoder.onnx", ir.to_proto(model).SerializeToString())
+        later = staging.finish(bundle.manifest)
+    monkeypatch.delenv("U2MOE_KERNELS", raising=False)
+    loaded = later.load()
+    reason = "attribute activation must be relu, swish, gelu, tanh, hardtanh or selu, got 'cube'"
+    assert loaded.kernels.native
+    assert loaded.kernels.refused == {"Int8MixtureOfExperts of encoder": reason}
+    assert str(loaded.kernels).endswith(f"; not native: Int8MixtureOfExperts of encoder ({reason})")
+    frames = np.random.default_rng(0).normal(10, 3, (60, bundle.manifest.model.feature_size)).astype(np.float32)
+    found, expected = (each.encode(frames) for each in (loaded, bundle.load()))
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+    shown = describe(inspect_bundle(later.path))
+    (native,) = re.findall("^  native  (.*)", shown, re.MULTILINE)
+    assert "Int8Linear" in native
+    assert re.search(rf"^  onnxruntime  \d x Int8MixtureOfExperts: {reason}$", shown, re.MULTILINE)
+    with pytest.raises(KernelsError, match=r"encoder\.onnx.*Int8MixtureOfExperts: attribute activation"):
+        later.load(SessionSettings(kernels="native"))
 
 
 def resident(file):

@@ -9,8 +9,8 @@ from u2moe.export.random_checkpoint import random_config, write_random_checkpoin
 from u2moe.quantize import recipe
 from u2moe.quantize.passes import quantize_graph
 from u2moe.runtime import BundleError
+from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.graph.layers import PLAIN_LAYERS
-from u2moe.runtime.model.native import plain_name
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from quantized import ACTIVATIONS, rounded_rows
+from quantized import IN_TORCH, LOWEST, rounded_rows
 
-from u2moe.quantize.arithmetic import LOWEST, int8_columns, relative_error
+from u2moe.quantize.arithmetic import int8_columns, relative_error
 from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
 
@@ -28,14 +28,14 @@ def test_int8_matmul_is_what_it_says(session_of):
 def test_int8_rows_of_an_activation_are_searched_for_the_largest_value_alone(kind, session_of):
     """The same as of any rows, but where all values are so small that the lowest that there can be would not fit."""
     random = np.random.default_rng(4)
-    x = ACTIVATIONS[kind](torch.from_numpy(random.standard_normal((2, 5, 24)).astype(np.float32))).numpy()
+    x = IN_TORCH[kind](torch.from_numpy(random.standard_normal((2, 5, 24)).astype(np.float32))).numpy()
     integers, scale = int8_columns(random.standard_normal((24, 7)).astype(np.float32))
     weights = {"weight": integers, "scale": scale}
     found, known = (
         session_of([rows, INT8.product_of_rows()], {"x": 3}, weights) for rows in (INT8.rows(), INT8.rows(kind))
     )
     np.testing.assert_array_equal(known.run(None, {"x": x})[0], found.run(None, {"x": x})[0])
-    small = ACTIVATIONS[kind](torch.from_numpy(0.1 * random.standard_normal((1, 5, 24)).astype(np.float32))).numpy()
+    small = IN_TORCH[kind](torch.from_numpy(0.1 * random.standard_normal((1, 5, 24)).astype(np.float32))).numpy()
     expected = rounded_rows(small, LOWEST[kind] or 1e-20) @ (integers * scale)
     np.testing.assert_allclose(known.run(None, {"x": small})[0], expected, rtol=2e-3, atol=1e-4)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime import Bundle, Model
-from u2moe.runtime.bundle.contract import is_replaced
+from u2moe.runtime.bundle.functions import NATIVE, is_replaced
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
@@ -43,8 +43,6 @@ UNCOUNTED = frozenset(
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
 """Operators that multiply but are not understood here. Others that read large constants are suspected, too."""
-_NATIVE = re.compile(r"(Int[48]|Cached)[A-Z]|((Add)?Normalization|NextCache)(_[2-9])?$")
-"""Names of functions that u2moe-kernels replaces. onnxruntime's own normalisations have another word before it."""
 _NATIVE_WITHOUT_PRODUCTS = re.compile(r"Int8Rows(_[2-9])?$|(Add)?Normalization|NextCache")
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
@@ -201,7 +199,7 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
 
 def is_native(kernel: Kernel) -> bool:
     """Whether a kernel is an operator of u2moe-kernels, which bears the name of a function of ours."""
-    return _NATIVE.match(kernel.op_type) is not None
+    return is_replaced(kernel.op_type, NATIVE)
 
 
 def has_products(kernel: Kernel) -> bool:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.architecture import Activation
 from u2moe.export.depthwise import Surroundings, TimeDepthwise, depthwise
 from u2moe.export.layers import linear, normalization, parameter, product
-from u2moe.export.moe import ACTIVATIONS
+from u2moe.export.moe import activation
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.graph import layers
+from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.builder import GraphBuilder
-
-GateActivation = Literal["identity", Activation]
-GATE_ACTIVATIONS: tuple[GateActivation, ...] = ("identity", *get_args(Activation))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,7 @@ class Gating:
     causal: bool
     linear: bool
     """Whether a projection follows the convolution."""
-    activation: GateActivation
+    activation: str
 
     @property
     def channels(self) -> int:
@@ -56,7 +53,7 @@ def read_gating(conf: Section) -> Gating:
         kernel=read_kernel(conf, "cgmlp_conv_kernel", 31, causal=causal),
         causal=causal,
         linear=conf.flag("use_linear_after_conv", default=False),
-        activation=conf.choice("gate_activation", "identity", GATE_ACTIVATIONS),
+        activation=conf.choice("gate_activation", "identity", ("identity", *ACTIVATIONS)),
     )
 
 
@@ -76,7 +73,7 @@ class SpatialGatingUnit(nn.Module):
         self.norm = nn.LayerNorm(config.channels)
         self.conv = TimeDepthwise(config.channels, config.kernel, causal=config.causal)
         self.linear = nn.Linear(config.channels, config.channels) if config.linear else None
-        self.act = nn.Identity() if config.activation == "identity" else ACTIVATIONS[config.activation]()
+        self.act = nn.Identity() if config.activation == "identity" else activation(config.activation)
 
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """[batch, time, 2 * channels], true for frames that exist [batch, time], cached frames of the gate."""
@@ -122,7 +119,7 @@ def gating(
     g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, place: int
 ) -> tuple[ir.Value, ir.Value | None]:
     """The layers on [batch, time, dim], and what is to be cached; `place` is the block's in the histories."""
-    unit, activation = module.csgu, module.config.activation
+    unit, kind = module.csgu, module.config.activation
     with g.scope("cgmlp", group="feed_forward"):
         value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
         with g.scope("csgu"):
@@ -130,8 +127,8 @@ def gating(
             gate, kept = depthwise(g, gate, unit.conv, around, place, "conv")
             if unit.linear is not None:
                 gate = linear(g, gate, unit.linear, "linear")
-            if activation != "identity":
-                (gate,) = g.call(layers.activation_layer(activation), gate)
+            if kind != "identity":
+                (gate,) = g.call(layers.activation_layer(kind), gate)
             y = g.op("Mul", value, gate)
         return linear(g, y, module.channel_proj2, "channel_proj2"), kept
 

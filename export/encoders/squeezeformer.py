@@ -25,11 +25,12 @@ from u2moe.export.encoders.network import (
     attention_cache,
     with_past,
 )
-from u2moe.export.layer_config import ACTIVATIONS, MOST_BLOCKS, check_input_size, check_static_chunk
+from u2moe.export.layer_config import MOST_BLOCKS, check_input_size, check_static_chunk
 from u2moe.export.moe import DenseFeedForward
 from u2moe.export.subsampling import Convolutions, Subsampling
 from u2moe.export.yaml_section import LARGEST_SIZE, Section
 from u2moe.runtime.bundle.contract import Cache
+from u2moe.runtime.graph.activation import ACTIVATIONS
 
 HALF_ATT_CACHE = "half_att_cache"
 """Keys and values of the blocks at half the frame rate."""
@@ -71,7 +72,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     for unused in ("input_dropout_rate", "feed_forward_dropout_rate", "dropout", "init_weights"):  # in training only
         conf.value(unused)
     conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
-    activation = conf.choice("activation_type", "swish", ACTIVATIONS)
+    activation = conf.choice("activation_type", "swish", tuple(ACTIVATIONS))
     num_blocks = conf.integer("num_blocks", 12, most=MOST_BLOCKS)
     own = Squeezed(
         reduce=_block(conf, "reduce_idx", 5, least=1, most=num_blocks - 1),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.builder import ATTRIBUTES, define
-from u2moe.runtime.model.native import plain_name
 
 
 def calls(model: ir.Model, *names: str) -> list[ir.Node]:

@@ -13,11 +13,11 @@ from u2moe.quantize.expert_layers import expert_layers
 from u2moe.quantize.passes.calls import swap
 from u2moe.quantize.weights import Array, Change, Weights
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.weight_formats import HALF
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import float_mixture, mixture_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
-from u2moe.runtime.model.native import plain_name
 
 POSITIONS = "Sinusoids"
 """The layer that stays in float32: half precision is exact for integers only up to 2048."""

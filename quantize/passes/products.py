@@ -17,8 +17,8 @@ from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.rounding import rounded_products
 from u2moe.quantize.weights import Weights
+from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.graph.file import group_of, shape_of
-from u2moe.runtime.model.native import plain_name
 
 _FEED_FORWARD = ("FeedForward", "GatedFeedForward")
 _ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")

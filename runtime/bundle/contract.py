@@ -1,23 +1,20 @@
 """Names, types and axes of every graph's tensors, written here and nowhere else.
 
 Exporters derive dynamic axes from a `Graph`; sessions reject a file that differs from it. Names follow WeNet's own
-ONNX export where the meaning is the same. Axes given as a string are symbolic: those of `Geometry` are fixed by the
+ONNX export where the meaning is the same. Axes given as a string are symbolic: those of `ModelConfig` are fixed by the
 checkpoint, all others are dynamic.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FORMAT_VERSION = 4
 METADATA_PREFIX = "u2moe."
 MOE_DOMAIN = "u2moe"
 """Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
-
-_TWIN = re.compile(r"_[2-9]$")
 
 PACKED = "packed"
 """Key of `Manifest.quantization` where weights are packed for native kernels; its value: the version of the layout."""
@@ -198,8 +195,3 @@ def decoder(*, bidirectional: bool) -> Graph:
         ),
         outputs=outputs,
     )
-
-
-def is_replaced(function: str, operators: Collection[str]) -> bool:
-    """Whether native operators replace a function; each is registered with the numbers 2 to 9, too."""
-    return _TWIN.sub("", function) in operators

@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.bundle.contract import is_replaced
 from u2moe.runtime.errors import BundleError
 
 if TYPE_CHECKING:
@@ -78,18 +77,18 @@ class GraphFile:
                     f"{where}: {tensor.length} bytes at offset {tensor.offset} end after {sizes[tensor.file]}"
                 )
 
-    def weights(self, operators: Collection[str]) -> dict[str, npt.NDArray[Any]]:
+    def weights(self, is_native: Callable[[str], bool]) -> dict[str, npt.NDArray[Any]]:
         """Weights to hand over to a session, by name; they must live as long as it does.
 
         Args:
-            operators: native operators of the session, which copy what they alone read, or use it where it is.
+            is_native: whether a native operator takes the place of a function: these copy what they alone read, or use
+                it where it is.
         """
         found = {}
         with contextlib.ExitStack() as opened:
             streams = {name: opened.enter_context(self._files.opened(name)) for name in self._data}
             for tensor in self._tensors:
-                is_native = all(is_replaced(function, operators) for function in tensor.read_by)
-                if _is_read_in_place(tensor) and not (is_native and tensor.read_by):
+                if _is_read_in_place(tensor) and not (tensor.read_by and all(map(is_native, tensor.read_by))):
                     expected = np.dtype(tensor.type).itemsize * math.prod(tensor.shape)
                     if tensor.length != expected:
                         where = f"{self.path}: weight {tensor.name!r:.200}"

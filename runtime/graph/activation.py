@@ -1,23 +1,67 @@
-"""Element-wise non-linearities as nodes."""
+"""Activations, declared once: for export and its torch, for quantization, and for native kernels.
+
+`python runtime/kernels/declare.py` writes their names and bounds into the kernels' header.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import onnx_ir as ir
 
 from u2moe.runtime.graph.builder import GraphBuilder
 
-ACTIVATIONS = ("relu", "swish", "gelu", "tanh", "hardtanh", "selu")
+
+@dataclass(frozen=True, kw_only=True)
+class Activation:
+    """An element-wise non-linearity.
+
+    Attributes:
+        module: name of its class in `torch.nn`; `arguments`: of that class.
+        nodes: builds it in float32.
+        lowest: the absolute value of its minimum, where negative outputs are small compared with the largest: rows are
+            then scaled by their largest value or this. None: by their largest magnitude.
+    """
+
+    module: str
+    nodes: Callable[[GraphBuilder, ir.Value], ir.Value]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    lowest: float | None = None
+
+
+def _gelu(g: GraphBuilder, x: ir.Value) -> ir.Value:
+    erf = g.op("Erf", g.op("Div", x, math.sqrt(2.0)))
+    return g.op("Mul", g.op("Mul", x, 0.5), g.op("Add", erf, 1.0))
+
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+    {
+        "relu": Activation(module="ReLU", nodes=lambda g, x: g.op("Relu", x), lowest=0.0),
+        "swish": Activation(module="SiLU", nodes=lambda g, x: g.op("Mul", x, g.op("Sigmoid", x)), lowest=0.2785),
+        "gelu": Activation(module="GELU", nodes=_gelu, lowest=0.17),
+        "tanh": Activation(module="Tanh", nodes=lambda g, x: g.op("Tanh", x)),
+        "hardtanh": Activation(module="Hardtanh", nodes=lambda g, x: g.op("Clip", x, -1.0, 1.0)),
+        "selu": Activation(module="SELU", nodes=lambda g, x: g.op("Selu", x)),
+    }
+)
+"""By the names that WeNet's train.yaml has for them."""
 
 
 def activation(g: GraphBuilder, x: ir.Value, kind: str) -> ir.Value:
     """Y = kind(x), for one of `ACTIVATIONS`; x is float32."""
-    if kind == "swish":
-        return g.op("Mul", x, g.op("Sigmoid", x))
-    if kind == "gelu":
-        erf = g.op("Erf", g.op("Div", x, math.sqrt(2.0)))
-        return g.op("Mul", g.op("Mul", x, 0.5), g.op("Add", erf, 1.0))
-    if kind == "hardtanh":
-        return g.op("Clip", x, -1.0, 1.0)
-    return g.op({"relu": "Relu", "tanh": "Tanh", "selu": "Selu"}[kind], x)
+    return _named(kind).nodes(g, x)
+
+
+def lowest_of(kind: str) -> float | None:
+    """`Activation.lowest` of one of `ACTIVATIONS`; of "", which is none of them, None."""
+    return _named(kind).lowest if kind else None
+
+
+def _named(kind: str) -> Activation:
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {kind!r}")
+    return ACTIVATIONS[kind]

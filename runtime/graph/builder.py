@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.functions import FUNCTIONS
 
 OPSET = 18
 IR_VERSION = 8
@@ -185,13 +186,14 @@ def build_function(
     """A model-local function in the project's domain, not yet part of a model.
 
     Args:
-        name: name of the operator that nodes call.
+        name: name of the operator that nodes call, one of `FUNCTIONS`.
         parameters: names of its inputs.
         body: builds the computation.
         attributes: attributes of its calls, for readers of the graph and for native operators that replace the
             function. The body is built for these values and does not read them; the function keeps them as
             `meta[ATTRIBUTES]` for whoever writes a call.
     """
+    FUNCTIONS[name].check(parameters, attributes or {})
     g = GraphBuilder(name, constants_as_nodes=True)
     inputs = [ir.Value(name=parameter) for parameter in parameters]
     found = body(g, inputs)

@@ -1,4 +1,4 @@
-"""The front end of a bundle as a graph, for programs in other languages: the equations of `runtime.features`.
+"""The front end of a bundle as a graph, for programs in other languages: the equations of `model.features`.
 
 In double precision, too: the features are those of Python to the last bit, on any processor.
 """

@@ -13,21 +13,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from u2moe.runtime.bundle.functions import FUNCTIONS
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
-PLAIN_LAYERS = frozenset(
-    {
-        "Activation", "AddNormalization", "Attention", "CachedAttention", "CachedConvolution",
-        "CachedDepthwiseConvolution", "Convolution", "DepthwiseConvolution", "DistanceAttention",
-        "DistanceCachedAttention", "Embedding", "FeedForward", "GatedFeedForward", "Linear", "NextCache",
-        "Normalization", "ReducingConvolution", "RmsNormalization", "RotaryAttention", "RotaryCachedAttention",
-        "ShiftedAttention", "SinesAndCosines", "Sinusoids", "StackedFrames", "Subsampling", "SubsamplingConvolutions",
-        "TimeWindows",
-    }
-)  # fmt: skip
-"""Names of the layers in float32 except `mixture.float_mixture`."""
+PLAIN_LAYERS = frozenset(name for name, function in FUNCTIONS.items() if function.exported) - {"MixtureOfExperts"}
+"""Names of the layers in float32 except `dispatch.float_mixture`."""
 
 
 def affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.Value:

@@ -76,8 +76,9 @@ class Model:
 
     @property
     def kernels(self) -> Kernels:
-        """The kernels that compute the functions of the encoder."""
-        return self.encoder.session.kernels
+        """The kernels that compute the functions of the encoder, with those that they refuse, of all graphs."""
+        sessions = [self.encoder.session, self._ctc, *([self._decoder] if self._decoder else [])]
+        return sessions[0].kernels.with_refused_of({session.graph.name: session.kernels for session in sessions})
 
     @property
     def has_decoder(self) -> bool:

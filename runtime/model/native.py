@@ -9,14 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
+from u2moe.runtime.bundle.functions import KERNELS_CONTRACT, is_replaced
 from u2moe.runtime.errors import KernelsError
 from u2moe.runtime.installation import install_command
 
@@ -25,8 +26,6 @@ KERNELS = ("auto", "native", "onnxruntime")
 `auto`, the library if it is installed and can run the graph."""
 VARIABLE = "U2MOE_KERNELS"
 """Environment variable with the default, one of `KERNELS`."""
-CONTRACT = 3
-"""Version of the operators' inputs, attributes and results that the graphs of this version of u2moe rely on."""
 CPU = "CPUExecutionProvider"
 ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -38,7 +37,10 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
-_NUMBER = re.compile(r"_\d+$")
+_WITHOUT = "u2moe.without"
+"""Entry of a session's configuration: names of operators that the library leaves to the functions of the graph."""
+_REFUSAL = re.compile(r"\b([A-Z]\w+): (.*)")
+_LONGEST_ENTRY = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,10 @@ class Kernels:
         version: version of u2moe-kernels, "" without it.
         isa: instruction set that it uses on this processor, "" without it.
         layout: version of the layout in which it reads packed weights; 0 without it.
-        operators: names of the functions that it replaces, without numbers; see `is_replaced`.
+        operators: names of the functions that it replaces, without numbers; see `replaces`.
         library: file of the library; None without it.
         reason: why it is not registered, "" if it is.
+        refused: functions of a graph that it cannot run, although it has operators of their names, and why.
     """
 
     native: bool
@@ -62,11 +65,13 @@ class Kernels:
     operators: frozenset[str] = frozenset()
     library: Path | None = None
     reason: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """As commands print it."""
         if self.native:
-            return f"u2moe-kernels {self.version} ({self.isa}), onnxruntime {onnxruntime.__version__}"
+            refused = "".join(f"; not native: {name} ({reason})" for name, reason in self.refused.items())
+            return f"u2moe-kernels {self.version} ({self.isa}), onnxruntime {onnxruntime.__version__}{refused}"
         return f"onnxruntime {onnxruntime.__version__} ({self.reason})"
 
     def data(self) -> dict[str, Any]:
@@ -77,16 +82,37 @@ class Kernels:
     def register(self, options: onnxruntime.SessionOptions) -> None:
         """Make sessions with these options use the library, if there is one."""
         if self.library is not None:
+            if self.refused:
+                options.add_session_config_entry(_WITHOUT, ",".join(self.refused))
             options.register_custom_ops_library(str(self.library))
+
+    def replaces(self, function: str) -> bool:
+        """Whether it computes a function of a graph, named with its number if it has one."""
+        return is_replaced(function, self.operators) and function not in self.refused
+
+    def without_refused(self, error: Exception) -> Kernels | None:
+        """The same without the function that an error of onnxruntime says it cannot run; None: the error names none."""
+        for found in _REFUSAL.finditer(str(error)):
+            name, reason = found.groups()
+            refused = {**self.refused, name: reason}
+            if self.replaces(name) and len(",".join(refused)) <= _LONGEST_ENTRY:
+                return replace(self, refused=refused)
+        return None
+
+    def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
+        """For a model: these are the encoder's; with what the kernels of each graph refuse, by the graph's name."""
+        refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
+        alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
+        return replace(self, refused={**refused, **alone})
 
     def without(self, reason: str) -> Kernels:
         """Onnxruntime alone, for this reason."""
-        return replace(self, native=False, layout=0, library=None, operators=frozenset(), reason=reason)
+        return replace(self, native=False, layout=0, library=None, operators=frozenset(), reason=reason, refused={})
 
 
-def plain_name(function: str) -> str:
-    """The name of a function without the number that distinguishes it from others of that name in a graph."""
-    return _NUMBER.sub("", function)
+def of_graph(function: str, graph: str) -> str:
+    """A function of one of the graphs of a model, as `Model.kernels` has it in `refused`."""
+    return f"{function} of {graph}"
 
 
 def checked_kernels(kernels: str | None) -> str:
@@ -179,11 +205,11 @@ def check_layout(kernels: Kernels, layout: int, where: str) -> None:
 
 
 def _check_contract(version: str, contract: Any) -> None:
-    if contract == CONTRACT:
+    if contract == KERNELS_CONTRACT:
         return
-    is_older = not isinstance(contract, int) or contract < CONTRACT
+    is_older = not isinstance(contract, int) or contract < KERNELS_CONTRACT
     remedy = install_command("kernels" if is_older else "cpu")
     raise KernelsError(
         f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators are of contract {contract}, "
-        f"this version of u2moe needs {CONTRACT}: {remedy}"
+        f"this version of u2moe needs {KERNELS_CONTRACT}: {remedy}"
     )

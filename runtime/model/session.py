@@ -128,31 +128,34 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
 def _load(
     opened: GraphFile, settings: SessionSettings, layout: int | None
 ) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]], Kernels]:
-    """A session with the chosen kernels, or on onnxruntime alone if they refuse the graph; see `_inference_session`.
+    """A session with the chosen kernels, but for functions that they refuse; see `_inference_session`.
 
-    They refuse what they do not know: attributes of another version of u2moe, for example.
+    They refuse what they do not know: an activation of another version of u2moe, for example. Where they do not say in
+    which function that is, onnxruntime runs all.
     """
     kernels = settings.chosen
     if layout is not None and settings.sess_options is None:
         check_layout(kernels, layout, str(opened.path))
-    try:
-        return *_inference_session(opened, settings), kernels
-    except BundleError as error:
-        if isinstance(error, IntegrityError) or not kernels.native or layout is not None:
-            raise
-        message, reason = f"u2moe-kernels {kernels.version} cannot run it", error
-    found = _inference_session(opened, replace(settings, kernels="onnxruntime"))  # fails if the graph itself is damaged
-    if checked_kernels(settings.kernels) == "native":
-        raise KernelsError(f"{message}, onnxruntime alone can: {reason}") from reason
-    return *found, kernels.without(f"{message}: {reason}")
+    while True:
+        try:
+            return *_inference_session(opened, settings, kernels), kernels
+        except BundleError as error:
+            if isinstance(error, IntegrityError) or not kernels.native or layout is not None:
+                raise
+            message = f"u2moe-kernels {kernels.version} cannot run it"
+            others = kernels.without_refused(error.__cause__ or error) or kernels.without(f"{message}: {error}")
+            if checked_kernels(settings.kernels) == "native":
+                _inference_session(opened, settings, others)  # fails if the graph itself is damaged
+                raise KernelsError(f"{message}, onnxruntime alone can: {error}") from error
+            kernels = others
 
 
 def _inference_session(
-    opened: GraphFile, settings: SessionSettings
+    opened: GraphFile, settings: SessionSettings, kernels: Kernels
 ) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]]]:
     """A session, and the weights whose memory it uses."""
-    file, options = opened.path, settings.session_options()
-    weights = {} if options is settings.sess_options else opened.weights(settings.chosen.operators)
+    file, options = opened.path, settings.session_options(kernels)
+    weights = {} if options is settings.sess_options else opened.weights(kernels.replaces)
     try:
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]

@@ -105,8 +105,8 @@ class SessionSettings:
             return Kernels(native=False, reason="or as in sess_options")
         return choose_kernels(kernels, self.providers)
 
-    def session_options(self) -> onnxruntime.SessionOptions:
-        """Options for onnxruntime."""
+    def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
+        """Options for onnxruntime, with these kernels; None: those that are `chosen`."""
         if self.sess_options is not None:
             return self.sess_options
         options = onnxruntime.SessionOptions()
@@ -115,7 +115,7 @@ class SessionSettings:
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # a library does not print; errors reach the caller as exceptions
-        self.chosen.register(options)
+        (kernels or self.chosen).register(options)
         return options
 
 

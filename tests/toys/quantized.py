@@ -1,10 +1,12 @@
 """What quantized products compute, in plain numpy, and the activations in front of them, in torch."""
 
 import numpy as np
-import torch
 
-ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu,
-               "tanh": torch.tanh, "selu": torch.selu, "hardtanh": torch.nn.functional.hardtanh}  # fmt: skip
+from u2moe.export.moe import activation
+from u2moe.runtime.graph.activation import ACTIVATIONS
+
+IN_TORCH = {kind: activation(kind) for kind in ACTIVATIONS}
+LOWEST = {kind: declared.lowest for kind, declared in ACTIVATIONS.items() if declared.lowest is not None}
 
 
 def rounded_rows(x, least=1e-20):

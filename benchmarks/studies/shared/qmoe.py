@@ -19,7 +19,7 @@ from u2moe.runtime.graph.builder import CONTRIB
 from u2moe.runtime.graph.file import save_graph
 
 Array = npt.NDArray[Any]
-ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
+QMOE_ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
 """The operator's names for our activations; it supports no others."""
 LARGEST_BLOCK = 128
 
@@ -55,7 +55,7 @@ def qmoe_nodes(layer: ExpertLayer, weights: Weights) -> list[ir.Node]:
     logits = ir.node("MatMul", [layer.x, layer.gate], name=f"{layer.node.name}/router")
     flat = ir.node("Flatten", [logits.outputs[0]], {"axis": -1}, name=f"{layer.node.name}/tokens")
     attributes: dict[str, int | str] = {
-        "k": layer.mixture.top_k, "activation_type": ACTIVATIONS[layer.mixture.activation],
+        "k": layer.mixture.top_k, "activation_type": QMOE_ACTIVATIONS[layer.mixture.activation],
         "normalize_routing_weights": 1, "expert_weight_bits": 8, "block_size": size, "accuracy_level": 4,
         "weights_prepacked": 0,
     }  # fmt: skip

@@ -3,9 +3,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace u2moe {
+#include "declared.h"
 
-enum class Activation { relu, swish, gelu, tanh, hardtanh, selu };
+namespace u2moe {
 
 // Rows of activations to integers with one scale each.
 struct Rounding8 {

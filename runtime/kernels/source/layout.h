@@ -17,8 +17,6 @@
 
 namespace u2moe {
 
-// Version of the layout, for weights that are packed in advance.
-constexpr int64_t kLayout = 4;
 constexpr size_t kPanel = 16;
 constexpr size_t kBlock = 32;
 constexpr size_t kLine = 64;  // bytes of a cache line

@@ -58,8 +58,9 @@ struct Registered : OrtCustomOp {
     GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return 1; };
-    CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** made) -> OrtStatusPtr {
-      return guarded(api, Op::kName, [&] {
+    CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info, void** made) -> OrtStatusPtr {
+      const std::string& called = static_cast<const Registered*>(self)->name;
+      return guarded(api, called.c_str(), [&] {
         Node node(info);
         *made = new Kernel<Op>(api, node);
         node.give_back();
@@ -73,10 +74,13 @@ struct Registered : OrtCustomOp {
   }
 };
 
-constexpr size_t kNumbers = 9;
+// Whether a name is among those of a list, with a comma between each.
+bool is_listed(const std::string& list, const std::string& name) {
+  return ("," + list + ",").find("," + name + ",") != std::string::npos;
+}
 
 template <class Op>
-void add(OrtCustomOpDomain* domain) {
+void add(OrtCustomOpDomain* domain, const std::string& without) {
   static Registered<Op> registered[kNumbers];  // they live as long as the library
   static const bool is_filled = [] {
     for (size_t i = 0; i < kNumbers; i++)
@@ -84,7 +88,8 @@ void add(OrtCustomOpDomain* domain) {
     return true;
   }();
   (void)is_filled;
-  for (Registered<Op>& op : registered) Api::check(Api::get().CustomOpDomain_Add(domain, &op));
+  for (Registered<Op>& op : registered)
+    if (!is_listed(without, op.name)) Api::check(Api::get().CustomOpDomain_Add(domain, &op));
 }
 
 // Where activations cannot be as large, the function stays with onnxruntime.
@@ -93,8 +98,9 @@ constexpr bool kNeeds255 = std::is_same_v<Op, FirstConvolutions>;
 
 template <class... Ops>
 struct List {
-  static void add_to(OrtCustomOpDomain* domain, const InstructionSet& isa) {
-    ((isa.holds_255 || !kNeeds255<Ops> ? add<Ops>(domain) : void()), ...);
+  static_assert(sizeof...(Ops) == names::kCount, "not what runtime/bundle/functions.py declares");
+  static void add_to(OrtCustomOpDomain* domain, const InstructionSet& isa, const std::string& without) {
+    ((isa.holds_255 || !kNeeds255<Ops> ? add<Ops>(domain, without) : void()), ...);
   }
   static std::string names(const InstructionSet& isa) {
     std::string text;
@@ -107,24 +113,39 @@ using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, Int4Linea
                        Int4FeedForward, Int4GatedFeedForward, FirstConvolutions, CachedAttention, NextCache,
                        CachedConvolution, PlainNormalization, AddNormalization>;
 
-// The domain of an onnxruntime; each has its own kind. Made once for each, or twice if two threads are the first.
+// The domain of an onnxruntime, each of which has its own kind, and of sessions without some of the names. Made once for
+// each, or twice if two threads are the first.
 struct Domain {
   const OrtApi* api;
+  std::string without;
   OrtCustomOpDomain* made;
   Domain* next;
 };
 std::atomic<Domain*> domains{nullptr};  // not locked: a process may fork at any moment
 
-OrtCustomOpDomain* domain_of(const OrtApi* api) {
+OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   for (const Domain* domain = domains.load(std::memory_order_acquire); domain != nullptr; domain = domain->next)
-    if (domain->api == api) return domain->made;
-  auto fresh = std::make_unique<Domain>(Domain{api, nullptr, nullptr});
+    if (domain->api == api && domain->without == without) return domain->made;
+  auto fresh = std::make_unique<Domain>(Domain{api, without, nullptr, nullptr});
   Api::check(api->CreateCustomOpDomain("u2moe", &fresh->made));
-  Operators::add_to(fresh->made, isa());
+  Operators::add_to(fresh->made, isa(), without);
   fresh->next = domains.load(std::memory_order_relaxed);
   while (!domains.compare_exchange_weak(fresh->next, fresh.get(), std::memory_order_acq_rel)) {
   }
   return fresh.release()->made;
+}
+
+// Names that a session leaves to the graph's functions: those that its options list, with a comma between each.
+std::string left_out(const OrtSessionOptions* options) {
+  constexpr const char* kKey = "u2moe.without";
+  int is_there = 0;
+  Api::check(Api::get().HasSessionConfigEntry(options, kKey, &is_there));
+  if (!is_there) return "";
+  size_t size = 0;
+  Api::check(Api::get().GetSessionConfigEntry(options, kKey, nullptr, &size));
+  std::string text(size, '\0');
+  Api::check(Api::get().GetSessionConfigEntry(options, kKey, text.data(), &size));
+  return text.c_str();
 }
 
 // Text of the environment as JSON has it between quotes.
@@ -151,7 +172,7 @@ std::string description() {
   std::string names;
   for (size_t i = 0, count = available(sets); i < count; i++)
     names += (i ? ", \"" : "\"") + std::string(sets[i]->name) + "\"";
-  return std::string("{\"contract\": 3, \"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
+  return "{\"contract\": " + std::to_string(kContract) + ", \"isa\": \"" + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
          std::to_string(kApiVersion) + ", \"layout\": " + std::to_string(kLayout) +
          ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names(*chosen) + "]}";
 }
@@ -166,7 +187,7 @@ U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtA
     return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, "u2moe-kernels needs onnxruntime 1.17 or later");
   return u2moe::guarded(api, "u2moe-kernels", [&] {
     u2moe::isa();
-    u2moe::Api::check(api->AddCustomOpDomain(options, u2moe::domain_of(api)));
+    u2moe::Api::check(api->AddCustomOpDomain(options, u2moe::domain_of(api, u2moe::left_out(options))));
   });
 }
 

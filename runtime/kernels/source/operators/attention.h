@@ -12,7 +12,7 @@ namespace u2moe {
 
 class CachedAttention {
  public:
-  static constexpr const char* kName = "CachedAttention";
+  static constexpr const char* kName = names::kCachedAttention;
   static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat};
   explicit CachedAttention(Node& node)
       : isa_(isa()),
@@ -93,7 +93,7 @@ class CachedAttention {
 // read and written once.
 class NextCache {
  public:
-  static constexpr const char* kName = "NextCache";
+  static constexpr const char* kName = names::kNextCache;
   static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
   explicit NextCache(Node& node) : blocks_(node.num_inputs() - 2) {
     if (node.num_inputs() < 3) throw Invalid("there must be at least 3 inputs");

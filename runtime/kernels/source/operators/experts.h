@@ -22,9 +22,8 @@ class ExpertsOperator {
   ExpertsOperator() : isa_(isa()) {}
 
   void read_activation(const Node& node) {
-    const std::string name = node.text("activation");
-    layer_.activation = activation_named(name);
-    layer_.lowest = lowest_of(name);
+    layer_.activation = activation_named(node.text("activation"));
+    layer_.lowest = lowest_of(layer_.activation);
   }
 
   void read_router(Node& node) {
@@ -73,7 +72,7 @@ class ExpertsOperator {
 
 class Int8Experts : public ExpertsOperator {
  public:
-  static constexpr const char* kName = "Int8MixtureOfExperts";
+  static constexpr const char* kName = names::kInt8MixtureOfExperts;
   explicit Int8Experts(Node& node) {
     const bool bias = node.integer("bias", 0, 1) != 0;
     read_activation(node);
@@ -100,7 +99,7 @@ class Int8Experts : public ExpertsOperator {
 
 class Int4Experts : public ExpertsOperator {
  public:
-  static constexpr const char* kName = "Int4MixtureOfExperts";
+  static constexpr const char* kName = names::kInt4MixtureOfExperts;
   explicit Int4Experts(Node& node) {
     const bool bias = node.integer("bias", 0, 1) != 0;
     const size_t group = group_of(node);
@@ -128,8 +127,9 @@ class Int4Experts : public ExpertsOperator {
 template <bool kIsGated, bool kIsInt4>
 class SingleExpert : public ExpertsOperator {
  public:
-  static constexpr const char* kName = kIsInt4 ? (kIsGated ? "Int4GatedFeedForward" : "Int4FeedForward")
-                                               : (kIsGated ? "Int8GatedFeedForward" : "Int8FeedForward");
+  static constexpr const char* kName =
+      kIsInt4 ? (kIsGated ? names::kInt4GatedFeedForward : names::kInt4FeedForward)
+              : (kIsGated ? names::kInt8GatedFeedForward : names::kInt8FeedForward);
   explicit SingleExpert(Node& node) {
     const bool bias = node.integer("bias", 0, 1) != 0;
     read_activation(node);

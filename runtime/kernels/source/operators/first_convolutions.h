@@ -10,7 +10,7 @@ namespace u2moe {
 
 class FirstConvolutions {
  public:
-  static constexpr const char* kName = "Int8FirstConvolutions";
+  static constexpr const char* kName = names::kInt8FirstConvolutions;
   static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
   explicit FirstConvolutions(Node& node) : isa_(isa()) {
     layer_.bins = size_of(node, "bins");

@@ -12,7 +12,7 @@ namespace u2moe {
 template <bool kIsSum>
 class Normalizing {
  public:
-  static constexpr const char* kName = kIsSum ? "AddNormalization" : "Normalization";
+  static constexpr const char* kName = kIsSum ? names::kAddNormalization : names::kNormalization;
   explicit Normalizing(Node& node) : isa_(isa()), epsilon_(node.number("epsilon", 0, 1)) {
     for (int i = 0; i < 1 + kIsSum; i++) node.skip();
     std::vector<int64_t> shape;

@@ -1,6 +1,7 @@
 #include "parameters.h"
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -20,17 +21,14 @@ const InstructionSet& isa() {
 }
 
 Activation activation_named(const std::string& name) {
-  static constexpr const char* kNames[] = {"relu", "swish", "gelu", "tanh", "hardtanh", "selu"};
-  for (size_t i = 0; i < 6; i++)
-    if (name == kNames[i]) return static_cast<Activation>(i);
-  throw Invalid("attribute activation must be relu, swish, gelu, tanh, hardtanh or selu, got '" + name + "'");
+  for (size_t i = 0; i < std::size(kActivations); i++)
+    if (name == kActivations[i].name) return static_cast<Activation>(i);
+  throw Invalid(std::string("attribute activation must be ") + kActivationNames + ", got '" + name + "'");
 }
 
-float lowest_of(const std::string& name) {
-  if (name == "swish") return 0.2785f;
-  if (name == "gelu") return 0.17f;
-  return 0.0f;
-}
+float lowest_of(Activation activation) { return kActivations[static_cast<size_t>(activation)].lowest; }
+
+float lowest_of_rows(const std::string& name) { return name.empty() ? 0.0f : lowest_of(activation_named(name)); }
 
 void check_inner(size_t k) {
   if (k > kMostInner)

@@ -17,9 +17,10 @@ constexpr int64_t kMostElements = int64_t{1} << 31;
 // That of this process; throws where the environment names one that is not there.
 const InstructionSet& isa();
 
+// Throws if there is no such activation. Of rows, "" stands for none.
 Activation activation_named(const std::string& name);
-// How far below zero the output of an activation can go; `quantize.arithmetic.LOWEST`.
-float lowest_of(const std::string& name);
+float lowest_of(Activation activation);
+float lowest_of_rows(const std::string& name);
 size_t size_of(const Node& node, const char* name);
 
 // ------------------------------------------------------------------------------------------------ weights

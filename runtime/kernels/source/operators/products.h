@@ -10,9 +10,9 @@ namespace u2moe {
 
 class Rows {
  public:
-  static constexpr const char* kName = "Int8Rows";
+  static constexpr const char* kName = names::kInt8Rows;
   static constexpr ONNXTensorElementDataType kOutputs[] = {kUint8, kFloat};
-  explicit Rows(Node& node) : isa_(isa()), lowest_(lowest_of(node.text("activation"))) {
+  explicit Rows(Node& node) : isa_(isa()), lowest_(lowest_of_rows(node.text("activation"))) {
     node.skip();
     check_all_read(node);
   }
@@ -33,7 +33,7 @@ class Rows {
 
 class MatMul {
  public:
-  static constexpr const char* kName = "Int8MatMul";
+  static constexpr const char* kName = names::kInt8MatMul;
   static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
   explicit MatMul(Node& node) : isa_(isa()) {
     node.skip();
@@ -62,11 +62,11 @@ class MatMul {
 template <bool kIsInt4>
 class LinearOperator {
  public:
-  static constexpr const char* kName = kIsInt4 ? "Int4Linear" : "Int8Linear";
+  static constexpr const char* kName = kIsInt4 ? names::kInt4Linear : names::kInt8Linear;
   static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
   explicit LinearOperator(Node& node) : isa_(isa()) {
     node.skip();
-    const float lowest = kIsInt4 ? 0.0f : lowest_of(node.text("activation"));
+    const float lowest = kIsInt4 ? 0.0f : lowest_of_rows(node.text("activation"));
     layer_ = read_linear(node, node.num_inputs() == 4 + kIsInt4, lowest, kIsInt4 ? group_of(node) : 0);
     check_all_read(node);
   }

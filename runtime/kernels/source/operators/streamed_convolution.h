@@ -13,7 +13,7 @@ namespace u2moe {
 
 class CachedConvolution {
  public:
-  static constexpr const char* kName = "CachedConvolution";
+  static constexpr const char* kName = names::kCachedConvolution;
   static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat};
   explicit CachedConvolution(Node& node) : isa_(isa()) {
     layer_.kernel = static_cast<size_t>(node.integer("kernel", 2, kMostKernel));

@@ -1,0 +1,167 @@
+"""The functions that graphs call, and which of them have native kernels: declared here and nowhere else.
+
+A graph calls each layer as a model-local function of domain `u2moe`. `runtime.graph` and `quantize` write no other, and
+`python runtime/kernels/declare.py` writes their names into the kernels' header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+KERNELS_CONTRACT = 3
+"""Version of the operators' inputs, attributes and results that the graphs of this version of u2moe rely on."""
+PACKED_LAYOUT = 4
+"""Version of the layout of weights that `u2moe quantize --packed` writes and native kernels map."""
+MOST_NUMBERS = 9
+"""Functions of one name in a graph that native kernels replace: the first has no number, the others 2 to 9."""
+
+_NUMBER = re.compile(r"_\d+$")
+_DIGITS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """A function that graphs call.
+
+    Attributes:
+        name: its name; if a graph has two of one name, a number follows it.
+        inputs: names of all that it may have. Digits stand for any: `w1` and `w2`, `e0_w1` and so on are `w#`, `e#_w#`.
+        attributes: names of those of its calls.
+        exported: whether export writes it; the others come from quantization.
+        without_kernel: why native kernels do not compute it; "": they do.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    exported: bool = True
+    without_kernel: str = ""
+
+    def check(self, inputs: Iterable[str], attributes: Iterable[str]) -> None:
+        """Check that a layer has these inputs and attributes.
+
+        Raises:
+            ValueError: it has others than the table says.
+        """
+        unknown = sorted({_DIGITS.sub("#", name) for name in inputs} - set(self.inputs))
+        if unknown or set(attributes) != set(self.attributes):
+            raise ValueError(
+                f"function {self.name}: has inputs {', '.join(unknown) or 'as declared'} and attributes "
+                f"{', '.join(attributes)} where FUNCTIONS declares {', '.join(self.inputs)}; "
+                f"{', '.join(self.attributes)}"
+            )
+
+
+def _all(names: str, inputs: str, attributes: str = "", why: str = "", *, exported: bool = True) -> list[Function]:
+    """Functions that differ by their names alone."""
+    return [
+        Function(
+            name=name,
+            inputs=tuple(inputs.split()),
+            attributes=tuple(attributes.split()),
+            exported=exported,
+            without_kernel=why,
+        )
+        for name in names.split()
+    ]
+
+
+_PRODUCTS = "products in float32, which onnxruntime has"
+_SEQUENCES = "over whole sequences, as products in float32: the kernel is for chunks and their caches"
+_DISTANCES = "scores by distances or rotations, which the kernel for chunks does not have"
+_CONVOLUTIONS = "convolutions in float32, which onnxruntime has"
+_NO_PRODUCTS = "no products: look-ups, copies, or numbers one by one"
+_QUERY, _CACHE = "query key_value", "cache block first_kept"
+_HEADS = "num_heads num_kv_heads size"
+_MODULE = "kernel activation bias norm epsilon"
+_MODULE_INPUTS = "linear gate cache block valid weight bias norm_weight norm_bias"
+_MIXTURE = "num_experts top_k activation bias weights block_size"
+_EXPERTS = "x gate e#_w# e#_w#_bias"
+
+FUNCTIONS: Mapping[str, Function] = MappingProxyType(
+    {
+        function.name: function
+        for function in (
+            *_all("Linear", "x weight bias", why=_PRODUCTS),
+            *_all("FeedForward", "x w# w#_bias", "activation bias", _PRODUCTS),
+            *_all("GatedFeedForward", "x gate w# w#_bias", "activation bias", _PRODUCTS),
+            *_all("MixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS),
+            *_all("Attention", f"{_QUERY} bias positions", f"{_HEADS} relative", _SEQUENCES),
+            *_all("RotaryAttention", f"{_QUERY} bias cosines sines", _HEADS, _SEQUENCES),
+            *_all("DistanceAttention", f"{_QUERY} bias vectors", _HEADS, _SEQUENCES),
+            *_all(
+                "ShiftedAttention", f"{_QUERY} bias positions content_bias position_bias places", _HEADS, _SEQUENCES
+            ),
+            *_all("CachedAttention", f"{_QUERY} {_CACHE} bias positions", f"{_HEADS} relative"),
+            *_all("RotaryCachedAttention", f"{_QUERY} {_CACHE} bias cosines sines", _HEADS, _DISTANCES),
+            *_all("DistanceCachedAttention", f"{_QUERY} {_CACHE} bias vectors", _HEADS, _DISTANCES),
+            *_all("NextCache", "cache first kept.#"),
+            *_all("CachedConvolution", _MODULE_INPUTS, _MODULE),
+            *_all("Convolution", _MODULE_INPUTS, f"{_MODULE} causal", _CONVOLUTIONS),
+            *_all("CachedDepthwiseConvolution", "x cache block weight bias", "kernel", _CONVOLUTIONS),
+            *_all("DepthwiseConvolution", "x cache block valid weight bias", "kernel causal", _CONVOLUTIONS),
+            *_all("ReducingConvolution", "x valid weight bias", "kernel stride before after", _CONVOLUTIONS),
+            *_all("Subsampling", "features conv# conv#_bias weight bias", "kernels strides bins", _CONVOLUTIONS),
+            *_all(
+                "SubsamplingConvolutions", "features conv# conv#_bias", "kernels strides bins activation",
+                _CONVOLUTIONS,
+            ),
+            *_all("Normalization", "x weight bias", "epsilon"),
+            *_all("AddNormalization", "x branch weight bias", "epsilon"),
+            *_all("RmsNormalization", "x weight", "epsilon", _NO_PRODUCTS),
+            *_all("Activation", "x", "activation", _NO_PRODUCTS),
+            *_all("Embedding", "table tokens", why=_NO_PRODUCTS),
+            *_all("Sinusoids SinesAndCosines", "positions", "dim", _NO_PRODUCTS),
+            *_all("StackedFrames", "features", "num_frames bins", _NO_PRODUCTS),
+            *_all("TimeWindows", "x valid", "stride", _NO_PRODUCTS),
+            *_all("HalfMixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS, exported=False),
+            *_all(
+                "Int8MixtureOfExperts", "x gate w#_bias e#_w# e#_w#_scale e#_w#_bias", _MIXTURE, exported=False
+            ),
+            *_all(
+                "Int4MixtureOfExperts", "x gate e#_w# e#_w#_steps e#_w#_scale e#_w#_bias", _MIXTURE, exported=False
+            ),
+            *_all("Int8Rows", "x", "activation", exported=False),
+            *_all("Int8MatMul", "q row_scale weight scale bias", exported=False),
+            *_all("Int8Linear", "x weight scale bias", "activation", exported=False),
+            *_all("Int4Linear", "x weight steps scale bias", "in out block_size", exported=False),
+            *_all(
+                "Int8FeedForward Int8GatedFeedForward", "x gate gate_scale w# w#_scale w#_bias", "activation bias",
+                exported=False,
+            ),
+            *_all(
+                "Int4FeedForward Int4GatedFeedForward",
+                "x gate gate_steps gate_scale w# w#_steps w#_scale w#_bias",
+                "activation bias in block_size", exported=False,
+            ),
+            *_all(
+                "Int8FirstConvolutions", "x first_weight weight scale bias", "bins channels kernels strides",
+                exported=False,
+            ),
+            *_all(
+                "Int8Convolution", "x weight scale bias", "kernel stride",
+                "a third convolution of the front end: the kernel is for the first two", exported=False,
+            ),
+            *_all("Int8Embedding", "weight scale tokens", "", _NO_PRODUCTS, exported=False),
+            *_all("Int4Embedding", "weight steps scale tokens", "dim block_size", _NO_PRODUCTS, exported=False),
+        )
+    }
+)  # fmt: skip
+"""All functions of graphs, by name."""
+NATIVE = tuple(name for name, function in FUNCTIONS.items() if not function.without_kernel)
+"""Those that native kernels compute."""
+
+
+def plain_name(function: str) -> str:
+    """The name of a function without the number that distinguishes it from others of that name in a graph."""
+    return _NUMBER.sub("", function)
+
+
+def is_replaced(function: str, operators: Collection[str]) -> bool:
+    """Whether native operators replace a function; each is registered with the numbers 2 to `MOST_NUMBERS`, too."""
+    name, _, number = function.rpartition("_")
+    is_twin = number.isdecimal() and 2 <= int(number) <= MOST_NUMBERS
+    return (name if is_twin else function) in operators

@@ -1,0 +1,53 @@
+"""Writes `source/declared.h`: what the kernels share with Python, from its tables. A test compares the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from u2moe.runtime.bundle import functions
+from u2moe.runtime.graph.activation import ACTIVATIONS
+
+HEADER = Path(__file__).with_name("source") / "declared.h"
+
+
+def header() -> str:
+    """The content of the file."""
+    *names, last = ACTIVATIONS
+    rows = ",\n".join(f'    {{"{name}", {float(row.lowest or 0)!r}f}}' for name, row in ACTIVATIONS.items())
+    constants = "\n".join(f'constexpr const char* k{name} = "{name}";' for name in functions.NATIVE)
+    return f"""\
+// Made by declare.py from runtime/bundle/functions.py and runtime/graph/activation.py, which say more; do not edit.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace u2moe {{
+
+// Version of the operators' inputs, attributes and results.
+constexpr int64_t kContract = {functions.KERNELS_CONTRACT};
+// Version of the layout of packed weights.
+constexpr int64_t kLayout = {functions.PACKED_LAYOUT};
+// Names that an operator has: its own, and those with 2 and more behind it.
+constexpr size_t kNumbers = {functions.MOST_NUMBERS};
+
+enum class Activation {{ {", ".join(ACTIVATIONS)} }};
+struct DeclaredActivation {{
+  const char* name;
+  float lowest;  // how far below zero an output can go where rows are scaled by their maximum; else 0
+}};
+constexpr DeclaredActivation kActivations[] = {{
+{rows}}};
+constexpr const char* kActivationNames = "{", ".join(names)} or {last}";
+
+// Names of operators.
+namespace names {{
+{constants}
+constexpr size_t kCount = {len(functions.NATIVE)};
+}}  // namespace names
+
+}}  // namespace u2moe
+"""
+
+
+if __name__ == "__main__":
+    HEADER.write_text(header(), encoding="utf-8")

@@ -1,0 +1,71 @@
+"""What graphs, quantization and native kernels share is declared once: other places are made from the tables."""
+
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from layers import layer_model, session_with
+from quantized import IN_TORCH, LOWEST
+
+from u2moe.runtime.bundle.functions import FUNCTIONS, MOST_NUMBERS, NATIVE, is_replaced
+from u2moe.runtime.graph.activation import ACTIVATIONS, lowest_of
+from u2moe.runtime.graph.builder import build_function
+from u2moe.runtime.graph.layers import activation_layer
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_header_of_the_kernels_is_that_of_the_tables():
+    made = runpy.run_path(str(ROOT / "runtime" / "kernels" / "declare.py"))
+    assert made["HEADER"].read_text(encoding="utf-8") == made["header"](), "run python runtime/kernels/declare.py"
+
+
+def test_the_page_of_the_kernels_has_a_row_for_each_native_function_with_its_attributes():
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*?) \|", page, re.MULTILINE)
+    shown = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
+    assert [name for name in NATIVE if name not in shown] == []
+    for name in NATIVE:
+        if "the same" not in shown[name] and "as " not in shown[name] and "those" not in shown[name]:
+            assert [each for each in FUNCTIONS[name].attributes if f"`{each}`" not in shown[name]] == [], name
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes"), [(["x", "w1", "w3_scale"], {"activation": "relu", "bias": 0}), (["x"], {"bias": 0})]
+)
+def test_a_function_that_differs_from_its_declaration_is_an_error(inputs, attributes):
+    with pytest.raises(ValueError, match=r"function FeedForward: has inputs .* FUNCTIONS declares x, w#, w#_bias; act"):
+        build_function("FeedForward", inputs, lambda _, values: values[0], attributes)
+
+
+@pytest.mark.parametrize("number", ["", "_2", f"_{MOST_NUMBERS}"])
+def test_numbered_functions_are_replaced_as_far_as_operators_are_registered(number):
+    assert is_replaced(f"Int8Linear{number}", NATIVE)
+    assert not is_replaced(f"Linear{number}", NATIVE)
+    assert not is_replaced(f"Int8Linear_1{number}", NATIVE)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_an_activation_is_that_of_torch_in_graphs(kind):
+    x = np.concatenate([np.linspace(-20, 20, 4001), [-1e30, 0, 1e30]]).astype(np.float32)[np.newaxis]
+    (found,) = session_with(layer_model(activation_layer(kind), {"x": np.float32}, {}, {"activation": kind})).run(
+        None, {"x": x}
+    )
+    np.testing.assert_allclose(found, IN_TORCH[kind](torch.from_numpy(x)).numpy(), rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(LOWEST))
+def test_no_activation_is_lower_than_what_its_rows_are_quantized_for(kind):
+    """The integers of a row reach as far below zero as above it: what is lower would be cut off."""
+    lowest = float(IN_TORCH[kind](torch.linspace(-20, 1, 200_001, dtype=torch.float64)).min())
+    assert LOWEST[kind] - 1e-3 < -lowest <= LOWEST[kind]
+
+
+def test_an_unknown_activation_is_an_error():
+    assert lowest_of("") is None
+    for use in (lowest_of, activation_layer):
+        with pytest.raises(ValueError, match=r"activation must be one of relu, swish, .*, got 'cube'"):
+            use("cube")
