@@ -20,7 +20,6 @@ import onnx_ir as ir
 from u2moe.quantize.arithmetic import (
     ACTIVATION_LEVELS,
     ACTIVATION_ZERO,
-    LOWEST,
     WEIGHT_LEVELS,
     Float,
     Int8,
@@ -30,7 +29,7 @@ from u2moe.quantize.arithmetic import (
 from u2moe.quantize.formats.conversion import Parts, Rounding, WeightConversion
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.bundle.weight_formats import INT8
-from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.activation import activation, lowest_of
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
@@ -66,8 +65,8 @@ class Int8Conversion(WeightConversion):
         """What products of x [..., in] read, so that several of one x quantize it only once: x = scale * (q - zero).
 
         Args:
-            after: the activation that x comes from, one of `LOWEST`: a row's magnitude is then bounded by its largest
-                value and the lowest value of the activation.
+            after: the activation that x comes from, one of `ACTIVATIONS`: where it has a lowest value, a row's magnitude is
+                bounded by that and the largest value of the row.
         """
         return build_function("Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), _attribute(after))
 
@@ -106,7 +105,7 @@ class Int8Conversion(WeightConversion):
             y = activation(g, _product(g, rows, gate or weights[:half]), kind)
             if gated:
                 y = g.op("Mul", y, _product(g, rows, weights[:half]))
-            return _product(g, _rows(g, y, kind if kind in LOWEST and not gated else None), weights[half:])
+            return _product(g, _rows(g, y, None if gated else kind), weights[half:])
 
         return self._feed_forward(body, {"activation": kind, "bias": int(bias)}, bias=bias, gated=gated)
 
@@ -169,9 +168,10 @@ def _attribute(after: str | None) -> dict[str, str]:
 
 
 def _rows(g: GraphBuilder, x: ir.Value, after: str | None) -> Rows:
-    peak = g.op("ReduceMax", g.op("Abs", x) if after is None else x, [-1], keepdims=1)
-    if after is not None and LOWEST[after]:
-        peak = g.op("Max", peak, LOWEST[after])
+    lowest = lowest_of(after or "")
+    peak = g.op("ReduceMax", g.op("Abs", x) if lowest is None else x, [-1], keepdims=1)
+    if lowest:
+        peak = g.op("Max", peak, lowest)
     scale = g.op("Mul", peak, 1 / ACTIVATION_LEVELS)
     return g.op("QuantizeLinear", g.op("Div", x, scale), 1.0, ZERO), scale
 
@@ -226,10 +226,10 @@ def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
     Before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix; concatenating it with the
     others corrects this, because it holds no elements.
     """
-    g, kind = dispatch.g, dispatch.mixture.activation
-    sizes = hidden if kind in LOWEST else [g.op("Abs", y) for y in hidden]
+    g, lowest = dispatch.g, lowest_of(dispatch.mixture.activation)
+    sizes = hidden if lowest is not None else [g.op("Abs", y) for y in hidden]
     peaks = dispatch.merge([g.op("ReduceMax", y, [-1], keepdims=0) for y in sizes])
-    return g.op("Max", peaks, LOWEST[kind]) if LOWEST.get(kind) else peaks
+    return g.op("Max", peaks, lowest) if lowest else peaks
 
 
 def _scales(g: GraphBuilder, peaks: ir.Value) -> Rows:

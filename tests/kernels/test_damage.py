@@ -5,9 +5,9 @@ import onnx
 import pytest
 from damage import NUM_INPUTS, tried
 from damaged_layers import use_damaged_layers
-from drawn_layers import OPERATORS
 from layers import mixture_model, mixture_weights, session_with
 
+from u2moe.runtime.bundle.functions import NATIVE
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
@@ -17,7 +17,7 @@ LAYER = mixture_model(MIXTURE, WEIGHTS, 16, 24)
 
 
 def test_layers_of_all_operators_are_drawn(operators):
-    assert operators <= set(OPERATORS)
+    assert operators <= set(NATIVE)
 
 
 @pytest.mark.timeout(7200)

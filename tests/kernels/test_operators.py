@@ -6,16 +6,19 @@ in its row. This is rare (how rare depends on the processor, so a quarter of the
 test_quantized_functions and test_exact_products compare functions with numpy, too.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from layers import layer_model, mixture_model, mixture_weights, packed_layer_model, random_matrix, session_with
 
-from u2moe.quantize.arithmetic import LOWEST, Int4, from_int4_blocks, int4_blocks, int8_columns
+from u2moe.quantize.arithmetic import Int4, from_int4_blocks, int4_blocks, int8_columns
 from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.runtime.bundle.mixture import Mixture
-from u2moe.runtime.graph.activation import ACTIVATIONS
+from u2moe.runtime.graph.activation import ACTIVATIONS, lowest_of
+from u2moe.runtime.graph.layers import activation_layer
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 3e-6
@@ -47,22 +50,14 @@ def chosen_experts(tokens, gate, mixture):
     return experts, shares / shares.sum(axis=1, keepdims=True)
 
 
-def activated(x, kind):
-    """The activation in float64, rounded to float32."""
-    x = x.astype(np.float64)
-    if kind == "gelu":
-        from math import erf  # noqa: PLC0415
+@cache
+def reference(kind):
+    """The nodes of an activation in onnxruntime; `test_functions` compares them with torch."""
+    return session_with(layer_model(activation_layer(kind), {"x": np.float32}, {}, {"activation": kind}))
 
-        return (0.5 * x * (1 + np.vectorize(erf, otypes=[np.float64])(x / np.sqrt(2)))).astype(np.float32)
-    with np.errstate(over="ignore"):
-        found = {
-            "relu": np.maximum(x, 0),
-            "swish": x / (1 + np.exp(-x)),
-            "tanh": np.tanh(x),
-            "hardtanh": np.clip(x, -1, 1),
-            "selu": 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * (np.exp(np.minimum(x, 0)) - 1)),
-        }[kind]
-    return found.astype(np.float32)
+
+def activated(x, kind):
+    return reference(kind).run(None, {"x": x})[0]
 
 
 def int8_rounded(x, lowest=0.0):
@@ -75,7 +70,7 @@ def int8_expert(x, parts, bias, kind):
     q, scale = int8_rounded(x)
     hidden = (q @ parts["w1"].astype(np.float64)).astype(np.float32) * parts["w1_scale"] * scale
     hidden = activated(hidden + parts.get("w1_bias", np.float32(0)), kind)
-    q, scale = int8_rounded(hidden, LOWEST.get(kind, 0.0))
+    q, scale = int8_rounded(hidden, lowest_of(kind) or 0.0)
     return (q @ parts["w2"].astype(np.float64)) * parts["w2_scale"] * scale + bias
 
 
@@ -116,7 +111,7 @@ MIXTURES = st.builds(
     ),
     num_experts=st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 33, 64])),
     top_k=st.integers(1, 4),
-    activation=st.sampled_from(ACTIVATIONS),
+    activation=st.sampled_from([*ACTIVATIONS]),
     bias=st.booleans(),
     block_size=st.sampled_from([0, 0, 16, 32, 64, 128]),
 )
@@ -169,7 +164,9 @@ def test_threads_and_neighbours_change_no_bit(library, kind):
     )
 
 
-@given(st.integers(0, 40), st.integers(1, 140), st.integers(1, 100), st.sampled_from(["", *LOWEST]), st.integers(0, 9))
+@given(
+    st.integers(0, 40), st.integers(1, 140), st.integers(1, 100), st.sampled_from(["", *ACTIVATIONS]), st.integers(0, 9)
+)
 def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kind, seed):
     random = np.random.default_rng(seed)
     x = (random.standard_normal((num_rows, inner)) * random.lognormal(0, 2, (num_rows, 1))).astype(np.float32)
@@ -178,7 +175,7 @@ def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kin
     weights = {"weight": weight, "scale": scale}
     product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     q, row_scale = session_with(rows, library).run(None, {"x": x})
-    lowest = np.float32(LOWEST.get(kind, 0.0))
+    lowest = np.float32(lowest_of(kind) or 0.0)
     peak = np.maximum(np.abs(x).max(axis=1, keepdims=True), lowest)
     np.testing.assert_array_equal(row_scale, peak * np.float32(1 / 127))
     with np.errstate(invalid="ignore"):
@@ -351,12 +348,12 @@ def product_in_numpy(x, parts, name, lowest=0.0):
 def feed_forward_in_numpy(x, parts, kind):
     hidden = product_in_numpy(x, parts, "w1")
     if "gate" not in parts:
-        return product_in_numpy(activated(hidden, kind), parts, "w2", LOWEST.get(kind, 0.0))
+        return product_in_numpy(activated(hidden, kind), parts, "w2", lowest_of(kind) or 0.0)
     return product_in_numpy(activated(product_in_numpy(x, parts, "gate"), kind) * hidden, parts, "w2")
 
 
 @given(
-    kind=st.sampled_from(ACTIVATIONS), sizes=SIZES, num_rows=TOKENS,
+    kind=st.sampled_from([*ACTIVATIONS]), sizes=SIZES, num_rows=TOKENS,
     form=st.fixed_dictionaries({"bias": st.booleans(), "is_gated": st.booleans()}), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_a_feed_forward_layer_computes_what_numpy_does(library, kind, sizes, num_rows, form, seed):

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 from damage import damaged, one_of
-from drawn_layers import OPERATORS, Random, Shapes, draw_layer
+from drawn_layers import Random, Shapes, draw_layer
 from layers import Array, session_with
+
+from u2moe.runtime.bundle.functions import NATIVE
 
 Model = onnx.ModelProto
 ODD_NUMBERS = (-(2**63), -1, 0, 1, 2, 3, 5, 16, 24, 64, 65, 128, 1024, 1025, 2**24, 2**31, 2**40, 2**63 - 1)
@@ -175,7 +177,7 @@ def _change_node(model: Model, random: Random) -> None:
     node = model.graph.node[0]
     action = one_of(("operator", "number", "domain", "outputs", "function", "twice"), random)
     if action == "operator":
-        node.op_type = one_of(OPERATORS, random)
+        node.op_type = one_of(NATIVE, random)
     elif action == "number":
         node.op_type += one_of(("_2", "_9", "_10", "_0"), random)
     elif action == "domain":

@@ -27,10 +27,10 @@ from layers import (
     streamed_convolution_model,
 )
 
-from u2moe.quantize.arithmetic import LOWEST
 from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.formats.table import conversion
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
+from u2moe.runtime.bundle.functions import NATIVE
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.attention import Heads
@@ -39,11 +39,6 @@ from u2moe.runtime.graph.layers import add_normalization, normalization
 
 Random = np.random.Generator
 Shapes = Mapping[str, Sequence[int]]
-OPERATORS = (
-    "Int8MixtureOfExperts", "Int4MixtureOfExperts", "Int8Rows", "Int8MatMul", "Int8Linear", "Int8FeedForward",
-    "Int8GatedFeedForward", "Int4Linear", "Int4FeedForward", "Int4GatedFeedForward", "Int8FirstConvolutions",
-    "CachedAttention", "NextCache", "CachedConvolution", "Normalization", "AddNormalization",
-)  # fmt: skip
 _PACKED_SHARE = 0.3
 INT8 = Int8Conversion()
 
@@ -63,7 +58,7 @@ class Layer:
 
 def draw_layer(library: Path, random: Random) -> Layer:
     """A layer of any operator; where the operator can have them, with weights packed as `library` packs them."""
-    operator = one_of(OPERATORS, random)
+    operator = one_of(NATIVE, random)
     if operator == "CachedAttention":
         return _attention(random)
     if operator == "NextCache":
@@ -76,7 +71,7 @@ def draw_layer(library: Path, random: Random) -> Layer:
         return _normalization(operator, random)
     dim, hidden = int(random.integers(1, 50)), int(random.integers(1, 80))
     if operator == "Int8Rows":
-        kind = one_of(("", *LOWEST), random)
+        kind = one_of(("", *ACTIVATIONS), random)
         return _of_rows(layer_model(INT8.rows(kind or None), {"x": np.float32}, {}, {"activation": kind}), dim)
     draw = _mixture if operator.endswith("Experts") else _products
     return _of_rows(draw(library, operator, (dim, hidden), random), dim)
@@ -169,7 +164,7 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
     mixture = Mixture(
         num_experts=num_experts,
         top_k=top_k,
-        activation=one_of(ACTIVATIONS, random),
+        activation=one_of((*ACTIVATIONS,), random),
         bias=random.random() < 0.5,
         weights="int4" if operator.startswith("Int4") else "int8",
         block_size=one_of((16, 32, 64, 128), random) if operator.startswith("Int4") else 0,
@@ -185,7 +180,7 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
 
 def _products(library: Path, operator: str, sizes: tuple[int, int], random: Random) -> bytes:
     """A product, or a feed-forward layer, which is two or with a gate three."""
-    kind, bias = one_of(ACTIVATIONS, random), random.random() < 0.5
+    kind, bias = one_of((*ACTIVATIONS,), random), random.random() < 0.5
     is_layer, block_size = operator.endswith("FeedForward"), 0
     fed = {"q": np.uint8, "row_scale": np.float32} if operator == "Int8MatMul" else {"x": np.float32}
     attributes: dict[str, int | float | str] = {} if operator == "Int8MatMul" else {"activation": kind}
@@ -212,7 +207,7 @@ def _products(library: Path, operator: str, sizes: tuple[int, int], random: Rand
     if is_layer:
         layer = made.feed_forward(*sizes, kind, bias=bias, gated="Gated" in operator)
         return layer_model(layer, fed, weights, attributes)
-    linear = made.linear(*sizes, bias=bias, after=kind if kind in LOWEST else None)
+    linear = made.linear(*sizes, bias=bias, after=kind)
     product = linear if operator == "Int8Linear" else INT8.product_of_rows(bias=bias)
     return layer_model(product, fed, weights, attributes)
 
