@@ -90,7 +90,7 @@ class Kernels:
         """Whether it computes a function of a graph, named with its number if it has one."""
         return is_replaced(function, self.operators) and function not in self.refused
 
-    def without_refused(self, error: Exception) -> Kernels | None:
+    def without_refused(self, error: BaseException) -> Kernels | None:
         """The same without the function that an error of onnxruntime says it cannot run; None: the error names none."""
         for found in _REFUSAL.finditer(str(error)):
             name, reason = found.groups()
