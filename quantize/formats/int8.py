@@ -65,8 +65,8 @@ class Int8Conversion(WeightConversion):
         """What products of x [..., in] read, so that several of one x quantize it only once: x = scale * (q - zero).
 
         Args:
-            after: the activation that x comes from, one of `ACTIVATIONS`: where it has a lowest value, a row's magnitude is
-                bounded by that and the largest value of the row.
+            after: the activation that x comes from, one of `ACTIVATIONS`: where it has a lowest value, a row's
+                magnitude is bounded by that and the largest value of the row.
         """
         return build_function("Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), _attribute(after))
 

@@ -15,9 +15,9 @@ from u2moe.quantize.passes.half_precision import half_of
 from u2moe.quantize.recipes import FORMATS, Recipe
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.weight_formats import HALF, format_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
-from u2moe.runtime.model.native import plain_name
 
 
 def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from u2moe.runtime.bundle.weight_formats import LAYERS, WEIGHT_FORMATS
+
 KERNELS_CONTRACT = 3
 """Version of the operators' inputs, attributes and results that the graphs of this version of u2moe rely on."""
 PACKED_LAYOUT = 4
@@ -28,7 +30,7 @@ class Function:
 
     Attributes:
         name: its name; if a graph has two of one name, a number follows it.
-        inputs: names of all that it may have. Digits stand for any: `w1` and `w2`, `e0_w1` and so on are `w#`, `e#_w#`.
+        inputs: names of all that it may have; none: any. `w1` and `w2` are `w#`, `e0_w1` and so on are `e#_w#`.
         attributes: names of those of its calls.
         exported: whether export writes it; the others come from quantization.
         without_kernel: why native kernels do not compute it; "": they do.
@@ -46,6 +48,8 @@ class Function:
         Raises:
             ValueError: it has others than the table says.
         """
+        if not self.inputs:
+            return
         unknown = sorted({_DIGITS.sub("#", name) for name in inputs} - set(self.inputs))
         if unknown or set(attributes) != set(self.attributes):
             raise ValueError(
@@ -81,75 +85,79 @@ _MODULE_INPUTS = "linear gate cache block valid weight bias norm_weight norm_bia
 _MIXTURE = "num_experts top_k activation bias weights block_size"
 _EXPERTS = "x gate e#_w# e#_w#_bias"
 
-FUNCTIONS: Mapping[str, Function] = MappingProxyType(
-    {
-        function.name: function
-        for function in (
-            *_all("Linear", "x weight bias", why=_PRODUCTS),
-            *_all("FeedForward", "x w# w#_bias", "activation bias", _PRODUCTS),
-            *_all("GatedFeedForward", "x gate w# w#_bias", "activation bias", _PRODUCTS),
-            *_all("MixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS),
-            *_all("Attention", f"{_QUERY} bias positions", f"{_HEADS} relative", _SEQUENCES),
-            *_all("RotaryAttention", f"{_QUERY} bias cosines sines", _HEADS, _SEQUENCES),
-            *_all("DistanceAttention", f"{_QUERY} bias vectors", _HEADS, _SEQUENCES),
-            *_all(
-                "ShiftedAttention", f"{_QUERY} bias positions content_bias position_bias places", _HEADS, _SEQUENCES
-            ),
-            *_all("CachedAttention", f"{_QUERY} {_CACHE} bias positions", f"{_HEADS} relative"),
-            *_all("RotaryCachedAttention", f"{_QUERY} {_CACHE} bias cosines sines", _HEADS, _DISTANCES),
-            *_all("DistanceCachedAttention", f"{_QUERY} {_CACHE} bias vectors", _HEADS, _DISTANCES),
-            *_all("NextCache", "cache first kept.#"),
-            *_all("CachedConvolution", _MODULE_INPUTS, _MODULE),
-            *_all("Convolution", _MODULE_INPUTS, f"{_MODULE} causal", _CONVOLUTIONS),
-            *_all("CachedDepthwiseConvolution", "x cache block weight bias", "kernel", _CONVOLUTIONS),
-            *_all("DepthwiseConvolution", "x cache block valid weight bias", "kernel causal", _CONVOLUTIONS),
-            *_all("ReducingConvolution", "x valid weight bias", "kernel stride before after", _CONVOLUTIONS),
-            *_all("Subsampling", "features conv# conv#_bias weight bias", "kernels strides bins", _CONVOLUTIONS),
-            *_all(
-                "SubsamplingConvolutions", "features conv# conv#_bias", "kernels strides bins activation",
-                _CONVOLUTIONS,
-            ),
-            *_all("Normalization", "x weight bias", "epsilon"),
-            *_all("AddNormalization", "x branch weight bias", "epsilon"),
-            *_all("RmsNormalization", "x weight", "epsilon", _NO_PRODUCTS),
-            *_all("Activation", "x", "activation", _NO_PRODUCTS),
-            *_all("Embedding", "table tokens", why=_NO_PRODUCTS),
-            *_all("Sinusoids SinesAndCosines", "positions", "dim", _NO_PRODUCTS),
-            *_all("StackedFrames", "features", "num_frames bins", _NO_PRODUCTS),
-            *_all("TimeWindows", "x valid", "stride", _NO_PRODUCTS),
-            *_all("HalfMixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS, exported=False),
-            *_all(
-                "Int8MixtureOfExperts", "x gate w#_bias e#_w# e#_w#_scale e#_w#_bias", _MIXTURE, exported=False
-            ),
-            *_all(
-                "Int4MixtureOfExperts", "x gate e#_w# e#_w#_steps e#_w#_scale e#_w#_bias", _MIXTURE, exported=False
-            ),
-            *_all("Int8Rows", "x", "activation", exported=False),
-            *_all("Int8MatMul", "q row_scale weight scale bias", exported=False),
-            *_all("Int8Linear", "x weight scale bias", "activation", exported=False),
-            *_all("Int4Linear", "x weight steps scale bias", "in out block_size", exported=False),
-            *_all(
-                "Int8FeedForward Int8GatedFeedForward", "x gate gate_scale w# w#_scale w#_bias", "activation bias",
-                exported=False,
-            ),
-            *_all(
-                "Int4FeedForward Int4GatedFeedForward",
-                "x gate gate_steps gate_scale w# w#_steps w#_scale w#_bias",
-                "activation bias in block_size", exported=False,
-            ),
-            *_all(
-                "Int8FirstConvolutions", "x first_weight weight scale bias", "bins channels kernels strides",
-                exported=False,
-            ),
-            *_all(
-                "Int8Convolution", "x weight scale bias", "kernel stride",
-                "a third convolution of the front end: the kernel is for the first two", exported=False,
-            ),
-            *_all("Int8Embedding", "weight scale tokens", "", _NO_PRODUCTS, exported=False),
-            *_all("Int4Embedding", "weight steps scale tokens", "dim block_size", _NO_PRODUCTS, exported=False),
-        )
-    }
+_DECLARED = (
+    *_all("Linear", "x weight bias", why=_PRODUCTS),
+    *_all("FeedForward", "x w# w#_bias", "activation bias", _PRODUCTS),
+    *_all("GatedFeedForward", "x gate w# w#_bias", "activation bias", _PRODUCTS),
+    *_all("MixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS),
+    *_all("Attention", f"{_QUERY} bias positions", f"{_HEADS} relative", _SEQUENCES),
+    *_all("RotaryAttention", f"{_QUERY} bias cosines sines", _HEADS, _SEQUENCES),
+    *_all("DistanceAttention", f"{_QUERY} bias vectors", _HEADS, _SEQUENCES),
+    *_all(
+        "ShiftedAttention", f"{_QUERY} bias positions content_bias position_bias places", _HEADS, _SEQUENCES
+    ),
+    *_all("CachedAttention", f"{_QUERY} {_CACHE} bias positions", f"{_HEADS} relative"),
+    *_all("RotaryCachedAttention", f"{_QUERY} {_CACHE} bias cosines sines", _HEADS, _DISTANCES),
+    *_all("DistanceCachedAttention", f"{_QUERY} {_CACHE} bias vectors", _HEADS, _DISTANCES),
+    *_all("NextCache", "cache first kept.#"),
+    *_all("CachedConvolution", _MODULE_INPUTS, _MODULE),
+    *_all("Convolution", _MODULE_INPUTS, f"{_MODULE} causal", _CONVOLUTIONS),
+    *_all("CachedDepthwiseConvolution", "x cache block weight bias", "kernel", _CONVOLUTIONS),
+    *_all("DepthwiseConvolution", "x cache block valid weight bias", "kernel causal", _CONVOLUTIONS),
+    *_all("ReducingConvolution", "x valid weight bias", "kernel stride before after", _CONVOLUTIONS),
+    *_all("Subsampling", "features conv# conv#_bias weight bias", "kernels strides bins", _CONVOLUTIONS),
+    *_all(
+        "SubsamplingConvolutions", "features conv# conv#_bias", "kernels strides bins activation",
+        _CONVOLUTIONS,
+    ),
+    *_all("Normalization", "x weight bias", "epsilon"),
+    *_all("AddNormalization", "x branch weight bias", "epsilon"),
+    *_all("RmsNormalization", "x weight", "epsilon", _NO_PRODUCTS),
+    *_all("Activation", "x", "activation", _NO_PRODUCTS),
+    *_all("Embedding", "table tokens", why=_NO_PRODUCTS),
+    *_all("Sinusoids SinesAndCosines", "positions", "dim", _NO_PRODUCTS),
+    *_all("StackedFrames", "features", "num_frames bins", _NO_PRODUCTS),
+    *_all("TimeWindows", "x valid", "stride", _NO_PRODUCTS),
+    *_all("HalfMixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS, exported=False),
+    *_all(
+        "Int8MixtureOfExperts", "x gate w#_bias e#_w# e#_w#_scale e#_w#_bias", _MIXTURE, exported=False
+    ),
+    *_all(
+        "Int4MixtureOfExperts", "x gate e#_w# e#_w#_steps e#_w#_scale e#_w#_bias", _MIXTURE, exported=False
+    ),
+    *_all("Int8Rows", "x", "activation", exported=False),
+    *_all("Int8MatMul", "q row_scale weight scale bias", exported=False),
+    *_all("Int8Linear", "x weight scale bias", "activation", exported=False),
+    *_all("Int4Linear", "x weight steps scale bias", "in out block_size", exported=False),
+    *_all(
+        "Int8FeedForward Int8GatedFeedForward", "x gate gate_scale w# w#_scale w#_bias", "activation bias",
+        exported=False,
+    ),
+    *_all(
+        "Int4FeedForward Int4GatedFeedForward",
+        "x gate gate_steps gate_scale w# w#_steps w#_scale w#_bias",
+        "activation bias in block_size", exported=False,
+    ),
+    *_all(
+        "Int8FirstConvolutions", "x first_weight weight scale bias", "bins channels kernels strides",
+        exported=False,
+    ),
+    *_all(
+        "Int8Convolution", "x weight scale bias", "kernel stride",
+        "a third convolution of the front end: the kernel is for the first two", exported=False,
+    ),
+    *_all("Int8Embedding", "weight scale tokens", "", _NO_PRODUCTS, exported=False),
+    *_all("Int4Embedding", "weight steps scale tokens", "dim block_size", _NO_PRODUCTS, exported=False),
 )  # fmt: skip
+_OF_FORMATS = (
+    Function(name=item.function(layer), inputs=(), exported=False, without_kernel=item.not_native)
+    for item in WEIGHT_FORMATS.values()
+    for layer in LAYERS
+)
+"""Layers with weights in formats of which nothing more is declared here."""
+FUNCTIONS: Mapping[str, Function] = MappingProxyType(
+    {function.name: function for function in (*_OF_FORMATS, *_DECLARED)}
+)
 """All functions of graphs, by name."""
 NATIVE = tuple(name for name, function in FUNCTIONS.items() if not function.without_kernel)
 """Those that native kernels compute."""

@@ -28,21 +28,21 @@ constexpr const char* kActivationNames = "relu, swish, gelu, tanh, hardtanh or s
 
 // Names of operators.
 namespace names {
+constexpr const char* kInt8Linear = "Int8Linear";
+constexpr const char* kInt8FeedForward = "Int8FeedForward";
+constexpr const char* kInt8GatedFeedForward = "Int8GatedFeedForward";
+constexpr const char* kInt8MixtureOfExperts = "Int8MixtureOfExperts";
+constexpr const char* kInt4Linear = "Int4Linear";
+constexpr const char* kInt4FeedForward = "Int4FeedForward";
+constexpr const char* kInt4GatedFeedForward = "Int4GatedFeedForward";
+constexpr const char* kInt4MixtureOfExperts = "Int4MixtureOfExperts";
 constexpr const char* kCachedAttention = "CachedAttention";
 constexpr const char* kNextCache = "NextCache";
 constexpr const char* kCachedConvolution = "CachedConvolution";
 constexpr const char* kNormalization = "Normalization";
 constexpr const char* kAddNormalization = "AddNormalization";
-constexpr const char* kInt8MixtureOfExperts = "Int8MixtureOfExperts";
-constexpr const char* kInt4MixtureOfExperts = "Int4MixtureOfExperts";
 constexpr const char* kInt8Rows = "Int8Rows";
 constexpr const char* kInt8MatMul = "Int8MatMul";
-constexpr const char* kInt8Linear = "Int8Linear";
-constexpr const char* kInt4Linear = "Int4Linear";
-constexpr const char* kInt8FeedForward = "Int8FeedForward";
-constexpr const char* kInt8GatedFeedForward = "Int8GatedFeedForward";
-constexpr const char* kInt4FeedForward = "Int4FeedForward";
-constexpr const char* kInt4GatedFeedForward = "Int4GatedFeedForward";
 constexpr const char* kInt8FirstConvolutions = "Int8FirstConvolutions";
 constexpr size_t kCount = 16;
 }  // namespace names
