@@ -1,5 +1,6 @@
 """`u2moe lm`: from text to a model, from one file format to another, and to its weights."""
 
+import dataclasses
 import errno
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def test_a_model_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeyp
 @pytest.fixture
 def recordings(bundle, model, sound):
     """Three recordings of the tiny model, whose transcripts are what it recognises, with changes."""
-    encoded = EncodedRecordings(bundle, model, beam_size=4)
+    encoded = EncodedRecordings(bundle, model, dataclasses.replace(bundle.manifest.decoding, beam_size=4))
     for start in range(3):
         encoded.add("", sound[start * 8000 : 40_000 + start * 8000])
     for recording, text in zip(encoded.recordings, encoded.texts(None, second_pass=False), strict=True):

@@ -7,6 +7,7 @@ full context alone.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from spelling import normalize
@@ -42,7 +43,7 @@ class Contexts(EncodedRecordings):
             frames = fbank(padded(samples, padding_s, features.sample_rate, features.frame_len), features)
             for chunk_size in CHUNK_SIZES:
                 encoder_out = self._model.encode(frames, chunk_size)
-                tokens, scores = most_probable(self._model.ctc(encoder_out), self._beam_size)
+                tokens, scores = most_probable(self._model.ctc(encoder_out), self._decoding.beam_size)
                 self.recordings.append(
                     EncodedRecording(
                         transcript=recording.transcript, encoder_out=encoder_out, tokens=tokens, scores=scores
@@ -69,7 +70,7 @@ def main() -> None:
     if start is None:
         parser.error(f"{args.bundle} has no language model")
     for beam_size in args.beams:
-        recordings = Contexts(bundle, model, beam_size=beam_size)
+        recordings = Contexts(bundle, model, replace(bundle.manifest.decoding, beam_size=beam_size))
         recordings.encode(args.work_dir / "dev" / "queen-dev.tsv")
         best, trials = tune(recordings, start, second_pass=False)
         best, trials = tune(recordings, best, second_pass=True)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from u2moe.runtime.cli.options import Subparsers, add_model, chosen_bundle, language_model_options
+from u2moe.runtime.cli.options import (
+    Subparsers,
+    add_declared,
+    add_model,
+    chosen_bundle,
+    declared_in,
+    language_model_options,
+)
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
 from u2moe.runtime.corpus.entry import Entry
@@ -31,7 +39,7 @@ from u2moe.runtime.language.kneser_ney import TrainingOptions, train
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.language.sentences import TextOptions, read_sentences
-from u2moe.runtime.options import NONE
+from u2moe.runtime.options import BUNDLED, NONE, BundledOptions, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 
 
@@ -94,6 +102,7 @@ def _add_tune(commands: Subparsers) -> None:
     parser.add_argument("list", type=Path, metavar="LIST", help="recordings with transcripts, as for u2moe corpus")
     parser.add_argument("--lm", required=True, metavar="FILE", help="the language model, as for u2moe transcribe")
     add_model(parser)
+    add_declared(parser, DecodingOptions, BUNDLED)
     parser.set_defaults(run=run_tune)
 
 
@@ -138,8 +147,8 @@ def run_tune(args: argparse.Namespace) -> int:
     """Find weights on recordings with transcripts."""
     recognizer = Recognizer.from_pretrained(chosen_bundle(args.model))
     best = language_model_options(args.lm)
-    beam_size = recognizer.bundle.manifest.decoding.beam_size
-    encoded = EncodedRecordings(recognizer.bundle, recognizer.model, beam_size=beam_size)
+    decoding = dataclasses.replace(recognizer.bundle.manifest.decoding, **declared_in(args, BundledOptions))
+    encoded = EncodedRecordings(recognizer.bundle, recognizer.model, decoding)
     _encode(encoded, read_utterances(args.list), recognizer.bundle.manifest.features.sample_rate)
     if not encoded.num_words:
         raise ValueError(f"{args.list}: no recording with words in its transcript can be used")

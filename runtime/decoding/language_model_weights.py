@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from u2moe.runtime.text.word_errors import WordErrors, words
 if TYPE_CHECKING:
     from u2moe.runtime.bundle_folder import Bundle
     from u2moe.runtime.model.model import Model
+    from u2moe.runtime.options import BundledOptions
 
 Samples = npt.NDArray[np.float32]
 
@@ -78,15 +79,13 @@ class EncodedRecording:
 
 
 class EncodedRecordings:
-    """Recordings encoded with full context, for many searches."""
+    """Recordings encoded with full context, for many searches; `decoding` None: as the bundle's defaults say."""
 
-    def __init__(self, bundle: Bundle, model: Model, *, beam_size: int = 10) -> None:
-        if beam_size < 1:
-            raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+    def __init__(self, bundle: Bundle, model: Model, decoding: BundledOptions[Never] | None = None) -> None:
         self.recordings: list[EncodedRecording] = []
         self._bundle = bundle
         self._model = model
-        self._beam_size = beam_size
+        self._decoding = decoding or bundle.manifest.decoding
 
     @property
     def num_words(self) -> int:
@@ -96,23 +95,24 @@ class EncodedRecordings:
     def add(self, transcript: str, samples: Samples) -> None:
         """Encode a recording, given samples at the model's rate."""
         manifest = self._bundle.manifest
-        heard = padded(samples, manifest.decoding.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
-        encoder_out = self._model.encode(fbank(heard, manifest.features))
+        rate, frame_len = manifest.features.sample_rate, manifest.features.frame_len
+        surrounded = padded(samples, self._decoding.padding_s, rate, frame_len)
+        encoder_out = self._model.encode(fbank(surrounded, manifest.features))
         if len(encoder_out):
             log_probs = self._model.ctc(encoder_out)
-            tokens, scores = most_probable(log_probs, min(self._beam_size, log_probs.shape[1]))
+            tokens, scores = most_probable(log_probs, min(self._decoding.beam_size, log_probs.shape[1]))
             self.recordings.append(
                 EncodedRecording(transcript=transcript, encoder_out=encoder_out, tokens=tokens, scores=scores)
             )
 
     def texts(self, options: LanguageModelOptions | None, *, second_pass: bool) -> list[str]:
         """The text of every recording."""
-        vocabulary, decoding = self._bundle.vocabulary, self._bundle.manifest.decoding
+        vocabulary, decoding = self._bundle.vocabulary, self._decoding
         fusion = None if options is None else Fusion(options, vocabulary)
         weights = decoding.weights() if options is None else decoding.weights(options.rescoring_weight)
         texts = []
         for recording in self.recordings:
-            search = PrefixBeamSearch(self._beam_size, self._model.config.blank, fusion=fusion)
+            search = PrefixBeamSearch(decoding.beam_size, self._model.config.blank, fusion=fusion)
             search.advance_by(recording.tokens, recording.scores)
             search.finish()
             found = search.hypotheses()

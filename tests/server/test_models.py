@@ -11,6 +11,7 @@ from dialects import END, START, WYOMING_AUDIO, audio_messages, wyoming_event
 from tones import say, toy_recognizer
 
 from u2moe.runtime import TextFormat
+from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
 CHOOSE = {
@@ -93,7 +94,7 @@ def with_words(running, demo):
         yield server
 
 
-ASKED = {"written": True, "beam_size": 3, "lm_weight": 1.5, "hotwords": [["SEVENTY", 9.0], "THREE"]}
+ASKED = {"written": True, "beam_size": 3, "lm_weight": 1.5, "hotwords": [["BACK", 9.0], "THREE"]}
 
 
 @pytest.mark.parametrize("asked", [{}, ASKED, {"lm_weight": 0}])
@@ -126,6 +127,17 @@ def test_a_request_says_how_it_is_decoded(with_words, speech, demo, tmp_path, as
     with with_words.connect("/v1/realtime") as client:
         begin(client, "/v1/realtime", samples, json.dumps(update))
         assert live.text in said(client, "/v1/realtime")
+
+
+@pytest.mark.parametrize("name", REQUEST_OPTIONS)
+def test_every_option_of_clients_changes_results(with_words, speech, name):
+    def finals(**options):
+        with with_words.connect() as client:
+            client.start(**options, nbest=10, partials=False)
+            client.play(speech())
+            return client.finish()
+
+    assert finals(**{name: ASKED[name]}) != finals()
 
 
 WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "hotwords": ["\u4e2d"], "language": "de"}

@@ -1,0 +1,118 @@
+"""Every option of decoding that is declared changes results: in Python, as a default of a bundle, and as a flag.
+
+Clients of the server: `tests/server/test_models.py`. The other runtimes: `tests/conformance`.
+"""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import soundfile
+from manifests import with_decoding
+
+from u2moe.quantize import damage
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, TextFormat, cli
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.declarations import options_of
+from u2moe.runtime.decoding import language_model_weights
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.options import BUNDLED, RescoringOptions
+from u2moe.runtime.places import DEMO_FOLDER
+
+OTHERS = {
+    "search": "ctc_greedy",
+    "beam_size": 3,
+    "ctc_weight": 2.0,
+    "reverse_weight": 0.0,
+    "length_penalty": 3.0,
+    "chunk_size": 8,
+    "num_left_chunks": 0,
+    "endpoint": EndpointConfig(rule3=EndpointRule(min_utterance_length=0.5)),
+    "language_model": "none",
+    "padding_s": 0.5,
+    "text_format": TextFormat(),
+}
+"""For each option a value that is not its default; a new one fails here until it has its own."""
+BESIDE = {
+    "length_penalty": {"search": "attention"},
+    "num_left_chunks": {"chunk_size": 4},
+    "endpoint": {"chunk_size": 16},
+}
+"""What must be chosen, too, for an option to mean something."""
+VALUES = {"--lm": ["none"], "--format-text": []}
+OPTIONS = options_of(DecodingOptions)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return Recognizer.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, demo):
+    file = next(DEMO_FOLDER.glob("clips/*.flac"))
+    samples = read_audio(file, 16_000)[4_000:52_000]  # begins in the middle of a sound
+    cut = tmp_path_factory.mktemp("clip") / "cut.wav"
+    soundfile.write(cut, samples, 16_000)
+    return cut
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_changes_results(demo, clip, name):
+    before = DecodingOptions(**BESIDE.get(name, {}))
+    after = dataclasses.replace(before, **{name: OTHERS[name]})
+    assert demo.transcribe(clip, options=after) != demo.transcribe(clip, options=before)
+
+
+@pytest.mark.parametrize("name", [name for name, declared in OPTIONS.items() if declared.in_bundle])
+def test_a_bundle_chooses_the_default(demo, clip, name):
+    bundle, value = copy.copy(demo.bundle), None if name == "language_model" else OTHERS[name]
+    bundle.manifest = with_decoding(bundle.manifest, **{name: value})
+    options = DecodingOptions(**BESIDE.get(name, {}))
+    found = Recognizer(bundle, demo.model).transcribe(clip, options=options)
+    given = dataclasses.replace(options, **{name: OTHERS[name]})
+    assert found == demo.transcribe(clip, options=given) != demo.transcribe(clip, options=options)
+
+
+@pytest.mark.parametrize("name", [name for name, declared in OPTIONS.items() if declared.flag])
+def test_a_flag_changes_what_the_command_line_says(demo, clip, name, capsys, monkeypatch):
+    monkeypatch.setattr(
+        Recognizer, "load", lambda _folder, _settings, **chosen: Recognizer(demo.bundle, demo.model, **chosen)
+    )
+
+    def said(*options):
+        assert cli.main(["transcribe", str(clip), "-f", "json", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    flags = [part for other, value in BESIDE.get(name, {}).items() for part in (OPTIONS[other].flag, str(value))]
+    flag = OPTIONS[name].flag
+    assert said(*flags, flag, *VALUES.get(flag, [str(OTHERS[name])])) != said(*flags)
+
+
+@pytest.mark.parametrize("command", ["transcribe", "listen", "corpus", "serve", "lm tune"])
+def test_no_command_lacks_the_options_of_bundles(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    said = capsys.readouterr().out
+    assert all(declared.flag in said for declared in BUNDLED.values() if declared.flag)
+
+
+@pytest.mark.parametrize("name", options_of(RescoringOptions))
+def test_loops_that_search_again_have_all_weights_of_the_bundle(name, recognizer, sound, monkeypatch):
+    """Tuning of language models, and the damage of quantization."""
+    bundle, used = copy.copy(recognizer.bundle), []
+    bundle.manifest = with_decoding(bundle.manifest, **{name: OTHERS[name]})
+
+    def rescoring(hypotheses, _scores, weights):
+        used.append(getattr(weights, name))
+        return [type("Rescored", (), {"hypothesis": hypotheses[0]})]
+
+    for module in (damage, language_model_weights):
+        monkeypatch.setattr(module, "attention_rescoring", rescoring)
+    recordings = language_model_weights.EncodedRecordings(bundle, recognizer.model)
+    recordings.add("A", sound)
+    recordings.texts(None, second_pass=True)
+    damage.DamageMeter([bundle, bundle], [fbank(sound, bundle.manifest.features)])
+    assert used
+    assert set(used) == {OTHERS[name]}
