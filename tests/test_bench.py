@@ -175,6 +175,7 @@ def test_a_difference_is_told_from_the_spread(report):
     assert re.fullmatch(r"word errors, moe_tiny, full context, 1 thread +0\.0000 +0\.5000 +- +more", lines[6])
     assert lines[7].endswith(("within the spread", "too few rounds"))
     assert lines[-1] == "5 measurements are in only one of the reports"
+    assert any(re.search(r" 0\.500 +less$", line) for line in compare_reports(changed, before).splitlines())
 
 
 def test_the_only_bundles_are_compared_whatever_their_names(report):

@@ -13,8 +13,6 @@ from u2moe.benchmarks.instruments.operators import (
     PARTS,
     Kernel,
     call_sites,
-    has_products,
-    is_native,
     part_of,
     profile,
     profiled,
@@ -170,23 +168,22 @@ def test_kernels_of_functions_belong_where_these_are_called(tmp_path):
         node.name = name
     onnx.save(model, tmp_path / "graph.onnx")
     sites = call_sites(tmp_path / "graph.onnx")
-    assert [site.op_type for site in sites] == ["F", "Relu", "G", "G", "Mul", "Abs", "Neg", "Abs", "Neg"]
-    events = [event(f"n{index}", site.op_type, node_index=str(index)) for index, site in enumerate(sites)]
+    assert [op_type for op_type, _ in sites] == ["F", "Relu", "G", "G", "Mul", "Abs", "Neg", "Abs", "Neg"]
+    events = [event(f"n{index}", op_type, node_index=str(index)) for index, (op_type, _) in enumerate(sites)]
     parts = [kernel.part for kernel in read_events(events, sites)]
     assert parts == ["attention", "subsampling", "convolution", "attention", "attention"] + ["convolution"] * 2 + [
         "attention"] * 2  # fmt: skip
     # an index that onnxruntime gave to something else says nothing
     odd = next(read_events([event("n5", "Sub", node_index="5")], sites))
-    assert (odd.part, odd.by_order) == ("other", True)
+    assert odd.part == "other"
 
 
 def test_kernels_without_a_name_belong_where_the_one_before_belongs():
     names = ["x", "encoder/embed/Conv", "y", "encoder/encoders.3/self_attn/MatMul", "encoder/caches/Concat", "z"]
     found = list(read_events([event(name) for name in names]))
     assert [kernel.part for kernel in found] == ["other", "subsampling", "subsampling", "attention", "other", "other"]
-    assert [kernel.by_order for kernel in found] == [True, False, True, False, False, True]
     decoder = list(read_events([event("x"), event("decoder/left/MatMul")]))
-    assert {(kernel.part, kernel.by_order) for kernel in decoder} == {("decoder", False)}
+    assert {kernel.part for kernel in decoder} == {"decoder"}
     assert part_of("encoder/something/new") == "other"
     assert part_of("encoder/position_biases/MatMul") == "attention"
     assert part_of("something") is None
@@ -238,7 +235,6 @@ def test_the_bound_is_the_larger_of_arithmetic_and_reading():
     # the profiler missed 4.5 s of the encoder: 1.5 s of each kernel
     assert {part: item["seconds"] for part, item in parts.items()} == {"feed_forward": 6, "attention": 2.5, "ctc": 1}
     assert {part: item["ratio"] for part, item in parts.items()} == {"feed_forward": 1.5, "attention": 2.5, "ctc": 2.0}
-    assert parts["feed_forward"]["share_of_products"] == pytest.approx(3.5 / 6)
     assert found["whole"]["least_s"] == 5.5
     assert found["whole"]["seconds"] == {"median": 9.5, "low": 9.5, "high": 11.0, "count": 3}
     assert found["whole"]["ratio"] == pytest.approx(9.5 / 5.5)
@@ -260,28 +256,6 @@ def test_the_profilers_own_time_is_taken_off_all_kernels_alike(profiled, measure
     assert [item.seconds for item in found] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("op_type", "native", "multiplies"),
-    [
-        ("Int8MixtureOfExperts", True, True),
-        ("Int4MixtureOfExperts_2", True, True),
-        ("CachedConvolution", True, True),
-        ("Int8Rows", True, False),
-        ("Normalization", True, False),
-        ("AddNormalization_3", True, False),
-        ("NextCache_2", True, False),
-        ("LayerNormalization", False, False),
-        ("SkipLayerNormalization", False, False),
-        ("Add", False, False),
-    ],
-)
-def test_native_operators_are_known_by_name_and_those_that_multiply_are_products(op_type, native, multiplies):
-    found = kernel("feed_forward", 1.0, op_type)
-    assert (is_native(found), has_products(found)) == (native, multiplies)
-    part = bound.compare([[found]], {"encoder": [1.0]}, RATES)["parts"]["feed_forward"]
-    assert part["share_of_products"] == multiplies
-
-
 def test_profiles_are_of_the_providers_that_were_asked_for_with_their_options(bundles, tmp_path, handed_options):
     """Azure's starts everywhere where it is built in, and leaves all nodes to the CPU."""
     providers = ("AzureExecutionProvider", DEFAULT_PROVIDER)
@@ -300,12 +274,11 @@ def test_nothing_is_left_out_silently():
         kernel("attention", 1.0, "MultiHeadAttention"),
         kernel("other", 4.0, multiply_adds=100, num_bytes=1),
         kernel("other", 1.0, "Gather", parameter_bytes=1 << 20),
-        kernel("other", 1.0, "Add", by_order=True),
+        kernel("other", 1.0, "Add"),
     ]
     found = bound.compare([kernels], {"encoder": [10.0]}, RATES)
     assert found["not_counted"] == {"QMoE": 0.2, "Novelty": 0.1, "MultiHeadAttention": 0.1}
     assert found["unknown"] == {"encoder/new.*/MatMul": 0.4}
-    assert found["by_order"] == 0.1
     assert found["parts"]["feed_forward"]["ratio"] is None
     assert found["parts"]["other"]["ratio"] == 6.0
 

@@ -10,7 +10,7 @@ from manifests import with_decoding
 from u2moe.benchmarks.bench import latency, speed
 from u2moe.benchmarks.instruments.energy import EnergyMeter
 from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe, Stopwatch
-from u2moe.benchmarks.instruments.statistics import Spread, differs, interleaved, percentiles
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
 from u2moe.runtime import Bundle, Recognizer, Result, WordResult
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
@@ -35,13 +35,6 @@ def test_spread_and_percentiles():
     for function in (Spread.of, percentiles):
         with pytest.raises(ValueError, match="at least one value"):
             function([])
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "expected"), [((1, 2), (2, 3), False), ((1, 2), (3, 4), True), ((3, 4), (1, 2), True)]
-)
-def test_quartiles_that_do_not_overlap_differ(before, after, expected):
-    assert differs(*({"low": low, "high": high} for low, high in (before, after))) is expected
 
 
 def test_cases_take_turns_and_warm_up_does_not_count():

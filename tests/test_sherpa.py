@@ -119,12 +119,18 @@ def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
             assert [round(time / frame_s) for time in heard["timestamps"]] == frames
             assert heard["text"].split() == bundle.vocabulary.text(ours.tokens).split()
 
-    online = {"model": str(found.path / ONLINE.file), "tokens": tokens, "num_threads": 1, "tail_s": TAIL_S}
+    online = {"model": str(found.path / ONLINE.file), "tokens": tokens, "num_threads": 1}
     offline = {"model": str(found.path / OFFLINE.file), "tokens": tokens}
-    files = [write_wav(tmp_path / f"{number}.wav", samples, 16000) for number, samples in enumerate(sounds)]
-    heard = (engine(*client).run(files)[0] for client in (("sherpa-online", online), ("sherpa-offline", offline)))
-    for samples, in_chunks, as_a_whole in zip(sounds, *heard, strict=True):
-        padded = np.concatenate((samples, np.zeros(int(TAIL_S * 16000), np.float32)))
+    tail = np.zeros(int(TAIL_S * 16000), np.float32)
+    longer = [np.concatenate((samples, tail)) for samples in sounds]
+
+    def heard(name, options, recordings):
+        return engine(name, options).run(
+            [write_wav(tmp_path / f"{number}.wav", samples, 16000) for number, samples in enumerate(recordings)]
+        )[0]
+
+    lines = zip(heard("sherpa-online", online, longer), heard("sherpa-offline", offline, sounds), strict=True)
+    for samples, padded, (in_chunks, as_a_whole) in zip(sounds, longer, lines, strict=True):
         frames = online_frames(client, sherpa_features(padded))
         compare(in_chunks, 0.04, ctc_greedy_search(model.ctc(model.encode(frames, 16, 4)), model.config.blank))
         ours = ctc_greedy_search(model.ctc(model.encode(sherpa_features(samples))), model.config.blank)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, has_products, is_native, profile
+from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, profile
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import best_rate, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
@@ -133,14 +133,13 @@ def compare(
     Returns:
         rates: as given.
         parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio`, of seconds
-            to bound; the counts behind it; and `share_of_products`, the part of its time that products took.
+            to bound; and the counts behind it.
         stages: seconds of each stage, as spreads; the parts of a stage add up to its median.
         whole: seconds, as a spread; the sum of the bounds; their ratio.
         operators: share of the time by operator, largest first.
-        by_order: share of the time in kernels without a meaningful name, which count with the kernel before them.
         unknown: share of the time, by name, in products of an unknown part, which count as "other".
         not_counted: share of the time of operators that multiply or read large constants but are not understood here,
-            so that the bound of their part is too low.
+            so that the bound of their part is too low. Both are of the run whose products count.
     """
     kernels = [
         replace(kernel, seconds=statistics.median(each.seconds for each in same))
@@ -166,9 +165,8 @@ def compare(
         "stages": {stage: Spread.of(seconds).data() for stage, seconds in stages.items()},
         "whole": {"seconds": spread.data(), "least_s": least_s, "ratio": spread.median / least_s if least_s else None},
         "operators": _shares(kernels, lambda item: item.op_type),
-        "by_order": sum(_shares(kernels, lambda item: item.part if item.by_order else None).values()),
-        "unknown": _shares(kernels, _unknown),
-        "not_counted": _shares(kernels, lambda item: item.op_type if _is_not_counted(item) else None),
+        "unknown": _shares(work, _unknown),
+        "not_counted": _shares(work, lambda item: item.op_type if _is_not_counted(item) else None),
     }
 
 
@@ -198,7 +196,6 @@ def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str,
     floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in work)
     seconds = sum(kernel.seconds for kernel in kernels)
-    products = sum(kernel.seconds for kernel in kernels if has_products(kernel))
     arithmetic_s = integer / rates["integer"] + floating / rates["float"]
     read_s = num_bytes / rates["read"]
     least_s = max(arithmetic_s, read_s)
@@ -211,13 +208,12 @@ def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str,
         "integer_multiply_adds": integer,
         "float_multiply_adds": floating,
         "bytes": num_bytes,
-        "share_of_products": products / seconds if seconds else 0.0,
     }
 
 
 def _is_not_counted(kernel: Kernel) -> bool:
     is_large = kernel.parameter_bytes >= _LARGE and kernel.op_type not in _LOOKUPS | PRODUCTS
-    return (is_large and not is_native(kernel)) or kernel.op_type in UNCOUNTED
+    return is_large or kernel.op_type in UNCOUNTED
 
 
 def _unknown(kernel: Kernel) -> str | None:

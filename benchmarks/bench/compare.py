@@ -12,7 +12,7 @@ import numpy as np
 
 from u2moe.benchmarks.bench.plan import FORMAT, VERSION
 from u2moe.benchmarks.bench.terminal import MEMORY, STARTS, Report, count_threads, in_order, spread, table
-from u2moe.benchmarks.instruments.statistics import Spread, differs, ratio_of_sums
+from u2moe.benchmarks.instruments.statistics import Spread, ratio_of_sums
 
 Values = dict[tuple[str, ...], Mapping[str, float]]
 
@@ -142,9 +142,9 @@ def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str
 def _verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     if min(before.get("count", math.inf), after.get("count", math.inf)) < _FEWEST_ROUNDS:
         return _UNKNOWN
-    if not differs(before, after):
-        return _WITHIN
-    return "less" if after["median"] < before["median"] else "more"
+    if after["high"] < before["low"]:
+        return "less"
+    return "more" if before["high"] < after["low"] else _WITHIN
 
 
 def values(report: Report) -> Values:

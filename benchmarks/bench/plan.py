@@ -67,12 +67,18 @@ class Plan:
 
     def modes(self, bundle: Bundle) -> list[Mode]:
         """The modes of the plan that a bundle supports."""
-        if not bundle.manifest.model.streaming:
-            return [Mode()]
         streaming = [
             Mode(chunk_size=size, num_left_chunks=left) for size in self.chunk_sizes for left in self.left_chunks
         ]
-        return [Mode(), *streaming]
+        return [Mode(), *(streaming if bundle.manifest.model.streaming else ())]
+
+    def live_modes(self) -> list[Mode]:
+        """The modes that are measured in real time."""
+        return [Mode(chunk_size=size, num_left_chunks=self.left_chunks[0]) for size in self.chunk_sizes]
+
+    def main_modes(self) -> list[Mode]:
+        """The modes for which the bound and the experts are told."""
+        return [Mode(), *self.live_modes()[:1]]
 
 
 PLANS = {
@@ -135,20 +141,30 @@ def run_suite(
         },
         "bundles": {name: _describe(bundle) for name, bundle in bundles.items()},
         "left_out": [] if find_spec("onnx_ir") else ["bound", "experts", "groups of weights"],
-        "without_bound": [name for name, bundle in bundles.items() if _is_packed(bundle)],
+        "without_bound": [name for name, bundle in bundles.items() if PACKED in bundle.manifest.quantization],
         **{section: [] for section in ("speed", "latency", "rates", "bound")},
     }
-    measurement = _Measurement(report, samples, sample_rate, plan, progress)
-    transcripts = [recording.transcript for recording in recordings]
+    has_bound = not report["left_out"] and report["providers"] == [DEFAULT_PROVIDER]
     for index, num_threads in enumerate(plan.threads):
         own = dataclasses.replace(settings, num_threads=num_threads)
         probes = {name: Probe(bundle, own) for name, bundle in bundles.items()}
         report["kernels"] = {name: item.model.kernels.data() for name, item in probes.items()}
-        measurement.speed(probes, num_threads, transcripts)
-        if index == 0:
-            measurement.latency(probes, num_threads)
-        if report["providers"] == [DEFAULT_PROVIDER] and not report["left_out"]:
-            measurement.bound(probes, num_threads)
+        entries = measure_speed(
+            probes,
+            samples,
+            {name: plan.modes(bundle) for name, bundle in bundles.items()},
+            transcripts=[recording.transcript for recording in recordings],
+            repetitions=plan.repetitions,
+            progress=lambda line, num_threads=num_threads: progress(f"{count_threads(num_threads)}, {line}"),
+        )
+        paced = _first_seconds(samples, int(plan.paced_s * sample_rate)) if index == 0 else []
+        for mode in plan.live_modes() if paced else ():
+            found = measure_latency(probes, paced, mode, progress=progress)
+            report["latency"] += [{"threads": num_threads, **entry} for entry in found]
+        report["speed"] += [{"threads": num_threads, **entry} for entry in entries]
+        countable = {name: item for name, item in probes.items() if name not in report["without_bound"]}
+        if has_bound and countable:
+            _add_bound(report, countable, num_threads, samples, plan, progress)
     report["footprint"] = measure_footprint(
         bundles,
         recordings[0].path,
@@ -156,13 +172,9 @@ def run_suite(
         repetitions=min(plan.repetitions, _PROCESSES),
         progress=progress,
     )
-    report["experts"] = {} if report["left_out"] else measurement.experts(bundles)
+    report["experts"] = {} if report["left_out"] else _experts(bundles, samples, plan, progress)
     report["other_cores"] = others.cores()
     return dict(json.loads(json.dumps(report)))  # as it will be read
-
-
-def _is_packed(bundle: Bundle) -> bool:
-    return PACKED in bundle.manifest.quantization
 
 
 def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
@@ -178,76 +190,50 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
     return samples
 
 
-class _Measurement:
-    """A report in progress."""
+def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
+    """The first `left` samples of recordings, one after the other."""
+    found: list[Samples] = []
+    for samples in recordings:
+        if left > 0:
+            found.append(samples[:left])
+            left -= len(samples)
+    return found
 
-    def __init__(
-        self, report: dict[str, Any], samples: Sequence[Samples], sample_rate: int, plan: Plan, progress: Progress
-    ) -> None:
-        self.report = report
-        self.samples = samples
-        self.sample_rate = sample_rate
-        self.plan = plan
-        self.progress = progress
 
-    def speed(self, probes: Mapping[str, Probe], num_threads: int, transcripts: Sequence[str]) -> None:
-        """End to end, in all modes."""
-        entries = measure_speed(
-            probes,
-            self.samples,
-            {name: self.plan.modes(item.bundle) for name, item in probes.items()},
-            transcripts=transcripts,
-            repetitions=self.plan.repetitions,
-            progress=lambda line: self.progress(f"{count_threads(num_threads)}, {line}"),
-        )
-        self.report["speed"] += [{"threads": num_threads, **entry} for entry in entries]
-
-    def latency(self, probes: Mapping[str, Probe], num_threads: int) -> None:
-        """In real time."""
-        observed: list[Samples] = []
-        left = int(self.plan.paced_s * self.sample_rate)
-        for samples in self.samples:
-            if left > 0:
-                observed.append(samples[:left])
-                left -= len(samples)
-        for size in self.plan.chunk_sizes if observed else ():
-            mode = Mode(chunk_size=size, num_left_chunks=self.plan.left_chunks[0])
-            entries = measure_latency(probes, observed, mode, progress=self.progress)
-            self.report["latency"] += [{"threads": num_threads, **entry} for entry in entries]
-
-    def bound(self, probes: Mapping[str, Probe], num_threads: int) -> None:
-        """The machine's rates, and the bundles' bounds with the first chunk size and with full context."""
-        probes = {name: item for name, item in probes.items() if not _is_packed(item.bundle)}
-        if not probes:
-            return
-        footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
-        rates = measure_rates(footprints, num_threads, repetitions=self.plan.repetitions, progress=self.progress)
-        self.report["rates"].append(rates)
-        longest = max(self.samples, key=len)[: int(_PROFILED_S * self.sample_rate)]
-        for mode in self._main_modes():
-            able = {name: item for name, item in probes.items() if mode in self.plan.modes(item.bundle)}
-            if able:
-                self.report["bound"] += measure_bound(
-                    able, longest, mode, rates, repetitions=self.plan.repetitions, progress=self.progress
-                )
-
-    def experts(self, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
-        """The routers' choices, in the same modes."""
-        from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra tools
-
-        samples = [part[: int(_ROUTED_S * self.sample_rate)] for part in self.samples]
-        modes = self._main_modes()
-        found = {
-            name: measure_experts(
-                bundle, samples, [mode for mode in modes if mode in self.plan.modes(bundle)], progress=self.progress
+def _add_bound(
+    report: dict[str, Any],
+    probes: Mapping[str, Probe],
+    num_threads: int,
+    recordings: Sequence[Samples],
+    plan: Plan,
+    progress: Progress,
+) -> None:
+    """Add the machine's rates, and the bundles' bounds in the main modes."""
+    footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
+    rates = measure_rates(footprints, num_threads, repetitions=plan.repetitions, progress=progress)
+    report["rates"].append(rates)
+    sample_rate = next(iter(probes.values())).sample_rate
+    longest = max(recordings, key=len)[: int(_PROFILED_S * sample_rate)]
+    for mode in plan.main_modes():
+        if able := {name: item for name, item in probes.items() if mode in plan.modes(item.bundle)}:
+            report["bound"] += measure_bound(
+                able, longest, mode, rates, repetitions=plan.repetitions, progress=progress
             )
-            for name, bundle in bundles.items()
-        }
-        return {name: entry for name, entry in found.items() if entry}
 
-    def _main_modes(self) -> list[Mode]:
-        sizes = self.plan.chunk_sizes[:1]
-        return [Mode(), *(Mode(chunk_size=size, num_left_chunks=self.plan.left_chunks[0]) for size in sizes)]
+
+def _experts(
+    bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan: Plan, progress: Progress
+) -> dict[str, Any]:
+    """The routers' choices in the main modes, by bundle."""
+    from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra tools
+
+    found = {}
+    for name, bundle in bundles.items():
+        samples = [part[: int(_ROUTED_S * bundle.manifest.features.sample_rate)] for part in recordings]
+        modes = [mode for mode in plan.main_modes() if mode in plan.modes(bundle)]
+        if entry := measure_experts(bundle, samples, modes, progress=progress):
+            found[name] = entry
+    return found
 
 
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:

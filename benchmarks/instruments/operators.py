@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime import Bundle, Model
-from u2moe.runtime.bundle.functions import NATIVE, is_replaced
+from u2moe.runtime.bundle.functions import is_replaced
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
@@ -43,7 +42,6 @@ UNCOUNTED = frozenset(
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
 """Operators that multiply but are not understood here. Others that read large constants are suspected, too."""
-_NATIVE_WITHOUT_PRODUCTS = re.compile(r"Int8Rows(_[2-9])?$|(Add)?Normalization|NextCache")
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4
@@ -61,7 +59,6 @@ class Kernel:
         scope: its name in the graph, or that of the function call that it comes from.
         op_type: operator.
         part: one of `PARTS`.
-        by_order: whether its scope has no meaning, so that it gets the part of the kernel before it.
         seconds: time by onnxruntime's profiler, which itself takes time; useful as a share.
         multiply_adds: multiply-adds of matrix products and convolutions, else 0.
         num_bytes: bytes of the right matrix, usually weights, or keys and values in attention; 0 if there was nothing
@@ -74,7 +71,6 @@ class Kernel:
     scope: str
     op_type: str
     part: str
-    by_order: bool = False
     seconds: float
     multiply_adds: int = 0
     num_bytes: int = 0
@@ -82,12 +78,8 @@ class Kernel:
     parameter_bytes: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """A node as onnxruntime runs it: its operator, and its name in the main graph, or that of the call."""
-
-    op_type: str
-    name: str
+Site = tuple[str, str]
+"""A node as onnxruntime runs it: its operator, and its name in the main graph, or that of the call."""
 
 
 def profile(
@@ -164,7 +156,7 @@ def call_sites(file: Path, operators: Collection[str] = ()) -> list[Site]:
     for node, name in nodes:  # grows during the loop
         function = None if is_replaced(node.op_type, operators) else model.functions.get(node.op_identifier())
         nodes += [(inner, name) for inner in function or () if inner.op_type != "Constant"]
-    return [Site(op_type=node.op_type, name=name) for node, name in nodes]
+    return [(node.op_type, name) for node, name in nodes]
 
 
 def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ()) -> Iterator[Kernel]:
@@ -180,31 +172,19 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
         arguments = event["args"]
         op_type, inputs = str(arguments["op_name"]), _shapes(arguments.get("input_type_shape", []))
         index, scope = int(arguments.get("node_index", len(sites))), name
-        if part_of(name) is None and index < len(sites) and sites[index].op_type == op_type:
-            scope = sites[index].name
-        own = graph or part_of(scope)
-        part = own or part
+        if part_of(name) is None and index < len(sites) and sites[index][0] == op_type:
+            scope = sites[index][1]
+        part = graph or part_of(scope) or part
         product = _product(op_type, inputs, _shapes(arguments.get("output_type_shape", [])))
         yield Kernel(
             name=name,
             scope=scope,
             op_type=op_type,
             part=part,
-            by_order=own is None,
             seconds=event["dur"] / 1e6,
             parameter_bytes=int(arguments.get("parameter_size", 0)),
             **product,
         )
-
-
-def is_native(kernel: Kernel) -> bool:
-    """Whether a kernel is an operator of u2moe-kernels, which bears the name of a function of ours."""
-    return is_replaced(kernel.op_type, NATIVE)
-
-
-def has_products(kernel: Kernel) -> bool:
-    """Whether a kernel multiplies matrices or convolves. What native operators multiply cannot be counted."""
-    return bool(kernel.multiply_adds) or (is_native(kernel) and not _NATIVE_WITHOUT_PRODUCTS.match(kernel.op_type))
 
 
 def part_of(name: str) -> str | None:

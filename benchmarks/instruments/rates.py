@@ -14,7 +14,7 @@ import onnxruntime
 
 from u2moe.benchmarks.instruments.host import memory_bytes
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds
-from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.model.settings import SessionSettings
 
@@ -149,34 +149,28 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
     """
     import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
 
-    def constant(name: str, value: Array) -> ir.Value:
-        return ir.val(name, const_value=ir.tensor(value, name=name))
+    from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder  # noqa: PLC0415
 
     inner, columns = weights[0].shape
-    integer = op_type == "MatMulIntegerToFloat"
-    x = ir.val("x", dtype=ir.DataType.UINT8 if integer else ir.DataType.FLOAT, shape=("rows", inner))
-    initializers = [constant(f"w{number}", weight) for number, weight in enumerate(weights)]
-    extra = []
-    if integer:
-        extra = [
-            constant("step", np.array(1 / 127, np.float32)),
-            constant("scale", np.full(columns, 1e-4, np.float32)),
-            constant("middle", np.array(128, np.uint8)),
-        ]
-    domain, attributes = "com.microsoft" if integer else "", {}
-    if op_type == NATIVE:
-        extra, domain, attributes = (
-            [constant("scale", np.full(columns, 1e-4, np.float32))],
-            MOE_DOMAIN,
-            {"activation": ""},
-        )
-    nodes = [ir.node(op_type, [x, weight, *extra], attributes, domain=domain) for weight in initializers]
-    for index, node in enumerate(nodes):
-        node.outputs[0].name, node.outputs[0].type = f"y{index}", ir.TensorType(ir.DataType.FLOAT)
-    nodes.append(ir.node("Sum", [node.outputs[0] for node in nodes]))
-    y = nodes[-1].outputs[0]
-    y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(("rows", columns))
-    opsets = {"": 18, "com.microsoft": 1, MOE_DOMAIN: 1}
-    graph = ir.Graph([x], [y], nodes=nodes, initializers=[*initializers, *extra], opset_imports=opsets, name="product")
-    content: bytes = ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString()
+    is_integer = op_type == KERNELS["integer"]
+    x = contract.Tensor(name="x", dtype="uint8" if is_integer else "float32", axes=("rows", inner))
+    y = contract.Tensor(name="y", dtype="float32", axes=("rows", columns))
+    graph = contract.Graph(name="product", inputs=(x,), outputs=(y,))
+    g, scale = GraphBuilder(graph.name), np.full(columns, 1e-4, np.float32)
+    tokens = g.input(x, _size)
+
+    def product(weight: Array) -> ir.Value:
+        if is_integer:
+            more = (np.array(1 / 127, np.float32), scale, np.array(128, np.uint8))
+            return g.op(op_type, tokens, weight, *more, domain=CONTRIB)
+        if op_type == NATIVE:
+            return g.op(op_type, tokens, weight, scale, domain=contract.MOE_DOMAIN, activation="")
+        return g.op(op_type, tokens, weight)
+
+    total = g.op("Sum", *map(product, weights))
+    content: bytes = ir.to_proto(g.model(graph, {"x": tokens}, {"y": total}, _size, {})).SerializeToString()
     return content
+
+
+def _size(axis: str | int) -> int | None:
+    return axis if isinstance(axis, int) else None

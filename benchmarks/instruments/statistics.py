@@ -101,11 +101,6 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {**result, "max": round(float(max(values)), 6), "count": len(values)}
 
 
-def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether two spreads, as JSON, really differ: their quartiles do not overlap."""
-    return bool(before["high"] < after["low"] or after["high"] < before["low"])
-
-
 def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
     """A spread from JSON, in another unit."""
     return Spread(**{name: scale * found[name] for name in ("median", "low", "high")}, count=found["count"])

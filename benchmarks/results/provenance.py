@@ -59,23 +59,35 @@ def of_bundle(folder: Path) -> dict[str, str]:
 
 
 def publish(
-    bundle: Path | None,
+    file: Path,
     found: Mapping[str, Any],
     values: Callable[[Mapping[str, Any]], Mapping[str, str]],
-    file: Path | None,
+    *,
+    bundle: Path | None = None,
+    part: str = "",
+    per_machine: bool = False,
 ) -> None:
-    """Print the table of what was found, and write it all to `file` if there is one, with where and when.
+    """Write what was found to a file, with where and when, and print its tables.
 
     Args:
-        bundle: what was measured; None: several bundles, or something else.
+        file: JSON file.
         found: the results.
-        values: what pages show of them, the "table" among it.
-        file: JSON file, or None.
+        values: what pages show of the content of such a file.
+        bundle: what was measured; None: several bundles, or something else.
+        part: name of the part of the file that is replaced; "": all of it.
+        per_machine: the file keeps the results of other kinds of machines, see `machine_key`.
     """
-    results = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
-    if file:
-        write_json(file, results)
-    print(f"{measured(results)}\n\n{values(results)['table']}")
+    content = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
+    places = ["machines", machine_key(content)] if per_machine else [part] if part else []
+    whole = read_json(file) if places else {}
+    shown: dict[str, Any] = {}
+    for place in (whole, shown):
+        for name in places:
+            place = place.setdefault(name, {})  # noqa: PLW2901 - goes down
+        place.clear()
+        place.update(content)
+    write_json(file, whole)
+    print("\n\n".join(text for text in values(shown).values() if "\n" in text))
 
 
 def measured(content: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Are confidences calibrated? Of the words with confidence 0.7, about 70 % should be correct.
 
     python -m u2moe.benchmarks.studies.calibration BUNDLE DEV.tsv ... --fit    # writes into the bundle
-    python -m u2moe.benchmarks.studies.calibration BUNDLE TEST.tsv ... --results calibration.json
+    python -m u2moe.benchmarks.studies.calibration BUNDLE TEST.tsv ...
 
 Every recording is recognised with full context; a word is correct if the transcript has it at the same place.
 """
@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.stats import mannwhitneyu
 
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
-from u2moe.benchmarks.studies.shared.script import run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
 from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Calibration
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -85,13 +87,12 @@ def area_under_roc(found: Words) -> float | None:
     confidences, right = found
     if right.all() or not right.any():
         return None
-    sure, unsure = np.sort(confidences[right]), confidences[~right]
-    below = np.searchsorted(sure, unsure, "right") + np.searchsorted(sure, unsure, "left")
-    return round(1 - float(below.mean()) / (2 * len(sure)), 4)
+    sure, unsure = confidences[right], confidences[~right]
+    return round(float(mannwhitneyu(sure, unsure).statistic) / (len(sure) * len(unsure)), 4)
 
 
-def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
-    """Scale and bias of the log-odds with maximum likelihood (Platt scaling), by Newton's method.
+def fit(found: Words) -> tuple[float, float]:
+    """Scale and bias of the log-odds with maximum likelihood (Platt scaling).
 
     As in Platt's method, targets are slightly below 1 for correct words and slightly above 0 for wrong ones, so that
     there is an optimum even if confidence separates them perfectly.
@@ -104,17 +105,10 @@ def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
 
     def loss(weights: npt.NDArray[np.float64]) -> float:
         guess = weights @ odds
-        return float((np.logaddexp(0, guess) - aims * guess).sum())
+        return float((np.logaddexp(0, guess) - aims * guess).mean())
 
-    weights = np.array([1.0, 0.0])
-    for _ in range(num_steps):
-        guess = np.exp(-np.logaddexp(0, -weights @ odds))
-        curvature = (odds * guess * (1 - guess)) @ odds.T + 1e-6 * np.eye(2)
-        step = np.linalg.solve(curvature, odds @ (guess - aims))
-        while loss(weights - step) > loss(weights) and np.abs(step).max() > _SMALLEST:
-            step /= 2
-        weights -= step
-    return float(weights[0]), float(weights[1])
+    scale, bias = minimize(loss, (1.0, 0.0)).x
+    return float(scale), float(bias)
 
 
 def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
@@ -161,16 +155,13 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = script_parser("studies.calibration", __doc__)
-    parser.add_argument("bundle", type=Path, help="folder of a bundle")
-    parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
+    parser = recognition_parser("calibration", __doc__)
     parser.add_argument(
         "--fit", action="store_true", help="write a calibration fitted to these recordings into the bundle"
     )
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
-    sets = {manifest.stem: recognise(recognizer, read_recordings(manifest)) for manifest in args.manifests}
+    sets = {file.stem: recognise(recognizer, read_recordings(file)) for file in args.lists}
     sets[ALL] = (
         np.concatenate([confidences for confidences, _ in sets.values()]),
         np.concatenate([right for _, right in sets.values()]),
@@ -180,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")
         return 0
     found = {name: reliability(words_of_set) for name, words_of_set in sets.items()}
-    publish(args.bundle, {"sets": found}, values, args.results)
+    publish(args.results, {"sets": found}, values, bundle=args.bundle)
     return 0
 
 

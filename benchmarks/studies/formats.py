@@ -23,7 +23,7 @@ from u2moe.benchmarks.instruments.statistics import ratio_of_sums, spread_of
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import named, report, run_script, study_parser
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -174,14 +174,13 @@ def _cost(beside: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("studies.formats", __doc__)
+    parser = study_parser("formats", __doc__)
     parser.add_argument("variants", nargs="+", type=named, metavar="NAME=FOLDER[@KERNELS][+noise]")
     parser.add_argument("--list", nargs="+", type=Path, required=True, help="lists of recordings: path<TAB>transcript")
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)
     sets = {manifest.stem: read_recordings(manifest) for manifest in args.list}
     variants = {name: Variant.parse(text) for name, text in args.variants}
-    publish(None, measure(variants, sets, report), values, args.results)
+    publish(args.results, measure(variants, sets, report), values)
 
 
 if __name__ == "__main__":

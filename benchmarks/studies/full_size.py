@@ -1,6 +1,6 @@
 """What do a billion parameters in experts cost beside dense networks, and what do native kernels gain at this size?
 
-    python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare] [--results FILE]
+    python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare]
 
 FOLDER holds the bundles of random weights (`random_models`); missing ones are created, with --prepare nothing else is
 done. Times are those of the encoder and CTC head, without features and search: a search over random probabilities says
@@ -9,6 +9,7 @@ nothing about a trained model. Routers are adjusted so that tokens spread evenly
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.instruments.probe import Probe
+from u2moe.benchmarks.bench.bound import measure_bound
+from u2moe.benchmarks.bench.footprint import measure_footprint
+from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.benchmarks.instruments.rates import BEYOND_CACHE, best_rate, measure_rates, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
-from u2moe.benchmarks.instruments.workload import audio_seconds, one_round, random_frames
-from u2moe.benchmarks.results.files import read_json, results_file, write_json
+from u2moe.benchmarks.instruments.workload import (
+    CHUNK_SIZE,
+    NUM_LEFT_CHUNKS,
+    UTTERANCE_S,
+    audio_seconds,
+    one_round,
+    random_frames,
+    speech,
+)
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import machine_key, measured, measured_here
+from u2moe.benchmarks.results.provenance import machine_key, measured, publish
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.encoders import bounds_of, starts_of
+from u2moe.benchmarks.studies.shared.programs import write_wav
 from u2moe.benchmarks.studies.shared.random_models import (
     LARGE,
     MIXTURE,
@@ -35,8 +45,9 @@ from u2moe.benchmarks.studies.shared.random_models import (
     make_bundle,
     touched,
 )
-from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.export.random_checkpoint import PRESETS, num_parameters, random_config
+from u2moe.runtime import Bundle
 from u2moe.runtime.model.native import CPU, KERNELS, choose_kernels
 from u2moe.runtime.model.settings import SessionSettings
 
@@ -45,6 +56,9 @@ STREAMING, BATCH, FULL, SECOND_PASS = "streaming", "streaming-8", "full", "secon
 MODES = {STREAMING: "chunks of 16", BATCH: "batch of 8", FULL: "full context", SECOND_PASS: "second pass"}
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
 NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
+BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), FULL: (Mode(), 10.0)}
+"""Context, and seconds of speech: a profile has a line for each kernel of each chunk."""
+START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -104,12 +118,12 @@ def measure(root: Path) -> dict[str, Any]:
     }
     bounded = [case for case in (INT8, PLAIN_INT8, PLAIN_DENSE) if case in cases]
     probes = {case.key: Probe(bundles[case], SessionSettings(kernels=case.kernels)) for case in bounded}
-    content["bounds"] = {mode: bounds_of(probes, mode, NUM_BOUNDS, report) for mode in (STREAMING, FULL)}
+    content["bounds"] = {mode: bounds_of(probes, mode) for mode in BOUNDS}
     started = {**bundles, **({PACKED: make_bundle(MIXTURE, "packed", root)} if chosen.native else {})}
     content["starts"] = {}
     for kernels in dict.fromkeys(case.kernels for case in started):
         own = {case.key: bundle for case, bundle in started.items() if case.kernels == kernels}
-        content["starts"] |= starts_of(own, kernels, NUM_STARTS)
+        content["starts"] |= starts_of(own, kernels)
     rates = [measure_rates([BEYOND_CACHE], number, progress=report) for number in NUM_THREADS]
     content["threads"] = {
         "read": [read_rate(own, BEYOND_CACHE) for own in rates],
@@ -117,6 +131,33 @@ def measure(root: Path) -> dict[str, Any]:
         "found": {case.key: two_threads(case, runs_of) for case in (INT8, INT4, DENSE) if case in cases},
     }
     return content
+
+
+def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
+    """By name the `ms` of the encoder for a second of speech, and the `ratio` of its time to the bound of its parts.
+
+    One thread, the models' own routers, recorded speech.
+    """
+    sizes = sorted({sum(file.size for file in probe.bundle.manifest.files.values()) for probe in probes.values()})
+    rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS, progress=report)
+    context, seconds = BOUNDS[mode]
+    samples = speech(seconds, next(iter(probes.values())).sample_rate)
+    found = {}
+    for entry in measure_bound(probes, samples, context, rates, repetitions=NUM_BOUNDS, progress=report):
+        encoder = entry["stages"]["encoder"]
+        least_s = sum(part["least_s"] for name, part in entry["parts"].items() if name not in ("ctc", "decoder"))
+        scales = {"ms": 1e3 / entry["audio_s"], "ratio": 1 / least_s}
+        found[entry["bundle"]] = {name: spread_of(encoder, scale).data() for name, scale in scales.items()}
+    return found
+
+
+def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
+    """By name the spreads of `START` in fresh processes, and the bytes of all `files`."""
+    rate = next(iter(bundles.values())).manifest.features.sample_rate
+    with tempfile.TemporaryDirectory() as folder:
+        audio = write_wav(Path(folder) / "speech.wav", speech(UTTERANCE_S, rate), rate)
+        found = measure_footprint(bundles, audio, settings=SessionSettings(kernels=kernels), repetitions=NUM_STARTS)
+    return {name: {**{key: item[key] for key in START}, "files": item["disk"]["files"]} for name, item in found.items()}
 
 
 def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any]]) -> dict[str, Any]:
@@ -233,9 +274,8 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("studies.full_size", __doc__)
+    parser = study_parser("full_size", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results; other machines are kept")
     parser.add_argument("--prepare", action="store_true", help="create what is missing in FOLDER, and measure nothing")
     args = parser.parse_args(arguments)
     packed = (PACKED,) if choose_kernels("auto", [CPU]).native else ()
@@ -244,9 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         even_gates(model, args.folder)
     if args.prepare:
         return
-    file, content = args.results or results_file("full_size"), {**measured_here(), **measure(args.folder)}
-    write_json(file, {"machines": {**read_json(file).get("machines", {}), machine_key(content): content}})
-    print("\n\n".join(_page(content)))
+    publish(args.results, measure(args.folder), values, per_machine=True)
 
 
 if __name__ == "__main__":

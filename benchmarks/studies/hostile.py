@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import os
 import tempfile
@@ -28,13 +27,13 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import percentiles
-from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import recorded, resumed
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.serving import summary
 from u2moe.benchmarks.studies.shared.attacks import ATTACKS, NUM_STREAMS, attack, key_of
-from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.benchmarks.studies.shared.servers import RunningServer, our_server
 from u2moe.benchmarks.studies.shared.speakers import Heard, Key, heard_alone, speak_together, speech_blocks
 from u2moe.runtime.places import DEMO_FOLDER
@@ -120,9 +119,9 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
             yield RunningServer(port=server.port, path=path, pid=server.pid, capacity=server.capacity)
 
 
-def run(results: Path, args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing in the results, and write them after each cell."""
-    content = resumed(results, {"cells": {}})
+    content = resumed(args.results, {"cells": {}})
     blocks, first = speech_blocks(args.seconds), dict[Key, int]()
     for kind in args.kinds:
         is_mixture, (niceness, is_full) = kind == MIXTURE, SLOWER.get(kind, (0, False))
@@ -143,7 +142,7 @@ def run(results: Path, args: argparse.Namespace) -> dict[str, Any]:
                 while not rounds or time.monotonic() < deadline:
                     rounds.append(_kept(listen(server, blocks, count, first)))
         content["cells"][cell] = {"speakers": count, "before": before, "rounds": rounds}
-        write_json(results, recorded(content))
+        write_json(args.results, recorded(content))
     return content
 
 
@@ -164,18 +163,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         memory = " → ".join(f"{each['rss'] / 1e6:.0f}" for each in (cell["before"], cell["rounds"][0], pair[1]))
         figures = [columns[0], f"{ratio(cell):.2f}", f"{1000 * worst:.0f}", columns[1], str(failed), memory]
         rows.append((kind, str(cell["speakers"]), str(len(cell["rounds"])), *figures))
-    header = (
-        "",
-        "speakers",
-        "rounds",
-        "partial p95, ms",
-        "ratio",
-        "worst round",
-        "health p95, ms",
-        "failed",
-        "memory, MB",
-    )
-    return {"table": table(header, rows)}
+    waits = ("partial p95, ms", "ratio", "worst round", "health p95, ms")
+    return {"table": table(("", "speakers", "rounds", *waits, "failed", "memory, MB"), rows)}
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
@@ -193,16 +182,15 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("studies.hostile", __doc__)
+    parser = study_parser("hostile", __doc__)
     kinds = [*ATTACKS, *SLOWER, MIXTURE]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--speakers", type=int, default=8, metavar="N", help="default: 8")
     parser.add_argument("--seconds", type=float, default=15.0, help="that each speaks (default: 15)")
     parser.add_argument("--minutes", type=float, default=0.0, help="that all attacks go on together")
     parser.add_argument("--cores", metavar="LIST", help="of the server, as taskset takes them (default: all)")
-    parser.add_argument("--results", type=Path, help="JSON file")
     args = parser.parse_args(arguments)
-    print(json.dumps(values(run(args.results or results_file("hostile"), args)), ensure_ascii=False, indent=1))
+    print(values(run(args))["table"])
 
 
 if __name__ == "__main__":

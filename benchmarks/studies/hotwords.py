@@ -1,6 +1,6 @@
 """Do hotwords find names that would be missed, without affecting the rest? Measured on recordings with transcripts.
 
-    python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv ... --output hotwords.json
+    python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv ...
 
 Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
 without hotwords; with its own rare words in a list filled up with words from other recordings; and with a list of words
@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
-from u2moe.benchmarks.studies.shared.script import run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
 from u2moe.runtime import Recognizer
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT
@@ -134,19 +133,15 @@ def _share(num_found: int, num_rare: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = script_parser("studies.hotwords", __doc__)
-    parser.add_argument("bundle", type=Path, help="folder of a bundle")
-    parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
+    parser = recognition_parser("hotwords", __doc__)
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {
         path.stem: {str(num): measure(recognizer, read_recordings(path), args.weight, num) for num in LIST_LENS}
-        for path in args.manifests
+        for path in args.lists
     }
-    found = {"weight": args.weight, "sets": sets}
-    publish(args.bundle, found, values, args.results)
+    publish(args.results, {"weight": args.weight, "sets": sets}, values, bundle=args.bundle)
     return 0
 
 

@@ -1,12 +1,11 @@
 """How near is one mixture of experts to the bound of the machine, by tokens per call and recipe?
 
-    python -m u2moe.benchmarks.studies.moe_layer [--results FILE] [--tokens 1 16 250]
+    python -m u2moe.benchmarks.studies.moe_layer [--tokens 1 16 250]
 
 The layers are those of the preset moe-1b with seeded random weights, so that routing is nearly uniform, the worst case.
 Several layers with separate weights take turns on one thread, so that no cache holds them, as in a network. The bound
 is the larger of the time to read the weights of the experts with tokens and the time of their products, at the rates
-that onnxruntime's kernels reach in the same run. The results file holds an entry for each kind of machine; a run
-replaces that of this machine.
+that onnxruntime's kernels reach in the same run.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +23,10 @@ import torch
 
 from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds, spread_of
-from u2moe.benchmarks.results.files import read_json, results_file, write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import machine_key, measured, measured_here
+from u2moe.benchmarks.results.provenance import machine_key, measured, publish
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.export.architecture import FeedForward
 from u2moe.export.layers import feed_forward
 from u2moe.export.moe import MixtureOfExperts
@@ -189,15 +186,10 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("studies.moe_layer", __doc__)
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
+    parser = study_parser("moe_layer", __doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
     args = parser.parse_args(arguments)
-    content = {**measured_here(), **measure(args.tokens)}
-    file = args.results or results_file("moe_layer")
-    machines = {**read_json(file).get("machines", {}), machine_key(content): content}
-    write_json(file, {"machines": machines})
-    print("\n\n".join(_page(content)))
+    publish(args.results, measure(args.tokens), values, per_machine=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import onnx_ir as ir
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.peers import GRAPHS, PEERS, Feeds, plain_model
-from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import named, report, run_script, study_parser
 from u2moe.quantize import Goal, quantize_bundle, recipe
 from u2moe.quantize.expert_layers import expert_layers
 from u2moe.quantize.report import features_of, output_errors
@@ -178,8 +178,6 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "others": table(
             ("network", "int8", "tokens", "calibrated", "tokens", "repaired", "tokens", "layers kept", "MB"), others
         ),
-        "failures": "; ".join(f"{title}: `{own['failed']}`" for title, own in found[PLAIN].items() if "failed" in own)
-        or "none",
         **{
             f"{name}.{title.rpartition(' ')[2]}": " / ".join(errors(found[name].get(title)))
             for name in (PLAIN, HARD)
@@ -201,11 +199,10 @@ def _kept(own: Mapping[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("studies.quantizers", __doc__)
+    parser = study_parser("quantizers", __doc__)
     for name, kind in (("bundle", "folder"), ("speech", "list of recordings"), ("dev", "list of recordings")):
         parser.add_argument(name, type=Path, help=kind)
     parser.add_argument("others", type=named, nargs="*", metavar="NAME=BUNDLE", help="folders of other bundles")
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)
     speech, dev = ([recording.path for recording in read_recordings(own)] for own in (args.speech, args.dev))
     bundle, others = Bundle.open(args.bundle), {name: Bundle.open(other) for name, other in args.others}
@@ -219,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name in (PLAIN, HARD):
                 found[name] |= peers(network, features_of(network, speech), features, own)
     recordings = len(features_of(bundle, dev, NUM_FRAMES))
-    publish(args.bundle, {"networks": found, "recordings": recordings, "calibrated": len(speech)}, values, args.results)
+    results = {"networks": found, "recordings": recordings, "calibrated": len(speech)}
+    publish(args.results, results, values, bundle=args.bundle)
 
 
 if __name__ == "__main__":

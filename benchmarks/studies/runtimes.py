@@ -1,19 +1,18 @@
 """Do all runtimes recognise the same, how fast, and in how much memory? Python beside Node, WebAssembly and C++.
 
     python -m u2moe.benchmarks.studies.runtimes --bundle float32=FP32 --bundle int8=INT8 [--list TEST.tsv ...]
-        [--first N] [--cpp build/cpp/u2moe_transcribe] [--cpp-aarch64 "qemu-aarch64 -L ROOT PROGRAM"] [--results FILE]
-    python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--sherpa ENV/bin/sherpa-onnx] [--results FILE]
+        [--first N] [--cpp build/cpp/u2moe_transcribe]
+    python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--sherpa ENV/bin/sherpa-onnx]
 
 Needs `npm ci --ignore-scripts` in examples/browser; PyPI's sherpa-onnx-bin has sherpa-onnx's program. Ours print JSON
-lines. Texts are compared on the clips of the demo model and the first N recordings of each list; emulated programs
-get the clips only. Speed is that of the demo model on its clips, one thread each: programs take turns, recognise every
-clip twice, and take the time of the second.
+lines. Texts are compared on the clips of the demo model and the first N recordings of each list. Speed is that of the
+demo model on its clips, one thread each: programs take turns, recognise every clip twice, and take the time of the
+second.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +22,13 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import interleaved
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
-from u2moe.benchmarks.results.files import read_json, repository, write_json
+from u2moe.benchmarks.results.files import repository
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
+from u2moe.benchmarks.results.provenance import measured, of_bundle, publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.environments import sherpa_graphs
 from u2moe.benchmarks.studies.shared.programs import Line, Program, engine, sherpa_lines, write_wav
-from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import named, report, run_script, study_parser
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.export.sherpa_graphs import ONLINE
 from u2moe.runtime.audio.reading import read_audio
@@ -38,7 +37,7 @@ from u2moe.runtime.places import DEMO_FOLDER
 
 RATE = 16_000
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
-PYTHON, NODE, WEB, CPP, AARCH64 = "Python", "Node, onnxruntime-node", "Node, WebAssembly", "C++", "C++, aarch64 in qemu"
+PYTHON, NODE, WEB, CPP = "Python", "Node, onnxruntime-node", "Node, WebAssembly", "C++"
 GREEDY, SHERPA = "C++, greedy", "sherpa-onnx's program, greedy"
 ASPECTS = ("text", "tokens", "times", "words", "nbest")
 REPETITIONS = 5
@@ -46,8 +45,8 @@ Found = list[list[Line]]
 """Segments of each recording: `text`, `tokens`, `times`, `words`, and `nbest` as tokens with scores."""
 
 
-def programs(bundle: Path, cpp: Mapping[str, str]) -> dict[str, Program]:
-    """All programs on a bundle; `cpp` has commands of the C++ program by name."""
+def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
+    """All programs on a bundle; `cpp`: command of the one in C++."""
     browser = repository() / "examples" / "browser"
     options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": NUM_LEFT_CHUNKS})
     node = ["node", "transcribe.mjs", "--json", "--options", options, "--runtime"]
@@ -57,7 +56,7 @@ def programs(bundle: Path, cpp: Mapping[str, str]) -> dict[str, Program]:
         PYTHON: engine("u2moe", python, portion_s=1.0),
         NODE: Program(command=[*node, "node", str(bundle.resolve())], folder=browser),
         WEB: Program(command=[*node, "web", str(bundle.resolve())], folder=browser),
-        **{name: Program(command=[*shlex.split(command), *more]) for name, command in cpp.items()},
+        **({CPP: Program(command=[cpp, *more])} if cpp else {}),
     }
 
 
@@ -107,7 +106,7 @@ def timing_of(lines: Sequence[Line], num_files: int, mb: float) -> dict[str, flo
 
 
 def measure_same(
-    bundles: Mapping[str, Path], manifests: Sequence[Path], first: int | None, cpp: Mapping[str, str]
+    bundles: Mapping[str, Path], manifests: Sequence[Path], first: int | None, cpp: str | None
 ) -> dict[str, Any]:
     """By bundle and runtime, what differs from Python; see `compared`."""
     recordings = read_recordings(CLIPS) + [item for path in manifests for item in read_recordings(path)[:first]]
@@ -119,20 +118,19 @@ def measure_same(
             expected: Found = []
             for name, program in programs(path, cpp).items():
                 report(f"{bundle}, {name}")
-                some = files[: len(read_recordings(CLIPS))] if name == AARCH64 else files
-                theirs = segments_of(program.run(some)[0], some)
+                theirs = segments_of(program.run(files)[0], files)
                 expected = expected or theirs
-                found.setdefault(bundle, {})[name] = compared(expected[: len(theirs)], theirs)
+                found.setdefault(bundle, {})[name] = compared(expected, theirs)
     return {"bundles": {name: of_bundle(path)["bundle"] for name, path in bundles.items()}, "found": found}
 
 
-def measure_speed(cpp: Mapping[str, str], sherpa: str | None) -> dict[str, Any]:
+def measure_speed(cpp: str | None, sherpa: str | None) -> dict[str, Any]:
     """Medians of `load` in seconds, `rtf`, and the largest memory in `mb` by runtime; `sherpa`: its program."""
     clips = [read_audio(item.path, RATE) for item in read_recordings(CLIPS)]
     with tempfile.TemporaryDirectory() as folder:
         files = [write_wav(Path(folder) / f"{number}.wav", clip, RATE) for number, clip in enumerate(clips)]
         own = programs(DEMO_FOLDER, cpp)
-        own[WEB] = programs(convert_bundle(DEMO_FOLDER, Path(folder) / "ort", "ort").path, {})[WEB]
+        own[WEB] = programs(convert_bundle(DEMO_FOLDER, Path(folder) / "ort", "ort").path)[WEB]
         if sherpa:
             graphs = sherpa_graphs(DEMO_FOLDER, Path(folder) / "sherpa")
             files_of_it = f"--tokens={graphs}/tokens.txt", f"--wenet-ctc-model={graphs / ONLINE.file}"
@@ -198,27 +196,19 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("studies.runtimes", __doc__)
+    parser = study_parser("runtimes", __doc__)
     parser.add_argument("--bundle", type=named, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--list", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")
     parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
     parser.add_argument("--speed", action="store_true", help="measure times and memory")
-    parser.add_argument("--cpp", metavar="COMMAND", help="the program of examples/cpp")
+    parser.add_argument("--cpp", metavar="PROGRAM", help="that of examples/cpp")
     parser.add_argument("--sherpa", metavar="PROGRAM", help="sherpa-onnx's streaming program")
-    parser.add_argument("--cpp-aarch64", metavar="COMMAND", help="the same for aarch64, in qemu-aarch64")
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results; the other part is kept")
     args = parser.parse_args(arguments)
-    cpp = {name: command for name, command in ((CPP, args.cpp), (AARCH64, args.cpp_aarch64)) if command}
-    content = read_json(args.results) if args.results else {}
     if args.bundle:
         bundles = {name: Path(folder) for name, folder in args.bundle}
-        content["same"] = {**measured_here(), **measure_same(bundles, args.list, args.first, cpp)}
+        publish(args.results, measure_same(bundles, args.list, args.first, args.cpp), values, part="same")
     if args.speed:
-        cpp.pop(AARCH64, None)
-        content["speed"] = {**measured_here(), **of_bundle(DEMO_FOLDER), **measure_speed(cpp, args.sherpa)}
-    if args.results:
-        write_json(args.results, content)
-    print("\n\n".join(text for key, text in values(content).items() if key.endswith((".measured", ".table"))))
+        publish(args.results, measure_speed(args.cpp, args.sherpa), values, bundle=DEMO_FOLDER, part="speed")
 
 
 if __name__ == "__main__":

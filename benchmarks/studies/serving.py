@@ -16,21 +16,21 @@ are chosen by the decoder in both directions.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import percentiles
-from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import recorded, resumed
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.benchmarks.studies.shared.servers import (
     OURS,
     OURS_NATIVE,
@@ -85,52 +85,34 @@ def summary(heard: Heard) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadPlan:
-    """The plan of measurements.
-
-    Attributes:
-        bundle: the model; `name`: its name in the results.
-        folder: where sherpa-onnx's server and its graphs are kept.
-        streams: numbers of speakers; `seconds`: that each speaks.
-        cores: of the servers, as taskset(1) takes them; None: all.
-        has_peer: whether sherpa-onnx's server is measured, too.
-    """
-
-    bundle: Path
-    name: str
-    folder: Path
-    streams: Sequence[int]
-    seconds: float
-    cores: str | None
-    has_peer: bool
-
-    def starts(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]]:
-        """How each server is started, by its name in the results."""
-        names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
-        starts: dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]] = {
-            name: partial(self.ours, name, max(self.streams)) for name in names
-        }
-        if self.has_peer:
-            starts[THEIRS] = partial(sherpa_server, self.bundle, self.folder, cores=self.cores)
-        return starts
-
-    def ours(self, name: str, capacity: int | None) -> contextlib.AbstractContextManager[RunningServer]:
-        """Our server with so many places; None: as many as it measures."""
-        return our_server(self.bundle, capacity=capacity, cores=self.cores, kernels=KERNELS[name])
+Server = contextlib.AbstractContextManager[RunningServer]
 
 
-def run(results: Path, plan: LoadPlan) -> dict[str, Any]:
+def ours(args: argparse.Namespace, name: str, capacity: int | None) -> Server:
+    """Our server with so many places; None: as many as it measures."""
+    return our_server(args.bundle, capacity=capacity, cores=args.cores, kernels=KERNELS[name])
+
+
+def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
+    """How each server is started, by its name in the results."""
+    names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
+    found: dict[str, Callable[[], Server]] = {name: partial(ours, args, name, max(args.streams)) for name in names}
+    return (
+        found if args.alone else {**found, THEIRS: partial(sherpa_server, args.bundle, args.folder, cores=args.cores)}
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing in the results, and write them after each cell."""
-    content = resumed(results, {"cells": {}})
-    cells, blocks = content["cells"], speech_blocks(plan.seconds)
+    content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
+    cells, blocks = content["cells"], speech_blocks(args.seconds)
 
     def keep(name: str, cell: dict[str, Any]) -> None:
-        cells[name] = {"seconds": plan.seconds, **cell}
-        write_json(results, recorded(content))
+        cells[name] = {"seconds": args.seconds, **cell}
+        write_json(args.results, recorded(content))
 
-    for server, start in plan.starts().items():
-        counts = {f"{plan.name}/{server}/{count}": count for count in plan.streams}
+    for server, start in starts(args).items():
+        counts = {f"{model}/{server}/{count}": count for count in args.streams}
         if todo := [name for name in counts if name not in cells]:
             with start() as running:
                 first = heard_alone(running.url, blocks)
@@ -142,9 +124,9 @@ def run(results: Path, plan: LoadPlan) -> dict[str, Any]:
                             break
                     if not is_held(cells[name]):
                         break
-    crowd = f"{plan.name}/crowd"
+    crowd = f"{model}/crowd"
     if crowd not in cells:
-        with plan.ours(OURS, None) as running:
+        with ours(args, OURS, None) as running:
             capacity = running.capacity or 1
             report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
             first = heard_alone(running.url, blocks)
@@ -227,7 +209,7 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("studies.serving", __doc__)
+    parser = study_parser("serving", __doc__)
     parser.add_argument("folder", type=Path, help="where sherpa-onnx's server and its graphs are kept")
     parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of speakers")
@@ -235,18 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", help="of the model in the results (default: that of the bundle's folder)")
     parser.add_argument("--alone", action="store_true", help="without sherpa-onnx's server")
     parser.add_argument("--cores", metavar="LIST", help="of the servers, as taskset takes them (default: all)")
-    parser.add_argument("--results", type=Path, help="JSON file")
     args = parser.parse_args(arguments)
-    plan = LoadPlan(
-        bundle=args.bundle,
-        name=args.name or args.bundle.name,
-        folder=args.folder,
-        streams=args.streams,
-        seconds=args.seconds,
-        cores=args.cores,
-        has_peer=not args.alone,
-    )
-    print(values(run(args.results or results_file("serving"), plan))["table"])
+    print(values(run(args))["table"])
 
 
 if __name__ == "__main__":

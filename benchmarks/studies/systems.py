@@ -1,6 +1,6 @@
 """What do other recognisers cost? Those that install with a model, and sherpa-onnx with our weights of 225 million.
 
-    python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare] [--results FILE]
+    python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare]
 
 Every recogniser is a process on one core that gets all recordings twice and counts the second time; all of a group take
 turns. `clips` are packages with different models,
@@ -24,14 +24,14 @@ import numpy.typing as npt
 from u2moe.benchmarks.instruments.host import commit
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles, ratios
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, clips, speech
-from u2moe.benchmarks.results.files import read_json, repository, results_file, write_json
+from u2moe.benchmarks.results.files import repository
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import measured, measured_here
+from u2moe.benchmarks.results.provenance import measured, publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.environments import make_environment, sherpa_graphs
 from u2moe.benchmarks.studies.shared.programs import Line, engine, on_one_core, write_wav
 from u2moe.benchmarks.studies.shared.random_models import SMALL, make_bundle
-from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
@@ -204,15 +204,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("studies.systems", __doc__)
+    parser = study_parser("systems", __doc__)
     parser.add_argument("work", type=Path, help="folder for environments, bundles and recordings")
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results; other groups are kept")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS), help="of the clips")
     parser.add_argument("--prepare", action="store_true", help="create what is missing in WORK, and measure nothing")
     args = parser.parse_args(arguments)
-    results = args.results or results_file("systems")
-    content = read_json(results)
     for group in args.groups:
         if group == CLIPS:
             peers, sounds = (
@@ -225,10 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sounds, environments = [whole_chunks(manifest)], {}
         if not args.prepare:
             found = measure(peers, environments, sounds, args.work / "recordings")
-            content[group] = {**measured_here(), "peers": found}
-            write_json(results, content)
-    shown = values(content)
-    print(f"{shown['table']}\n\n{shown['same_weights']}")
+            publish(args.results, {"peers": found}, values, part=group)
 
 
 if __name__ == "__main__":

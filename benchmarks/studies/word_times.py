@@ -1,6 +1,6 @@
 """How accurate are word times? On speech with known word boundaries, with full context and in chunks.
 
-    python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ... --results FILE
+    python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ...
 
 Isolated words (a manifest with one word per recording) are joined with pauses of known length: a word begins and ends
 where its recording becomes loud and quiet. The times of recognised words are compared with these, in milliseconds.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
-from u2moe.benchmarks.studies.shared.script import run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -138,19 +137,16 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = script_parser("studies.word_times", __doc__)
-    parser.add_argument("bundle", type=Path, help="folder of a bundle")
-    parser.add_argument("isolated", type=Path, nargs="+", help="lists of one-word recordings: path<TAB>word")
+    parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="of each set (default: 100)")
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
-    sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.isolated}
+    sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.lists}
     found = {
         name: {condition: compare(recognizer, spoken, options) for condition, options in CONDITIONS.items()}
         for name, spoken in sets.items()
     }
-    publish(args.bundle, {"sets": found}, values, args.results)
+    publish(args.results, {"sets": found}, values, bundle=args.bundle)
     return 0
 
 

@@ -55,7 +55,7 @@ MEASUREMENTS = {
         "--results FILE",
         minutes=20,
         quiet=True,
-        needs="Node, C++, qemu",
+        needs="Node, C++",
     ),
     "bench": Measurement(command="u2moe bench runtime/demo --output FILE", minutes=3, quiet=True),
     "systems": Measurement(

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.studies import hostile, serving
 from u2moe.benchmarks.studies.shared import servers, speakers
 from u2moe.benchmarks.studies.shared.servers import RunningServer
@@ -66,12 +67,12 @@ def test_a_number_that_was_not_held_is_tried_once_more(tmp_path, monkeypatch):
 
     monkeypatch.setattr(serving, "measure", measured)
     monkeypatch.setattr(serving, "heard_alone", lambda *_: {})
-    settings = {"bundle": tmp_path, "name": "demo", "folder": tmp_path, "seconds": 0.1, "cores": None}
-    plan = serving.LoadPlan(streams=(8, 16, 32, 64), has_peer=False, **settings)
     server = RunningServer(port=0, path="", pid=0, capacity=4)
-    monkeypatch.setattr(serving.LoadPlan, "starts", lambda _: {"u2moe": lambda: contextlib.nullcontext(server)})
-    monkeypatch.setattr(serving.LoadPlan, "ours", lambda *_: contextlib.nullcontext(server))
-    cells = serving.run(tmp_path / "serving.json", plan)["cells"]
+    monkeypatch.setattr(serving, "starts", lambda _: {"u2moe": lambda: contextlib.nullcontext(server)})
+    monkeypatch.setattr(serving, "ours", lambda *_: contextlib.nullcontext(server))
+    file = tmp_path / "serving.json"
+    serving.main([str(tmp_path), "--name", "demo", "--streams", "8", "16", "32", "64", "--results", str(file)])
+    cells = read_json(file)["cells"]
     assert asked[:5] == [8, 16, 16, 32, 32]
     assert 64 not in asked
     assert serving.held(cells, "demo", "u2moe") == 16

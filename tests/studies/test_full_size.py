@@ -17,6 +17,7 @@ from u2moe.benchmarks.instruments.workload import (
     utterance,
 )
 from u2moe.benchmarks.results.files import read_json
+from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.studies import full_size
 from u2moe.benchmarks.studies.shared import random_models
 from u2moe.benchmarks.studies.shared.random_models import FLOAT, GateSettings, even_gates, make_bundle, touched
@@ -110,7 +111,7 @@ def test_kernels_at_their_bound_would_be_faster_by_what_is_measured_beyond_it():
     bounds = {"full": {full_size.INT8.key: {"ms": {"median": 48.0}, "ratio": {"median": 1.2}}}}  # 40 ms at the bound
     batch = {full_size.PLAIN_DENSE.key: [0.05 * full_size.audio_seconds("streaming-8")]}
     content = {"seconds": {"full": seconds, "streaming-8": batch}, "bounds": bounds, "touched": 8.0, "starts": {}}
-    here = {**full_size.measured_here(), "kernels": {"isa": "x"}} | content
+    here = {**measured_here(), "kernels": {"isa": "x"}} | content
     shown = full_size.values({"machines": {"made up": here}})
     assert (shown["int8.full"], shown["bound.int8.full"], shown["bound.gain.full"]) == ("1.20", "1.00", "1.50")
     assert shown["bound.int4.batch"] == "0.80"
@@ -131,7 +132,8 @@ def test_a_machine_is_measured_with_native_kernels_and_without(native, tiny, tmp
         monkeypatch.setattr(full_size, name, 1)
     rate = {"median": 1e9, "low": 1e9, "high": 1e9, "count": 1}
     products = {"operator": "x", "sizes": {"1 x 1 x 1": rate}, "best": "1 x 1 x 1"}
-    rates = {"multiply_adds_per_s": {"integer": products, "float": products}, "read_bytes_per_s": {"640000000": rate}}
+    multiply = {"integer": products, "float": products}
+    rates = {"threads": 1, "multiply_adds_per_s": multiply, "read_bytes_per_s": {"640000000": rate}}
     monkeypatch.setattr(full_size, "measure_rates", lambda *_, **__: rates)
     for name in random_models.MODELS:
         (tmp_path / name).symlink_to(tiny.path.parent, target_is_directory=True)

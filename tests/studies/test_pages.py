@@ -6,7 +6,7 @@ import pytest
 
 from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.results import pages, provenance
-from u2moe.benchmarks.results.files import repository, results_file
+from u2moe.benchmarks.results.files import repository
 from u2moe.benchmarks.results.marks import filled, names
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import run_script
@@ -161,4 +161,4 @@ def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         repository()
     with pytest.raises(SystemExit, match=r"^error: .*: is not a clone of u2moe; change to its root, or name the files"):
-        run_script(lambda: results_file("kernels") and 0)
+        run_script(lambda: repository() and 0)

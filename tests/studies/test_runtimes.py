@@ -72,7 +72,7 @@ def test_times_that_are_missing_are_no_zeros(tmp_path):
 def test_the_program_in_python_gives_segments_and_times_of_recognition_alone(bundle, sound, tmp_path, monkeypatch):
     monkeypatch.setattr(runtimes, "repository", lambda: tmp_path)
     files = [write_wav(tmp_path / f"{name}.wav", sound[:20_000], 16_000) for name in "ab"]
-    lines, mb = runtimes.programs(bundle.path, {})[PYTHON].run([*files, *files])
+    lines, mb = runtimes.programs(bundle.path)[PYTHON].run([*files, *files])
     segments = segments_of(lines, files)
     assert compared(segments, segments) == {"num_recordings": 2, **dict.fromkeys(runtimes.ASPECTS, 0), "score": 0.0}
     timing = timing_of(lines, 2, mb)

@@ -19,8 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-INT16_SCALE = 32768.0
-
 Samples = Any
 """Of a recording or a portion of it: an array of int16, as all environments have it."""
 Recognise = Callable[[int, Iterable[Samples]], Generator[str, None, dict[str, Any]]]
@@ -32,7 +30,7 @@ def floats(samples: Samples) -> Any:
     """Samples as float32 in [-1, 1], numpy's."""
     import numpy as np  # noqa: PLC0415 - not all environments have it
 
-    return np.frombuffer(samples, np.int16).astype(np.float32) / np.float32(INT16_SCALE)
+    return np.frombuffer(samples, np.int16).astype(np.float32) / np.float32(32768)
 
 
 def whole(recognise: Callable[[Any, int], dict[str, Any]]) -> Recognise:
@@ -51,7 +49,6 @@ def whole(recognise: Callable[[Any, int], dict[str, Any]]) -> Recognise:
 def u2moe(
     *,
     model: str | None = None,
-    num_threads: int = 1,
     kernels: str | None = None,
     chunk_size: int | None = None,
     endpoint: bool = True,
@@ -62,7 +59,7 @@ def u2moe(
 
     rules = EndpointConfig() if endpoint else EndpointConfig(rule1=None, rule2=None, rule3=None)
     decoding = DecodingOptions(chunk_size=chunk_size, endpoint=rules, **options)
-    recognizer = Recognizer.from_pretrained(model, num_threads=num_threads, kernels=kernels, options=decoding)
+    recognizer = Recognizer.from_pretrained(model, kernels=kernels, options=decoding)
 
     def joined(segments: list[Result], following: str = "") -> str:
         return " ".join(text for text in (*(segment.text for segment in segments), following) if text)
@@ -84,8 +81,8 @@ def u2moe(
     return whole(lambda samples, rate: {"text": recognizer.transcribe(samples, rate).text})
 
 
-def sherpa_online(*, tail_s: float = 0.0, **options: Any) -> Recognise:
-    """sherpa-onnx's streaming client for WeNet's CTC models, greedy search; `tail_s` of silence follow a recording."""
+def sherpa_online(**options: Any) -> Recognise:
+    """sherpa-onnx's streaming client for WeNet's CTC models, greedy search."""
     import sherpa_onnx  # noqa: PLC0415
 
     recognizer = sherpa_onnx.OnlineRecognizer.from_wenet_ctc(**options)
@@ -102,8 +99,6 @@ def sherpa_online(*, tail_s: float = 0.0, **options: Any) -> Recognise:
         for portion in portions:
             stream.accept_waveform(sample_rate, floats(portion))
             yield decode()
-        if num_silent := int(tail_s * sample_rate):
-            stream.accept_waveform(sample_rate, floats(array("h", bytes(2 * num_silent))))
         stream.input_finished()
         text = decode()
         found = json.loads(recognizer.get_result_as_json_string(stream))
@@ -128,7 +123,7 @@ def sherpa_offline(**options: Any) -> Recognise:
     return whole(recognise)
 
 
-def faster_whisper(*, package: str, folder: str, num_threads: int = 1, beam_size: int = 5) -> Recognise:
+def faster_whisper(*, package: str, folder: str) -> Recognise:
     """Whisper in CTranslate2, int8, English, each recording as a whole; its weights are in a folder of a package."""
     from importlib.util import find_spec  # noqa: PLC0415
 
@@ -138,20 +133,20 @@ def faster_whisper(*, package: str, folder: str, num_threads: int = 1, beam_size
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"{package} is not installed")
     weights = Path(spec.origin).parent / folder
-    model = WhisperModel(str(weights), device="cpu", compute_type="int8", cpu_threads=num_threads)
+    model = WhisperModel(str(weights), device="cpu", compute_type="int8", cpu_threads=1)
 
     def recognise(samples: Any, _: int) -> dict[str, Any]:
-        segments, _ = model.transcribe(samples, language="en", beam_size=beam_size)
+        segments, _ = model.transcribe(samples, language="en", beam_size=5)
         return {"text": " ".join(segment.text.strip() for segment in segments)}
 
     return whole(recognise)
 
 
-def moonshine(*, folder: str = "tiny-en") -> Recognise:
+def moonshine() -> Recognise:
     """Moonshine tiny with the weights in its package, through its streaming interface."""
     from moonshine_voice import ModelArch, Transcriber, get_assets_path  # noqa: PLC0415
 
-    transcriber = Transcriber(str(Path(get_assets_path()) / folder), ModelArch.TINY)
+    transcriber = Transcriber(str(Path(get_assets_path()) / "tiny-en"), ModelArch.TINY)
 
     def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         lines: dict[int, str] = {}

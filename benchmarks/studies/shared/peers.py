@@ -67,11 +67,6 @@ def _olive(module: str, kind: str) -> Make:
     return make
 
 
-def _smoothed(source: Path, target: Path, reader: Feeds) -> None:
-    tool = importlib.import_module("onnx_neural_compressor.quantization")
-    tool.quantize(str(source), str(target), tool.config.SmoothQuantConfig(calibration_data_reader=reader))
-
-
 def _compensated(source: Path, target: Path, reader: Feeds) -> None:
     own = importlib.import_module("onnx_neural_compressor.quantization.algorithm_entry")
     own.data_reader.CalibrationDataReader.register(Feeds)
@@ -87,7 +82,6 @@ PEERS: Mapping[str, Make] = {
     "MatMulNBits, 4 bits": _blocks(4),
     "Olive, RTN, 4 bits": _olive("rtn", "OnnxBlockWiseRtnQuantization"),
     "Olive, k-quant, 4 bits": _olive("kquant", "OnnxKQuantQuantization"),
-    "Neural Compressor, SmoothQuant": _smoothed,
     "Neural Compressor, GPTQ, 4 bits": _compensated,
 }
 

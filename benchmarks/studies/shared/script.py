@@ -6,13 +6,32 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from u2moe.benchmarks.results.files import results_file
 from u2moe.runtime import U2moeError
 
 
 def script_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """The parser of `python -m u2moe.benchmarks.NAME`, described by the first line of the module's docstring."""
     return argparse.ArgumentParser(prog=f"python -m u2moe.benchmarks.{name}", description=(doc or "").split("\n")[0])
+
+
+def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a study, with the option --results."""
+    parser, file = script_parser(f"studies.{name}", doc), results_file(name)
+    parser.add_argument(
+        "--results", type=Path, default=file, metavar="JSON", help=f"file for the results (default: {file})"
+    )
+    return parser
+
+
+def recognition_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a study of one bundle on recordings."""
+    parser = study_parser(name, doc)
+    parser.add_argument("bundle", type=Path, help="folder of a bundle")
+    parser.add_argument("lists", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
+    return parser
 
 
 def named(text: str) -> tuple[str, str]:
