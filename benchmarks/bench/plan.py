@@ -7,6 +7,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def run_suite(
             {name: plan.modes(bundle) for name, bundle in bundles.items()},
             transcripts=[recording.transcript for recording in recordings],
             repetitions=plan.repetitions,
-            progress=lambda line, num_threads=num_threads: progress(f"{count_threads(num_threads)}, {line}"),
+            progress=partial(_tell, progress, count_threads(num_threads)),
         )
         paced = _first_seconds(samples, int(plan.paced_s * sample_rate)) if index == 0 else []
         for mode in plan.live_modes() if paced else ():
@@ -188,6 +189,10 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
                 f"{path}: has {features.num_ready} frames of features, expected at least {window}: it is too short"
             )
     return samples
+
+
+def _tell(progress: Progress, threads: str, line: str) -> None:
+    progress(f"{threads}, {line}")
 
 
 def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
