@@ -52,7 +52,8 @@ processors: .venv/ready
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 .venv/bin/pytest $(WORKERS) $(NUMBERS)
 	ONEDNN_MAX_CPU_ISA=AVX512_CORE .venv/bin/pytest $(WORKERS) $(NUMBERS)
 
-# What to run before every commit: about a minute once the environment is there.
+# What to run before every commit: two minutes of processor time, once the environment and the kernels are there. The server's
+# tests and those marked slow are left to `make test`.
 check: lint types fast
 
 lint: .venv/ready
@@ -74,7 +75,8 @@ unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))
 	@$(if $(NPM),,echo "no npm: the JavaScript module and its page are not tested")
 	.venv/bin/pytest $(WORKERS)
 
-fast: .venv/ready
+fast: .venv/ready $(if $(COMPILER),.venv/kernels)
+	@$(if $(COMPILER),,echo "NO COMPILER: the tests of the kernels are left out, though they share tables with Python")
 	.venv/bin/pytest $(WORKERS) -m 'not slow and not endurance' --ignore tests/server
 
 # The runtime with the lowest versions that it is promised to run with.

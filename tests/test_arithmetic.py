@@ -17,6 +17,7 @@ from u2moe.quantize.arithmetic import (
 MATRICES = arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 9)), elements=st.floats(-100, 100, width=32))
 
 
+@pytest.mark.slow
 @given(MATRICES)
 def test_int8_is_within_half_a_step_and_symmetric(weight):
     integers, scale = int8_columns(weight)

@@ -153,6 +153,7 @@ def test_a_model_is_replaced_and_removed(copy, bundle, arpa):
     assert {file.name for file in copy.iterdir()} == {"bundle.json", *bundle.manifest.files}
 
 
+@pytest.mark.slow
 def test_what_a_bundle_carries_is_shown_and_goes_with_it(attached, tmp_path):
     decoding = Bundle.open(attached).manifest.decoding
     shown = describe(inspect_bundle(attached))

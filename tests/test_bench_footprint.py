@@ -78,6 +78,7 @@ def test_disk(bundle):
     assert found["groups"]["routers"] == num_layers * 4 * encoder["dim"] * encoder["feed_forward"]["num_experts"]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_tells_time_and_memory(exported, sound, tmp_path):
     soundfile.write(tmp_path / "a.wav", sound[:16_000], 16_000)
     found = measure_footprint({"moe": Bundle.open(exported("moe_tiny"))}, tmp_path / "a.wav", repetitions=1)["moe"]

@@ -192,6 +192,7 @@ def test_experts_without_enough_tokens_are_rounded_as_without_any(bundle, rounde
     assert all(np.array_equal(plain[name], found[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_what_several_graphs_read_counts_once(bundle, recordings, tmp_path):
     """The encoder's output is an input of CTC head and decoder: twice as many rows would pass for enough of them."""
     features = features_of(bundle, sorted(recordings.iterdir()))
@@ -220,6 +221,7 @@ def test_calibration_without_speech_is_an_error(bundle, recordings, tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_experts_of_a_dense_network_are_an_error(exported, recordings, tmp_path):
     calibrated = recipe("int8", {"experts": "int4"}, calibration=[recordings / "0.wav"])
     with pytest.raises(BundleError, match="quantizes experts, but no graph has such weights"):

@@ -131,6 +131,7 @@ def as_parquet(file, rows):
     return pq.read_table(file).to_pylist()
 
 
+@pytest.mark.slow
 def test_results_are_merged_into_parquet(results, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     assert merge(OutputFolder(str(results)), tmp_path / "all.parquet") == 6
@@ -167,6 +168,7 @@ def test_parquet_for_nemo_keeps_all_fields(tmp_path):
         assert json.loads(found["fields"]) == {"audio_filepath": "a\udcff.wav", "text": "b", "lang": [1]}
 
 
+@pytest.mark.slow
 def test_status_shows_warnings(tmp_path, capsys):
     samples = soundfile.read(next((DEMO_FOLDER / "clips").glob("*.flac")))[0]
     soundfile.write(tmp_path / "anti.wav", np.stack([samples, -samples], axis=1), 16_000, subtype="FLOAT")

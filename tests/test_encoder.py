@@ -193,6 +193,7 @@ def test_position_is_never_moved_below_what_is_cached(model, limited):
             assert caches.offset.tolist() == [expected]
 
 
+@pytest.mark.slow
 def test_position_goes_on_when_left_context_is_not_bounded(model, limited):
     output = limited(20).chunked(features(400), 16, -1)
     assert np.array_equal(output, model.encode(features(400), 16, -1))

@@ -86,6 +86,7 @@ def test_extreme_signals(front_end, name):
     np.testing.assert_allclose(found, plain_fbank(samples, CONFIG), rtol=0, atol=LAST_BIT)
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=10))
 def test_any_blocks_of_frames_are_the_frames_of_the_whole(front_end, sound, sizes):
     features = front_end()

@@ -85,6 +85,7 @@ def test_a_pause_in_which_somebody_speaks_quietly_is_none():
         check_segments(transcript.segments, transcript.duration)
 
 
+@pytest.mark.slow
 def test_a_long_recording_is_cut_at_pauses_alike_in_any_portions(toy):
     samples, _ = say("ABCD" * 20, [0.3, 0.7, 0.2, 3.0] * 20)
     options = DecodingOptions(search="ctc_prefix_beam", endpoint=EndpointConfig())

@@ -107,6 +107,7 @@ def test_recordings_are_recognised_as_in_python(kind, tmp_path):
         assert_same_segments(segments, expected)
 
 
+@pytest.mark.slow
 def test_errors_and_resamplers_leave_nothing_behind():
     """An error unwinds the stack of WebAssembly, which would overflow otherwise; what is freed is used again."""
     before, after = run_module(

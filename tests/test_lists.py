@@ -390,6 +390,7 @@ FIRST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", FIRST)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())

@@ -24,6 +24,7 @@ pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", ex
 SHAPE = (1024, 2048)
 
 
+@pytest.mark.slow
 def test_texts_are_about_those_of_onnxruntime_alone():
     """Sums of floats differ in the last bits, so that some activations are rounded to another integer."""
     native, alone = (Recognizer.from_pretrained(kernels=kernels) for kernels in ("native", "onnxruntime"))
@@ -35,6 +36,7 @@ def test_texts_are_about_those_of_onnxruntime_alone():
     assert errors.rate < 0.25
 
 
+@pytest.mark.slow
 def test_what_streams_leave_behind_changes_no_bit():
     """Projected positions are kept: a model that has encoded with other contexts encodes as a fresh one does."""
     features = Bundle.open(DEMO_FOLDER).manifest.features

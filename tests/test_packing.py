@@ -88,6 +88,7 @@ def test_the_same_to_the_last_bit(float32, tmp_path, checkpoint, name):
     assert packed.manifest.quantization[contract.PACKED] == installed_kernels().layout
 
 
+@pytest.mark.slow
 def test_a_gated_model_computes_what_onnxruntime_does(float32, tmp_path):
     bundle, _ = quantize_bundle(float32("gated"), tmp_path / "out", recipe("int8"))
     for plain, native in zip(outputs(bundle, "onnxruntime"), outputs(bundle), strict=True):
@@ -105,6 +106,7 @@ def packed(exported, tmp_path_factory):
     )[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 def test_weights_are_used_where_they_lie(packed):
     model = packed.load()
@@ -156,6 +158,7 @@ def test_nothing_to_pack_is_an_error(exported, tmp_path):
     assert not (tmp_path / "plain").exists()
 
 
+@pytest.mark.slow
 def test_the_report_counts_the_bytes_of_packed_files(exported, tmp_path, sound):
     soundfile.write(tmp_path / "noise.wav", sound, 16000)
     packed = recipe("int8", packed=True)
@@ -165,6 +168,7 @@ def test_the_report_counts_the_bytes_of_packed_files(exported, tmp_path, sound):
     assert json.loads((bundle.path / "report.json").read_text(encoding="utf-8")) == report
 
 
+@pytest.mark.slow
 def test_packed_bundles_are_measured_without_a_bound(packed, tmp_path, sound):
     soundfile.write(tmp_path / "noise.wav", sound, 16000)
     plan = Plan(threads=(1,), chunk_sizes=(16,), left_chunks=(4,), repetitions=1, paced_s=0)
@@ -175,6 +179,7 @@ def test_packed_bundles_are_measured_without_a_bound(packed, tmp_path, sound):
     assert "no bound of packed: the products of packed weights cannot be counted" in describe(report)
 
 
+@pytest.mark.slow
 def test_the_command(exported, tmp_path, capsys):
     out = tmp_path / "packed"
     assert main(["quantize", str(exported("moe_tiny")), str(out), "--packed", "--no-report"]) == 0

@@ -88,6 +88,7 @@ def test_clips_as_recordings(converted, demo, suffix):
         assert np.count_nonzero(moved > 1e-3) <= 1
 
 
+@pytest.mark.slow
 def test_recordings_have_the_padding_of_the_bundle(bundle, model, sound, tmp_path):
     """Where they begin or end in a sound, and nowhere else; times are those of the recording."""
     adjusted(bundle, bundle.path, tmp_path / "bundle")
@@ -127,6 +128,7 @@ def test_clips_as_files(converted, suffix, tmp_path):
         assert texts[0] == texts[1] != [""]
 
 
+@pytest.mark.slow
 @needs_extensions
 def test_what_a_clip_cannot_be(bundle, tmp_path):
     folder = convert_bundle(bundle.path, tmp_path / "clip", "clip").path
@@ -191,6 +193,7 @@ def test_a_wrong_graph_of_each_profile_is_not_written(bundle, tmp_path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_graphs_of_networks_of_any_kind(bundle, export_quickly, tmp_path):
     """From a float32 bundle; without convolution; without streams. Each conversion compares."""
     assert convert_bundle(bundle.path, tmp_path / "1", "streaming", ort=True).report.worst.difference < 1e-4
@@ -227,6 +230,7 @@ def test_a_bundle_in_ort_format(bundle, tmp_path):
         Bundle.open(found.path)
 
 
+@pytest.mark.slow
 def test_quantized_graphs_in_ort_format_need_no_native_kernels(quantized, tmp_path):
     found = convert_bundle(quantized("int8").path, tmp_path / "ort", "ort")
     for file in sorted(found.path.glob("*.ort")):

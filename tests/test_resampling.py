@@ -20,6 +20,7 @@ def resampled(samples, rates, sizes=()):
     return np.concatenate([*parts, resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(rates=st.sampled_from(RATES), sizes=st.lists(st.integers(0, 3000), max_size=8))
 def test_any_split_gives_the_same_samples(sound, rates, sizes):

@@ -48,6 +48,7 @@ def outputs(bundle, frames):
     return [encoded, streamed, model.ctc(encoded), *model.rescore(encoded, HYPOTHESES)]
 
 
+@pytest.mark.slow
 def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, tmp_path):
     (frames,) = features_of(plain, recordings[:1])
     with recorded(hard, features_of(plain, recordings[1:]), tmp_path, lambda _: None) as activations:

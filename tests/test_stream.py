@@ -25,6 +25,7 @@ def recognise(recognizer, samples, splits=(), *, options=CHUNKED, rate=16_000, s
     return stream.get_result()
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     splits=st.lists(st.integers(0, 9000), max_size=15),
@@ -151,6 +152,7 @@ def test_bundle_that_cannot_stream(bundle, model):
         recognizer.transcribe(np.zeros(9000, np.float32), options=CHUNKED)
 
 
+@pytest.mark.slow
 def test_a_long_stream_keeps_its_size(export_quickly, golden_checkpoint, tmp_path, sound):
     """Three minutes, past many moves of the position: caches and state stay as large as after ten seconds."""
     recognizer = Recognizer.from_pretrained(

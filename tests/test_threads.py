@@ -128,6 +128,7 @@ has_begun.wait()
 """
 
 
+@pytest.mark.slow
 def test_the_interpreter_exits_while_daemon_threads_recognise():
     done = subprocess.run([sys.executable, "-c", DAEMONS], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")

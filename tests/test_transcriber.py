@@ -321,6 +321,7 @@ def test_close_from_a_callback_does_not_wait_for_itself(own, blocks):
     assert finals == results_of(own, blocks)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)"])
 def test_an_interpreter_that_forgets_to_close_ends(bundle, ending):
     program = f"""

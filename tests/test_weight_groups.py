@@ -81,6 +81,7 @@ def test_every_weight_says_its_group_and_no_constant_does(float32):
     assert {group for group, count in counts.items() if count} == expected
 
 
+@pytest.mark.slow
 def test_groups_survive_quantization(exported, tmp_path):
     bundle, _ = quantize_bundle(exported("moe_tiny"), tmp_path / "out", recipe("int4-experts"))
     before = {value.name: group_of(value) for _, value in weights_of(exported("moe_tiny"))}

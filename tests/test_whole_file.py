@@ -113,6 +113,7 @@ def test_the_first_of_several_writes(tmp_path, monkeypatch, has_links):
     assert ((tmp_path / "a").read_bytes(), names_in(tmp_path)) == (b"first", ["a"])
 
 
+@pytest.mark.slow
 def test_writers_at_the_same_time_leave_one_whole_file(tmp_path):
     script = (
         "import sys; from pathlib import Path; from u2moe.runtime.whole_file import write_bytes\n"

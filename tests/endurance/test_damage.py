@@ -34,6 +34,7 @@ def use(request, recognizer, sound, tmp_path):
     }[request.param]()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes in the place of files")
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("count", COUNTS)

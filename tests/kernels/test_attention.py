@@ -107,6 +107,7 @@ def test_inputs_that_do_not_fit_are_an_error(library, data):
     assert kept.shape[3] <= context.shape[1]
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(0, 3), min_size=3, max_size=3),
     times=st.tuples(st.integers(0, 5), st.integers(0, 5)),

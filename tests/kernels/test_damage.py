@@ -20,6 +20,7 @@ def test_layers_of_all_operators_are_drawn(operators):
     assert operators <= set(NATIVE)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("count", [150, pytest.param(NUM_INPUTS, marks=pytest.mark.endurance)])
 def test_a_damaged_layer_is_an_error_or_computes_something(library, count, tmp_path):

@@ -257,6 +257,7 @@ def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num
     np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @given(
     operator=st.sampled_from(["Linear", "FeedForward", "GatedFeedForward"]), sizes=SIZES, num_rows=TOKENS,
     block_size=st.sampled_from([16, 32, 64, 128]), bias=st.booleans(), seed=st.integers(0, 99),

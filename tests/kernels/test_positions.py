@@ -66,6 +66,7 @@ def run(session, call):
     return session.run(None, rows_of(numbers.reshape(num_streams, time)))[0]
 
 
+@pytest.mark.slow
 @given(calls_of_streams())
 def test_streams_in_any_order_change_no_bit(library, models, calls):
     """Batches that grow and shrink, resets, streams in turn, chunks of any size, more rows than are kept."""

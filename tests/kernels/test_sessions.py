@@ -64,6 +64,7 @@ def all_equal(found, expected):
     return all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_sessions_come_and_go_in_threads_while_others_run(library):
     expected = outputs(library)
     shared = sessions_of(library, num_threads=2)
@@ -106,6 +107,7 @@ for number in range(50):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 def test_the_library_is_unloaded_and_leaves_no_memory_behind(library, tmp_path):
     if os.environ.get("LD_PRELOAD"):
@@ -136,6 +138,7 @@ def in_child(use):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_process_forks_while_threads_compute(library):

@@ -109,6 +109,7 @@ def test_attributes_that_lie_are_an_error(library, attributes, message):
         session_with(model, library)
 
 
+@pytest.mark.slow
 @given(
     shape=st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 5, 40, 70]), st.sampled_from([3, 16, 31, 40, 96])),
     is_sum=st.booleans(), seed=st.integers(0, 9),

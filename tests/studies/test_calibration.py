@@ -60,6 +60,7 @@ def test_the_fit_ends_where_all_are_told_apart():
     assert abs(bias) < 1
 
 
+@pytest.mark.slow
 def test_the_fit_is_written_into_the_bundle_on_top_of_what_it_says(bundle, tmp_path):
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")
     assert write_calibration(folder, 2.0, 0.5) == Calibration(scale=2.0, bias=0.5)

@@ -31,6 +31,7 @@ def test_the_bars_are_the_factors_of_the_results_pages(mode):
         assert "torch" in label or f"{value:.3f} (" in text
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_and_shown(tmp_path):
     picture.draw(tmp_path / "images" / "speed.png")
     assert (tmp_path / "images" / "speed.png").read_bytes().startswith(b"\x89PNG")
