@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import math
 import pickle
 import re
@@ -36,9 +38,13 @@ differ by about 1."""
 
 
 def linked_weights(path: Path) -> Path:
-    """Resolve WeNet's dangling link: training links final.pt to N.pt but writes epoch_N.pt."""
+    """The file that holds the weights: final.pt, or final.pt.xz in its place, or what WeNet's dangling link means.
+
+    Training links final.pt to N.pt but writes epoch_N.pt.
+    """
     if not path.is_symlink() or path.exists():
-        return path
+        packed = path.with_name(f"{path.name}.xz")
+        return packed if packed.is_file() and not path.exists() else path
     target = str(path.readlink())
     meant = path.parent / f"epoch_{target}"
     if re.fullmatch(r"\d+\.pt", target) and meant.is_file():
@@ -49,6 +55,8 @@ def linked_weights(path: Path) -> Path:
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """All tensors of a file written by torch.save, memory-mapped where its format allows. Runs no code from it.
 
+    A file that `xz` has compressed is read, too.
+
     Prefixes in `WRAPPERS` are removed from the names if all names have one.
     """
     start = _first_bytes(path)
@@ -58,8 +66,10 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
+            packed = start.startswith(b"\xfd7zXZ\x00")
+            file = io.BytesIO(lzma.decompress(path.read_bytes())) if packed else path
             # only the zip format of torch 1.6 and later can be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
     except pickle.UnpicklingError as error:
         # not torch's own message, which advises running what the file contains
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))

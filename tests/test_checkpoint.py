@@ -1,6 +1,7 @@
 """WeNet's directories are read strictly: what is missing, damaged, foreign or unused is an error that names it."""
 
 import json
+import lzma
 import os
 import pickle
 from collections import OrderedDict
@@ -324,6 +325,18 @@ class TestFiles:
             Checkpoint.open(tmp_path / "nowhere")
         (directory.path / "final.pt").unlink()
         with pytest.raises(CheckpointError, match=r"final.pt: cannot be read: No such file"):
+            directory.open()
+
+    def test_compressed(self, directory):
+        """Its name need not be given, and its tensors are the same; what is damaged says so."""
+        path, tensors = directory.path / "final.pt", directory.open().tensors
+        packed = path.with_name("final.pt.xz")
+        packed.write_bytes(lzma.compress(path.read_bytes()))
+        path.unlink()
+        assert directory.open().weights == packed
+        assert all(torch.equal(directory.open().tensors[name], tensor) for name, tensor in tensors.items())
+        packed.write_bytes(packed.read_bytes()[:-99])
+        with pytest.raises(CheckpointError, match=r"final.pt.xz: is damaged"):
             directory.open()
 
 

@@ -257,10 +257,12 @@ def test_a_checkpoint_need_not_keep_what_a_finished_model_has(work_dir, tmp_path
     whole = checkpoints.unpacked(checkpoints.compact(exact))["optimizer"]["masters"]
     assert restored.keys() == whole.keys()
     assert all(torch.equal(restored[name], weight) for name, weight in whole.items())
+    weights = torch.load(model / "final.pt", weights_only=True)
+    checkpoints.pack(model)
+    assert [file.name for file in model.glob("final*")] == ["final.pt.xz"]
     assert run(work_dir, "from-small", 6, "--start", small, "--model", model)["progress"]["step"] == 6
     with pytest.raises(ValueError, match=r"final\.pt with SHA-256"):
         checkpoints.load(small)
-    weights = torch.load(model / "final.pt", weights_only=True)
     weights["ctc.ctc_lo.weight"] += 1
     torch.save(weights, model / "final.pt")
     with pytest.raises(ValueError, match=r"final\.pt with SHA-256"):

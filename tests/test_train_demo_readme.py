@@ -148,7 +148,7 @@ def write_packages(folder):
 def recipe(tmp_path_factory):
     """A copy of the recipe beside small packages."""
     folder = tmp_path_factory.mktemp("recipe") / "train_demo"
-    shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("final.pt", "exp", "__pycache__"))
+    shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("final.pt.xz", "exp", "__pycache__"))
     write_packages(folder / "debian")
     game(folder, "queen.tsv.gz", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
     for name in ("sky", "drascula"):

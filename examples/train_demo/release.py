@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 from measurements import drop
 
 HERE = Path(__file__).parent
@@ -52,6 +53,7 @@ class Release:
     def install(self) -> None:
         """Puts checkpoint and bundle in their places."""
         shutil.copytree(self.source, HERE / "checkpoint", dirs_exist_ok=True)
+        checkpoints.pack(HERE / "checkpoint")
         shutil.copytree(self.int8, DEMO, dirs_exist_ok=True)
         drop()
 
