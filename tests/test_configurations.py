@@ -41,7 +41,7 @@ def stream(encoder, features, chunk_size, num_left_chunks):
 def outputs_of(network, features):
     """What the golden files hold, computed by our network."""
     full, _ = network.encoder(features, torch.tensor([features.shape[1]]))
-    results = {"full": full[0], "ctc_log_probs": network.ctc(full)[0]}
+    results = {"full": full[0], "ctc_log_probs": network.ctc(full[:, :4])[0]}
     if network.config.encoder.streaming:
         size = 12 if network.config.encoder.frame_reduction > 1 else 4
         results[f"stream_{size}_1"] = stream(network.encoder, features, size, 1)[0]

@@ -116,7 +116,7 @@ def write_monologues(content, table):
     with ZipFile(content / "addons/uqm-0.8.0-voice.uqm", "w") as file:
         file.writestr("3dovoice/vux/vux.ts", "#(HI)\n")
         file.writestr("3dovoice/vux/vux-000.ogg", noise.getvalue())
-    table.write_text("clip\tline\tcer\nvux-000.ogg\t0\t0.1\n")
+    table.write_bytes(gzip.compress(b"clip\tline\tcer\nvux-000.ogg\t0\t0.1\n"))
 
 
 def write_packages(folder):
@@ -153,7 +153,7 @@ def recipe(tmp_path_factory):
     game(folder, "queen.tsv.gz", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
     for name in ("sky", "drascula"):
         (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(COLUMNS.encode()))
-    write_monologues(folder / "debian/usr/share/games/uqm/content", folder / "urquan.tsv")
+    write_monologues(folder / "debian/usr/share/games/uqm/content", folder / "urquan.tsv.gz")
     (folder / "small.py").write_text(SMALL)
     return folder
 
