@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+import numpy.typing as npt
 
-    import numpy.typing as npt
-
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.stream import Stream
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.result import Result
+from u2moe.runtime.stream import Stream
 
 
 class LiveRecognition:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.raw import File, RawAudio
@@ -21,11 +22,13 @@ from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotword
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
 from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
+from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteOptions, EndpointConfig
 from u2moe.runtime.places import find_bundle
@@ -35,11 +38,7 @@ from u2moe.runtime.stream import Stream
 from u2moe.runtime.validation import checked_options
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import onnxruntime
-
-    from u2moe.runtime.decoding.vad import VoiceActivityDetector
-    from u2moe.runtime.model.model import Model
 
 
 class Recognizer:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.result import Result, Transcript, moved
+from u2moe.runtime.stream import Stream
 from u2moe.runtime.text.vocabulary import join_texts
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import numpy as np
-    import numpy.typing as npt
-
-    from u2moe.runtime.decoding.vad import VoiceActivityDetector
-    from u2moe.runtime.stream import Stream
 
 
 class Blocks:

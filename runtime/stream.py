@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import as_samples, checked_rate
+from u2moe.runtime.decoding.source import Source
 from u2moe.runtime.decoding.utterance import State
 from u2moe.runtime.options import DecodingOptions
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from u2moe.runtime.decoding.source import Source
-    from u2moe.runtime.result import Result
+from u2moe.runtime.result import Result
 
 
 class Stream:

@@ -6,26 +6,24 @@ import contextlib
 import dataclasses
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import as_samples, checked_rate
+from u2moe.runtime.decoding.context import ContextGraph, Hotwords
 from u2moe.runtime.errors import AudioOverflowError, StreamError
+from u2moe.runtime.options import DecodingOptions
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.result import Result
 from u2moe.runtime.transcriber_thread import TranscriberThread
 from u2moe.runtime.validation import checked_number, checked_options
 
 if TYPE_CHECKING:
     import asyncio
     import threading
-    from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
-
-    import numpy.typing as npt
-
-    from u2moe.runtime.decoding.context import ContextGraph, Hotwords
-    from u2moe.runtime.options import DecodingOptions
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.result import Result
 
 _MAX_KEPT = 1000
 """Maximum results waiting for `async for`, about an hour of speech: a program that takes none has a bug."""

@@ -6,20 +6,16 @@ import atexit
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
 
 from u2moe.runtime.errors import AudioError, AudioOverflowError, StreamError
 from u2moe.runtime.live import LiveRecognition
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy as np
-    import numpy.typing as npt
-
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.stream import Stream
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.result import Result
+from u2moe.runtime.stream import Stream
 
 _MAX_REPORTS = 1000
 """Maximum number of source errors waiting to be reported."""

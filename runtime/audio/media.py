@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -16,8 +17,6 @@ from u2moe.runtime.errors import AudioError
 from u2moe.runtime.installation import install_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import av
 
 EXTRA = install_command("media")

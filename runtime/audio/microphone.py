@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from u2moe.runtime.errors import AudioError, AudioOverflowError, MicrophoneError, StreamError
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.validation import checked_number
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
-    from typing import Self
-
-    import numpy as np
-    import numpy.typing as npt
 
 
 class Recipient(Protocol):

@@ -7,12 +7,10 @@ too short for a frame but may be the end of a word.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from u2moe.runtime.audio.arrays import Samples
+from u2moe.runtime.audio.arrays import Samples
 
 SOUND = 2.0**-8
 """A feature frame whose samples span more than this contains a sound: 128 steps of 16 bits, half a step of 8 bits.

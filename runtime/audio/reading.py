@@ -10,24 +10,21 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import LOUDEST, Resampler, as_samples
 from u2moe.runtime.audio.files import damage, name_of, open_audio
-from u2moe.runtime.audio.raw import File
+from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
 from u2moe.runtime.log import log_debug
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import IO
-
     from u2moe.runtime.audio.files import Sound
-    from u2moe.runtime.audio.raw import RawAudio
 
 _READ_S = 0.25
 """Seconds that are read at once: so much is lost before damage."""

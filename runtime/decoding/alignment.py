@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from u2moe.runtime.text.vocabulary import Vocabulary
+from u2moe.runtime.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

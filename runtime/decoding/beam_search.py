@@ -11,11 +11,9 @@ from __future__ import annotations
 import math
 import weakref
 from heapq import heappushpop
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from u2moe.runtime.decoding.context import ContextGraph
-    from u2moe.runtime.decoding.fusion import Fusion, FusionState
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.decoding.fusion import Fusion, FusionState
 
 _NEVER = -math.inf
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from u2moe.runtime.bundle.manifest import Calibration
+from u2moe.runtime.bundle.manifest import Calibration
 
 _SMALLEST = 1e-6
 """Confidences are clipped to this distance from 0 and 1, so that their odds are finite."""

@@ -14,16 +14,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special, is_syllabic, with_boundaries
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_special, is_syllabic, with_boundaries
 from u2moe.runtime.validation import checked_number
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from u2moe.runtime.text.vocabulary import Vocabulary
 
 Hotwords = Iterable[str | tuple[str, float]] | Mapping[str, float]
 """Phrases, each alone or with its weight; or a mapping from phrases to weights."""

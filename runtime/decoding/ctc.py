@@ -8,16 +8,13 @@ Pure functions, and the incremental searches behind them. The beam itself is in 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.decoding.beam_search import Beam, BeamSearch
-
-if TYPE_CHECKING:
-    from u2moe.runtime.decoding.context import ContextGraph
-    from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.decoding.fusion import Fusion
 
 _NUM_BLOCKS = 8
 """Blocks per wanted token into which the vocabulary is divided: few enough to save work."""

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from u2moe.runtime.errors import LanguageModelError
-from u2moe.runtime.language.ngrams import LN10
-from u2moe.runtime.text.vocabulary import UNREADABLE, WORD_BOUNDARY, is_special, with_boundaries
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from u2moe.runtime.language.model import LanguageModelOptions
-    from u2moe.runtime.language.ngrams import Ngrams
-    from u2moe.runtime.text.vocabulary import Vocabulary
+from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.language.ngrams import LN10, Ngrams
+from u2moe.runtime.text.vocabulary import UNREADABLE, WORD_BOUNDARY, Vocabulary, is_special, with_boundaries
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

@@ -8,24 +8,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Never
+from typing import Any, Never
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio.padding import padded
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import PrefixBeamSearch, most_probable
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.model.model import Model, TokenScores
+from u2moe.runtime.options import BundledOptions
 from u2moe.runtime.text.word_errors import WordErrors, words
-
-if TYPE_CHECKING:
-    from u2moe.runtime.bundle_folder import Bundle
-    from u2moe.runtime.model.model import Model
-    from u2moe.runtime.options import BundledOptions
 
 Samples = npt.NDArray[np.float32]
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from u2moe.runtime.bundle.manifest import FeatureConfig
+from u2moe.runtime.bundle.manifest import FeatureConfig
 
 _LONGEST_TOKEN_S = 1.0
 """Longest span of a token in seconds: it extends at most half of this from its peak."""

@@ -5,25 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.alignment import find_cut
+from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.second_pass import SecondPass
+from u2moe.runtime.decoding.source import Source
 from u2moe.runtime.decoding.utterance import Frames, State
 from u2moe.runtime.model.batches import batches_of
-from u2moe.runtime.model.caches import join_rows, split_rows
+from u2moe.runtime.model.caches import CacheRow, join_rows, split_rows
 from u2moe.runtime.model.encoder import required_cache_size
-
-if TYPE_CHECKING:
-    from u2moe.runtime.bundle_folder import Bundle
-    from u2moe.runtime.decoding.ctc import Hypothesis
-    from u2moe.runtime.decoding.source import Source
-    from u2moe.runtime.model.caches import CacheRow
-    from u2moe.runtime.model.model import Model
-    from u2moe.runtime.result import Result
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.result import Result
 
 MAX_BATCH = 32
 """Largest encoder batch in chunks: a larger one saves no time but takes more memory."""

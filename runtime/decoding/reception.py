@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import Resampler
 from u2moe.runtime.audio.padding import Padding
+from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.decoding.pauses import loudness
 from u2moe.runtime.errors import AudioError, StreamError
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.windows import Windows
-
-if TYPE_CHECKING:
-    from u2moe.runtime.bundle.manifest import Manifest
 
 
 class Reception:

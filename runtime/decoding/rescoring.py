@@ -18,19 +18,15 @@ So does the score of a language model, times a factor of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.decoding.ctc import Hypothesis
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from u2moe.runtime.model.model import TokenScores
-    from u2moe.runtime.options import RescoringWeights
+from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.options import RescoringWeights
 
 
 @dataclass(frozen=True, kw_only=True)

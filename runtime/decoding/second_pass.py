@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.alignment import align
 from u2moe.runtime.decoding.confidence import word_confidence
+from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.pauses import end_at_pauses, token_spans
-from u2moe.runtime.decoding.rescoring import attention_beam_search, attention_rescoring
+from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
+from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.model.model import Model, TokenScores
+from u2moe.runtime.options import DefiniteOptions
 from u2moe.runtime.result import Alternative, Result, WordResult
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    import numpy.typing as npt
-
-    from u2moe.runtime.bundle_folder import Bundle
-    from u2moe.runtime.decoding.ctc import Hypothesis
-    from u2moe.runtime.decoding.rescoring import Rescored
-    from u2moe.runtime.decoding.source import Source
-    from u2moe.runtime.model.model import Model, TokenScores
-    from u2moe.runtime.options import DefiniteOptions
 
 
 class SecondPass:

@@ -5,33 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
+from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.ctc import GreedySearch, PrefixBeamSearch
 from u2moe.runtime.decoding.endpoint import Endpointer, PauseRule
+from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pauses import find_pauses
 from u2moe.runtime.decoding.reception import Reception
 from u2moe.runtime.decoding.utterance import Frames, State, Utterance
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import CacheRow, split_rows
-from u2moe.runtime.options import WITHOUT_BEAM
-from u2moe.runtime.result import Alternative, without_padding
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.options import WITHOUT_BEAM, DefiniteOptions
+from u2moe.runtime.result import Alternative, Result, without_padding
+from u2moe.runtime.text.vocabulary import Vocabulary
 from u2moe.runtime.text.written.formatter import formatter_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy.typing as npt
-
-    from u2moe.runtime.decoding.context import ContextGraph
-    from u2moe.runtime.decoding.fusion import Fusion
-    from u2moe.runtime.model.model import Model
-    from u2moe.runtime.options import DefiniteOptions
-    from u2moe.runtime.result import Result
-    from u2moe.runtime.text.vocabulary import Vocabulary
 
 LONGEST_WINDOW_S = 30.0
 """Maximum seconds encoded at once with full context, if utterances end by endpoints."""

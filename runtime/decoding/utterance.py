@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
+from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
 from u2moe.runtime.result import Result
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
-    from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
-    from u2moe.runtime.text.vocabulary import Vocabulary
+from u2moe.runtime.text.vocabulary import Vocabulary
 
 
 class State(Enum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,6 @@ from u2moe.runtime.validation import checked_number, checked_options
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
 
 _WINDOW, _CONTEXT = 512, 64
 """Samples per probability, and the number of preceding samples that are also input."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle.manifest import ModelConfig
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import Caches
+from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.windows import Windows
-
-if TYPE_CHECKING:
-    from u2moe.runtime.bundle.manifest import ModelConfig
-    from u2moe.runtime.model.session import Session
 
 
 class Encoder:

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.audio.arrays import Samples
+from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.errors import BundleError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from u2moe.runtime.audio.arrays import Samples
-    from u2moe.runtime.bundle.manifest import FeatureConfig
 
 PREEMPHASIS = 0.97
 FLOOR = float(np.finfo(np.float32).eps)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle.files import BundleFiles
+from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ProviderError, StreamError
 from u2moe.runtime.model.batches import batches_of
 from u2moe.runtime.model.encoder import Encoder, check_chunks
+from u2moe.runtime.model.native import Kernels
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
-
-if TYPE_CHECKING:
-    from u2moe.runtime.bundle.files import BundleFiles
-    from u2moe.runtime.bundle.manifest import Manifest
-    from u2moe.runtime.model.native import Kernels
-
 
 Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
 """Encoder output [time, dim] and the hypotheses for it."""

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import onnxruntime
 
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, PACKED, Graph, Tensor
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.graph_file import GraphFile
+from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
 from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
 from u2moe.runtime.model.exit import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
 
 OPENVINO = "OpenVINOExecutionProvider"
 _OPENVINO_REFUSED = (1, 24)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from u2moe.runtime.bundle.manifest import ModelConfig
+from u2moe.runtime.bundle.manifest import ModelConfig
 
 
 class Windows:

@@ -8,12 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
+from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.text.subtitles import SubtitleOptions, make_cues, timed_words, to_ms
-
-if TYPE_CHECKING:
-    from u2moe.runtime.result import Result, Transcript
 
 
 @dataclass(frozen=True, kw_only=True)

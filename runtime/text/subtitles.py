@@ -5,15 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from u2moe.runtime.result import Result
 from u2moe.runtime.validation import checked_integer, checked_number, checked_options
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from u2moe.runtime.result import Result
 
 _MOST_S = 1e9
 """Longer than any recording, and short enough to be counted in milliseconds."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from u2moe.runtime.errors import BundleError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 WORD_BOUNDARY = "\u2581"
 """LOWER ONE EIGHTH BLOCK: begins a word in BPE vocabularies, stands for a space in character vocabularies."""
