@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.hub import fetch_bundle, is_repository
 from u2moe.runtime.installation import install_command
 
+_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?")
 DEMO = "demo"
 """The name of the demo model wherever a bundle is expected; ./demo is a folder."""
 
@@ -31,14 +32,38 @@ def find_bundle(name: str | os.PathLike[str] | None) -> Path:
 
     Args:
         name: a folder; None or "demo": the demo model; "org/name" or "org/name@revision", where that is no folder: a
-            repository of the Hugging Face hub, which is fetched, see `hub`.
+            repository of the Hugging Face hub, of which the files that changed are fetched by its own client (the extra
+            [hub]). The client's environment holds: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` (there the folder lies),
+            `HF_HUB_OFFLINE`. It shows its progress on stderr. `Bundle` compares every file with its digest.
 
     Raises:
-        BundleError: the demo model is not installed, or the repository cannot be fetched.
+        BundleError: the demo model or the client is not installed, or there is no such repository or revision, or it
+            cannot be reached.
     """
     if name is not None and os.fspath(name) != DEMO:
         folder = Path(name)
-        return fetch_bundle(str(name)) if is_repository(str(name)) and not folder.exists() else folder
+        return _fetched(str(name)) if is_repository(str(name)) and not folder.exists() else folder
     if not DEMO_FOLDER.is_dir():
         raise BundleError(f"the demo model is not installed: {install_command('demo')}; or name the folder of a bundle")
     return DEMO_FOLDER
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name may be that of a repository: "org/name", or "org/name@revision"."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _fetched(name: str) -> Path:
+    try:
+        from huggingface_hub import constants, snapshot_download  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        hint = install_command("hub")
+        raise BundleError(f"{name}: no such folder; for repositories of the Hugging Face hub: {hint}") from None
+    repository, _, revision = name.partition("@")
+    folder = Path(constants.HF_HOME) / "u2moe" / name.replace("/", "--")
+    try:
+        snapshot_download(repository, revision=revision or None, local_dir=folder, ignore_patterns=[".*", "*.md"])
+    except Exception as error:  # the client's errors have no common base, and change with its versions
+        message = str(error).strip().partition("\n")[0]
+        raise BundleError(f"{name}: no such folder, and cannot be fetched from the hub: {message}") from error
+    return folder

@@ -8,10 +8,11 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.raw import File, RawAudio
@@ -36,9 +37,6 @@ from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.validation import checked_options
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 
 class Recognizer:
@@ -65,7 +63,8 @@ class Recognizer:
             bundle: the bundle.
             model: its sessions.
             options: how to decode; None: the bundle's defaults.
-            hotwords: phrases to prefer; None: those of the bundle; an empty list: none.
+            hotwords: phrases to prefer, each with an optional weight, see `ContextGraph`; None: those of the bundle; an
+                empty list: none.
             observer: hooks for measurements.
         """
         self.bundle = bundle
@@ -96,19 +95,9 @@ class Recognizer:
     ) -> Recognizer:
         """A recogniser for the bundle in `directory`; None: the demo model.
 
-        `load` is the same with settings of sessions as one object, `SessionSettings`, which says more of them.
-
-        Args:
-            directory: folder of a bundle, or a repository of a hub, "org/name"; see `find_bundle` in `places`.
-            revision: branch, tag or commit of that repository; the same as "org/name@revision".
-            providers: execution providers in order of preference, with no silent fallback; None: the CPU.
-            provider_options: one mapping for each provider.
-            num_threads: threads within one operator; None: 1.
-            sess_options: onnxruntime options, used unchanged.
-            kernels: "native", "onnxruntime" or "auto".
-            options: how to decode; None: the bundle's defaults.
-            hotwords: phrases to prefer, each with an optional weight, see `ContextGraph`; None: those of the bundle; an
-                empty list: none.
+        The directory is a folder, or a repository of a hub, "org/name", of which `revision` is a branch, tag or commit;
+        see `find_bundle`. What follows are fields of `SessionSettings`, then how to decode, as for the constructor.
+        `load` is the same with the settings as one object.
 
         Raises:
             BundleError: not a bundle, or a damaged one.
@@ -184,15 +173,8 @@ class Recognizer:
         """A stream that decodes as `transcribe` does: with full context unless told otherwise, in segments.
 
         Several of them, each fed with a whole recording and finished, are decoded together by `decode_streams`. What
-        was not decoded yet stays in memory.
-
-        Args:
-            options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
-            hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
-
-        Raises:
-            StreamError: the bundle does not support `options`.
-            ValueError: the vocabulary cannot spell a hotword.
+        was not decoded yet stays in memory. Arguments and errors are those of `create_stream`; without `chunk_size`,
+        full context is used.
         """
         options = checked_options("options", options, self.options)
         options = dataclasses.replace(options, endpoint=options.endpoint or self.default_endpoint)
@@ -212,7 +194,7 @@ class Recognizer:
             StreamError: another thread is decoding one of the streams.
             ValueError: one of the streams is of another model.
         """
-        if not all(stream.source.is_of(self.model) for stream in streams):
+        if not all(stream.source.model is self.model for stream in streams):
             raise ValueError("this stream was created by a recogniser with another model: decode it with that one")
         self._pipeline.decode([stream.source for stream in dict.fromkeys(streams)])
 

@@ -48,7 +48,9 @@ class Stream:
             StreamError: the input is finished, or decoding has failed.
             AudioError: invalid samples or rate; nothing was appended.
         """
-        self.source.accept(checked_rate(sample_rate), as_samples(samples))
+        rate, accepted = checked_rate(sample_rate), as_samples(samples)
+        with self.source.input() as received:
+            received.accept(rate, accepted)
 
     def input_finished(self) -> None:
         """Finish the input. The next decode flushes the last, shorter chunk.
@@ -56,7 +58,8 @@ class Stream:
         Raises:
             StreamError: the input is already finished, or decoding has failed.
         """
-        self.source.finish()
+        with self.source.input() as received:
+            received.finish()
 
     def get_result(self) -> Result:
         """The partial or final result of the current utterance. Cheap; processes no audio."""
@@ -64,7 +67,7 @@ class Stream:
 
     def is_endpoint(self) -> bool:
         """Whether an utterance has ended, so that `take_segments` returns something."""
-        return self.source.has_segments
+        return bool(self.source.segments)
 
     def take_segments(self) -> list[Result]:
         """Final results of the utterances that ended since the last call, each once, except those without words."""
@@ -94,9 +97,10 @@ class Stream:
 
         An underestimate before the first sound and while the resampler holds samples back; 0 if a chunk is complete.
         """
-        return self.source.missing_s
+        with self.source.lock:
+            return self.source.received.missing_s
 
     @property
     def duration(self) -> float:
         """Seconds of audio accepted."""
-        return self.source.duration
+        return self.source.received.duration

@@ -120,9 +120,7 @@ class Transcriber:
         Raises:
             StreamError: the input is already finished, or the transcriber is closed or has ended.
         """
-        self._thread.check_process()
-        with self._thread.changed:
-            self._thread.check_open()
+        with self._thread.open():
             self._thread.finish()
 
     def close(self) -> None:

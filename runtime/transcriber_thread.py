@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 from collections import deque
@@ -63,9 +64,7 @@ class TranscriberThread:
 
     def feed(self, rate: float, samples: npt.NDArray[np.float32]) -> None:
         """Append samples to the queue; see `Transcriber.feed`."""
-        self.check_process()
-        with self.changed:
-            self.check_open()
+        with self.open():
             if self.num_fed and rate != self.sample_rate:
                 raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
             queued_s, new_s = self.num_queued / rate, len(samples) / rate
@@ -85,9 +84,7 @@ class TranscriberThread:
 
     def report(self, error: Exception) -> None:
         """Append an error of the source to the queue; see `Transcriber.report`."""
-        self.check_process()
-        with self.changed:
-            self.check_open()
+        with self.open():
             if self._num_reports < _MAX_REPORTS:
                 self._items.append(error)
                 self._num_reports += 1
@@ -95,7 +92,7 @@ class TranscriberThread:
 
     def finish(self) -> None:
         """Finish the input. Idempotent; does not wait, and does nothing in a child process."""
-        if os.getpid() != self._process:  # another thread may have held the lock when it was forked
+        if os.getpid() != self._process:
             return
         with self.changed:
             self._input_finished = True
@@ -113,17 +110,21 @@ class TranscriberThread:
             self._is_reported = True
             raise self._error
 
-    def check_process(self) -> None:
-        """Raise StreamError in a child process, which has no copy of the thread. Not under the lock: it may be held."""
-        if os.getpid() != self._process:
-            raise StreamError("this transcriber belongs to the process that forked this one: create another")
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """With the lock, unless it has ended, or this is a child process, which has no copy of the thread.
 
-    def check_open(self) -> None:
-        """Raise StreamError after the end; requires the lock."""
-        if self._error is not None:
-            raise StreamError(f"this transcriber was ended by an error: {self._error}") from self._error
-        if self._input_finished:
-            raise StreamError("the input of this transcriber is finished: create another")
+        Raises:
+            StreamError: it cannot be used any more.
+        """
+        if os.getpid() != self._process:  # where another thread may have held the lock when it was forked
+            raise StreamError("this transcriber belongs to the process that forked this one: create another")
+        with self.changed:
+            if self._error is not None:
+                raise StreamError(f"this transcriber was ended by an error: {self._error}") from self._error
+            if self._input_finished:
+                raise StreamError("the input of this transcriber is finished: create another")
+            yield
 
     # Called in the thread itself.
 

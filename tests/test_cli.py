@@ -201,8 +201,8 @@ def test_a_bad_file_does_not_stop_the_others(bundle, clips, capsys):
     [
         (["--beam-size", "0"], "beam_size must be at least 1, got 0"),
         (["--providers", "RocketExecutionProvider"], "RocketExecutionProvider is not installed"),
-        (["--num-threads", "1000000"], "num_threads must be between 1 and"),
-        (["--num-threads", "0"], "num_threads must be between 1 and"),
+        (["--num-threads", "1000000"], "num_threads must be at "),
+        (["--num-threads", "0"], "num_threads must be at "),
     ],
 )
 def test_errors_are_one_line(bundle, clips, capsys, arguments, message):

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import pytest
 
 from u2moe.runtime import BundleError, Recognizer, places
-from u2moe.runtime.hub import is_repository
+from u2moe.runtime.places import is_repository
 
 needs_client = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs the extra hub")
 PROGRAM = """\

@@ -98,7 +98,7 @@ def test_portions_do_not_matter(splits, options):
 
 def num_frames_held(stream):
     """Encoder frames that a stream holds, as output or as features."""
-    return sum(map(len, stream.source.utterance._outputs)) + stream.source._reception._windows._num_frames // 4
+    return sum(map(len, stream.source.utterance._outputs)) + stream.source.received._windows._num_frames // 4
 
 
 def test_minutes_in_flat_memory(toy):

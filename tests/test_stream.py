@@ -46,7 +46,7 @@ def test_a_stream_hears_every_frame_that_the_file_has(recognizer, sound, num_sam
     stream = recognizer.create_stream(options)
     result = recognise(recognizer, sound[:num_samples], stream=stream)
     num_frames = (num_samples - 400) // 160 + 1 if num_samples >= 400 else 0
-    assert stream.source.num_frames == max((num_frames - 7) // 4 + 1, 0)
+    assert stream.source.utterance.end == max((num_frames - 7) // 4 + 1, 0)
     assert result.is_final
     assert recognizer.transcribe(sound[:num_samples], options=options).text == result.text
 
@@ -166,10 +166,10 @@ def test_a_long_stream_keeps_its_size(export_quickly, golden_checkpoint, tmp_pat
         offsets.append(stream.source.caches.offset)
         assert stream.source.caches.num_cached <= 64
         assert stream.source.caches.place[0].tensors["att_cache"].shape[3] <= 64
-        assert stream.source._reception._windows._num_frames < 400
+        assert stream.source.received._windows._num_frames < 400
         assert sum(map(len, stream.source.utterance._outputs)) == 0
     assert max(offsets) <= 300
-    assert stream.source.num_frames > 4400
+    assert stream.source.utterance.end > 4400
     assert stream.duration == 180.0
 
 

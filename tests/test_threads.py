@@ -44,7 +44,7 @@ def test_two_threads_feed_and_nothing_is_torn(toy):
     stream.input_finished()
     toy.decode_streams([stream])
     assert stream.duration == 6.0
-    assert stream.source.num_frames == ((600 * 160 - 400) // 160 + 1 - 7) // 4 + 1
+    assert stream.source.utterance.end == ((600 * 160 - 400) // 160 + 1 - 7) // 4 + 1
 
 
 def test_many_threads_share_a_recogniser(recognizer, sound):

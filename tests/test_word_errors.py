@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.text.word_errors import WordErrorReport, WordErrors, alignment, edit_distance
+from u2moe.runtime.text.word_errors import WordErrors, alignment, edit_distance
 
 TEXTS = st.lists(st.sampled_from(["A", "B", "C", "IT'S", "D"]), max_size=8).map(" ".join)
 
@@ -12,7 +12,7 @@ TEXTS = st.lists(st.sampled_from(["A", "B", "C", "IT'S", "D"]), max_size=8).map(
 @given(st.lists(st.tuples(TEXTS.filter(bool), TEXTS), min_size=1, max_size=5))
 def test_numbers_are_those_of_jiwer(pairs):
     jiwer = pytest.importorskip("jiwer")
-    report, errors = WordErrorReport(), WordErrors()
+    report, errors = WordErrors(), WordErrors()
     for transcript, text in pairs:
         report.add(transcript, text)
         errors.add(transcript, text)
@@ -53,7 +53,7 @@ def test_marks_belong_to_their_letters(transcript, text, num_errors, num_words):
 
 
 def test_what_was_confused():
-    report = WordErrorReport()
+    report = WordErrors()
     report.add("the cat sat on the mat", "The bat sat on mat.")
     report.add("a cat", "please a bat")
     report.add("good", "good")

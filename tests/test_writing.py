@@ -244,7 +244,7 @@ def test_formats_are_checked():
     for wrong in ({"numbers": 1}, {"casing": None}, {"capitalized": "Anna"}, {"capitalized": [1]}):
         with pytest.raises(ValueError):
             TextFormat(**wrong)
-    with pytest.raises(ValueError, match="must be a TextFormat"):
+    with pytest.raises(ValueError, match="must be TextFormat or None"):
         DecodingOptions(text_format=True)
 
 

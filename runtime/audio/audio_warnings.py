@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any
 
 from u2moe.runtime.errors import AudioWarning
 
@@ -17,18 +17,11 @@ def handing_warnings_to(take: Callable[[str], object]) -> Iterator[None]:
         warnings.simplefilter("always", AudioWarning)
         show = warnings.showwarning
 
-        def show_or_take(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show_or_take(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, AudioWarning):
                 take(str(message))
             else:
-                show(message, category, filename, lineno, file, line)
+                show(message, category, *where, **more)
 
         warnings.showwarning = show_or_take
         yield

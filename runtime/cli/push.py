@@ -11,9 +11,8 @@ from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.cli.options import Subparsers
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.hub import is_repository
 from u2moe.runtime.installation import install_command
-from u2moe.runtime.places import find_bundle
+from u2moe.runtime.places import find_bundle, is_repository
 
 CARD_FILE = "README.md"
 _CARD = """\

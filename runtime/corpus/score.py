@@ -11,7 +11,7 @@ import numpy as np
 
 from u2moe.runtime.corpus.rows import Outcome
 from u2moe.runtime.errors import CorpusError
-from u2moe.runtime.text.word_errors import WordErrorReport
+from u2moe.runtime.text.word_errors import WordErrors
 
 _LENGTHS_S = (2, 5, 10, 20, 30)
 """Limits between the groups of utterances of like length."""
@@ -89,7 +89,7 @@ class Score:
     worst: list[ScoredUtterance]
     num_without_transcript: int
     num_failed: int
-    report: WordErrorReport
+    report: WordErrors
 
 
 def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int = 0) -> Score:
@@ -104,7 +104,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
     Raises:
         CorpusError: no utterance has a transcript.
     """
-    total, report = GroupScore(), WordErrorReport()
+    total, report = GroupScore(), WordErrors()
     groups: dict[str, GroupScore] = {}
     worst: list[tuple[int, float, int, ScoredUtterance]] = []
     num_without = num_failed = 0

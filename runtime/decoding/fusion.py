@@ -7,6 +7,7 @@ search uses this to prune.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
@@ -229,25 +230,18 @@ class Fusion:
 
     def _beginning(self, begun: str) -> _Beginning | None:
         """The words of the model or of a class with this prefix; None: there are none."""
-        found = self._beginnings.get(begun, _MISSING)
-        if isinstance(found, _Missing):
-            low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
-            listed = self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]
-            found = None
-            if low < high or listed:
-                alone = self._ngrams.best_alone(low, high) if low < high else 0.0
-                whole = bisect_right(self._spelled, begun, low, high)
-                words = [*((word, 0.0) for word in range(low, whole)), *self._classes.get(begun, ())]
-                found = _Beginning(low, high, alone, words, listed)
-            _remember(self._beginnings, begun, found)
+        with contextlib.suppress(KeyError):
+            return self._beginnings[begun]
+        low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
+        listed = self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]
+        found = None
+        if low < high or listed:
+            alone = self._ngrams.best_alone(low, high) if low < high else 0.0
+            whole = bisect_right(self._spelled, begun, low, high)
+            words = [*((word, 0.0) for word in range(low, whole)), *self._classes.get(begun, ())]
+            found = _Beginning(low, high, alone, words, listed)
+        _remember(self._beginnings, begun, found)
         return found
-
-
-class _Missing:
-    """Marks a cache miss, where None is a value."""
-
-
-_MISSING = _Missing()
 
 
 class _Beginning(NamedTuple):

@@ -145,7 +145,7 @@ class Pipeline:
                     start=utterance.start,
                     num_frames=utterance.num_frames,
                     window_start=source.window_start,
-                    window_len=source.window_len,
+                    window_len=len(source.received.window),
                     result=result,
                 )
             )

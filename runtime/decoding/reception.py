@@ -76,6 +76,11 @@ class Reception:
         self.is_finished = True
 
     @property
+    def duration(self) -> float:
+        """Seconds of samples received."""
+        return self.num_samples / self._sample_rate
+
+    @property
     def lead_s(self) -> float:
         """Seconds of silence before the first sample, rounded to milliseconds as times of results are."""
         return (self._padding.num_before * 1000 + self._sample_rate // 2) // self._sample_rate / 1000

@@ -46,12 +46,16 @@ class Source:
     results.
 
     Attributes:
+        lock: held while anything of it changes.
+        model: that it was created for.
         options: definite options, see `Stream.options`; `chunk_size` None means full context.
         context: hotwords.
         fusion: language model.
         weights: of the second pass.
         caches: caches of the encoder for the next chunk.
+        received: the samples, as windows of features.
         utterance: the current utterance.
+        segments: final results that were not taken yet.
         window_start: encoder frame at which the last window begins.
         frame_s: seconds per encoder frame.
         failure: the error by which decoding has failed, and audio was lost, until `reset`; None: it has not.
@@ -73,10 +77,10 @@ class Source:
         self.frame_s = model.manifest.frame_s
         self._padding_s = options.padding_s
         self._level_s = model.manifest.features.frame_shift_ms / 1000
-        self._model = model
+        self.model = model
         self._vocabulary = vocabulary
-        self._lock = threading.RLock()
-        self._released = threading.Condition(self._lock)
+        self.lock = threading.RLock()
+        self._released = threading.Condition(self.lock)
         self._decoder: int | None = None
         self._num_resets = 0
         self._endpointer = Endpointer(options.endpoint, self.frame_s, model.config.blank) if options.endpoint else None
@@ -88,7 +92,7 @@ class Source:
         Raises:
             StreamError: it is this thread that is decoding.
         """
-        with self._lock:
+        with self.lock:
             if self._decoder == threading.get_ident():
                 raise StreamError("this stream cannot be reset while it is decoded, by the thread that decodes it")
             self._num_resets += 1
@@ -97,44 +101,31 @@ class Source:
             finally:
                 self._num_resets -= 1
                 self._released.notify_all()
-            chunk_size = self.options.chunk_size
-            if chunk_size is None and self.options.endpoint is not None:
+            chunk_size, endpoint = self.options.chunk_size, self.options.endpoint
+            is_whole = chunk_size is None
+            if is_whole and endpoint is not None:
                 chunk_size = round((LONGEST_WINDOW_S + 2 * self._padding_s) / self.frame_s)
-            min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
-            self._reception = Reception(
-                self._model.manifest,
-                chunk_size,
-                knows_last=self.options.chunk_size is None,
-                padding_s=self._padding_s,
-            )
+            min_pause = endpoint.min_pause if endpoint else None
+            self.received = Reception(self.model.manifest, chunk_size, knows_last=is_whole, padding_s=self._padding_s)
             self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
             self.failure: BaseException | None = None
-            self._finished: list[Result] = []
+            self.segments: list[Result] = []
             self.caches = self._no_caches()
             self.window_start = 0
             self._begin_utterance(0, 0)
 
-    def is_of(self, model: Model) -> bool:
-        """Whether this is the model that it was created for."""
-        return self._model is model
-
     # Called by programs, through a stream.
 
-    def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
-        """Append samples; see `Reception.accept`."""
-        with self._lock:
+    @contextlib.contextmanager
+    def input(self) -> Iterator[Reception]:
+        """What takes samples, unless decoding has failed; no other thread uses it meanwhile."""
+        with self.lock:
             self._check()
-            self._reception.accept(sample_rate, samples)
-
-    def finish(self) -> None:
-        """Finish the input; see `Reception.finish`."""
-        with self._lock:
-            self._check()
-            self._reception.finish()
+            yield self.received
 
     def result(self, num_alternatives: int = 0) -> Result:
         """The partial or final result of the current utterance; a partial one with alternatives of the first pass."""
-        with self._lock:
+        with self.lock:
             result = self.utterance.result(self._vocabulary, self.frame_s)
             if result.is_final:
                 return result
@@ -149,45 +140,24 @@ class Source:
     def presented(self, result: Result) -> Result:
         """A result for programs: with times of the source, and written as `DefiniteOptions.text_format` has it."""
         if self._padding_s:
-            result = without_padding(result, self._reception.lead_s, self._reception.end_s)
+            result = without_padding(result, self.received.lead_s, self.received.end_s)
         return result if self._formatter is None else self._formatter.result(result)
 
     def take_segments(self) -> list[Result]:
         """Final results of the utterances that ended since the last call, except those without words."""
-        with self._lock:
-            finished, self._finished = self._finished, []
-            return finished
-
-    @property
-    def has_segments(self) -> bool:
-        """Whether `take_segments` would return anything."""
-        return bool(self._finished)
-
-    @property
-    def duration(self) -> float:
-        """Seconds of audio received."""
-        return self._reception.num_samples / self._model.manifest.features.sample_rate
-
-    @property
-    def missing_s(self) -> float:
-        """Seconds of audio missing for the next window."""
-        with self._lock:
-            return self._reception.missing_s
-
-    @property
-    def num_frames(self) -> int:
-        """Encoder frames so far, in all utterances."""
-        return self.utterance.end
+        with self.lock:
+            segments, self.segments = self.segments, []
+            return segments
 
     @property
     def state(self) -> State:
         """The state of the current utterance."""
-        with self._lock:
+        with self.lock:
             if self.utterance.endpoint is not None:
                 return State.SEARCHED
-            if self._reception.has_window:
+            if self.received.has_window:
                 return State.WINDOWS
-            if not self._reception.is_finished:
+            if not self.received.is_finished:
                 return State.RECEIVING
             return State.CONCLUDED if self.utterance.is_concluded else State.SEARCHED
 
@@ -199,7 +169,7 @@ class Source:
 
         What ends the thread in the middle of its work, such as KeyboardInterrupt, loses audio: only `reset` helps.
         """
-        with self._lock:
+        with self.lock:
             self._released.wait_for(lambda: self._decoder is not None or not self._num_resets)
             if self._decoder is not None:
                 raise StreamError("this stream is being decoded by another thread")
@@ -213,7 +183,7 @@ class Source:
             self.failure = error
             raise
         finally:
-            with self._lock:
+            with self.lock:
                 self._decoder = None
                 self._released.notify_all()
 
@@ -227,11 +197,11 @@ class Source:
 
     def take_window(self) -> npt.NDArray[np.float32] | None:
         """Features [frames, mel] of the next chunk, or None. With full context it may end within a pause."""
-        with self._lock:
-            received = self._reception
+        with self.lock:
+            received = self.received
             if not received.take_window():
                 return None
-            self.window_start = self.num_frames
+            self.window_start = self.utterance.end
             if self.options.chunk_size is None:
                 num_frames = self._pause_rule.end_of_window(
                     received.levels(len(received.window)),
@@ -245,21 +215,21 @@ class Source:
 
     def advance(self, frames: Frames, caches: CacheRow) -> None:
         """Add the encoder frames of a chunk, and store the caches for the next."""
-        with self._lock:
+        with self.lock:
             self.caches = caches
             self._advance(frames)
 
     def cut(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
         """End the current utterance after `num_frames` frames, given the log-probabilities [time, vocab] of all."""
-        with self._lock:
+        with self.lock:
             self.utterance.shorten(num_frames, log_probs)
 
     def conclude(self, result: Result) -> None:
         """Set the final result of the current utterance, and continue with the next one unless it was the last."""
-        with self._lock:
+        with self.lock:
             number = self.utterance.number
             if result.text:
-                self._finished.append(result)
+                self.segments.append(result)
                 number += 1
             if self.utterance.endpoint is None and self.state is State.SEARCHED:
                 self.utterance.conclude(result)
@@ -267,14 +237,9 @@ class Source:
                 return
             surplus = self.utterance.surplus or self._no_frames()
             if self.options.chunk_size is not None:
-                self.caches.begin_anew(len(surplus) - len(surplus) % self._model.config.chunk_multiple)
+                self.caches.begin_anew(len(surplus) - len(surplus) % self.model.config.chunk_multiple)
             self._begin_utterance(number, self.utterance.end)
             self._advance(surplus)
-
-    @property
-    def window_len(self) -> int:
-        """Feature frames of the last window."""
-        return len(self._reception.window)
 
     @property
     def may_go_on(self) -> bool:
@@ -285,19 +250,19 @@ class Source:
     @property
     def takes_most_of_window(self) -> bool:
         """Whether the current utterance fills more than half of the last window."""
-        return 2 * self.utterance.num_frames > self._reception.num_window_frames
+        return 2 * self.utterance.num_frames > self.received.num_window_frames
 
     def begin_again(self) -> None:
         """Discard the frames of the current utterance: the next window begins with them."""
-        with self._lock:
-            self._reception.repeat_window(self.utterance.num_frames)
+        with self.lock:
+            self.received.repeat_window(self.utterance.num_frames)
             self._begin_utterance(self.utterance.number, self.utterance.start)
 
     def pauses(self) -> list[tuple[float, float]]:
         """Pauses in the current utterance, in seconds from the source's first frame."""
         begin = self.utterance.start * self.frame_s
-        with self._lock:
-            levels = self._reception.levels(self.utterance.num_frames * self._model.config.subsampling_rate)
+        with self.lock:
+            levels = self.received.levels(self.utterance.num_frames * self.model.config.subsampling_rate)
         return [(begin + start, begin + end) for start, end in find_pauses(levels, self._level_s)]
 
     def _check(self) -> None:
@@ -306,11 +271,11 @@ class Source:
 
     def _begin_utterance(self, number: int, start: int) -> None:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
-        output_size = self._model.config.output_size
+        output_size = self.model.config.output_size
         # Not a method: an utterance that referred to its source would keep the model until the garbage is collected.
-        new_search = partial(_new_search, self.options, self._model.config.blank, self.context, self.fusion)
+        new_search = partial(_new_search, self.options, self.model.config.blank, self.context, self.fusion)
         self.utterance = Utterance(number, start, new_search, output_size=output_size, keeps_output=needs_output)
-        self._reception.forget(start)
+        self.received.forget(start)
         if self._endpointer is not None:
             self._endpointer.reset()
 
@@ -322,10 +287,10 @@ class Source:
             self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, silence)
 
     def _no_caches(self) -> CacheRow:
-        return split_rows(self._model.encoder.start(), [0])[0]
+        return split_rows(self.model.encoder.start(), [0])[0]
 
     def _no_frames(self) -> Frames:
-        config = self._model.config
+        config = self.model.config
         return Frames(
             output=np.zeros((0, config.output_size), np.float32), log_probs=np.zeros((0, config.vocab_size), np.float32)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import onnxruntime
 
 from u2moe.runtime.errors import ProviderError
 from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels
+from u2moe.runtime.validation import checked_integer
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
 WHEELS = {
@@ -70,8 +70,8 @@ class SessionSettings:
                 f"got {len(self.provider_options)}"
             )
         most = _most_threads()
-        if self.num_threads is not None and not (_is_integer(self.num_threads) and 1 <= self.num_threads <= most):
-            raise ValueError(f"num_threads must be between 1 and {most} on this machine, got {self.num_threads!r}")
+        if self.num_threads is not None:
+            checked_integer("num_threads", self.num_threads, least=1, most=most)
         if self.sess_options is not None and not isinstance(self.sess_options, onnxruntime.SessionOptions):
             raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
         if self.num_threads is not None and self.sess_options is not None:
@@ -125,10 +125,6 @@ def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
         expected = "names" if kind is str else "mappings, one for each provider"
         raise ValueError(f"{name} must be a sequence of {expected}, got {values!r}")
     return tuple(values)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _most_threads() -> int:

@@ -81,33 +81,17 @@ def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[t
 
 @dataclass(kw_only=True)
 class WordErrors:
-    """Word errors, accumulated over texts."""
-
-    num_errors: int = 0
-    num_words: int = 0
-
-    def add(self, transcript: str, text: str) -> None:
-        """Count the errors of one text against its transcript."""
-        reference = words(transcript)
-        self.num_errors += edit_distance(reference, words(text))
-        self.num_words += len(reference)
-
-    @property
-    def rate(self) -> float:
-        """Errors per word of the transcripts; 0 without words."""
-        return self.num_errors / self.num_words if self.num_words else 0.0
-
-
-@dataclass(kw_only=True)
-class WordErrorReport(WordErrors):
-    """Word errors by kind, and the words that are confused.
+    """Word errors, accumulated over texts.
 
     Attributes:
+        num_errors: errors in them; `num_words`: words of their transcripts.
         num_texts: texts so far; `num_wrong_texts`: those with an error.
         confusions: how often a word of a transcript (empty for an insertion) was recognised as another (empty for a
             deletion).
     """
 
+    num_errors: int = 0
+    num_words: int = 0
     num_texts: int = 0
     num_wrong_texts: int = 0
     confusions: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -125,6 +109,11 @@ class WordErrorReport(WordErrors):
         self.num_wrong_texts += bool(errors)
         self.num_errors += len(errors)
         self.num_words += len(reference)
+
+    @property
+    def rate(self) -> float:
+        """Errors per word of the transcripts; 0 without words."""
+        return self.num_errors / self.num_words if self.num_words else 0.0
 
     @property
     def num_insertions(self) -> int:
