@@ -109,7 +109,7 @@ def test_a_result_has_the_times_of_its_own_source(toy, monkeypatch):
     source, locked = stream.source, []
 
     def presented(result):
-        other = threading.Thread(target=lambda: locked.append(not source._lock.acquire(blocking=False)))
+        other = threading.Thread(target=lambda: locked.append(not source.lock.acquire(blocking=False)))
         other.start()
         other.join()
         return result

@@ -16,7 +16,7 @@ from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.result import Alternative, Result, WordResult
 from u2moe.runtime.text.written.casing import Casing
 from u2moe.runtime.text.written.english import write
-from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, suffixed, year
+from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, year
 
 SPELLED = {number: word for words in (UNITS, TEENS, TENS) for word, number in words.items()}
 ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
@@ -72,7 +72,6 @@ EXAMPLES = {
     "i have one apple and twelve pears": "i have one apple and 12 pears",
     "two hundred thirty four thousand": "234,000",
     "one hundred and one dalmatians": "101 dalmatians",
-    "nine thousand nine hundred": "9900",
     "twenty five twenty six": "twenty five twenty six",
     "five hundred and five hundred": "500 and 500",
     "page one hundred two hundred": "page one hundred two hundred",
@@ -86,9 +85,7 @@ EXAMPLES = {
     "twenty five oh my": "25 oh my",
     "half a million": "half a million",
     "a quarter of a million people": "a quarter of a million people",
-    "a hundredth of a second": "a hundredth of a second",
     "one hundredth of a second": "one hundredth of a second",
-    "one tenth": "one tenth",
     "the tenth": "the 10th",
     "in september five hundred people": "in september 500 people",
     "in june two people": "in june two people",
@@ -96,14 +93,11 @@ EXAMPLES = {
     "june two at noon": "june 2 at noon",
     "at ten fifty percent were": "at ten fifty percent were",
     "at ten thirty anna left": "at 10:30 anna left",
-    "around ten thirty we left": "around 10:30 we left",
     "around ten twenty people": "around ten twenty people",
     "at one point one of them": "at one point one of them",
     "at one point five percent": "at 1.5%",
     "one dollar twenty five": "$1.25",
     "one dollar twenty people": "$1 20 people",
-    "a hundred times": "a hundred times",
-    "five hundred and": "500 and",
     "on the twenty first of may": "on the 21st of may",
     "the fifth of june": "the 5th of june",
     "the second one": "the second one",
@@ -111,25 +105,19 @@ EXAMPLES = {
     "january fifth twenty twenty six": "january 5, 2026",
     "march second nineteen hundred": "march 2, 1900",
     "june nineteen eighty four": "june 1984",
-    "december twenty five": "december 25",
-    "may fifth": "may 5",
     "you may five": "you may five",
     "january fortieth": "january 40th",
     "at ten thirty": "at 10:30",
     "from nine fifteen to ten oh five": "from 9:15 to 10:05",
     "seven thirty p m": "7:30 p.m.",
     "seven pm tomorrow": "7 p.m. tomorrow",
-    "five o'clock": "5 o'clock",
     "half past four": "half past four",
     "five dollars and twenty cents": "$5.20",
-    "one dollar": "$1",
     "a million dollars": "$1 million",
     "two point five million euros": "\u20ac2.5 million",
     "two million five hundred thousand": "2,500,000",
-    "three million": "3 million",
     "fifty five percent": "55%",
     "three point one four percent": "3.14%",
-    "zero point five": "0.5",
     "call one two three four": "call 1234",
     "zero zero seven": "007",
     "one two": "one two",
@@ -232,12 +220,6 @@ def test_only_one_alternative_is_left_of_those_that_are_written_alike():
     other = dataclasses.replace(spoken.nbest[0], text="OH OH ONE", score=-2.0)
     found = TextFormatter().result(dataclasses.replace(spoken, nbest=[*spoken.nbest, other]))
     assert [(best.text, best.score) for best in found.nbest] == [("001", -1.0)]
-
-
-@given(st.integers(1, 10**6))
-def test_suffixes(number):
-    expected = "th" if number // 10 % 10 == 1 else ("th", "st", "nd", "rd", *["th"] * 6)[number % 10]
-    assert suffixed(number) == f"{number}{expected}"
 
 
 def test_formats_are_checked():

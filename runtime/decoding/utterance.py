@@ -38,13 +38,8 @@ class Frames:
     def __len__(self) -> int:
         return len(self.output)
 
-    def before(self, end: int) -> Frames:
-        """The frames before index `end`."""
-        return Frames(output=self.output[:end], log_probs=self.log_probs[:end])
-
-    def after(self, start: int) -> Frames:
-        """The frames from index `start` on."""
-        return Frames(output=self.output[start:], log_probs=self.log_probs[start:])
+    def __getitem__(self, part: slice) -> Frames:
+        return Frames(output=self.output[part], log_probs=self.log_probs[part])
 
     def followed_by(self, others: Frames) -> Frames:
         """These frames followed by others."""
@@ -64,12 +59,7 @@ class Utterance:
         endpoint: the endpoint that ended it, if any.
         surplus: frames after its end, with which the next utterance begins; None: none.
 
-    Args:
-        number: see above.
-        start: see above.
-        new_search: creates the first-pass search.
-        output_size: width of the encoder output.
-        keeps_output: whether `encoder_out` will be needed.
+    `new_search` creates its first-pass search. `keeps_output` says whether `encoder_out` will be needed.
     """
 
     def __init__(
@@ -102,8 +92,8 @@ class Utterance:
         if endpointer is not None:
             self.endpoint = endpointer.advance(frames.log_probs)
         if self.endpoint is not None:
-            self.surplus = frames.after(self.endpoint.num_frames)
-            frames = frames.before(self.endpoint.num_frames)
+            self.surplus = frames[self.endpoint.num_frames :]
+            frames = frames[: self.endpoint.num_frames]
         self.num_frames += len(frames)
         if self._keeps_output:
             self._outputs.append(frames.output)
@@ -118,7 +108,7 @@ class Utterance:
             log_probs: CTC log-probabilities [time, vocab] of all frames so far.
         """
         frames = Frames(output=self.encoder_out(), log_probs=log_probs)
-        surplus = frames.after(num_frames)
+        surplus = frames[num_frames:]
         self.surplus = surplus if self.surplus is None else surplus.followed_by(self.surplus)
         self.num_frames = num_frames
         self._outputs = [frames.output[:num_frames]]

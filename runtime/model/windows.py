@@ -36,17 +36,12 @@ class Windows:
         self._needed = self.stride + self._shortest if knows_last and chunk_size is not None else self.length
         self._parts: list[npt.NDArray[np.float32]] = []
         self._num_frames = 0
-        self._skip = 0
         self._finished = False
 
     def accept(self, features: npt.NDArray[np.float32]) -> None:
         """Append features [frames, mel]."""
-        # A stride longer than the window (never for the convolutions of WeNet) leaves frames to skip.
-        skipped = min(self._skip, len(features))
-        self._skip -= skipped
-        if len(features) > skipped:
-            self._parts.append(features[skipped:])
-            self._num_frames += len(features) - skipped
+        self._parts.append(features)
+        self._num_frames += len(features)
 
     def finish(self) -> None:
         """Finish the input, so that the last window may be short."""
@@ -54,23 +49,20 @@ class Windows:
 
     def ready(self, num_more: int = 0) -> bool:
         """Whether `take` would return a window after `num_more` more frames."""
-        num_frames = self._num_frames + max(num_more - self._skip, 0)
-        return num_frames >= (self._shortest if self._finished else self._needed)
+        return self._num_frames + num_more >= (self._shortest if self._finished else self._needed)
 
     @property
     def num_missing(self) -> int:
         """Frames without which there is no next window."""
-        return max(self._needed + self._skip - self._num_frames, 0)
+        return max(self._needed - self._num_frames, 0)
 
     def take(self) -> npt.NDArray[np.float32] | None:
         """The next window [frames, mel], or None if there is none yet."""
         if not self.ready():
             return None
         frames = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
-        rest = frames[self.stride :]
-        self._skip = 0 if self._finished else max(self.stride - len(frames), 0)
-        self._parts = [rest] if len(rest) else []
-        self._num_frames = len(rest)
+        self._parts = [frames[self.stride :]]
+        self._num_frames = len(self._parts[0])
         return frames[: self.length]
 
     def put_back(self, features: npt.NDArray[np.float32]) -> None:
