@@ -1,4 +1,4 @@
-"""The OpenAPI document: `page/openapi.json`, and the options of decoding as they are declared."""
+"""The OpenAPI document: `page/openapi.json`, and the options and formats as they are declared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from u2moe.runtime.declarations import Option
 from u2moe.runtime.server.models import REQUEST_OPTIONS
+from u2moe.runtime.server.protocols.rest import RESPONSE_FORMATS
 
 FILE = resources.files("u2moe.runtime.server.page") / "openapi.json"
 _TYPES = {"integer": "integer", "number": "number", "flag": "boolean", "record": "array"}
@@ -17,6 +18,7 @@ def document() -> bytes:
     """The document, as JSON."""
     found = json.loads(FILE.read_bytes())
     body = found["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    body["schema"]["properties"]["response_format"]["enum"] = list(RESPONSE_FORMATS)
     body["schema"]["properties"] |= {name: _schema(declared) for name, declared in REQUEST_OPTIONS.items()}
     return json.dumps(found).encode()
 
