@@ -8,7 +8,7 @@ import pytest
 from manifests import with_decoding
 
 from u2moe.benchmarks.bench import latency, speed
-from u2moe.benchmarks.instruments.energy import EnergyMeter
+from u2moe.benchmarks.instruments.host import EnergyMeter
 from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe, Stopwatch
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
 from u2moe.runtime import Bundle, Recognizer, Result, WordResult

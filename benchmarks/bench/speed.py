@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from u2moe.benchmarks.instruments.energy import EnergyMeter
+from u2moe.benchmarks.instruments.host import EnergyMeter
 from u2moe.benchmarks.instruments.probe import STAGES, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
 from u2moe.runtime.text.word_errors import WordErrors

@@ -1,12 +1,16 @@
-"""JSON files of results, written atomically, and their place in a clone. Measures nothing."""
+"""JSON files of results: their place in a clone, and where and when they were measured. Measures nothing else."""
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from u2moe.benchmarks.instruments.host import describe_machine
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 from u2moe.runtime.whole_file import write_text
 
 
@@ -39,3 +43,93 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a results file atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(content, indent=1) + "\n")
+
+
+def measured_here() -> dict[str, Any]:
+    """The `machine` and the `date` of results."""
+    return {"machine": describe_machine(), "date": dt.datetime.now(dt.UTC).date().isoformat()}
+
+
+def kind_of(machine: Mapping[str, Any]) -> str:
+    """The kind of a machine of `describe_machine`: its processor with family and model, which virtual machines show.
+
+    The name alone may be shared, as by all generations of AMD EPYC.
+    """
+    fields = machine.get("processor_version") or ""
+    version = ", ".join(field for field in fields.split(", ") if field and not field.startswith("stepping"))
+    return f"{machine['processor']} ({version})" if version else str(machine["processor"])
+
+
+def machine_key(content: Mapping[str, Any]) -> str:
+    """The kind of the machine of results, and the instruction set that the native `kernels` use on it."""
+    return f"{kind_of(content['machine'])}, {content['kernels']['isa'] or 'without native kernels'}"
+
+
+def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """Results to go on with: what `file` holds, and of `fresh` what it lacks.
+
+    Raises:
+        ValueError: they are of another kind of machine; ratios between machines say nothing.
+    """
+    content, here = read_json(file), kind_of(describe_machine())
+    measured = kind_of(content["machine"]) if "machine" in content else here
+    if measured != here:
+        raise ValueError(f"{file}: measured on {measured}, this is {here}; name another file")
+    return {**fresh, **content}
+
+
+def recorded(content: dict[str, Any]) -> dict[str, Any]:
+    """Results that are measured cell by cell, with `measured_here`, and the `commits` of all cells."""
+    content |= measured_here()
+    content["commits"] = list(dict.fromkeys([*content.get("commits", []), content["machine"]["commit"]]))
+    return content
+
+
+def of_bundle(folder: Path) -> dict[str, str]:
+    """The `bundle` of results: the sha256 of its manifest, which has those of all its files."""
+    return {"bundle": hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()}
+
+
+def publish(
+    file: Path,
+    found: Mapping[str, Any],
+    values: Callable[[Mapping[str, Any]], Mapping[str, str]],
+    *,
+    bundle: Path | None = None,
+    part: str = "",
+    per_machine: bool = False,
+) -> None:
+    """Write what was found to a file, with where and when, and print its tables.
+
+    Args:
+        file: JSON file.
+        found: the results.
+        values: what pages show of the content of such a file.
+        bundle: what was measured; None: several bundles, or something else.
+        part: name of the part of the file that is replaced; "": all of it.
+        per_machine: the file keeps the results of other kinds of machines, see `machine_key`.
+    """
+    content = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
+    places = ["machines", machine_key(content)] if per_machine else [part] if part else []
+    whole = read_json(file) if places else {}
+    shown: dict[str, Any] = {}
+    for place in (whole, shown):
+        for name in places:
+            place = place.setdefault(name, {})  # noqa: PLW2901 - goes down
+        place.clear()
+        place.update(content)
+    write_json(file, whole)
+    print("\n\n".join(text for text in values(shown).values() if "\n" in text))
+
+
+def measured(content: Mapping[str, Any]) -> str:
+    """A sentence: processor, cores, onnxruntime, commit and date of results with `measured_here`.
+
+    A "+" behind a commit: with changes that were not in it.
+    """
+    machine, date = content["machine"], content.get("date", content.get("time", ""))[:10]
+    *more, commit = content.get("commits", [machine["commit"]])
+    return (
+        f"Measured on {kind_of(machine)}, {machine['usable_cores']} cores, onnxruntime {machine['onnxruntime']}, "
+        f"commit {commit}{f' and {len(more)} before it' if more else ''}, {date}."
+    )

@@ -1,8 +1,12 @@
-"""Tables and numbers in the format of the pages."""
+"""Tables and numbers in the format of the pages, and filled in between marks; the prose around is written by hand.
+
+Streaming takes <!-- begin ratio -->2.35<!-- end ratio --> times as long.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from u2moe.benchmarks.instruments.statistics import Spread
 
@@ -21,3 +25,37 @@ def quartiles(spread: Spread, digits: int = 2) -> str:
 def short(value: float) -> str:
     """A number with three significant digits, or all digits before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+_BEGIN = re.compile(r"<!-- begin ([\w.-]+) -->")
+_MARKED = re.compile(r"<!-- begin (?P<name>[\w.-]+) -->(?P<old>.*?)<!-- end (?P=name) -->", re.DOTALL)
+
+
+def names(text: str, page: str) -> list[str]:
+    """The names of the marks of a page.
+
+    Raises:
+        ValueError: a mark without an end, which would swallow the rest of the page.
+    """
+    begun, whole = _BEGIN.findall(text), [match["name"] for match in _MARKED.finditer(text)]
+    if begun != whole:
+        name = next(name for name in begun if begun.count(name) != whole.count(name))
+        raise ValueError(f"{page}: <!-- begin {name} --> without <!-- end {name} -->")
+    return begun
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """The page with the values between their marks, on separate lines if the marks are; other marks stay.
+
+    What stands before the end mark on its line stays too, such as the sign of a comment in YAML.
+    """
+
+    def marked(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in values:
+            return match[0]
+        value = values[name].strip("\n")
+        first, last = ("\n", "\n" + match["old"].rpartition("\n")[2]) if match["old"].startswith("\n") else ("", "")
+        return f"<!-- begin {name} -->{first}{value}{last}<!-- end {name} -->"
+
+    return _MARKED.sub(marked, text)

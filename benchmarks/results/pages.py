@@ -18,9 +18,8 @@ from typing import Any
 
 from u2moe.benchmarks import studies
 from u2moe.benchmarks.results import targets as target_page
-from u2moe.benchmarks.results.files import read_json, repository
-from u2moe.benchmarks.results.marks import filled, names
-from u2moe.benchmarks.results.provenance import measured
+from u2moe.benchmarks.results.files import measured, read_json, repository
+from u2moe.benchmarks.results.markdown import filled, names
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 
 TARGETS = "targets"

@@ -12,8 +12,7 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import Spread, spread_of
 from u2moe.benchmarks.instruments.workload import CHUNK_S, UTTERANCE_S
-from u2moe.benchmarks.results.files import read_json, repository, results_file
-from u2moe.benchmarks.results.provenance import kind_of
+from u2moe.benchmarks.results.files import kind_of, read_json, repository, results_file
 from u2moe.benchmarks.studies.full_size import (
     DENSE,
     INT4,

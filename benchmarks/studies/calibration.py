@@ -19,8 +19,8 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.stats import mannwhitneyu
 
+from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
 from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Calibration

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from u2moe.benchmarks.instruments.statistics import ratio_of_sums, spread_of
+from u2moe.benchmarks.results.files import of_bundle, publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, study_parser
 from u2moe.runtime import DecodingOptions, Recognizer

@@ -31,8 +31,8 @@ from u2moe.benchmarks.instruments.workload import (
     random_frames,
     speech,
 )
+from u2moe.benchmarks.results.files import machine_key, measured, publish
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import machine_key, measured, publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.programs import write_wav
 from u2moe.benchmarks.studies.shared.random_models import (

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
 from u2moe.runtime import Recognizer
 from u2moe.runtime.corpus.lists import Recording, read_recordings

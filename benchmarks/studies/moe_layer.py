@@ -23,8 +23,8 @@ import torch
 
 from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds, spread_of
+from u2moe.benchmarks.results.files import machine_key, measured, publish
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import machine_key, measured, publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.export.architecture import FeedForward

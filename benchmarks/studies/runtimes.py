@@ -22,12 +22,10 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import interleaved
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
-from u2moe.benchmarks.results.files import repository
+from u2moe.benchmarks.results.files import measured, of_bundle, publish, repository
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import measured, of_bundle, publish
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.environments import sherpa_graphs
-from u2moe.benchmarks.studies.shared.programs import Line, Program, engine, sherpa_lines, write_wav
+from u2moe.benchmarks.studies.shared.programs import Line, Program, engine, sherpa_graphs, sherpa_lines, write_wav
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, study_parser
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.export.sherpa_graphs import ONLINE

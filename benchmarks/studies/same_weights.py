@@ -30,8 +30,8 @@ from u2moe.benchmarks.instruments.workload import (
     utterance,
     windows,
 )
+from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.random_models import FLOAT, MIXTURE, make_bundle
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser

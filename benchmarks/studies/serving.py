@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import percentiles
-from u2moe.benchmarks.results.files import write_json
+from u2moe.benchmarks.results.files import recorded, resumed, write_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import recorded, resumed
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.benchmarks.studies.shared.servers import (

@@ -24,12 +24,17 @@ import numpy.typing as npt
 from u2moe.benchmarks.instruments.host import commit
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles, ratios
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, clips, speech
-from u2moe.benchmarks.results.files import repository
+from u2moe.benchmarks.results.files import measured, publish, repository
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import measured, publish
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.environments import make_environment, sherpa_graphs
-from u2moe.benchmarks.studies.shared.programs import Line, engine, on_one_core, write_wav
+from u2moe.benchmarks.studies.shared.programs import (
+    Line,
+    engine,
+    make_environment,
+    on_one_core,
+    sherpa_graphs,
+    write_wav,
+)
 from u2moe.benchmarks.studies.shared.random_models import SMALL, make_bundle
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE

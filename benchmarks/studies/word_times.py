@@ -9,16 +9,15 @@ where its recording becomes loud and quiet. The times of recognised words are co
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
-from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime import DecodingOptions, Recognizer, WordResult
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.text.word_errors import matches, words
@@ -35,21 +34,8 @@ _NOISE = 1e-4
 """Standard deviation of the noise in pauses: no microphone records digital silence."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimedWord:
-    """A word with its start and end in seconds."""
-
-    word: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class JoinedWords:
-    """Samples at 16 kHz and the words in them."""
-
-    samples: npt.NDArray[np.float32]
-    words: list[TimedWord]
+JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]
+"""Samples at 16 kHz and the words in them."""
 
 
 def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[JoinedWords]:
@@ -64,12 +50,12 @@ def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int =
             pause = np.zeros(int(random.uniform(*PAUSES_S) * RATE), np.float32)
             time += len(pause) / RATE
             start, end = loud_part(clip)
-            spoken.append(TimedWord(word=word, start=time + start, end=time + end))
+            spoken.append(WordResult(word=word, start=time + start, end=time + end, confidence=None))
             time += len(clip) / RATE
             parts += [pause, clip]
         samples = np.concatenate([*parts, np.zeros(RATE // 2, np.float32)])
         noise = _NOISE * random.standard_normal(len(samples))
-        utterances.append(JoinedWords(samples=samples + noise.astype(np.float32), words=spoken))
+        utterances.append((samples + noise.astype(np.float32), spoken))
     return utterances
 
 
@@ -87,14 +73,13 @@ def compare(recognizer: Recognizer, utterances: Iterable[JoinedWords], options: 
     starts: list[float] = []
     ends: list[float] = []
     num_words = 0
-    for utterance in utterances:
-        found = [word for segment in recognizer.transcribe(utterance.samples, options=options).segments
-                 for word in segment.words]  # fmt: skip
-        num_words += len(utterance.words)
-        spelled = [[words(word.word) for word in side] for side in (utterance.words, found)]
+    for samples, spoken in utterances:
+        found = [word for segment in recognizer.transcribe(samples, options=options).segments for word in segment.words]
+        num_words += len(spoken)
+        spelled = [[words(word.word) for word in side] for side in (spoken, found)]
         for expected, place in matches(*spelled):
-            starts.append(found[place].start - utterance.words[expected].start)
-            ends.append(found[place].end - utterance.words[expected].end)
+            starts.append(found[place].start - spoken[expected].start)
+            ends.append(found[place].end - spoken[expected].end)
     return {
         "num_words": num_words, "num_recognised": len(starts), "start": statistics(starts), "end": statistics(ends),
     }  # fmt: skip

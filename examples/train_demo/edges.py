@@ -18,8 +18,7 @@ from phones import Aligner, Stretch
 from release import DEV
 from spelling import normalize
 
-from u2moe.benchmarks.results.files import write_json
-from u2moe.benchmarks.results.provenance import measured_here
+from u2moe.benchmarks.results.files import measured_here, write_json
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.reading import read_audio

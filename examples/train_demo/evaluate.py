@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from spelling import normalize
 from tables import NARROW, UNGUIDED
 
-from u2moe.benchmarks.results.files import read_json, write_json
-from u2moe.benchmarks.results.provenance import of_bundle
+from u2moe.benchmarks.results.files import of_bundle, read_json, write_json
 from u2moe.benchmarks.studies.shared.script import named
 from u2moe.runtime import Bundle, SessionSettings, attention_rescoring, ctc_prefix_beam_search
 from u2moe.runtime.audio.arrays import Samples

@@ -19,8 +19,7 @@ from evaluate import Listener, hear_set, scores
 from release import PADDING_S
 
 from u2moe.benchmarks.instruments.statistics import interleaved, ratio_of_sums
-from u2moe.benchmarks.results.files import write_json
-from u2moe.benchmarks.results.provenance import measured_here
+from u2moe.benchmarks.results.files import measured_here, write_json
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.reading import read_audio

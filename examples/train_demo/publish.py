@@ -11,8 +11,8 @@ from pathlib import Path
 import tables
 
 from u2moe.benchmarks.results.files import read_json
-from u2moe.benchmarks.results.marks import filled
-from u2moe.benchmarks.results.marks import names as names_of
+from u2moe.benchmarks.results.markdown import filled
+from u2moe.benchmarks.results.markdown import names as names_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

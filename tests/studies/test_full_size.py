@@ -16,8 +16,7 @@ from u2moe.benchmarks.instruments.workload import (
     streaming_round,
     utterance,
 )
-from u2moe.benchmarks.results.files import read_json
-from u2moe.benchmarks.results.provenance import measured_here
+from u2moe.benchmarks.results.files import measured_here, read_json
 from u2moe.benchmarks.studies import full_size
 from u2moe.benchmarks.studies.shared import random_models
 from u2moe.benchmarks.studies.shared.random_models import FLOAT, GateSettings, even_gates, make_bundle, touched

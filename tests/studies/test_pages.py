@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from u2moe.benchmarks.instruments.statistics import Spread
-from u2moe.benchmarks.results import pages, provenance
+from u2moe.benchmarks.results import files as provenance
+from u2moe.benchmarks.results import pages
 from u2moe.benchmarks.results.files import repository
-from u2moe.benchmarks.results.marks import filled, names
+from u2moe.benchmarks.results.markdown import filled, names
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import run_script
 

@@ -6,7 +6,7 @@ import onnx.inliner
 import pytest
 
 from u2moe.benchmarks.studies import quantizers
-from u2moe.benchmarks.studies.shared.peers import GRAPHS, plain_model
+from u2moe.benchmarks.studies.quantizers import GRAPHS, plain_model
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import pytest
 from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.studies import systems
 from u2moe.benchmarks.studies.shared.engines import ENGINES
-from u2moe.benchmarks.studies.shared.environments import make_environment
-from u2moe.benchmarks.studies.shared.programs import Program, engine, json_lines, on_one_core
+from u2moe.benchmarks.studies.shared.programs import Program, engine, json_lines, make_environment, on_one_core
 from u2moe.benchmarks.studies.systems import NATIVE, PEERS, SHERPA, STREAMING, targets, values, whole_chunks
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.windows import Windows

@@ -5,7 +5,6 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.studies import word_times
-from u2moe.benchmarks.studies.word_times import JoinedWords, TimedWord
 from u2moe.runtime import Result, Transcript, WordResult
 from u2moe.runtime.corpus.lists import read_recordings
 
@@ -25,12 +24,12 @@ def manifest(tmp_path):
 def test_words_are_joined_where_they_are_said_to_be(manifest):
     utterances = word_times.join_words(read_recordings(manifest), 3)
     assert len(utterances) == 3
-    for utterance in utterances:
-        assert {word.word for word in utterance.words} <= {"ONE", "TWO"}  # only recordings of one word
-        assert len(utterance.words) == word_times.WORDS_PER_UTTERANCE
-        loud = np.abs(utterance.samples) > 0.05
+    for samples, spoken in utterances:
+        assert {word.word for word in spoken} <= {"ONE", "TWO"}  # only recordings of one word
+        assert len(spoken) == word_times.WORDS_PER_UTTERANCE
+        loud = np.abs(samples) > 0.05
         told = np.zeros(len(loud), bool)
-        for word in utterance.words:
+        for word in spoken:
             assert word.end - word.start == pytest.approx(0.5, abs=0.011)
             told[round(word.start * 16_000) : round(word.end * 16_000)] = True
         assert not (loud & ~told).any()
@@ -38,14 +37,16 @@ def test_words_are_joined_where_they_are_said_to_be(manifest):
 
 
 def test_errors_are_those_of_the_words_that_were_recognised():
+    def timed(*words):
+        return [WordResult(word=word, start=start, end=end, confidence=None) for word, start, end in words]
+
     class FakeRecognizer:
         def transcribe(self, samples, options):
-            heard = [WordResult(word=w, start=s, end=e, confidence=None) for w, s, e in
-                     (("ONE", 0.11, 0.48), ("SIX", 0.6, 0.9), ("TWO", 1.03, 1.5))]  # fmt: skip
+            heard = timed(("ONE", 0.11, 0.48), ("SIX", 0.6, 0.9), ("TWO", 1.03, 1.5))
             return Transcript(text="", duration=2.0, segments=[Result(text="", is_final=True, words=heard)])
 
-    spoken = [TimedWord(word=w, start=s, end=e) for w, s, e in (("one", 0.1, 0.5), ("five", 0.6, 0.9), ("two", 1, 1.5))]
-    found = word_times.compare(FakeRecognizer(), [JoinedWords(samples=np.zeros(9, np.float32), words=spoken)], None)
+    spoken = timed(("one", 0.1, 0.5), ("five", 0.6, 0.9), ("two", 1, 1.5))
+    found = word_times.compare(FakeRecognizer(), [(np.zeros(9, np.float32), spoken)], None)
     assert (found["num_words"], found["num_recognised"]) == (3, 2)
     assert found["start"] == {"bias_ms": 20.0, "median_ms": 20.0, "p90_ms": 28.0}
     assert found["end"] == {"bias_ms": -10.0, "median_ms": 10.0, "p90_ms": 18.0}

@@ -1,14 +1,16 @@
-"""Programs that recognise files: their output as lines, and their peak memory."""
+"""Programs that recognise files: what they print and their peak memory, and the environments and graphs they need."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,11 @@ import numpy.typing as npt
 import soundfile
 
 from u2moe.benchmarks.instruments.host import status_bytes
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
+from u2moe.benchmarks.results.files import read_json, write_json
+from u2moe.benchmarks.studies.shared.script import report
+from u2moe.export.sherpa import export_sherpa
+from u2moe.export.sherpa_graphs import SherpaOptions
 
 ENGINES = Path(__file__).with_name("engines.py")
 PORTION_S = 0.1
@@ -85,3 +92,49 @@ def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) ->
     """Write samples, float32 in [-1, 1], as a WAV file that all programs can read; returns its path."""
     soundfile.write(file, samples, sample_rate, subtype="PCM_16")
     return file
+
+
+def make_environment(folder: Path, requirements: Sequence[str], version: str | None = "") -> dict[str, Any]:
+    """The environment in `folder`, created if it is missing or was made from something else.
+
+    Args:
+        folder: folder of the environment.
+        requirements: requirements for pip.
+        version: of what the requirements refer to, if that can change while they do not.
+
+    Returns:
+        `python`: path of its interpreter; `installed_bytes`: of packages, their dependencies, and the models in them.
+
+    Raises:
+        RuntimeError: the requirements cannot be installed; the message has the last output of pip.
+    """
+    folder = folder.resolve()
+    record, wanted = read_json(folder / "installed.json"), {"requirements": list(requirements), "version": version}
+    if not wanted.items() <= record.items():
+        report(f"installing {', '.join(requirements)}")
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True)
+        python, before = folder / "bin" / "python", _size(folder)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *requirements]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - what a peer needs
+        if done.returncode:
+            shutil.rmtree(folder)
+            raise RuntimeError(f"{', '.join(requirements)}: cannot be installed: {done.stderr.strip()[-600:]}")
+        record = {**wanted, "python": str(python), "installed_bytes": _size(folder) - before}
+        write_json(folder / "installed.json", record)
+    return record
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files except those that the interpreter writes."""
+    files = (file for file in folder.rglob("*") if "__pycache__" not in file.parts)
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def sherpa_graphs(bundle: Path, folder: Path) -> Path:
+    """A bundle's graphs for sherpa-onnx in `folder`, made if they are missing."""
+    if not folder.is_dir():
+        report("graphs for sherpa-onnx")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export_sherpa(bundle, folder, SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS))
+    return folder

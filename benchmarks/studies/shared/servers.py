@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
-from u2moe.benchmarks.studies.shared.environments import make_environment, sherpa_graphs
+from u2moe.benchmarks.studies.shared.programs import make_environment, sherpa_graphs
 from u2moe.export.sherpa_graphs import ONLINE
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
 from u2moe.runtime.model.native import VARIABLE
