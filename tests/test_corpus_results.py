@@ -188,7 +188,7 @@ def test_status_shows_warnings(tmp_path, capsys):
 
 
 def test_status_shows_the_first_problems_and_counts_the_others(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.cli.corpus_results._NUM_PROBLEMS", 2)
+    monkeypatch.setattr("u2moe.runtime.cli.corpus._NUM_PROBLEMS", 2)
     out = str(tmp_path / "out")
     (tmp_path / "list.txt").write_text("".join(f"{number}.wav\n" for number in range(5)))
     run_corpus(str(tmp_path / "list.txt"), out, ToyChoice(), ONE)

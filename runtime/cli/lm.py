@@ -66,7 +66,7 @@ def _add_train(commands: Subparsers) -> None:
     )
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8, plain or .gz")
     _add_output(parser)
-    parser.add_argument("--order", type=int, default=3, metavar="N", help="longest n-grams, 1 to 5 (default: 3)")
+    add_declared(parser, TrainingOptions)
     parser.add_argument(
         "--prune",
         type=int,
@@ -75,11 +75,7 @@ def _add_train(commands: Subparsers) -> None:
         metavar="N",
         help="counts up to which n-grams of each order are left out, such as 0 0 1 (default: 0, none)",
     )
-    parser.add_argument(
-        "--min-word-count", type=int, default=1, metavar="N", help="rarer words count as <unk> (default: 1)"
-    )
-    parser.add_argument("--raw", action="store_true", help="use lines as they are: words or tokens between spaces")
-    parser.add_argument("--keep-case", action="store_true", help="keep capital letters, for vocabularies with both")
+    add_declared(parser, TextOptions)
     parser.set_defaults(run=run_train)
 
 
@@ -128,8 +124,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """Estimate a model from text."""
     _check_output(args.output)
-    options = TrainingOptions(order=args.order, prune=tuple(args.prune), min_word_count=args.min_word_count)
-    sentences = read_sentences(args.texts, TextOptions(raw=args.raw, keep_case=args.keep_case))
+    options = TrainingOptions(prune=tuple(args.prune), **declared_in(args, TrainingOptions))
+    sentences = read_sentences(args.texts, TextOptions(**declared_in(args, TextOptions)))
     counts = count_ngrams(sentences, options.order, min_word_count=options.min_word_count)
     tell(f"{counts.num_sentences} sentences, {counts.counts.sum()} words")
     _write(train(counts, options, warn=tell), args.output)

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.cli.terminal import tell
@@ -98,6 +98,9 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
         default = otherwise.get(name) or declared.otherwise or declared.default
         default = f"{default:g}" if isinstance(default, float) else default
         shown = f"as in the bundle, {default} unless chosen" if declared.in_bundle else default
+        if declared.kind == "flag":
+            parser.add_argument(declared.flag, dest=name, action="store_true", help=declared.about)
+            continue
         is_list = declared.kind == "texts"
         more: dict[str, Any] = {"action": "append"} if is_list else {"choices": declared.choices or None}
         parser.add_argument(
@@ -143,18 +146,10 @@ def add_words(parser: Options) -> None:
     parser.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
 
 
-def add_channel(parser: Options) -> None:
-    """The option `--channel`."""
-    parser.add_argument(
-        "--channel",
-        type=int,
-        metavar="N",
-        help="use only this channel, 0 for the left one (default: the average of all)",
-    )
-
-
 def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
     """The model and how to decode, from the options of `add_decoding`.
+
+    In written text, words of hotwords and of the language model have the capitals that they have there.
 
     Args:
         args: what was given.
@@ -166,9 +161,24 @@ def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: 
         LanguageModelError: the language model cannot be read.
     """
     directory = directory or chosen_bundle(args.model)
-    hotwords, language_model, text_format = words_of(args, directory)
-    options = DecodingOptions(**declared_in(args, kind), language_model=language_model, text_format=text_format)
-    return ModelChoice(directory=str(directory), settings=session_settings(args), options=options, hotwords=hotwords)
+    hotwords, chosen = _hotwords_in(args.hotwords), declared_in(args, kind)
+    if args.lm is not None:
+        chosen["language_model"] = NONE if args.lm == NONE else language_model_options(args.lm)
+    if args.format_text:
+        used = chosen.get("language_model") or Bundle.open(directory, verify=False).language_model()
+        capitalized = used.model.capitalized() if isinstance(used, LanguageModelOptions) else ()
+        phrases = [hotword if isinstance(hotword, str) else hotword[0] for hotword in hotwords or ()]
+        mixed = [phrase for phrase in phrases if phrase not in (phrase.lower(), phrase.upper())]
+        chosen["text_format"] = TextFormat(capitalized=(*capitalized, *mixed))
+    providers = (DEFAULT_PROVIDER,) if args.providers is None else tuple(map(str.strip, args.providers.split(",")))
+    if not all(providers):
+        raise ValueError(f"--providers must be names, separated by commas, got {args.providers!r}")
+    return ModelChoice(
+        directory=str(directory),
+        settings=SessionSettings(providers=providers, num_threads=args.num_threads),
+        options=DecodingOptions(**chosen),
+        hotwords=hotwords,
+    )
 
 
 def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
@@ -176,35 +186,6 @@ def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
     if name is None:
         tell(f"demo model; use {option} for another")
     return find_bundle(name)
-
-
-def words_of(
-    args: argparse.Namespace, directory: Path
-) -> tuple[Hotwords | None, LanguageModelOptions | Literal["none"] | None, TextFormat | None]:
-    """Hotwords, language model and written text, from the options of `add_words` and --format-text.
-
-    In written text, words of hotwords and of the language model have the capitals that they have there.
-    """
-    hotwords = _hotwords_in(args.hotwords)
-    language_model: LanguageModelOptions | Literal["none"] | None = args.lm
-    if args.lm not in (None, NONE):
-        language_model = language_model_options(args.lm)
-    if not args.format_text:
-        return hotwords, language_model, None
-    used = Bundle.open(directory, verify=False).language_model() if language_model is None else language_model
-    capitalized = used.model.capitalized() if isinstance(used, LanguageModelOptions) else ()
-    phrases = [hotword if isinstance(hotword, str) else hotword[0] for hotword in hotwords or ()]
-    mixed = [phrase for phrase in phrases if phrase not in (phrase.lower(), phrase.upper())]
-    return hotwords, language_model, TextFormat(capitalized=(*capitalized, *mixed))
-
-
-def session_settings(args: argparse.Namespace) -> SessionSettings:
-    """Where and how the graphs run, from the options of `add_session`."""
-    given = args.providers
-    names = (DEFAULT_PROVIDER,) if given is None else tuple(name.strip() for name in given.split(","))
-    if not all(names):
-        raise ValueError(f"--providers must be names, separated by commas, got {args.providers!r}")
-    return SessionSettings(providers=names, num_threads=args.num_threads)
 
 
 def _hotwords_in(file: Path | None) -> Hotwords | None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Protocol, Self
 
@@ -19,8 +19,8 @@ from u2moe.runtime.corpus.recognition import BlockDone
 from u2moe.runtime.corpus.results import is_faultless
 from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
+from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.validation import checked_flag, checked_integer, checked_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +31,18 @@ class CorpusOptions:
         list_options: how to interpret the entries of the list.
         block_size: utterances in a block, the unit that is written, and lost if the machine fails.
         shard: the share of the blocks to do.
-        num_workers: processes; None: as many as fill the usable cores.
+        num_workers: processes. None: all cores that may be used.
         retry_failed: whether blocks with failed utterances are done again.
     """
 
-    list_options: ListOptions = field(default_factory=ListOptions)
-    block_size: int = 256
-    shard: Shard = field(default_factory=Shard)
-    num_workers: int | None = None
-    retry_failed: bool = False
+    list_options: ListOptions = option("record", ListOptions(), record=ListOptions)
+    block_size: int = option("integer", 256, least=1, flag="--block-size", metavar="N")
+    shard: Shard = option("record", Shard(), record=Shard)
+    num_workers: int | None = option("integer", least=1, most=4096, flag="--workers", metavar="N")
+    retry_failed: bool = option("flag", default=False, flag="--retry-failed")
 
     def __post_init__(self) -> None:
-        checked_options("list_options", self.list_options, ListOptions())
-        checked_options("shard", self.shard, Shard())
-        checked_flag("retry_failed", self.retry_failed)
-        checked_integer("block_size", self.block_size, least=1, most=1_000_000)
-        if self.num_workers is not None:
-            checked_integer("num_workers", self.num_workers, least=1, most=4096)
+        check_options(self)
 
 
 @dataclass(kw_only=True)
@@ -102,7 +97,7 @@ def run_corpus(
         CorpusError: the list cannot be read, or the folder belongs to another run.
         OSError: results cannot be written.
     """
-    model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
+    model, options = model or ModelChoice(), options or CorpusOptions()
     recognizer = model.load()
     with contextlib.closing(CorpusRun.begin(list_path, output, recognizer, model, options)) as run:
         shared = recognizer if model.can_be_forked and may_fork() else None

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.errors import BundleError, ProviderError
 from u2moe.runtime.model.exit import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.validation import checked_number, checked_options
+from u2moe.runtime.validation import checked_options
 
 if TYPE_CHECKING:
     import os
@@ -49,23 +50,18 @@ class VadOptions:
         padding: seconds of silence kept on either side of a stretch; at most half of `min_silence`.
     """
 
-    threshold: float = 0.5
-    end_threshold: float = 0.35
-    min_silence: float = 0.6
-    padding: float = 0.3
+    threshold: float = option("number", 0.5, above=0, most=1)
+    end_threshold: float = option("number", 0.35, above=0, most=1)
+    min_silence: float = option("number", 0.6, above=0, unit="seconds")
+    padding: float = option("number", 0.3, least=0, unit="seconds")
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "end_threshold"):
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), above=0, most=1))
+        check_options(self)
         if not self.end_threshold <= self.threshold < 1:
             raise ValueError(
                 f"threshold must be below 1 and end_threshold no higher than threshold, got {self.threshold} and "
                 f"{self.end_threshold}"
             )
-        object.__setattr__(
-            self, "min_silence", checked_number("min_silence", self.min_silence, above=0, unit="seconds")
-        )
-        object.__setattr__(self, "padding", checked_number("padding", self.padding, least=0, unit="seconds"))
         if self.padding > self.min_silence / 2:
             raise ValueError(f"padding must be at most half of min_silence, {self.min_silence} s, got {self.padding}")
 

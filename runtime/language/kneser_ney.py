@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.language.counts import MARKERS, Counts, NgramCounts, Rows
 from u2moe.runtime.language.ngrams import Ngrams, find_nodes
 from u2moe.runtime.validation import checked_integer
@@ -33,19 +34,18 @@ class TrainingOptions:
     """Options of the estimation.
 
     Attributes:
-        order: length of the longest n-grams, 1 to 5.
+        order: length of the longest n-grams.
         prune: for each order, n-grams with at most this count are removed. The first, of unigrams, must be 0; the last
             applies to all longer n-grams. Must not decrease.
         min_word_count: words that are rarer become <unk>.
     """
 
-    order: int = 3
+    order: int = option("integer", 3, least=1, most=MOST_ORDER, flag="--order", metavar="N")
     prune: tuple[int, ...] = (0,)
-    min_word_count: int = 1
+    min_word_count: int = option("integer", 1, least=1, flag="--min-word-count", metavar="N")
 
     def __post_init__(self) -> None:
-        checked_integer("order", self.order, least=1, most=MOST_ORDER)
-        checked_integer("min_word_count", self.min_word_count, least=1)
+        check_options(self)
         for threshold in self.prune:
             checked_integer("prune", threshold, least=0)
         if not self.prune or self.prune[0] != 0 or list(self.prune) != sorted(self.prune):

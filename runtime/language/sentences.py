@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from u2moe.runtime.declarations import option
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.counts import MARKERS
 from u2moe.runtime.text.lines import read_lines
@@ -28,8 +29,8 @@ class TextOptions:
         keep_case: keep letter case; otherwise text is lower-cased. (Either works with a vocabulary in capitals.)
     """
 
-    raw: bool = False
-    keep_case: bool = False
+    raw: bool = option("flag", default=False, flag="--raw")
+    keep_case: bool = option("flag", default=False, flag="--keep-case")
 
 
 def read_sentences(files: Iterable[Path], options: TextOptions | None = None) -> Iterator[list[str]]:

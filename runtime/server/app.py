@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -15,9 +16,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
-from u2moe.runtime.server import openapi
+from u2moe.runtime.declarations import Option
 from u2moe.runtime.server.access import Access
 from u2moe.runtime.server.errors import RequestError, error_response
+from u2moe.runtime.server.models import REQUEST_OPTIONS
+from u2moe.runtime.server.protocols.rest import RESPONSE_FORMATS
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.service import Service
 
@@ -29,6 +32,7 @@ _MEDIA_TYPES = {
     ".json": "application/json",
     ".wasm": "application/wasm",
 }
+_JSON_TYPES = {"integer": "integer", "number": "number", "flag": "boolean", "record": "array"}
 _PAGE = resources.files("u2moe.runtime.server.page")
 _MODULE = resources.files("u2moe.runtime.server.page.u2moe")
 """That in runtime/web: its microphone and resampler."""
@@ -81,7 +85,7 @@ def _page() -> list[Route]:
     routes = []
     for path, file in files.items():
         if media_type := _MEDIA_TYPES.get(Path(file.name).suffix):
-            content = openapi.document() if file.name == openapi.FILE.name else file.read_bytes()
+            content = _openapi(file.read_bytes()) if file.name == "openapi.json" else file.read_bytes()
             answer = Response(content, media_type=media_type, headers=_PAGE_HEADERS)
             routes.append(Route(f"/{path}", answer, methods=["GET"]))
     return routes
@@ -90,3 +94,18 @@ def _page() -> list[Route]:
 async def _http_error(_request: Request, error: Any) -> Response:
     """Errors for unknown paths and methods, in the form of all other errors."""
     return error_response(RequestError(error.detail), error.status_code, error.headers)
+
+
+def _openapi(constant: bytes) -> bytes:
+    """The OpenAPI document with the options and formats as they are declared."""
+    found = json.loads(constant)
+    body = found["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    body["schema"]["properties"]["response_format"]["enum"] = list(RESPONSE_FORMATS)
+    body["schema"]["properties"] |= {name: _schema(declared) for name, declared in REQUEST_OPTIONS.items()}
+    return json.dumps(found).encode()
+
+
+def _schema(declared: Option) -> dict[str, Any]:
+    limits = {"minimum": declared.least, "maximum": declared.most}
+    told = {"type": _JSON_TYPES[declared.kind], "description": declared.about}
+    return told | {name: limit for name, limit in limits.items() if limit is not None}

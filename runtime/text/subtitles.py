@@ -8,8 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.result import Result
-from u2moe.runtime.validation import checked_integer, checked_number, checked_options
+from u2moe.runtime.validation import checked_options
 
 _MOST_S = 1e9
 """Longer than any recording, and short enough to be counted in milliseconds."""
@@ -29,25 +30,16 @@ class SubtitleOptions:
         gap: seconds between an extended subtitle and the next one: two frames at 24 per second.
     """
 
-    max_line_width: int = 42
-    max_lines: int = 2
-    min_duration: float = 1.0
-    max_duration: float = 7.0
-    max_chars_per_s: float = 17.0
-    max_pause: float = 2.0
-    gap: float = 0.083
+    max_line_width: int = option("integer", 42, least=2)
+    max_lines: int = option("integer", 2, least=1)
+    min_duration: float = option("number", 1.0, least=0, most=_MOST_S, unit="seconds")
+    max_duration: float = option("number", 7.0, above=0, most=_MOST_S, unit="seconds")
+    max_chars_per_s: float = option("number", 17.0, least=0.1, most=1e6, unit="columns")
+    max_pause: float = option("number", 2.0, above=0, most=_MOST_S, unit="seconds")
+    gap: float = option("number", 0.083, least=0, most=_MOST_S, unit="seconds")
 
     def __post_init__(self) -> None:
-        for name, least in (("max_line_width", 2), ("max_lines", 1)):
-            object.__setattr__(self, name, checked_integer(name, getattr(self, name), least=least))
-        for name in ("max_duration", "max_pause"):
-            seconds = checked_number(name, getattr(self, name), above=0, most=_MOST_S, unit="seconds")
-            object.__setattr__(self, name, seconds)
-        for name in ("min_duration", "gap"):
-            seconds = checked_number(name, getattr(self, name), least=0, most=_MOST_S, unit="seconds")
-            object.__setattr__(self, name, seconds)
-        speed = checked_number("max_chars_per_s", self.max_chars_per_s, least=0.1, most=1e6, unit="columns")
-        object.__setattr__(self, "max_chars_per_s", speed)
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Command
 from u2moe.runtime.corpus.storage import parent, resolve
+from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.errors import CorpusError
-from u2moe.runtime.validation import checked_integer, checked_text
+from u2moe.runtime.validation import checked_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +16,17 @@ class ListOptions:
     """How to interpret the entries of a list.
 
     Attributes:
-        root: folder to which paths are relative; None: the folder of the list.
+        root: folder to which paths are relative. None: the folder of the list.
         allow_pipes: whether entries that are shell commands (ending in "|") may be run.
-        channel: index of the only channel to use of every recording, 0 for the left one, whatever its entry says; None:
-            as it says, or the average of all.
+        channel: use only this channel, 0 for the left one, whatever the list says. None: as it says, or the average.
     """
 
-    root: str | None = None
-    allow_pipes: bool = False
-    channel: int | None = None
+    root: str | None = option("text", flag="--root", metavar="DIR")
+    allow_pipes: bool = option("flag", default=False, flag="--allow-pipes")
+    channel: int | None = option("integer", least=0, flag="--channel", metavar="N")
 
     def __post_init__(self) -> None:
-        if self.channel is not None:
-            checked_integer("channel", self.channel, least=0)
+        check_options(self)
 
     def path(self, path: str, list_path: str) -> str:
         """The path of an entry of a list."""

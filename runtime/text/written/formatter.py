@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.text.vocabulary import join_texts, stands_alone
 from u2moe.runtime.text.written.casing import Casing
 from u2moe.runtime.text.written.english import MONTHS, Written, write
-from u2moe.runtime.validation import checked_flag, checked_options
+from u2moe.runtime.validation import checked_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,12 @@ class TextFormat:
         capitalized: further words and phrases with capitals, as they are written.
     """
 
-    numbers: bool = True
-    casing: bool = True
+    numbers: bool = option("flag", default=True)
+    casing: bool = option("flag", default=True)
     capitalized: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checked_flag("numbers", self.numbers)
-        checked_flag("casing", self.casing)
+        check_options(self)
         words: Any = self.capitalized
         if isinstance(words, str) or not isinstance(words, Iterable):
             raise ValueError(f"capitalized must be a list of words, got {words!r}")  # noqa: TRY004
