@@ -31,6 +31,8 @@ Kind = Literal["integer", "number", "flag", "choice", "text", "texts", "path", "
 
 _DECLARED = "option"
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
+HARMLESS = "harmless"
+"""Key beside the fields of a record in JSON: those without which older programs still work, and what they then lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Option:
 
     Attributes:
         kind: "integer" and "number" have limits; a "choice" is one of `choices`; a "record" may be one of them, too.
-        default: the library's; None: something that depends on the model or the call, which `otherwise` says.
+        default: the library's; MISSING: it has to be given; None: what depends on the model or the call (`otherwise`).
         least: smallest value; None: any.
         above: alternatively, an exclusive lower limit.
         most: largest value; None: any.
@@ -72,6 +74,7 @@ class Option:
         metavar: what the help of the command line calls its value.
         help: the first sentence about it in the docstring of its class.
         otherwise: what holds if it is None, by the same docstring.
+        lost: what a program loses that is older than the option and meets it in a bundle; empty: it must not go on.
     """
 
     kind: Kind
@@ -89,6 +92,7 @@ class Option:
     metavar: str | None = None
     help: str = ""
     otherwise: str = ""
+    lost: str = ""
 
     @property
     def may_be_none(self) -> bool:
@@ -170,3 +174,23 @@ def take_defaults(options: Any) -> None:
     for name, declared in options_of(options.__class__).items():
         if declared.in_bundle and getattr(options, name) is None:
             object.__setattr__(options, name, declared.default)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The library's default of a field; `dataclasses.MISSING`: it has to be given."""
+    if _DECLARED in field.metadata:
+        return field.metadata[_DECLARED].default
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def plain(value: Any) -> Any:
+    """Records as JSON, without fields that are at their default."""
+    if dataclasses.is_dataclass(value):
+        stated = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)
+                  if getattr(value, each.name) != default_of(each)}  # fmt: skip
+        options = options_of(value.__class__)
+        lost = {name: options[name].lost for name in stated if name in options and options[name].lost}
+        return plain(stated) | ({HARMLESS: lost} if lost else {})
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, tuple | list) else value

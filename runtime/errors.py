@@ -17,7 +17,7 @@ U2moeError
 ├── ProviderError            an execution provider that is not installed, has failed or computes wrongly
 └── StreamError              a stream used after its end, or for something its bundle does not support
 
-AudioWarning is a UserWarning: audio that is usable, but may not be what was intended.
+AudioWarning and BundleWarning are UserWarnings: audio or a bundle that is usable, but may not do what was intended.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "AudioOverflowError",
     "AudioWarning",
     "BundleError",
+    "BundleWarning",
     "CheckpointError",
     "CorpusError",
     "IntegrityError",
@@ -136,3 +137,7 @@ class StreamError(U2moeError):
 
 class AudioWarning(UserWarning):
     """Audio that is usable, but may not be what was intended: unfinished, truncated, or with channels that cancel."""
+
+
+class BundleWarning(UserWarning):
+    """A bundle of a newer version of u2moe, which says something that this one does not know and can do without."""

@@ -14,7 +14,8 @@ import u2moe.runtime
 ROOT = Path(__file__).parent.parent
 
 PUBLIC = [
-    "Alternative", "AudioError", "AudioOverflowError", "AudioWarning", "Bundle", "BundleError", "BundleWriter",
+    "Alternative", "AudioError", "AudioOverflowError", "AudioWarning", "Bundle", "BundleError", "BundleWarning",
+    "BundleWriter",
     "CheckpointError", "ContextGraph", "CorpusError", "DecodingOptions", "EndpointConfig", "EndpointRule", "Fusion",
     "Hypothesis", "IntegrityError", "Kernels", "KernelsError", "LanguageModel", "LanguageModelError",
     "LanguageModelOptions", "Microphone", "MicrophoneError", "Model", "ParityError", "PrefixBeamSearch",

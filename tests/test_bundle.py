@@ -1,15 +1,20 @@
 import dataclasses
+import hashlib
+import json
 import os
+from pathlib import Path
 
 import pytest
-from manifests import edit_manifest
+from manifests import LATER, LATER_FIELD, LOST, edit_manifest, of_later_version
 
 from u2moe.runtime.bundle import files
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig
+from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.errors import BundleError, IntegrityError
+from u2moe.runtime.declarations import option
+from u2moe.runtime.errors import BundleError, BundleWarning, IntegrityError
 from u2moe.runtime.text.vocabulary import TextConfig
 
 MODEL = ModelConfig(
@@ -174,37 +179,58 @@ def test_special_files(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format="other"), "format: found 'other', expected 'u2moe-bundle'"),
-        (lambda c: c.update(version=5), "version: found 5, expected 4; use the u2moe that wrote"),
-        (lambda c: c.update(version=2), "version: found 2, expected 4; made by an earlier development version"),
-        (lambda c: c.update(version=True), "version: found True"),
-        (lambda c: c.pop("version"), "version: found None"),
-        (lambda c: c.update(colour="red"), "unknown field 'colour'"),
-        (lambda c: c["model"].update(colour="red"), "model: unknown field 'colour'"),
-        (lambda c: c["model"].pop("blank"), "model: field 'blank' is missing"),
-        (lambda c: c["model"].update(blank="0"), "model: blank: found '0', expected int"),
-        (lambda c: c["model"].update(blank=True), "model: blank: found True, expected int"),
+        (lambda c: c.update(format="other"), "format must be 'u2moe-bundle', got 'other'"),
+        (
+            lambda c: c.update(version=5),
+            "version must be 4 (use the u2moe that wrote the bundle, or export it again), got 5",
+        ),
+        (
+            lambda c: c.update(version=2),
+            "version must be 4 (made by an earlier development version of u2moe: export it again), got 2",
+        ),
+        (
+            lambda c: c.update(version=True),
+            "version must be 4 (made by an earlier development version of u2moe: export it again), got True",
+        ),
+        (
+            lambda c: c.pop("version"),
+            "version must be 4 (use the u2moe that wrote the bundle, or export it again), got None",
+        ),
+        (
+            lambda c: c.update(colour="red"),
+            "colour is a field that this version of u2moe does not know; the bundle is by test: use that",
+        ),
+        (lambda c: c["model"].update(colour="red"), "model.colour is a field that this version of u2moe does not know"),
+        (lambda c: c["model"].pop("blank"), "model.blank is missing"),
+        (lambda c: c["model"].update(blank="0"), "model.blank must be an integer, got '0'"),
+        (lambda c: c["model"].update(blank=True), "model.blank must be an integer, got True"),
         (lambda c: c["model"].update(blank=99), "blank must be a token id below 4, got 99"),
         (lambda c: c["model"].update(right_context=-1), "right_context must be at least 0, got -1"),
         (
             lambda c: c["model"].update(feature_size=40),
             "feature_size of the model must be that of the features, 80, got 40",
         ),
-        (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms and frame_length_ms must be"),
+        (
+            lambda c: c["features"].update(frame_shift_ms=0),
+            "frame_shift_ms must be a number between 1 and 1000, got 0",
+        ),
         (
             lambda c: c["decoding"].update(reverse_weight=2),
             "decoding: reverse_weight must be a number between 0 and 1, got 2",
         ),
-        (lambda c: c["decoding"].update(ctc_weight=10**400), "ctc_weight: is too large for a 64-bit number"),
+        (lambda c: c["decoding"].update(ctc_weight=10**400), "decoding.ctc_weight must be a number, got 1000"),
         (lambda c: c["decoding"].update(ctc_weight=10**5000), "bundle.json: is not valid JSON: Exceeds the limit"),
-        (lambda c: c["model"].update(decoder="lstm"), "model: decoder: found 'lstm'"),
-        (lambda c: c.update(model=None), "model: found None, expected an object"),
-        (lambda c: c.update(files=[]), "files: found"),
+        (
+            lambda c: c["model"].update(decoder="lstm"),
+            "model.decoder must be one of bitransformer, transformer, none, got 'lstm'",
+        ),
+        (lambda c: c.update(model=None), "model must be an object, got None"),
+        (lambda c: c.update(files=[]), "files must be an object, got []"),
         (
             lambda c: c.update(quantization={"groups": {"experts": "int4"}}),
             "int4_version of the quantization must be 2",
         ),
-        (lambda c: c["files"]["ctc.onnx"].pop("size"), "ctc.onnx: field 'size' is missing"),
+        (lambda c: c["files"]["ctc.onnx"].pop("size"), "files.ctc.onnx.size is missing"),
         (lambda c: c["files"].pop("tokens.txt"), "'tokens.txt' is not listed"),
         (lambda c: c["model"].update(vocab_size=5), "found 4 symbols, expected vocab_size 5"),
     ],
@@ -215,6 +241,56 @@ def test_manifests_that_are_refused(folder, change, message):
         Bundle.open(folder)
     assert message in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_a_manifest_with_every_field_is_read_as_one_without_those_at_their_default():
+    """That of the demo bundle before defaults were left out; runs of a corpus know a bundle by its fingerprint."""
+    text = (Path(__file__).parent / "golden" / "bundle_of_version_4.json").read_text(encoding="utf-8")
+    manifest = parse_manifest(text, Path("bundle.json"))
+    assert (manifest.decoding.beam_size, manifest.decoding.padding_s, manifest.model.max_position) == (40, 0.18, 5000)
+    written = format_manifest(manifest)
+    content = json.loads(written)
+    assert (content["version"], content["features"]) == (4, {})
+    assert content["decoding"].keys() == {"beam_size", "padding_s", "language_model"}
+    assert parse_manifest(written, Path("bundle.json")) == manifest
+    assert hashlib.sha256(written.encode()).hexdigest()[:16] == "807a3726e103d233"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterConfig(DecodingConfig):
+    """As a later version may have it."""
+
+    pace: float = option("number", 1.0, least=0, lost="words come at their usual pace")
+    order: str = option("choice", "forwards", choices=("forwards", "backwards"))
+
+
+def test_what_a_later_version_writes_is_read_if_it_is_harmless(tmp_path):
+    def written(**chosen):
+        content = format_manifest(dataclasses.replace(MANIFEST, producer="u2moe 9.9", decoding=LaterConfig(**chosen)))
+        return json.loads(content)["decoding"], lambda: parse_manifest(content, tmp_path / "bundle.json")
+
+    content, read = written()
+    assert content == {}
+    assert read().decoding == DecodingConfig()
+    content, read = written(pace=0.5, beam_size=4)
+    assert content == {"beam_size": 4, "pace": 0.5, "harmless": {"pace": "words come at their usual pace"}}
+    told = r"bundle\.json: decoding\.pace is .* not know; the bundle is by u2moe 9\.9, without it: words come at their"
+    with pytest.warns(BundleWarning, match=told):
+        assert read().decoding == DecodingConfig(beam_size=4)
+    _, read = written(order="backwards")
+    with pytest.raises(BundleError, match=r"decoding\.order is a field that .* by u2moe 9\.9: use that version, or"):
+        read()
+
+
+@pytest.mark.parametrize("section", ["", "model", "features", "text", "decoding"])
+def test_unknown_fields_are_passed_over_or_refused_wherever_they_are(folder, section):
+    field = f"{section}.{LATER_FIELD}".lstrip(".")
+    of_later_version(section, harmless=True)(folder)
+    with pytest.warns(BundleWarning, match=f"bundle.json: {field} is .* by {LATER}, without it: {LOST}"):
+        Bundle.open(folder)
+    of_later_version(section, harmless=False)(folder)
+    with pytest.raises(BundleError, match=f"bundle.json: {field} is .* by {LATER}: use that version, or a newer one"):
+        Bundle.open(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The cases that every runtime runs: Python's own results, and an option for each of Python's."""
 
 import dataclasses
+import runpy
+from pathlib import Path
 
 import pytest
 from conformance import COMPUTED, FOLDER, assert_same, load
@@ -8,6 +10,7 @@ from conformance import COMPUTED, FOLDER, assert_same, load
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions
 from u2moe.runtime.options import SEARCHES
 
+ROOT = Path(__file__).parents[1]
 PYTHON_ALONE = {"classes": "lists of words for language models", "model": "a file"}
 """Options that no other runtime has, and what they belong to."""
 
@@ -17,6 +20,12 @@ def test_python_gives_the_results_of_the_cases(kind, tmp_path):
     """Where this is meant to change, tests/conformance/make_cases.py writes them again."""
     content = load(kind)
     assert_same(kind, [COMPUTED[kind](case, content, tmp_path) for case in content["cases"]])
+
+
+def test_other_languages_have_what_python_declares():
+    """`python runtime/cpp/declared.py` writes it again."""
+    for file, content in runpy.run_path(str(ROOT / "runtime" / "cpp" / "declared.py"))["written"]().items():
+        assert file.read_text(encoding="utf-8") == content, file
 
 
 def names_in(value):

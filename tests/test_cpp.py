@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import soundfile
-from manifests import adjusted, edited, flipped, without
+from manifests import LATER, LATER_FIELD, LOST, adjusted, edited, flipped, of_later_version, without
 from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
 
@@ -24,6 +24,7 @@ import u2moe
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings, parse_hotwords
 from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
+from u2moe.runtime.options import SEARCHES
 from u2moe.runtime.places import DEMO_FOLDER
 
 FULL = Path("/dev/full")
@@ -514,15 +515,12 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another",
         "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another",
         "the same text after reset",
-        "U2MOE_INVALID_ARGUMENT: beam_size must be from 0 to 1000, got -1",
-        "U2MOE_INVALID_ARGUMENT: beam_size must be from 0 to 1000, got 1001",
+        "U2MOE_INVALID_ARGUMENT: beam_size must be from 1 to 1000, got -1",
+        "U2MOE_INVALID_ARGUMENT: beam_size must be from 1 to 1000, got 1001",
         "U2MOE_INVALID_ARGUMENT: padding_s must be from 0 to 10, got 10.5",
         "U2MOE_INVALID_ARGUMENT: ctc_weight must be from 0 to 1e+09, got nan",
         "U2MOE_INVALID_ARGUMENT: pause must be from 0.4 to 1e+09, got 0.1",
-        (
-            "U2MOE_INVALID_ARGUMENT: search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, "
-            "got 'viterbi'"
-        ),
+        f"U2MOE_INVALID_ARGUMENT: search must be one of {', '.join(SEARCHES)}, got 'viterbi'",
         "U2MOE_INVALID_ARGUMENT: length_penalty must be from -10 to 10, got 11",
         "U2MOE_INVALID_ARGUMENT: endpoint rules need silence or a length above 0 seconds",
         "U2MOE_INVALID_ARGUMENT: hotwords are empty: leave them out for none",
@@ -606,7 +604,8 @@ def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk
         (edited("model", blank=999), r"bundle\.json: model: blank: found 999, expected an integer from 0 to"),
         (edited("features", sample_rate="16k"), r"bundle\.json: features: sample_rate: found '16k', expected a number"),
         (edited("", version=1), r"bundle\.json: version: found 1, expected 4"),
-        (edited("features", frame_shift_ms=5), r"features\.onnx: u2moe\.frame_shift_ms is 10\.0, which is not that of"),
+        (of_later_version("model", harmless=False), rf"bundle\.json: model: {LATER_FIELD} .* by {LATER}: use that"),
+        (edited("features", frame_shift_ms=5), r"features\.onnx: u2moe\.frame_shift_ms is 10, which is not that of"),
         (edited("model", blank=5), r"\.onnx: u2moe\.blank is \d+, which is not that of bundle\.json"),
     ],
 )
@@ -614,6 +613,16 @@ def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path, da
     shutil.copytree(bundle.path, tmp_path / "bundle")
     damage(tmp_path / "bundle")
     assert re.search(message, problem(program, tmp_path / "bundle", talk))
+
+
+def test_a_harmless_field_of_a_later_version_is_passed_over_with_a_warning(program, bundle, talk, tmp_path):
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    of_later_version("decoding", harmless=True)(tmp_path / "bundle")
+    (warning,) = json.loads(run(program, "--describe", tmp_path / "bundle").stdout)["warnings"]
+    assert f"bundle.json: decoding: {LATER_FIELD} is a field that this version of u2moe does not know" in warning
+    assert warning.endswith(f"; the bundle is by {LATER}, without it: {LOST}")
+    found, expected = (segments(run(program, "--json", each, talk)) for each in (tmp_path / "bundle", bundle.path))
+    assert found == expected
 
 
 def test_a_bundle_in_memory_is_that_of_its_folder(check, bundle, talk):

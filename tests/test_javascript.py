@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import conformance
 import numpy as np
@@ -11,15 +12,17 @@ import pytest
 import soundfile
 from browsing import BROWSER, WEB, needs_onnxruntime_web
 from javascript import NODE, needs_node, run_module
-from manifests import adjusted, edited, flipped, without
+from manifests import LATER, LATER_FIELD, LOST, adjusted, edited, flipped, of_later_version, without
 from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
 from u2moe.runtime.audio.resampling import SincResampler
+from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.places import DEMO_FOLDER
 
 pytestmark = needs_node
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize("kind", conformance.COMPUTED)
@@ -218,7 +221,9 @@ DAMAGES = [
     (edited("features", frame_shift_ms=0), "BundleError: bundle.json: features: frame_shift_ms: found 0, expected"),
     (edited("", calibration={"scale": 0}), "BundleError: bundle.json: calibration: scale: found 0, expected a number"),
     (edited("decoding", ctc_weight="a"), "BundleError: bundle.json: decoding: ctc_weight: found 'a', expected"),
-    (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files.ctc.ort: found {}, expected its size and"),
+    (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files: ctc.ort: field 'sha256' is missing"),
+    (edited("files", **{"ctc.ort": {"sha256": "", "size": 1}}), "BundleError: bundle.json: files.ctc.ort: found {"),
+    (of_later_version("text", harmless=False), f"BundleError: bundle.json: text: {LATER_FIELD} is a field that this"),
 ]
 
 
@@ -240,6 +245,28 @@ def test_damage_is_refused_by_name(ort_bundle, tmp_path):
     )
     for refusal, (_, expected) in zip(found, DAMAGES, strict=True):
         assert refusal.startswith(expected)
+
+
+def test_manifests_of_other_versions_are_read(tmp_path):
+    """With every field, without those at their default, and with one that is unknown and harmless."""
+    whole = (GOLDEN / "bundle_of_version_4.json").read_text(encoding="utf-8")
+    brief = format_manifest(parse_manifest(whole, GOLDEN))
+    (tmp_path / "bundle.json").write_text(brief, encoding="utf-8")
+    of_later_version("decoding", harmless=True)(tmp_path)
+    first, second, later, told = run_module(
+        """
+        const { Core } = await part('core.js');
+        const core = await Core.load(), told = [];
+        console.warn = (text) => told.push(text);
+        console.log(JSON.stringify([...input.map((text) => core.parseManifest(text)), told]));
+        """,
+        [whole, brief, (tmp_path / "bundle.json").read_text(encoding="utf-8")],
+    )
+    assert first == second
+    assert (first["features"]["sample_rate"], first["model"]["max_position"]) == (16_000, 5000)
+    assert later["decoding"][LATER_FIELD] == 0.5
+    unknown = f"u2moe: bundle.json: decoding: {LATER_FIELD} is a field that this version of u2moe does not know"
+    assert told == [f"{unknown}; the bundle is by {LATER}, without it: {LOST}"]
 
 
 @needs_onnxruntime_web
@@ -278,6 +305,9 @@ def test_misuse_is_refused_by_name(ort_bundle):
           caught(() => recognizer.createStream({ reverseWeight: 7 })),
           caught(() => recognizer.createStream({ paddingS: 11 })),
           caught(() => recognizer.createStream({ hotwords: 'ADA' })),
+          caught(() => recognizer.createStream({ hotwords: [['ADA', 1, 2]] })),
+          caught(() => recognizer.createStream({ hotwords: [[]] })),
+          caught(() => recognizer.createStream({ hotwords: [{ phrase: 'ADA' }] })),
           caught(() => recognizer.createStream({ endpoint: 0 })),
           caught(() => recognizer.createStream({ endpoint: { rule5: null } })),
           caught(() => recognizer.createStream({ beam_size: 4 })),
@@ -293,8 +323,8 @@ def test_misuse_is_refused_by_name(ort_bundle):
         "RangeError: vad must be a Vad, which a worker cannot be sent",
         "LanguageModelError: language model: line 1: there is no \\data\\: not an ARPA file",
         "LanguageModelError: language model: is not a compact language model of this version",
-        "RangeError: weight must be from 0 to 100, got -1",
-        "RangeError: search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got 'beam'",
+        "RangeError: weight: found -1, expected a number from 0 to 100",
+        "RangeError: search must be one of attention_rescoring, ctc_prefix_beam, ctc_greedy, attention, got 'beam'",
         "RangeError: beamSize: found '5', expected a number",
         "RangeError: hotword 'ẞ': the vocabulary has no 'ẞ'",
         "AudioError: sample rate must be between 1000 and 384000 Hz, got 384001",
@@ -305,10 +335,13 @@ def test_misuse_is_refused_by_name(ort_bundle):
         "StreamError: the input of this stream is finished: reset it, or create another",
         "StreamError: the input of this stream is already finished",
         "RangeError: ctcWeight must be a number, got NaN",
-        "RangeError: reverseWeight must be from 0 to 1, got 7",
-        "RangeError: paddingS must be from 0 to 10, got 11",
-        "RangeError: hotwords must be an array of phrases, got ADA",
-        "RangeError: endpoint must be true, false or rules, got 0",
+        "RangeError: reverseWeight: found 7, expected a number from 0 to 1",
+        "RangeError: paddingS: found 11, expected a number from 0 to 10",
+        "RangeError: hotwords: found 'ADA', expected an array",
+        "RangeError: hotwords: 0: found an array, expected a phrase, alone or with its weight",
+        "RangeError: hotwords: 0: found an array, expected a phrase, alone or with its weight",
+        "RangeError: hotwords: 0: found an object, expected an array",
+        "RangeError: endpoint: found 0, expected true or false",
         "RangeError: endpoint: rule5: found null, expected no field of this name",
         "RangeError: there is no option beam_size",
     ]

@@ -113,7 +113,7 @@ def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_n
           return new Response(await readFile(`${input.bundle}${new URL(url).pathname}`));
         };
         const load = async () => {
-          const { files } = await openBundle('http://here/', { check: () => {} });
+          const { files } = await openBundle('http://here/', { parse: JSON.parse });
           return (await Promise.all(files.values())).length;
         };
         const numFiles = await load();

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Never
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal, Never, get_args
 
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.files import FileDigest, plain_name
 from u2moe.runtime.bundle.weight_formats import quantized
-from u2moe.runtime.declarations import check_options, take_defaults
+from u2moe.runtime.declarations import HARMLESS, check_options, option, plain, take_defaults
 from u2moe.runtime.language.model import FusionWeights
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, BundledOptions, EndpointConfig
 from u2moe.runtime.text.vocabulary import TextConfig
+from u2moe.runtime.validation import wrong
 
 MANIFEST_FILE = "bundle.json"
 TOKENS_FILE = "tokens.txt"
+Decoder = Literal["bitransformer", "transformer", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,40 +26,32 @@ class ModelConfig:
 
     streaming: bool
     """False: the encoder looks ahead or was not trained on chunks; it can only transcribe whole utterances."""
-    decoder: Literal["bitransformer", "transformer", "none"]
-    feature_size: int
-    output_size: int
-    num_blocks: int
-    vocab_size: int
-    subsampling_rate: int
-    right_context: int
-    static_chunk_size: int
+    decoder: Decoder = option("choice", MISSING, choices=get_args(Decoder))
+    feature_size: int = option("integer", MISSING, least=1)
+    output_size: int = option("integer", MISSING, least=1)
+    num_blocks: int = option("integer", MISSING, least=1)
+    vocab_size: int = option("integer", MISSING, least=1)
+    subsampling_rate: int = option("integer", MISSING, least=1)
+    right_context: int = option("integer", MISSING, least=0)
+    static_chunk_size: int = option("integer", MISSING, least=0)
     """Chunk size that the encoder was trained for; 0: any."""
-    blank: int
-    sos: int
-    eos: int
+    blank: int = option("integer", MISSING, least=0)
+    sos: int = option("integer", MISSING, least=0)
+    eos: int = option("integer", MISSING, least=0)
     caches: tuple[contract.Cache, ...] = ()
     """Caches that a stream keeps from chunk to chunk; none if the encoder cannot stream."""
-    chunk_multiple: int = 1
+    chunk_multiple: int = option("integer", 1, least=1)
     """Chunk sizes must be multiples of it: layers at a lower frame rate take several encoder frames at a time."""
-    frame_reduction: int = 1
+    frame_reduction: int = option("integer", 1, least=1)
     """Frames after the subsampling for one of the output: chunks need features for all of them."""
-    max_position: int = 5000
+    max_position: int = option("integer", 5000, least=1)
     """Encoder frames after which a stream with limited left context moves its positions back."""
 
     def __post_init__(self) -> None:
-        positive = ("feature_size", "output_size", "num_blocks", "vocab_size", "subsampling_rate")
-        for name in (*positive, "chunk_multiple", "frame_reduction", "max_position"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("right_context", "static_chunk_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_options(self)
         for name in ("blank", "sos", "eos"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
+            if getattr(self, name) >= self.vocab_size:
                 raise ValueError(f"{name} must be a token id below {self.vocab_size}, got {getattr(self, name)}")
-        if self.decoder not in ("bitransformer", "transformer", "none"):
-            raise ValueError(f"decoder must be 'bitransformer', 'transformer' or 'none', got {self.decoder!r}")
 
     @property
     def bidirectional(self) -> bool:
@@ -104,13 +97,12 @@ WINDOWS = ("povey", "hamming", "hanning", "blackman", "rectangular")
 class FeatureConfig:
     """The front end of the checkpoint's training: Kaldi's log-mel filter banks or MFCC of samples times 32768."""
 
-    sample_rate: int = 16000
-    num_mel_bins: int = 80
-    frame_length_ms: float = 25.0
-    frame_shift_ms: float = 10.0
-    window: str = "povey"
-    """One of `WINDOWS`."""
-    num_ceps: int = 0
+    sample_rate: int = option("integer", 16000, least=1000, most=384_000, unit="Hz")
+    num_mel_bins: int = option("integer", 80, least=3, most=1000)
+    frame_length_ms: float = option("number", 25.0, least=1, most=1000)
+    frame_shift_ms: float = option("number", 10.0, least=1, most=1000)
+    window: str = option("choice", "povey", choices=WINDOWS)
+    num_ceps: int = option("integer", 0, least=0, most=1000)
     """Cepstral coefficients of a frame (MFCC), C0 first and liftered; 0: the log-mel energies themselves."""
     low_hz: float = 20.0
     """Lower edge of the mel bands."""
@@ -118,19 +110,11 @@ class FeatureConfig:
     """Upper edge of the mel bands; 0 or below: added to the Nyquist frequency."""
 
     def __post_init__(self) -> None:
-        if not 1000 <= self.sample_rate <= 384_000:
-            raise ValueError(f"sample_rate must be between 1000 and 384000 Hz, got {self.sample_rate}")
-        if not 3 <= self.num_mel_bins <= 1000:
-            raise ValueError(f"num_mel_bins must be between 3 and 1000, got {self.num_mel_bins}")
-        if not 1 <= self.frame_shift_ms <= self.frame_length_ms <= 1000:
-            raise ValueError(
-                f"frame_shift_ms and frame_length_ms must be between 1 and 1000, the shift no longer than the frame, "
-                f"got {self.frame_shift_ms} and {self.frame_length_ms}"
-            )
-        if self.window not in WINDOWS:
-            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {self.window!r}")
-        if not 0 <= self.num_ceps <= self.num_mel_bins:
-            raise ValueError(f"num_ceps must be between 0 and num_mel_bins {self.num_mel_bins}, got {self.num_ceps}")
+        check_options(self)
+        if self.frame_shift_ms > self.frame_length_ms:
+            raise wrong("frame_shift_ms", f"at most frame_length_ms, {self.frame_length_ms}", self.frame_shift_ms)
+        if self.num_ceps > self.num_mel_bins:
+            raise wrong("num_ceps", f"at most num_mel_bins, {self.num_mel_bins}", self.num_ceps)
         if not 0 <= self.low_hz < self.top_hz <= self.sample_rate / 2:
             raise ValueError(
                 f"low_hz and high_hz must be edges of bands below half the sample_rate {self.sample_rate}, "
@@ -186,24 +170,21 @@ class DecodingConfig(BundledOptions[Never]):
     @property
     def chosen(self) -> dict[str, Any]:
         """The fields that differ from the library's defaults, as JSON."""
-        defaults, own = asdict(DecodingConfig()), asdict(self)
-        return {name: value for name, value in own.items() if value != defaults[name]}
+        chosen: dict[str, Any] = plain(self)
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Calibration of word confidences, as fitted by `u2moe.benchmarks.studies.calibration --fit`."""
 
-    scale: float = 1.0
+    scale: float = option("number", 1.0, above=0)
     """Factor of the log-odds of a confidence."""
-    bias: float = 0.0
+    bias: float = option("number", 0.0)
     """Added to the scaled log-odds."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale must be above 0, got {self.scale}")
-        if not math.isfinite(self.bias):
-            raise ValueError(f"bias must be a number, got {self.bias}")
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,13 +255,12 @@ class Manifest:
         return self.model.subsampling_rate * self.features.frame_shift_ms / 1000
 
     def metadata(self) -> dict[str, str]:
-        """Runtime-critical values as `metadata_props` of each graph, so that a graph is self-contained."""
-        result = {f"{contract.METADATA_PREFIX}version": str(self.version)}
-        for section in ("model", "features", "text"):
-            part = getattr(self, section)
-            for item in fields(part):
-                value = getattr(part, item.name)
-                if value is not None:
-                    text = value if isinstance(value, str) else json.dumps(value, default=asdict)
-                    result[f"{contract.METADATA_PREFIX}{item.name}"] = text
-        return result
+        """Runtime-critical values as `metadata_props` of each graph, without those at their default."""
+        stated = {"version": contract.FORMAT_VERSION, **plain(self.model), **plain(self.features), **plain(self.text)}
+        stated.pop(HARMLESS, None)  # what the manifest says, which is read with every graph
+        return {f"{contract.METADATA_PREFIX}{name}": as_text(value) for name, value in stated.items()}
+
+
+def as_text(value: Any) -> str:
+    """A value as metadata of a graph."""
+    return value if isinstance(value, str) else json.dumps(plain(value))

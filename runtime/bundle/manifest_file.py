@@ -1,32 +1,42 @@
-"""Converts the text of bundle.json to and from a `Manifest`. Opens no files."""
+"""Converts the text of bundle.json to and from a `Manifest`. Opens no files.
+
+Bundles live longer than programs. A field that is at its default is not written: a program that does not know it reads
+the bundle all the same. If it is written, the bundle says whether that matters: an object has under `harmless` those of
+its fields without which older programs still work, each with what they lose.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import types
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from u2moe.runtime.bundle import contract
-from u2moe.runtime.bundle.manifest import Manifest
-from u2moe.runtime.errors import BundleError
+from u2moe.runtime.bundle.manifest import Manifest, as_text
+from u2moe.runtime.declarations import HARMLESS, default_of, plain
+from u2moe.runtime.errors import BundleError, BundleWarning
+from u2moe.runtime.validation import checked_choice, checked_number, checked_object, refused_as, wrong
 
 FORMAT = "u2moe-bundle"
+_SCALARS = {bool: "true or false", int: "an integer", str: "a text"}
 
 
 def format_manifest(manifest: Manifest) -> str:
     """The content of bundle.json."""
-    content = {"format": FORMAT, **dataclasses.asdict(manifest)}
-    for digest in content["files"].values():
-        if not digest["blocks"]:
-            del digest["blocks"]
+    content = {"format": FORMAT, "version": contract.FORMAT_VERSION, **plain(manifest)}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse_manifest(text: str, where: Path) -> Manifest:
     """The manifest in the content of bundle.json.
+
+    A BundleWarning tells of each field that is unknown and harmless.
 
     Args:
         text: the content.
@@ -39,19 +49,102 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else content
-        raise BundleError(f"{where}: format: found {found!r:.80}, expected {FORMAT!r}")
-    del content["format"]
-    # First of all: a manifest of another version may have any fields.
-    version = content.get("version")
-    if version != contract.FORMAT_VERSION or isinstance(version, bool):
-        remedy = "use the u2moe that wrote the bundle, or export it again"
-        if version in range(contract.FORMAT_VERSION):
-            remedy = "made by an earlier development version of u2moe: export it again"
-        raise BundleError(f"{where}: version: found {version!r:.80}, expected {contract.FORMAT_VERSION}; {remedy}")
-    manifest: Manifest = _build(Manifest, content, str(where))
+    with refused_as(BundleError, where):
+        content = checked_object("", content)
+        if (found := content.pop("format", None)) != FORMAT:
+            raise wrong("format", repr(FORMAT), found)
+        # First of all: a manifest of another version may have any fields.
+        version = content.pop("version", None)
+        if version != contract.FORMAT_VERSION or isinstance(version, bool):
+            remedy = "use the u2moe that wrote the bundle, or export it again"
+            if version in range(contract.FORMAT_VERSION):
+                remedy = "made by an earlier development version of u2moe: export it again"
+            raise wrong("version", f"{contract.FORMAT_VERSION} ({remedy})", version)
+        reader = _Reader(where, content.get("producer"))
+        manifest: Manifest = reader.built(Manifest, content, "")
     return manifest
+
+
+def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path) -> None:
+    """Compare the metadata of a graph, if it has ours, with the manifest: this detects a graph from another bundle.
+
+    Raises:
+        BundleError: a value differs; names it.
+    """
+    if f"{contract.METADATA_PREFIX}version" not in metadata:
+        return
+    reader = _Reader(where, manifest.producer)
+    for part in (manifest.model, manifest.features, manifest.text):
+        hints = get_type_hints(type(part))
+        for item in dataclasses.fields(part):
+            key, own, default = f"{contract.METADATA_PREFIX}{item.name}", getattr(part, item.name), default_of(item)
+            text = metadata.get(key, None if default is dataclasses.MISSING else as_text(default))
+            if text is not None and own != (text if isinstance(own, str) else reader.parsed(hints[item.name], text)):
+                raise BundleError(f"{where}: metadata {key} is {text!r:.80}, expected {as_text(own)!r}")
+
+
+class _Reader:
+    """Builds the classes of the manifest from JSON. ValueErrors name the field.
+
+    Args:
+        where: the file, for warnings.
+        producer: the program that wrote it.
+    """
+
+    def __init__(self, where: Path, producer: object) -> None:
+        self._where = where
+        self._by = f"the bundle is by {producer!s:.80}"
+
+    def parsed(self, kind: Any, text: str) -> Any:
+        """The value in a text of JSON; None: it has another type."""
+        try:
+            return self.built(kind, json.loads(text), "")
+        except ValueError:
+            return None
+
+    def built(self, kind: Any, value: Any, name: str) -> Any:
+        """Convert a JSON `value` to the type `kind`: a scalar, Literal, optional, dict, tuple or dataclass of these."""
+        if kind is Any:
+            return value
+        if dataclasses.is_dataclass(kind):
+            return self._object(kind, checked_object(name, value), name)
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin in (Union, types.UnionType):
+            return None if value is None and types.NoneType in arguments else self.built(arguments[0], value, name)
+        if origin is dict:
+            items = checked_object(name, value).items()
+            return {key: self.built(arguments[1], item, _within(name, key)) for key, item in items}
+        if origin is tuple:
+            if not isinstance(value, list):
+                raise wrong(name, "a list", value)
+            return tuple(self.built(arguments[0], item, _within(name, index)) for index, item in enumerate(value))
+        if origin is Literal:
+            return checked_choice(name, value, arguments)
+        if kind is float:
+            return checked_number(name, value)
+        if type(value) is not kind:
+            raise wrong(name, _SCALARS[kind], value)
+        return value
+
+    def _object(self, kind: Any, content: dict[str, Any], name: str) -> Any:
+        known, hints = {each.name: each for each in dataclasses.fields(kind)}, _type_hints(kind)
+        harmless = checked_object(_within(name, HARMLESS), content.get(HARMLESS, {}))
+        for unknown in sorted(content.keys() - known.keys() - {HARMLESS}):
+            message = f"{_within(name, unknown)} is a field that this version of u2moe does not know; {self._by}"
+            if unknown not in harmless:
+                raise ValueError(f"{message}: use that version, or a newer one")
+            message = f"{self._where}: {message}, without it: {harmless[unknown]!s:.200}"
+            warnings.warn(message, BundleWarning, stacklevel=2)
+        for each in known.values():
+            if each.name not in content and default_of(each) is dataclasses.MISSING:
+                raise ValueError(f"{_within(name, each.name)} is missing")
+        built = {key: self.built(hints[key], content[key], _within(name, key)) for key in known if key in content}
+        with refused_as(ValueError, name) if name else contextlib.nullcontext():
+            return kind(**built)
+
+
+def _within(name: str, key: object) -> str:
+    return f"{name}.{key}" if name else str(key)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,54 +158,4 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Convert a JSON `value` to the type `kind`: a scalar, Literal, optional, dict, tuple or dataclass of these."""
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
-    origin = get_origin(kind)
-    if origin is dict:
-        if isinstance(value, dict):
-            return {key: _build(get_args(kind)[1], item, f"{where}: {key}") for key, item in value.items()}
-    elif origin is tuple:
-        if isinstance(value, list):
-            return tuple(_build(get_args(kind)[0], item, f"{where}: {index}") for index, item in enumerate(value))
-    elif origin is Literal:
-        if value in get_args(kind):
-            return value
-    elif origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return _build(get_args(kind)[0], value, where)
-    elif kind is float and type(value) is int:
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise BundleError(f"{where}: is too large for a 64-bit number") from error
-    elif type(value) is kind:
-        return value
-    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
-    raise BundleError(f"{where}: found {value!r:.80}, expected {expected}")
-
-
 _type_hints = functools.cache(get_type_hints)
-
-
-def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise BundleError(f"{where}: found {value!r:.80}, expected an object")
-    hints = _type_hints(kind)
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(value.keys() - known.keys())
-    if unknown:
-        raise BundleError(f"{where}: unknown field {unknown[0]!r:.80}, expected {sorted(known)}")
-    for name, field in known.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise BundleError(f"{where}: field {name!r} is missing")
-    built = {name: _build(hints[name], item, f"{where}: {name}") for name, item in value.items()}
-    try:
-        return kind(**built)
-    except ValueError as error:
-        raise BundleError(f"{where}: {error}") from error

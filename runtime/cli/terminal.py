@@ -49,7 +49,7 @@ class _Closed(io.TextIOBase):
 
 
 def warnings_as_lines() -> AbstractContextManager[None]:
-    """Write every AudioWarning as a line on stderr."""
+    """Write every AudioWarning and BundleWarning as a line on stderr."""
     return handing_warnings_to(functools.partial(_tell, "warning"))
 
 

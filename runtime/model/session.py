@@ -10,10 +10,11 @@ from typing import Any
 import numpy.typing as npt
 import onnxruntime
 
-from u2moe.runtime.bundle.contract import METADATA_PREFIX, PACKED, Graph, Tensor
+from u2moe.runtime.bundle.contract import PACKED, Graph, Tensor
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.graph_file import GraphFile
 from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
+from u2moe.runtime.bundle.manifest_file import check_metadata
 from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
 from u2moe.runtime.model.exit import NATIVE_CALLS
@@ -80,7 +81,7 @@ class Session:
         try:
             _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
             _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
-            _check_metadata(file, self._session.get_modelmeta().custom_metadata_map, manifest)
+            check_metadata(self._session.get_modelmeta().custom_metadata_map, manifest, file)
         except UnicodeDecodeError as error:
             raise BundleError(f"{file}: a name in it is not text: {error}") from error
 
@@ -189,11 +190,3 @@ def _check_tensors(
             if isinstance(size, int) and size != config.axis(axis):
                 wanted = config.axis(axis)
                 raise BundleError(f"{where}: axis {axis} is {size}, expected {'any' if wanted is None else wanted}")
-
-
-def _check_metadata(file: Path, metadata: Mapping[str, str], manifest: Manifest) -> None:
-    """Compare the graph's metadata, if any, with the manifest: this detects a graph from another bundle."""
-    expected = manifest.metadata()
-    for key, value in metadata.items():
-        if key.startswith(METADATA_PREFIX) and key in expected and value != expected[key]:
-            raise BundleError(f"{file}: metadata {key} is {value!r:.80}, expected {expected[key]!r}")

@@ -8,15 +8,14 @@ const MANIFEST = 'bundle.json';
  * Read the manifest, and begin to read the other files, all at once.
  *
  * @param source a URL, or {read(name)} that resolves to bytes.
- * @param options {check, cache, onProgress, signal}: called with the manifest's text to check it; name of a Cache to keep files in,
- *   null for none; called with {loaded, total} bytes; an AbortSignal.
+ * @param options {parse, cache, onProgress, signal}: called with the manifest's text for its content; name of a Cache to keep files
+ *   in, null for none; called with {loaded, total} bytes; an AbortSignal.
  * @returns {text, manifest, files}: the manifest as it is and as an object; a map from names to promises of contents.
  */
-export async function openBundle(source, { check, cache = 'u2moe', onProgress = () => {}, signal }) {
+export async function openBundle(source, { parse, cache = 'u2moe', onProgress = () => {}, signal }) {
   const reader = typeof source?.read === 'function' ? new Reader(source, signal) : UrlReader.of(source, cache, signal);
   const content = await reader.read(MANIFEST), text = new TextDecoder().decode(content);
-  await check(text);
-  const manifest = JSON.parse(text), names = neededFiles(manifest), loaded = new Map();
+  const manifest = await parse(text), names = neededFiles(manifest), loaded = new Map();
   const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
   const files = new Map(names.map((name) => {
     const report = (bytes) => {
@@ -33,8 +32,8 @@ export async function openBundle(source, { check, cache = 'u2moe', onProgress = 
 
 /** Graphs in ORT format are preferred: they load faster. */
 function neededFiles(manifest) {
-  const graphs = ['features', 'encoder', 'ctc', ...(manifest.model?.decoder === 'none' ? [] : ['decoder'])];
-  const names = ['tokens.txt'], files = manifest.files ?? {};
+  const graphs = ['features', 'encoder', 'ctc', ...(manifest.model.decoder === 'none' ? [] : ['decoder'])];
+  const names = ['tokens.txt'], { files } = manifest;
   for (const graph of graphs) {
     const file = [`${graph}.ort`, `${graph}.onnx`].find((name) => files[name]);
     if (!file) throw new BundleError(`${MANIFEST}: files: ${graph}.ort or ${graph}.onnx is not listed`);

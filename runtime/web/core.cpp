@@ -1,4 +1,4 @@
-// What JavaScript calls of the C++ core (runtime/cpp/source), compiled to WebAssembly by build.py. Strings come as UTF-8 with a
+// What JavaScript calls of the C++ core (runtime/cpp/source), compiled to WebAssembly by runtime/cpp/wasm.sh. Strings come as UTF-8 with a
 // length, and go as UTF-8 that ends with 0 and lasts until the next call. Errors are thrown by JavaScript; see errors.hpp.
 #include <algorithm>
 #include <memory>
@@ -33,58 +33,59 @@ const char* told(std::string text) {
   return answer.c_str();
 }
 
-double number(const Json& json, const char* name, double otherwise) { return json.has(name) ? json[name].number() : otherwise; }
+// A phrase, alone or with its weight.
+Hotword hotword_of(const Json& json) {
+  if (json.is_string()) return {json.string()};
+  if (json.array().empty() || json.array().size() > 2) json.fail("a phrase, alone or with its weight");
+  return json.array().size() > 1 ? Hotword{json[0].string(), json[1].number()} : Hotword{json[0].string()};
+}
 
-StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* language_model) {
-  StreamOptions options;
-  options.beam_size = 0;  // as the bundle has it
+StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* given, const LanguageModel* bundled) {
+  StreamOptions options(model.manifest);
+  read_numbers<StreamNumbers>(json, options);
   if (json.given("chunk_size")) options.chunk_size = json["chunk_size"].integer(-1, 10000);
-  if (json.given("num_left_chunks")) options.num_left_chunks = json["num_left_chunks"].integer(-1, 1000000000);
   if (json.given("search")) options.search = search_of(json["search"].string());
-  if (json.given("beam_size")) options.beam_size = json["beam_size"].integer(1, 1000);
-  if (json.given("ctc_weight")) options.ctc_weight = json["ctc_weight"].number();
-  if (json.given("reverse_weight")) options.reverse_weight = json["reverse_weight"].number();
-  if (json.given("padding_s")) options.padding_s = json["padding_s"].number();
-  if (json.given("length_penalty")) options.length_penalty = json["length_penalty"].number();
-  // true: as the bundle has it; an object is on top of what the library has.
-  const bool is_own = json.given("endpoint") && !json["endpoint"].is_boolean();
-  options.endpoint = is_own || (json.given("endpoint") && json["endpoint"].boolean());
-  if (is_own) {
-    read_endpoint(json["endpoint"], options.rules, options.pause);
-  } else {
-    options.rules = model.manifest.rules;
-    options.pause = model.manifest.pause;
+  if (json.has("endpoint")) {
+    const Json& endpoint = json["endpoint"];
+    options.endpoint = endpoint.is_object() || (!endpoint.is_null() && endpoint.boolean());
+    if (endpoint.is_object()) {  // on top of what the library has
+      const Json rules = Records().completed(endpoint, "EndpointConfig");
+      options.rules = rules_of(rules);
+      options.pause = pause_of(rules);
+    }
   }
   std::vector<Hotword> hotwords;
   if (json.given("hotwords")) {
-    for (const Json& each : json["hotwords"].array()) hotwords.push_back({each.array()[0].string(), each.array()[1].number()});
+    for (const Json& each : json["hotwords"].array()) hotwords.push_back(hotword_of(each));
   } else if (!json.has("hotwords") && options.has_beam()) {
     hotwords = parse_hotwords(model.manifest.hotwords);
   }
   if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
-  if (language_model) options.language_model = *language_model;
+  if (bundled && options.has_beam()) options.language_model = *bundled;
+  if (given) options.language_model = *given;
   options.written = json.given("written") && json["written"].boolean();
   return options;
 }
 
 std::optional<VadOptions> vad_of(const Json& json) {
   if (!json.given("vad")) return std::nullopt;
-  const Json& given = json["vad"];
   VadOptions options;
-  options.threshold = number(given, "threshold", options.threshold);
-  options.end_threshold = number(given, "end_threshold", options.end_threshold);
-  options.min_silence = number(given, "min_silence", options.min_silence);
-  options.padding = number(given, "padding", options.padding);
+  read_numbers<VadNumbers>(json["vad"], options);
   return options;
 }
 
 }  // namespace
 
-EXPORT(manifest_check) void manifest_check(const char* text, std::size_t size) { Manifest::of(Json::parse({text, size}, "bundle.json")); }
+EXPORT(manifest_parse) const char* manifest_parse(const char* text, std::size_t size) {
+  Json json = Json::parse({text, size}, "bundle.json");
+  const Manifest manifest = Manifest::of(json);
+  return told("{\"manifest\": " + json_text(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
+}
 
 EXPORT(model_create) Model* model_create(const char* manifest, std::size_t manifest_size, const char* tokens, std::size_t tokens_size) {
   auto model = std::make_unique<Model>();
-  model->manifest = Manifest::of(Json::parse({manifest, manifest_size}, "bundle.json"));
+  Json json = Json::parse({manifest, manifest_size}, "bundle.json");
+  model->manifest = Manifest::of(json);
   model->vocabulary = Vocabulary::parse({tokens, tokens_size}, "tokens.txt");
   const std::size_t found = model->vocabulary.size();
   if (found != static_cast<std::size_t>(model->manifest.vocab_size)) {
@@ -95,19 +96,18 @@ EXPORT(model_create) Model* model_create(const char* manifest, std::size_t manif
 
 EXPORT(language_model_create)
 LanguageModel* language_model_create(const Model* model, const char* content, std::size_t size, const char* options, std::size_t options_size) {
-  const Json json = Json::parse({options, options_size}, "language model");
+  const Json json = Json::parse({options, options_size}, "options");
   LanguageModelOptions weights;
-  for (const auto& each : weights.kNumbers) weights.*each.value = number(json, each.name, weights.*each.value);
-  if (json.given("level")) weights.level = json["level"].string();
-  weights.check();
+  weights.read(json);
   return new LanguageModel(std::make_shared<const Fusion>(Ngrams::parse({content, size}, "language model"), weights, model->vocabulary, "language model"));
 }
 
 EXPORT(language_model_free) void language_model_free(LanguageModel* model) { delete model; }
 
-EXPORT(stream_create) Source* stream_create(const Model* model, const char* options, std::size_t size, const LanguageModel* language_model) {
+EXPORT(stream_create) 
+Source* stream_create(const Model* model, const char* options, std::size_t size, const LanguageModel* given, const LanguageModel* bundled) {
   const Json json = Json::parse({options, size}, "options");
-  return new Source(model->manifest, model->vocabulary, options_of(json, *model, language_model), vad_of(json));
+  return new Source(model->manifest, model->vocabulary, options_of(json, *model, given, bundled), vad_of(json));
 }
 
 EXPORT(stream_free) void stream_free(Source* stream) { delete stream; }

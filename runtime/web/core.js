@@ -98,6 +98,13 @@ export class Core {
     return decoder.decode(new Uint8Array(buffer, pointer, new Uint8Array(buffer, pointer).indexOf(0)));
   }
 
+  /** The content of bundle.json, with defaults for what it does not have. */
+  parseManifest(text) {
+    const { manifest, warnings } = JSON.parse(this.text(this.call('manifest_parse', text)));
+    warnings.forEach((warning) => console.warn(`u2moe: ${warning}`));
+    return manifest;
+  }
+
   /** A copy of numbers at a pointer. */
   array(Kind, pointer, length) {
     return new Kind(this.#exports.memory.buffer, pointer, length).slice();
@@ -120,10 +127,11 @@ export class Recognition {
   #core;
   #pointer;
 
-  /** @param options with the names of Python, `vad`, an object, and `language_model`, a `LanguageModel`. */
-  constructor(core, model, { language_model: languageModel, ...options }) {
+  /** @param options with the names of Python, and `vad`, an object. @param models `LanguageModel`s: the bundle's only counts for a beam. */
+  constructor(core, model, options, { given, bundled }) {
     this.#core = core;
-    this.#pointer = core.own(this, 'stream_free', core.call('stream_create', model, JSON.stringify(options), languageModel?.pointer ?? 0));
+    const pointers = [given, bundled].map((each) => each?.pointer ?? 0);
+    this.#pointer = core.own(this, 'stream_free', core.call('stream_create', model, JSON.stringify(options), ...pointers));
   }
 
   accept(sampleRate, samples) {
@@ -178,8 +186,8 @@ export class LanguageModel {
     try {
       const bytes = content instanceof ArrayBuffer ? new Uint8Array(content) : content;
       this.pointer = core.own(this, 'language_model_free', core.call('language_model_create', model, bytes, JSON.stringify(options)));
-    } catch (error) { // of the JSON in its header
-      throw error instanceof BundleError ? new LanguageModelError(error.message, { cause: error }) : error;
+    } catch (error) { // of the JSON in its header, or an option
+      throw error instanceof BundleError && !error.message.startsWith('options: ') ? new LanguageModelError(error.message, { cause: error }) : error;
     }
   }
 }
@@ -219,6 +227,12 @@ const isObject = (value) => typeof value === 'object' && value !== null && !Arra
 const camel = (name) => name.replace(/_./g, ([, letter]) => letter.toUpperCase());
 const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 const renamed = (object, rename) => Object.fromEntries(Object.entries(object).map(([name, value]) => [rename(name), value]));
+
+/** @throws RangeError there is an option of another name. */
+export function checkNames(options, names) {
+  const unknown = Object.keys(options).find((name) => !names.includes(name));
+  if (unknown) throw new RangeError(`there is no option ${unknown}`);
+}
 
 /** Options with the names of Python, also within them. */
 export function pythonNames(options) {

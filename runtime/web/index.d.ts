@@ -60,9 +60,14 @@ export interface Result {
 
 /** A rule fires when all its conditions hold; seconds. */
 export interface EndpointRule {
+  // declared: EndpointRule
+  /** Whether the utterance must contain a frame that is not silence. Default: false. */
   mustContainNonsilence?: boolean;
+  /** Seconds of silence at the end. Default: 0.0. */
   minTrailingSilence?: number;
+  /** Seconds since the utterance began, silence included. Default: 0.0. */
   minUtteranceLength?: number;
+  // end
 }
 
 /** Rules that replace the defaults; null disables one. */
@@ -75,16 +80,18 @@ export interface EndpointConfig {
 }
 
 export interface LanguageModelOptions {
-  /** Of the language model in the first pass. Default: 0.5. */
+  // declared: LanguageModelOptions
+  /** Weight of its log-probabilities relative to those of the CTC head, 0 to 100. Default: 0.5. */
   weight?: number;
-  /** Added for each word. Default: 0.5. */
+  /** Added per word, -100 to 100. Default: 0.5. */
   wordBonus?: number;
-  /** Natural logarithm for a word that the model does not have. Default: -5. */
+  /** Added to the log-probability of out-of-vocabulary words before weight, -1000 to 0. Default: -5.0. */
   unknownScore?: number;
-  /** Of its score in the second pass. Default: 1. */
+  /** Factor on the score of the model in the second pass. Default: 1.0. */
   rescoringWeight?: number;
-  /** What its words are. Default: what they look like. */
+  /** Default: tokens if any of its words contains U+2581, else words. */
   level?: 'word' | 'token' | null;
+  // end
 }
 
 /** An n-gram model for one recogniser. */
@@ -92,20 +99,26 @@ export class LanguageModel {
   private constructor();
 }
 
+export interface VadOptions {
+  ort: LoadOptions['ort'];
+  sessionOptions?: Record<string, unknown>;
+  // declared: VadOptions
+  /** Speech begins when its probability reaches this. Default: 0.5. */
+  threshold?: number;
+  /** Speech ends when its probability falls below this. Default: 0.35. */
+  endThreshold?: number;
+  /** Seconds of silence that end a stretch of speech. Default: 0.6. */
+  minSilence?: number;
+  /** Seconds of silence kept on either side of a stretch. Default: 0.3. */
+  padding?: number;
+  // end
+}
+
 /** Voice activity detection with silero VAD 5 or 6, which the user provides. Needs onnxruntime 1.22 or newer. */
 export class Vad {
   private constructor();
-  /** @param content the graph. Defaults: 0.5, 0.35, 0.6 s, 0.3 s. */
-  static open(content: Uint8Array | ArrayBuffer, options: {
-    ort: LoadOptions['ort'];
-    sessionOptions?: Record<string, unknown>;
-    /** Probabilities with which speech begins and goes on. */
-    threshold?: number;
-    endThreshold?: number;
-    /** Seconds of silence that end it, and that are added on either side. */
-    minSilence?: number;
-    padding?: number;
-  }): Promise<Vad>;
+  /** @param content the graph. */
+  static open(content: Uint8Array | ArrayBuffer, options: VadOptions): Promise<Vad>;
   release(): Promise<void>;
 }
 
@@ -114,22 +127,25 @@ export interface StreamOptions {
   hotwords?: ReadonlyArray<string | readonly [string, number]> | null;
   /** When an utterance ends; false: only with the input. Default: true, the rules of the bundle, or Kaldi's. */
   endpoint?: boolean | EndpointConfig | null;
-  /** Prefixes that the search keeps, and the longest n-best list. Default: that of the bundle, or 10. */
-  beamSize?: number;
   /** Encoder frames per chunk. Default: as in training, or 16. 'full': whole utterances, of recordings in windows of 30 s. */
   chunkSize?: number | 'full' | null;
-  /** Chunks of left context; -1, the default: all. */
-  numLeftChunks?: number;
-  /** Weight of the first pass in the second. Default: from the bundle. */
+  // declared: StreamOptions
+  /** Weight of the first pass in rescoring. Default: that of the bundle. */
   ctcWeight?: number | null;
-  /** Weight of the right-to-left decoder, 0 to 1. Default: from the bundle. */
+  /** Weight of the right-to-left decoder in rescoring. Default: that of the bundle. */
   reverseWeight?: number | null;
-  /** Seconds of silence, 0 to 10, around audio that begins or ends in the middle of a sound. Default: from the bundle. */
+  /** Prefixes kept by a beam search, and maximum length of the n-best list. Default: that of the bundle. */
+  beamSize?: number | null;
+  /** Seconds of silence (zeros) that the model hears before a source that begins in the middle of a sound, and after one that
+   * ends so. Default: that of the bundle. */
   paddingS?: number | null;
-  /** Default: 'attention_rescoring', or 'ctc_prefix_beam' if the bundle has no decoder. */
-  search?: 'attention_rescoring' | 'ctc_prefix_beam' | 'ctc_greedy' | 'attention';
-  /** Of the search 'attention': added for each token. Default: 0. */
+  /** Default: rescoring if the model has a decoder, else prefix beam. */
+  search?: 'attention_rescoring' | 'ctc_prefix_beam' | 'ctc_greedy' | 'attention' | null;
+  /** Exponent of the length by which scores of attention are divided. Default: 0.0. */
   lengthPenalty?: number;
+  /** Chunks of left context; -1: all. Default: -1. */
+  numLeftChunks?: number;
+  // end
   /** Each stretch of speech that it finds is recognised as a source of its own. Not in 'u2moe/worker'. */
   vad?: Vad | null;
   /** Default: that of the bundle, if it has one; null: none. */

@@ -2,17 +2,12 @@
 
 import { openBundle } from './bundle.js';
 import { checkedSignal, untilAborted } from './cancellation.js';
-import { Core, LanguageModel, Recognition, pythonNames } from './core.js';
+import { Core, LanguageModel, Recognition, checkNames, pythonNames } from './core.js';
+import { LANGUAGE_MODEL_OPTIONS, STREAM_OPTIONS } from './declared.js';
 import { BundleError } from './errors.js';
 import { Graphs } from './graphs.js';
 import { Stream } from './stream.js';
 import { Vad } from './vad.js';
-
-const OPTIONS = [
-  'hotwords', 'endpoint', 'search', 'beamSize', 'chunkSize', 'numLeftChunks', 'ctcWeight', 'reverseWeight', 'lengthPenalty',
-  'paddingS', 'languageModel', 'vad', 'written',
-];
-const HOTWORD_WEIGHT = 1.5;
 
 export class Recognizer {
   #core;
@@ -31,8 +26,8 @@ export class Recognizer {
   static async #load(source, { ort, wasm, cache, onProgress, sessionOptions, signal }) {
     const starting = Core.load(wasm);
     starting.catch(() => {}); // awaited once the manifest is there
-    const check = async (text) => (await starting).call('manifest_check', text);
-    const { text, manifest, files } = await openBundle(source, { check, cache, onProgress, signal });
+    const parse = async (text) => (await starting).parseManifest(text);
+    const { text, manifest, files } = await openBundle(source, { parse, cache, onProgress, signal });
     const core = await starting;
     const model = core.call('model_create', text, await files.get('tokens.txt'));
     const recognizer = new Recognizer(manifest, core, model, await Graphs.create(ort, files, manifest, { sessionOptions, signal }));
@@ -52,23 +47,20 @@ export class Recognizer {
     return this.manifest.features.sample_rate;
   }
 
-  languageModel(content, { weight, wordBonus, unknownScore, rescoringWeight, level } = {}) {
-    const options = pythonNames({ weight, wordBonus, unknownScore, rescoringWeight, level });
-    return inJavaScript(() => new LanguageModel(this.#core, this.#model, content, options));
+  languageModel(content, options = {}) {
+    checkNames(options, LANGUAGE_MODEL_OPTIONS);
+    return inJavaScript(() => new LanguageModel(this.#core, this.#model, content, pythonNames(options)));
   }
 
   createStream(options = {}) {
     if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which a worker cannot be sent');
-    const unknown = Object.keys(options).find((name) => !OPTIONS.includes(name));
-    if (unknown) throw new RangeError(`there is no option ${unknown}`);
+    checkNames(options, STREAM_OPTIONS);
     checkFinite(options);
-    const { vad, ...given } = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
-    const hasBeam = !['ctc_greedy', 'attention'].includes(given.search); // what else is not given is as in the bundle, too
-    const chosen = { languageModel: hasBeam ? this.#bundled : null, ...given, endpoint: endpointOf(given.endpoint) };
-    if (given.hotwords !== undefined) chosen.hotwords = hotwordsOf(given.hotwords);
+    const { vad, languageModel, ...chosen } = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     if (chosen.chunkSize === 'full') chosen.chunkSize = -1;
     if (vad) chosen.vad = vad.options;
-    const recognition = () => inJavaScript(() => new Recognition(this.#core, this.#model, pythonNames(chosen)));
+    const models = { given: languageModel, bundled: languageModel === undefined ? this.#bundled : null };
+    const recognition = () => inJavaScript(() => new Recognition(this.#core, this.#model, pythonNames(chosen), models));
     return new Stream(this.#graphs, recognition, vad);
   }
 
@@ -103,20 +95,6 @@ async function allOf(stream, samples, sampleRate, signal) {
 function checkFinite(options) {
   const wrong = Object.entries(options).find(([, value]) => typeof value === 'number' && !Number.isFinite(value));
   if (wrong) throw new RangeError(`${wrong[0]} must be a number, got ${wrong[1]}`);
-}
-
-/** true: those of the bundle; rules; or false for none. */
-function endpointOf(endpoint = true) {
-  if (typeof (endpoint ?? {}) !== 'object' && typeof endpoint !== 'boolean') {
-    throw new RangeError(`endpoint must be true, false or rules, got ${endpoint}`);
-  }
-  return endpoint ?? false;
-}
-
-/** Pairs of a phrase and a weight; null: none. */
-function hotwordsOf(hotwords) {
-  if (!Array.isArray(hotwords ?? [])) throw new RangeError(`hotwords must be an array of phrases, got ${hotwords}`);
-  return hotwords?.length ? hotwords.map((each) => (Array.isArray(each) ? each : [each, HOTWORD_WEIGHT])) : null;
 }
 
 /** Errors of the core about options, as the names in JavaScript have them. */

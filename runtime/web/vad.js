@@ -1,10 +1,11 @@
 /** Voice activity detection with silero VAD 5 or 6, which the user provides. */
 
+import { checkNames } from './core.js';
+import { VAD_OPTIONS } from './declared.js';
 import { BundleError, InferenceError } from './errors.js';
 
 const CONTEXT_LEN = 64; // samples before a window that are also input
 const RATE = 16000;
-const OPTIONS = ['threshold', 'endThreshold', 'minSilence', 'padding'];
 
 export class Vad {
   #ort;
@@ -13,8 +14,7 @@ export class Vad {
 
   /** @param content the graph. @param options {threshold, endThreshold, minSilence, padding}, `ort` and `sessionOptions`. */
   static async open(content, { ort, sessionOptions = {}, ...options }) {
-    const unknown = Object.keys(options).find((name) => !OPTIONS.includes(name));
-    if (unknown) throw new RangeError(`there is no option ${unknown}`);
+    checkNames(options, VAD_OPTIONS);
     const vad = new Vad();
     vad.options = options;
     vad.#ort = ort;

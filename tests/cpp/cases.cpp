@@ -41,7 +41,7 @@ std::vector<float> matrix(const Json& json) {
 
 std::vector<Seconds> spans(const Json& json) {
   std::vector<Seconds> found;
-  for (const Json& each : json.array()) found.emplace_back(each.array()[0].number(), each.array()[1].number());
+  for (const Json& each : json.array()) found.emplace_back(each[0].number(), each[1].number());
   return found;
 }
 
@@ -68,8 +68,8 @@ Vocabulary vocabulary_of(const Json& shared) {
 
 std::shared_ptr<const Fusion> fusion_of(const Json& options, const Json& shared, const Vocabulary& vocabulary) {
   if (options.is_null()) return nullptr;
-  const LanguageModelOptions weights{options["weight"].number(), options["word_bonus"].number(), options["unknown_score"].number(),
-                                     options["rescoring_weight"].number(), options["level"].is_null() ? "" : options["level"].string()};
+  LanguageModelOptions weights;
+  weights.read(options);
   const std::string& name = options["model"].string();
   return std::make_shared<const Fusion>(Ngrams::parse(shared["models"][name].string(), name), weights, vocabulary, name);
 }
@@ -171,8 +171,9 @@ std::string rescoring(const Json& json, const Json&) {
                           numbers<int>(each["times"]), numbers<double>(each["probabilities"])});
   }
   const TokenScores scores{matrix(json["left"]), json["right"].is_null() ? Floats{} : matrix(json["right"]), json["left"].array()[0].array().size(), {}};
-  const std::vector<Ranked> found =
-      attention_rescoring(hypotheses, scores, json["ctc_weight"].number(), json["reverse_weight"].number(), json["rescoring_weight"].number());
+  StreamNumbers weights;
+  read_numbers(json, weights);
+  const std::vector<Ranked> found = attention_rescoring(hypotheses, scores, weights, json["rescoring_weight"].number());
   const auto of_each = [&](auto field) { return json_list(found, [&](const Ranked& each) { return json_text(field(each)); }); };
   return object({{"tokens", of_each([](const Ranked& each) { return each.hypothesis.tokens; })},
                  {"scores", of_each([](const Ranked& each) { return std::vector<double>{each.score, each.attention_score}; })},

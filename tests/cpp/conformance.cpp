@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "json.hpp"
+#include "manifest.hpp"
 #include "u2moe.hpp"
 
 using namespace u2moe::runtime;
@@ -19,11 +19,17 @@ Json read(const std::string& file) {
   return Json::parse({std::istreambuf_iterator<char>(stream), {}}, file);
 }
 
-u2moe_endpoint_rule c_rule(const Json& rules, const char* name, const u2moe_endpoint_rule& otherwise) {
-  if (!rules.has(name)) return otherwise;
-  const Json& rule = rules[name];
+u2moe_endpoint_rule c_rule(const Json& rule) {
   if (rule.is_null()) return {0, 0, 0};
   return {rule["must_contain_nonsilence"].boolean(), rule["min_trailing_silence"].number(), rule["min_utterance_length"].number()};
+}
+
+// Set the numbers of a struct of C that an object has.
+template <class Numbers, class Options>
+void set_numbers(const Json& json, Options& options) {
+  Numbers::each([&](const char* name, auto, const Range&, auto given) {
+    if (json.has(name)) options.*given = static_cast<std::decay_t<decltype(options.*given)>>(json[name].number());
+  });
 }
 
 }  // namespace
@@ -39,46 +45,32 @@ void recognize_cases(const std::string& file, const u2moe::Recognizer& recognize
   const Json content = read(file);
   for (const Json& each : content["cases"].array()) {
     const Json& chosen = each["options"];
-    const auto number = [&chosen](const char* name, double otherwise) { return chosen.has(name) ? chosen[name].number() : otherwise; };
     u2moe::StreamOptions options;
     u2moe::Hotwords hotwords;
     u2moe::LanguageModel language_model;
     u2moe::Vad vad;
     options.chunk_size = chosen["chunk_size"].is_null() ? U2MOE_FULL_CONTEXT : chosen["chunk_size"].integer(1, 1000);
-    options.num_left_chunks = static_cast<std::int32_t>(number("num_left_chunks", -1));
-    options.beam_size = static_cast<std::int32_t>(number("beam_size", 0));
-    options.ctc_weight = number("ctc_weight", -1);
-    options.reverse_weight = number("reverse_weight", -1);
-    options.length_penalty = number("length_penalty", 0);
-    options.padding_s = number("padding_s", -1);
+    set_numbers<StreamNumbers>(chosen, options);
     options.written = chosen.has("text_format");
     if (chosen.has("search")) options.search = chosen["search"].string().c_str();
     options.endpoint = !chosen.has("endpoint") || !chosen["endpoint"].is_null();
     if (options.endpoint && chosen.has("endpoint")) {
-      const Json& rules = chosen["endpoint"];
-      const std::pair<const char*, u2moe_endpoint_rule> defaults[] = {{"rule1", {0, 2.4, 0}}, {"rule2", {1, 1.2, 0}}, {"rule3", {0, 0, 20}}};
-      for (std::size_t i = 0; i < 3; ++i) options.rules[i] = c_rule(rules, defaults[i].first, defaults[i].second);
-      options.pause = !rules.has("pause") ? 0.5 : rules["pause"].is_null() ? 0 : rules["pause"].number();
+      const Json rules = Records().completed(chosen["endpoint"], "EndpointConfig");
+      for (std::size_t i = 0; i < 3; ++i) options.rules[i] = c_rule(rules["rule" + std::to_string(i + 1)]);
+      options.pause = pause_of(rules);
     }
     const bool has_own = chosen.has("hotwords") && !chosen["hotwords"].string().empty();
     if (has_own) hotwords = recognizer.parse_hotwords(chosen["hotwords"].string());
     const bool has_none = chosen.has("language_model") && chosen["language_model"].is_null();
     if (chosen.has("language_model") && !has_none) {
-      const Json& given = chosen["language_model"];
       u2moe::LanguageModelOptions weights;
-      weights.weight = given["weight"].number();
-      weights.word_bonus = given["word_bonus"].number();
-      weights.unknown_score = given["unknown_score"].number();
-      weights.rescoring_weight = given["rescoring_weight"].number();
+      set_numbers<LanguageModelNumbers>(chosen["language_model"], weights);
       language_model = recognizer.language_model(model, weights);
     }
     if (chosen.has("vad")) {
       const Json& given = chosen["vad"];
       u2moe::VadOptions when;
-      when.threshold = given["threshold"].number();
-      when.end_threshold = given["end_threshold"].number();
-      when.min_silence = given["min_silence"].number();
-      when.padding = given["padding"].number();
+      set_numbers<VadNumbers>(given, when);
       vad = u2moe::open_vad(networks + "/" + given["network"].string() + ".onnx", when);
     }
     options.hotwords = chosen.has("hotwords") && !has_own ? U2MOE_NO_HOTWORDS : hotwords.get();

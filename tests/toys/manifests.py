@@ -53,6 +53,21 @@ def without(section, field):
     return lambda folder: edit_manifest(folder, lambda manifest: manifest.get(section, manifest).pop(field))
 
 
+LATER = "u2moe 9.9"
+LATER_FIELD, LOST = "pace", "words come at their usual pace"
+
+
+def of_later_version(section, *, harmless):
+    """A function that adds a field of a later version to a section, or to the manifest for no section."""
+
+    def add(manifest):
+        part = manifest.get(section, manifest)
+        part |= {LATER_FIELD: 0.5, "harmless": {LATER_FIELD: LOST} if harmless else {}}
+        manifest["producer"] = LATER
+
+    return lambda folder: edit_manifest(folder, add)
+
+
 def flipped(name):
     """A function that changes a bit of a file in a bundle."""
 

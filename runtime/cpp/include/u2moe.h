@@ -141,11 +141,11 @@ U2MOE_API u2moe_error u2moe_hotwords_free(u2moe_hotwords hotwords);
 /* How searches use a language model; see LanguageModelOptions in Python. */
 typedef struct u2moe_language_model_options {
   size_t size;
-  double weight;           /* of its log-probabilities; 0.5 */
-  double word_bonus;       /* for each word; 0.5 */
-  double unknown_score;    /* added to the log-probability of a word that it does not have; -5 */
-  double rescoring_weight; /* factor in the second pass; 1 */
-  const char *level;       /* "word", "token", or NULL: as the model */
+  double weight;             /* weight of its log-probabilities relative to those of the CTC head, 0 to 100; 0.5 */
+  double word_bonus;         /* added per word, -100 to 100; 0.5 */
+  double unknown_score;      /* added to the log-probability of out-of-vocabulary words before weight, -1000 to 0; -5 */
+  double rescoring_weight;   /* factor on the score of the model in the second pass; 1 */
+  const char *level;         /* "word", "token", or NULL: as the model */
 } u2moe_language_model_options;
 
 U2MOE_API u2moe_error u2moe_language_model_options_init(u2moe_language_model_options *options, size_t size);
@@ -160,10 +160,10 @@ U2MOE_API u2moe_error u2moe_language_model_free(u2moe_language_model model);
 /* When speech begins and ends. */
 typedef struct u2moe_vad_options {
   size_t size;
-  double threshold;     /* speech begins when its probability reaches this; 0.5 */
-  double end_threshold; /* speech ends when its probability falls below this; 0.35 */
-  double min_silence;   /* seconds of silence that end a stretch of speech; 0.6 */
-  double padding;       /* seconds of silence kept on either side of a stretch, at most half of min_silence; 0.3 */
+  double threshold;          /* speech begins when its probability reaches this; 0.5 */
+  double end_threshold;      /* speech ends when its probability falls below this; 0.35 */
+  double min_silence;        /* seconds of silence that end a stretch of speech; 0.6 */
+  double padding;            /* seconds of silence kept on either side of a stretch; 0.3 */
 } u2moe_vad_options;
 
 U2MOE_API u2moe_error u2moe_vad_options_init(u2moe_vad_options *options, size_t size);
@@ -192,14 +192,15 @@ typedef struct u2moe_stream_options {
   /* Encoder frames of a chunk; 0: as in training, or 16. U2MOE_FULL_CONTEXT: whole recordings, of which up to 30 seconds
    * are encoded at once; results come later and are better. It needs endpoint rules. */
   int32_t chunk_size;
-  int32_t num_left_chunks;   /* chunks of the past that the encoder sees; -1: all */
+  int32_t num_left_chunks;   /* chunks of left context; -1: all */
   const char *search;        /* "attention_rescoring", "ctc_prefix_beam", "ctc_greedy" or "attention" (the decoder alone, at
                               the end of an utterance); NULL: rescoring if there is a decoder, else prefix beam */
-  int32_t beam_size;         /* prefixes that the first pass keeps, and hypotheses that the second pass scores; 0: as in the bundle */
-  double ctc_weight;         /* of the first pass in the score of both; negative: as in the bundle */
-  double reverse_weight;     /* of the decoder from right to left, 0 to 1; negative: as in the bundle */
-  double length_penalty;     /* exponent of the length by which scores of "attention" are divided, -10 to 10; 0 */
-  double padding_s;          /* silence around sources that are cut in a sound, 0 to 10 s; negative: as in the bundle */
+  int32_t beam_size;         /* prefixes kept by a beam search, and maximum length of the n-best list; 0: as in the bundle */
+  double ctc_weight;         /* weight of the first pass in rescoring; negative: as in the bundle */
+  double reverse_weight;     /* weight of the right-to-left decoder in rescoring; negative: as in the bundle */
+  double length_penalty;     /* exponent of the length by which scores of attention are divided; 0 */
+  double padding_s;          /* seconds of silence (zeros) that the model hears before a source that begins in the middle of a
+                              * sound, and after one that ends so; negative: as in the bundle */
   int32_t endpoint;          /* whether utterances end by the rules; 0: the input is one utterance */
   u2moe_endpoint_rule rules[3];
   double pause;              /* with full context, quiet seconds that cut recordings of more than 30 s; 0: none, else at least 0.4;

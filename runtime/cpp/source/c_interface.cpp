@@ -1,10 +1,13 @@
 // The C interface: handles, structs and error codes around `Stream`. No exception leaves it.
+#include <cmath>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <variant>
@@ -145,33 +148,68 @@ const T* array(const T* items, std::size_t num, const char* name) {
   return num ? needed(items, name) : items;
 }
 
-// Structs have been of one size so far; those of later versions will be longer.
-void check_size(std::size_t found, std::size_t expected, const char* name) {
-  if (found == expected) return;
-  throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(expected) +
+// A struct of an earlier version is shorter, but at least of the size of the first.
+void check_size(std::size_t found, std::size_t first, std::size_t now, const char* name) {
+  if (found >= first && found <= now && found % sizeof(void*) == 0) return;
+  throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(now) +
                         ": call its init function, and compile with the u2moe.h of this library (" U2MOE_VERSION ")");
 }
 
+/// The size of a struct in the first version, for those that have grown.
 template <class T>
-T read_options(const T* options, T defaults, const char* name) {
-  if (!options) return defaults;
-  check_size(options->size, sizeof(T), name);
-  return *options;
+constexpr std::size_t kFirstSize = sizeof(T);
+
+template <class T>
+T read_options(const T* options, const T& defaults, const char* name) {
+  T found = defaults;
+  if (!options) return found;
+  check_size(options->size, kFirstSize<T>, sizeof(T), name);
+  std::memcpy(&found, options, options->size);
+  return found;
 }
 
 template <class T>
 u2moe_error init(T* options, std::size_t size, const T& defaults, const char* name) {
   return guarded([&] {
-    check_size(size, sizeof(T), name);
-    *needed(options, name) = defaults;
+    check_size(size, kFirstSize<T>, sizeof(T), name);
+    std::memcpy(needed(options, name), &defaults, size);
+    options->size = size;
+  });
+}
+
+// What stands in C for a number that is as in the bundle: 0 where it is counted from 1, else a negative one unless those have a
+// meaning.
+double left_open(const Range& range) { return range.least >= 1 ? 0 : range.least >= 0 ? -1 : std::nan(""); }
+bool is_left_open(const Range& range, double value) {
+  return range.in_bundle && (range.least >= 1 ? value == 0 : range.least >= 0 ? value < 0 : std::isnan(value));
+}
+
+template <class Numbers, class T>
+T with_defaults(T options) {
+  options.size = sizeof(T);
+  Numbers::each([&](const char*, auto own, const Range& range, auto given) {
+    options.*given = range.in_bundle ? static_cast<std::decay_t<decltype(options.*given)>>(left_open(range)) : Numbers().*own;
+  });
+  return options;
+}
+
+template <class Numbers, class T>
+void read_numbers(const T& options, Numbers& numbers) {
+  Numbers::each([&](const char*, auto own, const Range& range, auto given) {
+    if (!is_left_open(range, static_cast<double>(options.*given))) numbers.*own = options.*given;
   });
 }
 
 const u2moe_recognizer_options kRecognizerOptions = {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr};
-const u2moe_language_model_options kLanguageModelOptions = {sizeof(u2moe_language_model_options), 0.5, 0.5, -5, 1, nullptr};
-const u2moe_vad_options kVadOptions = {sizeof(u2moe_vad_options), 0.5, 0.35, 0.6, 0.3};
-const u2moe_stream_options kStreamOptions = {sizeof(u2moe_stream_options), 0,       -1,      nullptr, 0, -1, -1, 0, -1, 1,
-                                             {{-1, -1, -1}, {-1, -1, -1}, {-1, -1, -1}}, -1, nullptr, nullptr, nullptr, 0};
+const auto kLanguageModelOptions = with_defaults<LanguageModelNumbers>(u2moe_language_model_options{});
+const auto kVadOptions = with_defaults<VadNumbers>(u2moe_vad_options{});
+const auto kStreamOptions = [] {
+  auto options = with_defaults<StreamNumbers>(u2moe_stream_options{});
+  options.endpoint = 1;
+  for (u2moe_endpoint_rule& rule : options.rules) rule = {-1, -1, -1};
+  options.pause = -1;
+  return options;
+}();
 
 Settings settings_of(const u2moe_recognizer_options* given) {
   const u2moe_recognizer_options options = read_options(given, kRecognizerOptions, "u2moe_recognizer_options");
@@ -190,22 +228,15 @@ Settings settings_of(const u2moe_recognizer_options* given) {
                   static_cast<const OrtSessionOptions*>(options.session_options));
 }
 
-std::optional<double> unless_negative(double value) { return value < 0 ? std::nullopt : std::optional<double>(value); }
-
 StreamOptions options_of(const u2moe_stream_options* given, const Model& model) {
   const Manifest& m = model.bundle.manifest();
   const u2moe_stream_options options = read_options(given, kStreamOptions, "u2moe_stream_options");
-  StreamOptions found;
+  StreamOptions found(m);
+  read_numbers<StreamNumbers>(options, found);
   found.chunk_size = options.chunk_size;
-  found.num_left_chunks = options.num_left_chunks;
   if (options.search) found.search = search_of(options.search);
-  found.beam_size = options.beam_size;
-  found.ctc_weight = unless_negative(options.ctc_weight);
-  found.reverse_weight = unless_negative(options.reverse_weight);
-  found.length_penalty = options.length_penalty;
-  found.padding_s = unless_negative(options.padding_s);
   found.endpoint = options.endpoint != 0;
-  found.pause = options.pause < 0 ? m.pause : options.pause;
+  if (!(options.pause < 0)) found.pause = options.pause;
   found.written = options.written != 0;
   for (std::size_t i = 0; i < found.rules.size(); ++i) {
     const u2moe_endpoint_rule& rule = options.rules[i];
@@ -232,7 +263,7 @@ std::string description_of(const Model& model) {
   for (const Provider& provider : model.settings.providers()) providers.push_back(provider.name);
   return "{\"version\": " + json_text(std::string(U2MOE_VERSION)) + ", \"onnxruntime\": " + json_text(ort::version()) +
          ", \"native_kernels\": " + (kernels.native ? "true" : "false") + ", \"isa\": " + json_text(kernels.isa) + ", \"reason\": " +
-         json_text(kernels.reason) + ", \"providers\": " + json_text(providers) + ", \"sample_rate\": " + std::to_string(m.sample_rate) +
+         json_text(kernels.reason) + ", \"providers\": " + json_text(providers) + ", \"warnings\": " + json_text(m.warnings) + ", \"sample_rate\": " + std::to_string(m.sample_rate) +
          ", \"vocab_size\": " + std::to_string(m.vocab_size) + ", \"can_stream\": " + (m.streaming ? "true" : "false") +
          ", \"has_decoder\": " + (m.has_decoder ? "true" : "false") + "}";
 }
@@ -248,7 +279,9 @@ void open_language_model(u2moe_recognizer recognizer, const std::string& content
   needed(model, "model");
   const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
   const u2moe_language_model_options found = read_options(given, kLanguageModelOptions, "u2moe_language_model_options");
-  const LanguageModelOptions options{found.weight, found.word_bonus, found.unknown_score, found.rescoring_weight, found.level ? found.level : ""};
+  LanguageModelOptions options;
+  read_numbers<LanguageModelNumbers>(found, options);
+  if (found.level) options.level = found.level;
   options.check();
   registry().add(std::make_shared<const Fusion>(Ngrams::parse(content, source), options, owner->model->bundle.vocabulary(), source), model);
 }
@@ -383,7 +416,8 @@ u2moe_error u2moe_vad_open(const char* file, const u2moe_vad_options* options, u
     const u2moe_vad_options found = read_options(options, kVadOptions, "u2moe_vad_options");
     std::string content;
     if (!read_file(needed(file, "file"), content)) throw BundleError(std::string(file) + ": missing, or cannot be read");
-    const VadOptions chosen{found.threshold, found.end_threshold, found.min_silence, found.padding};
+    VadOptions chosen;
+    read_numbers<VadNumbers>(found, chosen);
     registry().add(std::make_shared<const Vad>(content, file, chosen), vad);
   });
 }
@@ -453,7 +487,7 @@ u2moe_error u2moe_stream_free(u2moe_stream stream) {
 
 u2moe_error u2moe_result_get(u2moe_result handle, u2moe_result_view* view) {
   return guarded([&] {
-    check_size(needed(view, "view")->size, sizeof *view, "u2moe_result_view");
+    check_size(needed(view, "view")->size, sizeof *view, sizeof *view, "u2moe_result_view");
     const std::shared_ptr<OpenResult> open = registry().find<OpenResult>(handle);
     const Result& result = open->result;
     *view = {sizeof *view, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,

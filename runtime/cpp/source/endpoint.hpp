@@ -13,8 +13,6 @@
 
 namespace u2moe::runtime {
 
-constexpr double kShortestPauseS = 0.4;  ///< with less trailing silence, an utterance may have been cut within a word
-
 /// A rule fires when the utterance has the minimum length and trailing silence and, if required, contains speech.
 struct EndpointRule {
   bool must_contain_nonsilence = false;
@@ -26,9 +24,6 @@ struct EndpointRule {
   }
 };
 using EndpointRules = std::array<std::optional<EndpointRule>, 3>;  ///< an utterance ends when any fires; std::nullopt: none
-
-const EndpointRules kDefaultRules = {EndpointRule{false, 2.4, 0}, EndpointRule{true, 1.2, 0}, EndpointRule{false, 0, 20}};  ///< Kaldi's
-constexpr double kDefaultPauseS = 0.5;
 
 struct Endpoint {
   std::size_t num_frames;            ///< of those given that belong to the utterance

@@ -17,33 +17,33 @@
 
 #include "errors.hpp"
 #include "ngrams.hpp"
+#include "records.hpp"
 #include "unicode.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {
 
 /// See u2moe_language_model_options.
-struct LanguageModelOptions {
-  struct Number {
-    const char* name;
-    double LanguageModelOptions::*value;
-    double least, most;
-  };
-  static const Number kNumbers[4];
-
-  double weight = 0.5, word_bonus = 0.5, unknown_score = -5, rescoring_weight = 1;
+struct LanguageModelOptions : LanguageModelNumbers {
   std::string level;  ///< "word", "token" or "": as the model
+
+  /// Take what an object has.
+  /// @throws BundleError names the field.
+  void read(const Json& json) {
+    read_numbers<LanguageModelNumbers>(json, *this);
+    if (json.given("level")) level = json["level"].string();
+    if (!is_level()) json["level"].fail("'word', 'token' or null");
+  }
 
   /// @throws InvalidArgument an option is out of range.
   void check() const {
-    for (const Number& each : kNumbers) check_range(each.name, this->*each.value, each.least, each.most);
-    if (!level.empty() && level != "word" && level != "token") fail<InvalidArgument>("level must be 'word', 'token' or none, got '" + level + "'");
+    check_numbers<LanguageModelNumbers>(*this);
+    if (!is_level()) fail<InvalidArgument>("level must be 'word', 'token' or none, got '" + level + "'");
   }
-};
 
-inline constexpr LanguageModelOptions::Number LanguageModelOptions::kNumbers[] = {
-    {"weight", &LanguageModelOptions::weight, 0, 100}, {"word_bonus", &LanguageModelOptions::word_bonus, -100, 100},
-    {"unknown_score", &LanguageModelOptions::unknown_score, -1000, 0}, {"rescoring_weight", &LanguageModelOptions::rescoring_weight, 0, 100}};
+ private:
+  bool is_level() const { return level.empty() || level == "word" || level == "token"; }
+};
 
 inline const std::string kUnreadable(1, '\0');  // symbols that are no text, and beginnings of words that the model does not have
 inline const std::string kBoundary;

@@ -242,10 +242,11 @@ class Graphs {
       if (!std::count(given.begin(), given.end(), name)) throw BundleError(graph.path + ": outputs are" + listed(given) + ", expected " + name);
     }
     const auto metadata = ort::made<OrtModelMetadata>(ort::api().SessionGetModelMetadata, static_cast<const OrtSession*>(graph.session.get()));
-    for (const auto& [name, value] : m_.stated()) {
-      const std::string text = ort::metadata(*metadata, "u2moe." + name);
-      const std::optional<double> number = parse_number(text);
-      if (!text.empty() && (!number || *number != value)) {
+    if (ort::metadata(*metadata, "u2moe.version").empty()) return;
+    for (const auto& [name, value, otherwise] : m_.stated()) {
+      std::string text = ort::metadata(*metadata, "u2moe." + name);
+      if (text.empty()) text = json_text(otherwise);
+      if (parse_number(text) != value) {
         throw BundleError(graph.path + ": u2moe." + name + " is " + text + ", which is not that of bundle.json");
       }
     }

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "declared.hpp"
 #include "errors.hpp"
 #include "number.hpp"
 #include "vocabulary.hpp"
@@ -19,7 +20,7 @@ namespace u2moe::runtime {
 /// A phrase to prefer, in any letter case.
 struct Hotword {
   std::string phrase;
-  double weight = 1.5;  ///< bonus for each token, as a log-probability; above 0 and at most 100
+  double weight = kHotwordWeight;  ///< bonus for each token, as a log-probability
 };
 
 /// Hotwords from lines of "phrase" or "phrase :weight"; "# ..." and empty lines are skipped.
@@ -71,8 +72,8 @@ class Symbols {
   // The words of a phrase in the characters of the vocabulary, and its bonus.
   std::pair<Words, double> measured(const Hotword& hotword) const {
     const auto fail = [&](const std::string& what) { runtime::fail<InvalidArgument>("hotword '" + hotword.phrase + "'" + what); };
-    if (!(hotword.weight > 0 && hotword.weight <= 100)) {
-      fail(": weight must be above 0 and at most 100, got " + std::to_string(hotword.weight));
+    if (!(hotword.weight > 0 && hotword.weight <= kMostHotwordWeight)) {
+      fail(": weight must be above 0 and at most " + shown_number(kMostHotwordWeight) + ", got " + std::to_string(hotword.weight));
     }
     Words words(1);
     for (const char32_t c : with_boundaries(decode_utf8(hotword.phrase), is_syllabic)) {

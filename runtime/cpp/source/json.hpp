@@ -37,10 +37,15 @@ class Json {
     return value;
   }
 
+  bool is_array() const { return std::holds_alternative<Array>(value_); }
+  bool is_object() const { return std::holds_alternative<Object>(value_); }
+  bool is_string() const { return std::holds_alternative<std::string>(value_); }
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   bool is_boolean() const { return std::holds_alternative<bool>(value_); }
   const Object& object() const { return get<Object>("an object"); }
   const Array& array() const { return get<Array>("an array"); }
+  Object& fields() { return const_cast<Object&>(object()); }
+  Array& items() { return const_cast<Array&>(array()); }
   const std::string& string() const { return get<std::string>("a string"); }
   double number() const { return get<double>("a number"); }
   bool boolean() const { return get<bool>("true or false"); }
@@ -66,15 +71,27 @@ class Json {
   /// Whether there is a field of this name that is not null.
   bool given(const std::string& key) const { return has(key) && !(*this)[key].is_null(); }
 
-  /// The number in a field, or another where there is none.
-  double number_or(const std::string& key, double otherwise, double least, double most) const {
-    return has(key) ? (*this)[key].number(least, most) : otherwise;
-  }
-
   const Json& operator[](const std::string& key) const {
     const auto found = object().find(key);
     if (found == object().end()) runtime::fail<BundleError>(path_ + ": field '" + key + "' is missing");
     return found->second;
+  }
+
+  const Json& operator[](std::size_t index) const {
+    if (index >= array().size()) fail("more than " + std::to_string(index) + " items");
+    return array()[index];
+  }
+
+  /// Where it is, for messages.
+  const std::string& path() const { return path_; }
+  void set_path(const std::string& path) {
+    path_ = path;
+    if (auto* object = std::get_if<Object>(&value_)) {
+      for (auto& [key, value] : *object) value.set_path(path + ": " + key);
+    }
+    if (auto* items = std::get_if<Array>(&value_)) {
+      for (std::size_t i = 0; i < items->size(); ++i) (*items)[i].set_path(path + ": " + std::to_string(i));
+    }
   }
 
   [[noreturn]] void fail(const std::string& expected) const {
@@ -96,16 +113,6 @@ class Json {
     if (const auto* number = std::get_if<double>(&value_)) return shown_number(*number);
     if (const auto* truth = std::get_if<bool>(&value_)) return *truth ? "true" : "false";
     return is_null() ? "null" : std::holds_alternative<Array>(value_) ? "an array" : "an object";
-  }
-
-  void set_path(const std::string& path) {
-    path_ = path;
-    if (auto* object = std::get_if<Object>(&value_)) {
-      for (auto& [key, value] : *object) value.set_path(path + ": " + key);
-    }
-    if (auto* items = std::get_if<Array>(&value_)) {
-      for (std::size_t i = 0; i < items->size(); ++i) (*items)[i].set_path(path + ": " + std::to_string(i));
-    }
   }
 
   struct Parser {
@@ -272,6 +279,8 @@ inline std::string json_text(double number) {
   return stream.str();
 }
 
+std::string json_text(const Json& json);
+
 template <class Items, class Show>
 std::string json_list(const Items& items, Show show) {
   std::string result = "[";
@@ -282,6 +291,17 @@ std::string json_list(const Items& items, Show show) {
 template <class T>
 std::string json_text(const std::vector<T>& items) {
   return json_list(items, [](const T& item) { return json_text(item); });
+}
+
+inline std::string json_text(const Json& json) {
+  if (json.is_array()) return json_text(json.array());
+  if (json.is_object()) {
+    const auto field = [](const auto& each) { return json_text(each.first) + ": " + json_text(each.second); };
+    const std::string fields = json_list(json.object(), field);
+    return "{" + fields.substr(1, fields.size() - 2) + "}";
+  }
+  if (json.is_string()) return json_text(json.string());
+  return json.is_null() ? "null" : json.is_boolean() ? (json.boolean() ? "true" : "false") : json_text(json.number());
 }
 
 }  // namespace u2moe::runtime

@@ -23,48 +23,41 @@
 
 namespace u2moe::runtime {
 
-enum class Search { kDefault, kRescoring, kPrefixBeam, kGreedy, kAttention };
-
 /// @throws InvalidArgument there is no search of this name.
 inline Search search_of(const std::string& name) {
-  const std::pair<const char*, Search> known[] = {
-      {"attention_rescoring", Search::kRescoring}, {"ctc_prefix_beam", Search::kPrefixBeam}, {"ctc_greedy", Search::kGreedy},
-      {"attention", Search::kAttention}};
-  for (const auto& [each, search] : known) {
-    if (name == each) return search;
+  std::string names;
+  for (const SearchName& each : kSearches) {
+    if (name == each.name) return each.search;
+    names += (names.empty() ? "" : ", ") + std::string(each.name);
   }
-  fail<InvalidArgument>("search must be attention_rescoring, ctc_prefix_beam, ctc_greedy or attention, got '" + name.substr(0, 80) + "'");
+  fail<InvalidArgument>("search must be one of " + names + ", got '" + name.substr(0, 80) + "'");
 }
 
 /// See u2moe_stream_options.
-struct StreamOptions {
+struct StreamOptions : StreamNumbers {
   static constexpr int kFullContext = U2MOE_FULL_CONTEXT;
 
+  /// Those of a bundle.
+  explicit StreamOptions(const Manifest& m) : StreamNumbers(m.numbers), rules(m.rules), pause(m.pause) {}
+
   int chunk_size = 0;
-  int num_left_chunks = -1;
   Search search = Search::kDefault;
-  int beam_size = 0;                                            ///< 0: as in the bundle
-  std::optional<double> ctc_weight, reverse_weight, padding_s;  ///< none: as in the bundle
-  double length_penalty = 0;
   bool endpoint = true;
-  EndpointRules rules = kDefaultRules;
-  double pause = kDefaultPauseS;
+  EndpointRules rules;
+  double pause;
   std::shared_ptr<const ContextGraph> hotwords = nullptr;
   std::shared_ptr<const Fusion> language_model = nullptr;
   bool written = false;
 
-  bool has_beam() const { return search != Search::kGreedy && search != Search::kAttention; }
+  bool has_beam() const {
+    return std::none_of(std::begin(kSearches), std::end(kSearches), [this](const SearchName& each) { return each.search == search && !each.has_beam; });
+  }
 
-  /// With definite values instead of those of the bundle.
+  /// With definite values for a bundle.
   /// @throws InvalidArgument an option is out of range, or the bundle does not support it.
   StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
     check_range("chunk_size", chunk_size, kFullContext, 10000);
-    check_range("num_left_chunks", num_left_chunks, -1, 1e9);
-    check_range("beam_size", beam_size, 0, 1000);
-    if (padding_s) check_range("padding_s", *padding_s, 0, kLongestPaddingS);
-    if (ctc_weight) check_range("ctc_weight", *ctc_weight, 0, 1e9);
-    if (reverse_weight) check_range("reverse_weight", *reverse_weight, 0, 1);
-    check_range("length_penalty", length_penalty, -10, 10);
+    check_numbers<StreamNumbers>(*this);
     if (pause != 0) check_range("pause", pause, kShortestPauseS, 1e9);
     for (const std::optional<EndpointRule>& rule : rules) {
       if (rule && !rule->is_valid()) fail<InvalidArgument>("endpoint rules need silence or a length above 0 seconds");
@@ -82,7 +75,7 @@ struct StreamOptions {
     StreamOptions definite = *this;
     const int trained = m.static_chunk_size;
     if (chunk_size == 0 || (chunk_size == kFullContext && trained && m.streaming)) {
-      definite.chunk_size = trained ? trained : (15 / m.chunk_multiple + 1) * m.chunk_multiple;
+      definite.chunk_size = trained ? trained : ((kStreamChunkSize - 1) / m.chunk_multiple + 1) * m.chunk_multiple;
     }
     if (definite.chunk_size != kFullContext && !m.streaming) {
       fail<StreamError>("this bundle's encoder cannot stream: it was trained for full context (chunk_size U2MOE_FULL_CONTEXT)");
@@ -91,14 +84,10 @@ struct StreamOptions {
       fail<StreamError>("chunk_size must be a multiple of " + std::to_string(m.chunk_multiple) + " for this encoder, got " +
                         std::to_string(definite.chunk_size));
     }
-    if ((search == Search::kRescoring || search == Search::kAttention) && !m.has_decoder) {
+    if ((search == Search::kAttentionRescoring || search == Search::kAttention) && !m.has_decoder) {
       fail<StreamError>("this search needs a decoder, and this bundle has none (CTC only)");
     }
-    if (search == Search::kDefault) definite.search = m.has_decoder ? Search::kRescoring : Search::kPrefixBeam;
-    if (beam_size == 0) definite.beam_size = m.beam_size;
-    definite.ctc_weight = ctc_weight.value_or(m.ctc_weight);
-    definite.reverse_weight = reverse_weight.value_or(m.reverse_weight);
-    definite.padding_s = padding_s.value_or(m.padding_s);
+    if (search == Search::kDefault) definite.search = m.has_decoder ? Search::kAttentionRescoring : Search::kCtcPrefixBeam;
     return definite;
   }
 };
@@ -136,7 +125,7 @@ class Recognition {
  public:
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options)
       : manifest_(&manifest), vocabulary_(&vocabulary), options_(options.for_bundle(manifest, vocabulary)),
-        reception_(m(), reception_chunk_size(), has_full_context(), *options_.padding_s), search_(new_search()),
+        reception_(m(), reception_chunk_size(), has_full_context(), options_.padding_s), search_(new_search()),
         endpointer_(options_.rules, m().frame_s(), m().blank),
         pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000) {}
 
@@ -178,8 +167,8 @@ class Recognition {
       alone_->advance(scores.next);
       return search_alone();
     }
-    const double language_weight = options_.language_model ? options_.language_model->rescoring_weight() : 1;
-    conclude(attention_rescoring(std::move(hypotheses_), scores, *options_.ctc_weight, *options_.reverse_weight, language_weight));
+    const double rescoring_weight = options_.language_model ? options_.language_model->rescoring_weight() : 1;
+    conclude(attention_rescoring(std::move(hypotheses_), scores, options_, rescoring_weight));
   }
   std::vector<Result> take_segments() { return std::exchange(segments_, {}); }
 
@@ -218,7 +207,7 @@ class Recognition {
 
   int reception_chunk_size() const {
     if (!has_full_context()) return options_.chunk_size;
-    return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * *options_.padding_s) / m().frame_s()));
+    return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * options_.padding_s) / m().frame_s()));
   }
 
   // Whether the first pass of the current utterance is complete, and its final result missing.
@@ -272,7 +261,7 @@ class Recognition {
     }
     search_->finish();
     hypotheses_ = search_->hypotheses();
-    if (options_.search == Search::kRescoring && !output_.empty()) {
+    if (options_.search == Search::kAttentionRescoring && !output_.empty()) {
       std::vector<std::vector<int>> sequences;
       for (const Hypothesis& hypothesis : hypotheses_) sequences.push_back(hypothesis.tokens);
       return ask_decoder(sequences);
@@ -412,7 +401,7 @@ class Recognition {
   // A result with times of the source, without the silence before it, and written as it is wanted.
   Result presented(Result result) const {
     if (options_.written) result = written(std::move(result));
-    if (*options_.padding_s <= 0) return result;
+    if (options_.padding_s <= 0) return result;
     const double lead = reception_.lead_s(), end = reception_.end_s();
     return timed(std::move(result), [=](double time) { return rounded(std::min(std::max(time - lead, 0.0), end)); });
   }

@@ -80,10 +80,10 @@ struct Ranked {
 
 /// score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc + bonus
 ///       + language_weight * language, best first.
-inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypotheses, const TokenScores& scores, double ctc_weight,
-                                        double reverse_weight, double language_weight) {
+inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypotheses, const TokenScores& scores, const StreamNumbers& weights,
+                                               double rescoring_weight) {
   std::vector<Ranked> ranked;
-  const bool uses_right = !scores.right.empty() && reverse_weight > 0;
+  const bool uses_right = !scores.right.empty() && weights.reverse_weight > 0;
   for (std::size_t row = 0; row < hypotheses.size(); ++row) {
     Hypothesis& hypothesis = hypotheses[row];
     const float* left = scores.left.data() + row * scores.width;
@@ -98,9 +98,9 @@ inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypothese
       if (right) sum += std::exp(static_cast<double>(right[i]));
       probabilities.push_back(sum / (right ? 3 : 2));
     }
-    const double attention = right ? (1 - reverse_weight) * from_left + reverse_weight * from_right : from_left;
+    const double attention = right ? (1 - weights.reverse_weight) * from_left + weights.reverse_weight * from_right : from_left;
     const double acoustic = hypothesis.score - hypothesis.context_score - hypothesis.language_score;
-    const double score = attention + ctc_weight * acoustic + hypothesis.context_score + language_weight * hypothesis.language_score;
+    const double score = attention + weights.ctc_weight * acoustic + hypothesis.context_score + rescoring_weight * hypothesis.language_score;
     ranked.push_back({std::move(hypothesis), score, attention, std::move(probabilities)});
   }
   const auto better = [](const Ranked& one, const Ranked& other) { return one.score > other.score; };

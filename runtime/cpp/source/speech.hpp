@@ -9,19 +9,17 @@
 #include <utility>
 #include <vector>
 
-#include "errors.hpp"
+#include "records.hpp"
 
 namespace u2moe::runtime {
 
 /// See u2moe_vad_options.
-struct VadOptions {
-  double threshold = 0.5, end_threshold = 0.35, min_silence = 0.6, padding = 0.3;
-
+struct VadOptions : VadNumbers {
   /// @throws InvalidArgument an option is out of range.
   void check() const {
-    check_range("threshold", threshold, 1e-9, 1 - 1e-9);
-    check_range("end_threshold", end_threshold, 1e-9, threshold);
-    check_range("min_silence", min_silence, 1e-3, 1e6);
+    check_numbers<VadNumbers>(*this);
+    check_range("threshold", threshold, 0, 1 - 1e-9);
+    check_range("end_threshold", end_threshold, 0, threshold);
     check_range("padding", padding, 0, min_silence / 2);
   }
 };
