@@ -7,23 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.names import layer_of
-from u2moe.quantize.routing import load_graph
-from u2moe.runtime.bundle.contract import MOE_DOMAIN
-from u2moe.runtime.bundle.functions import plain_name
+from u2moe.quantize.calls import calls, layer_of
+from u2moe.quantize.observed import Array, ObservedGraph, observed_model
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError, QuantizationError
-from u2moe.runtime.model.model import Model
-from u2moe.runtime.model.session import Session
 
-Array = npt.NDArray[Any]
 PRODUCTS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts")
 PIECE_FRAMES = 3000
 """Feature frames per encoder call: attention over a whole long recording would need too much memory."""
@@ -80,11 +73,9 @@ def recorded(
     with tempfile.TemporaryDirectory(prefix="activations-", dir=beside, ignore_cleanup_errors=True) as name:
         activations = Activations(Path(name))
         names: set[str] = set()
-        sessions = {
-            graph.name: _Recorder(ir.load(bundle.path / graph.file), activations, names)
-            for graph in bundle.manifest.model.graphs()
-        }
-        model = Model(bundle.manifest, *(cast("Session", sessions.get(name)) for name in ("encoder", "ctc", "decoder")))
+        graphs = bundle.manifest.model.graphs()
+        recorders = {graph.name: _Recorder(ir.load(bundle.path / graph.file), activations, names) for graph in graphs}
+        model = observed_model(bundle.manifest, recorders)
         num_tokens = 0
         for number, frames in enumerate(features):
             progress(f"activations: recording {number + 1} of {len(features)}")
@@ -97,38 +88,27 @@ def recorded(
                         model.token_scores(output, [tokens])
         if not num_tokens:
             raise AudioError("calibration: the model finds no speech in the recordings")
-        del model, sessions  # their weights are not needed any more
+        del model, recorders  # their weights are not needed any more
         yield activations
 
 
-class _Recorder:
-    """A graph as a session that adds what its products read to `activations`, but for what `others` record."""
+class _Recorder(ObservedGraph):
+    """Adds what its products read to `activations`, but for what `others` record."""
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
         self._activations = activations
-        self._layers: dict[str, str] = {}
-        self._outputs = [str(value.name) for value in model.graph.outputs]
-        for node in model.graph:
-            x = node.inputs[0] if node.domain == MOE_DOMAIN and plain_name(node.op_type) in PRODUCTS else None
-            if x is None or str(x.name) in others:
-                continue
-            others.add(str(x.name))
-            self._layers[str(x.name)] = layer_of(node)
-            if x.producer() is not None and not x.is_graph_output():
-                x.type = ir.TensorType(ir.DataType.FLOAT)
-                model.graph.outputs.append(x)
-        self._session = load_graph(model)
-        self._model = model  # its weights are mapped
+        read = [(x, layer_of(node)) for node in calls(model, *PRODUCTS) if (x := node.inputs[0]) is not None]
+        read = [(x, layer) for x, layer in reversed(read) if str(x.name) not in others]  # of two, the first counts
+        self._layers = {str(x.name): layer for x, layer in read}
+        others.update(self._layers)
+        super().__init__(model, [x for x, _ in read])
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As `Session.run`."""
-        names = [name for name in self._layers if name not in feeds and name not in self._outputs]
-        found = dict(
-            zip([*self._outputs, *names], self._session.run([*self._outputs, *names], dict(feeds)), strict=True)
-        )
-        for name, layer in self._layers.items():
-            rows = feeds[name] if name in feeds else found[name]
+        found = super().run(feeds)
+        for name, rows in self.seen.items():
             if not np.isfinite(rows).all():
+                layer = self._layers[name]
                 raise QuantizationError(f"calibration: {layer} reads numbers that are not finite for the recordings")
             self._activations.add(name, rows)
-        return {name: found[name] for name in self._outputs}
+        return found

@@ -7,25 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import NOTHING, relative_error
+from u2moe.quantize.observed import Array, observed_model
 from u2moe.quantize.passes.half_storage import read_single
-from u2moe.quantize.switches import SwitchedGraph
+from u2moe.quantize.switches import Levels, SwitchedGraph
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import Hypothesis, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.decoding.rescoring import attention_rescoring
-from u2moe.runtime.model.model import Model
-from u2moe.runtime.model.session import Session
 from u2moe.runtime.text.word_errors import edit_distance
 
-Array = npt.NDArray[Any]
-Levels = Mapping[str, int]
-"""By layer, the number of the version that it is computed in; layers that are not named: 0."""
 OUTLIER = 8.0
 """A channel is an outlier if its largest magnitude is this many times the median of all channels'."""
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
@@ -121,13 +115,12 @@ class DamageMeter:
             lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
             self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut off
         self._graphs = {
-            graph.name: _Switched(*(read_single(version.path / graph.file) for version in versions))
+            graph.name: SwitchedGraph(*(read_single(version.path / graph.file) for version in versions))
             for graph in manifest.model.graphs()
         }
         self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}
         self._second = self._graphs["decoder"].bytes if "decoder" in self._graphs else {}
-        sessions = (cast("Session", self._graphs.get(name)) for name in ("encoder", "ctc", "decoder"))
-        self._model = Model(manifest, *sessions)
+        self._model = observed_model(manifest, self._graphs)
         self._largest: dict[str, Array] = {}
         self._features = features
         self._heard = [self._hear(frames) for frames in features]
@@ -150,11 +143,11 @@ class DamageMeter:
 
     def _choose(self, levels: Levels, names: Sequence[str] = ()) -> None:
         for graph in self._graphs.values():
-            graph.levels, graph.names = levels, [name for name in dict.fromkeys(names) if graph.gives(name)]
-            graph.values = {}
+            graph.levels, graph.seen = levels, {}
+            graph.names = [name for name in graph.observed if name in names]
 
     def _values(self) -> dict[str, Array]:
-        return {name: value for graph in self._graphs.values() for name, value in graph.values.items()}
+        return {name: value for graph in self._graphs.values() for name, value in graph.seen.items()}
 
     def _read(
         self, output: Array, log_probs: Array, hypotheses: Sequence[Hypothesis]
@@ -238,7 +231,7 @@ class DamageMeter:
             groups[group] = {"alone": self._divergence(own), "among_all": among_all}
         return Damage(**vars(total), frames=self.num_frames, layers=layers, groups=groups)
 
-    def _of(self, graph: _Switched, layer: str) -> LayerDamage:
+    def _of(self, graph: SwitchedGraph, layer: str) -> LayerDamage:
         alone, errors = [0.0], [0.0]
         for level in range(1, len(self.bytes[layer])):
             found = self._once("alone", {layer: level}, partial(self._alone, graph, layer, level))
@@ -261,7 +254,7 @@ class DamageMeter:
     def _divergence(self, levels: Levels) -> float:
         return self._once("divergence", levels, lambda: self._run(levels)[0])["divergence"]
 
-    def _alone(self, graph: _Switched, layer: str, level: int) -> dict[str, float]:
+    def _alone(self, graph: SwitchedGraph, layer: str, level: int) -> dict[str, float]:
         names = graph.outputs[layer]
         total, values = self._run({layer: level}, names)
         error = 0.0
@@ -288,22 +281,6 @@ class DamageMeter:
         largest = self._largest[name]
         order = np.argsort(-largest, kind="stable")[:SHOWN_OUTLIERS]
         return [int(channel) for channel in order if largest[channel] > OUTLIER * max(np.median(largest), NOTHING)]
-
-
-class _Switched(SwitchedGraph):
-    """A switched graph as a session, at chosen levels; keeps values of its last run."""
-
-    def __init__(self, *versions: ir.Model) -> None:
-        super().__init__(*versions)
-        self.levels: Levels = {}
-        self.names: Sequence[str] = ()
-        self.values: Mapping[str, Array] = {}
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """As `Session.run`."""
-        found = self.compute(feeds, self.levels, self.names)
-        self.values = {name: found[name] for name in self.names}
-        return found
 
 
 def describe_damage(damage: Mapping[str, Any]) -> list[str]:

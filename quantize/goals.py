@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from u2moe.quantize.damage import Damage, Levels
+from u2moe.quantize.damage import Damage
+from u2moe.quantize.switches import Levels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.quantize.names import scope
+from u2moe.quantize.calls import scope
+from u2moe.quantize.observed import Array, ObservedGraph
 from u2moe.runtime.bundle.contract import PACKED
+from u2moe.runtime.bundle.weight_formats import HALF
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.model.encoder import Encoder, required_cache_size
-from u2moe.runtime.model.native import Kernels, choose_kernels
+from u2moe.runtime.model.native import choose_kernels
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 from u2moe.runtime.model.windows import Windows
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,28 +78,13 @@ class ExpertInputs:
     def __init__(self, bundle: Bundle, options: onnxruntime.SessionOptions | None = None) -> None:
         """Read the graph; it is loaded on its first run, with `options` if given, and with native kernels if packed."""
         self.config = bundle.manifest.model
-        encoder = self.config.graphs()[0]
-        model = ir.load(bundle.path / encoder.file)
+        model = ir.load(bundle.path / self.config.graphs()[0].file)
         self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
-        half = bundle.manifest.quantization.get("whole") == "fp16"
-        kind = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
-        inputs = {node.inputs[0] for node in model.graph if mixture_of(node) is not None} - {None}
-        for value in inputs - set(model.graph.outputs):
-            cast("ir.Value", value).type = kind
-            model.graph.outputs.append(cast("ir.Value", value))
-        self._names = [str(value.name) for value in model.graph.outputs]
-        self._seen: dict[str, Array] = {}
-        kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in bundle.manifest.quantization else None
-        self._load = partial(load_graph, model, options, kernels)
-
-    @cached_property
-    def _session(self) -> onnxruntime.InferenceSession:
-        return self._load()
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """As `Session.run`."""
-        self._seen = dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
-        return self._seen
+        inputs = [x for node in model.graph if mixture_of(node) is not None and (x := node.inputs[0]) is not None]
+        quantization = bundle.manifest.quantization
+        kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in quantization else None
+        dtype = ir.DataType.FLOAT16 if quantization.get("whole") == HALF.name else ir.DataType.FLOAT
+        self._graph = ObservedGraph(model, inputs, options, kernels, dtype)
 
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
@@ -112,11 +96,12 @@ class ExpertInputs:
         windows = Windows(self.config, chunk_size)
         windows.accept(frames)
         windows.finish()
-        encoder = Encoder(cast("Session", self), self.config)  # it needs only `run`
+        encoder = Encoder(cast("Session", self._graph), self.config)  # it needs only `run`
         caches, required = encoder.start(), required_cache_size(chunk_size or 1, num_left_chunks)
         while (window := windows.take()) is not None:
             _, caches = encoder.step(window[np.newaxis], caches, required_cache_size=required)
-            yield {name: self._seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
+            seen = self._graph.seen
+            yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def tokens(self, frames: Array) -> dict[str, Array]:
         """Like `chunks`, with full context; empty if there are too few frames for a chunk."""
@@ -146,25 +131,3 @@ def routed_layer(node: ir.Node) -> RoutedLayer | None:
         top_k=mixture.top_k,
         expert_bytes=num_bytes // mixture.num_experts,
     )
-
-
-def load_graph(
-    model: ir.Model, options: onnxruntime.SessionOptions | None = None, kernels: Kernels | None = None
-) -> onnxruntime.InferenceSession:
-    """A session of a modified graph. Keep the graph while the session is in use: its weights stay memory-mapped.
-
-    External weights are passed as values: a hard link beside the modified graph would make onnx-ir refuse the original
-    file in other processes.
-    """
-    if options is None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-    if kernels is not None:
-        kernels.register(options)
-    weights = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy())
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    options.add_external_initializers(list(weights), list(weights.values()))
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=[DEFAULT_PROVIDER])

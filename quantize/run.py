@@ -17,7 +17,8 @@ from typing import Any
 import onnx_ir as ir
 
 from u2moe.quantize.calibration import Activations, recorded
-from u2moe.quantize.damage import Array, DamageMeter
+from u2moe.quantize.damage import DamageMeter
+from u2moe.quantize.observed import Array
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.quantize.report import features_of

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from u2moe.quantize.damage import Levels
 from u2moe.quantize.goals import Goal, Ladder, Step
 from u2moe.quantize.run import DAMAGE_S, QuantizationRun, QuantizedBundle
+from u2moe.quantize.switches import Levels
 from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter

@@ -6,27 +6,25 @@ One session so measures every combination of layers: nothing is written or loade
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 
-from u2moe.quantize.names import layer_of
+from u2moe.quantize.calls import layer_of
+from u2moe.quantize.observed import Array, ObservedGraph
 from u2moe.quantize.recipes import FORMATS
-from u2moe.quantize.routing import load_graph
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.graph.builder import define
 from u2moe.runtime.graph.file import group_of
 
-Array = npt.NDArray[Any]
+Levels = Mapping[str, int]
+"""By layer, the number of the version that it is computed in."""
 SWITCHES = "switches"
 """Name of the input with the level of each layer: int64 [layers]."""
 
 
-class SwitchedGraph:
+class SwitchedGraph(ObservedGraph):
     """Versions of a graph with a switch for each layer in which they differ.
 
     A layer's level is the number of a version, 0 for the first.
@@ -36,7 +34,8 @@ class SwitchedGraph:
             have fewer levels.
         groups: by layer, the group of its weights, see `recipes.FORMATS`.
         inputs: by layer, the names of the values that its products read.
-        outputs: by layer, the names of the values that it gives.
+        outputs: by layer, the names of the values that it gives; what layers read and give can be seen.
+        levels: those of the next run; layers that are not named: 0.
     """
 
     def __init__(self, *versions: ir.Model) -> None:
@@ -66,12 +65,9 @@ class SwitchedGraph:
             if len(options) > 1:
                 self._describe(options)
                 self._switch(options)
-        self._outputs = [str(value.name) for value in self._model.graph.outputs]
-        for names in (*self.inputs.values(), *self.outputs.values()):
-            for value in map(self._values.__getitem__, names):
-                if value not in self._model.graph.inputs and value not in self._model.graph.outputs:
-                    value.type = ir.TensorType(ir.DataType.FLOAT)
-                    self._model.graph.outputs.append(value)
+        self.levels: Levels = {}
+        names = dict.fromkeys(name for own in (*self.inputs.values(), *self.outputs.values()) for name in own)
+        super().__init__(self._model, [self._values[name] for name in names])
         if self.bytes:
             self._model.graph.inputs.append(self._switches)
 
@@ -146,22 +142,10 @@ class SwitchedGraph:
             self._model.graph.register_initializer(copy)
         return self._model.graph.initializers[name]
 
-    def gives(self, name: str) -> bool:
-        """Whether a value of that name is in the graph."""
-        return name in self._values
-
-    @cached_property
-    def _session(self) -> onnxruntime.InferenceSession:
-        return load_graph(self._model)
-
-    def compute(
-        self, feeds: Mapping[str, Array], levels: Mapping[str, int], names: Sequence[str] = ()
-    ) -> dict[str, Array]:
-        """The graph's outputs and values of these names, of `inputs` or `outputs`, with layers at these levels or 0."""
-        switches = np.array([levels.get(layer, 0) for layer in self.bytes], np.int64)
-        wanted = [*self._outputs, *(name for name in names if name not in feeds)]
-        found = self._session.run(wanted, {**feeds, SWITCHES: switches} if self.bytes else dict(feeds))
-        return {**dict(zip(wanted, found, strict=True)), **{name: feeds[name] for name in names if name in feeds}}
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As `Session.run`, at `levels`."""
+        switches = np.array([self.levels.get(layer, 0) for layer in self.bytes], np.int64)
+        return super().run({**feeds, SWITCHES: switches} if self.bytes else feeds)
 
 
 def _weight_bytes(node: ir.Node) -> int:

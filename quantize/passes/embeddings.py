@@ -6,9 +6,8 @@ from functools import partial
 
 import onnx_ir as ir
 
+from u2moe.quantize.calls import calls, inputs_of, layer_of, swap
 from u2moe.quantize.formats.table import conversion_for
-from u2moe.quantize.names import layer_of
-from u2moe.quantize.passes.calls import calls, inputs_of, swap
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Array, Weights
 from u2moe.runtime.graph.file import array_of, shape_of

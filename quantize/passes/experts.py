@@ -8,10 +8,9 @@ import itertools
 import onnx_ir as ir
 
 from u2moe.quantize.calibration import Activations
+from u2moe.quantize.calls import layer_of, swap
 from u2moe.quantize.expert_layers import expert_layers
 from u2moe.quantize.formats.table import conversion_for
-from u2moe.quantize.names import layer_of
-from u2moe.quantize.passes.calls import swap
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.rounding import rounded_experts
 from u2moe.quantize.weights import Weights

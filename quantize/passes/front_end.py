@@ -8,10 +8,9 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from u2moe.quantize.calls import calls, inputs_of, insert, layer_of, swap
 from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.formats.table import conversion_for
-from u2moe.quantize.names import layer_of
-from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Array, Weights

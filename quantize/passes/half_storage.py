@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from u2moe.quantize.names import layer_of
+from u2moe.quantize.calls import layer_of
 from u2moe.quantize.passes.half_precision import half_of
 from u2moe.quantize.recipes import FORMATS, Recipe
 from u2moe.quantize.weights import Weights

@@ -9,11 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.calibration import Activations
+from u2moe.quantize.calls import calls, inputs_of, insert, layer_of, swap
 from u2moe.quantize.formats.conversion import WeightConversion
 from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.formats.table import conversion_for
-from u2moe.quantize.names import layer_of
-from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.rounding import rounded_products
 from u2moe.quantize.weights import Weights

@@ -1,7 +1,8 @@
-"""Calls of functions in a graph: found by name, swapped for calls of other functions, and added."""
+"""Calls of functions in a graph: found by name, named as layers, swapped for calls of other functions, and added."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -10,6 +11,24 @@ from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.builder import ATTRIBUTES, define
+
+_PART = re.compile(r".*?\.\d+\.[^.]+")
+
+
+def scope(node: ir.Node) -> str:
+    """The scope of a node's name, dotted as in a state dict."""
+    return (node.name or "").rsplit("/", 1)[0].replace("/", ".")
+
+
+def layer_of(node: ir.Node) -> str:
+    """The layer of a call, as recipes and reports name it.
+
+    Within a block it is a part of the block, such as `encoder.encoders.3.self_attn` with all its projections; elsewhere
+    the call's scope.
+    """
+    name = scope(node)
+    found = _PART.match(name)
+    return found[0] if found else name
 
 
 def calls(model: ir.Model, *names: str) -> list[ir.Node]:
