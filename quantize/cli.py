@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from u2moe.runtime.corpus.lists import Recording
 
 Subparsers = Any  # argparse has no public name for it
+_LIMITS = (
+    ("max_damage", "--max-damage", "PERCENT", (1, 100), (
+        "with --calibrate: the smallest bundle with which at most so many percent of the tokens change on its "
+        "recordings; layers that hurt get a better format than the recipe's")),
+    ("max_bytes", "--max-size", "MB", (1e6, 1), (
+        "with --calibrate: at most so many megabytes, of which the layers that hurt most get more")),
+    ("target_rtf", "--target-rtf", "X", (1, 1), (
+        "the same for the encoder's time for a second of audio, with one thread on this machine")),
+    ("max_wer_increase", "--max-wer-increase", "POINTS", (1, 100), (
+        "fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate, "
+        "use better formats until it does not")),
+)  # fmt: skip
+"""Fields of `Goal`, their options, what these count, factor and divisor from that to the field, and help."""
 
 
 def add_quantize(subparsers: Subparsers) -> None:
@@ -57,25 +70,8 @@ def add_quantize(subparsers: Subparsers) -> None:
         help="use another format for one group of weights: "
         + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
     )
-    experts.add_argument(
-        "--max-damage",
-        metavar="PERCENT",
-        type=float,
-        help="with --calibrate: the smallest bundle with which at most so many percent of the tokens change on its "
-        "recordings; layers that hurt get a better format than the recipe's",
-    )
-    experts.add_argument(
-        "--max-size",
-        metavar="MB",
-        type=float,
-        help="with --calibrate: at most so many megabytes, of which the layers that hurt most get more",
-    )
-    experts.add_argument(
-        "--target-rtf",
-        metavar="X",
-        type=float,
-        help="the same for the encoder's time for a second of audio, with one thread on this machine",
-    )
+    for name, flag, metavar, _, about in _LIMITS:
+        experts.add_argument(flag, dest=name, metavar=metavar, type=float, help=about)
     experts.add_argument(
         "--resume",
         action="store_true",
@@ -86,13 +82,6 @@ def add_quantize(subparsers: Subparsers) -> None:
         action="store_true",
         help="write weights as native kernels (u2moe-kernels) use them: the bundle loads at once, processes share its "
         "memory, and it cannot run without these kernels",
-    )
-    experts.add_argument(
-        "--max-wer-increase",
-        metavar="POINTS",
-        type=float,
-        help="fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate, "
-        "use better formats until it does not",
     )
     experts.add_argument(
         "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
@@ -116,14 +105,11 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.runtime.cli.terminal import tell
     from u2moe.runtime.errors import QuantizationError
 
-    measured, limit = _measured(args), args.max_wer_increase
-    goal = Goal(
-        max_damage=None if args.max_damage is None else args.max_damage / 100,
-        max_wer_increase=None if limit is None else limit / 100,
-        max_bytes=None if args.max_size is None else args.max_size * 1e6,
-        target_rtf=args.target_rtf,
-        resume=args.resume,
-    )
+    measured, given = _measured(args), vars(args)
+    limits = {
+        name: given[name] * factor / divisor for name, _, _, (factor, divisor), _ in _LIMITS if given[name] is not None
+    }
+    goal = Goal(resume=args.resume, **limits)
     searches = args.recipe is None and args.calibrate and goal.limits
     smallest, groups = ("int4", {"output_layers": "int4"}) if searches else ("int8", {})
     try:

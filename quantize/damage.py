@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,9 @@ class DamageMeter:
 
     Attributes:
         bytes: by layer, in order, the bytes of its weights at each level.
+        most: the last level of each layer.
+        num_frames: encoder frames of all recordings.
+        num_tokens: tokens of the texts that are compared with: of the search that finds the fewest.
     """
 
     def __init__(self, versions: Sequence[Bundle], features: Sequence[Array], journal: Path | None = None) -> None:
@@ -111,20 +115,27 @@ class DamageMeter:
         manifest = versions[0].manifest
         self._weights, self._journal = manifest.decoding.weights(), journal
         self._known: dict[str, Any] = {}
-        if journal is not None and journal.exists():
-            lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
+        self._of_these = ""
+        if journal is not None:
+            digest = hashlib.sha256(repr([version.manifest.files for version in versions]).encode())
+            for frames in features:
+                digest.update(frames.tobytes())
+            self._of_these = digest.hexdigest()
+            lines = journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.exists() else []
             self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut off
         self._graphs = {
             graph.name: SwitchedGraph(*(read_single(version.path / graph.file) for version in versions))
             for graph in manifest.model.graphs()
         }
         self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}
+        self.most = {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
         self._second = self._graphs["decoder"].bytes if "decoder" in self._graphs else {}
         self._model = observed_model(manifest, self._graphs)
         self._largest: dict[str, Array] = {}
         self._features = features
         self._heard = [self._hear(frames) for frames in features]
         self._lengths = [sum(map(len, texts)) for texts in zip(*(heard.texts for heard in self._heard), strict=True)]
+        self.num_frames, self.num_tokens = sum(len(heard.log_probs) for heard in self._heard), min(self._lengths)
 
     def _hear(self, frames: Array) -> _Heard:
         graphs = self._graphs.values()
@@ -191,21 +202,6 @@ class DamageMeter:
         divergence = divergence / max(self.num_frames, 1) + second / max(num_scores, 1)
         return {"divergence": divergence, "changed_tokens": float((edits / np.maximum(self._lengths, 1)).max())}, values
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the texts that are compared with: of the search that finds the fewest."""
-        return min(self._lengths)
-
-    @property
-    def num_frames(self) -> int:
-        """Encoder frames of all recordings."""
-        return sum(len(heard.log_probs) for heard in self._heard)
-
-    @property
-    def most(self) -> dict[str, int]:
-        """The last level of each layer."""
-        return {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
-
     def share(self, layer: str) -> float:
         """The layer's share of the float32 weights of the encoder's layers; 0 for layers of other graphs."""
         sizes = {name: own[0] for name, own in self._graphs["encoder"].bytes.items()}
@@ -232,43 +228,35 @@ class DamageMeter:
         return Damage(**vars(total), frames=self.num_frames, layers=layers, groups=groups)
 
     def _of(self, graph: SwitchedGraph, layer: str) -> LayerDamage:
-        alone, errors = [0.0], [0.0]
-        for level in range(1, len(self.bytes[layer])):
-            found = self._once("alone", {layer: level}, partial(self._alone, graph, layer, level))
-            alone.append(found["divergence"])
-            errors.append(found["error"])
+        levels = range(1, len(self.bytes[layer]))
+        found = [self._once("alone", {layer: level}, partial(self._alone, graph, layer, level)) for level in levels]
         is_second = graph is self._graphs.get("decoder")
         others = {name: level for name, level in self.most.items() if (name in self._second) == is_second}
-        without = {**others, layer: 0}
-        among_all = self._divergence(others) - self._divergence(without)
-        outliers = {name: large for name in graph.inputs[layer] if (large := self._outliers(name))}
         return LayerDamage(
             layer=layer,
             bytes=self.bytes[layer],
-            alone=alone,
-            errors=errors,
-            among_all=among_all,
-            outliers=outliers,
+            alone=[0.0, *(each["divergence"] for each in found)],
+            errors=[0.0, *(each["error"] for each in found)],
+            among_all=self._divergence(others) - self._divergence({**others, layer: 0}),
+            outliers={name: large for name in graph.inputs[layer] if (large := self._outliers(name))},
         )
 
     def _divergence(self, levels: Levels) -> float:
         return self._once("divergence", levels, lambda: self._run(levels)[0])["divergence"]
 
     def _alone(self, graph: SwitchedGraph, layer: str, level: int) -> dict[str, float]:
-        names = graph.outputs[layer]
-        total, values = self._run({layer: level}, names)
-        error = 0.0
-        for name in names:
-            pairs = [
-                (heard.values[name].ravel(), own[name].ravel()) for heard, own in zip(self._heard, values, strict=True)
-            ]
-            expected, found = (np.concatenate(part) for part in zip(*pairs, strict=True))
-            error = max(error, relative_error(expected, found))
-        return {"divergence": total["divergence"], "error": error}
+        total, values = self._run({layer: level}, graph.outputs[layer])
+        errors = []
+        for name in graph.outputs[layer]:
+            expected = np.concatenate([heard.values[name].ravel() for heard in self._heard])
+            found = np.concatenate([own[name].ravel() for own in values])
+            errors.append(relative_error(expected, found))
+        return {"divergence": total["divergence"], "error": max(errors)}
 
     def _once(self, what: str, levels: Levels, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """A measurement, out of the journal if it has it."""
-        key = json.dumps([what, sorted((layer, level) for layer, level in levels.items() if level)])
+        own = sorted((layer, level) for layer, level in levels.items() if level)
+        key = json.dumps([self._of_these, what, own])
         if key not in self._known:
             self._known[key] = measure()
             if self._journal is not None:

@@ -39,11 +39,6 @@ class ExpertLayer:
     b2: Sequence[ir.Value]
 
     @property
-    def weights(self) -> list[ir.Value]:
-        """The router's weight, and weights and biases of all experts, in the order of the node's inputs."""
-        return [value for value in self.node.inputs[1:] if value is not None]
-
-    @property
     def sizes(self) -> tuple[int, int]:
         """Number of inputs and of hidden units of an expert."""
         dim, hidden = shape_of(self.w1[0])

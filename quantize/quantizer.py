@@ -112,16 +112,14 @@ def quantize_bundle(
 def _made(run: QuantizationRun, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
     """The quantized bundle, with wider blocks as long as it is larger than the limit."""
     made = run.quantize(recipe, staging)
-    sizes = {recipe.block_size: made.num_bytes}
+    sizes = {made.num_bytes: recipe}
     has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
     for size in BLOCK_SIZES if limit and has_blocks else ():
         if size > recipe.block_size and made.num_bytes > (limit or 0):
             made = run.quantize(dataclasses.replace(recipe, block_size=size), staging)
-            sizes[size] = made.num_bytes
-    best = min(sizes, key=lambda size: sizes[size])  # layers with few rows do not fill wide blocks
-    return (
-        made if best == made.recipe.block_size else run.quantize(dataclasses.replace(recipe, block_size=best), staging)
-    )
+            sizes.setdefault(made.num_bytes, made.recipe)
+    best = sizes[min(sizes)]  # layers with few rows do not fill wide blocks
+    return made if best == made.recipe else run.quantize(best, staging)
 
 
 def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:

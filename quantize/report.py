@@ -5,6 +5,7 @@ Everything is measured on the written files. A packed bundle is measured before 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -159,52 +160,54 @@ def compare_text(
         searches = searches[:2]
     chunk_sizes = (None, 16) if models[0].config.streaming else (None,)
     result: dict[str, Any] = {}
-    for chunk_size in chunk_sizes:
-        for search in searches:
-            name = f"{search}, {'full context' if chunk_size is None else f'chunk {chunk_size}'}"
-            progress(f"text: {name}")
-            options = DecodingOptions(search=search, chunk_size=chunk_size)
-            errors = WordErrors(), WordErrors()
-            different = num_tokens = 0
-            for recording in recordings:
-                transcripts = [recognizer.transcribe(recording.path, options=options) for recognizer in recognizers]
-                tokens = [[token for segment in item.segments for token in segment.tokens] for item in transcripts]
-                for count, transcript in zip(errors, transcripts, strict=True):
-                    count.add(recording.transcript, transcript.text)
-                different += edit_distance(tokens[0], tokens[1])
-                num_tokens += len(tokens[0])
-            result[name] = {
-                "num_words": errors[0].num_words,
-                "wer_before": errors[0].rate,
-                "wer_after": errors[1].rate,
-                "token_agreement": 1 - different / num_tokens if num_tokens else 1.0,
-            }
+    for chunk_size, search in itertools.product(chunk_sizes, searches):
+        name = f"{search}, {'full context' if chunk_size is None else f'chunk {chunk_size}'}"
+        progress(f"text: {name}")
+        options = DecodingOptions(search=search, chunk_size=chunk_size)
+        errors, num_different, num_tokens = (WordErrors(), WordErrors()), 0, 0
+        for recording in recordings:
+            transcripts = [recognizer.transcribe(recording.path, options=options) for recognizer in recognizers]
+            tokens = [[token for segment in item.segments for token in segment.tokens] for item in transcripts]
+            for count, transcript in zip(errors, transcripts, strict=True):
+                count.add(recording.transcript, transcript.text)
+            num_different += edit_distance(*tokens)
+            num_tokens += len(tokens[0])
+        result[name] = {
+            "num_words": errors[0].num_words,
+            "wer_before": errors[0].rate,
+            "wer_after": errors[1].rate,
+            "token_agreement": 1 - num_different / max(num_tokens, 1),
+        }
     return result
 
 
 def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str, Any]:
-    """Median seconds of both encoders for the same features, in turn, with one thread."""
+    """Median seconds of both encoders for the same features, with one thread."""
     cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
     if reference.config.streaming:
         size = reference.config.stream_chunk_size
         cases[f"chunk {size}, left {NUM_LEFT_CHUNKS}"] = size, NUM_LEFT_CHUNKS
     result = {}
-    for name, (chunk_size, left) in cases.items():
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(NUM_TIMINGS + 1):
-            for series, model in zip(times, (reference, quantized), strict=True):
-                start = time.perf_counter()
-                model.encode(frames, chunk_size, left)
-                series.append(time.perf_counter() - start)
-        before, after = (statistics.median(series[1:]) for series in times)
-        low, high = (statistics.quantiles(series[1:], n=4) for series in times)
-        result[name] = {
-            "before_s": before,
-            "after_s": after,
-            "speedup": before / after,
-            "differs": low[2] < high[0] or high[2] < low[0],
-        }
+    for name, chunks in cases.items():
+        times = encoder_times([reference, quantized], frames, chunks, NUM_TIMINGS)
+        before, after = map(statistics.median, times)
+        low, high = (statistics.quantiles(series, n=4) for series in times)
+        differs = low[2] < high[0] or high[2] < low[0]
+        result[name] = {"before_s": before, "after_s": after, "speedup": before / after, "differs": differs}
     return {"feature_frames": len(frames), "encoder": result}
+
+
+def encoder_times(
+    models: Sequence[Model], frames: Array, chunks: tuple[int | None, int], repetitions: int
+) -> list[list[float]]:
+    """Seconds of each model's encoder, in turn, for features in chunks of a size with so many left chunks."""
+    times: list[list[float]] = [[] for _ in models]
+    for _ in range(repetitions + 1):
+        for series, model in zip(times, models, strict=True):
+            start = time.perf_counter()
+            model.encode(frames, *chunks)
+            series.append(time.perf_counter() - start)
+    return [series[1:] for series in times]
 
 
 def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> list[Array]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +59,8 @@ class QuantizationRun:
 
     Attributes:
         source: the bundle, smoothed if there are recordings.
-        measured: features of the recordings on which damage is measured.
+        measured: features of the recordings on which damage is measured: their first two minutes.
+        journal: the file of what was measured; None: none.
         folder: for temporary files.
         progress: called with a line for each step.
     """
@@ -76,9 +75,9 @@ class QuantizationRun:
         seconds: float = 0.0,
         journal: Path | None = None,
     ) -> None:
-        """`heard` are features of all recordings, `activations` of `seconds` of them; `journal` keeps measurements."""
+        """`heard` are features of all recordings, `activations` of `seconds` of them."""
         self.source, self.folder, self.progress = source, folder, progress
-        self._activations, self._seconds, self._journal = activations, seconds, journal
+        self._activations, self._seconds, self.journal = activations, seconds, journal
         frames = round(DAMAGE_S * 1000 / source.manifest.features.frame_shift_ms)
         self.measured = list(_first(heard, frames, source.manifest.model.window))
 
@@ -113,15 +112,9 @@ class QuantizationRun:
         manifest = with_external(dataclasses.replace(self.source.manifest, quantization=record), staging.path)
         return QuantizedBundle(recipe=recipe, bundle=staging.seal(manifest), changes=changes)
 
-    def meter(self, versions: Sequence[Bundle]) -> DamageMeter:
-        """A meter of the damage of versions of the bundle on the first two minutes of the recordings."""
-        if self._journal is not None:
-            _begin(self._journal, versions, self.measured)
-        return DamageMeter(versions, self.measured, self._journal)
-
     def damage(self, made: QuantizedBundle) -> dict[str, Any]:
         """The damage of every layer, as plain data."""
-        damage = self.meter([self.source, made.bundle]).measure(self.progress)
+        damage = DamageMeter([self.source, made.bundle], self.measured, self.journal).measure(self.progress)
         return {**dataclasses.asdict(damage), "formats": ["fp32", made.recipe.name]}
 
     def _record(self, recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
@@ -173,16 +166,6 @@ def opened_run(
             )
             seconds = sum(map(len, others)) / frames_s
             yield QuantizationRun(smoothed, folder, progress, heard, activations, seconds, journal)
-
-
-def _begin(journal: Path, versions: Sequence[Bundle], features: Sequence[Array]) -> None:
-    """Empty a journal, unless it is of the same versions and recordings."""
-    digest = hashlib.sha256(repr([version.manifest.files for version in versions]).encode())
-    for frames in features:
-        digest.update(frames.tobytes())
-    key = json.dumps(["of", digest.hexdigest()]) + "\n"
-    if not journal.exists() or not journal.read_text(encoding="utf-8").startswith(key):
-        journal.write_text(key, encoding="utf-8")
 
 
 def after_first(heard: Sequence[Array], limit: int) -> Sequence[Array]:

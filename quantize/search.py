@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.goals import Goal, Ladder, Step
+from u2moe.quantize.report import encoder_times
 from u2moe.quantize.run import DAMAGE_S, QuantizationRun, QuantizedBundle
 from u2moe.quantize.switches import Levels
 from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS
@@ -53,7 +54,7 @@ class Search:
         self._formats = list(versions)
         self._versions = [*versions.values(), made.bundle]
         self._size = made.num_bytes
-        self._meter = meter = run.meter(self._versions)
+        self._meter = meter = DamageMeter(self._versions, run.measured, run.journal)
         if goal.max_damage is not None and meter.num_tokens * goal.max_damage < 1:
             raise AudioError(
                 f"calibration: found {meter.num_tokens} tokens in the first {DAMAGE_S} s, but one of them is more than "
@@ -161,9 +162,5 @@ def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:
     frames = max(features, key=len)[:TIMED_FRAMES]
     config = model.config
     chunks = (config.whole_chunk(CHUNK_SIZE), NUM_LEFT_CHUNKS) if config.streaming else (None, -1)
-    seconds = []
-    for _ in range(NUM_TIMINGS + 1):
-        start = time.perf_counter()
-        model.encode(frames, *chunks)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:]) / (len(frames) * bundle.manifest.features.frame_shift_ms / 1000)
+    (seconds,) = encoder_times([model], frames, chunks, NUM_TIMINGS)
+    return statistics.median(seconds) / (len(frames) * bundle.manifest.features.frame_shift_ms / 1000)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
-from u2moe.quantize.calls import swap
+from u2moe.quantize.calls import inputs_of, swap
 from u2moe.quantize.expert_layers import expert_layers
 from u2moe.quantize.weights import Array, Change, Weights
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
@@ -37,7 +37,7 @@ def in_half_precision(model: ir.Model, weights: Weights) -> None:
     _Converter(model, weights).run()
     for layer in expert_layers(model):
         mixture = dataclasses.replace(layer.mixture, weights=HALF.name)
-        swap(model, layer.node, float_mixture(mixture), [layer.x, *layer.weights])
+        swap(model, layer.node, float_mixture(mixture), inputs_of(layer.node))
 
 
 def half_of(value: ir.Value) -> Array:
