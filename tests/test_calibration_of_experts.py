@@ -1,7 +1,5 @@
 """Layers rounded for recordings: the arithmetic, bundles, errors, and the command."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -15,7 +13,7 @@ from u2moe.quantize.compensation import compensated, fitted, fitted_layer
 from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.quantize.report import describe, features_of
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
-from u2moe.runtime import AudioError, Bundle, BundleError
+from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.cli import main
 from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.model.features import FeatureStream
@@ -201,11 +199,6 @@ def test_what_several_graphs_read_counts_once(bundle, recordings, tmp_path):
         assert len(activations.rows("encoder_out")) == num_frames
 
 
-def test_calibration_is_for_integers():
-    with pytest.raises(ValueError, match="calibration is for int8 and int4, got whole 'fp16'"):
-        recipe("fp16", calibration=[Path("a.wav")])
-
-
 @pytest.mark.slow
 def test_calibration_without_speech_is_an_error(bundle, recordings, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "short.wav", np.zeros(160), 16_000)
@@ -219,13 +212,6 @@ def test_calibration_without_speech_is_an_error(bundle, recordings, tmp_path, mo
     with pytest.raises(AudioError, match="finds no speech in the recordings"):
         quantize_bundle(bundle.path, tmp_path / "out", recipe("int8", calibration=[recordings / "0.wav"]))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_experts_of_a_dense_network_are_an_error(exported, recordings, tmp_path):
-    calibrated = recipe("int8", {"experts": "int4"}, calibration=[recordings / "0.wav"])
-    with pytest.raises(BundleError, match="quantizes experts, but no graph has such weights"):
-        quantize_bundle(exported("dense_tiny"), tmp_path / "out", calibrated)
 
 
 @pytest.mark.slow

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from layers import layer_model, session_with
 from quantized import IN_TORCH, LOWEST, rounded_rows
 
 from u2moe.quantize.arithmetic import int8_columns, relative_error
 from u2moe.quantize.formats.int8 import Int8Conversion
+from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 
 pytestmark = pytest.mark.slow
 INT8 = Int8Conversion()
@@ -38,6 +41,18 @@ def test_int8_rows_of_an_activation_are_searched_for_the_largest_value_alone(kin
     small = IN_TORCH[kind](torch.from_numpy(0.1 * random.standard_normal((1, 5, 24)).astype(np.float32))).numpy()
     expected = rounded_rows(small, LOWEST[kind] or 1e-20) @ (integers * scale)
     np.testing.assert_allclose(known.run(None, {"x": small})[0], expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in CONVERSIONS if "embeddings" in WEIGHT_FORMATS[name].groups])
+def test_an_embedding_gives_the_rows_of_its_table(name):
+    table, made = np.random.default_rng(1).standard_normal((7, 40)).astype(np.float32), conversion(name, 16)
+    parts = made.of_tables().parts(table.T)
+    restored = made.of_tables().restored(parts, 40).T
+    assert relative_error(table, restored) < 0.1
+    function, tokens = made.embedding(40), np.array([[3, 0], [6, 3]])
+    feeds = dict(zip([value.name for value in function.inputs], [*parts, tokens], strict=True))
+    session = session_with(layer_model(function, {key: array.dtype for key, array in feeds.items()}, {}, {}))
+    np.testing.assert_allclose(session.run(None, feeds)[0], restored[tokens], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 3)])

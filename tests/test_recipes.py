@@ -1,33 +1,53 @@
 """What to quantize, and how: options, checked at birth."""
 
+from pathlib import Path
+
 import pytest
 
 from u2moe.quantize import FORMATS, RECIPES, Recipe, recipe
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 
 pytestmark = pytest.mark.slow
 
 
-def test_recipes_are_checked_at_birth():
-    with pytest.raises(ValueError, match=r"routers.*always fp32"):
-        Recipe(name="x", groups={"routers": "int8"})
-    with pytest.raises(ValueError, match="embeddings must be one of fp32, int8, int4, got 'int3'"):
-        Recipe(name="x", groups={"embeddings": "int3"})
-    with pytest.raises(ValueError, match="quantizes nothing"):
-        Recipe(name="x", groups={"attention": "fp32"})
-    with pytest.raises(ValueError, match="block_size"):
-        Recipe(name="x", groups={"experts": "int4"}, block_size=20)
-    with pytest.raises(ValueError, match="exclude"):
-        Recipe(name="x", groups={"experts": "int4"}, whole="fp16")
-    with pytest.raises(ValueError, match="recipe must be one of"):
-        recipe("int7")
-    with pytest.raises(ValueError, match="'fp32' quantizes nothing"):
-        recipe("fp32")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"groups": {"routers": "int8"}}, r"routers.*always fp32"),
+        ({"groups": {"embeddings": "int3"}}, r"embeddings must be one of fp32, int8, int4.*, got 'int3'"),
+        ({"groups": {"attention": "fp32"}}, "quantizes nothing"),
+        ({"groups": {"experts": "int4"}, "block_size": 20}, "block_size"),
+        ({"groups": {"experts": "int4"}, "whole": "fp16"}, "exclude"),
+        ({"whole": "fp16", "calibration": (Path("a.wav"),)}, "calibration is for int8 and int4.*, got whole 'fp16'"),
+        ({"groups": {"experts": "int4"}, "exceptions": {"ctc": "int3"}}, "exceptions: ctc must be one of fp32, fp16"),
+    ],
+)
+def test_recipes_are_checked_at_birth(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(name="x", **fields)
+
+
+@pytest.mark.parametrize(("name", "message"), [("int7", "recipe must be one of"), ("fp32", "'fp32' quantizes nothing")])
+def test_what_is_no_recipe_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(name)
+
+
+def test_a_recipe_may_be_changed_for_a_group():
     assert recipe("fp32", {"experts": "int4"}).quantized == {"experts": "int4"}
     assert recipe("int8") is RECIPES["int8"]
     changed = recipe("int8", {"attention": "fp32"})
     assert changed.name == "int8[attention=fp32]"
     assert "attention" not in changed.quantized
+
+
+@pytest.mark.parametrize("group", FORMATS)
+@pytest.mark.parametrize("kind", WEIGHT_FORMATS)
+def test_a_group_gets_the_formats_that_name_it(kind, group):
+    assert (kind in FORMATS[group]) == (group in WEIGHT_FORMATS[kind].groups)
+    layer = Recipe(name="x", groups={"experts": "int8"}, exceptions={"layer": kind})
+    assert layer.format_of("layer", group) == (kind if kind in FORMATS[group] else "fp32")
 
 
 def test_groups_are_those_of_weights():
