@@ -33,7 +33,7 @@ def test_a_damaged_layer_is_an_error_or_computes_something(library, count, tmp_p
     [
         ("top_k", 4, "top_k must be from 1 to 3, got 4"),
         ("num_experts", 2000, "num_experts must be from 1 to 1024, got 2000"),
-        ("activation", "mish", "activation must be relu, swish, gelu, tanh, hardtanh or selu, got 'mish'"),
+        ("activation", "mish", "activation must be relu, .*, got 'mish'"),
         ("bias", 0, r"input 2 \(weight\) must be of element type 3"),
     ],
 )

@@ -1,0 +1,97 @@
+"""The recipes of docs/change.md name all files of a change: those that an existing thing of the kind is named in."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "change.md").read_text(encoding="utf-8")
+RECIPES = {
+    text.partition("\n")[0]: re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for text in PAGE.split("\n## ")[1:]
+}
+"""The first column of each recipe's table, by title."""
+LEFT_OUT = (
+    "*.json", "*.npz", "*.onnx", "*.lm", "*.png", "*.wasm", "tests/golden/*", "runtime/kernels/source/declared.h",
+    "CHANGELOG.md", "docs/change.md", "tests/test_change.py",
+)  # fmt: skip
+"""What scripts or WeNet wrote, and what names everything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One of the things that a recipe adds.
+
+    Attributes:
+        words: an expression for its names, as whole words.
+        name: what stands for the placeholder in names of files.
+        most: files that such a change may touch at most, pages and tests included.
+        uses: where it is named as one that there is, and another of its kind would not have to be.
+    """
+
+    words: str
+    name: str = ""
+    most: int = 20
+    uses: tuple[str, ...] = ()
+
+
+EXAMPLES = {
+    "Add an activation": Example(words="hardtanh", most=7, uses=("runtime/kernels/source/programs/cases.h",)),
+    "Add a layer variant": Example(words="rms_norm|RmsNorm", uses=("quantize/smoothing.py", "tests/*")),
+    "Add an encoder": Example(words="efficient_conformer|efficientConformer", name="efficient_conformer"),
+    "Add a recipe": Example(words="int8-experts", uses=("tests/*",)),
+    "Add a format for experts": Example(words="Int4Conversion|'int4'", name="int4", most=8),
+    "Quantize another layer": Example(words="quantize_front_end", name="front_end"),
+    "Add an output format": Example(words="ctm", most=4),
+    "Add a list format": Example(words="[Ll]hotse", name="lhotse"),
+    "Add a protocol of the server": Example(
+        words="vosk|Vosk", name="vosk",
+        uses=("README.md", "docs/results/systems.md", "runtime/cli/serve.py", "tests/server/*"),
+    ),
+    "Add a search option or an endpoint rule": Example(words="length_penalty", most=10),
+    "Add a measurement": Example(
+        words="word_times", name="word_times", uses=("examples/train_demo/measurements.py", "tests/test_pauses.py")
+    ),
+}  # fmt: skip
+
+
+def files_of(title):
+    """The files and folders that a recipe names; a name without a folder lies in that of the name before it."""
+    for cell in RECIPES[title]:
+        folder = ""
+        for name in re.findall("`(.*?)`", cell):
+            path = name if "/" in name or (ROOT / name).is_file() else folder + name
+            folder = path[: path.rfind("/") + 1]
+            yield re.sub(r"\b(?:KIND|FORMAT|NAME)\b|(?<=_)NAME", EXAMPLES[title].name, path)
+
+
+def test_every_recipe_has_an_example():
+    assert EXAMPLES.keys() == {title for title, rows in RECIPES.items() if rows}
+
+
+@pytest.mark.parametrize("title", EXAMPLES)
+def test_a_recipe_names_files_that_exist_and_few(title):
+    files = list(files_of(title))
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    assert len(files) <= EXAMPLES[title].most
+
+
+PENDING = "Add a search option or an endpoint rule"
+
+
+@pytest.mark.parametrize(
+    "title", [pytest.param(each, marks=[pytest.mark.xfail(strict=False)] * (each == PENDING)) for each in EXAMPLES]
+)
+def test_a_recipe_names_every_file_of_its_example(title):
+    example = EXAMPLES[title]
+    command = ["git", "grep", "-lwE", "-e", example.words]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if found.returncode > 1:
+        pytest.skip("not a clone")
+    known = [f"{name}*" if name.endswith("/") else name for name in (*files_of(title), *example.uses, *LEFT_OUT)]
+    touched = found.stdout.splitlines()
+    assert [name for name in touched if not any(fnmatch(name, pattern) for pattern in known)] == []
+    assert any(name in touched for name in files_of(title)), "the example is not named there"
