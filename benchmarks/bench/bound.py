@@ -23,9 +23,7 @@ from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import best_rate, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.runtime import Model, ctc_prefix_beam_search
-from u2moe.runtime.model.encoder import required_cache_size
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.model.windows import Windows
 
 _BEAM_SIZE = 10
 _LARGE = 1 << 16
@@ -90,18 +88,12 @@ def utterance(probe: Probe, samples: Samples, mode: Mode) -> Callable[[Model], N
     frames = fbank(samples, probe.bundle.manifest.features)
 
     def run(model: Model) -> None:
-        windows = Windows(model.config, mode.chunk_size)
-        windows.accept(frames)
-        windows.finish()
-        required = required_cache_size(mode.chunk_size or 1, mode.num_left_chunks)
-        caches, outputs, log_probs = model.encoder.start(), [], []
-        while (window := windows.take()) is not None:
-            output, caches = model.encoder.step(window[np.newaxis], caches, required_cache_size=required)
-            outputs.append(output[0])
-            log_probs.append(model.ctc(output[0]))
-        if model.has_decoder and outputs:
+        output = model.encode(frames, mode.chunk_size, mode.num_left_chunks)
+        size = mode.chunk_size or len(output)
+        log_probs = [model.ctc(output[start : start + size]) for start in range(0, len(output), size)]
+        if model.has_decoder:
             hypotheses = ctc_prefix_beam_search(np.concatenate(log_probs), _BEAM_SIZE, model.config.blank)
-            model.token_scores(np.concatenate(outputs), [item.tokens for item in hypotheses])
+            model.token_scores(output, [item.tokens for item in hypotheses])
 
     return run
 

@@ -39,17 +39,12 @@ def measure_experts(
     result = {}
     for mode in modes:
         progress(f"experts: {mode.name}")
-        counts = [count for samples in recordings for count in chunk_counts(inputs, bundle, samples, mode)]
+        frames = (fbank(samples, bundle.manifest.features) for samples in recordings)
+        chunks = (chunk for each in frames for chunk in inputs.chunks(each, mode.chunk_size, mode.num_left_chunks))
+        counts = [np.stack([inputs.layers[name].counts(x) for name, x in tokens.items()]) for tokens in chunks]
         if counts:
             result[mode.name] = summary(list(inputs.layers.values()), np.stack(counts))
     return result
-
-
-def chunk_counts(inputs: ExpertInputs, bundle: Bundle, samples: Samples, mode: Mode) -> list[npt.NDArray[np.int64]]:
-    """Tokens per expert [layers, experts] of each chunk of a recording."""
-    frames = fbank(samples, bundle.manifest.features)
-    chunks = inputs.chunks(frames, mode.chunk_size, mode.num_left_chunks)
-    return [np.stack([inputs.layers[name].counts(x) for name, x in tokens.items()]) for tokens in chunks]
 
 
 def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dict[str, Any]:

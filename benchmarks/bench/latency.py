@@ -28,13 +28,7 @@ def measure_latency(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Recognise recordings as if live, with the bundles in turn, recording by recording.
-
-    Args:
-        probes: loaded bundles by name; those that cannot stream are omitted.
-        recordings: samples at the models' sample rate.
-        mode: chunk sizes.
-        progress: called with a line for each round.
+    """Recognise recordings as if live, with the bundles in turn, recording by recording; those that can stream.
 
     Returns:
         One entry for each bundle; see `summary`.

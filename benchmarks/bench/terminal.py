@@ -18,7 +18,7 @@ STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s
 MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
 """Keys of reports, and their names in tables."""
 
-_WHERE = ["mode", "threads", "bundle"]
+_CHUNKS = ["mode", "threads", "bundle", "p50", "p90", "p95", "p99", "budget", "late"]
 _BUSY = 0.2
 
 
@@ -103,7 +103,7 @@ def _speed(report: Report) -> Iterator[str]:
             spread(entry["core_hours_per_hour"], 1, 4),
             *(f"{entry['shares'][stage]:.0%}" for stage in stages),
             *([f"{entry['words']['rate']:.1%}"] if words else []),
-            *([_energy(entry)] if energy else []),
+            *([spread(entry["energy_wh_per_hour"], 1, 3) if "energy_wh_per_hour" in entry else "-"] if energy else []),
         ]
         for entry in in_order(report)
     ]
@@ -112,43 +112,37 @@ def _speed(report: Report) -> Iterator[str]:
     yield from table([*head, *(["word errors"] if words else []), *(["Wh / hour"] if energy else [])], rows)
 
 
-def _energy(entry: Report) -> str:
-    return spread(entry["energy_wh_per_hour"], 1, 3) if "energy_wh_per_hour" in entry else "-"
-
-
 def _chunks(report: Report) -> Iterator[str]:
     """Latency at full speed."""
-    rows = []
-    for entry in in_order(report):
-        chunk = entry.get("chunk_latency_s")
-        rows.append([
-            *where(entry),
-            *(_milliseconds(chunk, "p50", "p90", "p95", "p99") if chunk else ["-"] * 4),
-            *([f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"] if chunk else ["-"] * 2),
-            *_milliseconds(entry["finalisation_s"], "p50", "p90"),
-        ])  # fmt: skip
+    rows = [[*_of_chunks(entry), *_milliseconds(entry["finalisation_s"], "p50", "p90")] for entry in in_order(report)]
     yield ""
     yield "At full speed, ms: a chunk, its budget and how many were late; from the end of the input to the final result"
-    yield from table([*_WHERE, "p50", "p90", "p95", "p99", "budget", "late", "final p50", "p90"], rows)
+    yield from table([*_CHUNKS, "final p50", "p90"], rows)
 
 
 def _latency(report: Report) -> Iterator[str]:
     """The same in real time, and what a user waits for."""
     if not report["latency"]:
         return
-    rows = []
-    for entry in report["latency"]:
-        chunk = entry.get("chunk_latency_s")
-        rows.append([
-            *where(entry),
-            *(_milliseconds(chunk, "p50", "p90", "p95", "p99") if chunk else ["-"] * 4),
-            *([f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"] if chunk else ["-"] * 2),
+    rows = [
+        [
+            *_of_chunks(entry),
             *(_wait(entry.get(name)) for name in WAITS),
             f"{entry['flicker']:.0%}" if "flicker" in entry else "-",
-        ])  # fmt: skip
+        ]
+        for entry in report["latency"]
+    ]
     yield ""
     yield "In real time, ms: a chunk; what a listener waits for, as audio that must come first + compute"
-    yield from table([*_WHERE, "p50", "p90", "p95", "p99", "budget", "late", *WAITS.values(), "flicker"], rows)
+    yield from table([*_CHUNKS, *WAITS.values(), "flicker"], rows)
+
+
+def _of_chunks(entry: Mapping[str, Any]) -> list[str]:
+    """The cells under `_CHUNKS`."""
+    if chunk := entry.get("chunk_latency_s"):
+        budget = [f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"]
+        return [*where(entry), *_milliseconds(chunk, "p50", "p90", "p95", "p99"), *budget]
+    return [*where(entry), *["-"] * 6]
 
 
 def _wait(wait: Mapping[str, Any] | None) -> str:

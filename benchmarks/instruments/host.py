@@ -57,16 +57,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
-    """Fields of the first processor in /proc/cpuinfo, and those after all processors (the model of ARM boards).
-
-    Empty without the file.
-    """
+    """Fields of the first processor in /proc/cpuinfo, and those after all processors (the model of ARM boards)."""
     fields: dict[str, str] = {}
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return fields
-    for line in text.splitlines():
+    for line in _read(file).splitlines():
         name, colon, value = line.partition(":")
         if colon:
             fields.setdefault(name.strip(), value.strip())

@@ -78,11 +78,11 @@ def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
     return {**fresh, **content}
 
 
-def recorded(content: dict[str, Any]) -> dict[str, Any]:
-    """Results that are measured cell by cell, with `measured_here`, and the `commits` of all cells."""
+def record(file: Path, content: dict[str, Any]) -> None:
+    """Write results that are measured cell by cell, with `measured_here`, and the `commits` of all cells."""
     content |= measured_here()
     content["commits"] = list(dict.fromkeys([*content.get("commits", []), content["machine"]["commit"]]))
-    return content
+    write_json(file, content)
 
 
 def of_bundle(folder: Path) -> dict[str, str]:

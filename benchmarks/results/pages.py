@@ -10,6 +10,7 @@ nothing and exits with 1 if a page is not up to date.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from u2moe.benchmarks import studies
 from u2moe.benchmarks.results import targets as target_page
 from u2moe.benchmarks.results.files import measured, read_json, repository
 from u2moe.benchmarks.results.markdown import filled, names
-from u2moe.benchmarks.studies.shared.script import run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import run_script
 
 TARGETS = "targets"
 NOT_MEASURED = "(not measured)"
@@ -74,7 +75,7 @@ def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tup
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = script_parser("results.pages", __doc__)
+    parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.results.pages", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
     args = parser.parse_args(arguments)
     root = repository()

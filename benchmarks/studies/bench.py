@@ -12,12 +12,10 @@ def values(report: Report) -> dict[str, str]:
     """The tables as the terminal shows them, and their main numbers: with full context, and in chunks of 16."""
     first = report["plan"]["threads"][0]
     speed = {entry["mode"]: entry for entry in report["speed"] if entry["threads"] == first}
-    bound = {entry["mode"]: entry for entry in report["bound"] if entry["threads"] == first}
     (footprint,) = report["footprint"].values()
     found = {"table": f"```text\n{describe(report)}\n```"}
     for name, mode in (("full", "full context"), ("chunks", "chunk 16, left 4")):
         found[f"rtf_{name}"] = f"{speed[mode]['real_time_factor']['median']:.4f}"
-        found[f"bound_{name}"] = f"{bound[mode]['whole']['ratio']:.1f}"
     found["start_ms"] = f"{1e3 * (footprint['verify_s']['median'] + footprint['load_s']['median']):.0f}"
     found["peak_mb"] = f"{footprint['peak_bytes']['median'] / 1e6:.0f}"
     return found

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,20 +48,19 @@ Texts = dict[str, list[list[str]]]
 """By mode, the words of each recording."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
+class Variant(NamedTuple):
     """A folder of a bundle, what computes its functions (None: the default), and whether it hears noise."""
 
     folder: Path
     kernels: str | None
-    noise: bool = False
+    noise: bool
 
     @classmethod
     def parse(cls, text: str) -> Variant:
         """From FOLDER, FOLDER@KERNELS, FOLDER+noise or FOLDER@KERNELS+noise."""
         before = text.removesuffix("+noise")
         folder, _, kernels = before.partition("@")
-        return cls(folder=Path(folder), kernels=kernels or None, noise=before != text)
+        return cls(Path(folder), kernels or None, before != text)
 
 
 def heard(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
@@ -120,10 +118,7 @@ def measure(
 
 
 def _by_set(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
-    sums = dict.fromkeys(names, 0)
-    for name, count in zip(names, counts, strict=True):
-        sums[name] += count
-    return sums
+    return {name: sum(count for own, count in zip(names, counts, strict=True) if own == name) for name in names}
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:

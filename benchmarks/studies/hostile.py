@@ -32,13 +32,20 @@ from websockets.exceptions import WebSocketException
 
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import percentiles
-from u2moe.benchmarks.results.files import recorded, resumed, write_json
+from u2moe.benchmarks.results.files import record, resumed
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.serving import summary
+from u2moe.benchmarks.studies.shared.load import (
+    Heard,
+    Key,
+    RunningServer,
+    heard_alone,
+    our_server,
+    speak_together,
+    speech_blocks,
+)
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
-from u2moe.benchmarks.studies.shared.servers import RunningServer, our_server
-from u2moe.benchmarks.studies.shared.speakers import Heard, Key, heard_alone, speak_together, speech_blocks
 from u2moe.runtime.places import DEMO_FOLDER
 
 NUM_STREAMS = 8
@@ -236,7 +243,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 while not rounds or time.monotonic() < deadline:
                     rounds.append(_kept(listen(server, blocks, count, first)))
         content["cells"][cell] = {"speakers": count, "before": before, "rounds": rounds}
-        write_json(args.results, recorded(content))
+        record(args.results, content)
     return content
 
 

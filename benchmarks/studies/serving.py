@@ -26,20 +26,25 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import percentiles
-from u2moe.benchmarks.results.files import recorded, resumed, write_json
+from u2moe.benchmarks.results.files import record, resumed
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
-from u2moe.benchmarks.studies.shared.servers import (
+from u2moe.benchmarks.studies.shared.load import (
+    BLOCK_S,
     OURS,
     OURS_NATIVE,
     THEIRS,
+    Heard,
+    Key,
     RunningServer,
     cpu_s,
+    heard_alone,
     our_server,
     sherpa_server,
+    speak_together,
+    speech_blocks,
 )
-from u2moe.benchmarks.studies.shared.speakers import BLOCK_S, Heard, Key, heard_alone, speak_together, speech_blocks
+from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.places import DEMO_FOLDER
 
@@ -108,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def keep(name: str, cell: dict[str, Any]) -> None:
         cells[name] = {"seconds": args.seconds, **cell}
-        write_json(args.results, recorded(content))
+        record(args.results, content)
 
     for server, start in starts(args).items():
         counts = {f"{model}/{server}/{count}": count for count in args.streams}

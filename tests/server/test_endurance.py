@@ -18,8 +18,7 @@ from dialects import START, conversation, upload, wyoming_request
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from u2moe.benchmarks.studies.shared.servers import RunningServer, free_port, our_server
-from u2moe.benchmarks.studies.shared.speakers import first_blocks, speech_blocks
+from u2moe.benchmarks.studies.shared.load import RunningServer, first_blocks, free_port, our_server, speech_blocks
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.places import DEMO_FOLDER
 

@@ -10,9 +10,8 @@ import pytest
 
 from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.studies import hostile, serving
-from u2moe.benchmarks.studies.shared import servers, speakers
-from u2moe.benchmarks.studies.shared.servers import RunningServer
-from u2moe.benchmarks.studies.shared.speakers import Heard, first_blocks, speak_together, speech_blocks
+from u2moe.benchmarks.studies.shared import load
+from u2moe.benchmarks.studies.shared.load import Heard, RunningServer, first_blocks, speak_together, speech_blocks
 
 
 @pytest.mark.endurance
@@ -85,7 +84,7 @@ def test_those_who_are_let_in_begin_when_they_would_without_a_crowd(monkeypatch)
         delays.append(delay)
         return Heard()
 
-    monkeypatch.setattr(speakers, "speak", speak)
+    monkeypatch.setattr(load, "speak", speak)
     for count in (3, 12):
         asyncio.run(speak_together("", [], count, {}, places=3))
     assert delays[:3] == delays[3:6]
@@ -105,7 +104,7 @@ def test_processor_time_is_that_of_all_processes():
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORK!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        assert servers.cpu_s(process.pid) >= 0.15  # the child's 0.2 s, whose parts the system rounds down to hundredths
+        assert load.cpu_s(process.pid) >= 0.15  # the child's 0.2 s, whose parts the system rounds down to hundredths
         process.communicate(b"\n")
 
 

@@ -125,19 +125,19 @@ def test_of_several_measurements_the_median_counts_and_quartiles_are_shown():
 
 def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "describe_machine", lambda: {**MACHINE, "commit": "a"})
-    content = provenance.recorded({"cells": {"x": 1}})
+    content, file = {"cells": {"x": 1}}, tmp_path / "results.json"
+    provenance.record(file, content)
     for commit in ("b", "b"):
         monkeypatch.setattr(provenance, "describe_machine", lambda commit=commit: {**MACHINE, "commit": commit})
-        provenance.recorded(content)
+        provenance.record(file, content)
     assert provenance.measured(content).startswith(
         "Measured on P, 2 cores, onnxruntime 1.2, commit b and 1 before it, 2"
     )
-    (tmp_path / "results.json").write_text(json.dumps(content))
-    assert provenance.resumed(tmp_path / "results.json", {"cells": {}, "more": 2}) == {**content, "more": 2}
+    assert provenance.resumed(file, {"cells": {}, "more": 2}) == {**content, "more": 2}
     assert provenance.resumed(tmp_path / "none.json", {"cells": {}}) == {"cells": {}}
     monkeypatch.setattr(provenance, "describe_machine", lambda: {"processor": "Q"})
     with pytest.raises(ValueError, match="measured on P, this is Q"):
-        provenance.resumed(tmp_path / "results.json", {})
+        provenance.resumed(file, {})
 
 
 def test_machines_of_one_name_are_told_apart_by_family_and_model(tmp_path, monkeypatch):

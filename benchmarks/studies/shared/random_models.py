@@ -64,14 +64,9 @@ def make_bundle(name: str, kind: str, root: Path, progress: Callable[[str], None
     return Bundle.open(folder / kind, verify=False)
 
 
-def has_experts(name: str) -> bool:
-    """Whether a preset's encoder has experts."""
-    return "n_expert" in PRESETS[name]["encoder_conf"]
-
-
 def even_gates(name: str, root: Path) -> dict[str, Frames]:
     """Routers that spread tokens evenly over all experts, the worst case for reading; empty without experts."""
-    if not has_experts(name):
+    if "n_expert" not in PRESETS[name]["encoder_conf"]:
         return {}
     file = root / name / "routers-all.npz"
     if not file.exists():

@@ -12,14 +12,10 @@ from u2moe.benchmarks.results.files import results_file
 from u2moe.runtime import U2moeError
 
 
-def script_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of `python -m u2moe.benchmarks.NAME`, described by the first line of the module's docstring."""
-    return argparse.ArgumentParser(prog=f"python -m u2moe.benchmarks.{name}", description=(doc or "").split("\n")[0])
-
-
 def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a study, with the option --results."""
-    parser, file = script_parser(f"studies.{name}", doc), results_file(name)
+    """The parser of a study, described by the first line of the module's docstring, with the option --results."""
+    prog, file = f"python -m u2moe.benchmarks.studies.{name}", results_file(name)
+    parser = argparse.ArgumentParser(prog=prog, description=(doc or "").split("\n")[0])
     parser.add_argument(
         "--results", type=Path, default=file, metavar="JSON", help=f"file for the results (default: {file})"
     )
