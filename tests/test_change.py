@@ -65,7 +65,7 @@ def files_of(title):
         for name in re.findall("`(.*?)`", cell):
             path = name if "/" in name or (ROOT / name).is_file() else folder + name
             folder = path[: path.rfind("/") + 1]
-            yield re.sub(r"\b(?:KIND|FORMAT|NAME)\b|(?<=_)NAME", EXAMPLES[title].name, path)
+            yield re.sub(r"(?<![A-Z])(?:KIND|FORMAT|NAME)(?![A-Z])", EXAMPLES[title].name, path)
 
 
 def test_every_recipe_has_an_example():
