@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -32,6 +33,11 @@ def norm(dim: int, config: Norm) -> nn.Module:
     if config.kind == "batch_norm":
         return nn.BatchNorm1d(dim, eps=config.eps)
     return nn.LayerNorm(dim, eps=config.eps)
+
+
+def added(x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
+    """X and what a layer makes of it, normalised before (pre_norm) or after."""
+    return x + layer(norm(x)) if pre_norm else cast("Tensor", norm(x + layer(x)))
 
 
 def inverse_frequencies(dim: int) -> Tensor:
@@ -65,6 +71,16 @@ def distances(time: int, num_keys: int) -> Tensor:
     return (keys - keys[num_keys - time :].unsqueeze(1)).clamp(-FURTHEST_LEFT, FURTHEST_RIGHT)
 
 
+def attended(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """The context [batch, time, heads * size] of scores [batch, heads, time, keys] and values like keys.
+
+    Scores are divided by the root of the size here. Rows that may attend to nothing (padding) become zero, not NaN.
+    """
+    scores = (scores.float() / math.sqrt(values.shape[-1])).masked_fill(~mask, -math.inf)
+    weights = torch.softmax(scores, dim=-1).masked_fill(~mask, 0.0)
+    return (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with optional grouped heads and WeNet's position term.
 
@@ -94,6 +110,11 @@ class MultiHeadAttention(nn.Module):
         """[batch, time, heads * head_dim] to [batch, heads, time, head_dim]."""
         return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)
 
+    def relative_scores(self, query: Tensor, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of the scores by content, and that by position, for arguments [batch, heads, time, size]."""
+        content = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
+        return content, (query + self.pos_bias_v.unsqueeze(1)) @ positions.transpose(-2, -1)
+
     def keys_values(self, memory: Tensor) -> Tensor:
         """Keys and values [batch, kv_heads, time, 2 * head_dim] of [batch, time, dim]."""
         return torch.cat((self._heads(self.linear_k(memory)), self._heads(self.linear_v(memory))), dim=-1)
@@ -112,16 +133,10 @@ class MultiHeadAttention(nn.Module):
         if self.config.rotary and positions is not None:
             query, keys = rotated(query, positions[:, -x.shape[1] :]), rotated(keys, positions)
         if self.config.relative and positions is not None:
-            position_keys = self._heads(self.linear_pos(positions))
-            content = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
-            scores = content + (query + self.pos_bias_v.unsqueeze(1)) @ position_keys.transpose(-2, -1)
+            scores = torch.add(*self.relative_scores(query, keys, self._heads(self.linear_pos(positions))))
         else:
             scores = query @ keys.transpose(-2, -1)
         if self.config.by_distance:
             vectors = self.rel_k_embed(distances(x.shape[1], keys.shape[2]).to(x.device) + FURTHEST_LEFT)
             scores = scores + torch.einsum("bhtd,tkd->bhtk", query, vectors)
-        scores = scores.float() / math.sqrt(self.config.head_dim)
-        # rows that may attend to nothing (padding) become zero instead of NaN
-        weights = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1).masked_fill(~mask, 0.0)
-        context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
-        return cast("Tensor", self.linear_out(context))
+        return cast("Tensor", self.linear_out(attended(scores, values, mask)))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +51,19 @@ class ParityReport:
     num_redrawn: int = 0
     """Inputs that were replaced because of a near tie in a router."""
 
+    def add(self, found: Comparison, where: object, sides: str) -> None:
+        """Take a comparison of these sides.
+
+        Raises:
+            ParityError: its difference is beyond its limit; names `where`, case, tensor, difference and limit.
+        """
+        if not found.difference <= found.limit:
+            raise ParityError(
+                f"{where}: {found.case}: {found.tensor}: largest difference {found.difference:.3g} between {sides}, "
+                f"limit {found.limit:.3g}"
+            )
+        self.comparisons.append(found)
+
     @property
     def worst(self) -> Comparison:
         """The comparison closest to its limit."""
@@ -64,3 +83,42 @@ def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Compar
     limit = LIMIT * max(1.0, largest / (REACH_OF_LOG_PROBABILITIES if tensor in LOG_PROBABILITIES else 1.0))
     num_values = sum(expected.size for expected, _ in pairs)
     return Comparison(case=case, tensor=tensor, difference=difference, limit=limit, num_values=num_values)
+
+
+def compare_features(file: Path, manifest: Manifest) -> Comparison:
+    """Compare on noise, and on the shortest inputs: no sample, one sample, one less than a frame, and a frame.
+
+    Args:
+        file: the graph.
+        manifest: manifest of its bundle.
+
+    Raises:
+        ParityError: a difference beyond the limit, or another number of frames.
+        BundleError: the configuration is impossible.
+    """
+    session = Session(file, contract.features(), manifest, SessionSettings())
+    noise, length = parity_samples(manifest, 2.0), manifest.features.frame_len
+    difference, num_values = 0.0, 0
+    for samples in (noise, noise[:0], noise[:1], noise[: length - 1], noise[:length]):
+        expected = fbank(samples, manifest.features)
+        found = session.run({"samples": samples[np.newaxis]})["features"][0]
+        if found.shape != expected.shape:
+            raise ParityError(f"{file}: {len(samples)} samples gave features {found.shape}, expected {expected.shape}")
+        difference = max(difference, float(np.abs(found - expected).max(initial=0.0)))
+        num_values += expected.size
+    if not difference <= LIMIT:
+        raise ParityError(f"{file}: features differ from the runtime's by {difference:.3g}, limit {LIMIT:.3g}")
+    return Comparison(case="front end", tensor="features", difference=difference, limit=LIMIT, num_values=num_values)
+
+
+def parity_samples(manifest: Manifest, seconds: float) -> Array:
+    """Seeded noise [samples] that swells and fades as speech does."""
+    num_samples = int(seconds * manifest.features.sample_rate)
+    noise = np.random.default_rng(0).standard_normal(num_samples)
+    swell = np.abs(np.sin(np.arange(num_samples) / 3000)) * 0.2
+    return (noise * swell).astype(np.float32)
+
+
+def parity_features(manifest: Manifest, seconds: float) -> Array:
+    """Features [frames, mel] of `parity_samples`."""
+    return fbank(parity_samples(manifest, seconds), manifest.features)

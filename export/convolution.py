@@ -1,4 +1,4 @@
-"""The convolution module of conformer blocks: in plain torch, and as layers of the graph."""
+"""Convolutions over time, in plain torch and as layers of the graph: alone, and in the module of conformer blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from u2moe.export.layers import linear, normalization, parameter, product, vecto
 from u2moe.export.moe import activation
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.graph.convolution import TimeConvolution
+from u2moe.runtime.graph.convolution import Around, DepthwiseConvolution, OverTime, TimeConvolution
 
 
 class ConvolutionModule(nn.Module):
@@ -75,14 +75,14 @@ def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.V
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvolutionFrames:
-    """The frames around those of a call.
+@dataclass(frozen=True)
+class Surroundings:
+    """The frames around those of a call, for one convolution in each block.
 
     Attributes:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels], or for whole utterances the one that
             stands for all before the first [blocks, 1, 1, channels]; None: a convolution does not see them.
-        valid: 1 for frames that exist [batch, time, 1], for whole utterances of a convolution that looks ahead.
+        valid: 1 for frames that exist [batch, time, 1], for whole utterances.
         streaming: whether this is a chunk.
     """
 
@@ -90,9 +90,63 @@ class ConvolutionFrames:
     valid: ir.Value | None
     streaming: bool
 
+    def convolved(
+        self,
+        g: GraphBuilder,
+        form: OverTime,
+        inputs: Sequence[ir.Value],
+        weights: Sequence[ir.Value],
+        place: int,
+        *,
+        channels: int,
+        causal: bool,
+    ) -> tuple[ir.Value, ir.Value | None]:
+        """A convolution of these inputs, and what is to be cached; `place` is its block's in the histories."""
+        if not causal:
+            beside, kind = [self.valid], "centred"
+        else:
+            beside = [] if self.histories is None else [self.histories, g.constant(place)]
+            kind = "cached" if self.streaming and beside else "causal"
+        function = form.function(cast("Around", kind), channels)
+        y, *kept = g.call(function, *inputs, *cast("list[ir.Value]", beside), *weights)
+        return y, (kept[0] if kept else None)
+
+
+class TimeDepthwise(nn.Conv1d):
+    """A depthwise convolution that stands alone; it sees frames before each (causal), or as many after it as before."""
+
+    def __init__(self, channels: int, kernel: int, *, causal: bool) -> None:
+        super().__init__(channels, channels, kernel, padding=0 if causal else (kernel - 1) // 2, groups=channels)
+        self.causal = causal
+
+    def over(self, x: Tensor, valid: Tensor, history: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[batch, time, channels] to the same, and the last frames [batch, channels, kernel-1] if it is causal.
+
+        `history` holds the frames before, [batch or 1, channels, kernel-1]; `valid` is true for frames that exist
+        [batch, time]: others look like the end.
+        """
+        if not self.causal:
+            return self(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)).transpose(1, 2), None
+        past = self.kernel_size[0] - 1
+        seen = torch.cat((history.expand(len(x), -1, -1).to(x.dtype), x.transpose(1, 2)), dim=2)
+        return self(seen).transpose(1, 2), seen[:, :, seen.shape[2] - past :]
+
+    def nodes(
+        self, g: GraphBuilder, x: ir.Value, around: Surroundings, place: int, name: str
+    ) -> tuple[ir.Value, ir.Value | None]:
+        """The same as a layer of the graph; see `Surroundings.convolved`."""
+        channels, kernel = self.in_channels, self.kernel_size[0]
+        with g.scope(name, group="depthwise_convolutions"):
+            weights = [
+                parameter(g, "weight", (channels, 1, 1, kernel), lambda: self.weight.unsqueeze(2)),
+                vector(g, "bias", cast("Tensor", self.bias)),
+            ]
+            form = DepthwiseConvolution(kernel=kernel)
+            return around.convolved(g, form, [x], weights, place, channels=channels, causal=self.causal)
+
 
 def convolution(
-    g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: ConvolutionFrames, place: int
+    g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: Surroundings, place: int
 ) -> tuple[ir.Value, ir.Value | None]:
     """The module's layers on [batch, time, dim], and what is to be cached; `place` is the module's in the histories."""
     config = module.config
@@ -109,16 +163,7 @@ def convolution(
             norm=has_norm,
             epsilon=config.norm.eps if has_norm else 0.0,
         )
-        kept = None
-        if not config.causal:
-            (y,) = g.call(form.centred(config.channels), *inputs, cast("ir.Value", frames.valid), *weights)
-        elif frames.histories is None:
-            (y,) = g.call(form.causal(config.channels), *inputs, *weights)
-        elif frames.streaming:
-            function = form.cached(config.channels)
-            y, kept = g.call(function, *inputs, frames.histories, g.constant(place), *weights)
-        else:
-            (y,) = g.call(form.causal(config.channels), *inputs, frames.histories, g.constant(place), *weights)
+        y, kept = frames.convolved(g, form, inputs, weights, place, channels=config.channels, causal=config.causal)
         if is_rms:
             y = normalization(g, y, module.norm, "norm")
             y = g.call(layers.activation_layer(config.activation), y)[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import Decoder
-from u2moe.export.attention import MultiHeadAttention, norm, positional_encoding
+from u2moe.export.attention import MultiHeadAttention, added, norm, positional_encoding
 from u2moe.export.moe import feed_forward
 from u2moe.export.positions import LearnedPositions
 
@@ -29,15 +29,12 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """[rows, length, dim] to the same; `memory` [rows, time, dim]; masks broadcast to [rows, 1, length, keys]."""
-        branch = self.norm1(x) if self.pre_norm else x
-        x = x + self.self_attn(branch, self.self_attn.keys_values(branch), mask)
-        x = x if self.pre_norm else self.norm1(x)
-        branch = self.norm2(x) if self.pre_norm else x
-        x = x + self.src_attn(branch, self.src_attn.keys_values(memory), memory_mask)
-        x = x if self.pre_norm else self.norm2(x)
-        branch = self.norm3(x) if self.pre_norm else x
-        x = x + self.feed_forward(branch)
-        return x if self.pre_norm else cast("Tensor", self.norm3(x))
+        own, source = self.self_attn, self.src_attn
+        x = added(x, lambda y: cast("Tensor", own(y, own.keys_values(y), mask)), self.norm1, self.pre_norm)
+        x = added(
+            x, lambda y: cast("Tensor", source(y, source.keys_values(memory), memory_mask)), self.norm2, self.pre_norm
+        )
+        return added(x, self.feed_forward, self.norm3, self.pre_norm)
 
 
 class AttentionDecoder(nn.Module):

@@ -13,9 +13,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.comparison import Array, ParityReport, compared
+from u2moe.export.comparison import Array, ParityReport, compare_features, compared
 from u2moe.export.encoders.network import BlockCaches
-from u2moe.export.feature_parity import compare_features
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.positions import NUM_LEARNED

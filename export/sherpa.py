@@ -1,23 +1,37 @@
-"""A folder for sherpa-onnx, made from a bundle: read, check, build, compare, write."""
+"""A folder for sherpa-onnx, made from a bundle: read, check, build, compare as sherpa-onnx's C++ calls it, write."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from u2moe.export.comparison import ParityReport
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from u2moe.export.comparison import ParityReport, compared, parity_features
+from u2moe.export.encoders.network import ATT_CACHE
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, offline_graph, online_graph, supported_graphs
-from u2moe.export.sherpa_parity import SherpaParity
 from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.errors import ParityError
 from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.model.caches import Caches
+from u2moe.runtime.model.encoder import required_cache_size
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 ONE_FILE_LIMIT = 256_000_000
 """Bytes of weights up to which a graph is a single file, like the models that sherpa-onnx publishes."""
+
+
+Pairs = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+"""Log-probabilities of the bundle and of a written graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +119,127 @@ def export_sherpa(
         return SherpaExport(
             path=staging.publish(), graphs=graphs, options=options, manifest=bundle.manifest, report=report
         )
+
+
+class OnlineClient:
+    """Calls an online graph as sherpa-onnx's C++ does for one stream: a cache of fixed size, initially zero."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, options: SherpaOptions) -> None:
+        self.session = session
+        self.options = options
+        read = session.get_modelmeta().custom_metadata_map
+        self.required = required_cache_size(options.chunk_size, options.num_left_chunks)
+        head, blocks, size = int(read["head"]), int(read["num_blocks"]), int(read["output_size"])
+        self._att_shape = (blocks, head, self.required, size // head * 2)
+        self._cnn_shape = (blocks, 1, size, int(read["cnn_module_kernel"]) - 1)
+        rate = int(read["subsampling_factor"])
+        self.length = (options.chunk_size - 1) * rate + int(read["right_context"]) + 1
+        self.stride = options.chunk_size * rate
+        self.start()
+
+    def start(self) -> None:
+        """Begin a stream."""
+        self.offset = np.full(1, self.required, np.int64)
+        self.att = np.zeros(self._att_shape, np.float32)
+        self.cnn = np.zeros(self._cnn_shape, np.float32)
+
+    def step(self, window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Log-probabilities [time, vocab] of one window [length, mel]."""
+        options = self.options
+        mask = np.ones((1, 1, self.required + options.chunk_size), np.bool_)
+        num_chunks = int(self.offset[0]) // options.chunk_size - options.num_left_chunks
+        mask[..., : max(self.required - num_chunks * options.chunk_size, 0)] = False
+        values = (window[np.newaxis], self.offset, np.array([self.required]), self.att, self.cnn, mask)
+        names = (node.name for node in self.session.get_inputs())
+        log_probs, self.att, self.cnn = self.session.run(None, dict(zip(names, values, strict=True)))
+        self.offset = self.offset + log_probs.shape[1]
+        first: npt.NDArray[np.float32] = log_probs[0]
+        return first
+
+    def run(self, features: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        """All complete windows of features [frames, mel], one at a time."""
+        starts = range(0, len(features) - self.length + 1, self.stride)
+        return [self.step(features[start : start + self.length]) for start in starts]
+
+
+class SherpaParity:
+    """Compares the graphs in `folder` with those of the bundle, as the runtime runs them; errors name the `subject`."""
+
+    def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions, *, subject: Path) -> None:
+        self.subject = subject
+        self.config = bundle.manifest.model
+        self.folder = folder
+        self.options = options
+        self.settings = SessionSettings(kernels="onnxruntime")  # sherpa-onnx has no others
+        encoder, ctc = (
+            Session(bundle.path / graph.file, graph, bundle.manifest, self.settings)
+            for graph in self.config.graphs()[:2]
+        )
+        self.model = Model(bundle.manifest, encoder, ctc, None)
+        chunk_s = options.chunk_size * bundle.manifest.frame_s
+        self.features = parity_features(bundle.manifest, 1 + chunk_s * (2 * options.num_left_chunks + 3))
+        self.report = ParityReport(sides="the bundle and the graphs for sherpa-onnx")
+
+    def run(self, graphs: Collection[Graph], progress: Callable[[str], None] = lambda _: None) -> ParityReport:
+        """Compare those of `ONLINE` and `OFFLINE` that were written.
+
+        Raises:
+            ParityError: a difference beyond its limit; names case, tensor, difference and limit.
+        """
+        if ONLINE in graphs:
+            client = OnlineClient(self._session(ONLINE), self.options)
+            self._case("online, from the start", lambda: self._stream(client, self._start()), progress)
+            self._case("online, where positions wrap around", lambda: self._round(client), progress)
+        if OFFLINE in graphs:
+            self._case("offline, padded batch", self._offline, progress)
+        return self.report
+
+    def _case(self, case: str, pairs: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
+        progress(case)
+        sides = "the graph for sherpa-onnx and the bundle"
+        self.report.add(compared(case, "log_probs", pairs()), self.subject, sides)
+
+    def _session(self, graph: Graph) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
+
+    def _start(self) -> Caches:
+        """Caches of a new stream, as long as the client's: negative positions are masked.
+
+        The lengths must match because sums over other shapes round differently, and in a quantized graph a value that
+        rounds the other way is a whole step off.
+        """
+        start = self.model.encoder.start()
+        required = required_cache_size(self.options.chunk_size, self.options.num_left_chunks)
+        blocks, batch, heads, _, width = start.tensors[ATT_CACHE].shape
+        empty = np.zeros((blocks, batch, heads, required, width), np.float32)
+        return replace(start, tensors=start.tensors | {ATT_CACHE: empty})
+
+    def _stream(self, client: OnlineClient, caches: Caches) -> Pairs:
+        pairs: Pairs = []
+        for start in range(0, len(self.features) - client.length + 1, client.stride):
+            window = self.features[start : start + client.length]
+            output, caches = self.model.encoder.step(window[np.newaxis], caches, required_cache_size=client.required)
+            pairs.append((self.model.ctc(output[0]), client.step(window)))
+        return pairs
+
+    def _round(self, client: OnlineClient) -> Pairs:
+        """A long stream, starting three chunks before its position is moved back."""
+        start, chunk = self._start(), self.options.chunk_size
+        offset = np.array([(self.config.max_position // chunk - 3) * chunk])
+        client.start()
+        client.offset = client.offset + offset
+        return self._stream(client, replace(start, offset=offset))
+
+    def _offline(self) -> Pairs:
+        config = self.config
+        lens = np.array([len(self.features), len(self.features) // 2 + 1])
+        x = np.stack((self.features, self.features))
+        log_probs, log_probs_lens = self._session(OFFLINE).run(None, {"x": x, "x_lens": lens})
+        pairs: Pairs = []
+        for row, length in enumerate(lens.tolist()):
+            time = (length - config.window) // config.subsampling_rate + 1
+            expected = self.model.ctc(self.model.encode(self.features[:length]))
+            if log_probs_lens[row] != time:
+                raise ParityError(f"{self.subject}: log_probs_lens is {log_probs_lens[row]}, expected {time}")
+            pairs.append((expected, log_probs[row, :time]))
+        return pairs

@@ -25,7 +25,7 @@ from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
-from u2moe.runtime.graph.external import with_external
+from u2moe.runtime.graph.file import with_external
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import words
 

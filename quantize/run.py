@@ -26,8 +26,7 @@ from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import AudioError, BundleError
-from u2moe.runtime.graph.external import with_external
-from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.graph.file import save_graph, with_external
 
 Progress = Callable[[str], None]
 DAMAGE_S = 120

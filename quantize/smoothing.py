@@ -22,8 +22,7 @@ from u2moe.quantize.expert_layers import ExpertLayer, expert_layers
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.graph.external import with_external
-from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of
+from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of, with_external
 
 Exponents = npt.NDArray[np.int64]
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)

@@ -109,8 +109,7 @@ def write_bundle(directory, target, **model):
     # Imported here: what tests the runtime without a bundle needs no torch.
     from u2moe.export.checkpoint import Checkpoint  # noqa: PLC0415
     from u2moe.export.exporter import build_graphs, bundle_manifest  # noqa: PLC0415
-    from u2moe.runtime.graph.external import with_external  # noqa: PLC0415
-    from u2moe.runtime.graph.file import save_graph  # noqa: PLC0415
+    from u2moe.runtime.graph.file import save_graph, with_external  # noqa: PLC0415
 
     checkpoint = Checkpoint.open(directory)
     manifest = bundle_manifest(checkpoint)

@@ -18,7 +18,7 @@ from u2moe.runtime import Bundle, BundleError, IntegrityError, Recognizer, Sessi
 from u2moe.runtime import bundle_folder as bundle_room
 from u2moe.runtime.bundle import graph_file
 from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.graph.external import with_external
+from u2moe.runtime.graph.file import with_external
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from fbanks import CONFIG, CONFIGS, WENET, any_config, plain_fbank
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.export.feature_parity import compare_features
+from u2moe.export.comparison import compare_features
 from u2moe.runtime import Bundle
 from u2moe.runtime.errors import BundleError, ParityError
 from u2moe.runtime.graph.features import features_graph

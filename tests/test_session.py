@@ -8,7 +8,7 @@ import pytest
 
 from u2moe.runtime import BundleError, ProviderError
 from u2moe.runtime.bundle import contract
-from u2moe.runtime.graph.external import external_of
+from u2moe.runtime.graph.file import external_of
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 

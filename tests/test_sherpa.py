@@ -19,11 +19,10 @@ from manifests import with_decoding
 from u2moe.benchmarks.studies.shared.programs import engine, write_wav
 from u2moe.export import SherpaOptions, export_sherpa, sherpa
 from u2moe.export.checkpoint import Checkpoint
-from u2moe.export.comparison import LIMIT
-from u2moe.export.feature_parity import parity_features
+from u2moe.export.comparison import LIMIT, parity_features
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
+from u2moe.export.sherpa import OnlineClient
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, offline_graph, online_graph, supported_graphs
-from u2moe.export.sherpa_parity import OnlineClient
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import save_graph

@@ -13,8 +13,7 @@ from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
 from u2moe.runtime import Bundle
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.graph.external import with_external
-from u2moe.runtime.graph.file import group_of, save_graph
+from u2moe.runtime.graph.file import group_of, save_graph, with_external
 
 GATE = re.compile(r"\.feed_forward(_macaron)?\.gate\.")
 SIZES = {"linear_units": 32, "attention_heads": 2, "num_blocks": 1}

@@ -10,23 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, FeedForward
-from u2moe.export.attention import MultiHeadAttention
-from u2moe.export.depthwise import Surroundings
-from u2moe.export.encoders.cgmlp import ConvolutionalGatingMLP, Gating, gating, initial_gates, read_gating
+from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating
 from u2moe.export.encoders.network import (
-    ATT_CACHE,
     CNN_CACHE,
     BlockCaches,
     Context,
     SpeechEncoder,
-    attention_cache,
-    with_past,
 )
-from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.layer_config import check_static_chunk, encoder_architecture
 from u2moe.export.layers import Residual, linear
 from u2moe.export.yaml_section import Section
-from u2moe.runtime.bundle.contract import Cache
 
 MergeMethod = Literal["concat", "learned_ave", "fixed_ave"]
 MERGE_METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
@@ -85,16 +78,13 @@ def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ..
     return tuple(float(weight) for weight in listed)
 
 
-class BranchformerBlock(nn.Module):
+class BranchformerBlock(TwoBranchBlock):
     """Attention beside a gating MLP, residual."""
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
-        super().__init__()
         own, dim = cast("Branches", config.own), config.dim
+        super().__init__(config, own.gating)
         self.dim, self.merge, self.gating_weight = dim, own.merge, own.gating_weights[index]
-        self.attn = MultiHeadAttention(dim, config.attention)
-        self.cgmlp = ConvolutionalGatingMLP(dim, own.gating)
-        self.norm_mha, self.norm_mlp, self.norm_final = (nn.LayerNorm(dim) for _ in range(3))
         # WeNet has these four whatever the method
         self.pooling_proj1, self.pooling_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
         self.weight_proj1, self.weight_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
@@ -102,13 +92,8 @@ class BranchformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
         """[batch, time, dim] to the same, and the caches with this call's frames appended."""
-        branch = self.norm_mha(x)
-        following = {ATT_CACHE: with_past(caches, ATT_CACHE, self.attn.keys_values(branch))}
-        attended = self.attn(branch, following[ATT_CACHE], context.mask, context.positions)
-        gated, gates = self.cgmlp(self.norm_mlp(x), context.valid, caches.get(CNN_CACHE))
-        following |= {} if gates is None else {CNN_CACHE: gates}
-        x = x + self.merge_proj(self._merged(attended, gated, context.valid))
-        return self.norm_final(x), following
+        attended, gated, following = self.branches(x, context, caches)
+        return self.norm_final(x + self.merge_proj(self._merged(attended, gated, context.valid))), following
 
     def _merged(self, attended: Tensor, gated: Tensor, valid: Tensor) -> Tensor:
         if self.merge == "concat":
@@ -128,47 +113,24 @@ class BranchformerBlock(nn.Module):
 class BranchformerEncoder(SpeechEncoder):
     """Branchformer blocks."""
 
-    def block(self, index: int) -> nn.Module:
-        """See `SpeechEncoder`."""
-        return BranchformerBlock(self.config, index)
+    BLOCK = BranchformerBlock
 
     @staticmethod
-    def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
+    def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
         """See `SpeechEncoder`."""
-        gates, attention = cast("Branches", config.own).gating, attention_cache(config, config.num_blocks)
-        if not gates.has_history:
-            return (attention,)
-        return (
-            attention,
-            Cache(name=CNN_CACHE, num_blocks=config.num_blocks, shape=(gates.channels, gates.kernel - 1)),
-        )
+        gates = cast("Branches", config.own).gating
+        return [(CNN_CACHE, gates.channels, gates.kernel)] if gates.causal else []
 
 
-class BranchformerNodes(EncoderNodes):
+class BranchformerNodes(TwoBranchNodes):
     """The same as layers of a graph."""
-
-    @property
-    def longest_history(self) -> int:
-        """See `EncoderNodes`."""
-        return cast("Branches", self.config.own).gating.kernel - 1
-
-    def share(self, x: ir.Value) -> None:
-        """See `EncoderNodes`."""
-        super().share(x)
-        gates = initial_gates(self.g, [cast("BranchformerBlock", block).cgmlp for block in self.encoder.encoders])
-        if gates is not None and CNN_CACHE in self.inputs:
-            with self.g.scope("frames"):
-                gates = self.frames.history(self.inputs[CNN_CACHE], gates)
-        self.gates = Surroundings(gates, self.frames.valid, self.streaming)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
         """See `EncoderNodes`."""
         own = cast("BranchformerBlock", block)
-        attended = self.self_attention(residual.normalized(own.norm_mha, "norm_mha"), own.attn, index, "attn")
-        gated, kept = gating(self.g, residual.normalized(own.norm_mlp, "norm_mlp"), own.cgmlp, self.gates, index)
-        self.next_cnn += [] if kept is None else [kept]
+        branches = self.branches(residual, own, index)
         with self.g.scope(group="feed_forward"):
-            merged = self._merged(attended, gated, own)
+            merged = self._merged(*branches, own)
             residual.add_branch(linear(self.g, merged, own.merge_proj, "merge_proj"))
         residual.normalize(own.norm_final, "norm_final")
 
@@ -193,8 +155,3 @@ class BranchformerNodes(EncoderNodes):
         bias = g.op("Transpose", g.op("Squeeze", self.frames.bias, [1]), perm=[0, 2, 1])
         shares = g.op("Softmax", g.op("Add", scores, bias), axis=1)
         return linear(g, g.op("ReduceSum", g.op("Mul", shares, branch), [1]), weight, f"weight_proj{place}")
-
-    @staticmethod
-    def attention_of(block: nn.Module) -> MultiHeadAttention:
-        """See `EncoderNodes`."""
-        return cast("BranchformerBlock", block).attn

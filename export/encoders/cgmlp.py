@@ -1,4 +1,4 @@
-"""The convolutional gating MLP of branchformers (arXiv 2105.08050): in plain torch, and as layers of the graph."""
+"""Attention beside a convolutional gating MLP (arXiv 2105.08050), as branchformers have it: in torch, and as layers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.depthwise import Surroundings, TimeDepthwise, depthwise
-from u2moe.export.layers import linear, normalization, parameter, product
+from u2moe.export.architecture import EncoderArchitecture
+from u2moe.export.attention import MultiHeadAttention
+from u2moe.export.convolution import Surroundings, TimeDepthwise
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, with_past
+from u2moe.export.encoders.nodes import EncoderNodes
+from u2moe.export.layers import Residual, linear, normalization, parameter, product
 from u2moe.export.moe import activation
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.graph import layers
@@ -35,11 +39,6 @@ class Gating:
     def channels(self) -> int:
         """Channels of the gate and its convolution."""
         return self.hidden // 2
-
-    @property
-    def has_history(self) -> bool:
-        """Whether the convolution sees frames before those of a chunk, and none after them."""
-        return self.causal and self.kernel > 1
 
 
 def read_gating(conf: Section) -> Gating:
@@ -101,20 +100,6 @@ class ConvolutionalGatingMLP(nn.Module):
         return self.channel_proj2(y), kept
 
 
-def initial_gates(g: GraphBuilder, modules: Sequence[ConvolutionalGatingMLP]) -> ir.Value | None:
-    """The frame that each convolution sees before the first one [modules, 1, 1, channels]; None: it sees none."""
-    config = modules[0].config
-    if not config.has_history:
-        return None
-    with g.scope(group="convolution_state"):
-        return parameter(
-            g,
-            "initial_gates",
-            (len(modules), 1, 1, config.channels),
-            lambda: torch.stack([module.csgu.norm.bias for module in modules])[:, None, None],
-        )
-
-
 def gating(
     g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, place: int
 ) -> tuple[ir.Value, ir.Value | None]:
@@ -124,7 +109,7 @@ def gating(
         value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
         with g.scope("csgu"):
             gate = normalization(g, gate, unit.norm, "norm")
-            gate, kept = depthwise(g, gate, unit.conv, around, place, "conv")
+            gate, kept = unit.conv.nodes(g, gate, around, place, "conv")
             if unit.linear is not None:
                 gate = linear(g, gate, unit.linear, "linear")
             if kind != "identity":
@@ -140,3 +125,49 @@ def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, half: in
     with g.scope("channel_proj1", ("value", "gate")[half]):
         weight = parameter(g, "weight", (layer.in_features, size), lambda: layer.weight[rows].T)
         return product(g, x, weight, parameter(g, "bias", (size,), lambda: layer.bias[rows]))
+
+
+class TwoBranchBlock(nn.Module):
+    """What blocks with attention beside a gating MLP have in common."""
+
+    def __init__(self, config: EncoderArchitecture, gates: Gating) -> None:
+        super().__init__()
+        self.attn = MultiHeadAttention(config.dim, config.attention)
+        self.cgmlp = ConvolutionalGatingMLP(config.dim, gates)
+        self.norm_mha, self.norm_mlp, self.norm_final = (nn.LayerNorm(config.dim) for _ in range(3))
+
+    def branches(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, Tensor, BlockCaches]:
+        """Outputs of attention and of the gating MLP for [batch, time, dim], and the caches with this call's frames."""
+        branch = self.norm_mha(x)
+        following = {ATT_CACHE: with_past(caches, ATT_CACHE, self.attn.keys_values(branch))}
+        attended = self.attn(branch, following[ATT_CACHE], context.mask, context.positions)
+        gated, gates = self.cgmlp(self.norm_mlp(x), context.valid, caches.get(CNN_CACHE))
+        return attended, gated, following | ({} if gates is None else {CNN_CACHE: gates})
+
+
+class TwoBranchNodes(EncoderNodes):
+    """The same as layers of a graph."""
+
+    ATTENTION = "attn"
+
+    def share(self, x: ir.Value) -> None:
+        """See `EncoderNodes`."""
+        super().share(x)
+        modules = [cast("TwoBranchBlock", block).cgmlp for block in self.encoder.encoders]
+        gates, config = None, modules[0].config
+        if config.causal and config.kernel > 1:
+            with self.g.scope(group="convolution_state"):
+                shape = (len(modules), 1, 1, config.channels)
+                gates = parameter(self.g, "initial_gates", shape, lambda: _before_first_frame(modules))
+        self.gates = self.around(gates)
+
+    def branches(self, residual: Residual, block: TwoBranchBlock, index: int) -> tuple[ir.Value, ir.Value]:
+        """Outputs of attention and of the gating MLP."""
+        attended = self.self_attention(residual.normalized(block.norm_mha, "norm_mha"), block, index)
+        y = residual.normalized(block.norm_mlp, "norm_mlp")
+        return attended, self.kept(gating(self.g, y, block.cgmlp, self.gates, index))
+
+
+def _before_first_frame(modules: Sequence[ConvolutionalGatingMLP]) -> Tensor:
+    """What each convolution sees before the first frame [modules, 1, 1, channels]."""
+    return torch.stack([module.csgu.norm.bias for module in modules])[:, None, None]

@@ -8,7 +8,7 @@ reads, it computes what is computed here, which is also the whole utterance unde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture
-from u2moe.export.attention import MultiHeadAttention
+from u2moe.export.attention import MultiHeadAttention, attended
 from u2moe.export.convolution import ConvolutionModule
 from u2moe.export.encoders.conformer import ConformerBlock
 from u2moe.export.encoders.network import (
@@ -26,7 +26,6 @@ from u2moe.export.encoders.network import (
     Context,
     SpeechEncoder,
     attention_cache,
-    with_past,
 )
 from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.yaml_section import Section
@@ -145,12 +144,9 @@ class GroupedAttention(MultiHeadAttention):
         """See `MultiHeadAttention`: all arguments are those of frames."""
         frames = (part.transpose(1, 2).flatten(2) for part in keys_values.chunk(2, dim=-1))
         query, keys, values, located = map(self._groups, (self.linear_q(x), *frames, self.linear_pos(positions)))
-        scores = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
-        scores = scores + (query + self.pos_bias_v.unsqueeze(1)) @ located.transpose(-2, -1)
-        scores = scores / math.sqrt(self.pos_bias_u.shape[1])
-        mask = mask[:, :, :: self.group_size, :: self.group_size]
-        weights = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1).masked_fill(~mask, 0.0)
-        context = (weights @ values).transpose(1, 2).reshape(len(x), -1, x.shape[2])
+        scores = torch.add(*self.relative_scores(query, keys, located))
+        context = attended(scores, values, mask[:, :, :: self.group_size, :: self.group_size])
+        context = context.reshape(len(x), -1, x.shape[2])
         return cast("Tensor", self.linear_out(context[:, : x.shape[1]]))
 
 
@@ -190,30 +186,9 @@ class EfficientBlock(ConformerBlock):
             self.conv_module = StridedConvolution(dim, convolution, self.stride)
             self.concat_linear = nn.Linear(2 * dim, dim)  # in WeNet's state dict, and never used
 
-    def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """[batch, time, dim] to [batch, ceil(time / stride), dim], and the caches with this call's frames appended."""
-        following: BlockCaches = {}
-        if self.feed_forward_macaron is not None:
-            x = self._added(x, lambda y: self.scale * self.feed_forward_macaron(y), self.norm_ff_macaron)  # type: ignore[misc]
-
-        def attended(y: Tensor) -> Tensor:
-            past = following[self.attention_cache] = with_past(
-                caches, self.attention_cache, self.self_attn.keys_values(y)
-            )
-            return cast("Tensor", self.self_attn(y, past, context.mask, context.positions))
-
-        x = self._added(x, attended, self.norm_mha)
-        branch, history = cast("ConvolutionModule", self.conv_module)(
-            self.norm_conv(x) if self.pre_norm else x, context.valid, caches.get(self.convolution_cache)
-        )
-        following |= {} if history is None else {self.convolution_cache: history}
-        x = averaged(x, context.valid, self.stride) + branch
-        x = x if self.pre_norm else self.norm_conv(x)
-        x = self._added(x, lambda y: self.scale * self.feed_forward(y), self.norm_ff)
-        return self.norm_final(x), following
-
-    def _added(self, x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
-        return x + layer(norm(x)) if self.pre_norm else cast("Tensor", norm(x + layer(x)))
+    def beside(self, x: Tensor, context: Context) -> Tensor:
+        """See `ConformerBlock`: averages of the frames that the convolution makes one of."""
+        return averaged(x, context.valid, self.stride)
 
 
 def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
@@ -238,12 +213,10 @@ def cache_name(name: str, step: int) -> str:
 class EfficientConformerEncoder(SpeechEncoder):
     """Conformer blocks, after some of which the frame rate is lower."""
 
-    def block(self, index: int) -> nn.Module:
-        """See `SpeechEncoder`."""
-        return EfficientBlock(self.config, index)
+    BLOCK = EfficientBlock
 
-    @staticmethod
-    def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
+    @classmethod
+    def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
         """See `SpeechEncoder`."""
         own, channels = cast("Strided", config.own), cast("Convolution", config.convolution).channels
         found = []

@@ -8,13 +8,12 @@ from typing import cast
 
 import onnx_ir as ir
 import torch
-from torch import nn
 
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.attention_nodes import AttentionNodes
 from u2moe.export.convolution import (
-    ConvolutionFrames,
     ConvolutionModule,
+    Surroundings,
     convolution,
     convolution_parts,
     initial_cache,
@@ -26,8 +25,7 @@ from u2moe.export.encoders.efficient_conformer import (
     Strided,
     cache_name,
 )
-from u2moe.export.encoders.frames import FrameNodes, next_history
-from u2moe.export.encoders.nodes import EncoderNodes
+from u2moe.export.encoders.nodes import EncoderNodes, FrameNodes, next_history
 from u2moe.export.layers import Residual, linear, parameter, product
 from u2moe.runtime.graph.attention import END, Heads, attention, to_heads
 from u2moe.runtime.graph.convolution import ReducingConvolution
@@ -40,11 +38,6 @@ class EfficientConformerNodes(EncoderNodes):
     def own(self) -> Strided:
         """Settings of this encoder alone."""
         return cast("Strided", self.config.own)
-
-    @staticmethod
-    def attention_of(block: nn.Module) -> MultiHeadAttention:
-        """See `EncoderNodes`."""
-        return cast("EfficientBlock", block).self_attn
 
     @property
     def longest_history(self) -> int:
@@ -87,16 +80,16 @@ class EfficientConformerNodes(EncoderNodes):
             if start is not None:
                 start = g.op("Slice", start, [blocks.start], [blocks.stop], [0])
                 start = start if history is None else self.frames.history(history, start)
-        self.around = ConvolutionFrames(histories=start, valid=self.frames.valid, streaming=self.streaming)
+        self.seen = Surroundings(start, self.frames.valid, self.streaming)
 
     def _leave(self) -> None:
         """Note the caches of the blocks of one rate."""
         attention, history = (f"r_{cache_name(each, self.step)}" for each in CACHES)
-        if self.next_att:
-            self.following[attention] = self.frames.next_attention_cache(self.next_att)
+        if self.frames.kept:
+            self.following[attention] = self.frames.next_attention_cache()
         if self.next_cnn:
             self.following[history] = next_history(self.g, self.next_cnn)
-        self.next_att, self.next_cnn = [], []
+        self.next_cnn = []
 
     def next_caches(self) -> dict[str, ir.Value]:
         """See `EncoderNodes`."""
@@ -119,17 +112,15 @@ class EfficientConformerNodes(EncoderNodes):
             residual.add(layer, block.norm_ff_macaron, "norm_ff_macaron")
         residual.add(lambda x: self._attended(x, block.self_attn, place), block.norm_mha, "norm_mha")
         if block.stride == 1:
-            residual.add(lambda x: self._convolved(x, block, place), block.norm_conv, "norm_conv")
+            module = cast("ConvolutionModule", block.conv_module)
+            residual.add(
+                lambda x: self.kept(convolution(self.g, x, module, self.seen, place)), block.norm_conv, "norm_conv"
+            )
         else:
             residual = self._strided(residual, block, place)
         residual.add(self.feed_forward(block.feed_forward, "feed_forward", block.scale), block.norm_ff, "norm_ff")
         residual.normalize(block.norm_final, "norm_final")
         return residual
-
-    def _convolved(self, x: ir.Value, block: EfficientBlock, place: int) -> ir.Value:
-        y, history = convolution(self.g, x, cast("ConvolutionModule", block.conv_module), self.around, place)
-        self._keep(history)
-        return y
 
     def _strided(self, residual: Residual, block: EfficientBlock, place: int) -> Residual:
         """The convolution with a stride, and what stands on the other side of the sum: averages of frames."""
@@ -147,10 +138,6 @@ class EfficientConformerNodes(EncoderNodes):
             following.normalize(block.norm_conv, "norm_conv")
         return following
 
-    def _keep(self, history: ir.Value | None) -> None:
-        """Note what a convolution keeps for the next chunk."""
-        self.next_cnn += [history] if self.streaming and history is not None else []
-
     def _reduced(self, x: ir.Value, module: ConvolutionModule, stride: int, place: int) -> ir.Value:
         g, config = self.g, module.config
         valid = self.valid
@@ -160,11 +147,12 @@ class EfficientConformerNodes(EncoderNodes):
         seen = parts.gated
         if config.causal:
             form, valid = replace(form, before=0, after=0), g.constant(torch.ones(1, 1, 1).numpy())
-            if self.around.histories is not None:
-                past = g.op("Gather", self.around.histories, g.constant(place), axis=0)
+            if self.seen.histories is not None:
+                past = g.op("Gather", self.seen.histories, g.constant(place), axis=0)
                 shape = g.op("Concat", g.op("Shape", seen, end=1), [config.kernel - 1, config.channels], axis=0)
                 seen = g.op("Concat", g.op("Expand", past, shape), seen, axis=1)
-                self._keep(g.op("Unsqueeze", g.op("Slice", seen, [1 - config.kernel], [END], [1]), [0]))
+                kept = g.op("Unsqueeze", g.op("Slice", seen, [1 - config.kernel], [END], [1]), [0])
+                self.next_cnn += [kept] if self.streaming else []
         (y,) = g.call(form.function(config.channels), seen, valid, *parts.taps)
         return parts.finish(y)
 
@@ -191,12 +179,7 @@ class EfficientConformerNodes(EncoderNodes):
             if isinstance(layer, GroupedAttention):
                 return self._grouped(x, layer, place)
             (bias,) = self.frames.biases([layer], [self.encodings])
-            if self.frames.cache is None:
-                return AttentionNodes(g, layer).attend(x, x, bias, [self.encodings])
-            cache = [self.frames.cache, g.constant(place), self.frames.first_kept_new]
-            y, kept = AttentionNodes(g, layer).attend_with_cache(x, cache, bias, [self.encodings])
-            self.next_att.append(kept)
-            return y
+            return self.frames.attend(AttentionNodes(g, layer), x, bias, [self.encodings], place)
 
     def _grouped(self, x: ir.Value, layer: GroupedAttention, place: int) -> ir.Value:
         """Attention between groups of frames: frames side by side are one vector, and heads are cut out of that."""
@@ -215,7 +198,7 @@ class EfficientConformerNodes(EncoderNodes):
         both = to_heads(g, AttentionNodes(g, layer).key_value(x), heads.num_heads, 2 * own)
         if self.streaming:
             kept = g.op("Slice", both, self.frames.first_kept_new, [END], [2])
-            self.next_att.append(g.op("Unsqueeze", kept, [0]))
+            self.frames.kept.append(g.op("Unsqueeze", kept, [0]))
             both = g.op("Concat", g.op("Gather", self.frames.cache, g.constant(place), axis=0), both, axis=2)
         parts = []
         for part in g.ops("Split", both, [own, own], axis=-1, num_outputs=2):

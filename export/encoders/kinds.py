@@ -14,7 +14,6 @@ from u2moe.export.encoders import (
     efficient_conformer_nodes,
     squeezeformer,
     squeezeformer_nodes,
-    transformer,
 )
 from u2moe.export.encoders.network import SpeechEncoder
 from u2moe.export.encoders.nodes import EncoderNodes
@@ -49,7 +48,7 @@ KINDS = {
     "branchformer": Kind(branchformer.read, branchformer.BranchformerEncoder, branchformer.BranchformerNodes),
     "e_branchformer": Kind(e_branchformer.read, e_branchformer.EBranchformerEncoder, e_branchformer.EBranchformerNodes),
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
-    "transformer": Kind(transformer.read, transformer.TransformerEncoder, transformer.TransformerNodes),
+    "transformer": Kind(conformer.read_transformer, conformer.TransformerEncoder, conformer.ConformerNodes),
 }
 # trained by `ctl_model` on whole utterances and chunks at a time; otherwise the same
 KINDS |= {f"dual_{name}": KINDS[name] for name in ("conformer", "transformer")}

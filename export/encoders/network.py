@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,30 +64,40 @@ def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
 class SpeechEncoder(nn.Module):
     """Normalisation, subsampling and the blocks, which a kind of encoder supplies."""
 
+    BLOCK: ClassVar[type[nn.Module]]
+    """Made of a configuration and the number of the block.
+
+    It is called with [batch, time, dim], the `Context` and its caches, empty at the start; it returns
+    [batch, time, dim] and its caches with the frames of this call appended.
+    """
+
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.config = config
         self.global_cmvn = GlobalCMVN(config.input_size) if config.normalized_input else None
         self.embed = self.subsampling()
-        self.encoders = nn.ModuleList(self.block(index) for index in range(config.num_blocks))
+        self.encoders = nn.ModuleList(self.BLOCK(config, index) for index in range(config.num_blocks))
         self.after_norm = norm(config.dim, config.norm)
 
     def subsampling(self) -> Subsampling:
         """The layers before the blocks."""
         return subsampling(self.config)
 
-    def block(self, index: int) -> nn.Module:
-        """The block of that number.
-
-        It is called with [batch, time, dim], the `Context` and its caches, empty at the start; it returns
-        [batch, time, dim] and its caches with the frames of this call appended.
-        """
-        raise NotImplementedError
-
     @staticmethod
-    def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
+    def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
+        """Cache, channels and kernel of each convolution of a block that sees frames before a chunk."""
+        own = config.convolution
+        return [(CNN_CACHE, own.channels, own.kernel)] if own is not None and own.causal else []
+
+    @classmethod
+    def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
         """The caches that a stream keeps from chunk to chunk."""
-        raise NotImplementedError
+        histories = (
+            Cache(name=name, num_blocks=config.num_blocks, shape=(channels, kernel - 1))
+            for name, channels, kernel in cls.convolutions(config)
+            if kernel > 1
+        )
+        return attention_cache(config, config.num_blocks), *histories
 
     def run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]

@@ -2,23 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar, cast
 
 import onnx_ir as ir
 from torch import nn
 
 from u2moe.export.attention import MultiHeadAttention
-from u2moe.export.attention_nodes import AttentionNodes
-from u2moe.export.encoders.frames import FrameNodes, next_history
+from u2moe.export.attention_nodes import AttentionNodes, position_biases
+from u2moe.export.convolution import Surroundings
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, SpeechEncoder
-from u2moe.export.layers import Residual, feed_forward, vector
+from u2moe.export.layers import Residual, feed_forward, mask_bias, sinusoids, vector
 from u2moe.export.positions import encoding_nodes
-from u2moe.runtime.graph.attention import END
+from u2moe.runtime.graph.attention import END, next_cache
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
+
+
+class FrameNodes:
+    """The frames that blocks of one rate share, at positions `step` apart, and those in a cache before them.
+
+    Args:
+        g: builds the nodes.
+        time: frames of this call [1]; `lens`: those of each row that exist [batch].
+        offset: position of the first [batch], or [0] for whole utterances.
+        step: encoder frames from one frame to the next.
+        cache: keys and values of the frames before [blocks, batch, heads, cache, channels]; None: there are none.
+        required: encoder frames to cache for the next call, negative: all; None for whole utterances.
+
+    Attributes:
+        positions: of the keys [batch, keys].
+        visible: true for keys that exist [batch, keys].
+        kept: what blocks keep of this call's keys and values.
+        bias: added to scores [batch, 1, 1, keys].
+        valid: 1 for frames that exist [batch, time, 1], where there is no cache.
+    """
+
+    def __init__(
+        self,
+        g: GraphBuilder,
+        *,
+        time: ir.Value,
+        lens: ir.Value,
+        offset: Operand,
+        step: int = 1,
+        cache: ir.Value | None = None,
+        required: ir.Value | None = None,
+    ) -> None:
+        self.g = g
+        self.cache = cache
+        self.kept: list[ir.Value] = []
+        self.offset = offset
+        self.step = step
+        self.lens = lens
+        self.cache_time: Operand = [0] if cache is None else g.op("Shape", cache, start=3, end=4)
+        num_keys = time if cache is None else g.op("Add", self.cache_time, time)
+        keys = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
+        past, length = self.cache_time, lens
+        if step > 1:
+            keys, length = g.op("Mul", keys, step), g.op("Mul", lens, step)
+            past = past if cache is None else g.op("Mul", self.cache_time, step)
+        self.positions = g.op("Add", g.op("Unsqueeze", g.op("Sub", offset, past), [1]), keys)
+        visible = g.op("Less", self.positions, g.op("Unsqueeze", g.op("Add", offset, length), [1]))
+        self.valid: ir.Value | None = None
+        if cache is None:
+            self.valid = g.op("Unsqueeze", g.op("Cast", visible, to=ir.DataType.FLOAT), [2])
+        else:
+            # positions before the start are padding of a cache that is not full yet
+            visible = g.op("And", visible, g.op("GreaterOrEqual", self.positions, 0))
+        self.visible = visible
+        self.bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
+        if required is not None:
+            kept = required if step == 1 else g.op("Div", required, step)
+            surplus = g.op("Where", g.op("Less", required, 0), [0], g.op("Max", g.op("Sub", num_keys, kept), 0))
+            self.first_kept_past = surplus
+            self.first_kept_new = g.op("Max", g.op("Sub", surplus, self.cache_time), 0)
+
+    def sinusoids(self, dim: int) -> ir.Value:
+        """Positional encodings of the keys [batch, keys, dim]."""
+        return sinusoids(self.g, self.positions, dim)
+
+    def biases(self, layers: Sequence[MultiHeadAttention], encodings: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        """The terms that each layer adds to its scores: `bias` and, if positions are relative, the position bias."""
+        config = layers[0].config
+        if not config.relative or not encodings:
+            return [self.bias] * len(layers)
+        biases = self.g.op("Add", position_biases(self.g, encodings[0], layers), self.bias)
+        return self.g.ops("Split", biases, [config.num_heads] * len(layers), axis=1, num_outputs=len(layers))
+
+    def history(self, cache: ir.Value, start: ir.Value) -> ir.Value:
+        """The frames before a chunk [blocks, batch, past, channels], `start` in the place of those that do not exist.
+
+        `cache` holds them as [blocks, batch, channels, past].
+        """
+        g = self.g
+        length = g.op("Shape", cache, start=3, end=4)
+        past = g.op("Range", g.op("Squeeze", g.op("Neg", length), [0]), 0, 1)
+        past = past if self.step == 1 else g.op("Mul", past, self.step)
+        index = g.op("Add", g.op("Unsqueeze", self.offset, [1]), past)
+        exists = g.op("Unsqueeze", g.op("GreaterOrEqual", index, 0), [2])
+        return g.op("Where", exists, g.op("Transpose", cache, perm=[0, 1, 3, 2]), start)
+
+    def attend(
+        self, nodes: AttentionNodes, x: ir.Value, bias: ir.Value, positions: Sequence[ir.Value], place: int
+    ) -> ir.Value:
+        """An attention on [batch, time, dim] whose block is at `place` of the cache, if there is one."""
+        if self.cache is None:
+            return nodes.attend(x, x, bias, positions)
+        cache = [self.cache, self.g.constant(place), self.first_kept_new]
+        y, kept = nodes.attend_with_cache(x, cache, bias, positions)
+        self.kept.append(kept)
+        return y
+
+    def next_attention_cache(self) -> ir.Value:
+        """Keys and values for the next call: from the past, and what blocks keep of this call, which `kept` lists."""
+        if self.cache is None:
+            raise ValueError("frames without a cache have no next one")
+        return self.g.call(next_cache(len(self.kept)), self.cache, self.first_kept_past, *self.kept)[0]
+
+
+def next_history(g: GraphBuilder, new: Sequence[ir.Value]) -> ir.Value:
+    """The cache of frames before a convolution for the next call, as [blocks, batch, channels, past]."""
+    return g.op("Transpose", g.op("Concat", *new, axis=0), perm=[0, 1, 3, 2])
 
 
 class EncoderNodes:
     """Builds the encoder. What all blocks share is computed once, at the top."""
+
+    ATTENTION: ClassVar[str] = "self_attn"
+    """What WeNet calls the attention of a block."""
 
     def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value], max_position: int) -> None:
         self.g = g
@@ -26,7 +137,6 @@ class EncoderNodes:
         self.max_position = max_position
         self.config = encoder.config
         self.inputs = inputs
-        self.next_att: list[ir.Value] = []
         self.next_cnn: list[ir.Value] = []
 
     @property
@@ -37,16 +147,22 @@ class EncoderNodes:
     @property
     def longest_history(self) -> int:
         """Frames after the subsampling that a convolution sees before its chunk, at most; whole ones of the output."""
-        return 0
+        return max((kernel - 1 for _, _, kernel in self.encoder.convolutions(self.config)), default=0)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
         """Add one block to the sum."""
         raise NotImplementedError
 
-    @staticmethod
-    def attention_of(block: nn.Module) -> MultiHeadAttention:
+    def attention_of(self, block: nn.Module) -> MultiHeadAttention:
         """The attention of a block."""
-        raise NotImplementedError
+        return cast("MultiHeadAttention", getattr(block, self.ATTENTION))
+
+    def around(self, initial: ir.Value | None, cache: str = CNN_CACHE) -> Surroundings:
+        """The frames around those of this call, for a convolution with the frame `initial` before the first."""
+        if initial is not None and cache in self.inputs:
+            with self.g.scope("frames"):
+                initial = self.frames.history(self.inputs[cache], initial)
+        return Surroundings(initial, self.frames.valid, self.streaming)
 
     def build(self) -> dict[str, ir.Value]:
         """All nodes; returns the outputs by name."""
@@ -131,7 +247,7 @@ class EncoderNodes:
 
     def next_caches(self) -> dict[str, ir.Value]:
         """The caches for the next call, by the names of their outputs."""
-        caches = {f"r_{ATT_CACHE}": self.frames.next_attention_cache(self.next_att)}
+        caches = {f"r_{ATT_CACHE}": self.frames.next_attention_cache()}
         if self.next_cnn:
             caches[f"r_{CNN_CACHE}"] = next_history(self.g, self.next_cnn)
         return caches
@@ -140,14 +256,13 @@ class EncoderNodes:
         """A feed-forward layer, times `scale`."""
         return lambda x: feed_forward(self.g, x, layer, self.config.feed_forward.activation, name, scale)
 
-    def self_attention(self, x: ir.Value, layer: MultiHeadAttention, index: int, name: str = "self_attn") -> ir.Value:
-        """The attention of block `index`; what is to be cached of it is noted."""
-        g = self.g
-        with g.scope(name, group="attention"):
-            nodes = AttentionNodes(g, layer)
-            if not self.streaming:
-                return nodes.attend(x, x, self.biases[index], self.positions)
-            cache = [self.inputs[ATT_CACHE], g.constant(index), self.frames.first_kept_new]
-            y, kept = nodes.attend_with_cache(x, cache, self.biases[index], self.positions)
-            self.next_att.append(kept)
-            return y
+    def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
+        """The attention of block `index` on [batch, time, dim]; what is to be cached of it is noted."""
+        with self.g.scope(self.ATTENTION, group="attention"):
+            nodes = AttentionNodes(self.g, self.attention_of(block))
+            return self.frames.attend(nodes, x, self.biases[index], self.positions, index)
+
+    def kept(self, found: tuple[ir.Value, ir.Value | None]) -> ir.Value:
+        """The output of a convolution, of which is noted what is to be cached."""
+        self.next_cnn += [] if found[1] is None else [found[1]]
+        return found[0]

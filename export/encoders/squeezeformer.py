@@ -5,7 +5,6 @@ Its layers as those of a graph are in `squeezeformer_nodes`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast, get_args
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture, FeedForward, Norm, NormKind
-from u2moe.export.attention import MultiHeadAttention
+from u2moe.export.attention import MultiHeadAttention, added, attended
 from u2moe.export.convolution import ConvolutionModule
 from u2moe.export.encoders.network import (
     ATT_CACHE,
@@ -185,11 +184,8 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
             return self(x, keys_values, context.mask, context.positions), keys_values
         keys, values = keys_values.chunk(2, dim=-1)
         query, located = self._heads(self.linear_q(x)), self._heads(self.linear_pos(context.positions))
-        scores = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
-        scores = scores + shift((query + self.pos_bias_v.unsqueeze(1)) @ located.transpose(-2, -1))
-        scores = scores / math.sqrt(self.config.head_dim)
-        weights = torch.softmax(scores.masked_fill(~context.mask, -math.inf), dim=-1).masked_fill(~context.mask, 0.0)
-        return self.linear_out((weights @ values).transpose(1, 2).flatten(2)), keys_values
+        content, position = self.relative_scores(query, keys, located)
+        return self.linear_out(attended(content + shift(position), values, context.mask)), keys_values
 
 
 def shift(scores: Tensor) -> Tensor:
@@ -239,18 +235,21 @@ class SqueezeformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
         """[batch, time, dim] to the same, and the caches with this call's frames appended."""
-        branch = self.layer_norm1(x) if self.pre_norm else x
-        branch, keys_values = self.self_attn.attend(branch, caches, self.cache, context)
-        following = {self.cache: keys_values}
-        x = x + branch if self.pre_norm else self.layer_norm1(x + branch)
-        branch = self.ffn1(self.layer_norm2(x) if self.pre_norm else x)
-        x = x + branch if self.pre_norm else self.layer_norm2(x + branch)
-        branch = self.layer_norm3(x) if self.pre_norm else x
-        branch, history = self.conv_module(branch, context.valid, caches.get(CNN_CACHE))
-        following |= {} if history is None else {CNN_CACHE: history}
-        x = x + branch if self.pre_norm else self.layer_norm3(x + branch)
-        branch = self.ffn2(self.layer_norm4(x) if self.pre_norm else x)
-        return x + branch if self.pre_norm else self.layer_norm4(x + branch), following
+        following: BlockCaches = {}
+
+        def attention(y: Tensor) -> Tensor:
+            y, following[self.cache] = self.self_attn.attend(y, caches, self.cache, context)
+            return y
+
+        def convolved(y: Tensor) -> Tensor:
+            y, history = self.conv_module(y, context.valid, caches.get(CNN_CACHE))
+            following.update({} if history is None else {CNN_CACHE: history})
+            return y
+
+        x = added(x, attention, self.layer_norm1, self.pre_norm)
+        x = added(x, self.ffn1, self.layer_norm2, self.pre_norm)
+        x = added(x, convolved, self.layer_norm3, self.pre_norm)
+        return added(x, self.ffn2, self.layer_norm4, self.pre_norm), following
 
 
 class TimeReduction(nn.Module):
@@ -276,6 +275,8 @@ class TimeReduction(nn.Module):
 class SqueezeformerEncoder(SpeechEncoder):
     """Squeezeformer blocks, those in the middle at half the frame rate."""
 
+    BLOCK = SqueezeformerBlock
+
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)
         del self.after_norm
@@ -287,10 +288,6 @@ class SqueezeformerEncoder(SpeechEncoder):
     def subsampling(self) -> Subsampling:
         """See `SpeechEncoder`."""
         return SqueezeSubsampling(self.config)
-
-    def block(self, index: int) -> nn.Module:
-        """See `SpeechEncoder`."""
-        return SqueezeformerBlock(self.config, index)
 
     def run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
@@ -311,16 +308,14 @@ class SqueezeformerEncoder(SpeechEncoder):
             following.append(cache)
         return x, following
 
-    @staticmethod
-    def caches(config: EncoderArchitecture) -> tuple[Cache, ...]:
+    @classmethod
+    def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
         """See `SpeechEncoder`."""
-        own, convolution = cast("Squeezed", config.own), cast("Convolution", config.convolution)
+        own = cast("Squeezed", config.own)
         num_half = own.recover - own.reduce
-        caches = [
+        _, *histories = super().caches(config)
+        return (
             attention_cache(config, config.num_blocks - num_half),
             attention_cache(config, num_half, HALF_ATT_CACHE, rate=0.5),
-        ]
-        if convolution.has_history:
-            shape = (convolution.channels, convolution.kernel - 1)
-            caches.append(Cache(name=CNN_CACHE, num_blocks=config.num_blocks, shape=shape))
-        return tuple(caches)
+            *histories,
+        )

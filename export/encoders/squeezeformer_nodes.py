@@ -10,12 +10,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.attention_nodes import AttentionNodes
-from u2moe.export.convolution import ConvolutionFrames, convolution, initial_cache
-from u2moe.export.encoders.frames import FrameNodes
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE
-from u2moe.export.encoders.nodes import EncoderNodes
+from u2moe.export.convolution import Surroundings, convolution, initial_cache
+from u2moe.export.encoders.network import CNN_CACHE
+from u2moe.export.encoders.nodes import EncoderNodes, FrameNodes
 from u2moe.export.encoders.squeezeformer import (
     HALF_ATT_CACHE,
     Scaling,
@@ -46,13 +44,8 @@ class SqueezeformerNodes(EncoderNodes):
 
     @property
     def longest_history(self) -> int:
-        """See `EncoderNodes`."""
-        return 2 * (self.config.convolution.kernel - 1) if self.config.convolution else 0
-
-    @staticmethod
-    def attention_of(block: nn.Module) -> MultiHeadAttention:
-        """See `EncoderNodes`."""
-        return cast("SqueezeformerBlock", block).self_attn
+        """See `EncoderNodes`: of blocks at half the frame rate."""
+        return 2 * super().longest_history
 
     def embed(self, x: ir.Value) -> ir.Value:
         """See `EncoderNodes`."""
@@ -101,10 +94,7 @@ class SqueezeformerNodes(EncoderNodes):
         residual.add(lambda x: self._feed_forward(x, block.ffn1, "ffn1"), block.layer_norm2, "layer_norm2")
 
         def convolved(x: ir.Value) -> ir.Value:
-            module = folded(block.conv_module, "pointwise_conv1")
-            y, kept = convolution(g, x, module, rate.around, index)
-            self.next_cnn += [] if kept is None else [kept]
-            return y
+            return self.kept(convolution(g, x, folded(block.conv_module, "pointwise_conv1"), rate.seen, index))
 
         residual.add(convolved, block.layer_norm3, "layer_norm3")
         residual.add(lambda x: self._feed_forward(x, block.ffn2, "ffn2"), block.layer_norm4, "layer_norm4")
@@ -139,9 +129,7 @@ class SqueezeformerNodes(EncoderNodes):
 
     def next_caches(self) -> dict[str, ir.Value]:
         """See `EncoderNodes`."""
-        self.next_att = self.rates[0].next_att
-        half = self.rates[1]
-        return super().next_caches() | {f"r_{HALF_ATT_CACHE}": half.frames.next_attention_cache(half.next_att)}
+        return super().next_caches() | {f"r_{HALF_ATT_CACHE}": self.rates[1].frames.next_attention_cache()}
 
 
 class Rate:
@@ -156,9 +144,7 @@ class Rate:
         name: str,
     ) -> None:
         g = nodes.g
-        self.g, self.frames, self.streaming = g, frames, nodes.streaming
-        self.cache = nodes.inputs.get(HALF_ATT_CACHE if name else ATT_CACHE)
-        self.next_att: list[ir.Value] = []
+        self.g, self.frames = g, frames
         self.place = 0
         with g.scope(name or "full", group="positions"):
             self.encodings = frames.sinusoids(nodes.config.dim)
@@ -169,7 +155,7 @@ class Rate:
                 self.biases = frames.biases([block.self_attn for block in blocks], [self.encodings])
             if start is not None and CNN_CACHE in nodes.inputs:
                 start = frames.history(nodes.inputs[CNN_CACHE], start)
-        self.around = ConvolutionFrames(histories=start, valid=frames.valid, streaming=nodes.streaming)
+        self.seen = Surroundings(start, frames.valid, nodes.streaming)
 
     def attend(self, x: ir.Value, layer: SqueezeAttention) -> ir.Value:
         """The attention of the next block of this rate."""
@@ -179,12 +165,7 @@ class Rate:
             nodes = AttentionNodes(g, adapted)
             if layer.shifted:
                 return self._shifted(x, adapted, nodes)
-            if self.cache is None:
-                return nodes.attend(x, x, self.biases[place], [self.encodings])
-            cache = [self.cache, g.constant(place), self.frames.first_kept_new]
-            y, kept = nodes.attend_with_cache(x, cache, self.biases[place], [self.encodings])
-            self.next_att.append(kept)
-            return y
+            return self.frames.attend(nodes, x, self.biases[place], [self.encodings], place)
 
     def _shifted(self, x: ir.Value, layer: SqueezeAttention, nodes: AttentionNodes) -> ir.Value:
         g, config = self.g, layer.config

@@ -1,32 +1,36 @@
-"""From a bundle to the folder of a profile: read, build, compare, write."""
+"""From a bundle to the folder of a profile: read, build, compare, write; also in ORT format.
+
+That is onnxruntime's own, which loads faster, and which builds without the optimizers can read.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 
-from u2moe.export.comparison import ParityReport
+from u2moe.export.comparison import Array, ParityReport, compared, parity_samples
 from u2moe.export.profiles.graphs import PROFILES, Profile, profile_graph
-from u2moe.export.profiles.ort_files import (
-    OPERATORS_FILE,
-    compare_with_ort,
-    write_bundle_as_ort,
-    write_operators,
-    write_ort,
-)
-from u2moe.export.profiles.parity import ProfileParity, session_of
+from u2moe.export.profiles.parity import NOT_PORTABLE, ProfileParity, encoded, session_of
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter, write_manifest
-from u2moe.runtime.errors import UnsupportedError
+from u2moe.runtime.errors import ParityError, UnsupportedError
+from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.model.settings import SessionSettings
 
 ONE_FILE_LIMIT = 1_500_000_000
 """Bytes of weights up to which a graph is a single file: one file is what these profiles are for."""
+OPERATORS_FILE = "required_operators.config"
+"""For `--include_ops_by_config` of onnxruntime's build: the operators that the graphs use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +118,114 @@ def _write_one(
         compare_with_ort(report, graph, bundle)
     write_operators([graph.with_suffix(".ort") for graph in graphs], folder / OPERATORS_FILE)
     return report
+
+
+def write_ort(file: Path, target: Path, *, extensions: bool = False) -> None:
+    """Write an optimized graph in ORT format. Optimizations that hold only for this processor are left out.
+
+    Args:
+        file: an ONNX graph.
+        target: file to write, with the suffix .ort.
+        extensions: whether it uses operators of onnxruntime-extensions.
+    """
+    options = SessionSettings(kernels="onnxruntime").session_options()  # native ones would stay in the file, by name
+    if extensions:
+        import onnxruntime_extensions  # noqa: PLC0415
+
+        options.register_custom_ops_library(onnxruntime_extensions.get_library_path())
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(
+        str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=NOT_PORTABLE
+    )
+
+
+def write_operators(files: Iterable[Path], target: Path) -> None:
+    """Write the operators that graphs in ORT format use."""
+    from onnxruntime.tools.ort_format_model import create_config_from_models  # noqa: PLC0415 - loads slowly
+
+    with warnings.catch_warnings():
+        logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the files that it reads to the garbage collector
+        create_config_from_models(list(files), target, enable_type_reduction=False)
+    lines = target.read_text(encoding="utf-8").splitlines(keepends=True)
+    target.write_text("".join(line for line in lines if not line.startswith("#")), encoding="utf-8")  # paths of today
+
+
+def write_bundle_as_ort(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> ParityReport:
+    """Write all graphs of a bundle in ORT format, and compare each with the original on the same inputs.
+
+    Raises:
+        ParityError: a difference beyond its limit.
+    """
+    report = ParityReport(sides="the bundle and its graphs in ORT format")
+    features = folder / "features.onnx"
+    save_graph(features_graph(bundle.manifest), features)
+    originals = {"features": features}
+    originals |= {graph.name: bundle.path / graph.file for graph in bundle.manifest.model.graphs()}
+    outputs = None
+    for name, file in originals.items():
+        progress(f"writing {name}.ort")
+        write_ort(file, folder / f"{name}.ort")
+        outputs = compare_with_ort(report, file, bundle, folder / f"{name}.ort", outputs)
+    features.unlink()
+    write_operators([folder / f"{name}.ort" for name in originals], folder / OPERATORS_FILE)
+    return report
+
+
+def compare_with_ort(
+    report: ParityReport,
+    file: Path,
+    bundle: Bundle,
+    converted: Path | None = None,
+    before: dict[str, Array] | None = None,
+) -> dict[str, Array]:
+    """Compare a graph of a bundle with its ORT file on the same inputs; returns the outputs.
+
+    Args:
+        report: gets the comparisons.
+        file: the graph.
+        bundle: its bundle.
+        converted: the ORT file; None: it lies beside the graph.
+        before: outputs of the graph before it.
+
+    Raises:
+        ParityError: a difference beyond its limit.
+    """
+    converted = converted or file.with_suffix(".ort")
+    feeds = _feeds(file.stem, bundle, before or {})
+    extensions = file.stem == "clip"
+    expected = session_of(file, extensions=extensions, portable=True)(feeds)
+    found = session_of(converted, extensions=extensions)(feeds)
+    if "text" in expected and found.pop("text").tolist() != expected.pop("text").tolist():
+        raise ParityError(f"{converted.name}: its text differs from that of {file.name}")
+    for name, value in expected.items():
+        report.add(compared(converted.name, name, [(value, found[name])]), file.parent, f"it and {file.name}")
+    return expected
+
+
+def _feeds(graph: str, bundle: Bundle, before: dict[str, Array]) -> dict[str, Array]:
+    """Inputs of one graph from the outputs of the one before."""
+    config, samples = bundle.manifest.model, parity_samples(bundle.manifest, 4.0)
+    if graph in ("features", "offline"):
+        return {"samples": samples[np.newaxis]}
+    if graph == "clip":
+        return {"audio": encoded(samples, bundle.manifest.features.sample_rate, "FLAC")}
+    if graph in ("encoder", "streaming"):
+        feeds: dict[str, Array] = {"samples": samples[np.newaxis]}
+        if graph == "encoder":
+            feeds = {"chunk": before["features"], "chunk_lens": np.array([before["features"].shape[1]])}
+        if config.streaming:
+            feeds |= {"offset": np.zeros(1, np.int64), "required_cache_size": np.array(-1)}
+            for cache in config.caches:
+                feeds[cache.name] = np.zeros((cache.num_blocks, 1, *cache.shape), np.float32)
+        return feeds
+    if graph == "ctc":
+        return {"encoder_out": before["output"]}
+    random = np.random.default_rng(0)
+    return {
+        "hyps": random.integers(0, config.vocab_size, (1, 4, 9)),
+        "hyps_lens": np.array([[9, 4, 1, 0]]),
+        "encoder_out": random.standard_normal((1, 30, config.output_size)).astype(np.float32),
+        "encoder_lens": np.array([30]),
+    }

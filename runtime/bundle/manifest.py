@@ -223,7 +223,7 @@ class Manifest:
     files: dict[str, FileDigest]
     """Every file of the bundle except the manifest, by plain name."""
     external: dict[str, tuple[ExternalTensor, ...]] = field(default_factory=dict)
-    """The weights beside each graph, by its file; see `graph.external`. No entry for graphs that hold all of theirs."""
+    """The weights beside each graph, by its file; see `graph.file`. No entry for graphs that hold all of theirs."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """A description of the network for people: blocks, heads, experts; not used by the runtime."""
     quantization: dict[str, Any] = field(default_factory=dict)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -12,153 +14,129 @@ from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 from u2moe.runtime.graph.layers import layer_normalization
 
+Around = Literal["cached", "causal", "centred"]
+"""What a convolution sees beside a frame: those before it, cached in a stream, or as many after it as before."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class TimeConvolution:
-    """A gated linear unit, a depthwise convolution over time, a normalisation and an activation.
+class OverTime(ABC):
+    """A depthwise convolution over time and what belongs to it.
 
     Attributes:
         kernel: frames that the convolution sees.
+    """
+
+    NAME: ClassVar[str]
+    INPUTS: ClassVar[tuple[str, ...]]
+    kernel: int
+
+    @abstractmethod
+    def parameters(self) -> list[str]:
+        """Names of its weights."""
+
+    @abstractmethod
+    def convolved(
+        self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int
+    ) -> ir.Value:
+        """From the convolution on."""
+
+    def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:  # noqa: ARG002 - one input is as it is
+        """What the convolution reads [batch, time, channels]."""
+        return inputs[0]
+
+    def attributes(self) -> dict[str, int | float | str]:
+        """Of the function's calls, but for `causal`."""
+        return {name: int(value) if isinstance(value, bool) else value for name, value in asdict(self).items()}
+
+    def function(self, around: Around, channels: int) -> ir.Function:
+        """The function of `INPUTS` [batch, time, channels], of what is around them, and of weights, to the same shape.
+
+        Around them: `cached` has `cache` [blocks, batch, kernel - 1, channels], `block` (), and the further output
+        `kept` [1, batch, kernel - 1, channels], the last frames that are seen, as they are cached. `causal` has
+        both inputs, too, unless the kernel is 1, but its `cache` [blocks, 1, 1, channels] is the frame that stands for
+        all before the first one. `centred` has `valid` [batch, time, 1], 1 for frames that exist and 0 for padding,
+        which must look like the end of the audio.
+        """
+        past, own = self.kernel - 1, len(self.INPUTS)
+        others = ["valid"] if around == "centred" else ["cache", "block"] if past or around == "cached" else []
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
+            beside, parameters = inputs[own : own + len(others)], inputs[own + len(others) :]
+            before = [g.op("Gather", *beside, axis=0)] if around == "cached" else []
+            seen = self.combined(g, inputs[:own])
+            if around == "centred":
+                seen = g.op("Mul", seen, *beside)
+                return [self.convolved(g, seen, channels, parameters, past // 2)]
+            if around == "causal" and past:
+                start = g.op("Gather", *beside, axis=0)
+                shape = g.op("Concat", g.op("Shape", seen, start=0, end=1), [past, channels], axis=0)
+                before = [g.op("Expand", start, shape)]
+            seen = g.op("Concat", *before, seen, axis=1) if before else seen
+            kept = []
+            if around == "cached":
+                kept = [g.op("Unsqueeze", g.op("Slice", seen, [-past], [END], [1]), [0])]
+            return [self.convolved(g, seen, channels, parameters, 0), *kept]
+
+        attributes = self.attributes() | ({} if around == "cached" else {"causal": int(around == "causal")})
+        name = f"Cached{self.NAME}" if around == "cached" else self.NAME
+        return build_function(name, [*self.INPUTS, *others, *self.parameters()], body, attributes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeConvolution(OverTime):
+    """A gated linear unit, a depthwise convolution over time, a normalisation and an activation.
+
+    Weights: `weight` [channels, 1, 1, kernel], with a bias `bias` [channels], with a normalisation `norm_weight` and
+    `norm_bias` [channels].
+
+    Attributes:
         activation: one of `ACTIVATIONS`; "": none.
         bias: whether the convolution has a bias.
         norm: whether a layer normalisation follows; `epsilon`: of it.
     """
 
-    kernel: int
+    NAME: ClassVar[str] = "Convolution"
+    INPUTS: ClassVar[tuple[str, ...]] = ("linear", "gate")
     activation: str
     bias: bool
     norm: bool
     epsilon: float
 
-    def attributes(self) -> dict[str, int | float | str]:
-        """Of the function's calls."""
-        return {**asdict(self), "bias": int(self.bias), "norm": int(self.norm)}
-
-    def cached(self, channels: int) -> ir.Function:
-        """The function for a chunk, whose convolution sees the frames before it.
-
-        Inputs: `linear` and `gate` [batch, time, channels], `cache` [blocks, batch, kernel - 1, channels], `block` (),
-        `weight` [channels, 1, 1, kernel], with a bias `bias` [channels], with a normalisation `norm_weight` and
-        `norm_bias` [channels]. Outputs: `y` [batch, time, channels]; `kept` [1, batch, kernel - 1, channels], the last
-        frames that the convolution sees, as they are cached.
-        """
-
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
-            linear, gate, cache, block, *parameters = inputs
-            seen = g.op("Concat", g.op("Gather", cache, block, axis=0), _gated(g, linear, gate), axis=1)
-            kept = g.op("Unsqueeze", g.op("Slice", seen, [1 - self.kernel], [END], [1]), [0])
-            return [self._convolved(g, seen, channels, parameters), kept]
-
-        names = ["linear", "gate", "cache", "block", *self._parameters()]
-        return build_function("CachedConvolution", names, body, self.attributes())
-
-    def causal(self, channels: int) -> ir.Function:
-        """The function for a whole utterance, whose convolution sees each frame and those before it.
-
-        Inputs as of `cached`, but `cache` [blocks, 1, 1, channels] is the frame that stands for all before the first
-        one; a convolution of kernel 1 has neither this input nor `block`.
-        """
-        past = self.kernel - 1
-
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-            linear, gate, *others = inputs
-            seen = _gated(g, linear, gate)
-            if past:
-                start = g.op("Gather", others[0], others[1], axis=0)
-                shape = g.op("Concat", g.op("Shape", seen, start=0, end=1), [past, channels], axis=0)
-                seen = g.op("Concat", g.op("Expand", start, shape), seen, axis=1)
-            return self._convolved(g, seen, channels, others[2:] if past else others)
-
-        names = ["linear", "gate", *(["cache", "block"] if past else []), *self._parameters()]
-        return build_function("Convolution", names, body, {**self.attributes(), "causal": 1})
-
-    def centred(self, channels: int) -> ir.Function:
-        """The function for a whole utterance, whose convolution sees as many frames after each as before.
-
-        Input 2 is `valid` [batch, time, 1], 1 for frames that exist and 0 for padding, which must look like the end of
-        the audio: WeNet zeroes it before the unit, leaving only the bias.
-        """
-
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-            linear, gate, valid, *parameters = inputs
-            seen = g.op("Mul", _gated(g, linear, gate), valid)
-            return self._convolved(g, seen, channels, parameters, (self.kernel - 1) // 2)
-
-        names = ["linear", "gate", "valid", *self._parameters()]
-        return build_function("Convolution", names, body, {**self.attributes(), "causal": 0})
-
-    def _parameters(self) -> list[str]:
+    def parameters(self) -> list[str]:
+        """See `OverTime`."""
         return ["weight", *(["bias"] if self.bias else []), *(["norm_weight", "norm_bias"] if self.norm else [])]
 
-    def _convolved(
-        self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int = 0
+    def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        """See `OverTime`."""
+        linear, gate = inputs
+        return g.op("Mul", linear, g.op("Sigmoid", gate))
+
+    def convolved(
+        self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int
     ) -> ir.Value:
-        """From the convolution on."""
-        taps, norms = parameters[: 1 + self.bias], parameters[1 + self.bias :]
-        y = depthwise(g, seen, channels, self.kernel, taps, padding)
+        """See `OverTime`."""
+        y = depthwise(g, seen, channels, self.kernel, parameters[: 1 + self.bias], padding)
         if self.norm:
-            y = layer_normalization(g, [y, *norms], self.epsilon)
+            y = layer_normalization(g, [y, *parameters[1 + self.bias :]], self.epsilon)
         return activation(g, y, self.activation) if self.activation else y
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthwiseConvolution:
-    """A depthwise convolution over time with a bias, alone.
+class DepthwiseConvolution(OverTime):
+    """A depthwise convolution over time with `weight` [channels, 1, 1, kernel] and `bias` [channels], alone."""
 
-    Attributes:
-        kernel: frames that it sees.
-    """
+    NAME: ClassVar[str] = "DepthwiseConvolution"
+    INPUTS: ClassVar[tuple[str, ...]] = ("x",)
 
-    kernel: int
+    def parameters(self) -> list[str]:
+        """See `OverTime`."""
+        return ["weight", "bias"]
 
-    def cached(self, channels: int) -> ir.Function:
-        """The function for a chunk.
-
-        Inputs: `x` [batch, time, channels], `cache` [blocks, batch, kernel - 1, channels], `block` (), `weight`
-        [channels, 1, 1, kernel], `bias` [channels]. Outputs: `y` [batch, time, channels]; `kept` [1, batch, kernel - 1,
-        channels], the last frames, as they are cached.
-        """
-
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
-            x, cache, block, *parameters = inputs
-            seen = g.op("Concat", g.op("Gather", cache, block, axis=0), x, axis=1)
-            kept = g.op("Unsqueeze", g.op("Slice", seen, [1 - self.kernel], [END], [1]), [0])
-            return [depthwise(g, seen, channels, self.kernel, parameters), kept]
-
-        names = ["x", "cache", "block", "weight", "bias"]
-        return build_function("CachedDepthwiseConvolution", names, body, asdict(self))
-
-    def causal(self, channels: int) -> ir.Function:
-        """The function for a whole utterance: `cache` [blocks, 1, 1, channels] stands for all frames before the first.
-
-        With kernel 1 there is neither this input nor `block`.
-        """
-        past = self.kernel - 1
-
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-            seen, *others = inputs
-            if past:
-                start = g.op("Gather", others[0], others[1], axis=0)
-                shape = g.op("Concat", g.op("Shape", seen, start=0, end=1), [past, channels], axis=0)
-                seen = g.op("Concat", g.op("Expand", start, shape), seen, axis=1)
-            return depthwise(g, seen, channels, self.kernel, others[2 if past else 0 :])
-
-        names = ["x", *(["cache", "block"] if past else []), "weight", "bias"]
-        return build_function("DepthwiseConvolution", names, body, {**asdict(self), "causal": 1})
-
-    def centred(self, channels: int) -> ir.Function:
-        """The function for a whole utterance and as many frames after each as before.
-
-        Input 1 is `valid` [batch, time, 1], 1 for frames that exist and 0 for padding, which must look like the end.
-        """
-
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-            x, valid, *parameters = inputs
-            return depthwise(g, g.op("Mul", x, valid), channels, self.kernel, parameters, (self.kernel - 1) // 2)
-
-        return build_function(
-            "DepthwiseConvolution", ["x", "valid", "weight", "bias"], body, {**asdict(self), "causal": 0}
-        )
+    def convolved(
+        self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int
+    ) -> ir.Value:
+        """See `OverTime`."""
+        return depthwise(g, seen, channels, self.kernel, parameters, padding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +180,3 @@ def depthwise(
     image, pads = g.op("Transpose", g.op("Unsqueeze", seen, [1]), perm=[0, 3, 1, 2]), [0, padding, 0, padding]
     y = g.op("Conv", image, *taps, group=channels, kernel_shape=[1, kernel], pads=pads)
     return g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])
-
-
-def _gated(g: GraphBuilder, linear: ir.Value, gate: ir.Value) -> ir.Value:
-    return g.op("Mul", linear, g.op("Sigmoid", gate))

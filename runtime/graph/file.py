@@ -1,7 +1,8 @@
-"""Reading the weights of graphs, and saving graphs with their weights inside or in a separate file."""
+"""Reading the weights of graphs, saving graphs with their weights inside or in a separate file, and listing these."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.manifest import ExternalTensor, Manifest
 from u2moe.runtime.errors import BundleError
 
 EXTERNAL_DATA_LIMIT = 16_000_000
@@ -65,3 +67,29 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
     if value.const_value is None:
         raise BundleError(f"weight {value.name}: has no value")
     return value.const_value
+
+
+def with_external(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with the external weights of the graphs in `folder`, as `BundleWriter` needs it."""
+    found = {file.name: external_of(ir.load(file)) for file in sorted(folder.glob("*.onnx"))}
+    return dataclasses.replace(manifest, external={file: tensors for file, tensors in found.items() if tensors})
+
+
+def external_of(model: ir.Model) -> tuple[ExternalTensor, ...]:
+    """The weights in other files, of a graph that has been read from a file."""
+    return tuple(
+        ExternalTensor(
+            name=name,
+            file=str(tensor.location),
+            offset=tensor.offset or 0,
+            length=tensor.length or tensor.nbytes,
+            type=tensor.dtype.numpy().name,
+            shape=tuple(tensor.shape.numpy()),
+            group=group_of(value),
+            read_by=tuple(
+                sorted({node.op_type if node.domain == contract.MOE_DOMAIN else "" for node in value.consumers()})
+            ),
+        )
+        for name, value in model.graph.initializers.items()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor)
+    )

@@ -101,7 +101,7 @@ def test_inputs_that_do_not_fit_are_an_error(library, data):
     ],
 )
 def test_attributes_that_lie_are_an_error(library, attributes, message):
-    function = FORM.cached(8)
+    function = FORM.function("cached", 8)
     weights = {"weight": np.ones((8, 1, 1, 5), np.float32)}
     weights |= dict.fromkeys(("bias", "norm_weight", "norm_bias"), np.ones(8, np.float32))
     model = layer_model(function, FED, weights, {**FORM.attributes(), **attributes})

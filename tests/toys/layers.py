@@ -78,7 +78,7 @@ def streamed_convolution_model(form: TimeConvolution, channels: int, random: np.
     shapes |= dict.fromkeys(("norm_weight", "norm_bias"), (channels,)) if form.norm else {}
     weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     fed = {"linear": np.float32, "gate": np.float32, "cache": np.float32, "block": np.int64}
-    return layer_model(form.cached(channels), fed, weights, form.attributes())
+    return layer_model(form.function("cached", channels), fed, weights, form.attributes())
 
 
 def session_with(
