@@ -5,10 +5,19 @@ import runpy
 from pathlib import Path
 
 import pytest
-from conformance import COMPUTED, FOLDER, assert_same, load
+from conformance import COMPUTED, FOLDER, assert_same, clips, load, recognized_case
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions
+from u2moe.runtime import (
+    DecodingOptions,
+    EndpointConfig,
+    EndpointRule,
+    LanguageModelOptions,
+    Recognizer,
+    VadOptions,
+)
+from u2moe.runtime.declarations import options_of
 from u2moe.runtime.options import SEARCHES
+from u2moe.runtime.places import DEMO_FOLDER
 
 ROOT = Path(__file__).parents[1]
 PYTHON_ALONE = {"classes": "lists of words for language models", "model": "a file"}
@@ -35,13 +44,23 @@ def names_in(value):
     return {name for each in value for name in names_in(each)} if isinstance(value, list) else set()
 
 
+@pytest.mark.parametrize("name", options_of(DecodingOptions))
+def test_a_case_of_recordings_shows_every_option(name, tmp_path):
+    """So that C++ and JavaScript, which give the results of all cases, cannot lack it."""
+    recognizer, model = Recognizer.from_pretrained(), DEMO_FOLDER / "language.lm"
+
+    def recognized(case, *without):
+        options = {key: value for key, value in case["options"].items() if key not in without}
+        return recognized_case(recognizer, {**case, "options": options}, clips(), model, tmp_path)
+
+    cases = [case for case in load("recordings")["cases"] if name in case["options"] and "vad" not in case["options"]]
+    assert any(recognized(case) != recognized(case, name) for case in cases), "tests/conformance/make_cases.py"
+
+
 def test_every_option_has_a_case():
     """An option that Python gains needs a case, or an entry above that says why it has none."""
-    options = {
-        field.name
-        for kind in (DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions)
-        for field in dataclasses.fields(kind)
-    }
+    kinds = (EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions)
+    options = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     tried = {name for file in FOLDER.glob("*.json") for name in names_in(load(file.stem))}
     assert options - tried == PYTHON_ALONE.keys() - {"model"}
     searches = {case["search"] for case in load("search")["cases"]}

@@ -59,8 +59,7 @@ def in_javascript(options):
 def test_recordings_are_recognised_as_in_python(kind, tmp_path):
     """With every option, on the demo model and the same build of onnxruntime."""
     bundle, model = conformance.demo_with_defaults(kind, tmp_path), DEMO_FOLDER / "language.lm"
-    clips = [soundfile.read(file, dtype="int16")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
-    samples = np.concatenate([np.append(clip, np.zeros(8000, np.int16)) for clip in clips])
+    samples = conformance.clips()
     for name in ("windows", "sequences"):
         write_vad(tmp_path / f"{name}.onnx", sequence=name == "sequences")
     cases = conformance.load(kind)["cases"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from manifests import edited
 from searches import SYMBOLS, VOCABULARY
 
@@ -99,6 +100,12 @@ def demo_with_defaults(kind, folder):
     attach(target, LanguageModelOptions(model=DEMO_FOLDER / "language.lm"))
     edited("decoding", **decoding)(target)
     return target
+
+
+def clips():
+    """The demo's clips with pauses between them, from the middle of a sound on, int16 at 16 kHz."""
+    read = [soundfile.read(file, dtype="int16")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
+    return np.concatenate([np.append(clip, np.zeros(8000, np.int16)) for clip in read])[4000:]
 
 
 def recognized_case(recognizer, case, samples, model, networks):
