@@ -15,7 +15,9 @@ RECIPES = {
 }
 """The first column of each recipe's table, by title."""
 LEFT_OUT = (
-    "*.json", "*.npz", "*.onnx", "*.lm", "*.png", "*.wasm", "tests/golden/*", "runtime/kernels/source/declared.h",
+    "*.json", "*.npz", "*.onnx", "*.lm", "*.png", "*.wasm", "tests/golden/*",
+    "runtime/kernels/source/declared.h", "runtime/cpp/source/declared.hpp", "runtime/cpp/include/u2moe.h",
+    "runtime/web/declared.js", "runtime/web/index.d.ts",
     "CHANGELOG.md", "docs/change.md", "tests/test_change.py",
 )  # fmt: skip
 """What scripts or WeNet wrote, and what names everything."""
@@ -52,6 +54,13 @@ EXAMPLES = {
         uses=("README.md", "docs/results/systems.md", "runtime/cli/serve.py", "tests/server/*"),
     ),
     "Add a search option or an endpoint rule": Example(words="length_penalty", most=10),
+    "Add a field to the manifest": Example(
+        words="chunk_multiple",
+        uses=(
+            "export/*", "docs/export.md", "runtime/decoding/source.py", "runtime/model/encoder.py",
+            "runtime/cpp/source/recognition.hpp",
+        ),
+    ),
     "Add a measurement": Example(
         words="word_times", name="word_times", uses=("examples/train_demo/measurements.py", "tests/test_pauses.py")
     ),
