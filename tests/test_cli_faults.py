@@ -80,21 +80,16 @@ def test_a_text_that_stdout_cannot_encode(bundle, recognizer, clips):
 
 
 @posix
-@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize("closed", ["<&- 2>&-", ">&-"])
 def test_streams_that_are_closed(bundle, recognizer, clips, closed):
     script = f'exec "$0" -m u2moe transcribe --model "$1" "$2" {closed}'
     command = ["sh", "-c", script, sys.executable, str(bundle.path), str(clips / "a.wav")]
     done = subprocess.run(command, capture_output=True, check=False, timeout=120)
-    assert (done.returncode, done.stdout.decode()) == (0, recognizer.transcribe(clips / "a.wav").text + "\n")
-
-
-@posix
-def test_a_closed_stdout_is_an_error(bundle, clips):
-    script = 'exec "$0" -m u2moe transcribe --model "$1" "$2" >&-'
-    command = ["sh", "-c", script, sys.executable, str(bundle.path), str(clips / "a.wav")]
-    done = subprocess.run(command, stderr=subprocess.PIPE, check=False, timeout=120)
-    assert done.returncode == 1
-    assert b"u2moe: error: stdout is closed: there is nowhere to write to\n" in done.stderr
+    if closed == ">&-":
+        assert done.returncode == 1
+        assert b"u2moe: error: stdout is closed: there is nowhere to write to\n" in done.stderr
+    else:
+        assert (done.returncode, done.stdout.decode()) == (0, recognizer.transcribe(clips / "a.wav").text + "\n")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="the system has no full disk at hand")
@@ -104,13 +99,6 @@ def test_a_full_disk_names_stdout(bundle, clips):
     assert process.returncode == 1
     assert err.splitlines()[0] == b"u2moe: error: stdout: cannot be written: No space left on device"
     assert b"Exception ignored" not in err
-
-
-def test_a_terminal_of_no_width(bundle, clips, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert transcribe(bundle, clips / "a.wav") == 0
-    assert all(len(line) <= 1 for line in capsys.readouterr().err.split("\r\x1b[K"))
 
 
 @posix
@@ -208,10 +196,3 @@ def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
         ]
     assert transcribe(bundle, "--channel", "0", clips / "a.wav") == 0
     assert capsys.readouterr().err == ""
-
-
-def test_help_names_the_defaults_of_each_command(capsys):
-    for command, expected in (("listen", "as in training, or 16"), ("transcribe", "full context; with --stream")):
-        with pytest.raises(SystemExit):
-            cli.main([command, "--help"])
-        assert f"encoder frames per chunk (default: {expected}" in " ".join(capsys.readouterr().out.split())

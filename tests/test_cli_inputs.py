@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from types import SimpleNamespace
 
@@ -80,42 +79,11 @@ def test_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
     assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--raw", "s16le:1"], "sample rate must be between"),
-        (["--raw", "s16le:8000:0"], "num_channels must be between 1"),
-        (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
-        (["--hotwords", os.devnull], "holds no hotwords"),
-        (["--num-left-chunks", "4"], "--num-left-chunks needs --chunk-size or --stream"),
-        (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
-    ],
-)
-def test_options_that_make_no_sense(bundle, clips, capsys, arguments, message):
-    assert transcribe(bundle, *arguments, clips / "a.wav") == 1
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("raw", ["s16le", "mp3:16000", "s16le:x", "s16le:8000:2:3"])
-def test_raw_formats_that_are_none(bundle, capsys, raw):
-    with pytest.raises(SystemExit, match="2"):
-        transcribe(bundle, "--raw", raw)
-    assert (
-        f"argument --raw: must be ENCODING:HZ[:CHANNELS], such as s16le:16000, got {raw!r}" in capsys.readouterr().err
-    )
-
-
 def test_standard_input_that_is_closed(bundle, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     for arguments in (["-"], ["--raw", "s16le:16000"]):
         assert transcribe(bundle, *arguments) == 1
         assert "standard input is closed" in capsys.readouterr().err
-
-
-def test_an_empty_name_is_no_folder(bundle, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        transcribe(bundle, "")
-    assert "argument FILE: a name is empty" in capsys.readouterr().err
 
 
 def test_events_come_in_their_order(bundle, recognizer, clips, capsys):

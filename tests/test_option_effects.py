@@ -96,6 +96,8 @@ def test_no_command_lacks_the_options_of_bundles(command, capsys):
         cli.main([*command.split(), "--help"])
     said = capsys.readouterr().out
     assert all(declared.flag in said for declared in BUNDLED.values() if declared.flag)
+    own = {"listen": "as in training, or 16", "transcribe": "full context; with --stream"}.get(command, "")
+    assert f"encoder frames per chunk (default: {own}" * bool(own) in " ".join(said.split())
 
 
 @pytest.mark.parametrize("name", options_of(RescoringOptions))
