@@ -18,11 +18,10 @@ from u2moe.runtime.bundle.weight_formats import HALF
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import mixture_of
-from u2moe.runtime.model.encoder import Encoder, required_cache_size
+from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
 from u2moe.runtime.model.native import choose_kernels
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
-from u2moe.runtime.model.windows import Windows
 
 
 @dataclass(frozen=True, kw_only=True)

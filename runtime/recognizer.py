@@ -33,7 +33,7 @@ from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteOptions, EndpointConfig
 from u2moe.runtime.places import find_bundle
-from u2moe.runtime.recording import Blocks, recognize, transcript_of
+from u2moe.runtime.recognition import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.validation import checked_options

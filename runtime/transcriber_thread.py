@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import AudioError, AudioOverflowError, StreamError
-from u2moe.runtime.live import LiveRecognition
+from u2moe.runtime.recognition import LiveRecognition
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.stream import Stream
@@ -48,7 +48,7 @@ class TranscriberThread:
         self.max_queue_s = max_queue_s
         self.num_queued = self.num_fed = 0
         self.has_ended = False
-        self.live = LiveRecognition(recognizer, stream)
+        self.live = LiveRecognition(recognizer.decode_streams, stream)
         self._items: deque[npt.NDArray[np.float32] | Exception] = deque()
         self._num_reports = 0
         self._input_finished = False

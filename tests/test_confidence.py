@@ -11,7 +11,7 @@ from u2moe.benchmarks.studies.calibration import write_calibration
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.manifest import Calibration
-from u2moe.runtime.decoding.confidence import word_confidence
+from u2moe.runtime.decoding.second_pass import word_confidence
 from u2moe.runtime.places import DEMO_FOLDER
 
 

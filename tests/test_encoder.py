@@ -9,8 +9,7 @@ from u2moe.runtime import Bundle
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import Caches, join_rows, split_rows
-from u2moe.runtime.model.encoder import check_chunks, required_cache_size
-from u2moe.runtime.model.windows import Windows
+from u2moe.runtime.model.encoder import Windows, check_chunks, required_cache_size
 
 
 def features(num_frames, seed=0):
@@ -27,7 +26,7 @@ def upstream_windows(num_frames, chunk_size, subsampling, right_context):
 @given(
     num_frames=st.integers(0, 200),
     chunk_size=st.integers(1, 20),
-    sizes=st.sampled_from([(4, 6), (6, 10), (8, 14), (1, 0), (4, 0)]),
+    sizes=st.sampled_from([(4, 6), (6, 10), (8, 14), (1, 0)]),
     splits=st.lists(st.integers(0, 80), max_size=20),
 )
 def test_windows_of_any_split_are_upstreams(bundle, num_frames, chunk_size, sizes, splits):

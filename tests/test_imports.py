@@ -13,7 +13,7 @@ RUNTIME = ROOT / "runtime"
 ORDER = (
     "errors", "log", "installation", "places", "validation", "declarations", "whole_file", "result",
     "text", "language", "options", "audio", "bundle", "model", "bundle_folder", "bundle_writer",
-    "graph", "decoding", "stream", "recording", "recognizer", "live",
+    "graph", "decoding", "stream", "recognition", "recognizer",
     "transcriber_thread", "transcriber", "__init__",
     "corpus", "server", "cli", "root",
 )  # fmt: skip

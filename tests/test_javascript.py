@@ -17,7 +17,7 @@ from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
-from u2moe.runtime.audio.resampling import SincResampler
+from u2moe.runtime.audio.arrays import SincResampler
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.places import DEMO_FOLDER
 

@@ -6,8 +6,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2moe.runtime.audio.arrays import Resampler
-from u2moe.runtime.audio.resampling import SincResampler
+from u2moe.runtime.audio.arrays import Resampler, SincResampler
 
 RATES = [(8000, 16_000), (44_100, 16_000), (48_000, 16_000), (16_000, 8000), (44_056, 16_000), (22_050, 16_000)]
 

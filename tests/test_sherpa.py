@@ -26,7 +26,7 @@ from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, offline_graph, online_gr
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.model.windows import Windows
+from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 

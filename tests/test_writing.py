@@ -14,8 +14,8 @@ from u2moe.runtime.language.counts import count_ngrams
 from u2moe.runtime.language.kneser_ney import TrainingOptions, train
 from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.result import Alternative, Result, WordResult
-from u2moe.runtime.text.written.casing import Casing
 from u2moe.runtime.text.written.english import write
+from u2moe.runtime.text.written.formatter import Casing
 from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, year
 
 SPELLED = {number: word for words in (UNITS, TEENS, TENS) for word, number in words.items()}

@@ -16,10 +16,9 @@ from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import FeatureConfig, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
-from u2moe.runtime.model.encoder import Encoder, required_cache_size
+from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
-from u2moe.runtime.model.windows import Windows
 from u2moe.runtime.places import DEMO_FOLDER
 
 Frames = npt.NDArray[np.float32]

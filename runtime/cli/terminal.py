@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from u2moe.runtime.audio.audio_warnings import handing_warnings_to
 from u2moe.runtime.audio.reading import duration_of
-from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.errors import U2moeError, handing_warnings_to
 
 _BAR_WIDTH = 20
 

@@ -18,9 +18,8 @@ from u2moe.runtime.cli.outputs import EVENTS, Output, make_output
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import AudioError, U2moeError
-from u2moe.runtime.live import LiveRecognition
+from u2moe.runtime.recognition import LiveRecognition, transcript_of
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.text.formats import FORMATS
 
@@ -206,7 +205,7 @@ class Recognition:
 
     def _live(self, item: Input) -> None:
         options = replace(self._recognizer.options, endpoint=self._recognizer.default_endpoint)
-        live = LiveRecognition(self._recognizer, self._recognizer.create_stream(options))
+        live = LiveRecognition(self._recognizer.decode_streams, self._recognizer.create_stream(options))
         rate = self._recognizer.bundle.manifest.features.sample_rate
         try:
             for block in read_blocks(item.audio, rate, _STREAM_BLOCK_S, channel=item.channel, track=item.track):

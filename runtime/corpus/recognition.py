@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from u2moe.runtime.audio.audio_warnings import handing_warnings_to
 from u2moe.runtime.corpus.blocks import Block
 from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.rows import Row, RowMaker, as_line, duration_of
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.errors import AudioError
+from u2moe.runtime.errors import AudioError, handing_warnings_to
+from u2moe.runtime.recognition import Blocks, recognize, transcript_of
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result
 from u2moe.runtime.stream import Stream
 

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Self
 
+from u2moe.runtime.audio.files import SoundBytes
 from u2moe.runtime.audio.reading import read_blocks
-from u2moe.runtime.audio.sound_file import SoundBytes
 from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Command, Entry, TarMember, Unreadable
 from u2moe.runtime.corpus.storage import is_url, open_binary, open_decompressed
 from u2moe.runtime.errors import AudioError

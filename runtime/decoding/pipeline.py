@@ -16,10 +16,9 @@ from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.second_pass import SecondPass
 from u2moe.runtime.decoding.source import Source
 from u2moe.runtime.decoding.utterance import Frames, State
-from u2moe.runtime.model.batches import batches_of
 from u2moe.runtime.model.caches import CacheRow, join_rows, split_rows
 from u2moe.runtime.model.encoder import required_cache_size
-from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.model import Model, batches_of
 from u2moe.runtime.result import Result
 
 MAX_BATCH = 32

@@ -12,8 +12,8 @@ from u2moe.runtime.audio.padding import Padding
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.decoding.pauses import loudness
 from u2moe.runtime.errors import AudioError, StreamError
+from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.model.features import FeatureStream
-from u2moe.runtime.model.windows import Windows
 
 
 class Reception:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,6 @@ import numpy.typing as npt
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ProviderError, StreamError
-from u2moe.runtime.model.batches import batches_of
 from u2moe.runtime.model.encoder import Encoder, check_chunks
 from u2moe.runtime.model.native import Kernels
 from u2moe.runtime.model.session import Session
@@ -248,3 +248,17 @@ def _batches(sizes: Sequence[_Size]) -> list[list[int]]:
     """Indices of the utterances that have hypotheses, divided into shared calls."""
     indices = [index for index in sorted(range(len(sizes)), key=sizes.__getitem__) if sizes[index].num_hypotheses]
     return batches_of(indices, lambda batch, index: sizes[index].joins([sizes[other] for other in batch]))
+
+
+T = TypeVar("T")
+
+
+def batches_of(items: Iterable[T], joins: Callable[[list[T], T], bool]) -> list[list[T]]:
+    """Batches of items, in order: each item joins the batch before it if `joins(batch, item)`, or begins another."""
+    batches: list[list[T]] = []
+    for item in items:
+        if batches and joins(batches[-1], item):
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+    return batches

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy.typing as npt
@@ -17,7 +21,6 @@ from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
 from u2moe.runtime.bundle.manifest_file import check_metadata
 from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
-from u2moe.runtime.model.exit import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
@@ -190,3 +193,51 @@ def _check_tensors(
             if isinstance(size, int) and size != config.axis(axis):
                 wanted = config.axis(axis)
                 raise BundleError(f"{where}: axis {axis} is {size}, expected {'any' if wanted is None else wanted}")
+
+
+_LONGEST_S = 60.0
+"""Seconds to wait at exit for calls that run."""
+
+
+class _NativeCalls:
+    """A context for each call that releases the GIL within C++, so that the interpreter can exit meanwhile.
+
+    A thread that comes back from onnxruntime after the interpreter has begun to finalise is ended by CPython, by
+    unwinding the C++ frames below it, which calls std::terminate: the process dies of SIGABRT. So calls that run are
+    waited for at exit, and daemon threads begin none after that.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        atexit.register(self.close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)  # threads that were in a call are not in the child
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._num_running = 0
+        self._is_closed = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._is_closed and threading.current_thread().daemon:
+                self._changed.wait()  # until the process has ended
+            self._num_running += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._num_running -= 1
+            if self._is_closed:
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait for the calls that run; daemon threads begin no more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.wait_for(lambda: self._num_running == 0, _LONGEST_S)
+
+
+NATIVE_CALLS = _NativeCalls()
+"""`with NATIVE_CALLS:` around each run of a session."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import as_samples
-from u2moe.runtime.live import LiveRecognition
+from u2moe.runtime.recognition import LiveRecognition
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
@@ -74,7 +74,7 @@ class Inbox:
     is_closed: bool = False  # whether results are no longer wanted
 
     def __post_init__(self) -> None:
-        self.live = LiveRecognition(self.recognizer, self.stream)
+        self.live = LiveRecognition(self.recognizer.decode_streams, self.stream)
 
     @property
     def ends(self) -> bool:

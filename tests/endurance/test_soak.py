@@ -13,7 +13,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recogni
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.decoding.source import Source
-from u2moe.runtime.model.windows import Windows
+from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.places import DEMO_FOLDER
 
 pytestmark = pytest.mark.slow

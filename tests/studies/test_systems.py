@@ -10,8 +10,8 @@ from u2moe.benchmarks.studies import systems
 from u2moe.benchmarks.studies.shared.engines import ENGINES
 from u2moe.benchmarks.studies.shared.programs import Program, engine, json_lines, make_environment, on_one_core
 from u2moe.benchmarks.studies.systems import NATIVE, PEERS, SHERPA, STREAMING, targets, values, whole_chunks
+from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.model.windows import Windows
 
 pytestmark = pytest.mark.slow
 

@@ -28,8 +28,8 @@ from u2moe.runtime import (
     VoiceActivityDetector,
     parse_hotwords,
 )
+from u2moe.runtime.audio.arrays import SincResampler
 from u2moe.runtime.audio.padding import Padding
-from u2moe.runtime.audio.resampling import SincResampler
 from u2moe.runtime.decoding.alignment import find_cut
 from u2moe.runtime.decoding.attachment import attach
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch

@@ -22,8 +22,8 @@ from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.recipes import recipe
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.model.windows import Windows
 
 MODELS = ("dense-225m", "moe-1b", "dense-1b")
 SMALL, MIXTURE, LARGE = MODELS

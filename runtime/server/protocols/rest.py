@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from u2moe.runtime.audio.files import name_of
 from u2moe.runtime.errors import AudioError, U2moeError
-from u2moe.runtime.recording import transcript_of
+from u2moe.runtime.recognition import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
 from u2moe.runtime.server.connection import added_text, converse, read_object

@@ -1,8 +1,9 @@
-"""From the blocks of a recording to the results of its segments, as they are found. Stores none of them."""
+"""The loops of recognition: of a recording, which is read to its end, and of a live source, fed as it comes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +116,51 @@ def _speech(
         for segment in stream.take_segments():
             yield moved(segment, begin / vad.sample_rate, num_segments)
             num_segments += 1
+
+
+class LiveRecognition:
+    """Recognises a source while it lasts. `accept` and `finish` yield its new results.
+
+    These are each segment once, and after it a partial result of what follows if its text has changed. An empty text
+    takes back a partial result that no segment has replaced. Where decoding fails, the segments before come first.
+
+    `decode` is `Recognizer.decode_streams`.
+
+    Attributes:
+        stream: of the source, with endpoint rules.
+        shown: text of the last partial result; empty after a segment.
+    """
+
+    def __init__(self, decode: Callable[[list[Stream]], None], stream: Stream) -> None:
+        self.stream = stream
+        self.shown = ""
+        self._decode_streams = decode
+
+    def accept(self, sample_rate: float, samples: npt.ArrayLike) -> Iterator[Result]:
+        """Recognise more samples; see `Stream.accept_waveform`."""
+        self.stream.accept_waveform(sample_rate, samples)
+        return self._decode()
+
+    def finish(self) -> Iterator[Result]:
+        """Recognise the end of the source."""
+        self.stream.input_finished()
+        return self._decode()
+
+    def results(self, num_alternatives: int = 0) -> list[Result]:
+        """The new results, where the stream is decoded elsewhere; the partial one with alternatives."""
+        found = self.stream.take_segments()
+        partial = self.stream.source.result(num_alternatives)
+        before = "" if found else self.shown
+        self.shown = "" if partial.is_final else partial.text
+        return found if self.shown == before else [*found, replace(partial, is_final=False)]
+
+    def _decode(self) -> Iterator[Result]:
+        try:
+            self._decode_streams([self.stream])
+        except Exception:
+            yield from self.stream.take_segments()
+            raise
+        yield from self.results()
 
 
 def transcript_of(segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
