@@ -17,18 +17,14 @@ from u2moe.runtime import Bundle
 STREAM = Mode(chunk_size=4, num_left_chunks=4)
 
 
-def layer(name="one", gate=None, top_k=2, expert_bytes=10):
-    gate = np.eye(4, dtype=np.float32) if gate is None else gate
-    return RoutedLayer(name=name, tokens="x", gate=gate, gate_name="g", top_k=top_k, expert_bytes=expert_bytes)
+def layer(name="one", expert_bytes=10):
+    gate = np.eye(4, dtype=np.float32)
+    return RoutedLayer(name=name, tokens="x", gate=gate, gate_name="g", top_k=2, expert_bytes=expert_bytes)
 
 
-def test_the_router_takes_the_largest():
+def test_the_router_takes_the_largest_and_load_is_their_share():
     tokens = np.array([[[9, 5, 1, 2], [0, 0, 7, 8], [3, 9, 0, 0]]], np.float32)
     np.testing.assert_array_equal(layer().counts(tokens), [2, 2, 1, 1])
-    np.testing.assert_array_equal(layer(top_k=1).counts(tokens), [1, 1, 0, 1])
-
-
-def test_load_of_experts():
     counts = np.array([[[4, 0, 0, 0], [1, 1, 1, 1]], [[2, 2, 0, 0], [1, 1, 1, 1]]])
     found = summary([layer("a"), layer("b", expert_bytes=100)], counts)
     assert found["touched"] == {"mean": 2.75, "layers": {"a": 1.5, "b": 4.0}}
@@ -50,7 +46,8 @@ def test_layers_of_a_bundle(bundle):
     assert found[0].name.startswith("encoder.encoders.0.")
 
 
-def test_chunks_and_the_whole_route_alike(bundle, sound):
+def test_chunks_and_the_whole_route_alike(bundle, exported, sound):
+    assert measure_experts(Bundle.open(exported("dense_tiny")), [sound], [Mode()]) == {}
     found = measure_experts(bundle, [sound, sound[:20_000]], [Mode(), STREAM])
     assert list(found) == ["full context", "chunk 4, left 4"]
     whole, chunks = found.values()
@@ -61,10 +58,6 @@ def test_chunks_and_the_whole_route_alike(bundle, sound):
     for name, load in whole["load"].items():
         assert sum(load) == pytest.approx(1, abs=1e-3)
         np.testing.assert_allclose(chunks["load"][name], load, atol=0.15)
-
-
-def test_dense_models_have_none(exported, sound):
-    assert measure_experts(Bundle.open(exported("dense_tiny")), [sound], [Mode()]) == {}
 
 
 def test_disk(bundle):
@@ -149,27 +142,19 @@ def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path, tmp_path
         identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
-    file = tmp_path / "a.py"
-    file.write_text("1", encoding="utf-8")
+    package = tmp_path_factory.mktemp("package") / "bench" / "a.py"  # as if installed from the clone
+    file = tmp_path / package.parent.parent.name / "bench" / "a.py"
+    for copy in (file, package):
+        copy.parent.mkdir(parents=True)
+        copy.write_text("1", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     git("init")
-    assert machine.commit(file) is None  # in a repository that does not know it
-    git("add", "a.py")
+    assert machine.commit(file) is machine.commit(package) is None  # in a repository that does not know it
+    git("add", ".")
     git("commit", "-m", "one")
     name = machine.commit(file)
     assert len(name) == 12
+    assert machine.commit(package) == name
     file.write_text("2", encoding="utf-8")
     assert machine.commit(file) == f"{name}+"
-    # a package that was installed from the clone in which a script runs
-    package = tmp_path_factory.mktemp("package") / "bench" / "a.py"
-    package.parent.mkdir()
-    package.write_text("2", encoding="utf-8")
-    own = tmp_path / package.parent.parent.name / "bench" / "a.py"
-    own.parent.mkdir(parents=True)
-    own.write_text("2", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    assert machine.commit(package) is None
-    git("add", ".")
-    git("commit", "-m", "two")
-    assert len(machine.commit(package)) == 12
-    package.write_text("another version", encoding="utf-8")
-    assert machine.commit(package) is None
+    assert machine.commit(package) is None  # another version

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.bundle.manifest import FeatureConfig, ModelConfig
+from u2moe.runtime.bundle.manifest import ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
 from u2moe.runtime.model.features import fbank
@@ -28,7 +27,7 @@ CHUNK_SIZE, NUM_LEFT_CHUNKS = 16, 4
 NUM_WARM_CHUNKS = NUM_LEFT_CHUNKS + 1
 """Chunks that fill the left context before measuring starts."""
 FRAME_S = 0.04
-"""Of an encoder frame. Stored results are read without their bundles and do not repeat it, so others are refused."""
+"""Of an encoder frame of all presets."""
 CHUNK_S = CHUNK_SIZE * FRAME_S
 NUM_STREAMS = 8
 UTTERANCE_S = 10.0
@@ -51,29 +50,17 @@ def speech(seconds: float, rate: int) -> npt.NDArray[np.float32]:
 
 
 def utterance(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds of real speech; raises ValueError for other frames than `FRAME_S`."""
-    config = _features(bundle)
+    """Features [frames, mel] of ten seconds of real speech."""
+    config = bundle.manifest.features
     frames = fbank(speech(UTTERANCE_S + 1, config.sample_rate), config)
     return frames[: round(UTTERANCE_S * 1000 / config.frame_shift_ms)]
 
 
 def random_frames(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds, independent from frame to frame, as loud as speech.
-
-    Raises:
-        ValueError: the bundle has other encoder frames than `FRAME_S`.
-    """
-    config = _features(bundle)
-    size = (round(UTTERANCE_S * 1000 / config.frame_shift_ms), bundle.manifest.model.feature_size)
+    """Features [frames, mel] of ten seconds, independent from frame to frame, as loud as speech."""
+    num_frames = round(UTTERANCE_S * 1000 / bundle.manifest.features.frame_shift_ms)
+    size = (num_frames, bundle.manifest.model.feature_size)
     return np.random.default_rng(0).normal(LOUDNESS, LOUDNESS_DEVIATION, size).astype(np.float32)
-
-
-def _features(bundle: Bundle) -> FeatureConfig:
-    """How the features of a bundle are computed, if its chunks are as long as results are read."""
-    frame_s = bundle.manifest.frame_s
-    if not math.isclose(frame_s, FRAME_S):
-        raise ValueError(f"{bundle.path}: its encoder frames last {frame_s:g} s, results are read as of {FRAME_S:g} s")
-    return bundle.manifest.features
 
 
 def audio_seconds(mode: str) -> float:

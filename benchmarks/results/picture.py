@@ -5,8 +5,6 @@ python -m u2moe.benchmarks.results.picture
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from u2moe.benchmarks.studies.full_size import (
     PLAIN_DENSE,
     PLAIN_INT8,
     PLAIN_LARGE,
-    Case,
     factor,
 )
 from u2moe.benchmarks.studies.shared.random_models import NAMES
@@ -35,15 +32,8 @@ COLOURS = {NATIVE: "#0b5394", ALONE: "#8fb3d9", OTHERS: "#b7b7b7"}
 CASES = {INT4: NATIVE, INT8: NATIVE, PLAIN_INT8: ALONE, DENSE: NATIVE, PLAIN_DENSE: ALONE, PLAIN_LARGE: ALONE}
 
 Axes = Any  # matplotlib has no types of its own
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One row: what runs, its real-time factor, and what computes it, one of `COLOURS`."""
-
-    label: str
-    factor: Spread
-    by: str
+Bar = tuple[str, Spread, str]
+"""One row: what runs, its real-time factor, and what computes it, one of `COLOURS`."""
 
 
 def machine() -> str:
@@ -57,23 +47,21 @@ def bars(mode: str) -> list[Bar]:
     Ours and torch are the encoder and the CTC head alone. sherpa-onnx is timed from samples to text, which adds its
     features and its greedy search: some percent at this size.
     """
-    found = [bar for case, by in CASES.items() for bar in _of_case(mode, case, by)]
-    torch = read_json(results_file("same_weights"))["modes"][mode]["torch"]["ms"]
-    scale = 1e-3 / (CHUNK_S if mode == "streaming" else UTTERANCE_S)
+    contents = read_json(results_file("full_size"))["machines"].values()
+    *_, own = (content for content in contents if kind_of(content["machine"]) == machine())
+    found = [
+        (f"{NAMES[case.model]}, {case.format}", spread, by)
+        for case, by in CASES.items()
+        if (spread := factor(own, mode, case))
+    ]
     group = read_json(results_file("systems"))[mode]
     if kind_of(group["machine"]) == machine():
         sherpa = group["peers"][SHERPA]
         spread = Spread.of([seconds / sherpa["audio_s"] for seconds in sherpa["compute_s"]])
-        found.append(Bar("Dense-225M, int8, sherpa-onnx", spread, OTHERS))
-    return [*found, Bar("MoE-1B, float32, torch (WeNet)", spread_of(torch, scale), OTHERS)]
-
-
-def _of_case(mode: str, case: Case, by: str) -> Iterator[Bar]:
-    """The last results of a case on this machine, if there are any."""
-    contents = read_json(results_file("full_size"))["machines"].values()
-    own = [factor(content, mode, case) for content in contents if kind_of(content["machine"]) == machine()]
-    if found := [spread for spread in own if spread]:
-        yield Bar(f"{NAMES[case.model]}, {case.format}", found[-1], by)
+        found.append(("Dense-225M, int8, sherpa-onnx", spread, OTHERS))
+    torch = read_json(results_file("same_weights"))["modes"][mode]["torch"]["ms"]
+    scale = 1e-3 / (CHUNK_S if mode == "streaming" else UTTERANCE_S)
+    return [*found, ("MoE-1B, float32, torch (WeNet)", spread_of(torch, scale), OTHERS)]
 
 
 def draw(file: Path) -> None:
@@ -105,13 +93,12 @@ def draw(file: Path) -> None:
 
 
 def _panel(axes: Axes, title: str, rows: list[Bar]) -> None:
-    places = range(len(rows))
-    widths = [row.factor.median for row in rows]
-    drawn = axes.barh(places, widths, color=[COLOURS[row.by] for row in rows], height=0.7)
+    labels, factors, colours = zip(*((label, factor.median, COLOURS[by]) for label, factor, by in rows), strict=True)
+    drawn = axes.barh(range(len(rows)), factors, color=colours, height=0.7)
     axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
-    axes.set_yticks(places, [row.label for row in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.set_title(title, fontsize=10)
-    axes.set_xlim(0, max(widths) * 1.15)
+    axes.set_xlim(0, max(factors) * 1.15)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 

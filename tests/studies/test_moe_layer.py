@@ -60,15 +60,10 @@ def made_up(tokens):
     return {"machines": {"P": content}}
 
 
-def test_targets_compare_int4_with_int8():
+def test_targets_compare_int4_with_int8_and_rows_have_milliseconds():
     (target,) = targets(made_up(16))
     assert (target.value, target.where, target.met) == (pytest.approx(0.7), "P", True)
-    (target,) = targets(made_up(250))
-    assert target.limit == 1.05
-    assert not list(targets(made_up(64)))
-
-
-def test_a_row_has_milliseconds():
+    assert [target.limit for count in (250, 64) for target in targets(made_up(count))] == [1.05]
     found = values(made_up(250))
     assert (found["ratio_at_250"], found["native_at_250"]) == ("1.50", "1.50")
     shown = " | ".join(["3.00 (1.50-6.00)"] * 2)
