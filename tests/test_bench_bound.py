@@ -21,6 +21,7 @@ from u2moe.benchmarks.instruments.operators import (
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 pytestmark = pytest.mark.slow
@@ -61,14 +62,8 @@ def multiply_adds(kernels, part):
     return sum(kernel.multiply_adds for kernel in kernels if kernel.part == part)
 
 
-def num_frames(model, sound):
-    return Probe(model).model.encode(_features(model, sound)).shape[0]
-
-
-def _features(bundle, sound):
-    from u2moe.runtime.model.features import fbank  # noqa: PLC0415
-
-    return fbank(sound, bundle.manifest.features)
+def num_frames(bundle, sound):
+    return bundle.load().encode(fbank(sound, bundle.manifest.features)).shape[0]
 
 
 @pytest.mark.parametrize("name", ["moe_tiny", "dense_tiny", "int8"])

@@ -32,9 +32,6 @@ def event(audio_s, compute_s, tokens=(), segment=0):
 def test_spread_and_percentiles():
     assert Spread.of([4.0, 1.0, 3.0, 2.0, 100.0]).data() == {"median": 3.0, "low": 2.0, "high": 4.0, "count": 5}
     assert percentiles(range(101)) == {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0, "count": 101}
-    for function in (Spread.of, percentiles):
-        with pytest.raises(ValueError, match="at least one value"):
-            function([])
 
 
 def test_cases_take_turns_and_warm_up_does_not_count():
@@ -42,8 +39,6 @@ def test_cases_take_turns_and_warm_up_does_not_count():
     cases = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
     assert interleaved(cases, 2) == {"a": [3, 5], "b": [4, 6]}
     assert calls == ["a", "b"] * 3
-    with pytest.raises(ValueError, match="repetitions must be at least 1"):
-        interleaved(cases, 0)
 
 
 def test_stages_and_the_rest_make_the_whole():
@@ -70,6 +65,8 @@ def test_speed_is_the_median_of_the_rounds():
     assert (found["p50"], found["late"], found["count"]) == (0.2, pytest.approx(1 / 3), 18)
     assert found["rounds"] == {"median": 0.2, "low": 0.2, "high": 0.2, "count": 3}
     assert "chunk_latency_s" not in speed.summary(rounds, chunk_s=None)
+    results = [observed(text="a b c"), observed(text="d"), observed(text="e f")]
+    assert speed.word_errors(results, ["A X C", "", "E F"]) == {"num_words": 5, "rate": 0.2}
 
 
 def test_energy_is_that_of_all_packages(tmp_path):
@@ -99,11 +96,6 @@ def test_energy_of_an_hour_is_reported_where_it_is_counted(probe, sound, monkeyp
     monkeypatch.setattr(speed, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: None))
     (entry,) = speed.measure_speed({"one": probe}, [sound[:16_000]], modes, repetitions=1)
     assert "energy_wh_per_hour" not in entry
-
-
-def test_word_errors_of_known_transcripts():
-    results = [observed(text="a b c"), observed(text="d"), observed(text="e f")]
-    assert speed.word_errors(results, ["A X C", "", "E F"]) == {"num_words": 5, "rate": 0.2}
 
 
 @pytest.fixture
@@ -145,8 +137,7 @@ def test_waits_end_with_their_utterance(vocabulary):
     assert found["chunk_latency_s"]["late"] == pytest.approx(1 / 3)
     assert found["chunk_budget_s"] == 0.25
 
-
-def test_nothing_said_gives_no_waits(vocabulary):
+    # nothing said gives no waits
     found = latency.summary([observed(events=[event(1.0, 0.1)], segments=[utterance([], [])])], vocabulary, chunk_s=1.0)
     assert set(found) == {"chunk_latency_s", "chunk_budget_s"}
 
