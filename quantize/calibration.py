@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.quantize.calls import calls, layer_of
+from u2moe.quantize.layers import calls, layer_of
 from u2moe.quantize.observed import Array, ObservedGraph, observed_model
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search

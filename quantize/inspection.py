@@ -89,6 +89,7 @@ def describe(content: dict[str, Any]) -> str:
     for layer, kind in manifest["quantization"].get("exceptions", {}).items():
         by_format.setdefault(kind, []).append(layer)
     goal = manifest["quantization"].get("goal", {})
+    chosen = [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in content["decoding"].items()]
     is_whole = manifest["quantization"].get("recipe", "fp16") == "fp16"
     counted = "parameters" if is_whole else "stored numbers, with scales (two weights in 4 bits are one)"
     lines = [
@@ -96,7 +97,7 @@ def describe(content: dict[str, Any]) -> str:
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
-        f"defaults of decoding that were chosen: {_listed(content['decoding']) or 'none'}",
+        f"defaults of decoding that were chosen: {', '.join(chosen) or 'none'}",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
         *(f"  {kind}: {', '.join(layers)}" for kind, layers in by_format.items()),
@@ -110,7 +111,8 @@ def describe(content: dict[str, Any]) -> str:
         for name, file in manifest["files"].items()
     ]
     for graph in content["graphs"]:
-        moe = Counter(_layer(**layer) for layer in graph["moe_layers"])
+        shown = "{function} (top {top_k} of {num_experts}, {activation})"
+        moe = Counter(shown.format(**layer) for layer in graph["moe_layers"])
         experts = "; ".join(f"{count} x {function}" for function, count in moe.items()) or "none"
         lines.append(
             f"{graph['name']}: opset {graph['opset']}, IR {graph['ir_version']}, {graph['num_nodes']} nodes, "
@@ -122,10 +124,6 @@ def describe(content: dict[str, Any]) -> str:
     lines.append("metadata:")
     lines += [f"  {key} = {value}" for key, value in content["graphs"][0]["metadata"].items()]
     return "\n".join(lines)
-
-
-def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:
@@ -151,8 +149,3 @@ def _reason(function: str, operators: Collection[str]) -> str:
     declared = FUNCTIONS.get(plain_name(function))
     without = declared.without_kernel if declared else "unknown to this version of u2moe"
     return "" if is_replaced(function, operators) else without or "these kernels are not here"
-
-
-def _layer(*, function: str, top_k: int, num_experts: int, activation: str, **_: Any) -> str:
-    """A short description of a mixture of experts."""
-    return f"{function} (top {top_k} of {num_experts}, {activation})"

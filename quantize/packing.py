@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.formats.conversion import WeightConversion
-from u2moe.quantize.formats.table import CONVERSIONS, conversion
-from u2moe.quantize.passes.half_storage import stored_value
+from u2moe.quantize.passes.halves import stored_value
 from u2moe.quantize.weights import Array
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.functions import plain_name

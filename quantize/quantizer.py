@@ -11,13 +11,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from u2moe.quantize.damage import damage_picture
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.packing import pack_graph, save_mapped
-from u2moe.quantize.picture import damage_picture
 from u2moe.quantize.recipes import BLOCK_SIZES, Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
-from u2moe.quantize.run import QuantizationRun, QuantizedBundle, opened_run
-from u2moe.quantize.search import Search
+from u2moe.quantize.run import FormatSearch, QuantizationRun, QuantizedBundle, opened_run
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle.weight_formats import quantized
@@ -68,7 +67,10 @@ def quantize_bundle(
             of formats meets the goal.
     """
     goal = goal or Goal()
-    _check_goal(goal, recipe, recordings)
+    if goal.max_wer_increase is not None and not any(words(recording.transcript) for recording in recordings):
+        raise ValueError("max_wer_increase needs recordings whose transcripts have words")
+    if goal.limits.keys() - {"max_wer_increase"} and not recipe.calibration:
+        raise ValueError("limits on damage, size and time need recordings for calibration")
     journal = Path(f"{os.fspath(out)}.damage.jsonl") if goal.resume else None
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
@@ -80,7 +82,7 @@ def quantize_bundle(
         with opened_run(source, recipe, staging.path.parent, progress, journal) as run:
             made, search = _made(run, recipe, staging, goal.max_bytes), None
             if recipe.calibration and goal.limits:
-                search = Search(run, made, staging, goal)
+                search = FormatSearch(run, made, staging, goal)
                 made = search.choose()
             made.bundle.load()
             report = None
@@ -156,13 +158,6 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
         if name.endswith(".onnx.data") and names > 1:  # onnx-ir takes that for an attack
             raise BundleError(f"{source.path / name}: has {names} names (hard links), expected one; copy the bundle")
     return source
-
-
-def _check_goal(goal: Goal, recipe: Recipe, recordings: Sequence[Recording]) -> None:
-    if goal.max_wer_increase is not None and not any(words(recording.transcript) for recording in recordings):
-        raise ValueError("max_wer_increase needs recordings whose transcripts have words")
-    if goal.limits.keys() - {"max_wer_increase"} and not recipe.calibration:
-        raise ValueError("limits on damage, size and time need recordings for calibration")
 
 
 def _risen(report: dict[str, Any], limit: float | None) -> str:

@@ -20,7 +20,7 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.damage import describe_damage
-from u2moe.quantize.passes.half_storage import read_single
+from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.quantize.weights import Change
 from u2moe.runtime.audio.reading import read_blocks

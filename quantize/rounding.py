@@ -1,25 +1,132 @@
-"""Layers of a graph in other formats, rounded for what they read in recordings if there was enough of it."""
+"""Layers rounded for what they read in recordings, if there was enough of it: GPTQ (Frantar et al. 2022) in any format.
+
+Rows are rounded one after the other, and later rows compensate for the errors so far. The second product is fitted to
+the hidden activations of the rounded first one, and the biases, which stay in float32, absorb the mean error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.quantize.arithmetic import Float
+from u2moe.quantize.arithmetic import NOTHING, Float
 from u2moe.quantize.calibration import Activations
-from u2moe.quantize.compensation import RoundedWeight, fitted_layer
-from u2moe.quantize.expert_layers import ExpertLayer
-from u2moe.quantize.formats.conversion import WeightConversion
+from u2moe.quantize.formats.conversion import Parts, WeightConversion
+from u2moe.quantize.layers import ExpertLayer
 from u2moe.quantize.routing import routed_layer
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.builder import ATTRIBUTES, IR_VERSION
 from u2moe.runtime.graph.file import array_of, shape_of
 from u2moe.runtime.graph.layers import activation_layer
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
+
+Double = npt.NDArray[np.float64]
+DAMPING = 0.05
+"""Regularisation: this fraction of the mean second moment of the inputs is added to each of them."""
+
+
+@dataclass(frozen=True)
+class RoundedWeight:
+    """The weight of a product in another format, and its bias.
+
+    Attributes:
+        parts: what is stored of the weight; `weight`: what they stand for [in, out].
+        bias: float32 [out]; None without one.
+    """
+
+    parts: Parts
+    weight: Float
+    bias: Float | None
+
+    def __call__(self, inputs: Float) -> Float:
+        """Inputs [n, in] to outputs [n, out], in float32."""
+        y: Float = inputs @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+def fitted_layer(
+    products: Sequence[tuple[Float, Float | None]],
+    activation: Callable[[Float], Float],
+    tokens: Float,
+    shares: Float,
+    conversion: WeightConversion,
+) -> list[RoundedWeight]:
+    """All products of an expert or a feed-forward layer, or one alone.
+
+    Args:
+        products: weight [in, out] and bias [out] (None: no bias) of each product: the first; of a gated layer the gate
+            and the first; and the second, unless the first is alone.
+        activation: the non-linearity of hidden units [n, hidden]; with a gate, of the gate.
+        tokens: inputs [n, dim], at least one.
+        shares: weight of the layer in the output of each [n].
+        conversion: to their format.
+    """
+
+    def hidden(values: Sequence[Float]) -> Float:
+        active = activation(values[0])
+        return active if len(values) == 1 else active * values[1]
+
+    first = products[: max(len(products) - 1, 1)]
+    rounded = [fitted((tokens, tokens), shares, *product, conversion) for product in first]
+    if len(products) > 1:
+        expected = hidden([RoundedWeight((), *product)(tokens) for product in first])
+        found = hidden([product(tokens) for product in rounded])
+        rounded.append(fitted((expected, found), shares, *products[-1], conversion))
+    return rounded
+
+
+def fitted(
+    inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, conversion: WeightConversion
+) -> RoundedWeight:
+    """The rounded product that best approximates, on the second inputs [n, in], `weight` and `bias` on the first.
+
+    Errors of rows count by `shares` [n]. Without a bias the mean error remains.
+    """
+    squares = np.square(shares) / max(float(np.square(shares).sum()), NOTHING)
+    means = [squares @ part if bias is not None else np.zeros(part.shape[1], np.float32) for part in inputs]
+    expected, found = ((part - mean) * shares[:, np.newaxis] for part, mean in zip(inputs, means, strict=True))
+    moments = (found.T @ found).astype(np.float64)
+    damping = DAMPING * float(np.trace(moments)) / len(moments) or 1.0
+    moments[np.diag_indices_from(moments)] += damping
+    target: npt.NDArray[Any] = weight
+    if inputs[0] is not inputs[1]:
+        target = np.linalg.solve(moments, found.T @ (expected @ weight) + damping * weight)
+    parts = compensated(target, moments, conversion)
+    restored = conversion.restored(parts, len(weight))
+    if bias is not None:
+        bias = (bias + means[0] @ weight - means[1] @ restored).astype(np.float32)
+    return RoundedWeight(parts, restored, bias)
+
+
+def compensated(weight: npt.NDArray[Any], moments: Double, conversion: WeightConversion) -> Parts:
+    """The weight that minimises the error of the outputs instead of its own.
+
+    Args:
+        weight: [in, out].
+        moments: sums of products of the inputs [in, in], positive definite.
+        conversion: to its format.
+    """
+    # row i, divided by the diagonal: the corrections of later rows for an error of 1 in row i
+    factors = np.linalg.cholesky(np.linalg.inv(moments)).T
+    sizes = factors.diagonal()
+    left, rounding = weight.astype(np.float64), conversion.rounding(weight.astype(np.float32))
+    for begin in range(0, len(weight), rounding.num_rows):
+        rows = slice(begin, min(begin + rounding.num_rows, len(weight)))
+        block, errors = left[rows], np.zeros(left[rows].shape)
+        rounding.begin(block.astype(np.float32))
+        for index in range(len(block)):
+            row = begin + index
+            errors[index] = (block[index] - rounding.restored(row, block[index].astype(np.float32))) / sizes[row]
+            block[index + 1 :] -= np.outer(factors[row, row + 1 : rows.stop], errors[index])
+        left[rows.stop :] -= factors[rows, rows.stop :].T @ errors
+    return rounding.parts()
 
 
 def rounded_products(
@@ -30,16 +137,10 @@ def rounded_products(
     rows: tuple[Float, Float] | None,
     activations: Activations | None,
 ) -> list[ir.Value]:
-    """Integers, what belongs to them, and bias, if there is one, of each product of a layer.
+    """Integers, what belongs to them, and bias, if there is one, of each product of a layer, see `fitted_layer`.
 
-    Args:
-        weights: those of the graph.
-        products: weight and bias of each, see `FloatLayer`.
-        conversion: to their format.
-        kind: the activation between them; "" for a product alone.
-        rows: what the layer reads [n, in] and its weight in the output of each [n]; None, or fewer rows than inputs:
-            each weight is rounded to the nearest value.
-        activations: counts which of both it was.
+    Where `rows`, what the layer reads [n, in] and its weight in the output of each [n], are none or fewer than inputs,
+    each weight is rounded to the nearest value. `activations` count which of both it was.
     """
     made: Sequence[RoundedWeight | None] = [None] * len(products)
     enough = rows is not None and len(rows[0]) >= shape_of(products[0][0])[0]

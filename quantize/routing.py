@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.quantize.calls import scope
+from u2moe.quantize.layers import scope
 from u2moe.quantize.observed import Array, ObservedGraph
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.bundle.weight_formats import HALF
@@ -88,10 +88,7 @@ class ExpertInputs:
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> Iterator[dict[str, Array]]:
-        """Tokens [time, dim] that each layer reads, by its name, for every chunk of features [frames, mel].
-
-        With full context there is one chunk.
-        """
+        """Tokens [time, dim] that each layer reads, by its name, for every chunk of features; of full context one."""
         windows = Windows(self.config, chunk_size)
         windows.accept(frames)
         windows.finish()
@@ -102,13 +99,10 @@ class ExpertInputs:
             seen = self._graph.seen
             yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
-    def tokens(self, frames: Array) -> dict[str, Array]:
-        """Like `chunks`, with full context; empty if there are too few frames for a chunk."""
-        return next(self.chunks(frames), {}) if self.layers else {}
-
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Sorted experts [time, k] of each layer's tokens, with full context."""
-        return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in self.tokens(frames).items()}
+        """Sorted experts [time, k] of each layer's tokens, with full context; none of too few frames for a chunk."""
+        tokens = next(self.chunks(frames), {}) if self.layers else {}
+        return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
 
 
 def routed_layer(node: ir.Node) -> RoutedLayer | None:

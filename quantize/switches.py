@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.quantize.calls import layer_of
+from u2moe.quantize.layers import layer_of
 from u2moe.quantize.observed import Array, ObservedGraph
 from u2moe.quantize.recipes import FORMATS
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
@@ -21,7 +21,7 @@ from u2moe.runtime.graph.file import group_of
 Levels = Mapping[str, int]
 """By layer, the number of the version that it is computed in."""
 SWITCHES = "switches"
-"""Name of the input with the level of each layer: int64 [layers]."""
+"""Name of the input that says whether each layer has a level, or a later one: bool [layers * versions]."""
 
 
 class SwitchedGraph(ObservedGraph):
@@ -44,7 +44,7 @@ class SwitchedGraph(ObservedGraph):
         Of three, the second must have all values that layers of the others read.
         """
         self._versions, self._model = versions, versions[1]
-        self._switches = ir.val(SWITCHES, dtype=ir.DataType.INT64, shape=("layers",))
+        self._switches = ir.val(SWITCHES, dtype=ir.DataType.BOOL, shape=("layers",))
         for version in versions:
             for domain, number in version.graph.opset_imports.items():
                 self._model.graph.opset_imports.setdefault(domain, number)
@@ -87,18 +87,17 @@ class SwitchedGraph(ObservedGraph):
         """Put a choice between the calls of all levels in place of the one in the graph."""
         graph, node = self._model.graph, options[1]
         names = [str(value.name) for value in node.outputs]
-        number = self._before(node, "Constant", [], value=ir.tensor(list(self.bytes).index(layer_of(options[0]))))
-        level = self._before(node, "Gather", [self._switches, number], axis=0)
         # The last comes first: within two Ifs, onnxruntime packs no weights, and MatMulNBits then rounds otherwise.
-        levels = [self._before(node, "Constant", [], value=ir.tensor(index)) for index in range(len(options))]
-        conditions = [self._before(node, "GreaterOrEqual", [level, levels[-1]])]
-        conditions += [self._before(node, "Equal", [level, index]) for index in levels[: len(options) - 2]]
+        first, conditions = list(self.bytes).index(layer_of(options[0])) * len(self._versions), []
+        for level in range(len(options) - 1, 0, -1):
+            number = self._before(node, "Constant", [], value=ir.tensor(first + level))
+            conditions.append(self._before(node, "Gather", [self._switches, number], axis=0))
         branch = ir.Node("", "If", conditions[:1], num_outputs=len(names), name=f"{node.name}/If")
         graph.insert_before(node, branch)
         ir.convenience.replace_all_uses_with(list(node.outputs), branch.outputs)
         graph.remove(node)
         inside = [option if option is node else self._copied(option, index) for index, option in enumerate(options)]
-        self._fill(branch, [inside[-1], *inside[:-1]], conditions)
+        self._fill(branch, inside[::-1], conditions)
         for value, outer in zip(branch.outputs, names, strict=True):
             value.name = outer
             self._values[outer] = value
@@ -144,7 +143,8 @@ class SwitchedGraph(ObservedGraph):
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As `Session.run`, at `levels`."""
-        switches = np.array([self.levels.get(layer, 0) for layer in self.bytes], np.int64)
+        levels = np.array([self.levels.get(layer, 0) for layer in self.bytes])
+        switches = (levels[:, np.newaxis] >= np.arange(len(self._versions))).ravel()
         return super().run({**feeds, SWITCHES: switches} if self.bytes else feeds)
 
 

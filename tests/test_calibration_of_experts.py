@@ -9,9 +9,9 @@ from noise import write_noise
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.calibration import recorded
-from u2moe.quantize.compensation import compensated, fitted, fitted_layer
-from u2moe.quantize.formats.table import CONVERSIONS, conversion
+from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.report import describe, features_of
+from u2moe.quantize.rounding import compensated, fitted, fitted_layer
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.cli import main

@@ -15,7 +15,7 @@ from u2moe.quantize import Goal, inspect_bundle, quantize_bundle, quantizer, rec
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
 from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
-from u2moe.quantize.passes.half_storage import read_single
+from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.report import features_of
 from u2moe.quantize.run import after_first
 from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
@@ -204,7 +204,7 @@ def test_a_limit_on_time_gives_the_layers_that_hurt_as_much_of_it(bundle, record
     def share(meter, layer):
         return shares.setdefault(layer, measure(meter, layer))
 
-    monkeypatch.setattr("u2moe.quantize.search.real_time_factor", time_of)
+    monkeypatch.setattr("u2moe.quantize.run.real_time_factor", time_of)
     monkeypatch.setattr(DamageMeter, "share", share)
     arguments = ["quantize", str(bundle.path), str(tmp_path / "out"), "--recipe", "int8-experts", "--no-report"]
     arguments += ["--calibrate", str(recordings / "0.wav"), "--overwrite", "--target-rtf"]

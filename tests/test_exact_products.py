@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from u2moe.quantize.arithmetic import int8_columns
+from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.formats.int8 import Int8Conversion
-from u2moe.quantize.formats.table import CONVERSIONS, conversion
 from u2moe.runtime.bundle.mixture import Mixture
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from quantized import IN_TORCH, LOWEST, rounded_rows
 
 from u2moe.quantize.arithmetic import relative_error
-from u2moe.quantize.formats.table import CONVERSIONS, conversion
+from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.graph.dispatch import float_mixture

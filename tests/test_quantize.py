@@ -12,7 +12,7 @@ import soundfile
 from u2moe.quantize import RECIPES, Goal, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import Int4, from_int4_blocks, relative_error
 from u2moe.quantize.calibration import Activations
-from u2moe.quantize.passes.half_storage import read_single
+from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.report import features_of, output_errors
 from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, ProviderError, SessionSettings
 from u2moe.runtime.cli import main

@@ -7,9 +7,9 @@ from layers import layer_model, session_with
 from quantized import IN_TORCH, LOWEST, rounded_rows
 
 from u2moe.quantize.arithmetic import int8_columns, relative_error
+from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.formats.int8 import Int8Conversion
-from u2moe.quantize.formats.table import CONVERSIONS, conversion
-from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
+from u2moe.quantize.passes.front_end import FirstConvolutions, Window, int8_convolution
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 
 pytestmark = pytest.mark.slow

@@ -1,1 +1,28 @@
 """How weights become those of each format, and layers those that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from u2moe.quantize.formats.conversion import WeightConversion
+from u2moe.quantize.formats.int4 import Int4Conversion
+from u2moe.quantize.formats.int8 import Int8Conversion
+from u2moe.quantize.recipes import Recipe
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
+
+CONVERSIONS: Mapping[str, type[WeightConversion]] = MappingProxyType(
+    {made.form.name: made for made in (Int8Conversion, Int4Conversion)}
+)
+"""By name; formats of floats need none."""
+
+
+def conversion(name: str, block_size: int = 32) -> WeightConversion:
+    """The conversion of a format; `block_size` is of no account where no rows share a step."""
+    return CONVERSIONS[name](block_size if WEIGHT_FORMATS[name].block_sizes else 0)
+
+
+def conversion_for(recipe: Recipe, layer: str, group: str) -> WeightConversion | None:
+    """What a recipe asks for the weights of a layer that belong to a group; None: nothing."""
+    name = recipe.format_of(layer, group)
+    return conversion(name, recipe.block_size) if name in CONVERSIONS else None

@@ -89,13 +89,9 @@ class WeightConversion(ABC):
         return [weight, *(f"{own}{part}" for part in self.others), *[f"{own}bias"] * bias]
 
     def linear(self, rows: int, columns: int, *, bias: bool, after: str | None = None) -> ir.Function:  # noqa: ARG002
-        """Y = x @ weight + bias; products of all sizes share the function, which reads these from attributes.
+        """Y = x @ weight + bias, where x comes from the activation `after`, if that is known.
 
-        Args:
-            rows: of the weight.
-            columns: of the weight.
-            bias: whether there is one.
-            after: the activation that x comes from, if that is known.
+        Products of all sizes share the function, which reads them from attributes.
         """
         attributes = {"in": rows, "out": columns, "block_size": self.block_size}
         sizes = {

@@ -9,13 +9,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from u2moe.quantize.calibration import Activations
-from u2moe.quantize.expert_layers import check_all_float
-from u2moe.quantize.passes.embeddings import quantize_embeddings
-from u2moe.quantize.passes.experts import quantize_experts
+from u2moe.quantize.layers import check_all_float
 from u2moe.quantize.passes.front_end import quantize_front_end
-from u2moe.quantize.passes.half_precision import in_half_precision
-from u2moe.quantize.passes.half_storage import store_halves
-from u2moe.quantize.passes.products import quantize_products
+from u2moe.quantize.passes.halves import in_half_precision, store_halves
+from u2moe.quantize.passes.layers import quantize_embeddings, quantize_experts, quantize_products
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Change, Weights
 

@@ -1,20 +1,196 @@
-"""The front end with its convolutions as integer products, and the projection after them."""
+"""The front end with its convolutions as integer products, and the projection after them.
+
+Convolutions are matrix products over [batch, time, frequency, channels]. Each output frame has one activation scale,
+for its whole receptive field, so that its values do not depend on its chunk. Inputs are never negative, except for the
+features themselves: the first convolution stays in float32.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.calls import calls, inputs_of, insert, layer_of, swap
+from u2moe.quantize.arithmetic import POSITIVE_LEVELS
+from u2moe.quantize.formats import conversion_for
 from u2moe.quantize.formats.int8 import Int8Conversion
-from u2moe.quantize.formats.table import conversion_for
-from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
+from u2moe.quantize.layers import calls, inputs_of, insert, layer_of, swap
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Array, Weights
+from u2moe.runtime.graph.attention import END
+from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
+
+STEP = 1 / POSITIVE_LEVELS
+ZERO = np.array(0, np.uint8)
+NUM_PORTIONS = 4
+"""Portions in which frames go through the first convolution. Its float32 output would take the most memory with full
+context, so only one portion exists at a time. If there are few frames, some portions are empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The kernel and stride of a square convolution without padding."""
+
+    kernel: int
+    stride: int
+
+    def length(self, size: int) -> int:
+        """Output positions for `size` input positions."""
+        return (size - self.kernel) // self.stride + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstConvolutions:
+    """Y = relu(conv(relu(conv(x)))) over features x [batch, time, bins], to [batch, time, frequency, channels].
+
+    The first convolution is in float32 and recomputed for every output frame of the second: the receptive field is then
+    contiguous and is quantized in one step, and nothing has to be gathered in float32. It is one matrix product per
+    output frame, small enough for the cache. Its relu is part of the rounding, which maps negative values to zero.
+    Frames go through it in portions, so that little of its output exists at a time.
+
+    Attributes:
+        bins: mel bins of a feature frame.
+        channels: channels between the two convolutions.
+        first: window of the first convolution; `second`: that of the second.
+    """
+
+    bins: int
+    channels: int
+    first: Window
+    second: Window
+
+    @property
+    def inner(self) -> int:
+        """Frequencies between the two convolutions."""
+        return self.first.length(self.bins)
+
+    @property
+    def outer(self) -> int:
+        """Frequencies after both convolutions."""
+        return self.second.length(self.inner)
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the node."""
+        return {
+            "bins": self.bins,
+            "channels": self.channels,
+            "kernels": [self.first.kernel, self.second.kernel],
+            "strides": [self.first.stride, self.second.stride],
+        }
+
+    def function(self) -> ir.Function:
+        """The function, with four more inputs after x.
+
+        `first_weight` [kernel * kernel + 1, channels] has the rows (time, frequency), and the bias in the last;
+        `weight` is int8 [kernel * kernel * channels, out] in the order (time, frequency, channels), `scale` and `bias`
+        are [out].
+        """
+        parameters = ["x", "first_weight", "weight", "scale", "bias"]
+        return build_function("Int8FirstConvolutions", parameters, self._body, self.attributes())
+
+    def _body(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, first_weight, weight, scale, bias = inputs
+        patches, num_frames = self._patches(g, x)
+        q, row_scale = self._first(g, patches, first_weight)
+        y = self._second(g, q, row_scale, (weight, scale, bias))
+        batch, frames = g.op("Shape", x, start=0, end=1), g.op("Unsqueeze", num_frames, [0])
+        shape = g.op("Concat", batch, frames, [self.outer], g.op("Shape", bias), axis=0)
+        return g.op("Reshape", y, shape, allowzero=1)
+
+    def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The inputs of the first convolution for each frame, with a 1 for its bias, and the number of frames.
+
+        [batch * frames, kernel of the second * frequencies, kernel * kernel + 1]
+        """
+        length = self.first.stride * (self.second.kernel - 1) + self.first.kernel
+        stride = self.first.stride * self.second.stride
+        time = g.op("Squeeze", g.op("Shape", x, start=1, end=2))
+        num_frames = g.op("Div", g.op("Max", g.op("Sub", time, length - stride), 0), stride)
+        starts = g.op("Range", 0, g.op("Mul", num_frames, stride), stride)
+        times = g.op("Add", g.op("Unsqueeze", starts, [-1]), np.arange(length))
+        windows = g.op("Reshape", g.op("Gather", x, times, axis=1), [0, 0, length * self.bins])
+        with_one = g.op("Pad", windows, [0, 0, 0, 0, 0, 1], 1.0)
+        patches = g.op("Flatten", g.op("Gather", with_one, self._seen_by_first(), axis=2), axis=2)
+        shape = [0, self.second.kernel * self.inner, self.first.kernel**2 + 1]
+        return g.op("Reshape", patches, shape), num_frames
+
+    def _first(self, g: GraphBuilder, patches: ir.Value, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The output of the first convolution as integers for each frame, and the scale of each frame."""
+        num_frames = g.op("Shape", patches, start=0, end=1)
+        sizes = g.op("Div", g.op("Add", num_frames, np.arange(NUM_PORTIONS)), [NUM_PORTIONS])
+        portions = g.ops("Split", patches, sizes, axis=0, num_outputs=NUM_PORTIONS)
+        integers: list[ir.Value] = []
+        scales: list[ir.Value] = []
+        for portion in portions:
+            # adding and subtracting this makes a portion wait until the one before is rounded and its output freed
+            before = g.op("Shape", integers[-1] if integers else patches, start=0, end=1)
+            size = g.op("Sub", g.op("Add", g.op("Shape", portion, start=0, end=1), before), before)
+            weights = g.op("Expand", weight, g.op("Concat", size, g.op("Shape", weight), axis=0))
+            rows = g.op("Flatten", g.op("MatMul", portion, weights), axis=1)
+            # before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix
+            peak = g.op("Reshape", g.op("ReduceMax", rows, [-1], keepdims=0), size, allowzero=1)
+            scales.append(g.op("Mul", g.op("Relu", peak), STEP))
+            integers.append(g.op("QuantizeLinear", rows, scales[-1], axis=0))
+        return g.op("Concat", *integers, axis=0), g.op("Concat", *scales, axis=0)
+
+    def _second(
+        self, g: GraphBuilder, q: ir.Value, row_scale: ir.Value, parameters: tuple[ir.Value, ir.Value, ir.Value]
+    ) -> ir.Value:
+        """[frames, frequencies, out]."""
+        weight, scale, bias = parameters
+        places = g.op("Reshape", q, [0, self.second.kernel * self.inner, self.channels])
+        seen = g.op("Gather", places, self._seen_by_second(), axis=1)
+        rows = g.op("Reshape", seen, [0, self.outer, self.second.kernel**2 * self.channels])
+        unit = g.op("MatMulIntegerToFloat", rows, weight, 1.0, scale, ZERO, domain=CONTRIB)
+        product = g.op("Mul", unit, g.op("Unsqueeze", row_scale, [1, 2]))
+        return g.op("Relu", g.op("Add", product, bias))
+
+    def _seen_by_first(self) -> npt.NDArray[np.int64]:
+        """Indices into a window [time * bins] and the 1 after it, [kernel of second * inner, kernel ** 2 + 1]."""
+        first, second = self.first, self.second
+        time, frequency = np.meshgrid(np.arange(second.kernel), np.arange(self.inner), indexing="ij")
+        corner = (time * self.bins + frequency).ravel() * first.stride
+        inside = (np.arange(first.kernel)[:, np.newaxis] * self.bins + np.arange(first.kernel)).ravel()
+        end = (first.stride * (second.kernel - 1) + first.kernel) * self.bins
+        return np.column_stack((corner[:, np.newaxis] + inside, np.full(len(corner), end)))
+
+    def _seen_by_second(self) -> npt.NDArray[np.int64]:
+        """Indices into the first convolution's output for a window [kernel of second * inner], [outer, kernel ** 2]."""
+        kernel = self.second.kernel
+        inside = (np.arange(kernel)[:, np.newaxis] * self.inner + np.arange(kernel)).ravel()
+        return np.arange(self.outer)[:, np.newaxis] * self.second.stride + inside
+
+
+def int8_convolution(window: Window) -> ir.Function:
+    """Y = relu(conv(x)) over [batch, time, frequency, channels] of x >= 0, without padding, as one matrix product.
+
+    `weight` is int8 [kernel * kernel * in, out] in the order (time, frequency, in). Windows are
+    gathered in time before quantization, and in frequency after it, as bytes.
+    """
+    kernel, stride = window.kernel, [window.stride]
+    slices = [([index], [index - kernel + 1 if index < kernel - 1 else END]) for index in range(kernel)]
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, weight, scale, bias = inputs
+        frames = [g.op("Slice", x, *ends, [1], stride) for ends in slices]
+        peak = g.op("Max", *(g.op("ReduceMax", frame, [2, 3], keepdims=1) for frame in frames))
+        frame_scale = g.op("Mul", peak, STEP)
+        patches = []
+        for frame in frames:
+            q = g.op("QuantizeLinear", g.op("Div", frame, frame_scale), 1.0, ZERO)
+            patches += [g.op("Slice", q, *ends, [2], stride) for ends in slices]
+        rows = g.op("Concat", *patches, axis=-1)
+        unit = g.op("MatMulIntegerToFloat", rows, weight, 1.0, scale, ZERO, domain=CONTRIB)
+        return g.op("Relu", g.op("Add", g.op("Mul", unit, frame_scale), bias))
+
+    attributes = {"kernel": window.kernel, "stride": window.stride}
+    return build_function("Int8Convolution", ["x", "weight", "scale", "bias"], body, attributes)
 
 
 def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ import onnx
 from layers import layer_model, random_matrix, session_with, streamed_convolution_model
 
 from u2moe.quantize.arithmetic import int8_columns
-from u2moe.quantize.formats.table import conversion
+from u2moe.quantize.formats import conversion
 from u2moe.runtime.graph.convolution import TimeConvolution
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from layers import convolutions_model, session_with
 
-from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
+from u2moe.quantize.passes.front_end import FirstConvolutions, Window
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 3e-6

@@ -19,7 +19,7 @@ from layers import (
     session_with,
 )
 
-from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
+from u2moe.quantize.passes.front_end import FirstConvolutions, Window
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.attention import Heads
 

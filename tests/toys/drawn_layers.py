@@ -27,9 +27,9 @@ from layers import (
     streamed_convolution_model,
 )
 
+from u2moe.quantize.formats import conversion
 from u2moe.quantize.formats.int8 import Int8Conversion
-from u2moe.quantize.formats.table import conversion
-from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
+from u2moe.quantize.passes.front_end import FirstConvolutions, Window
 from u2moe.runtime.bundle.functions import NATIVE
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.quantize.arithmetic import int8_columns
-from u2moe.quantize.formats.table import conversion
-from u2moe.quantize.passes.convolutions import FirstConvolutions
+from u2moe.quantize.formats import conversion
+from u2moe.quantize.passes.front_end import FirstConvolutions
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.attention import Heads, cached_attention, next_cache
 from u2moe.runtime.graph.builder import ATTRIBUTES

@@ -1,23 +1,56 @@
-"""Linear and feed-forward layers in other formats."""
+"""Mixtures of experts, embeddings, linear and feed-forward layers in other formats."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.calibration import Activations
-from u2moe.quantize.calls import calls, inputs_of, insert, layer_of, swap
+from u2moe.quantize.formats import conversion_for
 from u2moe.quantize.formats.conversion import WeightConversion
 from u2moe.quantize.formats.int8 import Int8Conversion
-from u2moe.quantize.formats.table import conversion_for
+from u2moe.quantize.layers import calls, expert_layers, inputs_of, insert, layer_of, swap
 from u2moe.quantize.recipes import Recipe
-from u2moe.quantize.rounding import rounded_products
-from u2moe.quantize.weights import Weights
+from u2moe.quantize.rounding import rounded_experts, rounded_products
+from u2moe.quantize.weights import Array, Weights
 from u2moe.runtime.bundle.functions import plain_name
-from u2moe.runtime.graph.file import group_of, shape_of
+from u2moe.runtime.graph.file import array_of, group_of, shape_of
+
+
+def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None) -> None:
+    """Replace each mixture in float32 by one in the recipe's format; `activations` are for its calibration."""
+    for layer in expert_layers(model):
+        conversion = conversion_for(recipe, layer_of(layer.node), "experts")
+        if conversion:
+            experts = rounded_experts(layer, weights, conversion, activations)
+            joined = layer.mixture.bias and conversion.joins_biases
+            second = [weights.stacked([own.pop() for own in experts])] if joined else []
+            kind, size = conversion.form.name, conversion.block_size
+            mixture = dataclasses.replace(layer.mixture, weights=kind, block_size=size)
+            inputs = [layer.x, layer.gate, *second, *itertools.chain(*experts)]
+            swap(model, layer.node, conversion.mixture(mixture, *layer.sizes), inputs)
+
+
+def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
+    """Replace each look-up that the recipe quantizes."""
+    for node in calls(model, "Embedding"):
+        table, tokens = inputs_of(node)
+        conversion = conversion_for(recipe, layer_of(node), "embeddings")
+        if conversion:
+            parts = weights.converted(table, conversion.of_tables(), read=partial(_columns, table))
+            swap(model, node, conversion.embedding(shape_of(table)[1]), [*parts, tokens])
+
+
+def _columns(table: ir.Value) -> Array:
+    """The table with a column for each token [dim, vocab]."""
+    return array_of(table).T
+
 
 _FEED_FORWARD = ("FeedForward", "GatedFeedForward")
 _ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")
