@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from u2moe.quantize.damage import Damage
 from u2moe.quantize.switches import Levels
+from u2moe.runtime.declarations import check_options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +24,14 @@ class Goal:
         resume: keep measurements in a file beside the bundle until it is written, and use those of an interrupted run.
     """
 
-    max_damage: float | None = None
-    max_wer_increase: float | None = None
-    max_bytes: float | None = None
-    target_rtf: float | None = None
+    max_damage: float | None = option("number", None, above=0, most=1)
+    max_wer_increase: float | None = option("number", None)
+    max_bytes: float | None = option("number", None, above=0)
+    target_rtf: float | None = option("number", None, above=0)
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in self.limits.items():
-            if not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value}")
-            if name != "max_wer_increase" and not 0 < value <= (1 if name == "max_damage" else math.inf):
-                raise ValueError(f"{name} must be above 0{', at most 1' if name == 'max_damage' else ''}, got {value}")
+        check_options(self)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -87,16 +84,11 @@ class Ladder:
 
         None: all steps together are not enough.
         """
-        low, high = 0, len(self.steps) + 1  # the first `high` steps are enough, fewer than `low` are not
-        while low < high:
-            middle = (low + high) // 2
-            if middle > len(self.steps) or is_enough(self.levels(self.steps[:middle])):
-                high = middle
-            else:
-                low = middle + 1
-        if low > len(self.steps):
+        numbers = range(len(self.steps) + 1)
+        number = bisect.bisect_left(numbers, 1, key=lambda number: is_enough(self.levels(self.steps[:number])))
+        if number not in numbers:
             return None
-        chosen = self.steps[:low]
+        chosen = self.steps[:number]
         for step in sorted(chosen, key=lambda step: -step.bytes):
             others = [other for other in chosen if other is not step]
             if self.levels(others) != self.levels(chosen) and is_enough(self.levels(others)):

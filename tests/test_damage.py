@@ -311,9 +311,9 @@ def test_goals_are_checked(bundle, recordings, tmp_path):
     ):
         quantize_bundle(bundle.path, tmp_path / "out", few, goal=Goal(max_damage=1e-4))
     for limit in (0, -1, 1.5):
-        with pytest.raises(ValueError, match="max_damage must be above 0, at most 1"):
+        with pytest.raises(ValueError, match="max_damage must be a number above 0 and at most 1"):
             Goal(max_damage=limit)
-    with pytest.raises(ValueError, match="target_rtf must be a finite number, got nan"):
+    with pytest.raises(ValueError, match="target_rtf must be a number above 0, got nan"):
         Goal(target_rtf=float("nan"))
     with pytest.raises(ValueError, match="need recordings for calibration"):
         quantize_bundle(bundle.path, tmp_path / "out", recipe("int8"), goal=Goal(max_bytes=1e9))
