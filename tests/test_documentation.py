@@ -67,15 +67,6 @@ def test_nothing_is_fetched_from_other_hosts(site):
         assert "//fonts." not in sheet.read_text(encoding="utf-8"), sheet
 
 
-def test_the_site_has_a_face_of_its_own(site):
-    page = (site / "index.html").read_text(encoding="utf-8")
-    assert re.search(r'<link rel="icon" href="images/mark.svg">', page)
-    assert 'data-md-color-primary="custom"' in page
-    sheet = (site / "extra.css").read_text(encoding="utf-8")
-    assert "--md-primary-fg-color: #0f766e" in sheet
-    assert re.search(r"pre > code \{[^}]*white-space: pre-wrap", sheet)
-
-
 def test_marks_are_filled_in(site):
     for page in site.rglob("*.html"):
         assert not re.search(r"^(<p>)?\{\{ \w+", page.read_text(encoding="utf-8"), re.MULTILINE), page

@@ -3,7 +3,11 @@
 import contextlib
 import functools
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -249,6 +253,32 @@ def held(demo):
     recognizer = HeldRecognizer(demo)
     yield recognizer
     recognizer.release()
+
+
+@contextlib.contextmanager
+def start_process(*options, before="", command=(sys.executable,), **environment):
+    """`u2moe serve` on free ports, once it is ready: with what it `said`, its `urls`, and code that ran `before`.
+
+    It is killed, if it still runs, when the context ends.
+    """
+    command = [*command, "-c", f"{before}\nfrom u2moe.runtime.cli import main\nraise SystemExit(main())", "serve"]
+    settings = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, **environment}}
+    with subprocess.Popen([*command, "--port", "0", *options], **settings) as process:
+        try:
+            process.said = ""
+            while "ready: " not in process.said:
+                process.said += process.stderr.readline()
+                assert process.poll() is None, process.said
+            process.urls = [f"http://{place}" for place in re.findall(r"://(127.0.0.1:\d+)", process.said)]
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """A function from options to a process that serves, in a context."""
+    return start_process
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """A server that is told to stop lets those that speak finish, and nobody in."""
 
-import asyncio
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,9 +16,6 @@ import pytest
 import soundfile
 from dialects import END, START, audio_messages
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
-
-from u2moe.runtime.server.errors import StoppingError
 
 PATIENCE_S = 120
 
@@ -152,59 +147,14 @@ def test_nobody_is_let_in(running, speech):
         server.join()
 
 
-def test_a_session_is_refused_while_the_server_stops(running):
-    with running() as server:
-        server.service.admission.is_stopping = True
-
-        async def enter():
-            with server.service.place("stream"):
-                pass
-
-        with pytest.raises(StoppingError):
-            asyncio.run(enter())
-        assert server.metric("refusals", "stopping") == 1
-
-
-COMMAND = (sys.executable, "-m", "u2moe", "serve", "--port", "0", "--capacity", "4")
-"""`u2moe serve` as people start it."""
-
-
-@contextlib.contextmanager
-def started(*command):
-    """A process that ends with the context."""
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def url_of(process):
-    lines = []
-    while not lines or "ready: " not in lines[-1]:
-        lines.append(process.stderr.readline().strip())
-        assert lines[-1], lines
-    return next(line.partition("listening at ")[2] for line in lines if "http:" in line)
-
-
 @pytest.mark.parametrize(("workers", "number"), [("1", signal.SIGINT), ("2", signal.SIGTERM)])
 def test_one_that_has_hardly_started_ends_at_once(workers, number):
-    with started(*COMMAND, "--workers", workers) as process:
+    command = [sys.executable, "-m", "u2moe", "serve", "--port", "0", "--workers", workers]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert "demo model" in process.stderr.readline()
         assert "listening" in process.stderr.readline()
         process.send_signal(number)
         assert process.wait(PATIENCE_S) == (0 if number == signal.SIGTERM else 130)
-
-
-@contextlib.contextmanager
-def utterance_at(url, speech):
-    """A connection over which something is said of which the end is open."""
-    with connect(url.replace("http", "ws") + "stream", proxy=None, open_timeout=PATIENCE_S) as websocket:
-        websocket.send("{}")
-        websocket.send(speech[:28_000].tobytes())
-        while not re.search(r'"partial", "text": "\w', str(websocket.recv(PATIENCE_S))):
-            pass
-        yield websocket
 
 
 NEW_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
@@ -214,17 +164,19 @@ HAS_NAMESPACES = shutil.which("unshare") is not None and not subprocess.call(
 
 
 @pytest.mark.skipif(not HAS_NAMESPACES, reason="needs process namespaces")
-def test_process_1_finishes_an_utterance(speech, expected):
+def test_process_1_finishes_an_utterance(serving, client_of, speech, expected):
     """As in a container, where only those signals arrive that are handled."""
     end = round((expected().segments[1].start - 0.05) * 16_000)  # within the pause
-    with started(*NEW_NAMESPACE, *COMMAND) as process:
-        url = url_of(process)
+    with serving("--capacity", "4", command=(*NEW_NAMESPACE, sys.executable)) as process:
         (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-        with utterance_at(url, speech()) as websocket:
+        with client_of(f"{process.urls[0].replace('http', 'ws')}/stream") as client:
+            client.start()
+            client.play(speech()[:24_000])
+            wait_for_speech(client)
             os.kill(int(server), signal.SIGTERM)
             assert "finished first" in process.stderr.readline()
-            websocket.send(speech()[28_000:end].tobytes())
-            finals = [event["text"] for event in map(json.loads, websocket) if event["type"] == "final"]
-        assert finals == [expected().segments[0].text]
-        assert websocket.close_code == 1001
+            client.play(speech()[24_000:end])
+            finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
+            assert finals == [expected().segments[0].text]
+            assert client.close_code() == 1001
         assert process.wait(PATIENCE_S) == 0

@@ -3,8 +3,6 @@
 import io
 import re
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import httpx
@@ -54,14 +52,10 @@ def without_length(samples):
     return bytes(data)
 
 
-def test_the_life_of_a_server(client_of, speech, expected):
-    command = [sys.executable, "-m", "u2moe", "serve", "--port", "0", "--capacity", "1"]
-    with subprocess.Popen([*command, "--idle-timeout", "3"], stderr=subprocess.PIPE, text=True) as process:
-        said = ""
-        while "ready: " not in said:
-            said += process.stderr.readline()
-        address = re.search(r"listening at http://(127.0.0.1:\d+/)", said)[1]
-        url = f"ws://{address}stream?api_key=secret-key"
+def test_the_life_of_a_server(serving, client_of, speech, expected):
+    with serving("--capacity", "1", "--idle-timeout", "3") as process:
+        address = process.urls[0].removeprefix("http://")
+        url = f"ws://{address}/stream?api_key=secret-key"
         with client_of(url) as client:
             client.start(hotwords=["seventy"])
             for _ in range(3):
@@ -70,11 +64,11 @@ def test_the_life_of_a_server(client_of, speech, expected):
             client.play(speech())
             client.finish()
         for content in (damaged_form(), {"files": {"file": ("live.wav", without_length(speech()))}}):  # leave no line
-            httpx.post(f"http://{address}v1/audio/transcriptions", trust_env=False, timeout=PATIENCE_S, **content)
+            httpx.post(f"http://{address}/v1/audio/transcriptions", trust_env=False, timeout=PATIENCE_S, **content)
         assert close_code(client_of, url, "secret-text") == 1008
         assert close_code(client_of, url) == 1008
         process.send_signal(signal.SIGTERM)
-        said += process.communicate(timeout=PATIENCE_S)[1]
+        said = process.said + process.communicate(timeout=PATIENCE_S)[1]
     first, *rest = said.splitlines()
     assert first.startswith("demo model")  # of the command, which a bundle silences
     lines = [LINE.fullmatch(line) for line in rest]

@@ -1,7 +1,6 @@
 """What operators do to a server, and what they read of it."""
 
 import asyncio
-import contextlib
 import errno
 import json
 import logging
@@ -11,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -65,20 +63,11 @@ def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, tmp_path, 
 
 
 @pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 128 + signal.SIGTERM)])
-def test_the_process_ends_though_an_upload_goes_on(tmp_path, signals, status):
-    code = "from u2moe.runtime.server import upload; upload._LINGER_S = 0.3"
-    code += "; from u2moe.runtime.cli import main; raise SystemExit(main())"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--capacity", "1"]
-    deadline = "0.5" if signals == 1 else "60"
-    place = {**os.environ, "TMPDIR": str(tmp_path)}
-    command += ["--drain-timeout", deadline]
-    with contextlib.ExitStack() as end:
-        process = end.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=place))
-        end.callback(process.kill)
-        said = ""
-        while "ready: " not in said:
-            said += process.stderr.readline()
-        port = int(re.search(r"127.0.0.1:(\d+)", said)[1])
+def test_the_process_ends_though_an_upload_goes_on(serving, tmp_path, signals, status):
+    options = ("--capacity", "1", "--drain-timeout", "0.5" if signals == 1 else "60")
+    before = "from u2moe.runtime.server import upload; upload._LINGER_S = 0.3"
+    with serving(*options, before=before, TMPDIR=str(tmp_path)) as process:
+        port = int(process.urls[0].rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as plain:
             plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))
             process.send_signal(signal.SIGHUP)

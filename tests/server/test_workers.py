@@ -20,23 +20,15 @@ PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
-def team():
-    """`u2moe serve` with two workers that take a stream each."""
-    command = [sys.executable, "-m", "u2moe", "serve", "--workers", "2", "--capacity", "1"]
-    ports = ["--port", "0", "--protocol", "vosk=0", "--protocol", "wyoming=0"]
-    with subprocess.Popen([*command, *ports], stderr=subprocess.PIPE, text=True) as process:
-        lines = []
-        while not lines or "ready: " not in lines[-1]:
-            lines.append(process.stderr.readline().strip())
-            assert lines[-1], lines
-        process.ports = [int(number) for number in re.findall(r"://127.0.0.1:(\d+)", " ".join(lines))]
-        process.url = f"http://127.0.0.1:{process.ports[0]}"
+def team(serving):
+    """Two workers that take a stream each."""
+    with serving("--workers", "2", "--capacity", "1", "--protocol", "vosk=0", "--protocol", "wyoming=0") as process:
+        process.ports = [int(url.rpartition(":")[2]) for url in process.urls]
         yield process
-        process.kill()
 
 
 def metric(team, name):
-    text = httpx.get(f"{team.url}/metrics", trust_env=False, timeout=PATIENCE_S).text
+    text = httpx.get(f"{team.urls[0]}/metrics", trust_env=False, timeout=PATIENCE_S).text
     return float(re.search(rf"^u2moe_{name} (\S+)$", text, re.MULTILINE)[1])
 
 
@@ -110,42 +102,34 @@ def test_one_that_dies_is_replaced_and_all_stop_together(team, client_of, speech
     assert team.wait(PATIENCE_S) == 0
 
 
-def test_one_that_stands_still_is_replaced():
+def test_one_that_stands_still_is_replaced(serving):
     """It is stopped while it holds its place, and gets no connection until it is ended."""
-    code = "from u2moe.runtime.server import workers; workers.SILENT_S = 4; from u2moe.runtime.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--workers", "2", "--capacity", "2", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        said = ""
-        while "ready: " not in said:
-            said += process.stderr.readline()
-        url = re.search(r"listening at (http://127.0.0.1:\d+)/", said)[1]
-        before = workers_of(process)
-        os.kill(before[0], signal.SIGSTOP)
-        while "does not answer" not in said:
-            said += process.stderr.readline()
+    before = "from u2moe.runtime.server import workers; workers.SILENT_S = 4"
+    with serving("--workers", "2", "--capacity", "2", before=before) as process:
+        workers = workers_of(process)
+        os.kill(workers[0], signal.SIGSTOP)
+        while "does not answer" not in process.stderr.readline():
+            assert process.poll() is None
         for _ in range(4):
-            assert httpx.get(f"{url}/healthz", trust_env=False, timeout=PATIENCE_S).status_code == 200
-        wait_until(lambda: len(workers_of(process)) == 2 and before[0] not in workers_of(process))
+            answer = httpx.get(f"{process.urls[0]}/healthz", trust_env=False, timeout=PATIENCE_S)
+            assert answer.status_code == 200
+        wait_until(lambda: len(workers_of(process)) == 2 and workers[0] not in workers_of(process))
+        wait_until(lambda: metric(process, "ready") == 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
 
 
-def test_a_second_signal_ends_all_at_once(client_of, speech):
-    command = [sys.executable, "-m", "u2moe", "serve", "--workers", "2", "--capacity", "1", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        said = ""
-        while "ready: " not in said:
-            said += process.stderr.readline()
-        port = re.search(r"listening at http://127.0.0.1:(\d+)/", said)[1]
-        with client_of(f"ws://127.0.0.1:{port}/stream") as client:
+def test_a_second_signal_ends_all_at_once(serving, client_of, speech):
+    with serving("--workers", "2", "--capacity", "1") as process:
+        with client_of(f"{process.urls[0].replace('http', 'ws')}/stream") as client:
             client.start()
             client.play(speech()[:24_000])
             while not client.receive()["text"]:
                 pass
             workers = workers_of(process)
             process.send_signal(signal.SIGTERM)
-            while "stopping 2 workers" not in said:
-                said += process.stderr.readline()
+            while "stopping 2 workers" not in process.stderr.readline():
+                assert process.poll() is None
             time.sleep(0.6)  # sooner it would be taken for the same
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
@@ -184,11 +168,8 @@ def test_connections_are_left_to_those_with_clearly_more_room():
     assert not is_left(streams=10, newcomers=2)
 
 
-def test_workers_end_with_the_process_that_started_them():
-    command = [sys.executable, "-m", "u2moe", "serve", "--workers", "2", "--capacity", "1", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while "ready: " not in process.stderr.readline():
-            assert process.poll() is None
+def test_workers_end_with_the_process_that_started_them(serving):
+    with serving("--workers", "2", "--capacity", "1") as process:
         workers = workers_of(process)
         assert len(workers) == 2
         process.kill()
