@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.terminal import tell
-from u2moe.runtime.places import find_bundle
 
 if TYPE_CHECKING:
     from u2moe.export.comparison import ParityReport

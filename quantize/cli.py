@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2moe.quantize.recipes import FORMATS, LONGEST_S, NO_RECIPE, RECIPES, recipe
-from u2moe.runtime.places import DEMO_FOLDER, find_bundle
+from u2moe.runtime.bundle_location import DEMO_FOLDER, find_bundle
 
 if TYPE_CHECKING:
     from u2moe.runtime.corpus.lists import Recording

@@ -15,10 +15,10 @@ from u2moe.runtime.stream import Stream
 from u2moe.runtime.text.vocabulary import join_texts
 
 
-class Blocks:
-    """Blocks of samples up to the end of a recording, or to where it breaks off. Can be iterated over only once.
+class RecordingReader:
+    """Buffers of samples up to the end of a recording, or to where it breaks off. Can be iterated over only once.
 
-    The first block is read immediately, so that an unreadable recording is refused before any work is done.
+    The first buffer is read immediately, so that an unreadable recording is refused before any work is done.
 
     Attributes:
         num_samples: samples so far.
@@ -27,9 +27,9 @@ class Blocks:
         error: why no more can be read; None until then, and at the end of an undamaged recording.
 
     Args:
-        blocks: samples at the model's rate, float32 [n] each.
+        buffers: samples at the model's rate, float32 [n] each.
         sample_rate: as above.
-        on_progress: called with the seconds so far when the next block is requested.
+        on_progress: called with the seconds so far when the next buffer is requested.
 
     Raises:
         AudioError: no samples can be read.
@@ -37,17 +37,17 @@ class Blocks:
 
     def __init__(
         self,
-        blocks: Iterator[npt.NDArray[np.float32]],
+        buffers: Iterator[npt.NDArray[np.float32]],
         sample_rate: int,
         on_progress: Callable[[float], object] | None = None,
     ) -> None:
         self.num_samples = 0
         self.has_ended = False
         self.error: AudioError | None = None
-        self._blocks = filter(len, blocks)
+        self._buffers = filter(len, buffers)
         self.sample_rate = sample_rate
         self._on_progress = on_progress
-        self._first = next(self._blocks, None)
+        self._first = next(self._buffers, None)
 
     @property
     def duration(self) -> float:
@@ -55,45 +55,48 @@ class Blocks:
         return self.num_samples / self.sample_rate
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
-        block = self._first
-        while block is not None:
-            self.num_samples += len(block)
-            yield block
+        buffer = self._first
+        while buffer is not None:
+            self.num_samples += len(buffer)
+            yield buffer
             if self._on_progress is not None:
                 self._on_progress(self.duration)
             try:
-                block = next(self._blocks, None)
+                buffer = next(self._buffers, None)
             except AudioError as error:
-                self.error, block = error, None
+                self.error, buffer = error, None
         self.has_ended = True
 
 
 def recognize(
-    decode: Callable[[list[Stream]], None], stream: Stream, blocks: Blocks, vad: VoiceActivityDetector | None = None
+    decode: Callable[[list[Stream]], None],
+    stream: Stream,
+    reader: RecordingReader,
+    vad: VoiceActivityDetector | None = None,
 ) -> Iterator[Result]:
     """Final results of the segments of a recording, each as soon as it is found.
 
     Args:
         decode: does the work that is ready, as `Recognizer.decode_streams`; it may leave some to the caller.
         stream: receives the samples; new or reset.
-        blocks: blocks of the recording.
-        vad: detects speech, each stretch of which is recognised as a separate source; None: the whole recording is one
+        reader: of the recording.
+        vad: detects speech, each span of which is recognised as a separate source; None: the whole recording is one
             source.
     """
     if vad is None:
-        return _whole(decode, stream, blocks)
+        return _whole(decode, stream, reader)
     if not hasattr(vad, "speech"):
         raise ValueError(f"vad must be a VoiceActivityDetector or None, got {vad!r}")
-    if blocks.sample_rate != vad.sample_rate:
+    if reader.sample_rate != vad.sample_rate:
         raise ValueError(
-            f"the voice activity detector needs audio at {vad.sample_rate} Hz, the model's is {blocks.sample_rate} Hz"
+            f"the voice activity detector needs audio at {vad.sample_rate} Hz, the model's is {reader.sample_rate} Hz"
         )
-    return _speech(decode, stream, blocks, vad)
+    return _speech(decode, stream, reader, vad)
 
 
-def _whole(decode: Callable[[list[Stream]], None], stream: Stream, blocks: Blocks) -> Iterator[Result]:
-    for block in blocks:
-        stream.accept_waveform(blocks.sample_rate, block)
+def _whole(decode: Callable[[list[Stream]], None], stream: Stream, reader: RecordingReader) -> Iterator[Result]:
+    for buffer in reader:
+        stream.accept_waveform(reader.sample_rate, buffer)
         decode([stream])
         yield from stream.take_segments()
     stream.input_finished()
@@ -102,10 +105,10 @@ def _whole(decode: Callable[[list[Stream]], None], stream: Stream, blocks: Block
 
 
 def _speech(
-    decode: Callable[[list[Stream]], None], stream: Stream, blocks: Blocks, vad: VoiceActivityDetector
+    decode: Callable[[list[Stream]], None], stream: Stream, reader: RecordingReader, vad: VoiceActivityDetector
 ) -> Iterator[Result]:
     num_segments = begin = 0
-    for speech in vad.speech(blocks):
+    for speech in vad.speech(reader):
         if speech.begins:
             stream.reset()
             begin = speech.start
@@ -149,7 +152,7 @@ class LiveRecognition:
     def results(self, num_alternatives: int = 0) -> list[Result]:
         """The new results, where the stream is decoded elsewhere; the partial one with alternatives."""
         found = self.stream.take_segments()
-        partial = self.stream.source.result(num_alternatives)
+        partial = self.stream.state.result(num_alternatives)
         before = "" if found else self.shown
         self.shown = "" if partial.is_final else partial.text
         return found if self.shown == before else [*found, replace(partial, is_final=False)]

@@ -19,10 +19,11 @@ from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotwords
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
-from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
@@ -32,8 +33,7 @@ from u2moe.runtime.model.features import constants_of
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteOptions, EndpointConfig
-from u2moe.runtime.places import find_bundle
-from u2moe.runtime.recognition import Blocks, recognize, transcript_of
+from u2moe.runtime.recognition import RecordingReader, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.validation import checked_options
@@ -194,9 +194,9 @@ class Recognizer:
             StreamError: another thread is decoding one of the streams.
             ValueError: one of the streams is of another model.
         """
-        if not all(stream.source.model is self.model for stream in streams):
+        if not all(stream.state.model is self.model for stream in streams):
             raise ValueError("this stream was created by a recogniser with another model: decode it with that one")
-        self._pipeline.decode([stream.source for stream in dict.fromkeys(streams)])
+        self._pipeline.decode([stream.state for stream in dict.fromkeys(streams)])
 
     def transcribe(
         self,
@@ -236,9 +236,9 @@ class Recognizer:
             ValueError: the vocabulary cannot spell a hotword.
         """
         samples = self._samples(audio, sample_rate, channel, track)
-        blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
+        reader, results = self._recognize(samples, options, hotwords, vad, on_progress)
         segments = list(results)
-        return transcript_of(segments, blocks.duration, blocks.error)
+        return transcript_of(segments, reader.duration, reader.error)
 
     __call__ = transcribe
 
@@ -263,13 +263,13 @@ class Recognizer:
             AudioError: also for a file that is damaged after some seconds of audio, after all segments before.
         """
         samples = self._samples(audio, sample_rate, channel, track)
-        blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
-        return self._until_damage(blocks, results)
+        reader, results = self._recognize(samples, options, hotwords, vad, on_progress)
+        return self._until_damage(reader, results)
 
     def _samples(
         self, audio: File | RawAudio | npt.ArrayLike, sample_rate: float | None, channel: int | None, track: int | None
     ) -> Iterator[npt.NDArray[np.float32]]:
-        """Samples of a file or array at the model's rate, in blocks."""
+        """Samples of a file or array at the model's rate, in reader."""
         model_rate = self.bundle.manifest.features.sample_rate
         if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | RawAudio) or hasattr(audio, "read"):
             if sample_rate is not None:
@@ -287,17 +287,17 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None,
         vad: VoiceActivityDetector | None,
         on_progress: Callable[[float], object] | None,
-    ) -> tuple[Blocks, Iterator[Result]]:
-        """Blocks of a recording, and the results that appear as they are read."""
+    ) -> tuple[RecordingReader, Iterator[Result]]:
+        """Buffers of a recording, and the results that appear as they are read."""
         stream = self.create_recording_stream(options, hotwords=hotwords)
-        blocks = Blocks(samples, self.bundle.manifest.features.sample_rate, on_progress)
-        return blocks, recognize(self.decode_streams, stream, blocks, vad)
+        reader = RecordingReader(samples, self.bundle.manifest.features.sample_rate, on_progress)
+        return reader, recognize(self.decode_streams, stream, reader, vad)
 
     @staticmethod
-    def _until_damage(blocks: Blocks, results: Iterator[Result]) -> Iterator[Result]:
+    def _until_damage(reader: RecordingReader, results: Iterator[Result]) -> Iterator[Result]:
         yield from results
-        if blocks.error is not None:
-            raise blocks.error
+        if reader.error is not None:
+            raise reader.error
 
     def _check(self, options: DecodingOptions) -> None:
         if options.search in ("attention_rescoring", "attention") and not self.model.has_decoder:
@@ -363,4 +363,4 @@ class Recognizer:
             if self._has_own_hotwords or hotwords is not None:
                 raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")
             context = None
-        return Stream(Source(self.model, self.vocabulary, chosen, context, self._fusion(chosen)))
+        return Stream(StreamState(self.model, self.vocabulary, chosen, context, self._fusion(chosen)))

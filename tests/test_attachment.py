@@ -90,8 +90,8 @@ def test_a_bundle_has_hotwords_rules_and_weights(toy):
     given = Recognizer(toy.bundle, toy.model, hotwords=[("A B", 2.0), "C"])
     assert feed(hotwords, samples) == feed(given, samples) != feed(toy, samples)
     stream = hotwords.create_stream(CHUNKED, hotwords=[])
-    assert stream.source.context is None
-    assert hotwords.create_stream(DecodingOptions(search="ctc_greedy")).source.context is None
+    assert stream.state.context is None
+    assert hotwords.create_stream(DecodingOptions(search="ctc_greedy")).state.context is None
     short = EndpointConfig(rule2=EndpointRule(must_contain_nonsilence=True, min_trailing_silence=0.1))
     ruled = carrying(endpoint=short, ctc_weight=0.7, reverse_weight=0.1)
     assert ruled.create_recording_stream().options.endpoint == short

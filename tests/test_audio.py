@@ -15,8 +15,8 @@ from u2moe.runtime.audio.arrays import Resampler, as_samples
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.raw import RawAudio
 from u2moe.runtime.audio.reading import duration_of, read_audio, read_blocks
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
-from u2moe.runtime.places import DEMO_FOLDER
 
 RATE = 16_000
 

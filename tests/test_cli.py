@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from commands import transcribe
 
-from u2moe.runtime import Recognizer, cli, format_transcript, places
+from u2moe.runtime import Recognizer, bundle_location, cli, format_transcript
 from u2moe.runtime.cli import terminal
 from u2moe.runtime.cli.options import CommandParser
 from u2moe.runtime.installation import install_command
@@ -227,7 +227,7 @@ def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypa
     demo = clips / "demo"
     shutil.copytree(bundle.path, demo)
     (clips / "clips").rename(demo / "clips")
-    monkeypatch.setattr(places, "DEMO_FOLDER", demo)
+    monkeypatch.setattr(bundle_location, "DEMO_FOLDER", demo)
     shutil.copy(demo / "clips" / "a.wav", demo / "clips" / "c.wav")
     assert cli.main(["transcribe"]) == 0
     out, err = capsys.readouterr()
@@ -239,14 +239,14 @@ def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypa
 
 def test_demo_is_a_bundle_for_every_command(bundle, tmp_path, capsys, monkeypatch):
     """Of those that take any bundle."""
-    monkeypatch.setattr(places, "DEMO_FOLDER", bundle.path)
+    monkeypatch.setattr(bundle_location, "DEMO_FOLDER", bundle.path)
     monkeypatch.setattr("u2moe.runtime.cli.push.push_bundle", lambda folder, *_, **__: str(folder))
     for arguments in (["inspect", "demo"], ["validate", "demo"], ["push", "demo", "org/name"]):
         assert cli.main(arguments) == 0
         assert str(bundle.path) in "".join(capsys.readouterr())
     assert cli.main(["quantize", "demo", str(tmp_path / "out"), "--no-report"]) == 0
     assert cli.main(["convert", "demo", str(tmp_path / "ort"), "--profile", "ort"]) == 0
-    monkeypatch.setattr(places, "DEMO_FOLDER", tmp_path / "own")
+    monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "own")
     shutil.copytree(bundle.path, tmp_path / "own")  # which is written anew
     assert cli.main(["lm", "attach", "demo", "none"]) == 0
 

@@ -15,9 +15,9 @@ from u2moe.runtime import (
     Recognizer,
     VadOptions,
 )
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.declarations import options_of
 from u2moe.runtime.options import SEARCHES
-from u2moe.runtime.places import DEMO_FOLDER
 
 ROOT = Path(__file__).parents[1]
 PYTHON_ALONE = {"classes": "lists of words for language models", "model": "a file"}

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime import CorpusError
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.results import merge, read_outcomes
 from u2moe.runtime.corpus.rows import Outcome, as_line
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 from u2moe.runtime.corpus.score import GroupScore, score
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import edit_distance, words
 
 ONE = CorpusOptions(block_size=4, num_workers=1)

@@ -24,8 +24,8 @@ import u2moe
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings, parse_hotwords
 from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.options import SEARCHES
-from u2moe.runtime.places import DEMO_FOLDER
 
 FULL = Path("/dev/full")
 ROOT = Path(__file__).parents[1]

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import read_recordings
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
 pytestmark = pytest.mark.slow

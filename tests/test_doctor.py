@@ -5,7 +5,7 @@ import re
 import pytest
 
 from u2moe.benchmarks.bench import doctor
-from u2moe.runtime import cli, places
+from u2moe.runtime import bundle_location, cli
 
 
 @pytest.mark.slow
@@ -26,6 +26,6 @@ def test_the_page_says_what_a_report_needs(monkeypatch, capsys):
 
 
 def test_without_the_demo_model_it_says_what_to_install(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(places, "DEMO_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "none")
     assert cli.main(["doctor"]) == 1
     assert "demo model: the demo model is not installed: pip install ./runtime/demo" in capsys.readouterr().out

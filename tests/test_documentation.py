@@ -21,7 +21,7 @@ from u2moe.benchmarks.bench import plan
 from u2moe.benchmarks.instruments import rates
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.runtime import cli
-from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import soundfile
 import u2moe.runtime
 from u2moe.runtime import DecodingOptions, Recognizer, VoiceActivityDetector
 from u2moe.runtime import transcriber as transcriber_module
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.vad import Speech
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import words
 
 pytestmark = pytest.mark.slow
@@ -118,7 +118,7 @@ def test_numbers_in_the_text_are_those_of_the_code():
 
 def decoded_by_another(demo):
     stream = demo.create_stream()
-    with stream.source.claim():
+    with stream.state.claim():
         demo.decode_streams([stream])
 
 

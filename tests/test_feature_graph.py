@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from u2moe.export.comparison import compare_features
 from u2moe.runtime import Bundle
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.errors import BundleError, ParityError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.places import DEMO_FOLDER
 
 CLIPS = [soundfile.read(file, dtype="float32")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
 LAST_BIT = 2e-6

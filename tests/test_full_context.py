@@ -13,7 +13,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule
 @pytest.fixture
 def short_windows(monkeypatch):
     """Recordings of more than four seconds are long ones."""
-    monkeypatch.setattr("u2moe.runtime.decoding.source.LONGEST_WINDOW_S", 4.0)
+    monkeypatch.setattr("u2moe.runtime.decoding.stream_state.LONGEST_WINDOW_S", 4.0)
 
 
 def test_a_recording_that_fits_one_window_is_encoded_whole(toy):

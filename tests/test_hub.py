@@ -13,8 +13,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from u2moe.runtime import BundleError, Recognizer, places
-from u2moe.runtime.places import is_repository
+from u2moe.runtime import BundleError, Recognizer, bundle_location
+from u2moe.runtime.bundle_location import is_repository
 
 needs_client = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs the extra hub")
 PROGRAM = """\
@@ -178,7 +178,7 @@ def test_without_the_client_the_extra_is_named(monkeypatch, tmp_path):
         Recognizer.from_pretrained("org/name")
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert str(places.find_bundle("org/name")) == os.path.join("org", "name")  # noqa: PTH118 - a folder goes first
+    assert str(bundle_location.find_bundle("org/name")) == os.path.join("org", "name")  # noqa: PTH118 - a folder goes first
 
 
 @pytest.mark.parametrize("name", ["bundle", "/exp/bundle", "./bundle", "a/b/c", "../bundle", "org/name@"])

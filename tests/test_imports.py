@@ -11,7 +11,7 @@ import u2moe.runtime
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
 ORDER = (
-    "errors", "log", "installation", "places", "validation", "declarations", "whole_file", "result",
+    "errors", "log", "installation", "bundle_location", "validation", "declarations", "whole_file", "result",
     "text", "language", "options", "audio", "bundle", "model", "bundle_folder", "bundle_writer",
     "graph", "decoding", "stream", "recognition", "recognizer",
     "transcriber_thread", "transcriber", "__init__",

@@ -19,7 +19,7 @@ from silero import write_vad
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
 from u2moe.runtime.audio.arrays import SincResampler
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
-from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 pytestmark = needs_node
 GOLDEN = Path(__file__).parent / "golden"

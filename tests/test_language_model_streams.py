@@ -13,9 +13,9 @@ from language_models import random_arpa
 from tones import SYMBOLS, say
 
 from u2moe.runtime import Bundle, DecodingOptions, LanguageModel, LanguageModelOptions, Recognizer
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli.options import language_model_options
 from u2moe.runtime.decoding.fusion import Fusion
-from u2moe.runtime.places import DEMO_FOLDER
 
 
 def arpa_of(**log_probs):
@@ -65,10 +65,10 @@ def test_a_model_that_counts_for_nothing_changes_no_text_and_no_score(toy, optio
 def test_a_recogniser_shares_its_model_and_forgets_those_of_streams(toy, options):
     recognizer = Recognizer(toy.bundle, toy.model, with_model(options(A=-1, B=-1)))
     first, second = recognizer.create_stream(), recognizer.create_stream()
-    assert first.source.fusion is second.source.fusion is not None
+    assert first.state.fusion is second.state.fusion is not None
     own = options(A=-2)
     stream = recognizer.create_stream(with_model(own))
-    assert stream.source.fusion is not first.source.fusion
+    assert stream.state.fusion is not first.state.fusion
     gone = weakref.ref(own)
     del own, stream
     gc.collect()
@@ -124,7 +124,7 @@ def test_a_server_uses_one_model_for_all_streams_and_files(bundle, tmp_path):
     options = Service({"toy": recognizer}, ServerOptions(), Metrics()).default.stream_options
     streams = [recognizer.create_stream(options) for _ in range(2)]
     assert recognizer.options.language_model is options.language_model is language_model
-    assert streams[0].source.fusion is streams[1].source.fusion is not None
+    assert streams[0].state.fusion is streams[1].state.fusion is not None
 
 
 @pytest.mark.slow

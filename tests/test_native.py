@@ -9,12 +9,12 @@ import pytest
 
 from u2moe.runtime import Bundle, KernelsError, Recognizer
 from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.model import native
 from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.places import DEMO_FOLDER
 
 CPU = ("CPUExecutionProvider",)
 

@@ -14,10 +14,10 @@ from u2moe.benchmarks.instruments.workload import speech
 from u2moe.quantize.inspection import describe, inspect_bundle
 from u2moe.runtime import Bundle, BundleWriter, KernelsError, Recognizer, SessionSettings
 from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.native import CPU, choose_kernels
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
 pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)

@@ -14,11 +14,11 @@ from manifests import with_decoding
 from u2moe.quantize import damage
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, TextFormat, cli
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.declarations import options_of
 from u2moe.runtime.decoding import language_model_weights
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.options import BUNDLED, RescoringOptions
-from u2moe.runtime.places import DEMO_FOLDER
 
 OTHERS = {
     "search": "ctc_greedy",

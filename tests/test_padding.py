@@ -104,7 +104,7 @@ def test_weights_of_a_language_model_are_found_with_the_padding_of_the_bundle(re
 def test_a_result_has_the_times_of_its_own_source(toy, monkeypatch):
     """No other thread may reset the stream between the two."""
     stream = toy.create_stream(with_padding(CHUNKED))
-    source, locked = stream.source, []
+    source, locked = stream.state, []
 
     def presented(result):
         other = threading.Thread(target=lambda: locked.append(not source.lock.acquire(blocking=False)))

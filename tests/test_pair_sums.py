@@ -4,8 +4,8 @@ import onnx_ir as ir
 import pytest
 
 from u2moe.runtime import Bundle
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.places import DEMO_FOLDER
 
 pytestmark = pytest.mark.slow
 

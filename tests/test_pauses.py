@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from u2moe.benchmarks.studies.word_times import loud_part
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import matches
 
 LOUD, SOFT = 18.0, 3.0

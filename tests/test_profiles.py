@@ -14,9 +14,9 @@ from u2moe.export.profiles.graphs import detokenizer_graph, samples_per_frame, w
 from u2moe.export.profiles.parity import encoded, session_of
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.runtime import Bundle, DecodingOptions, ctc_prefix_beam_search
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
 from u2moe.runtime.errors import BundleError, UnsupportedError
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.vocabulary import Vocabulary
 

@@ -13,9 +13,9 @@ from u2moe.runtime import (
     DecodingOptions,
     Recognizer,
     StreamError,
+    bundle_location,
     ctc_greedy_search,
     ctc_prefix_beam_search,
-    places,
 )
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
@@ -166,10 +166,10 @@ def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
     options = DecodingOptions(search="ctc_greedy")
     recognizer = Recognizer.from_pretrained(bundle.path, num_threads=2, options=options)
     assert recognizer.transcribe(sound) == Recognizer(bundle, bundle.load(), options).transcribe(sound)
-    monkeypatch.setattr(places, "DEMO_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "none")
     with pytest.raises(BundleError, match=r"not installed: pip install \./runtime/demo .*; or name"):
         Recognizer.from_pretrained()
-    monkeypatch.setattr(places, "DEMO_FOLDER", bundle.path)
+    monkeypatch.setattr(bundle_location, "DEMO_FOLDER", bundle.path)
     assert Recognizer.from_pretrained().bundle.path == bundle.path
 
 

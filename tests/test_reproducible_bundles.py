@@ -13,7 +13,7 @@ import pytest
 
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle
-from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 pytestmark = pytest.mark.slow
 

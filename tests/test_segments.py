@@ -34,7 +34,7 @@ def test_full_context_does_not_depend_on_when_the_end_is_known(data):
     portion = data.draw(st.sampled_from([1600, 7000, 16_000]))
     toy, found = toy_recognizer(), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("u2moe.runtime.decoding.source.LONGEST_WINDOW_S", 2.0)
+        patch.setattr("u2moe.runtime.decoding.stream_state.LONGEST_WINDOW_S", 2.0)
         for portions in ([samples], np.split(samples, range(portion, len(samples), portion))):
             stream = toy.create_recording_stream(DecodingOptions(endpoint=RULES))
             for block in portions:
@@ -98,7 +98,7 @@ def test_portions_do_not_matter(splits, options):
 
 def num_frames_held(stream):
     """Encoder frames that a stream holds, as output or as features."""
-    return sum(map(len, stream.source.utterance._outputs)) + stream.source.received._windows._num_frames // 4
+    return sum(map(len, stream.state.utterance._outputs)) + stream.state.extractor._windows._num_frames // 4
 
 
 def test_minutes_in_flat_memory(toy):
@@ -111,7 +111,7 @@ def test_minutes_in_flat_memory(toy):
             toy.decode_streams([stream])
             texts += [segment.text for segment in stream.take_segments()]
             caches = max(
-                caches, stream.source.caches.num_cached, stream.source.caches.offset if options.chunk_size else 0
+                caches, stream.state.caches.num_cached, stream.state.caches.offset if options.chunk_size else 0
             )
             held = max(held, num_frames_held(stream))
         assert caches <= 6 * 25 + 32  # an utterance, and the chunk in which it ended

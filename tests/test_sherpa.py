@@ -24,10 +24,10 @@ from u2moe.export.random_checkpoint import random_config, write_random_checkpoin
 from u2moe.export.sherpa import OnlineClient
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, offline_graph, online_graph, supported_graphs
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.encoder import Windows
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 
 pytestmark = pytest.mark.slow

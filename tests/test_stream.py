@@ -46,7 +46,7 @@ def test_a_stream_hears_every_frame_that_the_file_has(recognizer, sound, num_sam
     stream = recognizer.create_stream(options)
     result = recognise(recognizer, sound[:num_samples], stream=stream)
     num_frames = (num_samples - 400) // 160 + 1 if num_samples >= 400 else 0
-    assert stream.source.utterance.end == max((num_frames - 7) // 4 + 1, 0)
+    assert stream.state.utterance.end == max((num_frames - 7) // 4 + 1, 0)
     assert result.is_final
     assert recognizer.transcribe(sound[:num_samples], options=options).text == result.text
 
@@ -65,7 +65,7 @@ def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
         lengths.append(len(result.tokens))
     assert lengths[0] == 0
     assert lengths[-1] > 3
-    first_pass = stream.source.utterance.hypotheses()
+    first_pass = stream.state.utterance.hypotheses()
     stream.input_finished()
     recognizer.decode_streams([stream])
     final = stream.get_result()
@@ -163,13 +163,13 @@ def test_a_long_stream_keeps_its_size(export_quickly, golden_checkpoint, tmp_pat
     for _ in range(45):
         stream.accept_waveform(16_000, sound)
         recognizer.decode_streams([stream])
-        offsets.append(stream.source.caches.offset)
-        assert stream.source.caches.num_cached <= 64
-        assert stream.source.caches.place[0].tensors["att_cache"].shape[3] <= 64
-        assert stream.source.received._windows._num_frames < 400
-        assert sum(map(len, stream.source.utterance._outputs)) == 0
+        offsets.append(stream.state.caches.offset)
+        assert stream.state.caches.num_cached <= 64
+        assert stream.state.caches.place[0].tensors["att_cache"].shape[3] <= 64
+        assert stream.state.extractor._windows._num_frames < 400
+        assert sum(map(len, stream.state.utterance._outputs)) == 0
     assert max(offsets) <= 300
-    assert stream.source.utterance.end > 4400
+    assert stream.state.utterance.end > 4400
     assert stream.duration == 180.0
 
 

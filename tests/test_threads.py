@@ -44,7 +44,7 @@ def test_two_threads_feed_and_nothing_is_torn(toy):
     stream.input_finished()
     toy.decode_streams([stream])
     assert stream.duration == 6.0
-    assert stream.source.utterance.end == ((600 * 160 - 400) // 160 + 1 - 7) // 4 + 1
+    assert stream.state.utterance.end == ((600 * 160 - 400) // 160 + 1 - 7) // 4 + 1
 
 
 def test_many_threads_share_a_recogniser(recognizer, sound):
@@ -64,7 +64,7 @@ def test_many_threads_share_a_recogniser(recognizer, sound):
 
 def test_a_second_thread_may_not_decode_the_same_stream(toy):
     stream = toy.create_stream(CHUNKED)
-    with stream.source.claim(), pytest.raises(StreamError, match="decoded by another thread"):
+    with stream.state.claim(), pytest.raises(StreamError, match="decoded by another thread"):
         toy.decode_streams([stream])
     toy.decode_streams([stream])
 
@@ -101,7 +101,7 @@ def test_a_stream_fails_alone_at_every_step(toy, monkeypatch):
         for stream in streams:
             stream.accept_waveform(RATE, samples)
             stream.input_finished()
-        monkeypatch.setattr(streams[3].source, step, Mock(side_effect=ValueError(step)))
+        monkeypatch.setattr(streams[3].state, step, Mock(side_effect=ValueError(step)))
         with pytest.raises(ValueError, match=step):
             toy.decode_streams(streams)
         assert [stream.failure is None for stream in streams] == [True, True, True, False, True]
@@ -113,7 +113,7 @@ def test_a_stream_fails_alone_at_every_step(toy, monkeypatch):
 DAEMONS = """
 import threading
 from u2moe.runtime import Recognizer
-from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 recognizer = Recognizer.from_pretrained()
 has_begun = threading.Event()

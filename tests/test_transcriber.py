@@ -52,7 +52,7 @@ def test_every_change_is_told_and_every_segment_once(own, blocks):
 def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
     events = Events()
     with Transcriber(own, **events.callbacks()) as transcriber:
-        source = transcriber._thread.live.stream.source
+        source = transcriber._thread.live.stream.state
         conclude = source.conclude
         source.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
         for block in blocks[:11]:

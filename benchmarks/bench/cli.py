@@ -13,11 +13,11 @@ from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ra
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe, headline
 from u2moe.runtime import Bundle
+from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.options import chosen_bundle
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.places import find_bundle
 from u2moe.runtime.whole_file import write_text
 
 Subparsers = Any  # argparse has no public name for it

@@ -15,10 +15,10 @@ from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
-from u2moe.runtime.places import DEMO_FOLDER
 
 Frames = npt.NDArray[np.float32]
 Run = Callable[[], Any]

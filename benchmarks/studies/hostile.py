@@ -46,7 +46,7 @@ from u2moe.benchmarks.studies.shared.load import (
     speech_blocks,
 )
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
-from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 NUM_STREAMS = 8
 """Streams that the key of each attack may have."""

@@ -30,8 +30,8 @@ from u2moe.benchmarks.studies.shared.script import named, report, run_script, st
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.export.sherpa_graphs import ONLINE
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.corpus.lists import read_recordings
-from u2moe.runtime.places import DEMO_FOLDER
 
 RATE = 16_000
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"

@@ -45,8 +45,8 @@ from u2moe.benchmarks.studies.shared.load import (
     speech_blocks,
 )
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.native import CPU, choose_kernels
-from u2moe.runtime.places import DEMO_FOLDER
 
 STREAMS = (64, 96, 128, 160, *range(192, 321, 16))
 KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}

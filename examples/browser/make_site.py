@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from u2moe.export.profiles.conversion import convert_bundle
-from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.server import page
 
 HERE = Path(__file__).parent

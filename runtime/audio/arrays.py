@@ -108,10 +108,10 @@ def _stream(source_rate: float, target_rate: int) -> Any:
 def convert(
     samples: npt.ArrayLike, source_rate: float, sample_rate: int, block_s: float = 10.0
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Samples of one channel at `sample_rate`, in blocks of about `block_s` seconds.
+    """Samples of one channel at `sample_rate`, in buffers of about `block_s` seconds.
 
     Raises:
-        AudioError: invalid samples or rate; raised before the first block.
+        AudioError: invalid samples or rate; raised before the first buffer.
     """
     resampler = Resampler(source_rate, sample_rate)
     accepted = as_samples(samples)

@@ -12,9 +12,9 @@ from typing import NamedTuple, cast
 
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.raw import File, RawAudio
+from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.terminal import complain
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.places import find_bundle
 
 STDIN = Path("-")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_location import DEMO, find_bundle
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.declarations import Option, options_of
@@ -18,7 +19,6 @@ from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import FusionWeights, LanguageModelOptions
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import NONE, DecodingOptions
-from u2moe.runtime.places import DEMO, find_bundle
 from u2moe.runtime.text.written.formatter import TextFormat
 
 Subparsers = Any  # argparse has no public names for these

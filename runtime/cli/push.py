@@ -8,11 +8,11 @@ from typing import Any
 
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_location import find_bundle, is_repository
 from u2moe.runtime.cli.options import Subparsers
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.installation import install_command
-from u2moe.runtime.places import find_bundle, is_repository
 
 CARD_FILE = "README.md"
 _CARD = """\

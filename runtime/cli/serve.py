@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.options import (
     Subparsers,
     add_declared,
@@ -18,7 +19,6 @@ from u2moe.runtime.cli.options import (
 from u2moe.runtime.declarations import options_of
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.options import BUNDLED, BundledOptions, DecodingOptions
-from u2moe.runtime.places import find_bundle
 from u2moe.runtime.server.options import Limits, ServerOptions
 
 _KEY_VARIABLE = "U2MOE_API_KEY"

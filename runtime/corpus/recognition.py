@@ -11,7 +11,7 @@ from u2moe.runtime.corpus.rows import Row, RowMaker, as_line, duration_of
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError, handing_warnings_to
-from u2moe.runtime.recognition import Blocks, recognize, transcript_of
+from u2moe.runtime.recognition import RecordingReader, recognize, transcript_of
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.stream import Stream
@@ -100,7 +100,7 @@ class BlockRecognizer:
         self._on_attempt([index])
         warnings: dict[str, None] = {}  # each once, in order
         with handing_warnings_to(warnings.setdefault):
-            blocks = Blocks(sources.read_blocks(utterance, self._sample_rate), self._sample_rate)
+            blocks = RecordingReader(sources.read_blocks(utterance, self._sample_rate), self._sample_rate)
             stream = self._recognizer.create_recording_stream()
 
             def decode(streams: list[Stream]) -> None:

@@ -1,4 +1,4 @@
-"""Runs many sources through the graphs: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
+"""Runs many streams through the graphs: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.alignment import find_cut
 from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.second_pass import SecondPass
-from u2moe.runtime.decoding.source import Source
-from u2moe.runtime.decoding.utterance import Frames, State
+from u2moe.runtime.decoding.stream_state import StreamState
+from u2moe.runtime.decoding.utterance import Frames, Phase
 from u2moe.runtime.model.caches import CacheRow, join_rows, split_rows
 from u2moe.runtime.model.encoder import required_cache_size
 from u2moe.runtime.model.model import Model, batches_of
@@ -30,17 +30,17 @@ memory quadratic in the length, and larger batches save no more time."""
 _MOST_PADDING = 1.1
 """Longest window of such a batch, in lengths of its shortest."""
 
-Chunk = tuple["Source", npt.NDArray[np.float32]]
-"""A source and a window of its features [frames, mel]."""
-Ended = tuple["Source", "list[Hypothesis]"]
-"""A source and the first-pass hypotheses of its current utterance, which has ended."""
-T = TypeVar("T", bound="tuple[Source, Any]")
+Chunk = tuple["StreamState", npt.NDArray[np.float32]]
+"""A stream and a window of its features [frames, mel]."""
+Ended = tuple["StreamState", "list[Hypothesis]"]
+"""A stream and the first-pass hypotheses of its current utterance, which has ended."""
+T = TypeVar("T", bound="tuple[StreamState, Any]")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concluded:
-    """An utterance that has ended, with or without words; encoder frames count from the start of the source.
+    """An utterance that has ended, with or without words; encoder frames count from the start of the stream.
 
     Attributes:
         start: its first encoder frame.
@@ -73,7 +73,7 @@ class Observer:
 
 
 class Pipeline:
-    """Decodes any number of sources of one bundle together. Holds no state of them."""
+    """Decodes any number of streams of one bundle together. Holds no state of them."""
 
     def __init__(self, bundle: Bundle, model: Model, observer: Observer | None = None) -> None:
         self._model = model
@@ -81,87 +81,87 @@ class Pipeline:
         self._second_pass = SecondPass(bundle, model)
         self._observer = observer or Observer()
 
-    def decode(self, sources: Sequence[Source]) -> None:
+    def decode(self, streams: Sequence[StreamState]) -> None:
         """Do all work that is ready: every complete window, and the second pass of every finished utterance.
 
         Raises:
-            Exception: the error of a source that has failed (`Source.failure`), after the work of all others.
+            Exception: the error of a stream that has failed (`StreamState.failure`), after the work of all others.
         """
         with contextlib.ExitStack() as claims:
-            for source in sources:
-                claims.enter_context(source.claim())
+            for stream in streams:
+                claims.enter_context(stream.claim())
             while True:
-                self._settle(_working(sources))
+                self._settle(_working(streams))
                 with self._observer.features():
-                    windows = [(source, source.take_window()) for source in _working(sources)]
-                chunks = [(source, window) for source, window in windows if window is not None]
+                    windows = [(stream, stream.take_window()) for stream in _working(streams)]
+                chunks = [(stream, window) for stream, window in windows if window is not None]
                 if not chunks:
                     break
                 for batch in _batches(chunks):
                     self._search(batch)
-        failure = next((source.failure for source in sources if source.failure is not None), None)
+        failure = next((stream.failure for stream in streams if stream.failure is not None), None)
         if failure is not None:
             raise failure
 
-    def _settle(self, sources: Sequence[Source]) -> None:
+    def _settle(self, streams: Sequence[StreamState]) -> None:
         """Conclude finished utterances, and decide about those left open with full context."""
-        while ended := [source for source in _working(sources) if source.state is State.SEARCHED]:
-            for source in ended:
-                endpoint = source.utterance.endpoint
-                if endpoint is not None and endpoint.is_within_speech(source.frame_s):
-                    with source.failing():
-                        self._cut(source)
+        while ended := [stream for stream in _working(streams) if stream.phase is Phase.SEARCHED]:
+            for stream in ended:
+                endpoint = stream.utterance.endpoint
+                if endpoint is not None and endpoint.is_within_speech(stream.frame_s):
+                    with stream.failing():
+                        self._cut(stream)
             self._conclude(_working(ended))
-        for source in _working(sources):
-            if not source.may_go_on:
+        for stream in _working(streams):
+            if not stream.may_go_on:
                 continue
-            with source.failing():
+            with stream.failing():
                 # An utterance that may continue is encoded again with the next audio, unless it fills most of the
                 # window.
-                if source.takes_most_of_window:
-                    self._cut(source)
-                    self._conclude([source])
-                source.begin_again()
+                if stream.takes_most_of_window:
+                    self._cut(stream)
+                    self._conclude([stream])
+                stream.begin_again()
 
-    def _cut(self, source: Source) -> None:
+    def _cut(self, stream: StreamState) -> None:
         """End the current utterance between two of its words, if there are two, so that no word is cut."""
-        log_probs = self._model.ctc(source.utterance.encoder_out())
-        best = source.utterance.hypotheses()[0]
+        log_probs = self._model.ctc(stream.utterance.encoder_out())
+        best = stream.utterance.hypotheses()[0]
         num_frames = find_cut(self._vocabulary, best.tokens, log_probs, self._model.config.blank)
         if num_frames is not None:
-            source.cut(num_frames, log_probs)
+            stream.cut(num_frames, log_probs)
 
-    def _conclude(self, sources: Sequence[Source]) -> None:
+    def _conclude(self, streams: Sequence[StreamState]) -> None:
         """Give each current utterance, whose search is complete, its final result."""
         ended: list[Ended] = []
-        for source in sources:
-            with source.failing(), self._observer.searching():
-                ended.append((source, source.utterance.finish_search()))
-        for (source, _), result in _apart(self._results, ended):
-            utterance = source.utterance
+        for stream in streams:
+            with stream.failing(), self._observer.searching():
+                ended.append((stream, stream.utterance.finish_search()))
+        for (stream, _), result in _apart(self._results, ended):
+            utterance = stream.utterance
             self._observer.concluded(
                 Concluded(
                     start=utterance.start,
                     num_frames=utterance.num_frames,
-                    window_start=source.window_start,
-                    window_len=len(source.received.window),
+                    window_start=stream.window_start,
+                    window_len=len(stream.extractor.window),
                     result=result,
                 )
             )
-            with source.failing():
-                source.conclude(result)
+            with stream.failing():
+                stream.conclude(result)
 
     def _results(self, ended: Sequence[Ended]) -> list[Result]:
-        return self._second_pass.results([source for source, _ in ended], [hypotheses for _, hypotheses in ended])
+        return self._second_pass.results([stream for stream, _ in ended], [hypotheses for _, hypotheses in ended])
 
     def _search(self, chunks: Sequence[Chunk]) -> None:
-        """Run one chunk of each source through the encoder, the CTC head and the first pass."""
-        for (source, _), (frames, row) in _apart(self._frames, chunks):
-            with source.failing(), self._observer.searching():
-                source.advance(frames, row)
+        """Run one chunk of each stream through the encoder, the CTC head and the first pass."""
+        for (stream, _), (frames, row) in _apart(self._frames, chunks):
+            with stream.failing(), self._observer.searching():
+                stream.advance(frames, row)
 
     def _frames(self, chunks: Sequence[Chunk]) -> list[tuple[Frames, CacheRow]]:
-        """Encoder frames and next caches of each source."""
+        """Encoder frames and next caches of each stream."""
         output, caches = self._encode(chunks)
         log_probs = self._model.ctc(np.concatenate(output))
         ends = np.cumsum([len(own) for own in output])
@@ -170,7 +170,7 @@ class Pipeline:
         return list(zip(frames, caches, strict=True))
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[npt.NDArray[np.float32]], list[CacheRow]]:
-        """Encoder output [time, dim] and next caches of each source, from one call."""
+        """Encoder output [time, dim] and next caches of each stream, from one call."""
         config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
         lengths = np.array([len(window) for _, window in chunks])
         features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
@@ -179,11 +179,11 @@ class Pipeline:
         if options.chunk_size is None:
             caches, required = encoder.start(len(chunks)), 0
         else:
-            caches = join_rows([source.caches for source, _ in chunks])
+            caches = join_rows([stream.caches for stream, _ in chunks])
             required = required_cache_size(options.chunk_size, options.num_left_chunks)
         output, following = encoder.step(features, caches, required_cache_size=required, chunk_lens=lengths)
         num_frames = ((lengths - config.window) // config.subsampling_rate + 1).tolist()
-        num_cached = [source.caches.num_cached + num for (source, _), num in zip(chunks, num_frames, strict=True)]
+        num_cached = [stream.caches.num_cached + num for (stream, _), num in zip(chunks, num_frames, strict=True)]
         rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
         return [row[:num] for row, num in zip(output, num_frames, strict=True)], rows
 
@@ -191,9 +191,9 @@ class Pipeline:
 def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
     """Batches of chunks that may share an encoder call: same chunk size and left context, limited in number."""
     groups: dict[tuple[int | None, int], list[Chunk]] = {}
-    for source, window in chunks:
-        key = (source.options.chunk_size, source.options.num_left_chunks)
-        groups.setdefault(key, []).append((source, window))
+    for stream, window in chunks:
+        key = (stream.options.chunk_size, stream.options.num_left_chunks)
+        groups.setdefault(key, []).append((stream, window))
     for (chunk_size, _), group in groups.items():
         if chunk_size is None:
             yield from batches_of(sorted(group, key=lambda chunk: len(chunk[1])), _is_alike)
@@ -208,15 +208,15 @@ def _is_alike(batch: list[Chunk], longer: Chunk) -> bool:
     return not is_full and num_frames <= _MOST_PADDING * len(batch[0][1])
 
 
-def _working(sources: Sequence[Source]) -> list[Source]:
-    """The sources that have not failed."""
-    return [source for source in sources if source.failure is None]
+def _working(streams: Sequence[StreamState]) -> list[StreamState]:
+    """The streams that have not failed."""
+    return [stream for stream in streams if stream.failure is None]
 
 
 def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
     """Yield each item with its result, computed together.
 
-    If that fails, bisects to find the items that cause the error, whose sources have then failed.
+    If that fails, bisects to find the items that cause the error, whose streams have then failed.
     """
     try:
         results = compute(items)

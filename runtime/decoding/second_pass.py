@@ -15,50 +15,50 @@ from u2moe.runtime.decoding.alignment import align
 from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.pauses import end_at_pauses, token_spans
 from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
-from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.model.model import Model, TokenScores
 from u2moe.runtime.options import DefiniteOptions
 from u2moe.runtime.result import Alternative, Result, WordResult
 
 
 class SecondPass:
-    """Computes the final results of utterances, by the search in their sources' options. Stateless."""
+    """Computes the final results of utterances, by the search in their streams' options. Stateless."""
 
     def __init__(self, bundle: Bundle, model: Model) -> None:
         self._manifest = bundle.manifest
         self._vocabulary = bundle.vocabulary
         self._model = model
 
-    def results(self, sources: Sequence[Source], hypotheses: Sequence[list[Hypothesis]]) -> list[Result]:
-        """The final result of the current utterance of each source; those of similar length share a decoder call.
+    def results(self, streams: Sequence[StreamState], hypotheses: Sequence[list[Hypothesis]]) -> list[Result]:
+        """The final result of the current utterance of each stream; those of similar length share a decoder call.
 
         Args:
-            sources: sources whose current utterance has ended.
+            streams: streams whose current utterance has ended.
             hypotheses: first-pass hypotheses for each, best first.
         """
-        outputs = [source.utterance.encoder_out() for source in sources]
+        outputs = [stream.utterance.encoder_out() for stream in streams]
         rescored = [
             index
-            for index, source in enumerate(sources)
-            if source.options.search == "attention_rescoring" and len(outputs[index])
+            for index, stream in enumerate(streams)
+            if stream.options.search == "attention_rescoring" and len(outputs[index])
         ]
         utterances = [(outputs[index], [found.tokens for found in hypotheses[index]]) for index in rescored]
         scores = dict(zip(rescored, self._model.token_scores_of(utterances) if utterances else [], strict=True))
         results = []
-        for index, (source, output, found) in enumerate(zip(sources, outputs, hypotheses, strict=True)):
+        for index, (stream, output, found) in enumerate(zip(streams, outputs, hypotheses, strict=True)):
             if index in scores:
-                second = self._rescored(source, found, scores[index])
-                results.append(self._result(source, [item.hypothesis for item in second], second))
-            elif source.options.search == "attention" and len(output):
-                results.append(self._result(source, self._attention_search(output, source.options)))
+                second = self._rescored(stream, found, scores[index])
+                results.append(self._result(stream, [item.hypothesis for item in second], second))
+            elif stream.options.search == "attention" and len(output):
+                results.append(self._result(stream, self._attention_search(output, stream.options)))
             else:
-                results.append(self._result(source, found))
-        return [source.presented(result) for source, result in zip(sources, results, strict=True)]
+                results.append(self._result(stream, found))
+        return [stream.presented(result) for stream, result in zip(streams, results, strict=True)]
 
     @staticmethod
-    def _rescored(source: Source, hypotheses: Sequence[Hypothesis], scores: TokenScores) -> list[Rescored]:
+    def _rescored(stream: StreamState, hypotheses: Sequence[Hypothesis], scores: TokenScores) -> list[Rescored]:
         """Hypotheses with the scores of both passes."""
-        return attention_rescoring(hypotheses, scores, source.weights)
+        return attention_rescoring(hypotheses, scores, stream.weights)
 
     def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DefiniteOptions) -> list[Hypothesis]:
         """Hypotheses of the decoder alone; the best one gets token times from the CTC head."""
@@ -79,14 +79,16 @@ class SecondPass:
             found[0] = dataclasses.replace(found[0], times=times, probabilities=probabilities)
         return found
 
-    def _result(self, source: Source, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None) -> Result:
+    def _result(
+        self, stream: StreamState, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None
+    ) -> Result:
         """Text, words and alternatives from hypotheses, best first, with their second-pass scores."""
         if not hypotheses:
-            return Result(text="", is_final=True, segment=source.utterance.number)
-        best, frame_s, utterance = hypotheses[0], source.frame_s, source.utterance
+            return Result(text="", is_final=True, segment=stream.utterance.number)
+        best, frame_s, utterance = hypotheses[0], stream.frame_s, stream.utterance
         begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
         probabilities = rescored[0].token_probabilities if rescored else best.probabilities
-        words = self._words(source, best, probabilities) if best.times else []
+        words = self._words(stream, best, probabilities) if best.times else []
         nbest: dict[str, Alternative] = {}
         for i, hypothesis in enumerate(hypotheses):
             text = self._vocabulary.text(hypothesis.tokens)
@@ -96,31 +98,31 @@ class SecondPass:
                 text=text,
                 tokens=hypothesis.tokens,
                 score=rescored[i].score if rescored else hypothesis.score,
-                ctc_score=hypothesis.score if source.options.search != "attention" else None,
+                ctc_score=hypothesis.score if stream.options.search != "attention" else None,
                 attention_score=rescored[i].attention_score if rescored else None,
-                language_score=hypothesis.language_score if source.fusion is not None else None,
+                language_score=hypothesis.language_score if stream.fusion is not None else None,
                 times=[round((utterance.start + time) * frame_s, 3) for time in hypothesis.times],
             )
-        alternatives = list(nbest.values())[: source.options.beam_size]  # hotwords may have added more
+        alternatives = list(nbest.values())[: stream.options.beam_size]  # hotwords may have added more
         return Result(
             text=alternatives[0].text,
             is_final=True,
-            segment=source.utterance.number,
+            segment=stream.utterance.number,
             start=words[0].start if words else round(begin_s, 3) if best.tokens else 0.0,
             end=words[-1].end if words else round(end_s, 3) if best.tokens else 0.0,
             tokens=best.tokens,
-            times=[round((source.utterance.start + time) * frame_s, 3) for time in best.times],
+            times=[round((stream.utterance.start + time) * frame_s, 3) for time in best.times],
             words=words,
             confidence=sum(word.confidence or 0.0 for word in words) / len(words) if words else None,
             score=alternatives[0].score,
             nbest=alternatives,
         )
 
-    def _words(self, source: Source, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:
+    def _words(self, stream: StreamState, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:
         """Words of a hypothesis with times; boundaries are refined by the pauses between words."""
-        frame_s, words = source.frame_s, self._vocabulary.words(best.tokens)
-        begin = source.utterance.start * frame_s
-        spans = token_spans(best.times, frame_s, source.utterance.num_frames * frame_s)
+        frame_s, words = stream.frame_s, self._vocabulary.words(best.tokens)
+        begin = stream.utterance.start * frame_s
+        spans = token_spans(best.times, frame_s, stream.utterance.num_frames * frame_s)
         meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
         peaks = [(begin + best.times[word.begin] * frame_s, begin + best.times[word.end - 1] * frame_s)
                  for word in words]  # fmt: skip
@@ -132,7 +134,7 @@ class SecondPass:
                 end=round(end, 3),
                 confidence=word_confidence(probabilities[word.begin : word.end], calibration),
             )
-            for word, (start, end) in zip(words, end_at_pauses(meeting, peaks, source.pauses()), strict=True)
+            for word, (start, end) in zip(words, end_at_pauses(meeting, peaks, stream.pauses()), strict=True)
         ]
 
 

@@ -15,8 +15,8 @@ from u2moe.runtime.result import Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 
-class State(Enum):
-    """The state of an utterance between audio and result; see `Source` for the transitions."""
+class Phase(Enum):
+    """The phase of an utterance between audio and result; see `StreamState` for the transitions."""
 
     RECEIVING = "receiving"
     """Too little audio for the next window of features."""

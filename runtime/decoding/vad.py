@@ -46,8 +46,8 @@ class VadOptions:
     Attributes:
         threshold: speech begins when its probability reaches this.
         end_threshold: speech ends when its probability falls below this.
-        min_silence: seconds of silence that end a stretch of speech.
-        padding: seconds of silence kept on either side of a stretch; at most half of `min_silence`.
+        min_silence: seconds of silence that end a span of speech.
+        padding: seconds of silence kept on either side of a span; at most half of `min_silence`.
     """
 
     threshold: float = option("number", 0.5, above=0, most=1)
@@ -68,13 +68,13 @@ class VadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """A part of a stretch of speech.
+    """A part of a span of speech.
 
     Attributes:
         start: index of its first sample in the recording.
         samples: float32 [n] at 16 kHz.
-        begins: whether it is the first part of the stretch.
-        ends: whether it is the last part of the stretch.
+        begins: whether it is the first part of the span.
+        ends: whether it is the last part of the span.
     """
 
     start: int
@@ -129,17 +129,17 @@ class VoiceActivityDetector:
             raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
 
     def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
-        """Stretches of speech with their padding, in parts, as the blocks arrive; silence is dropped.
+        """Spans of speech with their padding, in parts, as the blocks arrive; silence is dropped.
 
         Args:
             blocks: consecutive samples at 16 kHz, float32 [n]; the split into blocks does not matter.
         """
         states, context = self._start(), np.zeros(_CONTEXT, np.float32)
-        stretches = _Stretches(self.options)
+        spans = _SpeechSpans(self.options)
         for block in _whole_windows(blocks):
             probabilities, states, context = self._probabilities(block, states, context)
-            yield from stretches.accept(block, probabilities.tolist())
-        yield from stretches.finish()
+            yield from spans.accept(block, probabilities.tolist())
+        yield from spans.finish()
 
     def _start(self) -> dict[str, npt.NDArray[np.float32]]:
         return {name: np.zeros(shape, np.float32) for name, shape in self._states.items()}
@@ -183,8 +183,8 @@ def _installed_file() -> Path:
     raise BundleError("silero-vad is not installed: pip install --no-deps silero-vad, or name a file of its network")
 
 
-class _Stretches:
-    """From window probabilities to stretches of speech. Samples are numbered from the start of the recording."""
+class _SpeechSpans:
+    """From window probabilities to spans of speech. Samples are numbered from the start of the recording."""
 
     def __init__(self, options: VadOptions) -> None:
         self._options = options
@@ -218,7 +218,7 @@ class _Stretches:
         self._held, self._held_start = self._held[keep - self._held_start :], keep
 
     def finish(self) -> Iterator[Speech]:
-        """The end of the last stretch, if it is open."""
+        """The end of the last span, if it is open."""
         if self._speaks:
             yield self._take(min(self._spoken + self._padding, self._held_start + len(self._held)), ends=True)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.pipeline import MAX_BATCH
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics

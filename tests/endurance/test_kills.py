@@ -16,9 +16,9 @@ import soundfile
 
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.corpus.results import read_outcomes
 from u2moe.runtime.corpus.run_folder import OutputFolder
-from u2moe.runtime.places import DEMO_FOLDER
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals")]
 

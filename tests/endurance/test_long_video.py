@@ -6,8 +6,8 @@ from damage import resident_mb
 
 from u2moe.runtime import Recognizer
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.corpus.lists import read_recordings
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import words
 
 av = pytest.importorskip("av")

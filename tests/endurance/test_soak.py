@@ -12,9 +12,9 @@ from damage import resident_mb
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.bundle_location import DEMO_FOLDER
+from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.model.encoder import Windows
-from u2moe.runtime.places import DEMO_FOLDER
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +104,7 @@ ENDS = {
 
 @pytest.fixture
 def short_windows(monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.decoding.source.LONGEST_WINDOW_S", 8.0)
+    monkeypatch.setattr("u2moe.runtime.decoding.stream_state.LONGEST_WINDOW_S", 8.0)
 
 
 @pytest.mark.parametrize("ends", ENDS)
@@ -145,7 +145,7 @@ def without_the_last_frame(advance):
 
 @pytest.mark.parametrize(
     ("owner", "name", "fault"),
-    [(Windows, "put_back", losing), (Windows, "put_back", repeating), (Source, "advance", without_the_last_frame)],
+    [(Windows, "put_back", losing), (Windows, "put_back", repeating), (StreamState, "advance", without_the_last_frame)],
 )
 @pytest.mark.usefixtures("short_windows")
 def test_what_is_lost_or_doubled_at_cuts_is_found(clips, tmp_path, owner, name, fault, monkeypatch):

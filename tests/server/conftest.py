@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.server.event_loop import run_in_loop
 from u2moe.runtime.server.launch import open_sockets
 from u2moe.runtime.server.metrics import Metrics

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from u2moe.benchmarks.studies.shared.load import RunningServer, first_blocks, free_port, our_server, speech_blocks
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.places import DEMO_FOLDER
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 REST, WYOMING = "/v1/audio/transcriptions", "wyoming"
 PROTOCOLS = (*START, REST, WYOMING)

@@ -30,6 +30,7 @@ from u2moe.runtime import (
 )
 from u2moe.runtime.audio.arrays import SincResampler
 from u2moe.runtime.audio.padding import Padding
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.alignment import find_cut
 from u2moe.runtime.decoding.attachment import attach
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
@@ -40,7 +41,6 @@ from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.options import RescoringWeights
-from u2moe.runtime.places import DEMO_FOLDER
 from u2moe.runtime.result import Alternative, Result, WordResult
 
 FOLDER = Path(__file__).parents[1] / "conformance"

@@ -30,7 +30,7 @@ def feed(recognizer, samples, splits=(), options=CHUNKED):
         stream.accept_waveform(RATE, samples[start : start + length])
         start += length
         recognizer.decode_streams([stream])
-        assert stream.is_endpoint() == bool(stream.source.segments)
+        assert stream.is_endpoint() == bool(stream.state.segments)
         segments += stream.take_segments()
         assert not stream.is_endpoint()
         assert not stream.get_result().is_final

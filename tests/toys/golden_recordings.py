@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.places import DEMO_FOLDER
 
 FILE = Path(__file__).parents[1] / "golden" / "recordings.json.gz"
 CLIPS = DEMO_FOLDER / "clips"

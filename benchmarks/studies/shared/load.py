@@ -30,8 +30,8 @@ from u2moe.benchmarks.studies.shared.programs import make_environment, sherpa_gr
 from u2moe.export.sherpa_graphs import ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.native import VARIABLE
-from u2moe.runtime.places import DEMO_FOLDER
 
 OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")

@@ -13,7 +13,7 @@ from tones import ToyBundle, ToyModel, say, toy_recognizer
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, StreamError, Transcriber
 from u2moe.runtime.decoding.pipeline import Observer
-from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.decoding.stream_state import StreamState
 
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 30_000), max_size=4))
@@ -116,12 +116,12 @@ def test_options_of_another_type_are_refused(toy, options):
 
 def test_hotwords_and_options_are_those_of_the_stream(toy):
     stream = toy.create_stream(CHUNKED, hotwords=["A"])
-    assert isinstance(stream.source, Source)
+    assert isinstance(stream.state, StreamState)
     assert stream.options == dataclasses.replace(
         CHUNKED, search="ctc_prefix_beam", padding_s=0.0, beam_size=10, ctc_weight=0.3, reverse_weight=0.3,
         language_model="none",
     )  # fmt: skip
-    assert stream.source.context is not None
+    assert stream.state.context is not None
     samples, _ = say("A", [0.3])
     assert [segment.text for segment in feed(toy, samples)] == ["A"]
     assert np.isfinite(stream.duration)

@@ -1,4 +1,4 @@
-"""From samples of one source to windows of features and their loudness. Runs no model."""
+"""From the samples of a stream to windows of features and their loudness. Runs no model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.model.features import FeatureStream
 
 
-class Reception:
+class FeatureExtractor:
     """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
 
     With `knows_last`, whether a window is the last is known when it is taken; see `Windows`.
@@ -77,7 +77,7 @@ class Reception:
 
     @property
     def duration(self) -> float:
-        """Seconds of samples received."""
+        """Seconds of samples extractor."""
         return self.num_samples / self._sample_rate
 
     @property

@@ -1,4 +1,4 @@
-"""One source of audio during recognition, behind the public `Stream`. Runs no graph; `pipeline` does."""
+"""The state of a stream during recognition, behind the public `Stream`. Runs no graph; `pipeline` does."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy.typing as npt
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.ctc import GreedySearch, PrefixBeamSearch
 from u2moe.runtime.decoding.endpoint import Endpointer, PauseRule
+from u2moe.runtime.decoding.feature_extractor import FeatureExtractor
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pauses import find_pauses
-from u2moe.runtime.decoding.reception import Reception
-from u2moe.runtime.decoding.utterance import Frames, State, Utterance
+from u2moe.runtime.decoding.utterance import Frames, Phase, Utterance
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import CacheRow, split_rows
 from u2moe.runtime.model.model import Model
@@ -30,19 +30,19 @@ LONGEST_WINDOW_S = 30.0
 """Maximum seconds encoded at once with full context, if utterances end by endpoints."""
 
 
-class Source:
-    """The input of a source, its current utterance, the results of earlier ones, and the caches of the encoder.
+class StreamState:
+    """What a stream received, its current utterance, the results of earlier ones, and the caches of the encoder.
 
-    The current utterance goes through these states (`State`), and the next one begins where it ends:
+    The current utterance goes through these phases (`Phase`), and the next one begins where it ends:
 
-        RECEIVING  accept, finish                  -> WINDOWS
+        RECEIVING  input                           -> WINDOWS
         WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or SEARCHED at an endpoint or the last window
         SEARCHED   perhaps cut, then conclude      -> the next utterance; after the last one CONCLUDED
 
     With full context, an utterance that may continue after its window is either cut and concluded, or restarted with
     the next window (`begin_again`).
 
-    One thread may feed (`accept`, `finish`) while another decodes (everything after `claim`) and a third requests
+    One thread may feed (`input`) while another decodes (everything after `claim`) and a third requests
     results.
 
     Attributes:
@@ -53,7 +53,7 @@ class Source:
         fusion: language model.
         weights: of the second pass.
         caches: caches of the encoder for the next chunk.
-        received: the samples, as windows of features.
+        extractor: the samples, as windows of features.
         utterance: the current utterance.
         segments: final results that were not taken yet.
         window_start: encoder frame at which the last window begins.
@@ -106,7 +106,9 @@ class Source:
             if is_whole and endpoint is not None:
                 chunk_size = round((LONGEST_WINDOW_S + 2 * self._padding_s) / self.frame_s)
             min_pause = endpoint.min_pause if endpoint else None
-            self.received = Reception(self.model.manifest, chunk_size, knows_last=is_whole, padding_s=self._padding_s)
+            self.extractor = FeatureExtractor(
+                self.model.manifest, chunk_size, knows_last=is_whole, padding_s=self._padding_s
+            )
             self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
             self.failure: BaseException | None = None
             self.segments: list[Result] = []
@@ -117,11 +119,11 @@ class Source:
     # Called by programs, through a stream.
 
     @contextlib.contextmanager
-    def input(self) -> Iterator[Reception]:
+    def input(self) -> Iterator[FeatureExtractor]:
         """What takes samples, unless decoding has failed; no other thread uses it meanwhile."""
         with self.lock:
             self._check()
-            yield self.received
+            yield self.extractor
 
     def result(self, num_alternatives: int = 0) -> Result:
         """The partial or final result of the current utterance; a partial one with alternatives of the first pass."""
@@ -140,7 +142,7 @@ class Source:
     def presented(self, result: Result) -> Result:
         """A result for programs: with times of the source, and written as `DefiniteOptions.text_format` has it."""
         if self._padding_s:
-            result = without_padding(result, self.received.lead_s, self.received.end_s)
+            result = without_padding(result, self.extractor.lead_s, self.extractor.end_s)
         return result if self._formatter is None else self._formatter.result(result)
 
     def take_segments(self) -> list[Result]:
@@ -150,22 +152,22 @@ class Source:
             return segments
 
     @property
-    def state(self) -> State:
-        """The state of the current utterance."""
+    def phase(self) -> Phase:
+        """The phase of the current utterance."""
         with self.lock:
             if self.utterance.endpoint is not None:
-                return State.SEARCHED
-            if self.received.has_window:
-                return State.WINDOWS
-            if not self.received.is_finished:
-                return State.RECEIVING
-            return State.CONCLUDED if self.utterance.is_concluded else State.SEARCHED
+                return Phase.SEARCHED
+            if self.extractor.has_window:
+                return Phase.WINDOWS
+            if not self.extractor.is_finished:
+                return Phase.RECEIVING
+            return Phase.CONCLUDED if self.utterance.is_concluded else Phase.SEARCHED
 
     # Called by the pipeline.
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Claim the source for a thread, because chunks must be in order.
+        """Claim the stream for a thread, because chunks must be in order.
 
         What ends the thread in the middle of its work, such as KeyboardInterrupt, loses audio: only `reset` helps.
         """
@@ -189,7 +191,7 @@ class Source:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Work for this source alone: an error becomes its `failure`, and other sources continue."""
+        """Work for this stream alone: an error becomes its `failure`, and others continue."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the work is lost, whatever the error is
@@ -198,20 +200,20 @@ class Source:
     def take_window(self) -> npt.NDArray[np.float32] | None:
         """Features [frames, mel] of the next chunk, or None. With full context it may end within a pause."""
         with self.lock:
-            received = self.received
-            if not received.take_window():
+            extractor = self.extractor
+            if not extractor.take_window():
                 return None
             self.window_start = self.utterance.end
             if self.options.chunk_size is None:
                 num_frames = self._pause_rule.end_of_window(
-                    received.levels(len(received.window)),
+                    extractor.levels(len(extractor.window)),
                     self.utterance.start,
-                    is_full=received.window_is_full,
-                    is_last=received.is_exhausted,
+                    is_full=extractor.window_is_full,
+                    is_last=extractor.is_exhausted,
                 )
                 if num_frames is not None:
-                    received.shorten_window(num_frames)
-            return received.window
+                    extractor.shorten_window(num_frames)
+            return extractor.window
 
     def advance(self, frames: Frames, caches: CacheRow) -> None:
         """Add the encoder frames of a chunk, and store the caches for the next."""
@@ -231,7 +233,7 @@ class Source:
             if result.text:
                 self.segments.append(result)
                 number += 1
-            if self.utterance.endpoint is None and self.state is State.SEARCHED:
+            if self.utterance.endpoint is None and self.phase is Phase.SEARCHED:
                 self.utterance.conclude(result)
                 self.caches = self._no_caches()
                 return
@@ -244,25 +246,25 @@ class Source:
     @property
     def may_go_on(self) -> bool:
         """Whether the current utterance has frames of a window with full context and may continue."""
-        is_undecided = self.state in (State.RECEIVING, State.WINDOWS)
+        is_undecided = self.phase in (Phase.RECEIVING, Phase.WINDOWS)
         return self.options.chunk_size is None and self.utterance.num_frames > 0 and is_undecided
 
     @property
     def takes_most_of_window(self) -> bool:
         """Whether the current utterance fills more than half of the last window."""
-        return 2 * self.utterance.num_frames > self.received.num_window_frames
+        return 2 * self.utterance.num_frames > self.extractor.num_window_frames
 
     def begin_again(self) -> None:
         """Discard the frames of the current utterance: the next window begins with them."""
         with self.lock:
-            self.received.repeat_window(self.utterance.num_frames)
+            self.extractor.repeat_window(self.utterance.num_frames)
             self._begin_utterance(self.utterance.number, self.utterance.start)
 
     def pauses(self) -> list[tuple[float, float]]:
         """Pauses in the current utterance, in seconds from the source's first frame."""
         begin = self.utterance.start * self.frame_s
         with self.lock:
-            levels = self.received.levels(self.utterance.num_frames * self.model.config.subsampling_rate)
+            levels = self.extractor.levels(self.utterance.num_frames * self.model.config.subsampling_rate)
         return [(begin + start, begin + end) for start, end in find_pauses(levels, self._level_s)]
 
     def _check(self) -> None:
@@ -272,10 +274,10 @@ class Source:
     def _begin_utterance(self, number: int, start: int) -> None:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         output_size = self.model.config.output_size
-        # Not a method: an utterance that referred to its source would keep the model until the garbage is collected.
+        # Not a method: an utterance that referred to its stream would keep the model until the garbage is collected.
         new_search = partial(_new_search, self.options, self.model.config.blank, self.context, self.fusion)
         self.utterance = Utterance(number, start, new_search, output_size=output_size, keeps_output=needs_output)
-        self.received.forget(start)
+        self.extractor.forget(start)
         if self._endpointer is not None:
             self._endpointer.reset()
 
