@@ -71,10 +71,9 @@ def measure_bound(
     for name, probe in probes.items():
         progress(f"bound, {mode.name}: profile of {name}")
         run, num_threads = utterance(probe, samples, mode), int(rates["threads"])
-        kernels = "native" if probe.model.kernels.native else "onnxruntime"
         repeated = partial(profile, probe.bundle, run, num_threads=num_threads, repetitions=min(repetitions, _PROFILES))
-        rounds = repeated(kernels=kernels)
-        counted = rounds if kernels == "onnxruntime" else repeated(kernels="onnxruntime")
+        rounds = repeated(kernels=probe.kernels)
+        counted = repeated(kernels={}) if probe.model.kernels.native else rounds
         stages = {stage: [seconds.get(stage, 0.0) for seconds in measured[name]] for stage in measured[name][0]}
         footprint = sum(file.size for file in probe.bundle.manifest.files.values())
         entry = compare(rounds, stages, best_rates(rates, footprint), counted[0])

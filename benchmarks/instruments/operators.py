@@ -10,13 +10,13 @@ import gc
 import json
 import math
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from u2moe.runtime import Bundle, Model
-from u2moe.runtime.bundle.functions import is_replaced
+from u2moe.runtime.model.native import Kernels
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
@@ -85,9 +85,9 @@ Site = tuple[str, str]
 def profile(
     bundle: Bundle,
     run: Callable[[Model], object],
+    kernels: Mapping[str, Kernels],
     *,
     num_threads: int = 1,
-    kernels: str = "onnxruntime",
     repetitions: int = 3,
 ) -> list[list[Kernel]]:
     """The kernels of several runs of `run` on the model, after a warm-up run.
@@ -95,19 +95,21 @@ def profile(
     Args:
         bundle: bundle to load.
         run: does the same work every time.
+        kernels: what computes the functions of each graph, by its name; onnxruntime alone those that are left out.
+            Products within native kernels cannot be counted.
         num_threads: threads within one operator.
-        kernels: "onnxruntime" or "native". Products within native ones cannot be counted.
         repetitions: number of runs that count.
     """
-    chosen = SessionSettings(num_threads=num_threads, kernels=kernels)
     with tempfile.TemporaryDirectory() as folder:
-        model = profiled(bundle, Path(folder), chosen)
+        model = _profiled(bundle, Path(folder), kernels, num_threads)
         for _ in range(repetitions + 1):
             run(model)
         del model
         gc.collect()  # a session writes its profile when it is destroyed
         rounds: list[list[Kernel]] = [[] for _ in range(repetitions)]
-        sites = call_sites(bundle.path / bundle.manifest.model.graphs()[0].file, chosen.chosen.operators)
+        encoder = bundle.manifest.model.graphs()[0]
+        native = kernels.get(encoder.name)
+        sites = call_sites(bundle.path / encoder.file, native.replaces if native else lambda _: False)
         for file in sorted(Path(folder).iterdir()):
             found = list(read_events(list(node_events(file)), sites))
             size = len(found) // (repetitions + 1)
@@ -116,21 +118,18 @@ def profile(
     return rounds
 
 
-def profiled(bundle: Bundle, folder: Path, chosen: SessionSettings) -> Model:
+def _profiled(bundle: Bundle, folder: Path, kernels: Mapping[str, Kernels], num_threads: int) -> Model:
     """A model that writes the profile of each graph into `folder`, as NUMBER_GRAPH_TIME.json, when it is destroyed.
 
-    Each gets its own name: onnxruntime adds only the time in milliseconds, older versions in seconds, and small graphs
-    load faster than that.
+    Each gets its own name: onnxruntime adds only the time in milliseconds, and small graphs load faster than that.
     """
-    sessions = []
+    settings, sessions = SessionSettings(num_threads=num_threads, kernels="onnxruntime"), []
     for number, graph in enumerate(bundle.manifest.model.graphs()):
-        options = chosen.session_options()
+        options = settings.session_options(kernels.get(graph.name))
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / f"{number}_{graph.name}")
-        settings = SessionSettings(
-            sess_options=options, providers=chosen.providers, provider_options=chosen.provider_options
-        )
-        sessions.append(Session(bundle.path / graph.file, graph, bundle.manifest, settings))
+        own = SessionSettings(sess_options=options)
+        sessions.append(Session(bundle.path / graph.file, graph, bundle.manifest, own))
     return Model(bundle.manifest, sessions[0], sessions[1], sessions[2] if len(sessions) > 2 else None)
 
 
@@ -142,19 +141,19 @@ def node_events(file: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.strip().strip(",[]"))
 
 
-def call_sites(file: Path, operators: Collection[str] = ()) -> list[Site]:
+def call_sites(file: Path, replaces: Callable[[str], bool]) -> list[Site]:
     """For each node index in onnxruntime: the operator, and the name in the main graph.
 
     Nodes of the main graph come first. Function calls are replaced by the nodes of the functions, which are appended in
     the order of the calls and have meaningless names; calls within functions follow level by level. Constants become
-    initializers and get no index. Calls of functions that native `operators` replace stay as they are.
+    initializers and get no index. Calls of functions that native kernels compute (`replaces`) stay as they are.
     """
     import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
 
     model = ir.load(file)
     nodes = [(node, str(node.name)) for node in model.graph if node.op_type != "Constant"]
     for node, name in nodes:  # grows during the loop
-        function = None if is_replaced(node.op_type, operators) else model.functions.get(node.op_identifier())
+        function = None if replaces(node.op_type) else model.functions.get(node.op_identifier())
         nodes += [(inner, name) for inner in function or () if inner.op_type != "Constant"]
     return [(node.op_type, name) for node, name in nodes]
 

@@ -167,6 +167,7 @@ class Probe:
             )
             for graph in bundle.manifest.model.graphs()
         }
+        self.kernels = {name: session.kernels for name, session in sessions.items()}
         self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
         search: Search = "attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam"
         self.options = DecodingOptions(search=search, endpoint=bundle.manifest.decoding.endpoint)
