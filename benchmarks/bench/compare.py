@@ -18,18 +18,8 @@ Values = dict[tuple[str, ...], Mapping[str, float]]
 
 _MACHINE = ("processor", "usable_cores", "onnxruntime", "u2moe", "commit", "system", "python", "numpy")
 _SECTIONS = (
-    "machine",
-    "plan",
-    "providers",
-    "audio",
-    "bundles",
-    "kernels",
-    "speed",
-    "latency",
-    "footprint",
-    "experts",
-    "rates",
-    "bound",
+    *("machine", "plan", "providers", "audio", "bundles", "kernels"),
+    *("speed", "latency", "footprint", "experts", "rates", "bound"),
 )
 _FACTORS = ("real-time factor", "core-hours / hour", "word errors")
 """Measurements without a unit."""

@@ -17,16 +17,8 @@ from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.bundle_location import find_bundle
 
 _PACKAGES = (
-    "u2moe-demo",
-    "u2moe-kernels",
-    "soundfile",
-    "soxr",
-    "av",
-    "onnx",
-    "onnx-ir",
-    "torch",
-    "starlette",
-    "pyarrow",
+    *("u2moe-demo", "u2moe-kernels", "soundfile", "soxr", "av"),
+    *("onnx", "onnx-ir", "torch", "starlette", "pyarrow"),
 )
 _LONGEST_S = 3.0
 

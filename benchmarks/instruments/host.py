@@ -168,9 +168,6 @@ def _read(file: Path) -> str:
         return ""
 
 
-_POWERCAP = Path("/sys/class/powercap")
-
-
 class EnergyMeter:
     """Energy used by all processor packages, for any process; on Linux only root may read it.
 
@@ -178,17 +175,12 @@ class EnergyMeter:
         folder: where the zones lie, each with `name`, `energy_uj` and `max_energy_range_uj`.
     """
 
-    def __init__(self, folder: Path = _POWERCAP) -> None:
-        self._zones: dict[Path, int] = {}
-        try:
-            for zone in sorted(folder.glob("*-rapl:*")):
-                if (
-                    (zone / "name").read_text().startswith("package")
-                ):  # others are parts of packages, or count them again
-                    self._zones[zone] = int((zone / "max_energy_range_uj").read_text())
-            self._last = self._counted()
-        except (OSError, ValueError):
-            self._zones = {}
+    def __init__(self, folder: Path = Path("/sys/class/powercap")) -> None:
+        # others are parts of packages, or count them again
+        packages = [zone for zone in sorted(folder.glob("*-rapl:*")) if _read(zone / "name").startswith("package")]
+        readable = all(_read(zone / "energy_uj") for zone in packages)
+        self._zones = {zone: int(_read(zone / "max_energy_range_uj")) for zone in packages if readable}
+        self._last = self._counted()
 
     def joules(self) -> float | None:
         """Joules since the last call, or since the meter was made; None: this system does not say."""
@@ -199,4 +191,4 @@ class EnergyMeter:
         return sum((now - then) % largest for then, now, largest in pairs) / 1e6  # counters begin again at the largest
 
     def _counted(self) -> list[int]:
-        return [int((zone / "energy_uj").read_text()) for zone in self._zones]
+        return [int(_read(zone / "energy_uj")) for zone in self._zones]

@@ -121,9 +121,13 @@ def _tokens(random: np.random.Generator, kind: str, rows: int, inner: int) -> Ar
 
 
 def _session(op_type: str, weights: Sequence[Array], num_threads: int) -> onnxruntime.InferenceSession:
-    kernels = "native" if op_type == NATIVE else "onnxruntime"
+    return session_of(product_model(op_type, weights), "native" if op_type == NATIVE else "onnxruntime", num_threads)
+
+
+def session_of(content: bytes, kernels: str, num_threads: int = 1) -> onnxruntime.InferenceSession:
+    """A session of an ONNX file with these kernels."""
     options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
-    return onnxruntime.InferenceSession(product_model(op_type, weights), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, options, providers=[CPU])
 
 
 def _repeated(sessions: Sequence[onnxruntime.InferenceSession], x: Array) -> Callable[[], None]:

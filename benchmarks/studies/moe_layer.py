@@ -21,7 +21,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate
+from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate, session_of
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds, spread_of
 from u2moe.benchmarks.results.files import machine_key, measured, publish
 from u2moe.benchmarks.results.markdown import quartiles, table
@@ -36,7 +36,6 @@ from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.native import CPU, choose_kernels
-from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
@@ -64,9 +63,10 @@ class Layers:
         self.gates = [tensor.numpy() for group, tensor in weights if group == "routers" and tensor is not None]
         experts = sum(tensor.nbytes for group, tensor in weights if group == "experts" and tensor is not None)
         self.bytes_per_expert = experts / (len(self.gates) * NUM_EXPERTS)
-        self._sessions = {"seconds": _session(model)}
+        content = ir.to_proto(model).SerializeToString()
+        self._sessions = {"seconds": session_of(content, "onnxruntime")}
         if choose_kernels("auto", [CPU]).native and name != FLOAT:
-            self._sessions["native_s"] = _session(model, "native")
+            self._sessions["native_s"] = session_of(content, "native")
 
     def cases(self, x: Array) -> dict[str, Callable[[], float]]:
         """Functions that time one layer on tokens [tokens, dim], in seconds, by name in the results."""
@@ -89,12 +89,6 @@ class Layers:
             "recipe": self.recipe, "tokens": len(x), "experts": self.touched(x), "read_s": read_s,
             "arithmetic_s": arithmetic_s, "least_s": max(read_s, arithmetic_s),
         }  # fmt: skip
-
-
-def _session(model: ir.Model, kernels: str = "onnxruntime") -> onnxruntime.InferenceSession:
-    options = SessionSettings(kernels=kernels).session_options()
-    content = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def moe_graph(num_layers: int) -> ir.Model:

@@ -83,11 +83,8 @@ def compared(expected: Found, found: Found) -> dict[str, Any]:
 
 
 def _aspect(segment: Line, aspect: str) -> Any:
-    if aspect == "nbest":
-        return [item["tokens"] for item in segment["nbest"]]
-    if aspect == "words":
-        return [(word["word"], word["start"], word["end"]) for word in segment["words"]]
-    return segment[aspect]
+    keys = {"nbest": ["tokens"], "words": ["word", "start", "end"]}.get(aspect)
+    return [[item[key] for key in keys] for item in segment[aspect]] if keys else segment[aspect]
 
 
 def timing_of(lines: Sequence[Line], num_files: int, mb: float) -> dict[str, float]:

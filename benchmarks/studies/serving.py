@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -195,20 +195,18 @@ def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
     return title, str(cell["streams"]), latency("partial"), latency("final"), missing, processor, is_in_time
 
 
-def targets(results: Mapping[str, Any]) -> list[Target]:
+def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Streams held beside sherpa-onnx, and what a crowd costs those inside."""
     cells = results["cells"]
-    found = []
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
         theirs = held(cells, model, THEIRS)
         for server in (OURS, OURS_NATIVE):
-            if theirs and (ours := held(cells, model, server)):
+            if theirs and (most := held(cells, model, server)):
                 title = f"live speakers held, {server} / sherpa-onnx's server, {model}"
-                found.append(Target(name=title, found=ours / theirs, limit=RATIOS[server], at_most=False))
+                yield Target(name=title, found=most / theirs, limit=RATIOS[server], at_most=False)
         if crowd := cells.get(f"{model}/crowd"):
             title = f"p95 of partial results with {CROWD} times as many connections as places, {model}"
-            found.append(Target(name=title, found=slowdown(crowd), limit=MOST_SLOWER, at_most=True))
-    return found
+            yield Target(name=title, found=slowdown(crowd), limit=MOST_SLOWER, at_most=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
