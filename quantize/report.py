@@ -29,7 +29,7 @@ from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.model import Model
-from u2moe.runtime.options import DecodingOptions, Search
+from u2moe.runtime.options import DecodingOptions, SearchMethod
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.word_errors import WordErrors, edit_distance
 
@@ -155,7 +155,7 @@ def compare_text(
 ) -> dict[str, Any]:
     """Word error rates of both, and the agreement of their tokens, for each search with full context and in chunks."""
     recognizers = [Recognizer(bundle, model) for bundle, model in zip((reference, quantized), models, strict=True)]
-    searches: tuple[Search, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
+    searches: tuple[SearchMethod, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
     if not models[0].has_decoder:
         searches = searches[:2]
     chunk_sizes = (None, 16) if models[0].config.streaming else (None,)

@@ -9,12 +9,12 @@ from u2moe.runtime.declarations import ClientOption, check_options, option, opti
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.text.written.formatter import TextFormat
 
-Search = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
-SEARCHES: tuple[Search, ...] = get_args(Search)
+SearchMethod = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
+SEARCHES: tuple[SearchMethod, ...] = get_args(SearchMethod)
 
 NONE: Literal["none"] = "none"
 """Says that nothing is used, not even what the bundle has."""
-WITHOUT_BEAM: tuple[Search, ...] = ("ctc_greedy", "attention")
+WITHOUT_BEAM: tuple[SearchMethod, ...] = ("ctc_greedy", "attention")
 """Searches that can use neither hotwords nor a language model."""
 
 STREAM_CHUNK_SIZE = 16
@@ -140,7 +140,7 @@ class BundledOptions(RescoringOptions[Open]):
 class AnyOptions(BundledOptions[Open]):
     """All options of decoding: `DecodingOptions` or `DefiniteOptions`."""
 
-    search: Search | Open = option("choice", choices=SEARCHES, flag="--search")
+    search: SearchMethod | Open = option("choice", choices=SEARCHES, flag="--search")
     length_penalty: float = option("number", 0.0, least=-10, most=10, flag="--length-penalty", metavar="X")
     chunk_size: int | None = option("integer", least=1, flag="--chunk-size", metavar="N")
     num_left_chunks: int = option("integer", -1, least=-1, flag="--num-left-chunks", metavar="N")

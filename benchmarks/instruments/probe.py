@@ -21,7 +21,7 @@ from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.options import Search
+from u2moe.runtime.options import SearchMethod
 from u2moe.runtime.text.vocabulary import join_texts
 
 Samples = npt.NDArray[np.float32]
@@ -169,7 +169,7 @@ class Probe:
         }
         self.kernels = {name: session.kernels for name, session in sessions.items()}
         self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
-        search: Search = "attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam"
+        search: SearchMethod = "attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam"
         self.options = DecodingOptions(search=search, endpoint=bundle.manifest.decoding.endpoint)
         observer = Observer(features=partial(self.watch, "features"), searching=partial(self.watch, "search"))
         self.recognizer = Recognizer(bundle, self.model, self.options, observer=observer)

@@ -62,18 +62,18 @@ class Admission:
     """Places for live streams, or for files. If none is free it refuses at once, so that the others keep their pace.
 
     Attributes:
-        num_places: number of places.
+        num_slots: how many there are.
         num_taken: how many are occupied; the metric `gauge`, "streams" or "files", follows it.
         is_stopping: whether nobody is admitted any more.
 
-    While results are late, `lateness` says so and nobody is admitted either; None: places alone count.
+    While results are late, `lateness` says so and nobody is admitted either; None: slots alone count.
     """
 
     def __init__(
-        self, num_places: int, metrics: Metrics, incidents: Incidents, gauge: str, lateness: Lateness | None = None
+        self, num_slots: int, metrics: Metrics, incidents: Incidents, gauge: str, lateness: Lateness | None = None
     ) -> None:
         self._lateness = lateness
-        self.num_places = num_places
+        self.num_slots = num_slots
         self.num_taken = 0
         self.is_stopping = False
         self._metrics = metrics
@@ -81,14 +81,14 @@ class Admission:
         self._incidents = incidents
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Occupy a place; UnavailableError: none is free, or the server is about to stop."""
+    def slot(self) -> Iterator[None]:
+        """Occupy a slot; UnavailableError: none is free, or the server is about to stop."""
         if self.is_stopping:
             self._incidents.refuse("stopping")
             raise StoppingError
-        if self.num_taken >= self.num_places:
+        if self.num_taken >= self.num_slots:
             self._incidents.refuse("full")
-            raise UnavailableError(f"the server is full: it recognises {self.num_places} {self._gauge} at a time")
+            raise UnavailableError(f"the server is full: it recognises {self.num_slots} {self._gauge} at a time")
         if self._lateness is not None and self.num_taken and self._lateness.is_too_late:
             self._incidents.refuse("late")
             raise UnavailableError("the server is full: it is slower than usual, and results would be late")

@@ -16,8 +16,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDiscon
 from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError
 from u2moe.runtime.server.mailbox import Mailbox
 from u2moe.runtime.server.pace import patience_for_audio
-from u2moe.runtime.server.service import Place, Service
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.text.vocabulary import join_texts
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
@@ -29,15 +29,15 @@ _Value = TypeVar("_Value")
 
 
 class Connection:
-    """A WebSocket whose client has a place, which opens its sessions."""
+    """A WebSocket whose client has a slot, which opens its streams."""
 
-    def __init__(self, websocket: WebSocket, service: Service, place: Place) -> None:
+    def __init__(self, websocket: WebSocket, service: Service, slot: Slot) -> None:
         self.service = service
-        self.place = place
+        self.slot = slot
         self._websocket = websocket
         self._mailbox: Mailbox = websocket.scope["state"]["mailbox"]
         self._limits = service.options.limits
-        self._patience = patience_for_audio(place, self._limits.idle_s)
+        self._patience = patience_for_audio(slot, self._limits.idle_s)
 
     async def receive(self) -> str | bytes:
         """The next message.
@@ -56,8 +56,8 @@ class Connection:
         data: bytes = message.get("bytes") or b""
         return data
 
-    async def feed(self, session: ServerSession, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
-        """Feed a session with what `samples` reads from binary messages, up to the first text, which is returned.
+    async def feed(self, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
+        """Feed a stream with what `samples` reads from binary messages, up to the first text, which is returned.
 
         Messages that have arrived together are fed together: each call has its costs.
         """
@@ -65,7 +65,7 @@ class Connection:
             blocks = [samples(message)]
             while (more := self._mailbox.take_bytes()) is not None:
                 blocks.append(samples(more))
-            await session.feed(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
+            await stream.feed(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
         return message
 
     async def send(self, message: str | Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ def allowed_connections() -> int:
     return _MOST if hard == resource.RLIM_INFINITY else max(min(hard - _RESERVED, _MOST), 1)
 
 
-class Visit:
+class TrackedConnection:
     """A connection that is counted until it leaves.
 
     Attributes:
@@ -98,7 +98,7 @@ class Connections:
         self._tell_new = tell_new
         self._paid_times: dict[str, float] = {}  # when an address will have no debt
 
-    def enter(self, connection: socket.socket) -> Visit | None:
+    def enter(self, connection: socket.socket) -> TrackedConnection | None:
         """Count a connection; None if there are too many."""
         peer = _peer_of(connection)
         address = _site_of(peer)
@@ -112,7 +112,7 @@ class Connections:
         self.num_open += 1
         self.num_by_address[address] += 1
         self.count_new(1)
-        return Visit(self, address, max(wait_s, 0.0))
+        return TrackedConnection(self, address, max(wait_s, 0.0))
 
     def count_new(self, number: int) -> None:
         """Count connections that have come, or are no longer new."""

@@ -32,7 +32,7 @@ class FileQueue:
     """Recognises files of any length, in the order of arrival.
 
     Attributes:
-        admission: places in the queue, each from the first byte of an upload to the last byte of the response.
+        admission: slots in the queue, each from the first byte of an upload to the last byte of the response.
         is_cut: whether nobody may wait any more.
         running: work on files that has not ended.
     """

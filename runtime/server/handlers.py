@@ -17,7 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.http11 import Request
 
-from u2moe.runtime.server.connections import Visit
+from u2moe.runtime.server.connections import TrackedConnection
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.mailbox import Mailbox
@@ -42,7 +42,7 @@ _TEXT_BYTE_S = 25e-9
 class HttpHandler(H11Protocol):
     """HTTP with timeouts for clients that never complete a request or do not read the response."""
 
-    def __init__(self, incidents: Incidents, visit: Visit, *args: Any, **settings: Any) -> None:
+    def __init__(self, incidents: Incidents, visit: TrackedConnection, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._incidents = incidents
         self._visit = visit

@@ -150,7 +150,7 @@ async def _serve(
     def ready() -> None:
         handle_signals(*(partial(loop.call_soon_threadsafe, call) for call in (server.stop, server.reload)))
         if rows is None:
-            LOGGER.info("ready: %d live streams at a time", service.admission.num_places)
+            LOGGER.info("ready: %d live streams at a time", service.admission.num_slots)
             notify("READY=1")
 
     server = Server(service, ready, number)

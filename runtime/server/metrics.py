@@ -36,7 +36,7 @@ _GAUGES = {
     "streams": "Live streams.",
     "capacity": "Maximum number of live streams.",
     "files": "Files that are being received, wait or are recognised.",
-    "queue_seconds": "Seconds of audio that wait to be recognised, of sessions that have a whole chunk.",
+    "queue_seconds": "Seconds of audio that wait to be recognised, of streams that have a whole chunk.",
     "ready": "Workers that take connections.",
 }
 _INTERNAL = ("newcomers", "heartbeats")

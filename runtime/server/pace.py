@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from u2moe.runtime.server.errors import IdleError
-from u2moe.runtime.server.service import Place
+from u2moe.runtime.server.service import Slot
 
 _Value = TypeVar("_Value")
 _SHARE = 0.05
@@ -166,6 +166,6 @@ class Patience:
         return IdleError(f"less than {self._least:g} {self._unit} came within {self._limit_s:g} seconds")
 
 
-def patience_for_audio(place: Place, idle_s: float) -> Patience:
+def patience_for_audio(slot: Slot, idle_s: float) -> Patience:
     """The idle timeout of a live client, which has to send audio."""
-    return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: place.fed_s)
+    return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: slot.fed_s)

@@ -53,7 +53,7 @@ class Protocol:
     subprotocols: tuple[str, ...] = ()
 
     async def serve(self, service: Service, websocket: WebSocket) -> None:
-        """Serve a client, if there is a place; errors are reported to it and end the connection."""
+        """Serve a client, if there is a slot; errors are reported to it and end the connection."""
         with contextlib.suppress(*_GONE, OSError, TimeoutError):
             code, reason = await self._serve_to_the_end(service, websocket)
             async with asyncio.timeout(service.options.limits.send_s):
@@ -65,11 +65,11 @@ class Protocol:
             raise TypeError(f"{self.name} is not spoken over a WebSocket")
         subprotocol = self._choose(websocket.scope["subprotocols"])
         try:
-            with service.place(self.name, websocket.scope[KEY]) as place:
+            with service.slot(self.name, websocket.scope[KEY]) as slot:
                 await websocket.accept(subprotocol)
-                place.model = service.model(websocket.query_params.get("model"))
-                await self.run(Connection(websocket, service, place))
-            return (StoppingError.close_code, str(StoppingError())) if place.is_drained else (1000, "")
+                slot.model = service.model(websocket.query_params.get("model"))
+                await self.run(Connection(websocket, service, slot))
+            return (StoppingError.close_code, str(StoppingError())) if slot.is_drained else (1000, "")
         except U2moeError as error:
             service.incidents.fail(error)
             if websocket.application_state == WebSocketState.CONNECTING:

@@ -1,4 +1,4 @@
-"""One thread that recognises for all sessions, in rounds, each a batch of their audio."""
+"""One thread that recognises for all streams, in rounds, each a batch of their audio."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from u2moe.runtime.server.errors import RecognitionError
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import Limits
-from u2moe.runtime.server.session import Inbox, RoundResult, ServerSession
+from u2moe.runtime.server.served_stream import AudioQueue, RoundResult, ServedStream
 from u2moe.runtime.stream import Stream
 
 _LIVE_LEAD_S = 1.0
-"""A session whose audio is more seconds ahead of the clock than this is not live."""
+"""A stream whose audio is more seconds ahead of the clock than this is not live."""
 _MAX_AHEAD = 4
-"""Number of other sessions served in one round, with the time that live ones leave."""
+"""Number of other streams served in one round, with the time that live ones leave."""
 _REST = 0.5
-"""Rest after a round of live sessions, as a multiple of the time that the round took, within `_LONGEST_PERIOD_S`."""
+"""Rest after a round of live streams, as a multiple of the time that the round took, within `_LONGEST_PERIOD_S`."""
 _LONGEST_PERIOD_S = 0.1
 """Most seconds from the start of a round to that of the next, unless the round itself takes longer."""
 
 
 class Scheduler:
-    """Decodes the audio of all sessions in its own thread, so that the event loop never waits for it.
+    """Decodes the audio of all streams in its own thread, so that the event loop never waits for it.
 
-    Each round takes one chunk of every session that has one and decodes them together. Sessions that send in real
-    time come first. Those that send faster, like files, share a few places in each round, so that they get the
+    Each round takes one chunk of every stream that has one and decodes them together. Those that send in real
+    time come first. Others, like files, share a few places in each round, so that they get the
     remaining time and live ones do not wait for them.
     """
 
@@ -42,7 +42,7 @@ class Scheduler:
         self._metrics = metrics
         self._limits = limits
         self.lateness = Lateness()
-        self._sessions: dict[Inbox, ServerSession] = {}
+        self._streams: dict[AudioQueue, ServedStream] = {}
         self._changed = threading.Condition()
         self._has_news = False
         self._stopping = threading.Event()
@@ -52,18 +52,18 @@ class Scheduler:
         self._thread = threading.Thread(target=self._work, name="u2moe-scheduler", daemon=True)
         self._thread.start()
 
-    def open(self, recognizer: Recognizer, stream: Stream, sample_rate: float) -> ServerSession:
-        """A session that feeds `stream`, which `recognizer` decodes."""
-        session = ServerSession(recognizer, stream, sample_rate, self._limits, self._wake)
+    def open(self, recognizer: Recognizer, stream: Stream, sample_rate: float) -> ServedStream:
+        """A stream of a client that feeds `stream`, which `recognizer` decodes."""
+        served = ServedStream(recognizer, stream, sample_rate, self._limits, self._wake)
         with self._changed:
-            self._sessions[session.inbox] = session
-        return session
+            self._streams[served.queue] = served
+        return served
 
     @property
-    def sessions(self) -> list[ServerSession]:
-        """The sessions that are not over."""
+    def streams(self) -> list[ServedStream]:
+        """The streams that are not over."""
         with self._changed:
-            return list(self._sessions.values())
+            return list(self._streams.values())
 
     def stop(self) -> None:
         """End the thread after the current round, and wait for it."""
@@ -79,10 +79,10 @@ class Scheduler:
             self._has_news = True
             self._changed.notify()
 
-    def _deliver(self, outcomes: list[tuple[ServerSession, RoundResult]]) -> None:
-        for session, outcome in outcomes:
-            session.deliver(outcome)
-        self._metrics.set("queue_seconds", sum(session.queued_s for session in self.sessions if session.inbox.has_work))
+    def _deliver(self, outcomes: list[tuple[ServedStream, RoundResult]]) -> None:
+        for stream, outcome in outcomes:
+            stream.deliver(outcome)
+        self._metrics.set("queue_seconds", sum(stream.queued_s for stream in self.streams if stream.queue.has_work))
 
     # The rest runs in the scheduler's thread.
 
@@ -94,48 +94,48 @@ class Scheduler:
                 if self._stopping.is_set():
                     return
                 self._has_news = False
-                for inbox in [inbox for inbox in self._sessions if inbox.is_closed]:
-                    del self._sessions[inbox]
-                inboxes = self._choose([inbox for inbox in self._sessions if inbox.has_work])
-                self._has_news = self._has_news or bool(inboxes)
-            if inboxes:
+                for queue in [queue for queue in self._streams if queue.is_closed]:
+                    del self._streams[queue]
+                queues = self._choose([queue for queue in self._streams if queue.has_work])
+                self._has_news = self._has_news or bool(queues)
+            if queues:
                 begin = time.monotonic()
-                self._serve(inboxes)
+                self._serve(queues)
                 if self._may_rest:
                     self._stopping.wait(rest_s(time.monotonic() - begin))
 
-    def _choose(self, ready: Sequence[Inbox]) -> list[Inbox]:
+    def _choose(self, ready: Sequence[AudioQueue]) -> list[AudioQueue]:
         """The live ones, and the few others that have waited longest."""
         now = time.monotonic()
-        live: list[Inbox] = []
-        ahead: list[Inbox] = []
-        for inbox in ready:
-            lead_s = inbox.num_taken / inbox.sample_rate - (now - inbox.start)
-            inbox.is_live = lead_s <= _LIVE_LEAD_S
-            (live if inbox.is_live else ahead).append(inbox)
+        live: list[AudioQueue] = []
+        ahead: list[AudioQueue] = []
+        for queue in ready:
+            lead_s = queue.num_taken / queue.sample_rate - (now - queue.start)
+            queue.is_live = lead_s <= _LIVE_LEAD_S
+            (live if queue.is_live else ahead).append(queue)
         self._may_rest = not ahead
-        ahead.sort(key=lambda inbox: inbox.last_round)
+        ahead.sort(key=lambda queue: queue.last_round)
         return live + ahead[:_MAX_AHEAD]
 
-    def _serve(self, inboxes: list[Inbox]) -> None:
+    def _serve(self, queues: list[AudioQueue]) -> None:
         """One round: take audio, decode it, and deliver the results."""
         begin = time.perf_counter()
         self._round += 1
-        feeds = [_Feed(inbox, self._round) for inbox in inboxes]
+        feeds = [_Feed(queue, self._round) for queue in queues]
         failed: set[Stream] = set()
-        for recognizer in dict.fromkeys(inbox.recognizer for inbox in inboxes):
-            own = [feed for feed in feeds if feed.error is None and feed.inbox.recognizer is recognizer]
-            failed |= self._decode(recognizer, [feed.inbox.stream for feed in own])
+        for recognizer in dict.fromkeys(queue.recognizer for queue in queues):
+            own = [feed for feed in feeds if feed.error is None and feed.queue.recognizer is recognizer]
+            failed |= self._decode(recognizer, [feed.queue.stream for feed in own])
         for feed in feeds:
-            feed.inbox.want(self._limits)
-        outcomes = [(self._sessions[feed.inbox], feed.outcome(feed.inbox.stream in failed)) for feed in feeds]
+            feed.queue.want(self._limits)
+        outcomes = [(self._streams[feed.queue], feed.outcome(feed.queue.stream in failed)) for feed in feeds]
         now = time.monotonic()
         for feed, (_, outcome) in zip(feeds, outcomes, strict=True):
             self._count(feed, outcome, now)
             if outcome.is_over:
                 with self._changed:
-                    del self._sessions[feed.inbox]
-        waits = [now - feed.arrival for feed in feeds if feed.num_samples and feed.inbox.is_live]
+                    del self._streams[feed.queue]
+        waits = [now - feed.arrival for feed in feeds if feed.num_samples and feed.queue.is_live]
         for seconds in waits:
             self._metrics.observe("lateness_seconds", seconds)
         if waits:
@@ -163,58 +163,58 @@ class Scheduler:
         if outcome.partial is not None:
             self._metrics.observe("partial_latency_seconds", now - feed.arrival)
             self._metrics.count("results", "partial")
-            if outcome.partial.text and not feed.inbox.has_text:
-                feed.inbox.has_text = True
-                self._metrics.observe("first_text_seconds", now - feed.inbox.start)
+            if outcome.partial.text and not feed.queue.has_text:
+                feed.queue.has_text = True
+                self._metrics.observe("first_text_seconds", now - feed.queue.start)
 
 
 def rest_s(round_s: float) -> float:
-    """Seconds without a round after a round of live sessions that took `round_s`: their chunks wait for each other.
+    """Seconds without a round after a round of live streams that took `round_s`: their chunks wait for each other.
 
-    Decoding chunks together takes as little as a third of the time. With few sessions that is not needed: rounds are
+    Decoding chunks together takes as little as a third of the time. With few streams that is not needed: rounds are
     short and follow each other closely, so that results come soon. The more there is to do, the more is done together.
     """
     return min(_REST * round_s, max(_LONGEST_PERIOD_S - round_s, 0.0))
 
 
 class _Feed:
-    """The audio of one session in one round."""
+    """The audio of one stream in one round."""
 
-    def __init__(self, inbox: Inbox, number: int) -> None:
-        self.inbox = inbox
+    def __init__(self, queue: AudioQueue, number: int) -> None:
+        self.queue = queue
         self.num_samples = 0
-        self.arrival = inbox.finish_time or time.monotonic()
+        self.arrival = queue.finish_time or time.monotonic()
         self.error: Exception | None = None
-        inbox.last_round = number
-        inbox.num_rounds += 1
+        queue.last_round = number
+        queue.num_rounds += 1
         blocks = []
-        while inbox.blocks and (self.num_samples == 0 or self.duration < inbox.wanted_s):
-            samples, self.arrival = inbox.blocks.popleft()
+        while queue.blocks and (self.num_samples == 0 or self.duration < queue.wanted_s):
+            samples, self.arrival = queue.blocks.popleft()
             self.num_samples += len(samples)
             blocks.append(samples)
         try:
             if blocks:  # at once: each call has its costs
-                inbox.stream.accept_waveform(inbox.sample_rate, np.concatenate(blocks))
-            self.ends = not inbox.blocks and inbox.ends
+                queue.stream.accept_waveform(queue.sample_rate, np.concatenate(blocks))
+            self.ends = not queue.blocks and queue.ends
             if self.ends:
-                inbox.stream.input_finished()
-        except Exception as error:  # noqa: BLE001 - of this session alone
+                queue.stream.input_finished()
+        except Exception as error:  # noqa: BLE001 - of this stream alone
             self.error = error
-        inbox.num_taken += self.num_samples
+        queue.num_taken += self.num_samples
 
     @property
     def duration(self) -> float:
         """Seconds of audio taken."""
-        return self.num_samples / self.inbox.sample_rate
+        return self.num_samples / self.queue.sample_rate
 
     def outcome(self, has_failed: bool) -> RoundResult:
         """The results of the round after decoding, or the error."""
-        inbox = self.inbox
-        told = functools.partial(RoundResult, inbox=inbox, number=inbox.num_rounds, num_samples=self.num_samples)
+        queue = self.queue
+        told = functools.partial(RoundResult, queue=queue, number=queue.num_rounds, num_samples=self.num_samples)
         error = self.error or (RecognitionError("recognition has failed") if has_failed else None)
         if error is not None:
             return told(is_over=True, error=error)
-        results = inbox.live.results(inbox.num_alternatives)
+        results = queue.live.results(queue.num_alternatives)
         finals = [result for result in results if result.is_final]
         partial = None if self.ends or len(finals) == len(results) else results[-1]
         return told(finals=finals, partial=partial, is_over=self.ends)

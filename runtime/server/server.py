@@ -16,7 +16,7 @@ import uvicorn
 
 from u2moe.runtime.server.access import SPEAKS
 from u2moe.runtime.server.app import make_app
-from u2moe.runtime.server.connections import Connections, Visit, allowed_connections
+from u2moe.runtime.server.connections import Connections, TrackedConnection, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.metrics import Metrics
@@ -154,7 +154,7 @@ class Server(uvicorn.Server):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _begin(self, visit: Visit, speaks: str, connection: socket.socket) -> None:
+    async def _begin(self, visit: TrackedConnection, speaks: str, connection: socket.socket) -> None:
         """Give a connection to its protocol; what is no HTTP is served to the end."""
         loop, protocol = asyncio.get_running_loop(), PROTOCOLS.get(speaks)
         run_tcp = None if protocol is None else protocol.run_tcp

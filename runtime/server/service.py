@@ -21,7 +21,7 @@ from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.scheduler import Scheduler
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
 
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
@@ -48,7 +48,7 @@ class Service:
         self.incidents = Incidents(metrics)
         self.keys = Keys(options)
         self.is_ready = False
-        self._places: set[Place] = set()
+        self._slots: set[Slot] = set()
         self._num_by_key: Counter[str] = Counter()
 
     async def start(self) -> None:
@@ -97,47 +97,47 @@ class Service:
             self._num_by_key[key.name] -= 1
 
     @contextlib.contextmanager
-    def place(self, protocol: str, key: Key | None = None) -> Iterator[Place]:
-        """A place for live streams, one at a time, as long as the connection of the current task lasts.
+    def slot(self, protocol: str, key: Key | None = None) -> Iterator[Slot]:
+        """A slot for live streams, one at a time, as long as the connection of the current task lasts.
 
         Raises:
             UnavailableError: none is free, or the server stops and cannot wait for the task.
         """
-        with self.share_of(key), self.admission.place():
+        with self.share_of(key), self.admission.slot():
             self.metrics.count("connections", protocol)
-            place = Place(self)
-            self._places.add(place)
+            slot = Slot(self)
+            self._slots.add(slot)
             try:
-                yield place
+                yield slot
             except asyncio.CancelledError:
-                if not place.is_drained:
+                if not slot.is_drained:
                     raise
                 raise StoppingError from None
             finally:
-                self._places.discard(place)
-                if place.session is not None:
-                    place.session.close()
+                self._slots.discard(slot)
+                if slot.stream is not None:
+                    slot.stream.close()
 
     async def drain(self) -> None:
         """Refuse new clients, and wait until running utterances and files are finished, or time is up."""
         self.is_ready = False
         self.metrics.set("ready", 0)
         self.admission.is_stopping = self.files.admission.is_stopping = True
-        for place in list(self._places):
-            place.drain()
+        for slot in list(self._slots):
+            slot.drain()
         if not await self._wait_until_idle(self.options.drain_s):
             LOGGER.warning(
                 "cut off %d streams and %d files: they took longer than --drain-timeout",
                 self.admission.num_taken,
                 self.files.admission.num_taken,
             )
-            for place in list(self._places):
-                place.finish()
+            for slot in list(self._slots):
+                slot.finish()
             self.files.cut()
             await self._wait_until_idle(_AFTER_DRAIN_S)
 
     def stop(self) -> None:
-        """End the threads; unfinished sessions get no more results."""
+        """End the threads; unfinished streams get no more results."""
         self.is_ready = False
         self.scheduler.stop()
         self.files.stop()
@@ -152,18 +152,18 @@ class Service:
         return True
 
 
-class Place:
-    """The right of one connection to use one session at a time.
+class Slot:
+    """The right of one connection to use one stream at a time.
 
     Attributes:
-        model: what its next session is recognised with.
-        session: the latest session.
+        model: what its next stream is recognised with.
+        stream: the latest stream.
         is_drained: whether the connection was asked to end because the server stops.
     """
 
     def __init__(self, service: Service) -> None:
         self.model = service.default
-        self.session: ServerSession | None = None
+        self.stream: ServedStream | None = None
         self.is_drained = False
         self._service = service
         self._task = asyncio.current_task()
@@ -172,18 +172,18 @@ class Place:
 
     @property
     def fed_s(self) -> float:
-        """Seconds of audio fed to its sessions."""
-        return self._fed_before_s + (self.session.duration if self.session is not None else 0.0)
+        """Seconds of audio fed to its streams."""
+        return self._fed_before_s + (self.stream.duration if self.stream is not None else 0.0)
 
-    async def open_session(
+    async def open_stream(
         self,
         sample_rate: float,
         decoding: DecodingOptions | None = None,
         hotwords: ContextGraph | None = None,
         *,
         is_whole: bool = False,
-    ) -> ServerSession:
-        """A session for a source; the previous one is abandoned.
+    ) -> ServedStream:
+        """A stream for a source; the previous one is abandoned.
 
         A source that `is_whole` is only of use up to its end: a server that stops waits for it, or ends it with an
         error, but not after an utterance.
@@ -199,25 +199,25 @@ class Place:
         recognizer = self.model.recognizer
         Resampler(sample_rate, recognizer.bundle.manifest.features.sample_rate)  # validates the rate
         stream = recognizer.create_stream(decoding or self.model.stream_options, hotwords=hotwords)
-        if self.session is not None:
-            self.session.close()
+        if self.stream is not None:
+            self.stream.close()
         self._fed_before_s = self.fed_s
-        self.session = service.scheduler.open(recognizer, stream, sample_rate)
+        self.stream = service.scheduler.open(recognizer, stream, sample_rate)
         self._is_whole = is_whole
-        return self.session
+        return self.stream
 
     def drain(self) -> None:
         """End after the current utterance or the whole source, immediately if there is none."""
         self.is_drained = True
-        if self.session is not None and not self.session.is_over:
+        if self.stream is not None and not self.stream.is_over:
             if not self._is_whole:
-                self.session.drain()
+                self.stream.drain()
         elif self._task is not None:
             self._task.cancel()
 
     def finish(self) -> None:
         """End now: audio so far is recognised, but no more is awaited; a part of a whole source is an error."""
-        if self.session is not None and not self.session.is_over and not self._is_whole:
-            self.session.finish()
+        if self.stream is not None and not self.stream.is_over and not self._is_whole:
+            self.stream.finish()
         elif self._task is not None:
             self._task.cancel()

@@ -197,7 +197,7 @@ class RunningServer:
 
     def wait_until_empty(self):
         self.wait_until(lambda: self.metric("streams") == 0 and self.metric("files") == 0)
-        self.wait_until(lambda: not self.service.scheduler.sessions)
+        self.wait_until(lambda: not self.service.scheduler.streams)
 
 
 @pytest.fixture(scope="session")

@@ -71,13 +71,13 @@ def test_files_have_places_of_their_own(running, held, speech, tmp_path):
 def test_admission_counts():
     metrics = Metrics()
     admission = Admission(1, metrics, Incidents(metrics), "files")
-    with admission.place():
+    with admission.slot():
         assert (admission.num_taken, metrics.total("files")) == (1, 1)
-        with pytest.raises(UnavailableError, match="1 files"), admission.place():
+        with pytest.raises(UnavailableError, match="1 files"), admission.slot():
             pass
     assert (admission.num_taken, metrics.total("files")) == (0, 0)
     admission.is_stopping = True
-    with pytest.raises(StoppingError), admission.place():
+    with pytest.raises(StoppingError), admission.slot():
         pass
     assert (metrics.total("refusals", "full"), metrics.total("refusals", "stopping")) == (1, 1)
 
@@ -85,8 +85,8 @@ def test_admission_counts():
 def test_capacity_can_be_measured(demo, running):
     assert measure_capacity(ServedModel("demo", demo, ServerOptions())) >= 1
     with running(capacity=None) as server:
-        assert server.service.admission.num_places >= 1
-        assert server.metric("capacity") == server.service.admission.num_places
+        assert server.service.admission.num_slots >= 1
+        assert server.metric("capacity") == server.service.admission.num_slots
 
 
 def test_nobody_is_admitted_while_results_are_late(monkeypatch):
@@ -98,7 +98,7 @@ def test_nobody_is_admitted_while_results_are_late(monkeypatch):
 
     def is_open():
         try:
-            with admission.place():
+            with admission.slot():
                 return True
         except UnavailableError:
             return False
@@ -110,7 +110,7 @@ def test_nobody_is_admitted_while_results_are_late(monkeypatch):
 
     observe(2.0, 4)  # one long round, or several short ones: it is time that counts
     assert is_open()
-    with admission.place():
+    with admission.slot():
         assert not is_open()
         observe(0.5)
         assert not is_open()

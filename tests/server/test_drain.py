@@ -80,7 +80,7 @@ def test_what_a_client_ends_itself_is_whole_or_an_error(running, speech, expecte
         for part in messages[:middle]:
             client.send(part)
         server.wait_until(
-            lambda: any(each.duration > 4 and each.queued_s < 1 for each in server.service.scheduler.sessions)
+            lambda: any(each.duration > 4 and each.queued_s < 1 for each in server.service.scheduler.streams)
         )
         server.stop()
         server.wait_until(lambda: not server.service.is_ready)

@@ -234,7 +234,7 @@ def test_blocks_that_arrived_together_are_fed_together(server, speech, expected)
     samples = speech()[:3000]
     with server.connect() as client:
         client.start()
-        (session,) = server.service.scheduler.sessions
+        (session,) = server.service.scheduler.streams
         feed = session.feed
 
         async def counted(samples):

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from u2moe.runtime import DecodingOptions, Result, TextFormat, Transcript, format_transcript
 from u2moe.runtime.result import WordResult
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
 
 pytestmark = needs_chromium
 WRITTEN = DecodingOptions(text_format=TextFormat())
@@ -134,13 +134,13 @@ def test_a_word_is_played_and_reached_by_keys(page, speech, tmp_path):
 def fed(monkeypatch):
     """What each session of the servers was fed, in order."""
     sources = {}
-    feed = ServerSession.feed
+    feed = ServedStream.feed
 
     async def record(session, samples):
         sources.setdefault(session, []).append(samples)
         await feed(session, samples)
 
-    monkeypatch.setattr(ServerSession, "feed", record)
+    monkeypatch.setattr(ServedStream, "feed", record)
     return sources
 
 

@@ -18,7 +18,7 @@ from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.scheduler import Scheduler, rest_s
-from u2moe.runtime.server.session import Inbox, Portion, RoundResult, ServerSession
+from u2moe.runtime.server.served_stream import AudioQueue, RoundResult, ServedStream, TimedBuffer
 
 PATIENCE_S = 120
 
@@ -43,11 +43,11 @@ async def scheduling(recognizer, **limits):
     scheduler.open = functools.partial(scheduler.open, recognizer)
     loop, task, serve, lost = asyncio.get_running_loop(), asyncio.current_task(), scheduler._serve, []
 
-    def serve_and_check(inboxes):
-        sessions = [scheduler._sessions[inbox] for inbox in inboxes]
-        serve(inboxes)
+    def serve_and_check(queues):
+        sessions = [scheduler._streams[queue] for queue in queues]
+        serve(queues)
         # In the event loop, so behind the delivery of the results.
-        loop.call_soon_threadsafe(check, [(session, session.inbox.num_rounds) for session in sessions])
+        loop.call_soon_threadsafe(check, [(session, session.queue.num_rounds) for session in sessions])
 
     def check(served):
         lost.extend(number for session, number in served if session._num_rounds < number)
@@ -116,7 +116,7 @@ def test_a_source_that_is_faster_than_recognition_is_slowed(held, speech, option
 
 
 def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
-    session = ServerSession(demo, demo.create_stream(options), 16_000, Limits(), lambda: None)
+    session = ServedStream(demo, demo.create_stream(options), 16_000, Limits(), lambda: None)
     session._finals.extend([None] * 100)
 
     async def feed():
@@ -132,15 +132,15 @@ def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
 def test_live_sources_come_first(demo, options):
     async def choose():
         async with scheduling(demo) as scheduler:
-            inboxes = [
-                Inbox(recognizer=demo, stream=demo.create_stream(options), sample_rate=16_000) for _ in range(12)
+            queues = [
+                AudioQueue(recognizer=demo, stream=demo.create_stream(options), sample_rate=16_000) for _ in range(12)
             ]
-            for number, inbox in enumerate(inboxes):
-                inbox.num_taken = 1_600_000 * (number % 3 > 0)  # two of three are files
-                inbox.last_round = -number
-            chosen = scheduler._choose(inboxes)
-            assert {inbox for inbox in inboxes if not inbox.num_taken} == set(chosen[:4])
-            assert [inboxes.index(inbox) for inbox in chosen[4:]] == [11, 10, 8, 7]  # those that waited longest
+            for number, queue in enumerate(queues):
+                queue.num_taken = 1_600_000 * (number % 3 > 0)  # two of three are files
+                queue.last_round = -number
+            chosen = scheduler._choose(queues)
+            assert {queue for queue in queues if not queue.num_taken} == set(chosen[:4])
+            assert [queues.index(queue) for queue in chosen[4:]] == [11, 10, 8, 7]  # those that waited longest
 
     run(choose())
 
@@ -152,14 +152,14 @@ def test_a_source_gets_one_chunk_in_a_round(held, speech, options):
     async def feed():
         async with scheduling(held) as scheduler:
             session = scheduler.open(held.create_stream(options), 16_000)
-            accept = session.inbox.stream.accept_waveform
+            accept = session.queue.stream.accept_waveform
 
             def record(rate, samples):
                 fed.append(len(samples))
                 accept(rate, samples)
 
-            session.inbox.stream.accept_waveform = record
-            window = session.inbox.wanted_s * 16_000
+            session.queue.stream.accept_waveform = record
+            window = session.queue.wanted_s * 16_000
             await session.feed(speech()[:48_000])
             await until(held.is_held.is_set)
             assert window <= sum(fed) < window + 0.16 * 16_000
@@ -195,7 +195,7 @@ def test_what_is_fed_late_or_wrong(demo, options):
             assert session.duration == 0
             await session.settle()
             assert session.is_over
-            assert scheduler.sessions == []
+            assert scheduler.streams == []
 
     run(feed())
 
@@ -204,7 +204,7 @@ def test_a_stream_that_fails_alone(demo, speech, options):
     async def feed():
         async with scheduling(demo) as scheduler:
             broken, whole = (scheduler.open(demo.create_stream(options), 16_000) for _ in range(2))
-            broken.inbox.stream.input_finished()  # no more samples are taken
+            broken.queue.stream.input_finished()  # no more samples are taken
             await broken.feed(speech()[:17_000])
             with pytest.raises(StreamError):
                 await broken.settle()
@@ -231,8 +231,8 @@ def test_a_stream_that_fails_in_a_batch_fails_alone(demo, speech, options, monke
         async with scheduling(demo) as scheduler:
             sessions = [scheduler.open(demo.create_stream(options), 16_000) for _ in range(4)]
             for number, session in enumerate(sessions):  # all in the same round
-                session.inbox.blocks.append(Portion(as_samples(speech()[:24_000] * np.int16(number != 1)), 0.0))
-                session.inbox.num_fed = 24_000
+                session.queue.blocks.append(TimedBuffer(as_samples(speech()[:24_000] * np.int16(number != 1)), 0.0))
+                session.queue.num_fed = 24_000
             scheduler._wake()
             await until(lambda: sessions[1].is_over)
             with pytest.raises(RecognitionError):
@@ -264,15 +264,15 @@ def test_those_in_a_round_that_fails_are_told(held, speech, options):
 
 
 def test_results_of_another_session_are_not_told(demo, options):
-    one, other = (ServerSession(demo, demo.create_stream(options), 16_000, Limits(), lambda: None) for _ in range(2))
+    one, other = (ServedStream(demo, demo.create_stream(options), 16_000, Limits(), lambda: None) for _ in range(2))
     said = Result(text="A SECRET", is_final=True, segment=0)
     mine = {"num_samples": 0, "finals": [said], "partial": None, "is_over": True}
 
     async def read(session):
         return [result async for result in session]
 
-    one.deliver(RoundResult(inbox=other.inbox, number=1, **mine))
-    other.deliver(RoundResult(inbox=other.inbox, number=2, **mine))  # the first was lost
+    one.deliver(RoundResult(queue=other.queue, number=1, **mine))
+    other.deliver(RoundResult(queue=other.queue, number=2, **mine))  # the first was lost
     for session in (one, other):
         with pytest.raises(RecognitionError, match="lost, or is that of another"):
             run(read(session))
@@ -286,6 +286,6 @@ def test_a_session_that_is_closed_is_forgotten(demo, speech, options):
             await session.feed(speech()[:20_000])
             session.close()
             assert [result async for result in session] == []
-            await until(lambda: not scheduler.sessions)
+            await until(lambda: not scheduler.streams)
 
     run(feed())

@@ -23,7 +23,7 @@ from u2moe.runtime.server.connection import (
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
@@ -99,25 +99,25 @@ async def run(connection: Connection) -> None:
     """One source: its results until it is finished, then "done"."""
     request = StreamRequest.parse(await connection.receive())
     if request.model is not None:
-        connection.place.model = connection.service.model(request.model)
-    model = connection.place.model
+        connection.slot.model = connection.service.model(request.model)
+    model = connection.slot.model
     default, hotwords = await model.decoding(model.stream_options, request.decoding)
     decoding = request.options(default, model.recognizer.bundle.manifest.frame_s)
-    session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
+    stream = await connection.slot.open_stream(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": plain_number(request.sample_rate)})
-    await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))
-    await connection.send({"type": "done", "duration": round(session.duration, 3)})
+    await converse(_read(connection, stream, _READ[request.encoding]), _write(connection, stream, request))
+    await connection.send({"type": "done", "duration": round(stream.duration, 3)})
 
 
-async def _read(connection: Connection, session: ServerSession, samples: Callable[[bytes], npt.NDArray[Any]]) -> None:
-    kind = parse_object(await connection.feed(session, samples)).get("type")
+async def _read(connection: Connection, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> None:
+    kind = parse_object(await connection.feed(stream, samples)).get("type")
     if kind != "finish":
         raise RequestError(f"expected audio or the type 'finish', got the type {kind!r}")
-    session.finish()
+    stream.finish()
 
 
-async def _write(connection: Connection, session: ServerSession, request: StreamRequest) -> None:
-    async for result in session:
+async def _write(connection: Connection, stream: ServedStream, request: StreamRequest) -> None:
+    async for result in stream:
         if result.is_final or request.partials:
             await connection.send(_event(result, request))
 

@@ -39,7 +39,7 @@ from u2moe.runtime.server.errors import (
 )
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_choice, checked_number, checked_object
 
@@ -85,7 +85,7 @@ class _Settings:
 class _Source:
     """Audio between two commits, or from the first on."""
 
-    session: ServerSession
+    session: ServedStream
     settings: _Settings  # that it was opened with
     begin_s: float  # seconds of audio before it
     num_items: int = 0  # that are completed
@@ -112,10 +112,10 @@ class _Conversation:
         self._id = _new_id("sess")
         self._settings = _Settings(
             format=_read_format({"type": "audio/pcm"}),
-            transcription={"model": connection.place.model.name, "prompt": ""},
+            transcription={"model": connection.slot.model.name, "prompt": ""},
             turn_detection=_read_detection({"type": "server_vad"}),
         )
-        self._decoding = connection.place.model.stream_options
+        self._decoding = connection.slot.model.stream_options
         self._hotwords: ContextGraph | None = None
         self._source: _Source | None = None
         self._sources: asyncio.Queue[_Source] = asyncio.Queue()
@@ -173,14 +173,14 @@ class _Conversation:
         await source.session.feed(source.settings.samples(data))
 
     async def _open(self) -> _Source:
-        place, decoding, settings = self._connection.place, self._decoding, self._settings
-        begin_s = place.fed_s
+        slot, decoding, settings = self._connection.slot, self._decoding, self._settings
+        begin_s = slot.fed_s
         if settings.turn_detection is not None and (silence_ms := settings.turn_detection["silence_duration_ms"]):
             rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=silence_ms / 1000)
             endpoint = dataclasses.replace(decoding.endpoint or EndpointConfig(), rule2=rule)
             decoding = dataclasses.replace(decoding, endpoint=endpoint)
         whole = settings.turn_detection is None
-        session = await place.open_session(settings.sample_rate, decoding, self._hotwords, is_whole=whole)
+        session = await slot.open_stream(settings.sample_rate, decoding, self._hotwords, is_whole=whole)
         self._source = _Source(session=session, settings=settings, begin_s=begin_s)
         self._sources.put_nowait(self._source)
         return self._source
@@ -209,7 +209,7 @@ class _Conversation:
         decoding, hotwords = await model.decoding(model.stream_options, asked, prompt=asked["prompt"])
         self._settings = dataclasses.replace(settings, transcription={**asked, "model": model.name})
         self._decoding, self._hotwords = decoding, hotwords
-        self._connection.place.model = model
+        self._connection.slot.model = model
 
     async def write(self) -> None:
         """Send the results of each source, until one ends because the server stops."""
@@ -219,7 +219,7 @@ class _Conversation:
                 await self._write_turns(source)
             else:
                 await self._write_item(source.session)
-            if self._connection.place.is_drained:
+            if self._connection.slot.is_drained:
                 return
 
     async def _write_turns(self, source: _Source) -> None:
@@ -239,9 +239,9 @@ class _Conversation:
         if source.num_before_commit == source.num_items:  # the client waits for an answer, but there were no words
             await self._complete(_new_id("item"), [], 0.0)
 
-    async def _write_item(self, session: ServerSession) -> None:
+    async def _write_item(self, session: ServedStream) -> None:
         results = [result async for result in session if result.is_final]
-        if not session.inbox.is_closed:
+        if not session.queue.is_closed:
             await self._complete(_new_id("item"), results, session.duration)
 
     async def _complete(self, item: str, results: list[Result], seconds: float) -> None:

@@ -75,7 +75,7 @@ async def _transcribe(service: Service, request: Request) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         try:
             stack.enter_context(service.share_of(request.scope[KEY]))
-            stack.enter_context(service.files.admission.place())
+            stack.enter_context(service.files.admission.slot())
             service.metrics.count("connections", PROTOCOL.name)
             with service.files.wait():
                 upload = await body.receive_form()

@@ -8,7 +8,7 @@ from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, converse, float32_samples
 from u2moe.runtime.server.errors import IdleError
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 _SAMPLE_RATE = 16_000
@@ -19,29 +19,29 @@ async def run(connection: Connection) -> None:
 
     As with sherpa-onnx's server, audio after "Done!" begins another source, and it is the client that closes.
     """
-    while not connection.place.is_drained:
-        session = await connection.place.open_session(_SAMPLE_RATE)
+    while not connection.slot.is_drained:
+        stream = await connection.slot.open_stream(_SAMPLE_RATE)
         try:
-            await converse(_read(connection, session), _write(connection, session))
+            await converse(_read(connection, stream), _write(connection, stream))
         except IdleError:
-            if session.duration or not connection.place.fed_s:
+            if stream.duration or not connection.slot.fed_s:
                 raise
             return  # there was no other source
         await connection.send("Done!")
 
 
-async def _read(connection: Connection, session: ServerSession) -> None:
-    while await connection.feed(session, float32_samples) != "Done":
+async def _read(connection: Connection, stream: ServedStream) -> None:
+    while await connection.feed(stream, float32_samples) != "Done":
         pass  # as sherpa-onnx's server, which ignores other texts
-    session.finish()
+    stream.finish()
 
 
-async def _write(connection: Connection, session: ServerSession) -> None:
-    vocabulary = connection.place.model.recognizer.vocabulary
+async def _write(connection: Connection, stream: ServedStream) -> None:
+    vocabulary = connection.slot.model.recognizer.vocabulary
     has_answered = False
-    async for result in session:
+    async for result in stream:
         has_answered = True
-        await connection.send(_answer(result, vocabulary, is_eof=session.is_exhausted))
+        await connection.send(_answer(result, vocabulary, is_eof=stream.is_exhausted))
     if not has_answered:  # its clients take the last message before "Done!" for the result, so there must be one
         await connection.send(_answer(Result(text="", is_final=True, segment=0), vocabulary, is_eof=True))
 

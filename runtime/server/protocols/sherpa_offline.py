@@ -12,7 +12,7 @@ from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, converse, float32_samples
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.text.vocabulary import Vocabulary, join_texts
 
 _HEAD = struct.Struct("<ii")
@@ -21,32 +21,32 @@ _SAMPLE_BYTES = 4
 
 async def run(connection: Connection) -> None:
     """Serve any number of recordings in sequence, until "Done"."""
-    vocabulary = connection.place.model.recognizer.vocabulary
+    vocabulary = connection.slot.model.recognizer.vocabulary
     while isinstance(message := await connection.receive(), bytes):
         if len(message) < _HEAD.size:
             raise RequestError(f"a recording begins with {_HEAD.size} bytes: its sample rate and number of bytes")
         sample_rate, num_bytes = _HEAD.unpack_from(message)
         if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
             raise RequestError(f"32-bit samples need a multiple of four bytes, got {num_bytes}")
-        session = await connection.place.open_session(sample_rate, is_whole=True)
-        results = await converse(_read(connection, session, message[_HEAD.size :], num_bytes), _finals(session))
+        stream = await connection.slot.open_stream(sample_rate, is_whole=True)
+        results = await converse(_read(connection, stream, message[_HEAD.size :], num_bytes), _finals(stream))
         await connection.send(_answer(results, vocabulary))
-        if connection.place.is_drained:
+        if connection.slot.is_drained:
             return
     if message != "Done":
         raise RequestError('expected a recording or the text "Done"')
 
 
-async def _read(connection: Connection, session: ServerSession, data: bytes, num_missing: int) -> None:
+async def _read(connection: Connection, stream: ServedStream, data: bytes, num_missing: int) -> None:
     """Feed a recording, of which `data` is the beginning."""
     while True:
         num_missing -= len(data)
         if num_missing < 0:
             raise RequestError(f"the recording has {-num_missing} bytes more than announced")
         whole = len(data) - len(data) % _SAMPLE_BYTES
-        await session.feed(float32_samples(data[:whole]))
+        await stream.feed(float32_samples(data[:whole]))
         if num_missing == 0:
-            session.finish()
+            stream.finish()
             return
         message = await connection.receive()
         if isinstance(message, str):
@@ -55,8 +55,8 @@ async def _read(connection: Connection, session: ServerSession, data: bytes, num
         data = data[whole:] + message
 
 
-async def _finals(session: ServerSession) -> list[Result]:
-    return [result async for result in session if result.is_final]
+async def _finals(stream: ServedStream) -> list[Result]:
+    return [result async for result in stream if result.is_final]
 
 
 def _answer(results: list[Result], vocabulary: Vocabulary) -> dict[str, Any]:

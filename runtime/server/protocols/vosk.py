@@ -12,7 +12,7 @@ from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number, checked_object
 
@@ -37,7 +37,7 @@ async def run(connection: Connection) -> None:
     The sample rate and the phrases of a configuration apply to the next source, the rest of it immediately.
     """
     config, hotwords = _Config(), None
-    session = None
+    stream = None
     while True:
         finals: list[Result] = []
         message = await connection.receive()
@@ -45,37 +45,37 @@ async def run(connection: Connection) -> None:
         if command is not None and "config" in command:
             config = _read_config(command["config"], config)
             if config.model:
-                connection.place.model = connection.service.model(config.model)
+                connection.slot.model = connection.service.model(config.model)
             # a list of phrases restricts vosk to them; here they are only preferred, as far as they can be written
-            hotwords = await connection.place.model.writable_hotwords(config.phrases)
+            hotwords = await connection.slot.model.writable_hotwords(config.phrases)
             continue
-        if session is None:
-            session = await connection.place.open_session(config.sample_rate, hotwords=hotwords)
+        if stream is None:
+            stream = await connection.slot.open_stream(config.sample_rate, hotwords=hotwords)
         if command is None:
-            finals += await _feed(session, int16_samples(message))  # type: ignore[arg-type]
+            finals += await _feed(stream, int16_samples(message))  # type: ignore[arg-type]
         elif "eof" in command or "reset" in command:
-            session.finish()
+            stream.finish()
         else:
             raise RequestError("expected audio or one of 'config', 'reset' and 'eof'")
-        await session.settle()
-        finals += session.take_finals()
-        answer = _final(finals, config) if finals or session.is_over else {"partial": session.partial_text}
+        await stream.settle()
+        finals += stream.take_finals()
+        answer = _final(finals, config) if finals or stream.is_over else {"partial": stream.partial_text}
         await connection.send(answer)
-        if session.is_over:
+        if stream.is_over:
             if command is None or "eof" in command:
                 return
-            session = None
-        elif finals and connection.place.is_drained:  # the current utterance is finished
+            stream = None
+        elif finals and connection.slot.is_drained:  # the current utterance is finished
             return
 
 
-async def _feed(session: ServerSession, samples: npt.NDArray[np.int16]) -> list[Result]:
+async def _feed(stream: ServedStream, samples: npt.NDArray[np.int16]) -> list[Result]:
     """Feed the audio of a message, in parts; returns the final results so far, which nobody else takes meanwhile."""
-    size = max(round(_PART_S * session.inbox.sample_rate), 1)
+    size = max(round(_PART_S * stream.queue.sample_rate), 1)
     finals: list[Result] = []
     for start in range(0, len(samples), size):
-        await session.feed(samples[start : start + size])
-        finals += session.take_finals()
+        await stream.feed(samples[start : start + size])
+        finals += stream.take_finals()
     return finals
 
 

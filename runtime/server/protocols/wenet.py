@@ -13,7 +13,7 @@ from u2moe.runtime.result import Alternative, Result
 from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.validation import checked_flag, checked_integer
 
 _SAMPLE_RATE = 16_000
@@ -35,15 +35,15 @@ async def run(connection: Connection) -> None:
     with refusing():
         nbest = checked_integer("nbest", start.get("nbest", 1), least=1, most=_MAX_NBEST)
         is_continuous = checked_flag("continuous_decoding", start.get("continuous_decoding", False))
-    session = await connection.place.open_session(_SAMPLE_RATE)
-    session.inbox.num_alternatives = nbest
+    stream = await connection.slot.open_stream(_SAMPLE_RATE)
+    stream.queue.num_alternatives = nbest
     await connection.send({"status": "ok", "type": "server_ready"})
-    await converse(_read(connection, session), _write(connection, session, nbest, is_continuous=is_continuous))
+    await converse(_read(connection, stream), _write(connection, stream, nbest, is_continuous=is_continuous))
     await connection.send({"status": "ok", "type": "speech_end"})
 
 
-async def _read(connection: Connection, session: ServerSession) -> None:
-    signal = parse_object(await connection.feed(session, int16_samples)).get("signal")
+async def _read(connection: Connection, stream: ServedStream) -> None:
+    signal = parse_object(await connection.feed(stream, int16_samples)).get("signal")
     if signal != "end":
         raise RequestError(f"expected audio or the signal 'end', got the signal {signal!r}")
     loop = asyncio.get_running_loop()
@@ -54,13 +54,13 @@ async def _read(connection: Connection, session: ServerSession) -> None:
                 late = await connection.receive()
             if isinstance(late, str):
                 break
-            await session.feed(int16_samples(late))
-    session.finish()
+            await stream.feed(int16_samples(late))
+    stream.finish()
 
 
-async def _write(connection: Connection, session: ServerSession, nbest: int, *, is_continuous: bool) -> None:
+async def _write(connection: Connection, stream: ServedStream, nbest: int, *, is_continuous: bool) -> None:
     has_final = False
-    async for result in session:
+    async for result in stream:
         has_final = has_final or result.is_final
         await _send(connection, result, nbest)
         if result.is_final and not is_continuous:
@@ -73,7 +73,7 @@ async def _send(connection: Connection, result: Result, nbest: int) -> None:
     """Send a result; `nbest` is a JSON string, as from WeNet's server."""
     sentences: list[dict[str, Any]] = [{"sentence": each.text} for each in result.nbest[:nbest]] or [{"sentence": ""}]
     if result.is_final:
-        recognizer = connection.place.model.recognizer
+        recognizer = connection.slot.model.recognizer
         for sentence, each in zip_longest(sentences, result.nbest[:nbest]):
             sentence["word_pieces"] = [] if each is None else _pieces(each, recognizer)
     kind = "final_result" if result.is_final else "partial_result"

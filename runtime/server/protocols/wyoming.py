@@ -24,8 +24,8 @@ from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.pace import Patience, patience_for_audio
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.service import Place, Service
-from u2moe.runtime.server.session import ServerSession
+from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_integer
 
@@ -97,8 +97,8 @@ class _Client:
                     self._model = self._choose(event.data)
                     self._hotwords = await self._model.writable_hotwords(_names(event.data))
                 case "audio-start" | "audio-chunk":
-                    with self._service.place("wyoming") as place:
-                        await self._transcribe(place, event)
+                    with self._service.slot("wyoming") as slot:
+                        await self._transcribe(slot, event)
                     return
                 case "audio-stop":
                     raise RequestError("expected audio before 'audio-stop'")
@@ -111,30 +111,30 @@ class _Client:
         able = (model for model in self._service.models.values() if language in model.languages)
         return self._service.model(data["name"]) if data.get("name") else next(able, self._service.default)
 
-    async def _transcribe(self, place: Place, first: WyomingEvent) -> None:
+    async def _transcribe(self, slot: Slot, first: WyomingEvent) -> None:
         """Serve one request, from the first audio to the transcript, after which the client closes."""
-        self._patience = patience_for_audio(place, self._limits.idle_s)
+        self._patience = patience_for_audio(slot, self._limits.idle_s)
         audio = _Format.of(first.data)
-        place.model = self._model
-        session = await place.open_session(audio.rate, hotwords=self._hotwords, is_whole=True)
-        await converse(self._read(session, audio, first), self._write(session))
+        slot.model = self._model
+        stream = await slot.open_stream(audio.rate, hotwords=self._hotwords, is_whole=True)
+        await converse(self._read(stream, audio, first), self._write(stream))
 
-    async def _read(self, session: ServerSession, audio: _Format, first: WyomingEvent) -> None:
+    async def _read(self, stream: ServedStream, audio: _Format, first: WyomingEvent) -> None:
         event: WyomingEvent | None = first
         while event is not None:
             if event.type == "audio-stop":
-                session.finish()
+                stream.finish()
                 return
             if event.type == "audio-chunk":
                 if _Format.of(event.data) != audio:
                     raise RequestError("the format of the audio changed")
-                await session.feed(audio.samples(await self._payload()))
+                await stream.feed(audio.samples(await self._payload()))
             event = await self._receive()
         raise ClientGoneError
 
-    async def _write(self, session: ServerSession) -> None:
+    async def _write(self, stream: ServedStream) -> None:
         texts: list[str] = []
-        async for result in session:
+        async for result in stream:
             if not result.is_final:
                 continue
             if not texts:

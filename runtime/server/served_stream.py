@@ -1,6 +1,6 @@
 """One source of audio in the server: samples in, partial and final results out.
 
-Everything here runs in the event loop, except `Inbox`, through which the scheduler's thread gets the samples.
+Everything here runs in the event loop, except `AudioQueue`, through which the scheduler's thread gets the samples.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_UNREAD = 100
 """Maximum final results waiting for a client that does not read; beyond that its audio is not read, either."""
 
 
-class Portion(NamedTuple):
+class TimedBuffer(NamedTuple):
     """Samples and their time of arrival."""
 
     samples: npt.NDArray[np.float32]
@@ -40,10 +40,10 @@ class Portion(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """The results of a scheduler round for a session."""
+    """The results of a scheduler round for a stream."""
 
-    inbox: Inbox  # of the session that it is for
-    number: int  # of the session's rounds, from 1
+    queue: AudioQueue  # of the stream that it is for
+    number: int  # of the stream's rounds, from 1
     num_samples: int  # taken from its queue
     finals: Sequence[Result] = ()
     partial: Result | None = None  # of the next segment, if it has changed
@@ -52,13 +52,13 @@ class RoundResult:
 
 
 @dataclass(eq=False, kw_only=True)
-class Inbox:
-    """The queue from a session to the scheduler, between two threads."""
+class AudioQueue:
+    """The queue from a stream to the scheduler, between two threads."""
 
     recognizer: Recognizer  # decodes the stream
     stream: Stream
     sample_rate: float  # Hz
-    blocks: deque[Portion] = field(default_factory=deque)  # that wait
+    blocks: deque[TimedBuffer] = field(default_factory=deque)  # that wait
     num_fed: int = 0  # samples put in
     num_taken: int = 0  # samples taken out
     wanted_s: float = 0.0  # seconds of audio that are worth a round
@@ -92,7 +92,7 @@ class Inbox:
         self.wanted_s = min(self.stream.missing_s, _ROUND_S, limits.queue_s)
 
 
-class ServerSession:
+class ServedStream:
     """A source that is recognised with endpoint rules, until `finish` or `close`.
 
     `feed` samples; iterate over it for results: partial ones whenever the text has changed (only the latest is kept)
@@ -106,9 +106,9 @@ class ServerSession:
     def __init__(
         self, recognizer: Recognizer, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]
     ) -> None:
-        """Create a session for a scheduler that `wake` wakes up."""
-        self.inbox = Inbox(recognizer=recognizer, stream=stream, sample_rate=sample_rate)
-        self.inbox.want(limits)
+        """Create a stream for a scheduler that `wake` wakes up."""
+        self.queue = AudioQueue(recognizer=recognizer, stream=stream, sample_rate=sample_rate)
+        self.queue.want(limits)
         self._limits = limits
         self._wake = wake
         self._num_done = 0
@@ -123,38 +123,38 @@ class ServerSession:
     @property
     def duration(self) -> float:
         """Seconds of audio fed."""
-        return self.inbox.num_fed / self.inbox.sample_rate
+        return self.queue.num_fed / self.queue.sample_rate
 
     @property
     def queued_s(self) -> float:
         """Seconds of audio that are not recognised yet."""
-        return (self.inbox.num_fed - self._num_done) / self.inbox.sample_rate
+        return (self.queue.num_fed - self._num_done) / self.queue.sample_rate
 
     async def feed(self, samples: npt.ArrayLike) -> None:
         """Append samples of one channel, float32 in [-1, 1] or int16 [n]; waits while too many are queued.
 
-        Audio fed after the session is over (because the server is stopping) is dropped.
+        Audio fed after the stream is over (because the server is stopping) is dropped.
 
         Raises:
             AudioError: invalid samples; nothing was appended.
             TooLargeError: the stream would be too long.
-            Exception: the error that ended the session.
+            Exception: the error that ended the stream.
         """
         accepted = as_samples(samples)
-        rate = self.inbox.sample_rate
-        if (self.inbox.num_fed + len(accepted)) / rate > self._limits.duration_s:
+        rate = self.queue.sample_rate
+        if (self.queue.num_fed + len(accepted)) / rate > self._limits.duration_s:
             raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
         size = max(round(_BLOCK_S * rate), 1)
         for start in range(0, len(accepted), size):
             if not self._has_room:
                 await self._until(lambda: self._has_room or self.is_over)
             self._check()
-            if self.is_over or self.inbox.finish_time is not None:
+            if self.is_over or self.queue.finish_time is not None:
                 return
             block = accepted[start : start + size]
-            self.inbox.blocks.append(Portion(block, time.monotonic()))
-            self.inbox.num_fed += len(block)
-            if self.inbox.has_work:
+            self.queue.blocks.append(TimedBuffer(block, time.monotonic()))
+            self.queue.num_fed += len(block)
+            if self.queue.has_work:
                 self._wake()
 
     @property
@@ -164,19 +164,19 @@ class ServerSession:
 
     def finish(self) -> None:
         """Finish the input: everything fed is still recognised. Idempotent."""
-        if self.inbox.finish_time is None:
-            self.inbox.finish_time = time.monotonic()
+        if self.queue.finish_time is None:
+            self.queue.finish_time = time.monotonic()
             self._wake()
 
     def drain(self) -> None:
         """End the source after the current utterance, immediately if there is no speech."""
-        self.inbox.is_draining = True
+        self.queue.is_draining = True
         self._wake()
 
     def close(self) -> None:
         """Abandon it: nothing more is recognised. Idempotent."""
         self.is_over = True
-        self.inbox.is_closed = True
+        self.queue.is_closed = True
         self._changed.set()
         self._wake()
 
@@ -184,11 +184,11 @@ class ServerSession:
         """Wait until all complete chunks are recognised and, if the input is finished, until the last result.
 
         Raises:
-            Exception: the error that ended the session.
+            Exception: the error that ended the stream.
         """
         # In this order: a round that begins in between has no work left, but it is counted before it takes the work.
         await self._until(
-            lambda: self.is_over or not (self.inbox.has_work or self._num_rounds != self.inbox.num_rounds)
+            lambda: self.is_over or not (self.queue.has_work or self._num_rounds != self.queue.num_rounds)
         )
         self._check()
 
@@ -204,7 +204,7 @@ class ServerSession:
         """Whether iteration has returned the last result."""
         return self.is_over and not self._finals and self._partial is None
 
-    def __aiter__(self) -> ServerSession:
+    def __aiter__(self) -> ServedStream:
         return self
 
     async def __anext__(self) -> Result:
@@ -221,9 +221,9 @@ class ServerSession:
     def deliver(self, outcome: RoundResult) -> None:
         """Accept the results of a round; called by the scheduler in the event loop.
 
-        A result of another session, or one out of order, ends this one: no client gets the words of another.
+        A result of another stream, or one out of order, ends this one: no client gets the words of another.
         """
-        if outcome.inbox is not self.inbox or outcome.number != self._num_rounds + 1:
+        if outcome.queue is not self.queue or outcome.number != self._num_rounds + 1:
             self._error = self._error or RecognitionError("a result was lost, or is that of another source")
             self.close()
             return
