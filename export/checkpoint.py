@@ -16,11 +16,10 @@ from torch import Tensor
 
 from u2moe.export.adapters import AdapterUse, with_adapters
 from u2moe.export.architecture import Architecture
-from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.model import SpeechModel
 from u2moe.export.positions import NUM_LEARNED
-from u2moe.export.text_files import read_text
+from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_cmvn, read_text
 from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
 from u2moe.export.weights import linked_weights, load_state_dict, select_tensors
 from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, ModelConfig

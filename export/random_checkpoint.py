@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.attention import RMSNorm, positional_encoding
-from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.model import SpeechModel
 from u2moe.export.positions import TABLE_LENGTHS, position_table
 from u2moe.export.subsampling import KINDS as SUBSAMPLINGS
+from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.training_config import parse_training_config
 from u2moe.export.weights import expected_shapes
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from u2moe.export.adapters import Adapters
 from u2moe.export.architecture import Architecture
-from u2moe.export.decoder_config import read_decoders
 from u2moe.export.encoders.kinds import read_encoder
+from u2moe.export.layer_config import read_decoders
 from u2moe.export.text_files import read_yaml
 from u2moe.export.wenet_keys import ONE_VALUE, WITHOUT_EFFECT
 from u2moe.export.yaml_section import Section

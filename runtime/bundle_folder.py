@@ -1,11 +1,10 @@
-"""A bundle on disk, a folder of graphs and one manifest: open, verify, load. `writer` writes one."""
+"""A bundle on disk, a folder of graphs and one manifest: open, verify, load. `bundle_writer` writes one."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from u2moe.runtime.bundle.files import BundleFiles, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
@@ -13,10 +12,8 @@ from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.text.vocabulary import Vocabulary, parse_tokens
-
-if TYPE_CHECKING:
-    from u2moe.runtime.model.settings import SessionSettings
 
 _MANIFEST_LIMIT = 64 << 20
 _TOKENS_LIMIT = 64 << 20

@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 from tones import RATE, say, toy_recognizer
 
 from u2moe.runtime import CorpusError, DecodingOptions
-from u2moe.runtime.corpus import claims as claims_module
-from u2moe.runtime.corpus.blocks import Shard, cut_into_blocks, range_of
-from u2moe.runtime.corpus.claims import LEASE_S, Claims
-from u2moe.runtime.corpus.entry import AudioFile, Entry
+from u2moe.runtime.corpus import run_folder
+from u2moe.runtime.corpus.entry import AudioFile, Entry, Shard, cut_into_blocks, range_of
 from u2moe.runtime.corpus.lists import ListOptions, read_utterances
 from u2moe.runtime.corpus.pool import num_cores
 from u2moe.runtime.corpus.recognition import BATCH_LEN, BlockRecognizer
 from u2moe.runtime.corpus.rows import RowMaker
+from u2moe.runtime.corpus.run_folder import LEASE_S, Claims
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
 TWO = CorpusOptions(block_size=4, num_workers=2)
@@ -265,30 +264,27 @@ def test_short_utterances_are_decoded_together(corpus):
 def test_a_claim_holds_while_its_owner_lives(tmp_path, monkeypatch):
     claims = Claims(tmp_path)
     assert claims.take(3)
-    script = (
-        f"from u2moe.runtime.corpus.claims import Claims; c = Claims({str(tmp_path)!r}); print(c.take(3), c.take(4))"
-    )
+    imports = "from u2moe.runtime.corpus.run_folder import Claims"
+    script = f"{imports}; c = Claims({str(tmp_path)!r}); print(c.take(3), c.take(4))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "True"]
-    assert [(claim.number, claim.owner.process) for claim in claims.held() if claim.number == 3] == [(3, os.getpid())]
+    assert [(claim.number, claim.process) for claim in claims.held() if claim.number == 3] == [(3, os.getpid())]
     assert claims.take(4)  # whose owner has ended
     claims.release(3)
     assert Claims(tmp_path).take(3)
 
-    monkeypatch.setattr(claims_module.socket, "gethostname", lambda: "another")
+    monkeypatch.setattr(run_folder.socket, "gethostname", lambda: "another")
     other = Claims(tmp_path)
     assert not other.take(4)
     claims.renew()
     os.utime(tmp_path / f"{4:012}", (time.time() - LEASE_S - 5,) * 2)
     assert other.take(4)
-    other.release_all()
-    assert [claim.number for claim in other.held()] == [3]
-    other.remove_void({3})  # whose owner lives
+    other.close({3})  # whose owner lives
     assert [claim.number for claim in other.held()] == [3]
     os.utime(tmp_path / f"{3:012}", (time.time() - LEASE_S - 5,) * 2)
-    other.remove_void({4})
+    other.close({4})
     assert [claim.number for claim in other.held()] == [3]
-    other.remove_void({3})
+    other.close({3})
     assert other.held() == []
 
 

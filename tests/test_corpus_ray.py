@@ -12,8 +12,7 @@ import pytest
 from corpora import ToyChoice, assert_survives_kill, crashing, files_in, listed, rows_in, write_list
 
 from u2moe.runtime import CorpusError, SessionSettings
-from u2moe.runtime.corpus.blocks import Block
-from u2moe.runtime.corpus.entry import AudioFile, Entry
+from u2moe.runtime.corpus.entry import AudioFile, Block, Entry
 from u2moe.runtime.corpus.lists import ListOptions
 from u2moe.runtime.corpus.results import read_outcomes
 from u2moe.runtime.corpus.run_folder import OutputFolder

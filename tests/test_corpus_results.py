@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from u2moe.runtime import CorpusError
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
-from u2moe.runtime.corpus.results import merge, read_outcomes
+from u2moe.runtime.corpus.results import GroupScore, merge, read_outcomes, score
 from u2moe.runtime.corpus.rows import Outcome, as_line
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
-from u2moe.runtime.corpus.score import GroupScore, score
 from u2moe.runtime.text.word_errors import edit_distance, words
 
 ONE = CorpusOptions(block_size=4, num_workers=1)
@@ -100,7 +99,7 @@ def test_merge_has_every_row_once_in_order(results, tmp_path):
 def test_merge_of_what_is_not_complete(results, tmp_path):
     out = tmp_path / "out"
     corpus = results.parent / "data.list"
-    from u2moe.runtime.corpus.blocks import Shard  # noqa: PLC0415
+    from u2moe.runtime.corpus.entry import Shard  # noqa: PLC0415
 
     run_corpus(corpus, out, ToyChoice(), CorpusOptions(block_size=4, num_workers=1, shard=Shard(index=1, count=2)))
     with pytest.raises(CorpusError, match="4 are missing"):

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2moe.runtime.language.arpa import read_arpa
-from u2moe.runtime.language.counts import count_ngrams
-from u2moe.runtime.language.kneser_ney import TrainingOptions, train
+from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 from u2moe.runtime.language.ngrams import LN10
 
 FALLBACK = {1: 0.5, 2: 1.0, 3: 1.5}
@@ -121,7 +120,7 @@ def test_the_numbers_are_those_of_lmplz():
 def test_blocks_do_not_matter(monkeypatch):
     text = random_text(1, 200)
     expected = count_ngrams(text, 3)
-    monkeypatch.setattr("u2moe.runtime.language.counts._BLOCK", 50)
+    monkeypatch.setattr("u2moe.runtime.language.kneser_ney._BLOCK", 50)
     counts = count_ngrams(text, 3)
     assert (counts.rows == expected.rows).all()
     assert (counts.counts == expected.counts).all()

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2moe.runtime.corpus import sources as sources_module
-from u2moe.runtime.corpus.blocks import cut_into_blocks
-from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Unreadable
+from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Unreadable, cut_into_blocks
 from u2moe.runtime.corpus.lists import (
     FORMATS,
     ListOptions,

@@ -11,8 +11,7 @@ from tones import say
 
 from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormatter, cli
 from u2moe.runtime.bundle_location import DEMO_FOLDER
-from u2moe.runtime.language.counts import count_ngrams
-from u2moe.runtime.language.kneser_ney import TrainingOptions, train
+from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 from u2moe.runtime.result import Alternative, Result, WordResult
 from u2moe.runtime.text.written.english import write
 from u2moe.runtime.text.written.formatter import Casing

@@ -28,7 +28,7 @@ from u2moe.runtime.audio.padding import padded
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import DecodingConfig
 from u2moe.runtime.corpus.lists import read_recordings
-from u2moe.runtime.corpus.score import GroupScore
+from u2moe.runtime.corpus.results import GroupScore
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.text.word_errors import edit_distance, words

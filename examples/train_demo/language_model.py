@@ -16,8 +16,7 @@ from texts import grammar_line, prose_sentences, wordnet_definitions, wordnet_ph
 from withheld import TESTS, VALIDATION, Withheld, read_sentences
 
 from u2moe.runtime.language.compact import write_compact
-from u2moe.runtime.language.counts import count_ngrams
-from u2moe.runtime.language.kneser_ney import TrainingOptions, train
+from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 
 SIZES = {
     "small": (TrainingOptions(order=3, prune=(0, 2, 3), min_word_count=5), 8),

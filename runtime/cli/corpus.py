@@ -14,13 +14,11 @@ from typing import Any
 
 from u2moe.runtime.cli.options import CommandParser, Subparsers, add_declared, add_decoding, declared_in, model_choice
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
-from u2moe.runtime.corpus.blocks import Shard
-from u2moe.runtime.corpus.claims import Claims
+from u2moe.runtime.corpus.entry import Shard
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions
-from u2moe.runtime.corpus.results import merge, read_outcomes
-from u2moe.runtime.corpus.run_folder import OutputFolder
+from u2moe.runtime.corpus.results import GroupScore, Score, merge, read_outcomes, score
+from u2moe.runtime.corpus.run_folder import Claims, OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus
-from u2moe.runtime.corpus.score import GroupScore, Score, score
 
 _LINE_S = 300.0
 _NUM_CONFUSIONS, _NUM_PROBLEMS = 10, 20
@@ -171,7 +169,7 @@ def run_status(args: argparse.Namespace) -> int:
     )
     for claim in Claims(folder.claims).held() if folder.claims is not None else []:
         state = "abandoned" if claim.is_void else f"renewed {claim.age_s:.0f} s ago"
-        print_result(f"block {claim.number}: {claim.owner.host}, process {claim.owner.process}, {state}\n")
+        print_result(f"block {claim.number}: {claim.host}, process {claim.process}, {state}\n")
     num_failed = _show_problems(folder)
     return 0 if num_done == total and not num_failed else 1
 

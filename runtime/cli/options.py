@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import DEMO, find_bundle
 from u2moe.runtime.cli.terminal import tell
-from u2moe.runtime.corpus.model_choice import ModelChoice
+from u2moe.runtime.corpus.recognition import ModelChoice
 from u2moe.runtime.declarations import Option, options_of
 from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import FusionWeights, LanguageModelOptions

@@ -1,10 +1,20 @@
-"""An utterance of a corpus: the source of its audio, and its metadata. Reads no audio; `sources` does."""
+"""Entries of a list: the source of their audio and their metadata, how to read them, and how a list is divided.
+
+All machines agree on the blocks of a list without communicating. Reads no audio; `sources` does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
+
+from u2moe.runtime.corpus.storage import parent, resolve
+from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.validation import checked_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +106,113 @@ class Entry:
     speaker: str | None = None
     duration: float | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """How to interpret the entries of a list.
+
+    Attributes:
+        root: folder to which paths are relative. None: the folder of the list.
+        allow_pipes: whether entries that are shell commands (ending in "|") may be run.
+        channel: use only this channel, 0 for the left one, whatever the list says. None: as it says, or the average.
+    """
+
+    root: str | None = option("text", flag="--root", metavar="DIR")
+    allow_pipes: bool = option("flag", default=False, flag="--allow-pipes")
+    channel: int | None = option("integer", least=0, flag="--channel", metavar="N")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def path(self, path: str, list_path: str) -> str:
+        """The path of an entry of a list."""
+        return resolve(path, self.root if self.root is not None else parent(list_path))
+
+    def source(self, entry: str, list_path: str) -> AudioSource:
+        """The audio of an entry: a path, or a command that ends in "|".
+
+        Raises:
+            CorpusError: a command, and those are not allowed.
+            ValueError: the entry is empty.
+        """
+        if checked_text("path", entry).endswith("|"):
+            return self.command(entry[:-1].strip(), list_path)
+        return AudioFile(path=self.path(entry, list_path))
+
+    def command(self, command: str, list_path: str) -> Command:
+        """A command, if those are allowed; raises CorpusError otherwise."""
+        if not self.allow_pipes:
+            raise CorpusError(f"{list_path}: found the command {command!r:.80}: --allow-pipes runs what a list says")
+        return Command(command=command)
+
+
+_BLOCKS_PER_FOLDER = 1000
+_NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Consecutive utterances of a list.
+
+    Attributes:
+        number: index among the blocks.
+        start: position of its first utterance in the list.
+        utterances: at least one.
+    """
+
+    number: int
+    start: int
+    utterances: Sequence[Entry]
+
+    @property
+    def stop(self) -> int:
+        """Position after its last utterance."""
+        return self.start + len(self.utterances)
+
+    @property
+    def file_name(self) -> str:
+        """Path of its file in the folder of results; names the positions that it covers."""
+        return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
+
+
+def cut_into_blocks(utterances: Iterable[Entry], size: int) -> Iterator[Block]:
+    """Blocks of `size` utterances, the last one shorter; holds one at a time."""
+    remaining = iter(utterances)
+    number = 0
+    while content := tuple(islice(remaining, size)):
+        yield Block(number=number, start=number * size, utterances=content)
+        number += 1
+
+
+def range_of(file_name: str) -> tuple[int, int] | None:
+    """The positions (first, after the last) in the name of a file of results; None: it is another file."""
+    found = _NAME.fullmatch(file_name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The blocks whose number modulo `count` is `index`.
+
+    Raises:
+        ValueError: `index` is not between 0 and `count` - 1.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"shard must be i/n with 0 <= i < n, got {self.index}/{self.count}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """A shard from "i/n"; raises ValueError for anything else."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if found is None:
+            raise ValueError(f"shard must be i/n, such as 0/4, got {text!r}")
+        return cls(index=int(found[1]), count=int(found[2]))
+
+    def __contains__(self, number: int) -> bool:
+        return number % self.count == self.index

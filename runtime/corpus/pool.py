@@ -24,9 +24,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from u2moe.runtime.corpus.blocks import Block
-from u2moe.runtime.corpus.model_choice import ModelChoice
-from u2moe.runtime.corpus.recognition import BATCH_LEN, BlockDone, BlockRecognizer, Caution, write_block
+from u2moe.runtime.corpus.entry import Block
+from u2moe.runtime.corpus.recognition import BATCH_LEN, BlockDone, BlockRecognizer, Caution, ModelChoice, write_block
 from u2moe.runtime.corpus.rows import RowMaker
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.errors import CorpusError

@@ -16,10 +16,8 @@ import pyarrow as pa
 import ray
 
 from u2moe.runtime.corpus import parquet
-from u2moe.runtime.corpus.blocks import Block
-from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Entry
-from u2moe.runtime.corpus.model_choice import ModelChoice
-from u2moe.runtime.corpus.recognition import BlockDone, BlockRecognizer, write_block
+from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Block, Entry
+from u2moe.runtime.corpus.recognition import BlockDone, BlockRecognizer, ModelChoice, write_block
 from u2moe.runtime.corpus.rows import RowMaker, changed_options, options_as_json
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.corpus.runner import CorpusOptions, CorpusRun, RunProgress
@@ -60,7 +58,7 @@ def run_on_ray(
         OSError: results cannot be written.
     """
     model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
-    with contextlib.closing(CorpusRun.begin(list_path, output, model.load(), model, options)) as run:
+    with contextlib.closing(CorpusRun(list_path, output, model.load(), model, options)) as run:
         if not ray.is_initialized():
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         actors = _Actors(run, model, options.num_workers)

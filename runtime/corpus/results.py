@@ -1,18 +1,29 @@
-"""The results of a run: read in order, and merged into one file."""
+"""The results of a run: read in order, merged into one file, and scored."""
 
 from __future__ import annotations
 
 import csv
+import heapq
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from u2moe.runtime.corpus.rows import Outcome, Row, outcome_of
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.text.word_errors import WordErrors
 from u2moe.runtime.whole_file import replacing
+
+_LENGTHS_S = (2, 5, 10, 20, 30)
+"""Limits between the groups of utterances of like length."""
+_NUM_SAMPLES = 1000
+_CONFIDENCE = 0.95
 
 
 def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
@@ -68,19 +79,18 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
     target = Path(target)
     if target.suffix not in (".jsonl", ".csv", ".parquet"):
         raise ValueError(f"{target}: the name must end in .jsonl, .csv or .parquet")
-    if target.suffix == ".csv":
-        with replacing(target) as part:
+    with replacing(target) as part:
+        if target.suffix == ".csv":
             return _write_csv(itertools.chain.from_iterable(rows_by_block(folder)), part)
-    if target.suffix == ".parquet":
-        from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
+        if target.suffix == ".parquet":
+            from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
 
-        with replacing(target) as part:
             return parquet.write(rows_by_block(folder), part)
-    num_rows = 0
-    with replacing(target) as part, part.open("wb") as stream:
-        for _, _, content in folder.contents():
-            stream.write(content)
-            num_rows += content.count(b"\n")
+        num_rows = 0
+        with part.open("wb") as stream:
+            for _, _, content in folder.contents():
+                stream.write(content)
+                num_rows += content.count(b"\n")
     return num_rows
 
 
@@ -95,3 +105,148 @@ def _write_csv(rows: Iterator[Row], file: Path) -> int:
             writer.writerow(row)
             num_rows += 1
     return num_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredUtterance:
+    """Word errors of an utterance."""
+
+    key: str
+    num_errors: int
+    num_words: int
+    reference: str
+    text: str
+
+
+@dataclass(kw_only=True)
+class GroupScore:
+    """Word errors of a group of utterances.
+
+    Attributes:
+        num_utterances: utterances with a transcript.
+        num_errors: substitutions, deletions and insertions.
+        num_words: words of the transcripts.
+    """
+
+    num_utterances: int = 0
+    num_errors: int = 0
+    num_words: int = 0
+    _pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Number of utterances by errors and words: all that the bootstrap needs."""
+
+    def add(self, num_errors: int, num_words: int) -> None:
+        """Count an utterance."""
+        self.num_utterances += 1
+        self.num_errors += num_errors
+        self.num_words += num_words
+        self._pairs[num_errors, num_words] += 1
+
+    @property
+    def rate(self) -> float:
+        """Errors per word; 0 without words."""
+        return self.num_errors / self.num_words if self.num_words else 0.0
+
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the rate, by a bootstrap over utterances."""
+        if not self.num_words:
+            return 0.0, 0.0
+        pairs = np.array(list(self._pairs), np.float64)
+        counts = np.array(list(self._pairs.values()))
+        drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=_NUM_SAMPLES)
+        errors, num_words = (drawn @ pairs).T
+        rates = errors[num_words > 0] / num_words[num_words > 0]
+        low, high = np.quantile(rates, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Word errors of a corpus.
+
+    Attributes:
+        total: of all utterances.
+        groups: of each group, in the order of their names.
+        worst: the utterances with most errors, worst first.
+        num_without_transcript: utterances that could not be scored.
+        num_failed: scored utterances with an error; what is missing of their text counts as deleted.
+        report: word errors by kind, and the words that are confused.
+    """
+
+    total: GroupScore
+    groups: Mapping[str, GroupScore]
+    worst: list[ScoredUtterance]
+    num_without_transcript: int
+    num_failed: int
+    report: WordErrors
+
+
+def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int = 0) -> Score:
+    """Score recognised texts against their transcripts, as words of `word_errors.words`.
+
+    Args:
+        outcomes: rows of results; only counts and the worst utterances stay in memory.
+        by: what makes a group: "speaker", "length", or the name of a field of the list, such as "set"; None: no
+            groups.
+        num_worst: number of utterances to name.
+
+    Raises:
+        CorpusError: no utterance has a transcript.
+    """
+    total, report = GroupScore(), WordErrors()
+    groups: dict[str, GroupScore] = {}
+    worst: list[tuple[int, float, int, ScoredUtterance]] = []
+    num_without = num_failed = 0
+    group_of = _grouping(by)
+    for number, outcome in enumerate(outcomes):
+        if outcome.reference is None:
+            num_without += 1
+            continue
+        before = (report.num_errors, report.num_words)
+        report.add(outcome.reference, outcome.text)
+        errors, num_words = report.num_errors - before[0], report.num_words - before[1]
+        num_failed += outcome.error is not None
+        total.add(errors, num_words)
+        groups.setdefault(group_of(outcome), GroupScore()).add(errors, num_words)
+        if num_worst and errors:
+            scored = ScoredUtterance(
+                key=outcome.key,
+                num_errors=errors,
+                num_words=num_words,
+                reference=outcome.reference,
+                text=outcome.text,
+            )
+            item = (errors, errors / max(num_words, 1), -number, scored)
+            (heapq.heappush if len(worst) < num_worst else heapq.heappushpop)(worst, item)
+    if not total.num_utterances:
+        raise CorpusError("no utterance has a transcript: the list must name them (see docs/corpora.md)")
+    return Score(
+        total=total,
+        groups={name: groups[name] for name in sorted(groups, key=_natural)} if by is not None else {},
+        worst=[item[-1] for item in sorted(worst, reverse=True)],
+        num_without_transcript=num_without,
+        num_failed=num_failed,
+        report=report,
+    )
+
+
+def _grouping(by: str | None) -> Callable[[Outcome], str]:
+    if by is None:
+        return lambda _: ""
+    if by == "length":
+        return lambda outcome: _length(outcome.duration)
+    if by == "speaker":
+        return lambda outcome: outcome.speaker or "unknown"
+    return lambda outcome: str(outcome.fields.get(by, "unknown"))
+
+
+def _length(duration: float) -> str:
+    for low, high in zip((0, *_LENGTHS_S), _LENGTHS_S, strict=False):
+        if duration < high:
+            return f"{low} to {high} s"
+    return f"{_LENGTHS_S[-1]} s and more"
+
+
+def _natural(name: str) -> tuple[float, str]:
+    """Sort key: names that begin with a number sort by it."""
+    digits = name.split(" ", 1)[0]
+    return (float(digits), name) if digits.isdigit() else (float("inf"), name)

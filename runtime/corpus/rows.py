@@ -1,4 +1,4 @@
-"""Rows of results: writes and reads one per utterance, as JSON. Parquet is in `parquet`."""
+"""Rows of results, one per utterance: made, and read. Parquet is in `parquet`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.run_folder import RunDescription
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.options import DecodingOptions
-from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.result import Result, Transcript, WordResult
 
 _DIGITS = 4
-"""Decimals of confidences; more are noise, and would take a fifth of a row."""
+"""Decimals of confidences."""
 
 Row = Mapping[str, Any]
 
@@ -81,21 +81,15 @@ def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value != defaults.get(name)}
 
 
+def _rounded(item: Result | WordResult, *names: str) -> dict[str, Any]:
+    """Fields of a segment or word, the confidence without decimals that are noise, and a fifth of a row."""
+    confidence = None if item.confidence is None else round(item.confidence, _DIGITS)
+    return {**{name: getattr(item, name) for name in names}, "confidence": confidence}
+
+
 def _segment(segment: Result) -> dict[str, Any]:
-    return {
-        "text": segment.text,
-        "start": segment.start,
-        "end": segment.end,
-        "confidence": _rounded(segment.confidence),
-        "words": [
-            {"word": word.word, "start": word.start, "end": word.end, "confidence": _rounded(word.confidence)}
-            for word in segment.words
-        ],
-    }
-
-
-def _rounded(confidence: float | None) -> float | None:
-    return None if confidence is None else round(confidence, _DIGITS)
+    words = [_rounded(word, "word", "start", "end") for word in segment.words]
+    return {**_rounded(segment, "text", "start", "end"), "words": words}
 
 
 def as_line(row: Row) -> bytes:

@@ -6,17 +6,24 @@
     claims/                                     which block is being worked on, and by whom (local folders only)
 
 A block is done when its file exists. Files appear as a whole, so a run may be killed at any moment.
+
+Claims only save work. Two processes that do the same block write the same bytes, each atomically, so that no locks are
+needed; on a file system where claims fail (no hard links, delayed listings) only time is lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import os
+import socket
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.corpus.blocks import Block, range_of
+from u2moe.runtime.corpus.entry import Block, range_of
 from u2moe.runtime.corpus.storage import (
     exists,
     is_url,
@@ -29,6 +36,7 @@ from u2moe.runtime.corpus.storage import (
 )
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import first_difference
+from u2moe.runtime.whole_file import probe
 
 _INFORMATION = ("u2moe", "list_path")
 """Fields that may differ when a run is continued."""
@@ -160,3 +168,108 @@ class OutputFolder:
         """Ranges and files of the finished blocks, in order."""
         ranged = ((range_of(name), join(self._blocks, name)) for name in list_files(self._blocks))
         return sorted((found, file) for found, file in ranged if found is not None)
+
+
+LEASE_S = 600.0
+"""Seconds without renewal after which a claim is void."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim on a block, by a process on some machine.
+
+    Attributes:
+        number: the block.
+        host: name of the machine.
+        process: id of the process.
+        started: its start in clock ticks since boot, which tells a reused process id; None: unknown.
+        age_s: seconds since the claim was renewed, by the clock of the file system.
+    """
+
+    number: int
+    host: str
+    process: int
+    started: int | None
+    age_s: float
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it was not renewed, or its process, on this machine, has ended."""
+        if self.age_s > LEASE_S:
+            return True
+        if self.host != socket.gethostname() or os.name != "posix":
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return _started(self.process) != self.started
+
+
+class Claims:
+    """The claims of this process in a folder."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
+        self._own: set[int] = set()
+        self._me = {"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())}
+
+    def take(self, number: int) -> bool:
+        """Claim a block; False if another process that seems to be alive has it."""
+        content = json.dumps(self._me).encode()
+        with contextlib.suppress(OSError):  # claims that cannot be written do not conflict
+            if not write_first(str(self._path(number)), content):
+                claim = self._read(number)
+                if claim is not None and not claim.is_void:
+                    return False
+                write_whole(str(self._path(number)), content)
+        self._own.add(number)
+        return True
+
+    def renew(self) -> None:
+        """Renew all claims of this process; must be called several times within `LEASE_S`."""
+        for number in self._own:
+            with contextlib.suppress(OSError):
+                os.utime(self._path(number))
+
+    def release(self, number: int) -> None:
+        """Release a block, done or not."""
+        self._own.discard(number)
+        with contextlib.suppress(OSError):
+            self._path(number).unlink()
+
+    def close(self, finished: Container[int]) -> None:
+        """Release all blocks of this process, and finished ones whose owners were killed before they could do that."""
+        void = [claim.number for claim in self.held() if claim.number in finished and claim.is_void]
+        for number in (*self._own, *void):
+            self.release(number)
+
+    def held(self) -> list[Claim]:
+        """All claims in the folder."""
+        try:
+            numbers = sorted(int(file.name) for file in self._folder.iterdir() if file.name.isdigit())
+        except OSError:
+            return []
+        return [claim for claim in map(self._read, numbers) if claim is not None]
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:012}"
+
+    def _read(self, number: int) -> Claim | None:
+        """The claim on a block; None: it was released meanwhile, or cannot be read."""
+        try:
+            owner = json.loads(self._path(number).read_bytes())
+            age_s = probe(self._folder) - self._path(number).stat().st_mtime
+            return Claim(number=number, age_s=age_s, **owner)
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def _started(process: int) -> int | None:
+    try:
+        content = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(content.rpartition(b")")[2].split()[19])

@@ -8,17 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol, Self
+from typing import Protocol
 
-from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
-from u2moe.runtime.corpus.claims import LEASE_S, Claims
+from u2moe.runtime.corpus.entry import Block, Shard, cut_into_blocks
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions, digest, find_format, read_utterances
-from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.pool import WorkerPool, may_fork, num_cores
-from u2moe.runtime.corpus.recognition import BlockDone
+from u2moe.runtime.corpus.recognition import BlockDone, ModelChoice
 from u2moe.runtime.corpus.results import is_faultless
 from u2moe.runtime.corpus.rows import options_as_json
-from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
+from u2moe.runtime.corpus.run_folder import LEASE_S, Claims, OutputFolder, RunDescription
 from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.recognizer import Recognizer
 
@@ -99,7 +97,7 @@ def run_corpus(
     """
     model, options = model or ModelChoice(), options or CorpusOptions()
     recognizer = model.load()
-    with contextlib.closing(CorpusRun.begin(list_path, output, recognizer, model, options)) as run:
+    with contextlib.closing(CorpusRun(list_path, output, recognizer, model, options)) as run:
         shared = recognizer if model.can_be_forked and may_fork() else None
         del recognizer
         num_workers = options.num_workers or max(num_cores() // model.num_threads, 1)
@@ -108,30 +106,8 @@ def run_corpus(
     return run.progress
 
 
-def describe_run(list_path: str, recognizer: Recognizer, model: ModelChoice, options: CorpusOptions) -> RunDescription:
-    """The description of a run with a loaded model.
-
-    Raises:
-        CorpusError: the list cannot be read.
-    """
-    list_format = find_format(list_path)
-    return RunDescription(
-        u2moe=version("u2moe"),
-        list_path=list_path,
-        list_format=list_format,
-        list_digest=digest(list_path, list_format, options.list_options),
-        model=recognizer.bundle.fingerprint,
-        providers=tuple(recognizer.model.providers),
-        kernels="native" if recognizer.model.kernels.native else "onnxruntime",
-        options=options_as_json(recognizer.options),
-        hotwords=model.hotwords_digest,
-        channel=options.list_options.channel,
-        block_size=options.block_size,
-    )
-
-
 class Workers(Protocol):
-    """Does blocks, such as `WorkerPool`.
+    """Does blocks: a `WorkerPool`, or actors on a cluster.
 
     Attributes:
         num_deaths: workers that died and were replaced.
@@ -147,7 +123,9 @@ class Workers(Protocol):
 
 
 class CorpusRun:
-    """The work of one call on a run; `close` releases the blocks that are not done.
+    """The work of one call on a run; begins it, or goes on with the one in the folder.
+
+    For arguments and errors see `run_corpus`. `close` releases the blocks that are not done.
 
     Attributes:
         description: the run.
@@ -155,32 +133,42 @@ class CorpusRun:
         progress: how far it is.
     """
 
-    def __init__(self, description: RunDescription, folder: OutputFolder, options: CorpusOptions) -> None:
-        self.description, self.folder, self._options = description, folder, options
-        self.progress = RunProgress(total=folder.num_utterances)
-        if self.progress.total is None:
-            self.progress.total = FORMATS[description.list_format].count(description.list_path)
-        self._claims = Claims(folder.claims) if folder.claims is not None else None
-        self._finished = set(finished_blocks(folder, retry_failed=options.retry_failed))
-        self._own: set[int] = set()
-        self._begin = self._renewed = time.monotonic()
-        self._seconds = 0.0
-        self._num_taken = 0
-
-    @classmethod
-    def begin(
-        cls,
+    def __init__(
+        self,
         list_path: str | os.PathLike[str],
         output: str | os.PathLike[str],
         recognizer: Recognizer,
         model: ModelChoice,
         options: CorpusOptions,
-    ) -> Self:
-        """Begin a run, or go on with the one in the folder; for arguments and errors see `run_corpus`."""
-        folder = OutputFolder(os.fspath(output))
-        description = describe_run(os.fspath(list_path), recognizer, model, options)
-        folder.begin(description)
-        return cls(description, folder, options)
+    ) -> None:
+        path = os.fspath(list_path)
+        list_format = find_format(path)
+        self.description = RunDescription(
+            u2moe=version("u2moe"),
+            list_path=path,
+            list_format=list_format,
+            list_digest=digest(path, list_format, options.list_options),
+            model=recognizer.bundle.fingerprint,
+            providers=tuple(recognizer.model.providers),
+            kernels="native" if recognizer.model.kernels.native else "onnxruntime",
+            options=options_as_json(recognizer.options),
+            hotwords=model.hotwords_digest,
+            channel=options.list_options.channel,
+            block_size=options.block_size,
+        )
+        self.folder, self._options = OutputFolder(os.fspath(output)), options
+        self.folder.begin(self.description)
+        self.progress = RunProgress(total=self.folder.num_utterances)
+        if self.progress.total is None:
+            self.progress.total = FORMATS[list_format].count(path)
+        self._claims = Claims(self.folder.claims) if self.folder.claims is not None else None
+        self._finished = set(self.folder.finished_blocks())
+        if options.retry_failed:
+            self._finished = {start for start, _, content in self.folder.contents() if is_faultless(content)}
+        self._own: set[int] = set()
+        self._begin = self._renewed = time.monotonic()
+        self._seconds = 0.0
+        self._num_taken = 0
 
     def work(self, workers: Workers, on_progress: Callable[[RunProgress], object]) -> None:
         """Go through the list until all that is left is being done by others."""
@@ -195,7 +183,9 @@ class CorpusRun:
                 progress.seconds = self._seconds + seconds
                 progress.num_deaths = workers.num_deaths
                 progress.elapsed_s = time.monotonic() - self._begin
-                self._renew_claims()
+                if self._claims is not None and time.monotonic() - self._renewed > LEASE_S / 10:
+                    self._claims.renew()
+                    self._renewed = time.monotonic()
                 on_progress(progress)
             if not (progress.num_elsewhere and self._num_taken):
                 return
@@ -203,8 +193,7 @@ class CorpusRun:
     def close(self) -> None:
         """Release the blocks that are not done."""
         if self._claims is not None:
-            self._claims.release_all()
-            self._claims.remove_void({start // self.description.block_size for start in self._finished | self._own})
+            self._claims.close({start // self.description.block_size for start in self._finished | self._own})
 
     def _missing(self) -> Iterator[Block]:
         """Blocks to do, in order, each claimed. Reads the list to its end."""
@@ -245,15 +234,3 @@ class CorpusRun:
         self._seconds += done.seconds
         if self._claims is not None:
             self._claims.release(done.number)
-
-    def _renew_claims(self) -> None:
-        if self._claims is not None and time.monotonic() - self._renewed > LEASE_S / 10:
-            self._claims.renew()
-            self._renewed = time.monotonic()
-
-
-def finished_blocks(folder: OutputFolder, *, retry_failed: bool = False) -> list[int]:
-    """First positions of the blocks that are finished; with `retry_failed` only of whole ones without failures."""
-    if not retry_failed:
-        return list(folder.finished_blocks())
-    return [start for start, _, content in folder.contents() if is_faultless(content)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import posixpath
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,24 +24,22 @@ def is_url(path: str) -> bool:
 
 def resolve(path: str, folder: str) -> str:
     """A path relative to `folder`, unless it is absolute or a URL."""
-    if is_url(path) or os.path.isabs(path):  # noqa: PTH117 - not a Path: URLs would lose a slash
-        return path
-    return join(folder, path)
+    return path if is_url(path) or os.path.isabs(path) else join(folder, path)  # noqa: PTH117 - a URL is no Path
 
 
 def join(folder: str, name: str) -> str:
     """A path below a folder or URL."""
-    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118
+    return posixpath.join(folder, name) if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118
 
 
 def parent(path: str) -> str:
     """The folder or URL in which a file lies."""
-    return path.rpartition("/")[0] if is_url(path) else os.path.dirname(path) or "."  # noqa: PTH120
+    return (posixpath.dirname(path) if is_url(path) else os.path.dirname(path)) or "."  # noqa: PTH120
 
 
 def base_name(path: str) -> str:
     """The last component of a path or URL."""
-    return path.rstrip("/").rpartition("/")[2] if is_url(path) else os.path.basename(path)  # noqa: PTH119
+    return posixpath.basename(path.rstrip("/")) if is_url(path) else os.path.basename(path)  # noqa: PTH119
 
 
 @contextlib.contextmanager
@@ -68,15 +67,11 @@ def open_decompressed(path: str) -> Iterator[IO[bytes]]:
 
 
 def size_of(path: str) -> int:
-    """Size of a file in bytes.
-
-    Raises:
-        OSError: there is no such file.
-    """
+    """Size of a file in bytes; OSError: there is no such file."""
     if is_url(path):
         filesystem, name = filesystem_of(path)
         return int(filesystem.size(name))
-    return os.stat(path).st_size  # noqa: PTH116
+    return Path(path).stat().st_size
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -110,7 +105,7 @@ def exists(path: str) -> bool:
     if is_url(path):
         filesystem, name = filesystem_of(path)
         return bool(filesystem.exists(name))
-    return os.path.exists(path)  # noqa: PTH110
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for names that are too long
 
 
 def list_files(folder: str) -> list[str]:
@@ -123,16 +118,19 @@ def list_files(folder: str) -> list[str]:
         except FileNotFoundError:
             return []
         return sorted(file.removeprefix(f"{name.rstrip('/')}/") for file in found)
-    names = []
-    for place, _, files in os.walk(folder):
-        names += [os.path.relpath(join(place, file), folder) for file in files if not file.startswith(".")]
-    return sorted(name.replace(os.sep, "/") for name in names)
+    places = ((Path(place), names) for place, _, names in os.walk(folder))
+    return sorted(
+        (place / name).relative_to(folder).as_posix()
+        for place, names in places
+        for name in names
+        if not name.startswith(".")
+    )
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file atomically and durably; replaces one that exists.
+    """Write a file whole or not at all; replaces one that exists. Folders are created.
 
-    Object stores show an object when it is whole. Folders are created.
+    Object stores show an object when it is whole.
 
     Raises:
         OSError: it cannot be written.
@@ -142,12 +140,12 @@ def write_whole(path: str, content: bytes) -> None:
         filesystem.makedirs(parent(name), exist_ok=True)
         filesystem.pipe_file(name, content)
         return
-    os.makedirs(parent(path), exist_ok=True)  # noqa: PTH103
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     whole_file.write_bytes(Path(path), content)
 
 
 def write_first(path: str, content: bytes) -> bool:
-    """Write a file atomically unless it exists; of several processes that try at once one succeeds.
+    """Write a file unless it exists, otherwise as `write_whole`; of several processes that try at once one succeeds.
 
     On object stores this is not atomic: two processes may both succeed.
     """
@@ -156,13 +154,11 @@ def write_first(path: str, content: bytes) -> bool:
             return False
         write_whole(path, content)
         return True
-    os.makedirs(parent(path), exist_ok=True)  # noqa: PTH103
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     return whole_file.write_first(Path(path), content)
 
 
 def remove_stale_parts(folder: str) -> None:
     """Remove what killed writers left below a folder; see `whole_file`."""
-    if is_url(folder):
-        return
-    for place, _, _ in os.walk(folder):
+    for place, _, _ in os.walk(folder) if not is_url(folder) else ():
         whole_file.remove_stale_parts(Path(place))

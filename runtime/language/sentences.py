@@ -11,7 +11,7 @@ from pathlib import Path
 
 from u2moe.runtime.declarations import option
 from u2moe.runtime.errors import LanguageModelError
-from u2moe.runtime.language.counts import MARKERS
+from u2moe.runtime.language.kneser_ney import MARKERS
 from u2moe.runtime.text.lines import read_lines
 from u2moe.runtime.text.vocabulary import combining_marks, stands_alone
 from u2moe.runtime.validation import checked_options

@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from u2moe.runtime.corpus.model_choice import ModelChoice
+from u2moe.runtime.corpus.recognition import ModelChoice
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import Keys
 from u2moe.runtime.server.event_loop import run_in_loop

@@ -1,7 +1,7 @@
 """Lists of utterances as people have them: one file for each format, and the table of them."""
 
-from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.lists.recordings import Recording, read_recordings
+from u2moe.runtime.corpus.entry import ListOptions
+from u2moe.runtime.corpus.lists.lines import Recording, read_recordings
 from u2moe.runtime.corpus.lists.table import (
     FORMATS,
     ListFormat,

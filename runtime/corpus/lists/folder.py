@@ -8,8 +8,7 @@ from pathlib import Path
 
 from u2moe.runtime.audio.files import MEDIA_SUFFIXES
 from u2moe.runtime.audio.folders import APPLE_DOUBLE, FILE_SUFFIXES
-from u2moe.runtime.corpus.entry import AudioFile, Entry
-from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.entry import AudioFile, Entry, ListOptions
 from u2moe.runtime.errors import CorpusError
 
 SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from u2moe.runtime.corpus.entry import Entry
+from u2moe.runtime.corpus.entry import Entry, ListOptions
 from u2moe.runtime.corpus.lists import lines
 from u2moe.runtime.corpus.lists.lines import parse_lines, read_lines
-from u2moe.runtime.corpus.lists.options import ListOptions
 from u2moe.runtime.corpus.storage import base_name, join, parent
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_seconds, wrong

@@ -1,15 +1,22 @@
-"""Streams the lines of a list; a line that cannot be parsed becomes an unreadable entry."""
+"""Lists with an entry on each line: WeNet's, NeMo's and Lhotse's objects of JSON, and paths.
+
+A line that cannot be understood becomes an unreadable entry.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from u2moe.runtime.corpus.entry import Entry, Unreadable
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Entry, ListOptions, Unreadable
 from u2moe.runtime.corpus.storage import base_name, open_binary
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.text.lines import read_lines as text_lines
-from u2moe.runtime.validation import Record, wrong
+from u2moe.runtime.validation import Record, checked_choice, checked_object, wrong
 
 _PIECE = 1 << 20
 
@@ -37,17 +44,6 @@ def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
     with open_binary(list_path) as stream:
         while piece := stream.read(_PIECE):
             yield piece
-
-
-def first_line(list_path: str) -> str:
-    """The first line that is not blank.
-
-    Raises:
-        CorpusError: there is none, or the file cannot be read.
-    """
-    for _, line in read_lines(list_path):
-        return line
-    raise CorpusError(f"{list_path}: lists no recordings")
 
 
 def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry]:
@@ -80,3 +76,136 @@ def json_record(line: str) -> Record:
     except ValueError as error:
         raise wrong("", f"a JSON object ({error})", line) from error
     return Record(values)
+
+
+def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
+    """Utterances of a list of paths, each perhaps with a transcript after a tab; the path as written is the key."""
+
+    def parse(line: str) -> Entry:
+        path, tab, transcript = line.partition("\t")
+        path = path.strip()
+        return Entry(key=path, source=options.source(path, list_path), text=transcript.strip() if tab else None)
+
+    return parse_lines(list_path, parse)
+
+
+def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
+    """Utterances of a data.list of the kind "raw": `key`, `wav`, `txt`, perhaps `start` and `end` in seconds."""
+
+    def parse(line: str) -> Entry:
+        record = json_record(line)
+        start, end, duration = record.seconds("start") or 0.0, record.seconds("end"), record.seconds("duration")
+        return Entry(
+            key=record.text("key"),
+            source=options.source(record.text("wav").strip(), list_path),
+            start=start,
+            end=end,
+            duration=duration if end is None else end - start,
+            text=record.label("txt"),
+            speaker=record.label("speaker"),
+            fields=record.unread(),
+        )
+
+    return parse_lines(list_path, parse)
+
+
+def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
+    """Utterances of a NeMo list; they keep all fields, since NeMo's tools expect them in the output.
+
+    NeMo has no keys: the path as written is the key, with "#offset" where the line is a part of a file.
+    """
+
+    def parse(line: str) -> Entry:
+        record = json_record(line)
+        path = record.text("audio_filepath")
+        offset, duration = record.seconds("offset"), record.seconds("duration")
+        start = offset or 0.0
+        return Entry(
+            key=path if offset is None else f"{path}#{record.value('offset')}",
+            source=options.source(path, list_path),
+            start=start,
+            # Without an offset the duration describes the file, and is rounded: nothing is to be cut off.
+            end=None if duration is None or offset is None else start + duration,
+            duration=duration,
+            text=record.label("text"),
+            speaker=record.label("speaker"),
+            fields=record.values,
+        )
+
+    return parse_lines(list_path, parse)
+
+
+def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
+    """Utterances of cuts, read without lhotse: parts of recordings, not mixed or transformed.
+
+    Supervisions of one cut are joined in their order.
+    """
+
+    def parse(line: str) -> Entry:
+        record = json_record(line)
+        if "tracks" in record:
+            raise record.wrong("type", record.value("type"), "that of a cut that is not mixed")
+        recording = record.record("recording")
+        if recording.value("transforms"):
+            raise recording.wrong("transforms", recording.value("transforms"), "empty: only lhotse can compute them")
+        sources = recording.records("sources")
+        if len(sources) != 1:
+            raise recording.wrong("sources", recording.value("sources"), "a list of one")
+        (source,) = sources
+        channel = record.value("channel")
+        start, duration = record.seconds("start") or 0.0, record.seconds("duration")
+        is_whole = start == 0 and duration is not None and duration == recording.seconds("duration")
+        supervisions = record.records("supervisions")
+        texts = [supervision.label("text") for supervision in supervisions]
+        speakers = {supervision.label("speaker") for supervision in supervisions}
+        return Entry(
+            key=record.text("id"),
+            source=_source_of_lhotse(source, list_path, options),
+            start=start,
+            end=None if duration is None or is_whole else start + duration,
+            channel=channel if isinstance(channel, int) and source.value("channels", [0]) != [0] else None,
+            duration=duration,
+            text=" ".join(filter(None, texts)) if any(text is not None for text in texts) else None,
+            speaker=speakers.pop() if len(speakers) == 1 else None,
+            fields=checked_object("custom", record.value("custom") or {}),
+        )
+
+    return parse_lines(list_path, parse)
+
+
+def _source_of_lhotse(source: Record, list_path: str, options: ListOptions) -> AudioSource:
+    entry = source.text("source")
+    if checked_choice(source.field("type"), source.value("type"), ("command", "file", "url")) == "command":
+        return options.command(entry, list_path)
+    return AudioFile(path=options.path(entry, list_path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """An audio file and its transcript."""
+
+    path: Path
+    transcript: str
+
+
+def read_recordings(file: str | os.PathLike[str]) -> list[Recording]:
+    """Recordings for measurements, from a text file with lines of "path<TAB>transcript" relative to its folder.
+
+    A folder is the list of all recordings in it, whose transcripts are empty.
+
+    Raises:
+        AudioError: the folder has no recordings.
+        CorpusError: the file cannot be read, or a line is malformed; names file and line.
+    """
+    path = Path(file)
+    if path.is_dir():
+        return [Recording(path=found, transcript="") for found in find_audio([path])]
+    recordings = []
+    for number, line in text_lines(path, "a list of recordings", CorpusError):
+        name, tab, transcript = line.partition("\t")
+        if not tab or not name.strip():
+            raise CorpusError(f"{path}: line {number} must be path<TAB>transcript, got {line[:60]!r}")
+        recordings.append(Recording(path=path.parent / name.strip(), transcript=transcript.strip()))
+    if not recordings:
+        raise CorpusError(f"{path}: lists no recordings")
+    return recordings

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from u2moe.runtime.corpus.entry import AudioBytes, AudioSource, Entry, Unreadable
-from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.entry import AudioBytes, AudioSource, Entry, ListOptions, Unreadable
 from u2moe.runtime.corpus.storage import open_binary
 from u2moe.runtime.errors import CorpusError
 

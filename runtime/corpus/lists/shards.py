@@ -7,10 +7,9 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from u2moe.runtime.corpus.entry import Entry, TarMember, Unreadable
+from u2moe.runtime.corpus.entry import Entry, ListOptions, TarMember, Unreadable
 from u2moe.runtime.corpus.lists.folder import SUFFIXES
 from u2moe.runtime.corpus.lists.lines import read_lines
-from u2moe.runtime.corpus.lists.options import ListOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
 from u2moe.runtime.errors import CorpusError
 

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.lists import folder, kaldi, lhotse, nemo, parquet, paths, shards, wenet
-from u2moe.runtime.corpus.lists.lines import content_of, count_lines, first_line, json_record
-from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.entry import Entry, ListOptions
+from u2moe.runtime.corpus.lists import folder, kaldi, lines, parquet, shards
+from u2moe.runtime.corpus.lists.lines import content_of, count_lines, json_record, read_lines
 from u2moe.runtime.corpus.storage import base_name
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_options, refused_as
@@ -39,8 +38,8 @@ class ListFormat:
 
 FORMATS: Mapping[str, ListFormat] = MappingProxyType(
     {
-        "nemo": ListFormat(read=nemo.read, field="audio_filepath", description="NeMo's jsonl (audio_filepath)"),
-        "wenet": ListFormat(read=wenet.read, field="wav", description="WeNet's data.list (key, wav, txt)"),
+        "nemo": ListFormat(read=lines.read_nemo, field="audio_filepath", description="NeMo's jsonl (audio_filepath)"),
+        "wenet": ListFormat(read=lines.read_wenet, field="wav", description="WeNet's data.list (key, wav, txt)"),
         "shards": ListFormat(
             read=shards.read,
             content=shards.content_of,
@@ -53,7 +52,7 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
             count=kaldi.count,
             description="a data folder of Kaldi's, or its wav.scp",
         ),
-        "lhotse": ListFormat(read=lhotse.read, field="recording", description="Lhotse's cuts"),
+        "lhotse": ListFormat(read=lines.read_lhotse, field="recording", description="Lhotse's cuts"),
         "parquet": ListFormat(
             read=parquet.read,
             count=parquet.count_rows,
@@ -62,7 +61,7 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
         "folder": ListFormat(
             read=folder.read, content=folder.content_of, count=folder.count, description="a folder of audio files"
         ),
-        "paths": ListFormat(read=paths.read, description="a path for each line, perhaps with tab and transcript"),
+        "paths": ListFormat(read=lines.read_paths, description="a path for each line, perhaps with tab and transcript"),
     }
 )
 """The formats of lists by name. A new format is a file with a generator, and a line here."""
@@ -101,7 +100,9 @@ def find_format(list_path: str) -> str:
         return "shards"
     if base_name(list_path).endswith(".parquet"):
         return "parquet"
-    line = first_line(list_path)
+    _, line = next(read_lines(list_path), (0, ""))
+    if not line:
+        raise CorpusError(f"{list_path}: lists no recordings")
     if "\0" in line:
         raise CorpusError(f"{list_path}: is no list of recordings, but a binary file, such as a recording itself")
     if not line.startswith("{"):
