@@ -14,9 +14,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from u2moe.quantize.arithmetic import NOTHING, relative_error
-from u2moe.quantize.observed import Array, observed_model
+from u2moe.quantize.observed import Array, Levels, SwitchedGraph, observed_model
 from u2moe.quantize.passes.halves import read_single
-from u2moe.quantize.switches import Levels, SwitchedGraph
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import Hypothesis, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.decoding.rescoring import attention_rescoring
@@ -83,7 +82,7 @@ class Damage(Total):
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Reference:
     """The float32 model's results for a recording: encoder output, log-probabilities, texts, scores, values."""
 
     output: Array
@@ -134,11 +133,14 @@ class DamageMeter:
         self._model = observed_model(manifest, self._graphs)
         self._largest: dict[str, Array] = {}
         self._features = features
-        self._heard = [self._hear(frames) for frames in features]
-        self._lengths = [sum(map(len, texts)) for texts in zip(*(heard.texts for heard in self._heard), strict=True)]
-        self.num_frames, self.num_tokens = sum(len(heard.log_probs) for heard in self._heard), min(self._lengths)
+        self._references = [self._reference(frames) for frames in features]
+        self._lengths = [sum(map(len, texts)) for texts in zip(*(each.texts for each in self._references), strict=True)]
+        self.num_frames, self.num_tokens = (
+            sum(len(each.log_probs) for each in self._references),
+            min(self._lengths),
+        )
 
-    def _hear(self, frames: Array) -> _Heard:
+    def _reference(self, frames: Array) -> _Reference:
         graphs = self._graphs.values()
         read = {name for graph in graphs for names in graph.inputs.values() for name in names}
         given = {name for graph in graphs for names in graph.outputs.values() for name in names}
@@ -151,7 +153,7 @@ class DamageMeter:
         for name in read:
             largest = np.abs(values[name]).reshape(-1, values[name].shape[-1]).max(axis=0)
             self._largest[name] = np.maximum(largest, self._largest.get(name, 0))
-        return _Heard(output, log_probs, hypotheses, texts, scores, {name: values[name] for name in given})
+        return _Reference(output, log_probs, hypotheses, texts, scores, {name: values[name] for name in given})
 
     def _choose(self, levels: Levels, names: Sequence[str] = ()) -> None:
         for graph in self._graphs.values():
@@ -189,17 +191,17 @@ class DamageMeter:
         divergence = second = 0.0
         edits = np.zeros(len(self._lengths), int)
         values: list[Mapping[str, Array]] = []
-        for frames, heard in zip(self._features, self._heard, strict=True):
-            output = self._model.encode(frames) if "encoder" in changed else heard.output
-            log_probs = self._model.ctc(output) if changed & {"encoder", "ctc"} else heard.log_probs
-            expected = heard.log_probs.astype(np.float64)
+        for frames, reference in zip(self._features, self._references, strict=True):
+            output = self._model.encode(frames) if "encoder" in changed else reference.output
+            log_probs = self._model.ctc(output) if changed & {"encoder", "ctc"} else reference.log_probs
+            expected = reference.log_probs.astype(np.float64)
             divergence += float((np.exp(expected) * (expected - log_probs)).sum())
             if read or "decoder" in changed:
-                texts, scores = self._read(output, log_probs, heard.hypotheses)
-                second += float(np.square(heard.scores.astype(np.float64) - scores).sum()) / 2
-                edits += list(map(edit_distance, heard.texts, texts))
+                texts, scores = self._read(output, log_probs, reference.hypotheses)
+                second += float(np.square(reference.scores.astype(np.float64) - scores).sum()) / 2
+                edits += list(map(edit_distance, reference.texts, texts))
             values.append(self._values())
-        num_scores = sum(heard.scores.size for heard in self._heard)
+        num_scores = sum(reference.scores.size for reference in self._references)
         divergence = divergence / max(self.num_frames, 1) + second / max(num_scores, 1)
         return {"divergence": divergence, "changed_tokens": float((edits / np.maximum(self._lengths, 1)).max())}, values
 
@@ -249,7 +251,7 @@ class DamageMeter:
         total, values = self._run({layer: level}, graph.outputs[layer])
         errors = []
         for name in graph.outputs[layer]:
-            expected = np.concatenate([heard.values[name].ravel() for heard in self._heard])
+            expected = np.concatenate([reference.values[name].ravel() for reference in self._references])
             found = np.concatenate([own[name].ravel() for own in values])
             errors.append(relative_error(expected, found))
         return {"divergence": total["divergence"], "error": max(errors)}

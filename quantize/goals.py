@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from u2moe.quantize.damage import Damage
-from u2moe.quantize.switches import Levels
+from u2moe.quantize.observed import Levels
 from u2moe.runtime.declarations import check_options, option
 
 

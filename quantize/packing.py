@@ -59,11 +59,11 @@ class Product:
 
     def packed(self) -> Array:
         """The packed weight, uint8 [bytes]."""
-        bias = None if self.bias is None else _stored(self.bias)
+        bias = None if self.bias is None else stored_array(self.bias)
         if bias is not None and self.expert is not None:
             bias = np.ascontiguousarray(bias[self.expert])
         to = np.empty(self.pack(), np.uint8)
-        self.pack(*map(_stored, self.parts), bias, to)
+        self.pack(*map(stored_array, self.parts), bias, to)
         return to
 
     def pack(self, *arrays: Array | None) -> int:
@@ -163,7 +163,7 @@ def _read(node: ir.Node, values: Sequence[ir.Value]) -> tuple[int, dict[str, int
     return num_others, attributes, products
 
 
-def _stored(value: ir.Value) -> Array:
+def stored_array(value: ir.Value) -> Array:
     """The values of an initializer, of halves in float32; a mapped file does not stay in memory."""
     tensor: Any = value.const_value
     array = np.array(tensor.numpy(), np.float32 if tensor.dtype == ir.DataType.FLOAT16 else None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from u2moe.runtime.bundle.contract import WEIGHT_GROUPS
 from u2moe.runtime.bundle.weight_formats import FLOAT32, HALF, MATRICES, WEIGHT_FORMATS
+from u2moe.runtime.validation import checked_choice
 
 FORMATS: Mapping[str, tuple[str, ...]] = {
     group: tuple(name for name, kind in WEIGHT_FORMATS.items() if group in kind.groups) for group in MATRICES
@@ -56,23 +57,18 @@ class Recipe:
                 known = ", ".join(FORMATS)
                 extra = " (always fp32)" if group in WEIGHT_GROUPS else ""
                 raise ValueError(f"groups: {group!r}{extra} cannot be quantized; groups are {known}")
-            if kind not in FORMATS[group]:
-                raise ValueError(f"groups: {group} must be one of {', '.join(FORMATS[group])}, got {kind!r}")
+            checked_choice(f"groups: {group}", kind, FORMATS[group])
         if self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size}")
-        if self.whole not in (None, "fp16"):
-            raise ValueError(f"whole must be 'fp16' or None, got {self.whole!r}")
-        if self.whole and self.groups:
-            raise ValueError("whole and groups exclude each other")
-        if self.whole and self.packed:
-            raise ValueError(f"packed is for weights in {_INTEGERS}, got whole {self.whole!r}")
+        if self.whole is not None:
+            checked_choice("whole", self.whole, (HALF.name,))
+        for name in ("groups", "packed", "calibration"):
+            if self.whole and getattr(self, name):
+                raise ValueError(f"{name} is for weights in {_INTEGERS}, got whole {self.whole!r}")
         if not self.whole and not self.quantized:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
-        if self.whole and self.calibration:
-            raise ValueError(f"calibration is for {_INTEGERS}, got whole {self.whole!r}")
         for layer, kind in self.exceptions.items():
-            if kind not in WEIGHT_FORMATS:
-                raise ValueError(f"exceptions: {layer} must be one of {', '.join(WEIGHT_FORMATS)}, got {kind!r}")
+            checked_choice(f"exceptions: {layer}", kind, WEIGHT_FORMATS)
 
     def format_of(self, layer: str, group: str) -> str:
         """The format of a layer's weights that belong to a group."""
@@ -113,8 +109,7 @@ def recipe(
     Raises:
         ValueError: no such recipe, group or format, or the recipe changes nothing.
     """
-    if name not in (*RECIPES, NO_RECIPE):
-        raise ValueError(f"recipe must be one of {', '.join((*RECIPES, NO_RECIPE))}, got {name!r}")
+    checked_choice("recipe", name, (*RECIPES, NO_RECIPE))
     base = RECIPES.get(name)
     if base is not None and not (groups or packed or calibration):
         return base

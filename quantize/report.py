@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.damage import describe_damage
+from u2moe.quantize.packing import stored_array
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.quantize.weights import Change
@@ -48,7 +49,7 @@ def build_report(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Compare `quantized` with `reference`.
+    """Compare `quantized` with the float32 bundle that it was made from, as plain data for `report.json`.
 
     Args:
         reference: the float32 bundle.
@@ -57,9 +58,6 @@ def build_report(
         features: features of real speech, float32 [frames, mel] each, for errors, routing and timing.
         recordings: recordings with transcripts, for word error rates; if empty, that section is left out.
         progress: called with a line for each section.
-
-    Returns:
-        Plain data, as stored in `report.json`.
     """
     progress("weights")
     report: dict[str, Any] = {
@@ -99,13 +97,12 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
     worst: dict[str, float] = defaultdict(float)
     for graph in quantized.manifest.model.graphs():
         initializers = read_single(quantized.path / graph.file).graph.initializers
-        for name, value in initializers.items():
-            change = changes.get(name)
-            if change is None or change.group == "other" or value.const_value is None:
+        for name, change in changes.items():
+            if name not in initializers or change.group == "other":
                 continue
             original, stem = change.original(), name.rpartition(".")[0]
-            parts = [_numbers(initializers[f"{stem}.{part}"]) for part in change.parts]
-            stored = change.restored(_numbers(value), *parts)
+            names = [name, *(f"{stem}.{part}" for part in change.parts)]
+            stored = change.restored(*(stored_array(initializers[each]) for each in names))
             squares[change.group][0] += float(np.square(stored - original, dtype=np.float64).sum())
             squares[change.group][1] += float(np.square(original, dtype=np.float64).sum())
             worst[change.group] = max(worst[change.group], relative_error(original, stored))
@@ -278,8 +275,3 @@ def describe(report: Mapping[str, Any]) -> str:
             f"{item['speedup']:.2f} x, {verdict} on this machine"
         )
     return "\n".join(lines)
-
-
-def _numbers(value: ir.Value) -> npt.NDArray[Any]:
-    """An initializer as it is stored."""
-    return cast("ir.TensorProtocol", value.const_value).numpy()

@@ -19,12 +19,11 @@ import onnx_ir as ir
 from u2moe.quantize.calibration import Activations, recorded
 from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.goals import Goal, Ladder, Step
-from u2moe.quantize.observed import Array
+from u2moe.quantize.observed import Array, Levels
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.quantize.report import encoder_times, features_of
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
-from u2moe.quantize.switches import Levels
 from u2moe.quantize.weights import Change
 from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS, quantized
 from u2moe.runtime.bundle_folder import Bundle
@@ -58,32 +57,26 @@ class QuantizedBundle:
         return sum(file.size for file in self.bundle.manifest.files.values())
 
 
+@dataclass(frozen=True)
 class QuantizationRun:
     """Makes quantized versions of one float32 bundle, and measures their damage; see `opened_run`.
 
     Attributes:
         source: the bundle, smoothed if there are recordings.
-        measured: features of the recordings on which damage is measured: their first two minutes.
-        journal: the file of what was measured; None: none.
         folder: for temporary files.
         progress: called with a line for each step.
+        measured: features of the recordings on which damage is measured: their first two minutes.
+        activations: what layers read in `seconds` of recordings.
+        journal: the file of what was measured; None: none.
     """
 
-    def __init__(
-        self,
-        source: Bundle,
-        folder: Path,
-        progress: Progress,
-        heard: Sequence[Array] = (),
-        activations: Activations | None = None,
-        seconds: float = 0.0,
-        journal: Path | None = None,
-    ) -> None:
-        """`heard` are features of all recordings, `activations` of `seconds` of them."""
-        self.source, self.folder, self.progress = source, folder, progress
-        self._activations, self._seconds, self.journal = activations, seconds, journal
-        frames = round(DAMAGE_S * 1000 / source.manifest.features.frame_shift_ms)
-        self.measured = list(_first(heard, frames, source.manifest.model.window))
+    source: Bundle
+    folder: Path
+    progress: Progress
+    measured: Sequence[Array] = ()
+    activations: Activations | None = None
+    seconds: float = 0.0
+    journal: Path | None = None
 
     def quantize(
         self, recipe: Recipe, staging: BundleWriter, notes: Mapping[str, Any] | None = None
@@ -96,13 +89,13 @@ class QuantizationRun:
             BundleError: a group requested by name is missing.
         """
         changes: dict[str, Change] = {}
-        if self._activations:
-            self._activations.products.clear()
+        if self.activations:
+            self.activations.products.clear()
         graphs = self.source.manifest.model.graphs()
         for number, graph in enumerate(graphs, start=1):
             self.progress(f"[{number}/{len(graphs)}] quantizing {graph.file}")
             model = ir.load(self.source.path / graph.file)
-            changes |= quantize_graph(model, recipe, self._activations)
+            changes |= quantize_graph(model, recipe, self.activations)
             (staging.path / f"{graph.file}.data").unlink(missing_ok=True)
             save_graph(model, staging.path / graph.file, progress=self.progress)
         counts = Counter(change.group for change in changes.values())
@@ -132,9 +125,9 @@ class QuantizationRun:
         }
         versions = {f"{kind.name}_version": kind.version for kind in quantized(recipe.groups) if kind.version}
         record |= versions
-        if self._activations:
-            products = {name: self._activations.products[name] for name in ("compensated_products", "plain_products")}
-            record["calibration"] = {"seconds": round(self._seconds, 2), **products}
+        if self.activations:
+            products = {name: self.activations.products[name] for name in ("compensated_products", "plain_products")}
+            record["calibration"] = {"seconds": round(self.seconds, 2), **products}
         if recipe.exceptions:
             record["exceptions"] = dict(recipe.exceptions)
         return record
@@ -156,12 +149,13 @@ def opened_run(
         yield QuantizationRun(bundle, beside, progress)
         return
     frames_s = 1000 / bundle.manifest.features.frame_shift_ms
-    heard = features_of(bundle, recipe.calibration, limit=round(LONGEST_S * frames_s))
-    if not heard:
+    features = features_of(bundle, recipe.calibration, limit=round(LONGEST_S * frames_s))
+    if not features:
         raise AudioError(f"calibration: {recipe.calibration[0]} and all others are too short for the encoder")
     with tempfile.TemporaryDirectory(prefix="quantizing-", dir=beside, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        others = after_first(heard, round(DAMAGE_S * frames_s))
+        first = round(DAMAGE_S * frames_s)
+        others = after_first(features, first)
         with recorded(bundle, others, folder, progress) as activations:
             smoothed = rewritten_bundle(
                 bundle,
@@ -169,19 +163,20 @@ def opened_run(
                 lambda model: progress(f"smoothing {model.graph.name}: {smooth(model, activations)} channels scaled"),
             )
             seconds = sum(map(len, others)) / frames_s
-            yield QuantizationRun(smoothed, folder, progress, heard, activations, seconds, journal)
+            measured = list(_first(features, first, bundle.manifest.model.window))
+            yield QuantizationRun(smoothed, folder, progress, measured, activations, seconds, journal)
 
 
-def after_first(heard: Sequence[Array], limit: int) -> Sequence[Array]:
+def after_first(features: Sequence[Array], limit: int) -> Sequence[Array]:
     """The recordings after the first `limit` frames, on which damage is measured; all, if the others have fewer."""
-    ends = itertools.accumulate(map(len, heard))
-    others = [frames for frames, end in zip(heard, ends, strict=True) if end - len(frames) >= limit]
-    return others if sum(map(len, others)) >= limit else heard
+    ends = itertools.accumulate(map(len, features))
+    others = [frames for frames, end in zip(features, ends, strict=True) if end - len(frames) >= limit]
+    return others if sum(map(len, others)) >= limit else features
 
 
-def _first(heard: Sequence[Array], limit: int, shortest: int) -> Iterator[Array]:
+def _first(features: Sequence[Array], limit: int, shortest: int) -> Iterator[Array]:
     """The first `limit` frames of all recordings, without pieces that are too short for the encoder."""
-    for frames in heard:
+    for frames in features:
         if len(frames[:limit]) >= shortest:
             yield frames[:limit]
         limit = max(limit - len(frames), 0)

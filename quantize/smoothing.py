@@ -84,14 +84,9 @@ def sites_of(model: ir.Model) -> list[ChannelSite]:
 
 
 def smooth(model: ir.Model, activations: Activations) -> int:
-    """Scale the channels of a float32 graph in place; its outputs stay the same numbers.
+    """Scale the channels of a float32 graph in place, and what its layers read; returns the number of scaled channels.
 
-    Args:
-        model: the graph. Weights are read and scaled when it is saved.
-        activations: what its layers read, which is scaled, too; sites without it are scaled by their weights alone.
-
-    Returns:
-        Number of scaled channels.
+    Outputs stay the same numbers. Sites of which nothing was recorded are scaled by their weights alone.
     """
     num_scaled = 0
     for site in sites_of(model):
@@ -222,12 +217,7 @@ def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float
 
 
 def scale(site: ChannelSite, exponents: Exponents) -> None:
-    """Divide each channel of a site by a power of two, in place; its graph computes the same numbers.
-
-    Args:
-        site: of a float32 graph.
-        exponents: of each channel.
-    """
+    """Divide each channel of a site by a power of two, in place; its float32 graph computes the same numbers."""
 
     def divided(array: Float) -> Float:
         by_column = np.zeros(array.shape[-1], np.int64)

@@ -11,7 +11,7 @@ from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.calibration import recorded
 from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.report import describe, features_of
-from u2moe.quantize.rounding import compensated, fitted, fitted_layer
+from u2moe.quantize.rounding import RoundedWeight, compensated, fitted, fitted_layer
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.cli import main
@@ -78,29 +78,26 @@ def test_tokens_count_by_the_share_of_the_expert_in_their_output(correlated, wei
     assert errors[0] < 0.8 * errors[1]
 
 
-def test_a_gated_layer_is_rounded_product_by_product(correlated, weight):
-    products = [
-        (weight, None),
-        (weight[:, ::-1].copy(), None),
-        (np.random.default_rng(2).normal(size=(24, 80)).astype(np.float32), None),
-    ]
-    gate, first, second = fitted_layer(products, np.tanh, correlated, np.ones(2000, np.float32), FINE)
-    gated = [
-        np.tanh(correlated @ products[0][0]) * (correlated @ products[1][0]),
-        np.tanh(gate(correlated)) * first(correlated),
-    ]
-    assert relative_error(gated[0] @ products[2][0], second(gated[1])) < 0.2
-
-
-def test_an_expert_is_better_with_both_products_rounded_for_it(correlated, weight):
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_layer_is_better_with_all_products_rounded_for_it(correlated, weight, gated):
+    """Than with each rounded to the nearest; the activation of a gated layer is that of the first product, its gate."""
     random = np.random.default_rng(2)
-    w2, b1, b2 = random.normal(size=(24, 80)), random.normal(size=24), random.normal(size=80)
-    b1, w2, b2 = (part.astype(np.float32) for part in (b1, w2, b2))
-    first, second = fitted_layer([(weight, b1), (w2, b2)], np.tanh, correlated, np.ones(2000, np.float32), FINE)
-    expected = np.tanh(correlated @ weight + b1) @ w2 + b2
-    plain = [FINE.restored(FINE.parts(own), len(own)) for own in (weight, w2)]
-    rounded = np.tanh(correlated @ plain[0] + b1) @ plain[1] + b2
-    assert relative_error(expected, second(np.tanh(first(correlated)))) < 0.7 * relative_error(expected, rounded)
+    b1, b2, w2 = (random.normal(size=size).astype(np.float32) for size in (24, 80, (24, 80)))
+    first = [(weight, None), (weight[:, ::-1].copy(), None)] if gated else [(weight, b1)]
+    second = (w2, None if gated else b2)
+
+    def said(products):
+        *hidden, last = products
+        y = np.tanh(hidden[0](correlated)) * (hidden[1](correlated) if gated else 1)
+        return last(y)
+
+    def plain(own, bias):
+        return RoundedWeight((), FINE.restored(FINE.parts(own), len(own)), bias)
+
+    expected = said([RoundedWeight((), *product) for product in (*first, second)])
+    nearest = said([plain(*product) for product in (*first, second)])
+    found = said(fitted_layer([*first, second], np.tanh, correlated, np.ones(2000, np.float32), FINE))
+    assert relative_error(expected, found) < 0.7 * relative_error(expected, nearest)
 
 
 def test_silence_alone_gives_plain_rounding(weight):
@@ -225,4 +222,4 @@ def test_command_takes_files_folders_and_lists(bundle, recordings, tmp_path, cap
     found = Bundle.open(tmp_path / "out").manifest.quantization["calibration"]
     assert found["seconds"] == pytest.approx(8 * 4, abs=0.5)
     assert main([*arguments, "--overwrite", "--recipe", "fp16"]) == 1
-    assert "calibration is for int8 and int4" in capsys.readouterr().err
+    assert "calibration is for weights in int8 and int4" in capsys.readouterr().err

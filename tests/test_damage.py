@@ -15,11 +15,11 @@ from u2moe.quantize import Goal, inspect_bundle, quantize_bundle, quantizer, rec
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
 from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
+from u2moe.quantize.observed import SwitchedGraph
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.report import features_of
 from u2moe.quantize.run import after_first
 from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
-from u2moe.quantize.switches import SwitchedGraph
 from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import Recording

@@ -55,6 +55,11 @@ def test_an_embedding_gives_the_rows_of_its_table(name):
     np.testing.assert_allclose(session.run(None, feeds)[0], restored[tokens], rtol=1e-6)
 
 
+def convolved(x, weight, bias, stride):
+    """Relu of a convolution in torch, over [batch, channels, time, frequency]."""
+    return torch.relu(torch.nn.functional.conv2d(x, torch.from_numpy(weight), torch.from_numpy(bias), stride))
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 3)])
 @pytest.mark.parametrize("time", [7, 8, 12, 23])
 def test_int8_convolution_is_a_convolution(kernel, stride, time, session_of):
@@ -70,11 +75,7 @@ def test_int8_convolution_is_a_convolution(kernel, stride, time, session_of):
         {"weight": integers, "scale": scale, "bias": bias},
     )
     found = session.run(None, {"x": x})[0]
-    channels_first = torch.from_numpy(x).permute(0, 3, 1, 2)
-    expected = torch.relu(
-        torch.nn.functional.conv2d(channels_first, torch.from_numpy(weight), torch.from_numpy(bias), stride)
-    )
-    expected = expected.permute(0, 2, 3, 1).numpy()
+    expected = convolved(torch.from_numpy(x).permute(0, 3, 1, 2), weight, bias, stride).permute(0, 2, 3, 1).numpy()
     assert found.shape == expected.shape
     assert relative_error(expected, found) < 0.015
     np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
@@ -104,9 +105,7 @@ def test_int8_first_convolutions_are_convolutions(first, second, time, session_o
     found = session.run(None, {"x": x})[0]
     expected = torch.from_numpy(x).unsqueeze(1)
     for weight, bias, (_, stride) in zip(weights, biases, (first, second), strict=True):
-        expected = torch.relu(
-            torch.nn.functional.conv2d(expected, torch.from_numpy(weight), torch.from_numpy(bias), stride)
-        )
+        expected = convolved(expected, weight, bias, stride)
     expected = expected.permute(0, 2, 3, 1).numpy()
     assert found.shape == expected.shape
     assert relative_error(expected, found) < 0.015
