@@ -36,16 +36,6 @@ def test_the_router_takes_the_largest_and_load_is_their_share():
     assert (found["num_chunks"], found["num_experts"], found["experts_per_token"]) == (2, 4, 2)
 
 
-def test_layers_of_a_bundle(bundle):
-    encoder = bundle.manifest.architecture["encoder"]
-    found = list(ExpertInputs(bundle).layers.values())
-    assert len(found) == encoder["num_blocks"] * (1 + encoder["macaron"])
-    dim, hidden = encoder["dim"], encoder["feed_forward"]["hidden"]
-    assert {item.expert_bytes for item in found} == {4 * (2 * dim * hidden + dim + hidden)}
-    assert {item.gate.shape for item in found} == {(dim, encoder["feed_forward"]["num_experts"])}
-    assert found[0].name.startswith("encoder.encoders.0.")
-
-
 def test_chunks_and_the_whole_route_alike(bundle, exported, sound):
     assert measure_experts(Bundle.open(exported("dense_tiny")), [sound], [Mode()]) == {}
     found = measure_experts(bundle, [sound, sound[:20_000]], [Mode(), STREAM])

@@ -9,7 +9,7 @@ from manifests import with_decoding
 
 from u2moe.benchmarks.bench import latency, speed
 from u2moe.benchmarks.instruments.host import EnergyMeter
-from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe, Stopwatch
+from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
 from u2moe.runtime import Bundle, Recognizer, Result, WordResult
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
@@ -39,18 +39,6 @@ def test_cases_take_turns_and_warm_up_does_not_count():
     cases = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
     assert interleaved(cases, 2) == {"a": [3, 5], "b": [4, 6]}
     assert calls == ["a", "b"] * 3
-
-
-def test_stages_and_the_rest_make_the_whole():
-    watch = Stopwatch()
-    with watch.call(), watch("encoder"):
-        time.sleep(0.02)
-    with watch.call():
-        time.sleep(0.01)
-    stages = watch.stages()
-    assert stages["encoder"] >= 0.02
-    assert stages["other"] >= 0.01
-    assert sum(stages.values()) == pytest.approx(watch.wall_s)
 
 
 def test_speed_is_the_median_of_the_rounds():

@@ -2,7 +2,6 @@
 
 import pytest
 
-from u2moe.benchmarks.bench import cli as bench_cli
 from u2moe.export import exporter, sherpa
 from u2moe.quantize import quantizer
 from u2moe.runtime.cli import main, outputs
@@ -16,7 +15,6 @@ def no_work(monkeypatch):
     monkeypatch.setattr(quantizer, "features_of", begun)
     monkeypatch.setattr(exporter.Checkpoint, "open", begun)
     monkeypatch.setattr(sherpa, "supported_graphs", begun)
-    monkeypatch.setattr(bench_cli, "_measure", begun)
 
 
 def commands(bundle, tmp_path):
@@ -39,13 +37,6 @@ def test_a_folder_that_cannot_be_written(bundle, tmp_path, capsys, no_work, comm
     assert main(commands(bundle, tmp_path)[command]) == 1
     expected = "is not empty" if occupied else "cannot be written"
     assert f"u2moe: error: {tmp_path / 'out'}: {expected}" in capsys.readouterr().err
-
-
-def test_a_report_that_cannot_be_written(bundle, tmp_path, capsys, no_work):
-    (tmp_path / "report").mkdir()
-    assert main(["bench", str(bundle.path), "-o", str(tmp_path / "report")]) == 1
-    assert f"'{tmp_path / 'report'}'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_trying_leaves_no_trace(tmp_path):

@@ -109,8 +109,7 @@ def test_targets_of_all_results_are_gathered(clone):
 
 def test_a_target_is_kept_on_its_own_side():
     below = {"name": "x", "found": 1.4, "limit": 1.5}
-    assert Target(**below, at_most=True).met
-    assert not Target(**below, at_most=False).met
+    assert (Target(**below, at_most=True).met, Target(**below, at_most=False).met) == (True, False)
     assert Target(**below, at_most=False).row == ("x", "", "1.4", "≥ 1.5", "**missed** by 7%")
     assert Target(name="x", found=1234.5, limit=1234.5, at_most=False).row == ("x", "", "1234", "≥ 1234", "met")
 

@@ -40,10 +40,7 @@ def test_the_recording_for_sherpa_fills_whole_chunks_and_no_more(bundle):
     def num_chunks(samples):
         windows = Windows(manifest.model, 16)
         windows.accept(fbank(samples, manifest.features))
-        count = 0
-        while windows.take() is not None:
-            count += 1
-        return count
+        return sum(windows.take() is not None for _ in range(100))
 
     assert num_chunks(samples) == num_chunks(samples[:-1]) + 1
     assert len(samples) <= 10 * manifest.features.sample_rate
@@ -85,10 +82,9 @@ def test_an_environment_is_made_once_and_weighed(tmp_path):
         archive.writestr("little-1.0.dist-info/RECORD", "little.py,,\n")
     made = make_environment(folder, [str(wheel)])
     assert 1000 < made["installed_bytes"] < 3000
-    marker = folder / "marker"
-    marker.touch()
+    (folder / "marker").touch()
     assert make_environment(folder, [str(wheel)]) == made
-    assert marker.exists()
+    assert (folder / "marker").exists()
     with pytest.raises(RuntimeError, match=r"missing\.whl: cannot be installed: .+"):
         make_environment(folder, [str(tmp_path / "missing.whl")])
     assert not folder.exists()
