@@ -29,28 +29,24 @@ class AttentionNodes:
         self.config = config = layer.config
         self.heads = Heads(num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, size=config.head_dim)
 
-    def attend(self, x: ir.Value, memory: ir.Value, bias: ir.Value, positions: Sequence[ir.Value] = ()) -> ir.Value:
-        """From [batch, time, dim] to `memory` [batch, keys, dim], to [batch, time, dim].
+    def attend(
+        self,
+        x: ir.Value,
+        memory: ir.Value,
+        bias: ir.Value,
+        positions: Sequence[ir.Value] = (),
+        cache: Sequence[ir.Value] = (),
+    ) -> tuple[ir.Value, ...]:
+        """From [batch, time, dim] to `memory` [batch, keys, dim]: [batch, time, dim], and what is to be cached of it.
 
-        `bias` is added to the scores; `positions` are what `positions.encoding_nodes` gives for the keys.
+        `bias` is added to the scores; `positions` are what `positions.encoding_nodes` gives for the keys; `cache`: the
+        inputs `cache`, `block` and `first_kept` of `cached_attention`, or nothing: nothing is cached then.
         """
         key_value = self.key_value(memory)
         use, tensors = self._positions(positions)
-        context = self.g.call(attention(self.heads, use), self._query(x), key_value, bias, *tensors)[0]
-        return linear(self.g, context, self.layer.linear_out, "linear_out")
-
-    def attend_with_cache(
-        self, x: ir.Value, cache: Sequence[ir.Value], bias: ir.Value, positions: Sequence[ir.Value]
-    ) -> tuple[ir.Value, ir.Value]:
-        """From [batch, time, dim] to a cache and to itself: [batch, time, dim], and what is to be cached of it.
-
-        `cache` are the inputs `cache`, `block` and `first_kept` of `cached_attention`.
-        """
-        key_value = self.key_value(x)
-        use, tensors = self._positions(positions)
-        inputs = [key_value, *cache, bias, *tensors]
-        context, kept = self.g.call(cached_attention(self.heads, use), self._query(x), *inputs)
-        return linear(self.g, context, self.layer.linear_out, "linear_out"), kept
+        function = (cached_attention if cache else attention)(self.heads, use)
+        context, *kept = self.g.call(function, self._query(x), key_value, *cache, bias, *tensors)
+        return linear(self.g, context, self.layer.linear_out, "linear_out"), *kept
 
     def _positions(self, positions: Sequence[ir.Value]) -> tuple[PositionUse, Sequence[ir.Value]]:
         """How the scores depend on positions, and the inputs for it."""

@@ -117,7 +117,7 @@ class DecoderNodes:
 
         def self_attention(x: ir.Value) -> ir.Value:
             with g.scope("self_attn", group="attention"):
-                return AttentionNodes(g, block.self_attn).attend(x, x, self.bias)
+                return AttentionNodes(g, block.self_attn).attend(x, x, self.bias)[0]
 
         residual.add(self_attention, block.norm1, "norm1")
         residual.add(lambda x: self._cross_attention(x, block, config.dim), block.norm2, "norm2")
@@ -129,7 +129,7 @@ class DecoderNodes:
         with g.scope("src_attn", group="attention"):
             batch = g.op("Shape", self.memory, start=0, end=1)
             folded = g.op("Reshape", x, g.op("Concat", batch, [-1], [dim], axis=0))
-            context = AttentionNodes(g, block.src_attn).attend(folded, self.memory, self.memory_bias)
+            context = AttentionNodes(g, block.src_attn).attend(folded, self.memory, self.memory_bias)[0]
             return g.op("Reshape", context, g.op("Shape", x))
 
     def _scores(self, log_probs: ir.Value, targets: ir.Value, order: ir.Value | None) -> ir.Value:

@@ -14,16 +14,14 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import ParityReport
 from u2moe.export.decoder_nodes import DecoderNodes
 from u2moe.export.encoders.kinds import KINDS
-from u2moe.export.encoders.network import SpeechEncoder
 from u2moe.export.layers import linear
 from u2moe.export.model import SpeechModel
 from u2moe.export.parity import Parity
-from u2moe.runtime.bundle import contract
-from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest, ModelConfig
+from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.builder import GraphBuilder, build_model
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph, with_external
 from u2moe.runtime.validation import first_difference
@@ -130,38 +128,21 @@ def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]
     Built node by node rather than traced: tracing would freeze a mixture of experts at the token counts of its example,
     and leave names, sharing and dynamic axes to the tracer.
     """
-    metadata = manifest.metadata()
+    config, metadata = manifest.model, manifest.metadata()
+
+    def encoder(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+        return KINDS[network.config.encoder.kind].nodes(g, network.encoder, inputs, config.max_position).build()
+
+    def ctc(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+        with g.scope("ctc", group="output_layers"):
+            return {
+                "log_probs": g.op("LogSoftmax", linear(g, inputs["encoder_out"], network.ctc.ctc_lo, "ctc_lo"), axis=-1)
+            }
+
+    def decoder(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+        return DecoderNodes(g, network, inputs).build()
+
     yield features_graph(manifest)
-    yield encoder_graph(network.encoder, manifest.model, metadata)
-    yield ctc_graph(network, manifest.model, metadata)
-    if manifest.model.decoder != "none":
-        yield decoder_graph(network, manifest.model, metadata)
-
-
-def encoder_graph(encoder: SpeechEncoder, config: ModelConfig, metadata: dict[str, str]) -> ir.Model:
-    """The encoder, with caches if it can stream."""
-    graph = contract.encoder(streaming=config.streaming, caches=config.caches)
-    g = GraphBuilder(graph.name)
-    inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
-    outputs = KINDS[encoder.config.kind].nodes(g, encoder, inputs, config.max_position).build()
-    return g.model(graph, inputs, outputs, config.axis, metadata)
-
-
-def ctc_graph(model: SpeechModel, config: ModelConfig, metadata: dict[str, str]) -> ir.Model:
-    """The CTC head."""
-    graph = contract.ctc()
-    g = GraphBuilder(graph.name)
-    inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
-    with g.scope("ctc", group="output_layers"):
-        logits = linear(g, inputs["encoder_out"], model.ctc.ctc_lo, "ctc_lo")
-        outputs = {"log_probs": g.op("LogSoftmax", logits, axis=-1)}
-    return g.model(graph, inputs, outputs, config.axis, metadata)
-
-
-def decoder_graph(model: SpeechModel, config: ModelConfig, metadata: dict[str, str]) -> ir.Model:
-    """The attention decoder, both directions if the checkpoint has them."""
-    graph = contract.decoder(bidirectional=config.bidirectional)
-    g = GraphBuilder(graph.name)
-    inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
-    outputs = DecoderNodes(g, model, inputs).build()
-    return g.model(graph, inputs, outputs, config.axis, metadata)
+    bodies = {"encoder": encoder, "ctc": ctc, "decoder": decoder}
+    for graph in config.graphs():
+        yield build_model(graph, config.axis, metadata, bodies[graph.name])

@@ -123,13 +123,11 @@ def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             return mixture_of_experts(g, x, layer, kind, scale)
-        inner = cast("DenseFeedForward | GatedFeedForward", layer)
+        inner = cast("DenseFeedForward", layer)
         bias = inner.w_1.bias is not None
         weights = [*_affine(g, inner.w_1, "w_1."), *_affine(g, inner.w_2, "w_2.", scale)]
-        if isinstance(inner, GatedFeedForward):
-            weights = [*_affine(g, inner.gate, "gate."), *weights]
-            return g.call(layers.gated_feed_forward(kind, bias=bias), x, *weights)[0]
-        return g.call(layers.feed_forward(kind, bias=bias), x, *weights)[0]
+        gates = _affine(g, inner.gate, "gate.") if isinstance(inner, GatedFeedForward) else []
+        return g.call(layers.feed_forward(kind, bias=bias, gated=bool(gates)), x, *gates, *weights)[0]
 
 
 def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: str, scale: float) -> ir.Value:

@@ -31,15 +31,12 @@ class DenseFeedForward(nn.Module):
         return cast("Tensor", self.w_2(self.activation(self.w_1(x))))
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(DenseFeedForward):
     """W2 (act(G x) * (W1 x + b1)) + b2, on [..., dim] (arXiv 2002.05202)."""
 
     def __init__(self, dim: int, config: FeedForward) -> None:
-        super().__init__()
+        super().__init__(dim, config)
         self.gate = nn.Linear(dim, config.hidden, bias=False)
-        self.w_1 = nn.Linear(dim, config.hidden, bias=config.bias)
-        self.w_2 = nn.Linear(config.hidden, dim, bias=config.bias)
-        self.activation = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] to [..., dim]."""

@@ -45,7 +45,7 @@ def test_a_feed_forward_layer_stays_one_function(kind, bias, gated):
     def build(g, x):
         weights = [*affine(g, "a", 8, 16, bias=bias), *affine(g, "bb", 16, 8, bias=bias)]
         if gated:
-            return g.call(layers.gated_feed_forward(kind, bias=bias), x, weight(g, "ccc", 8, 16), *weights)[0]
+            return g.call(layers.feed_forward(kind, bias=bias, gated=True), x, weight(g, "ccc", 8, 16), *weights)[0]
         return g.call(layers.feed_forward(kind, bias=bias), x, *weights)[0]
 
     found, model = quantized_graph(build)

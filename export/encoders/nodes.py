@@ -106,12 +106,12 @@ class FrameNodes:
         self, nodes: AttentionNodes, x: ir.Value, bias: ir.Value, positions: Sequence[ir.Value], place: int
     ) -> ir.Value:
         """An attention on [batch, time, dim] whose block is at `place` of the cache, if there is one."""
-        if self.cache is None:
-            return nodes.attend(x, x, bias, positions)
-        cache = [self.cache, self.g.constant(place), self.first_kept_new]
-        y, kept = nodes.attend_with_cache(x, cache, bias, positions)
-        self.kept.append(kept)
+        y, *kept = nodes.attend(x, x, bias, positions, self._cache_of(place))
+        self.kept += kept
         return y
+
+    def _cache_of(self, place: int) -> list[ir.Value]:
+        return [] if self.cache is None else [self.cache, self.g.constant(place), self.first_kept_new]
 
     def next_attention_cache(self) -> ir.Value:
         """Keys and values for the next call: from the past, and what blocks keep of this call, which `kept` lists."""

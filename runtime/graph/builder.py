@@ -174,6 +174,18 @@ class GraphBuilder:
         )
 
 
+def build_model(
+    graph: contract.Graph,
+    axes: Callable[[str | int], int | None],
+    metadata: dict[str, str],
+    body: Callable[[GraphBuilder, dict[str, ir.Value]], dict[str, ir.Value]],
+) -> ir.Model:
+    """The graph of a contract; `body` builds its nodes from the inputs, by name, and returns the outputs."""
+    g = GraphBuilder(graph.name)
+    inputs = {tensor.name: g.input(tensor, axes) for tensor in graph.inputs}
+    return g.model(graph, inputs, body(g, inputs), axes, metadata)
+
+
 ATTRIBUTES = "attributes"
 """Key of a function's `meta` for the attributes of its calls."""
 Body = Callable[[GraphBuilder, list[ir.Value]], ir.Value | Sequence[ir.Value]]

@@ -14,17 +14,17 @@ import onnx_ir as ir
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest
 from u2moe.runtime.graph.attention import END
-from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.builder import GraphBuilder, build_model
 from u2moe.runtime.model.features import FLOOR, PREEMPHASIS, constants_of
 
 
 def features_graph(manifest: Manifest) -> ir.Model:
     """`contract.features` for a manifest: any rate, any number of bins, and any frames that it can state."""
-    graph = contract.features()
-    g = GraphBuilder(graph.name)
-    inputs = {tensor.name: g.input(tensor, manifest.model.axis) for tensor in graph.inputs}
-    outputs = {"features": fbank(g, inputs["samples"], manifest.features)}
-    return g.model(graph, inputs, outputs, manifest.model.axis, manifest.metadata())
+
+    def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+        return {"features": fbank(g, inputs["samples"], manifest.features)}
+
+    return build_model(contract.features(), manifest.model.axis, manifest.metadata(), body)
 
 
 def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value:

@@ -41,29 +41,21 @@ def linear(*, bias: bool) -> ir.Function:
     )
 
 
-def feed_forward(kind: str, *, bias: bool) -> ir.Function:
-    """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`."""
+def feed_forward(kind: str, *, bias: bool, gated: bool = False) -> ir.Function:
+    """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`.
+
+    With a gate, what `w2` multiplies is kind(x @ gate) * (x @ w1 + w1_bias).
+    """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        x, *parameters = inputs
+        x, parameters = inputs[0], inputs[1 + gated :]
         first, second = halves(parameters)
-        return affine(g, activation(g, affine(g, x, first), kind), second)
+        hidden = activation(g, affine(g, x, inputs[1:2] if gated else first), kind)
+        return affine(g, g.op("Mul", hidden, affine(g, x, first)) if gated else hidden, second)
 
-    names = [*_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
-    return build_function("FeedForward", ["x", *names], body, {"activation": kind, "bias": int(bias)})
-
-
-def gated_feed_forward(kind: str, *, bias: bool) -> ir.Function:
-    """Y = (kind(x @ gate) * (x @ w1 + w1_bias)) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`."""
-
-    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        x, gate, *parameters = inputs
-        first, second = halves(parameters)
-        hidden = g.op("Mul", activation(g, affine(g, x, [gate]), kind), affine(g, x, first))
-        return affine(g, hidden, second)
-
-    names = ["gate", *_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
-    return build_function("GatedFeedForward", ["x", *names], body, {"activation": kind, "bias": int(bias)})
+    names = [*["gate"] * gated, *_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
+    function = "GatedFeedForward" if gated else "FeedForward"
+    return build_function(function, ["x", *names], body, {"activation": kind, "bias": int(bias)})
 
 
 def _parameters(prefix: str, *, bias: bool) -> list[str]:
