@@ -20,11 +20,10 @@ from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.parity import Parity, moe_session
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import inspect_bundle
-from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError, StreamError
+from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.dispatch import mixture_of
-from u2moe.runtime.model.caches import Caches
 
 pytestmark = pytest.mark.slow
 
@@ -138,42 +137,6 @@ def test_positions_have_no_end(moe_bundle, moe_checkpoint, offset):
     with torch.inference_mode():
         expected, _ = moe_checkpoint.network().encoder.forward_chunk(torch.from_numpy(chunk), offset, torch_caches, -1)
     np.testing.assert_allclose(output, expected.numpy(), atol=LIMIT)
-
-
-def test_rows_of_a_batch_do_not_see_each_other(moe_bundle):
-    """The same stream alone, and in a batch beside others with padding in their caches: equal to float rounding."""
-    encoder = moe_bundle[0].load().encoder
-    features = np.random.default_rng(1).normal(8, 2, (3, 131, 80)).astype(np.float32)
-    alone, state = [], []
-    for row in features:
-        first, caches = encoder.step(row[np.newaxis, :67], encoder.start(), required_cache_size=32)
-        alone.append(encoder.step(row[np.newaxis, 64:131], caches, required_cache_size=32)[0])
-        state.append(caches)
-        assert first.shape == (1, 16, 64)
-    rows = {name: np.concatenate([caches.tensors[name] for caches in state], axis=1) for name in state[0].tensors}
-    batch = Caches(
-        offset=np.concatenate([caches.offset for caches in state]),
-        tensors={
-            "att_cache": np.pad(rows["att_cache"], ((0, 0),) * 3 + ((16, 0), (0, 0))),
-            "cnn_cache": rows["cnn_cache"],
-        },
-        layout=state[0].layout,
-    )
-    together, caches = encoder.step(features[:, 64:131], batch, required_cache_size=32)
-    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
-    assert caches.tensors["att_cache"].shape[3] == 32
-
-
-def test_a_checkpoint_that_cannot_stream_says_so(export_quickly, tmp_path):
-    bundle = Bundle.open(
-        export_quickly(write_configuration("not_causal", tmp_path / "checkpoint"), tmp_path / "bundle")
-    )
-    assert not bundle.manifest.model.streaming
-    model = bundle.load()
-    features = np.zeros((100, 80), np.float32)
-    assert model.encode(features).shape == (24, 32)
-    with pytest.raises(StreamError, match="cannot stream"):
-        model.encode(features, chunk_size=16)
 
 
 def test_large_weights_are_saved_beside_the_graph(golden_checkpoint, monkeypatch, tmp_path, moe_bundle):

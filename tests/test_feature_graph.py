@@ -97,12 +97,6 @@ def test_any_blocks_of_frames_are_the_frames_of_the_whole(front_end, sound, size
         start += size
 
 
-@pytest.mark.parametrize("num_samples", [0, 1, 239, 240, 399, 400, 559, 560])
-def test_a_frame_needs_a_whole_window(front_end, num_samples):
-    samples = np.ones((1, num_samples), np.float32)
-    assert front_end()(samples)[0].shape == fbank(samples[0], CONFIG).shape
-
-
 def test_a_batch_equals_each_of_it(front_end, sound):
     rows = np.stack([sound[:8000], sound[8000:16_000]])
     for row, found in zip(rows, front_end()(rows), strict=True):

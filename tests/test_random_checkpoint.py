@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import yaml
 
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.moe import MixtureOfExperts
@@ -42,20 +41,6 @@ def test_a_seed_decides_every_value():
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
     name = "encoder.encoders.0.norm_ff.bias"
     assert not torch.equal(first[name], other[name])
-
-
-def test_a_preset_is_written(tmp_path):
-    write_random_checkpoint(tmp_path, random_config(**PRESETS["tiny"]), seed=3)
-    assert Checkpoint.open(tmp_path).architecture.encoder.feed_forward.num_experts == 8
-    config = yaml.safe_load((tmp_path / "train.yaml").read_text(encoding="utf-8"))
-    assert config == random_config(**PRESETS["tiny"])
-
-
-def test_bpe_pieces(tmp_path):
-    write_random_checkpoint(tmp_path, random_config(changes={"tokenizer": "bpe"}))
-    checkpoint = Checkpoint.open(tmp_path)
-    assert checkpoint.text.tokenizer == "bpe"
-    assert any(token.startswith("\u2581") for token in checkpoint.tokens)
 
 
 def test_activations_and_routers_stay_healthy_through_many_blocks(tmp_path):

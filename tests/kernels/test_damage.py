@@ -5,15 +5,36 @@ import onnx
 import pytest
 from damage import NUM_INPUTS, tried
 from damaged_layers import use_damaged_layers
-from layers import mixture_model, mixture_weights, session_with
+from hypothesis import given
+from hypothesis import strategies as st
+from layers import (
+    attention_model,
+    attention_shapes,
+    convolutions_model,
+    mixture_model,
+    mixture_weights,
+    session_with,
+    streamed_convolution_model,
+)
 
+from u2moe.quantize.passes.front_end import FirstConvolutions, Window
 from u2moe.runtime.bundle.functions import NATIVE
 from u2moe.runtime.bundle.mixture import Mixture
+from u2moe.runtime.graph.attention import Heads
+from u2moe.runtime.graph.convolution import TimeConvolution
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 MIXTURE = Mixture(num_experts=3, top_k=2, activation="swish", weights="int8")
-WEIGHTS = mixture_weights(np.random.default_rng(0), MIXTURE, 16, 24)
-LAYER = mixture_model(MIXTURE, WEIGHTS, 16, 24)
+HEADS = Heads(num_heads=2, num_kv_heads=1, size=8)
+FORM = TimeConvolution(kernel=5, activation="swish", bias=True, norm=True, epsilon=1e-5)
+WINDOW = Window(kernel=3, stride=2)
+RANDOM = np.random.default_rng(0)
+LAYERS = {
+    "mixture": mixture_model(MIXTURE, mixture_weights(RANDOM, MIXTURE, 16, 24), 16, 24),
+    "attention": attention_model(HEADS, relative=True),
+    "convolution": streamed_convolution_model(FORM, 8, RANDOM),
+    "front end": convolutions_model(FirstConvolutions(bins=23, channels=20, first=WINDOW, second=WINDOW), 40, RANDOM),
+}
 
 
 def test_layers_of_all_operators_are_drawn(operators):
@@ -29,16 +50,30 @@ def test_a_damaged_layer_is_an_error_or_computes_something(library, count, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value", "message"),
+    ("layer", "attribute", "value", "message"),
     [
-        ("top_k", 4, "top_k must be from 1 to 3, got 4"),
-        ("num_experts", 2000, "num_experts must be from 1 to 1024, got 2000"),
-        ("activation", "mish", "activation must be relu, .*, got 'mish'"),
-        ("bias", 0, r"input 2 \(weight\) must be of element type 3"),
+        ("mixture", "top_k", 4, "top_k must be from 1 to 3, got 4"),
+        ("mixture", "num_experts", 2000, "num_experts must be from 1 to 1024, got 2000"),
+        ("mixture", "activation", "mish", "activation must be relu, .*, got 'mish'"),
+        ("mixture", "bias", 0, r"input 2 \(weight\) must be of element type 3"),
+        ("attention", "num_kv_heads", 3, "num_heads must be a multiple of num_kv_heads"),
+        ("attention", "size", 0, "attribute size must be from 1"),
+        ("attention", "relative", 0, "has 7 inputs, expected 6"),
+        ("convolution", "kernel", 1, "attribute kernel must be from 2 to 1024, got 1"),
+        ("convolution", "kernel", 6, r"input 4 \(weight\)"),
+        ("convolution", "bias", 0, "has 8 inputs, expected 7"),
+        ("convolution", "activation", "mish", "attribute activation must be"),
+        ("convolution", "epsilon", -1.0, "attribute epsilon must be from"),
+        ("front end", "bins", 2, "attribute bins is less than the kernels need"),
+        ("front end", "kernels", [3], "attribute kernels must be two numbers from 1 to 64"),
+        ("front end", "strides", [0, 2], "attribute strides must be two numbers from 1 to 64"),
+        ("front end", "kernels", [4, 3], r"first_weight\) must be of element type 1 and shape \[17, 20\]"),
     ],
 )
-def test_an_error_says_what_was_expected(library, attribute, value, message):
-    model = onnx.load_from_string(LAYER)
+def test_an_error_says_what_was_expected(library, operators, layer, attribute, value, message):
+    model = onnx.load_from_string(LAYERS[layer])
+    if model.graph.node[0].op_type not in operators:
+        pytest.skip("the layer of this instruction set is onnxruntime's")
     (found,) = (own for own in model.graph.node[0].attribute if own.name == attribute)
     found.CopyFrom(onnx.helper.make_attribute(attribute, value))
     with pytest.raises(ONNXRUNTIME_ERRORS, match=message):
@@ -46,6 +81,29 @@ def test_an_error_says_what_was_expected(library, attribute, value, message):
 
 
 def test_rows_of_another_size_are_an_error_when_it_runs(library):
-    session = session_with(LAYER, library)
+    session = session_with(LAYERS["mixture"], library)
     with pytest.raises(ONNXRUNTIME_ERRORS, match=r"input 0 must be \[\.\.\., 16\]"):
         session.run(None, {"x": np.ones((2, 17), np.float32)})
+
+
+@pytest.mark.parametrize("layer", ["attention", "convolution"])
+@given(st.data())
+def test_inputs_that_do_not_fit_are_an_error(library, layer, data):
+    """Or fit after all: then outputs have the shapes that they should."""
+    shapes = attention_shapes(HEADS, 2, 3, 4, relative=True, wide=(True, True, True))
+    if layer == "convolution":
+        shapes = {"linear": (2, 3, 8), "gate": (2, 3, 8), "cache": (3, 2, FORM.kernel - 1, 8)}
+    feeds = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    feeds |= {"block": np.array(1), **({"first_kept": np.array([1])} if layer == "attention" else {})}
+    name = data.draw(st.sampled_from(sorted(feeds)))
+    shape = data.draw(st.lists(st.sampled_from([0, 1, 2, 3, 4, 7, 8, 16]), max_size=5))
+    if name in ("block", "first_kept"):
+        feeds[name] = np.full(shape, data.draw(st.sampled_from([-(2**63), -1, 0, 2, 3, 2**63 - 1])))
+    else:
+        feeds[name] = np.ones(shape, np.float32)
+    try:
+        y, kept = session_with(LAYERS[layer], library).run(None, feeds)
+    except ONNXRUNTIME_ERRORS:
+        return
+    assert y.shape == feeds["query" if layer == "attention" else "linear"].shape
+    assert kept.shape[3] <= y.shape[1] if layer == "attention" else kept.shape == (1, y.shape[0], FORM.kernel - 1, 8)

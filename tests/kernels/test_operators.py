@@ -1,4 +1,4 @@
-"""Native operators against plain numpy and against the functions whose place they take.
+"""Native operators against the functions whose place they take, and products against plain numpy.
 
 Integer sums are exact, so the results differ by the order in which floats are added. Where that moves a hidden
 activation across the middle between two integers, it is rounded to the other one: one step of 1/127 of the largest
@@ -6,7 +6,7 @@ in its row. This is rare (how rare depends on the processor, so a quarter of the
 test_quantized_functions and test_exact_products compare functions with numpy, too.
 """
 
-from functools import cache
+import dataclasses
 
 import numpy as np
 import pytest
@@ -18,14 +18,13 @@ from u2moe.quantize.arithmetic import Int4, from_int4_blocks, int4_blocks, int8_
 from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS, lowest_of
-from u2moe.runtime.graph.layers import activation_layer
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 3e-6
 """Relative error of a row by the order of additions alone."""
 STEPS = 0.03
-INT8 = Int8Conversion()
 """The same where a few of its few hidden activations are rounded to the other integer."""
+INT8 = Int8Conversion()
 
 
 def row_errors(expected, found):
@@ -42,62 +41,19 @@ def check_rows(expected, found):
     assert np.count_nonzero(errors > ROUNDING) <= 2 + len(errors) // 4, np.sort(errors)
 
 
-def chosen_experts(tokens, gate, mixture):
-    """Experts and shares of each token, as float64."""
-    logits = tokens.astype(np.float64) @ gate
-    experts = np.argsort(-logits, axis=1, kind="stable")[:, : mixture.top_k]
-    shares = np.exp(np.take_along_axis(logits, experts, axis=1) - logits.max(axis=1, keepdims=True))
-    return experts, shares / shares.sum(axis=1, keepdims=True)
-
-
-@cache
-def reference(kind):
-    """The nodes of an activation in onnxruntime; `test_functions` compares them with torch."""
-    return session_with(layer_model(activation_layer(kind), {"x": np.float32}, {}, {"activation": kind}))
-
-
-def activated(x, kind):
-    return reference(kind).run(None, {"x": x})[0]
-
-
-def int8_rounded(x, lowest=0.0):
-    """Integers and scales of rows."""
-    scale = np.maximum(np.abs(x).max(axis=1, initial=0), np.float32(lowest)) * np.float32(1 / 127)
-    return np.rint(x / np.where(scale > 0, scale, 1)[:, np.newaxis]), scale[:, np.newaxis]
-
-
-def int8_expert(x, parts, bias, kind):
-    q, scale = int8_rounded(x)
-    hidden = (q @ parts["w1"].astype(np.float64)).astype(np.float32) * parts["w1_scale"] * scale
-    hidden = activated(hidden + parts.get("w1_bias", np.float32(0)), kind)
-    q, scale = int8_rounded(hidden, lowest_of(kind) or 0.0)
-    return (q @ parts["w2"].astype(np.float64)) * parts["w2_scale"] * scale + bias
-
-
-def in_int8(parts):
-    """An expert in 4 bits as one in int8, which native kernels make of it."""
-    found = dict(parts)
-    for name in ("w1", "w2"):
-        scale = np.ones_like(parts[f"{name}_scale"])
-        whole = from_int4_blocks(Int4(parts[name], parts[f"{name}_steps"], scale), parts[name].shape[1] * 128)
-        found[name] = whole.astype(np.int8)
-    rows = {"w1": found["w2"].shape[1], "w2": found["w1"].shape[1]}
-    return found | {name: found[name][:size] for name, size in rows.items()}
-
-
-def mixture_in_numpy(tokens, weights, mixture):
-    """What the mixture computes, expert by expert."""
-    experts, shares = chosen_experts(tokens, weights["gate"], mixture)
-    y = np.zeros(tokens.shape, np.float64)
+def in_int8(weights, mixture, sizes):
+    """Experts in 4 bits as those in int8 that native kernels make of them."""
+    found = {"gate": weights["gate"]}
+    if mixture.bias:
+        found["w2_bias"] = np.stack([weights[f"e{expert}_w2_bias"] for expert in range(mixture.num_experts)])
     for expert in range(mixture.num_experts):
-        prefix = f"e{expert}_"
-        parts = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
-        share = np.where(experts == expert, shares, 0).sum(axis=1)
-        rows = np.flatnonzero(share)
-        bias = weights["w2_bias"][expert] if mixture.bias and mixture.weights == "int8" else parts.get("w2_bias", 0)
-        parts = in_int8(parts) if mixture.weights == "int4" else parts
-        y[rows] += share[rows, np.newaxis] * int8_expert(tokens[rows], parts, bias, mixture.activation)
-    return y
+        for part, rows in (("w1", sizes[0]), ("w2", sizes[1])):
+            name = f"e{expert}_{part}"
+            integers, steps, scale = (weights[f"{name}{ending}"] for ending in ("", "_steps", "_scale"))
+            whole = from_int4_blocks(Int4(integers, steps, np.ones_like(scale)), rows).astype(np.int8)
+            found |= {name: whole, f"{name}_scale": scale}
+            found |= {f"{name}_bias": weights[f"{name}_bias"]} if mixture.bias and part == "w1" else {}
+    return found
 
 
 MIXTURES = st.builds(
@@ -125,43 +81,54 @@ def random_mixture(mixture, dim, hidden, seed):
     return mixture_model(mixture, weights, dim, hidden), weights, random
 
 
-@given(mixture=MIXTURES, sizes=SIZES, num_tokens=TOKENS, seed=st.integers(0, 99))
-def test_a_mixture_computes_what_numpy_does(library, mixture, sizes, num_tokens, seed):
-    model, weights, random = random_mixture(mixture, *sizes, seed)
-    x = (random.standard_normal((num_tokens, sizes[0])) * random.lognormal(0, 1, (num_tokens, 1))).astype(np.float32)
-    x[:1] = 0
-    (found,) = session_with(model, library).run(None, {"x": x})
-    check_rows(mixture_in_numpy(x, weights, mixture)[1:], found[1:])
+def check_mixture(library, mixture, sizes, x, seed):
+    """In int8 as its function; in 4 bits, to the last bit, as in int8."""
+    model, weights, _ = random_mixture(mixture, *sizes, seed)
+    if mixture.weights == "int4":
+        (in_four,) = session_with(model, library).run(None, {"x": x})
+        mixture = dataclasses.replace(mixture, weights="int8", block_size=0)
+        model = mixture_model(mixture, in_int8(weights, mixture, sizes), *sizes)
+        np.testing.assert_array_equal(session_with(model, library).run(None, {"x": x})[0], in_four)
+    expected, found = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
+    check_rows(expected, found)
     assert np.isfinite(found).all()
+
+
+@given(mixture=MIXTURES, sizes=SIZES, num_tokens=TOKENS, seed=st.integers(0, 99))
+def test_a_mixture_computes_what_its_function_does(library, mixture, sizes, num_tokens, seed):
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((num_tokens, sizes[0])) * random.lognormal(0, 1, (num_tokens, 1))).astype(np.float32)
+    check_mixture(library, mixture, sizes, x, seed)
 
 
 @pytest.mark.parametrize("num_experts", [1, 3])
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_hidden_activations_beyond_a_cache_compute_what_numpy_does(library, kind, num_experts):
+def test_hidden_activations_beyond_a_cache(library, kind, num_experts):
     """Rows of an expert in several parts, and experts in several groups: 384 kB hold 65 rows of this size."""
-    block_size = 32 if kind == "int4" else 0
     mixture = Mixture(
-        num_experts=num_experts, top_k=min(2, num_experts), activation="swish", weights=kind, block_size=block_size
-    )
-    model, weights, random = random_mixture(mixture, 40, 1500, seed=7)
-    x = random.standard_normal((300, 40)).astype(np.float32)
-    (found,) = session_with(model, library).run(None, {"x": x})
-    check_rows(mixture_in_numpy(x, weights, mixture), found)
+        num_experts=num_experts, top_k=min(2, num_experts), activation="swish", weights=kind,
+        block_size=32 * (kind == "int4"),
+    )  # fmt: skip
+    x = np.random.default_rng(7).standard_normal((300, 40)).astype(np.float32)
+    check_mixture(library, mixture, (40, 1500), x, 7)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "gated"])
 def test_threads_and_neighbours_change_no_bit(library, kind):
     """However many threads there are, and whatever else is in the call."""
-    mixture = Mixture(num_experts=5, top_k=2, activation="swish", weights=kind, block_size=32 * (kind == "int4"))
-    model, _, random = random_mixture(mixture, 200, 330, seed=2)
+    if kind == "gated":
+        random = np.random.default_rng(9)
+        model = feed_forward_model("swish", (200, 1500), bias=True, is_gated=True, random=random)
+    else:
+        mixture = Mixture(num_experts=5, top_k=2, activation="swish", weights=kind, block_size=32 * (kind == "int4"))
+        model, _, random = random_mixture(mixture, 200, 330, seed=2)
     x = random.standard_normal((150, 200)).astype(np.float32)
     (whole,) = session_with(model, library).run(None, {"x": x})
     for num_threads in (2, 3, 5):
         np.testing.assert_array_equal(session_with(model, library, num_threads).run(None, {"x": x})[0], whole)
     session = session_with(model, library)
-    np.testing.assert_array_equal(
-        np.vstack([session.run(None, {"x": x[i : i + 7]})[0] for i in range(0, 150, 7)]), whole
-    )
+    parts = [session.run(None, {"x": x[i : i + 7]})[0] for i in range(0, 150, 7)]
+    np.testing.assert_array_equal(np.vstack(parts), whole)
 
 
 @given(
@@ -288,32 +255,24 @@ def test_a_layer_in_int4_is_the_one_in_int8_whose_weights_it_holds(
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["", *ACTIVATIONS])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_rows_that_are_no_numbers_give_none(library, kind, bad):
-    """On every instruction set; a damaged model is found by it."""
+    """On every instruction set; a damaged model is found by it. Without an activation, a product alone."""
     random = np.random.default_rng(5)
-    model, _ = feed_forward_model(kind, (60, 50), bias=False, is_gated=False, random=random)
+    if kind:
+        model = feed_forward_model(kind, (60, 50), bias=False, is_gated=False, random=random)
+    else:
+        weights = dict(zip(("weight", "scale"), int8_columns(random_matrix(random, 60, 60)), strict=True))
+        model = layer_model(INT8.linear(60, 60, bias=False), {"x": np.float32}, weights, {"activation": ""})
     x = random.standard_normal((3, 60)).astype(np.float32)
     x[1, 7] = bad
     found = session_with(model, library).run(None, {"x": x})[0]
     np.testing.assert_array_equal(np.isnan(found), np.repeat([[False], [True], [False]], 60, axis=1))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_linear_layer_has_no_numbers_for_a_row_that_has_not(library, bad):
-    random = np.random.default_rng(6)
-    weight, scale = int8_columns(random_matrix(random, 60, 250))
-    weights = {"weight": weight, "scale": scale}
-    model = layer_model(INT8.linear(60, 250, bias=False), {"x": np.float32}, weights, {"activation": ""})
-    x = random.standard_normal((3, 60)).astype(np.float32)
-    x[1, 7] = bad
-    found = session_with(model, library).run(None, {"x": x})[0]
-    np.testing.assert_array_equal(np.isnan(found), np.repeat([[False], [True], [False]], 250, axis=1))
-
-
 def feed_forward_model(kind, sizes, *, bias, is_gated, random):
-    """A feed-forward layer of one call, and its weights."""
+    """A feed-forward layer of one call."""
     weights = {}
     for name, shape in (("gate", sizes), ("w1", sizes), ("w2", sizes[::-1])):
         if name == "gate" and not is_gated:
@@ -322,57 +281,17 @@ def feed_forward_model(kind, sizes, *, bias, is_gated, random):
         if bias and name != "gate":
             weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
     function = INT8.feed_forward(*sizes, kind, bias=bias, gated=is_gated)
-    return layer_model(function, {"x": np.float32}, weights, {"activation": kind, "bias": int(bias)}), weights
-
-
-@pytest.mark.parametrize("num_rows", [0, 1, 40, 150])
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("is_gated", [True, False])
-def test_a_feed_forward_layer_computes_what_its_function_does(library, is_gated, bias, kind, num_rows):
-    random = np.random.default_rng(6)
-    model, _ = feed_forward_model(kind, (72, 130), bias=bias, is_gated=is_gated, random=random)
-    x = random.standard_normal((num_rows, 72)).astype(np.float32)
-    plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
-    check_rows(plain, native)
-
-
-def product_in_numpy(x, parts, name, lowest=0.0):
-    """Rows divided by their scales, as integers, times a weight, with its bias if there is one."""
-    peak = np.maximum(np.abs(x).max(axis=1, initial=0, keepdims=True), np.float32(lowest))
-    scale = peak * np.float32(1 / 127)
-    q = np.rint(x / np.where(scale > 0, scale, 1)).astype(np.int64)
-    sums = (q @ parts[name].astype(np.int64)).astype(np.float32) * parts[f"{name}_scale"]
-    return sums * scale + parts.get(f"{name}_bias", np.float32(0))
-
-
-def feed_forward_in_numpy(x, parts, kind):
-    hidden = product_in_numpy(x, parts, "w1")
-    if "gate" not in parts:
-        return product_in_numpy(activated(hidden, kind), parts, "w2", lowest_of(kind) or 0.0)
-    return product_in_numpy(activated(product_in_numpy(x, parts, "gate"), kind) * hidden, parts, "w2")
+    return layer_model(function, {"x": np.float32}, weights, {"activation": kind, "bias": int(bias)})
 
 
 @given(
     kind=st.sampled_from([*ACTIVATIONS]), sizes=SIZES, num_rows=TOKENS,
     form=st.fixed_dictionaries({"bias": st.booleans(), "is_gated": st.booleans()}), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_a_feed_forward_layer_computes_what_numpy_does(library, kind, sizes, num_rows, form, seed):
+def test_a_feed_forward_layer_computes_what_its_function_does(library, kind, sizes, num_rows, form, seed):
     random = np.random.default_rng(seed)
-    model, weights = feed_forward_model(kind, sizes, **form, random=random)
+    model = feed_forward_model(kind, sizes, **form, random=random)
     x = (random.standard_normal((num_rows, sizes[0])) * random.lognormal(0, 1, (num_rows, 1))).astype(np.float32)
-    x[:1] = 0
-    (found,) = session_with(model, library).run(None, {"x": x})
-    check_rows(feed_forward_in_numpy(x, weights, kind)[1:], found[1:])
-    assert np.isfinite(found).all()
-
-
-def test_threads_change_no_bit_of_a_gated_layer(library):
-    random = np.random.default_rng(9)
-    model, _ = feed_forward_model("swish", (200, 1500), bias=True, is_gated=True, random=random)
-    x = random.standard_normal((150, 200)).astype(np.float32)
-    (whole,) = session_with(model, library).run(None, {"x": x})
-    for num_threads in (2, 3):
-        np.testing.assert_array_equal(session_with(model, library, num_threads).run(None, {"x": x})[0], whole)
-    parts = [session_with(model, library).run(None, {"x": x[i : i + 7]})[0] for i in range(0, 150, 7)]
-    np.testing.assert_array_equal(np.vstack(parts), whole)
+    plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
+    check_rows(plain, native)
+    assert np.isfinite(native).all()

@@ -71,44 +71,6 @@ def test_chunks_give_what_the_whole_gives(library):
     np.testing.assert_array_equal(cache[:1], last)
 
 
-@given(st.data())
-def test_inputs_that_do_not_fit_are_an_error(library, data):
-    random = np.random.default_rng(0)
-    feeds = feeds_of(random, FORM.kernel, 2, 3, 8)
-    name = data.draw(st.sampled_from(sorted(feeds)))
-    shape = data.draw(st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 16]), max_size=5))
-    if name == "block":
-        feeds[name] = np.full(shape, data.draw(st.sampled_from([-(2**63), -1, 0, 2, 3, 2**63 - 1])))
-    else:
-        feeds[name] = np.ones(shape, np.float32)
-    session = session_with(streamed_convolution_model(FORM, 8, random), library)
-    try:
-        y, kept = session.run(None, feeds)
-    except ONNXRUNTIME_ERRORS:
-        return
-    assert y.shape == feeds["linear"].shape
-    assert kept.shape == (1, y.shape[0], FORM.kernel - 1, 8)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"kernel": 1}, "attribute kernel must be from 2 to 1024, got 1"),
-        ({"kernel": 6}, r"input 4 \(weight\)"),
-        ({"bias": 0}, "has 8 inputs, expected 7"),
-        ({"activation": "mish"}, "attribute activation must be"),
-        ({"epsilon": -1.0}, "attribute epsilon must be from"),
-    ],
-)
-def test_attributes_that_lie_are_an_error(library, attributes, message):
-    function = FORM.function("cached", 8)
-    weights = {"weight": np.ones((8, 1, 1, 5), np.float32)}
-    weights |= dict.fromkeys(("bias", "norm_weight", "norm_bias"), np.ones(8, np.float32))
-    model = layer_model(function, FED, weights, {**FORM.attributes(), **attributes})
-    with pytest.raises(ONNXRUNTIME_ERRORS, match=message):
-        session_with(model, library)
-
-
 @pytest.mark.slow
 @given(
     shape=st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 5, 40, 70]), st.sampled_from([3, 16, 31, 40, 96])),
