@@ -13,74 +13,25 @@ import textwrap
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from u2moe.runtime import options
+from u2moe.runtime import DecodingOptions, EndpointRule, LanguageModelOptions, VadOptions, options
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.declarations import Option, default_of, options_of, plain
 from u2moe.runtime.decoding import context
-from u2moe.runtime.decoding.vad import VadOptions
-from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.validation import MOST_INTEGER
 
 RUNTIME = Path(__file__).parents[1]
-C_STRUCTS = {
-    "StreamNumbers": "u2moe_stream_options",
-    "LanguageModelNumbers": "u2moe_language_model_options",
-    "VadNumbers": "u2moe_vad_options",
+HEADER, TYPES = RUNTIME / "cpp" / "include" / "u2moe.h", RUNTIME / "web" / "index.d.ts"
+STRUCTS = {
+    "ModelNumbers": (ModelConfig, ""),
+    "FeatureNumbers": (FeatureConfig, ""),
+    "StreamNumbers": (DecodingOptions, "u2moe_stream_options"),
+    "LanguageModelNumbers": (LanguageModelOptions, "u2moe_language_model_options"),
+    "VadNumbers": (VadOptions, "u2moe_vad_options"),
 }
-NUMBERS = {
-    "ModelNumbers": ModelConfig,
-    "FeatureNumbers": FeatureConfig,
-    "StreamNumbers": options.DecodingOptions,
-    "LanguageModelNumbers": LanguageModelOptions,
-    "VadNumbers": VadOptions,
-}
-"""Structs of C++ with the numbers of a class."""
-INTERFACES = {
-    "StreamOptions": options.DecodingOptions,
-    "EndpointRule": options.EndpointRule,
-    "LanguageModelOptions": LanguageModelOptions,
-    "VadOptions": VadOptions,
-}
+"""Structs of C++ with the numbers of a class, and those of C."""
 BY_HAND = "chunk_size"
 """Means more than a number in other languages."""
-HEADER = """\
-// What Python declares. Written by runtime/cpp/declared.py: do not change it here.
-#pragma once
-
-#include "u2moe.h"
-
-namespace u2moe::runtime {{
-
-constexpr int kFormatVersion = {version}, kStreamChunkSize = {chunk_size};
-constexpr double kShortestPauseS = {pause_s}, kHotwordWeight = {weight}, kMostHotwordWeight = {most_weight};
-
-enum class Search {{ kDefault, {searches} }};
-
-struct SearchName {{
-  const char* name;
-  Search search;
-  bool has_beam;
-}};
-constexpr SearchName kSearches[] = {{
-{names}
-}};
-
-/// What a number may be, and whether a bundle may choose its default.
-struct Range {{
-  double least, most;
-  bool in_bundle;
-}};
-
-{structs}
-
-/// Fields of the objects in bundle.json: the class of what is in them, after {{}} for a map, and their default.
-constexpr const char* kDeclared = R"({{
-{records}
-}})";
-
-}}  // namespace u2moe::runtime
-"""
 
 
 def numbers(kind: type) -> dict[str, Option]:
@@ -93,8 +44,8 @@ def class_in(kind: Any) -> tuple[str, type | None]:
     """{} if a type is a map, and the class of its values, or of what is in it; none: it is plain JSON."""
     if dataclasses.is_dataclass(kind):
         return "", kind
-    found = next((each for each in map(class_in, get_args(kind)) if each[1]), ("", None))
-    return "{}" * (get_origin(kind) is dict and found[1] is not None), found[1]
+    found = next((each for _, each in map(class_in, get_args(kind)) if each), None)
+    return "{}" * (get_origin(kind) is dict and found is not None), found
 
 
 def records(kind: type) -> dict[str, str]:
@@ -110,48 +61,64 @@ def records(kind: type) -> dict[str, str]:
 
 def struct(name: str) -> str:
     """Numbers of a class, and a function that visits them."""
-    members, visits = [], []
-    for option, each in numbers(NUMBERS[name]).items():
-        is_integer = each.kind == "integer"
-        least = 1e-9 if each.above == 0 else each.least  # there are no exclusive limits
-        most = each.most if each.most is not None else MOST_INTEGER if is_integer else 1e9
-        limits = f"Range{{{least:.10g}, {most:.10g}, {str(each.in_bundle).lower()}}}"
-        in_c = f", &{C_STRUCTS[name]}::{option}" if name in C_STRUCTS else ""
+    members, visits, (kind, in_c) = "", "", STRUCTS[name]
+    for option, each in numbers(kind).items():
         default = 0 if each.default is dataclasses.MISSING else each.default
-        members.append(f"  {'int' if is_integer else 'double'} {option} = {default:g};\n")
-        visits.append(f'    use("{option}", &{name}::{option}, {limits}{in_c});\n')
-    visit = f"  template <class Use>\n  static void each(Use use) {{\n{''.join(visits)}  }}\n"
-    return f"struct {name} {{\n{''.join(members)}\n{visit}}};"
+        least = 1e-9 if each.above == 0 else each.least  # there are no exclusive limits
+        most = each.most if each.most is not None else MOST_INTEGER if each.kind == "integer" else 1e9
+        limits = f"Range{{{least:.10g}, {most:.10g}, {json.dumps(each.in_bundle)}}}"
+        members += f"  {'int' if each.kind == 'integer' else 'double'} {option} = {default:g};\n"
+        visits += f'    use("{option}", &{name}::{option}, {limits}{in_c and f", &{in_c}::{option}"});\n'
+    return f"struct {name} {{\n{members}\n  template <class Use>\n  static void each(Use use) {{\n{visits}  }}\n}};\n"
 
 
-def header() -> str:
+def source() -> str:
     """source/declared.hpp."""
     searches = {name: f"k{name.title().replace('_', '')}" for name in options.SEARCHES}
-    has_beam = {name: str(name not in options.WITHOUT_BEAM).lower() for name in searches}
-    return HEADER.format(
-        version=contract.FORMAT_VERSION,
-        chunk_size=options.STREAM_CHUNK_SIZE,
-        pause_s=options.SHORTEST_PAUSE_S,
-        weight=context.DEFAULT_WEIGHT,
-        most_weight=f"{context.MOST_WEIGHT:g}",
-        searches=", ".join(searches.values()),
-        names="\n".join(f'    {{"{each}", Search::{searches[each]}, {has_beam[each]}}},' for each in searches),
-        structs="\n\n".join(map(struct, NUMBERS)),
-        records=",\n".join(f'"{name}": {fields}' for name, fields in records(Manifest).items()),
-    )
+    names = [f'{{"{n}", Search::{k}, {json.dumps(n not in options.WITHOUT_BEAM)}}}' for n, k in searches.items()]
+    return f"""\
+// What Python declares. Written by runtime/cpp/declared.py: do not change it here.
+#pragma once
+
+#include "u2moe.h"
+
+namespace u2moe::runtime {{
+
+constexpr int kFormatVersion = {contract.FORMAT_VERSION}, kStreamChunkSize = {options.STREAM_CHUNK_SIZE};
+constexpr double kShortestPauseS = {options.SHORTEST_PAUSE_S};
+constexpr double kHotwordWeight = {context.DEFAULT_WEIGHT}, kMostHotwordWeight = {context.MOST_WEIGHT:g};
+
+enum class Search {{ kDefault, {", ".join(searches.values())} }};
+struct SearchName {{
+  const char* name;
+  Search search;
+  bool has_beam;
+}};
+constexpr SearchName kSearches[] = {{{", ".join(names)}}};
+
+/// What a number may be, and whether a bundle may choose its default.
+struct Range {{
+  double least, most;
+  bool in_bundle;
+}};
+
+{chr(10).join(map(struct, STRUCTS))}
+/// Fields of the objects in bundle.json: the class of what is in them, after {{}} for a map, and their default.
+constexpr const char* kDeclared = R"({{
+{f",{chr(10)}".join(f'"{name}": {fields}' for name, fields in records(Manifest).items())}
+}})";
+
+}}  // namespace u2moe::runtime
+"""
 
 
-def about(option: Option) -> str:
-    """What an option means, without remarks."""
-    return option.help if ": " in option.help else option.help.partition("; ")[0]
-
-
-def c_header(text: str) -> str:
+def c_header() -> str:
     """include/u2moe.h with the options of its structs, which keep their order."""
-    for name, in_c in C_STRUCTS.items():
+    text = HEADER.read_text(encoding="utf-8")
+    for kind, in_c in filter(lambda pair: pair[1], STRUCTS.values()):
         begin, end = text.index(f"typedef struct {in_c} {{"), text.index(f"}} {in_c};")
         body = text[begin:end]
-        for option, each in numbers(NUMBERS[name]).items():
+        for option, each in numbers(kind).items():
             left = "negative" if each.least == 0 else "not a number" if (each.least or 0) < 0 else "0"
             default = f"{left}: as in the bundle" if each.in_bundle else f"{each.default:g}"
             comment = about(each) if f"{default}: " in each.help else f"{about(each)}; {default}"
@@ -163,6 +130,11 @@ def c_header(text: str) -> str:
     return text
 
 
+def about(option: Option) -> str:
+    """What an option means, without remarks."""
+    return option.help if ": " in option.help else option.help.partition("; ")[0]
+
+
 def camel(name: str) -> str:
     """A name as JavaScript has it."""
     return "written" if name == "text_format" else re.sub("_(.)", lambda match: match[1].upper(), name)
@@ -172,42 +144,35 @@ def members(kind: type) -> str:
     """Options of a class that are numbers, choices or flags, as members of an interface."""
     lines = ""
     for name, each in options_of(kind).items():
-        if each.kind == "record" or name == BY_HAND:
-            continue
         types = {"flag": "boolean", "choice": " | ".join(f"'{choice}'" for choice in each.choices)}
-        default = "that of the bundle" if each.in_bundle else each.otherwise or json.dumps(each.default)
-        told = "" if each.choices else f"{about(each)[:1].upper()}{about(each)[1:]}. "
-        lines += textwrap.fill(f"  /** {told}Default: {default}. */", 128, subsequent_indent="   * ") + "\n"
-        lines += f"  {camel(name)}?: {types.get(each.kind, 'number')}{' | null' * each.may_be_none};\n"
+        if each.kind not in ("record", "texts") and name != BY_HAND:
+            default = "that of the bundle" if each.in_bundle else each.otherwise or json.dumps(each.default)
+            told = "" if each.choices else f"{about(each)[:1].upper()}{about(each)[1:]}. "
+            lines += textwrap.fill(f"  /** {told}Default: {default}. */", 128, subsequent_indent="   * ") + "\n"
+            lines += f"  {camel(name)}?: {types.get(each.kind, 'number')}{' | null' * each.may_be_none};\n"
     return lines
 
 
-def types_of(text: str) -> str:
+def types_of() -> str:
     """index.d.ts with the options of its interfaces."""
+    kinds = {kind.__name__: kind for kind in (DecodingOptions, EndpointRule, LanguageModelOptions, VadOptions)}
     marked = re.compile(r"( *// declared: (\w+)\n).*?( *// end\n)", re.DOTALL)
-    return marked.sub(lambda found: f"{found[1]}{members(INTERFACES[found[2]])}{found[3]}", text)
+    text = TYPES.read_text(encoding="utf-8")
+    return marked.sub(lambda found: f"{found[1]}{members(kinds[found[2]])}{found[3]}", text)
 
 
 def names() -> str:
     """declared.js."""
-    lists = {
-        "STREAM_OPTIONS": [*options_of(options.DecodingOptions), "hotwords", "vad"],
-        "LANGUAGE_MODEL_OPTIONS": options_of(LanguageModelOptions),
-        "VAD_OPTIONS": options_of(VadOptions),
-    }
-    rows = [f"export const {name} = '{' '.join(map(camel, found))}'.split(' ');\n" for name, found in lists.items()]
-    return "".join(["/** Names of options. Written by runtime/cpp/declared.py: do not change it here. */\n\n", *rows])
+    text = "/** Names of options. Written by runtime/cpp/declared.py: do not change it here. */\n\n"
+    for name, kind in (("STREAM", DecodingOptions), ("LANGUAGE_MODEL", LanguageModelOptions), ("VAD", VadOptions)):
+        text += f"export const {name}_OPTIONS = {json.dumps(list(map(camel, options_of(kind))))};\n"
+    return text
 
 
 def written() -> dict[Path, str]:
     """Each file, and what is to be in it."""
-    in_c, in_typescript = RUNTIME / "cpp" / "include" / "u2moe.h", RUNTIME / "web" / "index.d.ts"
-    return {
-        RUNTIME / "cpp" / "source" / "declared.hpp": header(),
-        in_c: c_header(in_c.read_text(encoding="utf-8")),
-        RUNTIME / "web" / "declared.js": names(),
-        in_typescript: types_of(in_typescript.read_text(encoding="utf-8")),
-    }
+    declared = {RUNTIME / "cpp" / "source" / "declared.hpp": source(), RUNTIME / "web" / "declared.js": names()}
+    return {**declared, HEADER: c_header(), TYPES: types_of()}
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ export interface StreamOptions {
   endpoint?: boolean | EndpointConfig | null;
   /** Encoder frames per chunk. Default: as in training, or 16. 'full': whole utterances, of recordings in windows of 30 s. */
   chunkSize?: number | 'full' | null;
-  // declared: StreamOptions
+  // declared: DecodingOptions
   /** Weight of the first pass in rescoring. Default: that of the bundle. */
   ctcWeight?: number | null;
   /** Weight of the right-to-left decoder in rescoring. Default: that of the bundle. */

@@ -54,7 +54,7 @@ export class Recognizer {
 
   createStream(options = {}) {
     if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which a worker cannot be sent');
-    checkNames(options, STREAM_OPTIONS);
+    checkNames(options, [...STREAM_OPTIONS, 'hotwords', 'vad']);
     checkFinite(options);
     const { vad, languageModel, ...chosen } = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     if (chosen.chunkSize === 'full') chosen.chunkSize = -1;

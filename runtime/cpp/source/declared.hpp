@@ -6,21 +6,16 @@
 namespace u2moe::runtime {
 
 constexpr int kFormatVersion = 4, kStreamChunkSize = 16;
-constexpr double kShortestPauseS = 0.4, kHotwordWeight = 1.5, kMostHotwordWeight = 100;
+constexpr double kShortestPauseS = 0.4;
+constexpr double kHotwordWeight = 1.5, kMostHotwordWeight = 100;
 
 enum class Search { kDefault, kAttentionRescoring, kCtcPrefixBeam, kCtcGreedy, kAttention };
-
 struct SearchName {
   const char* name;
   Search search;
   bool has_beam;
 };
-constexpr SearchName kSearches[] = {
-    {"attention_rescoring", Search::kAttentionRescoring, true},
-    {"ctc_prefix_beam", Search::kCtcPrefixBeam, true},
-    {"ctc_greedy", Search::kCtcGreedy, false},
-    {"attention", Search::kAttention, false},
-};
+constexpr SearchName kSearches[] = {{"attention_rescoring", Search::kAttentionRescoring, true}, {"ctc_prefix_beam", Search::kCtcPrefixBeam, true}, {"ctc_greedy", Search::kCtcGreedy, false}, {"attention", Search::kAttention, false}};
 
 /// What a number may be, and whether a bundle may choose its default.
 struct Range {
