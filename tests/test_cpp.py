@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import itertools
 import json
 import os
 import re
@@ -16,14 +15,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import soundfile
-from manifests import LATER, LATER_FIELD, LOST, adjusted, edited, flipped, of_later_version, without
+from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_version, without
 from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
 
 import u2moe
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings, parse_hotwords
-from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.options import SEARCHES
 
@@ -154,19 +152,6 @@ def test_it_prints_what_python_gives(program, bundle, model, talk):
     assert_same_segments(raw, expected)
 
 
-def test_a_bundle_has_its_own_calibration_and_padding(program, bundle, model, talk, tmp_path):
-    samples, _ = soundfile.read(talk, dtype="int16")
-    plain = recognized(bundle, model, samples)
-    bundle, folder = adjusted(bundle, bundle.path, tmp_path / "bundle")
-    padded = recognized(bundle, model, samples)
-    assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, folder, talk)), padded)
-    assert [segment.times for segment in padded] != [segment.times for segment in plain]
-    unpadded = recognized(bundle, model, samples, padding_s=0.0)
-    assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, "--padding", 0, folder, talk)), unpadded)
-    confidences = [[word.confidence for segment in each for word in segment.words] for each in (plain, unpadded)]
-    assert np.abs(np.subtract(*confidences)).max() > 0.01
-
-
 def test_other_networks(program, other_bundle, talk):
     samples, _ = soundfile.read(talk, dtype="int16")
     expected = recognized(other_bundle, other_bundle.load(), samples, chunk_size=None)
@@ -190,20 +175,6 @@ def test_nothing_and_little(program, bundle):
     for num_samples in (0, 399):
         done = run(program, "--raw", bundle.path, data=bytes(2 * num_samples))
         assert (done.returncode, done.stdout) == (0, b""), done.stderr[-2000:]
-
-
-def test_hotwords_change_what_they_change_in_python(program, bundle, model, talk, tmp_path):
-    samples, _ = soundfile.read(talk, dtype="int16")
-    plain = recognized(bundle, model, samples)
-    tokens = [token for each in plain for item in each.nbest[1:] for token in item.tokens]
-    content = "# names\n\n" + "".join(
-        f"{bundle.tokens[a]}{bundle.tokens[b]} :3.0\n" for a, b in itertools.pairwise(tokens)
-    )
-    (tmp_path / "hotwords.txt").write_text(content, encoding="utf-8")
-    expected = recognized(bundle, model, samples, hotwords=parse_hotwords(content))
-    assert [each.nbest for each in expected] != [each.nbest for each in plain]
-    arguments = ["--json", "--left-chunks", 4, "--hotwords", tmp_path / "hotwords.txt", bundle.path, talk]
-    assert_same_segments(segments(run(program, *arguments)), expected)
 
 
 @pytest.mark.parametrize("kind", conformance.COMPUTED)
@@ -282,14 +253,6 @@ def test_long_audio_at_once_takes_no_more_memory_than_a_second(check, bundle, ta
     assert int(bytes_in_one_piece) < 1_000_000 < int(all_bytes) // 3  # the model runs at a third of the rate
 
 
-@pytest.mark.parametrize("numbers", [(), (1, 2), (3,), (1, 2, 3)])
-def test_endpoint_rules_can_be_left_out(check, bundle, model, talk, numbers):
-    endpoint = EndpointConfig(**{f"rule{i}": None for i in {1, 2, 3} - set(numbers)})
-    expected = recognized(bundle, model, soundfile.read(talk, dtype="float32")[0], endpoint=endpoint)
-    assert (len(expected) > 1) == (3 in numbers)
-    assert check("rules", bundle.path, talk, *numbers).decode() == "".join(f"{each.text}|" for each in expected)
-
-
 @pytest.mark.endurance
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang: apt-get install clang")
 def test_clang_compiles_it_without_a_warning_and_computes_the_same(program, bundle, talk, tmp_path):
@@ -308,11 +271,6 @@ def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
     version = ".".join(u2moe.__version__.split(".")[:2])
     assert installed.library.resolve().name == f"libu2moe.so.{u2moe.__version__}"
     assert (installed.prefix / "lib" / f"libu2moe.so.{version}").is_file()
-
-
-def test_it_asks_for_the_native_kernels_that_python_asks_for():
-    settings = (SOURCE / "source" / "settings.hpp").read_text(encoding="utf-8")
-    assert f"constexpr int contract = {KERNELS_CONTRACT};" in settings
 
 
 def words_of_c(stdout):

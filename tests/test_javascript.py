@@ -7,17 +7,15 @@ import subprocess
 from pathlib import Path
 
 import conformance
-import numpy as np
 import pytest
 import soundfile
 from browsing import BROWSER, WEB, needs_onnxruntime_web
 from javascript import NODE, needs_node, run_module
-from manifests import LATER, LATER_FIELD, LOST, adjusted, edited, flipped, of_later_version, without
+from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_version, without
 from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
-from u2moe.runtime.audio.arrays import SincResampler
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 
@@ -132,52 +130,6 @@ def test_errors_and_resamplers_leave_nothing_behind():
     assert after - before < 2**22  # 250 bytes an error
 
 
-@pytest.mark.parametrize("rate", [8000, 44_056])
-def test_resampling(rate):
-    """Any split gives the same samples: to the last bit those of Python, whose tests measure their quality."""
-    seconds = np.arange(rate) / rate
-    tone = (0.5 * np.sin(2 * np.pi * 1000 * seconds)).astype(np.float32)
-    whole, split = run_module(
-        """
-        const { Core, Resampler } = await part('core.js');
-        const samples = Float32Array.from(input.samples), core = await Core.load();
-        const resample = (sizes) => {
-          const resampler = new Resampler(core, input.rate, 16000), out = [];
-          let start = 0;
-          for (const size of [...sizes, samples.length]) {
-            out.push(...resampler.accept(samples.slice(start, start + size)));
-            start += size;
-          }
-          return [...out, ...resampler.finish()];
-        };
-        console.log(JSON.stringify([resample([]), resample([1, 0, 300, 7, 4000])]));
-        """,
-        {"samples": tone.tolist(), "rate": rate},
-    )
-    assert whole == split
-    assert whole == SincResampler(rate, 16_000).resample_chunk(tone, last=True).tolist()
-
-
-@needs_onnxruntime_web
-def test_streams(bundle, model, ort_bundle, sound, tmp_path):
-    """Segments are those of Python, with hotwords, calibration and padding, of graphs in ORT format."""
-    file = tmp_path / "sound.wav"
-    soundfile.write(file, sound, 16_000, subtype="PCM_16")
-    samples, _ = soundfile.read(file, dtype="int16")
-    hotwords = [bundle.tokens[7], bundle.tokens[9]]
-    bundle, folder = adjusted(bundle, ort_bundle, tmp_path / "bundle")
-    endpoint = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5))
-    options = {"chunk_size": 8, "num_left_chunks": 3, "beam_size": 6}
-    expected = recognized(bundle, model, samples, hotwords=hotwords, endpoint=endpoint, **options)
-    rules = {"rule1": None, "rule2": None, "rule3": {"minUtteranceLength": 1.5}}
-    options = {"chunkSize": 8, "numLeftChunks": 3, "beamSize": 6, "endpoint": rules, "hotwords": hotwords}
-    command = [NODE, "transcribe.mjs", "--json", "--runtime", "web", "--options", json.dumps(options), folder, file]
-    done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(expected) > 1
-    assert_same_segments(json.loads(done.stdout)["segments"], expected)
-
-
 @needs_onnxruntime_web
 @pytest.mark.parametrize(
     "other_bundle",
@@ -192,16 +144,26 @@ def test_streams(bundle, model, ort_bundle, sound, tmp_path):
     indirect=True,
 )
 def test_other_networks(other_bundle, sound, tmp_path):
+    assert_recognised_by_program(other_bundle, other_bundle.path, sound, tmp_path)
+
+
+@needs_onnxruntime_web
+def test_graphs_in_ort_format(bundle, ort_bundle, sound, tmp_path):
+    assert_recognised_by_program(bundle, ort_bundle, sound, tmp_path)
+
+
+def assert_recognised_by_program(bundle, folder, sound, tmp_path):
+    """As in Python, by examples/browser/transcribe.mjs."""
     soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(tmp_path / "sound.wav", dtype="int16")
     endpoint = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.0))
-    expected = recognized(other_bundle, other_bundle.load(), samples, chunk_size=None, endpoint=endpoint)
+    expected = recognized(bundle, bundle.load(), samples, chunk_size=None, endpoint=endpoint)
     assert len(expected) > 1
     rules = {"rule1": None, "rule2": None, "rule3": {"minUtteranceLength": 1.0}}
     options = json.dumps({"numLeftChunks": 4, "endpoint": rules})
     command = [NODE, "transcribe.mjs", "--json", "--runtime", "web", "--options", options]
     done = subprocess.run(
-        [*command, other_bundle.path, tmp_path / "sound.wav"], cwd=BROWSER, capture_output=True, text=True, check=False
+        [*command, folder, tmp_path / "sound.wav"], cwd=BROWSER, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert_same_segments(json.loads(done.stdout)["segments"], expected)

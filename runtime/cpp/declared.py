@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from u2moe.runtime import DecodingOptions, EndpointRule, LanguageModelOptions, VadOptions, options
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.declarations import Option, default_of, options_of, plain
 from u2moe.runtime.decoding import context
@@ -84,7 +85,8 @@ def source() -> str:
 
 namespace u2moe::runtime {{
 
-constexpr int kFormatVersion = {contract.FORMAT_VERSION}, kStreamChunkSize = {options.STREAM_CHUNK_SIZE};
+constexpr int kFormatVersion = {contract.FORMAT_VERSION}, kKernelsContract = {KERNELS_CONTRACT};
+constexpr int kStreamChunkSize = {options.STREAM_CHUNK_SIZE};
 constexpr double kShortestPauseS = {options.SHORTEST_PAUSE_S};
 constexpr double kHotwordWeight = {context.DEFAULT_WEIGHT}, kMostHotwordWeight = {context.MOST_WEIGHT:g};
 

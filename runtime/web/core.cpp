@@ -8,7 +8,7 @@
 #include "errors.hpp"
 #include "json.hpp"
 #include "resampler.hpp"
-#include "source.hpp"
+#include "stream_state.hpp"
 
 #define EXPORT(name) extern "C" __attribute__((export_name(#name)))
 
@@ -105,23 +105,23 @@ LanguageModel* language_model_create(const Model* model, const char* content, st
 EXPORT(language_model_free) void language_model_free(LanguageModel* model) { delete model; }
 
 EXPORT(stream_create) 
-Source* stream_create(const Model* model, const char* options, std::size_t size, const LanguageModel* given, const LanguageModel* bundled) {
+StreamState* stream_create(const Model* model, const char* options, std::size_t size, const LanguageModel* given, const LanguageModel* bundled) {
   const Json json = Json::parse({options, size}, "options");
-  return new Source(model->manifest, model->vocabulary, options_of(json, *model, given, bundled), vad_of(json));
+  return new StreamState(model->manifest, model->vocabulary, options_of(json, *model, given, bundled), vad_of(json));
 }
 
-EXPORT(stream_free) void stream_free(Source* stream) { delete stream; }
+EXPORT(stream_free) void stream_free(StreamState* stream) { delete stream; }
 
-EXPORT(stream_accept) void stream_accept(Source* stream, int sample_rate, const float* samples, std::size_t num) {
+EXPORT(stream_accept) void stream_accept(StreamState* stream, int sample_rate, const float* samples, std::size_t num) {
   stream->check(sample_rate, samples, num);
   stream->accept(samples, num);
 }
 
-EXPORT(stream_finish) void stream_finish(Source* stream) { stream->finish(); }
+EXPORT(stream_finish) void stream_finish(StreamState* stream) { stream->finish(); }
 
 // {graph, input, its length; for the encoder: whether caches begin anew, frames of them and of left context to keep; for the
 // decoder: tokens, their number, lengths, their number}; 0: none.
-EXPORT(stream_next) const std::int32_t* stream_next(Source* stream) {
+EXPORT(stream_next) const std::int32_t* stream_next(StreamState* stream) {
   static std::int32_t told_request[10];
   const std::optional<Request> request = stream->next();
   if (!request) return nullptr;
@@ -139,18 +139,18 @@ EXPORT(stream_next) const std::int32_t* stream_next(Source* stream) {
   return told_request;
 }
 
-EXPORT(stream_give) void stream_give(Source* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
+EXPORT(stream_give) void stream_give(StreamState* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
 
 // Scores [hypotheses, width] of the first decoder, those of the second, if there is one, and of next tokens [hypotheses, vocab].
 EXPORT(stream_score)
-void stream_score(Source* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
+void stream_score(StreamState* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
   const float *right = scores + rows * width, *next = scores + num_decoders * rows * width;
   stream->give(TokenScores{{scores, right}, {right, next}, width, {next, scores + num}});
 }
 
-EXPORT(stream_result) const char* stream_result(const Source* stream) { return told(as_json(stream->result())); }
+EXPORT(stream_result) const char* stream_result(const StreamState* stream) { return told(as_json(stream->result())); }
 
-EXPORT(stream_segment) const char* stream_segment(Source* stream) {
+EXPORT(stream_segment) const char* stream_segment(StreamState* stream) {
   const auto segment = stream->take_segment();
   return segment ? told(as_json(*segment)) : nullptr;
 }

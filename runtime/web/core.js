@@ -122,7 +122,7 @@ export class Core {
   }
 }
 
-/** The recognition of one source; see runtime/cpp/source/source.hpp. */
+/** The recognition of one source; see runtime/cpp/source/stream_state.hpp. */
 export class Recognition {
   #core;
   #pointer;

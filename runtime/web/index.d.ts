@@ -107,9 +107,9 @@ export interface VadOptions {
   threshold?: number;
   /** Speech ends when its probability falls below this. Default: 0.35. */
   endThreshold?: number;
-  /** Seconds of silence that end a stretch of speech. Default: 0.6. */
+  /** Seconds of silence that end a span of speech. Default: 0.6. */
   minSilence?: number;
-  /** Seconds of silence kept on either side of a stretch. Default: 0.3. */
+  /** Seconds of silence kept on either side of a span. Default: 0.3. */
   padding?: number;
   // end
 }
@@ -146,7 +146,7 @@ export interface StreamOptions {
   /** Chunks of left context; -1: all. Default: -1. */
   numLeftChunks?: number;
   // end
-  /** Each stretch of speech that it finds is recognised as a source of its own. Not in 'u2moe/worker'. */
+  /** Each speech segment that it finds is recognised as a source of its own. Not in 'u2moe/worker'. */
   vad?: Vad | null;
   /** Default: that of the bundle, if it has one; null: none. */
   languageModel?: LanguageModel | null;

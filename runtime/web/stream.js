@@ -12,7 +12,7 @@ export class Stream extends EventTarget {
   constructor(graphs, recognition, vad) {
     super();
     const emit = (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail }));
-    this.#open = () => new Source(graphs, recognition(), vad, emit);
+    this.#open = () => new StreamState(graphs, recognition(), vad, emit);
     this.#source = this.#open();
   }
 
@@ -50,7 +50,7 @@ export class Stream extends EventTarget {
 }
 
 /** One source of a stream. */
-class Source {
+class StreamState {
   #graphs;
   #recognition;
   #vad;

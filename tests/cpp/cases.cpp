@@ -8,13 +8,11 @@
 #include <utility>
 #include <vector>
 
-#include "alignment.hpp"
 #include "ctc.hpp"
 #include "endpoint.hpp"
 #include "errors.hpp"
 #include "json.hpp"
-#include "padding.hpp"
-#include "pauses.hpp"
+#include "feature_extractor.hpp"
 #include "resampler.hpp"
 #include "result.hpp"
 
@@ -148,11 +146,11 @@ std::string padding(const Json& json, const Json&) {
 
 std::string resampling(const Json& json, const Json&) {
   const std::vector<float> samples = samples_of(json);
-  const auto resampled = [&](std::size_t portion) {
+  const auto resampled = [&](std::size_t buffer) {
     Resampler resampler(json["rate"].integer(1000, 384000), 16000);
     std::vector<double> found;
-    for (std::size_t begin = 0; begin <= samples.size(); begin += portion) {
-      const std::size_t num = std::min(portion, samples.size() - begin);
+    for (std::size_t begin = 0; begin <= samples.size(); begin += buffer) {
+      const std::size_t num = std::min(buffer, samples.size() - begin);
       const std::vector<float> part = resampler.accept(samples.data() + begin, num);
       found.insert(found.end(), part.begin(), part.end());
     }

@@ -91,9 +91,9 @@ void print_digests(char** argv) {
   }
 }
 
-// All final results of samples in portions, each as `show` has it.
+// All final results of samples in buffers, each as `show` has it.
 template <class Show>
-std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<float>& samples, int rate, std::size_t portion,
+std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<float>& samples, int rate, std::size_t buffer,
                       u2moe::StreamOptions options, Show show) {
   std::string found;
   options.num_left_chunks = 4;
@@ -101,8 +101,8 @@ std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<flo
   const auto take = [&] {
     for (const u2moe::Result& segment : stream.take_segments()) found += show(segment);
   };
-  for (std::size_t begin = 0; begin < samples.size(); begin += portion) {
-    stream.accept_waveform(rate, samples.data() + begin, std::min(portion, samples.size() - begin));
+  for (std::size_t begin = 0; begin < samples.size(); begin += buffer) {
+    stream.accept_waveform(rate, samples.data() + begin, std::min(buffer, samples.size() - begin));
     take();
   }
   stream.input_finished();
@@ -112,7 +112,7 @@ std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<flo
 
 std::string text_of(const u2moe::Result& result) { return std::string(result.text) + "|"; }
 
-// Streams in several threads, each with other portions: all texts.
+// Streams in several threads, each with other buffers: all texts.
 void recognize_in_threads(char** argv) {
   const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
@@ -126,7 +126,7 @@ void recognize_in_threads(char** argv) {
   for (const std::string& text : texts) std::printf("%s\n", text.c_str());
 }
 
-// The same audio in small portions and at once, as if it were of 48 kHz; and how much memory the latter takes in one piece.
+// The same audio in small buffers and at once, as if it were of 48 kHz; and how much memory the latter takes in one piece.
 void recognize_at_once(char** argv) {
   const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
@@ -156,17 +156,6 @@ void recognize_from_memory(char** argv) {
   };
   print(u2moe::Recognizer(argv[2]));
   print(u2moe::Recognizer(files, options));
-}
-
-// Texts where only some of the endpoint rules are enabled, by their numbers.
-void recognize_with_rules(int argc, char** argv) {
-  u2moe::StreamOptions options;
-  for (std::size_t i = 0; i < 3; ++i) {
-    if (!std::count(argv + 4, argv + argc, std::to_string(i + 1))) options.rules[i] = {0, 0, 0};
-  }
-  int rate = 0;
-  const std::vector<float> samples = read_all(argv[3], rate);
-  std::printf("%s", recognize(u2moe::Recognizer(argv[2]), samples, rate, samples.size(), options, text_of).c_str());
 }
 
 // Hotwords and their weights, in the notation of the locale.
@@ -347,7 +336,6 @@ int main(int argc, char** argv) {
     if (what == "threads") recognize_in_threads(argv);
     if (what == "at-once") recognize_at_once(argv);
     if (what == "memory") recognize_from_memory(argv);
-    if (what == "rules") recognize_with_rules(argc, argv);
     if (what == "misuse") misuse(argv);
     if (what == "providers") use_providers(argv);
     if (what == "out-of-memory") run_out_of_memory(argv);

@@ -89,11 +89,11 @@ class Caller {
 
   void accept() {
     const std::size_t begin = number(samples_.size()), num = std::min(number(8000), samples_.size() - begin);
-    std::vector<float> portion(samples_.begin() + static_cast<std::ptrdiff_t>(begin), samples_.begin() + static_cast<std::ptrdiff_t>(begin + num));
-    if (num && rarely()) portion[number(num)] = static_cast<float>(odd_number());
+    std::vector<float> buffer(samples_.begin() + static_cast<std::ptrdiff_t>(begin), samples_.begin() + static_cast<std::ptrdiff_t>(begin + num));
+    if (num && rarely()) buffer[number(num)] = static_cast<float>(odd_number());
     const int32_t rate = rarely() ? static_cast<int32_t>(number(400000)) - 10 : 16000;
     if (!rarely()) {
-      note(u2moe_stream_accept_waveform(any(streams_), rate, unless_rare(portion.data()), num));
+      note(u2moe_stream_accept_waveform(any(streams_), rate, unless_rare(buffer.data()), num));
       return;
     }
     const std::vector<int16_t> integers(num, static_cast<int16_t>(number(1000)));

@@ -162,8 +162,8 @@ typedef struct u2moe_vad_options {
   size_t size;
   double threshold;          /* speech begins when its probability reaches this; 0.5 */
   double end_threshold;      /* speech ends when its probability falls below this; 0.35 */
-  double min_silence;        /* seconds of silence that end a stretch of speech; 0.6 */
-  double padding;            /* seconds of silence kept on either side of a stretch; 0.3 */
+  double min_silence;        /* seconds of silence that end a span of speech; 0.6 */
+  double padding;            /* seconds of silence kept on either side of a span; 0.3 */
 } u2moe_vad_options;
 
 U2MOE_API u2moe_error u2moe_vad_options_init(u2moe_vad_options *options, size_t size);
@@ -207,7 +207,7 @@ typedef struct u2moe_stream_options {
                               * negative: as in the bundle */
   u2moe_hotwords hotwords;             /* NULL: those of the bundle; or U2MOE_NO_HOTWORDS */
   u2moe_language_model language_model; /* NULL: that of the bundle; or U2MOE_NO_LANGUAGE_MODEL */
-  u2moe_vad vad;                       /* each stretch of speech is recognised as a source of its own; or NULL */
+  u2moe_vad vad;                       /* each speech segment is recognised as a source of its own; or NULL */
   int32_t written;           /* whether English is written with digits and small letters: "at 10:30"; 0 */
 } u2moe_stream_options;
 

@@ -148,33 +148,29 @@ const T* array(const T* items, std::size_t num, const char* name) {
   return num ? needed(items, name) : items;
 }
 
-// A struct of an earlier version is shorter, but at least of the size of the first.
-void check_size(std::size_t found, std::size_t first, std::size_t now, const char* name) {
-  if (found >= first && found <= now && found % sizeof(void*) == 0) return;
-  throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(now) +
+// Structs of earlier versions are shorter: what they lack has its default.
+void check_size(std::size_t found, std::size_t expected, const char* name) {
+  if (found > 0 && found <= expected && found % sizeof(void*) == 0) return;
+  throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(expected) +
                         ": call its init function, and compile with the u2moe.h of this library (" U2MOE_VERSION ")");
 }
 
-/// The size of a struct in the first version, for those that have grown.
 template <class T>
-constexpr std::size_t kFirstSize = sizeof(T);
+void copy(const T& from, T* to, std::size_t size, const char* name) {
+  check_size(size, sizeof(T), name);
+  std::memcpy(to, &from, size);
+  to->size = size;
+}
 
 template <class T>
-T read_options(const T* options, const T& defaults, const char* name) {
-  T found = defaults;
-  if (!options) return found;
-  check_size(options->size, kFirstSize<T>, sizeof(T), name);
-  std::memcpy(&found, options, options->size);
+T read_options(const T* options, T found, const char* name) {
+  if (options) copy(*options, &found, options->size, name);
   return found;
 }
 
 template <class T>
 u2moe_error init(T* options, std::size_t size, const T& defaults, const char* name) {
-  return guarded([&] {
-    check_size(size, kFirstSize<T>, sizeof(T), name);
-    std::memcpy(needed(options, name), &defaults, size);
-    options->size = size;
-  });
+  return guarded([&] { copy(defaults, needed(options, name), size, name); });
 }
 
 // What stands in C for a number that is as in the bundle: 0 where it is counted from 1, else a negative one unless those have a
@@ -487,12 +483,12 @@ u2moe_error u2moe_stream_free(u2moe_stream stream) {
 
 u2moe_error u2moe_result_get(u2moe_result handle, u2moe_result_view* view) {
   return guarded([&] {
-    check_size(needed(view, "view")->size, sizeof *view, sizeof *view, "u2moe_result_view");
     const std::shared_ptr<OpenResult> open = registry().find<OpenResult>(handle);
     const Result& result = open->result;
-    *view = {sizeof *view, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,
+    const u2moe_result_view found = {sizeof *view, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,
              result.tokens.data(), result.times.data(), result.tokens.size(), result.times.size(), open->words.data(), open->words.size(),
              open->nbest.data(), open->nbest.size()};
+    copy(found, needed(view, "view"), view->size, "u2moe_result_view");
   });
 }
 

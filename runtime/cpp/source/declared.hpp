@@ -5,7 +5,8 @@
 
 namespace u2moe::runtime {
 
-constexpr int kFormatVersion = 4, kStreamChunkSize = 16;
+constexpr int kFormatVersion = 4, kKernelsContract = 3;
+constexpr int kStreamChunkSize = 16;
 constexpr double kShortestPauseS = 0.4;
 constexpr double kHotwordWeight = 1.5, kMostHotwordWeight = 100;
 

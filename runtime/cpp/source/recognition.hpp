@@ -11,13 +11,12 @@
 #include <utility>
 #include <vector>
 
-#include "alignment.hpp"
 #include "attention_search.hpp"
 #include "ctc.hpp"
 #include "endpoint.hpp"
 #include "errors.hpp"
 #include "manifest.hpp"
-#include "reception.hpp"
+#include "feature_extractor.hpp"
 #include "result.hpp"
 #include "u2moe.h"
 
@@ -120,20 +119,20 @@ struct Request {
   std::int64_t kept = -1, required = -1;
 };
 
-/// Recognises all samples that it is given; as `Source`, which says what its functions do.
+/// Recognises all samples that it is given; as `StreamState`, which says what its functions do.
 class Recognition {
  public:
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options)
       : manifest_(&manifest), vocabulary_(&vocabulary), options_(options.for_bundle(manifest, vocabulary)),
-        reception_(m(), reception_chunk_size(), has_full_context(), options_.padding_s), search_(new_search()),
+        extractor_(m(), extractor_chunk_size(), has_full_context(), options_.padding_s), search_(new_search()),
         endpointer_(options_.rules, m().frame_s(), m().blank),
         pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000) {}
 
   const StreamOptions& options() const { return options_; }
-  bool is_finished() const { return reception_.is_finished(); }
-  void check(int sample_rate, const float* samples, std::size_t num) { reception_.check(sample_rate, samples, num); }
-  void accept(const float* samples, std::size_t num) { reception_.accept(samples, num); }
-  void finish() { reception_.finish(); }
+  bool is_finished() const { return extractor_.is_finished(); }
+  void check(int sample_rate, const float* samples, std::size_t num) { extractor_.check(sample_rate, samples, num); }
+  void accept(const float* samples, std::size_t num) { extractor_.accept(samples, num); }
+  void finish() { extractor_.finish(); }
 
   std::optional<Request> next() {
     while (!request_ && begin_step()) {}
@@ -144,7 +143,7 @@ class Recognition {
     const Request::Graph graph = request_->graph;
     request_.reset();
     if (graph == Request::Graph::kFeatures) {
-      reception_.add_features(output);
+      extractor_.add_features(output);
       begin_encoder();
     } else if (graph == Request::Graph::kEncoder) {
       frames_.output = std::move(output);
@@ -205,13 +204,13 @@ class Recognition {
     return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords, options_.language_model);
   }
 
-  int reception_chunk_size() const {
+  int extractor_chunk_size() const {
     if (!has_full_context()) return options_.chunk_size;
     return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * options_.padding_s) / m().frame_s()));
   }
 
   // Whether the first pass of the current utterance is complete, and its final result missing.
-  bool is_searched() const { return endpoint_ || (reception_.is_exhausted() && !last_); }
+  bool is_searched() const { return endpoint_ || (extractor_.is_exhausted() && !last_); }
 
   // One step: asks for a graph, or does what needs none. False if there is nothing to do.
   bool begin_step() {
@@ -219,9 +218,9 @@ class Recognition {
       begin_end();
     } else if (has_full_context() && num_frames_ > 0 && !last_) {
       // An utterance that is left open may continue, and is encoded again with the next audio unless it fills most of the window.
-      is_left_open_ = 2 * num_frames_ > reception_.num_window_frames();
+      is_left_open_ = 2 * num_frames_ > extractor_.num_window_frames();
       is_left_open_ ? begin_end() : repeat();
-    } else if (reception_.has_window()) {
+    } else if (extractor_.has_window()) {
       begin_window();
     } else {
       return false;
@@ -230,17 +229,17 @@ class Recognition {
   }
 
   void begin_window() {
-    samples_ = reception_.take_window();
+    samples_ = extractor_.take_window();
     if (samples_.empty()) begin_encoder();
     else request_ = Request{Request::Graph::kFeatures, &samples_};
   }
 
   void begin_encoder() {
     if (has_full_context()) {
-      const auto end = pause_rule_.end_of_window(reception_.window_levels(), start_, reception_.window_is_full(), reception_.is_exhausted());
-      if (end) reception_.shorten_window(*end);
+      const auto end = pause_rule_.end_of_window(extractor_.window_levels(), start_, extractor_.window_is_full(), extractor_.is_exhausted());
+      if (end) extractor_.shorten_window(*end);
     }
-    window_ = reception_.window();
+    window_ = extractor_.window();
     const bool begins = std::exchange(is_at_start_, false) || has_full_context();
     const std::int64_t kept = std::exchange(num_kept_, -1), num = options_.num_left_chunks;
     const std::int64_t required = has_full_context() ? 0 : num < 0 ? -1 : num * options_.chunk_size;
@@ -338,7 +337,7 @@ class Recognition {
 
   // Give the current utterance its final result, and begin the next one where it ends.
   void conclude(std::vector<Ranked> ranked) {
-    const bool is_last = !endpoint_ && reception_.is_exhausted();
+    const bool is_last = !endpoint_ && extractor_.is_exhausted();
     Result result = presented(final_result(ranked));
     const int number = number_ + (result.text.empty() ? 0 : 1);
     if (!result.text.empty()) segments_.push_back(result);
@@ -357,12 +356,12 @@ class Recognition {
 
   // Encode the current utterance again, with more audio.
   void repeat() {
-    reception_.repeat_window(num_frames_);
+    extractor_.repeat_window(num_frames_);
     begin_utterance(number_, start_);
   }
 
   void begin_utterance(int number, std::size_t start) {
-    reception_.forget(start);
+    extractor_.forget(start);
     number_ = number;
     start_ = start;
     num_frames_ = 0;
@@ -402,7 +401,7 @@ class Recognition {
   Result presented(Result result) const {
     if (options_.written) result = written(std::move(result));
     if (options_.padding_s <= 0) return result;
-    const double lead = reception_.lead_s(), end = reception_.end_s();
+    const double lead = extractor_.lead_s(), end = extractor_.end_s();
     return timed(std::move(result), [=](double time) { return rounded(std::min(std::max(time - lead, 0.0), end)); });
   }
 
@@ -414,7 +413,7 @@ class Recognition {
 
   // Pauses in the current utterance, in seconds from the first sample of the stream.
   std::vector<Seconds> pauses() const {
-    const std::vector<float> levels = reception_.levels(num_frames_ * static_cast<std::size_t>(m().subsampling_rate));
+    const std::vector<float> levels = extractor_.levels(num_frames_ * static_cast<std::size_t>(m().subsampling_rate));
     std::vector<Seconds> found = find_pauses(levels, m().frame_shift_ms / 1000);
     const double begin = static_cast<double>(start_) * m().frame_s();
     for (Seconds& pause : found) pause = {begin + pause.first, begin + pause.second};
@@ -425,7 +424,7 @@ class Recognition {
   const Vocabulary* vocabulary_;
   StreamOptions options_;
 
-  Reception reception_;
+  FeatureExtractor extractor_;
   std::unique_ptr<CtcSearch> search_;
   Endpointer endpointer_;
   PauseRule pause_rule_;

@@ -9,7 +9,7 @@
 
 #include "ctc.hpp"
 #include "manifest.hpp"
-#include "pauses.hpp"
+#include "endpoint.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {

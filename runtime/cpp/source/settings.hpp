@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "declared.hpp"
 #include "errors.hpp"
 #include "json.hpp"
 #include "ort.hpp"
@@ -92,13 +93,12 @@ class Settings {
 
 #ifdef U2MOE_KERNELS_REGISTER
   static Kernels built_in() {
-    constexpr int contract = 3;  // of the operators that graphs of this version rely on
     std::string text(u2moe_kernels_describe(nullptr, 0), '\0');
     u2moe_kernels_describe(text.data(), text.size());
     if (!text.empty()) text.pop_back();
     const Json found = Json::parse(text, "native kernels");
     if (found.has("error")) throw KernelsError(found["error"].string());
-    if (found["contract"].integer(0, 1000) != contract) {
+    if (found["contract"].integer(0, 1000) != kKernelsContract) {
       throw KernelsError("native kernels are of another version: build this library with those of the same u2moe");
     }
     return {true, found["isa"].string(), found["layout"].integer(0, 1000), ""};

@@ -24,7 +24,7 @@ struct VadOptions : VadNumbers {
   }
 };
 
-/// A part of a stretch of speech, from sample `start` of the source on.
+/// A part of a speech segment, from sample `start` of the source on.
 struct Speech {
   std::size_t start;
   std::vector<float> samples;

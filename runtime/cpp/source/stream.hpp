@@ -9,7 +9,7 @@
 
 #include "errors.hpp"
 #include "graphs.hpp"
-#include "source.hpp"
+#include "stream_state.hpp"
 #include "vad.hpp"
 
 namespace u2moe::runtime {
@@ -32,7 +32,7 @@ struct Model {
 /// recognition audio is lost, and another stream must take its place.
 class Stream {
  public:
-  /// @param vad each stretch of speech that it finds is a source of its own; null: all samples are one.
+  /// @param vad each speech segment that it finds is a source of its own; null: all samples are one.
   Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad)
       : model_(std::move(model)), vad_(std::move(vad)),
         source_(model_->bundle.manifest(), model_->bundle.vocabulary(), options, vad_ ? std::optional(vad_->options()) : std::nullopt) {
@@ -106,7 +106,7 @@ class Stream {
 
   std::shared_ptr<const Model> model_;
   std::shared_ptr<const Vad> vad_;
-  Source source_;
+  StreamState source_;
   Caches caches_;
   Vad::Past past_;
   bool has_failed_ = false, is_finished_ = false;

@@ -1,4 +1,4 @@
-// One source of audio: with a voice activity detector each stretch of speech is recognised as a source of its own.
+// One source of audio: with a voice activity detector each speech segment is recognised as a source of its own.
 #pragma once
 
 #include <deque>
@@ -14,11 +14,11 @@
 namespace u2moe::runtime {
 
 /// Whoever has the graphs asks which is next, and gives its output. The manifest and the vocabulary must outlive it.
-class Source {
+class StreamState {
  public:
   /// @param vad none: all samples are recognised.
   /// @throws InvalidArgument, StreamError an option is out of range, or the bundle does not support it.
-  Source(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options, const std::optional<VadOptions>& vad)
+  StreamState(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options, const std::optional<VadOptions>& vad)
       : manifest_(&manifest), vocabulary_(&vocabulary), recognition_(manifest, vocabulary, options) {
     if (!vad) return;
     vad->check();
@@ -109,7 +109,7 @@ class Source {
     if (speech.ends) recognition_.finish();
   }
 
-  // A result of the current stretch of speech as one of the source.
+  // A result of the current speech segment as one of the source.
   Result presented(Result result) const {
     result.segment += first_;
     return timed(std::move(result), [this](double time) { return rounded(time + begin_s_); });
@@ -117,12 +117,12 @@ class Source {
 
   const Manifest* manifest_;
   const Vocabulary* vocabulary_;
-  Recognition recognition_;  // of all, or of the current stretch of speech
+  Recognition recognition_;  // of all, or of the current speech segment
   std::optional<Resampler> resampler_;  // before the finder
   std::optional<SpeechFinder> finder_;
   Floats window_;                       // whose probability is asked for; empty: none
   bool is_finished_ = false;
-  double begin_s_ = 0;            // of the current stretch of speech
+  double begin_s_ = 0;            // of the current speech segment
   int first_ = 0, number_ = 0;    // of its segments, and of the next segment
   std::deque<Result> segments_;
 };
