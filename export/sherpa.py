@@ -18,6 +18,7 @@ from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.declarations import plain
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.caches import Caches
@@ -75,7 +76,7 @@ class SherpaExport:
                 "# before input_finished, 0.66 s of silence: the client drops what the last chunk lacks\n"
                 f"stream.accept_waveform({shared[0]}, numpy.zeros({shared[0]} * 66 // 100, numpy.float32))"
             )
-        if chosen := self.manifest.decoding.chosen:
+        if chosen := plain(self.manifest.decoding):
             lines.append(
                 f"# left out of what the bundle has, since the client has a search of its own: {', '.join(chosen)}"
             )

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED
 from u2moe.runtime.bundle.functions import FUNCTIONS, is_replaced, plain_name
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.declarations import plain
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of
@@ -35,7 +36,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "manifest": dataclasses.asdict(bundle.manifest),
-        "decoding": bundle.manifest.decoding.chosen,
+        "decoding": plain(bundle.manifest.decoding),
         "parameters": dict(groups.most_common()),
         "num_parameters": groups.total(),
         "graphs": graphs,

@@ -182,19 +182,19 @@ def test_special_files(folder):
         (lambda c: c.update(format="other"), "format must be 'u2moe-bundle', got 'other'"),
         (
             lambda c: c.update(version=5),
-            "version must be 4 (use the u2moe that wrote the bundle, or export it again), got 5",
+            "version must be 4: use the u2moe that wrote it, or export it again, got 5",
         ),
         (
             lambda c: c.update(version=2),
-            "version must be 4 (made by an earlier development version of u2moe: export it again), got 2",
+            "version must be 4: use the u2moe that wrote it, or export it again, got 2",
         ),
         (
             lambda c: c.update(version=True),
-            "version must be 4 (made by an earlier development version of u2moe: export it again), got True",
+            "version must be 4: use the u2moe that wrote it, or export it again, got True",
         ),
         (
             lambda c: c.pop("version"),
-            "version must be 4 (use the u2moe that wrote the bundle, or export it again), got None",
+            "version must be 4: use the u2moe that wrote it, or export it again, got None",
         ),
         (
             lambda c: c.update(colour="red"),

@@ -22,6 +22,7 @@ from u2moe.export.profiles.parity import NOT_PORTABLE, ProfileParity, encoded, s
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter, write_manifest
+from u2moe.runtime.declarations import plain
 from u2moe.runtime.errors import ParityError, UnsupportedError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
@@ -101,7 +102,7 @@ def _write_one(
     """Write the graph of a profile, and compare it in each format."""
     file, needs_extensions = folder / f"{profile}.onnx", profile == "clip"
     has_padding = profile in ("offline", "clip")
-    if chosen := [name for name in bundle.manifest.decoding.chosen if name != "padding_s" or not has_padding]:
+    if chosen := [name for name in plain(bundle.manifest.decoding) if name != "padding_s" or not has_padding]:
         progress(f"left to the program, for graphs have none of it: {', '.join(chosen)}")
     progress(f"writing {file.name}")
     save_graph(profile_graph(bundle, profile), file, limit=ONE_FILE_LIMIT)

@@ -167,12 +167,6 @@ class DecodingConfig(BundledOptions[Never]):
         take_defaults(self)
         check_options(self)
 
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """The fields that differ from the library's defaults, as JSON."""
-        chosen: dict[str, Any] = plain(self)
-        return chosen
-
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:

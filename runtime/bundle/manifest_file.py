@@ -56,12 +56,9 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         # First of all: a manifest of another version may have any fields.
         version = content.pop("version", None)
         if version != contract.FORMAT_VERSION or isinstance(version, bool):
-            remedy = "use the u2moe that wrote the bundle, or export it again"
-            if version in range(contract.FORMAT_VERSION):
-                remedy = "made by an earlier development version of u2moe: export it again"
-            raise wrong("version", f"{contract.FORMAT_VERSION} ({remedy})", version)
-        reader = _Reader(where, content.get("producer"))
-        manifest: Manifest = reader.built(Manifest, content, "")
+            expected = f"{contract.FORMAT_VERSION}: use the u2moe that wrote it, or export it again"
+            raise wrong("version", expected, version)
+        manifest: Manifest = _Reader(where, content.get("producer")).built(Manifest, content, "")
     return manifest
 
 

@@ -120,7 +120,8 @@ U2MOE_API u2moe_error u2moe_recognizer_open_memory(const u2moe_file *files, size
                                                    const u2moe_recognizer_options *options, u2moe_recognizer *recognizer);
 /* Sample rate of the model in Hz. Streams resample from any other. */
 U2MOE_API u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, int32_t *sample_rate);
-/* What computes the graphs, as JSON: versions, kernels with their instruction set or why there are none, providers, sizes. */
+/* What computes the graphs, as JSON: versions, kernels with their instruction set or why there are none, providers, sizes, and
+ * warnings: what is lost of a bundle that a newer version wrote. */
 U2MOE_API u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char **json);
 U2MOE_API u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer);
 
