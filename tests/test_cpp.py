@@ -480,6 +480,7 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         f"U2MOE_INVALID_ARGUMENT: search must be one of {', '.join(SEARCHES)}, got 'viterbi'",
         "U2MOE_INVALID_ARGUMENT: length_penalty must be from -10 to 10, got 11",
         "U2MOE_INVALID_ARGUMENT: endpoint rules need silence or a length above 0 seconds",
+        "options of an earlier version are accepted",
         "U2MOE_INVALID_ARGUMENT: hotwords are empty: leave them out for none",
         f"U2MOE_INVALID_ARGUMENT: num_threads must be from 1 to {max(32, 4 * os.cpu_count())} on this machine, got 0",
         "U2MOE_INVALID_ARGUMENT: kernels must be auto, native or onnxruntime, got 'fast'",

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <clocale>
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -212,6 +213,10 @@ void misuse(char** argv) {
   refuse([](u2moe::StreamOptions& options) { options.search = "viterbi"; });
   refuse([](u2moe::StreamOptions& options) { options.length_penalty = 11; });
   refuse([](u2moe::StreamOptions& options) { options.rules[1] = {0, std::nan(""), 1}; });
+  u2moe::StreamOptions earlier;
+  earlier.size = offsetof(u2moe_stream_options, vad);
+  recognizer.create_stream(earlier);
+  std::puts("options of an earlier version are accepted");
   expect_error([&] { recognizer.hotwords({}); });
   const auto refuse_settings = [&](auto change) {
     u2moe::RecognizerOptions options;

@@ -148,9 +148,9 @@ const T* array(const T* items, std::size_t num, const char* name) {
   return num ? needed(items, name) : items;
 }
 
-// Structs of earlier versions are shorter: what they lack has its default.
-void check_size(std::size_t found, std::size_t expected, const char* name) {
-  if (found > 0 && found <= expected && found % sizeof(void*) == 0) return;
+// Options of earlier versions are shorter: what they lack has its default.
+void check_size(std::size_t found, std::size_t expected, const char* name, std::size_t least = sizeof(std::size_t)) {
+  if (found >= least && found <= expected && found % sizeof(void*) == 0) return;
   throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(expected) +
                         ": call its init function, and compile with the u2moe.h of this library (" U2MOE_VERSION ")");
 }
@@ -173,9 +173,7 @@ u2moe_error init(T* options, std::size_t size, const T& defaults, const char* na
   return guarded([&] { copy(defaults, needed(options, name), size, name); });
 }
 
-// What stands in C for a number that is as in the bundle: 0 where it is counted from 1, else a negative one unless those have a
-// meaning.
-double left_open(const Range& range) { return range.least >= 1 ? 0 : range.least >= 0 ? -1 : std::nan(""); }
+// Whether a number is as in the bundle: 0 where it is counted from 1, else a negative one unless those have a meaning.
 bool is_left_open(const Range& range, double value) {
   return range.in_bundle && (range.least >= 1 ? value == 0 : range.least >= 0 ? value < 0 : std::isnan(value));
 }
@@ -184,7 +182,10 @@ template <class Numbers, class T>
 T with_defaults(T options) {
   options.size = sizeof(T);
   Numbers::each([&](const char*, auto own, const Range& range, auto given) {
-    options.*given = range.in_bundle ? static_cast<std::decay_t<decltype(options.*given)>>(left_open(range)) : Numbers().*own;
+    options.*given = Numbers().*own;
+    for (const double open : {0.0, -1.0, std::nan("")}) {
+      if (is_left_open(range, open)) options.*given = static_cast<std::decay_t<decltype(options.*given)>>(open);
+    }
   });
   return options;
 }
@@ -431,7 +432,8 @@ u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_
     needed(stream, "stream");
     const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
     const StreamOptions chosen = options_of(options, *owner->model);
-    const auto vad = options && options->vad ? registry().find<const Vad>(options->vad) : nullptr;
+    const u2moe_vad handle = read_options(options, kStreamOptions, "u2moe_stream_options").vad;
+    const auto vad = handle ? registry().find<const Vad>(handle) : nullptr;
     registry().add(std::make_shared<OpenStream>(Stream(owner->model, chosen, vad)), stream);
   });
 }
@@ -485,10 +487,10 @@ u2moe_error u2moe_result_get(u2moe_result handle, u2moe_result_view* view) {
   return guarded([&] {
     const std::shared_ptr<OpenResult> open = registry().find<OpenResult>(handle);
     const Result& result = open->result;
-    const u2moe_result_view found = {sizeof *view, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,
+    check_size(needed(view, "view")->size, sizeof *view, "u2moe_result_view", sizeof *view);
+    *view = {sizeof *view, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,
              result.tokens.data(), result.times.data(), result.tokens.size(), result.times.size(), open->words.data(), open->words.size(),
              open->nbest.data(), open->nbest.size()};
-    copy(found, needed(view, "view"), view->size, "u2moe_result_view");
   });
 }
 

@@ -294,12 +294,12 @@ std::string json_text(const std::vector<T>& items) {
 }
 
 inline std::string json_text(const Json& json) {
-  if (json.is_array()) return json_text(json.array());
   if (json.is_object()) {
-    const auto field = [](const auto& each) { return json_text(each.first) + ": " + json_text(each.second); };
-    const std::string fields = json_list(json.object(), field);
-    return "{" + fields.substr(1, fields.size() - 2) + "}";
+    std::string text = json_list(json.object(), [](const auto& each) { return json_text(each.first) + ": " + json_text(each.second); });
+    text.front() = '{', text.back() = '}';
+    return text;
   }
+  if (json.is_array()) return json_text(json.array());
   if (json.is_string()) return json_text(json.string());
   return json.is_null() ? "null" : json.is_boolean() ? (json.boolean() ? "true" : "false") : json_text(json.number());
 }

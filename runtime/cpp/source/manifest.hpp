@@ -89,7 +89,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
     const Json &model = json["model"], &features = json["features"], &decoding = json["decoding"], &calibration = json["calibration"];
     const std::string& decoder = model["decoder"].string();
     Manifest m;
-    m.warnings = records.warnings();
+    m.warnings = std::move(records.warnings);
     m.streaming = model["streaming"].boolean();
     m.bidirectional = decoder == "bitransformer";
     m.has_decoder = m.bidirectional || decoder == "transformer";
