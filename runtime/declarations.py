@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,25 +37,6 @@ HARMLESS = "harmless"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientOption:
-    """An option as a client of the server may choose it; what is None is as in the option's declaration.
-
-    Attributes:
-        name: its name in messages and forms.
-        kind: what the client sends.
-        least: smallest value of a client.
-        most: largest value of a client.
-        help: what it means to a client.
-    """
-
-    name: str | None = None
-    kind: Kind | None = None
-    least: float | None = None
-    most: float | None = None
-    help: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Option:
     """What a field may be, and who may choose it.
 
@@ -69,7 +51,7 @@ class Option:
         record: the class of its values.
         in_bundle: whether a bundle may choose the default: None stands for it where the option is left open.
         can_be_off: whether None is a value, too.
-        client: how a client of the server may choose it; None: not at all.
+        client: what differs where a client of the server chooses it, and perhaps its "name" there; None: none may.
         flag: option of the command line that sets it; None: none.
         metavar: what the help of the command line calls its value.
         help: the first sentence about it in the docstring of its class.
@@ -87,7 +69,7 @@ class Option:
     record: type | None = None
     in_bundle: bool = False
     can_be_off: bool = False
-    client: ClientOption | None = None
+    client: Mapping[str, Any] | None = None
     flag: str | None = None
     metavar: str | None = None
     help: str = ""
@@ -155,9 +137,9 @@ def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
     found = {}
     for field, declared in options_of(kind).items():
         if declared.client is not None:
-            given = {key: value for key, value in vars(declared.client).items() if value is not None}
-            name = given.pop("name", field)
-            found[name] = (field, dataclasses.replace(declared, **given))
+            own = dict(declared.client)
+            name = own.pop("name", field)
+            found[name] = (field, dataclasses.replace(declared, **own))
     return found
 
 

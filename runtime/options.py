@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Never, TypeVar, get_args
 
-from u2moe.runtime.declarations import ClientOption, check_options, option, options_of, take_defaults
+from u2moe.runtime.declarations import check_options, option, options_of, take_defaults
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.text.written.formatter import TextFormat
 
@@ -25,11 +25,11 @@ SHORTEST_PAUSE_S = 0.4
 Open = TypeVar("Open")
 """What stands for an option that is left to the bundle: None, or nothing (`Never`) where all are definite."""
 
-_LM_WEIGHT = ClientOption(
-    name="lm_weight", kind="number", least=0, most=2,
-    help="weight of the server's language model, rounded to one decimal; 0: none",
-)  # fmt: skip
-_WRITTEN = ClientOption(name="written", kind="flag", help="whether English has digits and small letters")
+_LM_WEIGHT = {
+    "name": "lm_weight", "kind": "number", "least": 0, "most": 2,
+    "help": "weight of the server's language model, rounded to one decimal; 0: none",
+}  # fmt: skip
+_WRITTEN = {"name": "written", "kind": "flag", "help": "whether English has digits and small letters"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class BundledOptions(RescoringOptions[Open]):
     """The options that are numbers and of which a bundle may choose the default."""
 
     beam_size: int | Open = option(
-        "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", metavar="N", client=ClientOption(most=40)
+        "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", metavar="N", client={"most": 40}
     )
     padding_s: float | Open = option("number", 0.0, least=0, most=10, unit="seconds", in_bundle=True)
 

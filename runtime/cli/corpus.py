@@ -69,16 +69,10 @@ def run_corpus_command(args: argparse.Namespace) -> int:
         from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
 
         run = functools.partial(run_on_ray, address=args.ray)
-    return report(run(args.list, args.output, model_choice(args), corpus_options(args), on_progress=_Display().show))
-
-
-def corpus_options(args: argparse.Namespace) -> CorpusOptions:
-    """How the corpus is read, divided and written."""
-    return CorpusOptions(
-        list_options=ListOptions(**declared_in(args, ListOptions)),
-        shard=args.shard,
-        **declared_in(args, CorpusOptions),
+    options = CorpusOptions(
+        list_options=ListOptions(**declared_in(args, ListOptions)), shard=args.shard, **declared_in(args, CorpusOptions)
     )
+    return report(run(args.list, args.output, model_choice(args), options, on_progress=_Display().show))
 
 
 def report(progress: RunProgress) -> int:

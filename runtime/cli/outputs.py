@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +159,20 @@ class _Folder(Output):
         content = self._encoded(format_transcript(transcript, self._format, name=item.name))
         file = self._file_of(item)
         partial = file.with_name(f"{file.name}.partial")  # never in the place of a complete one
-        with _own_failures():
-            if transcript.complete:
-                _write(file, content)
-                with contextlib.suppress(OSError):
-                    partial.unlink()
-            else:
-                _write(partial, content)
-                tell(f"{item.name}: not complete: {partial}")
+        target = file if transcript.complete else partial
+        try:
+            with failures_named(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(target, content)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk concerns all of them
+                raise
+            raise U2moeError(str(error)) from error
+        if transcript.complete:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        else:
+            tell(f"{item.name}: not complete: {partial}")
 
     def _file_of(self, item: Input) -> Path:
         return self._file or self._folder / f"{item.place}.{self._format}"
@@ -184,23 +190,6 @@ class _Folder(Output):
                 return content.encode()
             return escaped(content).encode()
         return content.encode("utf-8", "surrogateescape")
-
-
-def _write(file: Path, content: bytes) -> None:
-    with failures_named(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, content)
-
-
-@contextlib.contextmanager
-def _own_failures() -> Iterator[None]:
-    """Turn an OSError that concerns one file into an U2moeError; a full disk concerns all of them."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise U2moeError(str(error)) from error
 
 
 def try_to_write(file: Path | None) -> None:

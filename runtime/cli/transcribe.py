@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,15 +103,12 @@ def run_transcribe(args: argparse.Namespace) -> int:
     num_asked = len(inputs) + num_failed
     output = make_output(args.output, args.format, inputs)
     inputs = output.missing(inputs)
-    vad = _detector(args.vad)
-    bar = ProgressBar([item.file for item in inputs])
-    recognition = Recognition(
-        model_choice(args).load(), vad, is_stream=args.stream, output=output, on_progress=bar.show
-    )
+    vad = VoiceActivityDetector(None if args.vad == "silero" else Path(args.vad)) if args.vad else None
+    bar, recognizer = ProgressBar([item.file for item in inputs]), model_choice(args).load()
     for number, item in enumerate(inputs):
         bar.begin(number)
         try:
-            transcript, is_interrupted = recognition.transcript(item)
+            transcript, is_interrupted = _transcript(args, recognizer, vad, item, output, bar.show)
             show_progress("")
             output.transcript(item, transcript)
         except (U2moeError, UnicodeError) as error:
@@ -139,93 +136,61 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--num-left-chunks needs --chunk-size or --stream: full context has no chunks")
 
 
-def _detector(model: str | None) -> VoiceActivityDetector | None:
-    if model is None:
-        return None
-    return VoiceActivityDetector(None if model == "silero" else Path(model))
+def _transcript(
+    args: argparse.Namespace, recognizer: Recognizer, vad: VoiceActivityDetector | None, item: Input, output: Output,
+    on_progress: Callable[[float], None],
+) -> tuple[Transcript, bool]:  # fmt: skip
+    """A transcript, and whether Ctrl-C interrupted it: it then has everything recognised before.
 
-
-class Recognition:
-    """Recognises recordings, one at a time.
-
-    Args:
-        recognizer: recognises them.
-        vad: detects speech; None: all is recognised.
-        is_stream: recognise chunk by chunk, with partial results.
-        output: gets partial results and segments.
-        on_progress: called with the seconds that are done, unless a partial result is shown.
+    Raises:
+        AudioError: none of the audio can be read.
     """
+    segments: list[Result] = []
+    seconds, error, is_interrupted = 0.0, None, False
 
-    def __init__(
-        self,
-        recognizer: Recognizer,
-        vad: VoiceActivityDetector | None,
-        *,
-        is_stream: bool,
-        output: Output,
-        on_progress: Callable[[float], None],
-    ) -> None:
-        self._recognizer = recognizer
-        self._vad = vad
-        self._is_stream = is_stream
-        self._output = output
-        self._on_progress = on_progress
-        self._segments: list[Result] = []
-        self._seconds = 0.0
+    def progressed(done: float) -> None:
+        nonlocal seconds
+        seconds = done
+        on_progress(done)
 
-    def transcript(self, item: Input) -> tuple[Transcript, bool]:
-        """A transcript, and whether Ctrl-C interrupted it: it then has everything recognised before.
-
-        Raises:
-            AudioError: none of the audio can be read.
-        """
-        self._segments, self._seconds = [], 0.0
-        error, is_interrupted = None, False
-        try:
-            (self._live if self._is_stream else self._whole)(item)
-        except KeyboardInterrupt:
-            error, is_interrupted = AudioError(f"{item.name}: interrupted; what was recognised is kept"), True
-        except AudioError as damage:
-            if self._seconds == 0:
-                raise
-            error = damage
-        if self._seconds == 0 and not is_interrupted:
-            raise AudioError(f"{item.name}: holds no samples")
-        return transcript_of(self._segments, self._seconds, error), is_interrupted
-
-    def _whole(self, item: Input) -> None:
-        def progressed(seconds: float) -> None:
-            self._seconds = seconds
-            self._on_progress(seconds)
-
-        for segment in self._recognizer.segments(
-            item.audio, vad=self._vad, on_progress=progressed, channel=item.channel, track=item.track
-        ):
-            self._keep(item, segment)
-
-    def _live(self, item: Input) -> None:
-        options = replace(self._recognizer.options, endpoint=self._recognizer.default_endpoint)
-        live = LiveRecognition(self._recognizer.decode_streams, self._recognizer.create_stream(options))
-        rate = self._recognizer.bundle.manifest.features.sample_rate
-        try:
-            for block in read_blocks(item.audio, rate, _STREAM_BLOCK_S, channel=item.channel, track=item.track):
-                self._show(item, live.accept(rate, block))
-                self._seconds = live.stream.duration
-                if not live.shown:
-                    self._on_progress(self._seconds)
-        except (AudioError, KeyboardInterrupt):
-            with contextlib.suppress(U2moeError):  # keep what was recognised so far
-                self._show(item, live.finish())
-            raise
-        self._show(item, live.finish())
-
-    def _show(self, item: Input, results: Iterator[Result]) -> None:
+    def keep(results: Iterable[Result]) -> None:
         for result in results:
             if result.is_final:
-                self._keep(item, result)
+                segments.append(result)
+                output.segment(item, result)
             else:
-                self._output.partial(item, result)
+                output.partial(item, result)
 
-    def _keep(self, item: Input, segment: Result) -> None:
-        self._segments.append(segment)
-        self._output.segment(item, segment)
+    def follow() -> None:
+        nonlocal seconds
+        options = replace(recognizer.options, endpoint=recognizer.default_endpoint)
+        live = LiveRecognition(recognizer.decode_streams, recognizer.create_stream(options))
+        rate = recognizer.bundle.manifest.features.sample_rate
+        try:
+            for block in read_blocks(item.audio, rate, _STREAM_BLOCK_S, channel=item.channel, track=item.track):
+                keep(live.accept(rate, block))
+                seconds = live.stream.duration
+                if not live.shown:
+                    on_progress(seconds)
+        except (AudioError, KeyboardInterrupt):
+            with contextlib.suppress(U2moeError):  # keep what was recognised so far
+                keep(live.finish())
+            raise
+        keep(live.finish())
+
+    try:
+        if args.stream:
+            follow()
+        else:
+            keep(
+                recognizer.segments(item.audio, vad=vad, on_progress=progressed, channel=item.channel, track=item.track)
+            )
+    except KeyboardInterrupt:
+        error, is_interrupted = AudioError(f"{item.name}: interrupted; what was recognised is kept"), True
+    except AudioError as damage:
+        if seconds == 0:
+            raise
+        error = damage
+    if seconds == 0 and not is_interrupted:
+        raise AudioError(f"{item.name}: holds no samples")
+    return transcript_of(segments, seconds, error), is_interrupted

@@ -16,7 +16,7 @@ from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.pauses import end_at_pauses, token_spans
 from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.decoding.stream_state import StreamState
-from u2moe.runtime.model.model import Model, TokenScores
+from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import DefiniteOptions
 from u2moe.runtime.result import Alternative, Result, WordResult
 
@@ -47,18 +47,13 @@ class SecondPass:
         results = []
         for index, (stream, output, found) in enumerate(zip(streams, outputs, hypotheses, strict=True)):
             if index in scores:
-                second = self._rescored(stream, found, scores[index])
+                second = attention_rescoring(found, scores[index], stream.weights)
                 results.append(self._result(stream, [item.hypothesis for item in second], second))
             elif stream.options.search == "attention" and len(output):
                 results.append(self._result(stream, self._attention_search(output, stream.options)))
             else:
                 results.append(self._result(stream, found))
         return [stream.presented(result) for stream, result in zip(streams, results, strict=True)]
-
-    @staticmethod
-    def _rescored(stream: StreamState, hypotheses: Sequence[Hypothesis], scores: TokenScores) -> list[Rescored]:
-        """Hypotheses with the scores of both passes."""
-        return attention_rescoring(hypotheses, scores, stream.weights)
 
     def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DefiniteOptions) -> list[Hypothesis]:
         """Hypotheses of the decoder alone; the best one gets token times from the CTC head."""

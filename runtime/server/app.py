@@ -16,7 +16,6 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
-from u2moe.runtime.declarations import Option
 from u2moe.runtime.server.access import Access
 from u2moe.runtime.server.errors import RequestError, error_response
 from u2moe.runtime.server.models import REQUEST_OPTIONS
@@ -101,11 +100,8 @@ def _openapi(constant: bytes) -> bytes:
     found = json.loads(constant)
     body = found["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
     body["schema"]["properties"]["response_format"]["enum"] = list(RESPONSE_FORMATS)
-    body["schema"]["properties"] |= {name: _schema(declared) for name, declared in REQUEST_OPTIONS.items()}
+    for name, declared in REQUEST_OPTIONS.items():
+        schema = {"type": _JSON_TYPES[declared.kind], "description": declared.about}
+        limits = {"minimum": declared.least, "maximum": declared.most}
+        body["schema"]["properties"][name] = schema | {key: each for key, each in limits.items() if each is not None}
     return json.dumps(found).encode()
-
-
-def _schema(declared: Option) -> dict[str, Any]:
-    limits = {"minimum": declared.least, "maximum": declared.most}
-    told = {"type": _JSON_TYPES[declared.kind], "description": declared.about}
-    return told | {name: limit for name, limit in limits.items() if limit is not None}
