@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,38 +57,35 @@ class Activations:
         return self._folder / str(list(self._sizes).index(name))  # systems differ in which names they allow
 
 
-@contextmanager
 def recorded(
-    bundle: Bundle, features: Sequence[Array], beside: Path, progress: Callable[[str], None]
-) -> Iterator[Activations]:
+    bundle: Bundle, features: Sequence[Array], folder: Path, progress: Callable[[str], None] = lambda _: None
+) -> Activations:
     """Run a float32 bundle over features [frames, mel] of recordings, with full context, and the decoders on its texts.
 
-    The temporary folder is created in `beside`, because the system's is often in memory.
+    Activations are kept in a new folder in `folder`.
 
     Raises:
         AudioError: the model finds no speech.
         QuantizationError: a layer reads numbers that are not finite.
     """
-    with tempfile.TemporaryDirectory(prefix="activations-", dir=beside, ignore_cleanup_errors=True) as name:
-        activations = Activations(Path(name))
-        names: set[str] = set()
-        graphs = bundle.manifest.model.graphs()
-        recorders = {graph.name: _Recorder(ir.load(bundle.path / graph.file), activations, names) for graph in graphs}
-        model = observed_model(bundle.manifest, recorders)
-        num_tokens = 0
-        for number, frames in enumerate(features):
-            progress(f"activations: recording {number + 1} of {len(features)}")
-            for begin in range(0, len(frames), PIECE_FRAMES):
-                output = model.encode(frames[begin : begin + PIECE_FRAMES])
-                if len(output):
-                    tokens = ctc_greedy_search(model.ctc(output)).tokens
-                    num_tokens += len(tokens)
-                    if model.has_decoder:
-                        model.token_scores(output, [tokens])
-        if not num_tokens:
-            raise AudioError("calibration: the model finds no speech in the recordings")
-        del model, recorders  # their weights are not needed any more
-        yield activations
+    activations = Activations(Path(tempfile.mkdtemp(prefix="activations-", dir=folder)))
+    names: set[str] = set()
+    graphs = bundle.manifest.model.graphs()
+    recorders = {graph.name: _Recorder(ir.load(bundle.path / graph.file), activations, names) for graph in graphs}
+    model = observed_model(bundle.manifest, recorders)
+    num_tokens = 0
+    for number, frames in enumerate(features):
+        progress(f"activations: recording {number + 1} of {len(features)}")
+        for begin in range(0, len(frames), PIECE_FRAMES):
+            output = model.encode(frames[begin : begin + PIECE_FRAMES])
+            if len(output):
+                tokens = ctc_greedy_search(model.ctc(output)).tokens
+                num_tokens += len(tokens)
+                if model.has_decoder:
+                    model.token_scores(output, [tokens])
+    if not num_tokens:
+        raise AudioError("calibration: the model finds no speech in the recordings")
+    return activations
 
 
 class _Recorder(ObservedGraph):

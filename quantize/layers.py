@@ -17,6 +17,7 @@ from u2moe.runtime.graph.builder import ATTRIBUTES, define
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import shape_of
 from u2moe.runtime.graph.layers import PLAIN_LAYERS
+from u2moe.runtime.validation import refused_as
 
 _PART = re.compile(r".*?\.\d+\.[^.]+")
 
@@ -153,7 +154,5 @@ def check_all_float(model: ir.Model) -> None:
 
 
 def _mixture(node: ir.Node) -> Mixture | None:
-    try:
+    with refused_as(BundleError, f"node {node.name}"):
         return mixture_of(node)
-    except ValueError as error:
-        raise BundleError(f"node {node.name}: {error}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from u2moe.quantize.layers import ExpertLayer
 from u2moe.quantize.routing import routed_layer
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.builder import ATTRIBUTES, IR_VERSION
-from u2moe.runtime.graph.file import array_of, shape_of
+from u2moe.runtime.graph.file import array_of, group_of, shape_of
 from u2moe.runtime.graph.layers import activation_layer
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
@@ -152,9 +152,10 @@ def rounded_products(
     inputs: list[ir.Value] = []
     for (weight, bias), product in zip(products, made, strict=True):
         inputs += weights.converted(weight, conversion, made=product.parts if product else None)
-        if bias is not None:
-            found = product.bias if product else None
-            inputs.append(bias if found is None else weights.changed(bias, found))
+        if bias is not None and product is not None and product.bias is not None:
+            name, read = f"{bias.name}.calibrated", partial(np.asarray, product.bias)
+            bias = weights.add(name, ir.DataType.FLOAT, product.bias.shape, read, group_of(bias))  # noqa: PLW2901
+        inputs += [] if bias is None else [bias]
     return inputs
 
 

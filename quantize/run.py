@@ -156,15 +156,15 @@ def opened_run(
         folder = Path(name)
         first = round(DAMAGE_S * frames_s)
         others = after_first(features, first)
-        with recorded(bundle, others, folder, progress) as activations:
-            smoothed = rewritten_bundle(
-                bundle,
-                folder / "smoothed",
-                lambda model: progress(f"smoothing {model.graph.name}: {smooth(model, activations)} channels scaled"),
-            )
-            seconds = sum(map(len, others)) / frames_s
-            measured = list(_first(features, first, bundle.manifest.model.window))
-            yield QuantizationRun(smoothed, folder, progress, measured, activations, seconds, journal)
+        activations = recorded(bundle, others, folder, progress)
+        smoothed = rewritten_bundle(
+            bundle,
+            folder / "smoothed",
+            lambda model: progress(f"smoothing {model.graph.name}: {smooth(model, activations)} channels scaled"),
+        )
+        measured = list(_first(features, first, bundle.manifest.model.window))
+        seconds = sum(map(len, others)) / frames_s
+        yield QuantizationRun(smoothed, folder, progress, measured, activations, seconds, journal)
 
 
 def after_first(features: Sequence[Array], limit: int) -> Sequence[Array]:

@@ -95,11 +95,6 @@ class Weights:
         parts = zip(names, conversion.stored(*shape), readers, strict=True)
         return [self.add(f"{name}.{part}", dtype, sizes, reader, group) for part, (dtype, sizes), reader in parts]
 
-    def changed(self, value: ir.Value, array: Array) -> ir.Value:
-        """A float32 initializer with new values for `value`."""
-        name = f"{value.name}.calibrated"
-        return self.add(name, ir.DataType.FLOAT, array.shape, lambda: array, group_of(value))
-
     def stacked(
         self, values: Sequence[ir.Value], read: Callable[[Array], Array] = np.asarray, suffix: str = ""
     ) -> ir.Value:

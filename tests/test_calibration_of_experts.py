@@ -147,8 +147,8 @@ def rounded(bundle, tmp_path):
     """A function from recordings to the bundle that is smoothed with them and then rounded plainly."""
 
     def make(files):
-        with recorded(bundle, features_of(bundle, files), tmp_path, lambda _: None) as activations:
-            smoothed = rewritten_bundle(bundle, tmp_path / "smoothed", lambda model: smooth(model, activations))
+        activations = recorded(bundle, features_of(bundle, files), tmp_path)
+        smoothed = rewritten_bundle(bundle, tmp_path / "smoothed", lambda model: smooth(model, activations))
         return quantize_bundle(smoothed.path, tmp_path / "rounded", recipe("int4-experts"))[0]
 
     return make
@@ -192,8 +192,7 @@ def test_what_several_graphs_read_counts_once(bundle, recordings, tmp_path):
     """The encoder's output is an input of CTC head and decoder: twice as many rows would pass for enough of them."""
     features = features_of(bundle, sorted(recordings.iterdir()))
     num_frames = sum(len(bundle.load().encode(frames)) for frames in features)
-    with recorded(bundle, features, tmp_path, lambda _: None) as activations:
-        assert len(activations.rows("encoder_out")) == num_frames
+    assert len(recorded(bundle, features, tmp_path).rows("encoder_out")) == num_frames
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import pytest
 import soundfile
 
 from u2moe.quantize import RECIPES, Goal, quantize_bundle, recipe
-from u2moe.quantize.arithmetic import Int4, from_int4_blocks, relative_error
+from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.calibration import Activations
+from u2moe.quantize.formats import conversion
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.report import features_of, output_errors
 from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, ProviderError, SessionSettings
@@ -68,17 +69,14 @@ def test_routers_biases_and_norms_stay_as_they_are(name, float32, quantized):
         is_half = name == "int4-experts" and ".experts." in key
         expected = before[key].astype(np.float16) if is_half else before[key]
         np.testing.assert_array_equal(found, expected, err_msg=key)
-    suffix = "int4" if name == "int4-experts" else "int8"
+    made = conversion("int4" if name == "int4-experts" else "int8")
     experts = [key for key in before if ".experts." in key and key.endswith("weight")]
     assert len(experts) == 9 * 8 * 2
     for key in experts:
         assert key not in after
-        stored, scale = after[f"{key}.{suffix}"], after[f"{key}.scale"]
-        if suffix == "int8":
-            assert (np.abs(stored * scale - before[key]) <= scale * 0.501).all(), key
-        else:
-            made = Int4(stored, after[f"{key}.steps"], scale)
-            assert relative_error(before[key], from_int4_blocks(made, len(before[key]))) < 0.12, key
+        parts = [after[f"{key}.{part}"] for part in (made.form.name, *made.others)]
+        limit = {8: 0.01, 4: 0.12}[made.form.bits]
+        assert relative_error(before[key], made.restored(parts, len(before[key]))) < limit, key
 
 
 # Errors of the encoder output: int8 rounds weights and activations to 1/127 of their largest, about 0.4 % each, in

@@ -51,13 +51,12 @@ def outputs(bundle, frames):
 @pytest.mark.slow
 def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, tmp_path):
     (frames,) = features_of(plain, recordings[:1])
-    with recorded(hard, features_of(plain, recordings[1:]), tmp_path, lambda _: None) as activations:
-        smoothed = rewritten_bundle(hard, tmp_path / "smoothed", lambda model: smooth(model, activations))
-        # What was recorded is scaled with the graph.
-        with recorded(smoothed, features_of(plain, recordings[1:]), tmp_path, lambda _: None) as again:
-            for site in sites_of(ir.load(smoothed.path / "encoder.onnx")):
-                if site.name:
-                    np.testing.assert_array_equal(again.rows(site.name), activations.rows(site.name))
+    activations = recorded(hard, features_of(plain, recordings[1:]), tmp_path)
+    smoothed = rewritten_bundle(hard, tmp_path / "smoothed", lambda model: smooth(model, activations))
+    again = recorded(smoothed, features_of(plain, recordings[1:]), tmp_path)
+    for site in sites_of(ir.load(smoothed.path / "encoder.onnx")):
+        if site.name:  # what was recorded is scaled with the graph
+            np.testing.assert_array_equal(again.rows(site.name), activations.rows(site.name))
     for expected, *others in zip(*(outputs(item, frames) for item in (plain, hard, smoothed)), strict=True):
         for found in others:
             np.testing.assert_array_equal(found, expected)

@@ -68,7 +68,9 @@ class Int8Conversion(WeightConversion):
             after: the activation that x comes from, one of `ACTIVATIONS`: where it has a lowest value, a row's
                 magnitude is bounded by that and the largest value of the row.
         """
-        return build_function("Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), _attribute(after))
+        return build_function(
+            "Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), {"activation": after or ""}
+        )
 
     def product_of_rows(self, *, bias: bool = False) -> ir.Function:
         """Y = x @ weight + bias of `rows` of x."""
@@ -93,7 +95,7 @@ class Int8Conversion(WeightConversion):
             x, *others = inputs
             return _product(g, _rows(g, x, after), others)
 
-        return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, _attribute(after))
+        return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, {"activation": after or ""})
 
     def feed_forward(self, dim: int, hidden: int, kind: str, *, bias: bool, gated: bool) -> ir.Function:
         """X and hidden units are quantized once each."""
@@ -161,10 +163,6 @@ class _Int8Rounding(Rounding):
 
     def parts(self) -> Int8:
         return Int8(self._integers, self._scale)
-
-
-def _attribute(after: str | None) -> dict[str, str]:
-    return {"activation": after or ""}
 
 
 def _rows(g: GraphBuilder, x: ir.Value, after: str | None) -> Rows:
