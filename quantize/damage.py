@@ -34,7 +34,7 @@ class LayerDamage:
     Attributes:
         layer: its name in the graph.
         bytes: of its weights; at level 0 in float32.
-        alone: divergence from float32 if only this layer is quantized, in nats; see `Total`. For layers of encoder and
+        alone: divergence from float32 if only this layer is quantized, in nats; see `Damage`. For layers of encoder and
             CTC head that of the log-probabilities, for decoders that of their scores.
         errors: relative error of what the layer gives for inputs in float32.
         among_all: by how much it falls if this layer alone is left in float32 and all others of the pass are quantized
@@ -51,8 +51,8 @@ class LayerDamage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Total:
-    """The damage of a choice of formats.
+class Damage:
+    """Of a quantized bundle on recordings.
 
     Attributes:
         divergence: Kullback-Leibler divergence of the CTC log-probabilities from float32, in nats a frame, plus that of
@@ -60,22 +60,13 @@ class Total:
             divergences are equal to).
         changed_tokens: edits between the texts, as a share of the tokens in float32: of greedy search or of the second
             pass, whichever changes more.
-    """
-
-    divergence: float
-    changed_tokens: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Damage(Total):
-    """Of a quantized bundle on recordings.
-
-    Attributes:
         frames: encoder frames that were compared.
         layers: the damage of each, in the order of the graphs.
         groups: `alone` and `among_all` of all layers of a group together, at their last levels.
     """
 
+    divergence: float
+    changed_tokens: float
     frames: int
     layers: Sequence[LayerDamage]
     groups: Mapping[str, Mapping[str, float]]
@@ -175,14 +166,14 @@ class DamageMeter:
         directions = [own for own in (scores.left, scores.right) if own is not None]
         return [greedy, best], np.stack(directions)[:, 0]
 
-    def total(self, levels: Levels) -> Total:
-        """The damage with layers at these levels."""
-        return Total(**self._once("total", levels, lambda: self._run(levels, read=True)[0]))
+    def total(self, levels: Levels) -> dict[str, float]:
+        """`divergence` and `changed_tokens` with layers at these levels, see `Damage`."""
+        return self._once("total", levels, lambda: self._run(levels, read=True)[0])
 
     def _run(
         self, levels: Levels, names: Sequence[str] = (), *, read: bool = False
     ) -> tuple[dict[str, float], list[Mapping[str, Array]]]:
-        """The fields of `Total`, and values of these names for each recording.
+        """The total damage, and values of these names for each recording.
 
         Only what differs from float32 runs, and without `read` the decoders only if they are quantized themselves.
         """
@@ -215,7 +206,6 @@ class DamageMeter:
 
         And of every group: runs it twice for each.
         """
-        total = self.total(self.most)
         layers: list[LayerDamage] = []
         for graph in self._graphs.values():
             for layer in graph.bytes:
@@ -228,7 +218,7 @@ class DamageMeter:
             without = {**self.most, **dict.fromkeys(own, 0)}
             among_all = self._divergence(self.most) - self._divergence(without)
             groups[group] = {"alone": self._divergence(own), "among_all": among_all}
-        return Damage(**vars(total), frames=self.num_frames, layers=layers, groups=groups)
+        return Damage(**self.total(self.most), frames=self.num_frames, layers=layers, groups=groups)
 
     def _of(self, graph: SwitchedGraph, layer: str) -> LayerDamage:
         levels = range(1, len(self.bytes[layer]))

@@ -16,7 +16,7 @@ class Goal:
     """Limits that a bundle must keep. The smallest that keeps them is wanted; without limits on damage, the best one.
 
     Attributes:
-        max_damage: limit on `Total.changed_tokens` on the recordings of the calibration (0.005: 0.5 %).
+        max_damage: limit on `Damage.changed_tokens` on the recordings of the calibration (0.005: 0.5 %).
         max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
             percentage point).
         max_bytes: limit on the size of the bundle.

@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.formats.conversion import WeightConversion
+from u2moe.quantize.layers import Array, Weights
 from u2moe.quantize.passes.halves import stored_value
-from u2moe.quantize.weights import Array
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.weight_formats import INT8, LAYERS, WEIGHT_FORMATS
@@ -84,11 +84,12 @@ def pack_graph(model: ir.Model, layout: int) -> int:
         layout: version of the layout.
     """
     calls = [node for node in model.graph if node.domain == contract.MOE_DOMAIN and plain_name(node.op_type) in _PACKED]
+    added = Weights(model)
     for node in calls:
         values = [value for value in node.inputs if value is not None]
         num_others, attributes, products = _read(node, list(map(stored_value, values)))
-        weights = _blob(f"{node.name}/packed", products, group_of(products[0].parts[0]))
-        model.graph.register_initializer(weights)
+        size, group = sum(product.pack() for product in products), group_of(products[0].parts[0])
+        weights = added.add(f"{node.name}/packed", ir.DataType.UINT8, [size], partial(_packed, products), group)
         kept = {key: attribute.value for key, attribute in node.attributes.items()}
         packed = ir.node(
             plain_name(node.op_type), [*values[:num_others], weights], {**kept, **attributes, "layout": layout},
@@ -104,18 +105,9 @@ def pack_graph(model: ir.Model, layout: int) -> int:
     return len(calls)
 
 
-def _blob(name: str, products: Sequence[Product], group: str) -> ir.Value:
-    """An initializer with all these weights, one after the other."""
-    shape = ir.Shape([sum(product.pack() for product in products)])
-
-    def load() -> ir.TensorProtocol:
-        return ir.tensor(np.concatenate([product.packed() for product in products]), name=name)
-
-    tensor = ir.LazyTensor(load, ir.DataType.UINT8, shape, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.UINT8), shape=shape, const_value=tensor)
-    if group in contract.WEIGHT_GROUPS:
-        value.metadata_props[contract.GROUP_METADATA] = group
-    return value
+def _packed(products: Sequence[Product]) -> Array:
+    """All these weights, one after the other."""
+    return np.concatenate([product.packed() for product in products])
 
 
 _PACKED = {

@@ -20,10 +20,10 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.damage import describe_damage
+from u2moe.quantize.layers import Change
+from u2moe.quantize.observed import ExpertInputs
 from u2moe.quantize.packing import stored_array
 from u2moe.quantize.passes.halves import read_single
-from u2moe.quantize.routing import ExpertInputs
-from u2moe.quantize.weights import Change
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.corpus.lists import Recording

@@ -16,15 +16,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from u2moe.quantize.calibration import Activations, recorded
 from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.goals import Goal, Ladder, Step
+from u2moe.quantize.layers import Change
 from u2moe.quantize.observed import Array, Levels
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.quantize.report import encoder_times, features_of
+from u2moe.quantize.rounding import Activations, recorded
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
-from u2moe.quantize.weights import Change
 from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS, quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
@@ -288,28 +288,26 @@ class FormatSearch:
             {"layer": step.layer, "format": self._formats[step.level], "gain": step.gain, "bytes": step.bytes}
             for step in self._steps
         ]
-        damage = {**dataclasses.asdict(self._damage), **dataclasses.asdict(total)}
+        damage = {**dataclasses.asdict(self._damage), **total}
         return {**damage, "formats": [*self._formats, self._recipe.name], "steps": steps}
 
     def _is_harmless(self, levels: Levels) -> bool:
-        found, limit = self._meter.total(levels), self._goal.max_damage or math.inf
+        found = self._meter.total(levels)["changed_tokens"]
         better = sum(level < most for level, most in zip(levels.values(), self._meter.most.values(), strict=True))
-        self._run.progress(
-            f"damage: {found.changed_tokens:.2%} of the tokens change with {better} layers in better formats"
-        )
-        return found.changed_tokens <= limit
+        self._run.progress(f"damage: {found:.2%} of the tokens change with {better} layers in better formats")
+        return found <= (self._goal.max_damage or math.inf)
 
     def _build(self, steps: Sequence[Step]) -> None:
         self._steps = list(steps)
         levels = self._ladder.levels(steps)
         better = {layer: self._formats[level] for layer, level in levels.items() if level < self._meter.most[layer]}
         recipe = dataclasses.replace(self._recipe, exceptions={**self._recipe.exceptions, **better})
-        found = round(self._meter.total(levels).changed_tokens, 4)  # without the digits in which processors differ
+        found = round(self._meter.total(levels)["changed_tokens"], 4)  # without the digits in which processors differ
         goal = {**self._goal.limits, "changed_tokens": found}
         self.made = self._run.quantize(recipe, self._staging, {"goal": goal})
 
     def _nearest(self, size: float, factor: float) -> str:
-        total = self._meter.total(self._ladder.levels(self._steps))
+        changed = self._meter.total(self._ladder.levels(self._steps))["changed_tokens"]
         layers = defaultdict(list)
         for step in self._steps:
             layers[self._formats[step.level]].append(step.layer)
@@ -323,7 +321,7 @@ class FormatSearch:
         speed = f", its real-time factor is {factor:.3f}" if factor else ""
         return (
             f"no choice of formats meets the goal ({wanted}); the nearest has {size / 1e6:.1f} MB{speed}, and "
-            f"{total.changed_tokens:.2%} of the tokens change: {self._recipe.name}{', ' + chosen if chosen else ''}"
+            f"{changed:.2%} of the tokens change: {self._recipe.name}{', ' + chosen if chosen else ''}"
         )
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, NOTHING, Float, int8_columns
-from u2moe.quantize.calibration import Activations
 from u2moe.quantize.layers import ExpertLayer, calls, expert_layers, inputs_of
+from u2moe.quantize.rounding import Activations
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter

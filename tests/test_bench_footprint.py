@@ -11,7 +11,7 @@ from u2moe.benchmarks.bench.expert_usage import measure_experts, summary
 from u2moe.benchmarks.bench.footprint import disk_bytes, measure_footprint
 from u2moe.benchmarks.instruments import host as machine
 from u2moe.benchmarks.instruments.probe import Mode
-from u2moe.quantize.routing import ExpertInputs, RoutedLayer
+from u2moe.quantize.observed import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle
 
 STREAM = Mode(chunk_size=4, num_left_chunks=4)

@@ -8,10 +8,9 @@ from noise import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
-from u2moe.quantize.calibration import recorded
 from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.report import describe, features_of
-from u2moe.quantize.rounding import RoundedWeight, compensated, fitted, fitted_layer
+from u2moe.quantize.rounding import RoundedWeight, compensated, fitted, fitted_layer, recorded
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.cli import main
@@ -202,9 +201,7 @@ def test_calibration_without_speech_is_an_error(bundle, recordings, tmp_path, mo
         with pytest.raises(AudioError, match=message):
             quantize_bundle(bundle.path, tmp_path / "out", recipe("int4-experts", calibration=[tmp_path / name]))
         assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(
-        "u2moe.quantize.calibration.ctc_greedy_search", lambda _: Hypothesis(tokens=[], score=0, times=[])
-    )
+    monkeypatch.setattr("u2moe.quantize.rounding.ctc_greedy_search", lambda _: Hypothesis(tokens=[], score=0, times=[]))
     with pytest.raises(AudioError, match="finds no speech in the recordings"):
         quantize_bundle(bundle.path, tmp_path / "out", recipe("int8", calibration=[recordings / "0.wav"]))
     assert not (tmp_path / "out").exists()

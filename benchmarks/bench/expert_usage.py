@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.instruments.probe import Mode, Samples
 from u2moe.benchmarks.instruments.statistics import percentiles
-from u2moe.quantize.routing import ExpertInputs, RoutedLayer
+from u2moe.quantize.observed import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.features import fbank
 

@@ -5,16 +5,126 @@ Weights belong to the groups that the exporter assigned.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-from u2moe.quantize.calibration import Activations
-from u2moe.quantize.layers import check_all_float
+from u2moe.quantize.formats import conversion_for
+from u2moe.quantize.formats.conversion import WeightConversion
+from u2moe.quantize.formats.int8 import Int8Conversion
+from u2moe.quantize.layers import (
+    Array,
+    Change,
+    Weights,
+    calls,
+    check_all_float,
+    expert_layers,
+    inputs_of,
+    insert,
+    layer_of,
+    swap,
+)
 from u2moe.quantize.passes.front_end import quantize_front_end
 from u2moe.quantize.passes.halves import in_half_precision, store_halves
-from u2moe.quantize.passes.layers import quantize_embeddings, quantize_experts, quantize_products
 from u2moe.quantize.recipes import Recipe
-from u2moe.quantize.weights import Change, Weights
+from u2moe.quantize.rounding import Activations, rounded_experts, rounded_products
+from u2moe.runtime.bundle.functions import plain_name
+from u2moe.runtime.graph.file import array_of, group_of, shape_of
+
+
+def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None) -> None:
+    """Replace each mixture in float32 by one in the recipe's format; `activations` are for its calibration."""
+    for layer in expert_layers(model):
+        conversion = conversion_for(recipe, layer_of(layer.node), "experts")
+        if conversion:
+            experts = rounded_experts(layer, weights, conversion, activations)
+            joined = layer.mixture.bias and conversion.joins_biases
+            second = [weights.stacked([own.pop() for own in experts])] if joined else []
+            kind, size = conversion.form.name, conversion.block_size
+            mixture = dataclasses.replace(layer.mixture, weights=kind, block_size=size)
+            inputs = [layer.x, layer.gate, *second, *itertools.chain(*experts)]
+            swap(model, layer.node, conversion.mixture(mixture, *layer.sizes), inputs)
+
+
+def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
+    """Replace each look-up that the recipe quantizes."""
+    for node in calls(model, "Embedding"):
+        table, tokens = inputs_of(node)
+        conversion = conversion_for(recipe, layer_of(node), "embeddings")
+        if conversion:
+            parts = weights.converted(table, conversion.of_tables(), read=partial(_columns, table))
+            swap(model, node, conversion.embedding(shape_of(table)[1]), [*parts, tokens])
+
+
+def _columns(table: ir.Value) -> Array:
+    """The table with a column for each token [dim, vocab]."""
+    return array_of(table).T
+
+
+_FEED_FORWARD = ("FeedForward", "GatedFeedForward")
+_ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")
+_WITH_KNOWN_LOWEST = ("relu", "swish")
+"""Activations whose lowest value is used for the scale of a product alone."""
+
+
+def quantize_products(
+    model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None
+) -> None:
+    """Replace each linear or feed-forward layer in the recipe's format; `activations` are for its calibration.
+
+    In int8, rows that several layers read are quantized once.
+    """
+    nodes = calls(model, "Linear", *_FEED_FORWARD)
+    made = {node: conversion_for(recipe, layer_of(node), group_of(inputs_of(node)[1])) for node in nodes}
+    num_readers = Counter(node.inputs[0] for node in nodes if isinstance(made[node], Int8Conversion))
+    rows: dict[ir.Value, Sequence[ir.Value]] = {}
+    for node, conversion in made.items():
+        if conversion is None:
+            continue
+        x, weight, *_ = inputs_of(node)
+        inputs = _rounded(node, weights, conversion, activations)
+        (dim, size), bias = shape_of(weight), _has_bias(node)
+        if plain_name(node.op_type) in _FEED_FORWARD:
+            kind, gated = node.attributes["activation"].as_string(), plain_name(node.op_type) == "GatedFeedForward"
+            swap(model, node, conversion.feed_forward(dim, size, kind, bias=bias, gated=gated), [x, *inputs])
+        elif not isinstance(conversion, Int8Conversion) or num_readers[x] == 1:
+            swap(model, node, conversion.linear(dim, size, bias=bias, after=_activation_of(x)), [x, *inputs])
+        else:
+            if x not in rows:
+                rows[x] = insert(model, node, conversion.rows(_activation_of(x)), [x])
+            swap(model, node, conversion.product_of_rows(bias=bias), [*rows[x], *inputs])
+
+
+def _has_bias(node: ir.Node) -> bool:
+    return bool(node.attributes["bias"].as_int()) if "bias" in node.attributes else len(node.inputs) > 2
+
+
+def _rounded(
+    node: ir.Node, weights: Weights, conversion: WeightConversion, activations: Activations | None
+) -> list[ir.Value]:
+    """The inputs that take the place of a layer's matrices and biases; each bias follows its matrix."""
+    x, *parameters = inputs_of(node)
+    biases = {index: value for index, value in enumerate(parameters, 1) if len(shape_of(value)) == 1}
+    products = [(value, biases.get(index)) for index, value in enumerate(parameters, 2) if index - 1 not in biases]
+    found = None if activations is None else activations.rows(x.name)
+    read = None if found is None else (found, np.ones(len(found), np.float32))
+    kind = node.attributes["activation"].as_string() if "activation" in node.attributes else ""
+    return rounded_products(weights, products, conversion, kind, read, activations)
+
+
+def _activation_of(x: ir.Value) -> str | None:
+    """The activation that a layer's output x comes from, if its lowest value is used."""
+    producer = x.producer()
+    if producer is None or plain_name(producer.op_type) not in _ENDING_WITH_ACTIVATION:
+        return None
+    kind = producer.attributes["activation"].as_string()
+    return kind if kind in _WITH_KNOWN_LOWEST else None
 
 
 def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | None = None) -> dict[str, Change]:

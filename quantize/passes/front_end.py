@@ -19,9 +19,8 @@ import onnx_ir as ir
 from u2moe.quantize.arithmetic import POSITIVE_LEVELS
 from u2moe.quantize.formats import conversion_for
 from u2moe.quantize.formats.int8 import Int8Conversion
-from u2moe.quantize.layers import calls, inputs_of, insert, layer_of, swap
+from u2moe.quantize.layers import Array, Weights, calls, inputs_of, insert, layer_of, swap
 from u2moe.quantize.recipes import Recipe
-from u2moe.quantize.weights import Array, Weights
 from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 from u2moe.runtime.graph.file import array_of, group_of, shape_of

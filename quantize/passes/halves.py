@@ -10,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
-from u2moe.quantize.layers import expert_layers, inputs_of, layer_of, swap
+from u2moe.quantize.layers import Array, Change, Weights, expert_layers, inputs_of, layer_of, swap
 from u2moe.quantize.recipes import FORMATS, Recipe
-from u2moe.quantize.weights import Array, Change, Weights
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.weight_formats import HALF, format_of
@@ -62,7 +61,7 @@ class _Converter:
             if _is_position(node):
                 continue
             if node.op_type == "LogSoftmax":
-                self._cast_before(node, 0, ir.DataType.FLOAT)
+                self._keep_single(node)
                 self.single.update(node.outputs)
             elif any(value in self.single for value in node.inputs):
                 self.single.update(node.outputs)
@@ -71,26 +70,22 @@ class _Converter:
         for output in self.graph.outputs:
             producer = output.producer()
             if producer is not None and output.dtype == ir.DataType.FLOAT and producer.inputs[0] not in self.single:
-                self._cast_before(producer, 0, ir.DataType.FLOAT)
+                self._keep_single(producer)
 
     def _convert(self, node: ir.Node) -> None:
+        """Of its inputs, weights, the graph's inputs and positions are in float32 until now."""
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
         for index, value in enumerate(node.inputs):
-            if value is not None and self._is_single(value) and group_of(value) != "routers":
-                node.replace_input_with(index, self._half(value))
+            if value is None or group_of(value) == "routers":
+                continue
+            producer = value.producer()
+            if value.dtype == ir.DataType.FLOAT if producer is None else _is_position(producer):
+                if value not in self.halves:
+                    self.halves[value] = self._weight(value) if value.const_value is not None else self._cast(value)
+                node.replace_input_with(index, self.halves[value])
 
-    def _is_single(self, value: ir.Value) -> bool:
-        """Whether a value is float32 although its reader wants half precision: a weight, an input, or positions."""
-        producer = value.producer()
-        return value.dtype == ir.DataType.FLOAT if producer is None else _is_position(producer)
-
-    def _half(self, value: ir.Value) -> ir.Value:
-        if value not in self.halves:
-            self.halves[value] = self._half_weight(value) if value.const_value is not None else self._cast(value)
-        return self.halves[value]
-
-    def _half_weight(self, value: ir.Value) -> ir.Value:
+    def _weight(self, value: ir.Value) -> ir.Value:
         name, group = f"{value.name}.fp16", group_of(value)
 
         largest = float(np.abs(array_of(value)).max(initial=0))
@@ -105,20 +100,23 @@ class _Converter:
         return self.weights.add(name, ir.DataType.FLOAT16, shape_of(value), partial(half_of, value), group)
 
     def _cast(self, value: ir.Value) -> ir.Value:
-        node = ir.Node("", "Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT16)}, num_outputs=1)
-        node.name = node.outputs[0].name = f"{value.name}/half"
-        producer = value.producer()
+        node, producer = _cast(value, ir.DataType.FLOAT16, f"{value.name}/half"), value.producer()
         if producer is None:
             self.graph.insert_before(next(iter(self.graph)), node)
         else:
             self.graph.insert_after(producer, node)
         return node.outputs[0]
 
-    def _cast_before(self, node: ir.Node, index: int, dtype: ir.DataType) -> None:
-        cast = ir.Node("", "Cast", [node.inputs[index]], {"to": ir.AttrInt64("to", dtype)}, num_outputs=1)
-        cast.name = cast.outputs[0].name = f"{node.name}/single"
+    def _keep_single(self, node: ir.Node) -> None:
+        cast = _cast(node.inputs[0], ir.DataType.FLOAT, f"{node.name}/single")
         self.graph.insert_before(node, cast)
-        node.replace_input_with(index, cast.outputs[0])
+        node.replace_input_with(0, cast.outputs[0])
+
+
+def _cast(value: ir.Value | None, to: ir.DataType, name: str) -> ir.Node:
+    node = ir.node("Cast", [value], {"to": to}, name=name)
+    node.outputs[0].name = name
+    return node
 
 
 def _is_position(node: ir.Node) -> bool:
@@ -136,7 +134,7 @@ def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
             shape, group, name = shape_of(value), group_of(value), str(value.name)
             if (is_kept and group in FORMATS) or (kind is not None and kind.halves and len(shape) == 1):
                 half = weights.add(f"{name}.half", ir.DataType.FLOAT16, shape, partial(half_of, value), group)
-                cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
+                cast = _cast(half, ir.DataType.FLOAT, f"{name}/Cast")
                 del model.graph.initializers[name]
                 cast.outputs[0].name = name
                 value.replace_all_uses_with(cast.outputs[0])

@@ -18,9 +18,9 @@ import onnxruntime
 
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames, random_frames
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
+from u2moe.quantize.observed import ExpertInputs, RoutedLayer
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.recipes import recipe
-from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.model.settings import SessionSettings
