@@ -172,7 +172,7 @@ def test_a_live_source_does_not_wait_for_work_that_is_late(probe, sound, monkeyp
     begin = time.perf_counter()
     found = probe.recognise(sound[:8000], CHUNKS, paced=True)
     assert time.perf_counter() - begin >= 0.5
-    # portions of 0.1 s that take 0.15 s each: with the fourth comes a chunk, and work on the first three is in its way
+    # buffers of 0.1 s that take 0.15 s each: with the fourth comes a chunk, and work on the first three is in its way
     assert found.events[-1].audio_s == 0.4
     assert found.events[-1].compute_s > 0.1 + 4 * 0.15 - 0.4 - 1e-6
     assert found.wall_s >= 6 * 0.15

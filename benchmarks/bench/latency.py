@@ -1,7 +1,7 @@
 """How long does a user wait? Chunks, first partial result, words and final result of a source in real time.
 
 Each wait has two parts. The algorithmic part is audio that must arrive first: the rest of the chunk, the look-ahead of
-the convolutions, the portions in which audio is delivered. No faster machine shortens it. The compute part lasts from
+the convolutions, the buffers in which audio is delivered. No faster machine shortens it. The compute part lasts from
 the arrival of that audio to the result, including queueing behind earlier chunks. The time of a word is the one that
 the model gives in the final result.
 """
@@ -102,8 +102,8 @@ def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) ->
     texts.append([word.text for word in vocabulary.words(segment.tokens)])
     num_shown = max((len(words) for words in texts[:-1]), default=0)
     changed = 0
-    for place in range(num_shown):
-        seen = [words[place] if place < len(words) else None for words in texts]
+    for position in range(num_shown):
+        seen = [words[position] if position < len(words) else None for words in texts]
         first = next(number for number, text in enumerate(seen) if text is not None)
         changed += any(text != seen[first] for text in seen[first:])
     return num_shown, changed

@@ -27,9 +27,9 @@ from u2moe.runtime.text.vocabulary import join_texts
 Samples = npt.NDArray[np.float32]
 
 STAGES = ("features", "encoder", "ctc", "search", "rescoring", "other")
-PORTION_S = 0.1
+BUFFER_S = 0.1
 """Seconds of audio that a live source delivers at once, as in `u2moe transcribe --stream`."""
-WHOLE_PORTION_S = 10.0
+WHOLE_BUFFER_S = 10.0
 """The same where there are no chunks, as in `u2moe transcribe`."""
 
 
@@ -186,19 +186,19 @@ class Probe:
         return mode.chunk_size * self.bundle.manifest.frame_s
 
     def recognise(self, samples: Samples, mode: Mode, *, paced: bool = False) -> Observation:
-        """Recognise one recording in portions.
+        """Recognise one recording in buffers.
 
         Args:
             samples: at the model's rate, float32 [n].
             mode: chunks.
-            paced: deliver portions when a live source would, not earlier.
+            paced: deliver buffers when a live source would, not earlier.
         """
         options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
         create = self.recognizer.create_recording_stream if mode.chunk_size is None else self.recognizer.create_stream
         stream, segments, events = create(options), list[Result](), list[Event]()
         self.watch.reset()
         begin = time.perf_counter()
-        size = int((WHOLE_PORTION_S if mode.chunk_size is None else PORTION_S) * self.sample_rate)
+        size = int((WHOLE_BUFFER_S if mode.chunk_size is None else BUFFER_S) * self.sample_rate)
         for start in range(0, len(samples), size):
             end = min(start + size, len(samples))
             arrived = time.perf_counter()

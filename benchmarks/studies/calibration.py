@@ -3,7 +3,7 @@
     python -m u2moe.benchmarks.studies.calibration BUNDLE DEV.tsv ... --fit    # writes into the bundle
     python -m u2moe.benchmarks.studies.calibration BUNDLE TEST.tsv ...
 
-Every recording is recognised with full context; a word is correct if the transcript has it at the same place.
+Every recording is recognised with full context; a word is correct if the transcript has it at the same position.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
     for recording in recordings:
         found = [word for segment in recognizer.transcribe(recording.path).segments for word in segment.words]
         pairs = matches([[word] for word in words(recording.transcript)], [words(word.word) for word in found])
-        places = {place for _, place in pairs}
-        sure = [(place in places, word.confidence) for place, word in enumerate(found)]
+        positions = {position for _, position in pairs}
+        sure = [(position in positions, word.confidence) for position, word in enumerate(found)]
         right += [is_right for is_right, confidence in sure if confidence is not None]
         confidences += [confidence for _, confidence in sure if confidence is not None]
     return np.array(confidences, np.float64), np.array(right, bool)
@@ -59,14 +59,14 @@ def reliability(found: Words) -> dict[str, Any]:
         higher confidence than a wrong one (area under the ROC curve; 0.5: chance).
     """
     confidences, right = found
-    places = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
+    positions = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
     bins = []
-    for place in range(NUM_BINS):
-        inside = places == place
+    for position in range(NUM_BINS):
+        inside = positions == position
         if inside.any():
             bins.append(
                 {
-                    "from": place / NUM_BINS, "to": (place + 1) / NUM_BINS, "num_words": int(inside.sum()),
+                    "from": position / NUM_BINS, "to": (position + 1) / NUM_BINS, "num_words": int(inside.sum()),
                     "confidence": round(float(confidences[inside].mean()), 4),
                     "right": round(float(right[inside].mean()), 4),
                 }

@@ -63,7 +63,7 @@ class Variant(NamedTuple):
         return cls(Path(folder), kernels or None, before != text)
 
 
-def heard(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
+def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
     """The texts of all recordings, in each mode; with noise of at most `HALF_STEP` the same for each variant."""
     rate = recognizer.bundle.manifest.features.sample_rate
     texts: Texts = {mode: [] for mode in MODES}
@@ -97,7 +97,7 @@ def measure(
     for name, variant in variants.items():
         progress(name)
         recognizer = Recognizer.from_pretrained(variant.folder, kernels=variant.kernels)
-        texts[name] = heard(recognizer, recordings, noise=variant.noise)
+        texts[name] = recognized(recognizer, recordings, noise=variant.noise)
         size = sum(file.size for file in recognizer.bundle.manifest.files.values())
         kernels = str(recognizer.model.kernels)
         found[name] = {**of_bundle(variant.folder), "bytes": size, "kernels": kernels, "modes": {}}

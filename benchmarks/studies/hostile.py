@@ -38,13 +38,13 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.serving import summary
 from u2moe.benchmarks.studies.shared.load import (
-    Heard,
     Key,
+    Received,
     RunningServer,
-    heard_alone,
     our_server,
+    results_alone,
     speak_together,
-    speech_blocks,
+    speech_buffers,
 )
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -59,8 +59,8 @@ Attack = Callable[[str], Coroutine[Any, Any, None]]
 """Behaviour of a client, given the server's address and a key: "127.0.0.1:PORT/PATH?api_key=KEY" with the path open."""
 
 
-async def _one_sample(place: str) -> None:
-    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
+async def _one_sample(address: str) -> None:
+    async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send("{}")
         await websocket.recv()
         while not websocket.transport.is_closing():  # what is written then is lost without an error
@@ -68,8 +68,8 @@ async def _one_sample(place: str) -> None:
             await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 0.1)
 
 
-async def _one_byte_chunks(place: str) -> None:
-    parts = urlsplit(place)
+async def _one_byte_chunks(address: str) -> None:
+    parts = urlsplit(address)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
     head = f"POST /v1/audio/transcriptions?{parts.query} HTTP/1.1\r\nHost: localhost\r\n"
     kind = "Content-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -88,19 +88,19 @@ def _many_hotwords(num_bytes: int) -> str:
     return '{"hotwords": [' + ",".join(['"A"'] * (num_bytes // 4 - 5)) + "]}"
 
 
-async def _options(place: str, num_bytes: int) -> None:
-    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
+async def _options(address: str, num_bytes: int) -> None:
+    async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send(_many_hotwords(num_bytes))
         await websocket.recv()
 
 
-async def _refused(place: str) -> None:
-    async with connect(place, proxy=None, local_addr=ELSEWHERE) as websocket:
+async def _refused(address: str) -> None:
+    async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send([bytes(MEGABYTE)] * 16)
 
 
-async def _silent(place: str) -> None:
-    _, writer = await asyncio.open_connection(urlsplit(place).hostname, urlsplit(place).port, local_addr=ELSEWHERE)
+async def _silent(address: str) -> None:
+    _, writer = await asyncio.open_connection(urlsplit(address).hostname, urlsplit(address).port, local_addr=ELSEWHERE)
     try:
         await asyncio.sleep(5)
     finally:
@@ -110,8 +110,8 @@ async def _silent(place: str) -> None:
 ATTACKS: dict[str, tuple[int, Attack]] = {
     "frames of one sample": (NUM_STREAMS, _one_sample),
     "HTTP chunks of one byte": (NUM_STREAMS, _one_byte_chunks),
-    "options of 15 MB": (NUM_STREAMS, lambda place: _options(place, 15 * MEGABYTE)),
-    "options of 1 MB": (NUM_STREAMS, lambda place: _options(place, MEGABYTE - 100)),
+    "options of 15 MB": (NUM_STREAMS, lambda address: _options(address, 15 * MEGABYTE)),
+    "options of 1 MB": (NUM_STREAMS, lambda address: _options(address, MEGABYTE - 100)),
     "frames of 16 MB, refused": (40, _refused),
     "silent connections": (200, _silent),
 }
@@ -187,25 +187,25 @@ async def _health(port: int, found: list[float]) -> None:
         await asyncio.sleep(HEALTH_S)
 
 
-def listen(server: RunningServer, blocks: Sequence[bytes], count: int, first: Mapping[Key, int]) -> dict[str, Any]:
+def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: Mapping[Key, int]) -> dict[str, Any]:
     """Latencies of the speakers and of a health check."""
     health: list[float] = []
 
-    async def speak() -> Heard:
+    async def speak() -> Received:
         checks = asyncio.create_task(_health(server.port, health))
         try:
-            return await speak_together(server.url, blocks, count, dict(first))
+            return await speak_together(server.url, buffers, count, dict(first))
         finally:
             checks.cancel()
 
-    heard = asyncio.run(speak())
-    return {**summary(heard), "health": percentiles(health), "rss": status_bytes("VmRSS", server.pid)}
+    received = asyncio.run(speak())
+    return {**summary(received), "health": percentiles(health), "rss": status_bytes("VmRSS", server.pid)}
 
 
-def _kept(heard: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(received: Mapping[str, Any]) -> dict[str, Any]:
     """What the page says of a round, of which an hour has hundreds."""
-    figures = {name: {"p95": round(heard[name]["p95"], 4)} for name in ("partial", "health")}
-    return {**figures, **{name: heard[name] for name in ("rss", "num_failed", "num_refused")}}
+    figures = {name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")}
+    return {**figures, **{name: received[name] for name in ("rss", "num_failed", "num_refused")}}
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing in the results, and write them after each cell."""
     content = resumed(args.results, {"cells": {}})
-    blocks, first = speech_blocks(args.seconds), dict[Key, int]()
+    buffers, first = speech_buffers(args.seconds), dict[Key, int]()
     for kind in args.kinds:
         is_mixture, (niceness, is_full) = kind == MIXTURE, SLOWER.get(kind, (0, False))
         if (cell := f"{kind}, {args.minutes:g} minutes" if is_mixture else kind) in content["cells"]:
@@ -232,9 +232,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with guarded(args.cores, None if is_full else args.speakers + NUM_STREAMS * len(ATTACKS)) as server:
             count = (server.capacity or 1) if is_full else args.speakers
             report(f"{kind}: {count} speakers")
-            first = first or heard_alone(server.url, blocks)
-            listen(server, blocks, count, first)  # the first round after the start is the slowest
-            before = listen(server, blocks, count, first)
+            first = first or results_alone(server.url, buffers)
+            listen(server, buffers, count, first)  # the first round after the start is the slowest
+            before = listen(server, buffers, count, first)
             cores = [int(core) for core in (args.cores or "0").split(",")]
             names = list(ATTACKS) if is_mixture else [kind]
             work = (burn, cores, niceness) if kind in SLOWER else (attack, server.port, names)
@@ -242,7 +242,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 deadline = time.monotonic() + 60 * args.minutes * is_mixture
                 rounds: list[Any] = []
                 while not rounds or time.monotonic() < deadline:
-                    rounds.append(_kept(listen(server, blocks, count, first)))
+                    rounds.append(_kept(listen(server, buffers, count, first)))
         content["cells"][cell] = {"speakers": count, "before": before, "rounds": rounds}
         record(args.results, content)
     return content

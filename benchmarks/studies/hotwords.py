@@ -47,7 +47,7 @@ class Count:
         self.words.add(transcript, text)
         said, recognised = words(transcript), words(text)
         self.num_rare += sum(word in rare for word in said)
-        self.num_rare_found += sum(said[place] in rare for place, _ in matches(said, recognised))
+        self.num_rare_found += sum(said[position] in rare for position, _ in matches(said, recognised))
         self.num_false += sum((Counter(word for word in recognised if word in hotwords) - Counter(said)).values())
 
 
@@ -60,7 +60,7 @@ def rare_words(recordings: Sequence[Recording]) -> list[set[str]]:
 
 def others(everywhere: Sequence[str], said: set[str], num: int, random: np.random.Generator) -> list[str]:
     """`num` rare words of other recordings."""
-    drawn = [everywhere[place] for place in random.permutation(len(everywhere))[: num + len(said)].tolist()]
+    drawn = [everywhere[position] for position in random.permutation(len(everywhere))[: num + len(said)].tolist()]
     return [word for word in drawn if word not in said][:num]
 
 

@@ -197,14 +197,14 @@ def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[s
     }
 
 
-def peers(bundle: Bundle, heard: Sequence[Frames], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
+def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
     """As `ours`, by the quantizers of others; `failed` for one that fails."""
     plain, reference = [folder / f"{name}.onnx" for name in GRAPHS], bundle.load(SETTINGS)
     found: dict[str, Any] = {}
     for file in plain:
         onnx.save(onnx.inliner.inline_local_functions(onnx.load(bundle.path / file.name)), file)
     model, sessions = plain_model(bundle, plain)
-    model.ctc(model.encode(np.concatenate(heard)[:STATIC_FRAMES]))
+    model.ctc(model.encode(np.concatenate(recordings)[:STATIC_FRAMES]))
     for title, make in PEERS.items():
         files, start = [folder / title / file.name for file in plain], time.process_time()
         files[0].parent.mkdir()

@@ -51,7 +51,7 @@ def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
     python = {"model": str(bundle), "chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS}
     more = ["--json", "--timing", "--left-chunks", str(NUM_LEFT_CHUNKS), str(bundle)]
     return {
-        PYTHON: engine("u2moe", python, portion_s=1.0),
+        PYTHON: engine("u2moe", python, buffer_s=1.0),
         NODE: Program(command=[*node, "node", str(bundle.resolve())], folder=browser),
         WEB: Program(command=[*node, "web", str(bundle.resolve())], folder=browser),
         **({CPP: Program(command=[cpp, *more])} if cpp else {}),

@@ -30,19 +30,19 @@ from u2moe.benchmarks.results.files import record, resumed
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.load import (
-    BLOCK_S,
+    BUFFER_S,
     OURS,
     OURS_NATIVE,
     THEIRS,
-    Heard,
     Key,
+    Received,
     RunningServer,
     cpu_s,
-    heard_alone,
     our_server,
+    results_alone,
     sherpa_server,
     speak_together,
-    speech_blocks,
+    speech_buffers,
 )
 from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -66,26 +66,26 @@ MOST_SLOWER = 1.2
 
 
 def measure(
-    server: RunningServer, blocks: Sequence[bytes], count: int, first: dict[Key, int], places: int | None = None
+    server: RunningServer, buffers: Sequence[bytes], count: int, first: dict[Key, int], num_slots: int | None = None
 ) -> dict[str, Any]:
     """The cell of results for so many speakers; see `speak_together`."""
     before = cpu_s(server.pid)
-    heard = asyncio.run(speak_together(server.url, blocks, count, first, places=places))
-    spoken_s = (count - heard.num_refused) * len(blocks) * BLOCK_S
+    received = asyncio.run(speak_together(server.url, buffers, count, first, num_slots=num_slots))
+    spoken_s = (count - received.num_refused) * len(buffers) * BUFFER_S
     per_second = (cpu_s(server.pid) - before) / spoken_s if spoken_s else None
-    return {"streams": count, "cpu_per_audio_s": per_second, **summary(heard)}
+    return {"streams": count, "cpu_per_audio_s": per_second, **summary(received)}
 
 
-def summary(heard: Heard) -> dict[str, Any]:
+def summary(received: Received) -> dict[str, Any]:
     """Percentiles in seconds, and what did not come."""
-    found = {"partial": heard.partials, "final": heard.finals, "sending_lag": heard.lags}
-    num_found = len(heard.partials) + len(heard.finals)
+    found = {"partial": received.partials, "final": received.finals, "sending_lag": received.lags}
+    num_found = len(received.partials) + len(received.finals)
     return {
         **{name: percentiles(values) if values else None for name, values in found.items()},
-        "missing": 1 - num_found / heard.num_expected if heard.num_expected else 0.0,
-        "num_refused": heard.num_refused,
-        "failures": heard.failures[:5],
-        "num_failed": len(heard.failures),
+        "missing": 1 - num_found / received.num_expected if received.num_expected else 0.0,
+        "num_refused": received.num_refused,
+        "failures": received.failures[:5],
+        "num_failed": len(received.failures),
     }
 
 
@@ -109,7 +109,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing in the results, and write them after each cell."""
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
-    cells, blocks = content["cells"], speech_blocks(args.seconds)
+    cells, buffers = content["cells"], speech_buffers(args.seconds)
 
     def keep(name: str, cell: dict[str, Any]) -> None:
         cells[name] = {"seconds": args.seconds, **cell}
@@ -119,11 +119,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         counts = {f"{model}/{server}/{count}": count for count in args.streams}
         if todo := [name for name in counts if name not in cells]:
             with start() as running:
-                first = heard_alone(running.url, blocks)
+                first = results_alone(running.url, buffers)
                 for name in todo:
                     for _ in range(_NUM_TRIES):
                         report(name)
-                        keep(name, measure(running, blocks, counts[name], first))
+                        keep(name, measure(running, buffers, counts[name], first))
                         if is_held(cells[name]):
                             break
                     if not is_held(cells[name]):
@@ -133,10 +133,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with ours(args, OURS, None) as running:
             capacity = running.capacity or 1
             report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
-            first = heard_alone(running.url, blocks)
+            first = results_alone(running.url, buffers)
             counts = {"alone": capacity, "crowded": CROWD * capacity}
             rounds = [
-                {kind: measure(running, blocks, count, first, places=capacity) for kind, count in counts.items()}
+                {kind: measure(running, buffers, count, first, num_slots=capacity) for kind, count in counts.items()}
                 for _ in range(_NUM_ROUNDS)
             ]
             keep(crowd, {"capacity": capacity, **sorted(rounds, key=slowdown)[_NUM_ROUNDS // 2]})

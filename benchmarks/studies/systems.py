@@ -4,7 +4,7 @@
 
 Every recogniser is a process on one core that gets all recordings twice and counts the second time; all of a group take
 turns. `clips` are packages with different models,
-trained on different data, each in an environment of its own below WORK, on the bundled clips in portions of 100 ms.
+trained on different data, each in an environment of its own below WORK, on the bundled clips in buffers of 100 ms.
 `streaming` and `full` are sherpa-onnx's client for WeNet's models and ours on Dense-225M in int8 from samples to text:
 greedy search, no endpoints, ten seconds of speech. tests/test_sherpa.py holds that both find the same tokens.
 """

@@ -45,8 +45,8 @@ def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int =
     utterances = []
     for _ in range(num_utterances):
         parts, spoken, time = [], [], 0.0
-        for place in random.integers(len(clips), size=WORDS_PER_UTTERANCE).tolist():
-            clip, word = clips[place]
+        for position in random.integers(len(clips), size=WORDS_PER_UTTERANCE).tolist():
+            clip, word = clips[position]
             pause = np.zeros(int(random.uniform(*PAUSES_S) * RATE), np.float32)
             time += len(pause) / RATE
             start, end = loud_part(clip)
@@ -77,9 +77,9 @@ def compare(recognizer: Recognizer, utterances: Iterable[JoinedWords], options: 
         found = [word for segment in recognizer.transcribe(samples, options=options).segments for word in segment.words]
         num_words += len(spoken)
         spelled = [[words(word.word) for word in side] for side in (spoken, found)]
-        for expected, place in matches(*spelled):
-            starts.append(found[place].start - spoken[expected].start)
-            ends.append(found[place].end - spoken[expected].end)
+        for expected, position in matches(*spelled):
+            starts.append(found[position].start - spoken[expected].start)
+            ends.append(found[position].end - spoken[expected].end)
     return {
         "num_words": num_words, "num_recognised": len(starts), "start": statistics(starts), "end": statistics(ends),
     }  # fmt: skip

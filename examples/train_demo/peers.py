@@ -20,7 +20,7 @@ from u2moe.runtime.text.word_errors import words
 
 SAMPLE_RATE = 16000
 WHOLE_S = 60.0
-"""Recordings are given in portions of this length: none is longer."""
+"""Recordings are given in buffers of this length: none is longer."""
 
 
 def hear(program: Program, recordings: list[Recording]) -> list[Line]:
@@ -54,7 +54,7 @@ def main() -> None:
     content = read_json(result)
     for name in args.peers:
         peer, python = PEERS[name], environment(name, folder)["python"]
-        program = on_one_core(engine(peer.engine, peer.options, python=python, portion_s=WHOLE_S))
+        program = on_one_core(engine(peer.engine, peer.options, python=python, buffer_s=WHOLE_S))
         own = content.setdefault(name, {"title": peer.title, "sets": {}})
         for set_name, recordings in sets.items():
             lines = hear(program, recordings)

@@ -18,7 +18,7 @@ from dialects import START, conversation, upload, wyoming_request
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from u2moe.benchmarks.studies.shared.load import RunningServer, first_blocks, free_port, our_server, speech_blocks
+from u2moe.benchmarks.studies.shared.load import RunningServer, first_buffers, free_port, our_server, speech_buffers
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 
@@ -240,7 +240,7 @@ def unchanged(server):
     metrics = f"http://127.0.0.1:{server.port}/metrics"
     yield rounds()
     time.sleep(3)
-    found = asyncio.run(first_blocks(server.url, speech_blocks(2.0)))
+    found = asyncio.run(first_buffers(server.url, speech_buffers(2.0)))
     assert any(is_final and text for _, is_final, text in found)
     memory_mb, num_files = state(server.pid)
     assert memory_mb < 1.1 * before[0]

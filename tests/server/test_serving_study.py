@@ -11,25 +11,25 @@ import pytest
 from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.studies import hostile, serving
 from u2moe.benchmarks.studies.shared import load
-from u2moe.benchmarks.studies.shared.load import Heard, RunningServer, first_blocks, speak_together, speech_blocks
+from u2moe.benchmarks.studies.shared.load import Received, RunningServer, first_buffers, speak_together, speech_buffers
 
 
 @pytest.mark.endurance
 def test_speakers_hear_what_one_alone_hears(server):
     process = RunningServer(port=server.ports["http"], path="/sherpa", pid=os.getpid())
-    blocks = speech_blocks(3.0)
+    buffers = speech_buffers(3.0)
 
     async def speak():
-        first = await first_blocks(process.url, blocks)
-        return first, await speak_together(process.url, blocks, 3, first)
+        first = await first_buffers(process.url, buffers)
+        return first, await speak_together(process.url, buffers, 3, first)
 
-    first, heard = asyncio.run(speak())
+    first, received = asyncio.run(speak())
     assert any(is_final for _, is_final, _ in first)
     assert sorted(first.values()) == list(first.values())
-    assert heard.num_expected == 3 * len(first)
-    assert len(heard.finals) == 3 * sum(is_final for _, is_final, _ in first)
-    assert heard.num_refused == 0
-    assert not heard.failures
+    assert received.num_expected == 3 * len(first)
+    assert len(received.finals) == 3 * sum(is_final for _, is_final, _ in first)
+    assert received.num_refused == 0
+    assert not received.failures
 
 
 def cell(count, p95, missing=0.0):
@@ -53,19 +53,19 @@ def test_how_many_are_held():
     shown = serving.values({"cells": cells})
     assert (shown["demo.ours"], shown["demo.native"], shown["demo.theirs"]) == ("16", "0", "8")
     assert shown["table"].count("\n") == 2 + 8 - 1
-    assert not serving.is_held({**serving.summary(Heard(num_expected=3)), "streams": 1})  # nobody was heard
+    assert not serving.is_held({**serving.summary(Received(num_expected=3)), "streams": 1})  # nobody was received
 
 
 def test_a_number_that_was_not_held_is_tried_once_more(tmp_path, monkeypatch):
     late, asked = {16: 1, 32: 2}, []  # how often each number is late
 
-    def measured(_server, _blocks, count, _first, places=None):
+    def measured(_server, _blocks, count, _first, num_slots=None):
         asked.append(count)
         late[count] = late.get(count, 0) - 1
-        return cell(count, 0.1 if places or late[count] < 0 else 0.4)
+        return cell(count, 0.1 if num_slots or late[count] < 0 else 0.4)
 
     monkeypatch.setattr(serving, "measure", measured)
-    monkeypatch.setattr(serving, "heard_alone", lambda *_: {})
+    monkeypatch.setattr(serving, "results_alone", lambda *_: {})
     server = RunningServer(port=0, path="", pid=0, capacity=4)
     monkeypatch.setattr(serving, "starts", lambda _: {"u2moe": lambda: contextlib.nullcontext(server)})
     monkeypatch.setattr(serving, "ours", lambda *_: contextlib.nullcontext(server))
@@ -82,11 +82,11 @@ def test_those_who_are_let_in_begin_when_they_would_without_a_crowd(monkeypatch)
 
     async def speak(_url, _blocks, delay, _first):
         delays.append(delay)
-        return Heard()
+        return Received()
 
     monkeypatch.setattr(load, "speak", speak)
     for count in (3, 12):
-        asyncio.run(speak_together("", [], count, {}, places=3))
+        asyncio.run(speak_together("", [], count, {}, num_slots=3))
     assert delays[:3] == delays[3:6]
     assert all(delay >= 2 for delay in delays[6:])
 

@@ -71,16 +71,16 @@ def test_the_fit_is_written_into_the_bundle_on_top_of_what_it_says(bundle, tmp_p
 def test_the_report_of_the_command(bundle, recognizer, sound, tmp_path, capsys):
     """All words are right but the one that is least sure."""
     soundfile.write(tmp_path / "a.wav", sound, 16_000)
-    heard = [word for segment in recognizer.transcribe(tmp_path / "a.wav").segments for word in segment.words]
-    wrong = min(heard, key=lambda word: word.confidence)
-    said = " ".join(word.word for word in heard if word is not wrong)
+    recognized = [word for segment in recognizer.transcribe(tmp_path / "a.wav").segments for word in segment.words]
+    wrong = min(recognized, key=lambda word: word.confidence)
+    said = " ".join(word.word for word in recognized if word is not wrong)
     (tmp_path / "test.tsv").write_text(f"a.wav\t{said}\n", encoding="utf-8")
     file = tmp_path / "calibration.json"
     assert calibration.main([str(bundle.path), str(tmp_path / "test.tsv"), "--results", str(file)]) == 0
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["sets"]["test"] == results["sets"]["all"]
-    assert results["sets"]["test"]["num_words"] == len(heard) > 1
-    assert results["sets"]["test"]["right"] == pytest.approx(1 - 1 / len(heard), abs=1e-4)
+    assert results["sets"]["test"]["num_words"] == len(recognized) > 1
+    assert results["sets"]["test"]["right"] == pytest.approx(1 - 1 / len(recognized), abs=1e-4)
     assert results["sets"]["test"]["area"] == 1.0
     assert calibration.values(results)["table"] in capsys.readouterr().out
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.instruments.statistics import NUM_DRAWN, ratio_of_sums
-from u2moe.benchmarks.studies.formats import HALF_STEP, Variant, heard, main, targets, values
+from u2moe.benchmarks.studies.formats import HALF_STEP, Variant, main, recognized, targets, values
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.recipes import recipe
 from u2moe.runtime.corpus.lists import Recording
@@ -26,10 +26,10 @@ def test_the_interval_of_a_ratio_is_as_wide_as_recordings_differ():
 
 def test_noise_is_within_half_a_step_of_16_bits(sound, tmp_path):
     soundfile.write(tmp_path / "one.wav", sound, 16000)
-    heard_samples = []
+    given = []
 
     def transcribe(samples, *, options):
-        heard_samples.append(samples)
+        given.append(samples)
         return SimpleNamespace(text="")
 
     features = SimpleNamespace(sample_rate=16000)
@@ -39,8 +39,8 @@ def test_noise_is_within_half_a_step_of_16_bits(sound, tmp_path):
     variants = [Variant.parse("bundle@native"), Variant.parse("bundle@native+noise")]
     for variant in variants:
         assert (variant.folder.name, variant.kernels) == ("bundle", "native")
-        heard(recognizer, [Recording(path=tmp_path / "one.wav", transcript="")], noise=variant.noise)
-    noise = heard_samples[-1] - heard_samples[0]
+        recognized(recognizer, [Recording(path=tmp_path / "one.wav", transcript="")], noise=variant.noise)
+    noise = given[-1] - given[0]
     assert 0.9 * HALF_STEP < np.abs(noise).max() < 1.01 * HALF_STEP
 
 

@@ -42,8 +42,8 @@ def test_errors_are_those_of_the_words_that_were_recognised():
 
     class FakeRecognizer:
         def transcribe(self, samples, options):
-            heard = timed(("ONE", 0.11, 0.48), ("SIX", 0.6, 0.9), ("TWO", 1.03, 1.5))
-            return Transcript(text="", duration=2.0, segments=[Result(text="", is_final=True, words=heard)])
+            recognized = timed(("ONE", 0.11, 0.48), ("SIX", 0.6, 0.9), ("TWO", 1.03, 1.5))
+            return Transcript(text="", duration=2.0, segments=[Result(text="", is_final=True, words=recognized)])
 
     spoken = timed(("one", 0.1, 0.5), ("five", 0.6, 0.9), ("two", 1, 1.5))
     found = word_times.compare(FakeRecognizer(), [(np.zeros(9, np.float32), spoken)], None)

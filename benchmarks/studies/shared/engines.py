@@ -1,6 +1,6 @@
 """Recognisers behind one interface, as a program for the environment that has their package.
 
-    python engines.py NAME OPTIONS PORTION_S FILE.wav...      prints a line of JSON for each file
+    python engines.py NAME OPTIONS BUFFER_S FILE.wav...      prints a line of JSON for each file
 
 Needs only the standard library and the package of the recogniser: other environments run this file by its path.
 `programs` is the other side. Recordings are WAV files with one channel of 16 bits, options are JSON.
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 Samples = Any
-"""Of a recording or a portion of it: an array of int16, as all environments have it."""
+"""Of a recording or a buffer of it: an array of int16, as all environments have it."""
 Recognise = Callable[[int, Iterable[Samples]], Generator[str, None, dict[str, Any]]]
-"""Takes the sample rate and the portions of a recording; yields the text so far after each portion, "" if there is
+"""Takes the sample rate and the buffers of a recording; yields the text so far after each buffer, "" if there is
 none before the end, and returns the final `text` and what else is known."""
 
 
@@ -36,10 +36,10 @@ def floats(samples: Samples) -> Any:
 def whole(recognise: Callable[[Any, int], dict[str, Any]]) -> Recognise:
     """A recogniser of whole recordings, given as float32 with their sample rate."""
 
-    def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+    def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         samples = array("h")
-        for portion in portions:
-            samples.extend(portion)
+        for buffer in buffers:
+            samples.extend(buffer)
             yield ""
         return recognise(floats(samples), sample_rate)
 
@@ -64,10 +64,10 @@ def u2moe(
     def joined(segments: list[Result], following: str = "") -> str:
         return " ".join(text for text in (*(segment.text for segment in segments), following) if text)
 
-    def stream(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+    def stream(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         source, segments = recognizer.create_stream(), list[Result]()
-        for portion in portions:
-            source.accept_waveform(sample_rate, floats(portion))
+        for buffer in buffers:
+            source.accept_waveform(sample_rate, floats(buffer))
             recognizer.decode_streams([source])
             segments += source.take_segments()
             yield joined(segments, source.get_result().text)
@@ -87,7 +87,7 @@ def sherpa_online(**options: Any) -> Recognise:
 
     recognizer = sherpa_onnx.OnlineRecognizer.from_wenet_ctc(**options)
 
-    def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+    def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         stream = recognizer.create_stream()
 
         def decode() -> str:
@@ -96,8 +96,8 @@ def sherpa_online(**options: Any) -> Recognise:
             text: str = recognizer.get_result(stream)
             return text
 
-        for portion in portions:
-            stream.accept_waveform(sample_rate, floats(portion))
+        for buffer in buffers:
+            stream.accept_waveform(sample_rate, floats(buffer))
             yield decode()
         stream.input_finished()
         text = decode()
@@ -148,7 +148,7 @@ def moonshine() -> Recognise:
 
     transcriber = Transcriber(str(Path(get_assets_path()) / "tiny-en"), ModelArch.TINY)
 
-    def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+    def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         lines: dict[int, str] = {}
 
         def listen(event: Any) -> None:
@@ -162,8 +162,8 @@ def moonshine() -> Recognise:
         stream = transcriber.create_stream()
         stream.add_listener(listen)
         stream.start()
-        for portion in portions:
-            stream.add_audio(floats(portion).tolist(), sample_rate)
+        for buffer in buffers:
+            stream.add_audio(floats(buffer).tolist(), sample_rate)
             yield text()
         stream.stop()
         found = {"text": text()}
@@ -183,12 +183,12 @@ def pocketsphinx() -> Recognise:
         best = decoder.hyp()
         return best.hypstr if best else ""
 
-    def run(sample_rate: int, portions: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
+    def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         if sample_rate != 16000:
             raise ValueError(f"sample_rate must be 16000, got {sample_rate}")
         decoder.start_utt()
-        for portion in portions:
-            decoder.process_raw(portion.tobytes(), no_search=False, full_utt=False)
+        for buffer in buffers:
+            decoder.process_raw(buffer.tobytes(), no_search=False, full_utt=False)
             yield text()
         decoder.end_utt()
         return {"text": text()}
@@ -207,10 +207,10 @@ ENGINES: dict[str, tuple[Callable[..., Recognise], tuple[str, ...]]] = {
 """By name a function that loads a recogniser with options, and the distributions whose versions are reported."""
 
 
-def recognised(recognise: Recognise, wav: str, portion_s: float) -> dict[str, Any]:
-    """Recognise a WAV file in portions as from a live source, but without waiting for them.
+def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any]:
+    """Recognise a WAV file in buffers as from a live source, but without waiting for them.
 
-    Time is simulated: a portion arrives when its last sample has been spoken; work on it starts then, or when the work
+    Time is simulated: a buffer arrives when its last sample has been spoken; work on it starts then, or when the work
     before it is finished, and takes the measured time. A second of audio thus costs less than a second, and the delays
     are those that a user would see.
 
@@ -223,7 +223,7 @@ def recognised(recognise: Recognise, wav: str, portion_s: float) -> dict[str, An
             raise ValueError(f"{wav}: expected one channel of 16 bits")
         sample_rate = file.getframerate()
         samples = array("h", file.readframes(file.getnframes()))
-    size, audio_s = max(int(portion_s * sample_rate), 1), len(samples) / sample_rate
+    size, audio_s = max(int(buffer_s * sample_rate), 1), len(samples) / sample_rate
     starts = range(0, len(samples), size)
     steps = recognise(sample_rate, (samples[start : start + size] for start in starts))
     found: dict[str, Any] = {}
@@ -255,7 +255,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def main(name: str, options: str, portion_s: str, *files: str) -> None:
+def main(name: str, options: str, buffer_s: str, *files: str) -> None:
     """Load a recogniser, recognise, print."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # keep output of libraries out of the replies
@@ -264,7 +264,7 @@ def main(name: str, options: str, portion_s: str, *files: str) -> None:
     recognise = load(**json.loads(options))
     about = {"load_ms": 1000 * (time.perf_counter() - began), "versions": _versions(packages)}
     for file in files:
-        found = recognised(recognise, file, float(portion_s))
+        found = recognised(recognise, file, float(buffer_s))
         replies.write(json.dumps({"file": file, **about, **found}, default=vars) + "\n")
         replies.flush()
 

@@ -1,7 +1,7 @@
 """Servers in processes of their own, and people who speak at the same time: how long after speech its results come.
 
 All speak sherpa-onnx's protocol, so that any server with it can be measured. When a result could come at the earliest
-is found beforehand, by one who speaks alone and waits after each block until the server has nothing more to say.
+is found beforehand, by one who speaks alone and waits after each buffer until the server has nothing more to say.
 """
 
 from __future__ import annotations
@@ -167,12 +167,12 @@ def _listens(port: int) -> bool:
 
 
 SAMPLE_RATE = 16_000
-BLOCK_S = 0.1
+BUFFER_S = 0.1
 _QUIET_S = 0.15
 _SPREAD_S = 2.0
 """Speakers begin within so many seconds."""
 _LAST_WAIT_S = 60.0
-_END_BLOCKS = 10
+_END_BUFFERS = 10
 """Results of the last second are not counted: they depend on what is decoded by the time when the end is announced."""
 
 Key = tuple[int, bool, str]
@@ -180,17 +180,17 @@ Key = tuple[int, bool, str]
 
 
 @dataclass(kw_only=True)
-class Heard:
+class Received:
     """The results that one or several speakers received.
 
     Attributes:
-        partials: seconds from the block that made a partial result possible to its arrival.
+        partials: seconds from the buffer that made a partial result possible to its arrival.
         finals: the same of final results.
         num_expected: results that came when one spoke alone.
         num_other: results that did not come then.
         num_refused: speakers whom the server did not let in.
         failures: what went wrong otherwise.
-        lags: seconds by which blocks were sent too late; if they are many, it is the speakers that are measured.
+        lags: seconds by which buffers were sent too late; if they are many, it is the speakers that are measured.
     """
 
     partials: list[float] = field(default_factory=list)
@@ -201,28 +201,28 @@ class Heard:
     failures: list[str] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
 
-    def add(self, other: Heard) -> None:
+    def add(self, other: Received) -> None:
         """Add what came back to another."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
-def speech_blocks(seconds: float) -> list[bytes]:
-    """The clips of the demo model with pauses between them, again and again, in blocks of 100 ms of float32."""
+def speech_buffers(seconds: float) -> list[bytes]:
+    """The clips of the demo model with pauses between them, again and again, in buffers of 100 ms of float32."""
     clips = [read_audio(clip, SAMPLE_RATE) for clip in sorted((DEMO_FOLDER / "clips").glob("*.flac"))]
     pause = np.zeros(round(1.5 * SAMPLE_RATE), np.float32)
     speech = np.concatenate([part for clip in clips for part in (clip, pause)])
     samples: npt.NDArray[np.float32] = np.resize(speech, round(seconds * SAMPLE_RATE))
-    size = round(BLOCK_S * SAMPLE_RATE)
+    size = round(BUFFER_S * SAMPLE_RATE)
     return [samples[start : start + size].tobytes() for start in range(0, len(samples), size)]
 
 
-async def first_blocks(url: str, blocks: Sequence[bytes]) -> dict[Key, int]:
-    """The number of the block after which each result comes, from one who speaks alone; that of the end is the last."""
+async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
+    """The number of the buffer after which each result comes, of one who speaks alone; that of the end is the last."""
     found: dict[Key, int] = {}
     async with connect(url, proxy=None) as websocket:
-        for number, block in enumerate(blocks):
-            await websocket.send(block)
+        for number, buffer in enumerate(buffers):
+            await websocket.send(buffer)
             with contextlib.suppress(TimeoutError):
                 while True:
                     async with asyncio.timeout(_QUIET_S):
@@ -232,48 +232,48 @@ async def first_blocks(url: str, blocks: Sequence[bytes]) -> dict[Key, int]:
         async for message in websocket:
             if message == "Done!":
                 break
-            found.setdefault(key_of(message), len(blocks))
+            found.setdefault(key_of(message), len(buffers))
     return found
 
 
-def heard_alone(url: str, blocks: Sequence[bytes]) -> dict[Key, int]:
-    """The results that are measured, from `first_blocks`."""
-    first = asyncio.run(first_blocks(url, blocks))
-    return {key: number for key, number in first.items() if number < len(blocks) - _END_BLOCKS}
+def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
+    """The results that are measured, from `first_buffers`."""
+    first = asyncio.run(first_buffers(url, buffers))
+    return {key: number for key, number in first.items() if number < len(buffers) - _END_BUFFERS}
 
 
 async def speak_together(
-    url: str, blocks: Sequence[bytes], count: int, first: dict[Key, int], *, places: int | None = None
-) -> Heard:
+    url: str, buffers: Sequence[bytes], count: int, first: dict[Key, int], *, num_slots: int | None = None
+) -> Received:
     """So many speakers at once, who begin at slightly different times.
 
-    With `places`, only so many begin at once, and as many again each time these have begun: those who are let in begin
-    at the same times as if there were no others, since chunks that coincide wait for each other.
+    With `num_slots`, only so many begin at once, and as many again each time these have begun: those who are let in
+    begin at the same times as if there were no others, since chunks that coincide wait for each other.
     """
-    random = np.random.default_rng(places or count)
-    delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (places or count))
-    heard = Heard()
-    for result in await asyncio.gather(*(speak(url, blocks, float(delay), first) for delay in delays)):
-        heard.add(result)
-    return heard
+    random = np.random.default_rng(num_slots or count)
+    delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (num_slots or count))
+    received = Received()
+    for result in await asyncio.gather(*(speak(url, buffers, float(delay), first) for delay in delays)):
+        received.add(result)
+    return received
 
 
-async def speak(url: str, blocks: Sequence[bytes], delay: float, first: dict[Key, int]) -> Heard:
+async def speak(url: str, buffers: Sequence[bytes], delay: float, first: dict[Key, int]) -> Received:
     """One speaker."""
-    heard = Heard(num_expected=len(first))
+    received = Received(num_expected=len(first))
     await asyncio.sleep(delay)
     sent: list[float] = []
     try:
         async with connect(url, proxy=None, open_timeout=_LAST_WAIT_S, ping_timeout=None) as websocket:
-            listening = asyncio.create_task(_listen(websocket, sent, first, heard))
+            listening = asyncio.create_task(_listen(websocket, sent, first, received))
             try:
                 begin = time.perf_counter()
-                for number, block in enumerate(blocks):
-                    due = begin + number * BLOCK_S
+                for number, buffer in enumerate(buffers):
+                    due = begin + number * BUFFER_S
                     await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                    heard.lags.append(time.perf_counter() - due)
+                    received.lags.append(time.perf_counter() - due)
                     sent.append(time.perf_counter())
-                    await websocket.send(block)
+                    await websocket.send(buffer)
                 sent.append(time.perf_counter())
                 await websocket.send("Done")
                 async with asyncio.timeout(_LAST_WAIT_S):
@@ -283,12 +283,12 @@ async def speak(url: str, blocks: Sequence[bytes], delay: float, first: dict[Key
     except (OSError, TimeoutError, WebSocketException) as error:
         code = getattr(getattr(error, "rcvd", None), "code", None)
         if code == 1013:
-            return Heard(num_refused=1)
-        heard.failures.append(f"{type(error).__name__}: {error}"[:200])
-    return heard
+            return Received(num_refused=1)
+        received.failures.append(f"{type(error).__name__}: {error}"[:200])
+    return received
 
 
-async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Key, int], heard: Heard) -> None:
+async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Key, int], received: Received) -> None:
     seen: set[Key] = set()
     async for message in websocket:
         now = time.perf_counter()
@@ -300,9 +300,9 @@ async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Ke
             continue
         seen.add(key)
         if number is None:
-            heard.num_other += 1
-        else:  # it may come after fewer blocks than when one spoke alone on a busy machine
-            (heard.finals if key[1] else heard.partials).append(now - sent[min(number, len(sent) - 1)])
+            received.num_other += 1
+        else:  # it may come after fewer buffers than when one spoke alone on a busy machine
+            (received.finals if key[1] else received.partials).append(now - sent[min(number, len(sent) - 1)])
 
 
 def key_of(message: str | bytes) -> Key:

@@ -28,7 +28,7 @@ from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import SherpaOptions
 
 ENGINES = Path(__file__).with_name("engines.py")
-PORTION_S = 0.1
+BUFFER_S = 0.1
 """Seconds of audio that a live source delivers at once."""
 _LOOK_S = 0.01
 Line = Mapping[str, Any]
@@ -75,10 +75,10 @@ class Program:
 
 
 def engine(
-    name: str, options: Mapping[str, Any], *, python: str | Path = sys.executable, portion_s: float = PORTION_S
+    name: str, options: Mapping[str, Any], *, python: str | Path = sys.executable, buffer_s: float = BUFFER_S
 ) -> Program:
     """One of `engines`, with its options, in the environment of a Python that has its package."""
-    return Program(command=[str(python), str(ENGINES), name, json.dumps(options), str(portion_s)])
+    return Program(command=[str(python), str(ENGINES), name, json.dumps(options), str(buffer_s)])
 
 
 def on_one_core(program: Program) -> Program:
