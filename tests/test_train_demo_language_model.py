@@ -2,6 +2,7 @@
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
 import gzip
+import lzma
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_models_are_made_without_the_sentences_of_the_tests(tmp_path, monkeypatc
     (share / "dictd").mkdir()
     (share / "dictd/gcide.dict.dz").write_bytes(gzip.compress(b"A dictionary explains many words. "))
     table = b"text\tsplit\nLook behind you\ttrain\nNobody knows this\ttest\n"
-    (tmp_path / "queen.tsv.gz").write_bytes(gzip.compress(table))
+    (tmp_path / "queen.tsv.xz").write_bytes(lzma.compress(table))
     monkeypatch.setattr(games, "TABLES", tmp_path)
     (tmp_path / "test").mkdir()
     for name in (*withheld.TESTS, *withheld.VALIDATION[1:]):

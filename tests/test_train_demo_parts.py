@@ -1,7 +1,7 @@
 """Parts of the demo model's recipe: its data, the optimizer, and the numbers of its evaluation."""
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
-import gzip
+import lzma
 import sys
 from pathlib import Path
 
@@ -53,10 +53,10 @@ def debian(tmp_path, monkeypatch):
         f"4\t{places[1]}\t0.01\tC\tdev\t0\tFor another day.\n",
         f"5\t{places[1]}\t0.01\tA\ttrain\t0\t...\n",
     ]
-    (tmp_path / "sky.tsv.gz").write_bytes(gzip.compress((COLUMNS + "".join(rows)).encode()))
+    (tmp_path / "sky.tsv.xz").write_bytes(lzma.compress((COLUMNS + "".join(rows)).encode()))
     (folder / "drascula/en").mkdir(parents=True)
     (folder / "drascula/en/D1.ALS").write_bytes(bytes([128, 0, 255]))
-    (tmp_path / "drascula.tsv.gz").write_bytes(gzip.compress((COLUMNS + "D1\t0\t3\t0\tD\ttrain\t0\tBlood\n").encode()))
+    (tmp_path / "drascula.tsv.xz").write_bytes(lzma.compress((COLUMNS + "D1\t0\t3\t0\tD\ttrain\t0\tBlood\n").encode()))
     return tmp_path / "debian"
 
 

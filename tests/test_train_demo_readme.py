@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import io
+import lzma
 import multiprocessing
 import os
 import re
@@ -102,7 +103,7 @@ def game(folder, table, archive):
             size = file.write(clip.read_bytes())
             rows.append(f"{number}\t{offset}\t{size}\t1.0\t{split}\t{split}\t0.1\tThis is line {number}.\n")
             offset += size
-    (folder / table).write_bytes(gzip.compress((COLUMNS + "".join(rows)).encode()))
+    (folder / table).write_bytes(lzma.compress((COLUMNS + "".join(rows)).encode()))
 
 
 def write_monologues(content, table):
@@ -116,7 +117,7 @@ def write_monologues(content, table):
     with ZipFile(content / "addons/uqm-0.8.0-voice.uqm", "w") as file:
         file.writestr("3dovoice/vux/vux.ts", "#(HI)\n")
         file.writestr("3dovoice/vux/vux-000.ogg", noise.getvalue())
-    table.write_bytes(gzip.compress(b"clip\tline\tcer\nvux-000.ogg\t0\t0.1\n"))
+    table.write_bytes(lzma.compress(b"clip\tline\tcer\nvux-000.ogg\t0\t0.1\n"))
 
 
 def write_packages(folder):
@@ -150,10 +151,10 @@ def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe") / "train_demo"
     shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("final.pt.xz", "exp", "__pycache__"))
     write_packages(folder / "debian")
-    game(folder, "queen.tsv.gz", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
+    game(folder, "queen.tsv.xz", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
     for name in ("sky", "drascula"):
-        (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(COLUMNS.encode()))
-    write_monologues(folder / "debian/usr/share/games/uqm/content", folder / "urquan.tsv.gz")
+        (folder / f"{name}.tsv.xz").write_bytes(lzma.compress(COLUMNS.encode()))
+    write_monologues(folder / "debian/usr/share/games/uqm/content", folder / "urquan.tsv.xz")
     (folder / "small.py").write_text(SMALL)
     return folder
 

@@ -1,11 +1,11 @@
-"""Acted dialogue of freeware games: what is said in which clip (`queen.tsv.gz` and the like), and readers of the clips.
+"""Acted dialogue of freeware games: what is said in which clip (`queen.tsv.xz` and the like), and readers of the clips.
 
 As a script it decodes what is for training and validation into packs of speech; run it again to resume.
 """
 
 import argparse
-import gzip
 import io
+import lzma
 from collections.abc import Callable, Iterator
 from csv import QUOTE_NONE, DictReader
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ GAMES = {
 
 def table_rows(game: str, split: str) -> list[dict[str, str]]:
     """Rows of the table of a game that belong to one split."""
-    with gzip.open(TABLES / f"{game}.tsv.gz", "rt", encoding="utf-8") as file:
+    with lzma.open(TABLES / f"{game}.tsv.xz", "rt", encoding="utf-8") as file:
         return [row for row in DictReader(file, delimiter="\t", quoting=QUOTE_NONE) if row["split"] == split]
 
 

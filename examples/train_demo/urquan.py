@@ -1,13 +1,13 @@
 """Acted dialogue of The Ur-Quan Masters: 27 voices, 11 hours, cut into the lines of the script.
 
-What is said, and when, lies in the packages of the game; `urquan.tsv.gz` says how far a recogniser disagreed with each
+What is said, and when, lies in the packages of the game; `urquan.tsv.xz` says how far a recogniser disagreed with each
 line. As a script it cuts what agrees into a pack of speech; run it again to resume. With `--hear BUNDLE` it writes the
 table instead.
 """
 
 import argparse
-import gzip
 import io
+import lzma
 import re
 from collections.abc import Iterator
 from csv import DictReader
@@ -27,7 +27,7 @@ from u2moe.runtime.text.word_errors import edit_distance
 
 Samples = NDArray[np.float32]
 
-TABLE = Path(__file__).with_name("urquan.tsv.gz")
+TABLE = Path(__file__).with_name("urquan.tsv.xz")
 CONTENT = Path("usr/share/games/uqm/content")
 TEXTS, VOICES = "packages/uqm-0.8.0-content.uqm", "addons/uqm-0.8.0-voice.uqm"
 NAME = "urquan-train"
@@ -106,7 +106,7 @@ def all_lines(debian: Path) -> Iterator[Line]:
 
 def agreed() -> set[tuple[str, int]]:
     """Clip and number of the lines that a recogniser heard about as they are written."""
-    with gzip.open(TABLE, "rt", encoding="utf-8") as file:
+    with lzma.open(TABLE, "rt", encoding="utf-8") as file:
         rows = DictReader(file, delimiter="\t")
         return {(row["clip"], int(row["line"])) for row in rows if float(row["cer"]) < MAX_CER}
 
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--hear", type=Path, metavar="BUNDLE", help="write the table, with what this bundle hears")
     args = parser.parse_args()
     if args.hear:
-        TABLE.write_bytes(gzip.compress("".join(hear(args.hear, args.debian)).encode(), mtime=0))
+        TABLE.write_bytes(lzma.compress("".join(hear(args.hear, args.debian)).encode()))
         return
     known = agreed()
     with Pack(args.work_dir / "speech" / NAME, SPEECH) as pack:

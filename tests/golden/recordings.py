@@ -4,9 +4,9 @@ The configurations are those of `configurations/`, networks and recordings those
 A recording in which two hypotheses are nearly as likely is left out: rounding would choose between them.
 """
 
-import gzip
 import itertools
 import json
+import lzma
 import sys
 import tempfile
 from pathlib import Path
@@ -80,4 +80,4 @@ if __name__ == "__main__":
         lengths = [len(hypotheses[0]) for hypotheses, _, _ in found["whole"]]
         print(each, "as before" if found == before else "new", found["recordings"][-1], lengths, flush=True)
     text = json.dumps(dict(sorted(everything.items())), separators=(",", ":"))
-    golden.FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
+    golden.FILE.write_bytes(lzma.compress(text.encode()))

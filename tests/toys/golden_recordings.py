@@ -1,7 +1,7 @@
 """Recordings of speech, and what WeNet hears in them with networks of each kind, as `golden/recordings.py` finds it."""
 
-import gzip
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import soundfile
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.features import fbank
 
-FILE = Path(__file__).parents[1] / "golden" / "recordings.json.gz"
+FILE = Path(__file__).parents[1] / "golden" / "recordings.json.xz"
 CLIPS = DEMO_FOLDER / "clips"
 NUM_RECORDINGS = 20
 BEAM_SIZE = 10
@@ -23,7 +23,7 @@ BLANK_BIAS = 3.0
 def known():
     """By the name of a configuration: numbers of `recordings`; "whole" and perhaps "chunks", what was found in each:
     tokens and times of all hypotheses, and which of them the decoder chooses (null: there is no decoder)."""
-    return json.loads(gzip.decompress(FILE.read_bytes())) if FILE.exists() else {}
+    return json.loads(lzma.decompress(FILE.read_bytes())) if FILE.exists() else {}
 
 
 def features(number, front_end):
