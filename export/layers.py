@@ -80,6 +80,10 @@ class Residual:
         """Add what has been made of several normalisations of the sum."""
         self._x, self._branch = self.total, branch
 
+    def replace(self, x: ir.Value, branch: ir.Value) -> None:
+        """Go on with another sum, of x and a branch."""
+        self._x, self._branch = x, branch
+
     def normalize(self, norm: nn.Module, name: str) -> None:
         """Replace the sum by its normalisation."""
         self._x = self.normalized(norm, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 import torch
@@ -80,21 +80,12 @@ def position_table(config: EncoderArchitecture, length: int) -> Tensor | None:
 
 def _frequencies(config: EncoderArchitecture) -> list[float]:
     """Angular frequencies, computed number by number: the last bit of torch's functions depends on the processor."""
-    kinds: dict[str, tuple[int, Callable[[int, int], float]]] = {
-        "abs_pos_whisper": (config.dim // 2, _of_whisper),
-        "rope_pos": (config.attention.head_dim // 2, _of_rotation),
-    }
-    number, frequency = kinds[config.positions]
-    return [frequency(index, number) for index in range(number)]
 
+    def single(value: float) -> float:
+        return torch.tensor(value, dtype=torch.float32).item()
 
-def _of_whisper(index: int, number: int) -> float:
-    return math.exp(_single(-(math.log(10000) / (number - 1)) * index))
-
-
-def _of_rotation(index: int, number: int) -> float:
-    return 1 / _single(10000.0 ** _single(index / number))
-
-
-def _single(value: float) -> float:
-    return torch.tensor(value, dtype=torch.float32).item()
+    if config.positions == "rope_pos":
+        number = config.attention.head_dim // 2
+        return [1 / single(10000.0 ** single(index / number)) for index in range(number)]
+    number = config.dim // 2  # of abs_pos_whisper
+    return [math.exp(single(-(math.log(10000) / (number - 1)) * index)) for index in range(number)]

@@ -152,9 +152,13 @@ class ConformerNodes(EncoderNodes):
             residual.add(layer, own.norm_ff_macaron, "norm_ff_macaron")
         residual.add(lambda x: self.self_attention(x, own, index), *next(norms))
         if module is not None:
-            residual.add(
-                lambda x: self.kept(convolution(self.g, x, module, self.seen, index)), own.norm_conv, "norm_conv"
-            )
+            self.add_convolution(residual, own, module, index)
         residual.add(self.feed_forward(own.feed_forward, "feed_forward", own.scale), *next(norms))
         if module is not None:
             residual.normalize(own.norm_final, "norm_final")
+
+    def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
+        """Add the convolution of block `index` to the sum."""
+        residual.add(
+            lambda x: self.kept(convolution(self.g, x, module, self.seen, index)), block.norm_conv, "norm_conv"
+        )

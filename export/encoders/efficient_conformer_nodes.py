@@ -8,16 +8,16 @@ from typing import cast
 
 import onnx_ir as ir
 import torch
+from torch import nn
 
-from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.attention_nodes import AttentionNodes
 from u2moe.export.convolution import (
     ConvolutionModule,
     Surroundings,
-    convolution,
     convolution_parts,
     initial_cache,
 )
+from u2moe.export.encoders.conformer import ConformerBlock, ConformerNodes
 from u2moe.export.encoders.efficient_conformer import (
     CACHES,
     EfficientBlock,
@@ -25,13 +25,13 @@ from u2moe.export.encoders.efficient_conformer import (
     Strided,
     cache_name,
 )
-from u2moe.export.encoders.nodes import EncoderNodes, FrameNodes, next_history
+from u2moe.export.encoders.nodes import FrameNodes, next_history
 from u2moe.export.layers import Residual, linear, parameter, product
 from u2moe.runtime.graph.attention import END, Heads, attention, to_heads
 from u2moe.runtime.graph.convolution import ReducingConvolution
 
 
-class EfficientConformerNodes(EncoderNodes):
+class EfficientConformerNodes(ConformerNodes):
     """Builds the encoder."""
 
     @property
@@ -96,35 +96,12 @@ class EfficientConformerNodes(EncoderNodes):
         self._leave()
         return self.following
 
-    def run_blocks(self, x: ir.Value) -> ir.Value:
-        """See `EncoderNodes`."""
-        residual = Residual(self.g, x, pre_norm=self.config.pre_norm)
-        for index, block in enumerate(self.encoder.encoders):
-            with self.g.scope(f"encoders.{index}"):
-                residual = self._block(residual, cast("EfficientBlock", block), index - self.blocks.start)
-        if self.config.pre_norm:
-            residual.normalize(self.encoder.after_norm, "after_norm")
-        return residual.total
-
-    def _block(self, residual: Residual, block: EfficientBlock, place: int) -> Residual:
-        if block.feed_forward_macaron is not None:
-            layer = self.feed_forward(block.feed_forward_macaron, "feed_forward_macaron", block.scale)
-            residual.add(layer, block.norm_ff_macaron, "norm_ff_macaron")
-        residual.add(lambda x: self._attended(x, block.self_attn, place), block.norm_mha, "norm_mha")
-        if block.stride == 1:
-            module = cast("ConvolutionModule", block.conv_module)
-            residual.add(
-                lambda x: self.kept(convolution(self.g, x, module, self.seen, place)), block.norm_conv, "norm_conv"
-            )
-        else:
-            residual = self._strided(residual, block, place)
-        residual.add(self.feed_forward(block.feed_forward, "feed_forward", block.scale), block.norm_ff, "norm_ff")
-        residual.normalize(block.norm_final, "norm_final")
-        return residual
-
-    def _strided(self, residual: Residual, block: EfficientBlock, place: int) -> Residual:
-        """The convolution with a stride, and what stands on the other side of the sum: averages of frames."""
-        g, stride, module = self.g, block.stride, cast("ConvolutionModule", block.conv_module)
+    def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
+        """See `ConformerNodes`: with a stride, what stands on the other side of the sum is averages of frames."""
+        g, place, stride = self.g, index - self.blocks.start, cast("EfficientBlock", block).stride
+        if stride == 1:
+            super().add_convolution(residual, block, module, place)
+            return
         pre_norm = self.config.pre_norm
         branch = residual.normalized(block.norm_conv, "norm_conv") if pre_norm else residual.total
         branch = self._reduced(branch, module, stride, place)
@@ -132,11 +109,9 @@ class EfficientConformerNodes(EncoderNodes):
         self.output_lens = g.op("Div", g.op("Add", self.output_lens, stride - 1), stride)
         self._leave()
         self._enter(g.op("Div", g.op("Add", self.time, stride - 1), stride), self.step * stride)
-        following = Residual(g, average, pre_norm=pre_norm)
-        following.add_branch(branch)
+        residual.replace(average, branch)
         if not pre_norm:
-            following.normalize(block.norm_conv, "norm_conv")
-        return following
+            residual.normalize(block.norm_conv, "norm_conv")
 
     def _reduced(self, x: ir.Value, module: ConvolutionModule, stride: int, place: int) -> ir.Value:
         g, config = self.g, module.config
@@ -173,13 +148,14 @@ class EfficientConformerNodes(EncoderNodes):
         missing = g.op("Mod", g.op("Sub", [0], self.time), [size])
         return g.op("Pad", x, g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))
 
-    def _attended(self, x: ir.Value, layer: MultiHeadAttention, place: int) -> ir.Value:
-        g = self.g
-        with g.scope("self_attn", group="attention"):
+    def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
+        """See `EncoderNodes`."""
+        layer, place = self.attention_of(block), index - self.blocks.start
+        with self.g.scope(self.ATTENTION, group="attention"):
             if isinstance(layer, GroupedAttention):
                 return self._grouped(x, layer, place)
             (bias,) = self.frames.biases([layer], [self.encodings])
-            return self.frames.attend(AttentionNodes(g, layer), x, bias, [self.encodings], place)
+            return self.frames.attend(AttentionNodes(self.g, layer), x, bias, [self.encodings], place)
 
     def _grouped(self, x: ir.Value, layer: GroupedAttention, place: int) -> ir.Value:
         """Attention between groups of frames: frames side by side are one vector, and heads are cut out of that."""
