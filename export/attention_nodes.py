@@ -125,6 +125,6 @@ def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:
     difference = (layer.pos_bias_v.double() - layer.pos_bias_u.double()) / math.sqrt(layer.config.head_dim)
     projection = layer.linear_pos.weight.double().reshape(*difference.shape, -1)
     total = torch.zeros_like(projection[:, 0])
-    for place in range(layer.config.head_dim):
-        total = total + difference[:, place, None] * projection[:, place]
+    for index in range(layer.config.head_dim):
+        total = total + difference[:, index, None] * projection[:, index]
     return total.float()

@@ -96,16 +96,16 @@ class Surroundings:
         form: OverTime,
         inputs: Sequence[ir.Value],
         weights: Sequence[ir.Value],
-        place: int,
+        row: int,
         *,
         channels: int,
         causal: bool,
     ) -> tuple[ir.Value, ir.Value | None]:
-        """A convolution of these inputs, and what is to be cached; `place` is its block's in the histories."""
+        """A convolution of these inputs, and what is to be cached; `row` is its block's in the histories."""
         if not causal:
             beside, kind = [self.valid], "centred"
         else:
-            beside = [] if self.histories is None else [self.histories, g.constant(place)]
+            beside = [] if self.histories is None else [self.histories, g.constant(row)]
             kind = "cached" if self.streaming and beside else "causal"
         function = form.function(cast("Around", kind), channels)
         y, *kept = g.call(function, *inputs, *cast("list[ir.Value]", beside), *weights)
@@ -132,7 +132,7 @@ class TimeDepthwise(nn.Conv1d):
         return self(seen).transpose(1, 2), seen[:, :, seen.shape[2] - past :]
 
     def nodes(
-        self, g: GraphBuilder, x: ir.Value, around: Surroundings, place: int, name: str
+        self, g: GraphBuilder, x: ir.Value, around: Surroundings, row: int, name: str
     ) -> tuple[ir.Value, ir.Value | None]:
         """The same as a layer of the graph; see `Surroundings.convolved`."""
         channels, kernel = self.in_channels, self.kernel_size[0]
@@ -142,13 +142,13 @@ class TimeDepthwise(nn.Conv1d):
                 vector(g, "bias", cast("Tensor", self.bias)),
             ]
             form = DepthwiseConvolution(kernel=kernel)
-            return around.convolved(g, form, [x], weights, place, channels=channels, causal=self.causal)
+            return around.convolved(g, form, [x], weights, row, channels=channels, causal=self.causal)
 
 
 def convolution(
-    g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: Surroundings, place: int
+    g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """The module's layers on [batch, time, dim], and what is to be cached; `place` is the module's in the histories."""
+    """The module's layers on [batch, time, dim], and what is to be cached; `row` is the module's in the histories."""
     config = module.config
     with g.scope("conv_module", group="pointwise_convolutions"):
         # both halves of the gated linear unit as separate products: nothing has to be split
@@ -163,7 +163,7 @@ def convolution(
             norm=has_norm,
             epsilon=config.norm.eps if has_norm else 0.0,
         )
-        y, kept = frames.convolved(g, form, inputs, weights, place, channels=config.channels, causal=config.causal)
+        y, kept = frames.convolved(g, form, inputs, weights, row, channels=config.channels, causal=config.causal)
         if is_rms:
             y = normalization(g, y, module.norm, "norm")
             y = g.call(layers.activation_layer(config.activation), y)[0]

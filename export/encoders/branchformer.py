@@ -148,10 +148,10 @@ class BranchformerNodes(TwoBranchNodes):
         first, second = g.ops("Split", shares, [1, 1], num_outputs=2, axis=-1)
         return g.op("Add", g.op("Mul", first, attended), g.op("Mul", second, gated))
 
-    def _logit(self, branch: ir.Value, pooling: nn.Linear, weight: nn.Linear, place: str) -> ir.Value:
+    def _logit(self, branch: ir.Value, pooling: nn.Linear, weight: nn.Linear, number: str) -> ir.Value:
         """The unnormalised weight of a branch [batch, 1, 1], from its average over the frames that exist."""
         g = self.g
-        scores = g.op("Mul", linear(g, branch, pooling, f"pooling_proj{place}"), self.config.dim**-0.5)
+        scores = g.op("Mul", linear(g, branch, pooling, f"pooling_proj{number}"), self.config.dim**-0.5)
         bias = g.op("Transpose", g.op("Squeeze", self.frames.bias, [1]), perm=[0, 2, 1])
         shares = g.op("Softmax", g.op("Add", scores, bias), axis=1)
-        return linear(g, g.op("ReduceSum", g.op("Mul", shares, branch), [1]), weight, f"weight_proj{place}")
+        return linear(g, g.op("ReduceSum", g.op("Mul", shares, branch), [1]), weight, f"weight_proj{number}")

@@ -101,15 +101,15 @@ class ConvolutionalGatingMLP(nn.Module):
 
 
 def gating(
-    g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, place: int
+    g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """The layers on [batch, time, dim], and what is to be cached; `place` is the block's in the histories."""
+    """The layers on [batch, time, dim], and what is to be cached; `row` is the block's in the histories."""
     unit, kind = module.csgu, module.config.activation
     with g.scope("cgmlp", group="feed_forward"):
         value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
         with g.scope("csgu"):
             gate = normalization(g, gate, unit.norm, "norm")
-            gate, kept = unit.conv.nodes(g, gate, around, place, "conv")
+            gate, kept = unit.conv.nodes(g, gate, around, row, "conv")
             if unit.linear is not None:
                 gate = linear(g, gate, unit.linear, "linear")
             if kind != "identity":

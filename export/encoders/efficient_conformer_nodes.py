@@ -98,13 +98,13 @@ class EfficientConformerNodes(ConformerNodes):
 
     def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
         """See `ConformerNodes`: with a stride, what stands on the other side of the sum is averages of frames."""
-        g, place, stride = self.g, index - self.blocks.start, cast("EfficientBlock", block).stride
+        g, row, stride = self.g, index - self.blocks.start, cast("EfficientBlock", block).stride
         if stride == 1:
-            super().add_convolution(residual, block, module, place)
+            super().add_convolution(residual, block, module, row)
             return
         pre_norm = self.config.pre_norm
         branch = residual.normalized(block.norm_conv, "norm_conv") if pre_norm else residual.total
-        branch = self._reduced(branch, module, stride, place)
+        branch = self._reduced(branch, module, stride, row)
         average = self._averaged(residual.total, stride)
         self.output_lens = g.op("Div", g.op("Add", self.output_lens, stride - 1), stride)
         self._leave()
@@ -113,7 +113,7 @@ class EfficientConformerNodes(ConformerNodes):
         if not pre_norm:
             residual.normalize(block.norm_conv, "norm_conv")
 
-    def _reduced(self, x: ir.Value, module: ConvolutionModule, stride: int, place: int) -> ir.Value:
+    def _reduced(self, x: ir.Value, module: ConvolutionModule, stride: int, row: int) -> ir.Value:
         g, config = self.g, module.config
         valid = self.valid
         padding = (config.kernel - 1) // 2
@@ -123,7 +123,7 @@ class EfficientConformerNodes(ConformerNodes):
         if config.causal:
             form, valid = replace(form, before=0, after=0), g.constant(torch.ones(1, 1, 1).numpy())
             if self.seen.histories is not None:
-                past = g.op("Gather", self.seen.histories, g.constant(place), axis=0)
+                past = g.op("Gather", self.seen.histories, g.constant(row), axis=0)
                 shape = g.op("Concat", g.op("Shape", seen, end=1), [config.kernel - 1, config.channels], axis=0)
                 seen = g.op("Concat", g.op("Expand", past, shape), seen, axis=1)
                 kept = g.op("Unsqueeze", g.op("Slice", seen, [1 - config.kernel], [END], [1]), [0])
@@ -150,14 +150,14 @@ class EfficientConformerNodes(ConformerNodes):
 
     def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
         """See `EncoderNodes`."""
-        layer, place = self.attention_of(block), index - self.blocks.start
+        layer, row = self.attention_of(block), index - self.blocks.start
         with self.g.scope(self.ATTENTION, group="attention"):
             if isinstance(layer, GroupedAttention):
-                return self._grouped(x, layer, place)
+                return self._grouped(x, layer, row)
             (bias,) = self.frames.biases([layer], [self.encodings])
-            return self.frames.attend(AttentionNodes(self.g, layer), x, bias, [self.encodings], place)
+            return self.frames.attend(AttentionNodes(self.g, layer), x, bias, [self.encodings], row)
 
-    def _grouped(self, x: ir.Value, layer: GroupedAttention, place: int) -> ir.Value:
+    def _grouped(self, x: ir.Value, layer: GroupedAttention, row: int) -> ir.Value:
         """Attention between groups of frames: frames side by side are one vector, and heads are cut out of that."""
         g, size = self.g, layer.group_size
         num_heads, head_dim = layer.pos_bias_u.shape
@@ -175,7 +175,7 @@ class EfficientConformerNodes(ConformerNodes):
         if self.streaming:
             kept = g.op("Slice", both, self.frames.first_kept_new, [END], [2])
             self.frames.kept.append(g.op("Unsqueeze", kept, [0]))
-            both = g.op("Concat", g.op("Gather", self.frames.cache, g.constant(place), axis=0), both, axis=2)
+            both = g.op("Concat", g.op("Gather", self.frames.cache, g.constant(row), axis=0), both, axis=2)
         parts = []
         for part in g.ops("Split", both, [own, own], axis=-1, num_outputs=2):
             frames = g.op("Reshape", g.op("Transpose", part, perm=[0, 2, 1, 3]), [0, 0, heads.num_heads * own])

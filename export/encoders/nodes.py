@@ -103,15 +103,15 @@ class FrameNodes:
         return g.op("Where", exists, g.op("Transpose", cache, perm=[0, 1, 3, 2]), start)
 
     def attend(
-        self, nodes: AttentionNodes, x: ir.Value, bias: ir.Value, positions: Sequence[ir.Value], place: int
+        self, nodes: AttentionNodes, x: ir.Value, bias: ir.Value, positions: Sequence[ir.Value], row: int
     ) -> ir.Value:
-        """An attention on [batch, time, dim] whose block is at `place` of the cache, if there is one."""
-        y, *kept = nodes.attend(x, x, bias, positions, self._cache_of(place))
+        """An attention on [batch, time, dim] whose block is at `row` of the cache, if there is one."""
+        y, *kept = nodes.attend(x, x, bias, positions, self._cache_of(row))
         self.kept += kept
         return y
 
-    def _cache_of(self, place: int) -> list[ir.Value]:
-        return [] if self.cache is None else [self.cache, self.g.constant(place), self.first_kept_new]
+    def _cache_of(self, row: int) -> list[ir.Value]:
+        return [] if self.cache is None else [self.cache, self.g.constant(row), self.first_kept_new]
 
     def next_attention_cache(self) -> ir.Value:
         """Keys and values for the next call: from the past, and what blocks keep of this call, which `kept` lists."""

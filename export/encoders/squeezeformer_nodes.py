@@ -145,7 +145,7 @@ class Rate:
     ) -> None:
         g = nodes.g
         self.g, self.frames = g, frames
-        self.place = 0
+        self.row = 0
         with g.scope(name or "full", group="positions"):
             self.encodings = frames.sinusoids(nodes.config.dim)
             if blocks[0].self_attn.shifted:
@@ -159,13 +159,13 @@ class Rate:
 
     def attend(self, x: ir.Value, layer: SqueezeAttention) -> ir.Value:
         """The attention of the next block of this rate."""
-        g, place, adapted = self.g, self.place, folded(layer, "linear_q", "linear_k", "linear_v")
-        self.place += 1
+        g, row, adapted = self.g, self.row, folded(layer, "linear_q", "linear_k", "linear_v")
+        self.row += 1
         with g.scope("self_attn", group="attention"):
             nodes = AttentionNodes(g, adapted)
             if layer.shifted:
                 return self._shifted(x, adapted, nodes)
-            return self.frames.attend(nodes, x, self.biases[place], [self.encodings], place)
+            return self.frames.attend(nodes, x, self.biases[row], [self.encodings], row)
 
     def _shifted(self, x: ir.Value, layer: SqueezeAttention, nodes: AttentionNodes) -> ir.Value:
         g, config = self.g, layer.config

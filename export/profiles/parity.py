@@ -141,8 +141,8 @@ class ProfileParity:
     def _recording(self, num_samples: int) -> None:
         case, samples = f"recording of {num_samples} samples", self.samples[:num_samples]
         found = self.run({"samples": samples[np.newaxis]})
-        heard, num_before = self._heard(samples)
-        encoder_out = self.model.encode(self.features(heard))
+        padded, num_before = self._padded(samples)
+        encoder_out = self.model.encode(self.features(padded))
         log_probs = self.model.ctc(encoder_out)
         best = ctc_greedy_search(log_probs, self.config.blank)
         rate = self.bundle.manifest.features.sample_rate
@@ -159,7 +159,7 @@ class ProfileParity:
         rate = self.bundle.manifest.features.sample_rate
         content = encoded(self.samples, rate, kind)
         samples, _ = soundfile.read(io.BytesIO(content.tobytes()), dtype="float32")
-        log_probs = self.model.ctc(self.model.encode(self.features(self._heard(samples)[0])))
+        log_probs = self.model.ctc(self.model.encode(self.features(self._padded(samples)[0])))
         best = ctc_greedy_search(log_probs, self.config.blank)
         found = self.run({"audio": content})
         self._compare(f"{kind} file", {"tokens": [(np.array(best.tokens, np.int64), found["tokens"])]})
@@ -167,7 +167,7 @@ class ProfileParity:
         if found["text"].tolist() != [text]:
             raise ParityError(f"{self.subject}: {kind} file: text is {found['text'].tolist()}, expected {[text]}")
 
-    def _heard(self, samples: Array) -> tuple[Array, int]:
+    def _padded(self, samples: Array) -> tuple[Array, int]:
         """A recording with the padding of the bundle, and the number of samples before it."""
         manifest = self.bundle.manifest
         padding = Padding(manifest.decoding.padding_s, manifest.features.sample_rate, manifest.features.frame_len)

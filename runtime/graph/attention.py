@@ -238,9 +238,9 @@ def shifted_places(g: GraphBuilder, time: ir.Value, lens: ir.Value) -> ir.Value:
     """
     frames = g.op("Range", 0, g.op("Squeeze", time, [0]), 1)
     length = g.op("Unsqueeze", lens, [1, 2])
-    place = g.op("Add", g.op("Add", g.op("Mul", g.op("Unsqueeze", frames, [1]), length), frames), length)
+    flat = g.op("Add", g.op("Add", g.op("Mul", g.op("Unsqueeze", frames, [1]), length), frames), length)
     width = g.op("Add", length, 1)
-    row, column = g.op("Div", place, width), g.op("Mod", place, width)
+    row, column = g.op("Div", flat, width), g.op("Mod", flat, width)
     found = g.op("Add", g.op("Mul", row, g.op("Add", time, 1)), column)
     last = g.op("Sub", g.op("Mul", time, g.op("Add", time, 1)), 1)  # frames that do not exist may find anything
     return g.op("Reshape", g.op("Min", found, last), [0, -1])
