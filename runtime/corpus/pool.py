@@ -17,9 +17,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -56,25 +55,6 @@ class _Report(ctypes.Structure):
     )
 
 
-@dataclass(kw_only=True)
-class _Trouble:
-    """Deaths of workers at one block."""
-
-    deaths: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    left_out: dict[int, str] = field(default_factory=dict)
-    alone: set[int] = field(default_factory=set)
-
-    def blame(self, attempt: tuple[int, ...], exit_code: int) -> None:
-        """Record that a worker died during an attempt."""
-        self.deaths[attempt] += 1
-        if not attempt or self.deaths[attempt] < (_MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS):
-            return
-        if len(attempt) == 1:
-            self.left_out[attempt[0]] = f"left out: the process that recognised it died ({_named(exit_code)})"
-        else:
-            self.alone.update(attempt)
-
-
 @dataclass(kw_only=True, eq=False)
 class _Worker:
     """A process, and the block it works on."""
@@ -108,7 +88,7 @@ class WorkerPool:
         self.num_deaths = 0
         self._setup = (folder, run, model, recognizer)
         self._context = multiprocessing.get_context("spawn" if recognizer is None else "fork")
-        self._trouble: dict[int, _Trouble] = {}
+        self._cautions: dict[int, Caution] = {}
         self._workers = [self._start() for _ in range(num_workers)]
 
     def __enter__(self) -> Self:
@@ -168,10 +148,8 @@ class WorkerPool:
     def _assign(self, worker: _Worker, block: Block) -> None:
         worker.block = block
         worker.report.num_utterances, worker.report.seconds, worker.report.num_attempted = 0, 0.0, 0
-        trouble = self._trouble.get(block.number)
-        caution = Caution(left_out=dict(trouble.left_out), alone=frozenset(trouble.alone)) if trouble else None
         with contextlib.suppress(ConnectionError):  # a worker that died meanwhile is noticed in `_receive`
-            worker.connection.send((block, caution))
+            worker.connection.send((block, self._cautions.get(block.number)))
 
     def _receive(self, worker: _Worker) -> BlockDone | None:
         try:
@@ -183,7 +161,7 @@ class WorkerPool:
             raise message
         done: BlockDone = message
         worker.block = None
-        self._trouble.pop(done.number, None)
+        self._cautions.pop(done.number, None)
         return done
 
     def _replace(self, old: _Worker) -> None:
@@ -202,8 +180,19 @@ class WorkerPool:
         new.num_starts = 1 if report.is_ready else old.num_starts + 1
         if old.block is not None:
             attempt = tuple(report.attempted[: report.num_attempted])
-            self._trouble.setdefault(old.block.number, _Trouble()).blame(attempt, exit_code)
+            _blame(self._cautions.setdefault(old.block.number, Caution()), attempt, exit_code)
             self._assign(new, old.block)
+
+
+def _blame(caution: Caution, attempt: tuple[int, ...], exit_code: int) -> None:
+    """Record that a worker died during an attempt."""
+    caution.deaths[attempt] += 1
+    if not attempt or caution.deaths[attempt] < (_MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS):
+        return
+    if len(attempt) == 1:
+        caution.left_out[attempt[0]] = f"left out: the process that recognised it died ({_named(exit_code)})"
+    else:
+        caution.alone.update(attempt)
 
 
 def _work(

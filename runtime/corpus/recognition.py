@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from u2moe.runtime.corpus.entry import Block, Entry
@@ -64,17 +65,19 @@ _BATCH_S = 300.0
 """Number and seconds of the utterances that are decoded together. The pipeline sorts them by length."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Caution:
     """How to repeat a block at which processes died; see `pool`.
 
     Attributes:
         left_out: why utterances, by their index, are not tried again.
         alone: indices of utterances that are decoded alone.
+        deaths: number of processes that died while they tried these indices.
     """
 
-    left_out: Mapping[int, str] = field(default_factory=dict)
-    alone: Collection[int] = ()
+    left_out: dict[int, str] = field(default_factory=dict)
+    alone: set[int] = field(default_factory=set)
+    deaths: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, kw_only=True)
