@@ -237,11 +237,11 @@ def test_shards_share_a_folder(corpus, undisturbed, tmp_path):
 def test_blocks_cover_a_list_once(num, size, count):
     utterances = [Entry(key=str(i), source=AudioFile(path="x")) for i in range(num)]
     blocks = list(cut_into_blocks(iter(utterances), size))
-    assert [utterance for block in blocks for utterance in block.utterances] == utterances
+    assert [utterance for block in blocks for utterance in block.entries] == utterances
     for block in blocks:
         assert range_of(f"blocks/{block.file_name}") == (block.start, block.stop)
         assert sum(block.number in Shard(index=i, count=count) for i in range(count)) == 1
-        assert block.utterances[0].key == str(block.start)
+        assert block.entries[0].key == str(block.start)
 
 
 @pytest.mark.parametrize("text", ["", "1", "2/2", "0/0", "-1/2", "a/b"])

@@ -184,7 +184,7 @@ def test_a_folder_of_fsspec(tmp_path):
     needed("fsspec")
     folder = OutputFolder("memory://corpus-test/out")
     assert (folder.finished_blocks(), folder.num_utterances, folder.claims) == ({}, None, None)
-    block = Block(number=0, start=0, utterances=[Entry(key="k", source=AudioFile(path="x"))])
+    block = Block(number=0, start=0, entries=[Entry(key="k", source=AudioFile(path="x"))])
     folder.write_block(block, b"content\n")
     folder.num_utterances = 1
     assert folder.is_finished(block)

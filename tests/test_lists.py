@@ -261,7 +261,7 @@ def test_memory_does_not_grow_with_a_list(tmp_path):
     for num in (500, 5_000):
         list_path = write(tmp_path / "data.list", *[{"key": f"k{i}", "wav": f"{i}.wav"} for i in range(num)])
         tracemalloc.start()
-        assert sum(len(block.utterances) for block in cut_into_blocks(read_utterances(list_path), 100)) == num
+        assert sum(len(block.entries) for block in cut_into_blocks(read_utterances(list_path), 100)) == num
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]

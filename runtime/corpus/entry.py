@@ -153,22 +153,22 @@ _NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Consecutive utterances of a list.
+    """Consecutive entries of a list.
 
     Attributes:
         number: index among the blocks.
-        start: position of its first utterance in the list.
-        utterances: at least one.
+        start: position of its first entry in the list.
+        entries: at least one.
     """
 
     number: int
     start: int
-    utterances: Sequence[Entry]
+    entries: Sequence[Entry]
 
     @property
     def stop(self) -> int:
-        """Position after its last utterance."""
-        return self.start + len(self.utterances)
+        """Position after its last entry."""
+        return self.start + len(self.entries)
 
     @property
     def file_name(self) -> str:
@@ -176,12 +176,12 @@ class Block:
         return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
 
 
-def cut_into_blocks(utterances: Iterable[Entry], size: int) -> Iterator[Block]:
-    """Blocks of `size` utterances, the last one shorter; holds one at a time."""
-    remaining = iter(utterances)
+def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
+    """Blocks of `size` entries, the last one shorter; holds one at a time."""
+    remaining = iter(entries)
     number = 0
     while content := tuple(islice(remaining, size)):
-        yield Block(number=number, start=number * size, utterances=content)
+        yield Block(number=number, start=number * size, entries=content)
         number += 1
 
 

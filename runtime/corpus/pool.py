@@ -1,8 +1,8 @@
 """A pool of worker processes for blocks. A worker that dies is replaced, and its block is repeated.
 
-Workers note the utterances that they are about to read or decode in shared memory. So an utterance whose file kills
+Workers note the entries that they are about to read or decode in shared memory. So an entry whose file kills
 each reader is identified after some deaths, and becomes a row with an error; a batch is first split into single
-utterances.
+entries.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL} if os.name == "posix" else set()
 _MOST_CRASHES = 2
 _MOST_KILLS = 5
-"""Deaths at one utterance after which it is left out. More kills than crashes: a kill may come from outside (an
+"""Deaths at one entry after which it is left out. More kills than crashes: a kill may come from outside (an
 operator, or another process that exhausted the memory)."""
 _MOST_STARTS = 5
 
@@ -98,7 +98,7 @@ class WorkerPool:
         self.close()
 
     def in_progress(self) -> tuple[int, float]:
-        """Numbers of utterances and of seconds of audio recognised in unfinished blocks."""
+        """Numbers of entries and of seconds of audio recognised in unfinished blocks."""
         busy = [worker.report for worker in self._workers if worker.block is not None]
         return sum(report.num_utterances for report in busy), sum(report.seconds for report in busy)
 
@@ -219,7 +219,7 @@ def _work(
         report.is_ready = True
         while True:
             block, caution = parent.recv()
-            parent.send(write_block(folder, block, recognizer.recognize(block.utterances, caution)))
+            parent.send(write_block(folder, block, recognizer.recognize(block.entries, caution)))
     except (EOFError, ConnectionError):  # the parent is gone; what was written is whole
         return
     except Exception as error:  # noqa: BLE001 - the parent raises it

@@ -27,7 +27,7 @@ from u2moe.runtime.validation import checked_options
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider")
 _MOST_RETRIES = 3
 """How often a block is tried again whose actor died. After that it is left out, for a run on one machine to find the
-utterance that kills its reader."""
+entry that kills its reader."""
 _TICK_S = 1.0
 
 
@@ -54,7 +54,7 @@ def run_on_ray(
 
     Raises:
         CorpusError: the list cannot be read, the folder belongs to another run, there is no room for an actor, or
-            utterances are left out because their actors died again and again.
+            entries are left out because their actors died again and again.
         OSError: results cannot be written.
     """
     model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
@@ -93,7 +93,7 @@ class _Actors:
 
     Attributes:
         num_deaths: 0: Ray restarts actors without telling.
-        num_left_out: utterances in blocks whose actors died again and again.
+        num_left_out: entries in blocks whose actors died again and again.
     """
 
     def __init__(self, run: CorpusRun, model: ModelChoice, num_actors: int | None) -> None:
@@ -124,7 +124,7 @@ class _Actors:
                 try:
                     done = ray.get(task)
                 except ray.exceptions.RayActorError:
-                    self.num_left_out += len(block.utterances)
+                    self.num_left_out += len(block.entries)
             yield done
 
 
@@ -137,7 +137,7 @@ class _Actor:
 
     def write(self, block: Block) -> BlockDone:
         """Recognise a block and write its file."""
-        return write_block(self._folder, block, self._recognizer.recognize(block.utterances))
+        return write_block(self._folder, block, self._recognizer.recognize(block.entries))
 
 
 class Recognize:
@@ -174,5 +174,5 @@ class Recognize:
             sources = [
                 AudioBytes(content=content, name=path) for content, path in zip(batch["bytes"], paths, strict=True)
             ]
-        utterances = [Entry(key=key, source=source) for key, source in zip(keys, sources, strict=True)]
-        return parquet.to_table(self._recognizer.recognize(utterances))
+        entries = [Entry(key=key, source=source) for key, source in zip(keys, sources, strict=True)]
+        return parquet.to_table(self._recognizer.recognize(entries))

@@ -1,4 +1,4 @@
-"""Recognises the utterances of a block, short ones in batches, and writes a row for each."""
+"""Recognises the entries of a block, short ones in batches, and writes a row for each."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class ModelChoice:
 
 
 LONGEST_BATCHED_S = 30.0
-"""Longer utterances are decoded as they are read, so that memory does not grow with their length."""
+"""Longer entries are decoded as they are read, so that memory does not grow with their length."""
 BATCH_LEN = 64
 _BATCH_S = 300.0
-"""Number and seconds of the utterances that are decoded together. The pipeline sorts them by length."""
+"""Number and seconds of the entries that are decoded together. The pipeline sorts them by length."""
 
 
 @dataclass(kw_only=True)
@@ -70,8 +70,8 @@ class Caution:
     """How to repeat a block at which processes died; see `pool`.
 
     Attributes:
-        left_out: why utterances, by their index, are not tried again.
-        alone: indices of utterances that are decoded alone.
+        left_out: why entries, by their index, are not tried again.
+        alone: indices of entries that are decoded alone.
         deaths: number of processes that died while they tried these indices.
     """
 
@@ -82,10 +82,10 @@ class Caution:
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """An utterance whose audio was read; the stream holds what is not decoded yet."""
+    """An entry whose audio was read; the stream holds what is not decoded yet."""
 
     index: int
-    utterance: Entry
+    entry: Entry
     stream: Stream
     segments: list[Result]
     duration: float
@@ -99,8 +99,8 @@ class BlockRecognizer:
     Args:
         recognizer: the recogniser.
         rows: makes the rows.
-        on_progress: called with numbers of utterances and seconds of audio that were recognised since the last call.
-        on_attempt: called with the indices of the utterances that are about to be read or decoded, at most `BATCH_LEN`.
+        on_progress: called with numbers of entries and seconds of audio that were recognised since the last call.
+        on_attempt: called with the indices of the entries that are about to be read or decoded, at most `BATCH_LEN`.
     """
 
     def __init__(
@@ -117,34 +117,34 @@ class BlockRecognizer:
         self._on_attempt = on_attempt
         self._sample_rate = recognizer.bundle.manifest.features.sample_rate
 
-    def recognize(self, utterances: Sequence[Entry], caution: Caution | None = None) -> list[Row]:
-        """A row for each utterance, in order; one that cannot be recognised has an `error`, whatever it is."""
+    def recognize(self, entries: Sequence[Entry], caution: Caution | None = None) -> list[Row]:
+        """A row for each entry, in order; one that cannot be recognised has an `error`, whatever it is."""
         caution = caution or Caution()
         rows: dict[int, Row] = {}
         waiting: list[_Read] = []
         with Sources() as sources:
-            for index, utterance in enumerate(utterances):
+            for index, entry in enumerate(entries):
                 if index in caution.left_out:
-                    rows[index] = self._failed(utterance, caution.left_out[index])
+                    rows[index] = self._failed(entry, caution.left_out[index])
                 elif index in caution.alone:
-                    rows[index] = self._alone(index, utterance, sources)
+                    rows[index] = self._alone(index, entry, sources)
                 else:
                     try:
-                        waiting.append(self._read(index, utterance, sources))
+                        waiting.append(self._read(index, entry, sources))
                     except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
-                        rows[index] = self._failed(utterance, error)
+                        rows[index] = self._failed(entry, error)
                 is_full = len(waiting) == BATCH_LEN or sum(read.duration for read in waiting) > _BATCH_S
-                if is_full or index + 1 == len(utterances):
+                if is_full or index + 1 == len(entries):
                     rows |= self._decode(waiting, sources)
                     waiting.clear()
-        return [rows[index] for index in range(len(utterances))]
+        return [rows[index] for index in range(len(entries))]
 
-    def _read(self, index: int, utterance: Entry, sources: Sources) -> _Read:
-        """Read an utterance; a long one is decoded while it is read."""
+    def _read(self, index: int, entry: Entry, sources: Sources) -> _Read:
+        """Read an entry; a long one is decoded while it is read."""
         self._on_attempt([index])
         warnings: dict[str, None] = {}  # each once, in order
         with handing_warnings_to(warnings.setdefault):
-            blocks = RecordingReader(sources.read_blocks(utterance, self._sample_rate), self._sample_rate)
+            blocks = RecordingReader(sources.read_blocks(entry, self._sample_rate), self._sample_rate)
             stream = self._recognizer.create_recording_stream()
 
             def decode(streams: list[Stream]) -> None:
@@ -154,7 +154,7 @@ class BlockRecognizer:
             segments = list(recognize(decode, stream, blocks))
         return _Read(
             index=index,
-            utterance=utterance,
+            entry=entry,
             stream=stream,
             segments=segments,
             duration=blocks.duration,
@@ -163,33 +163,33 @@ class BlockRecognizer:
         )
 
     def _decode(self, reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
-        """Decode utterances together or, if that fails, each alone."""
+        """Decode entries together or, if that fails, each alone."""
         self._on_attempt([read.index for read in reads])
         try:
             self._recognizer.decode_streams([read.stream for read in reads])
         except Exception:  # noqa: BLE001 - one of them: each is tried alone
-            return {read.index: self._alone(read.index, read.utterance, sources) for read in reads}
+            return {read.index: self._alone(read.index, read.entry, sources) for read in reads}
         rows = {read.index: self._row(read) for read in reads}
         self._on_progress(len(reads), sum(read.duration for read in reads))
         return rows
 
-    def _alone(self, index: int, utterance: Entry, sources: Sources) -> Row:
+    def _alone(self, index: int, entry: Entry, sources: Sources) -> Row:
         try:
-            read = self._read(index, utterance, sources)
+            read = self._read(index, entry, sources)
             self._recognizer.decode_streams([read.stream])
             row = self._row(read)
         except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
-            return self._failed(utterance, error)
+            return self._failed(entry, error)
         self._on_progress(1, read.duration)
         return row
 
     def _row(self, read: _Read) -> Row:
         transcript = transcript_of(read.segments + read.stream.take_segments(), read.duration, read.error)
-        return self._rows.of_transcript(read.utterance, transcript, read.warnings)
+        return self._rows.of_transcript(read.entry, transcript, read.warnings)
 
-    def _failed(self, utterance: Entry, error: Exception | str) -> Row:
+    def _failed(self, entry: Entry, error: Exception | str) -> Row:
         self._on_progress(1, 0.0)
-        return self._rows.of_error(utterance, error)
+        return self._rows.of_error(entry, error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class BlockDone:
 
     Attributes:
         number: the block.
-        num_utterances: its utterances.
+        num_utterances: its entries.
         num_failed: those with an error.
         num_warned: those with warnings.
         seconds: seconds of audio.

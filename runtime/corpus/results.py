@@ -21,7 +21,7 @@ from u2moe.runtime.text.word_errors import WordErrors
 from u2moe.runtime.whole_file import replacing
 
 _LENGTHS_S = (2, 5, 10, 20, 30)
-"""Limits between the groups of utterances of like length."""
+"""Limits between the groups of entries of like length."""
 _NUM_SAMPLES = 1000
 _CONFIDENCE = 0.95
 
@@ -68,7 +68,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
             each row; .csv, the fields that are one value; .parquet, which needs pyarrow.
 
     Raises:
-        CorpusError: there is no run in the folder, utterances are missing, or a file of the results is damaged.
+        CorpusError: there is no run in the folder, entries are missing, or a file of the results is damaged.
         OSError: the file cannot be written.
     """
     num_missing = folder.num_missing()
@@ -108,8 +108,8 @@ def _write_csv(rows: Iterator[Row], file: Path) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredUtterance:
-    """Word errors of an utterance."""
+class ScoredEntry:
+    """Word errors of an entry."""
 
     key: str
     num_errors: int
@@ -120,10 +120,10 @@ class ScoredUtterance:
 
 @dataclass(kw_only=True)
 class GroupScore:
-    """Word errors of a group of utterances.
+    """Word errors of a group of entries.
 
     Attributes:
-        num_utterances: utterances with a transcript.
+        num_utterances: entries with a transcript.
         num_errors: substitutions, deletions and insertions.
         num_words: words of the transcripts.
     """
@@ -132,10 +132,10 @@ class GroupScore:
     num_errors: int = 0
     num_words: int = 0
     _pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Number of utterances by errors and words: all that the bootstrap needs."""
+    """Number of entries by errors and words: all that the bootstrap needs."""
 
     def add(self, num_errors: int, num_words: int) -> None:
-        """Count an utterance."""
+        """Count an entry."""
         self.num_utterances += 1
         self.num_errors += num_errors
         self.num_words += num_words
@@ -147,7 +147,7 @@ class GroupScore:
         return self.num_errors / self.num_words if self.num_words else 0.0
 
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the rate, by a bootstrap over utterances."""
+        """95 % confidence interval of the rate, by a bootstrap over entries."""
         if not self.num_words:
             return 0.0, 0.0
         pairs = np.array(list(self._pairs), np.float64)
@@ -164,17 +164,17 @@ class Score:
     """Word errors of a corpus.
 
     Attributes:
-        total: of all utterances.
+        total: of all entries.
         groups: of each group, in the order of their names.
-        worst: the utterances with most errors, worst first.
-        num_without_transcript: utterances that could not be scored.
-        num_failed: scored utterances with an error; what is missing of their text counts as deleted.
+        worst: the entries with most errors, worst first.
+        num_without_transcript: entries that could not be scored.
+        num_failed: scored entries with an error; what is missing of their text counts as deleted.
         report: word errors by kind, and the words that are confused.
     """
 
     total: GroupScore
     groups: Mapping[str, GroupScore]
-    worst: list[ScoredUtterance]
+    worst: list[ScoredEntry]
     num_without_transcript: int
     num_failed: int
     report: WordErrors
@@ -184,17 +184,17 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
     """Score recognised texts against their transcripts, as words of `word_errors.words`.
 
     Args:
-        outcomes: rows of results; only counts and the worst utterances stay in memory.
+        outcomes: rows of results; only counts and the worst entries stay in memory.
         by: what makes a group: "speaker", "length", or the name of a field of the list, such as "set"; None: no
             groups.
-        num_worst: number of utterances to name.
+        num_worst: number of entries to name.
 
     Raises:
-        CorpusError: no utterance has a transcript.
+        CorpusError: no entry has a transcript.
     """
     total, report = GroupScore(), WordErrors()
     groups: dict[str, GroupScore] = {}
-    worst: list[tuple[int, float, int, ScoredUtterance]] = []
+    worst: list[tuple[int, float, int, ScoredEntry]] = []
     num_without = num_failed = 0
     group_of = _grouping(by)
     for number, outcome in enumerate(outcomes):
@@ -208,7 +208,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
         total.add(errors, num_words)
         groups.setdefault(group_of(outcome), GroupScore()).add(errors, num_words)
         if num_worst and errors:
-            scored = ScoredUtterance(
+            scored = ScoredEntry(
                 key=outcome.key,
                 num_errors=errors,
                 num_words=num_words,

@@ -1,4 +1,4 @@
-"""Rows of results, one per utterance: made, and read. Parquet is in `parquet`."""
+"""Rows of results, one per entry: made, and read. Parquet is in `parquet`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class RowMaker:
         """A maker of the rows of a run."""
         return cls(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
 
-    def of_transcript(self, utterance: Entry, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
-        """The row of a recognised utterance; one that breaks off has both a text and an error."""
+    def of_transcript(self, entry: Entry, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
+        """The row of a recognised entry; one that breaks off has both a text and an error."""
         row = self._row(
-            utterance,
+            entry,
             transcript.text,
             round(transcript.duration, 3),
             [_segment(segment) for segment in transcript.segments],
@@ -51,19 +51,17 @@ class RowMaker:
         )
         return {**row, "warnings": list(warnings)} if warnings else row
 
-    def of_error(self, utterance: Entry, error: Exception | str) -> Row:
-        """The row of an utterance that cannot be recognised."""
-        return self._row(utterance, "", 0.0, [], " ".join(str(error).split()) or type(error).__name__)
+    def of_error(self, entry: Entry, error: Exception | str) -> Row:
+        """The row of an entry that cannot be recognised."""
+        return self._row(entry, "", 0.0, [], " ".join(str(error).split()) or type(error).__name__)
 
-    def _row(
-        self, utterance: Entry, text: str, duration: float, segments: list[dict[str, Any]], error: str | None
-    ) -> Row:
+    def _row(self, entry: Entry, text: str, duration: float, segments: list[dict[str, Any]], error: str | None) -> Row:
         made = {"segments": segments, "model": self.model, "options": self.options, "error": error}
         if self.is_nemo:
-            return {**utterance.fields, "key": utterance.key, "pred_text": text, "read_duration": duration, **made}
-        said = {"reference": utterance.text, "speaker": utterance.speaker, "fields": dict(utterance.fields) or None}
+            return {**entry.fields, "key": entry.key, "pred_text": text, "read_duration": duration, **made}
+        said = {"reference": entry.text, "speaker": entry.speaker, "fields": dict(entry.fields) or None}
         known = {name: value for name, value in said.items() if value is not None}
-        return {"key": utterance.key, "text": text, "duration": duration, **known, **made}
+        return {"key": entry.key, "text": text, "duration": duration, **known, **made}
 
 
 def options_as_json(options: DecodingOptions) -> dict[str, Any]:
@@ -122,7 +120,7 @@ class Outcome:
     """The content of a row, in the same form for lists of NeMo and all others.
 
     Attributes:
-        key: key of the utterance.
+        key: key of the entry.
         text: recognised text.
         duration: seconds of audio read.
         reference: transcript in the list.

@@ -1,8 +1,8 @@
-"""The folder of a run: its description, a file for each finished block, and how many utterances there are in all.
+"""The folder of a run: its description, a file for each finished block, and how many entries there are in all.
 
     run.json                                    what the run is, written first
-    blocks/000000/000000000000-000000000256.jsonl   results of the utterances at these positions of the list
-    end.json                                    number of utterances, written by the first to read the whole list
+    blocks/000000/000000000000-000000000256.jsonl   results of the entries at these positions of the list
+    end.json                                    number of entries, written by the first to read the whole list
     claims/                                     which block is being worked on, and by whom (local folders only)
 
 A block is done when its file exists. Files appear as a whole, so a run may be killed at any moment.
@@ -58,7 +58,7 @@ class RunDescription:
         kernels: "native" for those of u2moe-kernels, else "onnxruntime".
         options: decoding options, as JSON.
         hotwords: SHA-256 of the hotwords; None: those of the bundle.
-        block_size: utterances in a block.
+        block_size: entries in a block.
     """
 
     u2moe: str
@@ -151,7 +151,7 @@ class OutputFolder:
 
     @property
     def num_utterances(self) -> int | None:
-        """The number of utterances in the list; None: no process has read it to its end."""
+        """The number of entries in the list; None: no process has read it to its end."""
         content = read_bytes(join(self.path, "end.json"))
         return None if content is None else int(json.loads(content)["num_utterances"])
 
@@ -160,7 +160,7 @@ class OutputFolder:
         write_whole(join(self.path, "end.json"), json.dumps({"num_utterances": number}).encode() + b"\n")
 
     def num_missing(self) -> int | None:
-        """Number of utterances without results; None: unknown, see `num_utterances`."""
+        """Number of entries without results; None: unknown, see `num_utterances`."""
         total = self.num_utterances
         return None if total is None else total - sum(stop - start for start, stop in self.finished_blocks().items())
 

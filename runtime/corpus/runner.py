@@ -27,10 +27,10 @@ class CorpusOptions:
 
     Attributes:
         list_options: how to interpret the entries of the list.
-        block_size: utterances in a block, the unit that is written, and lost if the machine fails.
+        block_size: entries in a block, the unit that is written, and lost if the machine fails.
         shard: the share of the blocks to do.
         num_workers: processes. None: all cores that may be used.
-        retry_failed: whether blocks with failed utterances are done again.
+        retry_failed: whether blocks with failed entries are done again.
     """
 
     list_options: ListOptions = option("record", ListOptions(), record=ListOptions)
@@ -48,14 +48,14 @@ class RunProgress:
     """How far a run is.
 
     Attributes:
-        total: utterances in the list, if it can be known before it is read.
-        num_before: utterances whose results were there before.
-        num_done: utterances recognised by this call, in blocks that are finished.
+        total: entries in the list, if it can be known before it is read.
+        num_before: entries whose results were there before.
+        num_done: entries recognised by this call, in blocks that are finished.
         num_failed: those of them with an error.
         num_warned: those of them whose audio gave warnings.
-        num_elsewhere: utterances that other processes were working on when this one had nothing left to do.
+        num_elsewhere: entries that other processes were working on when this one had nothing left to do.
         num_deaths: workers that died and were replaced.
-        num_recognized: utterances recognised by this call, also in blocks that are not finished.
+        num_recognized: entries recognised by this call, also in blocks that are not finished.
         seconds: seconds of audio of these.
         elapsed_s: seconds since workers began.
     """
@@ -80,9 +80,9 @@ def run_corpus(
     *,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise what is missing of a corpus, each utterance exactly once, whatever was interrupted before.
+    """Recognise what is missing of a corpus, each entry exactly once, whatever was interrupted before.
 
-    Utterances that cannot be recognised become rows with an `error`; they stop nothing.
+    Entries that cannot be recognised become rows with an `error`; they stop nothing.
 
     Args:
         list_path: a list of any of the formats, a folder or a URL.
@@ -119,7 +119,7 @@ class Workers(Protocol):
         """Do all blocks; yields each that is done, and None about once a second."""
 
     def in_progress(self) -> tuple[int, float]:
-        """Utterances, and seconds of audio, that are recognised of blocks that are not finished."""
+        """Entries, and seconds of audio, that are recognised of blocks that are not finished."""
 
 
 class CorpusRun:
@@ -199,13 +199,13 @@ class CorpusRun:
         """Blocks to do, in order, each claimed. Reads the list to its end."""
         position = 0
         run = self.description
-        utterances = read_utterances(run.list_path, file_format=run.list_format, options=self._options.list_options)
-        for block in cut_into_blocks(utterances, run.block_size):
+        entries = read_utterances(run.list_path, file_format=run.list_format, options=self._options.list_options)
+        for block in cut_into_blocks(entries, run.block_size):
             position = block.stop
             if block.start in self._own:
                 continue
             if block.start in self._finished:
-                self.progress.num_before += len(block.utterances)
+                self.progress.num_before += len(block.entries)
             elif block.number in self._options.shard and self._take(block):
                 self._num_taken += 1
                 yield block
@@ -217,13 +217,13 @@ class CorpusRun:
         if self._claims is None:
             return True
         if not self._claims.take(block.number):
-            self.progress.num_elsewhere += len(block.utterances)
+            self.progress.num_elsewhere += len(block.entries)
             return False
         if self._options.retry_failed or not self.folder.is_finished(block):
             return True
         self._claims.release(block.number)
         self._finished.add(block.start)
-        self.progress.num_before += len(block.utterances)
+        self.progress.num_before += len(block.entries)
         return False
 
     def _finish(self, done: BlockDone) -> None:

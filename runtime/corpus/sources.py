@@ -1,4 +1,4 @@
-"""Reads the audio of utterances from files, URLs, tar archives and commands."""
+"""Reads the audio of entries from files, URLs, tar archives and commands."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LONGEST_COMMAND_S = 600.0
 
 
 class Sources:
-    """Reads the audio of utterances.
+    """Reads the audio of entries.
 
-    Caches the last recording, as the next utterance may be another part of it, and keeps one archive open, so that a
+    Caches the last recording, as the next entry may be another part of it, and keeps one archive open, so that a
     compressed archive is read in one pass. Close it, or use it in a `with` block.
     """
 
@@ -47,27 +47,27 @@ class Sources:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def read_blocks(self, utterance: Entry, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Samples of an utterance at `sample_rate`, one channel, float32, in blocks of about ten seconds.
+    def read_blocks(self, entry: Entry, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Samples of an entry at `sample_rate`, one channel, float32, in blocks of about ten seconds.
 
         Raises:
             AudioError: its audio cannot be read, or breaks off; then raised after the last samples.
         """
         yield from read_blocks(
-            self.open(utterance),
+            self.open(entry),
             sample_rate,
-            channel=utterance.channel,
-            start=utterance.start,
-            end=utterance.end,
+            channel=entry.channel,
+            start=entry.start,
+            end=entry.end,
         )
 
-    def open(self, utterance: Entry) -> str | SoundBytes:
-        """The sound file of an utterance: a path, or its bytes.
+    def open(self, entry: Entry) -> str | SoundBytes:
+        """The sound file of an entry: a path, or its bytes.
 
         Raises:
             AudioError: it cannot be read; names it.
         """
-        source = utterance.source
+        source = entry.source
         if isinstance(source, Unreadable):
             raise AudioError(source.error)
         if isinstance(source, AudioFile) and not is_url(source.path):

@@ -1,4 +1,4 @@
-"""Lists of utterances as people have them: one file for each format, and the table of them."""
+"""Lists of entries as people have them: one file for each format, and the table of them."""
 
 from u2moe.runtime.corpus.entry import ListOptions
 from u2moe.runtime.corpus.lists.lines import Recording, read_recordings

@@ -16,7 +16,7 @@ SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))
 
 
 def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
-    """Utterances of a folder: each audio file below it; the key is its path from the folder.
+    """Entries of a folder: each audio file below it; the key is its path from the folder.
 
     Only the names of one folder and of those above it are in memory. Links to folders are not followed.
 
@@ -33,8 +33,8 @@ def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
 
 def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
     """The keys of the files."""
-    for utterance in read(list_path, options):
-        yield f"{utterance.key}\n".encode("utf-8", "surrogateescape")
+    for entry in read(list_path, options):
+        yield f"{entry.key}\n".encode("utf-8", "surrogateescape")
 
 
 def count(list_path: str) -> int:

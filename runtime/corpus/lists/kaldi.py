@@ -47,7 +47,7 @@ class _Table:
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Utterances of a data folder, or of its wav.scp: one for each segment or, without segments, each recording.
+    """Entries of a data folder, or of its wav.scp: one for each segment or, without segments, each recording.
 
     With segments the recordings are kept in memory; all other tables are read side by side.
 

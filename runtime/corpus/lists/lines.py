@@ -47,11 +47,11 @@ def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
 
 
 def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry]:
-    """Utterances from lines; a line that cannot be understood becomes an `Unreadable` one, named by its number.
+    """Entries from lines; a line that cannot be understood becomes an `Unreadable` one, named by its number.
 
     Args:
         list_path: the file.
-        parse: from a line to an utterance; raises ValueError with what was found and expected.
+        parse: from a line to an entry; raises ValueError with what was found and expected.
 
     Raises:
         CorpusError: already the first line cannot be understood: it is a list of another kind.
@@ -59,14 +59,14 @@ def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry
     is_first = True
     for number, line in read_lines(list_path):
         try:
-            utterance = parse(line)
+            entry = parse(line)
         except (ValueError, RecursionError) as error:
             message = f"{list_path}: line {number}: {error}"
             if is_first:
                 raise CorpusError(message) from error
-            utterance = Entry(key=f"{base_name(list_path)}:{number}", source=Unreadable(error=message))
+            entry = Entry(key=f"{base_name(list_path)}:{number}", source=Unreadable(error=message))
         is_first = False
-        yield utterance
+        yield entry
 
 
 def json_record(line: str) -> Record:
@@ -79,7 +79,7 @@ def json_record(line: str) -> Record:
 
 
 def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Utterances of a list of paths, each perhaps with a transcript after a tab; the path as written is the key."""
+    """Entries of a list of paths, each perhaps with a transcript after a tab; the path as written is the key."""
 
     def parse(line: str) -> Entry:
         path, tab, transcript = line.partition("\t")
@@ -90,7 +90,7 @@ def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Utterances of a data.list of the kind "raw": `key`, `wav`, `txt`, perhaps `start` and `end` in seconds."""
+    """Entries of a data.list of the kind "raw": `key`, `wav`, `txt`, perhaps `start` and `end` in seconds."""
 
     def parse(line: str) -> Entry:
         record = json_record(line)
@@ -110,7 +110,7 @@ def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Utterances of a NeMo list; they keep all fields, since NeMo's tools expect them in the output.
+    """Entries of a NeMo list; they keep all fields, since NeMo's tools expect them in the output.
 
     NeMo has no keys: the path as written is the key, with "#offset" where the line is a part of a file.
     """
@@ -136,7 +136,7 @@ def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Utterances of cuts, read without lhotse: parts of recordings, not mixed or transformed.
+    """Entries of cuts, read without lhotse: parts of recordings, not mixed or transformed.
 
     Supervisions of one cut are joined in their order.
     """

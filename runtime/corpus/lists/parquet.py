@@ -16,7 +16,7 @@ _KEYS = ("key", "id", "segment_id")
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Utterances of a Parquet file; without a column `key`, `id` or `segment_id` the number of the row is the key.
+    """Entries of a Parquet file; without a column `key`, `id` or `segment_id` the number of the row is the key.
 
     Raises:
         CorpusError: it is no Parquet file, or has no column `audio`.

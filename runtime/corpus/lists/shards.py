@@ -18,10 +18,10 @@ _LONGEST_TEXT = 1 << 20
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Utterances of an archive, or of all archives in a list. Nothing is unpacked: audio is read where it lies.
+    """Entries of an archive, or of all archives in a list. Nothing is unpacked: audio is read where it lies.
 
     Members that are links, devices or folders are passed over. An archive that breaks off becomes an `Unreadable`
-    utterance after those before.
+    entry after those before.
     """
     for archive in archives(list_path, options):
         yield from _members(archive)
@@ -59,7 +59,7 @@ def _members(archive: str) -> Iterator[Entry]:
 
 
 def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
-    """Members that follow each other and differ only in their suffixes are one utterance."""
+    """Members that follow each other and differ only in their suffixes are one entry."""
     stem, source, text = "", None, None
     for member in tar:
         tar.members.clear()  # type: ignore[attr-defined]  # which would otherwise grow with the archive
@@ -67,7 +67,7 @@ def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
             continue
         name, _, suffix = member.name.rpartition(".")
         if name != stem and stem:
-            yield _utterance(archive, stem, source, text)
+            yield _entry(archive, stem, source, text)
         if name != stem:
             stem, source, text = name, None, None
         if suffix == "txt" and member.size <= _LONGEST_TEXT:
@@ -75,7 +75,7 @@ def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
         elif f".{suffix.lower()}" in SUFFIXES:
             source = TarMember(archive=archive, name=member.name, offset=member.offset_data, size=member.size)
     if stem:
-        yield _utterance(archive, stem, source, text)
+        yield _entry(archive, stem, source, text)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -83,6 +83,6 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content.read() if content is not None else b""
 
 
-def _utterance(archive: str, stem: str, source: TarMember | None, text: str | None) -> Entry:
+def _entry(archive: str, stem: str, source: TarMember | None, text: str | None) -> Entry:
     missing = Unreadable(error=f"{archive}: {stem}: holds no audio file of this name")
     return Entry(key=stem, source=source or missing, text=text)

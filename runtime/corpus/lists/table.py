@@ -22,10 +22,10 @@ class ListFormat:
     """One kind of list.
 
     Attributes:
-        read: yields the utterances, given path and options; memory does not grow with their number.
+        read: yields the entries, given path and options; memory does not grow with their number.
         description: what it is, for people.
         content: what it lists, in bytes that are the list's identity.
-        count: the number of utterances, if it can be known before they are read.
+        count: the number of entries, if it can be known before they are read.
         field: a field that the JSON objects of its lines have, by which it is recognised.
     """
 
@@ -70,7 +70,7 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
 def read_utterances(
     list_path: str | os.PathLike[str], *, file_format: str | None = None, options: ListOptions | None = None
 ) -> Iterator[Entry]:
-    """The utterances of a list, as a stream.
+    """The entries of a list, as a stream.
 
     Args:
         list_path: a file, folder or URL.
@@ -79,13 +79,13 @@ def read_utterances(
 
     Raises:
         CorpusError: it cannot be read, or is no list of this format. A later line that cannot be understood is
-            an utterance whose source is `Unreadable`.
+            an entry whose source is `Unreadable`.
     """
     path, options = os.fspath(list_path), checked_options("options", options, ListOptions())
-    utterances = FORMATS[file_format or find_format(path)].read(path, options)
+    entries = FORMATS[file_format or find_format(path)].read(path, options)
     if options.channel is None:
-        return utterances
-    return (dataclasses.replace(utterance, channel=options.channel) for utterance in utterances)
+        return entries
+    return (dataclasses.replace(entry, channel=options.channel) for entry in entries)
 
 
 def find_format(list_path: str) -> str:
