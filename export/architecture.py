@@ -151,8 +151,9 @@ class EncoderArchitecture:
 
     @property
     def absolute_positions(self) -> bool:
-        """Whether encodings of positions are added to the input of the blocks."""
-        return self.positions in ("abs_pos", "abs_pos_whisper") or self.learned_positions
+        """Whether encodings of positions are added to the input of blocks: WeNet drops the sum of stacked frames."""
+        is_added = self.positions in ("abs_pos", "abs_pos_whisper") or self.learned_positions
+        return is_added and self.subsampling != "stack_n_frames"
 
     @property
     def learned_positions(self) -> bool:

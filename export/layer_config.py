@@ -96,6 +96,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
         causal=(convolution is None or convolution.causal) and conf.value("input_layer") != "conv1d2",
     )
     check_input_size(top, encoder)
+    check_stacked_size(conf, encoder)
     check_static_chunk(conf, encoder)
     return encoder
 
@@ -118,6 +119,15 @@ def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:
     if encoder.input_size <= encoder.right_context:
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)
+
+
+def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
+    """WeNet adds such positions to the stacked frames themselves, and drops the sum: sizes must still be equal."""
+    is_added = encoder.positions in ("abs_pos", "abs_pos_whisper", "embed_learnable_pe")
+    stacked = encoder.input_size * encoder.subsampling_rate
+    if encoder.subsampling == "stack_n_frames" and is_added and encoder.dim != stacked:
+        expected = f"{stacked}, the size of stacked frames, with pos_enc_layer_type {encoder.positions}"
+        raise conf.wrong("output_size", encoder.dim, expected)
 
 
 def check_static_chunk(conf: Section, encoder: EncoderArchitecture) -> None:

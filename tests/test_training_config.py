@@ -226,6 +226,11 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
             {"pos_enc_layer_type": "rope_pos", "selfattention_layer_type": "rope_abs_selfattn", "head_dim": 12},
             "head_dim must be even, and output_size 256 / attention_heads for rope_pos, got 12",
         ),
+        (
+            "encoder_conf",
+            {"input_layer": "stack_n_frames", "pos_enc_layer_type": "abs_pos", "output_size": 80},
+            "output_size must be 160, the size of stacked frames, with pos_enc_layer_type abs_pos, got 80",
+        ),
         ("encoder_conf", {"n_kv_head": 3, "head_dim": 8}, "n_kv_head must be a divisor of attention_heads 4, got 3"),
         (
             "encoder_conf",
