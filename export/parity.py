@@ -21,8 +21,7 @@ from u2moe.export.positions import NUM_LEARNED
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError
-from u2moe.runtime.model.caches import join_rows, split_rows
-from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.model.encoder import Encoder, join_rows, split_rows
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 

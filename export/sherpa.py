@@ -21,8 +21,7 @@ from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.declarations import plain
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.model.caches import Caches
-from u2moe.runtime.model.encoder import required_cache_size
+from u2moe.runtime.model.encoder import Caches, required_cache_size
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings

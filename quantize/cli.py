@@ -162,7 +162,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 def _recordings(paths: list[Path]) -> list[Path]:
     """Audio files, those in folders, and those that lists name."""
-    from u2moe.runtime.audio.folders import find_audio
+    from u2moe.runtime.audio.files import find_audio
     from u2moe.runtime.corpus.lists import read_recordings
 
     found: list[Path] = []

@@ -26,7 +26,7 @@ from u2moe.runtime import (
     cli,
 )
 from u2moe.runtime.bundle.manifest import BundledLanguageModel
-from u2moe.runtime.decoding.attachment import LANGUAGE_MODEL_FILE, attach
+from u2moe.runtime.decoding.language_model_weights import LANGUAGE_MODEL_FILE, attach
 
 WEIGHTS = {"weight": 2.0, "word_bonus": 1.5, "unknown_score": -8.0, "rescoring_weight": 0.5, "level": None}
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.audio.arrays import Resampler, as_samples
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.raw import RawAudio
 from u2moe.runtime.audio.reading import duration_of, read_audio, read_blocks
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -263,7 +263,7 @@ def test_names_that_are_no_text(tmp_path):
 
 def test_what_is_passed_over_in_a_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)  # as where the extra is not installed
-    monkeypatch.setattr("u2moe.runtime.audio.folders.has_media", lambda: False)
+    monkeypatch.setattr("u2moe.runtime.audio.files.has_media", lambda: False)
     for name in ("a.wav", "b.au", "c.m4a", "d.MP4", "notes.txt"):
         (tmp_path / name).write_text("x")
     with pytest.warns(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tones import say
 
 from u2moe.runtime import Recognizer, SessionSettings
-from u2moe.runtime.model.caches import join_rows, split_rows
+from u2moe.runtime.model.encoder import join_rows, split_rows
 
 pytestmark = pytest.mark.slow
 

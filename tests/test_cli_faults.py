@@ -185,7 +185,7 @@ def test_a_file_that_was_cut_off_is_recognised_and_told(bundle, clips, capsys):
 
 
 def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.audio.folders.has_media", lambda: False)
+    monkeypatch.setattr("u2moe.runtime.audio.files.has_media", lambda: False)
     soundfile.write(clips / "a.wav", np.stack([sound, -sound], axis=1), 16_000)
     (clips / "c.m4a").touch()
     for _ in range(2):

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from u2moe.runtime import Bundle
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.errors import StreamError
-from u2moe.runtime.model.caches import Caches, join_rows, split_rows
-from u2moe.runtime.model.encoder import Windows, check_chunks, required_cache_size
+from u2moe.runtime.model.encoder import Caches, Windows, check_chunks, join_rows, required_cache_size, split_rows
 
 
 def features(num_frames, seed=0):

@@ -1,18 +1,16 @@
 import dataclasses
-import resource
 from pathlib import Path
 
-import kaldi_native_fbank
 import numpy as np
 import pytest
 from fbanks import CONFIG, CONFIGS, WENET, any_config, plain_banks, plain_fbank
-from hypothesis import given, reject
+from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime import Recognizer
 from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.model.features import FeatureStream, constants_of, fbank
+from u2moe.runtime.model.features import FeatureStream, fbank
 
 ALL_CONFIGS = [*CONFIGS, *WENET.values()]
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "features.npz"))
@@ -50,38 +48,6 @@ def test_all_front_ends_that_a_manifest_can_state(config):
     assert found.shape == expected.shape == (3, config.num_mel_bins)
     # Kaldi keeps a point on the edge of a band out, which has no weight there.
     np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BIT)
-
-
-@given(config=any_config())
-def test_kaldi_native_fbank_is_as_near_as_single_precision_is(config):
-    try:
-        constants_of(config)
-    except BundleError:
-        reject()
-    noise = np.random.default_rng(0).standard_normal(config.frame_len + 2 * config.shift_len) * 0.1
-    samples = noise.astype(np.float32)
-    found, theirs = fbank(samples, config), kaldi(samples, config)
-    assert found.shape == theirs.shape
-    off = np.abs(found - theirs)
-    # Noise has no quiet bands but for those of one point, whose energy may vanish by chance.
-    assert np.median(off) < 1e-4
-    assert off.max() < 0.1
-
-
-def kaldi(samples, config):
-    """Features by kaldi-native-fbank, with WeNet's options."""
-    options = kaldi_native_fbank.FbankOptions()
-    options.frame_opts.samp_freq = config.sample_rate
-    options.frame_opts.frame_length_ms = config.frame_length_ms
-    options.frame_opts.frame_shift_ms = config.frame_shift_ms
-    options.frame_opts.dither = 0.0
-    options.frame_opts.snip_edges = True
-    options.mel_opts.num_bins = config.num_mel_bins
-    options.energy_floor = 0.0
-    stream = kaldi_native_fbank.OnlineFbank(options)
-    stream.accept_waveform(config.sample_rate, (samples * np.float32(32768)).tolist())
-    stream.input_finished()
-    return np.stack([stream.get_frame(index) for index in range(stream.num_frames_ready)])
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, -0.1, 1.0])
@@ -167,23 +133,6 @@ def test_front_ends_that_make_no_sense(config, bundle, model):
 def test_front_ends_that_are_refused_unseen(values, message):
     with pytest.raises(ValueError, match=message):
         FeatureConfig(**values)
-
-
-def test_memory_is_flat():
-    stream = FeatureStream(CONFIG)
-    minute = np.random.default_rng(0).standard_normal(960_000).astype(np.float32) * 0.1
-
-    def pass_on():
-        stream.accept(minute)
-        while len(stream.take(64)):
-            pass
-
-    pass_on()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(10):
-        pass_on()
-    # Ten minutes of features would take 19 MB, of samples 38 MB.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8_000
 
 
 def test_no_thread_is_started(sound):

@@ -13,7 +13,7 @@ import pytest
 from u2moe.benchmarks.instruments.workload import speech
 from u2moe.quantize.inspection import describe, inspect_bundle
 from u2moe.runtime import Bundle, BundleWriter, KernelsError, Recognizer, SessionSettings
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.model.features import fbank

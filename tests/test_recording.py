@@ -1,15 +1,12 @@
 """Recordings whole and segment by segment, and those that break off."""
 
-import json
-
 import numpy as np
 import pytest
 import soundfile
 from feeding import TINY
 
-from u2moe.runtime import AudioError, format_transcript
+from u2moe.runtime import AudioError
 from u2moe.runtime import recognizer as recognizer_module
-from u2moe.runtime.text.formats import FORMATS
 
 pytestmark = pytest.mark.slow
 
@@ -109,14 +106,3 @@ def test_an_error_of_the_program_is_no_damage(recognizer, file):
 
     with pytest.raises(AudioError, match="mine"):
         recognizer.transcribe(file, on_progress=on_progress)
-
-
-@pytest.mark.parametrize("is_damaged", [False, True])
-def test_formats_say_whether_a_transcript_is_complete(recognizer, file, damaged, is_damaged):
-    if is_damaged:
-        damaged(12.0)
-    transcript = recognizer.transcribe(file, options=TINY)
-    written = json.loads(format_transcript(transcript, "json"))
-    assert written["complete"] == (not is_damaged)
-    assert written["error"] == (f"{file}: breaks off" if is_damaged else None)
-    assert all(format_transcript(transcript, name) for name in FORMATS)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2moe.runtime import AudioError, DecodingOptions, Recognizer, StreamError, Transcriber
+from u2moe.runtime import AudioError, DecodingOptions, Recognizer, StreamError
 from u2moe.runtime.model.model import Model
 
 CHUNKED = DecodingOptions(chunk_size=16, num_left_chunks=2)
@@ -75,16 +75,6 @@ def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
     assert final.nbest[0].attention_score is not None
     assert [a.score for a in final.nbest] == sorted((a.score for a in final.nbest), reverse=True)
     assert len(first_pass) == 10
-
-
-def test_swapped_arguments_are_recognised(recognizer, sound):
-    with pytest.raises(AudioError, match=r"sample rate first: the arguments are \(sample_rate, samples\)"):
-        recognizer.create_stream().accept_waveform(sound, 16_000)
-    with (
-        Transcriber(recognizer) as transcriber,
-        pytest.raises(AudioError, match=r"sample rate first: the arguments are \(sample_rate, samples\)"),
-    ):
-        transcriber.feed(sound, 16_000)
 
 
 def test_use_after_finish(recognizer, sound):

@@ -169,15 +169,6 @@ def test_an_error_in_a_callback_that_cannot_be_told_ends_the_transcriber(own, bl
         transcriber.feed(RATE, blocks[0])
 
 
-def test_a_refused_portion_does_not_decide_the_rate(own):
-    with Transcriber(own, max_queue_s=0.1) as transcriber:
-        with pytest.raises(AudioOverflowError):
-            transcriber.feed(8000, np.zeros(8000, np.float32))
-        transcriber.feed(16_000, np.zeros(160, np.float32))
-        with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
-            transcriber.feed(8000, np.zeros(80, np.float32))
-
-
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -197,21 +188,6 @@ def test_an_error_of_the_block_is_not_hidden_by_that_of_the_transcriber(own, blo
     transcriber.feed(RATE, blocks[0])
     with pytest.raises(ZeroDivisionError), transcriber:
         raise ZeroDivisionError
-
-
-def test_bad_samples_are_refused_to_the_caller_and_change_nothing(own, blocks):
-    finals = []
-    with Transcriber(own, on_final=finals.append) as transcriber:
-        with pytest.raises(AudioError, match="sample rate must be between"):
-            transcriber.feed(0, blocks[0])
-        for block in blocks:
-            transcriber.feed(RATE, block)
-            for bad in (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32)):
-                with pytest.raises(AudioError):
-                    transcriber.feed(RATE, bad)
-        with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
-            transcriber.feed(8000, blocks[0])
-    assert finals == results_of(own, blocks)[1]
 
 
 def test_what_is_closed_does_not_warn(own, blocks):
@@ -343,4 +319,22 @@ def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, block
         del transcriber
     thread.join(LIMIT_S)
     assert not thread.is_alive()
+    assert finals == results_of(own, blocks)[1]
+
+
+def test_what_is_refused_changes_nothing(own, blocks):
+    """Not even the rate, which the first samples decide."""
+    finals, bad = [], (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32))
+    with Transcriber(own, on_final=finals.append) as transcriber:
+        with pytest.raises(AudioOverflowError):
+            transcriber.feed(8000, np.zeros(88_000, np.float32))
+        with pytest.raises(AudioError, match=r"sample rate first: the arguments are \(sample_rate, samples\)"):
+            transcriber.feed(blocks[0], RATE)
+        for block in blocks:
+            transcriber.feed(RATE, block)
+            for samples in bad:
+                with pytest.raises(AudioError):
+                    transcriber.feed(RATE, samples)
+        with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
+            transcriber.feed(8000, blocks[0])
     assert finals == results_of(own, blocks)[1]

@@ -13,9 +13,8 @@ from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormat
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 from u2moe.runtime.result import Alternative, Result, WordResult
-from u2moe.runtime.text.written.english import write
+from u2moe.runtime.text.written.english import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, write, year
 from u2moe.runtime.text.written.formatter import Casing
-from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, year
 
 SPELLED = {number: word for words in (UNITS, TEENS, TENS) for word, number in words.items()}
 ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",

@@ -13,7 +13,7 @@ import soundfile
 
 from u2moe.benchmarks.instruments.host import describe_machine
 from u2moe.runtime import BundleError, Recognizer
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.bundle_location import find_bundle
 
 _PACKAGES = (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import ModelConfig
 from u2moe.runtime.bundle_folder import Bundle

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple, cast
 
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.terminal import complain

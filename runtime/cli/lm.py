@@ -22,13 +22,13 @@ from u2moe.runtime.cli.terminal import complain, print_result, show_progress, te
 from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.decoding.attachment import attach
 from u2moe.runtime.decoding.language_model_weights import (
     FIRST_GRID,
     LONGEST_S,
     SECOND_GRID,
     EncodedRecordings,
     Trial,
+    attach,
     tune,
 )
 from u2moe.runtime.errors import AudioError

@@ -16,8 +16,7 @@ from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.second_pass import SecondPass
 from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.decoding.utterance import Frames, Phase
-from u2moe.runtime.model.caches import CacheRow, join_rows, split_rows
-from u2moe.runtime.model.encoder import required_cache_size
+from u2moe.runtime.model.encoder import CacheRow, join_rows, required_cache_size, split_rows
 from u2moe.runtime.model.model import Model, batches_of
 from u2moe.runtime.result import Result
 

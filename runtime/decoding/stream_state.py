@@ -19,7 +19,7 @@ from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pauses import find_pauses
 from u2moe.runtime.decoding.utterance import Frames, Phase, Utterance
 from u2moe.runtime.errors import StreamError
-from u2moe.runtime.model.caches import CacheRow, split_rows
+from u2moe.runtime.model.encoder import CacheRow, split_rows
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import WITHOUT_BEAM, DefiniteOptions
 from u2moe.runtime.result import Alternative, Result, without_padding

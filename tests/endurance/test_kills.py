@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.corpus.results import read_outcomes

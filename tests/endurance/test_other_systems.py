@@ -15,7 +15,7 @@ from browsing import BROWSER
 from other_runtimes import assert_same_segments, recognized
 
 from u2moe.runtime import Recognizer, SessionSettings
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
 

@@ -10,7 +10,7 @@ from cuts import cuts_of, logged
 from damage import resident_mb
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.stream_state import StreamState

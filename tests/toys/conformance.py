@@ -32,10 +32,10 @@ from u2moe.runtime.audio.arrays import SincResampler
 from u2moe.runtime.audio.padding import Padding
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.alignment import find_cut
-from u2moe.runtime.decoding.attachment import attach
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
 from u2moe.runtime.decoding.endpoint import Endpointer
 from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.language_model_weights import attach
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModel

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from u2moe.runtime.audio.files import MEDIA_SUFFIXES
-from u2moe.runtime.audio.folders import APPLE_DOUBLE, FILE_SUFFIXES
+from u2moe.runtime.audio.files import APPLE_DOUBLE, FILE_SUFFIXES, MEDIA_SUFFIXES
 from u2moe.runtime.corpus.entry import AudioFile, Entry, ListOptions
 from u2moe.runtime.errors import CorpusError
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Entry, ListOptions, Unreadable
 from u2moe.runtime.corpus.storage import base_name, open_binary
 from u2moe.runtime.errors import CorpusError
