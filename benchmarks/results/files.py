@@ -42,7 +42,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a results file atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(content, indent=1) + "\n")
+    write_text(file, json.dumps(content, indent=0) + "\n")
 
 
 def measured_here() -> dict[str, Any]:
