@@ -9,9 +9,8 @@ import onnx_ir as ir
 
 from u2moe.export.architecture import Decoder
 from u2moe.export.attention_nodes import AttentionNodes
-from u2moe.export.decoder import AttentionDecoder, DecoderBlock
 from u2moe.export.layers import Residual, feed_forward, linear, mask_bias, sinusoids, vector
-from u2moe.export.model import SpeechModel
+from u2moe.export.model import AttentionDecoder, DecoderBlock, SpeechModel
 from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder

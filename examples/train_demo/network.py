@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from u2moe.export.attention import MultiHeadAttention, positional_encoding
 from u2moe.export.convolution import ConvolutionModule
-from u2moe.export.decoder import AttentionDecoder, DecoderBlock
 from u2moe.export.encoders.conformer import ConformerBlock
 from u2moe.export.encoders.network import SpeechEncoder, chunk_mask
-from u2moe.export.model import SpeechModel
+from u2moe.export.model import AttentionDecoder, DecoderBlock, SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.subsampling import Convolutions, Subsampling
 
