@@ -123,12 +123,6 @@ class ExpertLayer:
     w2: Sequence[ir.Value]
     b2: Sequence[ir.Value]
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Number of inputs and of hidden units of an expert."""
-        dim, hidden = shape_of(self.w1[0])
-        return dim, hidden
-
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:
     """The float32 mixtures of experts of a graph, in order.
@@ -244,16 +238,14 @@ class Weights:
         parts = zip(names, conversion.stored(*shape), readers, strict=True)
         return [self.add(f"{name}.{part}", dtype, sizes, reader, group) for part, (dtype, sizes), reader in parts]
 
-    def stacked(
-        self, values: Sequence[ir.Value], read: Callable[[Array], Array] = np.asarray, suffix: str = ""
-    ) -> ir.Value:
-        """One initializer that `read` makes from the weights of all experts, named without the expert's number."""
-        first = read(array_of(values[0]))
-        name = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1) + suffix
-        dtype, shape = ir.DataType.from_numpy(first.dtype), (len(values), *first.shape)
-        return self.add(
-            name, dtype, shape, lambda: np.stack([read(array_of(value)) for value in values]), group_of(values[0])
-        )
+    def stacked(self, values: Sequence[ir.Value]) -> ir.Value:
+        """One float32 initializer of those of all experts, named without the expert's number."""
+        name, shape = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1), shape_of(values[0])
+
+        def stack() -> Array:
+            return np.stack([array_of(value) for value in values])
+
+        return self.add(name, ir.DataType.FLOAT, (len(values), *shape), stack, group_of(values[0]))
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:

@@ -48,8 +48,8 @@ def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activati
             second = [weights.stacked([own.pop() for own in experts])] if joined else []
             kind, size = conversion.form.name, conversion.block_size
             mixture = dataclasses.replace(layer.mixture, weights=kind, block_size=size)
-            inputs = [layer.x, layer.gate, *second, *itertools.chain(*experts)]
-            swap(model, layer.node, conversion.mixture(mixture, *layer.sizes), inputs)
+            inputs, (dim, hidden) = [layer.x, layer.gate, *second, *itertools.chain(*experts)], shape_of(layer.w1[0])
+            swap(model, layer.node, conversion.mixture(mixture, dim, hidden), inputs)
 
 
 def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
@@ -89,7 +89,8 @@ def quantize_products(
             continue
         x, weight, *_ = inputs_of(node)
         inputs = _rounded(node, weights, conversion, activations)
-        (dim, size), bias = shape_of(weight), _has_bias(node)
+        (dim, size), has_bias = shape_of(weight), node.attributes.get("bias")
+        bias = bool(has_bias.as_int()) if has_bias else len(node.inputs) > 2
         if plain_name(node.op_type) in _FEED_FORWARD:
             kind, gated = node.attributes["activation"].as_string(), plain_name(node.op_type) == "GatedFeedForward"
             swap(model, node, conversion.feed_forward(dim, size, kind, bias=bias, gated=gated), [x, *inputs])
@@ -99,10 +100,6 @@ def quantize_products(
             if x not in rows:
                 rows[x] = insert(model, node, conversion.rows(_activation_of(x)), [x])
             swap(model, node, conversion.product_of_rows(bias=bias), [*rows[x], *inputs])
-
-
-def _has_bias(node: ir.Node) -> bool:
-    return bool(node.attributes["bias"].as_int()) if "bias" in node.attributes else len(node.inputs) > 2
 
 
 def _rounded(
