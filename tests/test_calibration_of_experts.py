@@ -82,6 +82,7 @@ def test_a_layer_is_better_with_all_products_rounded_for_it(correlated, weight, 
     """Than with each rounded to the nearest; the activation of a gated layer is that of the first product, its gate."""
     random = np.random.default_rng(2)
     b1, b2, w2 = (random.normal(size=size).astype(np.float32) for size in (24, 80, (24, 80)))
+    weight = 0.05 * weight  # else tanh gives 1 and -1 alone
     first = [(weight, None), (weight[:, ::-1].copy(), None)] if gated else [(weight, b1)]
     second = (w2, None if gated else b2)
 
