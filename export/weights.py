@@ -59,7 +59,11 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
     Prefixes in `WRAPPERS` are removed from the names if all names have one.
     """
-    start = _first_bytes(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}{_choice(path.parent)}") from error
     if not start:
         raise CheckpointError(f"{path}: is empty")
     if start.startswith(b"version https://git-lfs"):
@@ -78,14 +82,6 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged files raise anything
         raise CheckpointError(f"{path}: is damaged, truncated or not written by torch.save: {error}") from error
     return _checked_state_dict(path, state)
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}{_choice(path.parent)}") from error
 
 
 def _choice(directory: Path) -> str:

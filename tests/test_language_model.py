@@ -19,8 +19,7 @@ from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.rescoring import attention_rescoring
-from u2moe.runtime.language.arpa import read_arpa, write_arpa
-from u2moe.runtime.language.compact import _quantize, write_compact
+from u2moe.runtime.language.files import _quantize, read_arpa, write_arpa, write_compact
 from u2moe.runtime.language.ngrams import LN10
 from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2moe.runtime.language.arpa import read_arpa
+from u2moe.runtime.language.files import read_arpa
 from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 from u2moe.runtime.language.ngrams import LN10
 

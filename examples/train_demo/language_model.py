@@ -15,7 +15,7 @@ from spelling import normalize
 from texts import grammar_line, prose_sentences, wordnet_definitions, wordnet_phrases
 from withheld import TESTS, VALIDATION, Withheld, read_sentences
 
-from u2moe.runtime.language.compact import write_compact
+from u2moe.runtime.language.files import write_compact
 from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 
 SIZES = {

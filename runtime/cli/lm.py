@@ -32,8 +32,7 @@ from u2moe.runtime.decoding.language_model_weights import (
     tune,
 )
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.language.arpa import write_arpa
-from u2moe.runtime.language.compact import write_compact
+from u2moe.runtime.language.files import write_arpa, write_compact
 from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.language.ngrams import Ngrams

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Self
 
@@ -126,13 +127,7 @@ def _output_of(command: str) -> bytes:
             start_new_session=True,
         ) as run,
     ):
-        is_late = threading.Event()
-
-        def end() -> None:
-            is_late.set()
-            _kill_all(run)
-
-        timer = threading.Timer(LONGEST_COMMAND_S, end)
+        begin, timer = time.monotonic(), threading.Timer(LONGEST_COMMAND_S, _kill_all, (run,))
         timer.start()
         try:
             output = run.stdout.read(_MOST_BYTES + 1) if run.stdout else b""
@@ -143,7 +138,7 @@ def _output_of(command: str) -> bytes:
             timer.cancel()
         complaints.seek(0)
         complaint = complaints.read().decode(errors="replace").strip()[-_LONGEST_COMPLAINT:]
-    if is_late.is_set():
+    if time.monotonic() - begin >= LONGEST_COMMAND_S:
         raise AudioError(f"{command}: was ended after {LONGEST_COMMAND_S:.0f} s")
     _bounded(output, command)
     if run.returncode or not output:

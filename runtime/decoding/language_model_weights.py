@@ -22,7 +22,7 @@ from u2moe.runtime.decoding.ctc import PrefixBeamSearch, most_probable
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.errors import BundleError, IntegrityError
-from u2moe.runtime.language.compact import write_compact
+from u2moe.runtime.language.files import write_compact
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model, TokenScores

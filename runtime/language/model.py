@@ -12,8 +12,7 @@ from typing import Any, Literal, Self, get_args
 
 from u2moe.runtime.declarations import check_options, option, options_of
 from u2moe.runtime.errors import LanguageModelError
-from u2moe.runtime.language.arpa import read_arpa
-from u2moe.runtime.language.compact import is_compact, parse_compact
+from u2moe.runtime.language.files import is_compact, parse_compact, read_arpa
 from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 

@@ -11,8 +11,7 @@ import numpy as np
 from damage import damaged, one_of
 
 from u2moe.runtime import Fusion, LanguageModel, LanguageModelOptions, ctc_prefix_beam_search
-from u2moe.runtime.language.arpa import read_arpa, write_arpa
-from u2moe.runtime.language.compact import BITS, DIGEST_SIZE, MAGIC, write_compact
+from u2moe.runtime.language.files import BITS, DIGEST_SIZE, MAGIC, read_arpa, write_arpa, write_compact
 from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 from u2moe.runtime.text.vocabulary import Vocabulary
 
