@@ -1,7 +1,6 @@
 """Silence around sources that begin or end in the middle of a sound."""
 
 import dataclasses
-import shutil
 import threading
 
 import numpy as np
@@ -9,11 +8,10 @@ import pytest
 from feeding import CHUNKED, RATE, feed
 from hypothesis import given
 from hypothesis import strategies as st
-from manifests import edited, with_decoding
+from manifests import with_decoding
 from tones import say, toy_recognizer
 
-from u2moe.quantize.inspection import describe, inspect_bundle
-from u2moe.runtime import Bundle, DecodingOptions, Recognizer
+from u2moe.runtime import Bundle, DecodingOptions
 from u2moe.runtime.audio.padding import Padding, padded
 from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.decoding.language_model_weights import EncodedRecordings
@@ -127,16 +125,3 @@ def test_silence_comes_anew_after_a_reset(toy):
         results.append(stream.take_segments())
         stream.reset()
     assert results[0] == results[1] == feed(toy, samples, [], with_padding(CHUNKED))
-
-
-def test_a_bundle_has_its_own_padding(recognizer, sound, tmp_path):
-    """Without an option that of the bundle counts, which makes it another one; an option goes before it."""
-    folder = tmp_path / "padded"
-    shutil.copytree(recognizer.bundle.path, folder)
-    edited("decoding", padding_s=PADDING_S)(folder)
-    own = Recognizer.from_pretrained(folder)
-    assert own.bundle.fingerprint != recognizer.bundle.fingerprint
-    assert "were chosen: padding_s 0.3" in describe(inspect_bundle(folder))
-    expected = recognizer.transcribe(sound, options=DecodingOptions(padding_s=PADDING_S))
-    assert own.transcribe(sound) == expected != recognizer.transcribe(sound)
-    assert own.transcribe(sound, options=DecodingOptions(padding_s=0)) == recognizer.transcribe(sound)
