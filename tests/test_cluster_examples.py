@@ -34,7 +34,7 @@ def test_slurm():
     text = file.read_text(encoding="utf-8")
     command = re.search(r"^exec (.*)$", text, re.MULTILINE)[1]
     args = understood(command, list="m", output="o", SLURM_CPUS_PER_TASK="32")
-    assert (args.list, args.output, args.workers) == ("m", "o", 32)
+    assert (args.list, args.output, args.num_workers) == ("m", "o", 32)
     directives = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE))
     assert re.fullmatch(r"0-\d+", directives["array"])
     assert {"cpus-per-task", "time", "requeue", "signal"} <= directives.keys()
@@ -53,7 +53,7 @@ def test_kubernetes():
     command = shlex.join([*container["command"], *container["args"]]).replace("$(JOB_COMPLETION_INDEX)", "$INDEX")
     found = [understood(command.replace("'", ""), INDEX=str(index)) for index in range(spec["completions"])]
     assert [args.shard for args in found] == [Shard(index=i, count=spec["completions"]) for i in range(len(found))]
-    assert found[0].workers == int(container["resources"]["limits"]["cpu"])
+    assert found[0].num_workers == int(container["resources"]["limits"]["cpu"])
 
 
 def test_ray():
