@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from feeding import LIMIT_S, RATE, Gate
-from transcribing import fail_at, results_of
+from transcribing import OPTIONS, fail_at, results_of
 
 from u2moe.runtime import AudioError, AudioOverflowError, ProviderError, StreamError, Transcriber, transcriber_thread
 
@@ -338,3 +338,17 @@ def test_what_is_refused_changes_nothing(own, blocks):
         with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
             transcriber.feed(8000, blocks[0])
     assert finals == results_of(own, blocks)[1]
+
+
+def test_a_segment_that_was_found_before_decoding_failed_is_told(own, blocks):
+    stream, number, events = own.create_stream(OPTIONS), 0, Events()
+    while not stream.is_endpoint():
+        stream.accept_waveform(RATE, blocks[number])
+        own.decode_streams([stream])
+        number += 1
+    fail_at(own, number, ProviderError("the device is gone"))
+    with Transcriber(own, **events.callbacks()) as transcriber:
+        for block in blocks[:number]:
+            transcriber.feed(RATE, block)
+    assert events.final == stream.take_segments()
+    assert [str(error) for error in events.errors] == ["the device is gone"]
