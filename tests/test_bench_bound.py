@@ -240,7 +240,7 @@ def test_no_product_of_our_graphs_is_left_out(kernels, bundles):
 
 def test_rates_are_measured_for_what_is_read_and_multiplied(monkeypatch):
     monkeypatch.setattr(rates, "BEYOND_CACHE", 9_000_000)
-    found = rates.measure_rates([5_000_000, 10**12], 1, repetitions=1, progress=lambda _: None)
+    found = rates.measure_rates([5_000_000, 10**12], 1, repetitions=1)
     sizes = [int(size) for size in found["read_bytes_per_s"]]
     assert sizes == [4 * 1024 * 1024, 8 * 1024 * 1024]
     for kind in ("integer", "float"):

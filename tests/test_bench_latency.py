@@ -34,10 +34,13 @@ def test_spread_and_percentiles():
     assert percentiles(range(101)) == {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0, "count": 101}
 
 
-def test_cases_take_turns_and_warm_up_does_not_count():
+def test_cases_take_turns_and_warm_up_does_not_count(capsys):
     calls = []
     cases = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
-    assert interleaved(cases, 2) == {"a": [3, 5], "b": [4, 6]}
+    assert interleaved(cases, 2, title="letters") == {"a": [3, 5], "b": [4, 6]}
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "- letters: warm-up"
+    assert last.startswith("- letters: round 2 of 2, 0 s left")
     assert calls == ["a", "b"] * 3
 
 

@@ -21,12 +21,14 @@ import numpy as np
 from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, profile
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import best_rate, read_rate
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, show_progress
 from u2moe.runtime import Model, ctc_prefix_beam_search
 from u2moe.runtime.model.features import fbank
 
 _BEAM_SIZE = 10
 _LARGE = 1 << 16
+_STAGES = {"ctc": "ctc", "decoder": "rescoring"}
+"""Under which the graphs of parts are timed; others are of the encoder."""
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 _PROFILES = 3
 """Number of runs with the profiler; each writes a line per kernel."""
@@ -39,7 +41,6 @@ def measure_bound(
     rates: Mapping[str, Any],
     *,
     repetitions: int = 5,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Times of one utterance and their bounds, for the bundles in turn.
 
@@ -49,36 +50,32 @@ def measure_bound(
         mode: the encoder's context.
         rates: rates of the machine, from `rates.measure_rates`.
         repetitions: number of measurements.
-        progress: called with a line for each round.
 
     Returns:
         One entry for each bundle; see `compare`.
     """
+    runs = {name: utterance(probe, samples, mode) for name, probe in probes.items()}
 
-    def case(probe: Probe) -> Callable[[], dict[str, float]]:
-        run = utterance(probe, samples, mode)
+    def stages_of(name: str) -> dict[str, float]:
+        probes[name].watch.reset()
+        runs[name](probes[name].model)
+        return dict(probes[name].watch.seconds)
 
-        def timed() -> dict[str, float]:
-            probe.watch.reset()
-            run(probe.model)
-            return dict(probe.watch.seconds)
-
-        return timed
-
-    cases = {name: case(probe) for name, probe in probes.items()}
-    measured = interleaved(cases, repetitions, title=f"bound, {mode.name}", progress=progress)
+    cases = {name: partial(stages_of, name) for name in probes}
+    measured = interleaved(cases, repetitions, title=f"bound, {mode.name}")
     entries = []
     for name, probe in probes.items():
-        progress(f"bound, {mode.name}: profile of {name}")
-        run, num_threads = utterance(probe, samples, mode), int(rates["threads"])
-        repeated = partial(profile, probe.bundle, run, num_threads=num_threads, repetitions=min(repetitions, _PROFILES))
-        rounds = repeated(kernels=probe.kernels)
-        counted = repeated(kernels={}) if probe.model.kernels.native else rounds
+        show_progress(f"bound, {mode.name}: profile of {name}")
+        num_threads, num_rounds = int(rates["threads"]), min(repetitions, _PROFILES)
+        profiled = partial(profile, probe.bundle, runs[name], num_threads=num_threads, repetitions=num_rounds)
+        rounds = profiled(probe.kernels)
+        counted = profiled({}) if probe.model.kernels.native else rounds
         stages = {stage: [seconds.get(stage, 0.0) for seconds in measured[name]] for stage in measured[name][0]}
-        footprint = sum(file.size for file in probe.bundle.manifest.files.values())
-        entry = compare(rounds, stages, best_rates(rates, footprint), counted[0])
+        best = {kind: best_rate(rates, kind) for kind in ("integer", "float")}
+        best["read"] = read_rate(rates, sum(file.size for file in probe.bundle.manifest.files.values()))
         audio_s = len(samples) / probe.sample_rate
-        entries.append({"bundle": name, "mode": mode.name, "threads": rates["threads"], "audio_s": audio_s, **entry})
+        about = {"bundle": name, "mode": mode.name, "threads": rates["threads"], "audio_s": audio_s}
+        entries.append({**about, **compare(rounds, stages, best, counted[0])})
     return entries
 
 
@@ -97,12 +94,6 @@ def utterance(probe: Probe, samples: Samples, mode: Mode) -> Callable[[Model], N
     return run
 
 
-def best_rates(rates: Mapping[str, Any], footprint: int) -> dict[str, float]:
-    """Multiply-adds per second of "integer" and "float" products, and bytes per second of "read" at a footprint."""
-    kinds = {kind: best_rate(dict(rates), kind) for kind in ("integer", "float")}
-    return {**kinds, "read": read_rate(dict(rates), footprint)}
-
-
 def compare(
     rounds: Sequence[Sequence[Kernel]],
     stages: Mapping[str, Sequence[float]],
@@ -117,7 +108,7 @@ def compare(
     Args:
         rounds: kernels of several identical runs; the median of each counts.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
-        rates: "integer", "float" and "read"; see `best_rates`.
+        rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
         counted: kernels of such a run on onnxruntime alone, whose products count: those within native ones are unknown.
             None: those of `rounds`.
 
@@ -140,7 +131,9 @@ def compare(
     kernels = [
         kernel
         for stage, seconds in stages.items()
-        for kernel in without_profiler([item for item in kernels if _stage(item.part) == stage], seconds)
+        for kernel in without_profiler(
+            [item for item in kernels if _STAGES.get(item.part, "encoder") == stage], seconds
+        )
     ]
     work = rounds[0] if counted is None else counted
     parts = {
@@ -159,11 +152,6 @@ def compare(
         "unknown": _shares(work, _unknown),
         "not_counted": _shares(work, lambda item: item.op_type if _is_not_counted(item) else None),
     }
-
-
-def _stage(part: str) -> str:
-    """The stage under which the graph of a part is timed."""
-    return {"ctc": "ctc", "decoder": "rescoring"}.get(part, "encoder")
 
 
 def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:

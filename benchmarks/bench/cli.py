@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ def run_bench(args: argparse.Namespace) -> int:
     if args.output:
         write_text(args.output, json.dumps(report, indent=1) + "\n")
     if earlier is not None:
-        print(f"\nAgainst {reports[-1]}\n{compare_reports(earlier, report)}")
+        print(f"\nAgainst {reports[-1]}", *compare_reports(earlier, report), sep="\n")
     return 1 if failed else 0
 
 
@@ -93,7 +92,6 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt"),
         _plan(args),
         settings=SessionSettings(providers=args.providers.split(",") if args.providers else (DEFAULT_PROVIDER,)),
-        progress=lambda line: print(f"- {line}", file=sys.stderr, flush=True),
     )
 
 

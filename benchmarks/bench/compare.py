@@ -75,24 +75,19 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
     return f"{text}, {count_threads(found[0]['threads'])}", ratio
 
 
-def compare_reports(before: Report, after: Report) -> str:
+def compare_reports(before: Report, after: Report) -> Iterator[str]:
     """A line for each measurement in both reports, those that differ first, and other differences between them.
 
     Ratios are of medians, after to before. A difference counts if the quartiles do not overlap, which is no proof: they
     are those of the rounds of one run, and a machine also varies from run to run. With fewer than four rounds there are
     no quartiles to speak of. Sizes and word errors have no spread.
     """
-    return "\n".join(_lines(before, after))
-
-
-def _lines(before: Report, after: Report) -> Iterator[str]:
-    for name in _MACHINE:
-        old, new = before["machine"].get(name), after["machine"].get(name)
-        if old != new:
-            yield f"{name}: {old} -> {new}"
-    for name, (old, new) in _conditions(before, after).items():
-        if old != new:
-            yield f"{name}: {old} -> {new}"
+    conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]
+    conditions += [(name, before[name], after[name]) for name in ("providers", "plan")]
+    for old, new in zip(before["bundles"], after["bundles"], strict=False):
+        for name, section, key in (("recipe", "bundles", "recipe"), ("kernels", "kernels", "description")):
+            conditions.append((f"{name} of {new}", before[section][old][key], after[section][new][key]))
+    yield from (f"{name}: {old} -> {new}" for name, old, new in conditions if old != new)
     if before["audio"] != after["audio"]:
         yield "the recordings are not the same: times per second of audio may differ for that reason alone"
     roles = dict(zip(before["bundles"], after["bundles"], strict=False))
@@ -108,15 +103,6 @@ def _lines(before: Report, after: Report) -> Iterator[str]:
     yield from table(["measurement", "before", "after", "ratio", ""], rows)
     if missing := len(old_values.keys() ^ new_values.keys()):
         yield f"{missing} measurements are in only one of the reports"
-
-
-def _conditions(before: Report, after: Report) -> dict[str, tuple[Any, Any]]:
-    """Other conditions that the results depend on, in both reports."""
-    found = {name: (before[name], after[name]) for name in ("providers", "plan")}
-    for old, new in zip(before["bundles"], after["bundles"], strict=False):
-        found[f"recipe of {new}"] = (before["bundles"][old]["recipe"], after["bundles"][new]["recipe"])
-        found[f"kernels of {new}"] = (before["kernels"][old]["description"], after["kernels"][new]["description"])
-    return found
 
 
 def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.benchmarks.instruments.probe import Mode, Samples
-from u2moe.benchmarks.instruments.statistics import percentiles
+from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
 from u2moe.quantize.observed import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.features import fbank
 
 
-def measure_experts(
-    bundle: Bundle,
-    recordings: Sequence[Samples],
-    modes: Sequence[Mode],
-    *,
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequence[Mode]) -> dict[str, Any]:
     """Experts that the chunks of recordings use.
 
     Args:
         bundle: bundle of the encoder.
         recordings: samples at the model's sample rate.
         modes: chunks; full context is one chunk per recording.
-        progress: called with a line for each mode.
 
     Returns:
         By the name of the mode, see `summary`; empty for a model without experts.
@@ -38,7 +31,7 @@ def measure_experts(
         return {}
     result = {}
     for mode in modes:
-        progress(f"experts: {mode.name}")
+        show_progress(f"experts: {mode.name}")
         frames = (fbank(samples, bundle.manifest.features) for samples in recordings)
         chunks = (chunk for each in frames for chunk in inputs.chunks(each, mode.chunk_size, mode.num_left_chunks))
         counts = [np.stack([inputs.layers[name].counts(x) for name, x in tokens.items()]) for tokens in chunks]

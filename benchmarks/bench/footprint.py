@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +37,6 @@ def measure_footprint(
     *,
     settings: SessionSettings | None = None,
     repetitions: int = 3,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
     """Time to load, and memory, of processes that do nothing else; the bundles in turn.
 
@@ -45,25 +45,18 @@ def measure_footprint(
         audio: a recording that each process recognises as a whole and, if the bundle can stream, as a stream.
         settings: where and how the graphs run, without `sess_options`.
         repetitions: processes per bundle; an extra one before them brings the files into the system's cache.
-        progress: called with a line for each round.
 
     Returns:
         By bundle: spreads of what `report` prints, and `disk`, see `disk_bytes`.
     """
     chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 
-    def case(bundle: Bundle) -> Callable[[], dict[str, float]]:
+    def run(bundle: Bundle) -> dict[str, float]:
         command = [sys.executable, "-c", _CHILD, str(bundle.path), str(audio), chosen]
+        return dict(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))  # noqa: S603 - ourselves
 
-        def run() -> dict[str, float]:
-            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
-            found: dict[str, float] = json.loads(done.stdout)
-            return found
-
-        return run
-
-    cases = {name: case(bundle) for name, bundle in bundles.items()}
-    runs = interleaved(cases, repetitions, title="fresh process", progress=progress)
+    cases = {name: partial(run, bundle) for name, bundle in bundles.items()}
+    runs = interleaved(cases, repetitions, title="fresh process")
     return {
         name: {
             **{key: Spread.of([run[key] for run in found]).data() for key in found[0]},

@@ -8,26 +8,20 @@ the model gives in the final result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from u2moe.benchmarks.bench.speed import latencies
 from u2moe.benchmarks.instruments.probe import Event, Mode, Observation, Probe, Samples
-from u2moe.benchmarks.instruments.statistics import percentiles
-from u2moe.runtime import EndpointConfig, Result
+from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
+from u2moe.runtime import Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 Wait = tuple[float, float]
 """Algorithmic and compute seconds."""
 
 
-def measure_latency(
-    probes: Mapping[str, Probe],
-    recordings: Sequence[Samples],
-    mode: Mode,
-    *,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, Any]]:
+def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], mode: Mode) -> list[dict[str, Any]]:
     """Recognise recordings as if live, with the bundles in turn, recording by recording; those that can stream.
 
     Returns:
@@ -39,7 +33,7 @@ def measure_latency(
     for probe in able.values():
         probe.recognise(recordings[0], mode)
     for number, samples in enumerate(recordings, start=1):
-        progress(f"paced, {mode.name}, recording {number} of {len(recordings)}")
+        show_progress(f"paced, {mode.name}, recording {number} of {len(recordings)}")
         for name, probe in able.items():
             observed[name].append(probe.recognise(samples, mode, paced=True))
     return [
@@ -48,9 +42,10 @@ def measure_latency(
             "mode": mode.name,
             "paced": True,
             **summary(observed[name], probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0),
-            "endpoint_silence_s": _silence(probe.options.endpoint),
+            "endpoint_silence_s": rule.min_trailing_silence if rule else None,
         }
         for name, probe in able.items()
+        for rule in [probe.options.endpoint and probe.options.endpoint.rule2]  # which ends utterances after speech
     ]
 
 
@@ -136,8 +131,3 @@ def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
         "compute": percentiles([compute for _, compute in waits]),
         "total": percentiles([audio + compute for audio, compute in waits]),
     }
-
-
-def _silence(endpoint: EndpointConfig | None) -> float | None:
-    """Seconds of silence after speech that end an utterance (endpoint rule 2); None if no rule does."""
-    return endpoint.rule2.min_trailing_silence if endpoint and endpoint.rule2 else None

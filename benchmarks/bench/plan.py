@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from u2moe.benchmarks.bench.terminal import count_threads
 from u2moe.benchmarks.instruments.host import OtherLoad, describe_machine, usable_cores
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import measure_rates
+from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.contract import PACKED
+from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.features import FeatureStream
@@ -35,8 +36,6 @@ _PROCESSES = 5
 """Maximum number of fresh processes per bundle."""
 _PROFILED_S = 10.0
 """Seconds of the longest recording that are profiled."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,6 @@ def run_suite(
     plan: Plan,
     *,
     settings: SessionSettings | None = None,
-    progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Measure everything, with the bundles in turn wherever times are compared.
 
@@ -105,7 +103,6 @@ def run_suite(
         plan: how much to measure.
         settings: where and how the graphs run; the plan says on how many threads. On other providers than the CPU
             there is no bound: its rates are those of the CPU.
-        progress: called with a line for each step.
 
     Returns:
         machine, plan, audio, bundles: the conditions; other_cores: cores that other processes used meanwhile; left_out:
@@ -140,13 +137,14 @@ def run_suite(
             "files": [recording.path.name for recording in recordings],
             "seconds": sum(map(len, samples)) / sample_rate,
         },
-        "bundles": {name: _describe(bundle) for name, bundle in bundles.items()},
+        "bundles": {name: _describe(bundle.manifest) for name, bundle in bundles.items()},
         "left_out": [] if find_spec("onnx_ir") else ["bound", "experts", "groups of weights"],
         "without_bound": [name for name, bundle in bundles.items() if PACKED in bundle.manifest.quantization],
         **{section: [] for section in ("speed", "latency", "rates", "bound")},
     }
     has_bound = not report["left_out"] and report["providers"] == [DEFAULT_PROVIDER]
     for index, num_threads in enumerate(plan.threads):
+        show_progress(count_threads(num_threads))
         own = dataclasses.replace(settings, num_threads=num_threads)
         probes = {name: Probe(bundle, own) for name, bundle in bundles.items()}
         report["kernels"] = {name: item.model.kernels.data() for name, item in probes.items()}
@@ -156,24 +154,22 @@ def run_suite(
             {name: plan.modes(bundle) for name, bundle in bundles.items()},
             transcripts=[recording.transcript for recording in recordings],
             repetitions=plan.repetitions,
-            progress=partial(_tell, progress, count_threads(num_threads)),
         )
         paced = _first_seconds(samples, int(plan.paced_s * sample_rate)) if index == 0 else []
         for mode in plan.live_modes() if paced else ():
-            found = measure_latency(probes, paced, mode, progress=progress)
+            found = measure_latency(probes, paced, mode)
             report["latency"] += [{"threads": num_threads, **entry} for entry in found]
         report["speed"] += [{"threads": num_threads, **entry} for entry in entries]
         countable = {name: item for name, item in probes.items() if name not in report["without_bound"]}
         if has_bound and countable:
-            _add_bound(report, countable, num_threads, samples, plan, progress)
+            _add_bound(report, countable, num_threads, samples, plan)
     report["footprint"] = measure_footprint(
         bundles,
         recordings[0].path,
         settings=dataclasses.replace(settings, num_threads=plan.threads[0]),
         repetitions=min(plan.repetitions, _PROCESSES),
-        progress=progress,
     )
-    report["experts"] = {} if report["left_out"] else _experts(bundles, samples, plan, progress)
+    report["experts"] = {} if report["left_out"] else _experts(bundles, samples, plan)
     report["other_cores"] = others.cores()
     return dict(json.loads(json.dumps(report)))  # as it will be read
 
@@ -191,10 +187,6 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
     return samples
 
 
-def _tell(progress: Progress, threads: str, line: str) -> None:
-    progress(f"{threads}, {line}")
-
-
 def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
     """The first `left` samples of recordings, one after the other."""
     found: list[Samples] = []
@@ -206,29 +198,20 @@ def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
 
 
 def _add_bound(
-    report: dict[str, Any],
-    probes: Mapping[str, Probe],
-    num_threads: int,
-    recordings: Sequence[Samples],
-    plan: Plan,
-    progress: Progress,
+    report: dict[str, Any], probes: Mapping[str, Probe], num_threads: int, recordings: Sequence[Samples], plan: Plan
 ) -> None:
     """Add the machine's rates, and the bundles' bounds in the main modes."""
     footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
-    rates = measure_rates(footprints, num_threads, repetitions=plan.repetitions, progress=progress)
+    rates = measure_rates(footprints, num_threads, repetitions=plan.repetitions)
     report["rates"].append(rates)
     sample_rate = next(iter(probes.values())).sample_rate
     longest = max(recordings, key=len)[: int(_PROFILED_S * sample_rate)]
     for mode in plan.main_modes():
         if able := {name: item for name, item in probes.items() if mode in plan.modes(item.bundle)}:
-            report["bound"] += measure_bound(
-                able, longest, mode, rates, repetitions=plan.repetitions, progress=progress
-            )
+            report["bound"] += measure_bound(able, longest, mode, rates, repetitions=plan.repetitions)
 
 
-def _experts(
-    bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan: Plan, progress: Progress
-) -> dict[str, Any]:
+def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan: Plan) -> dict[str, Any]:
     """The routers' choices in the main modes, by bundle."""
     from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra tools
 
@@ -236,7 +219,7 @@ def _experts(
     for name, bundle in bundles.items():
         samples = [part[: int(_ROUTED_S * bundle.manifest.features.sample_rate)] for part in recordings]
         modes = [mode for mode in plan.main_modes() if mode in plan.modes(bundle)]
-        if entry := measure_experts(bundle, samples, modes, progress=progress):
+        if entry := measure_experts(bundle, samples, modes):
             found[name] = entry
     return found
 
@@ -257,8 +240,7 @@ def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _describe(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
+def _describe(manifest: Manifest) -> dict[str, Any]:
     return {
         "producer": manifest.producer,
         "recipe": manifest.quantization.get("recipe", "float32"),

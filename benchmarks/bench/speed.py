@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from u2moe.benchmarks.instruments.host import EnergyMeter
@@ -19,7 +20,6 @@ def measure_speed(
     *,
     transcripts: Sequence[str] = (),
     repetitions: int = 5,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Recognise all recordings in every mode, with the bundles in turn.
 
@@ -29,7 +29,6 @@ def measure_speed(
         modes: the modes to measure for each bundle.
         transcripts: transcripts of the recordings, "" if unknown.
         repetitions: number of measurements.
-        progress: called with a line for each round.
 
     Returns:
         One entry for each mode and bundle: see `summary`, and `word_errors` for `words`, if there are transcripts; and
@@ -37,17 +36,14 @@ def measure_speed(
     """
     meter = EnergyMeter()
 
-    def case(probe: Probe, mode: Mode) -> Callable[[], tuple[list[Observation], float | None]]:
-        def measure() -> tuple[list[Observation], float | None]:
-            meter.joules()
-            return [probe.recognise(samples, mode) for samples in recordings], meter.joules()
-
-        return measure
+    def measure(probe: Probe, mode: Mode) -> tuple[list[Observation], float | None]:
+        meter.joules()
+        return [probe.recognise(samples, mode) for samples in recordings], meter.joules()
 
     entries: list[dict[str, Any]] = []
     for mode in dict.fromkeys(mode for own in modes.values() for mode in own):
-        cases = {name: case(item, mode) for name, item in probes.items() if mode in modes[name]}
-        measured = interleaved(cases, repetitions, title=mode.name, progress=progress)
+        cases = {name: partial(measure, item, mode) for name, item in probes.items() if mode in modes[name]}
+        measured = interleaved(cases, repetitions, title=mode.name)
         for name, results in measured.items():
             rounds = [observed for observed, _ in results]
             entry = {"bundle": name, "mode": mode.name, **summary(rounds, probes[name].chunk_s(mode))}

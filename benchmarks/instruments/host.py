@@ -36,11 +36,12 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 def describe_machine() -> dict[str, Any]:
     """Processor, memory and software as plain data; what the system does not report is None or empty."""
     fields = cpu_fields(_CPUINFO)
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
         "processor": processor(fields),
         "processor_version": ", ".join(f"{name} {fields[name]}" for name in _VERSION_FIELDS if name in fields),
         "architecture": platform.machine(),
-        "instruction_sets": instruction_sets(fields),
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
         "num_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "caches": caches(_CACHES),
@@ -72,12 +73,6 @@ def processor(fields: Mapping[str, str]) -> str:
         return fields["model name"]
     numbers = " ".join(f"{name} {fields[name]}" for name in ("CPU implementer", "CPU part") if name in fields)
     return ", ".join(part for part in (fields.get("Model", ""), numbers) if part) or platform.processor() or "unknown"
-
-
-def instruction_sets(fields: Mapping[str, str]) -> list[str]:
-    """Those of `INSTRUCTION_SETS` that the processor has."""
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    return [name for name in INSTRUCTION_SETS if name in flags]
 
 
 def usable_cores() -> int:
@@ -119,9 +114,12 @@ def caches(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def memory_bytes(name: str) -> int | None:
-    """Bytes of a line of /proc/meminfo ("MemTotal", "MemAvailable"); None where there is none."""
-    return _kilobytes(_MEMINFO, name)
+def memory_bytes(name: str, file: Path | None = None) -> int | None:
+    """Bytes of a line of /proc/meminfo ("MemTotal", "MemAvailable") or another file; None where there is none."""
+    for line in _read(file or _MEMINFO).splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def status_bytes(name: str, process: int | None = None) -> int | None:
@@ -129,14 +127,7 @@ def status_bytes(name: str, process: int | None = None) -> int | None:
 
     "VmHWM" is its largest resident memory: getrusage gives that of the process that started it, where it was larger.
     """
-    return _kilobytes(_STATUS if process is None else Path(f"/proc/{process}/status"), name)
-
-
-def _kilobytes(file: Path, name: str) -> int | None:
-    for line in _read(file).splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return memory_bytes(name, _STATUS if process is None else Path(f"/proc/{process}/status"))
 
 
 def commit(file: Path) -> str | None:

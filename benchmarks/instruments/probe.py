@@ -125,11 +125,6 @@ class Stopwatch:
         self.wall_s += time.perf_counter() - start
         self.cpu_s += time.process_time() - start_cpu
 
-    def stages(self) -> dict[str, float]:
-        """Seconds by stage; the rest of the calls is "other"."""
-        stages = {stage: self.seconds.get(stage, 0.0) for stage in STAGES[:-1]}
-        return {**stages, "other": self.wall_s - sum(stages.values())}
-
 
 class TimedSession(Session):
     """A session whose runs count as one stage."""
@@ -223,11 +218,12 @@ class Probe:
                 stream.input_finished()
             self.recognizer.decode_streams([stream])
         segments += stream.take_segments()
+        stages = {stage: self.watch.seconds.get(stage, 0.0) for stage in STAGES[:-1]}
         return Observation(
             audio_s=len(samples) / self.sample_rate,
             wall_s=self.watch.wall_s,
             cpu_s=self.watch.cpu_s,
-            stages=self.watch.stages(),
+            stages={**stages, "other": self.watch.wall_s - sum(stages.values())},
             events=events,
             final_s=time.perf_counter() - done if paced else self.watch.wall_s - before,
             segments=segments,

@@ -5,7 +5,8 @@ Reading is also measured with native kernels, if they are installed: they have h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,13 @@ _CALL_S = 0.05
 """Minimum seconds of one measurement."""
 
 
-def measure_rates(
-    footprints: Sequence[int], num_threads: int, *, repetitions: int = 5, progress: Callable[[str], None]
-) -> dict[str, Any]:
+def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: int = 5) -> dict[str, Any]:
     """Rates of the machine, all measured in turn.
 
     Args:
         footprints: bytes of weights that each bundle reads repeatedly; limited to what exceeds every cache.
         num_threads: threads within one operator.
         repetitions: number of measurements.
-        progress: called with a line for each round.
 
     Returns:
         multiply_adds_per_s: by "integer" and "float", a spread for every size, and the best size.
@@ -53,14 +51,18 @@ def measure_rates(
     cases: dict[tuple[str, Any], Callable[[], float]] = {}
     for kind, op_type in KERNELS.items():
         for rows, inner, columns in PRODUCTS:
-            sessions = [_session(op_type, [_weight(random, kind, inner, columns)], num_threads)]
-            call = _repeated(sessions, _tokens(random, kind, rows, inner))
-            cases[kind, (rows, inner, columns)] = _rate(call, rows * inner * columns)
+            sessions = [
+                _session(
+                    op_type, [_drawn(random, "int8" if kind == "integer" else "float32", inner, columns)], num_threads
+                )
+            ]
+            x = _drawn(random, "uint8" if kind == "integer" else "float32", rows, inner)
+            cases[kind, (rows, inner, columns)] = partial(_rate, sessions, x, rows * inner * columns)
     for size in sorted({readable(footprint) for footprint in footprints}):
         for kernels in ("onnxruntime", *(["native"] if choose_kernels("auto", [CPU]).native else [])):
             sessions = _stream(random, size, num_threads, kernels)
-            cases[kernels, size] = _rate(_repeated(sessions, _tokens(random, "float", 1, _WIDTH)), size)
-    measured = interleaved(cases, repetitions, title=f"rates, threads: {num_threads}", progress=progress)
+            cases[kernels, size] = partial(_rate, sessions, _drawn(random, "float32", 1, _WIDTH), size)
+    measured = interleaved(cases, repetitions, title=f"rates, threads: {num_threads}")
     result: dict[str, Any] = {"threads": num_threads, "multiply_adds_per_s": {}, "read_bytes_per_s": {}}
     for kind, op_type in KERNELS.items():
         sizes = {" x ".join(map(str, size)): Spread.of(measured[kind, size]).data() for size in PRODUCTS}
@@ -80,13 +82,13 @@ def readable(footprint: int) -> int:
     return max(min(footprint, limit) // one, 1) * one
 
 
-def best_rate(rates: dict[str, Any], kind: str) -> float:
+def best_rate(rates: Mapping[str, Any], kind: str) -> float:
     """Multiply-adds per second of "integer" or "float" products, at the best size for the machine."""
     found = rates["multiply_adds_per_s"][kind]
     return float(found["sizes"][found["best"]]["median"])
 
 
-def read_rate(rates: dict[str, Any], footprint: int) -> float:
+def read_rate(rates: Mapping[str, Any], footprint: int) -> float:
     """Bytes per second at which weights of a footprint are read, from the nearest measured size."""
     found = rates["read_bytes_per_s"]
     nearest = min(found, key=lambda size: abs(int(size) - footprint))
@@ -97,8 +99,8 @@ def _stream(
     random: np.random.Generator, size: int, num_threads: int, kernels: str
 ) -> list[onnxruntime.InferenceSession]:
     """Sessions with separate weights of `size` bytes in total, of which a weight is a divisor; see `readable`."""
-    kind, op_type, columns = ("integer", NATIVE, 4 * _WIDTH) if kernels == "native" else ("float", "MatMul", _WIDTH)
-    weight, count = _weight(random, kind, _WIDTH, columns), size // (4 * _WIDTH * _WIDTH)
+    dtype, op_type, columns = ("int8", NATIVE, 4 * _WIDTH) if kernels == "native" else ("float32", "MatMul", _WIDTH)
+    weight, count = _drawn(random, dtype, _WIDTH, columns), size // (4 * _WIDTH * _WIDTH)
     sessions = []
     for start in range(0, count, _WEIGHTS_PER_SESSION):
         end = min(start + _WEIGHTS_PER_SESSION, count)
@@ -108,16 +110,12 @@ def _stream(
     return sessions
 
 
-def _weight(random: np.random.Generator, kind: str, inner: int, columns: int) -> Array:
-    if kind == "integer":
-        return random.integers(-127, 128, (inner, columns), np.int8)
-    return random.standard_normal((inner, columns), np.float32)
-
-
-def _tokens(random: np.random.Generator, kind: str, rows: int, inner: int) -> Array:
-    if kind == "integer":
-        return random.integers(0, 256, (rows, inner), np.uint8)
-    return random.standard_normal((rows, inner), np.float32)
+def _drawn(random: np.random.Generator, dtype: str, rows: int, columns: int) -> Array:
+    """Random numbers of a type; int8 without -128."""
+    if dtype == "float32":
+        return random.standard_normal((rows, columns), np.float32)
+    least, limit = (0, 256) if dtype == "uint8" else (-127, 128)
+    return random.integers(least, limit, (rows, columns), dtype)
 
 
 def _session(op_type: str, weights: Sequence[Array], num_threads: int) -> onnxruntime.InferenceSession:
@@ -130,17 +128,9 @@ def session_of(content: bytes, kernels: str, num_threads: int = 1) -> onnxruntim
     return onnxruntime.InferenceSession(content, options, providers=[CPU])
 
 
-def _repeated(sessions: Sequence[onnxruntime.InferenceSession], x: Array) -> Callable[[], None]:
-    def call() -> None:
-        for session in sessions:
-            session.run(None, {"x": x})
-
-    return call
-
-
-def _rate(call: Callable[[], None], amount: int) -> Callable[[], float]:
-    """A function that measures a rate per second, given the `amount` of work in one call."""
-    return lambda: amount / mean_seconds(call, _CALL_S)
+def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: int) -> float:
+    """The rate per second of sessions that do the `amount` of work together."""
+    return amount / mean_seconds(lambda: [session.run(None, {"x": x}) for session in sessions], _CALL_S)
 
 
 def product_model(op_type: str, weights: Sequence[Array]) -> bytes:

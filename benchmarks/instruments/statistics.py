@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,13 +44,17 @@ class Spread:
         return asdict(self)
 
 
+def show_progress(line: str) -> None:
+    """Show a line of progress on stderr."""
+    print(f"- {line}", file=sys.stderr, flush=True)
+
+
 def interleaved(
     cases: Mapping[Key, Callable[[], Measured]],
     repetitions: int,
     *,
     warm_up: int = 1,
-    title: str = "",
-    progress: Callable[[str], None] = lambda _: None,
+    title: str = "measurements",
 ) -> dict[Key, list[Measured]]:
     """Call all cases in turn, again and again: A B A B and not A A B B.
 
@@ -59,8 +64,7 @@ def interleaved(
         cases: what to call, by name.
         repetitions: how often each is measured.
         warm_up: rounds before those, whose results are discarded.
-        title: prefix of the progress lines.
-        progress: called with a line for each round.
+        title: prefix of the lines of progress, one for each round.
 
     Returns:
         What the calls returned, in the order of the rounds.
@@ -70,7 +74,7 @@ def interleaved(
     for number in range(-warm_up, repetitions):
         done, elapsed = number + warm_up, time.monotonic() - begin
         left = f", {elapsed / done * (repetitions - number):.0f} s left" if done else ""
-        progress(f"{title}: " + ("warm-up" if number < 0 else f"round {number + 1} of {repetitions}") + left)
+        show_progress(f"{title}: " + ("warm-up" if number < 0 else f"round {number + 1} of {repetitions}") + left)
         for key, call in cases.items():
             measured = call()
             if number >= 0:

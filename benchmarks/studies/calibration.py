@@ -44,9 +44,10 @@ def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
         found = [word for segment in recognizer.transcribe(recording.path).segments for word in segment.words]
         pairs = matches([[word] for word in words(recording.transcript)], [words(word.word) for word in found])
         positions = {position for _, position in pairs}
-        sure = [(position in positions, word.confidence) for position, word in enumerate(found)]
-        right += [is_right for is_right, confidence in sure if confidence is not None]
-        confidences += [confidence for _, confidence in sure if confidence is not None]
+        for position, word in enumerate(found):
+            if word.confidence is not None:
+                confidences.append(word.confidence)
+                right.append(position in positions)
     return np.array(confidences, np.float64), np.array(right, bool)
 
 
@@ -162,10 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {file.stem: recognise(recognizer, read_recordings(file)) for file in args.lists}
-    sets[ALL] = (
-        np.concatenate([confidences for confidences, _ in sets.values()]),
-        np.concatenate([right for _, right in sets.values()]),
-    )
+    confidences, right = zip(*sets.values(), strict=True)
+    sets[ALL] = np.concatenate(confidences), np.concatenate(right)
     if args.fit:
         written = write_calibration(args.bundle, *fit(sets[ALL]))
         print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")

@@ -12,17 +12,17 @@ recordings again and again, the same ones for both variants (paired bootstrap).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from u2moe.benchmarks.instruments.statistics import ratio_of_sums, spread_of
+from u2moe.benchmarks.instruments.statistics import ratio_of_sums, show_progress, spread_of
 from u2moe.benchmarks.results.files import of_bundle, publish
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import named, report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -77,11 +77,7 @@ def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise
     return texts
 
 
-def measure(
-    variants: Mapping[str, Variant],
-    sets: Mapping[str, Sequence[Recording]],
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recording]]) -> dict[str, Any]:
     """Word errors of each variant, and what it changes.
 
     Returns:
@@ -95,7 +91,7 @@ def measure(
     texts: dict[str, Texts] = {}
     found: dict[str, dict[str, Any]] = {}
     for name, variant in variants.items():
-        progress(name)
+        show_progress(name)
         recognizer = Recognizer.from_pretrained(variant.folder, kernels=variant.kernels)
         texts[name] = recognized(recognizer, recordings, noise=variant.noise)
         size = sum(file.size for file in recognizer.bundle.manifest.files.values())
@@ -175,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     sets = {manifest.stem: read_recordings(manifest) for manifest in args.list}
     variants = {name: Variant.parse(text) for name, text in args.variants}
-    publish(args.results, measure(variants, sets, report), values)
+    publish(args.results, measure(variants, sets), values)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from u2moe.benchmarks.studies.shared.random_models import (
     make_bundle,
     touched,
 )
-from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.export.random_checkpoint import PRESETS, num_parameters, random_config
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.native import CPU, KERNELS, choose_kernels
@@ -113,7 +113,7 @@ def measure(root: Path) -> dict[str, Any]:
     frames, gates = random_frames(bundles[PLAIN_INT8]), even_gates(MIXTURE, root)
     content: dict[str, Any] = {"kernels": chosen.data(), "touched": touched(bundles[PLAIN_INT8], frames, gates)}
     content["seconds"] = {
-        mode: interleaved({case.key: timed(runs_of(case, mode)) for case in cases}, rounds, title=mode, progress=report)
+        mode: interleaved({case.key: timed(runs_of(case, mode)) for case in cases}, rounds, title=mode)
         for mode, rounds in ROUNDS.items()
     }
     bounded = [case for case in (INT8, PLAIN_INT8, PLAIN_DENSE) if case in cases]
@@ -124,7 +124,7 @@ def measure(root: Path) -> dict[str, Any]:
     for kernels in dict.fromkeys(case.kernels for case in started):
         own = {case.key: bundle for case, bundle in started.items() if case.kernels == kernels}
         content["starts"] |= starts_of(own, kernels)
-    rates = [measure_rates([BEYOND_CACHE], number, progress=report) for number in NUM_THREADS]
+    rates = [measure_rates([BEYOND_CACHE], number) for number in NUM_THREADS]
     content["threads"] = {
         "read": [read_rate(own, BEYOND_CACHE) for own in rates],
         "multiply": [best_rate(own, "integer") for own in rates],
@@ -139,11 +139,11 @@ def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
     One thread, the models' own routers, recorded speech.
     """
     sizes = sorted({sum(file.size for file in probe.bundle.manifest.files.values()) for probe in probes.values()})
-    rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS, progress=report)
+    rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS)
     context, seconds = BOUNDS[mode]
     samples = speech(seconds, next(iter(probes.values())).sample_rate)
     found = {}
-    for entry in measure_bound(probes, samples, context, rates, repetitions=NUM_BOUNDS, progress=report):
+    for entry in measure_bound(probes, samples, context, rates, repetitions=NUM_BOUNDS):
         encoder = entry["stages"]["encoder"]
         least_s = sum(part["least_s"] for name, part in entry["parts"].items() if name not in ("ctc", "decoder"))
         scales = {"ms": 1e3 / entry["audio_s"], "ratio": 1 / least_s}
@@ -168,7 +168,7 @@ def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any
         one, two = (np.concatenate([np.atleast_2d(part) for part in run()]) for run in runs.values())
         found["equal"] &= np.array_equal(one, two)
         cases = {number: timed(run) for number, run in runs.items()}
-        found["seconds"][mode] = interleaved(cases, ROUNDS[mode], progress=report)
+        found["seconds"][mode] = interleaved(cases, ROUNDS[mode])
     return found
 
 
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     packed = (PACKED,) if choose_kernels("auto", [CPU]).native else ()
     for model, form in dict.fromkeys((case.model, case.format) for case in (*CASES, *packed)):
-        make_bundle(model, form, args.folder, report)
+        make_bundle(model, form, args.folder)
         even_gates(model, args.folder)
     if args.prepare:
         return

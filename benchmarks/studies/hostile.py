@@ -32,7 +32,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from u2moe.benchmarks.instruments.host import status_bytes
-from u2moe.benchmarks.instruments.statistics import percentiles
+from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
 from u2moe.benchmarks.results.files import record, resumed
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
@@ -46,7 +46,7 @@ from u2moe.benchmarks.studies.shared.load import (
     speak_together,
     speech_buffers,
 )
-from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 NUM_STREAMS = 8
@@ -73,14 +73,12 @@ async def _one_byte_chunks(address: str) -> None:
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
     head = f"POST /v1/audio/transcriptions?{parts.query} HTTP/1.1\r\nHost: localhost\r\n"
     kind = "Content-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    try:
+    with contextlib.closing(writer):
         writer.write((head + kind).encode() + f"{len(_PART):x}\r\n{_PART}\r\n".encode())
         while not reader.at_eof():
             writer.write(b"1\r\nx\r\n" * 1000)
             await writer.drain()
             await asyncio.sleep(0)
-    finally:
-        writer.close()
 
 
 @functools.cache
@@ -88,31 +86,24 @@ def _many_hotwords(num_bytes: int) -> str:
     return '{"hotwords": [' + ",".join(['"A"'] * (num_bytes // 4 - 5)) + "]}"
 
 
-async def _options(address: str, num_bytes: int) -> None:
+async def _sent(address: str, message: str | list[bytes]) -> None:
     async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
-        await websocket.send(_many_hotwords(num_bytes))
+        await websocket.send(message)
         await websocket.recv()
-
-
-async def _refused(address: str) -> None:
-    async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
-        await websocket.send([bytes(MEGABYTE)] * 16)
 
 
 async def _silent(address: str) -> None:
     _, writer = await asyncio.open_connection(urlsplit(address).hostname, urlsplit(address).port, local_addr=ELSEWHERE)
-    try:
+    with contextlib.closing(writer):
         await asyncio.sleep(5)
-    finally:
-        writer.close()
 
 
 ATTACKS: dict[str, tuple[int, Attack]] = {
     "frames of one sample": (NUM_STREAMS, _one_sample),
     "HTTP chunks of one byte": (NUM_STREAMS, _one_byte_chunks),
-    "options of 15 MB": (NUM_STREAMS, lambda address: _options(address, 15 * MEGABYTE)),
-    "options of 1 MB": (NUM_STREAMS, lambda address: _options(address, MEGABYTE - 100)),
-    "frames of 16 MB, refused": (40, _refused),
+    "options of 15 MB": (NUM_STREAMS, lambda address: _sent(address, _many_hotwords(15 * MEGABYTE))),
+    "options of 1 MB": (NUM_STREAMS, lambda address: _sent(address, _many_hotwords(MEGABYTE - 100))),
+    "frames of 16 MB, refused": (40, lambda address: _sent(address, [bytes(MEGABYTE)] * 16)),
     "silent connections": (200, _silent),
 }
 """How many clients at once, and the behaviour of one."""
@@ -202,12 +193,6 @@ def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: M
     return {**summary(received), "health": percentiles(health), "rss": status_bytes("VmRSS", server.pid)}
 
 
-def _kept(received: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says of a round, of which an hour has hundreds."""
-    figures = {name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")}
-    return {**figures, **{name: received[name] for name in ("rss", "num_failed", "num_refused")}}
-
-
 @contextlib.contextmanager
 def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
     """Our server with a key for speakers and one for each attack."""
@@ -231,7 +216,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             continue
         with guarded(args.cores, None if is_full else args.speakers + NUM_STREAMS * len(ATTACKS)) as server:
             count = (server.capacity or 1) if is_full else args.speakers
-            report(f"{kind}: {count} speakers")
+            show_progress(f"{kind}: {count} speakers")
             first = first or results_alone(server.url, buffers)
             listen(server, buffers, count, first)  # the first round after the start is the slowest
             before = listen(server, buffers, count, first)
@@ -242,7 +227,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 deadline = time.monotonic() + 60 * args.minutes * is_mixture
                 rounds: list[Any] = []
                 while not rounds or time.monotonic() < deadline:
-                    rounds.append(_kept(listen(server, buffers, count, first)))
+                    received = listen(server, buffers, count, first)
+                    # what the page says of a round, of which an hour has hundreds
+                    figures = {name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")}
+                    rounds.append(
+                        {**figures, **{name: received[name] for name in ("rss", "num_failed", "num_refused")}}
+                    )
         content["cells"][cell] = {"speakers": count, "before": before, "rounds": rounds}
         record(args.results, content)
     return content

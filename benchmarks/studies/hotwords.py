@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from u2moe.benchmarks.studies.shared.script import recognition_parser, run_scrip
 from u2moe.runtime import Recognizer
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT
-from u2moe.runtime.text.word_errors import WordErrors, matches, words
+from u2moe.runtime.text.word_errors import edit_distance, matches, words
 
 SHORTEST = 5
 """Minimum letters of a rare word."""
@@ -32,23 +31,17 @@ LIST_LENS = (10, 100)
 """Words in a list: the names in a meeting, and those in a company."""
 
 
-@dataclass(kw_only=True)
-class Count:
-    """Counts under one condition."""
-
-    words: WordErrors = field(default_factory=WordErrors)
-    num_rare: int = 0
-    num_rare_found: int = 0
-    num_false: int = 0
-    """Words of the list that were recognised but not said."""
-
-    def add(self, transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> None:
-        """Count one recording."""
-        self.words.add(transcript, text)
-        said, recognised = words(transcript), words(text)
-        self.num_rare += sum(word in rare for word in said)
-        self.num_rare_found += sum(said[position] in rare for position, _ in matches(said, recognised))
-        self.num_false += sum((Counter(word for word in recognised if word in hotwords) - Counter(said)).values())
+def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
+    """Counts of one recording; `num_false`: words of the list that were recognised but not said."""
+    said, recognised = words(transcript), words(text)
+    false = Counter(word for word in recognised if word in hotwords) - Counter(said)
+    return {
+        "num_words": len(said),
+        "num_errors": edit_distance(said, recognised),
+        "num_rare": sum(word in rare for word in said),
+        "num_rare_found": sum(said[position] in rare for position, _ in matches(said, recognised)),
+        "num_false": false.total(),
+    }
 
 
 def rare_words(recordings: Sequence[Recording]) -> list[set[str]]:
@@ -69,7 +62,7 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: flo
     random = np.random.default_rng(0)
     rare = rare_words(recordings)
     everywhere = sorted(set().union(*rare))
-    counts = {name: Count() for name in ("without", "with", "unrelated")}
+    counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
     num_changed = 0
     for recording, own in zip(recordings, rare, strict=True):
         said = set(words(recording.transcript))
@@ -80,20 +73,15 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: flo
             weighted = [(word, weight) for word in hotwords]
             texts[name] = recognizer.transcribe(recording.path, hotwords=weighted or None).text
         for name, text in texts.items():
-            counts[name].add(recording.transcript, text, own, named if name == "with" else unrelated)
+            counts[name].update(counted(recording.transcript, text, own, named if name == "with" else unrelated))
         num_changed += texts["unrelated"] != texts["without"]
-    plain = {
-        name: {
-            "num_words": count.words.num_words, "num_errors": count.words.num_errors, "wer": round(count.words.rate, 4),
-            "num_rare": count.num_rare, "num_rare_found": count.num_rare_found, "num_false": count.num_false,
-        }
-        for name, count in counts.items()
-    }  # fmt: skip
     return {
         "num_recordings": len(recordings),
         "num_listed": min(list_len, len(everywhere)),
         "num_changed_by_unrelated": num_changed,
-        **plain,
+        **{
+            name: {**own, "wer": round(own["num_errors"] / max(own["num_words"], 1), 4)} for name, own in counts.items()
+        },
     }
 
 
@@ -115,20 +103,18 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "word errors then", "others recognised",
     )  # fmt: skip
     longest = [list(lists.values())[-1] for lists in results["sets"].values()]
-    num_rare, num_words = (sum(found["with"][name] for found in longest) for name in ("num_rare", "num_words"))
+
+    def share(condition: str, key: str, of: str) -> float:
+        return sum(found[condition][key] for found in longest) / max(sum(found[condition][of] for found in longest), 1)
+
     return {
         "table": table(header, rows),
         "weight": f"{results['weight']:g}",
-        "found_without": _share(sum(found["without"]["num_rare_found"] for found in longest), num_rare),
-        "found_with": _share(sum(found["with"]["num_rare_found"] for found in longest), num_rare),
-        "errors_without": f"{sum(found['without']['num_errors'] for found in longest) / num_words:.1%}",
-        "errors_unrelated": f"{sum(found['unrelated']['num_errors'] for found in longest) / num_words:.1%}",
+        "found_without": f"{share('without', 'num_rare_found', 'num_rare'):.0%}",
+        "found_with": f"{share('with', 'num_rare_found', 'num_rare'):.0%}",
+        "errors_without": f"{share('without', 'num_errors', 'num_words'):.1%}",
+        "errors_unrelated": f"{share('unrelated', 'num_errors', 'num_words'):.1%}",
     }
-
-
-def _share(num_found: int, num_rare: int) -> str:
-    """The share of rare words that are found; recordings of common words alone have none."""
-    return f"{num_found / num_rare:.0%}" if num_rare else "none"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_se
 from u2moe.benchmarks.results.files import machine_key, measured, publish
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.export.architecture import FeedForward
 from u2moe.export.layers import feed_forward
 from u2moe.export.moe import MixtureOfExperts
@@ -118,14 +118,14 @@ def measure(tokens: Sequence[int], num_bytes: int = NUM_BYTES, repetitions: int 
     layers = {name: Layers(name, num_bytes) for name in BITS}
     random = np.random.default_rng(0)
     inputs = {count: random.standard_normal((count, DIM), np.float32) for count in tokens}
-    rates = measure_rates([num_bytes], 1, repetitions=repetitions, progress=report)
+    rates = measure_rates([num_bytes], 1, repetitions=repetitions)
     cases = {
         (name, count, key): call
         for count, x in inputs.items()
         for name, own in layers.items()
         for key, call in own.cases(x).items()
     }
-    found = interleaved(cases, repetitions, title="layers", progress=report)
+    found = interleaved(cases, repetitions, title="layers")
     entries = {(name, count): own.bound(x, rates) for name, own in layers.items() for count, x in inputs.items()}
     for (name, count, key), seconds in found.items():
         entries[name, count][key] = Spread.of(seconds).data()

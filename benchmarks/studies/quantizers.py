@@ -28,9 +28,10 @@ import onnxruntime
 from onnxruntime import quantization
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import named, report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
 from u2moe.quantize import Goal, quantize_bundle, recipe
 from u2moe.quantize.layers import expert_layers
 from u2moe.quantize.report import features_of, output_errors
@@ -217,7 +218,7 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
             found[title] = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         else:
             found[title] = {**made, "seconds": seconds, "bytes": size}
-        report(f"{title}: {found[title]}")
+        show_progress(f"{title}: {found[title]}")
     return found
 
 
@@ -231,7 +232,7 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
         costs = {"seconds": time.process_time() - start, "bytes": _size(made)}
         kept = len(made.manifest.quantization.get("exceptions", {}))
         found[title] = {**judged(reference, made.load(SETTINGS), features), **costs, "kept": kept}
-        report(f"{title}: {found[title]}")
+        show_progress(f"{title}: {found[title]}")
     return found
 
 
@@ -304,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, network in networks(bundle, others, Path(folder)):
-            report(f"network: {name}")
+            show_progress(f"network: {name}")
             own, features = Path(folder) / "made" / name, features_of(network, dev, NUM_FRAMES)
             own.mkdir(parents=True)
             found[name] = ours(network, speech, features, own)

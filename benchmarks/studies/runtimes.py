@@ -20,13 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.instruments.statistics import interleaved
+from u2moe.benchmarks.instruments.statistics import interleaved, show_progress
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
 from u2moe.benchmarks.results.files import measured, of_bundle, publish, repository
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.programs import Line, Program, engine, sherpa_graphs, sherpa_lines, write_wav
-from u2moe.benchmarks.studies.shared.script import named, report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.export.sherpa_graphs import ONLINE
 from u2moe.runtime.audio.reading import read_audio
@@ -87,17 +87,23 @@ def _aspect(segment: Line, aspect: str) -> Any:
     return [[item[key] for key in keys] for item in segment[aspect]] if keys else segment[aspect]
 
 
-def timing_of(lines: Sequence[Line], num_files: int, mb: float) -> dict[str, float]:
-    """Seconds to `load`, seconds that all files `took` when they were recognised again, and the peak memory.
+def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seconds: float) -> dict[str, float]:
+    """Medians of seconds to `load` and `rtf`, and the largest memory in `mb`, of programs that get all files twice.
 
     Raises:
         ValueError: not two lines with times for each file.
     """
-    found = [line for line in lines if "ms" in line]
-    if not found or len(found) != 2 * num_files:
-        raise ValueError(f"expected times of {num_files} files twice, found {len(found)} lines with times")
-    load_ms = found[0]["loadMs" if "loadMs" in found[0] else "load_ms"]
-    return {"load": load_ms / 1000, "took": sum(line["ms"] for line in found[num_files:]) / 1000, "mb": mb}
+    timed = [[line for line in lines if "ms" in line] for lines, _ in rounds]
+    for own in timed:
+        if not own or len(own) != 2 * num_files:
+            raise ValueError(f"expected times of {num_files} files twice, found {len(own)} lines with times")
+    load_ms = statistics.median(own[0]["loadMs" if "loadMs" in own[0] else "load_ms"] for own in timed)
+    took_ms = statistics.median(sum(line["ms"] for line in own[num_files:]) for own in timed)
+    return {
+        "load": round(load_ms / 1000, 3),
+        "rtf": round(took_ms / 1000 / seconds, 5),
+        "mb": round(max(mb for _, mb in rounds)),
+    }
 
 
 def measure_same(
@@ -112,7 +118,7 @@ def measure_same(
         for bundle, path in bundles.items():
             expected: Found = []
             for name, program in programs(path, cpp).items():
-                report(f"{bundle}, {name}")
+                show_progress(f"{bundle}, {name}")
                 theirs = segments_of(program.run(files)[0], files)
                 expected = expected or theirs
                 found.setdefault(bundle, {})[name] = compared(expected, theirs)
@@ -132,24 +138,10 @@ def measure_speed(cpp: str | None, sherpa: str | None) -> dict[str, Any]:
             own[SHERPA] = Program(command=[sherpa, *files_of_it, "--num-threads=1"], read=sherpa_lines)
             if CPP in own:
                 own[GREEDY] = Program(command=[*own[CPP].command, "--search", "ctc_greedy"])
-
-        def timing(program: Program) -> dict[str, float]:
-            lines, mb = program.run([*files, *files])
-            return timing_of(lines, len(files), mb)
-
-        cases = {name: partial(timing, program) for name, program in own.items()}
-        runs = interleaved(cases, REPETITIONS, warm_up=0, title="runtimes", progress=report)
+        cases = {name: partial(program.run, [*files, *files]) for name, program in own.items()}
+        runs = interleaved(cases, REPETITIONS, warm_up=0, title="runtimes")
     seconds = sum(map(len, clips)) / RATE
-    return {"runtimes": {name: summary(timings, seconds) for name, timings in runs.items()}}
-
-
-def summary(timings: Sequence[Mapping[str, float]], seconds: float) -> dict[str, float]:
-    """Medians of the times and the largest memory: `load` in seconds, `rtf`, `mb`."""
-    return {
-        "load": round(statistics.median(item["load"] for item in timings), 3),
-        "rtf": round(statistics.median(item["took"] for item in timings) / seconds, 5),
-        "mb": round(max(item["mb"] for item in timings)),
-    }
+    return {"runtimes": {name: summary(rounds, len(clips), seconds) for name, rounds in runs.items()}}
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:

@@ -34,7 +34,7 @@ from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.random_models import FLOAT, MIXTURE, make_bundle
-from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.encoders.network import BlockCaches, SpeechEncoder
 from u2moe.export.moe import MixtureOfExperts
@@ -106,11 +106,11 @@ class TorchEncoder:
 
 def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchEncoder]]:
     """The bundle of a preset in float32, created in `root` if missing; and the encoder by each of `PEERS`."""
-    bundle, settings = make_bundle(model, FLOAT, root, report), SessionSettings(num_threads=1, kernels="onnxruntime")
+    bundle, settings = make_bundle(model, FLOAT, root), SessionSettings(num_threads=1, kernels="onnxruntime")
     network = Checkpoint.open(root / model / "checkpoint").network()
     torch.set_num_threads(1)
     return bundle, {
-        INT8: make_bundle(model, "int8", root, report).load(settings).encoder,
+        INT8: make_bundle(model, "int8", root).load(settings).encoder,
         FLOAT32: bundle.load(settings).encoder,
         TORCH: TorchEncoder(network.encoder),
     }
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prepare", action="store_true", help="create what is missing, and measure nothing")
     args = parser.parse_args(arguments)
     if args.prepare:
-        make_bundle(MIXTURE, "int8", args.folder, report)
+        make_bundle(MIXTURE, "int8", args.folder)
     else:
         publish(args.results, measure(args.folder), values)
 

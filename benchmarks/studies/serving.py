@@ -25,7 +25,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.instruments.statistics import percentiles
+from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
 from u2moe.benchmarks.results.files import record, resumed
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
@@ -44,7 +44,7 @@ from u2moe.benchmarks.studies.shared.load import (
     speak_together,
     speech_buffers,
 )
-from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.native import CPU, choose_kernels
 
@@ -101,9 +101,9 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
     """How each server is started, by its name in the results."""
     names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
     found: dict[str, Callable[[], Server]] = {name: partial(ours, args, name, max(args.streams)) for name in names}
-    return (
-        found if args.alone else {**found, THEIRS: partial(sherpa_server, args.bundle, args.folder, cores=args.cores)}
-    )
+    if not args.alone:
+        found[THEIRS] = partial(sherpa_server, args.bundle, args.folder, cores=args.cores)
+    return found
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 first = results_alone(running.url, buffers)
                 for name in todo:
                     for _ in range(_NUM_TRIES):
-                        report(name)
+                        show_progress(name)
                         keep(name, measure(running, buffers, counts[name], first))
                         if is_held(cells[name]):
                             break
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if crowd not in cells:
         with ours(args, OURS, None) as running:
             capacity = running.capacity or 1
-            report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
+            show_progress(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
             first = results_alone(running.url, buffers)
             counts = {"alone": capacity, "crowded": CROWD * capacity}
             rounds = [

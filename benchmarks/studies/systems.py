@@ -36,7 +36,7 @@ from u2moe.benchmarks.studies.shared.programs import (
     write_wav,
 )
 from u2moe.benchmarks.studies.shared.random_models import SMALL, make_bundle
-from u2moe.benchmarks.studies.shared.script import report, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
@@ -91,7 +91,7 @@ PEERS = {
 
 def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
     """Ours and sherpa-onnx on Dense-225M in `root`, created if missing; and the manifest of its bundle."""
-    bundle = make_bundle(SMALL, "int8", root, report)
+    bundle = make_bundle(SMALL, "int8", root)
     graphs = sherpa_graphs(bundle.path, root / SMALL / "sherpa")
     chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if mode == STREAMING else {}
     ours = {"model": str(bundle.path), "search": "ctc_greedy", "endpoint": False, **chunks}
@@ -142,7 +142,7 @@ def measure(
     for name, peer in peers.items():
         python = environments[name]["python"] if name in environments else sys.executable
         cases[name] = partial(on_one_core(engine(peer.engine, peer.options, python=python)).run, [*files, *files])
-    rounds = interleaved(cases, repetitions, title="systems", progress=report)
+    rounds = interleaved(cases, repetitions, title="systems")
     installed = {name: {"installed_bytes": own["installed_bytes"]} for name, own in environments.items()}
     return {
         name: {"title": peer.title, **installed.get(name, {}), **summary(rounds[name], len(files))}

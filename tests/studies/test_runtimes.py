@@ -14,7 +14,6 @@ from u2moe.benchmarks.studies.runtimes import (
     segments_of,
     sherpa_lines,
     summary,
-    timing_of,
 )
 from u2moe.benchmarks.studies.shared.programs import write_wav
 
@@ -48,19 +47,15 @@ def test_lines_have_segments_and_the_times_of_the_second_time_without_loading(tm
     lines, mb = Program(command=[sys.executable, "-c", PROGRAM]).run([*files, *files])
     assert [[item["tokens"] for item in own] for own in segments_of(lines, files)] == [[[0], [2]], [[1], [3]]]
     assert segments_of([{"file": str(files[0]), "segments": [{"text": "A"}]}], files) == [[{"text": "A"}], []]
-    timing = timing_of(lines, 2, mb)
-    assert (timing["load"], timing["took"]) == (0.4, 0.03)
-    assert summary([timing, {"load": 0.5, "took": 0.03, "mb": 2000.4}, timing], 3.0) == {
-        "load": 0.4, "rtf": 0.01, "mb": 2000,
-    }  # fmt: skip
+    assert summary([(lines, mb), (lines, 2000.4), (lines, mb)], 2, 3.0) == {"load": 0.4, "rtf": 0.01, "mb": 2000}
 
 
 def test_times_that_are_missing_are_no_zeros(tmp_path):
     with pytest.raises(ValueError, match="expected times of 2 files twice, found 3 lines with times"):
-        timing_of([{"load_ms": 1, "ms": 1}] * 3, 2, 0.0)
+        summary([([{"load_ms": 1, "ms": 1}] * 3, 0.0)], 2, 1.0)
     printed = "Elapsed seconds: 0.031, Audio duration (s): 1.5\n" * 2
-    found = timing_of(sherpa_lines("Recognizer created in 0.25 s\n", printed), 1, 0.0)
-    assert found == {"load": 0.25, "took": 0.031, "mb": 0.0}
+    found = summary([(sherpa_lines("Recognizer created in 0.25 s\n", printed), 0.0)], 1, 1.0)
+    assert found == {"load": 0.25, "rtf": 0.031, "mb": 0}
     with pytest.raises(RuntimeError, match="out of order"):
         Program(command=[sys.executable, "-c", "raise SystemExit('out of order')"]).run([tmp_path])
 
@@ -72,9 +67,9 @@ def test_the_program_in_python_gives_segments_and_times_of_recognition_alone(bun
     lines, mb = runtimes.programs(bundle.path)[PYTHON].run([*files, *files])
     segments = segments_of(lines, files)
     assert compared(segments, segments) == {"num_recordings": 2, **dict.fromkeys(runtimes.ASPECTS, 0), "score": 0.0}
-    timing = timing_of(lines, 2, mb)
-    assert min(timing["load"], timing["took"]) > 0
-    assert mb > 20
+    timing = summary([(lines, mb)], 2, 1.0)
+    assert min(timing["load"], timing["rtf"]) > 0
+    assert timing["mb"] > 20
 
 
 def test_one_part_is_kept_when_the_other_is_measured(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def our_server(
     command = ["env", f"{VARIABLE}={kernels}", sys.executable, "-m", "u2moe", "serve", str(bundle)]
     command += ["--port", str(port), *arguments]
     command += [] if capacity is None else ["--capacity", str(capacity)]
-    with _process(command, cores, until="live streams at a time\n") as (process, said):
+    with _process(command, cores, lambda said: "live streams at a time\n" in said) as (process, said):
         words = next((line.split() for line in said.splitlines() if "live streams" in line), [])
         found = int(words[words.index("live") - 1]) if words else None
         yield RunningServer(port=port, path="/sherpa", pid=process.pid, capacity=found)
@@ -109,7 +109,7 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
         "--max-batch-size=32",
     ]
     # It writes a log.txt into the folder that it is started in.
-    with _process(command, cores, port=port, folder=folder) as (process, _):
+    with _process(command, cores, lambda _: _listens(port), folder) as (process, _):
         yield RunningServer(port=port, path="/", pid=process.pid)
 
 
@@ -131,14 +131,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _process(
-    command: Sequence[str],
-    cores: str | None,
-    *,
-    until: str | None = None,
-    port: int | None = None,
-    folder: Path | None = None,
+    command: Sequence[str], cores: str | None, is_ready: Callable[[str], bool], folder: Path | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A process that has said something, or listens at a port; and all that it said so far."""
+    """A process that is ready, as `is_ready` tells from what it has said; and all that it said so far."""
     command = [*(["taskset", "-c", cores] if cores else []), *command]
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)  # noqa: S603 - one of two servers
@@ -146,7 +141,7 @@ def _process(
             deadline = time.monotonic() + _START_S
             while True:
                 said = Path(log.name).read_text(encoding="utf-8", errors="replace")
-                if (until is not None and until in said) or (port is not None and _listens(port)):
+                if is_ready(said):
                     break
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{command[0]} did not start: {said[-500:]}")
@@ -187,7 +182,6 @@ class Received:
         partials: seconds from the buffer that made a partial result possible to its arrival.
         finals: the same of final results.
         num_expected: results that came when one spoke alone.
-        num_other: results that did not come then.
         num_refused: speakers whom the server did not let in.
         failures: what went wrong otherwise.
         lags: seconds by which buffers were sent too late; if they are many, it is the speakers that are measured.
@@ -196,7 +190,6 @@ class Received:
     partials: list[float] = field(default_factory=list)
     finals: list[float] = field(default_factory=list)
     num_expected: int = 0
-    num_other: int = 0
     num_refused: int = 0
     failures: list[str] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
@@ -295,14 +288,10 @@ async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Ke
         if message == "Done!":
             return
         key = key_of(message)
-        number = first.get(key)
-        if key in seen:
-            continue
-        seen.add(key)
-        if number is None:
-            received.num_other += 1
-        else:  # it may come after fewer buffers than when one spoke alone on a busy machine
-            (received.finals if key[1] else received.partials).append(now - sent[min(number, len(sent) - 1)])
+        if key in first and key not in seen:
+            seen.add(key)
+            number = min(first[key], len(sent) - 1)  # earlier than when one spoke alone on a busy machine
+            (received.finals if key[1] else received.partials).append(now - sent[number])
 
 
 def key_of(message: str | bytes) -> Key:

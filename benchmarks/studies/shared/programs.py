@@ -21,9 +21,9 @@ import numpy.typing as npt
 import soundfile
 
 from u2moe.benchmarks.instruments.host import status_bytes
+from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
 from u2moe.benchmarks.results.files import read_json, write_json
-from u2moe.benchmarks.studies.shared.script import report
 from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import SherpaOptions
 
@@ -111,7 +111,7 @@ def make_environment(folder: Path, requirements: Sequence[str], version: str | N
     folder = folder.resolve()
     record, wanted = read_json(folder / "installed.json"), {"requirements": list(requirements), "version": version}
     if not wanted.items() <= record.items():
-        report(f"installing {', '.join(requirements)}")
+        show_progress(f"installing {', '.join(requirements)}")
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
         python, before = folder / "bin" / "python", _size(folder)
@@ -134,7 +134,7 @@ def _size(folder: Path) -> int:
 def sherpa_graphs(bundle: Path, folder: Path) -> Path:
     """A bundle's graphs for sherpa-onnx in `folder`, made if they are missing."""
     if not folder.is_dir():
-        report("graphs for sherpa-onnx")
+        show_progress("graphs for sherpa-onnx")
         folder.parent.mkdir(parents=True, exist_ok=True)
         export_sherpa(bundle, folder, SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS))
     return folder

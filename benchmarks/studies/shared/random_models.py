@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames, random_frames
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
 from u2moe.quantize.observed import ExpertInputs, RoutedLayer
@@ -42,7 +43,7 @@ _ROUNDS = 3
 """An adjusted layer slightly changes the inputs of later ones, which the next round adjusts again."""
 
 
-def make_bundle(name: str, kind: str, root: Path, progress: Callable[[str], None] = lambda _: None) -> Bundle:
+def make_bundle(name: str, kind: str, root: Path) -> Bundle:
     """A bundle of preset `name` in `root`/`name`/`kind`, created from the checkpoint if it is missing.
 
     Raises:
@@ -50,16 +51,16 @@ def make_bundle(name: str, kind: str, root: Path, progress: Callable[[str], None
     """
     folder = root / name
     if not (folder / "checkpoint").is_dir():
-        progress(f"{name}: random weights")
+        show_progress(f"{name}: random weights")
         unfinished = folder / "checkpoint.partial"
         write_random_checkpoint(unfinished, random_config(**PRESETS[name]))
         unfinished.rename(folder / "checkpoint")
     if not (folder / FLOAT).is_dir():
-        progress(f"{name}: export, compared with torch")
+        show_progress(f"{name}: export, compared with torch")
         export = ["-m", "u2moe", "export", str(folder / "checkpoint"), str(folder / FLOAT)]
         subprocess.run([sys.executable, *export], check=True)  # noqa: S603 - ourselves; its memory goes with it
     if kind != FLOAT and not (folder / kind).is_dir():
-        progress(f"{name}: {kind}")
+        show_progress(f"{name}: {kind}")
         quantize_bundle(folder / FLOAT, folder / kind, RECIPES[kind])
     return Bundle.open(folder / kind, verify=False)
 

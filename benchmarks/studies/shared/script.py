@@ -1,4 +1,4 @@
-"""The command line of studies: arguments, progress and errors."""
+"""The command line of studies: arguments and errors."""
 
 from __future__ import annotations
 
@@ -44,8 +44,3 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except (U2moeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-
-
-def report(line: str) -> None:
-    """Show a line of progress."""
-    print(f"- {line}", file=sys.stderr, flush=True)
