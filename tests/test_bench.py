@@ -78,13 +78,8 @@ def test_every_number_of_threads_mode_and_bundle_is_there_with_a_spread(report, 
 
 def test_tables_show_what_was_measured(report):
     text = describe(report)
-    for phrase in (
-        "instruction sets", "real-time factor", "core-hours", "rescoring", "word errors", "p99",
-        "budget",
-    ):  # fmt: skip
-        assert phrase in text
-    for phrase in ("late", "first partial", "load", "peak", "experts", "load entropy", "feed_forward", "10^9"):
-        assert phrase in text
+    for section in ("End to end", "At full speed", "In real time", "A fresh process", "Experts that", "ms per second"):
+        assert f"\n{section}" in text
     factor = report["speed"][0]["real_time_factor"]["median"]
     line = next(line for line in text.splitlines() if line.startswith("full context") and "moe_tiny" in line)
     assert f"{factor:.4f} (" in line
@@ -106,7 +101,7 @@ def test_what_the_bound_leaves_out_and_energy_are_told(report):
 def test_without_the_extra_the_bound_and_experts_are_left_out_and_all_else_is_measured(bundle):
     code = f"""
 import sys
-sys.modules["onnx_ir"] = sys.modules["onnx"] = None
+sys.modules |= dict.fromkeys(("onnx_ir", "onnx", "torch", "matplotlib"))
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.cli import main
 sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
@@ -148,8 +143,7 @@ def test_a_difference_is_told_from_the_spread(report):
     assert lines[-1] == "5 measurements are in only one of the reports"
     assert any(re.search(r" 0\.500 +less$", line) for line in compare_reports(changed, before))
 
-
-def test_bundles_are_compared_by_their_places_whatever_their_names(report):
+    # bundles are compared by their places, whatever their names
     old = json.loads(json.dumps(report).replace("moe_tiny", "old"))
     lines = list(compare_reports(old, report))
     assert lines[0] == "old is compared with moe_tiny, which has its place in the other report"
@@ -258,12 +252,6 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
     assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == 0
     with pytest.raises(ValueError, match="a ratio needs two bundles"):
         time_ratio({**report, "bundles": {"moe_tiny": {}}})
-
-
-def test_a_device_needs_what_the_runtime_needs():
-    code = "import sys, u2moe.benchmarks.bench.cli; print({'torch', 'onnx', 'matplotlib'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
 
 
 def test_every_number_is_explained(report):

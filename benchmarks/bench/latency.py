@@ -14,7 +14,7 @@ from typing import Any
 from u2moe.benchmarks.bench.speed import latencies
 from u2moe.benchmarks.instruments.probe import Event, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
-from u2moe.runtime import Result
+from u2moe.runtime import EndpointConfig, Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 Wait = tuple[float, float]
@@ -42,10 +42,9 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
             "mode": mode.name,
             "paced": True,
             **summary(observed[name], probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0),
-            "endpoint_silence_s": rule.min_trailing_silence if rule else None,
+            "endpoint_silence_s": _silence(probe.options.endpoint),
         }
         for name, probe in able.items()
-        for rule in [probe.options.endpoint and probe.options.endpoint.rule2]  # which ends utterances after speech
     ]
 
 
@@ -131,3 +130,8 @@ def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
         "compute": percentiles([compute for _, compute in waits]),
         "total": percentiles([audio + compute for audio, compute in waits]),
     }
+
+
+def _silence(endpoint: EndpointConfig | None) -> float | None:
+    """Seconds of silence after speech that end an utterance (endpoint rule 2); None if no rule does."""
+    return endpoint.rule2.min_trailing_silence if endpoint and endpoint.rule2 else None

@@ -205,7 +205,11 @@ def _bound(report: Report) -> Iterator[str]:
         parts = [part for part in PARTS if any(part in entry["parts"] for entry in entries)]
         yield from table(["mode", "bundle", *parts, "whole", "bound"], [_bound_row(entry, parts) for entry in entries])
         for entry in entries:
-            yield from _reservations(entry)
+            name = f"{entry['bundle']}, {entry['mode']}"
+            if left_out := [f"{name} ({share:.0%} of the time)" for name, share in entry["not_counted"].items()]:
+                yield f"{name}: not in the bound, for what they do is not known here: {', '.join(left_out)}"
+            if entry["unknown"]:
+                yield f"{name}: products of no known part, which count as other: {', '.join(entry['unknown'])}"
 
 
 def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
@@ -222,18 +226,6 @@ def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
 def _times(ratio: float | None) -> str:
     """The ratio, if there is one: a part without products has no bound."""
     return f" {ratio:5.1f}x" if ratio else "       "
-
-
-def _reservations(entry: Mapping[str, Any]) -> Iterator[str]:
-    """Reservations about the numbers of an entry."""
-    name = f"{entry['bundle']}, {entry['mode']}"
-    if entry["not_counted"]:
-        operators = ", ".join(
-            f"{operator} ({share:.0%} of the time)" for operator, share in entry["not_counted"].items()
-        )
-        yield f"{name}: not in the bound, for what they do is not known here: {operators}"
-    if entry["unknown"]:
-        yield f"{name}: products of no known part, which count as other: {', '.join(entry['unknown'])}"
 
 
 def in_order(report: Report) -> list[Mapping[str, Any]]:

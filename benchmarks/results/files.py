@@ -110,14 +110,14 @@ def publish(
         per_machine: the file keeps the results of other kinds of machines, see `machine_key`.
     """
     content = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
-    places = ["machines", machine_key(content)] if per_machine else [part] if part else []
-    whole = read_json(file) if places else {}
-    shown: dict[str, Any] = {}
-    for place in (whole, shown):
-        for name in places:
-            place = place.setdefault(name, {})  # noqa: PLW2901 - goes down
-        place.clear()
-        place.update(content)
+    if per_machine:
+        machines, content = read_json(file).get("machines", {}), {machine_key(content): content}
+        shown, whole = {"machines": content}, {"machines": {**machines, **content}}
+    elif part:
+        shown = {part: content}
+        whole = {**read_json(file), **shown}
+    else:
+        shown = whole = content
     write_json(file, whole)
     print("\n\n".join(text for text in values(shown).values() if "\n" in text))
 

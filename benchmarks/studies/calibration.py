@@ -154,8 +154,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, print."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = recognition_parser("calibration", __doc__)
     parser.add_argument(
         "--fit", action="store_true", help="write a calibration fitted to these recordings into the bundle"
@@ -168,10 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.fit:
         written = write_calibration(args.bundle, *fit(sets[ALL]))
         print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")
-        return 0
-    found = {name: reliability(words_of_set) for name, words_of_set in sets.items()}
-    publish(args.results, {"sets": found}, values, bundle=args.bundle)
-    return 0
+    else:
+        found = {name: reliability(own) for name, own in sets.items()}
+        publish(args.results, {"sets": found}, values, bundle=args.bundle)
 
 
 if __name__ == "__main__":

@@ -282,9 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for model, form in dict.fromkeys((case.model, case.format) for case in (*CASES, *packed)):
         make_bundle(model, form, args.folder)
         even_gates(model, args.folder)
-    if args.prepare:
-        return
-    publish(args.results, measure(args.folder), values, per_machine=True)
+    if not args.prepare:
+        publish(args.results, measure(args.folder), values, per_machine=True)
 
 
 if __name__ == "__main__":

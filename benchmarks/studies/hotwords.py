@@ -105,7 +105,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     longest = [list(lists.values())[-1] for lists in results["sets"].values()]
 
     def share(condition: str, key: str, of: str) -> float:
-        return sum(found[condition][key] for found in longest) / max(sum(found[condition][of] for found in longest), 1)
+        above, below = (sum(int(found[condition][name]) for found in longest) for name in (key, of))
+        return above / max(below, 1)
 
     return {
         "table": table(header, rows),
@@ -117,8 +118,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, print."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = recognition_parser("hotwords", __doc__)
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
     args = parser.parse_args(argv)
@@ -128,7 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in args.lists
     }
     publish(args.results, {"weight": args.weight, "sets": sets}, values, bundle=args.bundle)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How near is one mixture of experts to the bound of the machine, by tokens per call and recipe?
 
-    python -m u2moe.benchmarks.studies.moe_layer [--tokens 1 16 250]
+    python -m u2moe.benchmarks.studies.moe_layer
 
 The layers are those of the preset moe-1b with seeded random weights, so that routing is nearly uniform, the worst case.
 Several layers with separate weights take turns on one thread, so that no cache holds them, as in a network. The bound
@@ -113,7 +113,7 @@ def moe_graph(num_layers: int) -> ir.Model:
     return g.model(graph, inputs, results, axis, {})
 
 
-def measure(tokens: Sequence[int], num_bytes: int = NUM_BYTES, repetitions: int = 7) -> dict[str, Any]:
+def measure(tokens: Sequence[int] = TOKENS, num_bytes: int = NUM_BYTES, repetitions: int = 7) -> dict[str, Any]:
     """Rates of the machine; for each recipe and number of tokens the bound, and spreads of times, by `Layers.cases`."""
     layers = {name: Layers(name, num_bytes) for name in BITS}
     random = np.random.default_rng(0)
@@ -180,10 +180,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = study_parser("moe_layer", __doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
-    args = parser.parse_args(arguments)
-    publish(args.results, measure(args.tokens), values, per_machine=True)
+    args = study_parser("moe_layer", __doc__).parse_args(arguments)
+    publish(args.results, measure(), values, per_machine=True)
 
 
 if __name__ == "__main__":

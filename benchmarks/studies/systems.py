@@ -212,15 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("systems", __doc__)
     parser.add_argument("work", type=Path, help="folder for environments, bundles and recordings")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
-    parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS), help="of the clips")
     parser.add_argument("--prepare", action="store_true", help="create what is missing in WORK, and measure nothing")
     args = parser.parse_args(arguments)
     for group in args.groups:
         if group == CLIPS:
-            peers, sounds = (
-                {name: PEERS[name] for name in args.peers},
-                [read_audio(clip, SAMPLE_RATE) for clip in clips()],
-            )
+            peers, sounds = PEERS, [read_audio(clip, SAMPLE_RATE) for clip in clips()]
             environments = {name: environment(name, args.work) for name in peers}
         else:
             peers, manifest = same_weights(group, args.work)

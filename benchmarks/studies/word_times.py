@@ -120,8 +120,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return {"table": table(header, rows), **numbers}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, print."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="of each set (default: 100)")
     args = parser.parse_args(argv)
@@ -132,7 +132,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, spoken in sets.items()
     }
     publish(args.results, {"sets": found}, values, bundle=args.bundle)
-    return 0
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_the_report_of_the_command(bundle, recognizer, sound, tmp_path, capsys):
     said = " ".join(word.word for word in recognized if word is not wrong)
     (tmp_path / "test.tsv").write_text(f"a.wav\t{said}\n", encoding="utf-8")
     file = tmp_path / "calibration.json"
-    assert calibration.main([str(bundle.path), str(tmp_path / "test.tsv"), "--results", str(file)]) == 0
+    calibration.main([str(bundle.path), str(tmp_path / "test.tsv"), "--results", str(file)])
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["sets"]["test"] == results["sets"]["all"]
     assert results["sets"]["test"]["num_words"] == len(recognized) > 1
@@ -84,6 +84,6 @@ def test_the_report_of_the_command(bundle, recognizer, sound, tmp_path, capsys):
     assert results["sets"]["test"]["area"] == 1.0
     assert calibration.values(results)["table"] in capsys.readouterr().out
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")
-    assert calibration.main([str(folder), str(tmp_path / "test.tsv"), "--fit"]) == 0
+    calibration.main([str(folder), str(tmp_path / "test.tsv"), "--fit"])
     written = Bundle.open(folder).manifest.calibration
     assert f"times {written.scale} plus {written.bias}" in capsys.readouterr().out

@@ -29,10 +29,10 @@ def test_layers_have_the_bytes_that_were_asked_for():
 
 def test_everything_is_measured(tmp_path, monkeypatch, capsys):
     measure = moe_layer.measure
-    monkeypatch.setattr(moe_layer, "measure", lambda tokens: measure(tokens, 20_000, 1))
+    monkeypatch.setattr(moe_layer, "measure", lambda: measure((1, 16), 20_000, 1))
     file = tmp_path / "moe_layer.json"
     file.write_text(json.dumps({"machines": {"another": {}}}))
-    moe_layer.main(["--results", str(file), "--tokens", "1", "16"])
+    moe_layer.main(["--results", str(file)])
     machines = json.loads(file.read_text())["machines"]
     assert machines.pop("another") == {}
     (content,) = machines.values()

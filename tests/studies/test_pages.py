@@ -1,5 +1,4 @@
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -53,17 +52,6 @@ def test_every_result_is_of_a_study_and_on_a_page():
     assert not [name for name in results if f"<!-- begin {name}." not in shown]
 
 
-def test_every_page_opens_with_its_conclusion():
-    found = sorted((ROOT / "docs" / "results").glob("*.md"))
-    assert len(found) <= 10
-    for page in found:
-        title, blank, first, second, end = page.read_text(encoding="utf-8").split("\n")[:5]
-        assert title.startswith("# ")
-        assert blank == end == "", page
-        assert re.search(r"\w", first)
-        assert re.search(r"\w", second)
-
-
 def test_a_value_replaces_what_stands_between_its_marks_and_nothing_else():
     text = "# A\n\n<!-- begin a -->\nold \\1\n<!-- end a -->\n\nIt is <!-- begin b -->1<!-- end b --> kept.\n"
     once = filled(text, {"a": "| new \\1 |\n", "b": "2"})
@@ -107,14 +95,11 @@ def test_targets_of_all_results_are_gathered(clone):
     assert rows == ["| full_size |  | 1 s | ≤ 2 s | met |", "| moe_layer |  | 3 s | ≤ 2 s | **missed** by 50% |"]
 
 
-def test_a_target_is_kept_on_its_own_side():
+def test_a_target_is_kept_on_its_own_side_by_the_median():
     below = {"name": "x", "found": 1.4, "limit": 1.5}
-    assert (Target(**below, at_most=True).met, Target(**below, at_most=False).met) == (True, False)
+    assert Target(**below, at_most=True).met
     assert Target(**below, at_most=False).row == ("x", "", "1.4", "≥ 1.5", "**missed** by 7%")
     assert Target(name="x", found=1234.5, limit=1234.5, at_most=False).row == ("x", "", "1234", "≥ 1234", "met")
-
-
-def test_of_several_measurements_the_median_counts_and_quartiles_are_shown():
     spread = Spread.of([1.0, 1.2, 1.4, 9.0])
     assert Target(name="x", found=spread, limit=1.3, at_most=True, unit=" s").row == (
         "x", "", "1.3 s (1.15-3.3)", "≤ 1.3 s", "met",
@@ -134,9 +119,6 @@ def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):
     )
     assert provenance.resumed(file, {"cells": {}, "more": 2}) == {**content, "more": 2}
     assert provenance.resumed(tmp_path / "none.json", {"cells": {}}) == {"cells": {}}
-    monkeypatch.setattr(provenance, "describe_machine", lambda: {"processor": "Q"})
-    with pytest.raises(ValueError, match="measured on P, this is Q"):
-        provenance.resumed(file, {})
 
 
 def test_machines_of_one_name_are_told_apart_by_family_and_model(tmp_path, monkeypatch):
