@@ -128,7 +128,8 @@ class Recognizer:
         begin = time.perf_counter()
         bundle = Bundle.open(find_bundle(directory), verify=False)
         model = bundle.load(settings)
-        log_info("%s: loaded in %.2f s on %s", bundle.path, time.perf_counter() - begin, ", ".join(model.providers))
+        duration, providers = time.perf_counter() - begin, ", ".join(model.providers)
+        log_info("%s: loaded in %.2f s on %s, kernels: %s", bundle.path, duration, providers, model.kernels)
         return cls(bundle, model, options, hotwords)
 
     @property

@@ -53,7 +53,7 @@ def test_what_streams_leave_behind_changes_no_bit():
         np.testing.assert_array_equal(encoded(used, context), one)
 
 
-def test_a_function_that_the_kernels_cannot_run_leaves_the_others_native(quantized, tmp_path, monkeypatch):
+def test_a_function_that_the_kernels_cannot_run_leaves_the_others_native(quantized, tmp_path, monkeypatch, caplog):
     """As with an activation of a later version; onnxruntime runs the function's body."""
     bundle = quantized("int8")
     model = ir.load(bundle.path / "encoder.onnx")
@@ -66,12 +66,14 @@ def test_a_function_that_the_kernels_cannot_run_leaves_the_others_native(quantiz
         staging.add("encoder.onnx", ir.to_proto(model).SerializeToString())
         later = staging.finish(bundle.manifest)
     monkeypatch.delenv("U2MOE_KERNELS", raising=False)
-    loaded = later.load()
+    with caplog.at_level("INFO", "u2moe"):
+        loaded = Recognizer.load(later.path).model
     *others, last = ACTIVATIONS
     reason = f"attribute activation must be {', '.join(others)} or {last}, got 'cube'"
     assert loaded.kernels.native
     assert loaded.kernels.refused == {"Int8MixtureOfExperts of encoder": reason}
     assert str(loaded.kernels).endswith(f"; not native: Int8MixtureOfExperts of encoder ({reason})")
+    assert f"kernels: {loaded.kernels}" in caplog.text
     frames = np.random.default_rng(0).normal(10, 3, (60, bundle.manifest.model.feature_size)).astype(np.float32)
     found, expected = (each.encode(frames) for each in (loaded, bundle.load()))
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
