@@ -36,7 +36,7 @@ const char* told(std::string text) {
 // A phrase, alone or with its weight.
 Hotword hotword_of(const Json& json) {
   if (json.is_string()) return {json.string()};
-  if (json.array().empty() || json.array().size() > 2) json.fail("a phrase, alone or with its weight");
+  if (!json.is_array() || json.array().empty() || json.array().size() > 2) json.fail("a phrase, alone or with its weight");
   return json.array().size() > 1 ? Hotword{json[0].string(), json[1].number()} : Hotword{json[0].string()};
 }
 

@@ -73,7 +73,7 @@ class Symbols {
   std::pair<Words, double> measured(const Hotword& hotword) const {
     const auto fail = [&](const std::string& what) { runtime::fail<InvalidArgument>("hotword '" + hotword.phrase + "'" + what); };
     if (!(hotword.weight > 0 && hotword.weight <= kMostHotwordWeight)) {
-      fail(": weight must be above 0 and at most " + shown_number(kMostHotwordWeight) + ", got " + std::to_string(hotword.weight));
+      fail(": weight must be above 0 and at most " + shown_number(kMostHotwordWeight) + ", got " + shown_number(hotword.weight));
     }
     Words words(1);
     for (const char32_t c : with_boundaries(decode_utf8(hotword.phrase), is_syllabic)) {
