@@ -89,6 +89,8 @@ def describe(content: dict[str, Any]) -> str:
     by_format: dict[str, list[str]] = {}
     for layer, kind in manifest["quantization"].get("exceptions", {}).items():
         by_format.setdefault(kind, []).append(layer)
+    if beyond := manifest["quantization"].get("beyond_half_precision"):
+        by_format["float32 beyond half precision"] = beyond
     goal = manifest["quantization"].get("goal", {})
     chosen = [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in content["decoding"].items()]
     is_whole = manifest["quantization"].get("recipe", "fp16") == "fp16"

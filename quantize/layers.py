@@ -185,11 +185,13 @@ class Weights:
 
     Attributes:
         changes: the replaced weights, by the name of the new one.
+        kept: layers with a weight, scale or bias in float32 because half precision does not hold it.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self.changes: dict[str, Change] = {}
+        self.kept: set[str] = set()
 
     def add(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array], group: str
@@ -249,15 +251,15 @@ class Weights:
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:
-    """Functions that return the integers and the other parts; called in this order, they quantize the weight once.
+    """Functions that return the integers and the other parts, and together quantize the weight once.
 
-    The other parts, which are small, are kept until they are read.
+    The integers are kept until they are read, the other parts, which are small, for good.
     """
     waiting: dict[int, Array] = {}
 
     def read(index: int) -> Array:
         if index not in waiting:
             waiting.update(enumerate(quantize()))
-        return waiting.pop(index)
+        return waiting[index] if index else waiting.pop(index)
 
     return [lambda index=index: read(index) for index in range(count)]  # type: ignore[misc]

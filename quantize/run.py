@@ -89,13 +89,16 @@ class QuantizationRun:
             BundleError: a group requested by name is missing.
         """
         changes: dict[str, Change] = {}
+        kept: set[str] = set()
         if self.activations:
             self.activations.products.clear()
         graphs = self.source.manifest.model.graphs()
         for number, graph in enumerate(graphs, start=1):
             self.progress(f"[{number}/{len(graphs)}] quantizing {graph.file}")
             model = ir.load(self.source.path / graph.file)
-            changes |= quantize_graph(model, recipe, self.activations)
+            weights = quantize_graph(model, recipe, self.activations)
+            changes |= weights.changes
+            kept |= weights.kept
             (staging.path / f"{graph.file}.data").unlink(missing_ok=True)
             save_graph(model, staging.path / graph.file, progress=self.progress)
         counts = Counter(change.group for change in changes.values())
@@ -106,6 +109,8 @@ class QuantizationRun:
             if not name.startswith(staged):  # nor the weights beside a graph
                 staging.add(name, self.source.path / name)
         record = {**self._record(recipe, counts), **(notes or {})}
+        if kept:
+            record["beyond_half_precision"] = sorted(kept)
         manifest = with_external(dataclasses.replace(self.source.manifest, quantization=record), staging.path)
         return QuantizedBundle(recipe=recipe, bundle=staging.seal(manifest), changes=changes)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -9,12 +10,14 @@ import onnxruntime
 import pytest
 import soundfile
 
-from u2moe.quantize import RECIPES, Goal, quantize_bundle, recipe
+from u2moe.quantize import RECIPES, Goal, inspect_bundle, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.formats import conversion
-from u2moe.quantize.passes.halves import read_single
+from u2moe.quantize.inspection import describe
+from u2moe.quantize.passes.halves import WEIGHT_ERROR, fits_half, read_single
 from u2moe.quantize.report import features_of, output_errors
 from u2moe.quantize.rounding import Activations
+from u2moe.quantize.smoothing import rewritten_bundle
 from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, ProviderError, SessionSettings
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import Recording
@@ -267,6 +270,51 @@ def test_options_without_use_are_refused(float32, tmp_path, capsys, options, mes
     assert main(["quantize", str(float32.path), str(tmp_path / "out"), *options]) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def scaled(source, folder, **exponents):
+    """A bundle with weights scaled by powers of two, by the last names of their graph, as `ctc_lo_weight`."""
+
+    def rewrite(model):
+        for name, value in model.graph.initializers.items():
+            if (key := "_".join(name.rsplit(".", 2)[-2:])) in exponents:
+                array = value.const_value.numpy() * np.float32(2.0 ** exponents[key])
+                value.const_value = ir.tensor(array, name=name)
+
+    return rewritten_bundle(source, folder, rewrite)
+
+
+@pytest.mark.parametrize("exponent", [-22, 22])
+@pytest.mark.parametrize("kind", ["fp16", "int4"])
+def test_what_half_precision_does_not_hold_stays_float32(kind, exponent, float32, clip, tmp_path):
+    """Layers kept in fp16, scales in 4 bits: a network whose encoder output and CTC head are scaled is the same."""
+    source = scaled(
+        float32, tmp_path / "scaled", after_norm_weight=exponent, after_norm_bias=exponent, ctc_lo_weight=-exponent
+    )
+    changed = recipe("fp32", {"output_layers": "int8" if kind == "fp16" else kind})
+    other = "encoder.encoders.1.feed_forward"
+    changed = replace(changed, exceptions={other: "fp16", "ctc.ctc_lo": kind})
+    made, _ = quantize_bundle(source.path, tmp_path / "out", changed)
+    models, (frames,) = [bundle.load() for bundle in (source, made)], features_of(float32, [clip])
+    expected, found = (model.ctc(model.encode(frames)) for model in models)
+    assert np.abs(expected - found).mean() < (0.01 if kind == "fp16" else 0.5)
+    is_lost = kind == "fp16" or exponent > 0  # scales are smaller than weights
+    assert made.manifest.quantization.get("beyond_half_precision", []) == ["ctc.ctc_lo"] * is_lost
+    assert ("float32 beyond half precision: ctc.ctc_lo" in describe(inspect_bundle(made.path))) == is_lost
+    names = ir.load(made.path / "encoder.onnx").graph.initializers
+    assert any(name.startswith(other) and name.endswith(".half") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [(0, 0, True), (10, -10, True), (-20, 0, False), (0, -20, False), (-12, -12, False)],
+)
+def test_rescaled_channels_do_not_hide_what_is_lost(rows, columns, expected):
+    weight = np.random.default_rng(0).normal(scale=0.05, size=(64, 48))
+    weight[:8] *= 2.0**rows
+    weight[:, :8] *= 2.0**columns
+    value = ir.Value(name="weight", const_value=ir.tensor(weight.astype(np.float32)))
+    assert fits_half(value, WEIGHT_ERROR) == expected
 
 
 def test_weights_beyond_half_precision_are_refused(float32, tmp_path):

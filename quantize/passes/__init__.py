@@ -20,7 +20,6 @@ from u2moe.quantize.formats.conversion import WeightConversion
 from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.layers import (
     Array,
-    Change,
     Weights,
     calls,
     check_all_float,
@@ -124,7 +123,7 @@ def _activation_of(x: ir.Value) -> str | None:
     return kind if kind in _WITH_KNOWN_LOWEST else None
 
 
-def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | None = None) -> dict[str, Change]:
+def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | None = None) -> Weights:
     """Quantize a graph in place; weights are read and converted only when the graph is saved.
 
     Args:
@@ -133,7 +132,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
         activations: what layers read in recordings, for the recipe's calibration: layers are then converted at once.
 
     Returns:
-        The replaced weights, by the name of the new one.
+        The new weights.
 
     Raises:
         BundleError: a layer is not one that the exporter writes, or the format cannot compute it.
@@ -149,4 +148,4 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
     store_halves(model, weights, recipe)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
-    return weights.changes
+    return weights

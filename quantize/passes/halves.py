@@ -12,7 +12,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from u2moe.quantize.layers import Array, Change, Weights, expert_layers, inputs_of, layer_of, swap
 from u2moe.quantize.recipes import FORMATS, Recipe
-from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.contract import GROUP_METADATA, MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.weight_formats import HALF, format_of
 from u2moe.runtime.errors import BundleError
@@ -24,6 +24,8 @@ POSITIONS = "Sinusoids"
 LARGEST = float(np.finfo(np.float16).max)
 MASK = float(np.finfo(np.float32).max)
 """Masks hold its negative, which becomes the lowest number of half precision."""
+WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5
+"""Largest relative errors of stored halves; a bias near zero matters less than the weights beside it."""
 
 
 def in_half_precision(model: ir.Model, weights: Weights) -> None:
@@ -41,9 +43,25 @@ def in_half_precision(model: ir.Model, weights: Weights) -> None:
 
 
 def half_of(value: ir.Value) -> Array:
-    """The values of an initializer in half precision."""
+    """The values of an initializer in half precision; beyond it are only those of masks."""
     half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
     return half
+
+
+def fits_half(value: ir.Value, tolerance: float) -> bool:
+    """Whether half precision changes each number by at most this share of it, or of what is usual in its place.
+
+    That is the product of the norms of its row and column: rescaled channels do not hide how small a number is.
+    """
+    array = array_of(value)
+    if not np.abs(array).max(initial=0) <= LARGEST:
+        return False
+    sizes = np.abs(array.astype(np.float64)).reshape(len(array), -1)
+    errors = np.abs(array.astype(np.float16).astype(np.float64) - array).reshape(sizes.shape)
+    if array.ndim > 1:
+        usual = np.outer(np.linalg.norm(sizes, axis=1), np.linalg.norm(sizes, axis=0)) / (np.linalg.norm(sizes) or 1)
+        sizes = np.maximum(sizes, usual)
+    return bool((errors <= tolerance * sizes).all())
 
 
 class _Converter:
@@ -89,7 +107,7 @@ class _Converter:
         name, group = f"{value.name}.fp16", group_of(value)
 
         largest = float(np.abs(array_of(value)).max(initial=0))
-        if LARGEST < largest < MASK:
+        if largest > LARGEST and (largest < MASK or GROUP_METADATA in value.metadata_props):
             raise BundleError(f"{value.name}: a weight is {largest:g}, beyond half precision ({LARGEST:g}); use int8")
         self.weights.changes[name] = Change(
             group=group,
@@ -124,7 +142,7 @@ def _is_position(node: ir.Node) -> bool:
 
 
 def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
-    """Put a Cast behind each of these weights."""
+    """Put a Cast behind each of these weights; those that half precision does not hold stay float32."""
     for node in [node for node in model.graph if node.domain == MOE_DOMAIN]:
         is_kept = recipe.exceptions.get(layer_of(node)) == HALF.name
         kind = format_of(plain_name(node.op_type))
@@ -133,6 +151,9 @@ def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
                 continue
             shape, group, name = shape_of(value), group_of(value), str(value.name)
             if (is_kept and group in FORMATS) or (kind is not None and kind.halves and len(shape) == 1):
+                if not fits_half(value, WEIGHT_ERROR if len(shape) > 1 or name.endswith(".scale") else BIAS_ERROR):
+                    weights.kept.add(layer_of(node))
+                    continue
                 half = weights.add(f"{name}.half", ir.DataType.FLOAT16, shape, partial(half_of, value), group)
                 cast = _cast(half, ir.DataType.FLOAT, f"{name}/Cast")
                 del model.graph.initializers[name]
