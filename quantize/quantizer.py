@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.damage import damage_picture
@@ -16,7 +17,7 @@ from u2moe.quantize.goals import Goal
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.recipes import BLOCK_SIZES, Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
-from u2moe.quantize.run import FormatSearch, QuantizationRun, QuantizedBundle, opened_run
+from u2moe.quantize.run import FormatSearch, QuantizationRun, QuantizedBundle, check_runs, opened_run
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle.weight_formats import quantized
@@ -24,7 +25,7 @@ from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
-from u2moe.runtime.graph.file import with_external
+from u2moe.runtime.graph.file import array_of, with_external
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import words
 
@@ -63,8 +64,8 @@ def quantize_bundle(
         BundleError: not a float32 bundle, weights in a file with several names (hard links), a requested group that no
             graph has, or a target that cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
-        QuantizationError: the word error rate rose beyond `max_wer_increase` (it then carries the report), or no choice
-            of formats meets the goal.
+        QuantizationError: a weight is not finite or a written graph gives numbers that are not, the word error rate
+            rose beyond `max_wer_increase` (it then carries the report), or no choice of formats meets the goal.
     """
     goal = goal or Goal()
     if goal.max_wer_increase is not None and not any(words(recording.transcript) for recording in recordings):
@@ -84,7 +85,7 @@ def quantize_bundle(
             if recipe.calibration and goal.limits:
                 search = FormatSearch(run, made, staging, goal)
                 made = search.choose()
-            made.bundle.load()
+            check_runs(made.bundle)
             report = None
             while features:
                 report = build_report(source, made.bundle, made.changes, features, recordings, progress=progress)
@@ -142,7 +143,7 @@ def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Call
         raise BundleError(f"{staging.target}: native kernels use no weights of recipe {found}, so none can be packed")
     manifest = dataclasses.replace(manifest, quantization={**manifest.quantization, contract.PACKED: layout})
     manifest = with_external(manifest, staging.path)
-    staging.seal(manifest).load()
+    check_runs(staging.seal(manifest))
     return manifest
 
 
@@ -157,6 +158,10 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
         names = (source.path / name).stat().st_nlink
         if name.endswith(".onnx.data") and names > 1:  # onnx-ir takes that for an attack
             raise BundleError(f"{source.path / name}: has {names} names (hard links), expected one; copy the bundle")
+    for graph in source.manifest.model.graphs():
+        weights = ir.load(source.path / graph.file).graph.initializers.items()
+        if bad := [name for name, value in weights if not np.isfinite(array_of(value)).all()]:
+            raise QuantizationError(f"{source.path / graph.file}: has weights that are not finite: {', '.join(bad)}")
     return source
 
 

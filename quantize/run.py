@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.damage import DamageMeter
@@ -28,8 +29,9 @@ from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS, quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
+from u2moe.runtime.errors import AudioError, BundleError, ProviderError, QuantizationError
 from u2moe.runtime.graph.file import save_graph, with_external
+from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.settings import SessionSettings
 
 Progress = Callable[[str], None]
@@ -170,6 +172,30 @@ def opened_run(
         measured = list(_first(features, first, bundle.manifest.model.window))
         seconds = sum(map(len, others)) / frames_s
         yield QuantizationRun(smoothed, folder, progress, measured, activations, seconds, journal)
+
+
+def check_runs(made: Bundle) -> None:
+    """Run each graph of a staged bundle once, for two seconds of noise.
+
+    Raises:
+        QuantizationError: a graph gives numbers that are not finite.
+    """
+    model, config = made.load(), made.manifest.features
+    noise = np.random.default_rng(0).normal(scale=0.1, size=2 * config.sample_rate).astype(np.float32)
+    output = model.encode(fbank(noise, config))
+    runs: dict[str, Callable[[], Array]] = {
+        "encoder": lambda: output,
+        "ctc": lambda: model.ctc(output),
+        "decoder": lambda: np.stack(model.rescore(output, [[0, 1]])),
+    }
+    for graph in made.manifest.model.graphs():
+        found = "numbers that are not finite"
+        try:
+            if np.isfinite(runs[graph.name]()).all():
+                continue
+        except ProviderError as error:
+            found = str(error)
+        raise QuantizationError(f"{graph.file}, for noise: {found}; all weights of the float32 bundle are finite")
 
 
 def after_first(features: Sequence[Array], limit: int) -> Sequence[Array]:

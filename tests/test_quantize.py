@@ -317,6 +317,33 @@ def test_rescaled_channels_do_not_hide_what_is_lost(rows, columns, expected):
     assert fits_half(value, WEIGHT_ERROR) == expected
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("layer", ["ctc.ctc_lo.weight", "encoder.after_norm.weight"])
+def test_weights_that_are_not_finite_are_named(layer, number, float32, tmp_path, capsys):
+    def damage(model):
+        if value := model.graph.initializers.get(layer):
+            array = value.const_value.numpy().copy()
+            array[0] = number
+            value.const_value = ir.tensor(array, name=layer)
+
+    source, out = rewritten_bundle(float32, tmp_path / "source", damage), tmp_path / "out"
+    assert main(["quantize", str(source.path), str(out), "--no-report"]) == 1
+    assert f"{layer.partition('.')[0]}.onnx: has weights that are not finite: {layer}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("graph", "name", "exponents"), [
+    ("encoder", "fp16", {"after_norm_weight": 15, "after_norm_bias": 15, "ctc_lo_weight": -15}),
+    ("ctc", "int8", {"after_norm_weight": 10, "ctc_lo_weight": 124}),
+    ("decoder", "int8", {"after_norm_weight": 10, "output_layer_weight": 124}),
+])  # fmt: skip
+def test_graphs_that_overflow_are_not_written(graph, name, exponents, float32, tmp_path, capsys):
+    source, out = scaled(float32, tmp_path / "source", **exponents), tmp_path / "out"
+    assert main(["quantize", str(source.path), str(out), "--recipe", name, "--no-report"]) == 1
+    assert re.search(rf"{graph}\.onnx, for noise: .*; all weights of the float32 bundle are", capsys.readouterr().err)
+    assert not out.exists()
+
+
 def test_weights_beyond_half_precision_are_refused(float32, tmp_path):
     bundle = tmp_path / "large"
     with BundleWriter(bundle) as staging:
