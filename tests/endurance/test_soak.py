@@ -140,7 +140,7 @@ def repeating(put_back):
 
 
 def without_the_last_frame(advance):
-    return lambda self, frames, caches: advance(self, frames.before(len(frames) - 1), caches)
+    return lambda self, frames, caches: advance(self, frames[:-1], caches)
 
 
 @pytest.mark.parametrize(
