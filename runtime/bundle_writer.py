@@ -57,7 +57,10 @@ class BundleWriter:
 
     def __enter__(self) -> Self:
         with self._failures(), contextlib.ExitStack() as stack:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
+            for parent in self.target.parents[::-1]:
+                if not parent.exists():
+                    parent.mkdir(exist_ok=True)
+                    stack.callback(_remove_if_empty, parent)
             stack.enter_context(locked(self._beside("lock")))
             self._clear()  # what a killed process left
             self._check_target()
@@ -151,6 +154,11 @@ class BundleWriter:
             if error.errno == errno.EBUSY:
                 reason = "is a mount point, which cannot be replaced; name a folder inside it"
             raise BundleError(f"{self.target}: {reason}") from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
