@@ -16,10 +16,11 @@ from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ra
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates
-from u2moe.runtime import AudioError, Bundle, ProviderError, cli
+from u2moe.runtime import AudioError, Bundle, DecodingOptions, ProviderError, cli
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.text.word_errors import words
+from u2moe.runtime.text.written.formatter import TextFormat
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def report(exported, recordings):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rates, "_CALL_S", 0.005)  # their values are not looked at here
         patch.setattr(suite, "_PROCESSES", 1)
-        return run_suite(bundles, recordings, PLAN)
+        return run_suite(bundles, recordings, PLAN, options=DecodingOptions(length_penalty=0.5), hotwords=[])
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ def test_every_number_of_threads_mode_and_bundle_is_there_with_a_spread(report, 
     assert [entry["threads"] for entry in report["rates"]] == [1, 2]
     assert {name: list(modes) for name, modes in report["experts"].items()} == {"moe_tiny": MODES}
     assert (report["plan"]["repetitions"], report["bundles"]["moe_tiny"]["recipe"]) == (2, "float32")
+    assert report["decoding"] == {"length_penalty": 0.5, "hotwords": []}
     assert report["audio"] == {"files": ["a.wav", "b.wav"], "seconds": 2.0}
     for entry in report["speed"]:
         for value in (entry["real_time_factor"], entry["core_hours_per_hour"], *entry["stages"].values()):
@@ -83,6 +85,7 @@ def test_tables_show_what_was_measured(report):
     factor = report["speed"][0]["real_time_factor"]["median"]
     line = next(line for line in text.splitlines() if line.startswith("full context") and "moe_tiny" in line)
     assert f"{factor:.4f} (" in line
+    assert "\ndecoding: length_penalty 0.5, hotwords []\n" in text
     wait = report["latency"][0]["finalisation_s"]
     assert f"{wait['algorithmic']['p50'] * 1e3:.0f} + {wait['compute']['p50'] * 1e3:.1f}" in text
 
@@ -176,23 +179,32 @@ def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, caps
 def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, capsys, monkeypatch):
     seen = {}
 
-    def record(bundles, recordings, plan, *, settings):
-        seen.update(bundles=bundles, recordings=recordings, plan=plan, settings=settings)
+    def record(bundles, recordings, plan, **chosen):
+        seen.update(bundles=bundles, recordings=recordings, plan=plan, **chosen)
         raise ProviderError("enough")
 
     monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", record)
     arguments = (
         "--num-threads", "2,1,2", "--chunk-sizes", "8", "--repetitions", "7", "--providers", "CPUExecutionProvider",
+        "--search", "ctc_prefix_beam", "--beam-size", "3", "--ctc-weight", "0.4", "--reverse-weight", "0.1",
+        "--length-penalty", "0.2", "--hotwords", "none", "--lm", "none", "--format-text",
     )  # fmt: skip
     (tmp_path / "one.wav").symlink_to(recordings[0].path)
     assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, "--list", tmp_path))]) == 1
     assert capsys.readouterr().err == "u2moe: error: enough\n"
     assert seen["plan"] == Plan(threads=(2, 1), chunk_sizes=(8,), repetitions=7)
     assert seen["settings"] == SessionSettings(providers=["CPUExecutionProvider"])
+    assert (seen["options"], seen["hotwords"]) == (
+        DecodingOptions(
+            search="ctc_prefix_beam", beam_size=3, ctc_weight=0.4, reverse_weight=0.1, length_penalty=0.2,
+            language_model="none", text_format=TextFormat(),
+        ),
+        (),
+    )  # fmt: skip
     assert seen["recordings"] == [Recording(path=tmp_path / "one.wav", transcript="")]
     assert [bundle.path for bundle in seen["bundles"].values()] == [exported("moe_tiny")]
     assert cli.main(["bench", "--quick"]) == 1
-    assert seen["plan"] == PLANS["quick"]
+    assert (seen["plan"], seen["options"], seen["hotwords"]) == (PLANS["quick"], DecodingOptions(), None)
     assert [recording.transcript for recording in seen["recordings"]]
 
 

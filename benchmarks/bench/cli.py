@@ -13,10 +13,12 @@ from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe, headline
 from u2moe.runtime import Bundle
 from u2moe.runtime.bundle_location import find_bundle
-from u2moe.runtime.cli.options import chosen_bundle
+from u2moe.runtime.cli.options import add_declared, add_words, chosen_bundle, decoding_choice, providers_in
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.lists import read_recordings
-from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.declarations import options_of
+from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.whole_file import write_text
 
 Subparsers = Any  # argparse has no public name for it
@@ -46,7 +48,9 @@ def add_bench(subparsers: Subparsers) -> None:
         metavar="RATIO",
         help="exit code 1 if the first takes more than so many times as long as the second, beyond chance",
     )
+    add_words(parser)
     experts = parser.add_argument_group("for experts")
+    add_declared(experts, DecodingOptions, options_of(DecodingOptions).keys() - {"chunk_size", "num_left_chunks"})
     experts.add_argument("--num-threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick 1)")
     experts.add_argument(
         "--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4; with --quick 16)"
@@ -87,11 +91,14 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     paths = [find_bundle(name) for name in names] or [chosen_bundle(None, "bench BUNDLE")]
+    options, hotwords = decoding_choice(args, paths[0])
     return run_suite(
         {name: Bundle.open(path) for name, path in name_bundles(paths).items()},
         read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt"),
         _plan(args),
-        settings=SessionSettings(providers=args.providers.split(",") if args.providers else (DEFAULT_PROVIDER,)),
+        settings=SessionSettings(providers=providers_in(args)),
+        options=options,
+        hotwords=hotwords,
     )
 
 

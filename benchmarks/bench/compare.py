@@ -83,7 +83,7 @@ def compare_reports(before: Report, after: Report) -> Iterator[str]:
     no quartiles to speak of. Sizes and word errors have no spread.
     """
     conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]
-    conditions += [(name, before[name], after[name]) for name in ("providers", "plan")]
+    conditions += [(name, before.get(name, {}), after.get(name, {})) for name in ("providers", "plan", "decoding")]
     for old, new in zip(before["bundles"], after["bundles"], strict=False):
         for name, section, key in (("recipe", "bundles", "recipe"), ("kernels", "kernels", "description")):
             conditions.append((f"{name} of {new}", before[section][old][key], after[section][new][key]))

@@ -25,9 +25,12 @@ from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.corpus.lists import Recording
+from u2moe.runtime.corpus.rows import changed_options, options_as_json
+from u2moe.runtime.decoding.context import Hotwords
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.options import DecodingOptions
 
 FORMAT, VERSION = "u2moe-bench", 1
 _ROUTED_S = 30.0
@@ -94,6 +97,8 @@ def run_suite(
     plan: Plan,
     *,
     settings: SessionSettings | None = None,
+    options: DecodingOptions | None = None,
+    hotwords: Hotwords | None = None,
 ) -> dict[str, Any]:
     """Measure everything, with the bundles in turn wherever times are compared.
 
@@ -103,11 +108,13 @@ def run_suite(
         plan: how much to measure.
         settings: where and how the graphs run; the plan says on how many threads. On other providers than the CPU
             there is no bound: its rates are those of the CPU.
+        options: how to decode, but for chunks; see `Probe`.
+        hotwords: phrases to prefer; None: those of each bundle.
 
     Returns:
-        machine, plan, audio, bundles: the conditions; other_cores: cores that other processes used meanwhile; left_out:
-            measurements that need the extra tools, if it is not installed; without_bound: bundles whose products cannot
-            be counted, for their weights are packed for native kernels.
+        machine, plan, decoding, audio, bundles: the conditions; other_cores: cores that other processes used meanwhile;
+            left_out: measurements that need the extra tools, if it is not installed; without_bound: bundles whose
+            products cannot be counted, for their weights are packed for native kernels.
         kernels: what runs each bundle, see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
@@ -133,6 +140,7 @@ def run_suite(
         "machine": describe_machine(),
         "providers": list(settings.providers),
         "plan": {"warm_up": 1, **vars(plan)},
+        "decoding": _decoding(options or DecodingOptions(), hotwords),
         "audio": {
             "files": [recording.path.name for recording in recordings],
             "seconds": sum(map(len, samples)) / sample_rate,
@@ -146,7 +154,7 @@ def run_suite(
     for index, num_threads in enumerate(plan.threads):
         show_progress(count_threads(num_threads))
         own = dataclasses.replace(settings, num_threads=num_threads)
-        probes = {name: Probe(bundle, own) for name, bundle in bundles.items()}
+        probes = {name: Probe(bundle, own, options, hotwords) for name, bundle in bundles.items()}
         report["kernels"] = {name: item.model.kernels.data() for name, item in probes.items()}
         entries = measure_speed(
             probes,
@@ -238,6 +246,11 @@ def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
         name = "/".join(path.parts[-depth:])
         names[name if name not in names else f"{name} ({sum(path == other for other in names.values()) + 1})"] = path
     return names
+
+
+def _decoding(options: DecodingOptions, hotwords: Hotwords | None) -> dict[str, Any]:
+    """What was chosen instead of the defaults of bundles."""
+    return changed_options(options_as_json(options)) | ({} if hotwords is None else {"hotwords": hotwords})
 
 
 def _describe(manifest: Manifest) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def _head(report: Report) -> Iterator[str]:
     yield f"{report['time']}, recordings: {len(files)} of {seconds:.1f} s together, {rounds}"
     if (used := report.get("other_cores")) is not None and used > _BUSY:
         yield f"other processes used {used:.1f} cores meanwhile: measure again when the machine is quiet"
+    if chosen := report.get("decoding"):
+        yield f"decoding: {', '.join(f'{name} {value}' for name, value in chosen.items())}"
     if left_out := report["left_out"]:
         yield f"left out: {', '.join(left_out)}, which need onnx-ir: {install_command('tools')}"
     if packed := report["without_bound"]:

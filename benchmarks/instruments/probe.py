@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result
+from u2moe.runtime.decoding.context import Hotwords
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.options import SearchMethod
 from u2moe.runtime.text.vocabulary import join_texts
 
 Samples = npt.NDArray[np.float32]
@@ -150,8 +150,17 @@ class Probe:
         StreamError: the bundle does not support the search.
     """
 
-    def __init__(self, bundle: Bundle, settings: SessionSettings | None = None) -> None:
-        """Load the graphs of a bundle, to run where and how `settings` say."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: SessionSettings | None = None,
+        options: DecodingOptions | None = None,
+        hotwords: Hotwords | None = None,
+    ) -> None:
+        """Load the graphs of a bundle, to run where and how `settings` say, and to decode as `options` do.
+
+        Chunks are those of each `Mode`, and endpoints those of the bundle; `hotwords` None: those of the bundle.
+        """
         self.bundle = bundle
         self.watch = Stopwatch()
         settings = settings or SessionSettings()
@@ -164,10 +173,9 @@ class Probe:
         }
         self.kernels = {name: session.kernels for name, session in sessions.items()}
         self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
-        search: SearchMethod = "attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam"
-        self.options = DecodingOptions(search=search, endpoint=bundle.manifest.decoding.endpoint)
+        self.options = replace(options or DecodingOptions(), endpoint=bundle.manifest.decoding.endpoint)
         observer = Observer(features=partial(self.watch, "features"), searching=partial(self.watch, "search"))
-        self.recognizer = Recognizer(bundle, self.model, self.options, observer=observer)
+        self.recognizer = Recognizer(bundle, self.model, self.options, hotwords=hotwords, observer=observer)
 
     @property
     def sample_rate(self) -> int:

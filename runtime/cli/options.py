@@ -146,21 +146,17 @@ def add_words(parser: Options) -> None:
     parser.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
 
 
-def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
-    """The model and how to decode, from the options of `add_decoding`.
+def decoding_choice(
+    args: argparse.Namespace, directory: Path, kind: Any = DecodingOptions
+) -> tuple[DecodingOptions, Hotwords | None]:
+    """How to decode with the bundle in `directory`, and its hotwords, from the options of `kind` and `add_words`.
 
     In written text, words of hotwords and of the language model have the capitals that they have there.
-
-    Args:
-        args: what was given.
-        directory: folder of the bundle; None: as --model says.
-        kind: the class of options that the command can use.
 
     Raises:
         ValueError: an option is out of range, or its file cannot be read.
         LanguageModelError: the language model cannot be read.
     """
-    directory = directory or chosen_bundle(args.model)
     hotwords, chosen = _hotwords_in(args.hotwords), declared_in(args, kind)
     if args.lm is not None:
         chosen["language_model"] = NONE if args.lm == NONE else language_model_options(args.lm)
@@ -170,15 +166,32 @@ def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: 
         phrases = [hotword if isinstance(hotword, str) else hotword[0] for hotword in hotwords or ()]
         mixed = [phrase for phrase in phrases if phrase not in (phrase.lower(), phrase.upper())]
         chosen["text_format"] = TextFormat(capitalized=(*capitalized, *mixed))
+    return DecodingOptions(**chosen), hotwords
+
+
+def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
+    """The model and how to decode, from the options of `add_decoding`.
+
+    Args:
+        args: what was given.
+        directory: folder of the bundle; None: as --model says.
+        kind: the class of options that the command can use.
+
+    Raises:
+        ValueError, LanguageModelError: as of `decoding_choice`.
+    """
+    directory = directory or chosen_bundle(args.model)
+    options, hotwords = decoding_choice(args, directory, kind)
+    settings = SessionSettings(providers=providers_in(args), num_threads=args.num_threads)
+    return ModelChoice(directory=str(directory), settings=settings, options=options, hotwords=hotwords)
+
+
+def providers_in(args: argparse.Namespace) -> tuple[str, ...]:
+    """What --providers names; ValueError: not names, separated by commas."""
     providers = (DEFAULT_PROVIDER,) if args.providers is None else tuple(map(str.strip, args.providers.split(",")))
     if not all(providers):
         raise ValueError(f"--providers must be names, separated by commas, got {args.providers!r}")
-    return ModelChoice(
-        directory=str(directory),
-        settings=SessionSettings(providers=providers, num_threads=args.num_threads),
-        options=DecodingOptions(**chosen),
-        hotwords=hotwords,
-    )
+    return providers
 
 
 def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
