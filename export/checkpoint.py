@@ -32,6 +32,7 @@ VOCABULARY_FILES = ("units.txt", "lang_char.txt", "words.txt")
 """File names of the vocabulary, newest first; `words.txt` may belong to a language model and so comes last."""
 WORD_START = "\u2581"
 BLANK, BOTH_ENDS = "<blank>", "<sos/eos>"
+NOT_NORMALIZED = "train.yaml says cmvn: null, with which WeNet ignores statistics"
 UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
 
 
@@ -81,6 +82,8 @@ class Checkpoint:
         config = read_training_config(_config_path(path, weights_path))
         tokens = read_vocabulary(_chosen(path, units) if units else _vocabulary_path(path, config), config)
         state, contained = with_adapters(weights_path, load_state_dict(weights_path), config.adapters, lora)
+        if config.without_cmvn:
+            contained |= {name: NOT_NORMALIZED for name in (CMVN_MEAN, CMVN_ISTD) if state.pop(name, None) is not None}
         # if the state dict uses other names, `select_tensors` gives a better message than "has no statistics"
         fits = any(name.startswith("encoder.") for name in state)
         if fits and not _has_statistics(weights_path, state):

@@ -22,11 +22,22 @@ LARGEST_YAML = 1 << 18
 """Characters of a yaml file; those of WeNet have 2,000 to 10,000."""
 
 
+LARGEST_MERGE = 100_000
+"""Keys of all mappings after merges ("<<"): without a limit, a few hundred characters would fill the memory."""
+
+
 class PlainLoader(yaml.SafeLoader):
-    """Without merges ("<<"), which a few hundred characters of aliases would make too large for the memory."""
+    """Plain values, with merges up to a limit."""
+
+    num_keys = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave "<<" as it is, for which there is no constructor."""
+        """Put what is merged into the mapping; called for each mapping and, once more, each time it is merged."""
+        super().flatten_mapping(node)
+        self.num_keys += len(node.value)
+        if self.num_keys > LARGEST_MERGE:
+            message = f"merges (<<) make more than {LARGEST_MERGE:,} keys"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
 
 def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
@@ -53,7 +64,7 @@ def read_yaml(path: Path, *, purpose: str) -> object:
     """The content of a yaml file of plain values.
 
     Raises:
-        CheckpointError: as for `read_text`; or the file is not yaml, or has Python tags or merges.
+        CheckpointError: as for `read_text`; or the file is not yaml, or has Python tags or too large merges.
     """
     text = read_text(path, purpose=purpose, largest=LARGEST_YAML)
     try:

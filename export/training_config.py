@@ -110,6 +110,8 @@ class TrainingConfig:
     """File name of the vocabulary."""
     cmvn_file: str | None
     """File name of the feature statistics; None if trained without them, or if the file is not named."""
+    without_cmvn: bool
+    """`cmvn` is stated and null: WeNet ignores statistics then, even those in the state dict."""
     adapters: Adapters | None
     """LoRA adapters that the state dict may hold."""
     tied_embedding: bool
@@ -142,8 +144,8 @@ def _parsed(top: Section) -> TrainingConfig:
         expected = f"equal to {name}, which is {features.size} ({default} if not stated)"
         raise top.wrong("input_dim", top.value("input_dim"), expected)
     normalized, cmvn_file = _normalization(top)
-    tokenizer, separate, special_tokens, symbol_table = _tokenizer(top, vocab_size)
     encoder = read_encoder(top, normalized=normalized)
+    tokenizer, separate, special_tokens, symbol_table = _tokenizer(top, vocab_size)
     left, right, tied = read_decoders(top, vocab_size, encoder.dim)
     blank = _blank(top, vocab_size, special_tokens)
     decoding, non_blank_memory = _decoding(top)
@@ -170,6 +172,7 @@ def _parsed(top: Section) -> TrainingConfig:
         special_tokens=special_tokens,
         symbol_table=symbol_table,
         cmvn_file=cmvn_file,
+        without_cmvn="cmvn" in top and not normalized,
         adapters=adapters,
         tied_embedding=tied,
     )
@@ -215,8 +218,9 @@ def _features(top: Section) -> FeatureConfig:
 
 def _normalization(top: Section) -> tuple[bool, str | None]:
     """Whether the file names statistics, and their file. Old files have `cmvn_file` at the top level and no `cmvn`."""
-    conf = top.section("cmvn_conf")
-    cmvn_file = conf.optional_text("cmvn_file") or top.optional_text("cmvn_file")
+    # both are read, so that neither is unknown; WeNet prefers the first
+    named, at_the_top = (conf.optional_text("cmvn_file") for conf in (top.section("cmvn_conf"), top))
+    cmvn_file = named or at_the_top
     if "cmvn" in top:
         cmvn = top.optional_text("cmvn")
         if cmvn is None:

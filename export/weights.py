@@ -23,6 +23,8 @@ from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that nn.DataParallel, DistributedDataParallel and torch.compile add to every tensor name."""
+WRAPPED = re.compile(r"(?<![^.])(module|model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of names that these, other programs and fully sharded training add."""
 ENCODER_POSITIONS = re.compile(r"encoder\.embed\.pos_enc(_class)?\.pe")
 POSITION_TABLE = re.compile(ENCODER_POSITIONS.pattern + r"|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
@@ -74,14 +76,20 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             file = io.BytesIO(lzma.decompress(path.read_bytes())) if packed else path
             # only the zip format of torch 1.6 and later can be mapped
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
-    except pickle.UnpicklingError as error:
-        # not torch's own message, which advises running what the file contains
+    except Exception as error:  # damaged files raise anything
+        raise CheckpointError(f"{path}: {_refusal(error)}") from error
+    return _checked_state_dict(path, state)
+
+
+def _refusal(error: Exception) -> str:
+    """Why torch cannot load a file: not in its own words, which advise to run what the file contains."""
+    if "TorchScript" in str(error):
+        return "is a TorchScript program, as export_jit.py of WeNet writes: expected the state dict it was made of"
+    if isinstance(error, pickle.UnpicklingError):
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it refers to {foreign[1]}" if foreign else "it cannot be unpickled without running code"
-        raise CheckpointError(f"{path}: is not a plain state dict of tensors: {reason}") from error
-    except Exception as error:  # damaged files raise anything
-        raise CheckpointError(f"{path}: is damaged, truncated or not written by torch.save: {error}") from error
-    return _checked_state_dict(path, state)
+        return f"is not a plain state dict of tensors: {reason}"
+    return f"is damaged, truncated or not written by torch.save: {error}"
 
 
 def _choice(directory: Path) -> str:
@@ -158,10 +166,19 @@ def select_tensors(
     if unused or missing:
         raise CheckpointError(
             f"{path}: does not fit its train.yaml: {_listed('missing', missing)}; "
-            f"{_listed('not used by the network', unused)}"
+            f"{_listed('not used by the network', unused)}{_without_wrappers(unused, missing)}"
         )
     loaded = {source: _loaded(path, source, state[source], expected[source]) for source in set(sources.values())}
     return {name: loaded[source] for name, source in sources.items()}, ignored
+
+
+def _without_wrappers(unused: list[str], missing: list[str]) -> str:
+    """The end of a message: what some names have too much."""
+    fitting = [name for name in unused if WRAPPED.sub("", name) in missing]
+    if not fitting:
+        return ""
+    added = ", ".join(sorted({f"{part}." for name in fitting for part in WRAPPED.findall(name)}))
+    return f"; {len(fitting)} of these names would fit without {added}: remove it from them and save the file again"
 
 
 def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str], architecture: Architecture) -> str:

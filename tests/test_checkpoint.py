@@ -1,9 +1,11 @@
 """WeNet's directories are read strictly: what is missing, damaged, foreign or unused is an error that names it."""
 
+import io
 import json
 import lzma
 import os
 import pickle
+import re
 from collections import OrderedDict
 
 import numpy as np
@@ -213,10 +215,14 @@ def with_statistics_in(write):
     return change
 
 
-def prefixed(directory):
-    """Not only do names not fit: without `encoder.` there are no statistics, which is not what is told."""
-    directory.save({f"model.{name}": tensor for name, tensor in directory.state().items()})
-    (directory.path / "global_cmvn").unlink()
+def prefixed(place, added):
+    """Without `encoder.` there are no statistics, either, which is not what is told."""
+
+    def change(directory):
+        directory.save({re.sub(place, added, name): tensor for name, tensor in directory.state().items()})
+        (directory.path / "global_cmvn").unlink()
+
+    return change
 
 
 def with_gated_layers(directory):
@@ -230,7 +236,9 @@ DAMAGE = [
     *(({}, set_to(name, torch.ones(2)), UNUSED + rf"\({name}\)") for name in (
         "lfmmi.weight", "encoder.encoders.0.feed_forward.gate.weight", "encoder.encoders.7.norm_ff.weight",
         "module.ctc.ctc_lo.bias")),
-    ({}, prefixed, r"final.pt: does not fit its train.yaml: \d+ tensors missing .*; \d+ .*\(model.encoder"),
+    ({}, prefixed("^", "model."), r"final.pt: .* \d+ tensors missing .*; \d+ .*\(model.e.* fit without model.: r"),
+    ({}, prefixed("^(?=encoder)", "module."), r"\d+ of these names would fit without module.: remove it"),
+    ({}, prefixed(r"(?<![^.])(?=embed|\d)", "_fsdp_wrapped_module."), "would fit without _fsdp_wrapped_module.: "),
     ({"encoder_conf": {"mlp_type": "moe"}}, with_gated_layers, r"not used .*\(encoder.encoders.0.feed_forward.experts"),
     ({"decoder": None}, lambda of: of.configure(decoder="bitransformer"), r"missing \(decoder.left_decoder"),
     ({}, set_to(BIAS, torch.ones(61)), rf"{BIAS} has shape \(61,\), expected \(60,\) by train.yaml"),
@@ -298,6 +306,16 @@ class TestFiles:
         ):
             directory.open()
         assert not (tmp_path / "owned").exists()
+
+    @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+    @pytest.mark.parametrize("compressed", [False, True])
+    def test_programs(self, directory, compressed):
+        """Nothing advises to run them."""
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
+        (directory.path / "final.pt").write_bytes(lzma.compress(file.getvalue()) if compressed else file.getvalue())
+        with pytest.raises(CheckpointError, match=r"final.pt: is a TorchScript program, as .* made of$"):
+            directory.open()
 
     @pytest.mark.parametrize(
         ("state", "message"),
@@ -451,9 +469,23 @@ class TestStatistics:
         (directory.path / "global_cmvn").unlink()
         assert torch.equal(directory.open().tensors[MEAN], directory.state()[MEAN])
 
-    def test_those_of_the_state_dict_count_more_than_the_yaml(self, directory):
-        directory.configure(cmvn=None, cmvn_conf=None)
+    @pytest.mark.parametrize("cmvn", [None, "null"])
+    def test_a_yaml_that_says_null_counts_more_than_the_state_dict(self, directory, cmvn):
+        """As in WeNet, which then builds a network without them and passes over those of the file."""
+        normalized = encoded(directory.open())
+        directory.configure(cmvn=cmvn)
+        checkpoint = directory.open()
+        assert {name for name, reason in checkpoint.ignored.items() if "cmvn: null" in reason} == {MEAN, ISTD}
+        assert not checkpoint.architecture.encoder.normalized_input
+        assert (encoded(checkpoint) - normalized).abs().max() > 0.1
+
+    def test_a_file_that_is_named_twice(self, directory):
+        directory.drop(MEAN, ISTD)
+        directory.configure(cmvn_file="exp/other")
         assert directory.open().architecture.encoder.normalized_input
+        (directory.path / "global_cmvn").unlink()
+        with pytest.raises(CheckpointError, match=r"checkpoint/global_cmvn: cannot be read"):
+            directory.open()
 
     @pytest.mark.parametrize("old", [False, True])
     @pytest.mark.parametrize("layout", ["json", "kaldi"])

@@ -330,6 +330,9 @@ LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
 """Aliases that expand to more than any memory holds, if something expands them."""
 
 
+MERGES = f"a: &a {{{', '.join(f'k{i}: 1' for i in range(400))}}}\nb: {{<<: [{', '.join(['*a'] * 400)}]}}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -338,7 +341,7 @@ LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
         ("a: [1", "is not plain yaml"),
         (f"{LAUGHS}output_dim: *lol19", r"output_dim must be an integer, got \[\[\["),
         (f"{LAUGHS}predictor: *lol19", r"predictor is \[\[\["),
-        (LAUGHS.replace("[", "{<<: [").replace("]", "]}").replace("{<<: [ha, ha]}", "{ha: ha}"), "is not plain yaml"),
+        (MERGES, "is not plain yaml: ConstructorError: merges .<<. make more than 100,000 keys"),
         ("predictor: &a [*a]", r"predictor is \[\["),
         ("a: " + "x" * (1 << 18), "has more than 262,144 characters"),
         ("a: " + "[" * 100_000, "is not plain yaml: RecursionError"),
@@ -353,6 +356,22 @@ def test_yaml_that_is_not_plain_is_refused(text, message, tmp_path):
     (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"train.yaml:? {message}"):
         read_training_config(tmp_path / "train.yaml")
+
+
+def test_merges_are_read_as_yaml_reads_them(tmp_path):
+    """Recipes share a section with `<<`; of a mapping with such a key, its own counts."""
+    config = random_config()
+    shared = {"dropout_rate": 0.1, "attention_heads": 3, "linear_units": 48}
+    texts = [yaml.dump({"optim_conf": shared}).replace("optim_conf:", "optim_conf: &shared")]
+    texts.append("encoder_conf:\n  <<: [*shared, {normalize_before: false}]\n")
+    texts.append(
+        "".join(f"  {key}: {value}\n" for key, value in config["encoder_conf"].items() if key != "linear_units")
+    )
+    texts.append(yaml.dump({key: value for key, value in config.items() if key != "encoder_conf"}))
+    (tmp_path / "train.yaml").write_text("".join(texts), encoding="utf-8")
+    merged = {**config["encoder_conf"], "linear_units": 48, "normalize_before": False}
+    expected = parse_training_config({**config, "encoder_conf": merged})
+    assert read_training_config(tmp_path / "train.yaml") == expected
 
 
 def test_aliases_are_read(tmp_path):
