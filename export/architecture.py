@@ -46,12 +46,6 @@ class Attention:
     by_distance: bool = False
     """WeNet's shaw_rel_selfattn: learned vectors for the distances of keys (arXiv 1803.02155)."""
 
-    def __post_init__(self) -> None:
-        if self.num_heads < 1 or self.head_dim < 1 or self.num_kv_heads < 1:
-            raise ValueError(f"attention sizes must be at least 1, got {self}")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward:
@@ -64,15 +58,6 @@ class FeedForward:
     bias: bool = True
     num_experts: int = 0
     num_experts_per_token: int = 0
-
-    def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {self.hidden}")
-        if self.kind == "moe" and not 1 <= self.num_experts_per_token <= self.num_experts:
-            raise ValueError(
-                f"num_experts_per_token must be between 1 and num_experts {self.num_experts}, "
-                f"got {self.num_experts_per_token}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +72,6 @@ class Convolution:
     norm: Norm
     activation: str
     """One of `runtime.graph.activation.ACTIVATIONS`."""
-
-    def __post_init__(self) -> None:
-        if self.kernel < 1:
-            raise ValueError(f"kernel must be at least 1, got {self.kernel}")
-        if not self.causal and self.kernel % 2 == 0:
-            raise ValueError(f"a convolution that is not causal needs an odd kernel, got {self.kernel}")
 
     @property
     def has_history(self) -> bool:

@@ -32,6 +32,8 @@ class ConvolutionModule(nn.Module):
         self.depthwise_conv = nn.Conv1d(
             channels, channels, config.kernel, padding=padding, groups=channels, bias=config.bias
         )
+        self.stride = 1
+        """Frames of which it leaves one."""
         self.norm = norm(channels, config.norm)
         self.pointwise_conv2 = nn.Conv1d(channels, dim, 1, bias=config.bias)
         self.activation = activation(config.activation)
@@ -61,7 +63,7 @@ class ConvolutionModule(nn.Module):
         over_channels = self.config.norm.kind != "batch_norm"
         y = self.norm(y.transpose(1, 2)).transpose(1, 2) if over_channels else self.norm(y)
         y = self.pointwise_conv2(self.activation(y)).transpose(1, 2)
-        return y.masked_fill(~valid.unsqueeze(-1), 0.0), cache
+        return y.masked_fill(~valid[:, :: self.stride].unsqueeze(-1), 0.0), cache
 
 
 def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.Value | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     DeduplicateInitializersPass,
@@ -10,19 +12,42 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 
+from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.bundle_folder import Bundle
-from u2moe.runtime.graph.builder import define
+from u2moe.runtime.graph.builder import GraphBuilder, build_model, define
+
+Joined = tuple[dict[str, ir.Value], tuple[ir.Model, ...]]
+"""Values by name, and the parts that compute them."""
 
 
-def joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Model]:
-    """The bundle's encoder reading `feeds` by name, and its CTC head reading the encoder."""
+def joined_model(
+    graph: Graph,
+    scope: str,
+    axes: Callable[[str | int], int | None],
+    metadata: dict[str, str],
+    body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined],
+) -> ir.Model:
+    """As `build_model`, of nodes, named by the scope, and parts that `body` joins."""
+    parts: list[ir.Model] = []
+
+    def whole(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+        with g.scope(scope):
+            outputs, own = body(g, inputs)
+        parts.extend(own)
+        return outputs
+
+    return closed(build_model(graph, axes, metadata, whole), *parts)
+
+
+def joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> Joined:
+    """The outputs of the bundle's encoder, which reads `feeds` by name, and of its CTC head, which reads those."""
     encoder = ir.load(bundle.path / "encoder.onnx")
     ctc = ir.load(bundle.path / "ctc.onnx")
     for value in encoder.graph.inputs:
         ir.convenience.replace_all_uses_with(value, feeds[str(value.name)])
     output = next(value for value in encoder.graph.outputs if value.name == "output")
     ir.convenience.replace_all_uses_with(ctc.graph.inputs[0], output)
-    return encoder, ctc
+    return {str(value.name): value for part in (encoder, ctc) for value in part.graph.outputs}, (encoder, ctc)
 
 
 def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:

@@ -22,8 +22,6 @@ from u2moe.runtime.declarations import plain
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.encoder import Caches, required_cache_size
-from u2moe.runtime.model.model import Model
-from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
 ONE_FILE_LIMIT = 256_000_000
@@ -171,11 +169,7 @@ class SherpaParity:
         self.folder = folder
         self.options = options
         self.settings = SessionSettings(kernels="onnxruntime")  # sherpa-onnx has no others
-        encoder, ctc = (
-            Session(bundle.path / graph.file, graph, bundle.manifest, self.settings)
-            for graph in self.config.graphs()[:2]
-        )
-        self.model = Model(bundle.manifest, encoder, ctc, None)
+        self.model = bundle.load(self.settings)
         chunk_s = options.chunk_size * bundle.manifest.frame_s
         self.features = parity_features(bundle.manifest, 1 + chunk_s * (2 * options.num_left_chunks + 3))
         self.report = ParityReport(sides="the bundle and the graphs for sherpa-onnx")

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE
-from u2moe.export.joining import closed, inlined, joined
+from u2moe.export.joining import Joined, inlined, joined, joined_model
 from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
@@ -190,10 +190,8 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
 
     No node reads the input `attn_mask`: which frames lie before the start follows from `offset`.
     """
-    config = bundle.manifest.model
-    g = GraphBuilder(ONLINE.name)
-    inputs = {tensor.name: g.input(tensor, _axis(config)) for tensor in ONLINE.inputs}
-    with g.scope("sherpa"):
+
+    def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
         required = inputs["required_cache_size"]
         feeds = {
             "chunk": inputs["x"],
@@ -203,24 +201,21 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
             ATT_CACHE: g.op("Unsqueeze", inputs["attn_cache"], [1]),
             CNN_CACHE: inputs["conv_cache"],
         }
-        encoder, ctc = joined(bundle, feeds)
-        results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
-        outputs = {
+        results, parts = joined(bundle, feeds)
+        return {
             "log_probs": results["log_probs"],
             "next_att_cache": g.op("Squeeze", results["r_att_cache"], [1]),
             "next_conv_cache": results.get("r_cnn_cache", inputs["conv_cache"]),
-        }
-    metadata = online_metadata(config, options)
-    model = g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata())
-    return inlined(closed(model, encoder, ctc))
+        }, parts
+
+    return _graph(ONLINE, bundle, online_metadata(bundle.manifest.model, options), body)
 
 
 def offline_graph(bundle: Bundle) -> ir.Model:
     """The graph for whole utterances; a streaming encoder gets empty caches."""
     config = bundle.manifest.model
-    g = GraphBuilder(OFFLINE.name)
-    inputs = {tensor.name: g.input(tensor, _axis(config)) for tensor in OFFLINE.inputs}
-    with g.scope("sherpa"):
+
+    def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
         batch = g.op("Shape", inputs["x"], start=0, end=1)
 
         def zeros(kind: type[np.generic], *shape: Any) -> ir.Value:
@@ -233,12 +228,17 @@ def offline_graph(bundle: Bundle) -> ir.Model:
             feeds["required_cache_size"] = g.op("Squeeze", g.constant([0]), [0])
             for cache in config.caches:
                 feeds[cache.name] = zeros(np.float32, [cache.num_blocks], batch, list(cache.shape))
-        encoder, ctc = joined(bundle, feeds)
-        results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
-        outputs = {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}
-    metadata = offline_metadata(config)
-    model = g.model(OFFLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata())
-    return inlined(closed(model, encoder, ctc))
+        results, parts = joined(bundle, feeds)
+        return {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}, parts
+
+    return _graph(OFFLINE, bundle, offline_metadata(config), body)
+
+
+def _graph(
+    graph: Graph, bundle: Bundle, metadata: dict[str, str], body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined]
+) -> ir.Model:
+    axes, stated = _axis(bundle.manifest.model), metadata | bundle.manifest.metadata()
+    return inlined(joined_model(graph, "sherpa", axes, stated, body))
 
 
 def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:

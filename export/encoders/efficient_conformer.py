@@ -158,17 +158,6 @@ class StridedConvolution(ConvolutionModule):
         self.stride = stride
         self.depthwise_conv.stride = (stride,)
 
-    def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[batch, time, dim] to [batch, ceil(time / stride), dim]; see `ConvolutionModule`."""
-        gated = self.gated(x.masked_fill(~valid.unsqueeze(-1), 0.0))
-        if self.config.causal:
-            gated = torch.cat((self.initial_cache(len(x)) if cache is None else cache, gated), dim=2)
-            cache = gated[:, :, gated.shape[2] - self.config.kernel + 1 :]
-        y = self.depthwise_conv(gated)
-        is_over_channels = isinstance(self.norm, nn.LayerNorm)
-        y = self.norm(y.transpose(1, 2)).transpose(1, 2) if is_over_channels else self.norm(y)
-        return self.pointwise_conv2(self.activation(y)).transpose(1, 2), cache
-
 
 class EfficientBlock(ConformerBlock):
     """A conformer block whose attention may be over groups, and whose convolution may leave out frames."""

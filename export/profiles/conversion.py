@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from u2moe.export.comparison import Array, ParityReport, compared, parity_samples
 from u2moe.export.profiles.graphs import PROFILES, Profile, profile_graph
-from u2moe.export.profiles.parity import NOT_PORTABLE, ProfileParity, encoded, session_of
+from u2moe.export.profiles.parity import ProfileParity, encoded, session_of
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter, write_manifest
@@ -26,7 +25,6 @@ from u2moe.runtime.declarations import plain
 from u2moe.runtime.errors import ParityError, UnsupportedError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.model.settings import SessionSettings
 
 ONE_FILE_LIMIT = 1_500_000_000
 """Bytes of weights up to which a graph is a single file: one file is what these profiles are for."""
@@ -115,30 +113,10 @@ def _write_one(
     graphs = sorted(folder.glob("*.onnx"))
     for graph in graphs:
         progress(f"writing {graph.stem}.ort")
-        write_ort(graph, graph.with_suffix(".ort"), extensions=needs_extensions)
+        session_of(graph, extensions=needs_extensions, portable=True, target=graph.with_suffix(".ort"))
         compare_with_ort(report, graph, bundle)
     write_operators([graph.with_suffix(".ort") for graph in graphs], folder / OPERATORS_FILE)
     return report
-
-
-def write_ort(file: Path, target: Path, *, extensions: bool = False) -> None:
-    """Write an optimized graph in ORT format. Optimizations that hold only for this processor are left out.
-
-    Args:
-        file: an ONNX graph.
-        target: file to write, with the suffix .ort.
-        extensions: whether it uses operators of onnxruntime-extensions.
-    """
-    options = SessionSettings(kernels="onnxruntime").session_options()  # native ones would stay in the file, by name
-    if extensions:
-        import onnxruntime_extensions  # noqa: PLC0415
-
-        options.register_custom_ops_library(onnxruntime_extensions.get_library_path())
-    options.optimized_model_filepath = str(target)
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    onnxruntime.InferenceSession(
-        str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=NOT_PORTABLE
-    )
 
 
 def write_operators(files: Iterable[Path], target: Path) -> None:
@@ -167,7 +145,7 @@ def write_bundle_as_ort(bundle: Bundle, folder: Path, progress: Callable[[str], 
     outputs = None
     for name, file in originals.items():
         progress(f"writing {name}.ort")
-        write_ort(file, folder / f"{name}.ort")
+        session_of(file, portable=True, target=folder / f"{name}.ort")
         outputs = compare_with_ort(report, file, bundle, folder / f"{name}.ort", outputs)
     features.unlink()
     write_operators([folder / f"{name}.ort" for name in originals], folder / OPERATORS_FILE)

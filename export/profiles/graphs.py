@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.export.joining import closed, joined
+from u2moe.export.joining import Joined, joined, joined_model
 from u2moe.runtime.audio.padding import SOUND
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, Graph, Tensor
 from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import UnsupportedError
-from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.builder import GraphBuilder, build_model
 from u2moe.runtime.graph.features import fbank
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY
 
@@ -111,63 +111,38 @@ def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
     Raises:
         UnsupportedError: the bundle's encoder cannot run that way.
     """
-    builders: dict[str, Callable[[Bundle], ir.Model]] = {
-        "streaming": streaming_graph,
-        "offline": offline_graph,
-        "clip": clip_graph,
-    }
-    return builders[profile](bundle)
+    contract, nodes = {
+        "streaming": (streaming_contract(bundle.manifest.model), _streaming),
+        "offline": (offline_contract(), lambda g, bundle, inputs: _offline(g, bundle, inputs["samples"])),
+        "clip": (clip_contract(), _clip),
+    }[profile]
+    axes, metadata = _axis(bundle.manifest.model), _metadata(bundle, profile)
+    return joined_model(contract, profile, axes, metadata, lambda g, inputs: nodes(g, bundle, inputs))
 
 
-def streaming_graph(bundle: Bundle) -> ir.Model:
+def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
     """Front end, encoder and CTC head for one chunk; see `streaming_contract`."""
-    config, features = bundle.manifest.model, bundle.manifest.features
-    if not config.streaming:
+    if not bundle.manifest.model.streaming:
         raise UnsupportedError(f"{bundle.path}: this encoder was trained for full context: ask for the profile offline")
-    contract = streaming_contract(config)
-    g = GraphBuilder(contract.name)
-    inputs = {tensor.name: g.input(tensor, config.axis) for tensor in contract.inputs}
-    with g.scope("streaming"):
-        frames = fbank(g, inputs["samples"], features)
-        feeds = {name: value for name, value in inputs.items() if name != "samples"}
-        feeds |= {"chunk": frames, "chunk_lens": _chunk_lens(g, frames)}
-        encoder, ctc = joined(bundle, feeds)
-        results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
-        outputs = {**{str(name): value for name, value in results.items()}, "encoder_out": results["output"]}
-    return closed(g.model(contract, inputs, outputs, config.axis, _metadata(bundle, "streaming")), encoder, ctc)
+    frames = fbank(g, inputs["samples"], bundle.manifest.features)
+    feeds = {name: value for name, value in inputs.items() if name != "samples"}
+    results, parts = joined(bundle, feeds | {"chunk": frames, "chunk_lens": _chunk_lens(g, frames)})
+    return {**results, "encoder_out": results["output"]}, parts
 
 
-def offline_graph(bundle: Bundle) -> ir.Model:
-    """Everything for a recording with full context, up to the greedy search; see `offline_contract`."""
-    contract = offline_contract()
-    g, axes = GraphBuilder(contract.name), _axis(bundle.manifest.model)
-    inputs = {tensor.name: g.input(tensor, axes) for tensor in contract.inputs}
-    with g.scope("offline"):
-        outputs, parts = _offline(g, bundle, inputs["samples"])
-    return closed(g.model(contract, inputs, outputs, axes, _metadata(bundle, "offline")), *parts)
-
-
-def clip_graph(bundle: Bundle) -> ir.Model:
-    """`offline_graph` between a decoder of files and one of tokens; see `clip_contract`."""
-    contract = clip_contract()
-    g, axes = GraphBuilder(contract.name), _axis(bundle.manifest.model)
-    inputs = {tensor.name: g.input(tensor, axes) for tensor in contract.inputs}
-    with g.scope("clip"):
-        samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
-        outputs, parts = _offline(g, bundle, samples)
-        outputs["text"] = _text(g, outputs["tokens"], bundle.tokens)
-    model = g.model(contract, inputs, outputs, axes, _metadata(bundle, "clip"))
-    return closed(model, *parts)
+def _clip(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
+    """`_offline` between a decoder of files and one of tokens; see `clip_contract`."""
+    samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
+    outputs, parts = _offline(g, bundle, samples)
+    return {**outputs, "text": _text(g, outputs["tokens"], bundle.tokens)}, parts
 
 
 def _chunk_lens(g: GraphBuilder, frames: ir.Value) -> ir.Value:
     return g.op("Expand", g.op("Shape", frames, start=1, end=2), g.op("Shape", frames, start=0, end=1))
 
 
-def _offline(
-    g: GraphBuilder, bundle: Bundle, samples: ir.Value
-) -> tuple[dict[str, ir.Value], tuple[ir.Model, ir.Model]]:
-    """Outputs of the offline graph for samples [1, samples], and the parts of the bundle that they come from."""
+def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
+    """All for a recording [1, samples] with full context, up to the greedy search; see `offline_contract`."""
     config, features = bundle.manifest.model, bundle.manifest.features
     if config.streaming and config.static_chunk_size:
         raise UnsupportedError(
@@ -186,8 +161,7 @@ def _offline(
         feeds["offset"] = g.constant([0])
         feeds["required_cache_size"] = g.constant(np.array(0, np.int64))
         feeds |= {cache.name: _zeros(g, cache.num_blocks, 1, *cache.shape) for cache in config.caches}
-    parts = joined(bundle, feeds)
-    results = {value.name: value for part in parts for value in part.graph.outputs}
+    results, parts = joined(bundle, feeds)
     with g.scope("greedy"):
         num_frames = g.op("Where", g.op("Equal", missing, [0]), results["output_lens"], [0])
         log_probs = g.op("Slice", results["log_probs"], [0], num_frames, [1])
@@ -207,7 +181,7 @@ def _offline(
             "log_probs": log_probs,
             "encoder_out": encoder_out,
         }
-    return outputs, (parts[0], parts[1])
+    return outputs, parts
 
 
 def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -264,15 +238,14 @@ def _refused(g: GraphBuilder, condition: ir.Value, value: ir.Value, reason: str)
 
 
 def detokenizer_graph(bundle: Bundle) -> ir.Model:
-    """The last part of `clip_graph` alone: token ids [tokens] to text [1]."""
+    """The last part of the profile clip alone: token ids [tokens] to text [1]."""
     contract = Graph(
         name="detokenizer",
         inputs=(_int("tokens", "tokens"),),
         outputs=(Tensor(name="text", dtype="str", axes=("one",)),),
     )
-    g, axes = GraphBuilder(contract.name), _axis(bundle.manifest.model)
-    inputs = {"tokens": g.input(contract.inputs[0], axes)}
-    return g.model(contract, inputs, {"text": _text(g, inputs["tokens"], bundle.tokens)}, axes, {})
+    axes, symbols = _axis(bundle.manifest.model), bundle.tokens
+    return build_model(contract, axes, {}, lambda g, inputs: {"text": _text(g, inputs["tokens"], symbols)})
 
 
 _SPACES = r"[\s\v\x1c-\x1f\x{85}\p{Z}]+"

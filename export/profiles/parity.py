@@ -44,7 +44,9 @@ NOT_PORTABLE = ["NchwcTransformer"]
 """Optimizers that graphs in ORT format go without: what they write runs only on some processors."""
 
 
-def session_of(file: Path | bytes, *, extensions: bool = False, portable: bool = False) -> Run:
+def session_of(
+    file: Path | bytes, *, extensions: bool = False, portable: bool = False, target: Path | None = None
+) -> Run:
     """Runs a graph in either format.
 
     Args:
@@ -52,6 +54,7 @@ def session_of(file: Path | bytes, *, extensions: bool = False, portable: bool =
         extensions: register the operators of onnxruntime-extensions.
         portable: optimize only as for the ORT format. Another sum of a convolution rounds differently, and in a
             quantized network a last bit can turn into a whole step.
+        target: file to write the optimized graph to, in ORT format.
 
     Raises:
         ModuleNotFoundError: onnxruntime-extensions is needed and not installed.
@@ -61,6 +64,9 @@ def session_of(file: Path | bytes, *, extensions: bool = False, portable: bool =
         import onnxruntime_extensions  # noqa: PLC0415 - only the profile clip needs it
 
         options.register_custom_ops_library(onnxruntime_extensions.get_library_path())
+    if target is not None:
+        options.optimized_model_filepath = str(target)
+        options.add_session_config_entry("session.save_model_format", "ORT")
     session = onnxruntime.InferenceSession(
         file, options, providers=["CPUExecutionProvider"], disabled_optimizers=NOT_PORTABLE if portable else None
     )
