@@ -223,7 +223,7 @@ def test_a_transcription_is_cancelled(bundle, samples):
     )
     assert found == {
         "before": "before", "error": "enough", "late": "enough", "runs": 8, "isSame": True, "open": 4, "left": 0,
-        "after": "StreamError: the recogniser of this stream is released", "stopped": "no noise", "listeners": 0,
+        "after": "StreamError: this recogniser is released", "stopped": "no noise", "listeners": 0,
     }  # fmt: skip
 
 

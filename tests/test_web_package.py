@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from browsing import BROWSER, ROOT, WEB, chromium, fake_microphone, host, needs_chromium, needs_onnxruntime_web
 from javascript import needs_node
+from manifests import flipped
 
 pytestmark = needs_node
 LARGEST_CORE = 300_000
@@ -88,6 +89,72 @@ def test_the_caption_page_of_the_readme(new_page, package, ort_bundle, tmp_path)
     for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
         shutil.copy(BROWSER / "node_modules" / "onnxruntime-web" / "dist" / name, tmp_path / "ort")
     assert_shows_captions(new_page, tmp_path)
+
+
+MINIFIED = {
+    "page.js": """
+        import * as u2moe from 'u2moe';
+        import { Recognizer } from 'u2moe/worker';
+        const load = (folder) => Recognizer.fromBundle(folder, { worker: new Worker('worker.js', { type: 'module' }) });
+        const caught = (work) => Promise.resolve().then(work).then(() => 'nothing', (error) => error);
+        const failed = (stream) => new Promise((resolve) => {
+          stream.addEventListener('error', ({ detail }) => resolve(detail));
+        });
+        globalThis.failures = (async () => {
+          const recognizer = await load('model/'), languageModel = recognizer.languageModel(new Uint8Array(9));
+          const stream = recognizer.createStream(), samples = new Float32Array(16000), found = {
+            BundleError: await caught(() => load('none/')),
+            IntegrityError: await caught(() => load('damaged/')),
+            LanguageModelError: await caught(() => recognizer.transcribe(samples, 16000, { languageModel })),
+            LanguageModelError_of_a_stream: await failed(recognizer.createStream({ languageModel })),
+            RangeError: await failed(recognizer.createStream({ hotwords: [['A'], ['B', 'C']] })),
+            RangeError_of_no_model: await caught(() => recognizer.createStream({ languageModel: {} })),
+            AudioError: await caught(() => stream.acceptWaveform('16000', samples)),
+            AudioError_of_an_array: await caught(() => recognizer.transcribe([1, 2])),
+            AudioError_of_values: await caught(() => stream.acceptWaveform(16000, samples.fill(9))),
+          };
+          await recognizer.release();
+          found.StreamError = await caught(() => recognizer.createStream());
+          return Object.entries(found).map(([kind, error]) => {
+            const [name] = kind.split('_');
+            return [kind, error.name === name && error instanceof (u2moe[name] ?? globalThis[name]), error.message];
+          });
+        })();
+        globalThis.isMinified = !u2moe.BundleError.toString().includes('class BundleError');""",
+    "worker.js": """
+        import * as ort from 'onnxruntime-web/wasm';
+        import { serve } from 'u2moe/worker';
+        ort.env.wasm.numThreads = 1;
+        serve({ ort, cache: null });""",
+}
+"""A page and its worker that make mistakes."""
+
+
+@needs_chromium
+@needs_onnxruntime_web
+def test_errors_keep_their_class_and_name_in_a_minified_bundle(new_page, ort_bundle, tmp_path):
+    """And what is wrong is told, none of it ignored, on the way through a worker, too."""
+    site, sources = tmp_path / "site", tmp_path / "sources"
+    sources.mkdir()
+    (sources / "node_modules").symlink_to(BROWSER / "node_modules")
+    for name, content in MINIFIED.items():
+        (sources / name).write_text(content, encoding="utf-8")
+    esbuild = [BROWSER / "node_modules" / ".bin" / "esbuild", *MINIFIED, "--bundle", "--minify", "--format=esm"]
+    subprocess.run([*esbuild, "--log-level=error", f"--outdir={site}"], cwd=sources, check=True)
+    for name in ("model", "damaged"):
+        shutil.copytree(ort_bundle, site / name)
+    flipped("ctc.ort")(site / "damaged")
+    shutil.copy(WEB / "core.wasm", site)
+    shutil.copy(BROWSER / "node_modules" / "onnxruntime-web" / "dist" / "ort-wasm-simd-threaded.wasm", site)
+    (site / "index.html").write_text("<!doctype html><script type=module src=page.js></script>", encoding="utf-8")
+    with host(site) as url:
+        page = new_page(url)
+        page.wait_for_function("globalThis.failures")
+        found = {kind: (is_right, message) for kind, is_right, message in page.evaluate("failures")}
+        assert page.evaluate("isMinified")
+    assert all(is_right for is_right, _ in found.values()), found
+    assert found["RangeError"][1] == "hotwords: 1: 1: found 'C', expected a number"
+    assert "not an ARPA file" in found["LanguageModelError_of_a_stream"][1]
 
 
 @pytest.mark.endurance

@@ -13,7 +13,7 @@ const MANIFEST = 'bundle.json';
  * @returns {text, manifest, files}: the manifest as it is and as an object; a map from names to promises of contents.
  */
 export async function openBundle(source, { parse, cache = 'u2moe', onProgress = () => {}, signal }) {
-  const reader = typeof source?.read === 'function' ? new Reader(source, signal) : UrlReader.of(source, cache, signal);
+  const reader = readerOf(source, cache, signal);
   const content = await reader.read(MANIFEST), text = new TextDecoder().decode(content);
   const manifest = await parse(text), names = neededFiles(manifest), loaded = new Map();
   const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
@@ -28,6 +28,20 @@ export async function openBundle(source, { parse, cache = 'u2moe', onProgress = 
   const all = Promise.all(files.values());
   all.then(() => reader.settle?.(content, manifest, names)).catch(() => {}); // whoever waits for a file gets its error
   return { text, manifest, files };
+}
+
+/** Reads from a function of the program, a folder in Node, or the network. */
+function readerOf(source, cache, signal) {
+  if (typeof source?.read === 'function') return new Reader(source, signal);
+  let folder;
+  try {
+    const { href } = new URL(source, globalThis.location?.href);
+    folder = new URL(href.endsWith('/') ? href : `${href}/`);
+  } catch (error) {
+    throw new BundleError(`${source}: is no URL; elsewhere than in a page, give file:///FOLDER or {read(name)}`, { cause: error });
+  }
+  const files = folder.protocol === 'file:' && globalThis.process?.getBuiltinModule?.('node:fs/promises');
+  return files ? new Reader({ read: (name, options) => files.readFile(new URL(name, folder), options) }, signal) : new UrlReader(folder, cache, signal);
 }
 
 /** Graphs in ORT format are preferred: they load faster. */
@@ -102,15 +116,6 @@ class Reader {
 class UrlReader {
   #keeping = []; // promises of what is put into the cache
   #problem = null; // of the cache
-
-  static of(source, cacheName, signal) {
-    try {
-      const base = new URL(source, globalThis.location?.href);
-      return new UrlReader(new URL(base.href.endsWith('/') ? base.href : `${base.href}/`), cacheName, signal);
-    } catch (error) {
-      throw new BundleError(`${source}: is no URL; elsewhere than in a page, give {read(name)}`, { cause: error });
-    }
-  }
 
   constructor(folder, cacheName, signal) {
     this.folder = folder;

@@ -1,9 +1,17 @@
 /** The C++ core as WebAssembly: everything of recognition but graphs, files and events. See core.cpp. */
 
+import { bytesOf, checkRate, checkSamples, floats, refuseModel, tag } from './arguments.js';
 import { AudioError, BundleError, IntegrityError, LanguageModelError, StreamError, U2moeError } from './errors.js';
 
 /** Errors by the codes of u2moe.h. */
-const ERRORS = { 1: RangeError, 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError };
+const ERRORS = { 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError };
+
+/** The error for a message of the core; names of options are those of JavaScript. */
+function told(code, message) {
+  const isOption = code === 1 || message.startsWith('options: ');
+  if (isOption) return new RangeError(message.replace(/^options: /, '').replace(/[a-z]+(_[a-z]+)+(?=:| must)/, camel));
+  return new (message.startsWith('language model: ') ? LanguageModelError : ERRORS[code] ?? U2moeError)(message);
+}
 
 /** What `Stream.next` asks for. */
 export const FEATURES = 1, ENCODER = 2, CTC = 3, DECODER = 4, VAD = 5;
@@ -49,7 +57,7 @@ export class Core {
 
   /** C's library asks for a system, and does without. */
   #imports() {
-    const fail = (code, message, length) => { throw new (ERRORS[code] ?? U2moeError)(decoder.decode(this.#bytes(message, length))); };
+    const fail = (code, ...place) => { throw told(code, decoder.decode(this.#bytes(...place))); };
     const none = () => 52, system = { fd_close: none, fd_seek: none, fd_write: none, proc_exit: none, environ_get: () => 0 };
     system.environ_sizes_get = (...sizes) => sizes.forEach((place) => this.#bytes(place, 4).fill(0)) ?? 0;
     return { u2moe: { fail }, wasi_snapshot_preview1: system };
@@ -130,16 +138,13 @@ export class Recognition {
   /** @param options with the names of Python, and `vad`, an object. @param models `LanguageModel`s: the bundle's only counts for a beam. */
   constructor(core, model, options, { given, bundled }) {
     this.#core = core;
-    const pointers = [given, bundled].map((each) => each?.pointer ?? 0);
+    const pointers = [given, bundled].map((each) => LanguageModel.pointer(each, core));
     this.#pointer = core.own(this, 'stream_free', core.call('stream_create', model, JSON.stringify(options), ...pointers));
   }
 
-  accept(sampleRate, samples) {
-    this.#core.call('stream_accept', this.#pointer, sampleRate, samples);
-  }
-
-  finish() {
-    this.#core.call('stream_finish', this.#pointer);
+  /** One of `accept` (rate and samples), `finish`, `give` (the output of a graph) and `score` (what `Graphs.score` gives). */
+  call(name, ...values) {
+    this.#core.call(`stream_${name}`, this.#pointer, ...values);
   }
 
   /** The graph to run next, {graph, input, begins, kept, required, hyps, lens}; null: more samples are needed. */
@@ -149,16 +154,6 @@ export class Recognition {
     const [graph, input, length, begins, kept, required, hyps, num, lens, rows] = core.array(Int32Array, told, 10);
     const request = { graph, begins, kept, required, input: core.array(Float32Array, input, length) };
     return num ? { ...request, hyps: core.array(BigInt64Array, hyps, num), lens: core.array(BigInt64Array, lens, rows) } : request;
-  }
-
-  /** The output of the graph. */
-  give(output) {
-    this.#core.call('stream_give', this.#pointer, output);
-  }
-
-  /** What `Graphs.score` gives. */
-  score({ scores, numRows, width, numDecoders }) {
-    this.#core.call('stream_score', this.#pointer, scores, numRows, width, numDecoders);
   }
 
   get result() {
@@ -182,13 +177,18 @@ export class Recognition {
 
 /** An n-gram model for one recogniser. */
 export class LanguageModel {
+  #core;
+  #pointer;
+
   constructor(core, model, content, options) {
-    try {
-      const bytes = content instanceof ArrayBuffer ? new Uint8Array(content) : content;
-      this.pointer = core.own(this, 'language_model_free', core.call('language_model_create', model, bytes, JSON.stringify(options)));
-    } catch (error) { // of the JSON in its header, or an option
-      throw error instanceof BundleError && !error.message.startsWith('options: ') ? new LanguageModelError(error.message, { cause: error }) : error;
-    }
+    this.#core = core;
+    this.#pointer = core.own(this, 'language_model_free', core.call('language_model_create', model, bytesOf(content), JSON.stringify(options)));
+  }
+
+  /** @throws RangeError the program gave no language model, or that of another recogniser. */
+  static pointer(model, core) {
+    if (model === undefined || model === null) return 0;
+    return model instanceof LanguageModel && model.#core === core ? model.#pointer : refuseModel(model);
   }
 }
 
@@ -198,6 +198,7 @@ export class Resampler {
   #pointer;
 
   static async create(sourceRate, targetRate) {
+    [sourceRate, targetRate].forEach(checkRate);
     return new Resampler(await Core.load(), sourceRate, targetRate);
   }
 
@@ -207,18 +208,22 @@ export class Resampler {
   }
 
   accept(samples) {
-    return this.#taken(this.#core.call('resampler_accept', this.#pointer, samples));
+    checkSamples(samples);
+    return this.#taken(floats(samples));
   }
 
   finish() {
-    return this.#taken(this.#core.call('resampler_accept', this.#pointer, 0, 0));
+    return this.#taken(0, 0);
   }
 
   free() {
-    this.#core.free(this, 'resampler_free', this.#pointer);
+    if (this.#pointer) this.#core.free(this, 'resampler_free', this.#pointer);
+    this.#pointer = 0;
   }
 
-  #taken(num) {
+  #taken(...samples) {
+    if (!this.#pointer) throw new StreamError('this resampler was freed');
+    const num = this.#core.call('resampler_accept', this.#pointer, ...samples);
     return this.#core.array(Float32Array, this.#core.call('resampler_samples'), num);
   }
 }
@@ -228,14 +233,28 @@ const camel = (name) => name.replace(/_./g, ([, letter]) => letter.toUpperCase()
 const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 const renamed = (object, rename) => Object.fromEntries(Object.entries(object).map(([name, value]) => [rename(name), value]));
 
-/** @throws RangeError there is an option of another name. */
+/** @throws RangeError there is an option of another name, or no object. */
 export function checkNames(options, names) {
+  if (!isObject(options)) throw new RangeError(`options must be an object, got ${tag(options)}`);
   const unknown = Object.keys(options).find((name) => !names.includes(name));
-  if (unknown) throw new RangeError(`there is no option ${unknown}`);
+  if (unknown !== undefined) throw new RangeError(`there is no option ${unknown}`);
 }
 
-/** Options with the names of Python, also within them. */
-export function pythonNames(options) {
-  if (!isObject(options) || Object.getPrototypeOf(options) !== Object.prototype) return options;
-  return renamed(Object.fromEntries(Object.entries(options).map(([name, value]) => [name, pythonNames(value)])), snake);
+/**
+ * Options as the core takes them: JSON with the names of Python, also within them.
+ *
+ * @throws RangeError a value that JSON does not have; names it.
+ */
+export function pythonNames(value, path = '', depth = 0) {
+  const within = (name, item) => pythonNames(item, path ? `${path}: ${name}` : name, depth + 1), kind = typeof value;
+  if (depth > 9) throw new RangeError(`${path} is nested too deeply`);
+  if (kind === 'number' && !Number.isFinite(value)) throw new RangeError(`${path} must be a number, got ${value}`);
+  if (kind === 'string' && /\p{Surrogate}/u.test(value)) throw new RangeError(`${path} has half of a surrogate pair, expected a text`);
+  if (Array.isArray(value)) return Array.from(value, (item, index) => within(index, item));
+  if (kind !== 'object' || value === null) {
+    if (['bigint', 'function', 'symbol'].includes(kind)) throw new RangeError(`${path} must not be a ${kind}`);
+    return value;
+  }
+  if (tag(value) !== '[object Object]') throw new RangeError(`${path} must not be a ${tag(value).slice(8, -1)}`);
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [snake(name), within(name, item)]));
 }

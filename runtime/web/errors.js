@@ -1,20 +1,16 @@
-/** The errors of this module. What is public is documented in `index.d.ts`. */
+/** The errors of this module. What is public is documented in `index.d.ts`. Names are literals: bundlers rename classes. */
 
-export class U2moeError extends Error {
-  constructor(message, options) {
-    super(message, options);
-    this.name = new.target.name;
-  }
-}
-
-export class BundleError extends U2moeError {}
-export class IntegrityError extends BundleError {}
-export class LanguageModelError extends U2moeError {}
-export class InferenceError extends U2moeError {}
-export class AudioError extends U2moeError {}
-export class StreamError extends U2moeError {}
+export class U2moeError extends Error { static { this.prototype.name = 'U2moeError'; } }
+export class BundleError extends U2moeError { static { this.prototype.name = 'BundleError'; } }
+export class IntegrityError extends BundleError { static { this.prototype.name = 'IntegrityError'; } }
+export class LanguageModelError extends U2moeError { static { this.prototype.name = 'LanguageModelError'; } }
+export class InferenceError extends U2moeError { static { this.prototype.name = 'InferenceError'; } }
+export class AudioError extends U2moeError { static { this.prototype.name = 'AudioError'; } }
+export class StreamError extends U2moeError { static { this.prototype.name = 'StreamError'; } }
 
 export class MicrophoneError extends U2moeError {
+  static { this.prototype.name = 'MicrophoneError'; }
+
   constructor(message, { reason, ...options }) {
     super(message, options);
     this.reason = reason;

@@ -12,7 +12,7 @@ const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' }
 const MOST_PAIRS = 2 ** 22;
 
 /** One session of onnxruntime-web or onnxruntime-node. Its errors say which file and what it was given. */
-class Graph {
+export class Graph {
   #ort;
   #file;
   #session;
@@ -164,7 +164,7 @@ export class Graphs {
     return withNumbers(this.#graphs.ctc, found.log_probs.data);
   }
 
-  /** {scores, numRows, width, numDecoders}: of hypotheses [rows, longest] by each decoder [rows, width], and of next tokens [rows, vocab]. */
+  /** Scores, rows, width, number of decoders: of hypotheses [rows, longest] by each decoder [rows, width], and of next tokens [rows, vocab]. */
   async score(encoderOut, hyps, lens) {
     const { output_size: dim } = this.#model, numFrames = encoderOut.length / dim, longest = hyps.length / lens.length;
     const encoded = float(encoderOut, [1, numFrames, dim]), given = { score: [], r_score: [], next_log_probs: [] };
@@ -180,13 +180,13 @@ export class Graphs {
       for (const [name, parts] of Object.entries(given)) if (found[name]) parts.push(withNumbers(this.#graphs.decoder, found[name].data));
     }
     const scores = concatenated(Object.values(given).flat());
-    return { scores, numRows: lens.length, width: longest + 1, numDecoders: given.r_score.length ? 2 : 1 };
+    return [scores, lens.length, longest + 1, given.r_score.length ? 2 : 1];
   }
 }
 
-const product = (numbers) => numbers.reduce((total, number) => total * number, 1);
-const float = (data, dims) => ({ type: 'float32', data, dims });
-const int = (values, dims) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims });
+export const product = (numbers) => numbers.reduce((total, number) => total * number, 1);
+export const float = (data, dims) => ({ type: 'float32', data, dims });
+export const int = (values, dims) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims });
 
 function concatenated(parts) {
   const all = new Float32Array(parts.reduce((total, part) => total + part.length, 0));

@@ -1,10 +1,11 @@
 /** A recogniser for a bundle, and its streams. What is public is documented in `index.d.ts`. */
 
+import { checkRate, checkRuntime, checkSamples, floats } from './arguments.js';
 import { openBundle } from './bundle.js';
 import { checkedSignal, untilAborted } from './cancellation.js';
 import { Core, LanguageModel, Recognition, checkNames, pythonNames } from './core.js';
 import { LANGUAGE_MODEL_OPTIONS, STREAM_OPTIONS } from './declared.js';
-import { BundleError } from './errors.js';
+import { StreamError } from './errors.js';
 import { Graphs } from './graphs.js';
 import { Stream } from './stream.js';
 import { Vad } from './vad.js';
@@ -14,9 +15,10 @@ export class Recognizer {
   #model;
   #graphs;
   #bundled = null; // the bundle's own language model
+  #isReleased = false;
 
   static async fromBundle(source, { ort, signal, ...options } = {}) {
-    if (!ort?.InferenceSession) throw new TypeError("ort must be the module 'onnxruntime-web' or 'onnxruntime-node'");
+    checkRuntime(ort);
     checkedSignal(signal)?.throwIfAborted();
     const loading = Recognizer.#load(source, { ort, signal, ...options });
     const release = (recognizer) => recognizer.release();
@@ -47,27 +49,34 @@ export class Recognizer {
     return this.manifest.features.sample_rate;
   }
 
+  #checkOpen() {
+    if (this.#isReleased) throw new StreamError('this recogniser is released');
+  }
+
   languageModel(content, options = {}) {
+    this.#checkOpen();
     checkNames(options, LANGUAGE_MODEL_OPTIONS);
-    return inJavaScript(() => new LanguageModel(this.#core, this.#model, content, pythonNames(options)));
+    return new LanguageModel(this.#core, this.#model, content, pythonNames(options));
   }
 
   createStream(options = {}) {
-    if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which a worker cannot be sent');
+    this.#checkOpen();
     checkNames(options, [...STREAM_OPTIONS, 'hotwords', 'vad']);
-    checkFinite(options);
+    if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which a worker cannot be sent');
     const { vad, languageModel, ...chosen } = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     if (chosen.chunkSize === 'full') chosen.chunkSize = -1;
     if (vad) chosen.vad = vad.options;
     const models = { given: languageModel, bundled: languageModel === undefined ? this.#bundled : null };
-    const recognition = () => inJavaScript(() => new Recognition(this.#core, this.#model, pythonNames(chosen), models));
+    const recognition = () => new Recognition(this.#core, this.#model, pythonNames(chosen), models);
     return new Stream(this.#graphs, recognition, vad);
   }
 
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
     checkedSignal(signal)?.throwIfAborted();
+    checkRate(sampleRate);
+    checkSamples(samples);
     const stream = this.createStream(options);
-    return untilAborted(allOf(stream, samples, sampleRate, signal), signal, () => stream.reset());
+    return untilAborted(allOf(stream, floats(samples), sampleRate, signal), signal, () => stream.reset());
   }
 
   async warmUp({ signal } = {}) {
@@ -76,6 +85,7 @@ export class Recognizer {
   }
 
   async release() {
+    this.#isReleased = true;
     await this.#graphs.release();
   }
 }
@@ -89,21 +99,4 @@ async function allOf(stream, samples, sampleRate, signal) {
   }
   if (!signal?.aborted) await stream.inputFinished();
   return segments;
-}
-
-/** JSON has no other numbers. */
-function checkFinite(options) {
-  const wrong = Object.entries(options).find(([, value]) => typeof value === 'number' && !Number.isFinite(value));
-  if (wrong) throw new RangeError(`${wrong[0]} must be a number, got ${wrong[1]}`);
-}
-
-/** Errors of the core about options, as the names in JavaScript have them. */
-function inJavaScript(work) {
-  try {
-    return work();
-  } catch (error) {
-    if (!(error instanceof RangeError || error.constructor === BundleError)) throw error;
-    const message = error.message.replace(/^options: /, '').replace(/[a-z]+(_[a-z]+)+(?=:| must)/, (name) => name.replace(/_./g, ([, letter]) => letter.toUpperCase()));
-    throw new RangeError(message, { cause: error });
-  }
 }

@@ -1,7 +1,8 @@
 /** Samples in, events out, as documented in `index.d.ts`. What is next is decided by the core; graphs are run here. */
 
+import { checkRate, checkSamples, floats } from './arguments.js';
 import { CTC, DECODER, ENCODER, FEATURES, VAD } from './core.js';
-import { AudioError, StreamError } from './errors.js';
+import { StreamError } from './errors.js';
 
 export class Stream extends EventTarget {
   #open;
@@ -17,13 +18,15 @@ export class Stream extends EventTarget {
   }
 
   acceptWaveform(sampleRate, samples) {
-    const floats = asFloats(samples), second = Math.max(1, Math.floor(sampleRate)), source = this.#source;
-    source.accept(sampleRate, floats.subarray(0, second));
-    if (floats.length <= second) return this.#soon(() => source.decode());
-    const rest = floats.slice(second); // of which the core never has more than a second to hold
+    checkRate(sampleRate);
+    checkSamples(samples);
+    const all = floats(samples), source = this.#source;
+    source.accept(sampleRate, all.subarray(0, sampleRate));
+    if (all.length <= sampleRate) return this.#soon(() => source.decode());
+    const rest = all.slice(sampleRate); // of which the core never has more than a second to hold
     return this.#soon(async () => {
       await source.decode();
-      for (let start = 0; start < rest.length; start += second) await source.decode(() => source.append(sampleRate, rest.subarray(start, start + second)));
+      for (let start = 0; start < rest.length; start += sampleRate) await source.decode(() => source.append(sampleRate, rest.subarray(start, start + sampleRate)));
     });
   }
 
@@ -79,12 +82,11 @@ class StreamState {
 
   accept(sampleRate, samples) {
     if (this.#isFinished) throw new StreamError('the input of this stream is finished: reset it, or create another');
-    if (!(sampleRate >= 1)) throw new AudioError(`sample rate must be between 1000 and 384000 Hz, got ${sampleRate}`);
     this.append(sampleRate, samples);
   }
 
   append(sampleRate, samples) {
-    if (!this.#failure && !this.#isDiscarded) this.#recognition.accept(sampleRate, samples); // nothing is kept that will never be recognised
+    if (!this.#failure && !this.#isDiscarded) this.#recognition.call('accept', sampleRate, samples); // nothing is kept that will never be recognised
   }
 
   finish() {
@@ -93,7 +95,7 @@ class StreamState {
   }
 
   end() {
-    this.#recognition.finish();
+    this.#recognition.call('finish');
     this.#isEnding = true;
   }
 
@@ -148,7 +150,7 @@ class StreamState {
     const graphs = this.#graphs, recognition = this.#recognition;
     if (graph === DECODER) {
       const scores = await graphs.score(input, hyps, lens);
-      if (!this.#isDiscarded) recognition.score(scores);
+      if (!this.#isDiscarded) recognition.call('score', ...scores);
       return;
     }
     let output;
@@ -159,16 +161,6 @@ class StreamState {
       const caches = begins ? graphs.start() : kept < 0 ? this.#caches : graphs.lastOf(this.#caches, kept);
       ({ output, caches: this.#caches } = await graphs.encode(input, caches, required));
     }
-    if (!this.#isDiscarded) recognition.give(output);
+    if (!this.#isDiscarded) recognition.call('give', output);
   }
-}
-
-function asFloats(samples) {
-  if (samples instanceof Int16Array) {
-    const floats = new Float32Array(samples.length); // `from` would make an object of each sample
-    for (let index = 0; index < samples.length; index += 1) floats[index] = samples[index] / 32768;
-    return floats;
-  }
-  if (!(samples instanceof Float32Array)) throw new AudioError('samples must be a Float32Array in [-1, 1] or an Int16Array');
-  return samples;
 }

@@ -1,29 +1,42 @@
 /** Voice activity detection with silero VAD 5 or 6, which the user provides. */
 
+import { checkRuntime } from './arguments.js';
 import { checkNames } from './core.js';
 import { VAD_OPTIONS } from './declared.js';
-import { BundleError, InferenceError } from './errors.js';
+import { BundleError } from './errors.js';
+import { Graph, float, int, product } from './graphs.js';
 
 const CONTEXT_LEN = 64; // samples before a window that are also input
 const RATE = 16000;
+/** Inputs and numbers of outputs of silero VAD 5 and 6. */
+const LAYOUTS = { 'input, sr, state': 2, 'input, state': 2, 'c, h, input': 3 };
 
 export class Vad {
-  #ort;
-  #session;
+  #graph;
+  #inputs;
+  #outputs;
   #states;
 
   /** @param content the graph. @param options {threshold, endThreshold, minSilence, padding}, `ort` and `sessionOptions`. */
-  static async open(content, { ort, sessionOptions = {}, ...options }) {
+  static async open(content, { ort, sessionOptions = {}, ...options } = {}) {
+    checkRuntime(ort);
     checkNames(options, VAD_OPTIONS);
     const vad = new Vad();
     vad.options = options;
-    vad.#ort = ort;
     try {
-      vad.#session = await ort.InferenceSession.create(content, sessionOptions);
-      const states = vad.#session.inputMetadata.filter(({ name }) => name !== 'input' && name !== 'sr');
+      const session = await ort.InferenceSession.create(content, sessionOptions), inputs = [...session.inputNames].sort().join(', ');
+      vad.#graph = new Graph(ort, 'voice activity detection', session);
+      vad.#inputs = session.inputNames;
+      vad.#outputs = session.outputNames;
+      if (LAYOUTS[inputs] !== vad.#outputs.length) throw new Error(`its inputs are ${inputs}, its outputs ${vad.#outputs.join(', ')}`);
+      const states = session.inputMetadata.filter(({ name }) => name !== 'input' && name !== 'sr');
       vad.#states = states.map(({ name, shape }) => ({ name, dims: shape.map((size) => (size > 0 ? size : 1)) }));
-      await vad.probability(new Float32Array(512), vad.start());
+      const past = vad.start(), lengths = past.states.map(({ length }) => length);
+      const probability = await vad.probability(new Float32Array(512), past);
+      if (!(probability >= 0 && probability <= 1)) throw new Error(`its probability for silence is ${probability}`);
+      if (past.states.some(({ length }, index) => length !== lengths[index])) throw new Error('its states have other sizes');
     } catch (error) {
+      await vad.#graph?.release();
       throw new BundleError(`this is not silero VAD 5 or 6: ${error?.message ?? error}`, { cause: error });
     }
     return vad;
@@ -31,31 +44,26 @@ export class Vad {
 
   /** What it keeps of the samples before a window. */
   start() {
-    const states = this.#states.map(({ dims }) => new Float32Array(dims.reduce((total, size) => total * size, 1)));
+    const states = this.#states.map(({ dims }) => new Float32Array(product(dims)));
     return { context: new Float32Array(CONTEXT_LEN), states };
   }
 
   /** The probability that a window is speech. */
   async probability(window, past) {
-    const row = new Float32Array(CONTEXT_LEN + window.length), { Tensor } = this.#ort;
+    const row = new Float32Array(CONTEXT_LEN + window.length);
     row.set(past.context);
     row.set(window, CONTEXT_LEN);
-    const feeds = { input: new Tensor('float32', row, [1, row.length]) };
-    if (this.#session.inputNames.includes('sr')) feeds.sr = new Tensor('int64', BigInt64Array.of(BigInt(RATE)), []);
-    this.#states.forEach(({ name, dims }, index) => { feeds[name] = new Tensor('float32', past.states[index], dims); });
-    let found;
-    try {
-      found = await this.#session.run(feeds);
-    } catch (error) {
-      throw new InferenceError(`voice activity detection: onnxruntime fails: ${error?.message ?? error}`, { cause: error });
-    }
-    const [probability, ...states] = this.#session.outputNames.map((name) => found[name].data);
+    const feeds = { input: float(row, [1, row.length]) };
+    if (this.#inputs.includes('sr')) feeds.sr = int([RATE], []);
+    this.#states.forEach(({ name, dims }, index) => { feeds[name] = float(past.states[index], dims); });
+    const found = await this.#graph.run(feeds, this.#outputs), [probability, ...states] = this.#outputs.map((name) => found[name].data);
+    if (probability.length !== 1) throw this.#graph.error(`gives ${probability.length} probabilities for a window`);
     past.states = states;
     past.context = row.slice(-CONTEXT_LEN);
     return probability[0];
   }
 
   release() {
-    return this.#session.release();
+    return this.#graph.release();
   }
 }

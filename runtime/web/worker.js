@@ -3,17 +3,27 @@
  * promise here either, such as a wrong option of a stream, is an event 'error' of the stream, and rejects its promises.
  */
 
+import { bytesOf, checkRate, checkSamples, refuseModel } from './arguments.js';
 import { checkedSignal, untilAborted } from './cancellation.js';
 import * as errors from './errors.js';
 
+/** Messages, and whatever else `port` tells: the workers of browsers, and those of Node, whose events are values. */
+function listen(port, type, take) {
+  if (port.on) port.on(type, take);
+  else port.addEventListener(type, (event) => take(type === 'message' ? event.data : event));
+}
+
 /** Answers the page. @param defaults {ort} and other options of `Recognizer.fromBundle`. */
 export function serve(defaults) {
+  const port = globalThis.postMessage ? globalThis : globalThis.process.getBuiltinModule('node:worker_threads').parentPort;
+  if (!port) throw new TypeError('serve is for the script of a worker: this is none');
   const objects = new Map(), aborts = new Map();
   let recognizer;
-  const given = (options = {}) => ({ ...options, ...(options.languageModel && { languageModel: objects.get(options.languageModel) }) });
+  // A model that is damaged is not there: its number is refused.
+  const given = (options) => options && { ...options, languageModel: objects.get(options.languageModel) ?? options.languageModel };
   const methods = {
     async load(id, source, options) {
-      const onProgress = (progress) => postMessage({ id, progress });
+      const onProgress = (progress) => port.postMessage({ id, progress });
       const { Recognizer: Local } = await import('./recognizer.js'); // which a page does not need
       recognizer = await Local.fromBundle(source, { ...defaults, ...options, onProgress, signal: abortable(id) });
       return { sampleRate: recognizer.sampleRate, manifest: recognizer.manifest };
@@ -24,8 +34,8 @@ export function serve(defaults) {
     release: () => recognizer.release(),
     createStream(_, object, options) {
       const stream = recognizer.createStream(given(options));
-      for (const type of ['partial', 'final']) stream.addEventListener(type, ({ detail }) => postMessage({ object, type, detail }));
-      stream.addEventListener('error', ({ detail }) => postMessage({ object, type: 'error', detail: packed(detail) }));
+      for (const type of ['partial', 'final']) stream.addEventListener(type, ({ detail }) => port.postMessage({ object, type, detail }));
+      stream.addEventListener('error', ({ detail }) => port.postMessage({ object, type: 'error', detail: packed(detail) }));
       objects.set(object, stream);
     },
     call: (_, object, method, ...args) => objects.get(object)?.[method](...args),
@@ -33,11 +43,11 @@ export function serve(defaults) {
     abort: (_, which) => aborts.get(which)?.abort(),
   };
   const abortable = (id) => aborts.set(id, new AbortController()).get(id).signal;
-  addEventListener('message', async ({ data: { id, method, args } }) => {
+  listen(port, 'message', async ({ id, method, args }) => {
     try {
-      postMessage({ id, value: await methods[method](id, ...args) });
+      port.postMessage({ id, value: await methods[method](id, ...args) });
     } catch (error) {
-      postMessage({ id, error: packed(error) });
+      port.postMessage({ id, error: packed(error) });
     } finally {
       aborts.delete(id);
     }
@@ -62,13 +72,13 @@ class Connection {
 
   constructor(worker) {
     this.#worker = worker;
-    worker.addEventListener('message', ({ data }) => this.#take(data));
+    listen(worker, 'message', (data) => this.#take(data));
     const fail = (event) => {
-      event.preventDefault();
+      event.preventDefault?.();
       worker.terminate();
-      this.close(new errors.U2moeError(`the worker failed: ${event.message || 'it did not start, or a message was lost'}`));
+      this.close(new errors.U2moeError(`the worker failed: ${event.message || (event === Number(event) ? `it has ended with code ${event}` : 'it did not start, or a message was lost')}`));
     };
-    for (const type of ['error', 'messageerror']) worker.addEventListener(type, fail);
+    for (const type of ['error', 'messageerror', 'exit']) listen(worker, type, fail);
   }
 
   /** Another object of the worker, which lives as long as its owner. */
@@ -98,9 +108,15 @@ class Connection {
     return untilAborted(answer, checkedSignal(signal), () => this.call('abort', [id]).catch(() => {}));
   }
 
+  /** @throws what has ended the connection. */
+  check() {
+    if (this.#failure) throw this.#failure;
+  }
+
   /** Rejects what waits. */
   close(error) {
-    this.#failure ??= error;
+    if (this.#failure) return;
+    this.#failure = error;
     for (const { reject } of this.#calls.values()) reject(this.#failure);
     this.#calls.clear();
     for (const stream of this.#streams.values()) stream.deref()?.dispatchEvent(new CustomEvent('error', { detail: this.#failure }));
@@ -124,12 +140,16 @@ class Connection {
 export class Recognizer {
   #connection;
   #worker;
+  #models = new WeakMap();
 
   /** @param options those of `Recognizer.fromBundle`, and `worker`, which calls `serve`. */
-  static async fromBundle(source, { worker, onProgress, signal, ...options }) {
+  static async fromBundle(source, { worker, onProgress, signal, ...options } = {}) {
+    if (!worker?.postMessage) throw new TypeError('worker must be a Worker whose script calls serve');
     checkedSignal(signal)?.throwIfAborted();
-    const connection = new Connection(worker);
-    const { sampleRate, manifest } = await connection.call('load', [new URL(source, location.href).href, options], { onProgress, signal });
+    if (source?.read) throw new TypeError('source must be a URL: a worker cannot be sent functions');
+    const connection = new Connection(worker), page = globalThis.location?.href;
+    const url = page ? new URL(source, page).href : String(source);
+    const { sampleRate, manifest } = await connection.call('load', [url, options], { onProgress, signal });
     return Object.assign(new Recognizer(connection, worker), { sampleRate, manifest });
   }
 
@@ -139,18 +159,32 @@ export class Recognizer {
   }
 
   languageModel(content, options) {
-    const model = {};
-    const object = this.#connection.register(model);
-    this.#connection.call('languageModel', [object, content, options]).catch((error) => { model.failure = error; });
-    return Object.assign(model, { object });
+    this.#connection.check();
+    const model = {}, object = this.#connection.register(model), made = this.#connection.call('languageModel', [object, bytesOf(content), options]);
+    made.catch(() => {}); // whoever uses it is told
+    this.#models.set(model, { object, made });
+    return model;
   }
 
   createStream(options) {
-    return new Stream(this.#connection, sent(options));
+    this.#connection.check();
+    return new Stream(this.#connection, ...this.#sent(options));
   }
 
-  transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
-    return this.#connection.call('transcribe', [samples, sampleRate, sent(options)], { signal });
+  async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
+    checkRate(sampleRate);
+    checkSamples(samples);
+    const [sent, made] = this.#sent(options);
+    const [segments] = await Promise.all([this.#connection.call('transcribe', [samples, sampleRate, sent], { signal }), made]);
+    return segments;
+  }
+
+  /** Options of a stream as the worker takes them, and the promise of their language model. */
+  #sent(options) {
+    const model = options?.languageModel ?? null;
+    if (model === null) return [options];
+    const { object, made } = this.#models.get(model) ?? refuseModel(model);
+    return [{ ...options, languageModel: object }, made];
   }
 
   warmUp({ signal } = {}) {
@@ -165,20 +199,18 @@ export class Recognizer {
   }
 }
 
-const sent = (options = {}) => ({ ...options, ...(options.languageModel && { languageModel: options.languageModel.object }) });
-
 class Stream extends EventTarget {
   #connection;
   #object;
   #created;
   result = { text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, tokens: [], times: [], words: [], nbest: [] };
 
-  constructor(connection, options) {
+  constructor(connection, options, model) {
     super();
     this.#connection = connection;
     this.#object = connection.register(this);
     connection.listen(this.#object, this);
-    this.#created = connection.call('createStream', [this.#object, options]);
+    this.#created = Promise.all([model, connection.call('createStream', [this.#object, options])]);
     this.#created.catch((detail) => this.take('error', detail));
   }
 
@@ -188,8 +220,10 @@ class Stream extends EventTarget {
   }
 
   acceptWaveform(sampleRate, samples) {
+    checkRate(sampleRate);
+    checkSamples(samples);
     const copy = samples.slice();
-    return this.#call('acceptWaveform', [sampleRate, copy], ArrayBuffer.isView(copy) ? [copy.buffer] : []);
+    return this.#call('acceptWaveform', [sampleRate, copy], [copy.buffer]);
   }
 
   inputFinished() {

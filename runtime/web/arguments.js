@@ -1,0 +1,43 @@
+/** Checks of what programs give. */
+
+import { AudioError, LanguageModelError } from './errors.js';
+
+export const tag = (value) => Object.prototype.toString.call(value);
+
+/** @throws AudioError it is no sample rate. */
+export function checkRate(rate) {
+  if (Number.isInteger(rate) && rate >= 1000 && rate <= 384000) return;
+  const shown = typeof rate === 'string' ? `'${rate}'` : typeof rate === 'number' ? rate : tag(rate);
+  throw new AudioError(`sample rate must be a whole number between 1000 and 384000 Hz, got ${shown}`);
+}
+
+/** @throws AudioError these are no samples. */
+export function checkSamples(samples) {
+  if (samples instanceof Float32Array || samples instanceof Int16Array) return;
+  throw new AudioError(`samples must be a Float32Array in [-1, 1] or an Int16Array, got ${tag(samples)}`);
+}
+
+/** Samples in [-1, 1]. */
+export function floats(samples) {
+  if (samples instanceof Float32Array) return samples;
+  const found = new Float32Array(samples.length); // `from` would make an object of each sample
+  for (let index = 0; index < samples.length; index += 1) found[index] = samples[index] / 32768;
+  return found;
+}
+
+/** The bytes of a file that a program has read. */
+export function bytesOf(content) {
+  if (ArrayBuffer.isView(content)) return new Uint8Array(content.buffer, content.byteOffset, content.byteLength);
+  if (tag(content) === '[object ArrayBuffer]') return new Uint8Array(content);
+  throw new LanguageModelError(`a language model must be a Uint8Array or an ArrayBuffer, got ${tag(content)}`);
+}
+
+/** @throws TypeError it is not onnxruntime. */
+export function checkRuntime(ort) {
+  if (!ort?.InferenceSession) throw new TypeError("ort must be the module 'onnxruntime-web' or 'onnxruntime-node'");
+}
+
+/** @throws RangeError a program gave something else for a language model. */
+export function refuseModel(model) {
+  throw new RangeError(`languageModel must be what languageModel() of this recogniser returned, got ${tag(model)}`);
+}
