@@ -88,7 +88,7 @@ def quantize_bundle(
             check_runs(made.bundle)
             report = None
             while features:
-                report = build_report(source, made.bundle, made.changes, features, recordings, progress=progress)
+                report = build_report(run.source, made.bundle, made.changes, features, recordings, progress=progress)
                 risen = _risen(report, goal.max_wer_increase)
                 if not risen:
                     break

@@ -32,7 +32,7 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 from u2moe.runtime.graph.layers import activation_layer
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
-PRODUCTS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts")
+PRODUCTS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts", "Subsampling")
 PIECE_FRAMES = 3000
 """Feature frames per encoder call: attention over a whole long recording would need too much memory."""
 

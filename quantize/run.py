@@ -25,7 +25,7 @@ from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.quantize.report import encoder_times, features_of
 from u2moe.quantize.rounding import Activations, recorded
-from u2moe.quantize.smoothing import rewritten_bundle, smooth
+from u2moe.quantize.smoothing import rewritten_together, smooth
 from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS, quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
@@ -164,10 +164,8 @@ def opened_run(
         first = round(DAMAGE_S * frames_s)
         others = after_first(features, first)
         activations = recorded(bundle, others, folder, progress)
-        smoothed = rewritten_bundle(
-            bundle,
-            folder / "smoothed",
-            lambda model: progress(f"smoothing {model.graph.name}: {smooth(model, activations)} channels scaled"),
+        smoothed = rewritten_together(
+            bundle, folder / "smoothed", lambda models: progress(f"smoothed {smooth(models, activations)} channels")
         )
         measured = list(_first(features, first, bundle.manifest.model.window))
         seconds = sum(map(len, others)) / frames_s

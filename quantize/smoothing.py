@@ -7,8 +7,10 @@ With powers of two nothing rounds: all products and sums are the same numbers, s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +20,27 @@ import onnx_ir as ir
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, NOTHING, Float, int8_columns
 from u2moe.quantize.layers import ExpertLayer, calls, expert_layers, inputs_of
 from u2moe.quantize.rounding import Activations
+from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of, with_external
 
 Exponents = npt.NDArray[np.int64]
+NORMALIZATIONS = ("Normalization", "RmsNormalization", "AddNormalization")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Candidate shares of the differences between channels that move into the weights."""
 UNSEEN, LEAST_EXPONENT = 0.5, 3
 """The share where no recordings tell, and the least exponent then: a guess is good enough for true outliers only."""
 LEAST_GAIN = 0.02
 """Part of a layer's error that smoothing must take away: less is chance."""
+LEAST_GAIN_OF_OUTPUT = 0.25
+"""The same for the encoder output, whose channels programs see."""
 NUM_ROWS = 512
 """Rows of each value on which candidates are judged, besides those with the largest channels."""
-LARGEST_EXPONENT = 12
+NUM_WINDOWS = 96
+"""Windows of features on which those of the front end are judged."""
+LARGEST_EXPONENT = 32
 """Limit of a channel's exponent: nothing becomes subnormal or infinite."""
 
 
@@ -42,9 +50,13 @@ class ChannelSite:
 
     Attributes:
         value: the value [..., rows] that the weights read; None inside a function.
-        made: parameters [..., columns] that make the channels; `columns`: that of each channel.
-        read: weights [rows, out]; `channels`: the channel that each row reads.
+        made: parameters [..., columns] that make the channels, or kernels [columns, in, time, frequency]; `columns`:
+            that of each channel.
+        read: weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency,
+            in); `channels`: the channel that each row reads.
         size: estimates the size of each channel where there are no recordings.
+        rows: finds some of what the weights read [n, rows] in the front end; None: recorded under the name of `value`.
+        least_gain: part of the error of products in int8 that smoothing must take away.
     """
 
     value: ir.Value | None = None
@@ -53,6 +65,8 @@ class ChannelSite:
     read: Sequence[ir.Value]
     channels: npt.NDArray[np.int64]
     size: Callable[[], Float]
+    rows: Callable[[Activations], Float | None] | None = None
+    least_gain: float = LEAST_GAIN
 
     @property
     def name(self) -> str:
@@ -60,51 +74,71 @@ class ChannelSite:
         return (self.value.name or "") if self.value is not None else ""
 
 
-def sites_of(model: ir.Model) -> list[ChannelSite]:
-    """All sites of a float32 graph.
+def sites_of(*models: ir.Model) -> list[ChannelSite]:
+    """All sites of float32 graphs; of all graphs of a network, also its encoder output.
 
-    These are outputs of normalisations that only products, feed-forward layers and mixtures read; values of attention;
-    and hidden units of feed-forward layers and experts behind relu or a gate.
+    These are outputs of normalisations that only products, feed-forward layers and mixtures read; channels of the front
+    end; values of attention; and hidden units of feed-forward layers and experts behind relu or a gate.
     """
+    sites = [site for model in models for site in _sites_of(model)] + list(_encoder_output(models))
+    return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]
+
+
+def _sites_of(model: ir.Model) -> Iterator[ChannelSite]:
     mixtures = {layer.node: layer for layer in expert_layers(model)}
-    sites = [site for node in calls(model, "Normalization", "RmsNormalization", "AddNormalization")
-             for site in _normalized(node, mixtures)]  # fmt: skip
-    sites += [site for node in calls(model, "Attention", "CachedAttention") for site in _values(node)]
+    for node in calls(model, *NORMALIZATIONS):
+        yield from _normalized(node, mixtures)
+    for node in calls(model, "Subsampling", "SubsamplingConvolutions"):
+        yield from _front_end(node)
+    for node in calls(model, "Attention", "CachedAttention"):
+        yield from _values(node)
     for node in calls(model, "FeedForward", "GatedFeedForward"):
         gated = plain_name(node.op_type) == "GatedFeedForward"
         if gated or node.attributes["activation"].as_string() == "relu":
             parameters = inputs_of(node)[1 + gated :]
             half = len(parameters) // 2
-            sites.append(_hidden(parameters[:half], parameters[half]))
+            yield _hidden(parameters[:half], parameters[half])
     for layer in mixtures.values():
         if layer.mixture.activation == "relu":
             first = zip(layer.w1, layer.b1, strict=True) if layer.mixture.bias else zip(layer.w1, strict=True)
-            sites += [_hidden(made, weight) for made, weight in zip(first, layer.w2, strict=True)]
-    return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]
+            yield from (_hidden(made, weight) for made, weight in zip(first, layer.w2, strict=True))
 
 
-def smooth(model: ir.Model, activations: Activations) -> int:
-    """Scale the channels of a float32 graph in place, and what its layers read; returns the number of scaled channels.
+def smooth(models: Sequence[ir.Model], activations: Activations) -> int:
+    """Scale the channels of float32 graphs in place, and what their layers read; returns the number of scaled channels.
 
-    Outputs stay the same numbers. Sites of which nothing was recorded are scaled by their weights alone.
+    Log-probabilities and scores stay the same numbers; channels of the encoder output are scaled if all graphs of a
+    network are given. Sites of which nothing was recorded are scaled by their weights alone.
     """
     num_scaled = 0
-    for site in sites_of(model):
-        rows = activations.rows(site.name)
-        exponents = _exponents(site, None if rows is None else _sample(rows))
+    for site in sites_of(*models):
+        rows = activations.rows(site.name) if site.rows is None else site.rows(activations)
+        exponents = _exponents(site, _sample(rows) if rows is not None and site.rows is None else rows)
         if exponents.any():
             scale(site, exponents)
-            activations.divide(site.name, exponents[site.channels])
+            if site.name:
+                activations.divide(site.name, exponents[site.channels])
             num_scaled += int(np.count_nonzero(exponents))
     return num_scaled
 
 
 def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[ir.Model], None]) -> Bundle:
     """Write a bundle with other weights: `rewrite` changes each graph in place."""
-    with BundleWriter(folder) as staging:
-        for graph in bundle.manifest.model.graphs():
-            model = ir.load(bundle.path / graph.file)
+
+    def rewrite_all(models: Sequence[ir.Model]) -> None:
+        for model in models:
             rewrite(model)
+
+    return rewritten_together(bundle, folder, rewrite_all)
+
+
+def rewritten_together(bundle: Bundle, folder: Path, rewrite: Callable[[Sequence[ir.Model]], None]) -> Bundle:
+    """As `rewritten_bundle`, by a function that changes all graphs."""
+    graphs = bundle.manifest.model.graphs()
+    models = [ir.load(bundle.path / graph.file) for graph in graphs]
+    rewrite(models)
+    with BundleWriter(folder) as staging:
+        for graph, model in zip(graphs, models, strict=True):
             save_graph(model, staging.path / graph.file)
         for name in bundle.manifest.files:
             if not (staging.path / name).exists() and not name.endswith(".onnx.data"):
@@ -121,13 +155,91 @@ def _sample(rows: Float) -> Float:
 
 def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Iterator[ChannelSite]:
     value = node.outputs[-1]
-    made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
     read = [_weights_of(value, use.node, mixtures) for use in value.uses()]
     if all(read) and not value.is_graph_output():
-        weights = [weight for each in read for weight in each]
-        yield _in_order(
-            made, weights, lambda: np.sum([np.abs(array_of(parameter)) for parameter in made], axis=0), value
-        )
+        yield _of_norm(node, [weight for each in read for weight in each], value)
+
+
+def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> ChannelSite:
+    """The output of a normalisation, which is `value` where the weights read it."""
+    made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
+    return _in_order(made, read, lambda: np.sum([np.abs(array_of(parameter)) for parameter in made], axis=0), value)
+
+
+def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
+    """What CTC head and decoders read, if a normalisation makes it and all they do is multiply it by weights."""
+    graphs = {model.graph.name: model.graph for model in models}
+    if not {"encoder", "ctc"} <= graphs.keys():
+        return
+    output, (value,) = graphs["encoder"].outputs[0], graphs["ctc"].inputs
+    copies = []
+    while (maker := output.producer()) is not None and maker.op_type == "Identity" and maker.inputs[0] is not None:
+        copies.append(maker)
+        output = maker.inputs[0]
+    readers = [use.node for graph in graphs.values() for each in graph.inputs if each.name == value.name
+               for use in each.uses() if use.node.op_type != "Shape"]  # fmt: skip
+    read = [_weights_of(node.inputs[0], node, {}) if node.inputs[0] is not None else [] for node in readers]
+    is_normalized = maker is not None and maker.domain == MOE_DOMAIN and plain_name(maker.op_type) in NORMALIZATIONS
+    if maker is not None and is_normalized and all(read) and all(use.node in copies for use in output.uses()):
+        site = _of_norm(maker, [weight for each in read for weight in each], value)
+        yield dataclasses.replace(site, least_gain=LEAST_GAIN_OF_OUTPUT)
+
+
+def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
+    """Channels behind each convolution, of which relu passes on any multiple, for the next and the projection."""
+    features, *parameters = inputs_of(node)
+    count = len(node.attributes["kernels"].as_ints())
+    for number in range(1, count + 1):
+        made, value = parameters[2 * number - 2 : 2 * number], None
+        read = parameters[2 * number : 2 * number + 1]
+        if not read:  # the projection is a layer of its own
+            value = node.outputs[0]
+            weights = [_weights_of(value, use.node, {}) for use in value.uses()]
+            read = [weight for each in weights for weight in each] if all(weights) else []
+        if read:
+            order, rows = np.arange(shape_of(made[0])[0]), len(_matrix(array_of(read[0])))
+            channels = np.tile(order, rows // len(order)) if number < count else np.repeat(order, rows // len(order))
+            size = partial(_kernel_sizes, made)
+            found = None if value is not None else partial(_windows, node, str(features.name), number)
+            yield ChannelSite(
+                value=value, made=made, columns=order, read=read, channels=channels, size=size, rows=found
+            )
+
+
+def _kernel_sizes(made: Sequence[ir.Value]) -> Float:
+    """About the size of the channels that a kernel [out, in, time, frequency] and a bias make."""
+    sizes: Float = np.linalg.norm(_matrix(array_of(made[0])), axis=0) + np.abs(array_of(made[1]))
+    return sizes
+
+
+def _matrix(weight: Float) -> Float:
+    """A kernel [out, in, time, frequency] as [time * frequency * in, out]; a matrix as it is."""
+    return weight if weight.ndim == 2 else weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
+
+
+def _windows(node: ir.Node, features: str, number: int, activations: Activations) -> Float | None:
+    """What is read behind the first `number` convolutions of a front end, for evenly chosen windows of the features."""
+    frames, parameters = activations.rows(features), inputs_of(node)[1:]
+    if frames is None:
+        return None
+    kernels, strides = (list(node.attributes[name].as_ints()) for name in ("kernels", "strides"))
+    length = 1
+    for kernel, stride in zip(kernels[number::-1], strides[number::-1], strict=True):
+        length = (length - 1) * stride + kernel
+    starts = np.linspace(0, max(len(frames) - length, 0), NUM_WINDOWS).astype(int)
+    x = frames[np.minimum(starts[:, np.newaxis] + np.arange(length), len(frames) - 1)][..., np.newaxis]
+    for index, (kernel, stride) in enumerate(zip(kernels[:number], strides[:number], strict=True)):
+        weight, bias = (array_of(value) for value in parameters[2 * index : 2 * index + 2])
+        x = np.maximum(_patches(x, kernel, stride) @ _matrix(weight) + bias, 0)
+    if number < len(kernels):
+        return _patches(x, kernels[number], strides[number]).reshape(-1, kernels[number] ** 2 * x.shape[-1])
+    return x.swapaxes(2, 3).reshape(-1, x.shape[-1] * x.shape[-2])
+
+
+def _patches(x: Float, kernel: int, stride: int) -> Float:
+    """Windows of x [n, time, frequency, in] as rows [n, time', frequency', time * frequency * in] of a convolution."""
+    views = np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
+    return views.transpose(0, 1, 2, 4, 5, 3).reshape(*views.shape[:3], -1)
 
 
 def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Sequence[ir.Value]:
@@ -174,7 +286,8 @@ def _in_order(
 
 def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
     """The power of two by which each channel is divided, the best of those for `STRENGTHS`; zeros if none helps."""
-    weights = [array_of(weight) for weight in site.read if group_of(weight) != "routers"]  # these stay in float32
+    # routers stay in float32
+    weights = [_matrix(array_of(weight)) for weight in site.read if group_of(weight) != "routers"]
     weight_size = _by_channel(site, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
     if rows is None:
         exponents = _balanced(site.size(), weight_size, UNSEEN)
@@ -183,7 +296,7 @@ def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
     candidates = [np.zeros(len(size), np.int64), *(_balanced(size, weight_size, strength) for strength in STRENGTHS)]
     errors = [_error(rows, weights, exponents[site.channels]) for exponents in candidates]
     best = int(np.argmin(errors))
-    return candidates[best] if errors[best] <= (1 - LEAST_GAIN) * errors[0] else candidates[0]
+    return candidates[best] if errors[best] <= (1 - site.least_gain) * errors[0] else candidates[0]
 
 
 def _by_channel(site: ChannelSite, sizes: Float) -> Float:
@@ -220,11 +333,13 @@ def scale(site: ChannelSite, exponents: Exponents) -> None:
     """Divide each channel of a site by a power of two, in place; its float32 graph computes the same numbers."""
 
     def divided(array: Float) -> Float:
-        by_column = np.zeros(array.shape[-1], np.int64)
+        by_column = np.zeros(array.shape[0 if array.ndim > 2 else -1], np.int64)
         by_column[site.columns] = exponents
-        return np.ldexp(array, -by_column)
+        return np.ldexp(array, -(by_column[:, np.newaxis, np.newaxis, np.newaxis] if array.ndim > 2 else by_column))
 
     def multiplied(array: Float) -> Float:
+        if array.ndim > 2:
+            return np.ldexp(array, exponents[:, np.newaxis, np.newaxis])
         return np.ldexp(array, exponents[site.channels][:, np.newaxis])
 
     for values, change in ((site.made, divided), (site.read, multiplied)):

@@ -11,7 +11,7 @@ from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.report import describe, features_of
 from u2moe.quantize.rounding import RoundedWeight, compensated, fitted, fitted_layer, recorded
-from u2moe.quantize.smoothing import rewritten_bundle, smooth
+from u2moe.quantize.smoothing import rewritten_together, smooth
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.cli import main
 from u2moe.runtime.decoding.ctc import Hypothesis
@@ -148,7 +148,7 @@ def rounded(bundle, tmp_path):
 
     def make(files):
         activations = recorded(bundle, features_of(bundle, files), tmp_path)
-        smoothed = rewritten_bundle(bundle, tmp_path / "smoothed", lambda model: smooth(model, activations))
+        smoothed = rewritten_together(bundle, tmp_path / "smoothed", lambda models: smooth(models, activations))
         return quantize_bundle(smoothed.path, tmp_path / "rounded", recipe("int4-experts"))[0]
 
     return make

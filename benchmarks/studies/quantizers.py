@@ -35,7 +35,7 @@ from u2moe.benchmarks.studies.shared.script import named, run_script, study_pars
 from u2moe.quantize import Goal, quantize_bundle, recipe
 from u2moe.quantize.layers import expert_layers
 from u2moe.quantize.report import features_of, output_errors
-from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
+from u2moe.quantize.smoothing import rewritten_bundle, rewritten_together, scale, sites_of
 from u2moe.runtime import Bundle, ctc_greedy_search
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.graph.file import array_of
@@ -158,15 +158,15 @@ def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
     """The same network with large channels at every site that can be scaled."""
     random = np.random.default_rng(0)
 
-    def add(model: ir.Model) -> None:
-        for site in sites_of(model):
+    def add(models: Sequence[ir.Model]) -> None:
+        for site in sites_of(*models):
             exponents = np.zeros(len(site.columns), np.int64)
             number = max(1, len(exponents) // 100)
             chosen = random.choice(len(exponents), number, replace=False)
             exponents[chosen] = -random.integers(LEAST, MOST + 1, number)
             scale(site, exponents)
 
-    return rewritten_bundle(bundle, folder, add)
+    return rewritten_together(bundle, folder, add)
 
 
 def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
