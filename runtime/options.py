@@ -129,6 +129,9 @@ class BundledOptions(RescoringOptions[Open]):
         "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", metavar="N", client={"most": 40}
     )
     padding_s: float | Open = option("number", 0.0, least=0, most=10, unit="seconds", in_bundle=True)
+    blank_penalty: float | Open = option(
+        "number", 0.0, least=0, most=10, in_bundle=True, flag="--blank-penalty", metavar="X", client={}
+    )
 
     def weights(self: BundledOptions[Never], rescoring_weight: float = 1.0) -> RescoringWeights:
         """The weights of the second pass, with that of the language model if there is one."""
@@ -160,8 +163,8 @@ class AnyOptions(BundledOptions[Open]):
 class DecodingOptions(AnyOptions[None]):
     """How a recogniser decodes.
 
-    `beam_size`, `ctc_weight`, `reverse_weight`, `padding_s` and `language_model`: None means the default of the bundle,
-    which is that of the library unless another was chosen for it.
+    `beam_size`, `ctc_weight`, `reverse_weight`, `padding_s`, `blank_penalty` and `language_model`: None means the
+    default of the bundle, which is that of the library unless another was chosen for it.
 
     Attributes:
         search: `attention_rescoring`: prefix beam search, then the decoder rescores its n-best list; `ctc_prefix_beam`
@@ -182,6 +185,8 @@ class DecodingOptions(AnyOptions[None]):
         padding_s: seconds of silence (zeros) that the model hears before a source that begins in the middle
             of a sound, and after one that ends so; see `Padding`. Times are those of the source; endpoint rules
             count the silence.
+        blank_penalty: taken from the score of the blank before the softmax, in the first pass, so that fewer words are
+            left out and more are inserted. Endpoint rules hear silence without it.
         text_format: how English results are written: numbers as digits, sentences with small letters. None: as spoken.
     """
 

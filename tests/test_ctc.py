@@ -13,6 +13,7 @@ from u2moe.runtime.decoding.ctc import (
     ctc_greedy_search,
     ctc_prefix_beam_search,
     most_probable,
+    penalize_blank,
 )
 
 
@@ -156,12 +157,17 @@ def test_most_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
     assert np.array_equal(scores, np.take_along_axis(log_probs, tokens, axis=1))
 
 
-@given(seed=st.integers(0, 2**32 - 1), splits=st.lists(st.integers(0, 9), max_size=12), beam_size=st.integers(1, 6))
-def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size):
-    log_probs = random_log_probs(seed, 40, 12)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    splits=st.lists(st.integers(0, 9), max_size=12),
+    beam_size=st.integers(1, 6),
+    penalty=st.floats(0, 10),
+)
+def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size, penalty):
+    log_probs, more = random_log_probs(seed, 40, 12), {"blank_penalty": penalty}
     for search, whole in (
-        (PrefixBeamSearch(beam_size), ctc_prefix_beam_search(log_probs, beam_size)),
-        (GreedySearch(), [ctc_greedy_search(log_probs)]),
+        (PrefixBeamSearch(beam_size, **more), ctc_prefix_beam_search(log_probs, beam_size, **more)),
+        (GreedySearch(**more), [ctc_greedy_search(log_probs, **more)]),
     ):
         start = 0
         for length in splits:
@@ -169,6 +175,30 @@ def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size):
             start = min(start + length, 40)
         search.advance(log_probs[start:])
         assert search.hypotheses() == whole
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    penalty=st.floats(0, 10),
+    blank=st.integers(0, 11),
+    height=st.sampled_from([1.0, 5.0, 30.0]),
+)
+def test_a_penalty_of_the_blank_is_that_of_wenet(seed, penalty, blank, height):
+    """`ctc_logprobs` of WeNet takes it from the blank's logit."""
+    logits = np.random.default_rng(seed).normal(0, height, (30, 12)).astype(np.float32)
+    wanted = logits.astype(np.float64)
+    wanted[:, blank] -= penalty
+    found = penalize_blank(log_softmax(logits).astype(np.float32), penalty, blank)
+    # What float32 rounds away of the other tokens where blank is certain grows with the penalty.
+    assert np.abs(found - log_softmax(wanted)).max() < 1e-5 + 1.2e-7 * math.exp(penalty)
+    assert found.dtype == np.float32
+
+
+def test_a_penalty_brings_back_a_word_that_blank_hides():
+    log_probs = np.log(np.array([[0.6, 0.4], [0.9, 0.1]], np.float32))
+    assert ctc_greedy_search(log_probs).tokens == []
+    assert ctc_greedy_search(log_probs, blank_penalty=1.0).tokens == [1]
+    assert ctc_prefix_beam_search(log_probs, 2, blank_penalty=1.0)[0].tokens == [1]
 
 
 def test_impossible_tokens_never_appear():

@@ -9,6 +9,7 @@ from language_models import random_arpa
 
 from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions, cli
 from u2moe.runtime.cli.options import language_model_options
+from u2moe.runtime.decoding.ctc import penalize_blank
 from u2moe.runtime.decoding.language_model_weights import FIRST_GRID, SECOND_GRID, EncodedRecordings, tune
 from u2moe.runtime.language.sentences import TextOptions, read_sentences, sentences_of
 
@@ -117,7 +118,8 @@ def test_tuning_finds_the_best_of_its_grid(recordings, tmp_path):
     start = LanguageModelOptions(model=tmp_path / "toy.arpa")
     told = []
     grid = {"weight": (0.0, 0.5, 3.0), "word_bonus": (-1.0, 0.0)}
-    best, trials = tune(recordings, start, second_pass=True, grid=grid, on_trial=told.append)
+    best, decoding, trials = tune(recordings, start, second_pass=True, grid=grid, on_trial=told.append)
+    assert decoding == recordings.decoding
     assert told == trials
     assert trials[0].weights == {}
     assert trials[0].num_errors == recordings.word_errors(None, second_pass=True).num_errors
@@ -126,14 +128,37 @@ def test_tuning_finds_the_best_of_its_grid(recordings, tmp_path):
     assert len({tuple(trial.weights.values()) for trial in trials}) == len(trials)
 
 
+def test_the_penalty_of_the_blank_is_tuned_with_and_without_a_model(recordings, model, monkeypatch, tmp_path):
+    (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
+    ctc, outputs = model.ctc, [recording.encoder_out for recording in recordings.recordings]
+    monkeypatch.setattr(model, "ctc", lambda output: penalize_blank(ctc(output), -8.0))  # hears little but silence
+    recordings.recordings.clear()
+    for output in outputs:
+        recordings.add_encoded("", output)
+    wanted = dataclasses.replace(recordings.decoding, blank_penalty=8.0)
+    for recording, text in zip(recordings.recordings, recordings.texts(None, wanted, second_pass=False), strict=True):
+        recording.transcript = text
+    grid = {"weight": (0.0, 3.0), "blank_penalty": (0.0, 8.0)}
+    best, decoding, trials = tune(recordings, None, second_pass=False, grid=grid)
+    assert best is None
+    assert decoding == wanted
+    assert [trial.weights for trial in trials] == [{}, {"blank_penalty": 0.0}, {"blank_penalty": 8.0}]
+    assert trials[-1].num_errors == 0 < trials[0].num_errors
+    start = LanguageModelOptions(model=tmp_path / "toy.arpa", weight=3.0, word_bonus=0.0, rescoring_weight=0.0)
+    best, decoding, _ = tune(recordings, start, second_pass=False, grid=grid)
+    assert (best.weight, decoding.blank_penalty) == (0.0, 8.0)
+
+
 @pytest.mark.slow
 def test_recordings_that_are_encoded_once_give_what_a_recogniser_gives(recordings, recognizer, sound, tmp_path):
     (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
     model = LanguageModelOptions(model=tmp_path / "toy.arpa", weight=1.0)
-    for options in (None, model):
-        texts = recordings.texts(options, second_pass=True)
+    for options, penalty in ((None, 0.0), (model, 0.0), (None, 1.5), (model, 8.0)):
+        decoding = dataclasses.replace(recordings.decoding, blank_penalty=penalty)
+        texts = recordings.texts(options, decoding, second_pass=True)
         for number, text in enumerate(texts):
-            stream = recognizer._stream(recognizer.options.__class__(beam_size=4, language_model=options), None, None)
+            chosen = {"beam_size": 4, "language_model": options, "blank_penalty": penalty}
+            stream = recognizer._stream(recognizer.options.__class__(**chosen), None, None)
             stream.accept_waveform(16_000, sound[number * 8000 : 40_000 + number * 8000])
             stream.input_finished()
             recognizer.decode_streams([stream])

@@ -31,6 +31,7 @@ OTHERS = {
     "endpoint": EndpointConfig(rule3=EndpointRule(min_utterance_length=0.5)),
     "language_model": "none",
     "padding_s": 0.5,
+    "blank_penalty": 4.0,
     "text_format": TextFormat(),
 }
 """For each option a value that is not its default; a new one fails here until it has its own."""

@@ -9,6 +9,7 @@ full context alone.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Never
 
 from spelling import normalize
 
@@ -16,10 +17,10 @@ from u2moe.runtime import Bundle, SessionSettings
 from u2moe.runtime.audio.padding import padded
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import read_recordings
-from u2moe.runtime.decoding.ctc import most_probable
-from u2moe.runtime.decoding.language_model_weights import EncodedRecording, EncodedRecordings, tune
+from u2moe.runtime.decoding.language_model_weights import EncodedRecordings, tune
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.features import fbank
+from u2moe.runtime.options import BundledOptions
 from u2moe.runtime.text.word_errors import WordErrors
 
 CHUNK_SIZES = (None, 16)
@@ -42,18 +43,15 @@ class Contexts(EncodedRecordings):
             samples = read_audio(recording.path, features.sample_rate)
             frames = fbank(padded(samples, padding_s, features.sample_rate, features.frame_len), features)
             for chunk_size in CHUNK_SIZES:
-                encoder_out = self._model.encode(frames, chunk_size)
-                tokens, scores = most_probable(self._model.ctc(encoder_out), self._decoding.beam_size)
-                self.recordings.append(
-                    EncodedRecording(
-                        transcript=recording.transcript, encoder_out=encoder_out, tokens=tokens, scores=scores
-                    )
-                )
+                self.add_encoded(recording.transcript, self._model.encode(frames, chunk_size))
 
-    def word_errors(self, options: LanguageModelOptions | None, *, second_pass: bool) -> WordErrors:
+    def word_errors(
+        self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
+    ) -> WordErrors:
         """Word errors of all recordings, in the spelling of the recipe."""
         errors = WordErrors()
-        for recording, text in zip(self.recordings, self.texts(options, second_pass=second_pass), strict=True):
+        texts = self.texts(options, decoding, second_pass=second_pass)
+        for recording, text in zip(self.recordings, texts, strict=True):
             errors.add(recording.transcript, normalize(text))
         return errors
 
@@ -72,12 +70,12 @@ def main() -> None:
     for beam_size in args.beams:
         recordings = Contexts(bundle, model, replace(bundle.manifest.decoding, beam_size=beam_size))
         recordings.encode(args.work_dir / "dev" / "queen-dev.tsv")
-        best, trials = tune(recordings, start, second_pass=False)
-        best, trials = tune(recordings, best, second_pass=True)
-        best, last = tune(recordings, best, second_pass=True, grid=GRID)
+        best, decoding, trials = tune(recordings, start, second_pass=False)
+        best, decoding, trials = tune(recordings, best, decoding, second_pass=True)
+        best, decoding, last = tune(recordings, best, decoding, second_pass=True, grid=GRID)
         fewest = min(trial.num_errors for trial in last)
         print(f"beam {beam_size}: {trials[0].num_errors} of {trials[0].num_words}, {fewest} with", end=" ")
-        print({name: getattr(best, name) for name in (*GRID, "unknown_score")}, flush=True)
+        print({name: getattr(best, name) for name in (*GRID, "unknown_score")}, decoding.blank_penalty, flush=True)
 
 
 if __name__ == "__main__":

@@ -90,11 +90,11 @@ def _add_tune(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "tune",
         help="find the weights of a model",
-        description="Find the weights with the fewest word errors on recordings with transcripts, which no test may "
-        "contain.",
+        description="Find the weights and the blank penalty with the fewest word errors on recordings with "
+        "transcripts, which no test may contain.",
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="recordings with transcripts, as for u2moe corpus")
-    parser.add_argument("--lm", required=True, metavar="FILE", help="the language model, as for u2moe transcribe")
+    parser.add_argument("--lm", required=True, metavar="FILE", help="the language model; none: tune only the penalty")
     add_model(parser)
     add_declared(parser, DecodingOptions, BUNDLED)
     parser.set_defaults(run=run_tune)
@@ -109,7 +109,7 @@ def _add_attach(commands: Subparsers) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
     parser.add_argument("lm", metavar="MODEL", help="with weights, as 'u2moe lm tune' prints them; none: remove it")
-    parser.add_argument("--beam-size", type=int, metavar="N", help="default beam of the bundle (default: as it is)")
+    add_declared(parser, DecodingOptions, BUNDLED, **dict.fromkeys(BUNDLED, "as it is"))
     parser.set_defaults(run=run_attach)
 
 
@@ -140,27 +140,29 @@ def run_build(args: argparse.Namespace) -> int:
 def run_tune(args: argparse.Namespace) -> int:
     """Find weights on recordings with transcripts."""
     recognizer = Recognizer.from_pretrained(chosen_bundle(args.model))
-    best = language_model_options(args.lm)
+    best = None if args.lm == NONE else language_model_options(args.lm)
     decoding = dataclasses.replace(recognizer.bundle.manifest.decoding, **declared_in(args, BundledOptions))
     encoded = EncodedRecordings(recognizer.bundle, recognizer.model, decoding)
     _encode(encoded, read_utterances(args.list), recognizer.bundle.manifest.features.sample_rate)
     if not encoded.num_words:
         raise ValueError(f"{args.list}: no recording with words in its transcript can be used")
-    tuned = list(FIRST_GRID)
     tell("first pass")
-    best, _ = tune(encoded, best, second_pass=False, on_trial=_tell_trial)
-    if recognizer.model.has_decoder:
+    best, decoding, _ = tune(encoded, best, second_pass=False, on_trial=_tell_trial)
+    tuned = list(FIRST_GRID)
+    if recognizer.model.has_decoder and best is not None:
         tell("second pass")
-        best, _ = tune(encoded, best, second_pass=True, on_trial=_tell_trial)
+        best, decoding, _ = tune(encoded, best, decoding, second_pass=True, on_trial=_tell_trial)
         tuned += SECOND_GRID
-    print_result(f"--lm {','.join([args.lm, *(f'{name}={getattr(best, name):g}' for name in tuned)])}\n")
+    weights = [f"{name}={getattr(best, name):g}" for name in tuned if hasattr(best, name)]
+    penalty = f" --blank-penalty {decoding.blank_penalty:g}" if decoding.blank_penalty else ""
+    print_result(f"--lm {','.join([args.lm, *weights])}{penalty}\n")
     return 0
 
 
 def run_attach(args: argparse.Namespace) -> int:
     """Put a model into a bundle."""
     chosen = None if args.lm == NONE else language_model_options(args.lm)
-    bundle = attach(chosen_bundle(args.bundle), chosen, beam_size=args.beam_size)
+    bundle = attach(chosen_bundle(args.bundle), chosen, **declared_in(args, BundledOptions))
     decoding = bundle.manifest.decoding
     size = bundle.manifest.files[decoding.language_model.file].size if decoding.language_model else 0
     tell(f"{bundle.path}: beam {decoding.beam_size}, {size / 1e6:.1f} MB of language model")

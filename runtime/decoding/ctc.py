@@ -7,6 +7,7 @@ Pure functions, and the incremental searches behind them. The beam itself is in 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,14 +44,35 @@ class Hypothesis:
     language_score: float = 0.0
 
 
-def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hypothesis:
+def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: int = 0) -> npt.NDArray[np.float32]:
+    """Log-probabilities as if the blank's score before the softmax were lower by `penalty`.
+
+    As WeNet's `ctc_logprobs` with `blank_penalty`, within 6e-8 x exp(penalty), because log-probabilities are rounded.
+
+    Args:
+        log_probs: [time, vocab].
+        penalty: at least 0; 0 returns `log_probs` itself.
+        blank: id of the blank token.
+    """
+    if penalty == 0:
+        return log_probs
+    # One number for each frame, by the C library as in C++, so that all runtimes round alike.
+    lost = math.expm1(-penalty)
+    totals = [math.log1p(lost * math.exp(min(score, 0.0))) for score in log_probs[:, blank].tolist()]
+    result = log_probs - np.array(totals, np.float32)[:, np.newaxis]
+    result[:, blank] -= np.float32(penalty)
+    return result
+
+
+def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0, *, blank_penalty: float = 0.0) -> Hypothesis:
     """The most probable token of each frame, with repeats merged and blanks removed.
 
     Args:
         log_probs: [time, vocab].
         blank: id of the blank token.
+        blank_penalty: see `penalize_blank`.
     """
-    search = GreedySearch(blank)
+    search = GreedySearch(blank, blank_penalty=blank_penalty)
     search.advance(log_probs)
     return search.hypotheses()[0]
 
@@ -61,6 +83,8 @@ def ctc_prefix_beam_search(
     blank: int = 0,
     context: ContextGraph | None = None,
     fusion: Fusion | None = None,
+    *,
+    blank_penalty: float = 0.0,
 ) -> list[Hypothesis]:
     """The most probable token sequences over all their alignments, best first.
 
@@ -72,8 +96,9 @@ def ctc_prefix_beam_search(
         blank: id of the blank token.
         context: hotwords to prefer.
         fusion: language model to follow.
+        blank_penalty: see `penalize_blank`.
     """
-    search = PrefixBeamSearch(beam_size, blank, context, fusion)
+    search = PrefixBeamSearch(beam_size, blank, context, fusion, blank_penalty=blank_penalty)
     search.advance(log_probs)
     search.finish()
     return search.hypotheses()
@@ -82,8 +107,9 @@ def ctc_prefix_beam_search(
 class GreedySearch:
     """`ctc_greedy_search`, frame by frame: any split of the frames gives the same result."""
 
-    def __init__(self, blank: int = 0) -> None:
+    def __init__(self, blank: int = 0, *, blank_penalty: float = 0.0) -> None:
         self.blank = blank
+        self.blank_penalty = blank_penalty
         self.num_frames = 0
         self._last = -1
         self._score = 0.0
@@ -96,6 +122,7 @@ class GreedySearch:
         _check(log_probs, self.blank)
         if len(log_probs) == 0:
             return
+        log_probs = penalize_blank(log_probs, self.blank_penalty, self.blank)
         best = log_probs.argmax(axis=1)
         starts = np.flatnonzero((best != self.blank) & (best != np.concatenate(([self._last], best[:-1]))))
         self._tokens += best[starts].tolist()
@@ -133,12 +160,19 @@ class PrefixBeamSearch:
     """
 
     def __init__(
-        self, beam_size: int, blank: int = 0, context: ContextGraph | None = None, fusion: Fusion | None = None
+        self,
+        beam_size: int,
+        blank: int = 0,
+        context: ContextGraph | None = None,
+        fusion: Fusion | None = None,
+        *,
+        blank_penalty: float = 0.0,
     ) -> None:
         if beam_size < 1:
             raise ValueError(f"beam_size must be at least 1, got {beam_size}")
         self.beam_size = beam_size
         self.blank = blank
+        self.blank_penalty = blank_penalty
         self.num_frames = 0
         self.context = context
         self.fusion = fusion
@@ -150,12 +184,13 @@ class PrefixBeamSearch:
         """Continue the search with the next log-probabilities [time, vocab]."""
         _check(log_probs, self.blank)
         if len(log_probs):
+            log_probs = penalize_blank(log_probs, self.blank_penalty, self.blank)
             self.advance_by(*most_probable(log_probs, min(self.beam_size, log_probs.shape[1])))
 
     def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> None:
         """Continue the search with the most probable tokens of the next frames and their log-probabilities.
 
-        Both are [time, n], n the beam size, as `most_probable` gives them.
+        Both are [time, n], n the beam size, as `most_probable` gives them, any penalty of the blank included.
         """
         for frame_tokens, frame_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
             for search in self._searches:

@@ -1,4 +1,4 @@
-"""Tunes the weights of a language model, on recordings that are encoded once, and puts it into a bundle with them.
+"""Tunes the weights of a language model and the blank penalty, on recordings that are encoded once, for a bundle.
 
 Memory: the encoder output and the most probable tokens of each frame, about a megabyte per minute of audio.
 """
@@ -18,7 +18,8 @@ from u2moe.runtime.audio.padding import padded
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, BundledLanguageModel
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.decoding.ctc import PrefixBeamSearch, most_probable
+from u2moe.runtime.declarations import options_of
+from u2moe.runtime.decoding.ctc import PrefixBeamSearch, most_probable, penalize_blank
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.errors import BundleError, IntegrityError
@@ -35,6 +36,7 @@ FIRST_GRID: dict[str, tuple[float, ...]] = {
     "weight": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
     "word_bonus": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5),
     "unknown_score": (-10.0, -5.0, -2.0),
+    "blank_penalty": (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0),
 }
 """Values to try in the first pass."""
 SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)}
@@ -51,15 +53,26 @@ class EncodedRecording:
     Attributes:
         transcript: reference text.
         encoder_out: [time, dim].
-        tokens: the most probable tokens of each frame [time, beam].
-        scores: their log-probabilities [time, beam].
+        tokens: the most probable tokens of each frame [time, n], one more than the beam holds.
+        scores: their log-probabilities [time, n].
+        blank_scores: those of the blank [time].
     """
 
     transcript: str
     encoder_out: npt.NDArray[np.float32]
     tokens: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
+    blank_scores: npt.NDArray[np.float32]
     _decoded: dict[tuple[int, ...], tuple[Any, Any]] = field(default_factory=dict)
+
+    def most_probable(
+        self, beam_size: int, penalty: float, blank: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Tokens of each frame and their scores, both [time, beam], as the search finds them with a blank penalty."""
+        rows = penalize_blank(np.column_stack([self.blank_scores, self.scores]), penalty)
+        scores = np.where(self.tokens == blank, rows[:, :1], rows[:, 1:])
+        order = np.lexsort((self.tokens, -scores))[:, :beam_size]
+        return np.take_along_axis(self.tokens, order, 1), np.take_along_axis(scores, order, 1)
 
     def token_scores(self, model: Model, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
         """Decoder scores of hypotheses, cached."""
@@ -85,9 +98,9 @@ class EncodedRecordings:
 
     def __init__(self, bundle: Bundle, model: Model, decoding: BundledOptions[Never] | None = None) -> None:
         self.recordings: list[EncodedRecording] = []
+        self.decoding = decoding or bundle.manifest.decoding
         self._bundle = bundle
         self._model = model
-        self._decoding = decoding or bundle.manifest.decoding
 
     @property
     def num_words(self) -> int:
@@ -98,24 +111,36 @@ class EncodedRecordings:
         """Encode a recording, given samples at the model's rate."""
         manifest = self._bundle.manifest
         rate, frame_len = manifest.features.sample_rate, manifest.features.frame_len
-        surrounded = padded(samples, self._decoding.padding_s, rate, frame_len)
-        encoder_out = self._model.encode(fbank(surrounded, manifest.features))
+        surrounded = padded(samples, self.decoding.padding_s, rate, frame_len)
+        self.add_encoded(transcript, self._model.encode(fbank(surrounded, manifest.features)))
+
+    def add_encoded(self, transcript: str, encoder_out: npt.NDArray[np.float32]) -> None:
+        """Add a recording, given encoder output [time, dim]."""
         if len(encoder_out):
             log_probs = self._model.ctc(encoder_out)
-            tokens, scores = most_probable(log_probs, min(self._decoding.beam_size, log_probs.shape[1]))
+            tokens, scores = most_probable(log_probs, min(self.decoding.beam_size + 1, log_probs.shape[1]))
+            blank_scores = log_probs[:, self._model.config.blank].copy()
             self.recordings.append(
-                EncodedRecording(transcript=transcript, encoder_out=encoder_out, tokens=tokens, scores=scores)
+                EncodedRecording(
+                    transcript=transcript,
+                    encoder_out=encoder_out,
+                    tokens=tokens,
+                    scores=scores,
+                    blank_scores=blank_scores,
+                )
             )
 
-    def texts(self, options: LanguageModelOptions | None, *, second_pass: bool) -> list[str]:
-        """The text of every recording."""
-        vocabulary, decoding = self._bundle.vocabulary, self._decoding
+    def texts(
+        self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
+    ) -> list[str]:
+        """The text of every recording; `decoding` None: as when they were encoded."""
+        vocabulary, decoding, blank = self._bundle.vocabulary, decoding or self.decoding, self._model.config.blank
         fusion = None if options is None else Fusion(options, vocabulary)
         weights = decoding.weights() if options is None else decoding.weights(options.rescoring_weight)
         texts = []
         for recording in self.recordings:
-            search = PrefixBeamSearch(decoding.beam_size, self._model.config.blank, fusion=fusion)
-            search.advance_by(recording.tokens, recording.scores)
+            search = PrefixBeamSearch(decoding.beam_size, blank, fusion=fusion)
+            search.advance_by(*recording.most_probable(decoding.beam_size, decoding.blank_penalty, blank))
             search.finish()
             found = search.hypotheses()
             if second_pass:
@@ -124,17 +149,20 @@ class EncodedRecordings:
             texts.append(vocabulary.text(found[0].tokens))
         return texts
 
-    def word_errors(self, options: LanguageModelOptions | None, *, second_pass: bool) -> WordErrors:
+    def word_errors(
+        self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
+    ) -> WordErrors:
         """Word errors of all recordings."""
         errors = WordErrors()
-        for recording, text in zip(self.recordings, self.texts(options, second_pass=second_pass), strict=True):
+        texts = self.texts(options, decoding, second_pass=second_pass)
+        for recording, text in zip(self.recordings, texts, strict=True):
             errors.add(recording.transcript, text)
         return errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Word errors with some weights; with none, without a language model."""
+    """Word errors with some weights; with none, without a language model and with the bundle's blank penalty."""
 
     weights: dict[str, float]
     num_errors: int
@@ -143,49 +171,60 @@ class Trial:
 
 def tune(
     recordings: EncodedRecordings,
-    start: LanguageModelOptions,
+    start: LanguageModelOptions | None,
+    decoding: BundledOptions[Never] | None = None,
     *,
     second_pass: bool,
     grid: dict[str, tuple[float, ...]] | None = None,
     on_trial: Callable[[Trial], object] = lambda _: None,
-) -> tuple[LanguageModelOptions, list[Trial]]:
+) -> tuple[LanguageModelOptions | None, BundledOptions[Never], list[Trial]]:
     """Find the weights with the fewest word errors by coordinate descent on a grid, in at most two rounds.
 
     Args:
         recordings: development recordings with transcripts.
-        start: the model and its initial weights.
+        start: the model and its initial weights; None: only the blank penalty is tuned.
+        decoding: initial options; None: as the recordings were encoded.
         second_pass: whether to count the errors of the second pass.
-        grid: values of each weight; None: `FIRST_GRID` or `SECOND_GRID`.
+        grid: values of weights, and of options of decoding that do not change what is encoded; None: `FIRST_GRID` or
+            `SECOND_GRID`.
         on_trial: called with each trial.
 
     Returns:
-        The best options, and all trials, the first of them without a language model.
+        The best options of both kinds, and all trials, the first of them without a language model.
     """
-    grid = grid or (SECOND_GRID if second_pass else FIRST_GRID)
+    best, own = (start, decoding or recordings.decoding), options_of(BundledOptions)
+    grid = {name: values for name, values in (grid or (SECOND_GRID if second_pass else FIRST_GRID)).items()
+            if start is not None or name in own}  # fmt: skip
     trials: dict[tuple[float, ...], Trial] = {}
     without = recordings.word_errors(None, second_pass=second_pass)
     first = Trial(weights={}, num_errors=without.num_errors, num_words=without.num_words)
     on_trial(first)
 
-    def errors_of(options: LanguageModelOptions) -> int:
-        key = tuple(getattr(options, name) for name in grid)
+    def values_of(choice: Any) -> tuple[float, ...]:
+        return tuple(getattr(choice[1] if name in own else choice[0], name) for name in grid)
+
+    def changed(choice: Any, name: str, value: float) -> Any:
+        options, decoding = choice
+        if name in own:
+            return options, dataclasses.replace(decoding, **{name: value})
+        return dataclasses.replace(options, **{name: value}), decoding
+
+    def errors_of(choice: Any) -> int:
+        key = values_of(choice)
         if key not in trials:
-            errors = recordings.word_errors(options, second_pass=second_pass)
+            errors = recordings.word_errors(*choice, second_pass=second_pass)
             weights = dict(zip(grid, key, strict=True))
             trials[key] = Trial(weights=weights, num_errors=errors.num_errors, num_words=errors.num_words)
             on_trial(trials[key])
         return trials[key].num_errors
 
-    best = start
     for _ in range(_NUM_ROUNDS):
         before = best
         for name, values in grid.items():
-            changes: list[dict[str, Any]] = [{name: value} for value in values]
-            choices = [best, *(dataclasses.replace(best, **change) for change in changes)]
-            best = min(choices, key=errors_of)
-        if all(getattr(before, name) == getattr(best, name) for name in grid):
+            best = min([best, *(changed(best, name, value) for value in values)], key=errors_of)
+        if values_of(before) == values_of(best):
             break
-    return best, [first, *trials.values()]
+    return *best, [first, *trials.values()]
 
 
 def _padded(rows: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -200,20 +239,18 @@ def _padded(rows: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
 LANGUAGE_MODEL_FILE = "language.lm"
 
 
-def attach(
-    folder: str | os.PathLike[str], model: LanguageModelOptions | None, *, beam_size: int | None = None
-) -> Bundle:
+def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, **defaults: float) -> Bundle:
     """Write a bundle anew in its place, with a language model in it. Its graphs stay as they are.
 
     Args:
         folder: the bundle.
         model: the language model and its weights; None: the bundle will have none.
-        beam_size: default of `DecodingOptions.beam_size`; None: as before.
+        defaults: of `DecodingOptions`, by the names of `BundledOptions`; those not named stay as they are.
 
     Raises:
         BundleError: not a bundle, or the folder holds other files, which would be lost.
         LanguageModelError: the model does not fit the vocabulary.
-        ValueError: the model has classes, or the beam is out of range.
+        ValueError: the model has classes, or a default is out of range.
     """
     bundle = Bundle.open(folder)
     kept, before = dict(bundle.manifest.files), bundle.manifest.decoding
@@ -232,9 +269,7 @@ def attach(
             Fusion(model, bundle.vocabulary).check_words("the language model")
             write_compact(model.model.ngrams, staging.path / LANGUAGE_MODEL_FILE)
             language_model = BundledLanguageModel(file=LANGUAGE_MODEL_FILE, **model.weights)
-        decoding = dataclasses.replace(
-            before, language_model=language_model, beam_size=before.beam_size if beam_size is None else beam_size
-        )
+        decoding = dataclasses.replace(before, language_model=language_model, **defaults)
         made = staging.seal(dataclasses.replace(bundle.manifest, decoding=decoding, files={}))
         for name, digest in kept.items():
             if made.manifest.files[name] != digest:

@@ -302,5 +302,5 @@ def _new_search(
     options: DefiniteOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
 ) -> GreedySearch | PrefixBeamSearch:
     if options.search in WITHOUT_BEAM:
-        return GreedySearch(blank)
-    return PrefixBeamSearch(options.beam_size, blank, context, fusion)
+        return GreedySearch(blank, blank_penalty=options.blank_penalty)
+    return PrefixBeamSearch(options.beam_size, blank, context, fusion, blank_penalty=options.blank_penalty)

@@ -139,6 +139,9 @@ export interface StreamOptions {
   /** Seconds of silence (zeros) that the model hears before a source that begins in the middle of a sound, and after one that
    * ends so. Default: that of the bundle. */
   paddingS?: number | null;
+  /** Taken from the score of the blank before the softmax, in the first pass, so that fewer words are left out and more are
+   * inserted. Default: that of the bundle. */
+  blankPenalty?: number | null;
   /** Default: rescoring if the model has a decoder, else prefix beam. */
   search?: 'attention_rescoring' | 'ctc_prefix_beam' | 'ctc_greedy' | 'attention' | null;
   /** Exponent of the length by which scores of attention are divided. Default: 0.0. */

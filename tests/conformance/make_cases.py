@@ -38,7 +38,13 @@ def searches():
     cases = []
 
     def add(name, frames, **options):
-        defaults = {"search": "ctc_prefix_beam", "beam_size": 5, "hotwords": None, "language_model": None}
+        defaults = {
+            "search": "ctc_prefix_beam",
+            "beam_size": 5,
+            "hotwords": None,
+            "language_model": None,
+            "blank_penalty": 0.0,
+        }
         cases.append({"name": name, **defaults, **options, "frames": listed(frames)})
 
     def weights(model, **changes):
@@ -56,6 +62,8 @@ def searches():
     add("level", random_frames(60, 25), language_model=weights("words", level="token"))
     for seed in range(3):
         add(f"greedy-{seed}", random_frames(70 + seed, 1 + 12 * seed), search="ctc_greedy")
+        add(f"greedy-penalty-{seed}", random_frames(80 + seed, 20), search="ctc_greedy", blank_penalty=0.5 + seed)
+        add(f"penalty-{seed}", random_frames(90 + seed, 20), blank_penalty=0.5 + seed, hotwords=HOTWORDS)
     ties = np.full((6, len(SYMBOLS)), np.log(1 / len(SYMBOLS)), np.float32)
     for name, frames in (("empty", ties[:0]), ("one frame", ties[:1]), ("ties", ties)):
         add(name, frames, beam_size=3)
@@ -161,14 +169,15 @@ def recordings():
         "one utterance": (1, {"chunk_size": 16, "endpoint": None}),
         "rules": (1, {"chunk_size": 16, "endpoint": {"rule1": None, "rule2": SILENT, "rule3": LONG}}),
         "padding": (1, {"chunk_size": 16, "padding_s": 0.5, "endpoint": {}}),
+        "blank penalty": (1, {"chunk_size": 16, "blank_penalty": 8.0, "endpoint": {}}),
         "one pass": (1, {"chunk_size": 16, "search": "ctc_prefix_beam", "endpoint": {}}),
         "weights": (1, {"chunk_size": 16, "ctc_weight": 1.5, "reverse_weight": 0.0, "endpoint": {}}),
         "hotwords": (1, {"chunk_size": 16, "beam_size": 10, "endpoint": {}, "hotwords": "time :2\nthe date"}),
         "language model": (1, {"chunk_size": 16, "endpoint": {}, "language_model": weights}),
         "written": (1, {"chunk_size": 16, "endpoint": {}, "text_format": {}}),
         "full context": (1, {"chunk_size": None, "endpoint": {}}),
-        "long, full context": (5, {"chunk_size": None, "endpoint": {}}),
-        "long, without pauses": (5, {"chunk_size": None, "endpoint": {"pause": None}}),
+        "long, full context": (4, {"chunk_size": None, "endpoint": {}}),
+        "long, without pauses": (4, {"chunk_size": None, "endpoint": {"pause": None}}),
         "attention": (1, {"chunk_size": 16, "search": "attention", "beam_size": 4, "endpoint": {}}),
         "length penalty": (1, {"chunk_size": 16, "search": "attention", "length_penalty": 0.8, "endpoint": {}}),
         "speech": (1, {"chunk_size": None, "endpoint": {}, "vad": {"network": "windows", **speech}}),

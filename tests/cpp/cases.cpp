@@ -77,10 +77,11 @@ std::string search(const Json& json, const Json& shared) {
   const std::vector<float> frames = matrix(json["frames"]);
   std::shared_ptr<const ContextGraph> context;
   if (!json["hotwords"].is_null()) context = std::make_shared<const ContextGraph>(parse_hotwords(json["hotwords"].string()), vocabulary);
-  std::unique_ptr<CtcSearch> beams = std::make_unique<GreedySearch>(0);
+  const double penalty = json["blank_penalty"].number();
+  std::unique_ptr<CtcSearch> beams = std::make_unique<GreedySearch>(0, penalty);
   if (json["search"].string() == "ctc_prefix_beam") {
     const auto size = static_cast<std::size_t>(json["beam_size"].integer(1, 1000));
-    beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion_of(json["language_model"], shared, vocabulary));
+    beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion_of(json["language_model"], shared, vocabulary), penalty);
   }
   const std::size_t num = frames.size() / vocabulary.size(), split = num / 3;  // any split gives the same
   beams->advance(frames.data(), split, vocabulary.size());

@@ -94,7 +94,7 @@ def with_words(running, demo):
         yield server
 
 
-ASKED = {"written": True, "beam_size": 3, "lm_weight": 1.5, "hotwords": [["BACK", 9.0], "THREE"]}
+ASKED = {"written": True, "beam_size": 3, "lm_weight": 1.5, "blank_penalty": 8.0, "hotwords": [["BACK", 9.0], "THREE"]}
 
 
 @pytest.mark.parametrize("asked", [{}, ASKED, {"lm_weight": 0}])
@@ -102,7 +102,7 @@ def test_a_request_says_how_it_is_decoded(with_words, speech, demo, tmp_path, as
     """In a file, in our own protocol, and in OpenAI's realtime one."""
     model, samples = with_words.service.default, speech()
     hotwords = [tuple(each) if isinstance(each, list) else each for each in asked.get("hotwords", [])]
-    changes = {"beam_size": asked["beam_size"]} if asked.get("beam_size") else {}
+    changes = {name: asked[name] for name in ("beam_size", "blank_penalty") if name in asked}
     if asked.get("written"):
         changes["text_format"] = TextFormat()
     if (weight := asked.get("lm_weight")) is not None:
@@ -140,7 +140,7 @@ def test_every_option_of_clients_changes_results(with_words, speech, name):
     assert finals(**{name: ASKED[name]}) != finals()
 
 
-WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "hotwords": ["\u4e2d"], "language": "de"}
+WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "blank_penalty": 11, "hotwords": ["\u4e2d"], "language": "de"}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -63,9 +63,10 @@ def _search(case, shared, folder):
         file.write_text(shared["models"][options["model"]], encoding="utf-8")
         fusion = Fusion(LanguageModelOptions(**{**options, "model": LanguageModel.open(file)}), VOCABULARY)
     context = ContextGraph(parse_hotwords(case["hotwords"]), VOCABULARY) if case["hotwords"] else None
-    search = GreedySearch(0)
+    penalty = case["blank_penalty"]
+    search = GreedySearch(0, blank_penalty=penalty)
     if case["search"] == "ctc_prefix_beam":
-        search = PrefixBeamSearch(case["beam_size"], 0, context, fusion)
+        search = PrefixBeamSearch(case["beam_size"], 0, context, fusion, blank_penalty=penalty)
     search.advance(frames_of(case))
     partial = search.hypotheses(1)[0].tokens
     search.finish()

@@ -210,6 +210,8 @@ typedef struct u2moe_stream_options {
   u2moe_language_model language_model; /* NULL: that of the bundle; or U2MOE_NO_LANGUAGE_MODEL */
   u2moe_vad vad;                       /* each speech segment is recognised as a source of its own; or NULL */
   int32_t written;           /* whether English is written with digits and small letters: "at 10:30"; 0 */
+  double blank_penalty;      /* taken from the score of the blank before the softmax, in the first pass, so that fewer words are
+                              * left out and more are inserted; negative: as in the bundle */
 } u2moe_stream_options;
 
 U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, size_t size);

@@ -38,13 +38,31 @@ inline std::vector<int> most_probable(const float* row, std::size_t vocab_size, 
   return tokens;
 }
 
+/// Rows of log-probabilities [frames, vocab] with the blank's score before the softmax lower by a penalty. Python's is alike.
+inline std::vector<float> penalize_blank(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, int blank, double penalty) {
+  std::vector<float> rows(log_probs, log_probs + num_frames * vocab_size);
+  const double lost = std::expm1(-penalty);
+  for (std::size_t frame = 0; frame < num_frames; ++frame) {
+    float* row = rows.data() + frame * vocab_size;
+    const auto total = static_cast<float>(std::log1p(lost * std::exp(std::min(static_cast<double>(row[blank]), 0.0))));
+    for (std::size_t token = 0; token < vocab_size; ++token) row[token] -= total;
+    row[blank] -= static_cast<float>(penalty);
+  }
+  return rows;
+}
+
 /// A search that goes on from chunk to chunk.
 class CtcSearch {
  public:
+  /// @param blank_penalty see `penalize_blank`.
+  CtcSearch(int blank, double blank_penalty) : blank_(blank), blank_penalty_(blank_penalty) {}
   virtual ~CtcSearch() = default;
 
   /// Continue with log-probabilities [frames, vocab].
-  virtual void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) = 0;
+  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) {
+    if (blank_penalty_ == 0) return search(log_probs, num_frames, vocab_size);
+    search(penalize_blank(log_probs, num_frames, vocab_size, blank_, blank_penalty_).data(), num_frames, vocab_size);
+  }
 
   /// End the input: hotwords that are complete at the end earn their bonus, incomplete ones do not, and the language model
   /// scores the last word.
@@ -52,14 +70,22 @@ class CtcSearch {
 
   /// Hypotheses so far, best first; with hotwords, at most twice as many as the beam holds.
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
+
+ protected:
+  virtual void search(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) = 0;
+
+  int blank_;
+
+ private:
+  double blank_penalty_;
 };
 
 /// The most probable token of each frame, with repeats merged and blanks removed.
 class GreedySearch : public CtcSearch {
  public:
-  explicit GreedySearch(int blank) : blank_(blank) {}
+  explicit GreedySearch(int blank, double blank_penalty = 0) : CtcSearch(blank, blank_penalty) {}
 
-  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override {
+  void search(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override {
     for (std::size_t frame = 0; frame < num_frames; ++frame, ++num_frames_) {
       const float* row = log_probs + frame * vocab_size;
       const float* best = std::max_element(row, row + vocab_size);
@@ -77,7 +103,7 @@ class GreedySearch : public CtcSearch {
   std::vector<Hypothesis> hypotheses(std::size_t) const override { return {found_}; }
 
  private:
-  int blank_, last_ = -1, num_frames_ = 0;
+  int last_ = -1, num_frames_ = 0;
   Hypothesis found_;
 };
 
@@ -88,14 +114,14 @@ class PrefixBeamSearch : public CtcSearch {
   /// @param context null: no hotwords.
   /// @param fusion null: no language model.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
-                                     const std::shared_ptr<const Fusion>& fusion)
-      : beam_size_(beam_size), sorts_(context || fusion) {
+                   const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0)
+      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || fusion) {
     const auto states = fusion ? std::make_shared<FusionStates>(fusion) : nullptr;
     searches_.emplace_back(beam_size, blank, context, states, false);
     if (context) searches_.emplace_back(beam_size, blank, context, states, true);
   }
 
-  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override {
+  void search(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override {
     std::vector<double> scores;
     for (std::size_t frame = 0; frame < num_frames; ++frame) {
       const float* row = log_probs + frame * vocab_size;

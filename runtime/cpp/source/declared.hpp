@@ -79,6 +79,7 @@ struct StreamNumbers {
   double reverse_weight = 0.3;
   int beam_size = 10;
   double padding_s = 0;
+  double blank_penalty = 0;
   double length_penalty = 0;
   int num_left_chunks = -1;
 
@@ -88,6 +89,7 @@ struct StreamNumbers {
     use("reverse_weight", &StreamNumbers::reverse_weight, Range{0, 1, true}, &u2moe_stream_options::reverse_weight);
     use("beam_size", &StreamNumbers::beam_size, Range{1, 1000, true}, &u2moe_stream_options::beam_size);
     use("padding_s", &StreamNumbers::padding_s, Range{0, 10, true}, &u2moe_stream_options::padding_s);
+    use("blank_penalty", &StreamNumbers::blank_penalty, Range{0, 10, true}, &u2moe_stream_options::blank_penalty);
     use("length_penalty", &StreamNumbers::length_penalty, Range{-10, 10, false}, &u2moe_stream_options::length_penalty);
     use("num_left_chunks", &StreamNumbers::num_left_chunks, Range{-1, 1000000, false}, &u2moe_stream_options::num_left_chunks);
   }
@@ -130,7 +132,7 @@ constexpr const char* kDeclared = R"({
 "Cache": {"name": [""], "num_blocks": [""], "shape": [""], "rate": ["", 1.0]},
 "FeatureConfig": {"sample_rate": ["", 16000], "num_mel_bins": ["", 80], "frame_length_ms": ["", 25.0], "frame_shift_ms": ["", 10.0], "window": ["", "povey"], "num_ceps": ["", 0], "low_hz": ["", 20.0], "high_hz": ["", 0.0]},
 "TextConfig": {"tokenizer": ["", "char"], "unk": ["", null]},
-"DecodingConfig": {"ctc_weight": ["", 0.3], "reverse_weight": ["", 0.3], "beam_size": ["", 10], "padding_s": ["", 0.0], "endpoint": ["EndpointConfig", {}], "hotwords": ["", []], "language_model": ["BundledLanguageModel", null]},
+"DecodingConfig": {"ctc_weight": ["", 0.3], "reverse_weight": ["", 0.3], "beam_size": ["", 10], "padding_s": ["", 0.0], "blank_penalty": ["", 0.0], "endpoint": ["EndpointConfig", {}], "hotwords": ["", []], "language_model": ["BundledLanguageModel", null]},
 "EndpointConfig": {"rule1": ["EndpointRule", {"min_trailing_silence": 2.4}], "rule2": ["EndpointRule", {"must_contain_nonsilence": true, "min_trailing_silence": 1.2}], "rule3": ["EndpointRule", {"min_utterance_length": 20.0}], "pause": ["", 0.5]},
 "EndpointRule": {"must_contain_nonsilence": ["", false], "min_trailing_silence": ["", 0.0], "min_utterance_length": ["", 0.0]},
 "BundledLanguageModel": {"weight": ["", 0.5], "word_bonus": ["", 0.5], "unknown_score": ["", -5.0], "rescoring_weight": ["", 1.0], "level": ["", null], "file": [""]},

@@ -200,8 +200,9 @@ class Recognition {
   bool has_full_context() const { return options_.chunk_size == StreamOptions::kFullContext; }
 
   std::unique_ptr<CtcSearch> new_search() const {
-    if (!options_.has_beam()) return std::make_unique<GreedySearch>(m().blank);
-    return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords, options_.language_model);
+    if (!options_.has_beam()) return std::make_unique<GreedySearch>(m().blank, options_.blank_penalty);
+    return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords,
+                                              options_.language_model, options_.blank_penalty);
   }
 
   int extractor_chunk_size() const {
