@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 
@@ -141,7 +142,9 @@ def run_tune(args: argparse.Namespace) -> int:
     """Find weights on recordings with transcripts."""
     recognizer = Recognizer.from_pretrained(chosen_bundle(args.model))
     best = None if args.lm == NONE else language_model_options(args.lm)
-    decoding = dataclasses.replace(recognizer.bundle.manifest.decoding, **declared_in(args, BundledOptions))
+    decoding: BundledOptions[Never] = dataclasses.replace(
+        recognizer.bundle.manifest.decoding, **declared_in(args, BundledOptions)
+    )
     encoded = EncodedRecordings(recognizer.bundle, recognizer.model, decoding)
     _encode(encoded, read_utterances(args.list), recognizer.bundle.manifest.features.sample_rate)
     if not encoded.num_words:

@@ -239,7 +239,7 @@ def _padded(rows: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
 LANGUAGE_MODEL_FILE = "language.lm"
 
 
-def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, **defaults: float) -> Bundle:
+def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, **defaults: Any) -> Bundle:
     """Write a bundle anew in its place, with a language model in it. Its graphs stay as they are.
 
     Args:
