@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _READ_S = 0.25
 """Seconds that are read at once: so much is lost before damage."""
-_MOST_BYTES = 1 << 26
+_MOST_BYTES = 1 << 24
 """Largest block of all channels together, however many there are."""
 _CANCELLED = 0.01
 """If averaging leaves less than this share of the energy, the channels cancel each other."""
@@ -43,6 +43,7 @@ def read_blocks(
     track: int | None = None,
     start: float = 0.0,
     end: float | None = None,
+    on_open: Callable[[Sound], object] = lambda _: None,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Samples of a file at `sample_rate`, one channel, in blocks of about `block_s` seconds.
 
@@ -56,6 +57,7 @@ def read_blocks(
         track: index among the audio tracks of a media file, counted from 0; None: the default one.
         start: seconds of the file to skip.
         end: seconds into the file at which to stop; None, or beyond its end: the end.
+        on_open: called with the open file before any of it is read; may refuse it with an AudioError.
 
     Raises:
         AudioError: no such file, not audio, damaged, an invalid rate, no such channel or track, or nothing between
@@ -70,6 +72,7 @@ def read_blocks(
             "%s: %g Hz, channels: %d, read by %s", name, source.samplerate, source.channels, type(source).__name__
         )
         try:
+            on_open(source)
             resampler = Resampler(source.samplerate, sample_rate)
             mixer = _Mixer(name, source.channels, source.samplerate, channel)
             num_read, stop = _span(source, start, end)
@@ -181,6 +184,11 @@ def read_audio(
     return np.concatenate(blocks)
 
 
+def stated_s(sound: Sound) -> float:
+    """Duration of an open file in seconds by its header; 0 if not stated."""
+    return sound.frames / sound.samplerate if 0 < sound.frames < sys.maxsize and sound.samplerate > 0 else 0.0
+
+
 def duration_of(file: str | os.PathLike[str] | IO[bytes]) -> float:
     """Duration of a file in seconds by its header; 0 if unreadable or not stated, and for pipes.
 
@@ -190,7 +198,7 @@ def duration_of(file: str | os.PathLike[str] | IO[bytes]) -> float:
         if isinstance(file, str | os.PathLike) and not Path(file).is_file():
             return 0.0
         with open_audio(file) as sound:
-            return sound.frames / sound.samplerate if 0 < sound.frames < sys.maxsize and sound.samplerate > 0 else 0.0
+            return stated_s(sound)
     except (AudioError, OSError, ValueError):
         return 0.0
     finally:

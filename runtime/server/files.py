@@ -8,11 +8,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, Any
 
-from u2moe.runtime.audio.reading import duration_of
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.audio.decoder import Decoder
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.options import DecodingOptions
+from u2moe.runtime.recognition import RecordingReader, recognize
+from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.admission import Admission
 from u2moe.runtime.server.errors import StoppingError, TooLargeError
@@ -33,6 +40,7 @@ class FileQueue:
 
     Attributes:
         admission: slots in the queue, each from the first byte of an upload to the last byte of the response.
+        decoder: decodes them, one at a time.
         is_cut: whether nobody may wait any more.
         running: work on files that has not ended.
     """
@@ -41,6 +49,7 @@ class FileQueue:
         self.admission = Admission(options.max_files, metrics, incidents, "files")
         self.metrics = metrics
         self.max_duration_s = options.limits.duration_s
+        self.decoder = Decoder()
         self.pool = ThreadPoolExecutor(1, "u2moe-files", initializer=_be_nice)
         self.is_cut = threading.Event()
         self.running: set[Future[None]] = set()
@@ -77,6 +86,7 @@ class FileQueue:
         """Start no more files; running ones end as soon as they notice that nobody waits for them."""
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.cut()
+        self.decoder.stop()
 
     def join(self, seconds: float) -> bool:
         """Wait for running files; whether all have ended in time."""
@@ -89,19 +99,30 @@ class FileTask:
     Args:
         queue: the files that are to be recognised.
         file: the open file.
-        recognize: returns its segments, given the option `on_progress`.
+        name: its name in messages.
+        recognizer: recognises it.
+        options: how to decode.
+        hotwords: phrases to prefer; None: the recogniser's.
 
     Attributes:
         duration: seconds recognised so far; in the end, of the whole file.
         whole_s: its seconds, by its header; 0: not known, or not yet.
     """
 
-    def __init__(self, queue: FileQueue, file: IO[bytes], recognize: Callable[..., Iterator[Result]]) -> None:
+    def __init__(
+        self,
+        queue: FileQueue,
+        file: IO[bytes],
+        name: str,
+        recognizer: Recognizer,
+        options: DecodingOptions,
+        hotwords: ContextGraph | None,
+    ) -> None:
         self.duration = self.whole_s = 0.0
         self._arrival = time.perf_counter()
         self._queue = queue
-        self._file = file
-        self._recognize = recognize
+        self._file, self._name = file, name
+        self._recognizer, self._options, self._hotwords = recognizer, options, hotwords
         self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
@@ -144,9 +165,7 @@ class FileTask:
         queue.metrics.observe("file_wait_seconds", begin - self._arrival)
         try:
             self._check(0.0)
-            self.whole_s = duration_of(self._file)
-            self._check_length(self.whole_s)
-            for segment in self._recognize(on_progress=self._check):
+            for segment in self._recognize():
                 self._tell(segment)
                 queue.metrics.count("results", "final")
             self._tell(StopAsyncIteration())
@@ -154,6 +173,21 @@ class FileTask:
             self._tell(error)
         queue.metrics.count("audio_seconds", "file", self.duration)
         queue.metrics.count("compute_seconds", "file", time.perf_counter() - begin)
+
+    def _recognize(self) -> Iterator[Result]:
+        """Its segments, and at the end the error at which it breaks off, if it does."""
+        rate = self._recognizer.bundle.manifest.features.sample_rate
+        stream = self._recognizer.create_recording_stream(self._options, hotwords=self._hotwords)
+        reader = RecordingReader(self._blocks(rate), rate, self._check)
+        yield from recognize(self._recognizer.decode_streams, stream, reader)
+        if reader.error is not None:
+            raise reader.error
+
+    def _blocks(self, rate: int) -> Iterator[npt.NDArray[np.float32]]:
+        for block in self._queue.decoder.read(self._file, self._name, rate):
+            self.whole_s = self._queue.decoder.stated_s
+            self._check_length(self.whole_s)
+            yield block
 
     def _check(self, seconds: float) -> None:
         self.duration = seconds

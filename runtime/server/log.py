@@ -42,6 +42,7 @@ _INCIDENTS = {
     "idle": "ended a connection: the client sent or read too little for too long",
     "too_large": "ended a connection: the client sent more than --max-upload or --max-duration allow",
     "storage": "refused a file: the folder for temporary files is full or cannot be written",
+    "decoder": "refused a file: it crashed the process that decodes files, or took more than it may",
     "recognition": "ended a connection: recognition failed",
 }
 

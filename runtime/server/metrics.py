@@ -25,7 +25,7 @@ _COUNTERS = {
     "failures": (
         "Connections and requests that ended with an error.",
         "kind",
-        ("request", "idle", "too_large", "storage", "recognition"),
+        ("request", "idle", "too_large", "storage", "decoder", "recognition"),
     ),
     "audio_seconds": ("Seconds of audio recognised.", "source", ("stream", "file")),
     "compute_seconds": ("Seconds spent on recognition.", "source", ("stream", "file")),

@@ -236,9 +236,9 @@ class HeldRecognizer:
             self._wait()
         self._recognizer.decode_streams(streams)
 
-    def segments(self, *args, **kwargs):
+    def create_recording_stream(self, *args, **kwargs):
         self._wait()
-        return self._recognizer.segments(*args, **kwargs)
+        return self._recognizer.create_recording_stream(*args, **kwargs)
 
     def _wait(self):
         self.is_held.set()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 from damage import damaged, one_of
+from media import LAYOUTS
 
 from u2moe.runtime import Recognizer
 
@@ -59,19 +60,25 @@ def encoded(clip: npt.NDArray[np.float32], rate: int, file_format: str, subtype:
 
 
 def encoded_media(clip: npt.NDArray[np.float32], rate: int, container_format: str, codec: str) -> bytes:
-    """A clip as a media file."""
+    """A clip [n] or [n, channels] as a media file."""
     import av  # noqa: PLC0415 - an extra
 
     content = io.BytesIO()
+    layout = LAYOUTS[clip.size // len(clip)]
     with av.open(content, "w", format=container_format) as container:
-        stream = container.add_stream(codec, rate=48_000 if codec == "libopus" else 44_100, layout="mono")
+        stream = container.add_stream(codec, rate=48_000 if codec == "libopus" else 44_100, layout=layout)
         assert isinstance(stream, av.AudioStream)
         stream.bit_rate = 64_000
         codec_context = stream.codec_context
-        resampler = av.AudioResampler(codec_context.format, "mono", codec_context.rate, codec_context.frame_size)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip[None]), format="fltp", layout="mono")
+        resampler = av.AudioResampler(codec_context.format, layout, codec_context.rate)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip.reshape(1, -1)), format="flt", layout=layout)
         frame.rate = rate
+        fifo = av.AudioFifo()
         for part in (*resampler.resample(frame), *resampler.resample(None)):
+            part.pts = None
+            fifo.write(part)
+        size = codec_context.frame_size or 1024
+        while part := fifo.read(size) or fifo.read():
             container.mux(stream.encode(part))
         container.mux(stream.encode())
     return content.getvalue()

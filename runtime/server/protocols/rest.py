@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from u2moe.runtime.audio.files import name_of
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recognition import transcript_of
 from u2moe.runtime.result import Result, Transcript
@@ -77,11 +76,12 @@ async def _transcribe(service: Service, request: Request) -> Response:
             stack.enter_context(service.share_of(request.scope[KEY]))
             stack.enter_context(service.files.admission.slot())
             service.metrics.count("connections", PROTOCOL.name)
+            service.files.decoder.start()  # while the file comes
             with service.files.wait():
                 upload = await body.receive_form()
             wanted, task = await _begin(upload, service)
             stack.callback(task.leave)
-            content = _events(service, upload, wanted, task) if wanted.is_stream else _whole(wanted, task)
+            content = _events(service, wanted, task) if wanted.is_stream else _whole(wanted, task)
             await stack.enter_async_context(contextlib.aclosing(content))  # type: ignore[type-var]
             first = await converse(_read(request), anext(content))
             if first != _BLANK and not wanted.is_stream:
@@ -91,7 +91,7 @@ async def _transcribe(service: Service, request: Request) -> Response:
             return Response(status_code=499)
         except U2moeError as error:
             service.incidents.fail(error)
-            return Refusal(_with_its_name(error, upload) if isinstance(error, AudioError) else error, body)
+            return Refusal(_told(error), body)
 
 
 async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
@@ -104,8 +104,7 @@ async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
     except BaseException:
         upload.file.close()
         raise
-    recognize = partial(model.recognizer.segments, upload.file, options=decoding, hotwords=hotwords)
-    return wanted, FileTask(service.files, upload.file, recognize)
+    return wanted, FileTask(service.files, upload.file, upload.name, model.recognizer, decoding, hotwords)
 
 
 class _Streamed(StreamingResponse):
@@ -147,7 +146,7 @@ async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
     yield wanted.answer(transcript_of(segments, task.duration))
 
 
-async def _events(service: Service, upload: Upload, wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
+async def _events(service: Service, wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
     """Server-sent events: each segment as it is found, then the whole text; between them, how far recognition is.
 
     The first comes so late that unreadable audio gets an error response; an error after that is an event.
@@ -166,16 +165,15 @@ async def _events(service: Service, upload: Upload, wanted: _Wanted, task: FileT
         if not has_begun:
             raise
         service.incidents.fail(error)
-        told = _with_its_name(error, upload) if isinstance(error, AudioError) else error
-        yield _event({"type": "error", "error": in_openai_form(told)})
+        yield _event({"type": "error", "error": in_openai_form(_told(error))})
         return
     yield _event({"type": "transcript.text.done", "text": join_texts(texts), "usage": _usage(task.duration)})
     yield "data: [DONE]\n\n"
 
 
-def _with_its_name(error: Exception, upload: Upload) -> RequestError:
-    """An error about a file, with the client's name for it instead of the server's."""
-    return RequestError(str(error).replace(name_of(upload.file), upload.name), "file")
+def _told(error: Exception) -> Exception:
+    """An error as the client is told of it: one about audio is about its field "file"."""
+    return RequestError(str(error), "file") if isinstance(error, AudioError) else error
 
 
 def _progress(task: FileTask) -> dict[str, Any]:

@@ -1,0 +1,195 @@
+"""The process that decodes files: it gives what reading them here gives, and whatever they do to it ends there."""
+
+import contextlib
+import io
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from damaged_audio import CONTAINERS, FORMATS, damaged_audio, encoded, encoded_media
+
+from u2moe.runtime.audio import decoder
+from u2moe.runtime.audio.decoder import Decoder, DecoderError
+from u2moe.runtime.audio.reading import duration_of, read_blocks
+from u2moe.runtime.bundle_location import DEMO_FOLDER
+from u2moe.runtime.errors import AudioError, TruncatedAudioError
+
+RATE = 16_000
+NUM_DAMAGED = 60
+CLIP = DEMO_FOLDER / "clips" / "command.flac"
+HAS_LIMITS = sys.platform != "win32"
+
+ODD = """
+import os
+import tempfile
+import u2moe.runtime.audio.decoder as decoder
+read = decoder.read_blocks
+
+def odd(file, *args, **kwargs):
+    name = getattr(file, "name", "")
+    if name:
+        file.read(10)
+        file.seek(0)
+    match name:
+        case "crash":
+            os.abort()
+        case "exit":
+            os._exit(7)
+        case "spin":
+            while True:
+                pass
+        case "memory":
+            bytearray(2 << 30)
+        case "descriptors":
+            return [open(os.devnull) for _ in range(1000)]
+        case "disk":
+            open(os.path.join(tempfile.gettempdir(), "u2moe-test"), "wb", 0).write(bytes(1000))
+        case "print":
+            print("noise", flush=True)
+            os.write(2, b"noise")
+    return read(file, *args, **kwargs)
+
+decoder.read_blocks = odd
+decoder._CPU_S = -1.5
+decoder.main()
+"""
+"""A process in which files do what their names say."""
+
+
+@pytest.fixture
+def own():
+    own = Decoder()
+    yield own
+    own.stop()
+
+
+def read(own, content, name="a"):
+    return np.concatenate([np.zeros(0, np.float32), *own.read(io.BytesIO(content), name, RATE)])
+
+
+def test_samples_are_those_of_reading_here(own):
+    whole = np.random.default_rng(0).normal(0, 0.1, (25 * 44_100, 2)).astype(np.float32)
+    sound = io.BytesIO()
+    soundfile.write(sound, whole, 44_100, format="WAV")
+    for content in (CLIP.read_bytes(), sound.getvalue()):
+        np.testing.assert_array_equal(read(own, content), np.concatenate(list(read_blocks(content, RATE))))
+        assert own.stated_s == duration_of(io.BytesIO(content))
+    blocks = own.read(sound, "a", RATE)
+    assert len(next(blocks)) > 9 * RATE  # of ten seconds; the rest is abandoned
+    np.testing.assert_array_equal(read(own, CLIP.read_bytes()), soundfile.read(CLIP, dtype="float32")[0])
+
+
+def test_errors_name_the_file(own):
+    with pytest.raises(AudioError, match=r"^odd\.mp3: cannot be read as audio"):
+        read(own, b"no sound", "odd.mp3")
+    sound = encoded(np.zeros(RATE, np.float32), RATE, "WAV", "PCM_16")
+    with pytest.raises(TruncatedAudioError, match=r"^cut\.wav: holds 11\d+ of the 32000 bytes"):
+        read(own, sound[:12_000], "cut.wav")
+    vorbis = io.BytesIO()
+    with soundfile.SoundFile(vorbis, "w", 48_000, 255, "VORBIS", format="OGG") as file:
+        file.write(np.zeros((100, 255), np.float32))
+    with pytest.raises(AudioError, match="has 255 channels, expected at most 64"):
+        read(own, vorbis.getvalue())
+
+
+DEATHS = {"crash": "it ended the process that decodes files", "exit": r"it ended the process that decodes files \(7\)"}
+LIMITED = {
+    "spin": "it takes too long",
+    "memory": "it takes too much memory",
+    "descriptors": "it ended the process",
+    "disk": "it ended the process",
+}
+
+
+def test_what_a_file_does_to_the_process_ends_there(own, monkeypatch):
+    monkeypatch.setattr(decoder, "_CODE", ODD)
+    for name, told in (DEATHS | (LIMITED if HAS_LIMITS else {})).items():
+        with pytest.raises(DecoderError, match=f"{name}: cannot be decoded: {told}"):
+            read(own, CLIP.read_bytes(), name)
+    assert len(read(own, CLIP.read_bytes())) > RATE
+
+
+def test_what_stands_still_is_ended(own, monkeypatch):
+    monkeypatch.setattr(decoder, "_CODE", ODD.replace("-1.5", "1000"))
+    monkeypatch.setattr(decoder, "_PATIENCE_S", 3.0)
+    with pytest.raises(DecoderError, match="spin: cannot be decoded: it takes too long"):
+        read(own, CLIP.read_bytes(), "spin")
+
+
+def test_headers_without_end_take_limited_time(own, monkeypatch):
+    """Empty chunks, for which libsndfile takes seconds."""
+    monkeypatch.setattr(decoder, "_CODE", ODD)
+    chunks = b"junk\0\0\0\0" * (3 << 20)
+    begin = os.times()
+    with pytest.raises(AudioError, match=r"too long|chunks"):
+        read(own, b"RIFF" + struct.pack("<I", len(chunks) + 4) + b"WAVE" + chunks)
+    assert os.times().children_user - begin.children_user < 4
+
+
+def test_a_process_that_ended_between_files_is_no_files_fault(own):
+    before = read(own, CLIP.read_bytes())
+    own._process.kill()
+    own._process.wait()
+    np.testing.assert_array_equal(read(own, CLIP.read_bytes()), before)
+    blocks = own.read(io.BytesIO(encoded(np.zeros(30 * RATE, np.float32), RATE, "WAV", "PCM_16")), "a", RATE)
+    next(blocks)
+    own._process.kill()
+    own._process.wait()
+    with pytest.raises(DecoderError):  # not the end of the file
+        next(blocks)
+
+
+def test_a_file_that_cannot_be_read_ends_nothing_else(own):
+    class Broken(io.BytesIO):
+        def read(self, *_):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(own.read(Broken(b"abc"), "a", RATE))
+    assert len(read(own, CLIP.read_bytes())) > RATE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_process_has_no_files_secrets_or_output_of_this_one(own, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("U2MOE_API_KEY", "secret")
+    monkeypatch.setattr(decoder, "_CODE", ODD)
+    with (tmp_path / "open").open("wb") as file:
+        os.set_inheritable(file.fileno(), True)  # noqa: FBT003 - of the system
+        assert len(read(own, CLIP.read_bytes(), "print")) > RATE
+        place = Path(f"/proc/{own._process.pid}")
+        assert b"secret" not in (place / "environ").read_bytes()
+        inherited = {str(link.readlink()) for link in (place / "fd").iterdir()}
+        assert str(tmp_path / "open") not in inherited
+        assert all(each.startswith("pipe:") or each == os.devnull for each in inherited)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # its group is told to end, or Ctrl-C was pressed
+        os.kill(own._process.pid, number)
+    process = own._process
+    assert len(read(own, CLIP.read_bytes())) > RATE
+    assert own._process is process
+    own.stop()
+    assert process.returncode == -signal.SIGKILL
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(DecoderError, match="has ended"):
+        read(own, CLIP.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["sound", "media"])
+def test_damaged_files(own, kind):
+    """Any of them gives samples or an error. `benchmarks/studies/decoding.py` tries many thousands."""
+    clip = soundfile.read(CLIP, dtype="float32")[0]
+    if kind == "media":
+        pytest.importorskip("av")
+    makers = {"sound": (encoded, FORMATS), "media": (encoded_media, CONTAINERS)}
+    make, forms = makers[kind]
+    originals = [make(clip, RATE, *form) for form in forms]
+    random = np.random.default_rng(0)
+    for _ in range(NUM_DAMAGED):
+        with contextlib.suppress(AudioError):
+            samples = read(own, damaged_audio(originals, random))
+            assert np.isfinite(samples).all()
+    assert len(read(own, CLIP.read_bytes())) > RATE
