@@ -1,6 +1,5 @@
 """The process that decodes files: it gives what reading them here gives, and whatever they do to it ends there."""
 
-import contextlib
 import io
 import os
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from damaged_audio import CONTAINERS, FORMATS, damaged_audio, encoded, encoded_media
+from damaged_audio import encoded
 
 from u2moe.runtime.audio import decoder
 from u2moe.runtime.audio.decoder import Decoder, DecoderError
@@ -20,7 +19,6 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.errors import AudioError, TruncatedAudioError
 
 RATE = 16_000
-NUM_DAMAGED = 60
 CLIP = DEMO_FOLDER / "clips" / "command.flac"
 HAS_LIMITS = sys.platform != "win32"
 
@@ -176,20 +174,3 @@ def test_the_process_has_no_files_secrets_or_output_of_this_one(own, monkeypatch
     assert capfd.readouterr() == ("", "")
     with pytest.raises(DecoderError, match="has ended"):
         read(own, CLIP.read_bytes())
-
-
-@pytest.mark.parametrize("kind", ["sound", "media"])
-def test_damaged_files(own, kind):
-    """Any of them gives samples or an error. `benchmarks/studies/decoding.py` tries many thousands."""
-    clip = soundfile.read(CLIP, dtype="float32")[0]
-    if kind == "media":
-        pytest.importorskip("av")
-    makers = {"sound": (encoded, FORMATS), "media": (encoded_media, CONTAINERS)}
-    make, forms = makers[kind]
-    originals = [make(clip, RATE, *form) for form in forms]
-    random = np.random.default_rng(0)
-    for _ in range(NUM_DAMAGED):
-        with contextlib.suppress(AudioError):
-            samples = read(own, damaged_audio(originals, random))
-            assert np.isfinite(samples).all()
-    assert len(read(own, CLIP.read_bytes())) > RATE

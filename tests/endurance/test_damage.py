@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 from damage import NUM_INPUTS, tried
-from damaged_audio import use_damaged_audio, use_damaged_media
+from damaged_audio import use_damaged_audio, use_damaged_media, use_damaged_uploads
 from damaged_bundles import use_damaged_bundles
 from damaged_configs import use_damaged_configs
 from damaged_language_models import use_damaged_models
 from odd_options import use_odd_options
 
 from u2moe.runtime import U2moeError
+from u2moe.runtime.audio.decoder import Decoder
 
 TRAIN_YAMLS = sorted(Path(__file__).parents[1].glob("golden/*/train.yaml"))
-FEW = {"audio": 24, "media": 24, "bundles": 12, "options": 12, "models": 40, "configs": 40}
+FEW = {"audio": 24, "media": 24, "uploads": 60, "bundles": 12, "options": 12, "models": 40, "configs": 40}
 COUNTS = [pytest.param(None, id="few"), pytest.param(NUM_INPUTS, id="many", marks=pytest.mark.endurance)]
 
 
@@ -22,16 +23,19 @@ COUNTS = [pytest.param(None, id="few"), pytest.param(NUM_INPUTS, id="many", mark
 def use(request, recognizer, sound, tmp_path):
     """A function that makes an input of a kind from a generator, tries it, and returns what became of it."""
     clip = sound[:8000]
-    if request.param == "media":
+    if request.param in ("media", "uploads"):
         pytest.importorskip("av")
-        return use_damaged_media(recognizer, [clip], tmp_path)
-    return {
+    decoder = Decoder()
+    yield {
+        "media": lambda: use_damaged_media(recognizer, [clip], tmp_path),
+        "uploads": lambda: use_damaged_uploads([clip], recognizer.bundle.manifest.features.sample_rate, decoder),
         "audio": lambda: use_damaged_audio(recognizer, [clip], tmp_path),
         "bundles": lambda: use_damaged_bundles(recognizer.bundle.path, clip, tmp_path),
         "options": lambda: use_odd_options(recognizer, clip),
         "models": lambda: use_damaged_models(recognizer.vocabulary, tmp_path),
         "configs": lambda: use_damaged_configs(TRAIN_YAMLS, tmp_path),
     }[request.param]()
+    decoder.stop()
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
-"""Clips in many formats with some of their bytes changed, recognised as files: sound files, and media files."""
+"""Clips in many formats with some of their bytes changed, recognised or decoded: sound files, and media files."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,14 @@ from damage import damaged, one_of
 from media import LAYOUTS
 
 from u2moe.runtime import Recognizer
+from u2moe.runtime.audio.decoder import Decoder, DecoderError
+from u2moe.runtime.errors import TruncatedAudioError
+
+with contextlib.suppress(ModuleNotFoundError):  # an extra
+    import av
+
+RATES = {"libopus": 48_000, "libopencore_amrnb": 8000}
+"""Of codecs that know no other."""
 
 FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"),
            ("AIFF", "PCM_24"), ("MP3", "MPEG_LAYER_III"), ("CAF", "PCM_16"), ("W64", "PCM_16"),
@@ -21,6 +31,14 @@ FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_1
 CONTAINERS = (("mp4", "aac"), ("mp4", "alac"), ("mov", "pcm_s16le"), ("adts", "aac"), ("matroska", "libmp3lame"),
               ("webm", "libopus"), ("asf", "wmav2"), ("avi", "pcm_u8"), ("flv", "aac"), ("mpegts", "aac"),
               ("3gp", "aac"), ("ac3", "ac3"))  # fmt: skip
+MORE_CONTAINERS = (("aiff", "pcm_s16be"), ("amr", "libopencore_amrnb"), ("au", "pcm_s16be"), ("caf", "alac"),
+                   ("caf", "pcm_s16le"), ("dts", "dca"), ("eac3", "eac3"), ("flac", "flac"), ("ipod", "aac"),
+                   ("latm", "aac"), ("matroska", "aac"), ("matroska", "flac"), ("matroska", "pcm_f32le"),
+                   ("matroska", "truehd"), ("mov", "alac"), ("mp2", "mp2"), ("mp3", "libmp3lame"), ("mpeg", "mp2"),
+                   ("mpegts", "ac3"), ("mxf", "pcm_s16le"), ("nut", "pcm_s24le"), ("ogg", "flac"), ("ogg", "libopus"),
+                   ("ogg", "libvorbis"), ("rm", "ac3"), ("tta", "tta"), ("voc", "pcm_u8"), ("w64", "pcm_s16le"),
+                   ("wav", "adpcm_ms"), ("wav", "pcm_s16le"), ("webm", "libvorbis"), ("wv", "wavpack"))  # fmt: skip
+"""Further pairs, of which PyAV may not write all, nor for each number of channels."""
 OTHER_BYTES = 0.02
 """Share of files that are random bytes."""
 
@@ -43,6 +61,34 @@ def use_damaged_media(
     return _use(recognizer, originals, folder / "media")
 
 
+def use_damaged_uploads(
+    clips: list[npt.NDArray[np.float32]], rate: int, decoder: Decoder
+) -> Callable[[np.random.Generator], str]:
+    """A function that decodes a damaged file of any format and of up to eight channels in a process of its own.
+
+    It returns whether that was "accepted" or "partly" read, or what became of the process.
+    """
+    originals = []
+    for clip, num_channels in itertools.product(clips, LAYOUTS):
+        samples = np.repeat(clip[:, None], num_channels, axis=1)
+        for make, forms in ((encoded, FORMATS), (encoded_media, CONTAINERS + MORE_CONTAINERS)):
+            for form in forms:
+                with contextlib.suppress(av.FFmpegError, soundfile.SoundFileError, ValueError):  # it does not exist
+                    originals.append(make(samples, rate, *form))
+
+    def use(random: np.random.Generator) -> str:
+        try:
+            samples = np.concatenate([*decoder.read(io.BytesIO(damaged_audio(originals, random)), "upload", rate)])
+        except DecoderError as error:
+            return str(error)
+        except TruncatedAudioError:
+            return "partly"
+        assert np.isfinite(samples).all()
+        return "accepted"
+
+    return use
+
+
 def _use(recognizer: Recognizer, originals: Sequence[bytes], file: Path) -> Callable[[np.random.Generator], str]:
     def use(random: np.random.Generator) -> str:
         file.write_bytes(damaged_audio(originals, random))
@@ -61,14 +107,12 @@ def encoded(clip: npt.NDArray[np.float32], rate: int, file_format: str, subtype:
 
 def encoded_media(clip: npt.NDArray[np.float32], rate: int, container_format: str, codec: str) -> bytes:
     """A clip [n] or [n, channels] as a media file."""
-    import av  # noqa: PLC0415 - an extra
-
     content = io.BytesIO()
     layout = LAYOUTS[clip.size // len(clip)]
     with av.open(content, "w", format=container_format) as container:
-        stream = container.add_stream(codec, rate=48_000 if codec == "libopus" else 44_100, layout=layout)
+        stream = container.add_stream(codec, rate=RATES.get(codec, 44_100), layout=layout)
         assert isinstance(stream, av.AudioStream)
-        stream.bit_rate = 64_000
+        stream.bit_rate = 12_200 if container_format == "amr" else 64_000
         codec_context = stream.codec_context
         resampler = av.AudioResampler(codec_context.format, layout, codec_context.rate)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip.reshape(1, -1)), format="flt", layout=layout)

@@ -1,0 +1,79 @@
+"""Files that strangers send: what they do to the libraries that read them, and what one sender can take from others."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import soundfile
+from media import write_media
+
+from u2moe.runtime.audio import decoder
+
+CRASH = """
+import os
+import u2moe.runtime.audio.decoder as decoder
+read = decoder.read_blocks
+
+def crash(file, *args, **kwargs):
+    if getattr(file, "name", "") == "crash.mp3":
+        file.read(10)
+        os.abort()
+    return read(file, *args, **kwargs)
+
+decoder.read_blocks = crash
+decoder.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def talk(speech):
+    content = io.BytesIO()
+    soundfile.write(content, speech(), 16_000, format="WAV")
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def text(demo, talk):
+    return demo.transcribe(talk).text
+
+
+def test_a_file_of_eight_planar_channels(server, speech, text, tmp_path):
+    """For which PyAV has counted nine, which ended the server."""
+    samples = np.repeat((speech() / np.float32(32768))[:, None], 8, axis=1)
+    file = write_media(tmp_path / "talk.wv", [samples])
+    assert server.post(files={"file": (file.name, file.read_bytes())}).json()["text"] == text
+
+
+def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, talk, text, monkeypatch, caplog):
+    monkeypatch.setattr(decoder, "_CODE", CRASH)
+    with running() as server, ThreadPoolExecutor() as pool:
+        names = ["talk.wav", "crash.mp3", "talk.wav", "crash.mp3", "talk.wav"]
+        answers = list(pool.map(lambda name: server.post(files={"file": (name, talk)}), names))
+        assert [answer.status_code for answer in answers] == [200, 400, 200, 400, 200]
+        assert {answer.json()["text"] for answer in answers[::2]} == {text}
+        error = answers[1].json()["error"]
+        assert error["param"] == "file"
+        assert error["message"].startswith("crash.mp3: cannot be decoded: it ended the process that decodes files")
+        assert server.metric("failures", "decoder") == 2
+    assert sum("crashed the process that decodes files" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_channels_are_limited(server):
+    content = io.BytesIO()
+    with soundfile.SoundFile(content, "w", 192_000, 255, "VORBIS", format="OGG") as file:
+        file.write(np.zeros((100, 255), np.float32))
+    answer = server.post(files={"file": ("many.ogg", content.getvalue())})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "many.ogg: has 255 channels, expected at most 64"
+
+
+def test_libraries_print_nothing(server, capfd):
+    """libmpg123 does about frames that are damaged."""
+    content = io.BytesIO()
+    soundfile.write(content, np.random.default_rng(0).normal(0, 0.1, 48_000), 16_000, format="MP3")
+    damaged = bytearray(content.getvalue())
+    for place in range(1000, len(damaged), 300):
+        damaged[place : place + 4] = b"\xff\xfb\xff\xff"
+    server.post(files={"file": ("odd.mp3", bytes(damaged))})
+    assert capfd.readouterr() == ("", "")
