@@ -194,8 +194,8 @@ class Decoder:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise _EndedError("the process that decodes files has ended")
-        channel, is_late = _Channel(process.stdout, process.stdin), threading.Event()
-        timer = threading.Timer(_PATIENCE_S, lambda: (is_late.set(), process.kill()))
+        channel, begin = _Channel(process.stdout, process.stdin), time.monotonic()
+        timer = threading.Timer(_PATIENCE_S, process.kill)
         timer.start()
         try:
             channel.send(*message)
@@ -210,7 +210,8 @@ class Decoder:
         except (_EndedError, struct.error):
             process.kill()
             code = process.wait()
-            raise _EndedError("it takes too long" if is_late.is_set() else _reason(code)) from None
+            is_late = time.monotonic() - begin >= _PATIENCE_S
+            raise _EndedError("it takes too long" if is_late else _reason(code)) from None
         finally:
             timer.cancel()
 
