@@ -1,6 +1,6 @@
 """Decodes strangers' files in a process of its own: what C libraries do with them ends there, as an error for one file.
 
-`Decoder` is the side of the program, `main` that of the process. They exchange messages over its stdin and stdout. The
+`FileDecoder` is the side of the program, `main` that of the process. They exchange messages over its stdin and stdout. The
 process has no file itself: it asks for the bytes that it reads, and is asked for each block of samples.
 """
 
@@ -93,7 +93,7 @@ class _Channel:
         return data
 
 
-class Decoder:
+class FileDecoder:
     """Decodes files one at a time, each in the same process while that lives; `stop` it at the end.
 
     The process has little memory, processor time and descriptors (where there is `resource`, which Windows lacks), and

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.audio.decoder import Decoder
+from u2moe.runtime.audio.decoder import FileDecoder
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognition import RecordingReader, recognize
@@ -49,7 +49,7 @@ class FileQueue:
         self.admission = Admission(options.max_files, metrics, incidents, "files")
         self.metrics = metrics
         self.max_duration_s = options.limits.duration_s
-        self.decoder = Decoder()
+        self.decoder = FileDecoder()
         self.pool = ThreadPoolExecutor(1, "u2moe-files", initializer=_be_nice)
         self.is_cut = threading.Event()
         self.running: set[Future[None]] = set()

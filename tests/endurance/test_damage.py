@@ -12,7 +12,7 @@ from damaged_language_models import use_damaged_models
 from odd_options import use_odd_options
 
 from u2moe.runtime import U2moeError
-from u2moe.runtime.audio.decoder import Decoder
+from u2moe.runtime.audio.decoder import FileDecoder
 
 TRAIN_YAMLS = sorted(Path(__file__).parents[1].glob("golden/*/train.yaml"))
 FEW = {"audio": 24, "media": 24, "uploads": 60, "bundles": 12, "options": 12, "models": 40, "configs": 40}
@@ -25,7 +25,7 @@ def use(request, recognizer, sound, tmp_path):
     clip = sound[:8000]
     if request.param in ("media", "uploads"):
         pytest.importorskip("av")
-    decoder = Decoder()
+    decoder = FileDecoder()
     yield {
         "media": lambda: use_damaged_media(recognizer, [clip], tmp_path),
         "uploads": lambda: use_damaged_uploads([clip], recognizer.bundle.manifest.features.sample_rate, decoder),

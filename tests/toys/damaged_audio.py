@@ -16,7 +16,7 @@ from damage import damaged, one_of
 from media import LAYOUTS
 
 from u2moe.runtime import Recognizer
-from u2moe.runtime.audio.decoder import Decoder, DecoderError
+from u2moe.runtime.audio.decoder import FileDecoder, DecoderError
 from u2moe.runtime.errors import TruncatedAudioError
 
 with contextlib.suppress(ModuleNotFoundError):  # an extra
@@ -62,7 +62,7 @@ def use_damaged_media(
 
 
 def use_damaged_uploads(
-    clips: list[npt.NDArray[np.float32]], rate: int, decoder: Decoder
+    clips: list[npt.NDArray[np.float32]], rate: int, decoder: FileDecoder
 ) -> Callable[[np.random.Generator], str]:
     """A function that decodes a damaged file of any format and of up to eight channels in a process of its own.
 
@@ -78,7 +78,9 @@ def use_damaged_uploads(
 
     def use(random: np.random.Generator) -> str:
         try:
-            samples = np.concatenate([*decoder.read(io.BytesIO(damaged_audio(originals, random)), "upload", rate)])
+            samples = np.concatenate(
+                [np.zeros(0, np.float32), *decoder.read(io.BytesIO(damaged_audio(originals, random)), "upload", rate)]
+            )
         except DecoderError as error:
             return str(error)
         except TruncatedAudioError:
