@@ -13,7 +13,7 @@ import soundfile
 from damaged_audio import encoded
 
 from u2moe.runtime.audio import decoder
-from u2moe.runtime.audio.decoder import FileDecoder, DecoderError
+from u2moe.runtime.audio.decoder import DecoderError, FileDecoder
 from u2moe.runtime.audio.reading import duration_of, read_blocks
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.errors import AudioError, TruncatedAudioError

@@ -1,7 +1,7 @@
 """Decodes strangers' files in a process of its own: what C libraries do with them ends there, as an error for one file.
 
-`FileDecoder` is the side of the program, `main` that of the process. They exchange messages over its stdin and stdout. The
-process has no file itself: it asks for the bytes that it reads, and is asked for each block of samples.
+`FileDecoder` is the side of the program, `main` that of the process. They exchange messages over its stdin and stdout.
+The process has no file itself: it asks for the bytes that it reads, and is asked for each block of samples.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from damage import damaged, one_of
 from media import LAYOUTS
 
 from u2moe.runtime import Recognizer
-from u2moe.runtime.audio.decoder import FileDecoder, DecoderError
+from u2moe.runtime.audio.decoder import DecoderError, FileDecoder
 from u2moe.runtime.errors import TruncatedAudioError
 
 with contextlib.suppress(ModuleNotFoundError):  # an extra
