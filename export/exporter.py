@@ -17,6 +17,7 @@ from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.layers import linear
 from u2moe.export.model import SpeechModel
 from u2moe.export.parity import Parity
+from u2moe.export.proofs import check_proved
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
@@ -53,13 +54,14 @@ def export_bundle(
     Raises:
         ValueError: `padding_s` is out of range.
         CheckpointError: the checkpoint cannot be read.
-        UnsupportedError: a kind of checkpoint that is not supported.
+        UnsupportedError: a kind of checkpoint that is not supported, or not proved equal to WeNet.
         ParityError: a graph differs from torch.
         BundleError: `out` cannot be written.
     """
     with BundleWriter(out, overwrite=overwrite) as staging:
         progress(f"reading {checkpoint}")
         opened = Checkpoint.open(checkpoint, weights, units, lora)
+        check_proved(opened.path, opened.architecture)
         progress(f"read {opened.weights}: {len(opened.tensors)} tensors, {len(opened.ignored)} ignored")
         features = opened.features
         kind = f"{features.num_ceps} cepstra of " if features.num_ceps else ""

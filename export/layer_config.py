@@ -71,7 +71,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     if (chosen_positions == "rope_pos") != (attention == "rope_abs_selfattn"):
         expected = "rope_abs_selfattn with pos_enc_layer_type rope_pos, and only then"
         raise conf.wrong("selfattention_layer_type", attention, expected)
-    chosen = conf.choice("activation_type", activation, tuple(ACTIVATIONS))
+    chosen = activation if feed_forward else conf.choice("activation_type", activation, tuple(ACTIVATIONS))
     num_blocks = conf.integer("num_blocks", num_blocks, most=MOST_BLOCKS)
     macaron = has_macaron and conf.flag("macaron_style", default=True)
     convolution = read_convolution(conf, dim, chosen) if has_convolution else None
@@ -104,10 +104,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
 def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
     """The attention of an encoder's blocks, of WeNet's kind."""
     if kind == "shaw_rel_selfattn":  # WeNet ignores n_kv_head and head_dim here
-        values = {name: conf.value(name) for name in ("n_kv_head", "head_dim")}
-        given = {name: value for name, value in values.items() if value is not None}
-        for name, value in given.items():
-            raise conf.unsupported(name, value, ("null with shaw_rel_selfattn, which ignores it",))
+        conf.refuse(("n_kv_head", "head_dim"), "shaw_rel_selfattn ignores it")
     attention = read_attention(conf, dim, relative=kind == "rel_selfattn")
     if kind == "rope_abs_selfattn" and (attention.head_dim % 2 or attention.num_heads * attention.head_dim != dim):
         raise conf.wrong("head_dim", attention.head_dim, f"even, and output_size {dim} / attention_heads for rope_pos")

@@ -36,6 +36,12 @@ class Section(Record):
             f"supported: {', '.join(supported)}"
         )
 
+    def refuse(self, keys: Iterable[str], reason: str) -> None:
+        """Refuse keys that are there and not null."""
+        for key in keys:
+            if self.value(key) is not None:
+                raise self.unsupported(key, self.value(key), (f"none: {reason}",))
+
     def section(self, key: str, *, is_whole: bool = True) -> Section:
         """The mapping under `key`; an absent one reads as empty."""
         value = self.value(key)

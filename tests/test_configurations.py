@@ -1,15 +1,21 @@
 """Every accepted configuration against WeNet's own outputs; see golden/configurations/README.md."""
 
 import functools
+import importlib.util
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from wenet_directories import CONFIGURATIONS, digest, write_configuration
+from wenet_directories import CONFIGURATIONS, PAIRS, configured, digest, write_configuration
 
+from u2moe.export import proofs
 from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.exporter import export_bundle
+from u2moe.export.training_config import parse_training_config
+from u2moe.runtime import UnsupportedError
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +75,42 @@ def test_the_network_equals_wenet(tmp_path, name):
     assert set(results) == set(expected.files)
     for key, value in results.items():
         np.testing.assert_allclose(value, expected[key], rtol=0, atol=LIMIT, err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """The script that writes the table of what is proved."""
+    spec = importlib.util.spec_from_file_location("pairs", GOLDEN / "pairs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_list_what_is_compared(pairs):
+    proved = pairs.proved_pairs()
+    assert proofs.proved() == pairs.table(proved)
+    assert pairs.START + pairs.page(proved) + pairs.END in pairs.PAGE.read_text(encoding="utf-8")
+
+
+def test_each_pair_that_is_accepted_is_proved(pairs):
+    """By other networks than those that were compared."""
+    drawn = pairs.networks(random.Random(2), 60)
+    assert {arguments["encoder"] for arguments, _ in drawn} == set(pairs.KINDS)
+    for arguments, _ in drawn:
+        proofs.check_proved("", parse_training_config(configured(arguments)[0]).architecture)
+
+
+def test_a_pair_that_is_not_proved_is_refused_by_name(monkeypatch, tmp_path):
+    """As if no network of that kind had been compared with such frames."""
+    table = json.loads(json.dumps(proofs.proved()))
+    row = table["encoder"]["encoder conformer"]
+    row["input_layer"] = row["input_layer"].replace("conv2d8", "")
+    monkeypatch.setattr(proofs, "proved", lambda: table)
+    checkpoint = write_configuration("mel_40", tmp_path / "checkpoint")
+    message = (
+        "checkpoint: encoder with encoder conformer and input_layer conv2d8 is not proved equal to WeNet: no network"
+    )
+    with pytest.raises(UnsupportedError, match=message):
+        export_bundle(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    proofs.check_proved("", parse_training_config(configured(PAIRS["pair_1"])[0]).architecture)

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from wenet_directories import CONFIGURATIONS, write_configuration
+from wenet_directories import CONFIGURATIONS, PAIRS, configured, write_configuration
 
 from u2moe.export import exporter, parity
 from u2moe.export.checkpoint import Checkpoint
@@ -18,7 +18,9 @@ from u2moe.export.comparison import LIMIT, LOG_PROBABILITIES
 from u2moe.export.exporter import build_graphs, bundle_manifest, export_bundle, validate_bundle
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.parity import Parity, moe_session
+from u2moe.export.proofs import settings
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
+from u2moe.export.training_config import parse_training_config
 from u2moe.quantize import inspect_bundle
 from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError
 from u2moe.runtime.bundle.mixture import Mixture
@@ -52,12 +54,13 @@ def moe_bundle(golden_checkpoint, tmp_path_factory, said):
 
 
 COMBINED = {
-    "no_macaron_no_convolution", "rms_post_norm", "no_key_bias", "no_mlp_bias", "no_convolution_bias", "gated_no_bias",
-    "moe_top_3", "moe_encoder", "moe_decoder", "moe_no_macaron", "moe_gqa_rms_norm", "moe_conv2d6_batch_norm",
-    "one_decoder_tied", "static_and_dynamic_chunk", "static_chunk_transformer", "sos_eos_last", "sos_unlike_eos",
-    "bpe", "sdpa", "non_blank_memory_one_decoder", "shaw_linear", "kernel_31", "convolution_factor_3",
+    "moe_top_3", "one_decoder_tied", "static_and_dynamic_chunk", "sos_eos_last", "sos_unlike_eos", "bpe", "sdpa",
+    "non_blank_memory_one_decoder", "shaw_linear", "kernel_31", "convolution_factor_3", "transformer_moe", "post_norm",
+    "moe_gqa_rms_norm", "relu", "linear",
 }  # fmt: skip
-"""Of settings that others have alone; with transformer_..., ..._moe and ..._in_the_decoder."""
+"""Of settings that others have alone, or one of EACH_SETTING."""
+EACH_SETTING = {f"pair_{number}" for number in (1, 3, 4, 5, 9, 12, 15, 17, 28, 38, 42, 52, 56, 73)}
+"""Pairs that together have each setting once."""
 
 
 def configurations():
@@ -66,9 +69,17 @@ def configurations():
     Those of test_golden_recordings are compared there: graphs with WeNet, in recordings and their chunks.
     """
     for name in CONFIGURATIONS:
-        combined = name.startswith("transformer_") or name.endswith(("_moe", "_in_the_decoder")) or name in COMBINED
+        combined = name.endswith(("_moe", "_in_the_decoder")) or name in COMBINED or name in PAIRS.keys() - EACH_SETTING
         elsewhere = combined or name in golden_recordings.known()
         yield pytest.param(name, marks=pytest.mark.endurance if elsewhere else [])
+
+
+def test_each_setting_is_compared():
+    def settings_of(names):
+        found = (parse_training_config(configured(PAIRS[name])[0]).architecture for name in names)
+        return {(part, *setting) for network in found for part, own in settings(network).items() for setting in own}
+
+    assert settings_of(EACH_SETTING) == settings_of(PAIRS)
 
 
 @pytest.mark.parametrize("name", list(configurations()))

@@ -24,11 +24,17 @@ from u2moe.export.layers import Residual
 from u2moe.export.moe import feed_forward
 from u2moe.export.yaml_section import Section
 
+NOT_DUAL = ("conv_norm_eps", "conv_inner_factor", "final_norm")
+"""Keys of the conformer that WeNet's dual conformer does not have."""
+
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     """The architecture in a train.yaml."""
+    conf = top.section("encoder_conf")
+    if top.value("encoder") == "dual_conformer":
+        conf.refuse(NOT_DUAL, "this encoder does not know it in WeNet, which fails")
     return encoder_architecture(
-        top.section("encoder_conf"),
+        conf,
         top,
         normalized=normalized,
         activation="swish",

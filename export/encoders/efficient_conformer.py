@@ -70,9 +70,8 @@ class Strided:
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     """The architecture in a train.yaml."""
     conf = top.section("encoder_conf")
-    for key in IGNORED:
-        if key in conf:
-            raise conf.unsupported(key, conf.value(key), ("none: WeNet ignores it in this encoder",))
+    conf.refuse(IGNORED, "WeNet ignores it in this encoder")
+    conf.choice("cnn_module_norm", "batch_norm", ("batch_norm", "layer_norm"))  # with others, WeNet fails
     shared = encoder_architecture(
         conf,
         top,

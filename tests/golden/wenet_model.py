@@ -80,7 +80,11 @@ def streams(encoder):
         return False  # it pads each chunk, and gives more frames than there are
     causal = all(part.lorder > 0 or kernel == (1,) for part, kernel in _convolutions(encoder))
     averaged = any(getattr(layer, "merge_method", "") == "learned_ave" for layer in encoder.encoders)  # over all time
-    return causal and not averaged and (encoder.use_dynamic_chunk or encoder.static_chunk_size > 0)
+    ahead = any(
+        getattr(part, "do_rel_shift", False) or type(part).__name__ == "TimeReductionLayer1D"
+        for part in encoder.modules()
+    )
+    return causal and not averaged and not ahead and (encoder.use_dynamic_chunk or encoder.static_chunk_size > 0)
 
 
 def streamed(encoder, batch, chunk_size, num_left_chunks):

@@ -1,6 +1,7 @@
 """Random checkpoints: of the golden networks, and of the configurations that golden/configurations lists."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from u2moe.export.random_checkpoint import old_layout, random_config, write_rand
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = GOLDEN / "configurations"
-CONFIGURATIONS = yaml.safe_load((FOLDER / "configurations.yaml").read_text(encoding="utf-8"))
+PAIRS = json.loads((FOLDER / "pairs.json").read_text(encoding="utf-8"))
+CONFIGURATIONS = yaml.safe_load((FOLDER / "configurations.yaml").read_text(encoding="utf-8")) | PAIRS
 
 
 def write_golden(name, folder):
@@ -20,12 +22,18 @@ def write_golden(name, folder):
     return folder
 
 
-def write_configuration(name, folder, **defaults):
-    """Write the checkpoint of one configuration; `defaults` are arguments of `random_config`. Returns its folder."""
-    arguments = {**defaults, **CONFIGURATIONS[name]}
+def configured(arguments):
+    """The train.yaml of one configuration, and what is added to the bias of the blank."""
+    arguments = dict(arguments)
     old, blank_bias = arguments.pop("old_layout", False), arguments.pop("blank_bias", 0.0)
     config = random_config(**arguments)
-    write_random_checkpoint(folder, old_layout(config) if old else config, seed=1)
+    return old_layout(config) if old else config, blank_bias
+
+
+def write_configuration(name, folder, **defaults):
+    """Write the checkpoint of one configuration; `defaults` are arguments of `random_config`. Returns its folder."""
+    config, blank_bias = configured({**defaults, **CONFIGURATIONS[name]})
+    write_random_checkpoint(folder, config, seed=1)
     if blank_bias:
         state = torch.load(folder / "final.pt", weights_only=True)
         state["ctc.ctc_lo.bias"][0] += blank_bias
