@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -74,7 +74,8 @@ def test_every_number_of_threads_mode_and_bundle_is_there_with_a_spread(report, 
     assert all(entry["whole"]["seconds"]["count"] == 2 for entry in report["bound"])
     assert all(entry["load_s"]["count"] == 1 for entry in report["footprint"].values())
     exact, other = (entry["words"] for entry in report["speed"][:2])
-    assert exact == {"num_words": len(words(recordings[0].transcript)), "rate": 0.0}
+    num_words = len(words(recordings[0].transcript))
+    assert exact == {"num_words": num_words, "rate": 0.0, "errors": [0], "lengths": [num_words]}
     assert other["rate"] > 0
 
 
@@ -166,8 +167,10 @@ def test_what_is_no_report_is_refused_by_name(tmp_path, content):
 def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, capsys):
     saved.write_text(json.dumps({**report, "latency": [], "bound": [], "rates": [], "experts": {}}), encoding="utf-8")
     copied = tmp_path / "other" / "copy.json"
-    assert cli.main(["bench", *map(str, (saved, saved, "-o", copied, "--fail-above", 1))]) == 0
+    limits = ("--fail-above-words", "0.5", "--fail-above-size", "1")
+    assert cli.main(["bench", *map(str, (saved, saved, "-o", copied, *limits))]) == 0
     out = capsys.readouterr().out
+    assert out.endswith("\nsize: 1.000, within --fail-above-size 1\npassed: all limits hold\n")
     assert "End to end" in out
     assert out.startswith("time moe_tiny / moe_tiny = 1.000 (quartiles, not measured in turns: ")
     factor = report["speed"][0]["real_time_factor"]["median"]
@@ -190,7 +193,7 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         "--length-penalty", "0.2", "--hotwords", "none", "--lm", "none", "--format-text",
     )  # fmt: skip
     (tmp_path / "one.wav").symlink_to(recordings[0].path)
-    assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, "--list", tmp_path))]) == 1
+    assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, "--list", tmp_path))]) == 2
     assert capsys.readouterr().err == "u2moe: error: enough\n"
     assert seen["plan"] == Plan(threads=(2, 1), chunk_sizes=(8,), repetitions=7)
     assert seen["settings"] == SessionSettings(providers=["CPUExecutionProvider"])
@@ -203,7 +206,7 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
     )  # fmt: skip
     assert seen["recordings"] == [Recording(path=tmp_path / "one.wav", transcript="")]
     assert [bundle.path for bundle in seen["bundles"].values()] == [exported("moe_tiny")]
-    assert cli.main(["bench", "--quick"]) == 1
+    assert cli.main(["bench", "--quick"]) == 2
     assert (seen["plan"], seen["options"], seen["hotwords"]) == (PLANS["quick"], DecodingOptions(), None)
     assert [recording.transcript for recording in seen["recordings"]]
 
@@ -220,11 +223,17 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
         (["-o", "/dev/null/a/now.json"], "Not a directory: '/dev/null/a'"),
         (["--list", "no.tsv"], "no.tsv: cannot be read as a list of recordings"),
+        (["demo", "demo", "--fail-above", "1", "--quick", "--repetitions", "3"], "repetitions must be at least 4 for"),
+        (["demo", "demo", "--fail-above-words", "1", "--list", "CLIPS"], "--fail-above-words needs recordings with tr"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments, message, capsys, monkeypatch):
+def test_what_cannot_be_done_is_said_before_anything_is_measured(
+    arguments, message, capsys, monkeypatch, recordings, tmp_path
+):
+    (tmp_path / "one.wav").symlink_to(recordings[0].path)
     monkeypatch.setattr(suite, "measure_speed", None)
-    assert cli.main(["bench", *arguments]) == 1
+    arguments = [str(tmp_path) if argument == "CLIPS" else argument for argument in arguments]
+    assert cli.main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -249,6 +258,8 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
     changed = copy.deepcopy(report)
     ours, theirs = changed["speed"][:2]
     theirs["seconds"] = [1.0, 2.0, 3.0, 4.0]
+    for entry in changed["speed"]:
+        entry["real_time_factor"]["count"] = 4
     for factor, code in ((1.0, 0), (1.04, 0), (1.2, 1)):
         ours["seconds"] = [factor * seconds for seconds in theirs["seconds"]]
         text, ratio = time_ratio(changed)
@@ -259,18 +270,63 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
         monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", lambda *_, **__: changed)
         bundles = [str(exported(name)) for name in ("moe_tiny", "dense_tiny")]
         assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == code
-        assert capsys.readouterr().out.startswith(f"{text}\nmoe_tiny: RTF ")
+        out = capsys.readouterr().out
+        assert out.startswith(f"{text}\nmoe_tiny: RTF ")
+        last = "failed: time: 1.200 (95 %: 1.200 to 1.200), more than --fail-above 1.05"
+        assert out.splitlines()[-1] == (last if code else "passed: all limits hold")
     ours["seconds"] = [1.5, 1.0, 4.0, 4.5]  # a tenth more, but by chance
     assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == 0
-    with pytest.raises(ValueError, match="a ratio needs two bundles"):
-        time_ratio({**report, "bundles": {"moe_tiny": {}}})
+    assert "time: 1.100 (95 %: 0.750 to 1.375), by chance more than --fail-above 1.05\n" in capsys.readouterr().out
 
 
-def test_every_number_is_explained(report):
-    guide = (Path(__file__).parent.parent / "docs" / "bench.md").read_text(encoding="utf-8")
-    keys = set(report) | {key for name in ("speed", "latency", "bound", "rates") for key in report[name][0]}
-    keys |= set(report["footprint"]["moe_tiny"]) | set(report["experts"]["moe_tiny"][MODES[0]])
-    keys |= set(report["bound"][0]["parts"]["attention"])
-    plain = {"format", "version", "time", "bundle", "mode", "threads", "paced", "audio_s"}  # say what they are
-    counts = {"bytes", "integer_multiply_adds", "float_multiply_adds"}
-    assert {key for key in keys - plain - counts if f"`{key}`" not in guide} == set()
+@pytest.mark.parametrize(("limit", "change", "fails"), [
+    ("--fail-above-words=0.5", {"errors": [1] * 40}, True),
+    ("--fail-above-words=0.5", {"errors": [0] * 37 + [1] * 3}, False),  # three of 400 words, by chance
+    ("--fail-above-words=15", {"errors": [1] * 40}, False),
+    ("--fail-above-words=0.5", {}, False),
+    ("--fail-above-size=1.5", {"files": 2}, True),
+    ("--fail-above-size=2", {"files": 2}, False),
+    ("--fail-above-memory=1.5", {"peak_bytes": 2.0}, True),
+    ("--fail-above-memory=1.05", {"peak_bytes": 1.1}, False),  # within the spread
+])  # fmt: skip
+def test_words_size_and_memory_are_gates(report, limit, change, fails, monkeypatch, capsys, exported):
+    changed = copy.deepcopy(report)
+    for entry in changed["speed"]:
+        entry["words"] = {"errors": [0] * 40, "lengths": [10] * 40, "num_words": 400, "rate": 0}
+    ours, theirs = changed["footprint"].values()
+    for entry, ratio in ((ours, change.get("peak_bytes", 1.0)), (theirs, 1.0)):
+        entry["disk"]["files"] = 1000
+        entry["peak_bytes"] = {"median": ratio, "low": 0.9 * ratio, "high": 1.1 * ratio, "count": 5}
+    ours["disk"]["files"] *= change.get("files", 1)
+    changed["speed"][0]["words"] |= {key: value for key, value in change.items() if key == "errors"}
+    monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", lambda *_, **__: changed)
+    bundles = [str(exported(name)) for name in ("moe_tiny", "dense_tiny")]
+    assert cli.main(["bench", *bundles, limit]) == fails
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"failed: {limit[13:].partition('=')[0]}"[:12] if fails else "passed")
+    assert not fails or limit.replace("=", " ") in last
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf", "fast"])
+def test_limits_that_are_no_numbers_are_refused(value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "a.json", "b.json", f"--fail-above={value}"])
+    assert ended.value.code == 2
+    assert f"argument --fail-above: must be a number from 0 on, got '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("missing", "message"), [
+    ("errors", "word errors need transcripts, and reports that count them by recording"),
+    ("count", "moe_tiny: was measured in 2 rounds, a limit needs at least 4"),
+    ("crash", "RuntimeError: broken"),
+])  # fmt: skip
+def test_what_a_gate_cannot_judge_is_an_error(report, missing, message, tmp_path, capsys, monkeypatch):
+    changed, file = copy.deepcopy(report), tmp_path / "old.json"
+    if missing == "errors":
+        del changed["speed"][0]["words"]["errors"]
+    if missing == "crash":
+        monkeypatch.setattr("u2moe.benchmarks.bench.cli.describe", Mock(side_effect=RuntimeError("broken")))
+    file.write_text(json.dumps(changed), encoding="utf-8")
+    limit = "--fail-above-words=1" if missing == "errors" else "--fail-above=1"
+    assert cli.main(["bench", str(file), str(file), limit]) == 2
+    assert message in capsys.readouterr().err

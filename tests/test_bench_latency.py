@@ -57,7 +57,9 @@ def test_speed_is_the_median_of_the_rounds():
     assert found["rounds"] == {"median": 0.2, "low": 0.2, "high": 0.2, "count": 3}
     assert "chunk_latency_s" not in speed.summary(rounds, chunk_s=None)
     results = [observed(text="a b c"), observed(text="d"), observed(text="e f")]
-    assert speed.word_errors(results, ["A X C", "", "E F"]) == {"num_words": 5, "rate": 0.2}
+    assert speed.word_errors(results, ["A X C", "", "E F"]) == {
+        "num_words": 5, "rate": 0.2, "errors": [1, 0], "lengths": [3, 2],
+    }  # fmt: skip
 
 
 def test_energy_is_that_of_all_packages(tmp_path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio
+from u2moe.benchmarks.bench.gate import LIMITS, add_limits, check_measurable, limits_in, verdicts
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe, headline
 from u2moe.runtime import Bundle
@@ -42,12 +44,7 @@ def add_bench(subparsers: Subparsers) -> None:
     parser.add_argument("--list", metavar="PATH", help="lines of path<TAB>transcript, or a folder of recordings")
     parser.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the report, as JSON")
-    parser.add_argument(
-        "--fail-above",
-        type=float,
-        metavar="RATIO",
-        help="exit code 1 if the first takes more than so many times as long as the second, beyond chance",
-    )
+    add_limits(parser)
     add_words(parser)
     experts = parser.add_argument_group("for experts")
     add_declared(experts, DecodingOptions, options_of(DecodingOptions).keys() - {"chunk_size", "num_left_chunks"})
@@ -56,10 +53,10 @@ def add_bench(subparsers: Subparsers) -> None:
         "--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4; with --quick 16)"
     )
     experts.add_argument(
-        "--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5; with --quick 3)"
+        "--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5; with --quick 4)"
     )
     experts.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
-    parser.set_defaults(run=run_bench)
+    parser.set_defaults(run=run_bench, failed=2)
 
 
 def run_bench(args: argparse.Namespace) -> int:
@@ -69,33 +66,38 @@ def run_bench(args: argparse.Namespace) -> int:
     if len(reports) > (1 if folders else 2):
         raise ValueError("no more than two reports, or bundles and a report, can be compared")
     read = [read_report(file) for file in reports]
-    if args.fail_above is not None and len(folders) + len(reports) < 2:
-        raise ValueError("--fail-above needs two bundles or reports")
+    limits = limits_in(args)
+    if limits and len(folders) + len(reports) < 2:
+        raise ValueError(f"{LIMITS[next(iter(limits))].flag} needs two bundles or reports")
     if args.output:  # before anything is measured
         args.output.parent.mkdir(parents=True, exist_ok=True)
         try_to_write(args.output)
-    report = _measure(args, folders) if folders or not read else read.pop(0)
+    report = _measure(args, folders, limits) if folders or not read else read.pop(0)
     earlier = read[0] if read else None
-    failed = False
     if earlier is not None or len(report["bundles"]) > 1:
-        text, ratio = time_ratio(report, earlier)
-        print(text)
-        failed = args.fail_above is not None and ratio.median > args.fail_above and ratio.low > 1
+        print(time_ratio(report, earlier)[0])
     print(f"{headline(report)}\n\n{describe(report)}", flush=True)
     if args.output:
         write_text(args.output, json.dumps(report, indent=1) + "\n")
     if earlier is not None:
         print(f"\nAgainst {reports[-1]}", *compare_reports(earlier, report), sep="\n")
-    return 1 if failed else 0
+    found = list(verdicts(limits, report, earlier))
+    if found:
+        failed = [text for holds, text in found if not holds]
+        print("\nlimits", *(text for _, text in found), sep="\n")
+        print(f"failed: {'; '.join(failed)}" if failed else "passed: all limits hold")
+    return 1 if any(not holds for holds, _ in found) else 0
 
 
-def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+def _measure(args: argparse.Namespace, names: list[str], limits: Mapping[str, float]) -> dict[str, Any]:
     paths = [find_bundle(name) for name in names] or [chosen_bundle(None, "bench BUNDLE")]
     options, hotwords = decoding_choice(args, paths[0])
+    plan, recordings = _plan(args), read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt")
+    check_measurable(limits, plan.repetitions, [recording.transcript for recording in recordings])
     return run_suite(
         {name: Bundle.open(path) for name, path in name_bundles(paths).items()},
-        read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt"),
-        _plan(args),
+        recordings,
+        plan,
         settings=SessionSettings(providers=providers_in(args)),
         options=options,
         hotwords=hotwords,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.bench.plan import FORMAT, VERSION
+from u2moe.benchmarks.bench.plan import FEWEST_ROUNDS, FORMAT, VERSION
 from u2moe.benchmarks.bench.terminal import MEMORY, STARTS, Report, count_threads, in_order, spread, table
 from u2moe.benchmarks.instruments.statistics import Spread, ratio_of_sums
 
@@ -24,7 +24,6 @@ _SECTIONS = (
 _FACTORS = ("real-time factor", "core-hours / hour", "word errors")
 """Measurements without a unit."""
 _WITHIN, _UNKNOWN = "within the spread", "too few rounds"
-_FEWEST_ROUNDS = 4
 
 
 def read_report(file: Path) -> dict[str, Any]:
@@ -56,13 +55,9 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
     Raises:
         ValueError: there is only one bundle.
     """
-    pair = [(report, 0), (report, 1) if other is None else (other, 0)]
-    found = []
-    for source, place in pair:
-        if place >= len(source["bundles"]):
-            raise ValueError("a ratio needs two bundles, or a bundle and a report")
-        name = list(source["bundles"])[place]
-        found.append(next(entry for entry in in_order(source) if entry["bundle"] == name))
+    found = [
+        next(entry for entry in in_order(source) if entry["bundle"] == name) for source, name in compared(report, other)
+    ]
     if other is None:
         ratio = ratio_of_sums(*(np.array(entry["seconds"]) for entry in found))
     else:
@@ -73,6 +68,18 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
     kind = "95 %" if other is None else "quartiles, not measured in turns"
     text = f"time {names} = {ratio.median:.3f} ({kind}: {ratio.low:.3f} to {ratio.high:.3f}), {found[0]['mode']}"
     return f"{text}, {count_threads(found[0]['threads'])}", ratio
+
+
+def compared(report: Report, other: Report | None = None) -> list[tuple[Report, str]]:
+    """The two bundles that are compared, each with the report that it is in, see `time_ratio`.
+
+    Raises:
+        ValueError: there is only one.
+    """
+    pair = [(report, 0), (report, 1) if other is None else (other, 0)]
+    if any(place >= len(source["bundles"]) for source, place in pair):
+        raise ValueError("a ratio needs two bundles, or a bundle and a report")
+    return [(source, list(source["bundles"])[place]) for source, place in pair]
 
 
 def compare_reports(before: Report, after: Report) -> Iterator[str]:
@@ -116,7 +123,7 @@ def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str
 
 
 def _verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    if min(before.get("count", math.inf), after.get("count", math.inf)) < _FEWEST_ROUNDS:
+    if min(before.get("count", math.inf), after.get("count", math.inf)) < FEWEST_ROUNDS:
         return _UNKNOWN
     if after["high"] < before["low"]:
         return "less"

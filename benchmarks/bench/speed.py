@@ -103,10 +103,14 @@ def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) 
     return {**percentiles(every), **late, "rounds": Spread.of(medians).data()}
 
 
-def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, float]:
-    """`num_words` of the known transcripts, and `rate`, the word error rate against them."""
-    errors = WordErrors()
+def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, Any]:
+    """Of recordings with transcripts `errors` and `lengths` of each, in words, `num_words` of all, and their `rate`."""
+    errors, lengths = [], []
     for item, transcript in zip(observed, transcripts, strict=True):
         if transcript:
-            errors.add(transcript, item.text)
-    return {"num_words": errors.num_words, "rate": errors.rate}
+            found = WordErrors()
+            found.add(transcript, item.text)
+            errors.append(found.num_errors)
+            lengths.append(found.num_words)
+    rate = sum(errors) / sum(lengths) if sum(lengths) else 0.0
+    return {"num_words": sum(lengths), "rate": rate, "errors": errors, "lengths": lengths}

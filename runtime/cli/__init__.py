@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -67,9 +68,11 @@ def _sigterm_as_interrupt() -> Iterator[list[int]]:
 
 def _run(arguments: list[str]) -> int:
     received: list[int] = []
+    failed = 1  # of u2moe bench, whose 1 says that a limit does not hold, 2
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
         args = _parsed(command, arguments)
+        failed = getattr(args, "failed", failed)
         with logging_to_stderr(is_verbose=args.verbose), _sigterm_as_interrupt() as received:
             code: int = args.run(args)
     except KeyboardInterrupt:
@@ -77,15 +80,20 @@ def _run(arguments: list[str]) -> int:
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone: so do we
         silence_stdout()
-        return 1
+        return failed
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         remedy = f": {install_command(extra)}" if extra else ", not installed here"
         complain(f"'u2moe {command}' needs the Python package {error.name}{remedy}")
-        return 1
+        return failed
     except (U2moeError, ValueError, OSError) as error:  # of the system: a full disk, a folder that may not be written
         complain(str(error))
-        return 1
+        return failed
+    except Exception:
+        if failed == 1:  # as Python itself
+            raise
+        traceback.print_exc()
+        return failed
     return 128 + received[0] if received else code
 
 

@@ -1,0 +1,146 @@
+"""Limits on what the first of two bundles may cost more than the second: time, word errors, size and memory."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from u2moe.benchmarks.bench.compare import compared, time_ratio
+from u2moe.benchmarks.bench.plan import FEWEST_ROUNDS
+from u2moe.benchmarks.bench.terminal import Report
+from u2moe.benchmarks.instruments.statistics import Spread, difference_of_rates
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Of a kind of cost.
+
+    Attributes:
+        flag: its option; `unit` of its value.
+        about: what the option's help says after "exit code 1 if the first".
+    """
+
+    flag: str
+    unit: str
+    about: str
+
+
+LIMITS = {
+    "time": Limit("--fail-above", "RATIO", "takes more than so many times as long as the second"),
+    "words": Limit("--fail-above-words", "POINTS", "has a word error rate of so many percentage points more"),
+    "size": Limit("--fail-above-size", "RATIO", "has more than so many times the bytes"),
+    "memory": Limit("--fail-above-memory", "RATIO", "needs more than so many times the memory"),
+}
+"""By the name of the argument."""
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """An option for each limit."""
+    for name, limit in LIMITS.items():
+        chance = "" if name == "size" else ", beyond chance"
+        about = f"exit code 1 if the first {limit.about}{chance}"
+        parser.add_argument(limit.flag, dest=f"most_{name}", type=_number, metavar=limit.unit, help=about)
+
+
+def limits_in(args: argparse.Namespace) -> dict[str, float]:
+    """The limits that were given, by name."""
+    return {name: value for name in LIMITS if (value := getattr(args, f"most_{name}")) is not None}
+
+
+def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
+    """Raise ValueError unless a run with so many rounds, of recordings with these transcripts, can tell."""
+    if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
+        raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for limits, got {repetitions}")
+    if "words" in limits and not any(transcripts):
+        raise ValueError(f"{LIMITS['words'].flag} needs recordings with transcripts")
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, got {text!r}")
+    return value
+
+
+def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
+    """For each limit whether it holds, and a description.
+
+    A cost counts as more only if its 95 % interval lies above none, or above equality: chance alone seldom fails.
+
+    Args:
+        limits: by their names in `LIMITS`.
+        report: of both bundles or, with `other`, of the first.
+        other: of the second bundle, which is its first.
+
+    Raises:
+        ValueError: a report does not have what a limit needs, or too few rounds.
+    """
+    for name, most in limits.items():
+        for what, found, is_points in _COSTS[name](report, other):
+            least, scale = (0.0, 100.0) if is_points else (1.0, 1.0)
+            fails = found.median * scale > most and found.low > least
+            interval = f" (95 %: {found.low * scale:.3f} to {found.high * scale:.3f})" if found.count > 1 else ""
+            unit = " points" if is_points else ""
+            relation = "more than" if fails else "within" if found.median * scale <= most else "by chance more than"
+            shown = f"{found.median * scale:.3f}{unit}{interval}, {relation} {LIMITS[name].flag} {most:g}"
+            yield not fails, f"{what}: {shown}"
+
+
+Costs = Iterator[tuple[str, Spread, bool]]
+"""What is compared, the ratio or the difference, and whether it is a difference in points."""
+
+
+def _time(report: Report, other: Report | None) -> Costs:
+    for source, name in compared(report, other):
+        entry = next(entry for entry in source["speed"] if entry["bundle"] == name)
+        _check_rounds(entry["real_time_factor"]["count"], name)
+    yield "time", time_ratio(report, other)[1], False
+
+
+def _words(report: Report, other: Report | None) -> Costs:
+    pair = compared(report, other)
+    if report["audio"] != pair[1][0]["audio"]:
+        raise ValueError("word errors can be compared on the same recordings only")
+    threads = [source["speed"][0]["threads"] for source, _ in pair]
+    modes = [
+        {entry["mode"]: entry.get("words", {}) for entry in source["speed"]
+         if (entry["bundle"], entry["threads"]) == (name, count)}
+        for (source, name), count in zip(pair, threads, strict=True)
+    ]  # fmt: skip
+    for mode in [mode for mode in modes[0] if mode in modes[1]]:
+        one, two = (each[mode] for each in modes)
+        if not {"errors", "lengths"} <= one.keys() & two.keys():
+            raise ValueError("word errors need transcripts, and reports that count them by recording")
+        yield f"word errors, {mode}", difference_of_rates(one["errors"], two["errors"], one["lengths"]), True
+
+
+def _size(report: Report, other: Report | None) -> Costs:
+    one, two = (source["footprint"][name]["disk"]["files"] for source, name in compared(report, other))
+    yield "size", Spread(median=one / two, low=one / two, high=one / two, count=1), False
+
+
+def _memory(report: Report, other: Report | None) -> Costs:
+    found: list[Mapping[str, Any]] = []
+    for source, name in compared(report, other):
+        entry = source["footprint"][name]
+        if "peak_bytes" not in entry:
+            raise ValueError(f"{name}: its memory is not known, since the system does not tell it")
+        _check_rounds(entry["peak_bytes"]["count"], name)
+        found.append(entry["peak_bytes"])
+    one, two = found
+    low, high = one["low"] / two["high"], one["high"] / two["low"]
+    yield "memory", Spread(median=one["median"] / two["median"], low=low, high=high, count=one["count"]), False
+
+
+_COSTS = {"time": _time, "words": _words, "size": _size, "memory": _memory}
+
+
+def _check_rounds(count: int, name: str) -> None:
+    if count < FEWEST_ROUNDS:
+        raise ValueError(f"{name}: was measured in {count} rounds, a limit needs at least {FEWEST_ROUNDS}")
