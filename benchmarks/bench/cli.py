@@ -44,9 +44,9 @@ def add_bench(subparsers: Subparsers) -> None:
     parser.add_argument("--list", metavar="PATH", help="lines of path<TAB>transcript, or a folder of recordings")
     parser.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the report, as JSON")
-    add_limits(parser)
-    add_words(parser)
     experts = parser.add_argument_group("for experts")
+    add_limits(parser, experts)
+    add_words(parser)
     add_declared(experts, DecodingOptions, options_of(DecodingOptions).keys() - {"chunk_size", "num_left_chunks"})
     experts.add_argument("--num-threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick 1)")
     experts.add_argument(

@@ -37,12 +37,13 @@ LIMITS = {
 """By the name of the argument."""
 
 
-def add_limits(parser: argparse.ArgumentParser) -> None:
-    """An option for each limit."""
+def add_limits(parser: argparse.ArgumentParser, experts: argparse._ArgumentGroup) -> None:
+    """An option for each limit, that on time for everybody."""
     for name, limit in LIMITS.items():
         chance = "" if name == "size" else ", beyond chance"
         about = f"exit code 1 if the first {limit.about}{chance}"
-        parser.add_argument(limit.flag, dest=f"most_{name}", type=_number, metavar=limit.unit, help=about)
+        place = parser if name == "time" else experts
+        place.add_argument(limit.flag, dest=f"most_{name}", type=_number, metavar=limit.unit, help=about)
 
 
 def limits_in(args: argparse.Namespace) -> dict[str, float]:
