@@ -1,15 +1,20 @@
-"""Uploaded files, recognised in a separate thread, one at a time."""
+"""Uploaded files, recognised in a separate thread, one at a time; no client takes all places or all room for them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
@@ -22,7 +27,7 @@ from u2moe.runtime.recognition import RecordingReader, recognize
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.admission import Admission
-from u2moe.runtime.server.errors import StoppingError, TooLargeError
+from u2moe.runtime.server.errors import StoppingError, StorageError, TooLargeError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
@@ -31,12 +36,37 @@ _NICENESS = 5
 """Niceness of the thread that recognises files: live streams have priority."""
 
 
+_LOOK_BYTES = 1 << 20
+"""Bytes after which it is looked how much room is left."""
+
+
 class _AbandonedError(Exception):
     """The client is no longer waiting for the file."""
 
 
+@dataclass(eq=False)
+class FilePlace:
+    """A client's place for a file.
+
+    Attributes:
+        of_client: all places of the same client.
+        num_bytes: stored so far.
+    """
+
+    of_client: list[FilePlace]
+    num_bytes: int = 0
+
+    def store(self, num_bytes: int) -> None:
+        """Count bytes that are stored; StorageError: several files of the client leave less room than they take."""
+        looks, self.num_bytes = self.num_bytes // _LOOK_BYTES, self.num_bytes + num_bytes
+        if len(self.of_client) == 1 or self.num_bytes // _LOOK_BYTES == looks:
+            return
+        if sum(each.num_bytes for each in self.of_client) > shutil.disk_usage(tempfile.gettempdir()).free:
+            raise StorageError.of(OSError(errno.EDQUOT, "the client has its share"))
+
+
 class FileQueue:
-    """Recognises files of any length, in the order of arrival.
+    """Recognises files of any length in the order of arrival; clients that have several take turns with others.
 
     Attributes:
         admission: slots in the queue, each from the first byte of an upload to the last byte of the response.
@@ -53,7 +83,49 @@ class FileQueue:
         self.pool = ThreadPoolExecutor(1, "u2moe-files", initializer=_be_nice)
         self.is_cut = threading.Event()
         self.running: set[Future[None]] = set()
+        self._incidents = incidents
+        self._places: defaultdict[str, list[FilePlace]] = defaultdict(list)
+        self._tasks: list[FileTask] = []  # that wait
+        self._served = ""
         self._waiting: set[asyncio.Task[Any]] = set()
+
+    @contextlib.contextmanager
+    def place(self, client: str) -> Iterator[FilePlace]:
+        """A place for a file of a client, which may have as many as it leaves to others; "": one that is not known.
+
+        Raises:
+            UnavailableError: none is free, or the client has its share.
+            StoppingError: the server is about to stop.
+        """
+        with self.admission.slot():
+            places, num_free = (
+                self._places[client] if client else [],
+                self.admission.num_slots - self.admission.num_taken,
+            )
+            if places and len(places) >= num_free:
+                self._incidents.refuse("full")
+                raise UnavailableError(f"you have {len(places)} files here, and others need places", code="rate_limit")
+            places.append(place := FilePlace(places))
+            try:
+                yield place
+            finally:
+                places.remove(place)
+                if not places:
+                    self._places.pop(client, None)
+
+    def add(self, task: FileTask) -> None:
+        """Give a task its turn when it comes."""
+        self._tasks.append(task)
+        future = self.pool.submit(self._take_turn)
+        self.running.add(future)
+        future.add_done_callback(self.running.discard)
+
+    def _take_turn(self) -> None:
+        tasks = list(self._tasks)
+        task = next((each for each in tasks if each.client != self._served), tasks[0])
+        self._tasks.remove(task)
+        self._served = task.client
+        task.work()
 
     @contextlib.contextmanager
     def wait(self) -> Iterator[None]:
@@ -87,6 +159,8 @@ class FileQueue:
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.cut()
         self.decoder.stop()
+        for task in self._tasks:
+            task.close()
 
     def join(self, seconds: float) -> bool:
         """Wait for running files; whether all have ended in time."""
@@ -98,6 +172,7 @@ class FileTask:
 
     Args:
         queue: the files that are to be recognised.
+        client: who has sent it.
         file: the open file.
         name: its name in messages.
         recognizer: recognises it.
@@ -105,6 +180,7 @@ class FileTask:
         hotwords: phrases to prefer; None: the recogniser's.
 
     Attributes:
+        client: as above.
         duration: seconds recognised so far; in the end, of the whole file.
         whole_s: its seconds, by its header; 0: not known, or not yet.
     """
@@ -112,12 +188,14 @@ class FileTask:
     def __init__(
         self,
         queue: FileQueue,
+        client: str,
         file: IO[bytes],
         name: str,
         recognizer: Recognizer,
         options: DecodingOptions,
         hotwords: ContextGraph | None,
     ) -> None:
+        self.client = client
         self.duration = self.whole_s = 0.0
         self._arrival = time.perf_counter()
         self._queue = queue
@@ -126,10 +204,8 @@ class FileTask:
         self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
-        future = queue.pool.submit(self._work)
-        queue.running.add(future)
-        future.add_done_callback(lambda _: file.close())
-        future.add_done_callback(queue.running.discard)
+        self.close = file.close
+        queue.add(self)
 
     async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
         """Its segments as they are found, and None whenever there was none for `first_s`, later for `later_s` seconds.
@@ -160,7 +236,8 @@ class FileTask:
 
     # The rest runs in a thread.
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Recognise it, and close it."""
         begin, queue = time.perf_counter(), self._queue
         queue.metrics.observe("file_wait_seconds", begin - self._arrival)
         try:
@@ -171,6 +248,7 @@ class FileTask:
             self._tell(StopAsyncIteration())
         except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
             self._tell(error)
+        self.close()
         queue.metrics.count("audio_seconds", "file", self.duration)
         queue.metrics.count("compute_seconds", "file", time.perf_counter() - begin)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import IO
 
 from python_multipart.exceptions import FormParserError
@@ -59,8 +61,8 @@ class Body:
         least = LEAST_BYTES_PER_S * limits.idle_s
         self._patience = Patience(limits.idle_s, least, "bytes", lambda: self._size)
 
-    async def receive_form(self) -> Upload:
-        """The form, with a file named "file".
+    async def receive_form(self, store: Callable[[int], object]) -> Upload:
+        """The form, with a file named "file". `store` is told the bytes as they come, and may refuse them.
 
         Raises:
             RequestError: not a form, damaged, or without a file.
@@ -71,7 +73,7 @@ class Body:
         """
         declared = self._request.headers.get("content-length", "")
         self._check_size(int(declared) if declared.isdecimal() else 0)
-        limited = Request(self._request.scope, self._receive)
+        limited = Request(self._request.scope, partial(self._receive, store))
         try:
             form = await limited.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
         except ClientDisconnect as error:
@@ -95,12 +97,14 @@ class Body:
                     message = await self._request.receive()
                     self._has_more = message.get("more_body", False)
 
-    async def _receive(self) -> Message:
+    async def _receive(self, store: Callable[[int], object]) -> Message:
         """The next ASGI message of the request."""
         message = await self._patience.wait_for(self._request.receive)
         self._has_more = message.get("more_body", False)
-        self._size += len(message.get("body", b""))
+        num_bytes = len(message.get("body", b""))
+        self._size += num_bytes
         self._check_size(self._size)
+        store(num_bytes)
         return message
 
     def _check_size(self, size: int) -> None:

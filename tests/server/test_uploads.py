@@ -2,7 +2,9 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -10,6 +12,7 @@ from media import write_media
 
 from u2moe.runtime.audio import decoder
 
+PATIENCE_S = 120
 CRASH = """
 import os
 import u2moe.runtime.audio.decoder as decoder
@@ -77,3 +80,59 @@ def test_libraries_print_nothing(server, capfd):
         damaged[place : place + 4] = b"\xff\xfb\xff\xff"
     server.post(files={"file": ("odd.mp3", bytes(damaged))})
     assert capfd.readouterr() == ("", "")
+
+
+def test_one_client_leaves_places_and_turns_to_others(running, held, talk, text):
+    """Four uploads of one address, of which one is refused; another's is next although it came last."""
+    with running(held, max_files=5) as server, ThreadPoolExecutor() as pool:
+        order, post = [], pool.submit
+
+        def send(address):
+            transport = httpx.HTTPTransport(local_address=address)
+            with httpx.Client(transport=transport, timeout=PATIENCE_S) as http:
+                answer = http.post(f"{server.url}/v1/audio/transcriptions", files={"file": ("a.wav", talk)})
+            order.append(address)
+            return answer
+
+        greedy = [post(send, "127.0.0.1")]
+        assert held.is_held.wait(PATIENCE_S)
+        greedy.append(post(send, "127.0.0.1"))
+        server.wait_until(lambda: len(server.service.files._tasks) == 1)
+        refused = send("127.0.0.1")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "rate_limit")
+        other = post(send, "127.0.0.2")
+        server.wait_until(lambda: len(server.service.files._tasks) == 2)
+        held.release()
+        answers = [each.result() for each in (*greedy, other)]
+        assert {answer.json()["text"] for answer in answers} == {text}
+        assert order == ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.1"]  # the first was refused
+        server.wait_until_empty()
+        assert not server.service.files._places
+
+
+def test_who_a_client_is(running, tmp_path):
+    (tmp_path / "keys").write_text("alice a 2\nbob b\n", encoding="utf-8")
+    with running(keys_file=tmp_path / "keys") as several, running(api_key="k") as single:
+        for service, key, host, client in (
+            (several.service, several.service.keys.find(["a"]), "10.0.0.1", "key alice"),
+            (single.service, single.service.keys.find(["k"]), "10.0.0.1", "10.0.0.1"),
+            (single.service, None, "2001:db8::1:2", "2001:db8::/64"),
+            (single.service, None, "::ffff:10.0.0.1", "10.0.0.1"),
+            (single.service, None, "unknown", "unknown"),
+        ):
+            assert service.client_of({"u2moe.key": key, "client": (host, 1)}) == client
+        assert single.service.client_of({"u2moe.key": None, "client": None}) == ""
+
+
+def test_one_client_leaves_room_to_others(running, held, talk, monkeypatch):
+    room = SimpleNamespace(free=3 << 20)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: room)
+    with running(held) as server, ThreadPoolExecutor() as pool:
+        first = pool.submit(server.post, files={"file": ("a.wav", talk + bytes(2 << 20))})
+        assert held.is_held.wait(PATIENCE_S)
+        refused = server.post(files={"file": ("b.wav", bytes(2 << 20))})
+        assert refused.status_code == 507
+        held.release()
+        assert first.result().status_code == 200
+        server.wait_until_empty()
+        assert server.post(files={"file": ("b.wav", talk + bytes(4 << 20))}).status_code == 200  # the only one

@@ -74,12 +74,12 @@ async def _transcribe(service: Service, request: Request) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         try:
             stack.enter_context(service.share_of(request.scope[KEY]))
-            stack.enter_context(service.files.admission.slot())
+            place = stack.enter_context(service.files.place(client := service.client_of(request.scope)))
             service.metrics.count("connections", PROTOCOL.name)
             service.files.decoder.start()  # while the file comes
             with service.files.wait():
-                upload = await body.receive_form()
-            wanted, task = await _begin(upload, service)
+                upload = await body.receive_form(place.store)
+            wanted, task = await _begin(upload, client, service)
             stack.callback(task.leave)
             content = _events(service, wanted, task) if wanted.is_stream else _whole(wanted, task)
             await stack.enter_async_context(contextlib.aclosing(content))  # type: ignore[type-var]
@@ -94,7 +94,7 @@ async def _transcribe(service: Service, request: Request) -> Response:
             return Refusal(_told(error), body)
 
 
-async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
+async def _begin(upload: Upload, client: str, service: Service) -> tuple[_Wanted, FileTask]:
     """The options in the form, and the recognition of its file."""
     try:
         model = service.model(upload.value("model"))
@@ -104,7 +104,7 @@ async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
     except BaseException:
         upload.file.close()
         raise
-    return wanted, FileTask(service.files, upload.file, upload.name, model.recognizer, decoding, hotwords)
+    return wanted, FileTask(service.files, client, upload.file, upload.name, model.recognizer, decoding, hotwords)
 
 
 class _Streamed(StreamingResponse):
