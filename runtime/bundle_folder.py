@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from u2moe.runtime.bundle.files import BundleFiles, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
+from u2moe.runtime.bundle.signature import signer
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
@@ -27,16 +29,25 @@ class Bundle:
         path: the folder.
         manifest: the manifest.
         tokens: symbols of the vocabulary by id.
+        signer: the id of the public key that was demanded and has signed it; None: no key was demanded.
     """
 
     def __init__(self, path: Path, manifest: Manifest, tokens: list[str], files: BundleFiles | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self.tokens = tokens
+        self.signer: str | None = None
         self._files = files or BundleFiles(path, manifest.files)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = True, manifest_file: str = MANIFEST_FILE) -> Bundle:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        manifest_file: str = MANIFEST_FILE,
+        public_keys: Collection[str] | None = None,
+    ) -> Bundle:
         """Look at every file of the bundle in folder `path`, and read the manifest and the vocabulary.
 
         Args:
@@ -44,15 +55,20 @@ class Bundle:
             verify: compare the sha256 of every file with the manifest, on all cores. False: only names and sizes, and
                 the sha256 of the vocabulary; `load` then verifies what it reads. No file is verified twice.
             manifest_file: name of the manifest, which is different while a bundle is being written.
+            public_keys: who may have signed the bundle, in PEM: one of these keys must have signed the manifest, which
+                is seen to before anything of it is used; None: anybody, or nobody.
 
         Raises:
             BundleError: not a bundle, another version, incomplete, or with unknown or invalid fields.
+            SignatureError: none of `public_keys` has signed it.
             IntegrityError: a file differs from its digest, or the bundle was replaced meanwhile.
         """
         folder = Path(path)
         described, where = BundleFiles(folder), folder / manifest_file
         _check_folder(folder, where)
-        manifest = parse_manifest(_decoded(where, described.read(manifest_file, _MANIFEST_LIMIT)), where)
+        content = described.read(manifest_file, _MANIFEST_LIMIT)
+        signed_by = None if public_keys is None else signer(folder, content, public_keys)
+        manifest = parse_manifest(_decoded(where, content), where)
         files = BundleFiles(folder, manifest.files)
         for name in (TOKENS_FILE, *(graph.file for graph in manifest.model.graphs())):
             if name not in manifest.files:
@@ -71,7 +87,9 @@ class Bundle:
             tokens = _read_tokens(files, manifest)
         finally:
             described.look_at(manifest_file)  # if the bundle was replaced, that is the reason for all errors
-        return cls(folder, manifest, tokens, files)
+        bundle = cls(folder, manifest, tokens, files)
+        bundle.signer = signed_by
+        return bundle
 
     @property
     def vocabulary(self) -> Vocabulary:

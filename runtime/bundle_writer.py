@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from u2moe.runtime.bundle.files import FileDigest, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
 from u2moe.runtime.bundle.manifest_file import format_manifest
+from u2moe.runtime.bundle.signature import SIGNATURE_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.whole_file import flush, locked
@@ -163,7 +164,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
     """Hash every file of a folder, and write the manifest with their digests into its file `name`."""
-    names = sorted(file.name for file in folder.iterdir() if file.name not in (MANIFEST_FILE, SEALED_FILE))
+    names = sorted({file.name for file in folder.iterdir()} - {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE})
     files = {file: FileDigest.of(folder / file) for file in names}
     text = format_manifest(dataclasses.replace(manifest, files=files))
     (folder / name).write_text(text, encoding="utf-8", newline="\n")

@@ -6,7 +6,8 @@ U2moeError
 │   ├── TruncatedAudioError  a truncated file; raised after its last samples
 │   └── MicrophoneError      a microphone that cannot be opened or has stopped, or sounddevice is not installed
 ├── BundleError              an incomplete or damaged bundle, or not a bundle
-│   └── IntegrityError       a file differs from the digest in the manifest
+│   ├── IntegrityError       a file differs from the digest in the manifest
+│   └── SignatureError       a bundle that nobody signed whose public key was demanded
 ├── KernelsError             native kernels that are not installed, or cannot run a bundle here
 ├── CheckpointError          a checkpoint directory that cannot be read
 │   └── UnsupportedError     a valid checkpoint of a kind that is not supported
@@ -42,6 +43,7 @@ __all__ = [
     "ParityError",
     "ProviderError",
     "QuantizationError",
+    "SignatureError",
     "StreamError",
     "TruncatedAudioError",
     "U2moeError",
@@ -92,6 +94,10 @@ class BundleError(U2moeError):
 
 class IntegrityError(BundleError):
     """A file of a bundle differs from the digest in its manifest."""
+
+
+class SignatureError(BundleError):
+    """A bundle is not signed by a key that was demanded; names the file, its signers, and who was expected."""
 
 
 class KernelsError(U2moeError):

@@ -90,6 +90,7 @@ class Recognizer:
         num_threads: int | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
         kernels: str | None = None,
+        public_keys: Sequence[str] | None = None,
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
     ) -> Recognizer:
@@ -102,6 +103,7 @@ class Recognizer:
         Raises:
             BundleError: not a bundle, or a damaged one.
             IntegrityError: a file is damaged, or the bundle was replaced meanwhile: load again.
+            SignatureError: none of `public_keys` has signed the bundle.
             ProviderError: a provider is not installed or did not start.
             KernelsError: native kernels were requested, but are not installed or cannot run here.
         """
@@ -111,6 +113,7 @@ class Recognizer:
             num_threads=num_threads,
             sess_options=sess_options,
             kernels=kernels,
+            public_keys=public_keys,
         )
         name = directory if revision is None else f"{directory}@{revision}"
         return cls.load(name, settings, options=options, hotwords=hotwords)
@@ -126,7 +129,8 @@ class Recognizer:
     ) -> Recognizer:
         """A recogniser for the bundle in `directory`, run as `settings` say; see `from_pretrained`."""
         begin = time.perf_counter()
-        bundle = Bundle.open(find_bundle(directory), verify=False)
+        keys = None if settings is None else settings.public_keys
+        bundle = Bundle.open(find_bundle(directory), verify=False, public_keys=keys)
         model = bundle.load(settings)
         duration, providers = time.perf_counter() - begin, ", ".join(model.providers)
         log_info("%s: loaded in %.2f s on %s, kernels: %s", bundle.path, duration, providers, model.kernels)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "tools", "yaml": "export",
-    "onnxruntime_extensions": "clip", "av": "media", "huggingface_hub": "hub",
+    "onnxruntime_extensions": "clip", "av": "media", "cryptography": "sign", "huggingface_hub": "hub",
     "h11": "server", "prometheus_client": "server", "python_multipart": "server", "starlette": "server",
     "uvicorn": "server", "websockets": "server",
     "pyarrow": "parquet", "ray": "ray",

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from u2moe.runtime.bundle.signature import public_key
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import DEMO, find_bundle
 from u2moe.runtime.cli.terminal import tell
@@ -20,6 +21,7 @@ from u2moe.runtime.language.model import FusionWeights, LanguageModelOptions
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import NONE, DecodingOptions
 from u2moe.runtime.text.written.formatter import TextFormat
+from u2moe.runtime.validation import refused_as
 
 Subparsers = Any  # argparse has no public names for these
 Options = Any
@@ -126,6 +128,29 @@ def add_session(parser: Options) -> None:
     """Options of onnxruntime's sessions."""
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
+    add_public_key(parser)
+
+
+def add_public_key(parser: Options) -> None:
+    """The option `--public-key`."""
+    parser.add_argument(
+        "--public-key",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="take only a bundle that this key has signed, or another one that is named so (PEM; see 'u2moe sign')",
+    )
+
+
+def public_keys_in(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """The keys in the files that --public-key names; None: anybody may have signed the bundle."""
+    if (files := getattr(args, "public_key", None)) is None:
+        return None
+    texts = {file: file.read_text(encoding="utf-8", errors="replace") for file in files}
+    for file, text in texts.items():
+        with refused_as(ValueError, file):
+            public_key(text)
+    return tuple(texts.values())
 
 
 def add_words(parser: Options) -> None:
@@ -161,7 +186,8 @@ def decoding_choice(
     if args.lm is not None:
         chosen["language_model"] = NONE if args.lm == NONE else language_model_options(args.lm)
     if args.format_text:
-        used = chosen.get("language_model") or Bundle.open(directory, verify=False).language_model()
+        bundle = Bundle.open(directory, verify=False, public_keys=public_keys_in(args))
+        used = chosen.get("language_model") or bundle.language_model()
         capitalized = used.model.capitalized() if isinstance(used, LanguageModelOptions) else ()
         phrases = [hotword if isinstance(hotword, str) else hotword[0] for hotword in hotwords or ()]
         mixed = [phrase for phrase in phrases if phrase not in (phrase.lower(), phrase.upper())]
@@ -182,7 +208,9 @@ def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: 
     """
     directory = directory or chosen_bundle(args.model)
     options, hotwords = decoding_choice(args, directory, kind)
-    settings = SessionSettings(providers=providers_in(args), num_threads=args.num_threads)
+    settings = SessionSettings(
+        providers=providers_in(args), num_threads=args.num_threads, public_keys=public_keys_in(args)
+    )
     return ModelChoice(directory=str(directory), settings=settings, options=options, hotwords=hotwords)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
+from u2moe.runtime.bundle.signature import SIGNATURE_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import find_bundle, is_repository
 from u2moe.runtime.cli.options import Subparsers
@@ -69,7 +70,8 @@ def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
 
     bundle = Bundle.open(folder)
     repository, _, branch = name.partition("@")
-    files = (*bundle.manifest.files, MANIFEST_FILE)
+    signature = [SIGNATURE_FILE] if (folder / SIGNATURE_FILE).exists() else []
+    files = (*bundle.manifest.files, MANIFEST_FILE, *signature)
     added: list[Any] = [CommitOperationAdd(file, str(folder / file)) for file in files]
     api = HfApi(library_name="u2moe")
     try:

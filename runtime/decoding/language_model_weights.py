@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio.padding import padded
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, BundledLanguageModel
+from u2moe.runtime.bundle.signature import SIGNATURE_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.declarations import options_of
@@ -254,7 +255,7 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
     """
     bundle = Bundle.open(folder)
     kept, before = dict(bundle.manifest.files), bundle.manifest.decoding
-    strangers = {file.name for file in bundle.path.iterdir()} - {MANIFEST_FILE, *kept}
+    strangers = {file.name for file in bundle.path.iterdir()} - {MANIFEST_FILE, SIGNATURE_FILE, *kept}
     if strangers:
         raise BundleError(f"{bundle.path}: found {min(strangers)!r}, expected only its files: it is written anew")
     if before.language_model is not None:

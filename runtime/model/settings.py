@@ -46,6 +46,8 @@ class SessionSettings:
             ones where they are installed and can run a graph; a bundle in float32 then stays with onnxruntime, so that
             its numbers do not depend on what is installed. None: the environment variable U2MOE_KERNELS, or "auto".
             The caller's `sess_options` are not changed: register the library yourself.
+        public_keys: one of these keys, in PEM, must have signed the bundle that `Recognizer.load` opens, see
+            `Bundle.open`; None: any bundle is loaded.
 
     Raises:
         ValueError: a value is out of range or of the wrong type, or two exclude each other.
@@ -58,10 +60,13 @@ class SessionSettings:
     num_threads: int | None = None
     sess_options: onnxruntime.SessionOptions | None = None
     kernels: str | None = None
+    public_keys: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "providers", _several("providers", self.providers, str))
         object.__setattr__(self, "provider_options", _several("provider_options", self.provider_options, Mapping))
+        if self.public_keys is not None:
+            object.__setattr__(self, "public_keys", _several("public_keys", self.public_keys, str))
         if not self.providers:
             raise ValueError("providers must name at least one provider")
         if self.provider_options and len(self.provider_options) != len(self.providers):

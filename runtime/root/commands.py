@@ -16,6 +16,8 @@ GROUPS = {
         "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
         "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
         "convert": ("u2moe.export.cli", "add_convert", "make one graph of a bundle, for programs that want fewer"),
+        "sign": ("u2moe.runtime.cli.sign", "add_sign", "sign a bundle, so that programs can demand yours"),
+        "verify": ("u2moe.runtime.cli.sign", "add_verify", "compare a bundle with its digests, and see who signed it"),
         "push": ("u2moe.runtime.cli.push", "add_push", "publish a bundle on the Hugging Face hub"),
         "lm": ("u2moe.runtime.cli.lm", "add_lm", "make language models for a domain"),
     },

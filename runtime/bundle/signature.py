@@ -1,0 +1,114 @@
+"""Signatures of bundles by Ed25519: of the manifest, and so of each file whose digest it lists. Says who, not when."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from u2moe.runtime.bundle.files import BundleFiles
+from u2moe.runtime.errors import BundleError, SignatureError
+from u2moe.runtime.installation import install_command
+from u2moe.runtime.validation import checked_object, checked_text, refused_as, wrong
+
+SIGNATURE_FILE = "bundle.sig"
+PREFIX = b"u2moe bundle signature 1\n"
+"""Signed before the manifest, so that a signature of anything else, or of another version, is not one of a bundle."""
+_FORMAT, _VERSION, _LIMIT = "u2moe-signature", 1, 1 << 20
+_PEM = re.compile(r"\s*-----BEGIN PUBLIC KEY-----\s*MCowBQYDK2VwAyEA([A-Za-z0-9+/]{43}=)\s*-----END PUBLIC KEY-----\s*")
+"""A public key, whose 32 bytes follow 12 that are the same for all of Ed25519 (RFC 8410)."""
+
+
+def public_key(text: str) -> bytes:
+    """The 32 bytes of a public key in PEM, as `openssl pkey -pubout` writes it.
+
+    Raises:
+        ValueError: not a public key of Ed25519.
+    """
+    if isinstance(text, str) and (found := _PEM.fullmatch(text)):
+        return base64.b64decode(found[1])
+    shown = text.strip().partition("\n")[0] if isinstance(text, str) else text  # never all: it may be a private key
+    raise wrong("public key", "Ed25519 in PEM, as 'openssl pkey -pubout' writes it", shown)
+
+
+def key_id(key: bytes) -> str:
+    """What messages and signature files call a public key: the first half of its sha256, in hexadecimal."""
+    return hashlib.sha256(key).hexdigest()[:32]
+
+
+def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
+    """The content of a signature file for the content of a manifest.
+
+    Args:
+        manifest: the content.
+        private_keys: keys in PEM, without a password, by what messages call them.
+
+    Raises:
+        ValueError: a key is of another kind, or has a password.
+        ModuleNotFoundError: cryptography, of the extra [sign], is not installed.
+    """
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - an extra
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+
+    signatures = {}
+    for name, pem in private_keys.items():
+        try:
+            key = serialization.load_pem_private_key(pem, password=None)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: private key must be in PEM, without a password: {error}") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise wrong(f"{name}: private key", "Ed25519", type(key).__name__)
+        signature = base64.b64encode(key.sign(PREFIX + manifest)).decode()
+        signatures[key_id(key.public_key().public_bytes_raw())] = signature
+    return json.dumps({"format": _FORMAT, "version": _VERSION, "signatures": signatures}, indent=1) + "\n"
+
+
+def signatures_in(folder: Path) -> dict[str, bytes]:
+    """The signatures of a bundle by the ids of their keys, none of them verified.
+
+    Raises:
+        SignatureError: there is no signature file, or it is damaged.
+    """
+    where = folder / SIGNATURE_FILE
+    try:
+        content = BundleFiles(folder).read(SIGNATURE_FILE, _LIMIT)
+    except BundleError as error:
+        raise SignatureError(f"{error}, expected a signature of the bundle") from error
+    with refused_as(SignatureError, where):
+        found = checked_object("", json.loads(content))
+        for name, expected in (("format", _FORMAT), ("version", _VERSION)):
+            if found.get(name) != expected:
+                raise wrong(name, repr(expected), found.get(name))
+        signatures = checked_object("signatures", found.get("signatures"))
+        texts = {key: checked_text(f"signatures.{key}", text) for key, text in signatures.items()}
+        return {key: base64.b64decode(text, validate=True) for key, text in texts.items()}
+
+
+def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
+    """The id of the first of these public keys that has signed a bundle with this content of its manifest.
+
+    Raises:
+        SignatureError: none has, or cryptography is not installed.
+        ValueError: there are no public keys, or one of them is none.
+    """
+    where, keys = folder / SIGNATURE_FILE, {key_id(key): key for key in map(public_key, public_keys)}
+    if not keys:
+        raise ValueError("public_keys must name at least one key: nobody could have signed")
+    try:
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise SignatureError(f"{where}: cannot be verified without cryptography: {install_command('sign')}") from error
+    signatures = signatures_in(folder)
+    signed = [each for each in keys if each in signatures]
+    for each in signed:
+        with contextlib.suppress(InvalidSignature):
+            Ed25519PublicKey.from_public_bytes(keys[each]).verify(signatures[each], PREFIX + manifest)
+            return each
+    if signed:
+        raise SignatureError(f"{where}: is not of this bundle.json, which was changed, or is of another bundle")
+    raise SignatureError(f"{where}: is signed by {', '.join(signatures) or 'nobody'}, expected {' or '.join(keys)}")

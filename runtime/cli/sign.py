@@ -1,0 +1,79 @@
+"""`u2moe sign` and `u2moe verify`: who a bundle is from, in any format of graphs, and whether it is whole."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from u2moe.runtime.bundle.files import BundleFiles
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE
+from u2moe.runtime.bundle.manifest_file import parse_manifest
+from u2moe.runtime.bundle.signature import SIGNATURE_FILE, signatures_in, signed_text, signer
+from u2moe.runtime.bundle_location import find_bundle
+from u2moe.runtime.cli.options import Subparsers, add_public_key, public_keys_in
+from u2moe.runtime.cli.terminal import tell
+from u2moe.runtime.whole_file import write_text
+
+_MANIFEST_LIMIT = 64 << 20
+
+
+def add_sign(subparsers: Subparsers) -> None:
+    """`u2moe sign`."""
+    parser = subparsers.add_parser(
+        "sign",
+        help="sign a bundle, so that programs can demand yours",
+        description=f"Sign the manifest of a bundle by Ed25519, and so each file that it lists, in {SIGNATURE_FILE} of "
+        "its folder, which is replaced. 'openssl genpkey -algorithm ed25519 -out private.pem' makes a key, and "
+        "'openssl pkey -in private.pem -pubout -out public.pem' its public half. Needs the extra sign.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        required=True,
+        help="private key in PEM; may be repeated, for programs that know an older or a newer key",
+    )
+    parser.set_defaults(run=run_sign)
+
+
+def add_verify(subparsers: Subparsers) -> None:
+    """`u2moe verify`."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="compare the files of a bundle with their digests, and see who signed it",
+        description="Compare the files of a bundle with their digests, and see who signed it. Loads no graph.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle; demo: the demo model")
+    add_public_key(parser)
+    parser.set_defaults(run=run_verify)
+
+
+def run_sign(args: argparse.Namespace) -> int:
+    """Sign a bundle that is whole; says by which keys."""
+    content = _whole(args.bundle)
+    keys = {str(file): file.read_bytes() for file in args.key}
+    write_text(args.bundle / SIGNATURE_FILE, signed_text(content, keys))
+    tell(f"{args.bundle / SIGNATURE_FILE}: signed by {', '.join(signatures_in(args.bundle))}")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Compare a bundle with its digests; says who signed it."""
+    folder, keys = find_bundle(args.bundle), public_keys_in(args)
+    content = _whole(folder)
+    signatures = signatures_in(folder) if keys or (folder / SIGNATURE_FILE).exists() else {}
+    unverified = ", ".join(f"{key} (not verified: see --public-key)" for key in signatures)
+    tell(f"{folder}: is whole, and signed by {signer(folder, content, keys) if keys else unverified or 'nobody'}")
+    return 0
+
+
+def _whole(folder: Path) -> bytes:
+    """The manifest of a bundle whose files are compared with it; BundleError, IntegrityError: it is not whole."""
+    content = BundleFiles(folder).read(MANIFEST_FILE, _MANIFEST_LIMIT)
+    digests = parse_manifest(content.decode(errors="replace"), folder / MANIFEST_FILE).files
+    files = BundleFiles(folder, digests)
+    for name in digests:
+        files.verify(name)
+    return content

@@ -1,0 +1,153 @@
+"""Signatures of bundles: what is made here is demanded in Python, C and JavaScript, and by openssl."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from manifests import edit_manifest, flipped
+
+from u2moe.runtime import Bundle, BundleWriter, IntegrityError, Recognizer, SessionSettings, SignatureError
+from u2moe.runtime.bundle.signature import PREFIX, key_id, public_key, signatures_in
+from u2moe.runtime.cli import main
+
+ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+
+
+def written_key(folder, name):
+    """Files of a private and a public key, as openssl writes them; the text of the public one."""
+    key = ed25519.Ed25519PrivateKey.from_private_bytes(name.ljust(32).encode())
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (folder / name).write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / f"{name}.pub").write_bytes(public)
+    return public.decode()
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    return {name: written_key(folder, name) for name in ("old", "new", "other")} | {"folder": folder}
+
+
+@pytest.fixture(scope="module")
+def signed(bundle, keys, tmp_path_factory):
+    """A bundle that the old key and the new one have signed, by the command line."""
+    folder = shutil.copytree(bundle.path, tmp_path_factory.mktemp("signed") / "bundle")
+    by = [f"--key={keys['folder'] / name}" for name in ("old", "new")]
+    assert main(["sign", str(folder), *by]) == 0
+    return folder
+
+
+def changed_signature(change):
+    """A function that changes the content of a signature file."""
+
+    def damage(folder):
+        file = folder / "bundle.sig"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        change(content)
+        file.write_text(json.dumps(content), encoding="utf-8")
+
+    return damage
+
+
+def swapped(content):
+    signatures = content["signatures"]
+    signatures.update(zip(signatures, list(signatures.values())[::-1], strict=True))
+
+
+WRONG = [
+    (lambda folder: (folder / "bundle.sig").unlink(), ["old"], "bundle.sig: "),
+    (lambda folder: (folder / "bundle.sig").write_bytes(b"{"), ["old"], "bundle.sig: "),
+    (lambda folder: (folder / "bundle.sig").write_bytes(b"\xff"), ["old"], "bundle.sig: "),
+    (lambda folder: (folder / "bundle.sig").write_text("[]"), ["old"], "bundle.sig: "),
+    (changed_signature(lambda content: content.update(version=2)), ["old"], "bundle.sig: version must be 1, got 2"),
+    (changed_signature(lambda content: content.update(signatures=[])), ["old"], "bundle.sig: signatures must be"),
+    (changed_signature(swapped), ["old", "new"], "bundle.sig: is not of this bundle.json"),
+    (changed_signature(lambda content: content["signatures"].clear()), ["old"], "bundle.sig: is signed by nobody, exp"),
+    (changed_signature(lambda content: content["signatures"].update(dict.fromkeys(content["signatures"], "AAAA"))),
+     ["new"], "bundle.sig: is not of this bundle.json"),
+    (lambda folder: edit_manifest(folder, lambda manifest: manifest.update(producer="me")), ["old"],
+     "bundle.sig: is not of this bundle.json"),
+    # Nothing of a manifest is read that nobody signed, so that it matters little what it is.
+    (lambda folder: (folder / "bundle.json").write_bytes(b"{"), ["old"], "bundle.sig: is not of this bundle.json"),
+    (lambda folder: None, ["other"], "bundle.sig: is signed by "),
+]  # fmt: skip
+"""What somebody did to a signed bundle, the keys that a program demands, and what it is told."""
+
+
+@pytest.fixture
+def damaged(signed, tmp_path):
+    folders = [shutil.copytree(signed, tmp_path / str(number)) for number in range(len(WRONG))]
+    for folder, (damage, _, _) in zip(folders, WRONG, strict=True):
+        damage(folder)
+    return folders
+
+
+def test_a_demanded_key_must_have_signed(signed, keys, damaged):
+    for names in (["old"], ["new"], ["other", "new"]):  # programs with older, newer and with several keys
+        bundle = Bundle.open(signed, public_keys=[keys[name] for name in names])
+        assert bundle.signer == key_id(public_key(keys[names[-1]]))
+    for folder, (_, names, message) in zip(damaged, WRONG, strict=True):
+        with pytest.raises(SignatureError) as caught:
+            Bundle.open(folder, public_keys=[keys[name] for name in names])
+        assert message in str(caught.value)
+    settings = SessionSettings(public_keys=[keys["other"]])
+    with pytest.raises(SignatureError, match="is signed by"):
+        Recognizer.load(signed, settings)
+    Recognizer.from_pretrained(signed, public_keys=[keys["old"]])
+    flipped("ctc.onnx")(folder := damaged[-1])
+    with pytest.raises(IntegrityError, match=r"ctc\.onnx: sha256 is"):  # whose digest is signed
+        Bundle.open(folder, public_keys=[keys["old"]])
+    with pytest.raises(ValueError, match="public_keys must name at least one key"):
+        Bundle.open(signed, public_keys=[])
+    secret = (keys["folder"] / "old").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="public key must be Ed25519") as refused:
+        Bundle.open(signed, public_keys=[secret])
+    assert secret.splitlines()[1] not in str(refused.value)
+
+
+def test_openssl_verifies_it(signed, keys, tmp_path):
+    """What is signed is the prefix and the manifest, nothing of ours."""
+    (tmp_path / "message").write_bytes(PREFIX + (signed / "bundle.json").read_bytes())
+    key = keys["folder"] / "new.pub"
+    (tmp_path / "signature").write_bytes(signatures_in(signed)[key_id(public_key(keys["new"]))])
+    files = ["-in", tmp_path / "message", "-sigfile", tmp_path / "signature"]
+    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", key, "-rawin", *files]
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    assert b"Verified Successfully" in subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def test_the_command_line(signed, keys, ort_bundle, capsys, tmp_path):
+    folder = shutil.copytree(ort_bundle, tmp_path / "bundle")  # which Python does not load
+    assert main(["verify", str(folder)]) == 0
+    assert main(["sign", str(folder), f"--key={keys['folder'] / 'new'}"]) == 0
+    by_new, by_other = (f"--public-key={keys['folder'] / name}.pub" for name in ("new", "other"))
+    assert main(["verify", str(folder)]) == main(["verify", str(folder), by_new]) == 0
+    told, key = capsys.readouterr().err, key_id(public_key(keys["new"]))
+    for words in ("nobody\n", f"{key}\n", f"{key} (not verified: see --public-key)\n"):
+        assert f"is whole, and signed by {words}" in told
+    for command in (["verify", str(folder)], ["transcribe", "--model", str(signed), str(tmp_path)]):
+        assert main([*command, by_other]) == 1
+        assert "bundle.sig: is signed by" in capsys.readouterr().err
+    flipped("ctc.ort")(folder)
+    for command in (["verify"], ["sign", f"--key={keys['folder'] / 'new'}"]):
+        assert main([*command, str(folder)]) == 1
+        assert "ctc.ort: sha256 is" in capsys.readouterr().err
+    none = tmp_path / "none"
+    none.write_text("-----BEGIN PUBLIC KEY-----\nMFww\n-----END PUBLIC KEY-----\n", encoding="utf-8")
+    for command, kind in (["verify", f"--public-key={none}"], "public"), (["sign", f"--key={none}"], "private"):
+        assert main([*command, str(signed)]) == 1
+        assert f"{none}: {kind} key must be" in capsys.readouterr().err
+
+
+def test_what_is_written_anew_is_not_signed(signed, keys, tmp_path):
+    """The signature is of what was there before."""
+    bundle = Bundle.open(signed)
+    with BundleWriter(tmp_path / "bundle") as staging:
+        for name in (*bundle.manifest.files, "bundle.sig"):
+            staging.add(name, signed / name)
+        written = staging.finish(bundle.manifest)
+    assert "bundle.sig" not in written.manifest.files
