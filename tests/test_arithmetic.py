@@ -6,14 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from u2moe.quantize.arithmetic import (
-    NOTHING,
-    from_int4_blocks,
-    int4_blocks,
-    int8_columns,
-    int8_rows,
-    relative_error,
-)
+from u2moe.quantize.arithmetic import NOTHING, from_int4_blocks, int4_blocks, int8_columns, int8_rows, relative_error
 
 MATRICES = arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 9)), elements=st.floats(-100, 100, width=32))
 

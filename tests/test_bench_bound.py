@@ -7,14 +7,7 @@ import pytest
 from u2moe.benchmarks.bench import bound
 from u2moe.benchmarks.bench.expert_usage import measure_experts
 from u2moe.benchmarks.instruments import rates
-from u2moe.benchmarks.instruments.operators import (
-    PARTS,
-    Kernel,
-    call_sites,
-    part_of,
-    profile,
-    read_events,
-)
+from u2moe.benchmarks.instruments.operators import PARTS, Kernel, call_sites, part_of, profile, read_events
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.features import fbank

@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 from conformance import COMPUTED, FOLDER, assert_same, clips, load, recognized_case
 
-from u2moe.runtime import (
-    DecodingOptions,
-    EndpointConfig,
-    EndpointRule,
-    LanguageModelOptions,
-    Recognizer,
-    VadOptions,
-)
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions, Recognizer, VadOptions
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.declarations import options_of
 from u2moe.runtime.options import SEARCHES

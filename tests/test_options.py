@@ -7,14 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from u2moe.runtime import (
-    DecodingOptions,
-    EndpointConfig,
-    EndpointRule,
-    RescoringWeights,
-    SubtitleOptions,
-    VadOptions,
-)
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, RescoringWeights, SubtitleOptions, VadOptions
 from u2moe.runtime.corpus.lists import ListOptions
 from u2moe.runtime.corpus.runner import CorpusOptions
 from u2moe.runtime.declarations import options_of

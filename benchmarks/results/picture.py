@@ -11,15 +11,7 @@ from typing import Any
 from u2moe.benchmarks.instruments.statistics import Spread, spread_of
 from u2moe.benchmarks.instruments.workload import CHUNK_S, UTTERANCE_S
 from u2moe.benchmarks.results.files import kind_of, read_json, repository, results_file
-from u2moe.benchmarks.studies.full_size import (
-    DENSE,
-    INT4,
-    INT8,
-    PLAIN_DENSE,
-    PLAIN_INT8,
-    PLAIN_LARGE,
-    factor,
-)
+from u2moe.benchmarks.studies.full_size import DENSE, INT4, INT8, PLAIN_DENSE, PLAIN_INT8, PLAIN_LARGE, factor
 from u2moe.benchmarks.studies.shared.random_models import NAMES
 from u2moe.benchmarks.studies.shared.script import run_script
 from u2moe.benchmarks.studies.systems import SHERPA

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, FeedForward
 from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating
-from u2moe.export.encoders.network import (
-    CNN_CACHE,
-    BlockCaches,
-    Context,
-    SpeechEncoder,
-)
+from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.layer_config import check_static_chunk, encoder_architecture
 from u2moe.export.layers import Residual, linear
 from u2moe.export.yaml_section import Section

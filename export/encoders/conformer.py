@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.attention import MultiHeadAttention, added, norm
 from u2moe.export.convolution import ConvolutionModule, convolution, initial_cache
-from u2moe.export.encoders.network import (
-    ATT_CACHE,
-    CNN_CACHE,
-    BlockCaches,
-    Context,
-    SpeechEncoder,
-    with_past,
-)
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, with_past
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual

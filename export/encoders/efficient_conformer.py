@@ -19,14 +19,7 @@ from u2moe.export.architecture import Attention, Convolution, EncoderArchitectur
 from u2moe.export.attention import MultiHeadAttention, attended
 from u2moe.export.convolution import ConvolutionModule
 from u2moe.export.encoders.conformer import ConformerBlock
-from u2moe.export.encoders.network import (
-    ATT_CACHE,
-    CNN_CACHE,
-    BlockCaches,
-    Context,
-    SpeechEncoder,
-    attention_cache,
-)
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, attention_cache
 from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.bundle.contract import Cache

@@ -11,20 +11,9 @@ import torch
 from torch import nn
 
 from u2moe.export.attention_nodes import AttentionNodes
-from u2moe.export.convolution import (
-    ConvolutionModule,
-    Surroundings,
-    convolution_parts,
-    initial_cache,
-)
+from u2moe.export.convolution import ConvolutionModule, Surroundings, convolution_parts, initial_cache
 from u2moe.export.encoders.conformer import ConformerBlock, ConformerNodes
-from u2moe.export.encoders.efficient_conformer import (
-    CACHES,
-    EfficientBlock,
-    GroupedAttention,
-    Strided,
-    cache_name,
-)
+from u2moe.export.encoders.efficient_conformer import CACHES, EfficientBlock, GroupedAttention, Strided, cache_name
 from u2moe.export.encoders.nodes import FrameNodes, next_history
 from u2moe.export.layers import Residual, linear, parameter, product
 from u2moe.runtime.graph.attention import END, Heads, attention, to_heads

@@ -14,13 +14,7 @@ import onnxruntime
 import soundfile
 
 from u2moe.export.comparison import ParityReport, compared, parity_samples
-from u2moe.export.profiles.graphs import (
-    LONGEST_CLIP_S,
-    Profile,
-    detokenizer_graph,
-    samples_per_frame,
-    window_samples,
-)
+from u2moe.export.profiles.graphs import LONGEST_CLIP_S, Profile, detokenizer_graph, samples_per_frame, window_samples
 from u2moe.runtime.audio.padding import Padding
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search

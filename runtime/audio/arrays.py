@@ -126,7 +126,7 @@ _NUM_CROSSINGS = 32
 _ROLL_OFF = 0.945
 """Share of the band that passes; the rest is the transition, above which nothing is left to fold back."""
 _KAISER_BETA = 9.0
-_BLOCK = 2048
+_MOST_AT_ONCE = 2048
 """New samples per matrix of products."""
 
 
@@ -164,10 +164,10 @@ class SincResampler:
         self._kept = np.concatenate([self._kept, samples])
         parts = [np.zeros(0, np.float32)]
         while self._num_returned < total:
-            parts.append(self._block(min(_BLOCK, total - self._num_returned)))
+            parts.append(self._resampled(min(_MOST_AT_ONCE, total - self._num_returned)))
         return np.concatenate(parts)
 
-    def _block(self, num: int) -> Samples:
+    def _resampled(self, num: int) -> Samples:
         """The next `num` new samples, and forgets old ones that none needs any more."""
         places = np.arange(self._num_returned, self._num_returned + num, dtype=np.int64) * self._numerator
         whole, phases = np.divmod(places, self._denominator)

@@ -98,8 +98,8 @@ class MediaFile:
         try:
             self._stream = self._track(track)
             self._begin_s = 0.0 if self._container.start_time is None else self._container.start_time / 1e6
-            self._blocks = self._decode()
-            self._rest = next(self._blocks, None)
+            self._buffers = self._decode()
+            self._rest = next(self._buffers, None)
         except BaseException as error:
             self.close()
             if isinstance(error, self._errors):
@@ -128,13 +128,13 @@ class MediaFile:
             parts.append(self._rest[:size])
             size -= len(parts[-1])
             left = self._rest[len(parts[-1]) :]
-            self._rest = left if len(left) else next(self._blocks, None)
+            self._rest = left if len(left) else next(self._buffers, None)
         return np.concatenate(parts) if parts else np.zeros((0, self.channels), np.float32)
 
     def seek(self, frame: int) -> None:
         """Move forward to a frame, counted from here, by decoding what lies before."""
-        while frame > 0 and (block := self.read(min(frame, self.samplerate))).size:
-            frame -= len(block)
+        while frame > 0 and (buffer := self.read(min(frame, self.samplerate))).size:
+            frame -= len(buffer)
 
     def damage(self, num_read: int) -> str | None:
         """A description of what is missing after `num_read` frames were read to the end; None: nothing is."""
@@ -164,7 +164,7 @@ class MediaFile:
         return found
 
     def _decode(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Blocks [frames, channels]. Silence takes the place of a packet that cannot be decoded: times stay right."""
+        """Buffers [frames, channels]. Silence takes the place of a packet that cannot be decoded: times stay right."""
         packets = self._container.demux(self._stream)
         self.samplerate = num_channels = num_frames = 0
         samples_of = _Packer()

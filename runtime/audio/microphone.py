@@ -119,11 +119,11 @@ class Microphone:
 
     # The rest runs in PortAudio's thread, which must not wait and where exceptions are lost.
 
-    def _on_audio(self, block: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
+    def _on_audio(self, buffer: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
         if status.input_overflow:
             self._lose(0.0, AudioOverflowError("the audio system dropped it before it was delivered", 0.0))
         try:
-            self._transcriber.feed(self.sample_rate, block[:, 0])
+            self._transcriber.feed(self.sample_rate, buffer[:, 0])
         except StreamError:  # the transcriber is closed, or has ended and reported why
             raise self._sounddevice.CallbackStop from None
         except AudioError as error:  # the queue is full, or the samples are not finite
@@ -140,7 +140,7 @@ class Microphone:
         self.lost_s += seconds
 
     def _report_loss(self) -> None:
-        """Report a gap once it is over, so that the queue never holds more reports than blocks."""
+        """Report a gap once it is over, so that the queue never holds more reports than buffers."""
         if self._cause is None:
             return
         amount = f"{self._cause_s:.2f} s of audio" if self._cause_s else "audio"

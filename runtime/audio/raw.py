@@ -115,8 +115,8 @@ class RawFile:
 
     def seek(self, frame: int) -> None:
         """Move forward to a frame, counted from here."""
-        while frame > 0 and (block := self.read(frame)).size:
-            frame -= len(block)
+        while frame > 0 and (buffer := self.read(frame)).size:
+            frame -= len(buffer)
 
     def damage(self, num_read: int) -> str | None:
         """A description of the incomplete sample at the end; None: there is none."""

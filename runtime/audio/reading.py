@@ -1,4 +1,4 @@
-"""Reads any file as float32 samples of one channel at the model's rate, in blocks.
+"""Reads any file as float32 samples of one channel at the model's rate, in buffers.
 
 soundfile (libsndfile) reads WAV, FLAC, MP3, Ogg, AIFF and more, at any rate and channel count; PyAV, the extra [media],
 reads the rest. onnxruntime-extensions' AudioDecoder is no help: it reports no sample rate, cannot upsample,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _READ_S = 0.25
 """Seconds that are read at once: so much is lost before damage."""
 _MOST_BYTES = 1 << 24
-"""Largest block of all channels together, however many there are."""
+"""Largest buffer of all channels together, however many there are."""
 _CANCELLED = 0.01
 """If averaging leaves less than this share of the energy, the channels cancel each other."""
 
@@ -45,13 +45,13 @@ def read_blocks(
     end: float | None = None,
     on_open: Callable[[Sound], object] = lambda _: None,
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Samples of a file at `sample_rate`, one channel, in blocks of about `block_s` seconds.
+    """Samples of a file at `sample_rate`, one channel, in buffers of about `block_s` seconds.
 
     Args:
         file: a path, the bytes of a file, a binary file object, or `RawAudio`, which is read as it comes. What cannot
             seek (pipes) is first read to its end, unless it is raw.
-        sample_rate: sample rate of the blocks in Hz.
-        block_s: seconds per block.
+        sample_rate: sample rate of the buffers in Hz.
+        block_s: seconds per buffer.
         channel: index of the only channel to read, 0 for the left one; None: the average of all. If the channels cancel
             each other in the average, there is an AudioWarning.
         track: index among the audio tracks of a media file, counted from 0; None: the default one.
@@ -79,11 +79,11 @@ def read_blocks(
             size = max(min(int(block_s * source.samplerate), _MOST_BYTES // (4 * source.channels)), 1)
             error: Exception | None = None
             while error is None:
-                block, error = _read_block(source, min(size, stop - num_read))
-                if not len(block):
+                buffer, error = _read_buffer(source, min(size, stop - num_read))
+                if not len(buffer):
                     break
-                num_read += len(block)
-                mixed, unusable = mixer.mix(block)
+                num_read += len(buffer)
+                mixed, unusable = mixer.mix(buffer)
                 error = unusable or error
                 yield resampler.accept(mixed)
             if error is not None:
@@ -98,7 +98,7 @@ def read_blocks(
         raise TruncatedAudioError(f"{name}: {missing}")
 
 
-def _read_block(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exception | None]:
+def _read_buffer(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exception | None]:
     """Up to `size` frames [frames, channels], at once what a pipe has; and the error at which the file breaks off."""
     parts = [np.zeros((0, source.channels), np.float32)]
     unit = max(int(_READ_S * source.samplerate), 1)
@@ -142,12 +142,12 @@ class _Mixer:
         self._energies = np.zeros(2)
         """Energy of the average, and average energy of the channels."""
 
-    def mix(self, block: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
+    def mix(self, buffer: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
         """One channel [n] from frames [n, channels], up to what cannot be used; and the error about that."""
-        is_chosen = self._channel is not None or block.shape[1] == 1
-        mixed, error = self._usable(block[:, self._channel or 0] if is_chosen else block.mean(axis=1))
+        is_chosen = self._channel is not None or buffer.shape[1] == 1
+        mixed, error = self._usable(buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1))
         if not is_chosen:
-            self._look_for_cancelling(mixed, block[: len(mixed)])
+            self._look_for_cancelling(mixed, buffer[: len(mixed)])
         return mixed, error
 
     def _usable(self, samples: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
@@ -157,9 +157,9 @@ class _Mixer:
             first = int(np.argmin(np.abs(samples) <= LOUDEST))  # NaN is not, either
             return as_samples(samples[: max(first - self._unit, 0)]), error
 
-    def _look_for_cancelling(self, mixed: npt.NDArray[np.float32], block: npt.NDArray[np.float32]) -> None:
+    def _look_for_cancelling(self, mixed: npt.NDArray[np.float32], buffer: npt.NDArray[np.float32]) -> None:
         before = self._cancels
-        self._energies += (float(np.square(mixed).sum()), float(np.square(block).sum() / block.shape[1]))
+        self._energies += (float(np.square(mixed).sum()), float(np.square(buffer).sum() / buffer.shape[1]))
         if self._cancels and not before:
             warnings.warn(
                 f"{self._name}: its channels cancel each other when averaged: choose one channel",
@@ -176,12 +176,12 @@ def read_audio(
     file: File | RawAudio, sample_rate: int, *, channel: int | None = None, track: int | None = None
 ) -> npt.NDArray[np.float32]:
     """All samples of a file, or with an AudioWarning those of a truncated file; see `read_blocks`."""
-    blocks = [np.zeros(0, np.float32)]
+    buffers = [np.zeros(0, np.float32)]
     try:
-        blocks += read_blocks(file, sample_rate, channel=channel, track=track)
+        buffers += read_blocks(file, sample_rate, channel=channel, track=track)
     except TruncatedAudioError as error:
         warnings.warn(str(error), AudioWarning, stacklevel=2)
-    return np.concatenate(blocks)
+    return np.concatenate(buffers)
 
 
 def stated_s(sound: Sound) -> float:

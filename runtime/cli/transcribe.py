@@ -23,7 +23,7 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.text.formats import FORMATS
 
-_STREAM_BLOCK_S = 0.1
+_STREAM_BUFFER_S = 0.1
 
 
 def add_transcribe(subparsers: Subparsers) -> None:
@@ -167,8 +167,8 @@ def _transcript(
         live = LiveRecognition(recognizer.decode_streams, recognizer.create_stream(options))
         rate = recognizer.bundle.manifest.features.sample_rate
         try:
-            for block in read_blocks(item.audio, rate, _STREAM_BLOCK_S, channel=item.channel, track=item.track):
-                keep(live.accept(rate, block))
+            for buffer in read_blocks(item.audio, rate, _STREAM_BUFFER_S, channel=item.channel, track=item.track):
+                keep(live.accept(rate, buffer))
                 seconds = live.stream.duration
                 if not live.shown:
                     on_progress(seconds)

@@ -144,21 +144,21 @@ class BlockRecognizer:
         self._on_attempt([index])
         warnings: dict[str, None] = {}  # each once, in order
         with handing_warnings_to(warnings.setdefault):
-            blocks = RecordingReader(sources.read_blocks(entry, self._sample_rate), self._sample_rate)
+            reader = RecordingReader(sources.read_blocks(entry, self._sample_rate), self._sample_rate)
             stream = self._recognizer.create_recording_stream()
 
             def decode(streams: list[Stream]) -> None:
-                if blocks.duration > LONGEST_BATCHED_S and not blocks.has_ended:
+                if reader.duration > LONGEST_BATCHED_S and not reader.has_ended:
                     self._recognizer.decode_streams(streams)
 
-            segments = list(recognize(decode, stream, blocks))
+            segments = list(recognize(decode, stream, reader))
         return _Read(
             index=index,
             entry=entry,
             stream=stream,
             segments=segments,
-            duration=blocks.duration,
-            error=blocks.error,
+            duration=reader.duration,
+            error=reader.error,
             warnings=list(warnings),
         )
 

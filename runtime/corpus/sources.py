@@ -49,7 +49,7 @@ class Sources:
         self._opened.close()
 
     def read_blocks(self, entry: Entry, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Samples of an entry at `sample_rate`, one channel, float32, in blocks of about ten seconds.
+        """Samples of an entry at `sample_rate`, one channel, float32, in buffers of about ten seconds.
 
         Raises:
             AudioError: its audio cannot be read, or breaks off; then raised after the last samples.

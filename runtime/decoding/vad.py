@@ -129,16 +129,16 @@ class VoiceActivityDetector:
             raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
 
     def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
-        """Spans of speech with their padding, in parts, as the blocks arrive; silence is dropped.
+        """Spans of speech with their padding, in parts, as the buffers arrive; silence is dropped.
 
         Args:
-            blocks: consecutive samples at 16 kHz, float32 [n]; the split into blocks does not matter.
+            blocks: consecutive samples at 16 kHz, float32 [n]; the split into buffers does not matter.
         """
         states, context = self._start(), np.zeros(_CONTEXT, np.float32)
         spans = _SpeechSpans(self.options)
-        for block in _whole_windows(blocks):
-            probabilities, states, context = self._probabilities(block, states, context)
-            yield from spans.accept(block, probabilities.tolist())
+        for buffer in _whole_windows(blocks):
+            probabilities, states, context = self._probabilities(buffer, states, context)
+            yield from spans.accept(buffer, probabilities.tolist())
         yield from spans.finish()
 
     def _start(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -196,10 +196,10 @@ class _SpeechSpans:
         self._num_silent = 0
         self._speaks = self._begins = False
 
-    def accept(self, block: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
+    def accept(self, buffer: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
         """The parts that are certain after some more complete windows."""
         end = self._held_start + len(self._held)
-        self._held = np.concatenate([self._held, block])
+        self._held = np.concatenate([self._held, buffer])
         for probability in probabilities:
             end += _WINDOW
             going_on = self._speaks and not self._num_silent
@@ -229,12 +229,12 @@ class _SpeechSpans:
         return speech
 
 
-def _whole_windows(blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
+def _whole_windows(buffers: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
     """The samples in complete windows, a limited number at a time; the last one is padded with silence."""
     rest = np.zeros(0, np.float32)
-    for block in blocks:
-        for start in range(0, len(block), _MAX_WINDOWS * _WINDOW):
-            rest = np.concatenate([rest, block[start : start + _MAX_WINDOWS * _WINDOW]])
+    for buffer in buffers:
+        for start in range(0, len(buffer), _MAX_WINDOWS * _WINDOW):
+            rest = np.concatenate([rest, buffer[start : start + _MAX_WINDOWS * _WINDOW]])
             size = len(rest) // _WINDOW * _WINDOW
             yield rest[:size]
             rest = rest[size:]

@@ -10,14 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from layers import (
-    attention_model,
-    attention_shapes,
-    convolutions_model,
-    mixture_model,
-    mixture_weights,
-    session_with,
-)
+from layers import attention_model, attention_shapes, convolutions_model, mixture_model, mixture_weights, session_with
 
 from u2moe.quantize.passes.front_end import FirstConvolutions, Window
 from u2moe.runtime.bundle.mixture import Mixture

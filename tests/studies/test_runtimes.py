@@ -6,15 +6,7 @@ import sys
 import pytest
 
 from u2moe.benchmarks.studies import runtimes
-from u2moe.benchmarks.studies.runtimes import (
-    CPP,
-    PYTHON,
-    Program,
-    compared,
-    segments_of,
-    sherpa_lines,
-    summary,
-)
+from u2moe.benchmarks.studies.runtimes import CPP, PYTHON, Program, compared, segments_of, sherpa_lines, summary
 from u2moe.benchmarks.studies.shared.programs import write_wav
 
 

@@ -2,13 +2,7 @@
 
 from u2moe.runtime.corpus.entry import ListOptions
 from u2moe.runtime.corpus.lists.lines import Recording, read_recordings
-from u2moe.runtime.corpus.lists.table import (
-    FORMATS,
-    ListFormat,
-    digest,
-    find_format,
-    read_utterances,
-)
+from u2moe.runtime.corpus.lists.table import FORMATS, ListFormat, digest, find_format, read_utterances
 
 __all__ = [
     "FORMATS",
