@@ -19,6 +19,7 @@ from u2moe.export.joining import Joined, inlined, joined, joined_model
 from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 
@@ -73,16 +74,11 @@ class SherpaOptions:
         num_left_chunks: chunks of left context; the same holds.
     """
 
-    chunk_size: int = 16
-    num_left_chunks: int = 4
+    chunk_size: int = option("integer", 16, least=1)
+    num_left_chunks: int = option("integer", 4, least=1)
 
     def __post_init__(self) -> None:
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
-        if self.num_left_chunks < 1:
-            raise ValueError(
-                f"num_left_chunks must be at least 1 (the client's cache is fixed), got {self.num_left_chunks}"
-            )
+        check_options(self)
 
 
 def supported_graphs(

@@ -176,25 +176,16 @@ def test_special_files(folder):
         Bundle.open(folder)
 
 
+OTHER_VERSION = "version must be 4: use the u2moe that wrote it, or export it again"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda c: c.update(format="other"), "format must be 'u2moe-bundle', got 'other'"),
-        (
-            lambda c: c.update(version=5),
-            "version must be 4: use the u2moe that wrote it, or export it again, got 5",
-        ),
-        (
-            lambda c: c.update(version=2),
-            "version must be 4: use the u2moe that wrote it, or export it again, got 2",
-        ),
-        (
-            lambda c: c.update(version=True),
-            "version must be 4: use the u2moe that wrote it, or export it again, got True",
-        ),
-        (
-            lambda c: c.pop("version"),
-            "version must be 4: use the u2moe that wrote it, or export it again, got None",
+        *(
+            (lambda c, found=found: c.update(version=found), f"{OTHER_VERSION}, got {found}")
+            for found in (5, 2, True, None)
         ),
         (lambda c: c["model"].pop("blank"), "model.blank is missing"),
         (lambda c: c["model"].update(blank="0"), "model.blank must be an integer, got '0'"),

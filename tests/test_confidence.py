@@ -49,14 +49,6 @@ def test_confidences_are_what_the_bundle_says_they_are_worth(bundle, model, soun
         assert (after.text, after.nbest) == (before.text, before.nbest)  # what ranks stays as it is
 
 
-@pytest.mark.parametrize(
-    ("numbers", "name"), [({"scale": 0.0}, "scale"), ({"scale": math.inf}, "scale"), ({"bias": math.nan}, "bias")]
-)
-def test_numbers_that_cannot_be(numbers, name):
-    with pytest.raises(ValueError, match=name):
-        Calibration(**numbers)
-
-
 def test_calibration_is_kept_by_quantization_and_not_in_the_graphs(bundle, tmp_path):
     """It is found when the graphs are there already, and found again later: they must go on fitting the manifest."""
     calibration = Calibration(scale=1.5, bias=-0.5)

@@ -185,26 +185,6 @@ def test_other_warnings_go_where_they_went(stereo, recwarn):
     assert {str(warning.message) for warning in recwarn} == {"other"}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"block_size": 0}, "block_size must be at least 1, got 0"),
-        ({"block_size": 2.5}, "block_size must be an integer"),
-        ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
-        ({"num_workers": True}, "num_workers must be an integer, got True"),
-        ({"retry_failed": 1}, "retry_failed must be"),
-        ({"shard": "0/2"}, "shard must be"),
-        ({"list_options": {"root": "x"}}, "list_options must be"),
-        ({"channel": -1}, "channel must be at least 0"),
-        ({"channel": "left"}, "channel must be an integer"),
-        ({"channel": 0.0}, "channel must be an integer"),
-    ],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        (ListOptions if "channel" in options else CorpusOptions)(**options)
-
-
 def test_failures_are_tried_again_where_that_is_asked_for(corpus, tmp_path):
     lines = listed(corpus)[:6]
     list_path = write_list(tmp_path / "data.list", [line | {"wav": f"{line['key']}.wav"} for line in lines])

@@ -119,12 +119,7 @@ def test_front_ends_that_make_no_sense(config, bundle, model):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sample_rate": 10}, "sample_rate must be at least 1000, got 10"),
-        ({"num_mel_bins": 2}, "num_mel_bins must be at least 3, got 2"),
-        ({"frame_shift_ms": 0.0}, "frame_shift_ms must be a number between 1 and 1000, got 0.0"),
         ({"frame_shift_ms": 26.0}, "frame_shift_ms must be at most frame_length_ms, 25.0, got 26.0"),
-        ({"frame_length_ms": 1e9}, "frame_length_ms must be a number between 1 and 1000, got 1000000000.0"),
-        ({"window": "kaiser"}, "window must be one of povey, hamming, .*, got 'kaiser'"),
         ({"num_ceps": 81}, "num_ceps must be at most num_mel_bins, 80, got 81"),
         ({"low_hz": 9000.0}, "low_hz and high_hz must be edges of bands below half the sample_rate 16000, got 9000.0"),
         ({"high_hz": -8000.0}, "low_hz and high_hz must be edges"),

@@ -7,7 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, RescoringWeights, SubtitleOptions, VadOptions
+from u2moe.export import SherpaOptions
+from u2moe.runtime import (
+    DecodingOptions,
+    EndpointConfig,
+    EndpointRule,
+    RescoringWeights,
+    SubtitleOptions,
+    TextFormat,
+    VadOptions,
+)
+from u2moe.runtime.bundle.manifest import Calibration, FeatureConfig
 from u2moe.runtime.corpus.lists import ListOptions
 from u2moe.runtime.corpus.runner import CorpusOptions
 from u2moe.runtime.declarations import options_of
@@ -16,7 +26,7 @@ from u2moe.runtime.language.model import FusionWeights
 
 KINDS = (
     DecodingOptions, RescoringWeights, EndpointConfig, EndpointRule, FusionWeights, SubtitleOptions, VadOptions,
-    TrainingOptions, ListOptions, CorpusOptions,
+    TrainingOptions, ListOptions, CorpusOptions, FeatureConfig, Calibration, TextFormat, SherpaOptions,
 )  # fmt: skip
 NO_NUMBERS = [math.nan, math.inf, -math.inf, True, np.True_, "3", 10**400, [1], 1j]
 NO_INTEGERS = [*NO_NUMBERS, 2.5, 2.0, -2, 10**9, np.float32(2)]
@@ -44,6 +54,21 @@ def test_what_is_of_another_type_is_refused_by_name(kind, name):
     declared = options_of(kind)[name]
     wrong = {"integer": NO_INTEGERS, "number": NO_NUMBERS, "flag": [0, 1.0, "yes"]}.get(declared.kind, [3.5])
     for value in wrong if declared.may_be_none else [*wrong, None]:
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in options_of(kind)])
+def test_what_is_beyond_a_limit_or_no_choice_is_refused_by_name(kind, name):
+    declared = options_of(kind)[name]
+    beyond = [declared.above] if declared.above is not None else []
+    if declared.kind in ("integer", "number"):
+        step = 1 if declared.kind == "integer" else 1e-9
+        beyond += [declared.least - step] if declared.least is not None else []
+        beyond += (
+            [declared.most + (step if step == 1 else step * max(1, declared.most))] if declared.most is not None else []
+        )
+    for value in ["none of them"] if declared.choices else beyond:
         with pytest.raises(ValueError, match=f"{name} must be"):
             kind(**{name: value})
 

@@ -311,12 +311,6 @@ def test_static_chunks_have_an_online_graph_only(random_bundle, tmp_path):
     assert "OfflineRecognizer" not in found.usage()
 
 
-@pytest.mark.parametrize("options", [{"chunk_size": 0}, {"num_left_chunks": 0}, {"num_left_chunks": -1}])
-def test_options_are_checked(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
-        SherpaOptions(**options)
-
-
 def test_chunks_beyond_the_positions_are_refused(bundle):
     with pytest.raises(UnsupportedError, match="chunk plus left context is 5040 frames; the maximum is"):
         supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(num_left_chunks=314))
