@@ -6,6 +6,7 @@ import gc
 import gzip
 import json
 import os
+import re
 import signal
 import sys
 import types
@@ -41,6 +42,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("u2moe")
+
+
+_ALL_SLOW = re.compile(r"^pytestmark = .*mark\.slow\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files that are slow as a whole are not read where slow tests are left out: their imports take seconds."""
+    is_python = collection_path.suffix == ".py" and "not slow" in config.option.markexpr
+    return True if is_python and _ALL_SLOW.search(collection_path.read_text(encoding="utf-8")) else None
 
 
 def pytest_collection_finish():

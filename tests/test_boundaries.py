@@ -81,6 +81,7 @@ def test_public_names():
     assert all(getattr(u2moe.runtime, name).__doc__ for name in PUBLIC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["repository", "elsewhere"])
 def test_the_package_itself_has_the_names_of_the_runtime(place, tmp_path):
     """In the repository's root, too, where folders of the working directory come first."""

@@ -37,6 +37,7 @@ def names_in(value):
     return {name for each in value for name in names_in(each)} if isinstance(value, list) else set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options_of(DecodingOptions))
 def test_a_case_of_recordings_shows_every_option(name, tmp_path):
     """So that C++ and JavaScript, which give the results of all cases, cannot lack it."""

@@ -143,6 +143,7 @@ def test_results_are_merged_into_parquet(results, tmp_path):
 ROW = {"key": "a", "text": "b", "duration": 1.0, "segments": [], "error": None, "model": "m", "options": {}}
 
 
+@pytest.mark.slow
 def test_warnings_are_in_parquet_too(tmp_path):
     found = as_parquet(tmp_path / "all.parquet", [ROW, ROW | {"warnings": ["c", "d"]}])
     assert [row["warnings"] for row in found] == [None, ["c", "d"]]

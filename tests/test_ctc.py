@@ -106,7 +106,7 @@ SPOKEN = {
 }
 
 
-@pytest.mark.parametrize("spoken", [True, False])
+@pytest.mark.parametrize("spoken", [pytest.param(True, marks=pytest.mark.slow), False])
 @given(**SPOKEN)
 def test_prefix_beam_search_equals_plain_algorithm(spoken, seed, time, vocab, beam_size, height, data):
     """Where blank dominates most frames, and where nothing does."""

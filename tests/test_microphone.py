@@ -219,6 +219,7 @@ def spoken(sounddevice, sound):
     return sound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [name for name, each in FORMATS.items() if each.segment])
 def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsys, form):
     assert listen(bundle, "--device", "1", "-f", form) == 0

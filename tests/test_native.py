@@ -179,6 +179,7 @@ def test_a_library_with_another_operator_changes_nothing_here(registered, quanti
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_command_line(missing, capsys, monkeypatch):
     clip = str(next((DEMO_FOLDER / "clips").glob("*.wav"), next((DEMO_FOLDER / "clips").glob("*.flac"))))
     monkeypatch.setenv("U2MOE_KERNELS", "native")
@@ -188,6 +189,7 @@ def test_the_command_line(missing, capsys, monkeypatch):
     assert main(["transcribe", clip]) == 0
 
 
+@pytest.mark.slow
 def test_kernels_as_data():
     data = Kernels(native=False, reason="as requested").data()
     assert data["operators"] == []

@@ -101,6 +101,7 @@ def test_no_command_lacks_the_options_of_bundles(command, capsys):
     assert f"encoder frames per chunk (default: {own}" * bool(own) in " ".join(said.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options_of(RescoringOptions))
 def test_loops_that_search_again_have_all_weights_of_the_bundle(name, recognizer, sound, monkeypatch):
     """Tuning of language models, and the damage of quantization."""

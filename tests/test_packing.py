@@ -108,6 +108,7 @@ def test_weights_are_used_where_they_lie(packed):
     assert str(packed.path / "encoder.onnx.data") in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_removed_bundle_stays_loaded(packed, tmp_path):
     copy = tmp_path / "copy"
     with BundleWriter(copy) as staging:
@@ -145,6 +146,7 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
         later.load()
 
 
+@pytest.mark.slow
 def test_nothing_to_pack_is_an_error(exported, tmp_path):
     plain = recipe("fp32", {"embeddings": "int8"}, packed=True)
     with pytest.raises(BundleError, match=r"native kernels use no weights of recipe fp32\[embeddings=int8\]"):

@@ -68,6 +68,7 @@ def test_the_fit_is_written_into_the_bundle_on_top_of_what_it_says(bundle, tmp_p
     assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in bundle.path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_report_of_the_command(bundle, recognizer, sound, tmp_path, capsys):
     """All words are right but the one that is least sure."""
     soundfile.write(tmp_path / "a.wav", sound, 16_000)

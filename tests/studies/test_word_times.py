@@ -53,6 +53,7 @@ def test_errors_are_those_of_the_words_that_were_recognised():
     assert word_times.statistics([]) is None
 
 
+@pytest.mark.slow
 def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
     file = tmp_path / "word_times.json"
     arguments = [str(bundle.path), str(manifest), "--utterances", "2", "--results", str(file)]
