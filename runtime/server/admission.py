@@ -16,6 +16,7 @@ from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.models import ServedModel
+from u2moe.runtime.server.transport import in_place
 
 _SHARE = 0.35
 """Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and a machine that
@@ -94,7 +95,8 @@ class Admission:
             raise UnavailableError("the server is full: it is slower than usual, and results would be late")
         self._change(1)
         try:
-            yield
+            with in_place():
+                yield
         finally:
             self._change(-1)
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from u2moe.runtime.server.access import Access
 from u2moe.runtime.server.errors import RequestError, error_response
@@ -22,6 +22,7 @@ from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocols.rest import RESPONSE_FORMATS
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.service import Service
+from u2moe.runtime.server.transport import CONNECTION
 
 _MEDIA_TYPES = {
     ".html": "text/html",
@@ -53,7 +54,7 @@ def make_app(service: Service) -> ASGIApp:
             routes += protocol.routes(service)
         if protocol.path is not None:
             routes.append(WebSocketRoute(protocol.path, partial(protocol.serve, service)))
-    return Access(
+    access = Access(
         Starlette(routes=routes, exception_handlers={HTTPException: _http_error}),
         service.incidents,
         keys=service.keys,
@@ -62,6 +63,11 @@ def make_app(service: Service) -> ASGIApp:
         open_paths=frozenset({*(route.path for route in page), "/healthz", "/readyz"}),
         own_paths={protocol.name: protocol.path for protocol in PROTOCOLS.values() if protocol.path is not None},
     )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await scope["state"][CONNECTION].serve(access, scope, receive, send)
+
+    return app
 
 
 def _operation(service: Service) -> list[Route]:

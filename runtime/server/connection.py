@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
-from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError
-from u2moe.runtime.server.mailbox import Mailbox
-from u2moe.runtime.server.pace import patience_for_audio
+from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError, TooLargeError
+from u2moe.runtime.server.patience import patience_for_audio
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.service import Service, Slot
+from u2moe.runtime.server.transport import charged
 from u2moe.runtime.text.vocabulary import join_texts
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
@@ -25,6 +25,8 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_COMMAS = 10_000
 """A thousand hotwords with weights have some thousands, audio in base64 hardly any. Reading 1 MB of values takes 7 ms,
 in which nobody else is served; counting commas takes half a millisecond."""
+_MAX_TEXT = 1 << 20
+"""Maximum length of a text: some seconds of audio in base64, or a thousand hotwords."""
 _Value = TypeVar("_Value")
 
 
@@ -35,7 +37,6 @@ class Connection:
         self.service = service
         self.slot = slot
         self._websocket = websocket
-        self._mailbox: Mailbox = websocket.scope["state"]["mailbox"]
         self._limits = service.options.limits
         self._patience = patience_for_audio(slot, self._limits.idle_s)
 
@@ -45,27 +46,25 @@ class Connection:
         Raises:
             ClientGoneError: the client has disconnected.
             IdleError: too little audio came for too long.
+            TooLargeError: it is a text of more than a megabyte.
         """
-        message = await self._mailbox.get(self._patience)
+        if self._websocket.client_state == WebSocketState.DISCONNECTED:
+            raise ClientGoneError
+        message = await self._patience.wait_for(self._websocket.receive)
         if message["type"] == "websocket.disconnect":
-            self._mailbox.put_nowait(message)  # whoever reads next is told, too
             raise ClientGoneError
         text: str | None = message.get("text")
-        if text is not None:
-            return text
-        data: bytes = message.get("bytes") or b""
-        return data
+        if text is None:
+            data: bytes = message.get("bytes") or b""
+            return data
+        if len(text) > _MAX_TEXT:
+            raise TooLargeError(f"a text may have {_MAX_TEXT} characters")
+        return text
 
     async def feed(self, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
-        """Feed a stream with what `samples` reads from binary messages, up to the first text, which is returned.
-
-        Messages that have arrived together are fed together: each call has its costs.
-        """
+        """Feed a stream with what `samples` reads from binary messages, up to the first text, which is returned."""
         while isinstance(message := await self.receive(), bytes):
-            blocks = [samples(message)]
-            while (more := self._mailbox.take_bytes()) is not None:
-                blocks.append(samples(more))
-            await stream.feed(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
+            await stream.feed(samples(message))
         return message
 
     async def send(self, message: str | Mapping[str, Any]) -> None:
@@ -95,7 +94,7 @@ async def send_within(seconds: float, sending: Awaitable[None]) -> None:
 
 async def converse(read: Awaitable[object], write: Awaitable[_Value]) -> _Value:
     """Read from and write to a client concurrently; returns what writing does, but the first error ends both."""
-    reader, writer = asyncio.ensure_future(read), asyncio.ensure_future(write)
+    reader, writer = asyncio.create_task(charged(read)), asyncio.create_task(charged(write))
     try:
         await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
         if reader.done():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from u2moe.runtime.options import NONE, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.transport import in_thread
 from u2moe.runtime.text.written.formatter import TextFormat
 
 _LEFT_CHUNKS = 4
@@ -100,7 +100,7 @@ class ServedModel:
         if weight and weight not in self._weighted:
             weighted = replace(chosen, weight=weight)
             options = replace(self.stream_options, language_model=weighted)
-            await asyncio.to_thread(self.recognizer.create_stream, options)
+            await in_thread(self.recognizer.create_stream, options)
             self._weighted.setdefault(weight, weighted)
         return self._weighted[weight] if weight else NONE
 
@@ -122,13 +122,13 @@ class ServedModel:
             if (length := len(item if isinstance(item, str) else item[0])) > _MAX_HOTWORD_LEN:
                 raise RequestError(f"a hotword may have {_MAX_HOTWORD_LEN} characters, got {length}", "hotwords")
         with refusing("hotwords"):
-            return await asyncio.to_thread(ContextGraph, phrases, self.recognizer.vocabulary) if phrases else None
+            return await in_thread(ContextGraph, phrases, self.recognizer.vocabulary) if phrases else None
 
     async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
         """Hotwords from phrases of any kind; those that the vocabulary cannot spell are omitted."""
         if not phrases:
             return None
-        return await asyncio.to_thread(self._writable, dict.fromkeys(phrases[: self._max_hotwords]))
+        return await in_thread(self._writable, dict.fromkeys(phrases[: self._max_hotwords]))
 
     def _writable(self, phrases: Iterable[str]) -> ContextGraph | None:
         writable = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from u2moe.runtime.declarations import check_options, option, options_of
-from u2moe.runtime.server.connections import Address
+from u2moe.runtime.server.accounts import Address
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

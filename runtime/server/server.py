@@ -1,28 +1,28 @@
-"""The server of one process: uvicorn on our sockets, also for protocols over TCP, and a shutdown that drains."""
+"""The server of one process: accepts connections on our sockets, has uvicorn speak HTTP, and drains at the end."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
+import itertools
 import math
 import multiprocessing
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, cast
 
 import uvicorn
 
 from u2moe.runtime.server.access import SPEAKS
+from u2moe.runtime.server.accounts import Connections, allowed_connections
 from u2moe.runtime.server.app import make_app
-from u2moe.runtime.server.connections import Connections, TrackedConnection, allowed_connections
-from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.service import Service
+from u2moe.runtime.server.transport import CONNECTION, Connection
 
 _PING_S = 20.0
 _HANDSHAKE_S = 20.0
@@ -34,49 +34,60 @@ _LEFT_TO_OTHERS_S = 0.005
 """Seconds for which connections are left to workers with more room."""
 _DOUBT_S = 2.0
 """Seconds without a turn of its event loop after which no connections are left to a worker."""
+_TICK_S = 0.1
 
 
-class Server(uvicorn.Server):
-    """The server of one process, with its own sockets or beside other workers with the same."""
+class Server:
+    """The server of one process, with its own sockets or beside other workers with the same.
+
+    Args:
+        service: what it serves; started and stopped by it.
+        ready: is called when it accepts connections.
+        number: that of the worker.
+    """
 
     def __init__(self, service: Service, ready: Callable[[], object], number: int = 0) -> None:
-        """Create a server without starting it; it starts and stops `service`, and says when it is `ready`.
-
-        `number` is that of the worker.
-        """
         options = service.options
-        super().__init__(
-            uvicorn.Config(
-                make_app(service),
-                http=HttpHandler,
-                ws=WebSocketHandler,
-                ws_max_size=options.limits.message_bytes,
-                ws_ping_interval=_PING_S,
-                # None: a client whose audio is held back because it is too fast gets its pongs held back too. Those
-                # that have gone are found because nothing comes from them.
-                ws_ping_timeout=None,
-                ws_per_message_deflate=False,
-                loop="asyncio",
-                lifespan="off",
-                log_config=None,
-                log_level="error",  # below it says what clients do wrong, once for each
-                access_log=False,
-                server_header=False,
-                proxy_headers=options.is_behind_proxy,
-                forwarded_allow_ips=["*"] if options.socket_file else list(options.forwarded_allow_ips),
-                timeout_graceful_shutdown=_GRACE_S,
-                ssl_certfile=options.tls_certificate,
-                ssl_keyfile=options.tls_key,
-            )
-        )
         self._service = service
         self._ready = ready
         self._number = number
-        self._look_time = 0.0
+        configure = functools.partial(
+            uvicorn.Config,
+            make_app(service),
+            ws="websockets-sansio",
+            ws_max_size=options.limits.message_bytes,
+            ws_ping_interval=_PING_S,
+            # None: a client whose audio is held back because it is too fast gets its pongs held back too. Those
+            # that have gone are found because nothing comes from them.
+            ws_ping_timeout=None,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            log_level="error",  # below it says what clients do wrong, once for each
+            access_log=False,
+            server_header=False,
+            proxy_headers=options.is_behind_proxy,
+            forwarded_allow_ips=["*"] if options.socket_file else list(options.forwarded_allow_ips),
+            timeout_graceful_shutdown=_GRACE_S,
+            ssl_certfile=options.tls_certificate,
+            ssl_keyfile=options.tls_key,
+        )
+        plain = configure(http="h11")  # pure Python with limits on headers; the other parser of uvicorn has none
+        plain.load()
+        self._plain_http: Callable[..., asyncio.Protocol] = plain.http_protocol_class
+        self._config = configure(http=cast("type[asyncio.Protocol]", self._speak_http))
+        self._uvicorn = uvicorn.Server(self._config)
+        self._stopping = asyncio.Event()
         self._sockets: Mapping[str, socket.socket] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()  # one for each connection that begins or is no HTTP
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each connection that begins or is no HTTP
         newcomers = functools.partial(service.metrics.set, "newcomers")
-        self._connections = Connections(allowed_connections(), options.is_proxy, newcomers)
+        self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
+
+    def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> Connection:
+        """What uvicorn's `http` stands for: its own protocol, behind a connection of ours."""
+        connection: Connection = app_state[CONNECTION]
+        connection.inner = self._plain_http(app_state=app_state, **settings)
+        return connection
 
     async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
         """Serve until told to stop, then finish running streams.
@@ -84,21 +95,30 @@ class Server(uvicorn.Server):
         `sockets` are those that listen, by what is spoken there.
         """
         self._sockets = sockets
+        loop = asyncio.get_running_loop()
         await self._service.start()
+        serving = asyncio.create_task(self._uvicorn.serve(sockets=[]))
         try:
-            await self.serve([])
+            await asyncio.sleep(0)  # it takes signals for itself, which `ready` changes
+            loop.set_exception_handler(self._log_error)
+            self._listen(is_wanted=True)
+            if (parent := multiprocessing.parent_process()) is not None:
+                loop.add_reader(parent.sentinel, self._stop_without_parent, parent.sentinel)
+            looking = asyncio.create_task(self._look_after())
+            self._ready()
+            await self._stopping.wait()
+            await self._service.drain()
+            self.close_sockets()
+            for task in self._tasks:
+                task.cancel()
+            self._uvicorn.should_exit = True
+            await serving
+            looking.cancel()
+            for served in list(self.connections.served.values()):
+                served.abort()
+            await asyncio.sleep(0)
         finally:
             self._service.stop()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections."""
-        await super().startup(sockets)
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._log_error)
-        self._listen(is_wanted=True)
-        if (parent := multiprocessing.parent_process()) is not None:
-            loop.add_reader(parent.sentinel, self._stop_without_parent, parent.sentinel)
-        self._ready()
 
     def _log_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log what asyncio could tell nobody else."""
@@ -143,91 +163,70 @@ class Server(uvicorn.Server):
             listening.close()
         self._sockets = {}
 
-    def _take(self, speaks: str, connection: socket.socket) -> None:
+    def _take(self, speaks: str, accepted: socket.socket) -> None:
         """Serve a connection, if there are not too many; later, if its address has cost too much lately."""
-        visit = self._connections.enter(connection)
+        visit = self.connections.enter(accepted)
         if visit is None:
             self._service.incidents.refuse("connections")
-            connection.close()
+            accepted.close()
             return
-        task = asyncio.get_running_loop().create_task(self._begin(visit, speaks, connection))
+        run_tcp = PROTOCOLS[speaks].run_tcp if speaks in PROTOCOLS else None
+        connection = Connection(visit, self._service.incidents.fail, is_http=run_tcp is None)
+        if run_tcp is not None:
+            visit.settle()  # it becomes a stream much later
+            reader = asyncio.StreamReader()
+            connection.inner = asyncio.StreamReaderProtocol(
+                reader, lambda _, writer: self._spawn(connection.run(run_tcp(self._service, reader, writer)))
+            )
+        self._spawn(self._begin(connection, speaks, accepted))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _begin(self, visit: TrackedConnection, speaks: str, connection: socket.socket) -> None:
-        """Give a connection to its protocol; what is no HTTP is served to the end."""
-        loop, protocol = asyncio.get_running_loop(), PROTOCOLS.get(speaks)
-        run_tcp = None if protocol is None else protocol.run_tcp
+    async def _begin(self, connection: Connection, speaks: str, accepted: socket.socket) -> None:
+        """Give a connection to its protocol."""
+        make, tls = cast("Callable[[], asyncio.BaseProtocol]", lambda: connection), None
+        if connection.is_http:
+            shared = {"config": self._config, "server_state": self._uvicorn.server_state}
+            state, tls = {SPEAKS: speaks, CONNECTION: connection}, self._config.ssl
+            speak_http: Callable[..., asyncio.BaseProtocol] = self._config.http_protocol_class
+            make = functools.partial(speak_http, **shared, app_state=state)
         try:
-            if visit.wait_s:
-                await asyncio.sleep(visit.wait_s)
-            if run_tcp is not None:
-                reader, writer = await asyncio.open_connection(sock=connection)
-            else:
-                shared, state, tls = (self._service.incidents, visit), {SPEAKS: speaks}, self.config.ssl
-                make = functools.partial(HttpHandler, *shared, self.config, self.server_state, state)
-                patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
-                await loop.connect_accepted_socket(make, connection, ssl=tls, **patience)
+            if wait_s := connection.visit.wait_s(time.monotonic()):
+                await asyncio.sleep(wait_s)
+            patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
+            await asyncio.get_running_loop().connect_accepted_socket(make, accepted, ssl=tls, **patience)
         except (OSError, asyncio.CancelledError):  # a failed handshake concerns only the client
-            visit.leave()
-            connection.close()
-            return
-        if run_tcp is not None:
-            visit.settle()  # it becomes a stream much later
-            try:
-                await run_tcp(self._service, reader, writer)
-            finally:
-                writer.close()
-                visit.leave()
+            connection.visit.leave()
+            accepted.close()
 
     def _stop_without_parent(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
-        self.should_exit = True
+        self.stop()
 
-    def _look_after(self) -> None:
+    async def _look_after(self) -> None:
         """Show that the event loop turns, and end connections whose clients are too slow."""
-        now = asyncio.get_running_loop().time()
-        self._service.metrics.set("heartbeats", time.monotonic())
-        if now - self._look_time > 1:
-            self._look_time = now
-            for connection in self.server_state.connections:
-                connection.check(now)  # type: ignore[union-attr]
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
-        self._look_after()
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let those that are served finish, tell others that the server stops, and close the rest."""
-        drain = asyncio.create_task(self._service.drain())
-        while not drain.done() and not self.force_exit:
-            await asyncio.wait({drain}, timeout=0.1)
-            self._look_after()
-        drain.cancel()
-        self.close_sockets()
-        for task in self._tasks:
-            task.cancel()
-        await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle none: `launch` does."""
-        yield
+        for tick in itertools.count():
+            self._service.metrics.set("heartbeats", time.monotonic())
+            if tick % round(1 / _TICK_S) == 0:
+                self.connections.check()
+            await asyncio.sleep(_TICK_S)
 
     def stop(self) -> None:
         """Stop when everything has been finished."""
         LOGGER.info("stopping: running utterances and files are finished first")
-        self.should_exit = True
+        self._stopping.set()
 
     def reload(self) -> None:
         """Read keys and certificate anew, for new connections; what cannot be read stays as it was."""
         options = self._service.options
         try:
             self._service.keys.reload()
-            if options.tls_certificate is not None and self.config.ssl is not None:
+            if options.tls_certificate is not None and self._config.ssl is not None:
                 check_tls(options)
-                self.config.ssl.load_cert_chain(options.tls_certificate, options.tls_key)
+                self._config.ssl.load_cert_chain(options.tls_certificate, options.tls_key)
         except (OSError, ValueError) as error:
             LOGGER.error("keys and certificate stay as they were: %s", error)
         else:

@@ -26,7 +26,8 @@ from u2moe.runtime.server.errors import (
     status_of,
 )
 from u2moe.runtime.server.options import Limits
-from u2moe.runtime.server.pace import LEAST_BYTES_PER_S, Patience
+from u2moe.runtime.server.patience import Patience
+from u2moe.runtime.server.transport import LEAST_BYTES_PER_S
 
 _MAX_FIELD_BYTES = 64 << 10
 _MAX_FIELDS = 50

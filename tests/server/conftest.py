@@ -29,7 +29,7 @@ from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 
-PATIENCE_S = 120
+PATIENCE_S = 20
 """How long anything may take before it counts as hanging: the machine may be busy."""
 STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 
@@ -151,7 +151,8 @@ class RunningServer:
         run_in_loop(run())
 
     def stop(self):
-        self.server.should_exit = True
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self.service.scheduler._loop.call_soon_threadsafe(self.server.stop)
 
     def kill(self):
         """End as if the machine were switched off: no connection is told."""
@@ -159,8 +160,8 @@ class RunningServer:
 
         def cut_all():
             self.server.close_sockets()
-            for connection in list(self.server.server_state.connections):
-                connection.transport.abort()
+            for served in list(self.server.connections.served.values()):
+                served.abort()
             cut.set()
 
         self.service.scheduler._loop.call_soon_threadsafe(cut_all)

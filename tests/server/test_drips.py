@@ -89,7 +89,7 @@ FRAMES = {
 
 
 def test_frames_that_never_become_a_message(server, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.handlers._CLOSE_S", 1.0)
+    monkeypatch.setattr("u2moe.runtime.server.transport._CLOSE_S", 1.0)
 
     def drip(name):
         begin, piece = FRAMES[name]
@@ -179,7 +179,7 @@ REQUESTS = {
 
 
 def test_a_request_that_is_never_whole(server, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.handlers._HEADER_S", 1.0)
+    monkeypatch.setattr("u2moe.runtime.server.transport._REQUEST_S", 1.0)
 
     def drip(name):
         begin, piece = REQUESTS[name]
@@ -191,8 +191,8 @@ def test_a_request_that_is_never_whole(server, monkeypatch):
 
 
 def test_a_response_that_is_not_read(server, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.handlers._READ_S", 0.2)
+    monkeypatch.setattr("u2moe.runtime.server.transport._UNREAD_S", 0.2)
     with server.open_plain() as plain:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         plain.sendall(200 * b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        server.wait_until(lambda: not server.server.server_state.connections)
+        server.wait_until(lambda: not server.server.connections.num_open)

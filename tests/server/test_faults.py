@@ -120,7 +120,7 @@ def test_who_sends_faster_than_is_recognised_is_held_back_by_the_connection(runn
 
 
 def test_clients_that_do_not_read(running, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.handlers._CLOSE_S", 0.2)
+    monkeypatch.setattr("u2moe.runtime.server.transport._UNREAD_S", 0.3)
     data = json.dumps({"text": LONG[:200_000]}).encode()
     with running(limits=Limits(send_s=0.3), protocol_ports={"wyoming": 0}) as impatient:
         with impatient.connect("/v1/realtime", max_size=None, max_queue=1, close_timeout=1) as client:

@@ -22,7 +22,7 @@ from u2moe.runtime.server.connection import added_text, converse, read_object, s
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
 from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import Limits
-from u2moe.runtime.server.pace import Patience, patience_for_audio
+from u2moe.runtime.server.patience import Patience, patience_for_audio
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.service import Service, Slot
