@@ -29,7 +29,7 @@ from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 
-PATIENCE_S = 20
+PATIENCE_S = 120
 """How long anything may take before it counts as hanging: the machine may be busy."""
 STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 
