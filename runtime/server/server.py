@@ -22,7 +22,7 @@ from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.service import Service
-from u2moe.runtime.server.transport import CONNECTION, Connection
+from u2moe.runtime.server.transport import CONNECTION, PacedConnection
 
 _PING_S = 20.0
 _HANDSHAKE_S = 20.0
@@ -83,9 +83,9 @@ class Server:
         newcomers = functools.partial(service.metrics.set, "newcomers")
         self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
-    def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> Connection:
+    def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> PacedConnection:
         """What uvicorn's `http` stands for: its own protocol, behind a connection of ours."""
-        connection: Connection = app_state[CONNECTION]
+        connection: PacedConnection = app_state[CONNECTION]
         connection.inner = self._plain_http(app_state=app_state, **settings)
         return connection
 
@@ -171,7 +171,7 @@ class Server:
             accepted.close()
             return
         run_tcp = PROTOCOLS[speaks].run_tcp if speaks in PROTOCOLS else None
-        connection = Connection(visit, self._service.incidents.fail, is_http=run_tcp is None)
+        connection = PacedConnection(visit, self._service.incidents.fail, is_http=run_tcp is None)
         if run_tcp is not None:
             visit.settle()  # it becomes a stream much later
             reader = asyncio.StreamReader()
@@ -185,7 +185,7 @@ class Server:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _begin(self, connection: Connection, speaks: str, accepted: socket.socket) -> None:
+    async def _begin(self, connection: PacedConnection, speaks: str, accepted: socket.socket) -> None:
         """Give a connection to its protocol."""
         make, tls = cast("Callable[[], asyncio.BaseProtocol]", lambda: connection), None
         if connection.is_http:

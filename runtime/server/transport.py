@@ -46,10 +46,10 @@ _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _buffer = memoryview(bytearray(_MOST_BYTES))
-_current: ContextVar[Connection | None] = ContextVar("u2moe_connection", default=None)
+_current: ContextVar[PacedConnection | None] = ContextVar("u2moe_connection", default=None)
 
 
-class Connection(asyncio.BufferedProtocol):
+class PacedConnection(asyncio.BufferedProtocol):
     """The transport's side of a connection: hands on what the client sends to an inner protocol, in turns.
 
     It reads no more at once than takes about a millisecond, and nothing while the client has to wait for what was done
@@ -255,7 +255,7 @@ class Connection(asyncio.BufferedProtocol):
 class _Wire:
     """The transport, as the inner protocol sees it."""
 
-    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+    def __init__(self, connection: PacedConnection, transport: asyncio.Transport) -> None:
         self._connection = connection
         self._transport = transport
 
@@ -286,7 +286,7 @@ class _Wire:
 
 
 @types.coroutine
-def _in_steps(work: Generator[Any, Any, _Value], connection: Connection | None) -> Generator[Any, Any, _Value]:
+def _in_steps(work: Generator[Any, Any, _Value], connection: PacedConnection | None) -> Generator[Any, Any, _Value]:
     value, error = None, None
     while True:
         begin = time.monotonic()
