@@ -161,10 +161,18 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "cmvn_file": "data/train/global_cmvn", "is_json_cmvn": True, "lfmmi_dir": "", "raw_wav": True}
 
 
-def num_parameters(config: Mapping[str, Any]) -> int:
-    """Number of weights in the network that a train.yaml describes."""
+def num_parameters(config: Mapping[str, Any], *, active: bool = False) -> int:
+    """Number of weights in the network that a train.yaml describes; `active`: of those that a token passes through.
+
+    A mixture counts with as many experts as it activates for each token.
+    """
     shapes = expected_shapes(parse_training_config(dict(config)).architecture)
-    return sum(math.prod(shape) for shape in shapes.values())
+    total = 0
+    for name, shape in shapes.items():
+        own = config["encoder_conf" if name.startswith("encoder.") else "decoder_conf"] if ".experts." in name else {}
+        share = own.get("n_expert_activated", 1) / own.get("n_expert", 1) if active else 1
+        total += round(math.prod(shape) * share)
+    return total
 
 
 def write_random_checkpoint(directory: Path, config: Mapping[str, Any], *, seed: int = 0) -> None:

@@ -18,10 +18,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"), [("tiny", 1.24), ("dense-225m", 223.5), ("moe-1b", 1060.7), ("dense-1b", 1061.0)]
+    ("preset", "millions", "active"),
+    [("tiny", 1.24, 0.57), ("dense-225m", 223.5, 223.5), ("moe-1b", 1060.7, 343.1), ("dense-1b", 1061.0, 1061.0)],
 )
-def test_sizes_of_the_presets(preset, millions):
-    assert num_parameters(random_config(**PRESETS[preset])) / 1e6 == pytest.approx(millions, rel=0.01)
+def test_sizes_of_the_presets(preset, millions, active):
+    config = random_config(**PRESETS[preset])
+    assert num_parameters(config) / 1e6 == pytest.approx(millions, rel=0.01)
+    assert num_parameters(config, active=True) / 1e6 == pytest.approx(active, rel=0.01)
 
 
 def test_moe_1b_is_dense_225m_with_experts():

@@ -11,7 +11,16 @@ from typing import Any
 from u2moe.benchmarks.instruments.statistics import Spread, spread_of
 from u2moe.benchmarks.instruments.workload import CHUNK_S, UTTERANCE_S
 from u2moe.benchmarks.results.files import kind_of, read_json, repository, results_file
-from u2moe.benchmarks.studies.full_size import DENSE, INT4, INT8, PLAIN_DENSE, PLAIN_INT8, PLAIN_LARGE, factor
+from u2moe.benchmarks.studies.full_size import (
+    DENSE,
+    INT4,
+    INT8,
+    NATIVE_LARGE,
+    PLAIN_DENSE,
+    PLAIN_INT8,
+    PLAIN_LARGE,
+    factor,
+)
 from u2moe.benchmarks.studies.shared.random_models import NAMES
 from u2moe.benchmarks.studies.shared.script import run_script
 from u2moe.benchmarks.studies.systems import SHERPA
@@ -21,7 +30,9 @@ PICTURE = Path("docs/images/speed.png")
 PANELS = {"streaming": "chunks of 16 frames (0.64 s)", "full": "whole utterances of 10 s"}
 NATIVE, ALONE, OTHERS = "u2moe with native kernels", "u2moe on onnxruntime alone", "others"
 COLOURS = {NATIVE: "#0b5394", ALONE: "#8fb3d9", OTHERS: "#b7b7b7"}
-CASES = {INT4: NATIVE, INT8: NATIVE, PLAIN_INT8: ALONE, DENSE: NATIVE, PLAIN_DENSE: ALONE, PLAIN_LARGE: ALONE}
+EQUALS = (DENSE, INT8, NATIVE_LARGE), (PLAIN_DENSE, PLAIN_INT8, PLAIN_LARGE)
+"""Rows of one engine and one format; after them comes what 4 bits add."""
+CASES = {case: by for by, own in zip((NATIVE, ALONE), EQUALS, strict=True) for case in own} | {INT4: NATIVE}
 
 Axes = Any  # matplotlib has no types of its own
 Bar = tuple[str, Spread, str]
@@ -66,14 +77,16 @@ def draw(file: Path) -> None:
     from matplotlib.patches import Patch  # noqa: PLC0415
     from PIL import Image  # noqa: PLC0415 - comes with matplotlib
 
-    figure = Figure(figsize=(9, 1.6 + 0.4 * len(bars("full"))), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 1.8 + 0.4 * len(bars("full"))), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (mode, title) in zip(panels, PANELS.items(), strict=True):
         _panel(axes, title, bars(mode))
     panels[0].invert_yaxis()
     figure.suptitle(
         "Seconds of one processor core for a second of speech: less is better\n"
-        f"one thread of an {machine()}; random weights; sizes are ours",
+        f"one thread of an {machine()}; random weights; sizes are ours\n"
+        "million parameters / active for a token: "
+        + ", ".join(f"{NAMES[case.model]} {case.parameters}" for case in EQUALS[1]),
         fontsize=10,
     )
     patches = [Patch(color=colour, label=by) for by, colour in COLOURS.items()]
