@@ -216,9 +216,9 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             for mode in MODES:
                 if spread := ratio(content, mode, *pair):
                     found[f"{name}.{mode}"] = f"{spread.median:.2f}"
-                passes = [both_passes(content, mode, case) for case in pair]
-                if all(passes):
-                    found[f"{name}.{mode}.both"] = f"{passes[0] / passes[1]:.2f}"
+                one, other = (both_passes(content, mode, case) for case in pair)
+                if one and other:
+                    found[f"{name}.{mode}.both"] = f"{one / other:.2f}"
         if entry := content["bounds"].get(FULL, {}).get(INT8.key):  # of kernels at their bound
             bound = entry["ratio"]["median"]
             found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
