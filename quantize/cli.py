@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 Subparsers = Any  # argparse has no public name for it
 _LIMITS = (
     ("max_damage", "--max-damage", "PERCENT", (1, 100), (
-        "with --calibrate: the smallest bundle with which at most so many percent of the tokens change on its "
-        "recordings; layers that hurt get a better format than the recipe's")),
+        "with --calibrate: the smallest bundle with which at most so many percent of the tokens change, as those of "
+        "its recordings show that choose nothing; layers that hurt get a better format than the recipe's")),
+    ("max_divergence", "--max-divergence", "NATS", (1, 1), (
+        "the same for the divergence of both passes from float32, in nats for each encoder frame")),
     ("max_bytes", "--max-size", "MB", (1e6, 1), (
         "with --calibrate: at most so many megabytes, of which the layers that hurt most get more")),
     ("target_rtf", "--target-rtf", "X", (1, 1), (
@@ -102,7 +104,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
-    from u2moe.runtime.cli.terminal import tell
+    from u2moe.runtime.cli.terminal import show_latest, show_progress
     from u2moe.runtime.errors import QuantizationError
 
     measured, given = _measured(args), vars(args)
@@ -126,12 +128,14 @@ def run_quantize(args: argparse.Namespace) -> int:
             recordings=[item for item in measured if item.transcript],
             goal=goal,
             overwrite=args.overwrite,
-            progress=tell,
+            progress=show_latest,
         )
     except QuantizationError as error:
         if error.report is not None:
             print(describe(error.report))
         raise
+    finally:
+        show_progress("")
     if report is not None:
         print(describe(report))
     size = sum(file.size for file in bundle.manifest.files.values())

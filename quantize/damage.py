@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 
-from u2moe.quantize.arithmetic import NOTHING, relative_error
-from u2moe.quantize.observed import Array, Levels, SwitchedGraph, observed_model
+from u2moe.quantize.arithmetic import NOTHING
+from u2moe.quantize.comparison import Heard, combined_scores, first_divergence, hear, second_divergence
+from u2moe.quantize.observed import Array, Levels, SwitchedGraph, SwitchedSession, observed_model
 from u2moe.quantize.passes.halves import read_single
 from u2moe.runtime.bundle_folder import Bundle
-from u2moe.runtime.decoding.ctc import Hypothesis, ctc_greedy_search, ctc_prefix_beam_search
-from u2moe.runtime.decoding.rescoring import attention_rescoring
-from u2moe.runtime.text.word_errors import edit_distance
 
 OUTLIER = 8.0
 """A channel is an outlier if its largest magnitude is this many times the median of all channels'."""
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
-BEAM_SIZE = 4
+MOST_THREADS = 4
+"""Recordings that are measured at a time: each needs memory for what its layers give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,11 @@ class LayerDamage:
     Attributes:
         layer: its name in the graph.
         bytes: of its weights; at level 0 in float32.
-        alone: divergence from float32 if only this layer is quantized, in nats; see `Damage`. For layers of encoder and
-            CTC head that of the log-probabilities, for decoders that of their scores.
+        alone: divergence from float32 if only this layer is quantized, in nats a frame; see `Comparison`. For layers of
+            encoder and CTC head that of the log-probabilities, for decoders that of the second pass.
         errors: relative error of what the layer gives for inputs in float32.
         among_all: by how much it falls if this layer alone is left in float32 and all others of the pass are quantized
-            as much as they can be, in nats.
+            as much as they can be, in nats a frame.
         outliers: channels that are much larger than the others, the largest first, by the value that the layer reads.
     """
 
@@ -52,36 +54,30 @@ class LayerDamage:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Of a quantized bundle on recordings.
+    """Of a quantized bundle on the recordings by which formats are chosen.
 
     Attributes:
-        divergence: Kullback-Leibler divergence of the CTC log-probabilities from float32, in nats a frame, plus that of
-            the decoders in nats a token (half the mean squared difference of the tokens' scores, which small
-            divergences are equal to).
-        changed_tokens: edits between the texts, as a share of the tokens in float32: of greedy search or of the second
-            pass, whichever changes more.
-        frames: encoder frames that were compared.
+        divergence: of both passes from float32, in nats a frame, with all layers at their last levels.
+        frames: encoder frames.
         layers: the damage of each, in the order of the graphs.
-        groups: `alone` and `among_all` of all layers of a group together, at their last levels.
+        groups: `alone` and `among_all` of all layers of a group together, at their last levels, of both passes.
     """
 
     divergence: float
-    changed_tokens: float
     frames: int
     layers: Sequence[LayerDamage]
     groups: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class _Reference:
-    """The float32 model's results for a recording: encoder output, log-probabilities, texts, scores, values."""
+class _Run:
+    """A recording at some levels: its graphs as sessions, and what they give."""
 
-    output: Array
-    log_probs: Array
-    hypotheses: Sequence[Hypothesis]
-    texts: Sequence[Sequence[int]]
-    scores: Array
-    values: Mapping[str, Array]
+    sessions: Mapping[str, SwitchedSession]
+    heard: Heard
+
+
+Sums = dict[str, Any]
 
 
 class DamageMeter:
@@ -90,12 +86,10 @@ class DamageMeter:
     Attributes:
         bytes: by layer, in order, the bytes of its weights at each level.
         most: the last level of each layer.
-        num_frames: encoder frames of all recordings.
-        num_tokens: tokens of the texts that are compared with: of the search that finds the fewest.
     """
 
     def __init__(self, versions: Sequence[Bundle], features: Sequence[Array], journal: Path | None = None) -> None:
-        """Load the graphs.
+        """Read the graphs.
 
         Args:
             versions: the bundle in float32, and others made from it, each quantized more than the one before, and none
@@ -103,172 +97,205 @@ class DamageMeter:
             features: of recordings [frames, mel], each long enough for the encoder.
             journal: a file of measurements that are not made again, and to which new ones are added; None: none.
         """
-        manifest = versions[0].manifest
-        self._weights, self._journal = manifest.decoding.weights(), journal
+        self._manifest, self._features, self._journal = versions[0].manifest, features, journal
         self._known: dict[str, Any] = {}
-        self._of_these = ""
-        if journal is not None:
-            digest = hashlib.sha256(repr([version.manifest.files for version in versions]).encode())
-            for frames in features:
-                digest.update(frames.tobytes())
-            self._of_these = digest.hexdigest()
-            lines = journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.exists() else []
+        self._of_these = hashlib.sha256(repr([version.manifest.files for version in versions]).encode()).hexdigest()
+        if journal is not None and journal.exists():
+            lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
             self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut off
         self._graphs = {
             graph.name: SwitchedGraph(*(read_single(version.path / graph.file) for version in versions))
-            for graph in manifest.model.graphs()
+            for graph in self._manifest.model.graphs()
         }
         self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}
         self.most = {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
         self._second = self._graphs["decoder"].bytes if "decoder" in self._graphs else {}
-        self._model = observed_model(manifest, self._graphs)
-        self._largest: dict[str, Array] = {}
-        self._features = features
-        self._references = [self._reference(frames) for frames in features]
-        self._lengths = [sum(map(len, texts)) for texts in zip(*(each.texts for each in self._references), strict=True)]
-        self.num_frames, self.num_tokens = (
-            sum(len(each.log_probs) for each in self._references),
-            min(self._lengths),
-        )
 
-    def _reference(self, frames: Array) -> _Reference:
-        graphs = self._graphs.values()
-        read = {name for graph in graphs for names in graph.inputs.values() for name in names}
-        given = {name for graph in graphs for names in graph.outputs.values() for name in names}
-        self._choose({}, [*read, *given])
-        output = self._model.encode(frames)
-        log_probs = self._model.ctc(output)
-        hypotheses = ctc_prefix_beam_search(log_probs, BEAM_SIZE) if self._model.has_decoder else []
-        texts, scores = self._read(output, log_probs, hypotheses)
-        values = self._values()
-        for name in read:
-            largest = np.abs(values[name]).reshape(-1, values[name].shape[-1]).max(axis=0)
-            self._largest[name] = np.maximum(largest, self._largest.get(name, 0))
-        return _Reference(output, log_probs, hypotheses, texts, scores, {name: values[name] for name in given})
+    def _of_each(
+        self, what: str, levels: Levels, measure: Callable[[Array], Sums], progress: Callable[[float], None]
+    ) -> list[Sums]:
+        """A measurement of every recording, several at a time, out of the journal where it has it."""
+        own = sorted((layer, level) for layer, level in levels.items() if level)
+        keys = [
+            json.dumps([self._of_these, what, hashlib.sha256(frames.tobytes()).hexdigest(), own])
+            for frames in self._features
+        ]
+        missing = [number for number, key in enumerate(keys) if key not in self._known]
+        sizes, done = list(map(len, self._features)), sum(map(len, self._features))
+        done -= sum(sizes[number] for number in missing)
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
+            measured = pool.map(lambda number: measure(self._features[number]), missing)
+            for number, found in zip(missing, measured, strict=True):
+                self._known[keys[number]] = found
+                if self._journal is not None:
+                    with self._journal.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps([keys[number], found]) + "\n")
+                done += sizes[number]
+                progress(done / sum(sizes))
+        return [self._known[key] for key in keys]
 
-    def _choose(self, levels: Levels, names: Sequence[str] = ()) -> None:
-        for graph in self._graphs.values():
-            graph.levels, graph.seen = levels, {}
-            graph.names = [name for name in graph.observed if name in names]
+    def _run(self, frames: Array, levels: Levels, before: _Run | None = None, *, second: bool = True) -> _Run:
+        """A recording at these levels; what `before` has computed is not computed again, the second pass if wanted."""
+        sessions = {
+            name: graph.session(levels, None if before is None else before.sessions[name])
+            for name, graph in self._graphs.items()
+        }
+        model = observed_model(self._manifest, sessions)
+        if before is None:
+            return _Run(sessions, hear(model, frames))
+        output = model.encode(frames)
+        log_probs = model.ctc(output)
+        hypotheses, scores = before.heard.hypotheses, before.heard.scores
+        if second and hypotheses:
+            scores = combined_scores(model, output, hypotheses)
+        heard = dataclasses.replace(before.heard, output=output, log_probs=log_probs, scores=scores)
+        return _Run(sessions, heard)
 
-    def _values(self) -> dict[str, Array]:
-        return {name: value for graph in self._graphs.values() for name, value in graph.seen.items()}
+    def divergence(self, levels: Levels, progress: Callable[[float], None] = lambda _: None) -> float:
+        """Of both passes from float32 with layers at these levels, in nats a frame."""
 
-    def _read(
-        self, output: Array, log_probs: Array, hypotheses: Sequence[Hypothesis]
-    ) -> tuple[Sequence[Sequence[int]], Array]:
-        """The texts of greedy search and of the second pass, and the decoders' scores of all hypotheses."""
-        greedy = ctc_greedy_search(log_probs).tokens
-        if not hypotheses:
-            return [greedy], np.zeros(0, np.float32)
-        scores = self._model.token_scores(output, [hypothesis.tokens for hypothesis in hypotheses])
-        best = attention_rescoring(hypotheses, scores, self._weights)[0].hypothesis.tokens
-        directions = [own for own in (scores.left, scores.right) if own is not None]
-        return [greedy, best], np.stack(directions)[:, 0]
+        def measure(frames: Array) -> Sums:
+            reference = self._run(frames, {})
+            heard = self._run(frames, levels, reference).heard
+            return {"nats": _nats(reference, heard), "frames": len(heard.log_probs)}
 
-    def total(self, levels: Levels) -> dict[str, float]:
-        """`divergence` and `changed_tokens` with layers at these levels, see `Damage`."""
-        return self._once("total", levels, lambda: self._run(levels, read=True)[0])
-
-    def _run(
-        self, levels: Levels, names: Sequence[str] = (), *, read: bool = False
-    ) -> tuple[dict[str, float], list[Mapping[str, Array]]]:
-        """The total damage, and values of these names for each recording.
-
-        Only what differs from float32 runs, and without `read` the decoders only if they are quantized themselves.
-        """
-        self._choose(levels, names)
-        changed = {name for name, graph in self._graphs.items() if any(levels.get(layer) for layer in graph.bytes)}
-        divergence = second = 0.0
-        edits = np.zeros(len(self._lengths), int)
-        values: list[Mapping[str, Array]] = []
-        for frames, reference in zip(self._features, self._references, strict=True):
-            output = self._model.encode(frames) if "encoder" in changed else reference.output
-            log_probs = self._model.ctc(output) if changed & {"encoder", "ctc"} else reference.log_probs
-            expected = reference.log_probs.astype(np.float64)
-            divergence += float((np.exp(expected) * (expected - log_probs)).sum())
-            if read or "decoder" in changed:
-                texts, scores = self._read(output, log_probs, reference.hypotheses)
-                second += float(np.square(reference.scores.astype(np.float64) - scores).sum()) / 2
-                edits += list(map(edit_distance, reference.texts, texts))
-            values.append(self._values())
-        num_scores = sum(reference.scores.size for reference in self._references)
-        divergence = divergence / max(self.num_frames, 1) + second / max(num_scores, 1)
-        return {"divergence": divergence, "changed_tokens": float((edits / np.maximum(self._lengths, 1)).max())}, values
+        found = self._of_each("total", levels, measure, progress)
+        return float(sum(each["nats"] for each in found) / max(sum(each["frames"] for each in found), 1))
 
     def share(self, layer: str) -> float:
         """The layer's share of the float32 weights of the encoder's layers; 0 for layers of other graphs."""
         sizes = {name: own[0] for name, own in self._graphs["encoder"].bytes.items()}
         return sizes.get(layer, 0) / max(sum(sizes.values()), 1)
 
-    def measure(self, progress: Callable[[str], None] = lambda _: None) -> Damage:
-        """The damage of every layer at each level; runs the model once for each, and once more for the layer.
+    def measure(self, progress: Callable[[float], None] = lambda _: None) -> Damage:
+        """The damage of every layer at each level, and of every group.
 
-        And of every group: runs it twice for each.
+        For each layer only those run that come after it. `progress` is called with the share of the work that is done.
         """
-        layers: list[LayerDamage] = []
+        found = self._of_each("layers", self.most, self._layers, progress)
+        num_frames = max(sum(each["frames"] for each in found), 1)
+
+        def mean(*path: Any) -> float:
+            return float(sum(_at(each, path) for each in found) / num_frames)
+
+        layers = []
         for graph in self._graphs.values():
-            for layer in graph.bytes:
-                progress(f"damage: layer {len(layers) + 1} of {len(self.bytes)}: {layer}")
-                layers.append(self._of(graph, layer))
-        group_of = {layer: group for graph in self._graphs.values() for layer, group in graph.groups.items()}
-        groups = {}
-        for group in dict.fromkeys(group_of.values()):
-            own = {layer: level for layer, level in self.most.items() if group_of[layer] == group}
-            without = {**self.most, **dict.fromkeys(own, 0)}
-            among_all = self._divergence(self.most) - self._divergence(without)
-            groups[group] = {"alone": self._divergence(own), "among_all": among_all}
-        return Damage(**self.total(self.most), frames=self.num_frames, layers=layers, groups=groups)
+            for layer, sizes in graph.bytes.items():
+                levels = range(len(sizes) - 1)
+                own = [each["layers"][layer] for each in found]
+                squares = [np.sum([each["errors"][level] for each in own], axis=0) for level in levels]
+                largest = {name: np.max([each["largest"][name] for each in found], axis=0)
+                           for name in graph.inputs[layer]}  # fmt: skip
+                damage = LayerDamage(
+                    layer=layer,
+                    bytes=sizes,
+                    alone=[0.0, *(mean("layers", layer, "alone", level) for level in levels)],
+                    errors=[0.0, *(_largest_ratio(each) for each in squares)],
+                    among_all=mean("layers", layer, "among_all"),
+                    outliers={name: large for name, sizes in largest.items() if (large := _outliers(sizes))},
+                )
+                layers.append(damage)
+        groups = {
+            group: {name: mean("groups", group, name) for name in ("alone", "among_all")} for group in self._groups()
+        }
+        return Damage(divergence=mean("nats"), frames=num_frames, layers=layers, groups=groups)
 
-    def _of(self, graph: SwitchedGraph, layer: str) -> LayerDamage:
-        levels = range(1, len(self.bytes[layer]))
-        found = [self._once("alone", {layer: level}, partial(self._alone, graph, layer, level)) for level in levels]
-        is_second = graph is self._graphs.get("decoder")
-        others = {name: level for name, level in self.most.items() if (name in self._second) == is_second}
-        return LayerDamage(
-            layer=layer,
-            bytes=self.bytes[layer],
-            alone=[0.0, *(each["divergence"] for each in found)],
-            errors=[0.0, *(each["error"] for each in found)],
-            among_all=self._divergence(others) - self._divergence({**others, layer: 0}),
-            outliers={name: large for name in graph.inputs[layer] if (large := self._outliers(name))},
-        )
+    def _groups(self) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for graph in self._graphs.values():
+            for layer, group in graph.groups.items():
+                groups.setdefault(group, []).append(layer)
+        return groups
 
-    def _divergence(self, levels: Levels) -> float:
-        return self._once("divergence", levels, lambda: self._run(levels)[0])["divergence"]
+    def _layers(self, frames: Array) -> Sums:
+        """Sums over the frames of a recording, of which means are made."""
+        reference = self._run(frames, {})
+        second = {layer: level for layer, level in self.most.items() if layer in self._second}
+        first = {layer: level for layer, level in self.most.items() if layer not in self._second}
+        whole = self._run(frames, self.most, reference)
+        layers: dict[str, Any] = {}
+        for others in (first, second):
+            is_second = others is second
+            among = self._run(frames, others, reference, second=is_second)
+            total = _nats(reference, among.heard, second=is_second)
+            for layer, most in others.items():
+                runs = [self._run(frames, {layer: level}, reference, second=is_second) for level in range(1, most + 1)]
+                without = self._run(frames, {**others, layer: 0}, among, second=is_second)
+                layers[layer] = {
+                    "alone": [_nats(reference, run.heard, second=is_second) for run in runs],
+                    "errors": [self._errors(layer, reference, run) for run in runs],
+                    "among_all": total - _nats(reference, without.heard, second=is_second),
+                }
+        groups, nats = {}, _nats(reference, whole.heard)
+        for group, names in self._groups().items():
+            own = {layer: self.most[layer] for layer in names}
+            alone = self._run(frames, own, reference).heard
+            without = self._run(frames, {**self.most, **dict.fromkeys(own, 0)}, whole)
+            groups[group] = {"alone": _nats(reference, alone), "among_all": nats - _nats(reference, without.heard)}
+        largest = {
+            name: _channel_sizes(reference.sessions[graph], name)
+            for graph, own in self._graphs.items()
+            for names in own.inputs.values()
+            for name in names
+        }
+        num_frames = len(reference.heard.log_probs)
+        return {"nats": nats, "frames": num_frames, "layers": layers, "groups": groups, "largest": largest}
 
-    def _alone(self, graph: SwitchedGraph, layer: str, level: int) -> dict[str, float]:
-        total, values = self._run({layer: level}, graph.outputs[layer])
-        errors = []
-        for name in graph.outputs[layer]:
-            expected = np.concatenate([reference.values[name].ravel() for reference in self._references])
-            found = np.concatenate([own[name].ravel() for own in values])
-            errors.append(relative_error(expected, found))
-        return {"divergence": total["divergence"], "error": max(errors)}
+    def _errors(self, layer: str, reference: _Run, run: _Run) -> list[list[float]]:
+        """For each value that a layer gives, squares of its error and of itself."""
+        (graph,) = (name for name, own in self._graphs.items() if layer in own.bytes)
+        pairs = list(zip(reference.sessions[graph].values, run.sessions[graph].values, strict=False))
+        return [
+            [
+                sum(_square(found[name].astype(np.float64) - expected[name]) for expected, found in pairs),
+                sum(_square(expected[name].astype(np.float64)) for expected, _ in pairs),
+            ]
+            for name in self._graphs[graph].outputs[layer]
+        ]
 
-    def _once(self, what: str, levels: Levels, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """A measurement, out of the journal if it has it."""
-        own = sorted((layer, level) for layer, level in levels.items() if level)
-        key = json.dumps([self._of_these, what, own])
-        if key not in self._known:
-            self._known[key] = measure()
-            if self._journal is not None:
-                with self._journal.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([key, self._known[key]]) + "\n")
-        found: dict[str, float] = self._known[key]
-        return found
 
-    def _outliers(self, name: str) -> list[int]:
-        largest = self._largest[name]
-        order = np.argsort(-largest, kind="stable")[:SHOWN_OUTLIERS]
-        return [int(channel) for channel in order if largest[channel] > OUTLIER * max(np.median(largest), NOTHING)]
+def _nats(reference: _Run, heard: Heard, *, second: bool | None = None) -> float:
+    """Of the first pass, of the second, or of both (None)."""
+    nats = 0.0 if second else first_divergence(reference.heard, heard.log_probs)
+    return nats if second is False else nats + second_divergence(reference.heard, heard.scores)
+
+
+def _square(values: Array) -> float:
+    return float(np.square(values).sum())
+
+
+def _largest_ratio(squares: Array) -> float:
+    """The largest relative error of squares of errors and values [values, 2]."""
+    return float(np.sqrt(squares[:, 0] / np.maximum(squares[:, 1], NOTHING)).max(initial=0.0))
+
+
+def _channel_sizes(session: SwitchedSession, name: str) -> list[float]:
+    """Of a value [..., channels], the largest magnitude of each channel."""
+    parts = [np.abs(values[name]).reshape(-1, values[name].shape[-1]).max(axis=0) for values in session.values]
+    sizes: list[float] = np.max(parts, axis=0).astype(float).tolist()
+    return sizes
+
+
+def _outliers(sizes: Array) -> list[int]:
+    order = np.argsort(-sizes, kind="stable")[:SHOWN_OUTLIERS]
+    return [int(channel) for channel in order if sizes[channel] > OUTLIER * max(np.median(sizes), NOTHING)]
+
+
+def _at(tree: Any, path: Sequence[Any]) -> Any:
+    """What lies at a path of keys in nested data."""
+    return functools.reduce(lambda found, key: found[key], path, tree)
 
 
 def describe_damage(damage: Mapping[str, Any]) -> list[str]:
     """Lines of a table of `Damage` as plain data: the layers that cost most, with a bar for what each costs alone."""
-    summary = "divergence {divergence:.4f} nats, {changed_tokens:.2%} of the tokens change"
+    written = damage["written"]
     lines = [
-        f"damage on {damage['frames']} encoder frames: {summary.format(**damage)}",
+        f"damage, divergence on {damage['frames']} encoder frames: {damage['divergence']:.4f} nats a frame",
+        f"of {written['tokens']} tokens in {written['seconds']:.0f} s of {written['recordings']} recordings change "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
+            for name, found in written["changed_tokens"].items()
+        ),
         f"{'layer':44} {'alone':>8} {'among all':>10} {'error':>7} {'MB saved':>9}",
     ]
     for group, found in damage["groups"].items():

@@ -16,7 +16,9 @@ class Goal:
     """Limits that a bundle must keep. The smallest that keeps them is wanted; without limits on damage, the best one.
 
     Attributes:
-        max_damage: limit on `Damage.changed_tokens` on the recordings of the calibration (0.005: 0.5 %).
+        max_damage: limit on `Comparison.changed_tokens` on recordings that chose nothing (0.005: 0.5 %); the upper end
+            of the interval keeps it.
+        max_divergence: the same for `Comparison.divergence`, in nats a frame.
         max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
             percentage point).
         max_bytes: limit on the size of the bundle.
@@ -25,6 +27,7 @@ class Goal:
     """
 
     max_damage: float | None = option("number", None, above=0, most=1)
+    max_divergence: float | None = option("number", None, above=0)
     max_wer_increase: float | None = option("number", None)
     max_bytes: float | None = option("number", None, above=0)
     target_rtf: float | None = option("number", None, above=0)
@@ -37,6 +40,11 @@ class Goal:
     def limits(self) -> dict[str, float]:
         """All limits."""
         return {name: value for name, value in vars(self).items() if name != "resume" and value is not None}
+
+    @property
+    def searched(self) -> dict[str, float]:
+        """Those that choose formats by what layers change."""
+        return {name: value for name, value in self.limits.items() if name != "max_wer_increase"}
 
 
 @dataclass(frozen=True)
@@ -79,21 +87,11 @@ class Ladder:
             levels[step.layer] = min(levels[step.layer], step.level)
         return levels
 
-    def fewest(self, is_enough: Callable[[Levels], bool]) -> list[Step] | None:
-        """About the fewest steps from the first that are enough, without those that turn out not to be needed.
-
-        None: all steps together are not enough.
-        """
-        numbers = range(len(self.steps) + 1)
+    def fewest(self, is_enough: Callable[[Levels], bool]) -> list[Step]:
+        """The fewest steps from the first that are enough, by bisection; all if these are not."""
+        numbers = range(len(self.steps))
         number = bisect.bisect_left(numbers, 1, key=lambda number: is_enough(self.levels(self.steps[:number])))
-        if number not in numbers:
-            return None
-        chosen = self.steps[:number]
-        for step in sorted(chosen, key=lambda step: -step.bytes):
-            others = [other for other in chosen if other is not step]
-            if self.levels(others) != self.levels(chosen) and is_enough(self.levels(others)):
-                chosen = others
-        return chosen
+        return self.steps[:number]
 
     def most(self, costs: Callable[[Step], Sequence[float]], budgets: Sequence[float]) -> list[Step] | None:
         """All steps, in this order, that several budgets allow; those that cost less than nothing come first.

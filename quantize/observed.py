@@ -1,16 +1,20 @@
-"""Graphs as sessions of which values inside are seen, also in several formats at once, and the tokens of experts."""
+"""Graphs as sessions of which values inside are seen, also cut into layers of any format, and the tokens of experts."""
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from u2moe.quantize.layers import layer_of, scope
 from u2moe.quantize.recipes import FORMATS
@@ -19,7 +23,6 @@ from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle.weight_formats import HALF
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.graph.builder import define
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
@@ -76,6 +79,10 @@ class ObservedGraph:
         content = ir.to_proto(self._model).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
 
+    def load(self) -> None:
+        """Load it before its first run."""
+        self._session  # noqa: B018 - made on first use
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As `Session.run`."""
         names = list(dict.fromkeys([*self._outputs, *(name for name in self.names if name not in feeds)]))
@@ -84,7 +91,7 @@ class ObservedGraph:
         return {name: found[name] for name in self._outputs}
 
 
-def observed_model(manifest: Manifest, graphs: Mapping[str, ObservedGraph]) -> Model:
+def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
     """The model of a bundle whose graphs are these, by the names of the contract."""
     sessions = (cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder"))  # all that it needs is run
     return Model(manifest, *sessions)
@@ -92,12 +99,11 @@ def observed_model(manifest: Manifest, graphs: Mapping[str, ObservedGraph]) -> M
 
 Levels = Mapping[str, int]
 """By layer, the number of the version that it is computed in."""
-SWITCHES = "switches"
-"""Name of the input that says whether each layer has a level, or a later one: bool [layers * versions]."""
+Values = Mapping[str, Array]
 
 
-class SwitchedGraph(ObservedGraph):
-    """Versions of a graph with a switch for each layer in which they differ.
+class SwitchedGraph:
+    """Versions of a graph, cut into parts at the layers in which they differ: each part runs in any version.
 
     A layer's level is the number of a version, 0 for the first.
 
@@ -106,27 +112,16 @@ class SwitchedGraph(ObservedGraph):
             have fewer levels.
         groups: by layer, the group of its weights, see `recipes.FORMATS`.
         inputs: by layer, the names of the values that its products read.
-        outputs: by layer, the names of the values that it gives; what layers read and give can be seen.
-        levels: those of the next run; layers that are not named: 0.
+        outputs: by layer, the names of the values that it gives.
+        results: names of the graph's outputs.
     """
 
     def __init__(self, *versions: ir.Model) -> None:
-        """Two or more that `read_single` reads, which are changed.
-
-        Of three, the second must have all values that layers of the others read.
-        """
-        self._versions, self._model = versions, versions[1]
-        self._switches = ir.val(SWITCHES, dtype=ir.DataType.BOOL, shape=("layers",))
-        for version in versions:
-            for domain, number in version.graph.opset_imports.items():
-                self._model.graph.opset_imports.setdefault(domain, number)
-        self._num_added = 0
+        """Two or more that `read_single` reads; values that all of them have are equal but for rounding."""
         self.bytes: dict[str, list[int]] = {}
         self.groups: dict[str, str] = {}
         self.inputs: dict[str, list[str]] = {}
         self.outputs: dict[str, list[str]] = {}
-        self._values = {value.name: value for node in self._model.graph for value in node.outputs}
-        self._values |= {value.name: value for value in self._model.graph.inputs}
         found = [
             {node.outputs[0].name: node for node in version.graph if node.domain == MOE_DOMAIN} for version in versions
         ]
@@ -136,12 +131,8 @@ class SwitchedGraph(ObservedGraph):
                 options.pop()
             if len(options) > 1:
                 self._describe(options)
-                self._switch(options)
-        self.levels: Levels = {}
-        names = dict.fromkeys(name for own in (*self.inputs.values(), *self.outputs.values()) for name in own)
-        super().__init__(self._model, [self._values[name] for name in names])
-        if self.bytes:
-            self._model.graph.inputs.append(self._switches)
+        self.results = [str(value.name) for value in versions[0].graph.outputs]
+        self._parts = self._cut(versions)
 
     def _describe(self, options: Sequence[ir.Node]) -> None:
         layer, sizes = layer_of(options[0]), [_weight_bytes(node) for node in options]
@@ -155,69 +146,113 @@ class SwitchedGraph(ObservedGraph):
         read += [str(x.name) for x in options[0].inputs[:1] if x is not None and x.const_value is None]
         self.outputs.setdefault(layer, []).extend(str(value.name) for value in options[0].outputs)
 
-    def _switch(self, options: Sequence[ir.Node]) -> None:
-        """Put a choice between the calls of all levels in place of the one in the graph."""
-        graph, node = self._model.graph, options[1]
-        names = [str(value.name) for value in node.outputs]
-        # The last comes first: within two Ifs, onnxruntime packs no weights, and MatMulNBits then rounds otherwise.
-        first, conditions = list(self.bytes).index(layer_of(options[0])) * len(self._versions), []
-        for level in range(len(options) - 1, 0, -1):
-            number = self._before(node, "Constant", [], value=ir.tensor(first + level))
-            conditions.append(self._before(node, "Gather", [self._switches, number], axis=0))
-        branch = ir.Node("", "If", conditions[:1], num_outputs=len(names), name=f"{node.name}/If")
-        graph.insert_before(node, branch)
-        ir.convenience.replace_all_uses_with(list(node.outputs), branch.outputs)
-        graph.remove(node)
-        inside = [option if option is node else self._copied(option, index) for index, option in enumerate(options)]
-        self._fill(branch, inside[::-1], conditions)
-        for value, outer in zip(branch.outputs, names, strict=True):
-            value.name = outer
-            self._values[outer] = value
+    def _cut(self, versions: Sequence[ir.Model]) -> list[_Part]:
+        """Parts in order: each begins with a layer, and nodes that belong to none follow."""
+        slices: list[tuple[str, list[str]]] = [("", [])]
+        for node in versions[0].graph:
+            layer = layer_of(node)
+            if layer in self.bytes and layer != slices[-1][0]:
+                slices.append((layer, []))
+            slices[-1][1].extend(str(value.name) for value in node.outputs)
+        known = {str(value.name) for value in versions[0].graph.inputs}
+        before = [known := known | set(made) for _, made in [("", []), *slices[:-1]]]
+        wanted = {name for names in (self.results, *self.inputs.values(), *self.outputs.values()) for name in names}
+        parts = []
+        for (layer, made), outside in zip(reversed(slices), reversed(before), strict=True):
+            outputs = [name for name in made if name in wanted]
+            chosen = versions[: len(self.bytes.get(layer, [0]))]
+            graphs = [_extracted(version, outputs, outside) for version in chosen] if outputs else []
+            wanted |= {name for graph in graphs for name in graph.reads}
+            parts.append(_Part(layer, graphs))
+        return [part for part in reversed(parts) if part.graphs]
 
-    def _before(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
-        """The output of a new node in front of another."""
-        self._num_added += 1
-        added = ir.node(op_type, inputs, attributes, name=f"{node.name}/{op_type}_{self._num_added}")
-        added.outputs[0].name = added.name
-        self._model.graph.insert_before(node, added)
-        return added.outputs[0]
+    def run(self, feeds: Values, levels: Levels, before: tuple[Values, Levels] | None = None) -> Values:
+        """All values between the parts and at the end, with layers that are not named at level 0.
 
-    def _fill(self, branch: ir.Node, options: Sequence[ir.Node], conditions: Sequence[ir.Value]) -> None:
-        """Make an If compute the first option whose condition holds, or the last."""
-        other = options[1]
-        if len(options) > 2:
-            num_outputs = len(branch.outputs)
-            other = ir.Node("", "If", conditions[1:2], num_outputs=num_outputs, name=f"{branch.name}/If")
-            self._fill(other, options[1:], conditions[1:])
-        for key, inner in (("then_branch", options[0]), ("else_branch", other)):
-            for index, value in enumerate(inner.outputs):
-                value.name = f"{branch.name}/{key}:{index}"
-            content = ir.Graph([], inner.outputs, nodes=[inner], name=f"{branch.name}/{key}")
-            branch.attributes[key] = ir.AttrGraph(key, content)
+        Args:
+            feeds: as for `Session.run`.
+            levels: of the layers.
+            before: what an earlier run gave at its levels: only what differs from it is computed.
+        """
+        values, (known, others) = dict(feeds), before or ({}, {})
+        changed = {name for name in feeds if name not in known or not np.array_equal(feeds[name], known[name])}
+        for part in self._parts:
+            level = min(levels.get(part.layer, 0), len(part.graphs) - 1)
+            graph, same = part.graphs[level], level == min(others.get(part.layer, 0), len(part.graphs) - 1)
+            if not known or not same or not changed.isdisjoint(graph.reads):
+                found = graph.run({name: values[name] if name in values else known[name] for name in graph.reads})
+                values.update(found)
+                changed.update(found)
+        return ChainMap(values, dict(known)) if known else values
 
-    def _copied(self, call: ir.Node, level: int) -> ir.Node:
-        """A call of another version in this graph, with its function and its weights."""
-        function = define(self._model.functions, self._versions[level].functions[call.op_identifier()])
-        inputs = [None if value is None else self._value(value, level) for value in call.inputs]
-        attributes = list(call.attributes.values())
-        name = f"{call.name}/{level}"
-        return ir.Node(call.domain, function.name, inputs, attributes, num_outputs=len(call.outputs), name=name)
+    def session(self, levels: Levels, before: SwitchedSession | None = None) -> SwitchedSession:
+        """It as a session at these levels; `before`: another of the same recording, which has run."""
+        return SwitchedSession(self, levels, before)
 
-    def _value(self, value: ir.Value, level: int) -> ir.Value:
-        """The value of that name in this graph; of weights, whose names may mean others here, a copy."""
-        if value.const_value is None:
-            return self._values[value.name]
-        name = f"{value.name}/{level}"
-        if name not in self._model.graph.initializers:
-            copy = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
-            self._model.graph.register_initializer(copy)
-        return self._model.graph.initializers[name]
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """As `Session.run`, at `levels`."""
-        levels = np.array([self.levels.get(layer, 0) for layer in self.bytes])
-        switches = (levels[:, np.newaxis] >= np.arange(len(self._versions))).ravel()
-        return super().run({**feeds, SWITCHES: switches} if self.bytes else feeds)
+class SwitchedSession:
+    """A switched graph at some levels as a session for one recording.
+
+    Attributes:
+        levels: of the layers.
+        values: those of each run.
+    """
+
+    def __init__(self, graph: SwitchedGraph, levels: Levels, before: SwitchedSession | None) -> None:
+        self._graph, self.levels, self._before = graph, levels, before
+        self.values: list[Values] = []
+
+    def run(self, feeds: Values) -> dict[str, Array]:
+        """As `Session.run`."""
+        number, other = len(self.values), self._before
+        known = (other.values[number], other.levels) if other and number < len(other.values) else None
+        self.values.append(self._graph.run(feeds, self.levels, known))
+        return {name: self.values[-1][name] for name in self._graph.results}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a graph: its layer, "" for none, and the graph that computes it at each level."""
+
+    layer: str
+    graphs: Sequence[_PartGraph]
+
+
+class _PartGraph:
+    """Nodes of a graph as a session, which is made on the first run, when the types of its inputs are known.
+
+    Attributes:
+        reads: names of its inputs.
+    """
+
+    def __init__(self, model: ir.Model, reads: Sequence[str]) -> None:
+        self._model, self.reads = model, reads
+        self._lock = Lock()
+        self._session: ObservedGraph | None = None
+
+    def run(self, feeds: Values) -> dict[str, Array]:
+        with self._lock:
+            if self._session is None:
+                for value in self._model.graph.inputs:
+                    value.type = ir.TensorType(ir.DataType.from_numpy(feeds[str(value.name)].dtype))
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads, options.log_severity_level = 1, 3
+                self._session = ObservedGraph(self._model, [], options)
+                self._session.load()
+        return self._session.run(feeds)
+
+
+def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> _PartGraph:
+    """The part of a graph between values outside of it and its outputs, with the weights that it reads."""
+    known = {str(value.name) for value in model.graph.inputs}
+    known.update(str(value.name) for node in model.graph for value in node.outputs)
+    graph = ir.convenience.extract(model.graph, sorted(outside & known), outputs)
+    read = [value for value in graph.inputs if value.uses()]
+    graph.inputs.clear()
+    graph.inputs.extend(read)
+    part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    RemoveUnusedFunctionsPass()(part)  # type: ignore[no-untyped-call]
+    return _PartGraph(part, [str(value.name) for value in read])
 
 
 def _weight_bytes(node: ir.Node) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,15 @@ import onnx_ir as ir
 
 from u2moe.quantize.damage import damage_picture
 from u2moe.quantize.goals import Goal
-from u2moe.quantize.packing import pack_graph, save_mapped
-from u2moe.quantize.recipes import BLOCK_SIZES, Recipe
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
-from u2moe.quantize.run import FormatSearch, QuantizationRun, QuantizedBundle, check_runs, opened_run
-from u2moe.runtime.bundle import contract
-from u2moe.runtime.bundle.manifest import Manifest
-from u2moe.runtime.bundle.weight_formats import quantized
+from u2moe.quantize.run import check_runs, opened_run
+from u2moe.quantize.search import FormatSearch
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
-from u2moe.runtime.graph.file import array_of, with_external
+from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import words
 
@@ -70,8 +68,10 @@ def quantize_bundle(
     goal = goal or Goal()
     if goal.max_wer_increase is not None and not any(words(recording.transcript) for recording in recordings):
         raise ValueError("max_wer_increase needs recordings whose transcripts have words")
-    if goal.limits.keys() - {"max_wer_increase"} and not recipe.calibration:
+    if goal.searched and not recipe.calibration:
         raise ValueError("limits on damage, size and time need recordings for calibration")
+    if goal.resume and not (goal.limits and recipe.calibration):
+        raise ValueError("resume keeps measurements of damage, which need limits and recordings for calibration")
     journal = Path(f"{os.fspath(out)}.damage.jsonl") if goal.resume else None
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
@@ -80,8 +80,8 @@ def quantize_bundle(
         features = features_of(source, measured)
         if measured and not features:
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
-        with opened_run(source, recipe, staging.path.parent, progress, journal) as run:
-            made, search = _made(run, recipe, staging, goal.max_bytes), None
+        with opened_run(source, recipe, goal, staging.path.parent, progress, journal=journal, layout=layout) as run:
+            made, search = run.smallest(recipe, staging, goal.max_bytes), None
             if recipe.calibration and goal.limits:
                 search = FormatSearch(run, made, staging, goal)
                 made = search.choose()
@@ -97,11 +97,17 @@ def quantize_bundle(
                 made = search.made
             if report is not None and recipe.calibration:
                 report["damage"] = search.report() if search else run.damage(made)
-        manifest = made.bundle.manifest
-        if layout is not None:
-            manifest = _pack(staging, manifest, layout, progress)
-            if report is not None:
-                report["bytes"] = compare_bytes(source, staging.seal(manifest))
+            manifest = made.written.manifest
+            if search:
+                manifest = dataclasses.replace(manifest, quantization={**manifest.quantization, "goal": search.goal()})
+            if made.packed:
+                check_runs(made.packed)
+                for graph in manifest.model.graphs():
+                    (staging.path / f"{graph.file}.data").unlink(missing_ok=True)
+                    for file in made.packed.path.glob(f"{graph.file}*"):
+                        shutil.move(file, staging.path / file.name)
+                if report is not None:
+                    report["bytes"] = compare_bytes(source, staging.seal(manifest))
         if report is not None:
             if damage := report.get("damage"):
                 staging.add(PICTURE_FILE, damage_picture(damage))
@@ -110,41 +116,6 @@ def quantize_bundle(
     if journal is not None:
         journal.unlink(missing_ok=True)
     return written, report
-
-
-def _made(run: QuantizationRun, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
-    """The quantized bundle, with wider blocks as long as it is larger than the limit."""
-    made = run.quantize(recipe, staging)
-    sizes = {made.num_bytes: recipe}
-    has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
-    for size in BLOCK_SIZES if limit and has_blocks else ():
-        if size > recipe.block_size and made.num_bytes > (limit or 0):
-            made = run.quantize(dataclasses.replace(recipe, block_size=size), staging)
-            sizes.setdefault(made.num_bytes, made.recipe)
-    best = sizes[min(sizes)]  # layers with few rows do not fill wide blocks
-    return made if best == made.recipe else run.quantize(best, staging)
-
-
-def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:
-    """Pack the weights of the staged graphs; returns the updated manifest."""
-    num_packed = 0
-    for graph in manifest.model.graphs():
-        progress(f"packing {graph.file}")
-        model = ir.load(staging.path / graph.file)
-        num_packed += pack_graph(model, layout)
-        folder = staging.path / "packed"
-        folder.mkdir()
-        save_mapped(model, folder / graph.file, progress)
-        for file in folder.iterdir():
-            file.replace(staging.path / file.name)
-        folder.rmdir()
-    if not num_packed:
-        found = manifest.quantization["recipe"]
-        raise BundleError(f"{staging.target}: native kernels use no weights of recipe {found}, so none can be packed")
-    manifest = dataclasses.replace(manifest, quantization={**manifest.quantization, contract.PACKED: layout})
-    manifest = with_external(manifest, staging.path)
-    check_runs(staging.seal(manifest))
-    return manifest
 
 
 def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Bundle:

@@ -1,0 +1,227 @@
+"""What another bundle changes of a model's results on recordings: divergence and tokens, with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.bundle.manifest import Manifest
+from u2moe.runtime.decoding.ctc import Hypothesis, ctc_greedy_search, ctc_prefix_beam_search
+from u2moe.runtime.decoding.rescoring import attention_rescoring
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.text.word_errors import edit_distance
+
+Array = npt.NDArray[Any]
+DOUBT = 0.05
+"""Probability that an interval does not hold the value: of 5 % half lies above it."""
+PASSES = ("greedy", "second_pass")
+MOST_LONGER = 1000
+"""Times as much audio as there is: beyond, a limit is out of reach."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over recordings, between the limits of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2%} ({self.low:.2%} to {self.high:.2%})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Of two models on recordings.
+
+    Attributes:
+        edits: between the texts of both, for each of `PASSES` that the model has [recordings, passes].
+        tokens: of the texts of the first [recordings, passes].
+        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]: of the CTC
+            log-probabilities, summed over frames, and of what the second pass chooses among, the first's hypotheses
+            with their combined scores as a distribution.
+        frames: encoder frames [recordings].
+        seconds: of all recordings.
+    """
+
+    edits: Array
+    tokens: Array
+    divergences: Array
+    frames: Array
+    seconds: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the search that finds the fewest."""
+        return int(self.tokens.sum(axis=0).min())
+
+    def passes(self, doubt: float = DOUBT, times: float = 1.0) -> dict[str, Estimate]:
+        """Share of tokens that each pass changes; as if there were so many times as much audio of the same kind."""
+        return {
+            name: share_of(edits, tokens, doubt, times)
+            for name, edits, tokens in zip(PASSES, self.edits.T, self.tokens.T, strict=False)
+        }
+
+    def changed_tokens(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
+        """Of the pass whose interval ends highest."""
+        return max(self.passes(doubt, times).values(), key=lambda found: found.high)
+
+    def divergence(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
+        """In nats for each encoder frame; the interval is that of a ratio of sums (normal distribution)."""
+        value = float(self.divergences.sum() / max(self.frames.sum(), 1))
+        margin = NormalDist().inv_cdf(1 - doubt / 2) * math.sqrt(_variance(self.divergences, self.frames) / times)
+        return Estimate(value, max(value - margin, 0.0), value + margin)
+
+    def scaled(self, share: float) -> Comparison:
+        """As if there were this share of the divergence: edits fall with its square root."""
+        return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
+
+    def summary(self) -> dict[str, Any]:
+        """What the report says of the written bundle, in the section of damage."""
+        changed = self.changed_tokens()
+        return {"changed_tokens": changed.value, "changed_tokens_at_most": changed.high, "written": self.data()}
+
+    def data(self) -> dict[str, Any]:
+        """All numbers, with intervals."""
+        passes = {name: vars(found) for name, found in self.passes().items()}
+        texts = int((self.edits > 0).any(axis=1).sum())
+        return {
+            "recordings": len(self.frames),
+            "seconds": round(self.seconds, 2),
+            "frames": int(self.frames.sum()),
+            "tokens": self.num_tokens,
+            "changed_texts": texts,
+            "divergence": vars(self.divergence()),
+            "changed_tokens": passes,
+        }
+
+
+def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
+    """Edits for each token in recordings [n], with an interval.
+
+    Edits count as a Poisson variable, whose limits are Byar's (Breslow and Day 1987: nearly exact, without edits, too).
+    Those of one recording come together: edits and tokens are divided by the design effect (Korn and Graubard 1998),
+    the variance between recordings over that of single edits, if it is above 1.
+    """
+    total, size = float(edits.sum()), max(float(tokens.sum()), 1.0)
+    effect = max(_variance(edits, tokens) * size**2 / total, 1.0) if total else 1.0
+    count, size = times * total / effect, times * size / effect
+    score = NormalDist().inv_cdf(1 - doubt / 2)
+    low, high = (
+        k * (1 - 1 / (9 * k) + sign * score / (3 * math.sqrt(k))) ** 3 if k else 0.0
+        for k, sign in ((count, -1), (count + 1, 1))
+    )
+    return Estimate(count / size, max(low, 0.0) / size, high / size)
+
+
+def _variance(values: Array, sizes: Array) -> float:
+    """Variance of the ratio of two sums over recordings [n] that are drawn independently; 0 of a single one."""
+    if len(values) < 2:
+        return 0.0
+    ratio = values.sum() / max(sizes.sum(), 1)
+    squares = np.square(values - ratio * sizes).sum()
+    return float(squares * len(values) / (len(values) - 1) / max(sizes.sum(), 1) ** 2)
+
+
+def times_needed(is_enough: Callable[[float], bool]) -> float | None:
+    """About how many times as much audio is enough; None: no amount."""
+    times = 1.0
+    while not is_enough(times):
+        times *= 1.1
+        if times > MOST_LONGER:
+            return None
+    return times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """A model's results for a recording.
+
+    Attributes:
+        output: the encoder's [time, dim].
+        log_probs: of the CTC head [time, vocab].
+        hypotheses: of the prefix beam search, best first; empty without a decoder.
+        scores: combined score of both passes for each.
+        texts: tokens by each of `PASSES` that the model has.
+    """
+
+    output: Array
+    log_probs: Array
+    hypotheses: Sequence[Hypothesis]
+    scores: Array
+    texts: Sequence[Sequence[int]]
+
+
+def hear(model: Model, frames: Array) -> Heard:
+    """Recognise features [frames, mel] with full context, and the bundle's beam and weights."""
+    output = model.encode(frames)
+    log_probs = model.ctc(output)
+    greedy = ctc_greedy_search(log_probs).tokens
+    if not model.has_decoder:
+        return Heard(output=output, log_probs=log_probs, hypotheses=[], scores=np.zeros(0), texts=[greedy])
+    hypotheses = ctc_prefix_beam_search(log_probs, model.manifest.decoding.beam_size)
+    scores = combined_scores(model, output, hypotheses)
+    best = hypotheses[int(np.argmax(scores))].tokens
+    return Heard(output=output, log_probs=log_probs, hypotheses=hypotheses, scores=scores, texts=[greedy, best])
+
+
+def combined_scores(model: Model, output: Array, hypotheses: Sequence[Hypothesis]) -> Array:
+    """The second pass's scores of hypotheses, in their order."""
+    token_scores = model.token_scores(output, [hypothesis.tokens for hypothesis in hypotheses])
+    found = attention_rescoring(hypotheses, token_scores, model.manifest.decoding.weights())
+    scores = {id(item.hypothesis): item.score for item in found}
+    return np.array([scores[id(hypothesis)] for hypothesis in hypotheses])
+
+
+def first_divergence(expected: Heard, log_probs: Array) -> float:
+    """Of CTC log-probabilities from those of a model, in nats, summed over frames."""
+    logs = expected.log_probs.astype(np.float64)
+    return float((np.exp(logs) * (logs - log_probs)).sum())
+
+
+def second_divergence(expected: Heard, scores: Array) -> float:
+    """Of the choice among hypotheses by these scores from the choice by those of a model, in nats."""
+    if not len(scores):
+        return 0.0
+    logs, others = (each - each.max() - np.log(np.exp(each - each.max()).sum()) for each in (expected.scores, scores))
+    return float((np.exp(logs) * (logs - others)).sum())
+
+
+def compare(
+    reference: Model, made: Model, features: Sequence[Array], progress: Callable[[int], None] = lambda _: None
+) -> Comparison:
+    """What `made` changes of the results of `reference` for features [frames, mel] of recordings; at least one.
+
+    Each model's second pass rescores what its own first pass finds. `progress` is called with the number of recordings
+    that are done.
+    """
+    rows = []
+    for number, frames in enumerate(features, 1):
+        expected, found = hear(reference, frames), hear(made, frames)
+        nats = first_divergence(expected, found.log_probs)
+        if expected.hypotheses:
+            nats += second_divergence(expected, combined_scores(made, found.output, expected.hypotheses))
+        changes = [edit_distance(*texts) for texts in zip(expected.texts, found.texts, strict=True)]
+        rows.append((changes, [len(text) for text in expected.texts], nats, len(expected.log_probs)))
+        progress(number)
+    edits, tokens, divergences, lengths = (np.array(column) for column in zip(*rows, strict=True))
+    return Comparison(
+        edits=edits,
+        tokens=tokens,
+        divergences=divergences,
+        frames=lengths,
+        seconds=seconds_of(reference.manifest, features),
+    )
+
+
+def seconds_of(manifest: Manifest, features: Sequence[Array]) -> float:
+    """Duration of features [frames, mel]."""
+    return sum(map(len, features)) * manifest.features.frame_shift_ms / 1000

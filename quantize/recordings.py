@@ -1,0 +1,102 @@
+"""The recordings of the calibration as features: in pieces, and which of them are for what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from u2moe.quantize.comparison import DOUBT, Array, share_of
+from u2moe.quantize.goals import Goal
+from u2moe.quantize.recipes import LONGEST_S, Recipe
+from u2moe.quantize.report import features_of
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.decoding.ctc import ctc_greedy_search
+from u2moe.runtime.errors import AudioError
+from u2moe.runtime.model.settings import SessionSettings
+
+CHOSEN_S, JUDGED_S = 120, 1800
+"""Limits in seconds of what formats are chosen by, and of what judges them."""
+PIECE_S, SHORT_PIECE_S, NUM_PIECES = 20, 5, 8
+"""Longer recordings are cut into equal pieces, so that one long recording is as good as several: of at most so many
+seconds, or fewer down to the second number where there would be fewer pieces than the third."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio:
+    """Features [frames, mel] of recordings or their pieces.
+
+    Attributes:
+        calibrates: what layers read in these decides how they are scaled and rounded.
+        chooses: on these the damage of each layer is measured, by which formats are chosen.
+        judges: on these written bundles are compared with float32. With a goal they choose nothing; without one they
+            are those of `chooses`. If there are less than four minutes, and no goal, they calibrate, too.
+        seconds: of those that calibrate.
+    """
+
+    calibrates: Sequence[Array]
+    chooses: Sequence[Array]
+    judges: Sequence[Array]
+    seconds: float
+
+
+def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
+    """The recordings of a recipe, in their order: first those that choose, then those that judge.
+
+    With limits that choose formats, a quarter chooses (at most `CHOSEN_S` seconds), and of the rest half judges, or as
+    much more as calibration does not read.
+
+    Raises:
+        AudioError: a recording cannot be read, all of them are too short for the encoder, or those that judge have too
+            few tokens to show that a limit on damage is kept.
+    """
+    frames_s = 1000 / bundle.manifest.features.frame_shift_ms
+    read_s = LONGEST_S + (CHOSEN_S + JUDGED_S if goal.searched else 0)
+    features = features_of(bundle, recipe.calibration, limit=round(read_s * frames_s))
+    if not features:
+        raise AudioError(f"calibration: {recipe.calibration[0]} and all others are too short for the encoder")
+    total, first = sum(map(len, features)), round(CHOSEN_S * frames_s)
+    longest = round(min(max(total / NUM_PIECES, SHORT_PIECE_S * frames_s), PIECE_S * frames_s))
+    pieces = [piece for frames in features for piece in np.array_split(frames, math.ceil(len(frames) / longest))]
+    if not goal.searched:
+        chooses, others = _divided(pieces, first)
+        calibrates = others if sum(map(len, others)) >= first else pieces
+        return Audio(calibrates=calibrates, chooses=chooses, judges=chooses, seconds=_seconds(calibrates, frames_s))
+    chooses, others = _divided(pieces, min(first, total / 4))
+    rest = sum(map(len, others))
+    judges, calibrates = _divided(others, max(rest / 2, rest - LONGEST_S * frames_s))
+    if goal.max_damage is not None:
+        _check_length(bundle, judges, goal.max_damage, total / frames_s)
+    return Audio(
+        calibrates=calibrates or chooses, chooses=chooses, judges=judges or chooses,
+        seconds=_seconds(calibrates or chooses, frames_s),
+    )  # fmt: skip
+
+
+def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s: float) -> None:
+    """Raise AudioError if the recordings could not even show that nothing changes."""
+    model = bundle.load(SessionSettings())
+    found = sum(len(ctc_greedy_search(model.ctc(model.encode(frames))).tokens) for frames in judges)
+    needed = math.ceil(share_of(np.zeros(1), np.ones(1), DOUBT).high / limit)
+    if found < needed:
+        more = f", about {total_s * needed / found:.0f} s of recordings like these" if found else ""
+        raise AudioError(
+            f"calibration: found {found} tokens in the recordings that are kept back to judge, out of {total_s:.0f} s: "
+            f"to show that at most {limit:.2%} of the tokens change takes at least {needed} tokens{more}"
+        )
+
+
+def _divided(pieces: Sequence[Array], limit: float) -> tuple[list[Array], list[Array]]:
+    """The first pieces, until they have `limit` frames, and the others."""
+    first: list[Array] = []
+    for piece in pieces:
+        if sum(map(len, first)) >= limit:
+            break
+        first.append(piece)
+    return first, list(pieces[len(first) :])
+
+
+def _seconds(pieces: Sequence[Array], frames_s: float) -> float:
+    return sum(map(len, pieces)) / frames_s

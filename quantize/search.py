@@ -1,0 +1,245 @@
+"""A search for formats of layers: chosen by divergence, which is smooth, and judged by tokens on other recordings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from u2moe.quantize.comparison import DOUBT, Comparison, compare, times_needed
+from u2moe.quantize.damage import Damage
+from u2moe.quantize.goals import Goal, Ladder, Step
+from u2moe.quantize.observed import Levels
+from u2moe.quantize.progress import shares
+from u2moe.quantize.recordings import Audio
+from u2moe.quantize.report import encoder_times
+from u2moe.quantize.run import QuantizationRun, QuantizedBundle
+from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.errors import QuantizationError
+from u2moe.runtime.model.settings import SessionSettings
+
+NUM_TIMINGS, TIMED_FRAMES, CHUNK_SIZE, NUM_LEFT_CHUNKS = 5, 3000, 16, 4
+"""Of the real-time factor: the median of how many, feature frames at most, and chunk size and left chunks."""
+LEAST_FALL, LEAST_SHARE = 0.5, 0.01
+"""The share of a bundle's divergence that the next one may have at most, and the least that is aimed at."""
+
+
+class FormatSearch:
+    """A search for the formats of one bundle.
+
+    Attributes:
+        made: the bundle as it is now, in the staging folder.
+    """
+
+    def __init__(self, run: QuantizationRun, made: QuantizedBundle, staging: BundleWriter, goal: Goal) -> None:
+        """Measure the damage of all layers.
+
+        Args:
+            run: makes and measures.
+            made: all layers in the smallest formats; each can get a better one: int8 instead of fewer bits, or float16.
+            staging: where to put others.
+            goal: what the bundle must hold.
+        """
+        self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
+        versions = {HALF.name: run.source}
+        groups = made.recipe.groups
+        middle = {group: INT8.name for group, kind in groups.items() if WEIGHT_FORMATS[kind].bits < INT8.bits}
+        if middle:
+            with BundleWriter(run.folder / INT8.name) as other:
+                recipe = dataclasses.replace(made.recipe, groups={**groups, **middle}, packed=False)
+                versions[INT8.name] = other.finish(run.quantize(recipe, other).bundle.manifest)
+        self._formats = list(versions)
+        with BundleWriter(run.folder / "last") as other:  # what is staged will change
+            for name in made.bundle.manifest.files:
+                other.add(name, made.bundle.path / name)
+            self._versions = [*versions.values(), other.finish(made.bundle.manifest)]
+        self._smallest, self._size = made, made.num_bytes
+        self._meter = run.meter(self._versions)
+        self._damage: Damage = self._meter.measure(shares(run.progress, "damage of each layer"))
+        layers = [
+            dataclasses.replace(item, bytes=[item.bytes[0] // 2, *item.bytes[1:]]) for item in self._damage.layers
+        ]  # written in half precision
+        self._ladder = Ladder(dataclasses.replace(self._damage, layers=layers))
+        self._steps: list[Step] = []
+        self._comparison: Comparison | None = None
+
+    def choose(self) -> QuantizedBundle:
+        """The bundle for the goal.
+
+        Raises:
+            QuantizationError: none meets it; the nearest is described.
+        """
+        goal = self._goal
+        if goal.max_damage is not None or goal.max_divergence is not None:
+            self._keep_limits_on_damage()
+            size, factor = self._costs()
+            if size > (goal.max_bytes or math.inf) or factor > (goal.target_rtf or math.inf):
+                raise QuantizationError(self._nearest())
+        elif goal.searched:
+            self._use_budgets()
+        return self.made
+
+    def _keep_limits_on_damage(self) -> None:
+        """Build the smallest bundle of which the recordings that judge show that it keeps the limits on damage.
+
+        Each that is tried may take half of the doubt that is left, so that all intervals together are as sure as one.
+        """
+        found, doubt = compare(self._run.source.load(), self._versions[-1].load(), self._audio.chooses), DOUBT
+        more = sum(map(len, self._audio.judges)) / sum(map(len, self._audio.chooses))
+        target = self._damage.divergence * self._bearable(found, doubt, more)
+        while True:
+            steps = self._ladder.fewest(lambda levels: self._divergence(levels) <= target)  # noqa: B023 - called at once
+            self._build(steps)
+            found = self._compared()
+            if self._holds(found, doubt):
+                return
+            if len(steps) == len(self._ladder.steps):
+                raise QuantizationError(f"{self._nearest()}; {self._audio_needed(found, doubt)}")
+            now = min(target, self._divergence(self._ladder.levels(steps)))
+            target, doubt = now * min(self._bearable(found, doubt / 2), LEAST_FALL), doubt / 2
+
+    def _use_budgets(self) -> None:
+        """Build the best bundle that keeps the limits on size and time, with less to spend as long as it does not."""
+        goal, ladder = self._goal, self._ladder
+        times = (
+            [real_time_factor(version, self._audio.chooses) for version in self._versions] if goal.target_rtf else []
+        )
+        budgets = [(goal.max_bytes or math.inf) - self._size, (goal.target_rtf or math.inf) - (times or [0])[-1]]
+
+        def costs(step: Step) -> Sequence[float]:
+            seconds = self._meter.share(step.layer) * (times[step.level] - times[step.after]) if times else 0.0
+            return step.bytes, seconds
+
+        while True:
+            found = ladder.most(costs, budgets)
+            self._build(found or [])
+            limits, sizes = [goal.max_bytes or math.inf, goal.target_rtf or math.inf], self._costs()
+            if found is not None and all(size <= limit for size, limit in zip(sizes, limits, strict=True)):
+                return
+            if not found:
+                raise QuantizationError(self._nearest())
+            for index, (size, limit) in enumerate(zip(sizes, limits, strict=True)):
+                if size > limit:  # at last nothing is left, for which the smallest formats may be enough
+                    least = 0.0 if budgets[index] > 0 else -math.inf
+                    budgets[index] = max(budgets[index] - max(1.1 * (size - limit), 0.02 * limit), least)
+
+    def improve(self) -> bool:
+        """Take twice as many steps; False: there are no more, or the goal allows none."""
+        others = [step for step in self._ladder.steps if step not in self._steps]
+        if not others or self._goal.max_bytes or self._goal.target_rtf:
+            return False
+        self._build([*self._steps, *others[: max(len(self._steps), 1)]])
+        return True
+
+    def report(self) -> dict[str, Any]:
+        """The damage of all layers, and what was chosen why, as plain data."""
+        steps = [
+            {"layer": step.layer, "format": self._formats[step.level], "gain": step.gain, "bytes": step.bytes}
+            for step in self._steps
+        ]
+        damage = {**dataclasses.asdict(self._damage), "divergence": self._divergence(self._levels)}
+        return {**damage, **self._compared().summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
+
+    def goal(self) -> dict[str, float]:
+        """What the manifest records: limits, and what was measured, without the digits in which processors differ."""
+        changed = self._compared().changed_tokens()
+        return {
+            **self._goal.limits,
+            "changed_tokens": round(changed.value, 4),
+            "changed_tokens_at_most": round(changed.high, 4),
+        }
+
+    @property
+    def _levels(self) -> Levels:
+        return self._ladder.levels(self._steps)
+
+    def _divergence(self, levels: Levels) -> float:
+        better = sum(level < self._meter.most[layer] for layer, level in levels.items())
+        show = shares(self._run.progress, f"divergence with {better} layers in better formats")
+        return self._meter.divergence(levels, show)
+
+    def _compared(self) -> Comparison:
+        """The bundle as it is now, on the recordings that judge."""
+        if self._comparison is None:
+            self._comparison = self._run.compare(self.made)
+            self._run.progress(
+                f"of {self._comparison.num_tokens} tokens of other recordings {self._described()} change"
+            )
+        return self._comparison
+
+    def _described(self) -> str:
+        passes = self._compared().passes().items()
+        return ", ".join(f"{found} ({name.replace('_', ' ')})" for name, found in passes)
+
+    def _holds(self, found: Comparison, doubt: float, times: float = 1.0) -> bool:
+        """Whether the upper ends of intervals keep the limits, with so many times as much audio."""
+        goal = self._goal
+        return found.changed_tokens(doubt, times).high <= (goal.max_damage or math.inf) and (
+            found.divergence(doubt, times).high <= (goal.max_divergence or math.inf)
+        )
+
+    def _bearable(self, found: Comparison, doubt: float, times: float = 1.0) -> float:
+        """The share of its divergence with which a bundle would keep the limits."""
+        share = 1.0
+        while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
+            share *= 0.95
+        return share
+
+    def _build(self, steps: Sequence[Step]) -> None:
+        self._steps, self._comparison = list(steps), None
+        levels = self._levels
+        better = {layer: self._formats[level] for layer, level in levels.items() if level < self._meter.most[layer]}
+        if not better and self.made is self._smallest:
+            return
+        recipe = dataclasses.replace(self._recipe, exceptions={**self._recipe.exceptions, **better})
+        self.made = self._run.quantize(recipe, self._staging)
+
+    def _costs(self) -> tuple[float, float]:
+        """Bytes, and the real-time factor if it has a limit."""
+        factor = real_time_factor(self.made.bundle, self._audio.chooses) if self._goal.target_rtf else 0.0
+        return self.made.num_bytes, factor
+
+    def _nearest(self) -> str:
+        size, factor = self._costs()
+        layers = defaultdict(list)
+        for layer, level in self._levels.items():
+            if level < self._meter.most[layer]:
+                layers[self._formats[level]].append(layer)
+        limits = {
+            f"at most {self._goal.max_damage or 0:.2%} of the tokens change": self._goal.max_damage,
+            f"at most {self._goal.max_divergence or 0:g} nats of divergence": self._goal.max_divergence,
+            f"at most {(self._goal.max_bytes or 0) / 1e6:g} MB": self._goal.max_bytes,
+            f"real-time factor at most {self._goal.target_rtf or 0:g}": self._goal.target_rtf,
+        }
+        wanted = ", ".join(text for text, limit in limits.items() if limit is not None)
+        chosen = "; ".join(f"{kind} for {', '.join(names)}" for kind, names in layers.items())
+        speed = f", its real-time factor is {factor:.3f}" if factor else ""
+        return (
+            f"no choice of formats meets the goal ({wanted}); the nearest has {size / 1e6:.1f} MB{speed}, and "
+            f"{self._described()} of the tokens change: {self._recipe.name}{', ' + chosen if chosen else ''}"
+        )
+
+    def _audio_needed(self, found: Comparison, doubt: float) -> str:
+        times = times_needed(lambda times: self._holds(found, doubt, times))
+        if times is None:
+            return "more recordings would not change that"
+        return f"{found.seconds:.0f} s of recordings judge, about {times * found.seconds:.0f} s would show it"
+
+    @property
+    def _audio(self) -> Audio:
+        return self._run.heard
+
+
+def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:
+    """Seconds of the encoder, with one thread, for a second of audio; in chunks if it can stream."""
+    model = bundle.load(SessionSettings(num_threads=1))
+    frames = max(features, key=len)[:TIMED_FRAMES]
+    config = model.config
+    chunks = (config.whole_chunk(CHUNK_SIZE), NUM_LEFT_CHUNKS) if config.streaming else (None, -1)
+    (seconds,) = encoder_times([model], frames, chunks, NUM_TIMINGS)
+    return statistics.median(seconds) / (len(frames) * bundle.manifest.features.frame_shift_ms / 1000)
