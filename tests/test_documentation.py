@@ -138,10 +138,10 @@ def surroundings(tmp_path, monkeypatch):
     for name in ("lectures", "recordings"):
         (tmp_path / name).mkdir()
         shutil.copy(clips[0], tmp_path / name / "first.flac")
-    # As many tokens as it takes to show that two percent of them change.
+    # As many tokens as it takes to show that few of them change.
     (tmp_path / "speech").mkdir()
     samples, rate = soundfile.read(clips[0])
-    soundfile.write(tmp_path / "speech" / "long.flac", np.tile(samples, 50), rate)
+    soundfile.write(tmp_path / "speech" / "long.flac", np.tile(samples, 40), rate)
     for name in ("talk.wav", "talk.mp3", "meeting.flac"):  # the suffix does not matter
         shutil.copy(clips[1], tmp_path / name)
     (tmp_path / "data.list").write_text('{"key": "talk", "wav": "talk.wav", "txt": "SEVEN"}\n', encoding="utf-8")
