@@ -39,7 +39,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Difference:
     """Of two models on recordings.
 
     Attributes:
@@ -80,7 +80,7 @@ class Comparison:
         margin = NormalDist().inv_cdf(1 - doubt / 2) * math.sqrt(_variance(self.divergences, self.frames) / times)
         return Estimate(value, max(value - margin, 0.0), value + margin)
 
-    def scaled(self, share: float) -> Comparison:
+    def scaled(self, share: float) -> Difference:
         """As if there were this share of the divergence: edits fall with its square root."""
         return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
 
@@ -197,7 +197,7 @@ def second_divergence(expected: Heard, scores: Array) -> float:
 
 def compare(
     reference: Model, made: Model, features: Sequence[Array], progress: Callable[[int], None] = lambda _: None
-) -> Comparison:
+) -> Difference:
     """What `made` changes of the results of `reference` for features [frames, mel] of recordings; at least one.
 
     Each model's second pass rescores what its own first pass finds. `progress` is called with the number of recordings
@@ -213,7 +213,7 @@ def compare(
         rows.append((changes, [len(text) for text in expected.texts], nats, len(expected.log_probs)))
         progress(number)
     edits, tokens, divergences, lengths = (np.array(column) for column in zip(*rows, strict=True))
-    return Comparison(
+    return Difference(
         edits=edits,
         tokens=tokens,
         divergences=divergences,

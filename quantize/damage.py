@@ -36,7 +36,7 @@ class LayerDamage:
     Attributes:
         layer: its name in the graph.
         bytes: of its weights; at level 0 in float32.
-        alone: divergence from float32 if only this layer is quantized, in nats a frame; see `Comparison`. For layers of
+        alone: divergence from float32 if only this layer is quantized, in nats a frame; see `Difference`. For layers of
             encoder and CTC head that of the log-probabilities, for decoders that of the second pass.
         errors: relative error of what the layer gives for inputs in float32.
         among_all: by how much it falls if this layer alone is left in float32 and all others of the pass are quantized

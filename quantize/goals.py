@@ -16,9 +16,9 @@ class Goal:
     """Limits that a bundle must keep. The smallest that keeps them is wanted; without limits on damage, the best one.
 
     Attributes:
-        max_damage: limit on `Comparison.changed_tokens` on recordings that chose nothing (0.005: 0.5 %); the upper end
+        max_damage: limit on `Difference.changed_tokens` on recordings that chose nothing (0.005: 0.5 %); the upper end
             of the interval keeps it.
-        max_divergence: the same for `Comparison.divergence`, in nats a frame.
+        max_divergence: the same for `Difference.divergence`, in nats a frame.
         max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
             percentage point).
         max_bytes: limit on the size of the bundle.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.quantize.comparison import Comparison, compare
+from u2moe.quantize.comparison import Difference, compare
 from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.layers import Change
@@ -150,7 +150,7 @@ class QuantizationRun:
         best = sizes[min(sizes)]  # layers with few rows do not fill wide blocks
         return made if best == made.recipe else self.quantize(best, staging)
 
-    def compare(self, made: QuantizedBundle) -> Comparison:
+    def compare(self, made: QuantizedBundle) -> Difference:
         """What is to be written, with float32, on the recordings that judge.
 
         Raises:

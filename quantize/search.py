@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from u2moe.quantize.comparison import DOUBT, Comparison, compare, times_needed
+from u2moe.quantize.comparison import DOUBT, Difference, compare, times_needed
 from u2moe.quantize.damage import Damage
 from u2moe.quantize.goals import Goal, Ladder, Step
 from u2moe.quantize.observed import Levels
@@ -66,7 +66,7 @@ class FormatSearch:
         ]  # written in half precision
         self._ladder = Ladder(dataclasses.replace(self._damage, layers=layers))
         self._steps: list[Step] = []
-        self._comparison: Comparison | None = None
+        self._difference: Difference | None = None
 
     def choose(self) -> QuantizedBundle:
         """The bundle for the goal.
@@ -163,27 +163,27 @@ class FormatSearch:
         show = shares(self._run.progress, f"divergence with {better} layers in better formats")
         return self._meter.divergence(levels, show)
 
-    def _compared(self) -> Comparison:
+    def _compared(self) -> Difference:
         """The bundle as it is now, on the recordings that judge."""
-        if self._comparison is None:
-            self._comparison = self._run.compare(self.made)
+        if self._difference is None:
+            self._difference = self._run.compare(self.made)
             self._run.progress(
-                f"of {self._comparison.num_tokens} tokens of other recordings {self._described()} change"
+                f"of {self._difference.num_tokens} tokens of other recordings {self._described()} change"
             )
-        return self._comparison
+        return self._difference
 
     def _described(self) -> str:
         passes = self._compared().passes().items()
         return ", ".join(f"{found} ({name.replace('_', ' ')})" for name, found in passes)
 
-    def _holds(self, found: Comparison, doubt: float, times: float = 1.0) -> bool:
+    def _holds(self, found: Difference, doubt: float, times: float = 1.0) -> bool:
         """Whether the upper ends of intervals keep the limits, with so many times as much audio."""
         goal = self._goal
         return found.changed_tokens(doubt, times).high <= (goal.max_damage or math.inf) and (
             found.divergence(doubt, times).high <= (goal.max_divergence or math.inf)
         )
 
-    def _bearable(self, found: Comparison, doubt: float, times: float = 1.0) -> float:
+    def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
         """The share of its divergence with which a bundle would keep the limits."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
@@ -191,7 +191,7 @@ class FormatSearch:
         return share
 
     def _build(self, steps: Sequence[Step]) -> None:
-        self._steps, self._comparison = list(steps), None
+        self._steps, self._difference = list(steps), None
         levels = self._levels
         better = {layer: self._formats[level] for layer, level in levels.items() if level < self._meter.most[layer]}
         if not better and self.made is self._smallest:
@@ -224,7 +224,7 @@ class FormatSearch:
             f"{self._described()} of the tokens change: {self._recipe.name}{', ' + chosen if chosen else ''}"
         )
 
-    def _audio_needed(self, found: Comparison, doubt: float) -> str:
+    def _audio_needed(self, found: Difference, doubt: float) -> str:
         times = times_needed(lambda times: self._holds(found, doubt, times))
         if times is None:
             return "more recordings would not change that"
