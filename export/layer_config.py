@@ -39,13 +39,14 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     top: Section,
     *,
     normalized: bool,
-    activation: str,
-    positions: PositionKind,
     attentions: tuple[str, ...],
+    activation: str = "swish",
+    positions: PositionKind = "rel_pos",
     num_blocks: int = 6,
     has_macaron: bool = False,
     has_convolution: bool = False,
     has_order: bool = True,
+    causal: bool = True,
     feed_forward: FeedForward | None = None,
 ) -> EncoderArchitecture:
     """The settings that all encoders have, from a train.yaml.
@@ -54,13 +55,14 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
         conf: its section encoder_conf.
         top: the file.
         normalized: whether feature statistics are part of the network.
-        activation: the default, as are `positions` and the first of `attentions`, which are those supported.
+        attentions: supported kinds of attention layer, the default first.
+        activation: the default, as are `positions` and `num_blocks`.
         positions: the default.
-        attentions: kinds of attention layer.
         num_blocks: the default.
         has_macaron: whether blocks of this kind may have a second feed-forward layer.
         has_convolution: whether they may have a convolution module, as conformers do.
         has_order: whether they may normalise after each layer instead of before it.
+        causal: whether what else they have looks at no later frames.
         feed_forward: what they have in the place of one that is configured.
     """
     dim = conf.integer("output_size", 256)
@@ -93,7 +95,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
         static_chunk_size=max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0),
         dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
         normalized_input=normalized,
-        causal=(convolution is None or convolution.causal) and conf.value("input_layer") != "conv1d2",
+        causal=causal and (convolution is None or convolution.causal) and conf.value("input_layer") != "conv1d2",
     )
     check_input_size(top, encoder)
     check_stacked_size(conf, encoder)

@@ -61,13 +61,11 @@ def test_what_is_of_another_type_is_refused_by_name(kind, name):
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in options_of(kind)])
 def test_what_is_beyond_a_limit_or_no_choice_is_refused_by_name(kind, name):
     declared = options_of(kind)[name]
-    beyond = [declared.above] if declared.above is not None else []
-    if declared.kind in ("integer", "number"):
-        step = 1 if declared.kind == "integer" else 1e-9
-        beyond += [declared.least - step] if declared.least is not None else []
-        beyond += (
-            [declared.most + (step if step == 1 else step * max(1, declared.most))] if declared.most is not None else []
-        )
+    below, above = (lambda limit: limit - 1, lambda limit: limit + 1)
+    if declared.kind == "number":
+        below, above = (lambda limit: math.nextafter(limit, -math.inf), lambda limit: math.nextafter(limit, math.inf))
+    limits = [(declared.above, float), (declared.least, below), (declared.most, above)]
+    beyond = [step(limit) for limit, step in limits if limit is not None]
     for value in ["none of them"] if declared.choices else beyond:
         with pytest.raises(ValueError, match=f"{name} must be"):
             kind(**{name: value})

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from feeding import LIMIT_S, RATE, Gate
-from transcribing import OPTIONS, fail_at, results_of
+from transcribing import OPTIONS, fail_at, feed_each, results_of
 
 from u2moe.runtime import AudioError, AudioOverflowError, ProviderError, StreamError, Transcriber, transcriber_thread
 
@@ -38,8 +38,7 @@ def test_every_change_is_told_and_every_segment_once(own, blocks):
     assert len(partial) > len(segments)
     events = Events()
     with Transcriber(own, **events.callbacks()) as transcriber:
-        for block in blocks:
-            transcriber.feed(RATE, block)
+        feed_each(transcriber, blocks)
         assert transcriber.duration == pytest.approx(4.0)
     assert events.final == segments
     assert [(result.segment, result.text) for result in events.partial] == partial
@@ -55,8 +54,7 @@ def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
         source = transcriber._thread.live.stream.state
         conclude = source.conclude
         source.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
-        for block in blocks[:11]:
-            transcriber.feed(RATE, block)
+        feed_each(transcriber, blocks[:11])
     assert events.final == []
     assert events.partial
     assert events.partial[-1].text == ""
@@ -67,8 +65,7 @@ def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
     with Transcriber(own, on_final=finals.append, on_error=gate, max_queue_s=1.0) as transcriber:
         transcriber.report(AudioError("stop here"))
         assert gate.reached.wait(LIMIT_S)
-        for block in blocks[:9]:
-            transcriber.feed(RATE, block)
+        feed_each(transcriber, blocks[:9])
         assert transcriber.queued_s == pytest.approx(0.9)
         transcriber.feed(RATE, blocks[9])
         with pytest.raises(AudioOverflowError, match=r"1\.00 s of audio are waiting.*limit of 1 s") as refusal:
@@ -110,8 +107,7 @@ def test_failed_decoding_is_told_and_ends_the_transcriber(own, blocks):
     fail_at(own, 20, ProviderError("the device is gone"))
     events = Events()
     transcriber = Transcriber(own, **events.callbacks())
-    for block in blocks[:20]:
-        transcriber.feed(RATE, block)
+    feed_each(transcriber, blocks[:20])
     transcriber._thread.thread.join(LIMIT_S)
     with pytest.raises(StreamError, match="ended by an error: the device is gone") as refusal:
         transcriber.feed(RATE, blocks[20])
@@ -127,8 +123,7 @@ def test_failed_decoding_is_told_and_ends_the_transcriber(own, blocks):
 def test_an_error_that_nobody_is_told_of_is_raised_by_close(own, blocks):
     fail_at(own, 3, ProviderError("the device is gone"))
     transcriber = Transcriber(own)
-    for block in blocks[:3]:
-        transcriber.feed(RATE, block)
+    feed_each(transcriber, blocks[:3])
     with pytest.raises(ProviderError, match="the device is gone"):
         transcriber.close()
     transcriber.close()
@@ -142,8 +137,7 @@ def test_an_error_in_a_callback_is_told_and_recognition_goes_on(own, blocks):
         raise KeyError(result.segment)
 
     with Transcriber(own, on_final=on_final, on_error=errors.append) as transcriber:
-        for block in blocks:
-            transcriber.feed(RATE, block)
+        feed_each(transcriber, blocks)
     assert finals == results_of(own, blocks)[1]
     assert [error.args for error in errors] == [(result.segment,) for result in finals]
 
@@ -160,8 +154,7 @@ def test_an_error_in_a_callback_that_cannot_be_told_ends_the_transcriber(own, bl
         raise KeyError("mine")
 
     transcriber = Transcriber(own, on_final=on_final, on_error=on_error if has_on_error else None)
-    for block in blocks:
-        transcriber.feed(RATE, block)
+    feed_each(transcriber, blocks)
     with pytest.raises(KeyError, match="mine"):
         transcriber.close()
     assert len(finals) == 1
@@ -203,11 +196,9 @@ def test_what_is_closed_does_not_warn(own, blocks):
 def test_reports_come_after_what_was_fed_before(own, blocks):
     told = []
     with Transcriber(own, on_final=told.append, on_error=told.append) as transcriber:
-        for block in blocks[:20]:
-            transcriber.feed(RATE, block)
+        feed_each(transcriber, blocks[:20])
         transcriber.report(AudioError("a gap"))
-        for block in blocks[20:]:
-            transcriber.feed(RATE, block)
+        feed_each(transcriber, blocks[20:])
     place = [str(event) for event in told].index("a gap")
     assert 0 < place < len(told) - 1
 
@@ -312,8 +303,7 @@ for transcriber in transcribers:
 def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, blocks):
     finals = []
     transcriber = Transcriber(own, on_final=finals.append)
-    for block in blocks:
-        transcriber.feed(RATE, block)
+    feed_each(transcriber, blocks)
     thread = transcriber._thread.thread
     with pytest.warns(ResourceWarning, match="unclosed transcriber"):
         del transcriber
@@ -348,7 +338,6 @@ def test_a_segment_that_was_found_before_decoding_failed_is_told(own, blocks):
         number += 1
     fail_at(own, number, ProviderError("the device is gone"))
     with Transcriber(own, **events.callbacks()) as transcriber:
-        for block in blocks[:number]:
-            transcriber.feed(RATE, block)
+        feed_each(transcriber, blocks[:number])
     assert events.final == stream.take_segments()
     assert [str(error) for error in events.errors] == ["the device is gone"]

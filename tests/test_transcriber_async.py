@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from feeding import LIMIT_S, RATE
-from transcribing import fail_at, results_of
+from transcribing import fail_at, feed_each, results_of
 
 from u2moe.runtime import ProviderError, StreamError, Transcriber
 from u2moe.runtime import transcriber as transcriber_module
@@ -75,8 +75,7 @@ def test_errors_are_raised_by_the_iteration(own, blocks):
     async def run():
         events = []
         async with Transcriber(own) as transcriber:
-            for block in blocks:
-                transcriber.feed(RATE, block)
+            feed_each(transcriber, blocks)
             with pytest.raises(ProviderError, match="the device is gone"):
                 await take_all(transcriber, events)
             with pytest.raises(StreamError, match="the device is gone"):
@@ -92,8 +91,7 @@ def test_results_that_nobody_takes_are_an_error_not_a_leak(own, blocks, monkeypa
     async def run():
         events = []
         async with Transcriber(own) as transcriber:
-            for block in blocks:
-                transcriber.feed(RATE, block)
+            feed_each(transcriber, blocks)
             await asyncio.to_thread(transcriber._thread.thread.join, LIMIT_S)
             with pytest.raises(StreamError, match="2 results are waiting and none is taken"):
                 await take_all(transcriber, events)
@@ -120,8 +118,7 @@ def test_what_needs_async_with_says_so(own, blocks):
 def test_leaving_an_iteration_does_not_hang(own, blocks):
     async def run():
         async with asyncio.timeout(LIMIT_S), Transcriber(own) as transcriber:
-            for block in blocks:
-                transcriber.feed(RATE, block)
+            feed_each(transcriber, blocks)
             async for _ in transcriber:
                 break
         return transcriber._thread.thread.is_alive()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import EncoderArchitecture, FeedForward
 from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating
 from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
-from u2moe.export.layer_config import check_static_chunk, encoder_architecture
+from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual, linear
 from u2moe.export.yaml_section import Section
 
@@ -40,24 +40,20 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
             raise conf.unsupported(branch, conf.value(branch), ("true",))
     for unused in ("stochastic_depth_rate", "attn_branch_drop_rate"):  # in training only
         conf.value(unused)
+    merge = conf.choice("merge_method", "concat", MERGE_METHODS)
     shared = encoder_architecture(
         conf,
         top,
         normalized=normalized,
-        activation="swish",
-        positions="rel_pos",
         attentions=("rel_selfattn", "selfattn"),
         num_blocks=12,
         has_order=False,
+        causal=gates.causal and merge != "learned_ave",
         # blocks have the gating MLP in the place of a feed-forward layer
         feed_forward=FeedForward(hidden=gates.hidden, activation="gelu"),
     )
-    merge = conf.choice("merge_method", "concat", MERGE_METHODS)
     weights = _weights(conf, shared.num_blocks, needed=merge == "fixed_ave")
-    causal = gates.causal and shared.causal and merge != "learned_ave"
-    encoder = replace(shared, causal=causal, own=Branches(gating=gates, merge=merge, gating_weights=weights))
-    check_static_chunk(conf, encoder)
-    return encoder
+    return replace(shared, own=Branches(gating=gates, merge=merge, gating_weights=weights))
 
 
 def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ...]:

@@ -30,8 +30,6 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         conf,
         top,
         normalized=normalized,
-        activation="swish",
-        positions="rel_pos",
         attentions=("rel_selfattn", "selfattn", "shaw_rel_selfattn", "rope_abs_selfattn"),
         has_macaron=True,
         has_convolution=True,

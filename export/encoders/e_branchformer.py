@@ -15,7 +15,7 @@ from u2moe.export.convolution import TimeDepthwise
 from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating, read_kernel
 from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.encoders.nodes import next_history
-from u2moe.export.layer_config import check_static_chunk, encoder_architecture
+from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual, linear
 from u2moe.export.moe import feed_forward
 from u2moe.export.yaml_section import Section
@@ -49,17 +49,13 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         conf,
         top,
         normalized=normalized,
-        activation="swish",
-        positions="rel_pos",
         attentions=("rel_selfattn", "selfattn"),
         num_blocks=12,
         has_macaron=True,
         has_order=False,
+        causal=gates.causal,
     )
-    macaron = shared.macaron and own.feed_forward
-    encoder = replace(shared, macaron=macaron, causal=gates.causal and shared.causal, own=own)
-    check_static_chunk(conf, encoder)
-    return encoder
+    return replace(shared, macaron=shared.macaron and own.feed_forward, own=own)
 
 
 class EBranchformerBlock(TwoBranchBlock):

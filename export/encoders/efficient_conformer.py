@@ -69,8 +69,6 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         conf,
         top,
         normalized=normalized,
-        activation="swish",
-        positions="rel_pos",
         attentions=("rel_selfattn",),
         has_macaron=True,
         has_convolution=True,

@@ -9,6 +9,11 @@ OPTIONS = DecodingOptions(
 )
 
 
+def feed_each(transcriber, blocks):
+    for block in blocks:
+        transcriber.feed(16_000, block)
+
+
 def results_of(recognizer, blocks):
     """Texts of partial results that change, and segments, as a stream gives them."""
     stream, shown, partial, segments = recognizer.create_stream(OPTIONS), "", [], []
