@@ -22,12 +22,12 @@ OPTIONS = DecodingOptions(
 
 
 def captions(
-    recognizer: Recognizer, blocks: Iterable[np.ndarray], sample_rate: int, names: Sequence[str] = ()
+    recognizer: Recognizer, buffers: Iterable[np.ndarray], sample_rate: int, names: Sequence[str] = ()
 ) -> Iterator[Result]:
     """Final results as soon as they are; `stream.get_result().text` is what is being said meanwhile."""
     stream = recognizer.create_stream(OPTIONS, hotwords=names or None)
-    for block in blocks:
-        stream.accept_waveform(sample_rate, block)
+    for buffer in buffers:
+        stream.accept_waveform(sample_rate, buffer)
         recognizer.decode_streams([stream])
         yield from stream.take_segments()
     stream.input_finished()
@@ -38,8 +38,8 @@ def captions(
 def main(file: str, *names: str) -> None:
     recognizer = Recognizer.from_pretrained()
     with soundfile.SoundFile(file) as sound:  # instead of a microphone: 0.1 s at a time, at any rate
-        blocks = (block.mean(axis=1) for block in sound.blocks(sound.samplerate // 10, dtype="float32", always_2d=True))
-        for segment in captions(recognizer, blocks, sound.samplerate, names):
+        buffers = (each.mean(axis=1) for each in sound.blocks(sound.samplerate // 10, dtype="float32", always_2d=True))
+        for segment in captions(recognizer, buffers, sound.samplerate, names):
             print(f"{segment.start:8.2f} {segment.end:8.2f}  {segment.text}  ({segment.confidence:.2f})", flush=True)
 
 

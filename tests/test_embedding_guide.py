@@ -60,7 +60,7 @@ def names(clip, tmp_path, monkeypatch, sounddevice):
     soundfile.write(tmp_path / "talk.wav", np.stack([samples, samples], axis=1), RATE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(u2moe.runtime, "VoiceActivityDetector", AllSpeech)
-    return {"blocks": np.array_split(samples, 40), "wait_for_the_user": lambda: sounddevice.play(samples)}
+    return {"buffers": np.array_split(samples, 40), "wait_for_the_user": lambda: sounddevice.play(samples)}
 
 
 def test_the_code_runs_in_order_and_says_what_was_said(names, clip, capsys):

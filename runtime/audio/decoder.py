@@ -1,7 +1,7 @@
 """Decodes strangers' files in a process of its own: what C libraries do with them ends there, as an error for one file.
 
 `FileDecoder` is the side of the program, `main` that of the process. They exchange messages over its stdin and stdout.
-The process has no file itself: it asks for the bytes that it reads, and is asked for each block of samples.
+The process has no file itself: it asks for the bytes that it reads, and is asked for each buffer of samples.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from u2moe.runtime.audio.files import Sound
 
 _OPEN, _NEXT, _DATA = b"o", b"n", b"d"
-"""Messages of the program: read another file, its next block, bytes of it."""
-_READ, _LENGTH, _BLOCK, _ERROR, _TRUNCATED = b"r", b"l", b"b", b"e", b"t"
+"""Messages of the program: read another file, its next buffer, bytes of it."""
+_READ, _LENGTH, _BUFFER, _ERROR, _TRUNCATED = b"r", b"l", b"b", b"e", b"t"
 """Messages of the process: bytes are wanted, the length by the header, samples (none at the end), and two errors."""
 _HEAD, _PLACE, _SECONDS = struct.Struct("<cI"), struct.Struct("<QI"), struct.Struct("<d")
 """Kind and length of a message, place and number of bytes that are wanted, a length."""
@@ -41,11 +41,11 @@ _MOST_MESSAGE = 1 << 26
 _READ_BYTES = 256 << 10
 """Bytes that are read of a file at once."""
 _PATIENCE_S = 120.0
-"""Seconds of waiting for a block: for systems without limits of processor time, and for whatever may stand still."""
+"""Seconds of waiting for a buffer: for systems without limits of processor time, and for whatever may stand still."""
 
 _CPU_S, _CPU_SHARE = 5.0, 0.25
 """Seconds of processor time that decoding may take, and seconds more for each second of audio."""
-_BLOCK_S = 10.0
+_BUFFER_S = 10.0
 _MEMORY = 512 << 20
 """Bytes of address space that a file may take."""
 _DESCRIPTORS = 32
@@ -100,7 +100,7 @@ class FileDecoder:
     neither files, output nor secrets of this one. It starts with `start` or the first file.
 
     Attributes:
-        stated_s: seconds that the header of the latest file states, once it has a block; 0: none.
+        stated_s: seconds that the header of the latest file states, once it has a buffer; 0: none.
     """
 
     def __init__(self) -> None:
@@ -141,12 +141,12 @@ class FileDecoder:
             self._release()
 
     def read(self, file: IO[bytes], name: str, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Samples of a file at `sample_rate`, one channel, in blocks of about ten seconds; see `read_blocks`.
+        """Samples of a file at `sample_rate`, one channel, in buffers of about ten seconds; see `read_blocks`.
 
         Args:
             file: open for reading, can seek.
             name: its name in messages.
-            sample_rate: sample rate of the blocks in Hz.
+            sample_rate: sample rate of the buffers in Hz.
 
         Raises:
             AudioError: not audio, damaged, or with too many channels; names the file.
@@ -276,26 +276,26 @@ def _prepare() -> None:
 
 
 def _answer(channel: _Channel) -> None:
-    blocks: Iterator[npt.NDArray[np.float32]] = iter(())
+    buffers: Iterator[npt.NDArray[np.float32]] = iter(())
     while True:
         kind, content = channel.receive()
         if kind == _OPEN:
-            blocks = _blocks(channel, **json.loads(content))
+            buffers = _buffers(channel, **json.loads(content))
         try:
-            block = next(blocks, np.zeros(0, np.float32))
+            buffer = next(buffers, np.zeros(0, np.float32))
         except AudioError as error:
             told = str(error).encode(errors="replace")
             channel.send(_TRUNCATED if isinstance(error, TruncatedAudioError) else _ERROR, told)
         else:
-            channel.send(_BLOCK, block.astype(np.float32, copy=False).tobytes())
+            channel.send(_BUFFER, buffer.astype(np.float32, copy=False).tobytes())
 
 
-def _blocks(channel: _Channel, name: str, size: int, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The blocks of a file that are not empty, each within the processor time that it may take."""
+def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    """The buffers of a file that are not empty, each within the processor time that it may take."""
     begin_s, num_samples = time.process_time(), 0
 
     def allow() -> None:
-        _limit_cpu(begin_s + _CPU_S + _CPU_SHARE * (num_samples / sample_rate + _BLOCK_S))
+        _limit_cpu(begin_s + _CPU_S + _CPU_SHARE * (num_samples / sample_rate + _BUFFER_S))
 
     def tell(sound: Sound) -> None:
         if sound.channels > _MOST_CHANNELS:
@@ -304,11 +304,11 @@ def _blocks(channel: _Channel, name: str, size: int, sample_rate: int) -> Iterat
 
     allow()
     file = io.BufferedReader(_RemoteFile(channel, name, size), _READ_BYTES)
-    for block in read_blocks(file, sample_rate, _BLOCK_S, on_open=tell):
-        num_samples += len(block)
+    for buffer in read_blocks(file, sample_rate, _BUFFER_S, on_open=tell):
+        num_samples += len(buffer)
         allow()
-        if len(block):
-            yield block
+        if len(buffer):
+            yield buffer
 
 
 def _limit_cpu(seconds: float) -> None:

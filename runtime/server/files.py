@@ -256,16 +256,16 @@ class FileTask:
         """Its segments, and at the end the error at which it breaks off, if it does."""
         rate = self._recognizer.bundle.manifest.features.sample_rate
         stream = self._recognizer.create_recording_stream(self._options, hotwords=self._hotwords)
-        reader = RecordingReader(self._blocks(rate), rate, self._check)
+        reader = RecordingReader(self._buffers(rate), rate, self._check)
         yield from recognize(self._recognizer.decode_streams, stream, reader)
         if reader.error is not None:
             raise reader.error
 
-    def _blocks(self, rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        for block in self._queue.decoder.read(self._file, self._name, rate):
+    def _buffers(self, rate: int) -> Iterator[npt.NDArray[np.float32]]:
+        for buffer in self._queue.decoder.read(self._file, self._name, rate):
             self.whole_s = self._queue.decoder.stated_s
             self._check_length(self.whole_s)
-            yield block
+            yield buffer
 
     def _check(self, seconds: float) -> None:
         self.duration = seconds

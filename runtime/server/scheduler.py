@@ -187,15 +187,15 @@ class _Feed:
         self.error: Exception | None = None
         queue.last_round = number
         queue.num_rounds += 1
-        blocks = []
-        while queue.blocks and (self.num_samples == 0 or self.duration < queue.wanted_s):
-            samples, self.arrival = queue.blocks.popleft()
+        buffers = []
+        while queue.buffers and (self.num_samples == 0 or self.duration < queue.wanted_s):
+            samples, self.arrival = queue.buffers.popleft()
             self.num_samples += len(samples)
-            blocks.append(samples)
+            buffers.append(samples)
         try:
-            if blocks:  # at once: each call has its costs
-                queue.stream.accept_waveform(queue.sample_rate, np.concatenate(blocks))
-            self.ends = not queue.blocks and queue.ends
+            if buffers:  # at once: each call has its costs
+                queue.stream.accept_waveform(queue.sample_rate, np.concatenate(buffers))
+            self.ends = not queue.buffers and queue.ends
             if self.ends:
                 queue.stream.input_finished()
         except Exception as error:  # noqa: BLE001 - of this stream alone

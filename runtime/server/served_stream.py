@@ -23,8 +23,8 @@ from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.stream import Stream
 
-_BLOCK_S = 0.16
-"""Longer audio is cut into blocks of this many seconds, so that no client takes more than its share of a round."""
+_BUFFER_S = 0.16
+"""Longer audio is cut into buffers of this many seconds, so that no client takes more than its share of a round."""
 _ROUND_S = 2.0
 """Seconds of audio that are worth a round although they complete no chunk."""
 _MAX_UNREAD = 100
@@ -58,7 +58,7 @@ class AudioQueue:
     recognizer: Recognizer  # decodes the stream
     stream: Stream
     sample_rate: float  # Hz
-    blocks: deque[TimedBuffer] = field(default_factory=deque)  # that wait
+    buffers: deque[TimedBuffer] = field(default_factory=deque)  # that wait
     num_fed: int = 0  # samples put in
     num_taken: int = 0  # samples taken out
     wanted_s: float = 0.0  # seconds of audio that are worth a round
@@ -85,7 +85,7 @@ class AudioQueue:
     def has_work(self) -> bool:
         """Whether there is work for a round."""
         waiting_s = (self.num_fed - self.num_taken) / self.sample_rate
-        return (waiting_s >= self.wanted_s and bool(self.blocks)) or self.ends
+        return (waiting_s >= self.wanted_s and bool(self.buffers)) or self.ends
 
     def want(self, limits: Limits) -> None:
         """Set `wanted_s`."""
@@ -144,16 +144,16 @@ class ServedStream:
         rate = self.queue.sample_rate
         if (self.queue.num_fed + len(accepted)) / rate > self._limits.duration_s:
             raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
-        size = max(round(_BLOCK_S * rate), 1)
+        size = max(round(_BUFFER_S * rate), 1)
         for start in range(0, len(accepted), size):
             if not self._has_room:
                 await self._until(lambda: self._has_room or self.is_over)
             self._check()
             if self.is_over or self.queue.finish_time is not None:
                 return
-            block = accepted[start : start + size]
-            self.queue.blocks.append(TimedBuffer(block, time.monotonic()))
-            self.queue.num_fed += len(block)
+            buffer = accepted[start : start + size]
+            self.queue.buffers.append(TimedBuffer(buffer, time.monotonic()))
+            self.queue.num_fed += len(buffer)
             if self.queue.has_work:
                 self._wake()
 

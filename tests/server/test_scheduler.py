@@ -231,7 +231,7 @@ def test_a_stream_that_fails_in_a_batch_fails_alone(demo, speech, options, monke
         async with scheduling(demo) as scheduler:
             sessions = [scheduler.open(demo.create_stream(options), 16_000) for _ in range(4)]
             for number, session in enumerate(sessions):  # all in the same round
-                session.queue.blocks.append(TimedBuffer(as_samples(speech()[:24_000] * np.int16(number != 1)), 0.0))
+                session.queue.buffers.append(TimedBuffer(as_samples(speech()[:24_000] * np.int16(number != 1)), 0.0))
                 session.queue.num_fed = 24_000
             scheduler._wake()
             await until(lambda: sessions[1].is_over)

@@ -21,7 +21,7 @@ _MAX_NBEST = 100
 _UNIT_MS = 100
 """`time_stamp_gap_` of WeNet's decoder."""
 _LATE_AUDIO_S = 0.1
-"""After "end", one more block of audio may arrive, as from WeNet's web page."""
+"""After "end", one more buffer of audio may arrive, as from WeNet's web page."""
 
 
 async def run(connection: Connection) -> None:
