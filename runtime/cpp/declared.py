@@ -81,6 +81,8 @@ def source() -> str:
 // What Python declares. Written by runtime/cpp/declared.py: do not change it here.
 #pragma once
 
+#include <cstddef>
+
 #include "u2moe.h"
 
 namespace u2moe::runtime {{
@@ -89,6 +91,7 @@ constexpr int kFormatVersion = {contract.FORMAT_VERSION}, kKernelsContract = {KE
 constexpr int kStreamChunkSize = {options.STREAM_CHUNK_SIZE};
 constexpr double kShortestPauseS = {options.SHORTEST_PAUSE_S};
 constexpr double kHotwordWeight = {context.DEFAULT_WEIGHT}, kMostHotwordWeight = {context.MOST_WEIGHT:g};
+constexpr std::size_t kLongestHotword = {context.LONGEST_PHRASE};
 
 enum class Search {{ kDefault, {", ".join(searches.values())} }};
 struct SearchName {{

@@ -26,6 +26,8 @@ DEFAULT_WEIGHT = 1.5
 """Bonus per token, as a log-probability, of a hotword without a weight."""
 MOST_WEIGHT = 100.0
 """A token of a phrase with this weight beats any other token that is not impossible."""
+LONGEST_PHRASE = 200
+"""Characters of a phrase: memory and time grow with them."""
 
 _MAX_MOVES = 1 << 18
 _ROUNDING = 1e-6
@@ -194,6 +196,9 @@ def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
         phrase, weight = hotword if isinstance(hotword, tuple) and len(hotword) == 2 else (hotword, DEFAULT_WEIGHT)
         if not isinstance(phrase, str):
             raise ValueError(f"a hotword must be a phrase, or a phrase and its weight, got {hotword!r}")  # noqa: TRY004
+        if len(phrase) > LONGEST_PHRASE:
+            shown = f"hotword {phrase[:LONGEST_PHRASE]!r}..."
+            raise ValueError(f"{shown}: may have {LONGEST_PHRASE} characters, got {len(phrase)}")
         yield phrase, checked_number(f"hotword {phrase!r}: weight", weight, above=0, most=MOST_WEIGHT)
 
 

@@ -20,7 +20,6 @@ from u2moe.runtime.text.written.formatter import TextFormat
 
 _LEFT_CHUNKS = 4
 """Chunks of left context of live streams, which bounds their memory and time."""
-_MAX_HOTWORD_LEN = 200
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _LATIN = re.compile("[A-Za-z]")
@@ -119,8 +118,6 @@ class ServedModel:
                     phrases.append((text, weight))
                 case _:
                     raise RequestError(f"a hotword must be a phrase or [phrase, weight], got {item!r:.80}", "hotwords")
-            if (length := len(item if isinstance(item, str) else item[0])) > _MAX_HOTWORD_LEN:
-                raise RequestError(f"a hotword may have {_MAX_HOTWORD_LEN} characters, got {length}", "hotwords")
         with refusing("hotwords"):
             return await in_thread(ContextGraph, phrases, self.recognizer.vocabulary) if phrases else None
 
@@ -134,9 +131,8 @@ class ServedModel:
         writable = []
         for phrase in phrases:
             with contextlib.suppress(ValueError):
-                if len(phrase) <= _MAX_HOTWORD_LEN:
-                    ContextGraph([phrase], self.recognizer.vocabulary)
-                    writable.append(phrase)
+                ContextGraph([phrase], self.recognizer.vocabulary)
+                writable.append(phrase)
         return ContextGraph(writable, self.recognizer.vocabulary) if writable else None
 
 

@@ -25,16 +25,23 @@
  * of a language model and of a voice activity detector. Strings and arrays in results live until their result is freed, those of a recogniser until it is.
  *
  * Threads. Any function may be called in any thread. Recognisers, hotwords, language models and results may be used by many
- * threads at once; a stream by one at a time (U2MOE_STREAM_ERROR otherwise). The library starts threads to read files while a
- * recogniser opens, and no others; onnxruntime starts some if `num_threads` is above 1.
+ * threads at once. A stream is decoded by one thread at a time (U2MOE_STREAM_ERROR otherwise), while others feed it, cancel it and
+ * take its results. The library starts a thread for each transcriber, and others only to read files while a recogniser opens;
+ * onnxruntime starts some if `num_threads` is above 1.
  *
- * Structs. `size` is the size of the struct as the program knows it. `u2moe_..._init` sets it, and the defaults.
- * Text is UTF-8 that ends in a zero. */
+ * Structs. `size` is the size of the struct as the program knows it. `u2moe_..._init` sets it, and the defaults. Structs only grow,
+ * at their end: programs that were built with an earlier header run with this library, and those with a later one than the library
+ * are told so by U2MOE_INVALID_ARGUMENT. Text is UTF-8 that ends in a zero. */
 #ifndef U2MOE_H
 #define U2MOE_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+/* Of this header; u2moe_version and u2moe_api_version are those of the library. The second grows with each addition. */
+#define U2MOE_VERSION "0.1.0"
+#define U2MOE_VERSION_NUMBER 100 /* 10000 * major + 100 * minor + patch */
+#define U2MOE_API_VERSION 2
 
 #if defined(_WIN32) && defined(U2MOE_SHARED)
 #ifdef U2MOE_BUILDING
@@ -64,7 +71,9 @@ typedef enum u2moe_error {
   U2MOE_KERNELS_ERROR = 8,        /* native kernels were asked for, or are needed, and cannot run */
   U2MOE_LANGUAGE_MODEL_ERROR = 9, /* a language model that is damaged, or none */
   U2MOE_OUT_OF_MEMORY = 10,
-  U2MOE_INTERNAL_ERROR = 11       /* a fault of this library */
+  U2MOE_INTERNAL_ERROR = 11,      /* a fault of this library */
+  U2MOE_QUEUE_FULL = 12,          /* more audio would wait than may; nothing was taken */
+  U2MOE_CANCELLED = 13            /* a stream that was cancelled, until it is reset */
 } u2moe_error;
 
 typedef struct u2moe_recognizer_handle *u2moe_recognizer;
@@ -73,6 +82,7 @@ typedef struct u2moe_result_handle *u2moe_result;
 typedef struct u2moe_hotwords_handle *u2moe_hotwords;
 typedef struct u2moe_language_model_handle *u2moe_language_model;
 typedef struct u2moe_vad_handle *u2moe_vad;
+typedef struct u2moe_transcriber_handle *u2moe_transcriber;
 
 /* What was wrong in the last call of this thread that failed; valid until the next one that fails. */
 U2MOE_API const char *u2moe_error_message(void);
@@ -80,8 +90,20 @@ U2MOE_API const char *u2moe_error_message(void);
 U2MOE_API const char *u2moe_error_name(u2moe_error error);
 /* "0.1.0" */
 U2MOE_API const char *u2moe_version(void);
+U2MOE_API int32_t u2moe_api_version(void);
 /* Execution providers of this onnxruntime, as a JSON array of names. */
 U2MOE_API u2moe_error u2moe_available_providers(const char **json);
+
+#define U2MOE_LOG_INFO 1
+#define U2MOE_LOG_WARNING 2
+#define U2MOE_LOG_ERROR 3
+
+/* A message that is no error of a call, by "u2moe" or a part of onnxruntime, which otherwise writes nothing. */
+typedef void (*u2moe_log_callback)(void *context, int32_t severity, const char *origin, const char *message);
+
+/* Where messages of all threads go, one at a time; NULL: nowhere. Those of onnxruntime only come if no other part of the program
+ * has made an OrtEnv before. The callback before runs no more when this returns. */
+U2MOE_API u2moe_error u2moe_set_log(u2moe_log_callback callback, void *context);
 
 /* ---- Recognisers ---- */
 
@@ -123,7 +145,11 @@ U2MOE_API u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, 
 /* What computes the graphs, as JSON: versions, kernels with their instruction set or why there are none, providers, sizes, and
  * warnings: what is lost of a bundle that a newer version wrote. */
 U2MOE_API u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char **json);
+/* The text of a token, from 0 to vocab_size - 1, as tokens.txt has it; valid until the recogniser is freed. */
+U2MOE_API u2moe_error u2moe_recognizer_token(u2moe_recognizer recognizer, int32_t token, const char **text);
 U2MOE_API u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer);
+/* Compare every file of a bundle with its digest, and start nothing. */
+U2MOE_API u2moe_error u2moe_verify(const char *folder);
 
 /* ---- Hotwords, language models and voice activity detectors, for any number of streams ---- */
 
@@ -212,6 +238,7 @@ typedef struct u2moe_stream_options {
   int32_t written;           /* whether English is written with digits and small letters: "at 10:30"; 0 */
   double blank_penalty;      /* taken from the score of the blank before the softmax, in the first pass, so that fewer words are
                               * left out and more are inserted; negative: as in the bundle */
+  double max_queue_s;        /* seconds of audio that may wait in u2moe_stream_feed and u2moe_transcriber_feed; 10 */
 } u2moe_stream_options;
 
 U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, size_t size);
@@ -233,9 +260,69 @@ U2MOE_API u2moe_error u2moe_stream_take_segment(u2moe_stream stream, u2moe_resul
 U2MOE_API u2moe_error u2moe_stream_get_result(u2moe_stream stream, u2moe_result *result);
 /* Whether an utterance has ended, so that u2moe_stream_take_segment gives one. */
 U2MOE_API u2moe_error u2moe_stream_is_endpoint(u2moe_stream stream, int32_t *is_endpoint);
-/* Discard everything and begin a new source; also after a failure. */
+
+/* Speech begins or ends, `time` seconds from the first sample of the stream. */
+typedef struct u2moe_speech_event {
+  size_t size; /* set it before the call */
+  int32_t is_speech;
+  double time;
+} u2moe_speech_event;
+
+/* The next event of the voice activity detector, each once; `is_taken` 0: there is none now. */
+U2MOE_API u2moe_error u2moe_stream_take_speech_event(u2moe_stream stream, u2moe_speech_event *event, int32_t *is_taken);
+/* Whether the voice activity detector hears speech; 0 without one. */
+U2MOE_API u2moe_error u2moe_stream_is_speech(u2moe_stream stream, int32_t *is_speech);
+/* Discard everything and begin a new source; also after a failure. Waits while another thread decodes. */
 U2MOE_API u2moe_error u2moe_stream_reset(u2moe_stream stream);
 U2MOE_API u2moe_error u2moe_stream_free(u2moe_stream stream);
+
+/* ---- Feeding and decoding apart ---- */
+
+/* Append samples to a queue, and return: this takes no longer than to copy them, so that an audio callback may call it. All are taken or,
+ * if more than max_queue_s would wait (U2MOE_QUEUE_FULL), none. */
+U2MOE_API u2moe_error u2moe_stream_feed(u2moe_stream stream, int32_t sample_rate, const float *samples, size_t num_samples);
+U2MOE_API u2moe_error u2moe_stream_feed_int16(u2moe_stream stream, int32_t sample_rate, const int16_t *samples, size_t num_samples);
+/* Finish the input, which the next u2moe_decode_streams recognises. */
+U2MOE_API u2moe_error u2moe_stream_feed_finished(u2moe_stream stream);
+/* Seconds that wait. */
+U2MOE_API u2moe_error u2moe_stream_queued(u2moe_stream stream, double *seconds);
+/* Recognise all that waits in streams of any recognisers, in batches: with the results that each has alone. A stream that fails or is
+ * cancelled leaves the others as they are; the error is that of the first, and u2moe_stream_failure tells which. */
+U2MOE_API u2moe_error u2moe_decode_streams(const u2moe_stream *streams, size_t num_streams);
+/* The error by which recognition of a stream has failed; U2MOE_OK: it has not. */
+U2MOE_API u2moe_error u2moe_stream_failure(u2moe_stream stream);
+/* End what another thread decodes within one chunk, and discard what waits; does not wait for it. The stream then gives
+ * U2MOE_CANCELLED until it is reset. */
+U2MOE_API u2moe_error u2moe_stream_cancel(u2moe_stream stream);
+
+/* Called in a thread of the library, of each transcriber one at a time; results are freed when a callback returns. Any may be NULL.
+ * They may call what they like; waiting for their own transcriber returns at once. */
+typedef struct u2moe_transcriber_callbacks {
+  size_t size;
+  void *context; /* their first argument */
+  void (*on_partial)(void *context, u2moe_result result); /* the text of the current utterance has changed; "": there was none after all */
+  void (*on_final)(void *context, u2moe_result result);   /* each utterance with words once, in order */
+  void (*on_error)(void *context, u2moe_error error, const char *message); /* recognition has failed, and the transcriber has ended */
+  void (*on_speech)(void *context, int32_t is_speech, double time);        /* the voice activity detector hears that speech begins or ends */
+} u2moe_transcriber_callbacks;
+
+U2MOE_API u2moe_error u2moe_transcriber_callbacks_init(u2moe_transcriber_callbacks *callbacks, size_t size);
+/* Recognises one source in a thread of its own. Utterances always end by endpoint rules. `options` NULL: the defaults. */
+U2MOE_API u2moe_error u2moe_transcriber_create(u2moe_recognizer recognizer, const u2moe_stream_options *options,
+                                               const u2moe_transcriber_callbacks *callbacks, u2moe_transcriber *transcriber);
+/* As u2moe_stream_feed. */
+U2MOE_API u2moe_error u2moe_transcriber_feed(u2moe_transcriber transcriber, int32_t sample_rate, const float *samples, size_t num_samples);
+U2MOE_API u2moe_error u2moe_transcriber_feed_int16(u2moe_transcriber transcriber, int32_t sample_rate, const int16_t *samples,
+                                                   size_t num_samples);
+U2MOE_API u2moe_error u2moe_transcriber_queued(u2moe_transcriber transcriber, double *seconds);
+/* Finish the input without waiting. */
+U2MOE_API u2moe_error u2moe_transcriber_input_finished(u2moe_transcriber transcriber);
+/* Finish the input, and wait until all of it is recognised and the last callback has returned. Gives the error that has ended it. */
+U2MOE_API u2moe_error u2moe_transcriber_wait(u2moe_transcriber transcriber);
+/* End within one chunk, without waiting and without results of what is not recognised yet. */
+U2MOE_API u2moe_error u2moe_transcriber_cancel(u2moe_transcriber transcriber);
+/* Cancel what is left, wait for the last callback, and free it. */
+U2MOE_API u2moe_error u2moe_transcriber_free(u2moe_transcriber transcriber);
 
 /* ---- Results ---- */
 
@@ -269,6 +356,8 @@ typedef struct u2moe_result_view {
   size_t num_words;
   const u2moe_alternative *nbest; /* best first; none in a partial result */
   size_t num_nbest;
+  double score;                      /* of the best alternative; 0 in a partial result */
+  const double *const *nbest_times;  /* seconds at which each token of each alternative peaks; NULL where only the decoder searched */
 } u2moe_result_view;
 
 U2MOE_API u2moe_error u2moe_result_get(u2moe_result result, u2moe_result_view *view);

@@ -10,7 +10,10 @@
 #define U2MOE_HPP
 
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -66,19 +69,28 @@ using Hotwords = Handle<u2moe_hotwords, u2moe_hotwords_free>;
 using LanguageModel = Handle<u2moe_language_model, u2moe_language_model_free>;
 using Vad = Handle<u2moe_vad, u2moe_vad_free>;
 
-/// Members are those of u2moe_result_view, and live as long as this. Movable.
-class Result : public u2moe_result_view {
+/// Members are those of u2moe_result_view, and live as long as the result.
+class ResultView : public u2moe_result_view {
  public:
-  explicit Result(u2moe_result handle) : u2moe_result_view(), handle_(handle) {
+  explicit ResultView(u2moe_result handle) : u2moe_result_view(), handle_(handle) {
     size = sizeof(u2moe_result_view);
     check(u2moe_result_get(handle, this));
   }
 
   /// With the names that Python's results have.
-  std::string json() const { return given_by<const char*>(u2moe_result_json, handle_.get()); }
+  std::string json() const { return given_by<const char*>(u2moe_result_json, handle_); }
 
  private:
-  Handle<u2moe_result, u2moe_result_free> handle_;
+  u2moe_result handle_;
+};
+
+/// A result that it owns. Movable.
+class Result : public ResultView {
+ public:
+  explicit Result(u2moe_result handle) : ResultView(handle), owned_(handle) {}
+
+ private:
+  Handle<u2moe_result, u2moe_result_free> owned_;
 };
 
 /// A struct of options with the defaults.
@@ -91,6 +103,18 @@ using RecognizerOptions = Options<u2moe_recognizer_options, u2moe_recognizer_opt
 using LanguageModelOptions = Options<u2moe_language_model_options, u2moe_language_model_options_init>;
 using VadOptions = Options<u2moe_vad_options, u2moe_vad_options_init>;
 using StreamOptions = Options<u2moe_stream_options, u2moe_stream_options_init>;
+
+/// Where messages of the library and of onnxruntime go; see u2moe_set_log. Once set, the function stays for good.
+inline void set_log(std::function<void(int severity, const std::string& origin, const std::string& message)> log) {
+  using Log = decltype(log);
+  const auto call = [](void* context, std::int32_t severity, const char* origin, const char* message) {
+    (*static_cast<Log*>(context))(severity, origin, message);
+  };
+  check(u2moe_set_log(call, new Log(std::move(log))));
+}
+
+/// Compares every file of a bundle with its digest.
+inline void verify(const std::string& folder) { check(u2moe_verify(folder.c_str())); }
 
 inline Vad open_vad(const std::string& file, const VadOptions& options = {}) {
   return Vad(given_by<u2moe_vad>(u2moe_vad_open, file.c_str(), &options));
@@ -119,10 +143,105 @@ class Stream {
   /// The result so far of the current utterance.
   Result get_result() const { return Result(given_by<u2moe_result>(u2moe_stream_get_result, handle_.get())); }
 
+  /// Whether take_segments gives some.
+  bool is_endpoint() const { return given_by<std::int32_t>(u2moe_stream_is_endpoint, handle_.get()) != 0; }
+
+  /// Whether the voice activity detector hears speech, and where speech begins and ends, each once.
+  bool is_speech() const { return given_by<std::int32_t>(u2moe_stream_is_speech, handle_.get()) != 0; }
+  std::vector<u2moe_speech_event> take_speech_events() {
+    std::vector<u2moe_speech_event> events;
+    u2moe_speech_event event = {sizeof event, 0, 0};
+    while (given_by<std::int32_t>(u2moe_stream_take_speech_event, handle_.get(), &event)) events.push_back(event);
+    return events;
+  }
+
+  /// Discards everything, and begins a new source.
   void reset() { check(u2moe_stream_reset(handle_.get())); }
+
+  /// Only queues samples, for decode_streams.
+  void feed(int sample_rate, const float* samples, std::size_t num) { check(u2moe_stream_feed(handle_.get(), sample_rate, samples, num)); }
+  void feed(int sample_rate, const std::int16_t* samples, std::size_t num) {
+    check(u2moe_stream_feed_int16(handle_.get(), sample_rate, samples, num));
+  }
+  void feed_finished() { check(u2moe_stream_feed_finished(handle_.get())); }
+  double queued() const { return given_by<double>(u2moe_stream_queued, handle_.get()); }
+
+  /// Ends decoding within one chunk, from any thread.
+  void cancel() { check(u2moe_stream_cancel(handle_.get())); }
+
+  /// Throws the error by which recognition has failed.
+  void check_failure() const { check(u2moe_stream_failure(handle_.get())); }
+  u2moe_stream get() const { return handle_.get(); }
 
  private:
   Handle<u2moe_stream, u2moe_stream_free> handle_;
+};
+
+/// Recognises what waits in many streams, in batches.
+inline void decode_streams(const std::vector<Stream*>& streams) {
+  std::vector<u2moe_stream> all;
+  for (const Stream* stream : streams) all.push_back(stream->get());
+  check(u2moe_decode_streams(all.data(), all.size()));
+}
+
+/// Functions that a transcriber calls in its thread; see u2moe_transcriber_callbacks. What they throw goes to `on_error`.
+struct Callbacks {
+  std::function<void(const ResultView&)> on_partial, on_final;
+  std::function<void(u2moe_error, const std::string& message)> on_error;
+  std::function<void(bool is_speech, double time)> on_speech;
+};
+
+/// Recognises one source in a thread of its own. Movable; cancels what is left when it is destroyed.
+class Transcriber {
+ public:
+  Transcriber(u2moe_recognizer recognizer, Callbacks callbacks, const StreamOptions& options)
+      : callbacks_(std::make_unique<Callbacks>(std::move(callbacks))) {
+    u2moe_transcriber_callbacks calls;
+    check(u2moe_transcriber_callbacks_init(&calls, sizeof calls));
+    calls.context = callbacks_.get();
+    calls.on_partial = [](void* context, u2moe_result result) {
+      guarded(context, [&](const Callbacks& own) { own.on_partial ? own.on_partial(ResultView(result)) : void(); });
+    };
+    calls.on_final = [](void* context, u2moe_result result) {
+      guarded(context, [&](const Callbacks& own) { own.on_final ? own.on_final(ResultView(result)) : void(); });
+    };
+    calls.on_error = [](void* context, u2moe_error error, const char* message) {
+      guarded(context, [&](const Callbacks& own) { own.on_error ? own.on_error(error, message) : void(); }, false);
+    };
+    calls.on_speech = [](void* context, std::int32_t is_speech, double time) {
+      guarded(context, [&](const Callbacks& own) { own.on_speech ? own.on_speech(is_speech != 0, time) : void(); });
+    };
+    handle_ = Handle<u2moe_transcriber, u2moe_transcriber_free>(given_by<u2moe_transcriber>(u2moe_transcriber_create, recognizer, &options, &calls));
+  }
+  Transcriber(Transcriber&&) = default;
+  Transcriber& operator=(Transcriber&&) = delete;  // callbacks would go before the thread that calls them
+
+  void feed(int sample_rate, const float* samples, std::size_t num) { check(u2moe_transcriber_feed(handle_.get(), sample_rate, samples, num)); }
+  void feed(int sample_rate, const std::int16_t* samples, std::size_t num) {
+    check(u2moe_transcriber_feed_int16(handle_.get(), sample_rate, samples, num));
+  }
+  double queued() const { return given_by<double>(u2moe_transcriber_queued, handle_.get()); }
+  void input_finished() { check(u2moe_transcriber_input_finished(handle_.get())); }
+
+  /// Finishes the input, and waits until all of it is recognised.
+  void wait() { check(u2moe_transcriber_wait(handle_.get())); }
+  void cancel() { check(u2moe_transcriber_cancel(handle_.get())); }
+
+ private:
+  template <class Work>
+  static void guarded(void* context, Work work, bool reports = true) noexcept {
+    const Callbacks& own = *static_cast<const Callbacks*>(context);
+    try {
+      work(own);
+    } catch (const std::exception& error) {
+      if (reports && own.on_error) guarded(context, [&](const Callbacks&) { own.on_error(U2MOE_INTERNAL_ERROR, error.what()); }, false);
+    } catch (...) {
+      if (reports && own.on_error) guarded(context, [&](const Callbacks&) { own.on_error(U2MOE_INTERNAL_ERROR, "unknown"); }, false);
+    }
+  }
+
+  std::unique_ptr<Callbacks> callbacks_;  // outlives the handle
+  Handle<u2moe_transcriber, u2moe_transcriber_free> handle_;
 };
 
 /// A bundle, loaded. Threads may share it.
@@ -157,6 +276,18 @@ class Recognizer {
 
   LanguageModel language_model(const std::string& file, const LanguageModelOptions& options = {}) const {
     return LanguageModel(given_by<u2moe_language_model>(u2moe_language_model_open, handle_.get(), file.c_str(), &options));
+  }
+
+  /// The same from the content of a file.
+  LanguageModel language_model_of(const std::string& content, const LanguageModelOptions& options = {}) const {
+    return LanguageModel(given_by<u2moe_language_model>(u2moe_language_model_open_memory, handle_.get(), content.data(), content.size(), &options));
+  }
+
+  /// The text of a token.
+  std::string token(int number) const { return given_by<const char*>(u2moe_recognizer_token, handle_.get(), number); }
+
+  Transcriber create_transcriber(Callbacks callbacks, const StreamOptions& options = {}) const {
+    return Transcriber(handle_.get(), std::move(callbacks), options);
   }
 
   Stream create_stream(const StreamOptions& options = {}) const {

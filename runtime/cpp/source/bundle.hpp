@@ -73,6 +73,12 @@ class Bundle {
     return content;
   }
 
+  /// Compares every file with its digest.
+  /// @throws BundleError, IntegrityError as `verified`.
+  void verify() const {
+    for (const auto& [name, digest] : json_["files"].object()) verified(name);
+  }
+
   /// The hotwords that it searches for by default; null: none.
   /// @throws BundleError the vocabulary cannot spell them.
   std::shared_ptr<const ContextGraph> hotwords() const {

@@ -1,5 +1,7 @@
 // The C interface: handles, structs and error codes around `Stream`. No exception leaves it.
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -7,6 +9,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <type_traits>
 #include <unordered_map>
 #include <utility>
@@ -14,7 +17,7 @@
 #include <vector>
 
 #include "errors.hpp"
-#include "stream.hpp"
+#include "transcriber.hpp"
 #include "u2moe.h"
 
 namespace u2moe::runtime {
@@ -25,7 +28,7 @@ thread_local std::string the_message;
 // Never throws: if there is no memory even for the message, the code alone must do.
 u2moe_error failed(u2moe_error code, const char* message) noexcept {
   try {
-    the_message = message;
+    the_message = legible(message);
   } catch (...) {
     the_message.clear();
   }
@@ -43,6 +46,8 @@ u2moe_error guarded(Work work) noexcept {
     return failed(U2MOE_OUT_OF_MEMORY, "out of memory");
   } catch (const ort::Failure& error) {
     return failed(U2MOE_PROVIDER_ERROR, error.what());
+  } catch (const std::system_error& error) {
+    return failed(U2MOE_OUT_OF_MEMORY, error.what());  // of threads
   } catch (const std::exception& error) {
     return failed(U2MOE_INTERNAL_ERROR, error.what());
   } catch (...) {
@@ -55,12 +60,7 @@ u2moe_error guarded(Work work) noexcept {
 struct Recognizer {
   std::shared_ptr<const Model> model;
   std::string description;
-};
-
-struct OpenStream {
-  explicit OpenStream(Stream made) : stream(std::move(made)) {}
-  Stream stream;
-  std::mutex used;
+  std::vector<std::string> tokens;
 };
 
 // A result, and its arrays as C has them.
@@ -69,6 +69,7 @@ struct OpenResult {
     for (const Word& word : result.words) words.push_back({word.text.c_str(), word.start, word.end, word.confidence});
     for (const Alternative& each : result.nbest) {
       nbest.push_back({each.text.c_str(), each.score, each.ctc_score, each.attention_score, each.language_score, each.tokens.data(), each.tokens.size()});
+      nbest_times.push_back(each.times.empty() ? nullptr : each.times.data());
     }
   }
   OpenResult(const OpenResult&) = delete;
@@ -78,6 +79,7 @@ struct OpenResult {
   const std::string json;
   std::vector<u2moe_word> words;
   std::vector<u2moe_alternative> nbest;
+  std::vector<const double*> nbest_times;
 };
 
 // Objects by their handles, which are numbers that are never used again: what was freed is not found. An object that is freed
@@ -108,8 +110,8 @@ class Registry {
 
  private:
   using Object = std::variant<std::shared_ptr<Recognizer>, std::shared_ptr<const ContextGraph>, std::shared_ptr<const Fusion>,
-                              std::shared_ptr<const Vad>, std::shared_ptr<OpenStream>, std::shared_ptr<OpenResult>>;
-  static constexpr const char* kNames[] = {"recognizer", "hotwords", "language model", "voice activity detector", "stream", "result"};
+                              std::shared_ptr<const Vad>, std::shared_ptr<Stream>, std::shared_ptr<OpenResult>, std::shared_ptr<Transcriber>>;
+  static constexpr const char* kNames[] = {"recognizer", "hotwords", "language model", "voice activity detector", "stream", "result", "transcriber"};
   using Objects = std::unordered_map<std::uintptr_t, Object>;
 
   template <class T, class Handle>
@@ -205,8 +207,10 @@ const auto kStreamOptions = [] {
   options.endpoint = 1;
   for (u2moe_endpoint_rule& rule : options.rules) rule = {-1, -1, -1};
   options.pause = -1;
+  options.max_queue_s = 10;
   return options;
 }();
+const u2moe_transcriber_callbacks kCallbacks = {sizeof(u2moe_transcriber_callbacks), nullptr, nullptr, nullptr, nullptr, nullptr};
 
 Settings settings_of(const u2moe_recognizer_options* given) {
   const u2moe_recognizer_options options = read_options(given, kRecognizerOptions, "u2moe_recognizer_options");
@@ -225,9 +229,8 @@ Settings settings_of(const u2moe_recognizer_options* given) {
                   static_cast<const OrtSessionOptions*>(options.session_options));
 }
 
-StreamOptions options_of(const u2moe_stream_options* given, const Model& model) {
+StreamOptions options_of(const u2moe_stream_options& options, const Model& model) {
   const Manifest& m = model.bundle.manifest();
-  const u2moe_stream_options options = read_options(given, kStreamOptions, "u2moe_stream_options");
   StreamOptions found(m);
   read_numbers<StreamNumbers>(options, found);
   found.chunk_size = options.chunk_size;
@@ -253,14 +256,24 @@ StreamOptions options_of(const u2moe_stream_options* given, const Model& model) 
   return found;
 }
 
+std::shared_ptr<Stream> new_stream(u2moe_recognizer recognizer, const u2moe_stream_options* given, bool needs_endpoint) {
+  const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
+  u2moe_stream_options options = read_options(given, kStreamOptions, "u2moe_stream_options");
+  if (needs_endpoint) options.endpoint = 1;
+  check_range("max_queue_s", options.max_queue_s, 1e-9, 1e9);
+  const auto vad = options.vad ? registry().find<const Vad>(options.vad) : nullptr;
+  return std::make_shared<Stream>(owner->model, options_of(options, *owner->model), vad, options.max_queue_s);
+}
+
 std::string description_of(const Model& model) {
-  const Kernels& kernels = model.graphs.kernels();
+  const Kernels kernels = model.graphs.kernels();
+  const auto refused = json_list(kernels.refused, [](const auto& each) { return json_text(each.first + ": " + each.second); });
   const Manifest& m = model.bundle.manifest();
   std::vector<std::string> providers;
   for (const Provider& provider : model.settings.providers()) providers.push_back(provider.name);
   return "{\"version\": " + json_text(std::string(U2MOE_VERSION)) + ", \"onnxruntime\": " + json_text(ort::version()) +
          ", \"native_kernels\": " + (kernels.native ? "true" : "false") + ", \"isa\": " + json_text(kernels.isa) + ", \"reason\": " +
-         json_text(kernels.reason) + ", \"providers\": " + json_text(providers) + ", \"warnings\": " + json_text(m.warnings) + ", \"sample_rate\": " + std::to_string(m.sample_rate) +
+         json_text(kernels.reason) + ", \"refused\": " + refused + ", \"providers\": " + json_text(providers) + ", \"warnings\": " + json_text(m.warnings) + ", \"sample_rate\": " + std::to_string(m.sample_rate) +
          ", \"vocab_size\": " + std::to_string(m.vocab_size) + ", \"can_stream\": " + (m.streaming ? "true" : "false") +
          ", \"has_decoder\": " + (m.has_decoder ? "true" : "false") + "}";
 }
@@ -268,7 +281,12 @@ std::string description_of(const Model& model) {
 void open_recognizer(Location location, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
   needed(recognizer, "recognizer");
   const auto model = std::make_shared<const Model>(std::move(location), settings_of(options));
-  registry().add(std::make_shared<Recognizer>(Recognizer{model, description_of(*model)}), recognizer);
+  std::vector<std::string> tokens;
+  for (const std::u32string& symbol : model->bundle.vocabulary().symbols()) tokens.push_back(encode_utf8(symbol));
+  for (const std::string& warning : model->bundle.manifest().warnings) Log::all().write(U2MOE_LOG_WARNING, "u2moe", warning);
+  const std::string description = description_of(*model);
+  Log::all().write(U2MOE_LOG_INFO, "u2moe", "loaded: " + description);
+  registry().add(std::make_shared<Recognizer>(Recognizer{model, description, std::move(tokens)}), recognizer);
 }
 
 void open_language_model(u2moe_recognizer recognizer, const std::string& content, const std::string& source,
@@ -288,15 +306,43 @@ void create_hotwords(u2moe_recognizer recognizer, const std::vector<Hotword>& ph
   registry().add(std::make_shared<const ContextGraph>(phrases, owner->model->bundle.vocabulary()), needed(hotwords, "hotwords"));
 }
 
-// Works with a stream that no other thread uses.
+Floats scaled(const int16_t* samples, std::size_t num) {
+  array(samples, num, "samples");
+  Floats floats(num);
+  std::transform(samples, samples + num, floats.begin(), [](int16_t each) { return static_cast<float>(each) / 32768.0F; });
+  return floats;
+}
+
+Floats copied(const float* samples, std::size_t num) { return array(samples, num, "samples") ? Floats(samples, samples + num) : Floats(); }
+
 template <class Work>
 u2moe_error with_stream(u2moe_stream handle, Work work) {
-  return guarded([&] {
-    const std::shared_ptr<OpenStream> open = registry().find<OpenStream>(handle);
-    const std::unique_lock<std::mutex> lock(open->used, std::try_to_lock);
-    if (!lock) throw StreamError("this stream is used by another thread");
-    work(open->stream);
-  });
+  return guarded([&] { work(*registry().find<Stream>(handle)); });
+}
+
+template <class Work>
+u2moe_error with_transcriber(u2moe_transcriber handle, Work work) {
+  return guarded([&] { work(*registry().find<Transcriber>(handle)); });
+}
+
+Events events_of(const u2moe_transcriber_callbacks& calls) {
+  Events events;
+  events.on_result = [calls](Result result) {
+    const auto call = result.is_final ? calls.on_final : calls.on_partial;
+    if (!call) return;
+    u2moe_result handle = nullptr;
+    registry().add(std::make_shared<OpenResult>(std::move(result)), &handle);
+    call(calls.context, handle);
+    u2moe_result_free(handle);
+  };
+  events.on_speech = [calls](SpeechEvent event) {
+    if (calls.on_speech) calls.on_speech(calls.context, event.is_speech, event.time);
+  };
+  events.on_failure = [calls](const std::exception_ptr& failure) {
+    const u2moe_error error = guarded([&] { std::rethrow_exception(failure); });
+    if (calls.on_error) calls.on_error(calls.context, error, the_message.c_str());
+  };
+  return events;
 }
 
 }  // namespace
@@ -309,12 +355,19 @@ const char* u2moe_error_message(void) { return the_message.c_str(); }
 const char* u2moe_error_name(u2moe_error error) {
   static const char* const names[] = {
       "U2MOE_OK", "U2MOE_INVALID_ARGUMENT", "U2MOE_INVALID_HANDLE", "U2MOE_BUNDLE_ERROR", "U2MOE_INTEGRITY_ERROR", "U2MOE_AUDIO_ERROR",
-      "U2MOE_STREAM_ERROR", "U2MOE_PROVIDER_ERROR", "U2MOE_KERNELS_ERROR", "U2MOE_LANGUAGE_MODEL_ERROR", "U2MOE_OUT_OF_MEMORY", "U2MOE_INTERNAL_ERROR"};
+      "U2MOE_STREAM_ERROR", "U2MOE_PROVIDER_ERROR", "U2MOE_KERNELS_ERROR", "U2MOE_LANGUAGE_MODEL_ERROR", "U2MOE_OUT_OF_MEMORY", "U2MOE_INTERNAL_ERROR",
+      "U2MOE_QUEUE_FULL", "U2MOE_CANCELLED"};
   const auto index = static_cast<std::size_t>(error);
   return index < sizeof names / sizeof *names ? names[index] : "unknown";
 }
 
 const char* u2moe_version(void) { return U2MOE_VERSION; }
+
+int32_t u2moe_api_version(void) { return U2MOE_API_VERSION; }
+
+u2moe_error u2moe_set_log(u2moe_log_callback callback, void* context) {
+  return guarded([&] { Log::all().set(callback, context); });
+}
 
 u2moe_error u2moe_available_providers(const char** json) {
   return guarded([&] {
@@ -352,6 +405,18 @@ u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, int32_t* s
 
 u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char** json) {
   return guarded([&] { *needed(json, "json") = registry().find<Recognizer>(recognizer)->description.c_str(); });
+}
+
+u2moe_error u2moe_recognizer_token(u2moe_recognizer recognizer, int32_t token, const char** text) {
+  return guarded([&] {
+    const std::vector<std::string>& tokens = registry().find<Recognizer>(recognizer)->tokens;
+    check_range("token", token, 0, static_cast<double>(tokens.size()) - 1);
+    *needed(text, "text") = tokens[static_cast<std::size_t>(token)].c_str();
+  });
+}
+
+u2moe_error u2moe_verify(const char* folder) {
+  return guarded([&] { Bundle(std::string(needed(folder, "folder"))).verify(); });
 }
 
 u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer) {
@@ -428,14 +493,7 @@ u2moe_error u2moe_stream_options_init(u2moe_stream_options* options, size_t size
 }
 
 u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_options* options, u2moe_stream* stream) {
-  return guarded([&] {
-    needed(stream, "stream");
-    const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
-    const StreamOptions chosen = options_of(options, *owner->model);
-    const u2moe_vad handle = read_options(options, kStreamOptions, "u2moe_stream_options").vad;
-    const auto vad = handle ? registry().find<const Vad>(handle) : nullptr;
-    registry().add(std::make_shared<OpenStream>(Stream(owner->model, chosen, vad)), stream);
-  });
+  return guarded([&] { registry().add(new_stream(recognizer, options, false), needed(stream, "stream")); });
 }
 
 u2moe_error u2moe_stream_accept_waveform(u2moe_stream stream, int32_t sample_rate, const float* samples, size_t num_samples) {
@@ -443,12 +501,41 @@ u2moe_error u2moe_stream_accept_waveform(u2moe_stream stream, int32_t sample_rat
 }
 
 u2moe_error u2moe_stream_accept_waveform_int16(u2moe_stream stream, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
-  return with_stream(stream, [&](Stream& it) {
-    array(samples, num_samples, "samples");
-    std::vector<float> scaled(num_samples);
-    for (std::size_t i = 0; i < num_samples; ++i) scaled[i] = static_cast<float>(samples[i]) / 32768.0F;
-    it.accept_waveform(sample_rate, scaled.data(), num_samples);
+  return with_stream(stream, [&](Stream& it) { it.accept_waveform(sample_rate, scaled(samples, num_samples).data(), num_samples); });
+}
+
+u2moe_error u2moe_stream_feed(u2moe_stream stream, int32_t sample_rate, const float* samples, size_t num_samples) {
+  return with_stream(stream, [&](Stream& it) { it.feed(sample_rate, copied(samples, num_samples)); });
+}
+
+u2moe_error u2moe_stream_feed_int16(u2moe_stream stream, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
+  return with_stream(stream, [&](Stream& it) { it.feed(sample_rate, scaled(samples, num_samples)); });
+}
+
+u2moe_error u2moe_stream_feed_finished(u2moe_stream stream) {
+  return with_stream(stream, [](Stream& it) { it.finish(); });
+}
+
+u2moe_error u2moe_stream_queued(u2moe_stream stream, double* seconds) {
+  return with_stream(stream, [&](Stream& it) { *needed(seconds, "seconds") = it.queued_s(); });
+}
+
+u2moe_error u2moe_decode_streams(const u2moe_stream* streams, size_t num_streams) {
+  return guarded([&] {
+    array(streams, num_streams, "streams");
+    std::vector<std::shared_ptr<Stream>> kept;
+    std::vector<Stream*> all;
+    for (std::size_t i = 0; i < num_streams; ++i) all.push_back(kept.emplace_back(registry().find<Stream>(streams[i])).get());
+    Stream::decode(std::move(all));
   });
+}
+
+u2moe_error u2moe_stream_failure(u2moe_stream stream) {
+  return with_stream(stream, [](Stream& it) { it.check_failure(); });
+}
+
+u2moe_error u2moe_stream_cancel(u2moe_stream stream) {
+  return with_stream(stream, [](Stream& it) { it.cancel(); });
 }
 
 u2moe_error u2moe_stream_input_finished(u2moe_stream stream) {
@@ -475,22 +562,88 @@ u2moe_error u2moe_stream_is_endpoint(u2moe_stream stream, int32_t* is_endpoint) 
   return with_stream(stream, [&](Stream& it) { *needed(is_endpoint, "is_endpoint") = it.has_segments(); });
 }
 
+u2moe_error u2moe_stream_is_speech(u2moe_stream stream, int32_t* is_speech) {
+  return with_stream(stream, [&](Stream& it) { *needed(is_speech, "is_speech") = it.is_speech(); });
+}
+
+u2moe_error u2moe_stream_take_speech_event(u2moe_stream stream, u2moe_speech_event* event, int32_t* is_taken) {
+  return with_stream(stream, [&](Stream& it) {
+    check_size(needed(event, "event")->size, sizeof *event, "u2moe_speech_event", sizeof *event);
+    needed(is_taken, "is_taken");
+    const std::optional<SpeechEvent> found = it.take_speech_event();
+    *is_taken = found.has_value();
+    if (found) *event = {sizeof *event, found->is_speech, found->time};
+  });
+}
+
 u2moe_error u2moe_stream_reset(u2moe_stream stream) {
   return with_stream(stream, [](Stream& it) { it.reset(); });
 }
 
 u2moe_error u2moe_stream_free(u2moe_stream stream) {
-  return guarded([&] { registry().remove<OpenStream>(stream); });
+  return guarded([&] { registry().remove<Stream>(stream); });
+}
+
+u2moe_error u2moe_transcriber_callbacks_init(u2moe_transcriber_callbacks* callbacks, size_t size) {
+  return init(callbacks, size, kCallbacks, "u2moe_transcriber_callbacks");
+}
+
+u2moe_error u2moe_transcriber_create(u2moe_recognizer recognizer, const u2moe_stream_options* options,
+                                     const u2moe_transcriber_callbacks* callbacks, u2moe_transcriber* transcriber) {
+  return guarded([&] {
+    needed(transcriber, "transcriber");
+    const auto calls = read_options(callbacks, kCallbacks, "u2moe_transcriber_callbacks");
+    registry().add(std::make_shared<Transcriber>(new_stream(recognizer, options, true), events_of(calls)), transcriber);
+  });
+}
+
+u2moe_error u2moe_transcriber_feed(u2moe_transcriber transcriber, int32_t sample_rate, const float* samples, size_t num_samples) {
+  return with_transcriber(transcriber, [&](Transcriber& it) { it.stream().feed(sample_rate, copied(samples, num_samples)); });
+}
+
+u2moe_error u2moe_transcriber_feed_int16(u2moe_transcriber transcriber, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
+  return with_transcriber(transcriber, [&](Transcriber& it) { it.stream().feed(sample_rate, scaled(samples, num_samples)); });
+}
+
+u2moe_error u2moe_transcriber_queued(u2moe_transcriber transcriber, double* seconds) {
+  return with_transcriber(transcriber, [&](Transcriber& it) { *needed(seconds, "seconds") = it.stream().queued_s(); });
+}
+
+u2moe_error u2moe_transcriber_input_finished(u2moe_transcriber transcriber) {
+  return with_transcriber(transcriber, [](Transcriber& it) { it.stream().finish(); });
+}
+
+u2moe_error u2moe_transcriber_wait(u2moe_transcriber transcriber) {
+  return with_transcriber(transcriber, [](Transcriber& it) {
+    it.stream().finish(true);
+    it.wait();
+    it.stream().check_failure();
+  });
+}
+
+u2moe_error u2moe_transcriber_cancel(u2moe_transcriber transcriber) {
+  return with_transcriber(transcriber, [](Transcriber& it) { it.cancel(); });
+}
+
+u2moe_error u2moe_transcriber_free(u2moe_transcriber transcriber) {
+  return guarded([&] {
+    const std::shared_ptr<Transcriber> owned = registry().find<Transcriber>(transcriber);
+    owned->cancel();
+    owned->wait();
+    registry().remove<Transcriber>(transcriber);
+  });
 }
 
 u2moe_error u2moe_result_get(u2moe_result handle, u2moe_result_view* view) {
   return guarded([&] {
     const std::shared_ptr<OpenResult> open = registry().find<OpenResult>(handle);
     const Result& result = open->result;
-    check_size(needed(view, "view")->size, sizeof *view, "u2moe_result_view", sizeof *view);
-    *view = {sizeof *view, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,
+    const std::size_t size = needed(view, "view")->size;
+    check_size(size, sizeof *view, "u2moe_result_view", offsetof(u2moe_result_view, score));
+    const u2moe_result_view all = {size, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,
              result.tokens.data(), result.times.data(), result.tokens.size(), result.times.size(), open->words.data(), open->words.size(),
-             open->nbest.data(), open->nbest.size()};
+             open->nbest.data(), open->nbest.size(), result.score, open->nbest_times.data()};
+    std::memcpy(view, &all, size);
   });
 }
 

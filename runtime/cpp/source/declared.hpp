@@ -1,6 +1,8 @@
 // What Python declares. Written by runtime/cpp/declared.py: do not change it here.
 #pragma once
 
+#include <cstddef>
+
 #include "u2moe.h"
 
 namespace u2moe::runtime {
@@ -9,6 +11,7 @@ constexpr int kFormatVersion = 4, kKernelsContract = 3;
 constexpr int kStreamChunkSize = 16;
 constexpr double kShortestPauseS = 0.4;
 constexpr double kHotwordWeight = 1.5, kMostHotwordWeight = 100;
+constexpr std::size_t kLongestHotword = 200;
 
 enum class Search { kDefault, kAttentionRescoring, kCtcPrefixBeam, kCtcGreedy, kAttention };
 struct SearchName {

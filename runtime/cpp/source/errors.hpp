@@ -5,6 +5,7 @@
 #include <string>
 
 #include "number.hpp"
+#include "unicode.hpp"
 #include "u2moe.h"
 
 namespace u2moe::runtime {
@@ -12,7 +13,7 @@ namespace u2moe::runtime {
 /// Something that a caller can do something about. Messages name the file, the field, what was found and what was expected.
 class Error : public std::runtime_error {
  public:
-  Error(u2moe_error code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  Error(u2moe_error code, const std::string& message) : std::runtime_error(legible(message)), code_(code) {}
   u2moe_error code() const { return code_; }
 
  private:
@@ -36,6 +37,8 @@ using StreamError = ErrorOf<U2MOE_STREAM_ERROR>;
 using ProviderError = ErrorOf<U2MOE_PROVIDER_ERROR>;
 using KernelsError = ErrorOf<U2MOE_KERNELS_ERROR>;
 using LanguageModelError = ErrorOf<U2MOE_LANGUAGE_MODEL_ERROR>;
+using QueueFull = ErrorOf<U2MOE_QUEUE_FULL>;
+using Cancelled = ErrorOf<U2MOE_CANCELLED>;
 
 #ifdef __wasm__
 /// Throws a JavaScript error, which unwinds the stack without destructors.
@@ -46,7 +49,8 @@ extern "C" [[noreturn]] __attribute__((import_module("u2moe"), import_name("fail
 template <class Kind>
 [[noreturn]] void fail(const std::string& message) {
 #ifdef __wasm__
-  u2moe_fail(Kind::kCode, message.data(), message.size());
+  const std::string text = legible(message);
+  u2moe_fail(Kind::kCode, text.data(), text.size());
 #else
   throw Kind(message);
 #endif

@@ -26,8 +26,14 @@ struct Caches {
     Floats own;
     ort::Owned<OrtValue> value;
   };
-  std::int64_t offset = 0;  ///< position of the next frame
+  std::int64_t offset = 0, num_cached = 0;  ///< position of the next frame, and encoder frames in caches that grow
   std::vector<Tensor> tensors;
+};
+
+/// A window of features [frames, mel], and the caches before it.
+struct Chunk {
+  const Floats* window;
+  Caches* caches;
 };
 
 /// Threads may share it: onnxruntime's sessions allow calls from several threads. All functions throw ProviderError if
@@ -49,13 +55,14 @@ class Graphs {
     }
     // Sessions one after another: onnxruntime crashes where two start at once and memory is short. But the largest file is read and
     // compared while onnxruntime starts with the smallest graph.
-    std::future<std::string> largest = std::async([&bundle] { return bundle.verified("encoder.onnx"); });
-    features_ = open(bundle, settings, "features.onnx", bundle.verified("features.onnx"), {"samples"}, {"features"});
-    encoder_ = open(bundle, settings, "encoder.onnx", largest.get(), inputs, outputs);
-    ctc_ = open(bundle, settings, "ctc.onnx", bundle.verified("ctc.onnx"), {"encoder_out"}, {"log_probs"});
+    const auto read = [&bundle](const char* graph) { return bundle.verified(file_of(bundle, graph)); };
+    std::future<std::string> largest = std::async([&read] { return read("encoder"); });
+    features_ = open(bundle, settings, "features", read("features"), {"samples"}, {"features"});
+    encoder_ = open(bundle, settings, "encoder", largest.get(), inputs, outputs);
+    ctc_ = open(bundle, settings, "ctc", read("ctc"), {"encoder_out"}, {"log_probs"});
     if (!m_.has_decoder) return;
     const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
-    decoder_ = open(bundle, settings, "decoder.onnx", bundle.verified("decoder.onnx"), {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
+    decoder_ = open(bundle, settings, "decoder", read("decoder"), {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
   }
 
   /// Features [frames, mel] of the whole frames of samples.
@@ -70,30 +77,61 @@ class Graphs {
     return caches;
   }
 
-  /// Encoder output [time, dim] of one chunk [frames, mel]; the caches become those for the next.
+  /// Encoder output [time, dim] of a chunk each of several streams; the caches become those for the next.
   /// @param required frames of left context to keep; negative: all.
-  Floats encode(Floats window, Caches& caches, std::int64_t required) const {
-    const std::int64_t num_frames = length(window) / m_.feature_size;
-    std::vector<std::int64_t> frames = {num_frames}, offset = {caches.offset}, kept = {required};
-    ort::Values inputs = ort::values(ort::tensor(window, {1, num_frames, m_.feature_size}), ort::tensor(frames, {1}));
+  std::vector<Floats> encode(const std::vector<Chunk>& chunks, std::int64_t required) const {
+    const std::int64_t num = length(chunks);
+    std::int64_t longest = 0;
+    std::vector<std::int64_t> frames, offsets, kept = {required};
+    for (const Chunk& chunk : chunks) {
+      frames.push_back(length(*chunk.window) / m_.feature_size);
+      offsets.push_back(chunk.caches->offset);
+      longest = std::max(longest, frames.back());
+    }
+    Floats windows;
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+      windows.insert(windows.end(), chunks[i].window->begin(), chunks[i].window->end());
+      windows.resize((i + 1) * static_cast<std::size_t>(longest * m_.feature_size));
+    }
+    ort::Values inputs = ort::values(ort::tensor(windows, {num, longest, m_.feature_size}), ort::tensor(frames, {num}));
     if (m_.streaming) {
-      inputs.push_back(ort::tensor(offset, {1}));
+      inputs.push_back(ort::tensor(offsets, {num}));
       inputs.push_back(ort::tensor(kept, {}));
     }
-    for (Caches::Tensor& cache : caches.tensors) inputs.push_back(std::move(cache.value));
+    std::vector<Floats> joined(m_.caches.size());
+    for (std::size_t i = 0; i < m_.caches.size(); ++i) {
+      inputs.push_back(num > 1 ? join(chunks, i, joined[i]) : std::move(chunks[0].caches->tensors[i].value));
+    }
     ort::Values found = run(encoder_, inputs);
-    if (m_.streaming) caches.offset = ort::numbers_of<std::int64_t>(*found[1])[0];
-    for (std::size_t i = 0; i < caches.tensors.size(); ++i) caches.tensors[i] = {{}, std::move(found[2 + i])};
-    return ort::numbers_of<float>(*found[0]);
+    const ort::Shape shape = ort::shape_of(*found[0]);
+    const Floats output = ort::numbers_of<float>(*found[0]);
+    const auto next = m_.streaming ? ort::numbers_of<std::int64_t>(*found[1]) : std::vector<std::int64_t>();
+    std::vector<Floats> outputs;
+    for (std::int64_t row = 0; row < num; ++row) {
+      const auto index = static_cast<std::size_t>(row);
+      Caches& caches = *chunks[index].caches;
+      const std::int64_t num_frames = (frames[index] - m_.right_context - 1) / m_.subsampling_rate + 1;
+      const auto begin = output.begin() + row * shape[1] * shape[2];
+      outputs.emplace_back(begin, num > 1 ? begin + num_frames * shape[2] : output.end());
+      if (m_.streaming) caches.offset = next[index];
+      caches.num_cached = required < 0 ? caches.num_cached + num_frames : std::min(caches.num_cached + num_frames, required);
+      for (std::size_t i = 0; i < m_.caches.size(); ++i) {
+        if (num > 1) caches.tensors[i] = split(*found[2 + i], i, row, caches.num_cached);
+        else caches.tensors[i] = {{}, std::move(found[2 + i])};
+      }
+    }
+    return outputs;
   }
 
-  /// Keep, of the caches that grow, only the frames for the last `num_frames` encoder frames.
+  /// Continue as if the stream had begun with its last `num_frames` encoder frames: of caches that grow, only those are kept.
   void keep_last(Caches& caches, std::int64_t num_frames) const {
+    caches.offset = num_frames;
+    caches.num_cached = std::min(num_frames, caches.num_cached);
     for (std::size_t i = 0; i < m_.caches.size(); ++i) {
       if (m_.caches[i].time_axis < 0) continue;
       ort::Shape shape = ort::shape_of(*caches.tensors[i].value);
       const auto axis = shape.begin() + m_.caches[i].time_axis;
-      const auto wanted = static_cast<std::int64_t>(std::ceil(static_cast<double>(num_frames) * m_.caches[i].rate));
+      const std::int64_t wanted = m_.caches[i].num_cached(num_frames);
       if (*axis <= wanted) continue;
       const auto width = static_cast<std::int64_t>(ort::count({axis + 1, shape.end()})), rows = static_cast<std::int64_t>(ort::count({shape.begin(), axis}));
       const Floats data = ort::numbers_of<float>(*caches.tensors[i].value);
@@ -147,8 +185,16 @@ class Graphs {
     return scores;
   }
 
-  /// What computes the encoder.
-  const Kernels& kernels() const { return encoder_.kernels; }
+  /// What computes the encoder, and what native kernels refuse of any graph: "Int8Attention of encoder".
+  Kernels kernels() const {
+    Kernels all = encoder_.kernels;
+    all.refused.clear();
+    for (const auto& [name, graph] : {std::pair("encoder", &encoder_), {"ctc", &ctc_}, {"decoder", &decoder_}}) {
+      for (const auto& [function, reason] : graph->kernels.refused) all.refused.emplace(function + " of " + name, reason);
+      if (all.native && graph->session && !graph->kernels.native) all.refused.emplace(std::string("all of ") + name, graph->kernels.reason);
+    }
+    return all;
+  }
 
  private:
   template <class Items>
@@ -160,6 +206,59 @@ class Graphs {
     Caches::Tensor made{std::move(data), nullptr};
     made.value = ort::tensor(made.own, shape);
     return made;
+  }
+
+  // Caches [blocks, 1, ...] of several streams as [blocks, streams, ...]. Shorter ones are padded before their first frame: they reach
+  // back to the start of their stream, so that the graph masks the padding, which is at negative positions.
+  ort::Owned<OrtValue> join(const std::vector<Chunk>& chunks, std::size_t index, Floats& joined) const {
+    const std::ptrdiff_t time = m_.caches[index].time_axis;
+    ort::Shape shape = m_.caches[index].shape;
+    shape[1] = length(chunks);
+    std::vector<const float*> data;
+    std::vector<std::size_t> rows;  // floats of a block
+    std::size_t longest = 0;
+    for (const Chunk& chunk : chunks) {
+      const OrtValue& value = *chunk.caches->tensors[index].value;
+      ort::Shape own = ort::shape_of(value);
+      if (time >= 0) shape[static_cast<std::size_t>(time)] = std::max(shape[static_cast<std::size_t>(time)], own[static_cast<std::size_t>(time)]);
+      rows.push_back(ort::count(own) / static_cast<std::size_t>(own[0]));
+      data.push_back(ort::data_of<float>(value));
+      longest = std::max(longest, rows.back());
+    }
+    // Between the rows of a block and the axis that grows there may be others, such as heads.
+    const std::size_t outer = time < 0 ? 1 : ort::count({shape.begin() + 2, shape.begin() + time});
+    joined.assign(ort::count(shape), 0.0F);
+    float* place = joined.data();
+    for (std::int64_t block = 0; block < shape[0]; ++block) {
+      for (std::size_t row = 0; row < chunks.size(); ++row) {
+        const std::size_t part = rows[row] / outer;
+        for (std::size_t i = 0; i < outer; ++i, place += longest / outer, data[row] += part) std::copy_n(data[row], part, place + longest / outer - part);
+      }
+    }
+    return ort::tensor(joined, shape);
+  }
+
+  // The caches of one of several streams; of those that grow, the frames for the last `num_frames` encoder frames.
+  Caches::Tensor split(const OrtValue& value, std::size_t index, std::int64_t row, std::int64_t num_frames) const {
+    const std::ptrdiff_t time = m_.caches[index].time_axis;
+    ort::Shape shape = ort::shape_of(value);
+    const std::size_t num_rows = static_cast<std::size_t>(std::exchange(shape[1], 1)), size = ort::count({shape.begin() + 1, shape.end()});
+    std::size_t outer = 1, part = size, kept = size;
+    if (time >= 0) {
+      std::int64_t& frames = shape[static_cast<std::size_t>(time)];
+      outer = ort::count({shape.begin() + 2, shape.begin() + time});
+      part = size / outer;
+      const std::int64_t last = std::min(frames, m_.caches[index].num_cached(num_frames));
+      kept = frames ? part / static_cast<std::size_t>(frames) * static_cast<std::size_t>(last) : 0;
+      frames = last;
+    }
+    Floats own;
+    own.reserve(ort::count(shape));
+    const float* data = ort::data_of<float>(value) + static_cast<std::size_t>(row) * size;
+    for (std::int64_t block = 0; block < shape[0]; ++block, data += (num_rows - 1) * size) {
+      for (std::size_t i = 0; i < outer; ++i, data += part) own.insert(own.end(), data + part - kept, data + part);
+    }
+    return tensor(std::move(own), shape);
   }
 
   static Floats checked(const std::string& path, Floats values) {
@@ -198,9 +297,14 @@ class Graphs {
     ort::Owned<OrtSession> session;
   };
 
-  Graph open(const Bundle& bundle, const Settings& settings, const std::string& file, const std::string& content, Names inputs,
+  // A graph of a bundle is an ONNX file, or one in ORT format, whose functions are expanded.
+  static std::string file_of(const Bundle& bundle, const std::string& graph) {
+    return bundle.has(graph + ".ort") ? graph + ".ort" : graph + ".onnx";
+  }
+
+  Graph open(const Bundle& bundle, const Settings& settings, const std::string& name, const std::string& content, Names inputs,
              Names outputs) const {
-    const std::string data = bundle.has(file + ".data") ? file + ".data" : "";
+    const std::string file = file_of(bundle, name), data = bundle.has(file + ".data") ? file + ".data" : "";
     const std::string weights = data.empty() ? "" : bundle.verified(data);
     Graph graph{bundle.path(file), std::move(inputs), std::move(outputs), settings.kernels(), {}};
     if (m_.packed && !settings.are_of_the_caller()) {
@@ -212,20 +316,23 @@ class Graphs {
       }
     }
     // So that numbers in float32 do not depend on how the library was built.
-    if (graph.kernels.native && settings.wanted_kernels() == "auto" && !m_.quantized) graph.kernels = {false, "", 0, "weights are in float32"};
-    const auto load = [&] {
-      graph.session = session_of(env_.get(), content, data, weights, settings.session_options(graph.kernels.native).get());
-    };
+    const bool is_automatic = settings.wanted_kernels() == "auto", is_ort = file != name + ".onnx";
+    if (graph.kernels.native && is_automatic && !m_.quantized) graph.kernels = Kernels{false, "", 0, "weights are in float32"};
+    if (graph.kernels.native && is_ort) graph.kernels = Kernels{false, "", 0, "functions are expanded in files of ORT format"};
+    std::string refusal;
     try {
-      try {
-        load();
-      } catch (const ort::Failure& error) {
-        if (!graph.kernels.native || m_.packed) throw;
-        const std::string reason = error.what();
-        graph.kernels = {false, "", 0, "native kernels cannot run it: " + reason};
-        load();  // fails if the graph itself is damaged
-        if (settings.wanted_kernels() == "native") throw KernelsError(graph.path + ": " + graph.kernels.reason);
+      while (!graph.session) {
+        try {
+          graph.session = session_of(env_.get(), content, data, weights, settings.session_options(graph.kernels).get());
+        } catch (const ort::Failure& error) {
+          // Native kernels refuse what they do not know, such as an activation of a later version: on without that function, or without
+          // them, which fails if the graph itself is damaged.
+          if (!graph.kernels.native || m_.packed) throw;
+          if (refusal.empty()) refusal = error.what();
+          if (!graph.kernels.leave_out(error.whole)) graph.kernels = {false, "", 0, std::string("native kernels cannot run it: ") + error.what()};
+        }
       }
+      if (!refusal.empty() && !is_automatic) throw KernelsError(graph.path + ": native kernels cannot run it, onnxruntime alone can: " + refusal);
       check(graph);
     } catch (const ort::Failure& error) {
       if (!settings.is_cpu()) throw ProviderError(graph.path + ": " + settings.providers()[0].name + " did not start: " + error.what());

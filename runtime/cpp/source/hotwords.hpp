@@ -71,12 +71,18 @@ class Symbols {
 
   // The words of a phrase in the characters of the vocabulary, and its bonus.
   std::pair<Words, double> measured(const Hotword& hotword) const {
-    const auto fail = [&](const std::string& what) { runtime::fail<InvalidArgument>("hotword '" + hotword.phrase + "'" + what); };
+    const std::u32string phrase = decode_utf8(hotword.phrase);
+    const auto fail = [&](const std::string& what) {
+      runtime::fail<InvalidArgument>("hotword '" + encode_utf8(phrase.substr(0, kLongestHotword)) + "'" + what);
+    };
+    if (phrase.size() > kLongestHotword) {
+      fail("...: may have " + std::to_string(kLongestHotword) + " characters, got " + std::to_string(phrase.size()));
+    }
     if (!(hotword.weight > 0 && hotword.weight <= kMostHotwordWeight)) {
       fail(": weight must be above 0 and at most " + shown_number(kMostHotwordWeight) + ", got " + shown_number(hotword.weight));
     }
     Words words(1);
-    for (const char32_t c : with_boundaries(decode_utf8(hotword.phrase), is_syllabic)) {
+    for (const char32_t c : with_boundaries(phrase, is_syllabic)) {
       if (c == kWordBoundary) {
         if (!words.back().empty()) words.emplace_back();
         continue;

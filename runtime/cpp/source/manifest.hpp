@@ -1,9 +1,12 @@
 // The manifest of a bundle: sizes of the model, features, and defaults of decoding.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,6 +18,17 @@
 namespace u2moe::runtime {
 
 using Floats = std::vector<float>;  ///< samples, features, or what graphs give, row by row
+
+/// Whether a name can only mean a file directly inside a folder, on any system.
+inline bool is_plain_name(const std::string& name) {
+  const auto is_odd = [](char c) { return static_cast<unsigned char>(c) < 32 || std::string_view("/\\:*?\"<>|").find(c) != std::string_view::npos; };
+  if (name.empty() || name.back() == '.' || name.back() == ' ' || std::any_of(name.begin(), name.end(), is_odd)) return false;
+  const std::string stem = mapped(name.substr(0, name.find('.')), lower);
+  for (const char* device : {"con", "prn", "aux", "nul"}) {  // on Windows, with any suffix
+    if (stem == device) return false;
+  }
+  return !(stem.size() == 4 && (stem.compare(0, 3, "com") == 0 || stem.compare(0, 3, "lpt") == 0) && stem[3] >= '0' && stem[3] <= '9');
+}
 
 /// The rules of a complete EndpointConfig.
 /// @throws BundleError one would fire at every frame.
@@ -38,6 +52,8 @@ struct CacheLayout {
   std::vector<std::int64_t> shape;
   std::ptrdiff_t time_axis = -1;  ///< the axis that grows with the cached frames; -1: its size is fixed
   double rate = 1;                ///< cached frames per encoder frame, where an axis grows
+
+  std::int64_t num_cached(std::int64_t num_frames) const { return static_cast<std::int64_t>(std::ceil(static_cast<double>(num_frames) * rate)); }
 };
 
 /// Names and meanings are those of bundle.json; see docs/export.md.
@@ -86,6 +102,9 @@ struct Manifest : ModelNumbers, FeatureNumbers {
     Records records(given["producer"].string());
     given = records.completed(std::move(given), "Manifest");
     const Json& json = given;
+    for (const auto& [name, digest] : json["files"].object()) {
+      if (!is_plain_name(name)) fail<BundleError>(json["files"].path() + ": found '" + name.substr(0, 200) + "', expected a plain file name without folders");
+    }
     const Json &model = json["model"], &features = json["features"], &decoding = json["decoding"], &calibration = json["calibration"];
     const std::string& decoder = model["decoder"].string();
     Manifest m;

@@ -27,10 +27,12 @@ inline std::optional<double> parse_number(std::string_view text) {
   return value;
 }
 
-/// A number for people: at most six significant digits.
+/// A number for people: integers plainly, others with at most nine significant digits.
 inline std::string shown_number(double value) {
+  if (std::fabs(value) < 1e15 && value == std::floor(value)) return std::to_string(static_cast<long long>(value));
   std::ostringstream stream;
   stream.imbue(std::locale::classic());
+  stream.precision(9);
   stream << value;
   return stream.str();
 }

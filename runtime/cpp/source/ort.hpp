@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "log.hpp"
 
 namespace u2moe::runtime::ort {
 
@@ -46,9 +47,10 @@ inline const OrtApi& api() {
   return *found;
 }
 
-/// What onnxruntime says; callers make it an error with a file's name.
+/// What onnxruntime says, as much as fits into a message and as a whole; callers make it an error with a file's name.
 struct Failure : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  explicit Failure(const std::string& all) : std::runtime_error(all.substr(0, std::min<std::size_t>(all.find('\n'), 300))), whole(all) {}
+  std::string whole;
 };
 
 /// @throws Failure the status is an error.
@@ -57,7 +59,7 @@ inline void check(OrtStatus* status) {
   const std::string message = api().GetErrorMessage(status);
   api().ReleaseStatus(status);
   if (message.find("bad_alloc") != message.npos || message.find("Failed to allocate memory") != message.npos) throw std::bad_alloc();
-  throw Failure(message.substr(0, std::min<std::size_t>(message.find('\n'), 300)));
+  throw Failure(message);
 }
 
 struct Release {
@@ -83,9 +85,12 @@ Owned<T> made(Create create, Arguments... arguments) {
   return Owned<T>(created);
 }
 
-/// With no log and no telemetry: errors are thrown, and need not be printed as well.
+/// Without telemetry. What it has to say goes to `Log` instead of stderr.
 inline Owned<OrtEnv> environment() {
-  auto made_here = made<OrtEnv>(api().CreateEnv, ORT_LOGGING_LEVEL_FATAL, "u2moe");
+  const OrtLoggingFunction write = [](void*, OrtLoggingLevel level, const char* category, const char*, const char* where, const char* message) {
+    Log::all().write(level, category, std::string(where) + ": " + message);
+  };
+  auto made_here = made<OrtEnv>(api().CreateEnvWithCustomLogger, write, nullptr, ORT_LOGGING_LEVEL_WARNING, "u2moe");
   check(api().DisableTelemetryEvents(made_here.get()));
   return made_here;
 }
@@ -124,11 +129,16 @@ inline Shape sizes(const OrtTensorTypeAndShapeInfo* info) {
 inline Shape shape_of(const OrtValue& value) { return sizes(made<OrtTensorTypeAndShapeInfo>(api().GetTensorTypeAndShape, &value).get()); }
 
 template <class T>
-std::vector<T> numbers_of(const OrtValue& value) {
-  const std::size_t num = count(shape_of(value));
+const T* data_of(const OrtValue& value) {
   void* data = nullptr;
   check(api().GetTensorMutableData(const_cast<OrtValue*>(&value), &data));
-  const T* first = static_cast<const T*>(data);
+  return static_cast<const T*>(data);
+}
+
+template <class T>
+std::vector<T> numbers_of(const OrtValue& value) {
+  const std::size_t num = count(shape_of(value));
+  const T* first = data_of<T>(value);
   return num ? std::vector<T>(first, first + num) : std::vector<T>();
 }
 

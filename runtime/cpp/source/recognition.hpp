@@ -392,9 +392,11 @@ class Recognition {
       const std::string text = vocabulary_->text(each.hypothesis.tokens);
       if (result.nbest.size() == static_cast<std::size_t>(options_.beam_size)) break;  // hotwords may have added more
       if (!seen.insert(text).second) continue;
-      result.nbest.push_back({text, each.hypothesis.tokens, each.score, is_alone ? 0 : each.hypothesis.score, each.attention_score, each.hypothesis.language_score});
+      result.nbest.push_back({text, each.hypothesis.tokens, each.score, is_alone ? 0 : each.hypothesis.score, each.attention_score, each.hypothesis.language_score,
+                              seconds(each.hypothesis.times)});
     }
     result.text = result.nbest[0].text;
+    result.score = result.nbest[0].score;
     return result;
   }
 

@@ -15,6 +15,11 @@
 
 namespace u2moe::runtime {
 
+/// @throws AudioError a sample rate is out of range.
+inline void check_rate(int rate) {
+  if (rate < 1000 || rate > 384000) fail<AudioError>("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(rate));
+}
+
 /// Resamples one channel as it comes; n samples become round(n * target_rate / source_rate). A windowed sinc is evaluated at
 /// the time of each new sample, as one sum of the same products in the same order however the samples arrive: any split gives
 /// the same samples, to the last bit.
@@ -23,9 +28,7 @@ class Resampler {
   /// @param source_rate, target_rate in Hz.
   /// @throws AudioError `source_rate` is not from 1000 to 384000.
   Resampler(int source_rate, int target_rate) : source_rate_(source_rate) {
-    if (source_rate < 1000 || source_rate > 384000) {
-      fail<AudioError>("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(source_rate));
-    }
+    check_rate(source_rate);
     const int divisor = std::gcd(source_rate, target_rate);
     numerator_ = source_rate / divisor;
     denominator_ = target_rate / divisor;
@@ -129,12 +132,12 @@ class Resampler {
 /// Samples may exceed 1 after resampling or decoding, but beyond this they are unscaled integers.
 constexpr float kLoudest = 8;
 
-/// Checks samples of one channel at the rate of a stream, which is that of its first ones: then a resampler is made.
+/// Checks samples of one channel.
+/// @param known_rate that of the samples before; 0: there were none.
 /// @throws AudioError the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
-inline void check_audio(std::optional<Resampler>& resampler, int sample_rate, int target_rate, const float* samples, std::size_t num) {
-  if (resampler && sample_rate != resampler->source_rate()) {
-    fail<AudioError>("sample rate changed from " + std::to_string(resampler->source_rate()) + " to " + std::to_string(sample_rate) +
-                     " Hz in a stream");
+inline void check_audio(int known_rate, int sample_rate, const float* samples, std::size_t num) {
+  if (known_rate && sample_rate != known_rate) {
+    fail<AudioError>("sample rate changed from " + std::to_string(known_rate) + " to " + std::to_string(sample_rate) + " Hz in a stream");
   }
   if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
     fail<AudioError>("samples hold values that are no finite numbers");
@@ -142,6 +145,12 @@ inline void check_audio(std::optional<Resampler>& resampler, int sample_rate, in
   if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
     fail<AudioError>("samples are far outside [-1, 1]: divide integers by the largest first");
   }
+  check_rate(sample_rate);
+}
+
+/// The same, and a resampler for the first samples.
+inline void check_audio(std::optional<Resampler>& resampler, int sample_rate, int target_rate, const float* samples, std::size_t num) {
+  check_audio(resampler ? resampler->source_rate() : 0, sample_rate, samples, num);
   if (!resampler) resampler.emplace(sample_rate, target_rate);
 }
 

@@ -24,6 +24,7 @@ struct Alternative {
   std::string text;
   std::vector<int> tokens;
   double score, ctc_score, attention_score, language_score;
+  std::vector<double> times;  ///< seconds at which each token peaks; none where only the decoder searched
 };
 
 /// A partial result has text, tokens and times of the first pass only.
@@ -32,6 +33,7 @@ struct Result {
   bool is_final = false;
   int segment = 0;  ///< number of the utterance among those with words
   double start = 0, end = 0, confidence = 0;
+  double score = 0;  ///< of the best alternative
   std::vector<int> tokens;
   std::vector<double> times;  ///< seconds at which each token peaks
   std::vector<Word> words;
@@ -42,6 +44,7 @@ struct Result {
 template <class Clock>
 Result timed(Result result, Clock clock) {
   for (double& time : result.times) time = clock(time);
+  for (Alternative& each : result.nbest) std::transform(each.times.begin(), each.times.end(), each.times.begin(), clock);
   for (Word& word : result.words) word.start = clock(word.start), word.end = clock(word.end);
   if (result.is_final && !result.text.empty()) result.start = clock(result.start), result.end = clock(result.end);
   return result;
@@ -54,13 +57,13 @@ inline std::string as_json(const Result& result) {
            ", \"confidence\": " + json_text(each.confidence) + "}";
   };
   const auto alternative = [](const Alternative& each) {
-    return "{\"text\": " + json_text(each.text) + ", \"tokens\": " + json_text(each.tokens) + ", \"score\": " + json_text(each.score) +
+    return "{\"text\": " + json_text(each.text) + ", \"tokens\": " + json_text(each.tokens) + ", \"times\": " + json_text(each.times) + ", \"score\": " + json_text(each.score) +
            ", \"ctc_score\": " + json_text(each.ctc_score) + ", \"attention_score\": " + json_text(each.attention_score) +
            ", \"language_score\": " + json_text(each.language_score) + "}";
   };
   return "{\"text\": " + json_text(result.text) + ", \"is_final\": " + (result.is_final ? "true" : "false") + ", \"segment\": " +
          std::to_string(result.segment) + ", \"start\": " + json_text(result.start) + ", \"end\": " + json_text(result.end) +
-         ", \"confidence\": " + json_text(result.confidence) + ", \"tokens\": " + json_text(result.tokens) + ", \"times\": " +
+         ", \"confidence\": " + json_text(result.confidence) + ", \"score\": " + json_text(result.score) + ", \"tokens\": " + json_text(result.tokens) + ", \"times\": " +
          json_text(result.times) + ", \"words\": " + json_list(result.words, word) + ", \"nbest\": " + json_list(result.nbest, alternative) + "}";
 }
 

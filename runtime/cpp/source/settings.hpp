@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
 #include <map>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -32,6 +34,20 @@ struct Kernels {
   std::string isa;
   int layout = 0;  ///< of packed weights
   std::string reason;
+  std::set<std::string> operators = {};              ///< functions of graphs that they replace
+  std::map<std::string, std::string> refused = {};   ///< those of a graph that they cannot run after all, and why
+
+  /// Takes note of the function that an error of onnxruntime says they cannot run; false: it names none.
+  bool leave_out(const std::string& error) {
+    for (std::size_t end = error.find(": "); end != error.npos; end = error.find(": ", end + 1)) {
+      const auto is_part = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
+      std::size_t begin = end;
+      while (begin > 0 && is_part(error[begin - 1])) --begin;
+      const std::string name = error.substr(begin, end - begin);
+      if (operators.count(name)) return refused.emplace(name, error.substr(end + 2, error.find('\n', end) - end - 2)).second;
+    }
+    return false;
+  }
 };
 
 /// Checked when it is made.
@@ -66,9 +82,9 @@ class Settings {
     kernels_.reason = "session_options are those of the caller";
   }
 
-  /// Options for a session.
+  /// Options for a session on these kernels.
   /// @throws ProviderError a provider does not start.
-  ort::Owned<OrtSessionOptions> session_options(bool native) const {
+  ort::Owned<OrtSessionOptions> session_options(const Kernels& kernels) const {
     const OrtApi& api = ort::api();
     if (caller_) return ort::made<OrtSessionOptions>(api.CloneSessionOptions, static_cast<const OrtSessionOptions*>(caller_.get()));
     auto options = ort::made<OrtSessionOptions>(api.CreateSessionOptions);
@@ -77,7 +93,10 @@ class Settings {
     ort::check(api.DisableMemPattern(options.get()));  // shapes change from chunk to chunk
     ort::check(api.AddSessionConfigEntry(options.get(), "session.force_spinning_stop", "1"));
     for (const Provider& provider : providers_) append(options.get(), provider);
-    if (native) register_kernels(options.get());
+    std::string without;
+    for (const auto& [name, reason] : kernels.refused) without += (without.empty() ? "" : ",") + name;
+    if (!without.empty()) ort::check(api.AddSessionConfigEntry(options.get(), "u2moe.without", without.c_str()));
+    if (kernels.native) register_kernels(options.get());
     return options;
   }
 
@@ -101,7 +120,9 @@ class Settings {
     if (found["contract"].integer(0, 1000) != kKernelsContract) {
       throw KernelsError("native kernels are of another version: build this library with those of the same u2moe");
     }
-    return {true, found["isa"].string(), found["layout"].integer(0, 1000), ""};
+    Kernels kernels{true, found["isa"].string(), found["layout"].integer(0, 1000), ""};
+    for (const Json& name : found["operators"].array()) kernels.operators.insert(name.string());
+    return kernels;
   }
 
   static void register_kernels(OrtSessionOptions* options) { ort::check(U2MOE_KERNELS_REGISTER(options, OrtGetApiBase())); }

@@ -1,11 +1,18 @@
-// One source of audio: samples in, partial and final results out.
+// One source of audio: samples in, partial and final results out. Feeding and decoding may happen in different threads.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <deque>
+#include <exception>
 #include <future>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "errors.hpp"
 #include "graphs.hpp"
@@ -28,88 +35,365 @@ struct Model {
   const std::shared_ptr<const Fusion> language_model;  ///< the bundle's; null: none
 };
 
-/// Not thread-safe; different streams of one model may run in different threads. Keeps the model alive. After an error during
-/// recognition audio is lost, and another stream must take its place.
+/// Any thread may feed, cancel and take results, while one decodes. Keeps the model alive. After an error during recognition audio
+/// is lost, and only `reset` helps.
 class Stream {
  public:
   /// @param vad each speech segment that it finds is a source of its own; null: all samples are one.
-  Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad)
-      : model_(std::move(model)), vad_(std::move(vad)),
-        source_(model_->bundle.manifest(), model_->bundle.vocabulary(), options, vad_ ? std::optional(vad_->options()) : std::nullopt) {
+  /// @param max_queue_s seconds that may wait after `feed`.
+  Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad, double max_queue_s)
+      : model_(std::move(model)), vad_(std::move(vad)), max_queue_s_(max_queue_s), source_(new_source(options)), result_(source_.result()) {
     if (vad_) past_ = vad_->start();
   }
 
-  /// Append samples of one channel, in [-1, 1], and recognise what is complete. Any split gives the same results.
-  /// @throws AudioError a rate or samples that cannot be used; nothing is appended.
-  /// @throws StreamError the input is finished, or recognition has failed before.
-  void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
+  /// Append samples of one channel, in [-1, 1], to the queue.
+  /// @throws AudioError a rate or samples that cannot be used. StreamError the input is finished, or recognition has failed.
+  /// @throws QueueFull more would wait than may. After an error nothing was appended.
+  void feed(int sample_rate, const Floats& samples) {
+    const std::lock_guard<std::mutex> lock(changing_);
     check_usable();
-    source_.check(sample_rate, samples, num);
-    has_failed_ = true;  // unless all is well until the end
-    // Seconds one by one, so that an hour takes no more memory, and no more time for each window, than a second.
+    check_audio(rate_, sample_rate, samples.data(), samples.size());
+    const double rate = sample_rate, queued_s = static_cast<double>(num_queued_) / rate, more_s = static_cast<double>(samples.size()) / rate;
+    if (queued_s + more_s > max_queue_s_) {
+      char seconds[2][32];
+      std::snprintf(seconds[0], sizeof seconds[0], "%.2f", queued_s);
+      std::snprintf(seconds[1], sizeof seconds[1], "%.2f", more_s);
+      fail<QueueFull>(std::string(seconds[0]) + " s of audio are waiting to be recognised: " + seconds[1] + " s more would be above the limit of " +
+                      shown_number(max_queue_s_) + " s");
+    }
+    append(sample_rate, samples);
+  }
+
+  /// Finish the input, which is recognised by the next `decode`.
+  /// @param may_be_over whether that is no error if it is finished already, or has failed.
+  void finish(bool may_be_over = false) {
+    const std::lock_guard<std::mutex> lock(changing_);
+    if (!may_be_over) check_usable();
+    is_finished_ = true;
+    changed_.notify_all();
+  }
+
+  /// Ends decoding within one chunk; what waits, and what follows until a reset, is refused with Cancelled.
+  void cancel() {
+    is_cancelled_ = true;
+    const std::lock_guard<std::mutex> lock(changing_);
+    queue_.clear();
+    num_queued_ = 0;
+    if (!failure_) failure_ = std::make_exception_ptr(Cancelled(kCancelled));
+    changed_.notify_all();
+  }
+
+  /// Feed without a limit, and decode: seconds one by one, so that an hour takes no more memory, and no more time for each window.
+  void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
+    const std::unique_lock<std::mutex> claimed = claim();
+    {
+      const std::lock_guard<std::mutex> lock(changing_);
+      check_usable();
+      check_audio(rate_, sample_rate, samples, num);
+    }
     const auto second = static_cast<std::size_t>(sample_rate);
     for (std::size_t begin = 0; begin < num; begin += second) {
-      source_.accept(samples + begin, std::min(second, num - begin));
-      decode();
+      {
+        const std::lock_guard<std::mutex> lock(changing_);
+        append(sample_rate, Floats(samples + begin, samples + std::min(begin + second, num)));
+      }
+      decode_claimed({this});
     }
-    has_failed_ = false;
   }
 
   /// Finish the input, and recognise the rest.
   void input_finished() {
-    check_usable();
-    has_failed_ = true;
-    source_.finish();
-    decode();
-    has_failed_ = false;
-    is_finished_ = true;
+    const std::unique_lock<std::mutex> claimed = claim();
+    finish();
+    decode_claimed({this});
+  }
+
+  /// All work of these streams that is ready, of many in one batch: whichever fails or is cancelled, the others go on.
+  /// @throws StreamError another thread decodes one of them; nothing was done.
+  /// @throws Error the failure of the first that has failed, after the work of all others.
+  static void decode(std::vector<Stream*> streams, bool all = true) {
+    std::sort(streams.begin(), streams.end());
+    streams.erase(std::unique(streams.begin(), streams.end()), streams.end());
+    std::vector<std::unique_lock<std::mutex>> claimed;
+    for (Stream* stream : streams) claimed.push_back(stream->claim());
+    decode_claimed(streams, all);
   }
 
   /// Final results of utterances that have words, each once.
-  std::optional<Result> take_segment() { return source_.take_segment(); }
-  bool has_segments() const { return source_.has_segments(); }
+  std::optional<Result> take_segment() { return first_of(segments_); }
+  /// Where the voice activity detector found that speech begins or ends, each once.
+  std::optional<SpeechEvent> take_speech_event() { return first_of(speech_events_); }
+
+  bool has_segments() const { return locked([this] { return !segments_.empty(); }); }
+  bool is_cancelled() const { return is_cancelled_; }
+  bool is_speech() const { return locked([this] { return is_speech_; }); }
+  double queued_s() const { return locked([this] { return rate_ ? static_cast<double>(num_queued_) / rate_ : 0; }); }
 
   /// The result so far of the current utterance; final and perhaps empty after the end of the input.
-  Result result() const { return source_.result(); }
+  Result result() const { return locked([this] { return result_; }); }
 
-  /// Discard everything and begin a new source.
-  void reset() { *this = Stream(model_, source_.options(), vad_); }
+  /// @throws Error by which recognition has failed.
+  void check_failure() const { locked([this] { return failure_ ? std::rethrow_exception(failure_) : void(); }); }
+
+  /// Whether there is something to decode, or nothing more to come; waits for it.
+  bool wait_for_input() {
+    std::unique_lock<std::mutex> lock(changing_);
+    changed_.wait(lock, [this] { return !queue_.empty() || is_finished_ || failure_; });
+    return !queue_.empty() && !failure_;
+  }
+
+  /// Discard everything and begin a new source, after the work of a thread that decodes this one.
+  void reset() {
+    const std::lock_guard<std::mutex> claimed(decoding_), lock(changing_);
+    source_ = new_source(source_.options());
+    caches_ = {};
+    if (vad_) past_ = vad_->start();
+    queue_.clear();
+    segments_.clear();
+    speech_events_.clear();
+    result_ = source_.result();
+    num_queued_ = 0;
+    rate_ = 0;
+    failure_ = nullptr;
+    is_cancelled_ = is_finished_ = is_ended_ = is_speech_ = false;
+  }
 
  private:
+  static constexpr const char* kCancelled = "this stream was cancelled: reset it, or create another";
+  static constexpr std::size_t kMostChunks = 32, kMostWindows = 8, kMostWindowFrames = 6000, kMostCtcFrames = 2048;
+
+  struct Job {
+    Stream* stream;
+    Request request;
+  };
+  using Jobs = std::vector<Job>;
+
+  StreamState new_source(const StreamOptions& options) const {
+    return StreamState(model_->bundle.manifest(), model_->bundle.vocabulary(), options, vad_ ? std::optional(vad_->options()) : std::nullopt);
+  }
+
+  template <class Look>
+  auto locked(Look look) const -> decltype(look()) {
+    const std::lock_guard<std::mutex> lock(changing_);
+    return look();
+  }
+
+  template <class Item>
+  std::optional<Item> first_of(std::deque<Item>& items) {
+    const std::lock_guard<std::mutex> lock(changing_);
+    if (items.empty()) return std::nullopt;
+    std::optional<Item> first = std::move(items.front());
+    items.pop_front();
+    return first;
+  }
+
+  std::unique_lock<std::mutex> claim() {
+    std::unique_lock<std::mutex> lock(decoding_, std::try_to_lock);
+    if (!lock) fail<StreamError>("this stream is decoded by another thread");
+    return lock;
+  }
+
   void check_usable() const {
-    if (has_failed_) throw StreamError("recognition of this stream has failed, and audio was lost: reset it, or create another");
-    if (is_finished_) throw StreamError("the input of this stream is finished: reset it, or create another");
+    if (is_cancelled_) fail<Cancelled>(kCancelled);
+    if (failure_) fail<StreamError>("recognition of this stream has failed, and audio was lost: reset it, or create another");
+    if (is_finished_) fail<StreamError>("the input of this stream is finished: reset it, or create another");
   }
 
-  // All work that is ready.
-  void decode() {
-    while (const std::optional<Request> request = source_.next()) {
-      const Graphs& graphs = model_->graphs;
-      switch (request->graph) {
-        case Request::Graph::kFeatures: source_.give(graphs.features(*request->input)); break;
-        case Request::Graph::kEncoder: source_.give(encode(*request)); break;
-        case Request::Graph::kCtc: source_.give(graphs.ctc(*request->input)); break;
-        case Request::Graph::kDecoder: source_.give(graphs.score(*request->input, *request->sequences)); break;
-        case Request::Graph::kVad: source_.give({vad_->probability(request->input->data(), past_)}); break;
+  // In parts of a second at most: more would be moved with each window that is taken.
+  void append(int sample_rate, const Floats& samples) {
+    rate_ = sample_rate;
+    const auto second = static_cast<std::ptrdiff_t>(sample_rate);
+    for (auto part = samples.begin(); part != samples.end();) {
+      const auto end = part + std::min(second, samples.end() - part);
+      queue_.emplace_back(part, end);
+      num_queued_ += queue_.back().size();
+      part = end;
+    }
+    changed_.notify_all();
+  }
+
+  // The graph to run next; none: the queue is empty, or, unless `all` of it is wanted, a part of it was recognised.
+  std::optional<Request> next(bool all) {
+    for (;;) {
+      if (is_cancelled_) fail<Cancelled>(kCancelled);
+      if (std::optional<Request> request = source_.next()) return request;
+      if (!all && has_taken_) return std::nullopt;
+      Floats samples;
+      {
+        const std::lock_guard<std::mutex> lock(changing_);
+        if (queue_.empty() && (!is_finished_ || is_ended_)) return std::nullopt;
+        is_ended_ = queue_.empty();
+        if (!is_ended_) {
+          samples = std::move(queue_.front());
+          queue_.pop_front();
+          num_queued_ -= samples.size();
+        }
       }
+      has_taken_ = true;
+      if (is_ended_) {
+        source_.finish();
+        continue;
+      }
+      source_.check(rate_, samples.data(), samples.size());
+      source_.accept(samples.data(), samples.size());
     }
   }
 
-  Floats encode(const Request& request) {
-    if (request.begins) caches_ = model_->graphs.start();
-    if (request.kept >= 0) {
-      caches_.offset = request.kept;
-      model_->graphs.keep_last(caches_, request.kept);
+  // What others see.
+  void publish() {
+    Result result = source_.result();
+    const std::lock_guard<std::mutex> lock(changing_);
+    while (std::optional<Result> segment = source_.take_segment()) segments_.push_back(std::move(*segment));
+    while (std::optional<SpeechEvent> event = source_.take_speech_event()) {
+      is_speech_ = event->is_speech;
+      speech_events_.push_back(*event);
     }
-    return model_->graphs.encode(*request.input, caches_, request.required);
+    result_ = std::move(result);
+  }
+
+  // Work for this stream alone: an error becomes its failure.
+  template <class Work>
+  void failing(Work work) {
+    try {
+      work();
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(changing_);
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  bool has_failed() const { return locked([this] { return failure_ != nullptr; }); }
+
+  static void decode_claimed(const std::vector<Stream*>& streams, bool all = true) {
+    for (Stream* stream : streams) stream->has_taken_ = false;
+    for (;;) {
+      Jobs jobs;
+      for (Stream* stream : streams) {
+        if (stream->has_failed()) continue;
+        stream->failing([&] {
+          if (const auto request = stream->next(all)) jobs.push_back({stream, *request});
+        });
+      }
+      if (jobs.empty()) break;
+      // The encoder last, so that as many streams as possible share it.
+      const auto is_encoder = [](const Job& job) { return job.request.graph == Request::Graph::kEncoder; };
+      const auto encoder = std::stable_partition(jobs.begin(), jobs.end(), [&](const Job& job) { return !is_encoder(job); });
+      if (encoder == jobs.begin()) encode(std::move(jobs));
+      else run({jobs.begin(), encoder});
+    }
+    std::exception_ptr failure;
+    for (Stream* stream : streams) {
+      if (stream->has_taken_) stream->failing([&] { stream->publish(); });
+      if (!failure) failure = stream->locked([&] { return stream->failure_; });
+    }
+    if (failure) std::rethrow_exception(failure);
+  }
+
+  // Everything but the encoder: CTC heads together, the rest one by one.
+  static void run(Jobs jobs) {
+    const auto is_ctc = [](const Job& job) { return job.request.graph == Request::Graph::kCtc; };
+    const auto ctc = std::stable_partition(jobs.begin(), jobs.end(), [&](const Job& job) { return !is_ctc(job); });
+    for (auto job = jobs.begin(); job != ctc; ++job) job->stream->failing([&] { job->stream->run_alone(job->request); });
+    Jobs batch;
+    std::size_t num = 0;
+    for (auto job = ctc; job != jobs.end(); ++job) {
+      const std::size_t more = job->request.input->size();
+      if (num + more > kMostCtcFrames * static_cast<std::size_t>(job->stream->model_->bundle.manifest().output_size)) apart(std::exchange(batch, {}), score), num = 0;
+      batch.push_back(*job);
+      num += more;
+    }
+    apart(batch, score);
+  }
+
+  void run_alone(const Request& request) {
+    const Graphs& graphs = model_->graphs;
+    if (request.graph == Request::Graph::kFeatures) source_.give(graphs.features(*request.input));
+    if (request.graph == Request::Graph::kDecoder) source_.give(graphs.score(*request.input, *request.sequences));
+    if (request.graph == Request::Graph::kVad) source_.give({vad_->probability(request.input->data(), past_)});
+  }
+
+  // Chunks of the same size and left context in batches; with full context, windows of similar lengths.
+  static void encode(Jobs jobs) {
+    const auto key = [](const Job& job) {
+      const StreamOptions& options = job.stream->source_.options();
+      return std::make_tuple(job.stream->model_.get(), options.chunk_size, job.request.required);
+    };
+    const auto size = [](const Job& job) { return job.request.input->size() / static_cast<std::size_t>(job.stream->model_->bundle.manifest().feature_size); };
+    const auto is_whole = [](const Job& job) { return job.stream->source_.options().chunk_size == StreamOptions::kFullContext; };
+    std::stable_sort(jobs.begin(), jobs.end(), [&](const Job& one, const Job& other) {
+      if (key(one) != key(other)) return key(one) < key(other);
+      return is_whole(one) && size(one) < size(other);
+    });
+    Jobs batch;
+    for (const Job& job : jobs) {
+      const std::size_t num = batch.size() + 1;
+      const bool is_full = is_whole(job) ? num > kMostWindows || num * size(job) > kMostWindowFrames : num > kMostChunks;
+      const bool is_alike = batch.empty() || (key(job) == key(batch[0]) && (!is_whole(job) || 10 * size(job) <= 11 * size(batch[0])));
+      if (!batch.empty() && (is_full || !is_alike)) apart(std::exchange(batch, {}), encode_batch);
+      batch.push_back(job);
+    }
+    apart(batch, encode_batch);
+  }
+
+  static void encode_batch(const Jobs& jobs) {
+    const Graphs& graphs = jobs[0].stream->model_->graphs;
+    std::vector<Chunk> chunks;
+    for (const auto& [stream, request] : jobs) {
+      if (request.begins) stream->caches_ = graphs.start();
+      if (request.kept >= 0) graphs.keep_last(stream->caches_, request.kept);
+      chunks.push_back({request.input, &stream->caches_});
+    }
+    std::vector<Floats> outputs = graphs.encode(chunks, jobs[0].request.required);
+    for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i].stream->failing([&] { jobs[i].stream->source_.give(std::move(outputs[i])); });
+  }
+
+  static void score(const Jobs& jobs) {
+    Floats all;
+    for (const Job& job : jobs) all.insert(all.end(), job.request.input->begin(), job.request.input->end());
+    const Manifest& m = jobs[0].stream->model_->bundle.manifest();
+    const Floats log_probs = jobs[0].stream->model_->graphs.ctc(jobs.size() > 1 ? std::move(all) : *jobs[0].request.input);
+    auto begin = log_probs.begin();
+    for (const auto& [stream, request] : jobs) {
+      const auto end = begin + static_cast<std::ptrdiff_t>(request.input->size()) / m.output_size * m.vocab_size;
+      stream->failing([&, stream = stream] { stream->source_.give(Floats(begin, end)); });
+      begin = end;
+    }
+  }
+
+  // Runs jobs together; if that fails, apart, to find those that fail alone.
+  static void apart(const Jobs& jobs, void (*work)(const Jobs&)) {
+    if (jobs.empty()) return;
+    if (jobs.size() == 1) return jobs[0].stream->failing([&] { work(jobs); });
+    try {
+      work(jobs);
+    } catch (const std::exception&) {
+      const auto middle = jobs.begin() + static_cast<std::ptrdiff_t>(jobs.size() / 2);
+      apart({jobs.begin(), middle}, work);
+      apart({middle, jobs.end()}, work);
+    }
   }
 
   std::shared_ptr<const Model> model_;
   std::shared_ptr<const Vad> vad_;
+  double max_queue_s_;
+
+  std::mutex decoding_;  // held by the thread that decodes, which alone uses these
   StreamState source_;
   Caches caches_;
   Vad::Past past_;
-  bool has_failed_ = false, is_finished_ = false;
+  bool has_taken_ = false, is_ended_ = false;  // since it began to decode something was taken; the end was taken
+
+  mutable std::mutex changing_;  // of the rest
+  std::condition_variable changed_;
+  std::atomic<bool> is_cancelled_{false};
+  std::deque<Floats> queue_;
+  std::size_t num_queued_ = 0;  // samples
+  int rate_ = 0;                // of the input; 0: there was none
+  bool is_finished_ = false, is_speech_ = false;
+  std::exception_ptr failure_;
+  std::deque<Result> segments_;
+  std::deque<SpeechEvent> speech_events_;
+  Result result_;
 };
 
 }  // namespace u2moe::runtime

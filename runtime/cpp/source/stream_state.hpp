@@ -13,6 +13,12 @@
 
 namespace u2moe::runtime {
 
+/// Speech begins or ends, `time` seconds from the first sample of the source.
+struct SpeechEvent {
+  bool is_speech;
+  double time;
+};
+
 /// Whoever has the graphs asks which is next, and gives its output. The manifest and the vocabulary must outlive it.
 class StreamState {
  public:
@@ -85,28 +91,36 @@ class StreamState {
   void give(const TokenScores& scores) { recognition_.give(scores); }
 
   /// Final results of utterances that have words, each once.
-  std::optional<Result> take_segment() {
-    if (segments_.empty()) return std::nullopt;
-    std::optional<Result> first = std::move(segments_.front());
-    segments_.pop_front();
-    return first;
-  }
+  std::optional<Result> take_segment() { return first_of(segments_); }
 
-  bool has_segments() const { return !segments_.empty(); }
+  /// What the voice activity detector found, each once.
+  std::optional<SpeechEvent> take_speech_event() { return first_of(speech_events_); }
 
   /// The result so far of the current utterance; final and perhaps empty after the end of the input.
   Result result() const { return presented(recognition_.result()); }
 
  private:
+  template <class Item>
+  static std::optional<Item> first_of(std::deque<Item>& items) {
+    if (items.empty()) return std::nullopt;
+    std::optional<Item> first = std::move(items.front());
+    items.pop_front();
+    return first;
+  }
+
   void recognize(const Speech& speech) {
+    const auto end = static_cast<double>(speech.start + speech.samples.size()) / SpeechFinder::kRate;
     if (speech.begins) {
+      speech_events_.push_back({true, static_cast<double>(speech.start) / SpeechFinder::kRate});
       recognition_ = Recognition(*manifest_, *vocabulary_, options());
       begin_s_ = static_cast<double>(speech.start) / SpeechFinder::kRate;
       first_ = number_;
     }
     recognition_.check(SpeechFinder::kRate, speech.samples.data(), speech.samples.size());
     recognition_.accept(speech.samples.data(), speech.samples.size());
-    if (speech.ends) recognition_.finish();
+    if (!speech.ends) return;
+    recognition_.finish();
+    speech_events_.push_back({false, end});
   }
 
   // A result of the current speech segment as one of the source.
@@ -125,6 +139,7 @@ class StreamState {
   double begin_s_ = 0;            // of the current speech segment
   int first_ = 0, number_ = 0;    // of its segments, and of the next segment
   std::deque<Result> segments_;
+  std::deque<SpeechEvent> speech_events_;
 };
 
 }  // namespace u2moe::runtime

@@ -60,6 +60,21 @@ inline std::string encode_utf8(const std::u32string& text) {
   return result;
 }
 
+/// Text as it is for people and for programs that decode UTF-8: other bytes become \xNN.
+inline std::string legible(const std::string& text) {
+  std::string result;
+  for (std::size_t place = 0; place < text.size();) {
+    const std::size_t begin = place;
+    if (take_utf8(text, place)) {
+      result.append(text, begin, place - begin);
+    } else {
+      const auto byte = static_cast<unsigned char>(text[place++]);
+      result += {'\\', 'x', "0123456789abcdef"[byte >> 4], "0123456789abcdef"[byte & 15]};
+    }
+  }
+  return result;
+}
+
 /// Lines of a text file without their ends, and without a byte order mark.
 inline std::vector<std::string> lines_of(const std::string& content) {
   std::vector<std::string> lines;

@@ -27,7 +27,7 @@ class Vad {
       : options_(options), source_(source), env_(ort::environment()) {
     options_.check();
     try {
-      const auto settings = Settings(1, "onnxruntime", {}, nullptr).session_options(false);
+      const auto settings = Settings(1, "onnxruntime", {}, nullptr).session_options({});
       session_ = ort::made<OrtSession>(ort::api().CreateSessionFromArray, env_.get(), content.data(), content.size(), settings.get());
       inputs_ = ort::input_names(*session_);
       outputs_ = ort::output_names(*session_);

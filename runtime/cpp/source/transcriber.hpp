@@ -1,0 +1,111 @@
+// Recognises one source in a thread of its own, with a function for each event.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "stream.hpp"
+
+namespace u2moe::runtime {
+
+/// Called in the thread of a transcriber, one at a time.
+struct Events {
+  std::function<void(Result)> on_result;  ///< partial, where the text has changed, or final
+  std::function<void(SpeechEvent)> on_speech;
+  std::function<void(std::exception_ptr)> on_failure;
+};
+
+/// Its thread keeps what it needs, and ends after the last result, or within a chunk after a failure or `cancel`.
+class Transcriber {
+ public:
+  Transcriber(std::shared_ptr<Stream> stream, Events events) : state_(std::make_shared<State>(std::move(stream), std::move(events))) {
+    thread_ = std::thread([state = state_] { state->work(); });
+  }
+
+  Transcriber(const Transcriber&) = delete;
+  Transcriber& operator=(const Transcriber&) = delete;
+
+  /// Cancels what is left, and waits for the last event, but not for its own.
+  ~Transcriber() {
+    cancel();
+    if (is_own_thread()) thread_.detach();
+    else thread_.join();
+  }
+
+  Stream& stream() const { return *state_->stream; }
+
+  void cancel() { stream().cancel(); }
+
+  /// Waits until it has ended, but not in its own thread.
+  void wait() {
+    if (is_own_thread()) return;
+    std::unique_lock<std::mutex> lock(state_->changing);
+    state_->changed.wait(lock, [this] { return state_->has_ended; });
+  }
+
+ private:
+  struct State {
+    State(std::shared_ptr<Stream> of, Events called) : stream(std::move(of)), events(std::move(called)) {}
+
+    void work() {
+      worker = std::this_thread::get_id();
+      try {
+        for (bool has_more = true; has_more;) {
+          has_more = stream->wait_for_input();
+          recognize();
+        }
+      } catch (const Cancelled&) {  // as was asked for
+      } catch (...) {
+        events.on_failure(std::current_exception());
+      }
+      const std::lock_guard<std::mutex> lock(changing);
+      has_ended = true;
+      changed.notify_all();
+    }
+
+    // The next part of the input and its events, those before a failure, too.
+    void recognize() {
+      std::exception_ptr failure;
+      try {
+        Stream::decode({stream.get()}, false);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      while (const auto event = stream->take_speech_event()) events.on_speech(*event);
+      bool has_segment = false;
+      while (std::optional<Result> segment = stream->take_segment()) {
+        has_segment = true;
+        if (!stream->is_cancelled()) events.on_result(std::move(*segment));
+      }
+      if (failure) std::rethrow_exception(failure);
+      Result partial = stream->result();
+      const std::string before = has_segment ? "" : shown;
+      shown = partial.is_final ? "" : partial.text;
+      if (shown == before) return;
+      partial.is_final = false;
+      events.on_result(std::move(partial));
+    }
+
+    const std::shared_ptr<Stream> stream;
+    const Events events;
+    std::atomic<std::thread::id> worker;
+    std::string shown;  // the last partial result; empty after a segment
+    std::mutex changing;
+    std::condition_variable changed;
+    bool has_ended = false;
+  };
+
+  bool is_own_thread() const { return std::this_thread::get_id() == state_->worker; }
+
+  std::shared_ptr<State> state_;
+  std::thread thread_;
+};
+
+}  // namespace u2moe::runtime
