@@ -1,7 +1,6 @@
 """The C++ library, its C interface and its programs beside the Python runtime: what they give and refuse."""
 
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import soundfile
+from compiled import CHECKS, EXAMPLES, NEEDED, ONNXRUNTIME, ROOT, SOURCE, built_kernels, cmake, installed_library
 from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_version, without
 from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
@@ -26,47 +26,19 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.options import SEARCHES
 
 FULL = Path("/dev/full")
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "runtime" / "cpp"
 PROGRAM = ROOT / "examples" / "cpp"
-CHECKS = ROOT / "tests" / "cpp"
 CONSUMER = CHECKS / "consumer"
-EXAMPLES = ROOT / "examples" / "c"
 VALGRIND = shutil.which("valgrind")
-ONNXRUNTIME = f"-DONNXRUNTIME_ROOT={Path(onnxruntime.__file__).parent}"
 WITHOUT_KERNELS = [ONNXRUNTIME, "-DU2MOE_KERNELS=OFF"]
 """For other compilers and tools; tests/kernels try the kernels with them."""
 SANITIZERS = "address,undefined"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not all(map(shutil.which, ("c++", "cmake"))), reason="needs a C++ compiler and cmake: apt-get install cmake g++"
-    ),
-    pytest.mark.skipif(
-        not any((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.*")),
-        reason="needs an onnxruntime whose package has the library, as newer ones have",
-    ),
-]
-
-
-def cmake(*arguments):
-    done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "warning:" not in done.stderr
+pytestmark = NEEDED
 
 
 def build(folder, target, *settings, source):
     cmake("-B", folder, *settings, source)
     cmake("--build", folder, "--target", target)
     return [folder / target]
-
-
-def built_kernels():
-    """The native kernels that Python has: to compile them again would take as long as all else."""
-    try:
-        return importlib.import_module("u2moe_kernels").library_path()
-    except ModuleNotFoundError:
-        return "OFF"
 
 
 class Installed:
@@ -76,11 +48,8 @@ class Installed:
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g1" if sanitizers else ""
         kernels = "ON" if sanitizers else built_kernels()
         common = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", ONNXRUNTIME]
-        self.prefix = folder / "prefix"
-        settings = ["-DBUILD_SHARED_LIBS=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10", f"-DU2MOE_KERNELS={kernels}"]
-        library = [*common, *settings, f"-DCMAKE_CXX_FLAGS=-O1 {flags}", "-DCMAKE_INSTALL_LIBDIR=lib"]
-        build(folder / "library", "u2moe", *library, source=SOURCE)
-        cmake("--install", folder / "library", "--prefix", self.prefix)
+        settings = ["-DBUILD_SHARED_LIBS=ON", f"-DU2MOE_KERNELS={kernels}"]
+        self.prefix = installed_library(folder, *settings, flags=f"-O1 {flags}")
         self.library = self.prefix / "lib" / "libu2moe.so"
         found = [f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DBUILD={folder / 'library'}"]
         linked = "" if kernels in ("ON", "OFF") else kernels

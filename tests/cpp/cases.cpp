@@ -187,7 +187,7 @@ std::string written_case(const Json& json, const Json&) {
     const auto place = static_cast<double>(result.words.size());
     result.words.push_back({word, place, place + 1, 1 - place / 8});
   }
-  result.nbest = {{result.text, {}, 0, 0, 0, 0}, {"OTHER", {}, 0, 0, 0, 0}};
+  result.nbest = {{result.text, {}, 0, 0, 0, 0, {}}, {"OTHER", {}, 0, 0, 0, 0, {}}};
   result = written(std::move(result));
   const auto word = [](const Word& each) {
     return "[" + json_text(each.text) + ", " + json_text(each.start) + ", " + json_text(each.end) + ", " + json_text(each.confidence) + "]";

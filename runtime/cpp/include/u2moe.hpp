@@ -206,7 +206,7 @@ class Transcriber {
       guarded(context, [&](const Callbacks& own) { own.on_final ? own.on_final(ResultView(result)) : void(); });
     };
     calls.on_error = [](void* context, u2moe_error error, const char* message) {
-      guarded(context, [&](const Callbacks& own) { own.on_error ? own.on_error(error, message) : void(); }, false);
+      guarded(context, [&](const Callbacks& own) { own.on_error ? own.on_error(error, message) : void(); });
     };
     calls.on_speech = [](void* context, std::int32_t is_speech, double time) {
       guarded(context, [&](const Callbacks& own) { own.on_speech ? own.on_speech(is_speech != 0, time) : void(); });
@@ -228,15 +228,14 @@ class Transcriber {
   void cancel() { check(u2moe_transcriber_cancel(handle_.get())); }
 
  private:
+  // Exceptions may not pass through the library.
   template <class Work>
-  static void guarded(void* context, Work work, bool reports = true) noexcept {
+  static void guarded(void* context, Work work) noexcept {
     const Callbacks& own = *static_cast<const Callbacks*>(context);
     try {
       work(own);
     } catch (const std::exception& error) {
-      if (reports && own.on_error) guarded(context, [&](const Callbacks&) { own.on_error(U2MOE_INTERNAL_ERROR, error.what()); }, false);
-    } catch (...) {
-      if (reports && own.on_error) guarded(context, [&](const Callbacks&) { own.on_error(U2MOE_INTERNAL_ERROR, "unknown"); }, false);
+      if (own.on_error) own.on_error(U2MOE_INTERNAL_ERROR, error.what());  // if this throws, too, the program ends
     }
   }
 

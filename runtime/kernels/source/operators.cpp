@@ -14,7 +14,9 @@
 #include "operators/streamed_convolution.h"
 #include "ort.h"
 
-#if defined(_WIN32)
+#ifdef U2MOE_KERNELS_INSIDE  // of another library, which shows its own functions alone
+#define U2MOE_EXPORT extern "C"
+#elif defined(_WIN32)
 #define U2MOE_EXPORT extern "C" __declspec(dllexport)
 #else
 #define U2MOE_EXPORT extern "C" __attribute__((visibility("default")))

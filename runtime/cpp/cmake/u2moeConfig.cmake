@@ -1,6 +1,0 @@
-include(CMakeFindDependencyMacro)
-list(PREPEND CMAKE_MODULE_PATH ${CMAKE_CURRENT_LIST_DIR})
-find_dependency(ONNXRuntime)
-find_dependency(Threads)
-list(POP_FRONT CMAKE_MODULE_PATH)
-include(${CMAKE_CURRENT_LIST_DIR}/u2moeTargets.cmake)

@@ -1,0 +1,84 @@
+"""The installed C++ package, moved elsewhere, shared and static: for projects in C++, in C alone, and without CMake."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from compiled import CHECKS, NEEDED, ONNXRUNTIME_FOLDER, built_kernels, cmake, installed_library
+
+pytestmark = NEEDED
+LIBRARIES = f"lib/{platform.machine()}-linux-gnu"
+"""As Debian has it: two folders down."""
+NOT_OPENED = b"U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read\n"
+
+
+@pytest.fixture(scope="module", params=["shared", "static"])
+def prefix(request, tmp_path_factory):
+    """Where the library lies after it was installed elsewhere, and the tree of its build was removed."""
+    folder = tmp_path_factory.mktemp("package")
+    kind = f"-DBUILD_SHARED_LIBS={'ON' if request.param == 'shared' else 'OFF'}"
+    installed = installed_library(
+        folder, kind, f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}", f"-DU2MOE_KERNELS={built_kernels()}", flags="-O0"
+    )
+    shutil.rmtree(folder / "library")
+    return installed.rename(folder / "moved")
+
+
+def assert_runs(program, prefix):
+    """From the moved folder alone."""
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    done = subprocess.run([program], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, NOT_OPENED), done.stderr
+    listed = subprocess.run(["ldd", program], env=environment, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"lib(?:u2moe|onnxruntime)\S* => (\S+)", listed)
+    assert found
+    assert {Path(each).parent.resolve() for each in found} == {prefix / LIBRARIES}
+
+
+@pytest.mark.parametrize("language", ["consumer", "consumer_c"])
+def test_projects_find_the_package_and_its_onnxruntime(prefix, tmp_path, language):
+    """Not one that lies elsewhere where CMake looks, such as a system's."""
+    (tmp_path / "system" / "lib").mkdir(parents=True)
+    (tmp_path / "system" / "lib" / "libonnxruntime.so").write_bytes(b"of another version")
+    folders = f"-DCMAKE_PREFIX_PATH={prefix};{tmp_path / 'system'}"
+    version = re.search(r'U2MOE_VERSION "(.*)"', (prefix / "include" / "u2moe.h").read_text(encoding="utf-8"))[1]
+    cmake("-B", tmp_path / "build", folders, f"-DVERSION={version}", CHECKS / language)
+    cmake("--build", tmp_path / "build")
+    assert_runs(tmp_path / "build" / "consumer", prefix)
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
+@pytest.mark.parametrize("static", [[], ["--static"]], ids=["", "static"])
+def test_pkg_config_gives_all_that_a_compiler_for_c_needs(prefix, tmp_path, static):
+    folder = prefix / LIBRARIES / "pkgconfig"
+    ask = ["pkg-config", "--cflags", "--libs", *static, "u2moe"]
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(folder)}
+    flags = subprocess.run(ask, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    main = CHECKS / "consumer_c" / "main.c"
+    subprocess.run(["cc", "-std=c99", "-Werror", main, "-o", tmp_path / "consumer", *flags], check=True)
+    assert_runs(tmp_path / "consumer", prefix)
+
+
+def test_nothing_names_the_machine_that_built_it(prefix):
+    texts = [*prefix.rglob("*.cmake"), *prefix.rglob("*.pc")]
+    assert len(texts) == 5
+    for file in texts:
+        content = file.read_text(encoding="utf-8")
+        assert str(prefix.parent) not in content
+        assert str(ONNXRUNTIME_FOLDER) not in content
+
+
+def test_a_static_library_without_its_onnxruntime_is_refused_by_its_name(prefix, tmp_path):
+    if not any(prefix.rglob("libu2moe.a")):
+        pytest.skip("a shared library asks for it when it is loaded")
+    shutil.copytree(prefix, tmp_path / "package", symlinks=True)
+    (onnxruntime,) = (tmp_path / "package").rglob("libonnxruntime.so.*")
+    onnxruntime.unlink()
+    command = ["cmake", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'package'}", CHECKS / "consumer_c"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"onnxruntime, which u2moe needs, is not at '{onnxruntime}'" in " ".join(done.stderr.split())

@@ -1,0 +1,53 @@
+"""Compiles the C++ library and programs that use it."""
+
+import importlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "runtime" / "cpp"
+CHECKS = ROOT / "tests" / "cpp"
+EXAMPLES = ROOT / "examples" / "c"
+ONNXRUNTIME_FOLDER = Path(onnxruntime.__file__).parent
+ONNXRUNTIME = f"-DONNXRUNTIME_ROOT={ONNXRUNTIME_FOLDER}"
+QUICK = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10"]
+"""Settings of a build whose speed does not matter."""
+NEEDED = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("c++", "cmake"))), reason="needs a C++ compiler and cmake: apt-get install cmake g++"
+    ),
+    pytest.mark.skipif(
+        not any((ONNXRUNTIME_FOLDER / "capi").glob("libonnxruntime.*")),
+        reason="needs an onnxruntime whose package has the library, as newer ones have",
+    ),
+]
+"""Marks of tests that compile."""
+
+
+def cmake(*arguments):
+    """Run cmake, which must neither fail nor warn."""
+    done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning:" not in done.stderr, done.stderr
+
+
+def built_kernels():
+    """The native kernels that Python has: to compile them again would take as long as all else."""
+    try:
+        return importlib.import_module("u2moe_kernels").library_path()
+    except ModuleNotFoundError:
+        return "OFF"
+
+
+def installed_library(folder, *settings, flags="-O1"):
+    """The library, compiled in a folder and installed beside it, in `prefix`; returns that."""
+    common = [*QUICK, ONNXRUNTIME, "-DCMAKE_INSTALL_LIBDIR=lib", f"-DCMAKE_CXX_FLAGS={flags}"]
+    cmake("-B", folder / "library", *common, *settings, SOURCE)
+    cmake("--build", folder / "library", "--target", "u2moe")
+    cmake("--install", folder / "library", "--prefix", folder / "prefix")
+    return folder / "prefix"
