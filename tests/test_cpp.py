@@ -15,11 +15,12 @@ import onnxruntime
 import pytest
 import soundfile
 from compiled import CHECKS, EXAMPLES, NEEDED, ONNXRUNTIME, ROOT, SOURCE, built_kernels, cmake, installed_library
-from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_version, without
+from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_version, with_activation, without
 from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
 
 import u2moe
+from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -244,6 +245,9 @@ def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
 
 def built_program(language, library, folder):
     """The command of an example in another language; skips where the toolchain is missing."""
+    packages = folder / "packages"  # built outside the repository
+    if language in ("Rust", "Go"):
+        shutil.copytree(EXAMPLES, packages)
     java = ["java", "--enable-native-access=ALL-UNNAMED", EXAMPLES / "Transcribe.java", library]
     compile_c = f"cc -std=c99 -pedantic -Wall -Wextra -Werror {EXAMPLES / 'transcribe.c'} -o {folder / 'a'}"
     tools, build, command = {
@@ -251,20 +255,33 @@ def built_program(language, library, folder):
         "Python": ([], [], [sys.executable, EXAMPLES / "transcribe.py", library]),
         "C#": (
             ["mcs", "mono"],
-            ["mcs", f"-out:{folder}/a.exe", EXAMPLES / "transcribe.cs"],
+            ["mcs", "-warnaserror", f"-out:{folder}/a.exe", *(EXAMPLES / "dotnet").glob("*.cs")],
             ["mono", folder / "a.exe"],
         ),
         "Rust": (
-            ["rustc"],
-            ["rustc", EXAMPLES / "transcribe.rs", "-L", library.parent, "-l", "u2moe", "-o", folder / "a"],
+            ["cargo"],
+            [
+                "cargo",
+                "build",
+                "--offline",
+                "--manifest-path",
+                packages / "rust" / "Cargo.toml",
+                "--example",
+                "transcribe",
+            ],
+            [packages / "rust" / "target" / "debug" / "examples" / "transcribe"],
+        ),
+        "Go": (
+            ["go", "pkg-config"],
+            ["go", "build", "-C", packages / "go", "-o", folder / "a", "./transcribe"],
             [folder / "a"],
         ),
-        "Go": (["go", "pkg-config"], ["go", "build", "-o", folder / "a", EXAMPLES / "transcribe.go"], [folder / "a"]),
         "Java": (["javac"], ["javac", "--release", "22", "-d", folder, EXAMPLES / "Transcribe.java"], java),
     }[language]
     if missing := [tool for tool in tools if shutil.which(tool) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
     environment = {**os.environ, "PKG_CONFIG_PATH": str(library.parent / "pkgconfig"), "GOCACHE": str(folder / "go")}
+    environment |= {"CGO_LDFLAGS_ALLOW": ".*", "RUSTFLAGS": "-Dwarnings"}
     done = subprocess.run(build or ["true"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if language == "Java" and "release" in done.stderr:
         pytest.skip("needs Java 22 or newer, whose foreign functions are final")
@@ -308,7 +325,7 @@ def test_calls_in_any_order_with_any_arguments_give_error_codes(check, bundle, t
 
 
 def test_a_stream_is_for_one_thread_at_a_time(check, bundle, talk):
-    assert check("two-threads", bundle.path, talk) == b"this stream is used by another thread\n"
+    assert check("two-threads", bundle.path, talk) == b"this stream is decoded by another thread\n"
 
 
 def test_want_of_memory_is_an_error(installed, check, bundle):
@@ -419,13 +436,16 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_INVALID_ARGUMENT: beam_size must be from 1 to 1000, got -1",
         "U2MOE_INVALID_ARGUMENT: beam_size must be from 1 to 1000, got 1001",
         "U2MOE_INVALID_ARGUMENT: padding_s must be from 0 to 10, got 10.5",
-        "U2MOE_INVALID_ARGUMENT: ctc_weight must be from 0 to 1e+09, got nan",
-        "U2MOE_INVALID_ARGUMENT: pause must be from 0.4 to 1e+09, got 0.1",
+        "U2MOE_INVALID_ARGUMENT: ctc_weight must be from 0 to 1000000000, got nan",
+        "U2MOE_INVALID_ARGUMENT: pause must be from 0.4 to 1000000000, got 0.1",
         f"U2MOE_INVALID_ARGUMENT: search must be one of {', '.join(SEARCHES)}, got 'viterbi'",
         "U2MOE_INVALID_ARGUMENT: length_penalty must be from -10 to 10, got 11",
         "U2MOE_INVALID_ARGUMENT: endpoint rules need silence or a length above 0 seconds",
         "options of an earlier version are accepted",
         "U2MOE_INVALID_ARGUMENT: hotwords are empty: leave them out for none",
+        f"U2MOE_INVALID_ARGUMENT: hotword '{'A' * 200}'...: may have 200 characters, got 2097152",
+        r"U2MOE_BUNDLE_ERROR: /none\xff\xc3/bundle.json: missing, or cannot be read",
+        "U2MOE_AUDIO_ERROR: sample rate must be between 1000 and 384000 Hz, got 2147483647",
         f"U2MOE_INVALID_ARGUMENT: num_threads must be from 1 to {max(32, 4 * os.cpu_count())} on this machine, got 0",
         "U2MOE_INVALID_ARGUMENT: kernels must be auto, native or onnxruntime, got 'fast'",
     ]
@@ -506,6 +526,13 @@ def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk
         (edited("model", blank=999), r"bundle\.json: model: blank: found 999, expected an integer from 0 to"),
         (edited("features", sample_rate="16k"), r"bundle\.json: features: sample_rate: found '16k', expected a number"),
         (edited("", version=1), r"bundle\.json: version: found 1, expected 4"),
+        *(
+            (
+                edited("files", **{name: {"size": 1, "sha256": ""}}),
+                rf"files: found '{re.escape(name)}', expected a plain",
+            )
+            for name in ("../tokens.txt", "/etc/passwd", "a\\b", "CON.txt", "com1", "a.")
+        ),
         (of_later_version("model", harmless=False), rf"bundle\.json: model: {LATER_FIELD} .* by {LATER}: use that"),
         (edited("features", frame_shift_ms=5), r"features\.onnx: u2moe\.frame_shift_ms is 10, which is not that of"),
         (edited("model", blank=5), r"\.onnx: u2moe\.blank is \d+, which is not that of bundle\.json"),
@@ -546,6 +573,28 @@ def test_packed_bundles_run_on_native_kernels(program, bundle, talk, tmp_path):
     assert (described["native_kernels"], described["reason"]) == (True, "")
     refused = problem(program, "--kernels", "onnxruntime", packed.path, talk)
     assert "weights are packed for native kernels, but onnxruntime runs it: as requested" in refused
+
+
+def test_a_function_that_the_kernels_refuse_leaves_the_others_native(program, quantized, talk, tmp_path):
+    """As in Python, whose results it has: onnxruntime runs the function alone."""
+    pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
+    later = with_activation(quantized("int8"), "cube", tmp_path / "later")
+    model = later.load(SessionSettings())
+    described = json.loads(run(program, "--describe", later.path).stdout)
+    refused = [f"{name}: {reason}" for name, reason in model.kernels.refused.items()]
+    assert (described["native_kernels"], described["refused"]) == (True, refused)
+    assert refused[0].startswith("Int8MixtureOfExperts of encoder: attribute activation must be ")
+    expected = recognized(later, model, soundfile.read(talk, dtype="int16")[0])
+    assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, later.path, talk)), expected)
+    message = problem(program, "--kernels", "native", later.path, talk)
+    assert "encoder.onnx: native kernels cannot run it, onnxruntime alone can: " in message
+
+
+def test_files_in_ort_format(program, bundle, model, talk, tmp_path):
+    found = convert_bundle(bundle.path, tmp_path / "ort", "ort")
+    assert not list(found.path.glob("*.onnx"))
+    expected = recognized(bundle, model, soundfile.read(talk, dtype="int16")[0])
+    assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, found.path, talk)), expected)
 
 
 @pytest.mark.endurance

@@ -183,6 +183,10 @@ DAMAGES = [
     (edited("", calibration={"scale": 0}), "BundleError: bundle.json: calibration: scale: found 0, expected a number"),
     (edited("decoding", ctc_weight="a"), "BundleError: bundle.json: decoding: ctc_weight: found 'a', expected"),
     (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files: ctc.ort: field 'sha256' is missing"),
+    (
+        edited("files", **{"../ctc.ort": {}}),
+        "BundleError: bundle.json: files: found '../ctc.ort', expected a plain file",
+    ),
     (edited("files", **{"ctc.ort": {"sha256": "", "size": 1}}), "BundleError: bundle.json: files.ctc.ort: found {"),
     (of_later_version("text", harmless=False), f"BundleError: bundle.json: text: {LATER_FIELD} is a field that this"),
 ]

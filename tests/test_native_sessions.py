@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from manifests import with_activation
 
 from u2moe.benchmarks.instruments.workload import speech
 from u2moe.quantize.inspection import describe, inspect_bundle
-from u2moe.runtime import Bundle, BundleWriter, KernelsError, Recognizer, SessionSettings
+from u2moe.runtime import Bundle, KernelsError, Recognizer, SessionSettings
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.graph.activation import ACTIVATIONS
@@ -56,15 +57,7 @@ def test_what_streams_leave_behind_changes_no_bit():
 def test_a_function_that_the_kernels_cannot_run_leaves_the_others_native(quantized, tmp_path, monkeypatch, caplog):
     """As with an activation of a later version; onnxruntime runs the function's body."""
     bundle = quantized("int8")
-    model = ir.load(bundle.path / "encoder.onnx")
-    for node in model.graph:
-        if node.op_type == "Int8MixtureOfExperts":
-            node.attributes["activation"] = ir.AttrString("activation", "cube")
-    with BundleWriter(tmp_path / "later") as staging:
-        for name in bundle.manifest.files:
-            staging.add(name, bundle.path / name)
-        staging.add("encoder.onnx", ir.to_proto(model).SerializeToString())
-        later = staging.finish(bundle.manifest)
+    later = with_activation(bundle, "cube", tmp_path / "later")
     monkeypatch.delenv("U2MOE_KERNELS", raising=False)
     with caplog.at_level("INFO", "u2moe"):
         loaded = Recognizer.load(later.path).model

@@ -31,6 +31,8 @@ export interface Word {
 export interface Alternative {
   text: string;
   tokens: number[];
+  /** Seconds at which each token peaks; none where only the decoder searched. */
+  times: number[];
   /** Of both passes, or of the first if there is no second. */
   score: number;
   ctcScore: number;
@@ -54,6 +56,8 @@ export interface Result {
   words: Word[];
   /** Mean confidence of the words. */
   confidence: number;
+  /** Of the best alternative. */
+  score: number;
   /** Alternatives, best first, each text once. */
   nbest: Alternative[];
 }

@@ -219,6 +219,9 @@ void misuse(char** argv) {
   const auto text = [&](const auto& options) { return recognize(recognizer, samples, rate, samples.size(), options, text_of); };
   if (text(earlier) == text(u2moe::StreamOptions())) std::puts("options of an earlier version are accepted");
   expect_error([&] { recognizer.hotwords({}); });
+  expect_error([&] { recognizer.hotwords({{std::string(std::size_t{2} << 20, 'A'), 0}}); });
+  expect_error([&] { u2moe::Recognizer("/none\xff\xc3"); });
+  expect_error([&] { stream.accept_waveform(std::numeric_limits<int>::max(), samples.data(), 1); });
   const auto refuse_settings = [&](auto change) {
     u2moe::RecognizerOptions options;
     change(options);
@@ -297,7 +300,7 @@ void run_out_of_memory(char** argv) {
   u2moe_recognizer_free(recognizer);
 }
 
-// Errors of a thread that asks for results of a stream which another feeds.
+// Errors of a thread that recognises with a stream which another uses so.
 void use_in_two_threads(char** argv) {
   const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
@@ -317,7 +320,7 @@ void use_in_two_threads(char** argv) {
   std::set<std::string> seen;
   while (!is_done) {
     try {
-      stream.get_result();
+      stream.accept_waveform(rate, samples.data(), 0);
     } catch (const u2moe::Error& error) {
       seen.insert(error.what());
     }

@@ -29,6 +29,7 @@ class Caller {
     for (const auto handle : results_) u2moe_result_free(handle);
     for (const auto handle : hotwords_) u2moe_hotwords_free(handle);
     for (const auto handle : models_) u2moe_language_model_free(handle);
+    for (const auto handle : transcribers_) u2moe_transcriber_free(handle);
   }
 
  private:
@@ -100,6 +101,39 @@ class Caller {
     note(u2moe_stream_accept_waveform_int16(any(streams_), rate, unless_rare(integers.data()), num));
   }
 
+  void feed() {
+    const std::size_t begin = number(samples_.size()), num = std::min(number(8000), samples_.size() - begin);
+    const int32_t rate = rarely() ? static_cast<int32_t>(number(400000)) - 10 : 16000;
+    const float* const buffer = unless_rare(samples_.data()) ? samples_.data() + begin : nullptr;
+    const std::vector<int16_t> integers(num, static_cast<int16_t>(number(1000)));
+    if (rarely()) note(u2moe_stream_feed_int16(any(streams_), rate, unless_rare(integers.data()), num));
+    note(number(2) ? u2moe_stream_feed(any(streams_), rate, buffer, num) : u2moe_transcriber_feed(any(transcribers_), rate, buffer, num));
+    if (rarely()) note(u2moe_transcriber_feed_int16(any(transcribers_), rate, unless_rare(integers.data()), num));
+    const u2moe_stream all[] = {any(streams_), any(streams_), any(streams_)};
+    if (rarely()) note(u2moe_decode_streams(unless_rare(all), number(4)));
+    if (rarely()) note(u2moe_stream_feed_finished(any(streams_)));
+    if (rarely()) note(u2moe_stream_cancel(any(streams_)));
+    note(u2moe_stream_failure(any(streams_)));
+  }
+
+  void transcribe() {
+    u2moe_transcriber_callbacks callbacks;
+    note(u2moe_transcriber_callbacks_init(&callbacks, sizeof callbacks));
+    if (rarely()) callbacks.size = number(200);
+    u2moe_stream_options options;
+    note(u2moe_stream_options_init(&options, sizeof options));
+    if (rarely()) options.max_queue_s = odd_number();
+    u2moe_transcriber handle = nullptr;
+    const u2moe_error error = u2moe_transcriber_create(any(recognizers_), unless_rare(&options), unless_rare(&callbacks), unless_rare(&handle));
+    keep(error, transcribers_, handle);
+    double seconds = 0;
+    note(u2moe_transcriber_queued(any(transcribers_), unless_rare(&seconds)));
+    if (rarely()) note(u2moe_transcriber_input_finished(any(transcribers_)));
+    if (rarely()) note(u2moe_transcriber_wait(any(transcribers_)));
+    if (rarely()) note(u2moe_transcriber_cancel(any(transcribers_)));
+    if (!rarely()) note(u2moe_transcriber_free(any(transcribers_)));
+  }
+
   void take() {
     u2moe_result handle = nullptr;
     const bool is_partial = rarely();
@@ -120,6 +154,13 @@ class Caller {
     int32_t value = 0;
     note(u2moe_recognizer_sample_rate(any(recognizers_), unless_rare(&value)));
     note(u2moe_stream_is_endpoint(any(streams_), unless_rare(&value)));
+    note(u2moe_stream_is_speech(any(streams_), unless_rare(&value)));
+    note(u2moe_recognizer_token(any(recognizers_), static_cast<int32_t>(number(400)) - 9, unless_rare(&json)));
+    u2moe_speech_event event = {rarely() ? number(200) : sizeof event, 0, 0};
+    note(u2moe_stream_take_speech_event(any(streams_), unless_rare(&event), unless_rare(&value)));
+    double seconds = 0;
+    note(u2moe_stream_queued(any(streams_), unless_rare(&seconds)));
+    if (rarely()) note(u2moe_verify(unless_rare("/none")));
   }
 
   void prefer() {
@@ -159,6 +200,8 @@ class Caller {
       case 6: free(); break;
       case 7: case 8: case 9: case 10: case 11: case 12: take(); break;
       case 13: case 14: case 15: case 16: case 17: look(); break;
+      case 19: case 20: case 21: feed(); break;
+      case 22: transcribe(); break;
       case 18:
         if (number(20)) break;
         note(u2moe_recognizer_free(any(recognizers_)));
@@ -176,6 +219,7 @@ class Caller {
   std::vector<u2moe_result> results_;
   std::vector<u2moe_hotwords> hotwords_;
   std::vector<u2moe_language_model> models_;
+  std::vector<u2moe_transcriber> transcribers_;
   std::set<int> seen_;
   std::size_t sum_ = 0;
 };

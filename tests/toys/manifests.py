@@ -6,6 +6,9 @@ import json
 import shutil
 import sys
 
+import onnx_ir as ir
+
+from u2moe.runtime import BundleWriter
 from u2moe.runtime.bundle.manifest import Calibration
 
 
@@ -77,3 +80,16 @@ def flipped(name):
         (folder / name).write_bytes(content)
 
     return flip
+
+
+def with_activation(bundle, name, target):
+    """A copy of a bundle in int8 whose experts have an activation of this name, which its functions do not look at."""
+    model = ir.load(bundle.path / "encoder.onnx")
+    for node in model.graph:
+        if node.op_type == "Int8MixtureOfExperts":
+            node.attributes["activation"] = ir.AttrString("activation", name)
+    with BundleWriter(target) as staging:
+        for file in bundle.manifest.files:
+            staging.add(file, bundle.path / file)
+        staging.add("encoder.onnx", ir.to_proto(model).SerializeToString())
+        return staging.finish(bundle.manifest)

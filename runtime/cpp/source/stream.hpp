@@ -219,8 +219,10 @@ class Stream {
       if (std::optional<Request> request = source_.next()) return request;
       if (!all && has_taken_) return std::nullopt;
       Floats samples;
+      int rate = 0;
       {
         const std::lock_guard<std::mutex> lock(changing_);
+        rate = rate_;
         if (queue_.empty() && (!is_finished_ || is_ended_)) return std::nullopt;
         is_ended_ = queue_.empty();
         if (!is_ended_) {
@@ -234,7 +236,7 @@ class Stream {
         source_.finish();
         continue;
       }
-      source_.check(rate_, samples.data(), samples.size());
+      source_.check(rate, samples.data(), samples.size());
       source_.accept(samples.data(), samples.size());
     }
   }

@@ -1,0 +1,3 @@
+module github.com/u2moe/u2moe-go
+
+go 1.21

@@ -1,0 +1,203 @@
+"""Feeding and decoding apart in C and C++: batches, transcribers, cancelling; thread sanitizer, valgrind, growth."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import soundfile
+from compiled import CHECKS, EXAMPLES, NEEDED, built_kernels, installed_library
+from manifests import flipped
+from silero import VAD, WINDOWS, write_vad
+
+from u2moe.runtime.audio.files import find_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
+
+pytestmark = NEEDED
+VALGRIND = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,possible"]
+CANCELLED = "U2MOE_CANCELLED: this stream was cancelled: reset it, or create another"
+
+
+class Programs:
+    def __init__(self, folder, flags):
+        shared = ["-DBUILD_SHARED_LIBS=ON", f"-DU2MOE_KERNELS={built_kernels()}"]
+        prefix = installed_library(folder, *shared, flags=f"-O1 -g1 {flags}")
+        libraries = f"{flags} -g1 -I{prefix}/include -L{prefix}/lib -lu2moe -lpthread -Wl,-rpath,{prefix}/lib".split()
+        strict = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
+        for command in (
+            ["c++", "-std=c++17", *strict, "-Wconversion", CHECKS / "threads.cpp", "-o", folder / "threads"],
+            ["cc", "-std=c11", *strict, EXAMPLES / "captions.c", "-o", folder / "captions"],
+        ):
+            subprocess.run([*command, *libraries], check=True)
+        self.threads, self.captions = folder / "threads", folder / "captions"
+        # the sanitizer wants its addresses where the kernel may put others
+        self.wrapper = ["setarch", "-R"] if flags else []
+
+    def run(self, *command, wrapper=(), **arguments):
+        whole = [*self.wrapper, *wrapper, *map(str, command)]
+        done = subprocess.run(whole, capture_output=True, text=True, check=False, timeout=300, **arguments)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done
+
+
+@pytest.fixture(
+    scope="module",
+    params=["", pytest.param("-fsanitize=thread", marks=pytest.mark.endurance)],
+    ids=["plain", "sanitized"],
+)
+def programs(request, tmp_path_factory):
+    """With the sanitizer a race of two threads ends a program with an error."""
+    return Programs(tmp_path_factory.mktemp("programs"), request.param)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """The demo's clips as raw samples."""
+    file = tmp_path_factory.mktemp("clips") / "clips.raw"
+    np.concatenate([soundfile.read(clip, dtype="int16")[0] for clip in find_audio([DEMO_FOLDER / "clips"])]).tofile(
+        file
+    )
+    return file
+
+
+def test_streams_in_a_batch_have_the_results_that_they_have_alone(programs, clips):
+    """Of several chunk sizes and lengths, to the last digit; one of them is cancelled, and the others go on."""
+    lines = programs.run(programs.threads, "batch", DEMO_FOLDER, clips).stdout.splitlines()
+    assert lines == ["U2MOE_OK", CANCELLED, CANCELLED, CANCELLED, *["the same"] * 8]
+
+
+def test_one_thread_feeds_while_another_decodes_and_a_third_looks(programs, clips):
+    assert programs.run(programs.threads, "apart", DEMO_FOLDER, clips).stdout == "the same\n"
+
+
+def test_decoding_is_cancelled_by_another_thread_and_queues_are_bounded(programs, clips):
+    lines = programs.run(programs.threads, "cancel", DEMO_FOLDER, clips).stdout.splitlines()
+    waiting = "0.40 s of audio are waiting to be recognised: 0.10 s more would be above the limit of 0.5 s"
+    changed = "U2MOE_AUDIO_ERROR: sample rate changed from 16000 to 8000 Hz in a stream"
+    assert lines == [CANCELLED, CANCELLED, "1 0", "the same", f"U2MOE_QUEUE_FULL: {waiting}", "0.4", changed]
+
+
+def test_transcribers_call_back_in_their_threads(programs, clips, tmp_path):
+    network = write_vad(tmp_path / "vad.onnx")
+    lines = programs.run(programs.threads, "transcribe", DEMO_FOLDER, clips, network).stdout.splitlines()
+    over = "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another"
+    assert lines[:4] == [CANCELLED, over, "the same", "U2MOE_INTERNAL_ERROR: a fault of the program"]
+    assert lines[4:-1] == ["speech 1", "silence 1"] * (len(lines[4:-1]) // 2) != []
+    assert lines[-1] == "0"  # there was a partial result
+
+
+def test_tokens_digests_and_messages(programs, clips, tmp_path):
+    """What onnxruntime would write to stderr goes to the callback."""
+    shutil.copytree(DEMO_FOLDER, tmp_path / "damaged")
+    flipped("ctc.onnx")(tmp_path / "damaged")
+    failing = onnx.parser.parse_model(VAD.format(**WINDOWS).replace("column = {-1, 1}", "column = {7, 1}"))
+    onnx.save(failing, tmp_path / "vad.onnx")
+    done = programs.run(programs.threads, "look", DEMO_FOLDER, clips, tmp_path / "damaged", tmp_path / "vad.onnx")
+    token, refused, good, damaged, vad, endpoint, *messages = done.stdout.splitlines()
+    symbols = (DEMO_FOLDER / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    assert token == next(line for line in symbols if line.endswith(" 1")).rpartition(" ")[0]
+    assert refused == f"U2MOE_INVALID_ARGUMENT: token must be from 0 to {len(symbols) - 1}, got -1"
+    assert (good, endpoint) == ("U2MOE_OK", "0")
+    assert re.match(rf"U2MOE_INTEGRITY_ERROR: {tmp_path}/damaged/ctc\.onnx: sha256 is", damaged)
+    assert re.match(r"U2MOE_BUNDLE_ERROR: .*vad.onnx: is not silero VAD 5 or 6", vad)
+    assert messages[0].startswith('1 u2moe loaded: {"version"')
+    assert any(each.startswith("3 onnxruntime ") and "Reshape" in each for each in messages)
+    assert done.stderr == ""
+
+
+def captions(programs, clips, *arguments, wrapper=()):
+    with clips.open("rb") as samples:
+        return programs.run(programs.captions, DEMO_FOLDER, 16000, *arguments, wrapper=wrapper, stdin=samples)
+
+
+def test_a_program_feeds_as_an_audio_callback_does_and_cancels(programs, clips):
+    done = captions(programs, clips, 2.5)
+    *partial, last = done.stderr.splitlines()
+    assert (last, done.stdout) == ("U2MOE_CANCELLED, 0 buffers lost", "")
+    assert len(partial) > 1
+    assert len(partial[-1]) > len(partial[0])
+
+
+@pytest.mark.endurance
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind: apt-get install valgrind")
+def test_valgrind_finds_nothing_in_it(programs, clips):
+    if not programs.wrapper:
+        captions(programs, clips, 2, wrapper=VALGRIND)
+
+
+# ---- Growth ----
+
+FIRST = CHECKS / "first"
+"""The header of the first version, and a program for it."""
+
+
+def compiled_c(folder, include, programs, source):
+    prefix = programs.threads.parent / "prefix"
+    flags = [f"-I{include}", f"-L{prefix}/lib", "-lu2moe", f"-Wl,-rpath,{prefix}/lib"]
+    subprocess.run(
+        ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", source, "-o", folder / "program", *flags], check=True
+    )
+    return folder / "program"
+
+
+def test_a_program_for_the_first_header_runs_with_this_library(programs, clips, tmp_path):
+    if programs.wrapper:
+        pytest.skip("it has no sanitizer")
+    program = compiled_c(tmp_path, FIRST, programs, FIRST / "program.c")
+    lines = programs.run(program, DEMO_FOLDER, clips).stdout.splitlines()
+    assert lines[0].startswith("U2MOE_OK ")
+    assert lines[1] == "1 1 1"  # neither options nor results were written beyond the structs that it knows
+
+
+def test_a_program_for_a_later_header_is_told_so(programs, tmp_path):
+    if programs.wrapper:
+        pytest.skip("it has no sanitizer")
+    header = (programs.threads.parent / "prefix" / "include" / "u2moe.h").read_text(encoding="utf-8")
+    structs = ("u2moe_stream_options", "u2moe_result_view")
+    for name in structs:
+        header = header.replace(f"}} {name};", f"double of_a_later_version; }} {name};")
+    (tmp_path / "u2moe.h").write_text(header, encoding="utf-8")
+    program = compiled_c(tmp_path, tmp_path, programs, CHECKS / "first" / "later.c")
+    lines = programs.run(program).stdout.splitlines()
+    version = re.search(r'U2MOE_VERSION "(.*)"', header)[1]
+    assert len(lines) == 1
+    assert re.fullmatch(
+        r"U2MOE_INVALID_ARGUMENT: u2moe_stream_options: size is \d+, expected \d+: call its init function, and compile "
+        rf"with the u2moe\.h of this library \({version}\)",
+        lines[0],
+    )
+
+
+def test_structs_and_symbols_only_grow(programs, tmp_path):
+    """What is released stays where it is; a new version adds lines to the list."""
+    if programs.wrapper:
+        pytest.skip("layouts are the same")
+    found = layouts(programs.threads.parent / "prefix" / "include", tmp_path)
+    listed = json.loads((CHECKS / "layouts.json").read_text(encoding="utf-8"))
+    assert found == listed, f"python {CHECKS / 'layouts.py'} writes the list; nothing in it may change but by additions"
+    first = layouts(FIRST, tmp_path)
+    assert set(first) <= set(found)
+    for name, fields in first.items():
+        assert fields.items() <= found[name].items() or name == "sizes", name
+    assert all(first["sizes"][name] <= found["sizes"][name] for name in first["sizes"])
+    unsized = {
+        "u2moe_provider",
+        "u2moe_file",
+        "u2moe_hotword",
+        "u2moe_word",
+        "u2moe_alternative",
+        "u2moe_endpoint_rule",
+    }
+    assert {name: found["sizes"][name] for name in unsized} == {name: first["sizes"][name] for name in unsized}
+
+
+def layouts(include, folder):
+    """Offsets of members by struct, sizes, error codes and functions of a header."""
+    script = ["python3", CHECKS / "layouts.py", include, folder]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""})
+    return json.loads(done.stdout)
