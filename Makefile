@@ -180,6 +180,9 @@ version:
 	sed -i 's/^version = ".*"/version = "$(VERSION)"/' $(VERSIONED)
 	sed -i 's/^  "version": ".*"/  "version": "$(VERSION)"/' runtime/web/package.json
 	sed -i 's/^version: .*/version: $(VERSION)/' CITATION.cff
+	sed -i 's/^\(#define U2MOE_VERSION\) ".*"/\1 "$(VERSION)"/' runtime/cpp/include/u2moe.h
+	sed -i "s|^\(#define U2MOE_VERSION_NUMBER\) [0-9]*|\1 $$(echo $(VERSION) | awk -F. '{ print 10000 * $$1 + 100 * $$2 + $$3 }')|" runtime/cpp/include/u2moe.h
+	sed -i 's/^version = ".*"/version = "$(VERSION)"/; s/version = "[0-9.]*" }/version = "$(VERSION)" }/' examples/c/rust/Cargo.toml examples/c/rust/u2moe/Cargo.toml
 	sed -i "s/^## \[Unreleased\]$$/&\n\n## [$(VERSION)] - $$(date -u +%F)/; s/ Nothing has been released yet\.//" CHANGELOG.md
 ifneq ($(REPOSITORY),)
 	for file in $(VERSIONED); do grep -q '^\[project.urls\]' $$file \

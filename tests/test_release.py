@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = (".", "runtime/demo", "runtime/kernels")
-WRITTEN = ("README.md", "CHANGELOG.md", "CITATION.cff", "runtime/web/package.json", "runtime/demo/README.md")
+RELEASED = ("runtime/cpp/include/u2moe.h", "examples/c/rust/Cargo.toml", "examples/c/rust/u2moe/Cargo.toml")
+WRITTEN = ("README.md", "CHANGELOG.md", "CITATION.cff", "runtime/web/package.json", "runtime/demo/README.md", *RELEASED)
 REPOSITORY = "https://host.example/org/u2moe"
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="no make")
 
@@ -39,6 +40,11 @@ def test_a_version_is_set_everywhere_once(clone):
             assert (project["version"], project["urls"]) == (version, {"Repository": REPOSITORY})
         assert f'"version": "{version}"' in (clone / "runtime/web/package.json").read_text(encoding="utf-8")
         assert f"\nversion: {version}\n" in (clone / "CITATION.cff").read_text(encoding="utf-8")
+        header = (clone / "runtime/cpp/include/u2moe.h").read_text(encoding="utf-8")
+        number = int(version.replace(".", "0"))
+        assert f'#define U2MOE_VERSION "{version}"\n#define U2MOE_VERSION_NUMBER {number} ' in header
+        rust = [tomllib.loads((clone / "examples/c/rust" / name / "Cargo.toml").read_text()) for name in (".", "u2moe")]
+        assert rust[0]["workspace"]["package"]["version"] == rust[1]["dependencies"]["u2moe-sys"]["version"] == version
     changes = (clone / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)[:3] == ["Unreleased", "9.8.8", "9.8.7"]
 
@@ -74,7 +80,9 @@ def test_workflows_cover_what_is_promised():
         "u2moe-demo",
         ".",
     }
-    assert all("installed" in release[job]["needs"] for job in ("publish", "javascript", "image", "documentation"))
+    assert all(
+        "installed" in release[job]["needs"] for job in ("publish", "javascript", "image", "documentation", "bindings")
+    )
 
 
 def test_an_older_python_is_refused_and_a_half_made_environment_is_made_anew(clone):

@@ -191,6 +191,7 @@ void misuse(char** argv) {
   const float no_number[] = {0, std::numeric_limits<float>::quiet_NaN()}, too_loud[] = {0, -9};
   expect_error([] { u2moe::Recognizer("/none"); });
   expect_error([&] { stream.accept_waveform(1, samples.data(), 1); });
+  expect_error([&] { stream.accept_waveform(std::numeric_limits<int>::max(), samples.data(), 1); });
   expect_error([&] { stream.accept_waveform(rate, no_number, 2); });
   expect_error([&] { stream.accept_waveform(rate, too_loud, 2); });
   stream.accept_waveform(rate, samples.data(), 1);
@@ -221,7 +222,6 @@ void misuse(char** argv) {
   expect_error([&] { recognizer.hotwords({}); });
   expect_error([&] { recognizer.hotwords({{std::string(std::size_t{2} << 20, 'A'), 0}}); });
   expect_error([&] { u2moe::Recognizer("/none\xff\xc3"); });
-  expect_error([&] { stream.accept_waveform(std::numeric_limits<int>::max(), samples.data(), 1); });
   const auto refuse_settings = [&](auto change) {
     u2moe::RecognizerOptions options;
     change(options);
