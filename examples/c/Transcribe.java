@@ -49,8 +49,13 @@ class Transcribe {
       MemorySegment recognizer = handle.get(ADDRESS, 0);
       call("u2moe_stream_create", recognizer, none, handle);
       MemorySegment stream = handle.get(ADDRESS, 0);
-      call("u2moe_stream_accept_waveform_int16", stream, Integer.parseInt(arguments[2]), content, samples.length / 2L);
-      call("u2moe_stream_input_finished", stream);
+      int rate = Integer.parseInt(arguments[2]);
+      for (long begin = 0; begin < samples.length / 2; begin += rate) { // one thread may feed while another decodes
+        call("u2moe_stream_feed_int16", stream, rate, content.asSlice(2 * begin), Math.min(rate, samples.length / 2 - begin));
+        call("u2moe_decode_streams", handle, 1L);
+      }
+      call("u2moe_stream_feed_finished", stream);
+      call("u2moe_decode_streams", handle, 1L);
       while (true) {
         call("u2moe_stream_take_segment", stream, handle);
         MemorySegment result = handle.get(ADDRESS, 0);

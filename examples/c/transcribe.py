@@ -23,8 +23,13 @@ def main(library: str, bundle: str, rate: str) -> None:
     call("u2moe_recognizer_open", bundle.encode(), None, ctypes.byref(recognizer))
     call("u2moe_stream_create", recognizer, None, ctypes.byref(stream))
     samples = sys.stdin.buffer.read()
-    call("u2moe_stream_accept_waveform_int16", stream, int(rate), samples, ctypes.c_size_t(len(samples) // 2))
-    call("u2moe_stream_input_finished", stream)
+    second = 2 * int(rate)
+    for begin in range(0, len(samples), second):  # one thread may feed while another decodes
+        part = samples[begin : begin + second]
+        call("u2moe_stream_feed_int16", stream, int(rate), part, ctypes.c_size_t(len(part) // 2))
+        call("u2moe_decode_streams", ctypes.byref(stream), ctypes.c_size_t(1))
+    call("u2moe_stream_feed_finished", stream)
+    call("u2moe_decode_streams", ctypes.byref(stream), ctypes.c_size_t(1))
     while True:
         call("u2moe_stream_take_segment", stream, ctypes.byref(result))
         if not result:

@@ -14,11 +14,17 @@ var recognizer: u2moe_recognizer?
 var stream: u2moe_stream?
 check(u2moe_recognizer_open(CommandLine.arguments[1], nil, &recognizer))
 check(u2moe_stream_create(recognizer, nil, &stream))
+let rate = Int(CommandLine.arguments[2])!
 samples.withUnsafeBytes { bytes in
   let pointer = bytes.bindMemory(to: Int16.self)
-  check(u2moe_stream_accept_waveform_int16(stream, Int32(CommandLine.arguments[2])!, pointer.baseAddress, pointer.count))
+  for begin in stride(from: 0, to: pointer.count, by: rate) {  // one thread may feed while another decodes
+    let part = UnsafeBufferPointer(rebasing: pointer[begin..<min(begin + rate, pointer.count)])
+    check(u2moe_stream_feed_int16(stream, Int32(rate), part.baseAddress, part.count))
+    check(u2moe_decode_streams(&stream, 1))
+  }
 }
-check(u2moe_stream_input_finished(stream))
+check(u2moe_stream_feed_finished(stream))
+check(u2moe_decode_streams(&stream, 1))
 while true {
   var result: u2moe_result?
   check(u2moe_stream_take_segment(stream, &result))

@@ -1,3 +1,3 @@
-module github.com/u2moe/u2moe-go
+module u2moe // where it is published: the address of that repository, with /examples/c/go
 
 go 1.21

@@ -9,8 +9,7 @@ import (
 	"os"
 	"strconv"
 	"time"
-
-	u2moe "github.com/u2moe/u2moe-go"
+	"u2moe"
 )
 
 func transcribe(folder string, rate int, samples []int16) error {
