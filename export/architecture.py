@@ -106,6 +106,8 @@ class EncoderArchitecture:
     """Whether mean and variance normalisation of the features is part of the network."""
     causal: bool
     """Whether no layer looks ahead beyond the current chunk."""
+    embed_eps: float = 1e-5
+    """Of the normalisation before the blocks that some kinds of subsampling have, whatever `norm` says."""
     frame_reduction: int = 1
     """Frames after the subsampling for one of the output."""
     chunk_multiple: int = 1

@@ -19,6 +19,7 @@ from u2moe.export.architecture import Architecture
 from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.model import SpeechModel
 from u2moe.export.positions import NUM_LEARNED
+from u2moe.export.releases import as_trained
 from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_cmvn, read_text
 from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
 from u2moe.export.weights import linked_weights, load_state_dict, select_tensors
@@ -89,10 +90,11 @@ class Checkpoint:
         if fits and not _has_statistics(weights_path, state):
             state.update(_statistics(path, config))
         normalized = CMVN_MEAN in state
+        architecture = as_trained(weights_path, config, state)
         architecture = replace(
-            config.architecture,
-            encoder=replace(config.architecture.encoder, normalized_input=normalized),
-            blank=tokens.index(BLANK) if config.blank is None and BLANK in tokens else config.architecture.blank,
+            architecture,
+            encoder=replace(architecture.encoder, normalized_input=normalized),
+            blank=tokens.index(BLANK) if config.blank is None and BLANK in tokens else architecture.blank,
         )
         untrained = {} if config.trained_decoder else {name: UNTRAINED for name in state if name.startswith("decoder.")}
         trained = {name: tensor for name, tensor in state.items() if name not in untrained}

@@ -42,6 +42,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     attentions: tuple[str, ...],
     activation: str = "swish",
     positions: PositionKind = "rel_pos",
+    attention_key: str = "selfattention_layer_type",
     num_blocks: int = 6,
     has_macaron: bool = False,
     has_convolution: bool = False,
@@ -58,6 +59,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
         attentions: supported kinds of attention layer, the default first.
         activation: the default, as are `positions` and `num_blocks`.
         positions: the default.
+        attention_key: the key that chooses among them.
         num_blocks: the default.
         has_macaron: whether blocks of this kind may have a second feed-forward layer.
         has_convolution: whether they may have a convolution module, as conformers do.
@@ -69,7 +71,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     if dim % 2:
         raise conf.wrong("output_size", dim, "even: positions are pairs of sine and cosine")
     chosen_positions = conf.choice("pos_enc_layer_type", positions, POSITIONS)
-    attention = conf.choice("selfattention_layer_type", attentions[0], attentions)
+    attention = conf.choice(attention_key, attentions[0], attentions)
     if (chosen_positions == "rope_pos") != (attention == "rope_abs_selfattn"):
         expected = "rope_abs_selfattn with pos_enc_layer_type rope_pos, and only then"
         raise conf.wrong("selfattention_layer_type", attention, expected)

@@ -14,9 +14,6 @@ from u2moe.export.positions import LearnedPositions, input_scale
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
-EPSILON = 1e-5
-"""Of the layer normalisations here, whatever the configuration says."""
-
 
 class Subsampling(nn.Module):
     """From features to the input of the blocks, times what the positional encodings multiply it by."""
@@ -133,7 +130,8 @@ class Projection(Subsampling):
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)
-        self.out = nn.Sequential(nn.Linear(config.input_size, config.dim), nn.LayerNorm(config.dim, eps=EPSILON))
+        norm = nn.LayerNorm(config.dim, eps=config.embed_eps)
+        self.out = nn.Sequential(nn.Linear(config.input_size, config.dim), norm)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - each frame by itself
         """See `Subsampling`."""
@@ -154,7 +152,7 @@ class StackedFrames(Subsampling):
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)
         size = self.rate * config.input_size
-        self.norm = nn.LayerNorm(size, eps=EPSILON)
+        self.norm = nn.LayerNorm(size, eps=config.embed_eps)
         self.out = nn.Linear(size, config.dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - no frame depends on padding

@@ -98,6 +98,10 @@ class TrainingConfig:
     decoding: DecodingConfig
     blank: int | None
     """Id of the blank; None: that of `<blank>` in the vocabulary."""
+    layout: Literal["collate_conf", "dataset_conf", "present"]
+    """Of the file: as before October 2021, as before the end of 2023, or as today."""
+    stated_eps: frozenset[str]
+    """The sections that state `norm_eps`."""
     trained_decoder: bool
     """False: trained with CTC alone (`ctc_weight` 1), so the decoders in the state dict are random."""
     tokenizer: Literal["char", "bpe"] | None
@@ -166,6 +170,10 @@ def _parsed(top: Section) -> TrainingConfig:
         features=features,
         decoding=decoding,
         blank=blank,
+        layout=_layout(top),
+        stated_eps=frozenset(
+            name for name in ("encoder_conf", "decoder_conf") if "norm_eps" in top.section(name, is_whole=False)
+        ),
         trained_decoder=trained_decoder,
         tokenizer=tokenizer,
         separate=separate,
@@ -227,6 +235,12 @@ def _normalization(top: Section) -> tuple[bool, str | None]:
             return False, None
         return top.choice("cmvn", "global_cmvn", ("global_cmvn", "null")) == "global_cmvn", cmvn_file
     return cmvn_file is not None, cmvn_file
+
+
+def _layout(top: Section) -> Literal["collate_conf", "dataset_conf", "present"]:
+    if any(key in top for key in ("model", "tokenizer", "tokenizer_conf", "ctc", "ctc_conf", "cmvn", "cmvn_conf")):
+        return "present"
+    return "collate_conf" if "collate_conf" in top else "dataset_conf"
 
 
 def _adapters(top: Section) -> Adapters | None:

@@ -179,6 +179,27 @@ def test_tensors_that_older_releases_saved_without_need(directory):
     assert torch.equal(encoded(checkpoint), exact)
 
 
+@pytest.mark.parametrize(("stated", "missing"), [((), "decoder_conf and encoder_conf"), (("encoder",), "decoder_conf")])
+def test_an_eps_that_nothing_tells_is_asked_for(make, stated, missing):
+    """Of the months in which WeNet saved layers without need, and had either eps, in the same layout."""
+    directory = make(old=True)
+    sections = {
+        f"{name}_conf": directory.config[f"{name}_conf"] | {"norm_eps": "1e-12"} for name in ("encoder", "decoder")
+    }
+    directory.replace(**{"encoder.encoders.0.concat_linear.weight": torch.ones(32, 64)})
+    directory.configure(**{f"{name}_conf": sections[f"{name}_conf"] for name in stated})
+    with pytest.raises(
+        CheckpointError, match=f"final.pt: nothing tells the eps .* 1.0e-12 or .* in {missing} of train"
+    ):
+        directory.open()
+    directory.configure(**sections)
+    encoder = directory.open().architecture.encoder
+    assert (encoder.norm.eps, encoder.embed_eps) == (1e-12, 1e-12)
+    directory.drop("encoder.encoders.0.concat_linear.weight")
+    directory.configure()
+    assert directory.open().architecture.encoder.norm.eps == 1e-5
+
+
 def test_tied_embeddings_replace_the_output_weights(make):
     directory = make(decoder_conf={"tie_word_embedding": True})
     checkpoint = directory.open()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, FeedForward
-from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating
+from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, attention_key, read_gating
 from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual, linear
@@ -46,6 +46,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         top,
         normalized=normalized,
         attentions=("rel_selfattn", "selfattn"),
+        attention_key=attention_key(conf),
         num_blocks=12,
         has_order=False,
         causal=gates.causal and merge != "learned_ave",

@@ -56,6 +56,12 @@ def read_gating(conf: Section) -> Gating:
     )
 
 
+def attention_key(conf: Section) -> str:
+    """What branchformers call the kind of attention: `attention_layer_type` until WeNet 3.0.1."""
+    old = "attention_layer_type"
+    return old if old in conf else "selfattention_layer_type"
+
+
 def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
     """Taps of a convolution over time."""
     kernel = conf.integer(key, default)

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.convolution import TimeDepthwise
-from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating, read_kernel
+from u2moe.export.encoders.cgmlp import (
+    Gating,
+    TwoBranchBlock,
+    TwoBranchNodes,
+    attention_key,
+    read_gating,
+    read_kernel,
+)
 from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.encoders.nodes import next_history
 from u2moe.export.layer_config import encoder_architecture
@@ -43,13 +50,14 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         merge_kernel=read_kernel(conf, "merge_conv_kernel", 3, causal=gates.causal),
         feed_forward=conf.flag("use_ffn", default=True),
     )
-    for unused in ("stochastic_depth_rate", "conv_bias"):  # training only; a layer that these blocks do not have
+    for unused in ("stochastic_depth_rate", "conv_bias", "merge_method"):  # training only; others' layers
         conf.value(unused)
     shared = encoder_architecture(
         conf,
         top,
         normalized=normalized,
         attentions=("rel_selfattn", "selfattn"),
+        attention_key=attention_key(conf),
         num_blocks=12,
         has_macaron=True,
         has_order=False,

@@ -3,6 +3,9 @@
 WeNet, not ours: nothing here computes anything with code of this repository.
 """
 
+import contextlib
+import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -14,32 +17,46 @@ HYPOTHESES = [[5, 9, 3, 11, 4], [7, 6, 5], [], [12]]
 
 def import_from(checkout):
     """Make `wenet` importable from a checkout; ValueError if it is none."""
-    if not (Path(checkout) / "wenet" / "utils" / "init_model.py").is_file():
+    if not (Path(checkout) / "wenet" / "utils" / "checkpoint.py").is_file():
         raise ValueError(f"{checkout}: is not a checkout of WeNet")
     sys.path.insert(0, str(checkout))
 
 
 def load(directory):
     """WeNet's model with the weights in a checkpoint directory; every tensor is used."""
-    from wenet.utils.init_model import init_speech_model, inject_lora_to_model  # noqa: PLC0415 - after `import_from`
-
     configs = yaml.safe_load((directory / "train.yaml").read_text(encoding="utf-8"))
     if configs.get("cmvn_file") or configs.get("cmvn_conf", {}).get("cmvn_file"):  # old layouts have no cmvn_conf
         configs |= {"cmvn": "global_cmvn"}
         configs["cmvn_conf"] = {"cmvn_file": str(directory / "global_cmvn"), "is_json_cmvn": True}
+        configs |= configs["cmvn_conf"]  # where old releases have it
     for section in ("encoder_conf", "decoder_conf"):
         configs.get(section, {}).pop("use_sdpa", None)  # with it, WeNet cannot stream
-    model, _ = init_speech_model(None, configs)
-    if configs.get("lora_conf"):
-        inject_lora_to_model(model, configs["lora_conf"])
-    model.load_state_dict(torch.load(directory / "final.pt", weights_only=True))
-    if model.decoder is not None:
+    model = built(configs)
+    state = torch.load(directory / "final.pt", weights_only=True)
+    # old releases do not save what they compute
+    model.load_state_dict(
+        {name: state[name] for name in state if not name.endswith(".pe") or name in model.state_dict()}
+    )
+    if model.decoder is not None and hasattr(model, "tie_or_clone_weights"):
         model.tie_or_clone_weights(jit_mode=False)
-    if type(model.encoder).__name__ == "EfficientConformerEncoder":
+    if type(model.encoder).__module__ == "wenet.models.efficient_conformer.encoder":  # its releases do not fail
         for layer in model.encoder.encoders:
             layer.self_attn.register_forward_pre_hook(as_read)
             layer.self_attn.register_forward_hook(as_kept)
     return model.eval()
+
+
+def built(configs):
+    """The model, by the function of the release that is imported."""
+    for module, function in (("utils.init_model", "init_model"), ("transformer.asr_model", "init_asr_model")):
+        with contextlib.suppress(ModuleNotFoundError):
+            make = getattr(importlib.import_module(f"wenet.{module}"), function)
+            break
+    made = make(*(None, configs)[-len(inspect.signature(make).parameters) :])
+    model = made[0] if isinstance(made, tuple) else made
+    if configs.get("lora_conf"):
+        importlib.import_module("wenet.utils.init_model").inject_lora_to_model(model, configs["lora_conf"])
+    return model
 
 
 def as_read(layer, inputs):

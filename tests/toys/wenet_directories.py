@@ -23,24 +23,44 @@ def write_golden(name, folder):
 
 
 def configured(arguments):
-    """The train.yaml of one configuration, and what is added to the bias of the blank."""
-    arguments = dict(arguments)
-    old, blank_bias = arguments.pop("old_layout", False), arguments.pop("blank_bias", 0.0)
+    """The train.yaml of the network of one configuration, and what else there is to it."""
+    arguments, others = dict(arguments), {"blank_bias": 0.0, "release": "", "stated": {}, "old_layout": False}
+    others |= {key: arguments.pop(key) for key in others if key in arguments}
     config = random_config(**arguments)
-    return old_layout(config) if old else config, blank_bias
+    is_old = others["old_layout"] or others["release"].startswith(("v1", "v2"))
+    return old_layout(config) if is_old else config, others
 
 
 def write_configuration(name, folder, **defaults):
     """Write the checkpoint of one configuration; `defaults` are arguments of `random_config`. Returns its folder."""
-    config, blank_bias = configured({**defaults, **CONFIGURATIONS[name]})
+    config, others = configured({**defaults, **CONFIGURATIONS[name]})
     write_random_checkpoint(folder, config, seed=1)
-    if blank_bias:
+    if others["blank_bias"]:
         state = torch.load(folder / "final.pt", weights_only=True)
-        state["ctc.ctc_lo.bias"][0] += blank_bias
+        state["ctc.ctc_lo.bias"][0] += others["blank_bias"]
         torch.save(state, folder / "final.pt")
+    if others["release"]:
+        write_as_released(folder, config, others["release"], others["stated"])
     if "lora_conf" in config:
         add_adapters(folder, config["lora_conf"])
     return folder
+
+
+def write_as_released(folder, config, release, stated):
+    """Change a checkpoint into what a release of WeNet wrote: `stated` in encoder_conf, and the layout of its time."""
+    conf = {key: value for key, value in {**config["encoder_conf"], **stated}.items() if value is not None}
+    config = {**config, "encoder_conf": conf}
+    if release < "v2":
+        bins = config.pop("dataset_conf")["fbank_conf"]["num_mel_bins"]
+        features = {"feature_type": "fbank", "mel_bins": bins, "frame_shift": 10, "frame_length": 25}
+        config["collate_conf"] = {"feature_extraction_conf": {**features, "using_pitch": False}}
+        state = torch.load(folder / "final.pt", weights_only=True)
+        for name in [name for name in state if name.endswith(("norm1.weight", "norm_mha.weight"))]:
+            layer, dim = name.rpartition("norm")[0], len(state[name])
+            for part in ("concat_linear1", "concat_linear2") if layer.startswith("decoder") else ("concat_linear",):
+                state |= {f"{layer}{part}.weight": torch.ones(dim, 2 * dim), f"{layer}{part}.bias": torch.ones(dim)}
+        torch.save(state, folder / "final.pt")
+    (folder / "train.yaml").write_text(yaml.dump(config), encoding="utf-8")
 
 
 def add_adapters(folder, conf):
