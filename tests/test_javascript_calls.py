@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
-from browsing import needs_onnxruntime_web
+from browsing import BROWSER, WEB, needs_onnxruntime_web
 from javascript import needs_node, run_module
+from manifests import flipped
 
 from u2moe.runtime import Bundle
 
@@ -428,3 +429,90 @@ def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
     )
     for (_, message, _), start in zip(found, starts, strict=True):
         assert message.startswith(start)
+
+
+def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_path):
+    """Behind the same interface: results, what is cancelled, errors by their class, and a thread that ends."""
+    scripts = {
+        "serve.mjs": """
+            import { createRequire } from 'node:module';
+            const ort = createRequire(BROWSER)('onnxruntime-node'), { serve } = await import(WEB);
+            serve({ ort, sessionOptions: { executionProviders: ['cpu'], intraOpNumThreads: 1 } });
+        """,
+        "fail.mjs": "throw new Error('no onnxruntime');",
+        "exit.mjs": "process.exit(3);",
+    }
+    for name, script in scripts.items():
+        content = script.replace("BROWSER", f"'{BROWSER}/'").replace("WEB", f"'{(WEB / 'worker.js').as_uri()}'")
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    shutil.copytree(bundle.path, tmp_path / "damaged")
+    flipped("ctc.onnx")(tmp_path / "damaged")
+    found = run(
+        """
+        const { Worker } = await import('node:worker_threads');
+        const { pathToFileURL } = await import('node:url');
+        const { Recognizer: Threaded, serve } = await part('worker.js');
+        const errors = await part('index.js');
+        const threaded = (script, folder = input.bundle) => {
+          const worker = new Worker(new URL(script, pathToFileURL(`${input.folder}/`)), { execArgv: [] });
+          return Threaded.fromBundle(pathToFileURL(folder), { worker }).catch(async (error) => {
+            await worker.terminate(); // which may be given another bundle
+            throw error;
+          });
+        };
+        const told = (error) => [error.name, error instanceof errors[error.name] || error.name, error.message];
+        const local = await Recognizer.fromBundle(pathToFileURL(input.bundle), { ort });
+        const recognizer = await threaded('serve.mjs'), stream = recognizer.createStream(), events = [];
+        const samples = Int16Array.from(input.samples), expected = JSON.stringify(await local.transcribe(samples));
+        const segments = JSON.stringify(await recognizer.transcribe(samples));
+        for (const type of ['partial', 'final']) stream.addEventListener(type, () => events.push(type));
+        for (let n = 0; n < samples.length; n += 4000) {
+          await stream.acceptWaveform(16000, samples.subarray(n, n + 4000));
+        }
+        await stream.inputFinished();
+        const controller = new AbortController(), { signal } = controller;
+        const long = caught(recognizer.transcribe(new Int16Array(16000 * 600), 16000, { signal }));
+        setTimeout(() => controller.abort('enough'), 50);
+        const reason = await long, again = JSON.stringify(await recognizer.transcribe(samples));
+        const languageModel = recognizer.languageModel(new Uint8Array(9));
+        const damaged = recognizer.createStream({ languageModel }), damage = new Promise((resolve) => {
+          damaged.addEventListener('error', ({ detail }) => resolve(told(detail)));
+        });
+        const found = [
+          await damage,
+          told(await caught(recognizer.transcribe(samples, 16000, { languageModel }))),
+          told(await caught(threaded('serve.mjs', `${input.folder}/damaged`))),
+          told(await caught(threaded('fail.mjs'))),
+          told(await caught(threaded('exit.mjs'))),
+        ];
+        await recognizer.release();
+        await recognizer.release();
+        found.push(told(await caught(recognizer.transcribe(samples))));
+        let refused;
+        try { serve({ ort }); } catch ({ message }) { refused = message; }
+        console.log(JSON.stringify([
+          segments === expected && again === expected && expected.length > 50, events, reason, found, refused,
+          `${await caught(Threaded.fromBundle(source, { worker: new Worker('', { eval: true, execArgv: [] }) }))}`,
+        ]));
+        """,
+        bundle=str(bundle.path),
+        folder=str(tmp_path),
+        samples=samples,
+    )
+    is_same, events, reason, errors, refused, no_url = found
+    assert (is_same, reason) == (True, "enough")
+    assert set(events[:-1]) == {"partial"}
+    assert events[-1] == "final"
+    starts = [
+        ("LanguageModelError", "language model: line 1: there is no "),
+        ("LanguageModelError", "language model: line 1: there is no "),
+        ("IntegrityError", "ctc.onnx is not the file that the model lists"),
+        ("U2moeError", "the worker failed: no onnxruntime"),
+        ("U2moeError", "the worker failed: it has ended with code 3"),
+        ("StreamError", "the recogniser of this stream is released"),
+    ]
+    for (name, is_kind, message), (expected, start) in zip(errors, starts, strict=True):
+        assert (name, is_kind) == (expected, True)
+        assert message.startswith(start)
+    assert refused == "serve is for the script of a worker: this is none"
+    assert no_url == "TypeError: source must be a URL: a worker cannot be sent functions"

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from javascript import needs_node, run_module
 from manifests import edit_manifest, flipped
 
 from u2moe.runtime import Bundle, BundleWriter, IntegrityError, Recognizer, SessionSettings, SignatureError
@@ -151,3 +152,60 @@ def test_what_is_written_anew_is_not_signed(signed, keys, tmp_path):
             staging.add(name, signed / name)
         written = staging.finish(bundle.manifest)
     assert "bundle.sig" not in written.manifest.files
+
+
+@needs_node
+def test_javascript_demands_the_same(signed, keys, damaged):
+    """Before anything else is read; where WebCrypto cannot verify, a function of the program does."""
+    demanded = [(str(signed), ["old"]), (str(signed), ["other", "new"])]
+    demanded += [(str(folder), names) for folder, (_, names, _) in zip(damaged, WRONG, strict=True)]
+    found = run_module(
+        """
+        const { readFile } = await import('node:fs/promises');
+        const { Recognizer, SignatureError } = await part('index.js');
+        const ort = { InferenceSession: { create() { throw new Error('it is loaded'); } } };
+        const told = async (folder, options) => {
+          const names = [], read = (name) => names.push(name) && readFile(`${folder}/${name}`);
+          const error = await Recognizer.fromBundle({ read }, { ort, ...options }).catch((error) => error);
+          return [error instanceof SignatureError, error.name, error.message, names.slice(0, 3).join()];
+        };
+        const { verify } = crypto.subtle, given = [], keysOf = (names) => names.map((name) => input.keys[name]);
+        const counted = (answer) => (signed) => {
+          given.push(Object.values(signed).map(({ length }) => length));
+          return answer;
+        };
+        const found = [];
+        for (const [folder, names] of input.demanded) found.push(await told(folder, { publicKeys: keysOf(names) }));
+        const publicKeys = keysOf(['old']), [folder] = input.demanded[0];
+        crypto.subtle.importKey = async () => { throw new Error('no Ed25519'); };
+        for (const options of [
+          { publicKeys }, { publicKeys, verify: counted(1) }, { publicKeys, verify: counted(Promise.resolve(true)) },
+          { publicKeys: [] }, { publicKeys: [5] }, { publicKeys: publicKeys[0] }, { publicKeys: '' },
+          { publicKeys: [input.secret] },
+        ]) found.push(await told(folder, options));
+        console.log(JSON.stringify([found, given]));
+        """,
+        {
+            "demanded": demanded,
+            "keys": {name: key for name, key in keys.items() if name != "folder"},
+            "secret": (keys["folder"] / "old").read_text(encoding="utf-8"),
+        },
+    )
+    (first, second, *refused), given = found
+    wrong, others = refused[: len(WRONG)], refused[len(WRONG) :]
+    assert first[2].endswith("it is loaded")
+    assert second[2].endswith("it is loaded")
+    for (is_typed, name, message, read), (_, _, expected) in zip(wrong, WRONG, strict=True):
+        assert (is_typed, name, read) == (True, "SignatureError", "bundle.json,bundle.sig")
+        assert message.startswith("bundle.sig: "), message
+        if expected.startswith("bundle.sig: is "):
+            assert message.startswith(expected)
+    assert [message for _, _, message, _ in others][:1] == [
+        "bundle.sig: WebCrypto has no Ed25519 here: give a function verify"
+    ]
+    assert others[1][0]  # 1 is not true
+    assert others[2][2].endswith("it is loaded")
+    size = len((signed / "bundle.json").read_bytes()) + len(PREFIX)
+    assert given == [[32, size, 64]] * 2
+    assert [name for _, name, _, _ in others[3:]] == ["RangeError"] * 5
+    assert not any(keys["old"].split("\n")[1] in message for _, _, message, _ in others)

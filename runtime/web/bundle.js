@@ -1,20 +1,26 @@
 /** Reads a bundle from a URL or by a function: the manifest, and files that are verified by their digests. */
 
-import { BundleError, IntegrityError, U2moeError } from './errors.js';
+import { BundleError, IntegrityError, SignatureError, U2moeError } from './errors.js';
 
-const MANIFEST = 'bundle.json';
+const MANIFEST = 'bundle.json', SIGNATURE = 'bundle.sig';
 
 /**
  * Read the manifest, and begin to read the other files, all at once.
  *
  * @param source a URL, or {read(name)} that resolves to bytes.
- * @param options {parse, cache, onProgress, signal}: called with the manifest's text for its content; name of a Cache to keep files
- *   in, null for none; called with {loaded, total} bytes; an AbortSignal.
+ * @param options {parse, check, cache, onProgress, signal}: called with the manifest's text for its content, and before that, if it
+ *   is given, with the signature and the manifest; name of a Cache to keep files in, null for none; called with {loaded, total} bytes;
+ *   an AbortSignal.
  * @returns {text, manifest, files}: the manifest as it is and as an object; a map from names to promises of contents.
  */
-export async function openBundle(source, { parse, cache = 'u2moe', onProgress = () => {}, signal }) {
+export async function openBundle(source, { parse, check, cache = 'u2moe', onProgress = () => {}, signal }) {
   const reader = readerOf(source, cache, signal);
-  const content = await reader.read(MANIFEST), text = new TextDecoder().decode(content);
+  const content = await reader.read(MANIFEST), described = { [MANIFEST]: content };
+  if (check) {
+    described[SIGNATURE] = await reader.read(SIGNATURE).catch((cause) => { throw new SignatureError(`${cause.message}, expected a signature`, { cause }); });
+    await check(described[SIGNATURE], content);
+  }
+  const text = new TextDecoder().decode(content);
   const manifest = await parse(text), names = neededFiles(manifest), loaded = new Map();
   const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
   const files = new Map(names.map((name) => {
@@ -26,7 +32,7 @@ export async function openBundle(source, { parse, cache = 'u2moe', onProgress = 
     return [name, readVerified(reader, name, manifest.files[name], report)];
   }));
   const all = Promise.all(files.values());
-  all.then(() => reader.settle?.(content, manifest, names)).catch(() => {}); // whoever waits for a file gets its error
+  all.then(() => reader.settle?.(described, manifest, names)).catch(() => {}); // whoever waits for a file gets its error
   return { text, manifest, files };
 }
 
@@ -171,12 +177,12 @@ class UrlReader {
     }
   }
 
-  /** All files are there, and in the cache: keep the manifest for times without a network, and forget files that it no longer has. */
-  async settle(content, manifest, names) {
+  /** All files are there, and in the cache: keep the manifest and its signature for times without a network, and forget files that it no longer has. */
+  async settle(described, manifest, names) {
     await Promise.all(this.#keeping);
     const digests = names.map((name) => manifest.files[name].sha256);
     await this.#cached(async (cache) => {
-      await cache.put(new URL(MANIFEST, this.folder).href, new Response(content));
+      for (const [name, content] of Object.entries(described)) await cache.put(new URL(name, this.folder).href, new Response(content));
       for (const request of await cache.keys()) {
         const url = new URL(request.url), digest = url.searchParams.get('sha256');
         const isOurs = url.origin === this.folder.origin && url.pathname === this.folder.pathname;

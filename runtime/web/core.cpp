@@ -8,6 +8,7 @@
 #include "errors.hpp"
 #include "json.hpp"
 #include "resampler.hpp"
+#include "signature.hpp"
 #include "stream_state.hpp"
 
 #define EXPORT(name) extern "C" __attribute__((export_name(#name)))
@@ -80,6 +81,16 @@ EXPORT(manifest_parse) const char* manifest_parse(const char* text, std::size_t 
   Json json = Json::parse({text, size}, "bundle.json");
   const Manifest manifest = Manifest::of(json);
   return told("{\"manifest\": " + json_text(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
+}
+
+// What was signed before the manifest, and pairs of a key and its signature in hexadecimal, for demanded keys in PEM.
+EXPORT(signatures) const char* signatures(const char* content, std::size_t size, const char* keys, std::size_t keys_size) {
+  std::vector<std::string> public_keys;
+  const Json given = Json::parse({keys, keys_size}, "options: publicKeys");
+  for (const Json& each : given.array()) public_keys.push_back(each.string());
+  const Signatures found({content, size}, public_keys, kSignatureFile);
+  const auto pair = [](const Signatures::Signed& each) { return json_text(std::vector<std::string>{hex_of(each.first), hex_of(each.second)}); };
+  return told("{\"prefix\": " + json_text(std::string(kSignaturePrefix)) + ", \"signed\": " + json_list(found.by_demanded(), pair) + "}");
 }
 
 EXPORT(model_create) Model* model_create(const char* manifest, std::size_t manifest_size, const char* tokens, std::size_t tokens_size) {

@@ -1,7 +1,7 @@
 /** The C++ core as WebAssembly: everything of recognition but graphs, files and events. See core.cpp. */
 
 import { bytesOf, checkRate, checkSamples, floats, refuseModel, tag } from './arguments.js';
-import { AudioError, BundleError, IntegrityError, LanguageModelError, StreamError, U2moeError } from './errors.js';
+import { AudioError, BundleError, IntegrityError, LanguageModelError, SignatureError, StreamError, U2moeError } from './errors.js';
 
 /** Errors by the codes of u2moe.h. */
 const ERRORS = { 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError };
@@ -10,7 +10,8 @@ const ERRORS = { 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamErro
 function told(code, message) {
   const isOption = code === 1 || message.startsWith('options: ');
   if (isOption) return new RangeError(message.replace(/^options: /, '').replace(/[a-z]+(_[a-z]+)+(?=:| must)/, camel));
-  return new (message.startsWith('language model: ') ? LanguageModelError : ERRORS[code] ?? U2moeError)(message);
+  const [file] = message.split(':'), Kind = { 'language model': LanguageModelError, 'bundle.sig': SignatureError }[file];
+  return new (Kind ?? ERRORS[code] ?? U2moeError)(message);
 }
 
 /** What `Stream.next` asks for. */

@@ -3,6 +3,7 @@
 export class U2moeError extends Error { static { this.prototype.name = 'U2moeError'; } }
 export class BundleError extends U2moeError { static { this.prototype.name = 'BundleError'; } }
 export class IntegrityError extends BundleError { static { this.prototype.name = 'IntegrityError'; } }
+export class SignatureError extends BundleError { static { this.prototype.name = 'SignatureError'; } }
 export class LanguageModelError extends U2moeError { static { this.prototype.name = 'LanguageModelError'; } }
 export class InferenceError extends U2moeError { static { this.prototype.name = 'InferenceError'; } }
 export class AudioError extends U2moeError { static { this.prototype.name = 'AudioError'; } }

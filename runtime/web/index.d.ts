@@ -6,6 +6,8 @@ export class U2moeError extends Error {}
 export class BundleError extends U2moeError {}
 /** A file differs from its digest in the manifest: its message says what to do, its cause how it differs. */
 export class IntegrityError extends BundleError {}
+/** None of the demanded keys has signed the bundle: there is no signature, or it is of another manifest, or by somebody else. */
+export class SignatureError extends BundleError {}
 /** A language model that is damaged, or none. */
 export class LanguageModelError extends U2moeError {}
 /** onnxruntime failed while it ran a graph, or gave what no graph of a bundle gives; names the file of the graph. */
@@ -208,6 +210,10 @@ export interface LoadOptions {
   wasm?: BufferSource | WebAssembly.Module;
   /** For `InferenceSession.create`. */
   sessionOptions?: Record<string, unknown>;
+  /** Who may have signed the bundle: Ed25519 keys in PEM, of which one must have signed its manifest (`u2moe sign`). Default: anybody. */
+  publicKeys?: string[];
+  /** Whether a signature of 64 bytes is by a key of 32, where WebCrypto has no Ed25519. In a worker, of `serve`. */
+  verify?: (signed: { publicKey: Uint8Array; message: Uint8Array; signature: Uint8Array }) => boolean | Promise<boolean>;
   /** Ends loading: the promise is rejected with its reason at once, requests are cancelled, and sessions are freed. */
   signal?: AbortSignal | null;
 }

@@ -2,7 +2,7 @@
 
 export { LanguageModel, Resampler } from './core.js';
 export {
-  AudioError, BundleError, InferenceError, IntegrityError, LanguageModelError, MicrophoneError, StreamError, U2moeError,
+  AudioError, BundleError, InferenceError, IntegrityError, LanguageModelError, MicrophoneError, SignatureError, StreamError, U2moeError,
 } from './errors.js';
 export { Recognizer } from './recognizer.js';
 export { Stream } from './stream.js';

@@ -7,6 +7,7 @@ import { Core, LanguageModel, Recognition, checkNames, pythonNames } from './cor
 import { LANGUAGE_MODEL_OPTIONS, STREAM_OPTIONS } from './declared.js';
 import { StreamError } from './errors.js';
 import { Graphs } from './graphs.js';
+import { checkSignature } from './signature.js';
 import { Stream } from './stream.js';
 import { Vad } from './vad.js';
 
@@ -25,11 +26,12 @@ export class Recognizer {
     return untilAborted(loading, signal, () => loading.then(release).catch(() => {})); // nobody else could free it
   }
 
-  static async #load(source, { ort, wasm, cache, onProgress, sessionOptions, signal }) {
+  static async #load(source, { ort, wasm, sessionOptions, signal, publicKeys = null, verify, ...options }) {
     const starting = Core.load(wasm);
     starting.catch(() => {}); // awaited once the manifest is there
     const parse = async (text) => (await starting).parseManifest(text);
-    const { text, manifest, files } = await openBundle(source, { parse, cache, onProgress, signal });
+    const check = publicKeys === null ? null : async (...signed) => checkSignature(await starting, ...signed, publicKeys, verify);
+    const { text, manifest, files } = await openBundle(source, { ...options, parse, check, signal });
     const core = await starting;
     const model = core.call('model_create', text, await files.get('tokens.txt'));
     const recognizer = new Recognizer(manifest, core, model, await Graphs.create(ort, files, manifest, { sessionOptions, signal }));

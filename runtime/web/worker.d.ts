@@ -2,12 +2,19 @@
 
 import type { LoadOptions, Recognizer as Local } from './index.js';
 
-/** In the worker: answers the `Recognizer` of the page. */
-export function serve(defaults: Pick<LoadOptions, 'ort' | 'sessionOptions' | 'wasm' | 'cache'>): void;
+/** In the worker, of a browser or of Node: answers the `Recognizer` of the page or program. */
+export function serve(defaults: Pick<LoadOptions, 'ort' | 'sessionOptions' | 'wasm' | 'cache' | 'publicKeys' | 'verify'>): void;
 
-export interface WorkerOptions extends Omit<LoadOptions, 'ort'> {
+/** What is used of a Worker of node:worker_threads. */
+export interface NodeWorker {
+  on(type: string, listener: (value: any) => void): unknown;
+  postMessage(message: unknown, transfer?: any): void;
+  terminate(): Promise<number>;
+}
+
+export interface WorkerOptions extends Omit<LoadOptions, 'ort' | 'verify'> {
   /** Whose script calls `serve`. */
-  worker: Worker;
+  worker: Worker | NodeWorker;
 }
 
 /** As that of 'u2moe'. A wrong option of a stream is an event 'error' of the stream, and rejects its promises. */

@@ -25,7 +25,8 @@ export function serve(defaults) {
     async load(id, source, options) {
       const onProgress = (progress) => port.postMessage({ id, progress });
       const { Recognizer: Local } = await import('./recognizer.js'); // which a page does not need
-      recognizer = await Local.fromBundle(source, { ...defaults, ...options, onProgress, signal: abortable(id) });
+      const publicKeys = options.publicKeys ?? defaults.publicKeys; // never none for some
+      recognizer = await Local.fromBundle(source, { ...defaults, ...options, publicKeys, onProgress, signal: abortable(id) });
       return { sampleRate: recognizer.sampleRate, manifest: recognizer.manifest };
     },
     languageModel: (_, object, content, options) => void objects.set(object, recognizer.languageModel(content, options)),
@@ -75,7 +76,6 @@ class Connection {
     listen(worker, 'message', (data) => this.#take(data));
     const fail = (event) => {
       event.preventDefault?.();
-      worker.terminate();
       this.close(new errors.U2moeError(`the worker failed: ${event.message || (event === Number(event) ? `it has ended with code ${event}` : 'it did not start, or a message was lost')}`));
     };
     for (const type of ['error', 'messageerror', 'exit']) listen(worker, type, fail);
@@ -113,10 +113,15 @@ class Connection {
     if (this.#failure) throw this.#failure;
   }
 
-  /** Rejects what waits. */
+  get isOpen() {
+    return !this.#failure;
+  }
+
+  /** Ends the worker, and rejects what waits. */
   close(error) {
     if (this.#failure) return;
     this.#failure = error;
+    this.#worker.terminate();
     for (const { reject } of this.#calls.values()) reject(this.#failure);
     this.#calls.clear();
     for (const stream of this.#streams.values()) stream.deref()?.dispatchEvent(new CustomEvent('error', { detail: this.#failure }));
@@ -139,7 +144,6 @@ class Connection {
 /** `Recognizer` in another thread. */
 export class Recognizer {
   #connection;
-  #worker;
   #models = new WeakMap();
 
   /** @param options those of `Recognizer.fromBundle`, and `worker`, which calls `serve`. */
@@ -150,12 +154,11 @@ export class Recognizer {
     const connection = new Connection(worker), page = globalThis.location?.href;
     const url = page ? new URL(source, page).href : String(source);
     const { sampleRate, manifest } = await connection.call('load', [url, options], { onProgress, signal });
-    return Object.assign(new Recognizer(connection, worker), { sampleRate, manifest });
+    return Object.assign(new Recognizer(connection), { sampleRate, manifest });
   }
 
-  constructor(connection, worker) {
+  constructor(connection) {
     this.#connection = connection;
-    this.#worker = worker;
   }
 
   languageModel(content, options) {
@@ -193,9 +196,8 @@ export class Recognizer {
 
   /** Frees the model, and ends the worker. */
   async release() {
-    await this.#connection.call('release', []);
+    if (this.#connection.isOpen) await this.#connection.call('release', []);
     this.#connection.close(new errors.StreamError('the recogniser of this stream is released'));
-    this.#worker.terminate();
   }
 }
 

@@ -73,7 +73,8 @@ typedef enum u2moe_error {
   U2MOE_OUT_OF_MEMORY = 10,
   U2MOE_INTERNAL_ERROR = 11,      /* a fault of this library */
   U2MOE_QUEUE_FULL = 12,          /* more audio would wait than may; nothing was taken */
-  U2MOE_CANCELLED = 13            /* a stream that was cancelled, until it is reset */
+  U2MOE_CANCELLED = 13,           /* a stream that was cancelled, until it is reset */
+  U2MOE_SIGNATURE_ERROR = 14      /* a bundle that none of the demanded keys has signed */
 } u2moe_error;
 
 typedef struct u2moe_recognizer_handle *u2moe_recognizer;

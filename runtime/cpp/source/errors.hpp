@@ -39,6 +39,7 @@ using KernelsError = ErrorOf<U2MOE_KERNELS_ERROR>;
 using LanguageModelError = ErrorOf<U2MOE_LANGUAGE_MODEL_ERROR>;
 using QueueFull = ErrorOf<U2MOE_QUEUE_FULL>;
 using Cancelled = ErrorOf<U2MOE_CANCELLED>;
+using SignatureError = ErrorOf<U2MOE_SIGNATURE_ERROR>;
 
 #ifdef __wasm__
 /// Throws a JavaScript error, which unwinds the stack without destructors.

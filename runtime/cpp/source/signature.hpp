@@ -1,0 +1,91 @@
+// Who a bundle is from: signatures of its manifest by Ed25519, as runtime/bundle/signature.py has them. Verifies none itself.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "errors.hpp"
+#include "json.hpp"
+#include "sha256.hpp"
+
+namespace u2moe::runtime {
+
+constexpr const char* kSignatureFile = "bundle.sig";
+/// What is signed before the manifest.
+constexpr const char* kSignaturePrefix = "u2moe bundle signature 1\n";
+
+/// Bytes in Base64; false: it is not.
+inline bool decode_base64(const std::string& text, std::string& bytes) {
+  static const std::string letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const std::size_t size = std::min(text.find('='), text.size());
+  if (text.size() % 4 != 0 || text.size() - size > 2 || text.find_first_not_of('=', size) != std::string::npos) return false;
+  unsigned value = 0;
+  for (std::size_t i = 0; i < size; ++i) {
+    const std::size_t letter = letters.find(text[i]);
+    if (letter == std::string::npos) return false;
+    value = value << 6 | static_cast<unsigned>(letter);
+    if (i % 4 > 0) bytes += static_cast<char>(value >> (6 - i % 4 * 2) & 255U);
+  }
+  return true;
+}
+
+/// The 32 bytes of a public key in PEM, as `openssl pkey -pubout` writes it.
+/// @throws InvalidArgument it is no public key of Ed25519.
+inline std::string public_key(const std::string& pem) {
+  std::string rest = pem, key;
+  rest.erase(std::remove_if(rest.begin(), rest.end(), [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }), rest.end());
+  const std::string begin = "-----BEGINPUBLICKEY-----MCowBQYDK2VwAyEA", end = "-----ENDPUBLICKEY-----";  // RFC 8410
+  const bool is_key = rest.size() == begin.size() + 44 + end.size() && rest.compare(0, begin.size(), begin) == 0 &&
+                      rest.compare(begin.size() + 44, end.size(), end) == 0 && decode_base64(rest.substr(begin.size(), 44), key);
+  if (!is_key || key.size() != 32) fail<InvalidArgument>("a public key must be Ed25519 in PEM, as 'openssl pkey -pubout' writes it");
+  return key;
+}
+
+/// Signatures of a bundle, and the keys that a program demands.
+class Signatures {
+ public:
+  /// A key of 32 bytes, and its signature.
+  using Signed = std::pair<std::string, std::string>;
+
+  /// @param content of the signature file, which messages call `path`.
+  /// @throws SignatureError it is damaged, or by none of the keys.
+  /// @throws InvalidArgument a key is none, or there are none.
+  Signatures(const std::string& content, const std::vector<std::string>& public_keys, std::string path) : path_(std::move(path)) {
+    const Json json = Json::parse(content, path_);
+    if (json["format"].string() != "u2moe-signature") json["format"].fail("'u2moe-signature'");
+    if (json["version"].number() != 1) json["version"].fail("1");
+    if (public_keys.empty()) fail<InvalidArgument>("public_keys must name at least one key: nobody could have signed");
+    std::string expected, found;
+    for (const std::string& pem : public_keys) {
+      const std::string key = public_key(pem), id = hex_of(sha256(key).substr(0, 16));
+      expected += (expected.empty() ? "" : " or ") + id;
+      if (!json["signatures"].has(id)) continue;
+      std::string signature;
+      if (!decode_base64(json["signatures"][id].string(), signature)) json["signatures"][id].fail("Base64");
+      signed_.emplace_back(key, signature);
+    }
+    for (const auto& each : json["signatures"].object()) found += (found.empty() ? "" : ", ") + each.first;
+    if (signed_.empty()) fail<SignatureError>(path_ + ": is signed by " + (found.empty() ? "nobody" : found) + ", expected " + expected);
+  }
+
+  /// By the keys that are demanded, none of them verified.
+  const std::vector<Signed>& by_demanded() const { return signed_; }
+
+  /// @param verify whether a signature of a message is by a key.
+  /// @throws SignatureError none of the signatures is of the manifest.
+  void check(const std::string& manifest, const std::function<bool(const Signed&, const std::string& message)>& verify) const {
+    const std::string message = kSignaturePrefix + manifest;
+    const bool is_signed = std::any_of(signed_.begin(), signed_.end(), [&](const Signed& each) { return each.second.size() == 64 && verify(each, message); });
+    if (!is_signed) fail<SignatureError>(path_ + ": is not of this bundle.json, which was changed, or is of another bundle");
+  }
+
+ private:
+  std::string path_;
+  std::vector<Signed> signed_;
+};
+
+}  // namespace u2moe::runtime
