@@ -356,7 +356,7 @@ const char* u2moe_error_name(u2moe_error error) {
   static const char* const names[] = {
       "U2MOE_OK", "U2MOE_INVALID_ARGUMENT", "U2MOE_INVALID_HANDLE", "U2MOE_BUNDLE_ERROR", "U2MOE_INTEGRITY_ERROR", "U2MOE_AUDIO_ERROR",
       "U2MOE_STREAM_ERROR", "U2MOE_PROVIDER_ERROR", "U2MOE_KERNELS_ERROR", "U2MOE_LANGUAGE_MODEL_ERROR", "U2MOE_OUT_OF_MEMORY", "U2MOE_INTERNAL_ERROR",
-      "U2MOE_QUEUE_FULL", "U2MOE_CANCELLED"};
+      "U2MOE_QUEUE_FULL", "U2MOE_CANCELLED", "U2MOE_SIGNATURE_ERROR"};
   const auto index = static_cast<std::size_t>(error);
   return index < sizeof names / sizeof *names ? names[index] : "unknown";
 }
