@@ -50,20 +50,15 @@ def _of_encoder(encoder: EncoderArchitecture) -> Iterator[tuple[str, object]]:
     yield "input_layer", encoder.subsampling
     yield "pos_enc_layer_type", encoder.positions
     yield "selfattention_layer_type", _attention_kind(encoder.attention)
-    yield "normalize_before", encoder.pre_norm
-    yield "activation_type", encoder.feed_forward.activation
-    yield "mlp_type", encoder.feed_forward.kind
-    yield "mlp_bias", encoder.feed_forward.bias
-    yield "layer_norm_type", encoder.norm.kind
+    yield from _of_layers(encoder)
     yield "macaron_style", encoder.macaron
     yield "final_norm", encoder.final_norm
-    chunks = "any" if encoder.dynamic_chunk else "fixed" if encoder.static_chunk_size else "none"
-    yield "chunks", chunks
+    yield "chunks", "any" if encoder.dynamic_chunk else "fixed" if encoder.static_chunk_size else "none"
     yield from _of_attention(encoder.attention)
     convolution, gating = encoder.convolution, getattr(encoder.own, "gating", None)
     if gating is not None:
         yield "causal", gating.causal
-    if gating is None:
+    else:
         yield "cnn_module_norm", "none" if convolution is None else convolution.norm.kind
     if convolution is not None:
         yield "causal", convolution.causal
@@ -76,14 +71,18 @@ def _of_encoder(encoder: EncoderArchitecture) -> Iterator[tuple[str, object]]:
 
 def _of_decoder(decoder: Decoder) -> Iterator[tuple[str, object]]:
     yield "input_layer", "embed_learnable_pe" if decoder.learned_positions else "embed"
-    yield "normalize_before", decoder.pre_norm
-    yield "activation_type", decoder.feed_forward.activation
-    yield "mlp_type", decoder.feed_forward.kind
-    yield "mlp_bias", decoder.feed_forward.bias
-    yield "layer_norm_type", decoder.norm.kind
+    yield from _of_layers(decoder)
     yield from _of_attention(decoder.self_attention)
     for key in ("query_bias", "key_bias", "value_bias"):
         yield f"src_{key}", getattr(decoder.cross_attention, key)
+
+
+def _of_layers(part: EncoderArchitecture | Decoder) -> Iterator[tuple[str, object]]:
+    yield "normalize_before", part.pre_norm
+    yield "activation_type", part.feed_forward.activation
+    yield "mlp_type", part.feed_forward.kind
+    yield "mlp_bias", part.feed_forward.bias
+    yield "layer_norm_type", part.norm.kind
 
 
 def _of_attention(attention: Attention) -> Iterator[tuple[str, object]]:

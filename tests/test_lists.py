@@ -42,9 +42,13 @@ def ramp(seconds=0.1):
     return (np.arange(int(seconds * RATE)) % 1000 / 32768).astype(np.float32)
 
 
+def read_from(sources, utterance):
+    return np.concatenate(list(sources.read_blocks(utterance, RATE)))
+
+
 def samples_of(utterance):
     with Sources() as sources:
-        return np.concatenate(list(sources.read_blocks(utterance, RATE)))
+        return read_from(sources, utterance)
 
 
 @pytest.fixture
@@ -238,7 +242,7 @@ def test_parquet_of_hugging_face(clip, tmp_path):
     ]  # fmt: skip
     assert found[0].fields == {"set": "x"}
     with Sources() as sources:
-        samples = [np.concatenate(list(sources.read_blocks(entry, 16_000))) for entry in found[:2]]
+        samples = [read_from(sources, entry) for entry in found[:2]]
         np.testing.assert_array_equal(samples[0], samples[1])
         with pytest.raises(AudioError, match="2: audio holds neither bytes nor a path"):
             sources.open(found[2])
@@ -251,7 +255,7 @@ def test_a_recording_is_fetched_once_for_all_its_parts(clip, tmp_path):
     command = Command(command=f"echo >> {tmp_path}/log; cat {clip}")
     parts = [Entry(key="k", source=command, start=i / 100, end=(i + 1) / 100) for i in range(10)]
     with Sources() as sources:
-        found = [np.concatenate(list(sources.read_blocks(part, RATE))) for part in parts]
+        found = [read_from(sources, part) for part in parts]
     assert np.array_equal(np.concatenate(found), ramp())
     assert (tmp_path / "log").read_text() == "\n"
 
@@ -306,12 +310,12 @@ def test_shards_are_read_in_place(tmp_path, suffix, mode):
     assert found[:4] == only(archive)
     with Sources() as sources:
         for index, expected in ((1, -ramp()), (0, ramp()), (4, ramp(0.2))):
-            assert np.array_equal(np.concatenate(list(sources.read_blocks(found[index], RATE))), expected)
+            assert np.array_equal(read_from(sources, found[index]), expected)
         other.rename(tmp_path / "elsewhere")
-        assert len(np.concatenate(list(sources.read_blocks(found[0], RATE)))) == len(ramp())
+        assert len(read_from(sources, found[0])) == len(ramp())
         with pytest.raises(AudioError, match="No such file"):
             sources.open(found[4])
-        assert np.array_equal(np.concatenate(list(sources.read_blocks(found[1], RATE))), -ramp())
+        assert np.array_equal(read_from(sources, found[1]), -ramp())
     for index in (2, 3):
         with pytest.raises(AudioError, match=found[index].key):
             samples_of(found[index])
@@ -356,24 +360,27 @@ def test_names_need_not_be_utf8(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("read", "content", "message"),
     [
-        (None, "cannot be read as a list of recordings: No such file"),
-        (b"", "lists no recordings"),
-        (b"fLaC\0\0\0", "is no list of recordings, but a binary file, such as a recording itself"),
-        (b'{"wav": "a"', "must be a JSON object"),
-        (b'{"path": "a"}', r"one of audio_filepath \(nemo\), wav \(wenet\), recording \(lhotse\), got path"),
-        (b'{"key": 1, "wav": "a"}', "line 1: key must be a text, got 1"),
-        (b'{"key": "k", "wav": "a", "start": -1}', "line 1: start must be a number of seconds, at least 0, got -1"),
-        (b"\x1f\x8bno gzip", "cannot be read as a list"),
+        *((read, None, "cannot be read as a list of recordings: .*No such file") for read in (only, read_recordings)),
+        *((read, b"\n", "lists no recordings") for read in (only, read_recordings)),
+        (only, b"", "lists no recordings"),
+        (only, b"fLaC\0\0\0", "is no list of recordings, but a binary file, such as a recording itself"),
+        (only, b'{"wav": "a"', "must be a JSON object"),
+        (only, b'{"path": "a"}', r"one of audio_filepath \(nemo\), wav \(wenet\), recording \(lhotse\), got path"),
+        (only, b'{"key": 1, "wav": "a"}', "line 1: key must be a text, got 1"),
+        (only, b'{"key":"k", "wav":"a", "start":-1}', "line 1: start must be a number of seconds, at least 0, got -1"),
+        (only, b"\x1f\x8bno gzip", "cannot be read as a list"),
+        (read_recordings, b"\xff\xfe", "cannot be read as a list of recordings: "),
+        (read_recordings, b"a.wav\tA\nb.wav B\n", "line 2 must be path<TAB>transcript, got 'b.wav B'"),
     ],
 )
-def test_what_is_no_list_is_refused(tmp_path, content, message):
+def test_what_is_no_list_is_refused(tmp_path, read, content, message):
     path = tmp_path / "data.list"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CorpusError, match=rf"data\.list: .*{message}"):
-        only(path)
+        read(path)
 
 
 LHOTSE_FIELDS = ["id", "start", "duration", "channel", "recording", "sources", "type", "source", "supervisions", "text"]
@@ -445,20 +452,3 @@ def test_a_list_has_a_path_and_a_transcript_in_each_line(tmp_path):
         Recording(path=tmp_path / "a.wav", transcript="A B"),
         Recording(path=tmp_path / "b c.wav", transcript=""),
     ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"list\.tsv: cannot be read as a list of recordings: .*No such file"),
-        (b"\xff\xfe", "cannot be read as a list of recordings: "),
-        (b"a.wav\tA\nb.wav B\n", "line 2 must be path<TAB>transcript, got 'b.wav B'"),
-        (b"\n", "lists no recordings"),
-    ],
-)
-def test_a_list_that_cannot_be_read_is_an_error_of_corpora(tmp_path, content, message):
-    file = tmp_path / "list.tsv"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(CorpusError, match=message):
-        read_recordings(file)

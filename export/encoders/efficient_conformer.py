@@ -215,7 +215,5 @@ class EfficientConformerEncoder(SpeechEncoder):
         for block, own in zip(self.encoders, caches, strict=True):
             x, cache = block(x, context, own)
             following.append(cache)
-            step = cast("EfficientBlock", block).stride
-            mask, valid = context.mask[:, :, ::step, ::step], context.valid[:, ::step]
-            context = Context(mask, valid, context.positions[:, ::step])
+            context = context.strided(cast("EfficientBlock", block).stride)
         return x, following

@@ -52,6 +52,10 @@ class Context:
     positions: Tensor
     """Sinusoids of the keys [batch or 1, keys, dim]."""
 
+    def strided(self, step: int) -> Context:
+        """That of every `step`th frame; axes of one stay as they are."""
+        return Context(self.mask[:, :, ::step, ::step], self.valid[:, ::step], self.positions[:, ::step])
+
 
 def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
     """True where frame i may see frame j [time, time]: its chunk and `num_left_chunks` before it (negative: all)."""

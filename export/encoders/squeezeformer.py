@@ -294,10 +294,7 @@ class SqueezeformerEncoder(SpeechEncoder):
     ) -> tuple[Tensor, list[BlockCaches]]:
         """See `SpeechEncoder`."""
         x, following = self.preln(x), []
-        mask, valid, positions = context.mask, context.valid, context.positions
-        mask = mask if mask.shape[2] == 1 else mask[:, :, ::2]
-        mask = mask if mask.shape[3] == 1 else mask[:, :, :, ::2]
-        half, full = Context(mask, valid[:, ::2], positions[:, ::2]), x
+        valid, half, full = context.valid, context.strided(2), x
         for index, (block, own) in enumerate(zip(self.encoders, caches, strict=True)):
             if index == self.own.reduce:
                 full, x = x, self.time_reduction_layer(x, valid)
