@@ -119,8 +119,9 @@ def read_object(text: str | bytes) -> dict[str, Any]:
     if num_commas > _MAX_COMMAS:
         raise RequestError(f"JSON may have {_MAX_COMMAS} commas, got {num_commas}")
     try:
+        text = text if isinstance(text, str) else text.decode()  # json would read UTF-16, and halves of characters
         value = json.loads(text)
-        if _HALF_CHARACTER.search(text if isinstance(text, str) else text.decode()):
+        if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise RequestError("this text has half of a surrogate pair, which is no character") from None

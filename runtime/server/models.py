@@ -6,10 +6,11 @@ import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 from u2moe.runtime.declarations import Option, client_options_of
-from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.decoding.context import LONGEST_PHRASE, ContextGraph
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.options import NONE, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
@@ -52,7 +53,7 @@ class ServedModel:
             endpoint=recognizer.options.endpoint or recognizer.default_endpoint,
         )
         self.languages = list(options.languages) or languages_of(recognizer.vocabulary.symbols)
-        self._max_hotwords = options.limits.hotwords
+        self._limits = options.limits
         self._weighted: dict[float, LanguageModelOptions] = {}
 
     def check_language(self, language: Any) -> None:
@@ -107,8 +108,8 @@ class ServedModel:
         """Hotwords from JSON."""
         if not isinstance(value, list):
             raise RequestError(f"hotwords must be a list, got {type(value).__name__}", "hotwords")
-        if len(value) > self._max_hotwords:
-            raise RequestError(f"there may be {self._max_hotwords} hotwords, got {len(value)}", "hotwords")
+        if len(value) > self._limits.hotwords:
+            raise RequestError(f"there may be {self._limits.hotwords} hotwords, got {len(value)}", "hotwords")
         phrases: list[str | tuple[str, float]] = []
         for item in value:
             match item:
@@ -118,14 +119,25 @@ class ServedModel:
                     phrases.append((text, weight))
                 case _:
                     raise RequestError(f"a hotword must be a phrase or [phrase, weight], got {item!r:.80}", "hotwords")
+        num_letters = sum(len(each if isinstance(each, str) else each[0]) for each in phrases)
+        if num_letters > (most := self._limits.hotword_letters):
+            raise RequestError(f"hotwords may have {most} characters in all, got {num_letters}", "hotwords")
         with refusing("hotwords"):
             return await in_thread(ContextGraph, phrases, self.recognizer.vocabulary) if phrases else None
 
-    async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
-        """Hotwords from phrases of any kind; those that the vocabulary cannot spell are omitted."""
-        if not phrases:
-            return None
-        return await in_thread(self._writable, dict.fromkeys(phrases[: self._max_hotwords]))
+    def shortened(self, phrases: Iterable[str]) -> list[str]:
+        """Those of some phrases that are within the limits."""
+        kept, left = [], self._limits.hotword_letters
+        for phrase in islice(dict.fromkeys(phrases), self._limits.hotwords):
+            if len(phrase) <= min(left, LONGEST_PHRASE):
+                kept.append(phrase)
+                left -= len(phrase)
+        return kept
+
+    async def writable_hotwords(self, phrases: Iterable[str]) -> ContextGraph | None:
+        """Hotwords from phrases of any kind, without those beyond the limits and those that the vocabulary cannot spell."""
+        kept = self.shortened(phrases)
+        return await in_thread(self._writable, kept) if kept else None
 
     def _writable(self, phrases: Iterable[str]) -> ContextGraph | None:
         writable = []

@@ -29,6 +29,7 @@ class Limits:
         idle_s: seconds for which a client may send nothing, or too little to count.
         send_s: seconds for which a client may not read what it is sent.
         hotwords: number of phrases.
+        hotword_letters: characters of all of them together.
     """
 
     upload_bytes: int = option("integer", 512 << 20, least=1, most=sys.maxsize)
@@ -38,6 +39,7 @@ class Limits:
     idle_s: float = option("number", 60.0, above=0, unit="seconds", flag="--idle-timeout", metavar="S")
     send_s: float = option("number", 20.0, above=0, unit="seconds")
     hotwords: int = option("integer", 1000, least=1)
+    hotword_letters: int = option("integer", 30_000, least=1)
 
     def __post_init__(self) -> None:
         check_options(self)

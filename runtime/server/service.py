@@ -215,7 +215,7 @@ class Slot:
         recognizer = self.model.recognizer
         Resampler(sample_rate, recognizer.bundle.manifest.features.sample_rate)  # validates the rate
         stream = recognizer.create_stream(decoding or self.model.stream_options, hotwords=hotwords)
-        if self.stream is not None:
+        if self.stream is not None and not self.stream.is_over:  # what is over may have results to be read
             self.stream.close()
         self._fed_before_s = self.fed_s
         self.stream = service.scheduler.open(recognizer, stream, sample_rate)

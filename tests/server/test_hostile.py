@@ -101,6 +101,32 @@ def test_wyoming_reads_no_payload_but_audio(small):
     small.wait_until_empty()
 
 
+def test_names_are_built_with_a_place_and_limited_in_all(small, monkeypatch):
+    built = []
+    monkeypatch.setattr("u2moe.runtime.server.models.ServedModel._writable", lambda _, phrases: built.append(phrases))
+    names = [f"{number:04} {'A' * 180}" for number in range(1000)]
+    data = json.dumps({"transcript_names": names}).encode()
+    transcribe = wyoming_event("transcribe", data_length=len(data)) + data
+    audio = {"rate": 16_000, "width": 2, "channels": 1}
+    with small.connect() as client, small.open_plain("wyoming") as plain:
+        client.start()
+        plain.sendall(transcribe + wyoming_event("ping"))
+        assert b'"pong"' in plain.recv(1000)
+        plain.sendall(wyoming_event("audio-chunk", audio, bytes(2)))
+        assert b"the server is full" in b"".join(iter(lambda: plain.recv(1000), b""))
+        assert not built
+    small.wait_until_empty()
+    with small.open_plain("wyoming") as plain:
+        plain.sendall(transcribe + wyoming_event("audio-chunk", audio, bytes(2)) + wyoming_event("audio-stop"))
+        assert b'"transcript"' in b"".join(iter(lambda: plain.recv(1000), b""))
+    assert sum(map(len, built[0])) <= 30_000
+    assert len(built[0]) > 100
+    with small.connect() as client:
+        client.tell(hotwords=names)
+        assert "30000 characters in all, got" in client.rest()[0]
+    small.wait_until_empty()
+
+
 @pytest.mark.parametrize(
     ("path", "sent", "is_closed"),
     [
@@ -122,6 +148,10 @@ def test_half_a_character_is_an_error_of_the_client(server, caplog, path, sent, 
     with server.open_plain("wyoming") as plain:
         plain.sendall(b'{"type": "ping", "data": {"text": "\\ud83d"}}\n')
         assert b"surrogate" in plain.recv(1000)
+    for half in (b'{"type": "ping", "data": {"text": "\xed\xa0\xbd"}}\n', '{"type": "ping"}\n'.encode("utf-16")):
+        with server.open_plain("wyoming") as plain:  # json's own reader takes both
+            plain.sendall(half)
+            assert b"no JSON" in plain.recv(1000)
     with server.connect("/stream") as client:  # a whole pair is a character
         client.send(r'{"hotwords": ["\ud83d\ude00"]}')
         assert "surrogate" not in client.rest()[0]

@@ -84,6 +84,17 @@ def test_items_that_the_client_ends(connect, speech, expected):
             assert completed.usage.seconds == pytest.approx(len(speech(24_000)) / 24_000, abs=0.01)
 
 
+def test_each_commit_of_several_at_once_is_answered(client, speech):
+    """Without waiting for answers, whatever their lengths."""
+    client.tell(type="session.update", session=MANUAL)
+    words = speech(24_000)[: 24_000 * 2]
+    for samples in (words[:2400], words, words[:240], words, words[:4800], words):
+        play_raw(client, samples)
+        client.tell(type="input_audio_buffer.commit")
+    texts = [client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] for _ in range(6)]
+    assert texts[1] == texts[3] == texts[5] != ""
+
+
 def test_format_prompt_and_pauses_are_the_clients(connect, speech, expected, assert_hotwords):
     with connect() as connection:
         connection.recv()

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connection import added_text, converse, read_object, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
@@ -82,7 +81,7 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._model = service.default
-        self._hotwords: ContextGraph | None = None
+        self._names: list[str] = []
         self._num_events = self._num_unread = 0
         self._patience = Patience(self._limits.idle_s, 1, "event", lambda: self._num_events)
 
@@ -95,7 +94,7 @@ class _Client:
                     await self.send("pong", **event.data)
                 case "transcribe":
                     self._model = self._choose(event.data)
-                    self._hotwords = await self._model.writable_hotwords(_names(event.data))
+                    self._names = self._model.shortened(_names(event.data))
                 case "audio-start" | "audio-chunk":
                     with self._service.slot("wyoming") as slot:
                         await self._transcribe(slot, event)
@@ -116,7 +115,8 @@ class _Client:
         self._patience = patience_for_audio(slot, self._limits.idle_s)
         audio = _Format.of(first.data)
         slot.model = self._model
-        stream = await slot.open_stream(audio.rate, hotwords=self._hotwords, is_whole=True)
+        hotwords = await self._model.writable_hotwords(self._names)  # not before there is a place
+        stream = await slot.open_stream(audio.rate, hotwords=hotwords, is_whole=True)
         await converse(self._read(stream, audio, first), self._write(stream))
 
     async def _read(self, stream: ServedStream, audio: _Format, first: WyomingEvent) -> None:
