@@ -71,6 +71,7 @@ def add_serve(subparsers: Subparsers) -> None:
 def run_serve(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     from u2moe.runtime.server.launch import launch
+    from u2moe.runtime.server.log import log_to_stderr
 
     options = ServerOptions(
         **declared_in(args, ServerOptions),
@@ -79,6 +80,7 @@ def run_serve(args: argparse.Namespace) -> int:
         api_key=os.environ.get(_KEY_VARIABLE) if args.api_key is None else None,
         keys_file=args.api_key,
     )
+    log_to_stderr(is_json=options.log_format == "json")
     models = {name: model_choice(args, bundle, BundledOptions) for name, bundle in _bundles(args).items()}
     return launch(options, models)
 

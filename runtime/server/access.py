@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.middleware.cors import CORSMiddleware
@@ -175,7 +175,7 @@ class Access:
         path = self._own_paths.get(scope.get("state", {}).get(SPEAKS, "")) if scope["path"] == "/" else None
         is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
-        if self._is_local and urlsplit(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
+        if self._is_local and _parts_of(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
             told = "this server is only known as localhost; behind a proxy it needs --forwarded-allow-ips"
             await self._refuse("host", 403, told, "host")(scope, receive, send)
         elif scope.get("method") not in _READING and not is_own and not self._may_connect(headers):
@@ -195,12 +195,20 @@ class Access:
     def _may_connect(self, headers: Headers) -> bool:
         origin = headers.get("origin")
         known = ("*" in self._origins, origin in self._origins, origin is None)
-        return any(known) or urlsplit(origin or "").netloc == headers.get("host")
+        return any(known) or _parts_of(origin or "").netloc == headers.get("host")
 
     def _needs_key(self, scope: Scope) -> bool:
         if not self._keys.by_name or scope.get("method") == "OPTIONS":
             return False
         return scope["type"] == "websocket" or scope["path"] not in self._open_paths
+
+
+def _parts_of(url: str) -> SplitResult:
+    """Parts of a URL; what is none has a name that nobody has."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("//.")
 
 
 def _candidates(headers: Headers, scope: Scope) -> list[str]:

@@ -38,7 +38,7 @@ _AFTER_STOP_S = 2.0
 
 
 def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
-    """Serve until told to stop; returns the exit code. Logs to stderr.
+    """Serve until told to stop; returns the exit code.
 
     Args:
         options: options of the server.
@@ -49,7 +49,6 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
         OSError: a port cannot be opened.
         BundleError: not a bundle, or a damaged one.
     """
-    log_to_stderr(is_json=options.log_format == "json")
     check_tls(options)
     Keys(options)  # fails here rather than with the first client
     sockets = open_sockets(options)

@@ -1,4 +1,4 @@
-"""The server's log: one format for all lines; incidents with clients are counted, and their lines rate-limited.
+"""The server's log: one format for all lines, and one line of each kind a minute; incidents with clients are counted.
 
 Lines hold neither audio, text, URLs nor addresses of clients.
 """
@@ -6,13 +6,17 @@ Lines hold neither audio, text, URLs nor addresses of clients.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
 import socket
+import sys
 import time
 import traceback
 import warnings
+from collections import Counter
+from collections.abc import Hashable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,14 @@ REQUEST_ID: ContextVar[str] = ContextVar("u2moe_request_id", default="")
 LOGGER = logging.getLogger("u2moe.server")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_PERIOD_S = 10.0
-"""Seconds after a line in which the same is only counted: a client cannot fill a disk."""
+_PERIOD_S = 60.0
+"""Seconds after a line in which others of its kind are only counted: a client cannot fill a disk."""
+_MOST_KINDS = 100
+"""Kinds of lines in such a time."""
+_STDERR = "stderr"
+"""Logger of lines that are written to stderr by something else."""
+_COUNTED = "is_counted"
+"""Attribute of lines that are limited already."""
 _MAX_FRAMES = 8
 """Of the traceback of an error: the innermost ones."""
 _INCIDENTS = {
@@ -52,12 +62,16 @@ def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
 
     A line is text, or a JSON object with time, level, logger, message and, where it is about one, the request's id.
 
-    Warnings that clients can cause without end, about their forms and the headers of their files, are left out.
+    Warnings about clients' forms are left out. Of others, one of a kind is logged a minute, whatever library it is of.
+    With JSON, what programs and libraries write to Python's stderr becomes a line of the log, too.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", AudioWarning)
     name = "" if worker is None else f"worker {worker}: "
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(sys.__stderr__)
+    handler.addFilter(_OnceAMinute())
+    if is_json:
+        sys.stderr = _LoggedLines()
     line = _FORMAT.replace("%(message)s", f"{name}%(message)s")
     handler.setFormatter(_JsonFormatter(f"{name}%(message)s") if is_json else _Formatter(line))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -86,13 +100,63 @@ class _JsonFormatter(_Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class _LoggedLines(io.TextIOBase):
+    """A stderr whose lines are logged."""
+
+    _rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in filter(str.strip, lines):
+            logging.getLogger(_STDERR).warning("%s", line)
+        return len(text)
+
+
+class _Rate:
+    """Lets a line of each kind pass, and others only after a minute."""
+
+    def __init__(self) -> None:
+        self._next_times: dict[Hashable, float] = {}
+        self._num_silent: Counter[Hashable] = Counter()
+
+    def more(self, kind: Hashable) -> str | None:
+        """What a line says of those before it that were left out; None: it is left out, too."""
+        now = time.monotonic()
+        if len(self._next_times) >= _MOST_KINDS:
+            self._next_times = {each: then for each, then in self._next_times.items() if then > now}
+        if len(self._next_times) >= _MOST_KINDS:
+            return None
+        if now < self._next_times.get(kind, 0.0):
+            self._num_silent[kind] += 1
+            return None
+        self._next_times[kind] = now + _PERIOD_S
+        num_silent = self._num_silent.pop(kind, 0)
+        return f" ({num_silent} more since the last such line)" if num_silent else ""
+
+
+class _OnceAMinute(logging.Filter):
+    """Limits warnings and errors, of libraries by the place in their code, as their words may be a client's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rate = _Rate()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or hasattr(record, _COUNTED):
+            return True
+        is_ours = record.name in (LOGGER.name, _STDERR)
+        place = record.getMessage() if is_ours else f"{record.pathname}:{record.lineno}"
+        more = self._rate.more((record.name, place, record.exc_info[0] if record.exc_info else None))
+        record.msg, record.args = record.getMessage() + (more or ""), ()
+        return more is not None
+
+
 class Incidents:
     """Refusals and failures: each is counted, and logged unless the same was logged just before."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._next_times: dict[str, float] = {}
-        self._num_silent: dict[str, int] = {}
+        self._rate = _Rate()
 
     def refuse(self, reason: str) -> None:
         """Count a connection or request that was refused, by a label of the metric."""
@@ -112,14 +176,8 @@ class Incidents:
         self._log("recognition", f"{what} was ended by an error", error)
 
     def _log(self, label: str, message: str | None = None, error: Exception | None = None) -> None:
-        now = time.monotonic()
-        if now < self._next_times.get(label, 0.0):
-            self._num_silent[label] = self._num_silent.get(label, 0) + 1
-            return
-        self._next_times[label] = now + _PERIOD_S
-        num_silent = self._num_silent.pop(label, 0)
-        more = f" ({num_silent} more since the last such line)" if num_silent else ""
-        LOGGER.warning("%s%s", message or _INCIDENTS[label], more, exc_info=error)
+        if (more := self._rate.more(label)) is not None:
+            LOGGER.warning("%s%s", message or _INCIDENTS[label], more, exc_info=error, extra={_COUNTED: True})
 
 
 def notify(state: str) -> None:

@@ -135,7 +135,7 @@ class ServedModel:
         return kept
 
     async def writable_hotwords(self, phrases: Iterable[str]) -> ContextGraph | None:
-        """Hotwords from phrases of any kind, without those beyond the limits and those that the vocabulary cannot spell."""
+        """Hotwords from phrases of any kind, as many as the limits allow and the vocabulary can spell."""
         kept = self.shortened(phrases)
         return await in_thread(self._writable, kept) if kept else None
 

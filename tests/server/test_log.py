@@ -1,13 +1,21 @@
 """What an operator reads."""
 
+import contextlib
 import io
+import json
+import logging
 import re
 import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import httpx
 import pytest
 import soundfile
+from websockets.exceptions import InvalidStatus
 
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.server import errors, launch, log
@@ -81,8 +89,70 @@ def test_the_life_of_a_server(serving, client_of, speech, expected):
     assert not {word for word in secrets if word in said}
 
 
+JUNK = (
+    b"GET /healthz HTTP/1.1\r\nHost: [\r\n\r\n",
+    b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nOrigin: http://[\r\n\r\n",
+    b"GET /stream HTTP/1.1\r\nHost: example.com\r\n\r\n",
+    b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+    b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"\0\xff\r\n\r\n",
+)
+"""What gets a 400 or more, or no answer."""
+
+
+def test_each_line_is_json_and_each_kind_comes_once(serving, client_of, tmp_path):
+    (tmp_path / "key").write_text("k", encoding="ascii")
+    with serving("--capacity", "2", "--log-format", "json", "--api-key", str(tmp_path / "key")) as process:
+        place = process.urls[0].removeprefix("http://")
+        for _ in range(4):
+            for junk in JUNK:
+                with socket.create_connection(place.split(":"), PATIENCE_S) as plain, contextlib.suppress(OSError):
+                    plain.settimeout(0.5)
+                    plain.sendall(junk)
+                    assert not plain.recv(1000).startswith(b"HTTP/1.1 2")
+            with pytest.raises(InvalidStatus, match="401"), client_of(f"ws://{place}/stream"):
+                pass
+            with client_of(f"ws://{place}/stream?api_key=k") as client:
+                client.websocket.socket.sendall(b"\x81\x82\0\0\0\0\xff\xff")  # no UTF-8
+                assert client.close_code() in (1006, 1007)
+        port = place.partition(":")[2]
+        command = [sys.executable, "-m", "u2moe", "serve", "--log-format", "json", "--port", port]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        process.send_signal(signal.SIGTERM)
+        said = process.said + process.communicate(timeout=PATIENCE_S)[1]
+    lines = [json.loads(line) for line in said.splitlines()]
+    told = Counter(line["message"] for line in lines if line["level"] != "info")
+    assert told
+    assert set(told.values()) == {1}, told
+    assert "ValueError" not in said
+    (last,) = [json.loads(line) for line in refused.stderr.splitlines()][-1:]
+    assert (refused.returncode, last["logger"]) == (1, "stderr")
+    assert f"cannot listen at 127.0.0.1 port {port}" in last["message"]
+
+
+def test_libraries_leave_a_line_of_each_kind_in_a_minute(monkeypatch):
+    """By the place in their code: their words may be a client's."""
+    now, seen = [0.0], []
+    monkeypatch.setattr("u2moe.runtime.server.log.time", SimpleNamespace(monotonic=lambda: now[0]))
+    library = logging.getLogger("u2moe-test-library")
+    library.setLevel(logging.INFO)
+    library.propagate = False
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    handler.addFilter(log._OnceAMinute())
+    library.addHandler(handler)
+    for now[0] in (0.0, 1.0, 59.0, 61.0):
+        library.error("of a client: %s", now[0])
+        library.info("not limited")
+    last = "of a client: 61.0 (2 more since the last such line)"
+    assert [line for line in seen if line != "not limited"] == ["of a client: 0.0", last]
+    assert len(seen) == 6
+    rate = log._Rate()
+    assert [rate.more(kind) for kind in range(1000)].count("") == 100
+
+
 def test_what_clients_do_is_counted_each_time_and_logged_once_in_a_while(monkeypatch, caplog):
-    times = iter((100.0, 101.0, 109.0, 111.0, 112.0, 130.0, 130.0))
+    times = iter((100.0, 101.0, 159.0, 161.0, 162.0, 230.0, 230.0))
     monkeypatch.setattr("u2moe.runtime.server.log.time", SimpleNamespace(monotonic=lambda: next(times)))
     metrics = Metrics()
     incidents = log.Incidents(metrics)
