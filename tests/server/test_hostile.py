@@ -1,5 +1,6 @@
 """Clients that mean harm: what they can make the server hold, do and log is bounded."""
 
+import json
 import logging
 import re
 import resource
