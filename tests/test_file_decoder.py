@@ -112,6 +112,15 @@ def test_what_a_file_does_to_the_process_ends_there(own, monkeypatch):
     assert len(read(own, CLIP.read_bytes())) > RATE
 
 
+@pytest.mark.skipif(not HAS_LIMITS, reason="Windows has no limits")
+def test_a_process_of_little_starts_all_the_same(own, monkeypatch):
+    """Where the system already gives less than the limits."""
+    few = "import resource\nfor kind, most in ((resource.RLIMIT_AS, 400 << 20), (resource.RLIMIT_CPU, 4), "
+    few += "(resource.RLIMIT_NOFILE, 20)):\n    resource.setrlimit(kind, (most, most))\n"
+    monkeypatch.setattr(decoder, "_CODE", few + decoder._CODE)
+    assert len(read(own, CLIP.read_bytes())) > RATE
+
+
 def test_what_stands_still_is_ended(own, monkeypatch):
     monkeypatch.setattr(decoder, "_CODE", ODD.replace("-1.5", "1000"))
     monkeypatch.setattr(decoder, "_PATIENCE_S", 3.0)

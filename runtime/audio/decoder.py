@@ -262,17 +262,23 @@ def _prepare() -> None:
     list(read_blocks(sound.getvalue(), 16_000))
     if has_media():
         import av  # noqa: F401, PLC0415 - an extra
-    if sys.platform == "win32":
-        return
-    import resource  # noqa: PLC0415 - there is none on Windows
-
-    os.nice(_NICENESS)
-    limits = {"RLIMIT_NOFILE": _DESCRIPTORS, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}
+    if sys.platform != "win32":
+        os.nice(_NICENESS)
     status = Path("/proc/self/statm")
     if status.exists():
-        limits["RLIMIT_AS"] = int(status.read_text(encoding="ascii").split()[0]) * resource.getpagesize() + _MEMORY
-    for name, limit in limits.items():
-        resource.setrlimit(getattr(resource, name), (limit, limit))
+        _limit("AS", int(status.read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE") + _MEMORY)
+    for name, most in (("NOFILE", _DESCRIPTORS), ("FSIZE", 0), ("CORE", 0)):
+        _limit(name, most)
+
+
+def _limit(name: str, most: int) -> None:
+    """Limit what the system gives this process, where it can; the limit for good stays, as that of time is raised."""
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - there is none on Windows
+
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _answer(channel: _Channel) -> None:
@@ -295,7 +301,7 @@ def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Itera
     begin_s, num_samples = time.process_time(), 0
 
     def allow() -> None:
-        _limit_cpu(begin_s + _CPU_S + _CPU_SHARE * (num_samples / sample_rate + _BUFFER_S))
+        _limit("CPU", math.ceil(begin_s + _CPU_S + _CPU_SHARE * (num_samples / sample_rate + _BUFFER_S)))
 
     def tell(sound: Sound) -> None:
         if sound.channels > _MOST_CHANNELS:
@@ -309,14 +315,6 @@ def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Itera
         allow()
         if len(buffer):
             yield buffer
-
-
-def _limit_cpu(seconds: float) -> None:
-    """Let the system end the process when it has taken so many seconds of a processor since its start."""
-    if sys.platform != "win32":
-        import resource  # noqa: PLC0415 - there is none on Windows
-
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 class _RemoteFile(io.RawIOBase):
