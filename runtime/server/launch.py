@@ -16,6 +16,7 @@ from typing import Any
 from u2moe.runtime.corpus.recognition import ModelChoice
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import Keys
+from u2moe.runtime.server.accounts import allowed_connections
 from u2moe.runtime.server.event_loop import run_in_loop
 from u2moe.runtime.server.log import LOGGER, log_to_stderr, notify
 from u2moe.runtime.server.metrics import Metrics
@@ -31,6 +32,7 @@ _BACKLOG = 512
 _SYSTEM_BUFFER = 128 << 10
 """Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. The limit makes
 sure that its pings are read soon, so that it does not take the server for dead."""
+_FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666
 """Mode of a Unix socket: its folder says who may use it."""
 _AFTER_STOP_S = 2.0
@@ -186,5 +188,7 @@ def _log_addresses(options: ServerOptions, sockets: Mapping[str, socket.socket])
         else:
             kind = f"ws{tls}" if PROTOCOLS[name].run_tcp is None else "tcp"
             LOGGER.info("listening at %s://%s:%d/ (%s)", kind, host, listening.getsockname()[1], name)
+    if (number := allowed_connections()) < _FEW_CONNECTIONS:
+        LOGGER.warning("only %d connections at a time: the system allows few open files (ulimit -Hn)", number)
     if not options.is_local and not options.has_keys:
         LOGGER.warning("anyone who reaches %s may use this server: it has no API key", options.host)

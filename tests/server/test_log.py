@@ -130,6 +130,14 @@ def test_each_line_is_json_and_each_kind_comes_once(serving, client_of, tmp_path
     assert f"cannot listen at 127.0.0.1 port {port}" in last["message"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_few_open_files_are_warned_of(serving):
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))"
+    with serving("--capacity", "1", before=few) as process:
+        assert "WARNING u2moe.server: only 272 connections at a time" in process.said
+        assert "ulimit -Hn" in process.said
+
+
 def test_libraries_leave_a_line_of_each_kind_in_a_minute(monkeypatch):
     """By the place in their code: their words may be a client's."""
     now, seen = [0.0], []

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from browsing import PATIENCE_MS, chromium, fake_microphone, needs_chromium
 from playwright.sync_api import expect
+from tones import toy_recognizer
 
 from u2moe.runtime import DecodingOptions, Result, TextFormat, Transcript, format_transcript
 from u2moe.runtime.result import WordResult
@@ -73,6 +74,18 @@ def test_a_file_is_recognised_as_by_the_command_line_and_can_be_saved(page, spee
     assert page.evaluate("getSelection().toString().split(/\\s+/).join(' ').trim()") == lines.replace("\n", " ")
 
 
+class Watched:
+    """A recogniser whose methods are noted as they are used."""
+
+    def __init__(self, recognizer, used):
+        self._recognizer, self._used = recognizer, used
+
+    def __getattr__(self, name):
+        if name.startswith("create_"):
+            self._used.append(name)
+        return getattr(self._recognizer, name)
+
+
 NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 CUES = [
     ("a b", [("a", 0.0, 0.2), ("b", 5.0, 5.2)]),
@@ -90,6 +103,25 @@ def test_subtitles_are_cut_as_by_the_server(page):
     given = [dataclasses.asdict(segment) for segment in segments]
     transcript = Transcript(text="", segments=segments, duration=60.0)
     assert page.evaluate(script, given) == format_transcript(transcript, "srt")
+
+
+def test_a_model_is_chosen_where_there_are_several(new_page, page, running, demo, speech, tmp_path):
+    expect(page.locator("#model-field")).to_be_hidden()
+    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    tones = toy_recognizer()
+    with running({"english": demo, "tones": tones}) as server:
+        page = new_page(server.url)
+        page.locator("#model").select_option("tones")
+        used = []
+        server.service.models["tones"].recognizer = Watched(tones, used)
+        page.set_input_files("#file", tmp_path / "talk.wav")
+        server.wait_until(lambda: used)
+        expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
+        expect(page.locator("#model")).to_have_value("tones")
+        page.click("#microphone")
+        server.wait_until(lambda: "create_stream" in used)
+        page.close()
+        server.wait_until_empty()
 
 
 def test_a_file_can_be_cancelled(new_page, running, held, speech, tmp_path):

@@ -10,8 +10,8 @@ const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;  // what the name of a subprotocol may be
 
 export class Recognition {
   // on: {partial(text), final(result), state(name, detail), done(), problem(text)}
-  constructor({ hotwords, written, key, on }) {
-    this.options = { sample_rate: RATE, hotwords, written };
+  constructor({ hotwords, model, written, key, on }) {
+    this.options = { sample_rate: RATE, hotwords, model, written };
     this.key = key;
     this.on = on;
     this.blocks = [];  // {start, samples}, of what is not final yet

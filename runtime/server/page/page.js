@@ -6,13 +6,22 @@ import { FileRecognition } from "./upload.js";
 
 const KEY = "u2moe-api-key";
 const key = () => sessionStorage.getItem(KEY);
-let written = false; // English as people write it, if that is the language
+let models = []; // of the server
 const controls = new Controls(recognise, recogniseFile);
 
+const askForModels = () => fetch("v1/models", { headers: key() ? { Authorization: `Bearer ${key()}` } : {} });
+
+// Where there are several, one is chosen.
+function offer(found) {
+  models = found ?? [];
+  const chosen = find("model").value;
+  find("model").replaceChildren(...models.map(({ id }) => new Option(id, id, false, id === chosen)));
+  find("model-field").hidden = models.length < 2;
+}
+
 async function askForKey() {
-  const headers = () => (key() ? { Authorization: `Bearer ${key()}` } : {});
   let answer;
-  while ((answer = await fetch("v1/models", { headers: headers() })).status === 401) {
+  while ((answer = await askForModels()).status === 401) {
     const dialog = find("key-dialog");
     find("key-wrong").hidden = !key();
     dialog.returnValue = "";
@@ -21,9 +30,14 @@ async function askForKey() {
     if (dialog.returnValue !== "ok") return false;
     sessionStorage.setItem(KEY, find("key").value.trim());
   }
-  const languages = (await answer.json()).data?.[0]?.languages ?? [];
-  written = languages.length === 1 && languages[0] === "en";
+  offer((await answer.json()).data);
   return true;
+}
+
+// What is asked of the server besides hotwords: English as people write it, if that is the language.
+function asked() {
+  const { id, languages } = models.find((model) => model.id === find("model").value) ?? {};
+  return { model: id, written: languages?.length === 1 && languages[0] === "en", key: key() };
 }
 
 async function connected(make) {
@@ -37,11 +51,11 @@ async function connected(make) {
 }
 
 function recognise(hotwords, on) {
-  return connected(() => new Recognition({ hotwords, written, key: key(), on: { ...on, state } }));
+  return connected(() => new Recognition({ hotwords, ...asked(), on: { ...on, state } }));
 }
 
 function recogniseFile(file, hotwords, on) {
-  return connected(() => new FileRecognition(file, { hotwords, written, key: key(), on }));
+  return connected(() => new FileRecognition(file, { hotwords, ...asked(), on }));
 }
 
 function state(name, seconds) {
@@ -57,4 +71,5 @@ function state(name, seconds) {
 }
 
 find("key-cancel").onclick = () => find("key-dialog").close();
+askForModels().then(async (answer) => answer.ok && offer((await answer.json()).data), () => {});
 controls.ready();

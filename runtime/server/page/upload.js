@@ -4,12 +4,12 @@ export class FileRecognition {
   waiting = 0;
 
   // on: {progress(text), final(result), done(), problem(text)}
-  constructor(file, { hotwords, key, written, on }) {
+  constructor(file, { hotwords, model, key, written, on }) {
     this.file = file;
     this.on = on;
     this.taken = 0; // characters of the answer
     const form = new FormData();
-    const fields = { stream: "true", response_format: "verbose_json", hotwords: JSON.stringify(hotwords), written };
+    const fields = { stream: "true", response_format: "verbose_json", hotwords: JSON.stringify(hotwords), model, written };
     for (const [name, value] of Object.entries(fields)) form.append(name, value);
     form.append("file", file, file.name);
     const request = new XMLHttpRequest(); // `fetch` does not tell how much was sent
