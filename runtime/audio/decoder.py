@@ -53,7 +53,8 @@ _MOST_CHANNELS = 64
 _NICENESS = 5
 _NO_MEMORY = 3
 """Exit status of a process that has no memory left."""
-_CODE = f"import {__name__} as decoder; decoder.main()"
+_CODE = f"import os; getattr(os, 'nice', int)({_NICENESS}); import {__name__} as decoder; decoder.main()"
+"""The process has a low priority from its first moment on."""
 _KEPT = ("PYTHON", "PATH", "LD_", "DYLD_", "LANG", "LC_", "SYSTEM", "TEMP", "TMP")
 """What the process needs of the environment, by beginnings of names: others may be secrets."""
 
@@ -110,12 +111,9 @@ class FileDecoder:
         self._lock = threading.Lock()  # of whoever talks to the process
 
     def start(self) -> None:
-        """Start the process unless it runs, without waiting for it."""
-        if self._lock.acquire(blocking=False):  # otherwise it has work
-            try:
-                self._start()
-            finally:
-                self._lock.release()
+        """Start the process unless it runs, without waiting for it; not while a file is decoded."""
+        with self._lock:
+            self._start()
 
     def _start(self) -> None:
         if (self._process is not None and self._process.poll() is None) or self._is_stopped:
@@ -262,8 +260,6 @@ def _prepare() -> None:
     list(read_blocks(sound.getvalue(), 16_000))
     if has_media():
         import av  # noqa: F401, PLC0415 - an extra
-    if sys.platform != "win32":
-        os.nice(_NICENESS)
     status = Path("/proc/self/statm")
     if status.exists():
         _limit("AS", int(status.read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE") + _MEMORY)

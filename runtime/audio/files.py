@@ -186,6 +186,8 @@ _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \
 _UNKNOWN_SIZE = 0x7FFF0000
 """Lengths from this value on mean "until the end", as written by programs that write to pipes."""
 _LONGEST_HEADER = 1 << 20
+_MOST_CHUNKS = 1000
+"""Chunks of a WAV file before its audio; libsndfile takes half a minute for 20 MB of empty ones."""
 _OGG_TAIL = 1 << 17
 """Bytes at the end of an Ogg file that contain its last page, which has at most 65307."""
 _OGG_HEADER = 27
@@ -220,7 +222,10 @@ def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
 
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
     """The stream or, with a warning, one with a repaired header if its header states no audio."""
-    position = _unfinished(stream)
+    try:
+        position = _unfinished(stream)
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from None
     if position is None:
         return stream
     warnings.warn(
@@ -238,14 +243,16 @@ def _unfinished(stream: BinaryIO) -> int | None:
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     position = 12
-    while position + 8 <= len(head):
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > len(head):
+            return None
         name, size = head[position : position + 4], int(struct.unpack_from("<I", head, position + 4)[0])
         if name == b"data":
             following = head[position + 8 : position + 12]
             is_chunk = following.isalnum() or following in (b"id3 ", b"cue ")
             return position + 4 if size == 0 and len(following) == 4 and not is_chunk else None
         position += 8 + size + size % 2
-    return None
+    raise AudioError(f"has more than {_MOST_CHUNKS} chunks before its audio")
 
 
 class _Repaired(io.RawIOBase):

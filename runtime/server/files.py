@@ -106,6 +106,7 @@ class FileQueue:
                 self._incidents.refuse("full")
                 raise UnavailableError(f"you have {len(places)} files here, and others need places", code="rate_limit")
             places.append(place := FilePlace(places))
+            self.pool.submit(self.decoder.start)  # while the file comes
             try:
                 yield place
             finally:

@@ -76,7 +76,6 @@ async def _transcribe(service: Service, request: Request) -> Response:
             stack.enter_context(service.share_of(request.scope[KEY]))
             place = stack.enter_context(service.files.place(client := service.client_of(request.scope)))
             service.metrics.count("connections", PROTOCOL.name)
-            service.files.decoder.start()  # while the file comes
             with service.files.wait():
                 upload = await body.receive_form(place.store)
             wanted, task = await _begin(upload, client, service)
