@@ -76,7 +76,8 @@ def attended(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 
     Scores are divided by the root of the size here. Rows that may attend to nothing (padding) become zero, not NaN.
     """
-    scores = (scores.float() / math.sqrt(values.shape[-1])).masked_fill(~mask, -math.inf)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = (scores / math.sqrt(values.shape[-1])).masked_fill(~mask, -math.inf)
     weights = torch.softmax(scores, dim=-1).masked_fill(~mask, 0.0)
     return (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
 

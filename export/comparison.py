@@ -38,6 +38,22 @@ class Comparison:
     """Largest absolute difference."""
     limit: float
     num_values: int
+    rounding: float | None = None
+    """Where the difference is from torch in float64: that of torch in float32 from it."""
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the difference is within its limit."""
+        return self.difference <= self.limit
+
+    def told(self, sides: str) -> str:
+        """The difference between these sides and its limit, in words."""
+        if self.rounding is None:
+            return f"largest difference {self.difference:.3g} between {sides}, limit {self.limit:.3g}"
+        return (
+            f"largest difference {self.difference:.3g} between torch in float64 and onnxruntime, "
+            f"limit {self.limit:.3g}; torch in float32 differs by {self.rounding:.3g}"
+        )
 
 
 @dataclass(kw_only=True)
@@ -51,17 +67,14 @@ class ParityReport:
     num_redrawn: int = 0
     """Inputs that were replaced because of a near tie in a router."""
 
-    def add(self, found: Comparison, where: object, sides: str) -> None:
+    def add(self, found: Comparison, where: object, sides: str, reason: str = "") -> None:
         """Take a comparison of these sides.
 
         Raises:
             ParityError: its difference is beyond its limit; names `where`, case, tensor, difference and limit.
         """
-        if not found.difference <= found.limit:
-            raise ParityError(
-                f"{where}: {found.case}: {found.tensor}: largest difference {found.difference:.3g} between {sides}, "
-                f"limit {found.limit:.3g}"
-            )
+        if not found.is_equal:
+            raise ParityError(f"{where}: {found.case}: {found.tensor}: {found.told(sides)}{reason}")
         self.comparisons.append(found)
 
     @property

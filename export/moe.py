@@ -59,7 +59,7 @@ class MixtureOfExperts(nn.Module):
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Experts [tokens, k] and their weights [tokens, k] for tokens [tokens, dim]; in float32 under autocast too."""
         with torch.autocast(tokens.device.type, enabled=False):
-            logits = self.gate(tokens.float())
+            logits = self.gate(tokens.to(self.gate.weight.dtype))
         values, experts = torch.topk(logits, self.num_experts_per_token)
         return experts, torch.softmax(values, dim=-1)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +16,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.comparison import Array, ParityReport, compare_features, compared
+from u2moe.export.comparison import Array, Comparison, ParityReport, compare_features, compared
 from u2moe.export.encoders.network import BlockCaches
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
@@ -32,6 +35,11 @@ NEAR_TIE = 1e-4
 """If a router's k-th and next logits are closer than this, two correct programs may choose different experts, and then
 everything downstream differs. An input that hits such a tie and exceeds the limit proves nothing: it is redrawn."""
 MAX_DRAWS = 8
+ROUNDING = 4
+"""How much further from torch in float64 than torch in float32 is a graph may be where it exceeds its limit: the errors
+of two programs that round in other places have the same size, but not in the same values."""
+MOST_ROUNDING = 100
+"""In limits: a network whose float32 is further from its float64 proves nothing."""
 CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
 """(chunk size, left chunks) for the comparison of streams: upstream's usual values and odd ones."""
 
@@ -116,31 +124,57 @@ class Parity:
             self._case("batch of streams at different positions", self._stream_batch, progress)
         if config.decoder != "none":
             self._case("decoder, two utterances", self._decoder, progress)
-        for name, layer in self.watch.layers.items():
-            self._case(f"experts of {name}", partial(self._experts, name, layer), progress)
+        for name in self.watch.layers:
+            self._case(f"experts of {name}", partial(self._experts, name), progress)
         self.report.tokens_per_expert = {name: counts.tolist() for name, counts in self.watch.counts.items()}
         return self.report
 
     def _case(self, case: str, compare: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
         """Run one case, with new inputs if a near tie decided it."""
         progress(case)
-        for _ in range(MAX_DRAWS):
-            self.watch.margin = np.inf
+        for draw in range(MAX_DRAWS):
+            self.watch.margin, drawn = np.inf, self.random.bit_generator.state
             with self.watch.watching():
                 pairs = compare()
             comparisons = [compared(case, tensor, parts) for tensor, parts in pairs.items()]
-            worst = max(comparisons, key=lambda item: item.difference / item.limit)
-            if worst.difference <= worst.limit:
-                self.report.comparisons += comparisons
-                return
-            if not self.watch.margin < NEAR_TIE:
+            if all(item.is_equal for item in comparisons):
+                break
+            if not self.watch.margin < NEAR_TIE or draw + 1 == MAX_DRAWS:
+                comparisons = self._compared_exactly(compare, drawn, pairs, comparisons)
                 break
             self.report.num_redrawn += 1
-        tie = f"; a router has near ties between experts on all of {MAX_DRAWS} inputs"
-        raise ParityError(
-            f"{self.subject}: {worst.case}: {worst.tensor}: largest difference {worst.difference:.3g} "
-            f"between torch and onnxruntime, limit {worst.limit:.3g}{tie if self.watch.margin < NEAR_TIE else ''}"
-        )
+        is_tie, sides = self.watch.margin < NEAR_TIE, self.report.sides
+        tie = f"; a router has near ties between experts on all of {MAX_DRAWS} inputs" if is_tie else ""
+        for item in sorted(comparisons, key=lambda item: item.difference / item.limit, reverse=True):
+            self.report.add(item, self.subject, sides, tie)
+            if item.rounding is not None:
+                progress(f"{item.tensor}: equal within rounding: {item.told(sides)}")
+
+    def _compared_exactly(
+        self, compare: Callable[[], Pairs], drawn: Any, pairs: Pairs, comparisons: list[Comparison]
+    ) -> list[Comparison]:
+        """The comparisons, and in the place of those beyond their limits such with torch in float64."""
+        self.random.bit_generator.state = drawn
+        single, self.network = self.network, copy.deepcopy(self.network).double()
+        try:
+            exact = compare()
+        finally:
+            self.network = single
+
+        def settled(found: Comparison) -> Comparison:
+            if found.is_equal:
+                return found
+            parts, single = exact[found.tensor], pairs[found.tensor]
+            own = [(right, torch_value) for (right, _), (torch_value, _) in zip(parts, single, strict=True)]
+            rounding = compared(found.case, found.tensor, own).difference
+            limit = min(ROUNDING * rounding, MOST_ROUNDING * found.limit)
+            return replace(compared(found.case, found.tensor, parts), limit=limit, rounding=rounding)
+
+        return [settled(found) for found in comparisons]
+
+    def _torch(self, values: Array) -> Tensor:
+        """Values in the precision of the network."""
+        return torch.from_numpy(values).to(self.network.ctc.ctc_lo.weight.dtype)
 
     def _features(self, *shape: int) -> Array:
         """Seeded features [*shape, mel] with the statistics of the training data, smooth in time as speech is."""
@@ -158,7 +192,7 @@ class Parity:
     def _encoded(self, pairs: list[tuple[Array, Array]]) -> Pairs:
         """Encoder outputs [1, time, dim] of torch and onnxruntime, and the log-probabilities that follow from them."""
         log_probs = [
-            (self.network.ctc(torch.from_numpy(torch_out)).numpy(), self._log_probs(out)) for torch_out, out in pairs
+            (self.network.ctc(self._torch(torch_out)).numpy(), self._log_probs(out)) for torch_out, out in pairs
         ]
         return {"output": pairs, "log_probs": log_probs}
 
@@ -168,7 +202,7 @@ class Parity:
 
     def _torch_full(self, features: Array) -> Array:
         lengths = torch.full((len(features),), features.shape[1])
-        output: Tensor = self.network.encoder(torch.from_numpy(features), lengths)[0]
+        output: Tensor = self.network.encoder(self._torch(features), lengths)[0]
         return output.numpy()
 
     def _whole(self, features: Array) -> Array:
@@ -213,7 +247,7 @@ class Parity:
         for window in self._windows(self._features(1, frames), chunk_size):
             offset = int(caches.offset[0])
             expected, torch_caches = self.network.encoder.forward_chunk(
-                torch.from_numpy(window), offset, torch_caches, required
+                self._torch(window), offset, torch_caches, required
             )
             output, caches = self.encoder.step(window, caches, required_cache_size=required)
             outputs.append((expected.numpy(), output))
@@ -234,11 +268,11 @@ class Parity:
             state, torch_state, offset = self.encoder.start(), None, 0
             for window in parts[:-1]:
                 output, torch_state = self.network.encoder.forward_chunk(
-                    torch.from_numpy(window), offset, torch_state, required
+                    self._torch(window), offset, torch_state, required
                 )
                 _, state = self.encoder.step(window, state, required_cache_size=required)
                 offset += output.shape[1]
-            output, _ = self.network.encoder.forward_chunk(torch.from_numpy(parts[-1]), offset, torch_state, required)
+            output, _ = self.network.encoder.forward_chunk(self._torch(parts[-1]), offset, torch_state, required)
             expected.append(output.numpy())
             states.append(state)
         lengths = np.array([parts[-1].shape[1] for parts in windows])
@@ -266,7 +300,7 @@ class Parity:
         )
         pairs: Pairs = {}
         for row, time in enumerate(frames):
-            rows = torch.from_numpy(memory[row : row + 1, :time]).expand(num, -1, -1)
+            rows = self._torch(memory[row : row + 1, :time]).expand(num, -1, -1)
             score, r_score, following = self.network.score(
                 torch.from_numpy(tokens[row]), torch.from_numpy(lengths[row]), rows, torch.full((num,), time)
             )
@@ -276,19 +310,19 @@ class Parity:
                     pairs.setdefault(name, []).append((value.numpy(), result[name][row]))
         return pairs
 
-    def _experts(self, name: str, layer: MixtureOfExperts) -> Pairs:
+    def _experts(self, name: str) -> Pairs:
         """The layer's node, cut out of the saved graph, on one, a few and many tokens directed to each expert."""
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
-        block = self.network.get_submodule(name.rpartition(".")[0])
+        block, layer = self.network.get_submodule(name.rpartition(".")[0]), self.network.get_submodule(name)
         scale = getattr(block, "scale", 1.0)  # the layer's weights include it
-        gate = layer.gate.weight.float()
+        gate = cast("MixtureOfExperts", layer).gate.weight.float()
         toward = torch.linalg.pinv(gate) * (3 / gate.norm(dim=1).clamp(min=1e-3)).max()
         spread = torch.from_numpy(self.random.standard_normal((64, gate.shape[1])).astype(np.float32))
         inputs = [spread, spread[:1]]
         inputs += [toward[:, expert] * 3 + 0.2 * spread[: 1 + expert] for expert in range(len(gate))]
         pairs = []
         for tokens in inputs:
-            expected = scale * layer(tokens)
+            expected = scale * layer(self._torch(tokens.numpy()))
             output = session.run(None, {"x": tokens.numpy()})[0]
             pairs.append((expected.numpy(), output))
         return {"moe": pairs}

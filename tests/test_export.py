@@ -12,7 +12,7 @@ import pytest
 import torch
 from wenet_directories import CONFIGURATIONS, PAIRS, configured, write_configuration
 
-from u2moe.export import exporter, parity
+from u2moe.export import comparison, exporter, parity
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import LIMIT, LOG_PROBABILITIES
 from u2moe.export.exporter import build_graphs, bundle_manifest, export_bundle, validate_bundle
@@ -251,6 +251,31 @@ def test_parity_is_relative_to_large_log_probabilities(untrained, tmp_path):
     assert LIMIT < differences["score"] < limits["score"]
     with pytest.raises(ParityError, match=r"decoder, two utterances: .*: largest difference .*, limit 0.000[23]"):
         parity_after(1e-3)
+
+
+def test_rounding_is_told_from_a_difference(golden_checkpoint, export_quickly, monkeypatch, tmp_path):
+    """With a limit below single precision, each tensor is compared with torch in float64."""
+    checkpoint = Checkpoint.open(golden_checkpoint("dense_tiny"))
+    folder, said = export_quickly(checkpoint.path, tmp_path / "bundle"), []
+    for module, name, value in ((comparison, "LIMIT", 1e-9), (parity, "ROUNDING", 50), (parity, "MOST_ROUNDING", 1e6)):
+        monkeypatch.setattr(module, name, value)
+    manifest = Bundle.open(folder).manifest
+    report = Parity(checkpoint.network(), folder, manifest, subject=folder).run(said.append)
+    exact = [item for item in report.comparisons if item.rounding is not None]
+    assert {"output", "log_probs", "r_att_cache", "score"} <= {item.tensor for item in exact}
+    assert all(item.limit == 50 * item.rounding < 10 * LIMIT for item in exact)
+    assert any(
+        re.fullmatch(r"log_probs: equal within rounding: .* in float64 .*, limit .*; torch in .*", line)
+        for line in said
+    )
+    model = ir.load(folder / "ctc.onnx")
+    bias = model.graph.initializers["ctc.ctc_lo.bias"]
+    bias.const_value = ir.tensor(bias.const_value.numpy() + np.eye(1, 60, 5, dtype=np.float32)[0] / 100, name=bias.name)
+    ir.save(model, folder / "ctc.onnx")
+    with pytest.raises(
+        ParityError, match=r"log_probs: largest difference 0\.0\d+ between torch in float64 and onnxrunt"
+    ):
+        Parity(checkpoint.network(), folder, manifest, subject=folder).run()
 
 
 def test_the_limit_of_trained_networks_is_absolute(moe_bundle):

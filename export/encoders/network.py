@@ -164,7 +164,7 @@ class SpeechEncoder(nn.Module):
         x = self._embed(chunk, torch.tensor([chunk.shape[1]]))
         time = x.shape[1]
         cached = caches[0][ATT_CACHE].shape[2] if ATT_CACHE in caches[0] else 0
-        positions = self._encodings(torch.arange(offset - cached, offset + time))
+        positions = self._encodings(torch.arange(offset - cached, offset + time)).to(x.dtype)
         x = x + positions[:, cached:] if self.config.absolute_positions else x
         context = Context(torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, time, dtype=torch.bool), positions)
         x, following = self.run_blocks(x, context, caches)
