@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import re
 from dataclasses import replace
 from unittest.mock import Mock
 from xml.etree import ElementTree as ET
@@ -13,6 +15,7 @@ from noise import write_noise
 
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import Goal, inspect_bundle, quantize_bundle, quantizer, recipe
+from u2moe.quantize.comparison import Difference, compare, share_of
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
 from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
@@ -20,12 +23,14 @@ from u2moe.quantize.observed import SwitchedGraph
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.recordings import read_audio
 from u2moe.quantize.report import features_of
-from u2moe.quantize.run import QuantizationRun
-from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
+from u2moe.quantize.run import TEMPORARY, QuantizationRun, temporary_folder
+from u2moe.quantize.search import FormatSearch
+from u2moe.quantize.smoothing import rewritten_bundle, rewritten_together, scale, sites_of
 from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.text.word_errors import edit_distance
 
 pytestmark = pytest.mark.slow
@@ -294,6 +299,149 @@ def test_layers_get_better_formats_until_words_are_right(bundle, recordings, tmp
     with pytest.raises(QuantizationError, match="rose"):
         quantize_bundle(bundle.path, tmp_path / "none", calibrated, recordings=said, goal=goal)
     assert not (tmp_path / "none").exists()
+
+
+class Scripted:
+    """A model whose results for features [1, 1] are scripted by their number: its n-best, and the decoders' scores."""
+
+    has_decoder = True
+
+    def __init__(self, manifest, best, preferred):
+        self.manifest, self.best, self.preferred = manifest, best, preferred
+
+    def encode(self, frames):
+        return frames
+
+    def ctc(self, output):
+        """Two frames: the best token has 60 %, the one after it 39 %."""
+        vocab_size, best = self.manifest.model.vocab_size, self.best[int(output[0, 0])]
+        probabilities = np.full((2, vocab_size), 1e-30)
+        probabilities[0, [best, best + 1]] = 0.6, 0.4
+        probabilities[1, 0] = 1
+        return np.log(probabilities).astype(np.float32)
+
+    def token_scores(self, output, hypotheses):
+        likes = [-1.0 if tokens == [self.preferred[int(output[0, 0])]] else -9.0 for tokens in hypotheses]
+        scores = np.tile(np.array(likes, np.float32)[:, np.newaxis], (1, max(map(len, hypotheses)) + 1))
+        return TokenScores(left=scores, right=scores, next=np.zeros((len(hypotheses), 1), np.float32))
+
+
+def test_each_model_rescores_its_own_hypotheses(bundle):
+    """The second pass of a quantized model cannot choose what its own first pass does not find."""
+    features = [np.full((1, 1), number, np.float32) for number in range(3)]
+    first = Scripted(bundle.manifest, [5, 5, 5], [5, 5, 5])
+    found = compare(first, Scripted(bundle.manifest, [5, 8, 5], [5, 5, 6]), features)
+    assert found.edits.tolist() == [[0, 0], [1, 1], [0, 1]]
+    assert found.tokens.tolist() == [[1, 1]] * 3
+    assert found.divergences[0] == 0
+    assert found.divergences[1] > found.divergences[2] > 1  # of both passes, and of the second alone
+    assert found.data()["changed_texts"] == 2
+    assert set(found.passes()) == {"greedy", "second_pass"}
+
+
+def spread(edits, tokens):
+    return np.array(edits, float), np.array(tokens, float)
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(0, 0, 3.689), (1, 0.0253, 5.572), (10, 4.795, 18.39), (100, 81.36, 121.6)]
+)
+def test_intervals_are_those_of_poisson(count, low, high):
+    """Garwood's exact limits, to 1 % of the number of edits or 0.03; one edit in each recording is no cluster."""
+    found = share_of(*spread([1] * count + [0] * (400 - count), [5] * 400))
+    assert found.value == pytest.approx(count / 2000)
+    assert 2000 * found.low == pytest.approx(low, rel=0.01, abs=0.03)
+    assert 2000 * found.high == pytest.approx(high, rel=0.01)
+    assert share_of(*spread([1], [5]), doubt=0.02).high > share_of(*spread([1], [5])).high
+
+
+def test_intervals_hold_for_edits_that_come_together():
+    """Edits in a tenth of the recordings, five on average: the upper end lies below the truth in about 2.5 %."""
+    random, above, naive = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        edits = random.binomial(1, 0.1, 80) * (1 + random.poisson(4, 80))
+        found = share_of(*spread(edits, [20] * 80))
+        above += found.high < 0.1 * 5 / 20
+        naive += share_of(*spread([edits.sum()], [1600])).high < 0.1 * 5 / 20
+    assert above <= 0.05 * 400 < naive
+    assert share_of(*spread([3, 0], [9, 9]), times=50).high < share_of(*spread([3, 0], [9, 9])).high
+
+
+def test_decoders_cross_attention_counts(bundle, features, tmp_path):
+    """With an outlier in the encoder's output, which CTC head and cross attention read, these cost most."""
+
+    def add_outlier(models):
+        (site,) = (site for site in sites_of(*models) if site.name == "encoder_out")
+        scale(site, np.where(np.arange(len(site.columns)) == 5, -9, 0))
+
+    source = rewritten_together(bundle, tmp_path / "float32", add_outlier)
+    made, _ = quantize_bundle(source.path, tmp_path / "int8", recipe("int8"))
+    layers = sorted(DamageMeter([source, made], features).measure().layers, key=lambda item: -item.alone[-1])
+    assert layers[0].layer == "ctc.ctc_lo"
+    worst = next(item for item in layers if item.layer.startswith("decoder"))
+    assert worst.layer == "decoder.left_decoder.decoders.0.src_attn"
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path):
+    """Not those of processes that live, nor new ones that theirs has not locked yet."""
+    killed, new, ancient = (tmp_path / f"{TEMPORARY}{name}" for name in ("killed", "new", "ancient"))
+    for folder in (killed, new, ancient):
+        folder.mkdir()
+    (killed / "lock").touch()
+    os.utime(ancient, (0, 0))
+    with temporary_folder(tmp_path) as living, temporary_folder(tmp_path) as other:
+        assert sorted(tmp_path.iterdir()) == sorted([living, other, new])
+    assert list(tmp_path.iterdir()) == [new]
+
+
+def test_what_cannot_be_met_is_refused_before_anything_is_measured(bundle, many, tmp_path, monkeypatch):
+    """A size that the smallest formats do not have, recordings that cannot show so few changes, nothing to resume."""
+    monkeypatch.setattr("u2moe.quantize.run.recorded", Mock(side_effect=AssertionError("measured")))
+    calibrated, out = recipe("int8", calibration=sorted(many.iterdir())), tmp_path / "out"
+    with pytest.raises(QuantizationError, match=r"at most 0.1 MB\): the smallest formats, int8, take 0\.\d\d MB"):
+        quantize_bundle(bundle.path, out, calibrated, goal=Goal(max_bytes=1e5))
+    with pytest.raises(
+        AudioError, match=r"out of 24 s: to show that at most 0.50% .* takes at least 734 tokens, about"
+    ):
+        quantize_bundle(bundle.path, out, calibrated, goal=Goal(max_damage=0.005))
+    for own in (recipe("int8"), calibrated):
+        with pytest.raises(ValueError, match="resume keeps measurements of damage, which need limits and recordings"):
+            quantize_bundle(bundle.path, out, own, goal=Goal(resume=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_holds_if_the_end_of_its_interval_does(bundle, many, tmp_path, monkeypatch):
+    """In nats here; if more recordings would show it the error says how much, and each try has half of the doubt."""
+    calibrated = recipe("int8-experts", calibration=sorted(many.iterdir()))
+    doubts, holds = [], FormatSearch._holds
+
+    def noted(search, found, doubt, times=1.0):
+        doubts.append(doubt)
+        return holds(search, found, doubt, times)
+
+    monkeypatch.setattr(FormatSearch, "_holds", noted)
+    made, report = quantize_bundle(
+        bundle.path, tmp_path / "out", calibrated, audio=[many / "0.wav"], goal=Goal(max_divergence=3e-5)
+    )
+    written = report["damage"]["written"]
+    assert 0 < written["divergence"]["value"] < written["divergence"]["high"] <= 3e-5
+    assert made.manifest.quantization["goal"]["max_divergence"] == 3e-5
+    assert {0.05 / 2**index for index in range(len(set(doubts)))} == set(doubts)
+    few = measured_difference(edits=1, tokens=500)
+    search = FormatSearch.__new__(FormatSearch)
+    search._goal = Goal(max_damage=0.005)
+    assert not search._holds(few, 0.05)
+    assert re.search(r"100 s of recordings judge, about \d\d\d s would show it", search._audio_needed(few, 0.05))
+    many_edits = measured_difference(edits=10, tokens=500)
+    assert search._audio_needed(many_edits, 0.05) == "more recordings would not change that"
+
+
+def measured_difference(edits, tokens):
+    rows = np.arange(10) < edits
+    return Difference(
+        edits=np.array([rows]).T * 1.0, tokens=np.full((10, 1), tokens / 10), divergences=rows * 0.1,
+        frames=np.full(10, 100), seconds=100.0,
+    )  # fmt: skip
 
 
 def measured(layer, alone, sizes):
