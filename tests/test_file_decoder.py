@@ -104,6 +104,7 @@ LIMITED = {
 }
 
 
+@pytest.mark.slow
 def test_what_a_file_does_to_the_process_ends_there(own, monkeypatch):
     monkeypatch.setattr(decoder, "_CODE", ODD)
     for name, told in (DEATHS | (LIMITED if HAS_LIMITS else {})).items():
@@ -128,6 +129,7 @@ def test_what_stands_still_is_ended(own, monkeypatch):
         read(own, CLIP.read_bytes(), "spin")
 
 
+@pytest.mark.slow
 def test_headers_without_end_take_limited_time(own, monkeypatch):
     """Empty chunks, for which libsndfile takes seconds: before the audio they are counted, after it time is limited."""
     monkeypatch.setattr(decoder, "_CODE", ODD)

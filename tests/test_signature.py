@@ -86,6 +86,7 @@ def damaged(signed, tmp_path):
     return folders
 
 
+@pytest.mark.slow
 def test_a_demanded_key_must_have_signed(signed, keys, damaged):
     for names in (["old"], ["new"], ["other", "new"]):  # programs with older, newer and with several keys
         bundle = Bundle.open(signed, public_keys=[keys[name] for name in names])

@@ -77,7 +77,7 @@ class FeatureExtractor:
 
     @property
     def duration(self) -> float:
-        """Seconds of samples extractor."""
+        """Seconds of samples received."""
         return self.num_samples / self._sample_rate
 
     @property
