@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -106,29 +106,23 @@ class FileDecoder:
 
     def __init__(self) -> None:
         self.stated_s = 0.0
+        self._num_reads = 0  # of the latest exchange
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
-        self._lock = threading.Lock()  # of whoever talks to the process
+        self._lock = threading.RLock()  # of whoever talks to the process
 
     def start(self) -> None:
         """Start the process unless it runs, without waiting for it; not while a file is decoded."""
         with self._lock:
-            self._start()
-
-    def _start(self) -> None:
-        if (self._process is not None and self._process.poll() is None) or self._is_stopped:
-            return
-        self._release()
-        environment = {name: value for name, value in os.environ.items() if name.upper().startswith(_KEPT)}
-        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
-        self._process = subprocess.Popen(  # noqa: S603 - this program
-            [sys.executable, "-P", "-c", _CODE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
+            if (self._process is not None and self._process.poll() is None) or self._is_stopped:
+                return
+            self._release()
+            environment = {name: value for name, value in os.environ.items() if name.upper().startswith(_KEPT)}
+            environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+            command, pipe = [sys.executable, "-P", "-c", _CODE], subprocess.PIPE
+            self._process = subprocess.Popen(  # noqa: S603 - this program
+                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment
+            )
 
     def stop(self) -> None:
         """End the process; a file that it decodes ends with an error. From any thread."""
@@ -164,52 +158,44 @@ class FileDecoder:
 
     def _ask(self, file: IO[bytes], name: str, message: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
         """The answer to a message. A process that ended before it read any of a file did so for another reason."""
-        for _ in range(2):
-            num_reads = 0
-
-            def serve(place: bytes) -> bytes:
-                nonlocal num_reads
-                num_reads += 1
-                position, length = _PLACE.unpack(place)
-                file.seek(position)
-                return file.read(min(length, _MOST_MESSAGE))
-
-            with self._lock:
+        may_repeat = is_first = message[0] == _OPEN
+        with self._lock:
+            while True:
                 try:
-                    if message[0] == _OPEN:
-                        self._start()
-                    return self._exchange(message, serve)
-                except _EndedError as error:
-                    self._release()
-                    if num_reads or message[0] != _OPEN or self._is_stopped:
+                    if is_first:
+                        self.start()
+                    return self._exchange(file, message)
+                except BaseException as error:
+                    self._release()  # it has ended, or waits for bytes that cannot be read
+                    if not isinstance(error, _EndedError):
+                        raise
+                    if self._num_reads or not may_repeat:
                         raise DecoderError(f"{name}: cannot be decoded: {error}") from None
-                except BaseException:  # the file cannot be read, and the process waits for its bytes
-                    self._release()
-                    raise
-        raise DecoderError(f"{name}: cannot be decoded: the process that decodes files does not start")
+                    may_repeat = False
 
-    def _exchange(self, message: tuple[bytes, bytes], serve: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
-        process = self._process
+    def _exchange(self, file: IO[bytes], message: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+        process, begin, self._num_reads = self._process, time.monotonic(), 0
         if process is None or process.stdin is None or process.stdout is None:
             raise _EndedError("the process that decodes files has ended")
-        channel, begin = _Channel(process.stdout, process.stdin), time.monotonic()
-        timer = threading.Timer(_PATIENCE_S, process.kill)
+        channel, timer = _Channel(process.stdout, process.stdin), threading.Timer(_PATIENCE_S, process.kill)
         timer.start()
         try:
             channel.send(*message)
             while True:
                 kind, content = channel.receive()
                 if kind == _READ:
-                    channel.send(_DATA, serve(content))
+                    self._num_reads += 1
+                    position, length = _PLACE.unpack(content)
+                    file.seek(position)
+                    channel.send(_DATA, file.read(min(length, _MOST_MESSAGE)))
                 elif kind == _LENGTH:
                     (self.stated_s,) = _SECONDS.unpack(content)
                 else:
                     return kind, content
         except (_EndedError, struct.error):
             process.kill()
-            code = process.wait()
             is_late = time.monotonic() - begin >= _PATIENCE_S
-            raise _EndedError("it takes too long" if is_late else _reason(code)) from None
+            raise _EndedError("it takes too long" if is_late else _reason(process.wait())) from None
         finally:
             timer.cancel()
 
