@@ -38,6 +38,9 @@ from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.validation import checked_options
 
+Buffers = Iterator[npt.NDArray[np.float32]]
+"""Samples of one channel, a buffer at a time."""
+
 
 class Recognizer:
     """Recognises speech with the model of a bundle.
@@ -205,7 +208,7 @@ class Recognizer:
 
     def transcribe(
         self,
-        audio: File | RawAudio | npt.ArrayLike,
+        audio: File | RawAudio | npt.ArrayLike | Buffers,
         sample_rate: float | None = None,
         *,
         options: DecodingOptions | None = None,
@@ -225,8 +228,8 @@ class Recognizer:
         `complete`, and its `error` gives the reason.
 
         Args:
-            audio: an audio file (a path, its bytes, or a binary file object), `RawAudio`, or samples of one channel
-                (float32 in [-1, 1] or int16).
+            audio: an audio file (a path, its bytes, or a binary file object), `RawAudio`, samples of one channel
+                (float32 in [-1, 1] or int16), or an iterator of buffers of such samples, float32 at the model's rate.
             sample_rate: sample rate of an array in Hz; None: the model's. Files have their own.
             options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
             hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
@@ -249,7 +252,7 @@ class Recognizer:
 
     def segments(
         self,
-        audio: File | RawAudio | npt.ArrayLike,
+        audio: File | RawAudio | npt.ArrayLike | Buffers,
         sample_rate: float | None = None,
         *,
         options: DecodingOptions | None = None,
@@ -272,8 +275,12 @@ class Recognizer:
         return self._until_damage(reader, results)
 
     def _samples(
-        self, audio: File | RawAudio | npt.ArrayLike, sample_rate: float | None, channel: int | None, track: int | None
-    ) -> Iterator[npt.NDArray[np.float32]]:
+        self,
+        audio: File | RawAudio | npt.ArrayLike | Buffers,
+        sample_rate: float | None,
+        channel: int | None,
+        track: int | None,
+    ) -> Buffers:
         """Samples of a file or array at the model's rate, in reader."""
         model_rate = self.bundle.manifest.features.sample_rate
         if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | RawAudio) or hasattr(audio, "read"):
@@ -282,12 +289,16 @@ class Recognizer:
             return read_blocks(cast("File | RawAudio", audio), model_rate, channel=channel, track=track)
         if channel is not None or track is not None:
             raise ValueError("channel and track are only for files: an array has one channel")
+        if isinstance(audio, Iterator):
+            if sample_rate is not None:
+                raise ValueError("sample_rate is only for arrays: buffers are at the model's")
+            return audio
         samples = cast("npt.ArrayLike", audio)
         return convert(samples, model_rate if sample_rate is None else sample_rate, model_rate)
 
     def _recognize(
         self,
-        samples: Iterator[npt.NDArray[np.float32]],
+        samples: Buffers,
         options: DecodingOptions | None,
         hotwords: Hotwords | ContextGraph | None,
         vad: VoiceActivityDetector | None,

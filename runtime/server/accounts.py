@@ -114,7 +114,7 @@ class Connections:
     def enter(self, connection: socket.socket) -> Visit | None:
         """Count a connection; None if there are too many, or its address owes too much."""
         peer = _peer_of(connection)
-        address, now = _site_of(peer), time.monotonic()
+        address, now = site_of(peer), time.monotonic()
         is_free = peer is None or self._is_proxy(peer)
         if self.num_open >= self.limit or (self.num_by_address[address] >= self._most_of_one and not is_free):
             return None
@@ -225,7 +225,7 @@ def _peer_of(connection: socket.socket) -> Address | None:
         return None
 
 
-def _site_of(peer: Address | None) -> str:
+def site_of(peer: Address | None) -> str:
     """The client's address for limits: of IPv6 the network."""
     if peer is None or peer.version == 4:
         return str(peer)

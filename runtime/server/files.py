@@ -12,19 +12,12 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import IO, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from u2moe.runtime.audio.decoder import FileDecoder
-from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.options import DecodingOptions
-from u2moe.runtime.recognition import RecordingReader, recognize
-from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.admission import Admission
 from u2moe.runtime.server.errors import StoppingError, StorageError, TooLargeError, UnavailableError
@@ -57,9 +50,9 @@ class FilePlace:
     num_bytes: int = 0
 
     def store(self, num_bytes: int) -> None:
-        """Count bytes that are stored; StorageError: several files of the client leave less room than they take."""
-        looks, self.num_bytes = self.num_bytes // _LOOK_BYTES, self.num_bytes + num_bytes
-        if len(self.of_client) == 1 or self.num_bytes // _LOOK_BYTES == looks:
+        """So many bytes are stored; StorageError: several files of the client leave less room than they take."""
+        before, self.num_bytes = self.num_bytes, num_bytes
+        if len(self.of_client) == 1 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
             return
         if sum(each.num_bytes for each in self.of_client) > shutil.disk_usage(tempfile.gettempdir()).free:
             raise StorageError.of(OSError(errno.EDQUOT, "the client has its share"))
@@ -175,10 +168,7 @@ class FileTask:
         queue: the files that are to be recognised.
         client: who has sent it.
         file: the open file.
-        name: its name in messages.
-        recognizer: recognises it.
-        options: how to decode.
-        hotwords: phrases to prefer; None: the recogniser's.
+        recognize: decodes it and returns its segments, given the option `on_progress`.
 
     Attributes:
         client: as above.
@@ -187,21 +177,13 @@ class FileTask:
     """
 
     def __init__(
-        self,
-        queue: FileQueue,
-        client: str,
-        file: IO[bytes],
-        name: str,
-        recognizer: Recognizer,
-        options: DecodingOptions,
-        hotwords: ContextGraph | None,
+        self, queue: FileQueue, client: str, file: IO[bytes], recognize: Callable[..., Iterator[Result]]
     ) -> None:
         self.client = client
         self.duration = self.whole_s = 0.0
         self._arrival = time.perf_counter()
         self._queue = queue
-        self._file, self._name = file, name
-        self._recognizer, self._options, self._hotwords = recognizer, options, hotwords
+        self._recognize = recognize
         self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
@@ -243,7 +225,7 @@ class FileTask:
         queue.metrics.observe("file_wait_seconds", begin - self._arrival)
         try:
             self._check(0.0)
-            for segment in self._recognize():
+            for segment in self._recognize(on_progress=self._check):
                 self._tell(segment)
                 queue.metrics.count("results", "final")
             self._tell(StopAsyncIteration())
@@ -253,29 +235,11 @@ class FileTask:
         queue.metrics.count("audio_seconds", "file", self.duration)
         queue.metrics.count("compute_seconds", "file", time.perf_counter() - begin)
 
-    def _recognize(self) -> Iterator[Result]:
-        """Its segments, and at the end the error at which it breaks off, if it does."""
-        rate = self._recognizer.bundle.manifest.features.sample_rate
-        stream = self._recognizer.create_recording_stream(self._options, hotwords=self._hotwords)
-        reader = RecordingReader(self._buffers(rate), rate, self._check)
-        yield from recognize(self._recognizer.decode_streams, stream, reader)
-        if reader.error is not None:
-            raise reader.error
-
-    def _buffers(self, rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        for buffer in self._queue.decoder.read(self._file, self._name, rate):
-            self.whole_s = self._queue.decoder.stated_s
-            self._check_length(self.whole_s)
-            yield buffer
-
     def _check(self, seconds: float) -> None:
-        self.duration = seconds
+        self.duration, self.whole_s = seconds, self._queue.decoder.stated_s if seconds else 0.0
         if self._is_abandoned.is_set() or self._queue.is_cut.is_set():
             raise _AbandonedError
-        self._check_length(seconds)
-
-    def _check_length(self, seconds: float) -> None:
-        if seconds > self._queue.max_duration_s:
+        if max(self.duration, self.whole_s) > self._queue.max_duration_s:
             raise TooLargeError(f"the audio of a file may last {self._queue.max_duration_s:g} seconds", "file")
 
     def _tell(self, item: Result | Exception) -> None:

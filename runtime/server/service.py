@@ -14,6 +14,7 @@ from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.access import KEY, Key, Keys
+from u2moe.runtime.server.accounts import site_of
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
@@ -24,8 +25,6 @@ from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.served_stream import ServedStream
 
-_IPV6_SITE = 64
-"""Bits of an IPv6 address that a client cannot choose."""
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
 """Seconds for the last results of interrupted streams."""
@@ -88,14 +87,11 @@ class Service:
         """Whom a request is from, for shares: its key where there are several, else its address; "": not known."""
         if (key := scope[KEY]) is not None and len(self.keys.by_name) > 1:
             return f"key {key.name}"
-        host = (scope.get("client") or ("",))[0]
+        host: str = (scope.get("client") or ("",))[0]
         try:
-            address = ipaddress.ip_address(host)
+            return site_of(ipaddress.ip_address(host))
         except ValueError:
-            return str(host)
-        if address.version == 4 or address.ipv4_mapped:
-            return str(getattr(address, "ipv4_mapped", None) or address)
-        return str(ipaddress.ip_network((address, _IPV6_SITE), strict=False))
+            return host
 
     @contextlib.contextmanager
     def share_of(self, key: Key | None) -> Iterator[None]:

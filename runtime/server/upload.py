@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import IO
@@ -25,6 +24,7 @@ from u2moe.runtime.server.errors import (
     in_openai_form,
     status_of,
 )
+from u2moe.runtime.server.files import FilePlace
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.patience import Patience
 from u2moe.runtime.server.transport import LEAST_BYTES_PER_S
@@ -62,8 +62,8 @@ class Body:
         least = LEAST_BYTES_PER_S * limits.idle_s
         self._patience = Patience(limits.idle_s, least, "bytes", lambda: self._size)
 
-    async def receive_form(self, store: Callable[[int], object]) -> Upload:
-        """The form, with a file named "file". `store` is told the bytes as they come, and may refuse them.
+    async def receive_form(self, place: FilePlace) -> Upload:
+        """The form, with a file named "file", which takes a place.
 
         Raises:
             RequestError: not a form, damaged, or without a file.
@@ -74,7 +74,7 @@ class Body:
         """
         declared = self._request.headers.get("content-length", "")
         self._check_size(int(declared) if declared.isdecimal() else 0)
-        limited = Request(self._request.scope, partial(self._receive, store))
+        limited = Request(self._request.scope, partial(self._receive, place))
         try:
             form = await limited.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
         except ClientDisconnect as error:
@@ -98,14 +98,13 @@ class Body:
                     message = await self._request.receive()
                     self._has_more = message.get("more_body", False)
 
-    async def _receive(self, store: Callable[[int], object]) -> Message:
+    async def _receive(self, place: FilePlace) -> Message:
         """The next ASGI message of the request."""
         message = await self._patience.wait_for(self._request.receive)
         self._has_more = message.get("more_body", False)
-        num_bytes = len(message.get("body", b""))
-        self._size += num_bytes
+        self._size += len(message.get("body", b""))
         self._check_size(self._size)
-        store(num_bytes)
+        place.store(self._size)
         return message
 
     def _check_size(self, size: int) -> None:

@@ -237,9 +237,9 @@ class HeldRecognizer:
             self._wait()
         self._recognizer.decode_streams(streams)
 
-    def create_recording_stream(self, *args, **kwargs):
+    def segments(self, *args, **kwargs):
         self._wait()
-        return self._recognizer.create_recording_stream(*args, **kwargs)
+        return self._recognizer.segments(*args, **kwargs)
 
     def _wait(self):
         self.is_held.set()

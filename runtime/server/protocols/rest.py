@@ -77,7 +77,7 @@ async def _transcribe(service: Service, request: Request) -> Response:
             place = stack.enter_context(service.files.place(client := service.client_of(request.scope)))
             service.metrics.count("connections", PROTOCOL.name)
             with service.files.wait():
-                upload = await body.receive_form(place.store)
+                upload = await body.receive_form(place)
             wanted, task = await _begin(upload, client, service)
             stack.callback(task.leave)
             content = _events(service, wanted, task) if wanted.is_stream else _whole(wanted, task)
@@ -103,7 +103,10 @@ async def _begin(upload: Upload, client: str, service: Service) -> tuple[_Wanted
     except BaseException:
         upload.file.close()
         raise
-    return wanted, FileTask(service.files, client, upload.file, upload.name, model.recognizer, decoding, hotwords)
+    rate = model.recognizer.bundle.manifest.features.sample_rate
+    buffers = service.files.decoder.read(upload.file, upload.name, rate)
+    recognize = partial(model.recognizer.segments, buffers, options=decoding, hotwords=hotwords)
+    return wanted, FileTask(service.files, client, upload.file, recognize)
 
 
 class _Streamed(StreamingResponse):
