@@ -184,7 +184,7 @@ DAMAGES = [
     (edited("decoding", ctc_weight="a"), "BundleError: bundle.json: decoding: ctc_weight: found 'a', expected"),
     (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files: ctc.ort: field 'sha256' is missing"),
     (
-        edited("files", **{"../ctc.ort": {}}),
+        edited("files", **{"../ctc.ort": {"sha256": "", "size": 1}}),
         "BundleError: bundle.json: files: found '../ctc.ort', expected a plain file",
     ),
     (edited("files", **{"ctc.ort": {"sha256": "", "size": 1}}), "BundleError: bundle.json: files.ctc.ort: found {"),
