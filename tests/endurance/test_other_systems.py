@@ -12,6 +12,7 @@ import conformance
 import pytest
 import soundfile
 from browsing import BROWSER
+from compiled import CHECKS, ROOT, SOURCE, cmake
 from other_runtimes import assert_same_segments, recognized
 
 from u2moe.runtime import Recognizer, SessionSettings
@@ -21,7 +22,6 @@ from u2moe.runtime.text.word_errors import WordErrors
 
 pytestmark = [pytest.mark.slow, pytest.mark.endurance]
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "examples" / "cpp"
 AARCH64 = ROOT / "build" / "aarch64" / "build" / "u2moe_transcribe"
 WINDOWS = BROWSER / "node_modules" / "onnxruntime-node" / "bin" / "napi-v6" / "win32" / "x64"
@@ -59,15 +59,48 @@ def recordings(tmp_path_factory):
     return files
 
 
-@pytest.mark.skipif(
+needs_windows = pytest.mark.skipif(
     not (WINDOWS / "onnxruntime.dll").is_file() or not Path(WINE).is_file() or shutil.which(MINGW) is None,
     reason="needs npm's onnxruntime-node, and apt-get install g++-mingw-w64-x86-64-posix wine64 ninja-build",
 )
+CROSS = ["-DCMAKE_SYSTEM_NAME=Windows", "-DCMAKE_SYSTEM_PROCESSOR=x86_64", f"-DCMAKE_CXX_COMPILER={MINGW}"]
+
+
+@needs_windows
+def test_the_dll_of_windows_needs_no_other_but_onnxruntime(tmp_path):
+    """A C program runs beside what was installed, which shows the functions of the header and no other."""
+    settings = [*CROSS, f"-DONNXRUNTIME_ROOT={WINDOWS}", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_TYPE=None"]
+    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    cmake("-G", "Ninja", "-S", SOURCE, "-B", build, "-DCMAKE_UNITY_BUILD=ON", *settings)
+    cmake("--build", build, "--target", "u2moe")
+    cmake("--install", build, "--prefix", prefix)
+    assert {file.name for file in (prefix / "bin").iterdir()} == {"u2moe.dll", "onnxruntime.dll"}
+    command = ["x86_64-w64-mingw32-objdump", "-p", prefix / "bin" / "u2moe.dll"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"DLL Name: (\S+)", listed)) == {"KERNEL32.dll", "msvcrt.dll", "onnxruntime.dll"}
+    exported = re.findall(r"^\s*\[ *\d+\].* (\w+)$", listed.partition("[Ordinal/Name Pointer] Table")[2], re.MULTILINE)
+    assert exported == (SOURCE / "u2moe.symbols").read_text(encoding="utf-8").split()
+    program = [
+        prefix / "bin" / "consumer.exe",
+        "-DU2MOE_SHARED",
+        f"-I{prefix / 'include'}",
+        f"-L{prefix / 'lib'}",
+        "-lu2moe",
+    ]
+    subprocess.run([MINGW.replace("g++", "gcc"), CHECKS / "consumer_c" / "main.c", "-o", *program], check=True)
+    environment = {**os.environ, "WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all"}
+    done = subprocess.run([WINE, program[0]], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (
+        0,
+        "U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read",
+    )
+
+
+@needs_windows
 def test_windows_recognises_the_same(recordings, tmp_path):
     """With native kernels on either side, which make them equal to the last digit."""
     pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
-    settings = ["-DCMAKE_SYSTEM_NAME=Windows", f"-DCMAKE_CXX_COMPILER={MINGW}", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
-    settings += ["-DCMAKE_SYSTEM_PROCESSOR=x86_64", f"-DONNXRUNTIME_ROOT={WINDOWS}"]
+    settings = [*CROSS, "-DCMAKE_EXE_LINKER_FLAGS=-static", f"-DONNXRUNTIME_ROOT={WINDOWS}"]
     subprocess.run(["cmake", "-G", "Ninja", "-S", PROGRAM, "-B", tmp_path, *settings], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", tmp_path], check=True, capture_output=True)
     shutil.copy(WINDOWS / "onnxruntime.dll", tmp_path)

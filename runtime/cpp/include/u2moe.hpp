@@ -72,7 +72,7 @@ using Vad = Handle<u2moe_vad, u2moe_vad_free>;
 /// Members are those of u2moe_result_view, and live as long as the result.
 class ResultView : public u2moe_result_view {
  public:
-  explicit ResultView(u2moe_result handle) : u2moe_result_view(), handle_(handle) {
+  ResultView(u2moe_result handle) : u2moe_result_view(), handle_(handle) {  // NOLINT: as callbacks give it
     size = sizeof(u2moe_result_view);
     check(u2moe_result_get(handle, this));
   }
@@ -199,18 +199,10 @@ class Transcriber {
     u2moe_transcriber_callbacks calls;
     check(u2moe_transcriber_callbacks_init(&calls, sizeof calls));
     calls.context = callbacks_.get();
-    calls.on_partial = [](void* context, u2moe_result result) {
-      guarded(context, [&](const Callbacks& own) { own.on_partial ? own.on_partial(ResultView(result)) : void(); });
-    };
-    calls.on_final = [](void* context, u2moe_result result) {
-      guarded(context, [&](const Callbacks& own) { own.on_final ? own.on_final(ResultView(result)) : void(); });
-    };
-    calls.on_error = [](void* context, u2moe_error error, const char* message) {
-      guarded(context, [&](const Callbacks& own) { own.on_error ? own.on_error(error, message) : void(); });
-    };
-    calls.on_speech = [](void* context, std::int32_t is_speech, double time) {
-      guarded(context, [&](const Callbacks& own) { own.on_speech ? own.on_speech(is_speech != 0, time) : void(); });
-    };
+    calls.on_partial = [](void* context, u2moe_result result) { call(context, &Callbacks::on_partial, result); };
+    calls.on_final = [](void* context, u2moe_result result) { call(context, &Callbacks::on_final, result); };
+    calls.on_error = [](void* context, u2moe_error error, const char* message) { call(context, &Callbacks::on_error, error, message); };
+    calls.on_speech = [](void* context, std::int32_t is_speech, double time) { call(context, &Callbacks::on_speech, is_speech != 0, time); };
     handle_ = Handle<u2moe_transcriber, u2moe_transcriber_free>(given_by<u2moe_transcriber>(u2moe_transcriber_create, recognizer, &options, &calls));
   }
   Transcriber(Transcriber&&) = default;
@@ -229,11 +221,11 @@ class Transcriber {
 
  private:
   // Exceptions may not pass through the library.
-  template <class Work>
-  static void guarded(void* context, Work work) noexcept {
+  template <class Function, class... Arguments>
+  static void call(void* context, Function Callbacks::*function, Arguments... arguments) noexcept {
     const Callbacks& own = *static_cast<const Callbacks*>(context);
     try {
-      work(own);
+      if (own.*function) (own.*function)(arguments...);
     } catch (const std::exception& error) {
       if (own.on_error) own.on_error(U2MOE_INTERNAL_ERROR, error.what());  // if this throws, too, the program ends
     }

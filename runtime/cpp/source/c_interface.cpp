@@ -315,14 +315,10 @@ Floats scaled(const int16_t* samples, std::size_t num) {
 
 Floats copied(const float* samples, std::size_t num) { return array(samples, num, "samples") ? Floats(samples, samples + num) : Floats(); }
 
-template <class Work>
-u2moe_error with_stream(u2moe_stream handle, Work work) {
-  return guarded([&] { work(*registry().find<Stream>(handle)); });
-}
-
-template <class Work>
-u2moe_error with_transcriber(u2moe_transcriber handle, Work work) {
-  return guarded([&] { work(*registry().find<Transcriber>(handle)); });
+// Works with the object of a handle, which lives until the call returns.
+template <class T, class Handle, class Work>
+u2moe_error with(Handle handle, Work work) {
+  return guarded([&] { work(*registry().find<T>(handle)); });
 }
 
 Events events_of(const u2moe_transcriber_callbacks& calls) {
@@ -497,27 +493,27 @@ u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_
 }
 
 u2moe_error u2moe_stream_accept_waveform(u2moe_stream stream, int32_t sample_rate, const float* samples, size_t num_samples) {
-  return with_stream(stream, [&](Stream& it) { it.accept_waveform(sample_rate, array(samples, num_samples, "samples"), num_samples); });
+  return with<Stream>(stream, [&](Stream& it) { it.accept_waveform(sample_rate, array(samples, num_samples, "samples"), num_samples); });
 }
 
 u2moe_error u2moe_stream_accept_waveform_int16(u2moe_stream stream, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
-  return with_stream(stream, [&](Stream& it) { it.accept_waveform(sample_rate, scaled(samples, num_samples).data(), num_samples); });
+  return with<Stream>(stream, [&](Stream& it) { it.accept_waveform(sample_rate, scaled(samples, num_samples).data(), num_samples); });
 }
 
 u2moe_error u2moe_stream_feed(u2moe_stream stream, int32_t sample_rate, const float* samples, size_t num_samples) {
-  return with_stream(stream, [&](Stream& it) { it.feed(sample_rate, copied(samples, num_samples)); });
+  return with<Stream>(stream, [&](Stream& it) { it.feed(sample_rate, copied(samples, num_samples)); });
 }
 
 u2moe_error u2moe_stream_feed_int16(u2moe_stream stream, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
-  return with_stream(stream, [&](Stream& it) { it.feed(sample_rate, scaled(samples, num_samples)); });
+  return with<Stream>(stream, [&](Stream& it) { it.feed(sample_rate, scaled(samples, num_samples)); });
 }
 
 u2moe_error u2moe_stream_feed_finished(u2moe_stream stream) {
-  return with_stream(stream, [](Stream& it) { it.finish(); });
+  return with<Stream>(stream, [](Stream& it) { it.finish(); });
 }
 
 u2moe_error u2moe_stream_queued(u2moe_stream stream, double* seconds) {
-  return with_stream(stream, [&](Stream& it) { *needed(seconds, "seconds") = it.queued_s(); });
+  return with<Stream>(stream, [&](Stream& it) { *needed(seconds, "seconds") = it.queued_s(); });
 }
 
 u2moe_error u2moe_decode_streams(const u2moe_stream* streams, size_t num_streams) {
@@ -531,19 +527,19 @@ u2moe_error u2moe_decode_streams(const u2moe_stream* streams, size_t num_streams
 }
 
 u2moe_error u2moe_stream_failure(u2moe_stream stream) {
-  return with_stream(stream, [](Stream& it) { it.check_failure(); });
+  return with<Stream>(stream, [](Stream& it) { it.check_failure(); });
 }
 
 u2moe_error u2moe_stream_cancel(u2moe_stream stream) {
-  return with_stream(stream, [](Stream& it) { it.cancel(); });
+  return with<Stream>(stream, [](Stream& it) { it.cancel(); });
 }
 
 u2moe_error u2moe_stream_input_finished(u2moe_stream stream) {
-  return with_stream(stream, [](Stream& it) { it.input_finished(); });
+  return with<Stream>(stream, [](Stream& it) { it.input_finished(); });
 }
 
 u2moe_error u2moe_stream_take_segment(u2moe_stream stream, u2moe_result* result) {
-  return with_stream(stream, [&](Stream& it) {
+  return with<Stream>(stream, [&](Stream& it) {
     needed(result, "result");
     std::optional<Result> segment = it.take_segment();
     if (segment) {
@@ -555,19 +551,19 @@ u2moe_error u2moe_stream_take_segment(u2moe_stream stream, u2moe_result* result)
 }
 
 u2moe_error u2moe_stream_get_result(u2moe_stream stream, u2moe_result* result) {
-  return with_stream(stream, [&](Stream& it) { registry().add(std::make_shared<OpenResult>(it.result()), needed(result, "result")); });
+  return with<Stream>(stream, [&](Stream& it) { registry().add(std::make_shared<OpenResult>(it.result()), needed(result, "result")); });
 }
 
 u2moe_error u2moe_stream_is_endpoint(u2moe_stream stream, int32_t* is_endpoint) {
-  return with_stream(stream, [&](Stream& it) { *needed(is_endpoint, "is_endpoint") = it.has_segments(); });
+  return with<Stream>(stream, [&](Stream& it) { *needed(is_endpoint, "is_endpoint") = it.has_segments(); });
 }
 
 u2moe_error u2moe_stream_is_speech(u2moe_stream stream, int32_t* is_speech) {
-  return with_stream(stream, [&](Stream& it) { *needed(is_speech, "is_speech") = it.is_speech(); });
+  return with<Stream>(stream, [&](Stream& it) { *needed(is_speech, "is_speech") = it.is_speech(); });
 }
 
 u2moe_error u2moe_stream_take_speech_event(u2moe_stream stream, u2moe_speech_event* event, int32_t* is_taken) {
-  return with_stream(stream, [&](Stream& it) {
+  return with<Stream>(stream, [&](Stream& it) {
     check_size(needed(event, "event")->size, sizeof *event, "u2moe_speech_event", sizeof *event);
     needed(is_taken, "is_taken");
     const std::optional<SpeechEvent> found = it.take_speech_event();
@@ -577,7 +573,7 @@ u2moe_error u2moe_stream_take_speech_event(u2moe_stream stream, u2moe_speech_eve
 }
 
 u2moe_error u2moe_stream_reset(u2moe_stream stream) {
-  return with_stream(stream, [](Stream& it) { it.reset(); });
+  return with<Stream>(stream, [](Stream& it) { it.reset(); });
 }
 
 u2moe_error u2moe_stream_free(u2moe_stream stream) {
@@ -598,23 +594,23 @@ u2moe_error u2moe_transcriber_create(u2moe_recognizer recognizer, const u2moe_st
 }
 
 u2moe_error u2moe_transcriber_feed(u2moe_transcriber transcriber, int32_t sample_rate, const float* samples, size_t num_samples) {
-  return with_transcriber(transcriber, [&](Transcriber& it) { it.stream().feed(sample_rate, copied(samples, num_samples)); });
+  return with<Transcriber>(transcriber, [&](Transcriber& it) { it.stream().feed(sample_rate, copied(samples, num_samples)); });
 }
 
 u2moe_error u2moe_transcriber_feed_int16(u2moe_transcriber transcriber, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
-  return with_transcriber(transcriber, [&](Transcriber& it) { it.stream().feed(sample_rate, scaled(samples, num_samples)); });
+  return with<Transcriber>(transcriber, [&](Transcriber& it) { it.stream().feed(sample_rate, scaled(samples, num_samples)); });
 }
 
 u2moe_error u2moe_transcriber_queued(u2moe_transcriber transcriber, double* seconds) {
-  return with_transcriber(transcriber, [&](Transcriber& it) { *needed(seconds, "seconds") = it.stream().queued_s(); });
+  return with<Transcriber>(transcriber, [&](Transcriber& it) { *needed(seconds, "seconds") = it.stream().queued_s(); });
 }
 
 u2moe_error u2moe_transcriber_input_finished(u2moe_transcriber transcriber) {
-  return with_transcriber(transcriber, [](Transcriber& it) { it.stream().finish(); });
+  return with<Transcriber>(transcriber, [](Transcriber& it) { it.stream().finish(); });
 }
 
 u2moe_error u2moe_transcriber_wait(u2moe_transcriber transcriber) {
-  return with_transcriber(transcriber, [](Transcriber& it) {
+  return with<Transcriber>(transcriber, [](Transcriber& it) {
     it.stream().finish(true);
     it.wait();
     it.stream().check_failure();
@@ -622,7 +618,7 @@ u2moe_error u2moe_transcriber_wait(u2moe_transcriber transcriber) {
 }
 
 u2moe_error u2moe_transcriber_cancel(u2moe_transcriber transcriber) {
-  return with_transcriber(transcriber, [](Transcriber& it) { it.cancel(); });
+  return with<Transcriber>(transcriber, [](Transcriber& it) { it.cancel(); });
 }
 
 u2moe_error u2moe_transcriber_free(u2moe_transcriber transcriber) {
