@@ -15,8 +15,19 @@ import onnxruntime
 import pytest
 import soundfile
 from compiled import CHECKS, EXAMPLES, NEEDED, ONNXRUNTIME, ROOT, SOURCE, built_kernels, cmake, installed_library
-from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_version, with_activation, without
+from manifests import (
+    LATER,
+    LATER_FIELD,
+    LOST,
+    edit_manifest,
+    edited,
+    flipped,
+    of_later_version,
+    with_activation,
+    without,
+)
 from other_runtimes import assert_same_segments, recognized
+from signing import written_key
 from silero import write_vad
 
 import u2moe
@@ -24,9 +35,11 @@ from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings
 from u2moe.runtime.bundle_location import DEMO_FOLDER
+from u2moe.runtime.cli import main
 from u2moe.runtime.options import SEARCHES
 
 FULL = Path("/dev/full")
+HAS_OPENSSL = Path("/usr/include/openssl/evp.h").is_file()
 PROGRAM = ROOT / "examples" / "cpp"
 CONSUMER = CHECKS / "consumer"
 VALGRIND = shutil.which("valgrind")
@@ -48,13 +61,14 @@ class Installed:
     def __init__(self, folder, sanitizers):
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g1" if sanitizers else ""
         kernels = "ON" if sanitizers else built_kernels()
+        signatures = "-DU2MOE_SIGNATURES=ON" if HAS_OPENSSL else "-DU2MOE_SIGNATURES=OFF"
         common = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", ONNXRUNTIME]
-        settings = ["-DBUILD_SHARED_LIBS=ON", f"-DU2MOE_KERNELS={kernels}"]
+        settings = ["-DBUILD_SHARED_LIBS=ON", f"-DU2MOE_KERNELS={kernels}", signatures]
         self.prefix = installed_library(folder, *settings, flags=f"-O1 {flags}")
         self.library = self.prefix / "lib" / "libu2moe.so"
         found = [f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DBUILD={folder / 'library'}"]
         linked = "" if kernels in ("ON", "OFF") else kernels
-        programs = [*common, *found, f"-DKERNELS={linked}", f"-DCMAKE_CXX_FLAGS={flags}"]
+        programs = [*common, *found, f"-DKERNELS={linked}", f"-DCMAKE_CXX_FLAGS={flags}", signatures]
         build(folder / "programs", "all", *programs, source=CHECKS)
         self.checks = [folder / "programs" / "checks"]
         self.program = [folder / "programs" / "example" / "u2moe_transcribe"]
@@ -608,3 +622,31 @@ def test_valgrind_finds_nothing(bundle, sound, tmp_path):
     arguments = ["--hotwords", tmp_path / "hotwords.txt", bundle.path, tmp_path / "a.wav"]
     done = run([VALGRIND, *options, *program], *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_demanded_signature(check, bundle, tmp_path):
+    """By OpenSSL, where the library has it, and by a function of the program."""
+    for name in ("ours", "other"):
+        written_key(tmp_path, name)
+    folders = [shutil.copytree(bundle.path, tmp_path / str(number)) for number in range(3)]
+    for folder in folders[:2]:
+        assert main(["sign", str(folder), f"--key={tmp_path / 'ours'}"]) == 0
+    edit_manifest(folders[1], lambda manifest: manifest.update(producer="me"))
+    key, refused = tmp_path / "ours.pub", "U2MOE_SIGNATURE_ERROR: "
+    whole = ["U2MOE_OK: open"] * 2 if HAS_OPENSSL else [f"{refused}this library was built without", "U2MOE_OK: open"]
+    nobody = "U2MOE_INVALID_ARGUMENT: public_keys must name at least one key"
+    other, none = (
+        f"{refused}{folders[1]}/bundle.sig: is not of this bundle.json",
+        f"{refused}{folders[2]}/bundle.sig: missing",
+    )
+    expected = [
+        (folders[0], key, [*whole, f"{refused}{folders[0]}/bundle.sig: is not of this bundle.json", nobody]),
+        (folders[0], tmp_path / "other.pub", [f"{refused}{folders[0]}/bundle.sig: is signed by "] * 3),
+        (folders[2], key, [none] * 4),
+    ]
+    if HAS_OPENSSL:
+        expected.append((folders[1], key, [other]))
+    for folder, demanded, starts in expected:
+        lines = check("signed", folder, demanded).decode().splitlines()
+        for line, start in zip(lines, starts, strict=False):
+            assert line.startswith(start)

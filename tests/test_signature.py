@@ -7,23 +7,11 @@ import subprocess
 import pytest
 from javascript import needs_node, run_module
 from manifests import edit_manifest, flipped
+from signing import written_key
 
 from u2moe.runtime import Bundle, BundleWriter, IntegrityError, Recognizer, SessionSettings, SignatureError
 from u2moe.runtime.bundle.signature import PREFIX, key_id, public_key, signatures_in
 from u2moe.runtime.cli import main
-
-ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
-serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
-
-
-def written_key(folder, name):
-    """Files of a private and a public key, as openssl writes them; the text of the public one."""
-    key = ed25519.Ed25519PrivateKey.from_private_bytes(name.ljust(32).encode())
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    (folder / name).write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
-    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-    (folder / f"{name}.pub").write_bytes(public)
-    return public.decode()
 
 
 @pytest.fixture(scope="module")

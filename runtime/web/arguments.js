@@ -1,6 +1,6 @@
 /** Checks of what programs give. */
 
-import { AudioError, LanguageModelError } from './errors.js';
+import { AudioError, BundleError } from './errors.js';
 
 export const tag = (value) => Object.prototype.toString.call(value);
 
@@ -26,10 +26,10 @@ export function floats(samples) {
 }
 
 /** The bytes of a file that a program has read. */
-export function bytesOf(content) {
+export function bytesOf(content, name, Kind = BundleError) {
   if (ArrayBuffer.isView(content)) return new Uint8Array(content.buffer, content.byteOffset, content.byteLength);
   if (tag(content) === '[object ArrayBuffer]') return new Uint8Array(content);
-  throw new LanguageModelError(`a language model must be a Uint8Array or an ArrayBuffer, got ${tag(content)}`);
+  throw new Kind(`${name} must be a Uint8Array or an ArrayBuffer, got ${tag(content)}`);
 }
 
 /** @throws TypeError it is not onnxruntime. */

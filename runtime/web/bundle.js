@@ -1,5 +1,6 @@
 /** Reads a bundle from a URL or by a function: the manifest, and files that are verified by their digests. */
 
+import { bytesOf } from './arguments.js';
 import { BundleError, IntegrityError, SignatureError, U2moeError } from './errors.js';
 
 const MANIFEST = 'bundle.json', SIGNATURE = 'bundle.sig';
@@ -38,7 +39,7 @@ export async function openBundle(source, { parse, check, cache = 'u2moe', onProg
 
 /** Reads from a function of the program, a folder in Node, or the network. */
 function readerOf(source, cache, signal) {
-  if (typeof source?.read === 'function') return new Reader(source, signal);
+  if (typeof source?.read === 'function') return { read: (name) => readBy(source, name, signal) };
   let folder;
   try {
     const { href } = new URL(source, globalThis.location?.href);
@@ -47,7 +48,8 @@ function readerOf(source, cache, signal) {
     throw new BundleError(`${source}: is no URL; elsewhere than in a page, give file:///FOLDER or {read(name)}`, { cause: error });
   }
   const files = folder.protocol === 'file:' && globalThis.process?.getBuiltinModule?.('node:fs/promises');
-  return files ? new Reader({ read: (name, options) => files.readFile(new URL(name, folder), options) }, signal) : new UrlReader(folder, cache, signal);
+  if (!files) return new UrlReader(folder, cache, signal);
+  return readerOf({ read: (name, options) => files.readFile(new URL(name, folder), options) }, cache, signal);
 }
 
 /** Graphs in ORT format are preferred: they load faster. */
@@ -98,23 +100,12 @@ function damaged(name, problem) {
 }
 
 /** Reads files by a function of the program. */
-class Reader {
-  constructor(source, signal) {
-    this.source = source;
-    this.signal = signal;
-  }
-
-  async read(name) {
-    let content;
-    try {
-      this.signal?.throwIfAborted();
-      content = await this.source.read(name, { signal: this.signal });
-    } catch (error) {
-      throw readError(name, error, this.signal);
-    }
-    if (content instanceof ArrayBuffer) return new Uint8Array(content);
-    if (!(content instanceof Uint8Array)) throw new BundleError(`${name}: read gave no Uint8Array or ArrayBuffer`);
-    return content;
+async function readBy(source, name, signal) {
+  try {
+    signal?.throwIfAborted();
+    return bytesOf(await source.read(name, { signal }), `${name}: what read gave`);
+  } catch (error) {
+    throw readError(name, error, signal);
   }
 }
 

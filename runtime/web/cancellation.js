@@ -13,14 +13,11 @@ export function checkedSignal(signal) {
  * @param work a promise.
  * @param cancel called once when the signal is aborted before the work has ended.
  */
-export async function untilAborted(work, signal, cancel) {
+export function untilAborted(work, signal, cancel) {
   if (!signal) return work;
-  let abort;
-  const aborted = new Promise((_, reject) => { abort = () => { reject(signal.reason); cancel(); }; });
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    return await Promise.race([work, aborted]);
-  } finally {
-    signal.removeEventListener('abort', abort); // a signal may live longer than many calls
-  }
+  return new Promise((resolve, reject) => {
+    const abort = () => { reject(signal.reason); cancel(); };
+    signal.addEventListener('abort', abort, { once: true });
+    work.finally(() => signal.removeEventListener('abort', abort)).then(resolve, reject); // it may live longer than many calls
+  });
 }

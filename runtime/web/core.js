@@ -96,11 +96,6 @@ export class Core {
     }
   }
 
-  /** Bytes of its memory, which never shrinks. */
-  get size() {
-    return this.#exports.memory.buffer.byteLength;
-  }
-
   /** The UTF-8 at a pointer, up to a 0. */
   text(pointer) {
     const { buffer } = this.#exports.memory;
@@ -183,7 +178,7 @@ export class LanguageModel {
 
   constructor(core, model, content, options) {
     this.#core = core;
-    this.#pointer = core.own(this, 'language_model_free', core.call('language_model_create', model, bytesOf(content), JSON.stringify(options)));
+    this.#pointer = core.own(this, 'language_model_free', core.call('language_model_create', model, bytesOf(content, 'a language model', LanguageModelError), JSON.stringify(options)));
   }
 
   /** @throws RangeError the program gave no language model, or that of another recogniser. */

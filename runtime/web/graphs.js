@@ -179,7 +179,7 @@ export class Graphs {
       }, ['score']);
       for (const [name, parts] of Object.entries(given)) if (found[name]) parts.push(withNumbers(this.#graphs.decoder, found[name].data));
     }
-    const scores = concatenated(Object.values(given).flat());
+    const scores = Float32Array.from(Object.values(given).flat().flatMap((part) => [...part]));
     return [scores, lens.length, longest + 1, given.r_score.length ? 2 : 1];
   }
 }
@@ -187,12 +187,6 @@ export class Graphs {
 export const product = (numbers) => numbers.reduce((total, number) => total * number, 1);
 export const float = (data, dims) => ({ type: 'float32', data, dims });
 export const int = (values, dims) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims });
-
-function concatenated(parts) {
-  const all = new Float32Array(parts.reduce((total, part) => total + part.length, 0));
-  parts.reduce((place, part) => (all.set(part, place), place + part.length), 0);
-  return all;
-}
 
 function withNumbers(graph, values) {
   if (values.some(Number.isNaN)) throw graph.error('gives values that are no numbers: its weights are damaged');

@@ -42,13 +42,10 @@ export class Recognizer {
 
   constructor(manifest, core, model, graphs) {
     this.manifest = manifest;
+    this.sampleRate = manifest.features.sample_rate;
     this.#core = core;
     this.#model = model;
     this.#graphs = graphs;
-  }
-
-  get sampleRate() {
-    return this.manifest.features.sample_rate;
   }
 
   #checkOpen() {

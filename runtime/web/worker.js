@@ -68,7 +68,7 @@ class Connection {
   #calls = new Map();
   #streams = new Map();
   #num = 0;
-  #failure = null;
+  failure = null;
   #registry = new FinalizationRegistry((object) => this.forget(object));
 
   constructor(worker) {
@@ -98,7 +98,7 @@ class Connection {
   }
 
   call(method, args, { onProgress, transfer = [], signal } = {}) {
-    if (this.#failure) return Promise.reject(this.#failure);
+    if (this.failure) return Promise.reject(this.failure);
     this.#num += 1;
     const id = this.#num;
     const answer = new Promise((resolve, reject) => {
@@ -110,21 +110,17 @@ class Connection {
 
   /** @throws what has ended the connection. */
   check() {
-    if (this.#failure) throw this.#failure;
-  }
-
-  get isOpen() {
-    return !this.#failure;
+    if (this.failure) throw this.failure;
   }
 
   /** Ends the worker, and rejects what waits. */
   close(error) {
-    if (this.#failure) return;
-    this.#failure = error;
+    if (this.failure) return;
+    this.failure = error;
     this.#worker.terminate();
-    for (const { reject } of this.#calls.values()) reject(this.#failure);
+    for (const { reject } of this.#calls.values()) reject(this.failure);
     this.#calls.clear();
-    for (const stream of this.#streams.values()) stream.deref()?.dispatchEvent(new CustomEvent('error', { detail: this.#failure }));
+    for (const stream of this.#streams.values()) stream.deref()?.dispatchEvent(new CustomEvent('error', { detail: this.failure }));
   }
 
   #take({ id, value, error, progress, object, type, detail }) {
@@ -163,7 +159,7 @@ export class Recognizer {
 
   languageModel(content, options) {
     this.#connection.check();
-    const model = {}, object = this.#connection.register(model), made = this.#connection.call('languageModel', [object, bytesOf(content), options]);
+    const model = {}, object = this.#connection.register(model), made = this.#connection.call('languageModel', [object, bytesOf(content, 'a language model', errors.LanguageModelError), options]);
     made.catch(() => {}); // whoever uses it is told
     this.#models.set(model, { object, made });
     return model;
@@ -196,7 +192,7 @@ export class Recognizer {
 
   /** Frees the model, and ends the worker. */
   async release() {
-    if (this.#connection.isOpen) await this.#connection.call('release', []);
+    if (!this.#connection.failure) await this.#connection.call('release', []);
     this.#connection.close(new errors.StreamError('the recogniser of this stream is released'));
   }
 }

@@ -231,6 +231,32 @@ void misuse(char** argv) {
   refuse_settings([](u2moe::RecognizerOptions& options) { options.kernels = "fast"; });
 }
 
+// What comes of a bundle whose signature by a key in a file is demanded: of OpenSSL, of a function, and of one that refuses.
+void demand_signature(char** argv) {
+  const std::string pem = read_text(argv[3]);
+  const char* const keys[] = {pem.c_str()};
+  u2moe::RecognizerOptions options;
+  options.public_keys = keys;
+  options.num_public_keys = 1;
+  const auto told = [&] {
+    u2moe_recognizer recognizer = nullptr;
+    const u2moe_error error = u2moe_recognizer_open(argv[2], &options, &recognizer);
+    std::printf("%s: %s\n", u2moe_error_name(error), recognizer ? "open" : u2moe_error_message());
+    u2moe_recognizer_free(recognizer);
+  };
+  told();
+  std::size_t expected = read_text((std::string(argv[2]) + "/bundle.json").c_str()).size() + 25;
+  options.verify_context = &expected;
+  options.verify_signature = [](void* context, const std::uint8_t*, const std::uint8_t* message, std::size_t size, const std::uint8_t*) -> std::int32_t {
+    return size == *static_cast<std::size_t*>(context) && message[0] == 'u';
+  };
+  told();
+  options.verify_signature = [](void*, const std::uint8_t*, const std::uint8_t*, std::size_t, const std::uint8_t*) -> std::int32_t { return 0; };
+  told();
+  options.num_public_keys = 0;
+  told();
+}
+
 // What comes of providers, each with one option unless it is null.
 void use_providers(char** argv) {
   const char* const cpu = "CPUExecutionProvider";
@@ -357,6 +383,7 @@ int main(int argc, char** argv) {
       random_calls(argv[2], samples, static_cast<unsigned>(std::stoul(argv[4])), std::stoi(argv[5]));
     }
     if (what == "hotwords") print_hotwords(argv);
+    if (what == "signed") demand_signature(argv);
     if (what == "json") core::Json::parse(read_text(argv[2]), "it");
     return 0;
   } catch (const std::exception& error) {

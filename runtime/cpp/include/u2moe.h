@@ -41,7 +41,7 @@
 /* Of this header; u2moe_version and u2moe_api_version are those of the library. The second grows with each addition. */
 #define U2MOE_VERSION "0.1.0"
 #define U2MOE_VERSION_NUMBER 100 /* 10000 * major + 100 * minor + patch */
-#define U2MOE_API_VERSION 2
+#define U2MOE_API_VERSION 3
 
 #if defined(_WIN32) && defined(U2MOE_SHARED)
 #ifdef U2MOE_BUILDING
@@ -116,6 +116,10 @@ typedef struct u2moe_provider {
   size_t num_options;
 } u2moe_provider;
 
+/* Whether a signature (64 bytes) of a message is by a key of Ed25519 (32 bytes): not 0 if so. */
+typedef int32_t (*u2moe_verify_signature)(void *context, const uint8_t *public_key, const uint8_t *message, size_t size,
+                                          const uint8_t *signature);
+
 typedef struct u2moe_recognizer_options {
   size_t size;
   int32_t num_threads; /* within one operator; 1 */
@@ -125,6 +129,12 @@ typedef struct u2moe_recognizer_options {
   const u2moe_provider *providers; /* in order of preference, with no silent fall-back; none: the CPU */
   size_t num_providers;
   void *session_options; /* an OrtSessionOptions of the caller, used unchanged instead of all of these; or NULL */
+  /* Who may have signed the bundle, in PEM: one of the keys must have signed its manifest (`u2moe sign`), which is seen to before
+   * anything of it is read, or the bundle is U2MOE_SIGNATURE_ERROR. NULL: anybody, or nobody. */
+  const char *const *public_keys;
+  size_t num_public_keys;
+  u2moe_verify_signature verify_signature; /* NULL: OpenSSL, if the library was built with -DU2MOE_SIGNATURES=ON */
+  void *verify_context;
 } u2moe_recognizer_options;
 
 /* A file of a bundle in memory. */

@@ -14,6 +14,7 @@
 #include "json.hpp"
 #include "manifest.hpp"
 #include "sha256.hpp"
+#include "signature.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {
@@ -34,10 +35,13 @@ inline bool read_file(const std::string& path, std::string& content) {
 
 class Bundle {
  public:
-  /// Reads the manifest and the vocabulary.
+  /// Reads the manifest and the vocabulary, once it is seen who has signed them.
   /// @throws BundleError the files are no bundle, or are damaged.
-  explicit Bundle(Location location) : location_(std::move(location)) {
-    json_ = Json::parse(read(kManifest), path(kManifest));
+  /// @throws SignatureError none of the demanded keys has signed the manifest.
+  explicit Bundle(Location location, const std::optional<Demanded>& demanded = std::nullopt) : location_(std::move(location)) {
+    const std::string content = read(kManifest);
+    if (demanded) check(content, *demanded);
+    json_ = Json::parse(content, path(kManifest));
     manifest_ = Manifest::of(json_);
     vocabulary_ = Vocabulary::parse(verified(kTokens), path(kTokens));
     if (vocabulary_.size() != static_cast<std::size_t>(manifest_.vocab_size)) {
@@ -107,6 +111,12 @@ class Bundle {
  private:
   static constexpr const char* kManifest = "bundle.json";
   static constexpr const char* kTokens = "tokens.txt";
+
+  void check(const std::string& manifest, const Demanded& demanded) const try {
+    Signatures(read(kSignatureFile), demanded.public_keys, path(kSignatureFile)).check(manifest, demanded.verify);
+  } catch (const BundleError& error) {
+    throw SignatureError(error.what());
+  }
 
   std::string read(const std::string& name) const {
     std::string content;

@@ -16,6 +16,7 @@
 #include <variant>
 #include <vector>
 
+#include "ed25519.hpp"
 #include "errors.hpp"
 #include "transcriber.hpp"
 #include "u2moe.h"
@@ -199,7 +200,7 @@ void read_numbers(const T& options, Numbers& numbers) {
   });
 }
 
-const u2moe_recognizer_options kRecognizerOptions = {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr};
+const u2moe_recognizer_options kRecognizerOptions = {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr, nullptr, 0, nullptr, nullptr};
 const auto kLanguageModelOptions = with_defaults<LanguageModelNumbers>(u2moe_language_model_options{});
 const auto kVadOptions = with_defaults<VadNumbers>(u2moe_vad_options{});
 const auto kStreamOptions = [] {
@@ -212,8 +213,21 @@ const auto kStreamOptions = [] {
 }();
 const u2moe_transcriber_callbacks kCallbacks = {sizeof(u2moe_transcriber_callbacks), nullptr, nullptr, nullptr, nullptr, nullptr};
 
-Settings settings_of(const u2moe_recognizer_options* given) {
-  const u2moe_recognizer_options options = read_options(given, kRecognizerOptions, "u2moe_recognizer_options");
+// Who must have signed a bundle, and how that is seen; none: anybody.
+std::optional<Demanded> demanded_of(const u2moe_recognizer_options& options) {
+  if (!options.public_keys) return std::nullopt;
+  Demanded demanded{{}, options.verify_signature ? nullptr : built_in_verify()};
+  for (std::size_t i = 0; i < options.num_public_keys; ++i) demanded.public_keys.emplace_back(needed(options.public_keys[i], "public key"));
+  if (options.verify_signature) {
+    demanded.verify = [verify = options.verify_signature, context = options.verify_context](const Signatures::Signed& given, const std::string& message) {
+      const auto bytes = [](const std::string& text) { return reinterpret_cast<const std::uint8_t*>(text.data()); };
+      return verify(context, bytes(given.first), bytes(message), message.size(), bytes(given.second)) != 0;
+    };
+  }
+  return demanded;
+}
+
+Settings settings_of(const u2moe_recognizer_options& options) {
   std::vector<Provider> providers;
   array(options.providers, options.num_providers, "providers");
   for (std::size_t i = 0; i < options.num_providers; ++i) {
@@ -280,7 +294,8 @@ std::string description_of(const Model& model) {
 
 void open_recognizer(Location location, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
   needed(recognizer, "recognizer");
-  const auto model = std::make_shared<const Model>(std::move(location), settings_of(options));
+  const u2moe_recognizer_options read = read_options(options, kRecognizerOptions, "u2moe_recognizer_options");
+  const auto model = std::make_shared<const Model>(std::move(location), settings_of(read), demanded_of(read));
   std::vector<std::string> tokens;
   for (const std::u32string& symbol : model->bundle.vocabulary().symbols()) tokens.push_back(encode_utf8(symbol));
   for (const std::string& warning : model->bundle.manifest().warnings) Log::all().write(U2MOE_LOG_WARNING, "u2moe", warning);

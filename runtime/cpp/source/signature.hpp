@@ -50,6 +50,8 @@ class Signatures {
  public:
   /// A key of 32 bytes, and its signature.
   using Signed = std::pair<std::string, std::string>;
+  /// Whether a signature of a message is by a key.
+  using Verify = std::function<bool(const Signed&, const std::string& message)>;
 
   /// @param content of the signature file, which messages call `path`.
   /// @throws SignatureError it is damaged, or by none of the keys.
@@ -75,9 +77,8 @@ class Signatures {
   /// By the keys that are demanded, none of them verified.
   const std::vector<Signed>& by_demanded() const { return signed_; }
 
-  /// @param verify whether a signature of a message is by a key.
   /// @throws SignatureError none of the signatures is of the manifest.
-  void check(const std::string& manifest, const std::function<bool(const Signed&, const std::string& message)>& verify) const {
+  void check(const std::string& manifest, const Verify& verify) const {
     const std::string message = kSignaturePrefix + manifest;
     const bool is_signed = std::any_of(signed_.begin(), signed_.end(), [&](const Signed& each) { return each.second.size() == 64 && verify(each, message); });
     if (!is_signed) fail<SignatureError>(path_ + ": is not of this bundle.json, which was changed, or is of another bundle");
@@ -86,6 +87,12 @@ class Signatures {
  private:
   std::string path_;
   std::vector<Signed> signed_;
+};
+
+/// Who must have signed a bundle, in PEM, and how that is seen.
+struct Demanded {
+  std::vector<std::string> public_keys;
+  Signatures::Verify verify;
 };
 
 }  // namespace u2moe::runtime

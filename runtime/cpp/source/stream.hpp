@@ -23,8 +23,8 @@ namespace u2moe::runtime {
 
 /// A bundle and its sessions. Immutable: threads may share it.
 struct Model {
-  Model(Location location, Settings chosen)
-      : settings(std::move(chosen)), bundle(std::move(location)), reading(std::async([this] { return bundle.language_model(); })),
+  Model(Location location, Settings chosen, const std::optional<Demanded>& demanded)
+      : settings(std::move(chosen)), bundle(std::move(location), demanded), reading(std::async([this] { return bundle.language_model(); })),
         graphs(bundle, settings), hotwords(bundle.hotwords()), language_model(reading.get()) {}
 
   const Settings settings;
