@@ -12,6 +12,7 @@ from u2moe.benchmarks.bench.compare import compared, time_ratio
 from u2moe.benchmarks.bench.plan import FEWEST_ROUNDS
 from u2moe.benchmarks.bench.terminal import Report
 from u2moe.benchmarks.instruments.statistics import Spread, difference_of_rates
+from u2moe.runtime.cli.options import Options
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ LIMITS = {
 """By the name of the argument."""
 
 
-def add_limits(parser: argparse.ArgumentParser, experts: argparse._ArgumentGroup) -> None:
+def add_limits(parser: Options, experts: Options) -> None:
     """An option for each limit, that on time for everybody."""
     for name, limit in LIMITS.items():
         chance = "" if name == "size" else ", beyond chance"
