@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,9 @@ def add_quantize(subparsers: Subparsers) -> None:
         "memory, and it cannot run without these kernels",
     )
     experts.add_argument(
+        "--accept-damage", action="store_true", help="exit code 0 even if more than 10 %% of the tokens change"
+    )
+    experts.add_argument(
         "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
     )
     parser.set_defaults(run=run_quantize)
@@ -100,11 +104,13 @@ def add_inspect(subparsers: Subparsers) -> None:
 
 
 def run_quantize(args: argparse.Namespace) -> int:
-    """Quantize and print the report."""
+    """Quantize, print the report and what changes; exit code 3 if that is too much to be of use."""
+    from u2moe.quantize.changes import MOST, changes_unreported, describe_changes, is_severe
     from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
-    from u2moe.runtime.cli.terminal import show_latest, show_progress
+    from u2moe.runtime.bundle_folder import Bundle
+    from u2moe.runtime.cli.terminal import show_latest, show_progress, warn
     from u2moe.runtime.errors import QuantizationError
 
     measured, given = _measured(args), vars(args)
@@ -140,7 +146,28 @@ def run_quantize(args: argparse.Namespace) -> int:
         print(describe(report))
     size = sum(file.size for file in bundle.manifest.files.values())
     print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
-    return 0
+    source, heard = Bundle.open(find_bundle(args.bundle)), _recordings(args.calibrate)
+    changes = report["changes"] if report else changes_unreported(source, bundle, heard)
+    print(*describe_changes(changes), sep="\n")
+    if repair := _repair(args):
+        print(f"to change less: {repair}")
+    if not is_severe(changes) or args.accept_damage:
+        return 0
+    warn(f"{bundle.path}: more than {MOST:.0%} of the tokens change: hardly of use (--accept-damage: exit code 0)")
+    return 3
+
+
+def _repair(args: argparse.Namespace) -> str:
+    """The command that makes a better bundle of the same; "" if limits were given already."""
+    if args.max_damage is not None or args.max_divergence is not None:
+        return ""
+    if args.recipe == "fp16":
+        args = argparse.Namespace(**{**vars(args), "recipe": None})
+    kept = [("--recipe", args.recipe), *(("--group", group) for group in args.group), ("--list", args.list)]
+    options = [part for pair in kept if pair[1] for part in pair] + ["--packed"] * args.packed
+    command = shlex.join(["u2moe", "quantize", args.bundle, args.out, *options, "--overwrite", "--calibrate"])
+    recordings = shlex.join(map(str, args.calibrate)) or "RECORDINGS"
+    return f"{command} {recordings}{' --max-damage 2' if args.calibrate else ''}"
 
 
 def _measured(args: argparse.Namespace) -> list[Recording]:

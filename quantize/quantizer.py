@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from u2moe.quantize.changes import worst_layers, worst_of
 from u2moe.quantize.damage import damage_picture
+from u2moe.quantize.features import read_features
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.recipes import Recipe
-from u2moe.quantize.report import build_report, compare_bytes, features_of
+from u2moe.quantize.report import build_report, compare_bytes
 from u2moe.quantize.run import check_runs, opened_run
 from u2moe.quantize.search import FormatSearch
 from u2moe.runtime.bundle_folder import Bundle
@@ -77,8 +79,8 @@ def quantize_bundle(
     source = _open_float32(bundle, out)
     with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
         measured = [*audio, *(recording.path for recording in recordings)]
-        features = features_of(source, measured)
-        if measured and not features:
+        heard = read_features(source, measured)
+        if measured and not heard:
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
         with opened_run(source, recipe, goal, staging.path.parent, progress, journal=journal, layout=layout) as run:
             made, search = run.smallest(recipe, staging, goal.max_bytes), None
@@ -87,8 +89,8 @@ def quantize_bundle(
                 made = search.choose()
             check_runs(made.bundle)
             report = None
-            while features:
-                report = build_report(run.source, made.bundle, made.changes, features, recordings, progress=progress)
+            while heard:
+                report = build_report(run.source, made.bundle, made.changes, heard, recordings, progress=progress)
                 risen = _risen(report, goal.max_wer_increase)
                 if not risen:
                     break
@@ -97,6 +99,11 @@ def quantize_bundle(
                 made = search.made
             if report is not None and recipe.calibration:
                 report["damage"] = search.report() if search else run.damage(made)
+            if report is not None:
+                progress("the layers that change most")
+                damage = report.get("damage")
+                layers = worst_of(damage["layers"]) if damage else worst_layers(run.source, made.bundle, heard[0][1])
+                report["changes"]["layers"] = layers
             manifest = made.written.manifest
             if search:
                 manifest = dataclasses.replace(manifest, quantization={**manifest.quantization, "goal": search.goal()})

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from u2moe.quantize.comparison import DOUBT, Array, share_of
+from u2moe.quantize.features import features_of
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.recipes import LONGEST_S, Recipe
-from u2moe.quantize.report import features_of
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError

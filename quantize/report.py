@@ -19,16 +19,16 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.quantize.arithmetic import relative_error
+from u2moe.quantize.changes import what_changes
 from u2moe.quantize.damage import describe_damage
+from u2moe.quantize.features import read_features
 from u2moe.quantize.layers import Change
 from u2moe.quantize.observed import ExpertInputs
 from u2moe.quantize.packing import stored_array
 from u2moe.quantize.passes.halves import read_single
-from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import DecodingOptions, SearchMethod
 from u2moe.runtime.recognizer import Recognizer
@@ -44,7 +44,7 @@ def build_report(
     reference: Bundle,
     quantized: Bundle,
     changes: Mapping[str, Change],
-    features: Sequence[Array],
+    audio: Sequence[tuple[Path, Array]],
     recordings: Sequence[Recording] = (),
     *,
     progress: Callable[[str], None] = lambda _: None,
@@ -55,7 +55,7 @@ def build_report(
         reference: the float32 bundle.
         quantized: the bundle made from it.
         changes: the weights that the rewrites replaced, by the name of the new weight.
-        features: features of real speech, float32 [frames, mel] each, for errors, routing and timing.
+        audio: files of real speech and their features, float32 [frames, mel] each, for errors, routing and timing.
         recordings: recordings with transcripts, for word error rates; if empty, that section is left out.
         progress: called with a line for each section.
     """
@@ -66,11 +66,14 @@ def build_report(
         "bytes": compare_bytes(reference, quantized),
         "weight_error": weight_errors(quantized, changes),
     }
+    files, features = zip(*audio, strict=True)
+    progress("routing")
+    report["routing_agreement"] = routing_agreement(reference, quantized, features)
     models = reference.load(), quantized.load()
     progress("outputs on real features")
     report["outputs"] = output_errors(*models, features)
-    progress("routing")
-    report["routing_agreement"] = routing_agreement(reference, quantized, features)
+    noisy = [frames for _, frames in read_features(reference, files, is_noisy=True)]
+    report["changes"] = what_changes(models, features, files, noisy)
     if recordings:
         report["text"] = compare_text(reference, quantized, models, recordings, progress)
     progress("speed")
@@ -134,13 +137,12 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
 
 def routing_agreement(reference: Bundle, quantized: Bundle, features: Sequence[Array]) -> dict[str, float]:
     """Share of tokens whose set of experts is unchanged, for each mixture of experts of the encoder."""
-    routers = [ExpertInputs(bundle) for bundle in (reference, quantized)]
-    same: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
-    for frames in features:
-        expected, found = (router.experts(frames) for router in routers)
-        for layer, chosen in expected.items():
-            same[layer].append((chosen == found[layer]).all(axis=1))
-    return {layer: float(np.concatenate(parts).mean()) for layer, parts in same.items()}
+    chosen: list[dict[str, Array]] = []
+    for bundle in (reference, quantized):  # one after the other: both at once would need the memory of both
+        router = ExpertInputs(bundle)
+        found = [router.experts(frames) for frames in features]
+        chosen.append({layer: np.concatenate([own[layer] for own in found if own]) for layer in router.layers})
+    return {layer: float((chosen[1][layer] == own).all(axis=1).mean()) for layer, own in chosen[0].items()}
 
 
 def compare_text(
@@ -205,29 +207,6 @@ def encoder_times(
             model.encode(frames, *chunks)
             series.append(time.perf_counter() - start)
     return [series[1:] for series in times]
-
-
-def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> list[Array]:
-    """Features of audio files, float32 [frames, mel] each: the first `limit` frames of all; skips too short files.
-
-    Raises:
-        AudioError: a file cannot be read.
-    """
-    config = bundle.manifest.features
-    result: list[Array] = []
-    for file in files:
-        stream = FeatureStream(config)
-        for block in read_blocks(file, config.sample_rate):
-            stream.accept(block)
-            if stream.num_ready >= limit:
-                break
-        frames = stream.take(min(stream.num_ready, limit))
-        if len(frames) >= bundle.manifest.model.window:
-            result.append(frames)
-            limit -= len(frames)
-        if limit <= 0:
-            break
-    return result
 
 
 def describe(report: Mapping[str, Any]) -> str:

@@ -8,8 +8,9 @@ from noise import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
+from u2moe.quantize.features import features_of
 from u2moe.quantize.formats import CONVERSIONS, conversion
-from u2moe.quantize.report import describe, features_of
+from u2moe.quantize.report import describe
 from u2moe.quantize.rounding import RoundedWeight, compensated, fitted, fitted_layer, recorded
 from u2moe.quantize.smoothing import rewritten_together, smooth
 from u2moe.runtime import AudioError, Bundle

@@ -17,12 +17,12 @@ from u2moe.export.random_checkpoint import random_config, write_random_checkpoin
 from u2moe.quantize import Goal, inspect_bundle, quantize_bundle, quantizer, recipe
 from u2moe.quantize.comparison import Difference, compare, share_of
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
+from u2moe.quantize.features import features_of
 from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
 from u2moe.quantize.observed import SwitchedGraph
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.recordings import read_audio
-from u2moe.quantize.report import features_of
 from u2moe.quantize.run import TEMPORARY, QuantizationRun, temporary_folder
 from u2moe.quantize.search import FormatSearch
 from u2moe.quantize.smoothing import rewritten_bundle, rewritten_together, scale, sites_of

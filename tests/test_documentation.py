@@ -162,6 +162,7 @@ def test_commands_run(name, surroundings, export_quickly, tmp_path, capsys):
     ran = 0
     for words in commands(ROOT / "docs" / f"{name}.md"):
         if words[0] == "u2moe" and words[1] not in ("listen", "serve"):
-            assert cli.main(words[1:]) == 0, (words, capsys.readouterr().err)
+            codes = (0, 3) if words[1] == "quantize" else (0,)  # 3: random weights may change more than 10 % of tokens
+            assert cli.main(words[1:]) in codes, (words, capsys.readouterr().err)
             ran += 1
     assert ran >= 3

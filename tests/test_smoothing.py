@@ -10,7 +10,7 @@ from wenet_directories import write_configuration
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
-from u2moe.quantize.report import features_of
+from u2moe.quantize.features import features_of
 from u2moe.quantize.rounding import Activations, recorded
 from u2moe.quantize.smoothing import rewritten_together, scale, sites_of, smooth
 from u2moe.runtime import Bundle

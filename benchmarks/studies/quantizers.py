@@ -33,8 +33,9 @@ from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
 from u2moe.quantize import Goal, quantize_bundle, recipe
+from u2moe.quantize.features import features_of
 from u2moe.quantize.layers import expert_layers
-from u2moe.quantize.report import features_of, output_errors
+from u2moe.quantize.report import output_errors
 from u2moe.quantize.smoothing import rewritten_bundle, rewritten_together, scale, sites_of
 from u2moe.runtime import Bundle, ctc_greedy_search
 from u2moe.runtime.corpus.lists import read_recordings

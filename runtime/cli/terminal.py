@@ -137,6 +137,11 @@ def complain(message: str) -> None:
     _tell("error", message)
 
 
+def warn(message: str) -> None:
+    """Write a warning on stderr."""
+    _tell("warning", message)
+
+
 def _tell(kind: str, message: str) -> None:
     tell(f"u2moe: {kind}: {message}")
 
