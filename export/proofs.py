@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from itertools import combinations
@@ -17,6 +16,7 @@ from u2moe.export.architecture import Architecture, Attention, Decoder, EncoderA
 from u2moe.runtime.errors import UnsupportedError
 
 FILE = "proved.json"
+BIASES = ("query_bias", "key_bias", "value_bias")
 Setting = tuple[str, str]
 """A key of encoder_conf or decoder_conf (or `encoder`, `decoder`), and its value."""
 OWN = {
@@ -34,10 +34,33 @@ OWN = {
 
 def settings(architecture: Architecture) -> dict[str, list[Setting]]:
     """What a network is made of, for its encoder and, if it has one, its decoder: all choices, and no sizes."""
-    found = {"encoder": dict(_of_encoder(architecture.encoder))}
-    if architecture.left_decoder is not None:
-        kind = "transformer" if architecture.right_decoder is None else "bitransformer"
-        found["decoder"] = {"decoder": kind, **dict(_of_decoder(architecture.left_decoder))}
+    encoder, left = architecture.encoder, architecture.left_decoder
+    gating, convolution = getattr(encoder.own, "gating", None), encoder.convolution
+    causal = gating or convolution
+    own = (each for each in (encoder.own, gating) if each is not None)
+    found: dict[str, dict[str, object]] = {
+        "encoder": {
+            "encoder": encoder.kind,
+            "input_layer": encoder.subsampling,
+            "pos_enc_layer_type": encoder.positions,
+            "selfattention_layer_type": _attention_kind(encoder.attention),
+            "macaron_style": encoder.macaron,
+            "final_norm": encoder.final_norm,
+            "chunks": "any" if encoder.dynamic_chunk else "fixed" if encoder.static_chunk_size else "none",
+            "cnn_module_norm": convolution.norm.kind if convolution else "none",
+            **({"conv_bias": convolution.bias} if convolution else {}),
+            **({"causal": causal.causal} if causal else {}),
+            **_of_blocks(encoder, encoder.attention),
+            **{name: getattr(each, field) for each in own for field, name in OWN.items() if hasattr(each, field)},
+        }
+    }
+    if left is not None:
+        found["decoder"] = {
+            "decoder": "bitransformer" if architecture.right_decoder else "transformer",
+            "input_layer": "embed_learnable_pe" if left.learned_positions else "embed",
+            **_of_blocks(left, left.self_attention),
+            **{f"src_{key}": getattr(left.cross_attention, key) for key in BIASES},
+        }
     return {part: [(key, _text(value)) for key, value in own.items()] for part, own in found.items()}
 
 
@@ -45,57 +68,21 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _of_encoder(encoder: EncoderArchitecture) -> Iterator[tuple[str, object]]:
-    yield "encoder", encoder.kind
-    yield "input_layer", encoder.subsampling
-    yield "pos_enc_layer_type", encoder.positions
-    yield "selfattention_layer_type", _attention_kind(encoder.attention)
-    yield from _of_layers(encoder)
-    yield "macaron_style", encoder.macaron
-    yield "final_norm", encoder.final_norm
-    yield "chunks", "any" if encoder.dynamic_chunk else "fixed" if encoder.static_chunk_size else "none"
-    yield from _of_attention(encoder.attention)
-    convolution, gating = encoder.convolution, getattr(encoder.own, "gating", None)
-    if gating is not None:
-        yield "causal", gating.causal
-    else:
-        yield "cnn_module_norm", "none" if convolution is None else convolution.norm.kind
-    if convolution is not None:
-        yield "causal", convolution.causal
-        yield "conv_bias", convolution.bias
-    for values in filter(None, (encoder.own, gating)):
-        for field in dataclasses.fields(values):
-            if field.name in OWN:
-                yield OWN[field.name], getattr(values, field.name)
-
-
-def _of_decoder(decoder: Decoder) -> Iterator[tuple[str, object]]:
-    yield "input_layer", "embed_learnable_pe" if decoder.learned_positions else "embed"
-    yield from _of_layers(decoder)
-    yield from _of_attention(decoder.self_attention)
-    for key in ("query_bias", "key_bias", "value_bias"):
-        yield f"src_{key}", getattr(decoder.cross_attention, key)
-
-
-def _of_layers(part: EncoderArchitecture | Decoder) -> Iterator[tuple[str, object]]:
-    yield "normalize_before", part.pre_norm
-    yield "activation_type", part.feed_forward.activation
-    yield "mlp_type", part.feed_forward.kind
-    yield "mlp_bias", part.feed_forward.bias
-    yield "layer_norm_type", part.norm.kind
-
-
-def _of_attention(attention: Attention) -> Iterator[tuple[str, object]]:
-    yield "n_kv_head", "fewer" if attention.num_kv_heads < attention.num_heads else "all"
-    for key in ("query_bias", "key_bias", "value_bias"):
-        yield key, getattr(attention, key)
+def _of_blocks(network: EncoderArchitecture | Decoder, attention: Attention) -> dict[str, object]:
+    return {
+        "normalize_before": network.pre_norm,
+        "activation_type": network.feed_forward.activation,
+        "mlp_type": network.feed_forward.kind,
+        "mlp_bias": network.feed_forward.bias,
+        "layer_norm_type": network.norm.kind,
+        "n_kv_head": "fewer" if attention.num_kv_heads < attention.num_heads else "all",
+        **{key: getattr(attention, key) for key in BIASES},
+    }
 
 
 def _attention_kind(attention: Attention) -> str:
-    if attention.rotary:
-        return "rope_abs_selfattn"
-    if attention.by_distance:
-        return "shaw_rel_selfattn"
+    if attention.rotary or attention.by_distance:
+        return "rope_abs_selfattn" if attention.rotary else "shaw_rel_selfattn"
     return "rel_selfattn" if attention.relative else "selfattn"
 
 

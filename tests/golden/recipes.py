@@ -16,6 +16,7 @@ import yaml
 
 from u2moe.export import export_bundle
 from u2moe.export.random_checkpoint import write_random_checkpoint
+from u2moe.export.training_config import MODELS
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
@@ -24,6 +25,7 @@ VOCAB_SIZE = 31
 NARROW = {"linear_units": 48, "cgmlp_linear_units": 48, "gate_linear_units": 24, "num_blocks": 2, "r_num_blocks": 1}
 """Sizes that nothing depends on. Encoders whose blocks are told apart by number keep `num_blocks`."""
 BY_NUMBER = ("efficientConformer", "squeezeformer")
+SECTIONS = ("model", "tokenizer", "ctc", "cmvn")
 LIMIT = 1e-4
 """Largest difference of log-probabilities: single precision through a network of this size gives a tenth of it."""
 
@@ -99,9 +101,16 @@ def table(checkout):
         rows.append(f"| {path.relative_to(Path(checkout) / 'examples')} | {verdict} |\n".replace("/conf/", " / "))
         print(rows[-1], end="", flush=True)
     others = sum("refused: model is " in row for row in rows)
+    configs = [completed(path) for path in paths]
+    old = sum(not set(SECTIONS) <= config.keys() for config in configs if config.get("model", "asr_model") in MODELS)
+    efficient = sum(config.get("encoder") == "efficientConformer" for config in configs)
     count = (
         f"{accepted} of WeNet's {len(paths) - others} recipes for CTC and attention are accepted, whole and in chunks "
-        f"equal to WeNet within {LIMIT:g}; {others} recipes train other kinds of model:\n\n"
+        f"equal to WeNet within {LIMIT:g}; {others} recipes train other kinds of model. All were completed with "
+        f"`input_dim` and `output_dim`, as training does; {old} are in the layout before the end of 2023, without "
+        f"{', '.join(f'`{key}`' for key in SECTIONS)}, and WeNet's own programs need these keys added. The {efficient} "
+        "Efficient Conformers were compared through [an adapter](#efficient-conformers), without which WeNet fails at "
+        "that commit:\n\n"
     )
     return "".join([count, "| recipe | what `u2moe export` does |\n| --- | --- |\n", *rows])
 
