@@ -50,11 +50,9 @@ _MEMORY = 512 << 20
 """Bytes of address space that a file may take."""
 _DESCRIPTORS = 32
 _MOST_CHANNELS = 64
-_NICENESS = 5
 _NO_MEMORY = 3
 """Exit status of a process that has no memory left."""
-_CODE = f"import os; getattr(os, 'nice', int)({_NICENESS}); import {__name__} as decoder; decoder.main()"
-"""The process has a low priority from its first moment on."""
+_CODE = f"import {__name__} as decoder; decoder.main()"
 _KEPT = ("PYTHON", "PATH", "LD_", "DYLD_", "LANG", "LC_", "SYSTEM", "TEMP", "TMP")
 """What the process needs of the environment, by beginnings of names: others may be secrets."""
 
@@ -98,7 +96,7 @@ class FileDecoder:
     """Decodes files one at a time, each in the same process while that lives; `stop` it at the end.
 
     The process has little memory, processor time and descriptors (where there is `resource`, which Windows lacks), and
-    neither files, output nor secrets of this one. It starts with `start` or the first file.
+    neither files, output nor secrets of this one. It starts with `start` or the first file, as nice as the thread is.
 
     Attributes:
         stated_s: seconds that the header of the latest file states, once it has a buffer; 0: none.

@@ -26,7 +26,7 @@ from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 
 _NICENESS = 5
-"""Niceness of the thread that recognises files: live streams have priority."""
+"""Niceness of the thread that recognises files, and of the process that decodes them: live streams have priority."""
 
 
 _LOOK_BYTES = 1 << 20
@@ -91,11 +91,8 @@ class FileQueue:
             StoppingError: the server is about to stop.
         """
         with self.admission.slot():
-            places, num_free = (
-                self._places[client] if client else [],
-                self.admission.num_slots - self.admission.num_taken,
-            )
-            if places and len(places) >= num_free:
+            places = self._places[client] if client else []
+            if places and len(places) >= self.admission.num_slots - self.admission.num_taken:
                 self._incidents.refuse("full")
                 raise UnavailableError(f"you have {len(places)} files here, and others need places", code="rate_limit")
             places.append(place := FilePlace(places))
