@@ -81,8 +81,7 @@ class Watched:
         self._recognizer, self._used = recognizer, used
 
     def __getattr__(self, name):
-        if name.startswith("create_"):
-            self._used.append(name)
+        self._used.append(name)
         return getattr(self._recognizer, name)
 
 
@@ -115,7 +114,7 @@ def test_a_model_is_chosen_where_there_are_several(new_page, page, running, demo
         used = []
         server.service.models["tones"].recognizer = Watched(tones, used)
         page.set_input_files("#file", tmp_path / "talk.wav")
-        server.wait_until(lambda: used)
+        server.wait_until(lambda: "segments" in used)
         expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
         expect(page.locator("#model")).to_have_value("tones")
         page.click("#microphone")
