@@ -78,7 +78,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         self.is_http = is_http
         self._request: Scope | None = None  # of HTTP, until it is served
         self._is_held = self._has_ended = self.is_closing = False
-        self._is_whole = self._is_answered = False  # the body was taken; an answer has begun
+        self._is_whole = self._is_answered = self._is_served = False  # body taken; answer begun; application called
         self._unread: tuple[float, int] | None = None  # since when the client has not read so many bytes
         self._num_open, self._open_s = 0, 0.0  # bytes and work since the last message that was taken
         self._num_left = sys.maxsize  # bytes that may still be handed on
@@ -189,10 +189,11 @@ class PacedConnection(asyncio.BufferedProtocol):
     def replace(self, inner: asyncio.BaseProtocol) -> None:
         """Become a WebSocket; one that was not even asked for properly ends here."""
         self.inner = inner
+        self._is_served = False
         self._loop.call_soon(self._refuse_unless_served)
 
     def _refuse_unless_served(self) -> None:
-        if self._deadline < math.inf and not self.is_closing:
+        if not (self._is_served or self.is_closing):
             self._transport.write(_REFUSAL)
             self.close()
 
@@ -219,6 +220,7 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request or a WebSocket."""
+        self._is_served = True
         is_http = scope["type"] == "http"
         self._deadline, self._num_open, self._open_s = math.inf, 0, 0.0
         self._request = scope if is_http else None

@@ -1,5 +1,6 @@
 """Clients that mean harm: what they can make the server hold, do and log is bounded."""
 
+import contextlib
 import json
 import logging
 import re
@@ -99,6 +100,21 @@ def test_wyoming_reads_no_payload_but_audio(small):
     with small.open_plain("wyoming") as plain:
         plain.sendall(wyoming_event("describe", data_length=MEGABYTE))
         assert b"data_length may be" in plain.recv(1000)
+    small.wait_until_empty()
+
+
+def test_a_refused_websocket_is_sent_nothing_after_its_end(small):
+    """Browsers take what follows the close frame for an error, and show no reason."""
+    with small.connect() as client, small.open_plain() as plain:
+        client.start()
+        upgrade(plain)
+        answer = b""
+        while b"1 streams at a time" not in answer[answer.find(b"\x88") :]:
+            answer += plain.recv(10_000)
+        plain.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            answer += plain.recv(10_000)
+        assert answer.endswith(b"1 streams at a time")
     small.wait_until_empty()
 
 
