@@ -54,7 +54,9 @@ EXAMPLES = {
         words="vosk|Vosk", name="vosk",
         uses=("README.md", "docs/results/systems.md", "runtime/cli/serve.py", "tests/server/*"),
     ),
-    "Add a search option or an endpoint rule": Example(words="length_penalty", most=10, uses=("tests/*",)),
+    "Add a search option or an endpoint rule": Example(
+        words="length_penalty", most=10, uses=("examples/c/rust/u2moe-sys/src/lib.rs", "tests/*")
+    ),
     "Add a field to the manifest": Example(
         words="chunk_multiple",
         uses=(
