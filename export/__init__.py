@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from u2moe.export.checkpoint import Checkpoint
     from u2moe.export.comparison import Comparison, ParityReport
-    from u2moe.export.exporter import export_bundle, validate_bundle
+    from u2moe.export.exporter import export_bundle, export_random, validate_bundle
     from u2moe.export.profiles.conversion import Conversion, convert_bundle
     from u2moe.export.sherpa import SherpaExport, export_sherpa
     from u2moe.export.sherpa_graphs import SherpaOptions
@@ -22,6 +22,7 @@ __all__ = [
     "SherpaOptions",
     "convert_bundle",
     "export_bundle",
+    "export_random",
     "export_sherpa",
     "validate_bundle",
 ]
@@ -35,6 +36,7 @@ _HOMES = {
     "SherpaOptions": "sherpa_graphs",
     "convert_bundle": "profiles.conversion",
     "export_bundle": "exporter",
+    "export_random": "exporter",
     "export_sherpa": "sherpa",
     "validate_bundle": "exporter",
 }

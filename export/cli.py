@@ -10,6 +10,7 @@ from u2moe.runtime.cli.terminal import tell
 
 if TYPE_CHECKING:
     from u2moe.export.comparison import ParityReport
+    from u2moe.runtime.bundle_folder import Bundle
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -27,6 +28,13 @@ def add_export(subparsers: Subparsers) -> None:
     )
     parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
     parser.add_argument("out", help="folder to write the bundle to")
+    parser.add_argument(
+        "--random",
+        action="store_true",
+        help="random weights instead of trained ones, for measuring only: CHECKPOINT may be a train.yaml alone",
+    )
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="with --random (default: as stated, or 5000)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the random weights (default: 0)")
     parser.add_argument(
         "--padding",
         type=float,
@@ -98,8 +106,17 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Export and print what was compared."""
-    from u2moe.export.exporter import export_bundle
+    from u2moe.export.exporter import export_bundle, export_random
 
+    given = {"vocab_size": args.vocab_size, "seed": args.seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.random:
+        if any((args.weights, args.units, args.lora, args.padding)):
+            raise ValueError("--random has weights and vocabulary of its own: no --weights, --units, --lora, --padding")
+        _print_written(export_random(args.checkpoint, args.out, **given, overwrite=args.overwrite, progress=tell))
+        return 0
+    if given:
+        raise ValueError("--vocab-size and --seed need --random")
     bundle, report = export_bundle(
         args.checkpoint,
         args.out,
@@ -111,9 +128,13 @@ def run_export(args: argparse.Namespace) -> int:
         progress=tell,
     )
     _print_report(report)
+    _print_written(bundle)
+    return 0
+
+
+def _print_written(bundle: Bundle) -> None:
     size = sum(file.size for file in bundle.manifest.files.values())
     print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
-    return 0
 
 
 def run_convert(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from u2moe.export.layers import linear
 from u2moe.export.model import SpeechModel
 from u2moe.export.parity import Parity
 from u2moe.export.proofs import check_proved
+from u2moe.export.random_bundle import random_source, spread_routers
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
@@ -69,15 +70,59 @@ def export_bundle(
         network = opened.network()
         manifest = bundle_manifest(opened)
         manifest = dataclasses.replace(manifest, decoding=dataclasses.replace(manifest.decoding, padding_s=padding_s))
-        num_graphs = len(manifest.model.graphs()) + 1  # with that of the features
-        for number, model in enumerate(build_graphs(network, manifest), start=1):
-            progress(f"[{number}/{num_graphs}] writing {model.graph.name}.onnx")
-            save_graph(model, staging.path / f"{model.graph.name}.onnx")
-        staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(opened.tokens)))
-        manifest = with_external(manifest, staging.path)
-        staging.seal(manifest)
+        manifest = _write(opened, network, manifest, staging, progress)
         report = Parity(network, staging.path, manifest, subject=opened.weights).run(progress)
         return staging.finish(manifest), report
+
+
+def export_random(
+    config_file: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    vocab_size: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Write a bundle of seeded random weights for the network of a train.yaml, to measure what it costs.
+
+    Nothing is compared with torch, since nothing was trained. Routers spread tokens evenly. Bundle and results say that
+    they are for measuring only.
+
+    Args:
+        config_file: a train.yaml, of a recipe or as training writes it, or the folder of one.
+        out: folder to write; left as it was if anything fails.
+        vocab_size: number of tokens; None: as the file states, or 5000.
+        seed: the same seed gives the same weights.
+        overwrite: replace a bundle that is already there.
+        progress: called with a line for each step.
+
+    Raises:
+        CheckpointError: the file cannot be read, or contradicts itself or `vocab_size`.
+        UnsupportedError: a kind of network that is not supported.
+        BundleError: `out` cannot be written.
+    """
+    source = random_source(config_file, vocab_size=vocab_size, seed=seed)
+    with BundleWriter(out, overwrite=overwrite) as staging:
+        network = source.network()
+        progress("spreading tokens over experts")
+        spread_routers(network, seed)
+        manifest = dataclasses.replace(bundle_manifest(source), random_weights=True)
+        return staging.finish(_write(source, network, manifest, staging, progress))
+
+
+def _write(
+    source: Checkpoint, network: SpeechModel, manifest: Manifest, staging: BundleWriter, progress: Callable[[str], None]
+) -> Manifest:
+    """Write all files but the manifest, and return it with what they are."""
+    num_graphs = len(manifest.model.graphs()) + 1  # with that of the features
+    for number, model in enumerate(build_graphs(network, manifest), start=1):
+        progress(f"[{number}/{num_graphs}] writing {model.graph.name}.onnx")
+        save_graph(model, staging.path / f"{model.graph.name}.onnx", progress=progress)
+    staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(source.tokens)))
+    manifest = with_external(manifest, staging.path)
+    staging.seal(manifest)
+    return manifest
 
 
 def validate_bundle(

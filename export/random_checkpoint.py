@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +182,7 @@ def write_random_checkpoint(directory: Path, config: Mapping[str, Any], *, seed:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "train.yaml").write_text(yaml.dump(dict(config), allow_unicode=True), encoding="utf-8")
     architecture = parse_training_config(dict(config)).architecture
-    symbols = _vocabulary(architecture, bpe=config.get("tokenizer") == "bpe")
+    symbols = random_vocabulary(architecture, bpe=config.get("tokenizer") == "bpe")
     lines = (f"{symbol} {token}\n" for token, symbol in enumerate(symbols))
     (directory / "units.txt").write_text("".join(lines), encoding="utf-8")
     state = random_state_dict(architecture, seed=seed)
@@ -191,7 +193,8 @@ def write_random_checkpoint(directory: Path, config: Mapping[str, Any], *, seed:
     torch.save(state, directory / "final.pt")
 
 
-def _vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
+def random_vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
+    """Symbols that differ, and the special ones in their places."""
     symbols: list[str] = []
     for token in range(architecture.vocab_size):
         if token == architecture.blank:
@@ -211,12 +214,8 @@ def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str,
     """A state dict as WeNet saves it, with its tables and counters; built tensor by tensor to save memory."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
-    unit_offset = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, RMSNorm)}
-    state = {
-        name: _tensor(name, tuple(tensor.shape), seed, around_zero=name in unit_offset)
-        for name, tensor in network.state_dict().items()
-    }
-    state.update({name: torch.tensor(1000) for name in state if name.endswith("num_batches_tracked")})
+    state = {name: draw() for name, (_, draw) in drawn_tensors(architecture, seed).items()}
+    state |= {name: torch.tensor(1000) for name in network.state_dict() if name.endswith("num_batches_tracked")}
     own = position_table(architecture.encoder, TABLE_LENGTHS.get(architecture.encoder.positions, 0))
     if own is not None:
         state[f"encoder.embed.{SUBSAMPLINGS[architecture.encoder.subsampling].POSITIONS}.pe"] = own
@@ -224,6 +223,26 @@ def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str,
     for part in _decoder_parts(network):
         state.setdefault(f"decoder.{part}embed.1.pe", table)
     return state
+
+
+def drawn_tensors(architecture: Architecture, seed: int) -> dict[str, tuple[torch.Size, Callable[[], Tensor]]]:
+    """Shapes of the network's tensors, and functions that draw them, without counters."""
+    with torch.device("meta"):
+        network = SpeechModel(architecture)
+    unit_offset = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, RMSNorm)}
+    return {
+        name: (tensor.shape, partial(_tensor, name, tuple(tensor.shape), seed, around_zero=name in unit_offset))
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def random_statistics(size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation of features, [size] each."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "global_cmvn"
+        file.write_text(json.dumps(_statistics(size, seed)), encoding="utf-8")
+        return read_cmvn(file, size)
 
 
 def _decoder_parts(network: nn.Module) -> list[str]:

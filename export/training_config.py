@@ -142,7 +142,7 @@ def _parsed(top: Section) -> TrainingConfig:
     vocab_size = top.integer("output_dim")
     if top.integer("vocab_size", vocab_size) != vocab_size:
         raise top.wrong("vocab_size", top.value("vocab_size"), f"equal to output_dim {vocab_size}")
-    features = _features(top)
+    features = read_features(top)
     if top.integer("input_dim") != features.size:
         name, default = ("num_ceps", 40) if features.num_ceps else ("num_mel_bins", DEFAULT_MEL_BINS)
         expected = f"equal to {name}, which is {features.size} ({default} if not stated)"
@@ -194,7 +194,8 @@ def _check_kind(top: Section) -> None:
     top.choice("model", "asr_model", MODELS)
 
 
-def _features(top: Section) -> FeatureConfig:
+def read_features(top: Section) -> FeatureConfig:
+    """The front end that dataset_conf and collate_conf describe."""
     dataset, collate = top.section("dataset_conf", is_whole=False), top.section("collate_conf", is_whole=False)
     if "fbank_conf" not in dataset and top.value("raw_wav") not in (None, True):
         raise top.unsupported("raw_wav", top.value("raw_wav"), ("True",))  # Kaldi's, whose settings are not in the file

@@ -97,6 +97,7 @@ def describe(content: dict[str, Any]) -> str:
     counted = "parameters" if is_whole else "stored numbers, with scales (two weights in 4 bits are one)"
     lines = [
         f"{content['path']}: bundle version {manifest['version']} by {manifest['producer']}",
+        *["weights: random, for measuring only"] * manifest["random_weights"],
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -25,7 +26,7 @@ from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
 from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
-from u2moe.runtime.errors import BundleError, StreamError
+from u2moe.runtime.errors import BundleError, BundleWarning, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
@@ -70,6 +71,8 @@ class Recognizer:
                 empty list: none.
             observer: hooks for measurements.
         """
+        if bundle.manifest.random_weights:
+            warnings.warn(f"{bundle.path}: random weights, for measuring only", BundleWarning, stacklevel=2)
         self.bundle = bundle
         self.model = model
         self.vocabulary = bundle.vocabulary

@@ -258,7 +258,7 @@ def _decoding(options: DecodingOptions, hotwords: Hotwords | None) -> dict[str, 
 def _describe(manifest: Manifest) -> dict[str, Any]:
     return {
         "producer": manifest.producer,
-        "recipe": manifest.quantization.get("recipe", "float32"),
+        "recipe": manifest.quantization.get("recipe", "float32") + ", random weights" * manifest.random_weights,
         "streaming": manifest.model.streaming,
         "decoder": manifest.model.decoder,
         "frame_s": manifest.frame_s,

@@ -224,6 +224,8 @@ class Manifest:
     """Recipe of a quantized bundle; empty in fp32."""
     calibration: Calibration | None = None
     """Calibration of confidences; None: uncalibrated. Not in the graphs' metadata, because it is fitted later."""
+    random_weights: bool = option("flag", default=False, lost="nothing tells that its weights are random")
+    """Whether its weights are random, so that it is for measuring only."""
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -70,7 +70,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
   double scale = 1, bias = 0;  ///< of the log-odds of confidences, if calibrated
   bool quantized = false;
   int packed = 0;                     ///< layout in which weights are packed for native kernels; 0: they are not
-  std::vector<std::string> warnings;  ///< what is lost of a bundle of a newer version
+  std::vector<std::string> warnings;  ///< what is lost of a bundle of a newer version, and that weights are random
 
   int frame_len() const { return static_cast<int>(sample_rate * frame_length_ms / 1000); }  ///< samples
   int shift_len() const { return static_cast<int>(sample_rate * frame_shift_ms / 1000); }   ///< samples
@@ -109,6 +109,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
     const std::string& decoder = model["decoder"].string();
     Manifest m;
     m.warnings = std::move(records.warnings);
+    if (json["random_weights"].boolean()) m.warnings.push_back("random weights, for measuring only");
     m.streaming = model["streaming"].boolean();
     m.bidirectional = decoder == "bitransformer";
     m.has_decoder = m.bidirectional || decoder == "transformer";

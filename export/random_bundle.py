@@ -1,0 +1,142 @@
+"""Bundles of seeded random weights from a train.yaml alone, to measure what a network costs before it is trained.
+
+A tensor is drawn whenever something computes with it or writes it, and not kept: a billion parameters need little
+memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.model import SpeechModel
+from u2moe.export.moe import MixtureOfExperts
+from u2moe.export.random_checkpoint import drawn_tensors, random_statistics, random_vocabulary
+from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_yaml
+from u2moe.export.training_config import CONFIG_FILE, parse_training_config, read_features
+from u2moe.export.yaml_section import Section
+from u2moe.runtime.errors import CheckpointError
+from u2moe.runtime.text.vocabulary import TextConfig
+from u2moe.runtime.validation import refused_as
+
+VOCAB_SIZE = 5000
+"""Of a train.yaml that does not state it, such as a recipe before training."""
+_NUM_FRAMES, _NUM_TOKENS = 600, 40
+"""Feature frames and tokens on which routers are adjusted."""
+
+
+class DrawnTensor(Tensor):
+    """A float32 tensor that is drawn whenever something computes with it."""
+
+    draw: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, draw: Callable[[], Tensor], shape: torch.Size) -> Self:
+        """A tensor that `draw` gives, the same each time."""
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # type: ignore[attr-defined]  # noqa: SLF001 - as torch describes it
+        made.draw = draw
+        return cast("Self", made)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Compute with what is drawn; what only detaches it draws nothing."""
+        if func is torch.ops.aten.detach.default:
+            return cls.of(args[0].draw, args[0].shape)
+        drawn_args, drawn_kwargs = tree_map_only(cls, lambda each: each.draw(), (args, dict(kwargs or {})))
+        return func(*drawn_args, **drawn_kwargs)
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """Itself anew: it never changes."""
+        return self.of(self.draw, self.shape)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The values."""
+        return self.draw().numpy(force=force)
+
+
+def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None = None, seed: int = 0) -> Checkpoint:
+    """What `export_bundle` would read from a checkpoint of this train.yaml, with random weights.
+
+    Args:
+        config_file: a train.yaml as training writes it, a recipe's, or the folder of one.
+        vocab_size: number of tokens; None: as it states, or 5000.
+        seed: the same seed gives the same weights.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or contradicts itself or `vocab_size`.
+        UnsupportedError: a kind of network that is not supported.
+    """
+    path = Path(config_file)
+    path = path / CONFIG_FILE if path.is_dir() else path
+    values = _completed(read_yaml(path, purpose="it says what the network is"), path, vocab_size)
+    config = parse_training_config(values, path.name)
+    architecture = config.architecture
+    tensors: dict[str, Tensor] = {
+        name: DrawnTensor.of(draw, shape) for name, (shape, draw) in drawn_tensors(architecture, seed).items()
+    }
+    if architecture.encoder.normalized_input:
+        tensors |= dict(
+            zip((CMVN_MEAN, CMVN_ISTD), random_statistics(architecture.encoder.input_size, seed), strict=True)
+        )
+    is_bpe = config.tokenizer == "bpe"
+    tokens = random_vocabulary(architecture, bpe=is_bpe)
+    return Checkpoint(
+        path=path.parent,
+        weights=path,
+        architecture=architecture,
+        features=config.features,
+        text=TextConfig(tokenizer="bpe" if is_bpe else "char", unk=tokens.index("<unk>")),
+        tokens=tokens,
+        decoding=config.decoding,
+        tensors=tensors,
+        ignored={},
+    )
+
+
+def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, Any]:
+    """The content of a recipe's train.yaml with the sizes that training would add."""
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: is not a mapping, expected what train.yaml describes")
+    stated = values.get("output_dim", values.get("vocab_size"))
+    if None not in (stated, vocab_size) and stated != vocab_size:
+        raise CheckpointError(f"{path}: output_dim is {stated!r}, expected --vocab-size {vocab_size}, or neither")
+    size = vocab_size or stated or VOCAB_SIZE
+    with refused_as(CheckpointError, path.name):
+        features = read_features(Section(path.name, values))
+    return {"input_dim": features.size, **values, "output_dim": size, "vocab_size": size}
+
+
+def spread_routers(network: SpeechModel, seed: int = 0) -> None:
+    """Adjust random routers so that they spread tokens evenly over their experts, the worst case for reading weights.
+
+    They favour some experts for what tokens have in common, their mean. A router without that direction does not.
+    """
+
+    def turn(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        gate = cast("MixtureOfExperts", layer).gate
+        mean = inputs[0].reshape(-1, inputs[0].shape[-1]).mean(dim=0)
+        weight = gate.weight - torch.outer(gate.weight @ mean, mean) / (mean @ mean)
+        gate.weight = nn.Parameter(weight, requires_grad=False)
+
+    layers = [layer for layer in network.modules() if isinstance(layer, MixtureOfExperts)]
+    if not layers:
+        return
+    handles = [layer.register_forward_pre_hook(turn) for layer in layers]
+    config, generator = network.config, torch.Generator().manual_seed(seed)
+    features = torch.randn(1, _NUM_FRAMES, config.encoder.input_size, generator=generator).mul_(3).add_(11)
+    with torch.no_grad():
+        output, _ = network.encoder(features, torch.tensor([_NUM_FRAMES]))
+        if network.decoder is not None:
+            tokens = torch.randint(config.vocab_size, (1, _NUM_TOKENS), generator=generator)
+            network.score(tokens, torch.tensor([_NUM_TOKENS]), output, torch.tensor([output.shape[1]]))
+    for handle in handles:
+        handle.remove()
