@@ -7,7 +7,7 @@ memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -40,13 +40,13 @@ class DrawnTensor(Tensor):
     @classmethod
     def of(cls, draw: Callable[[], Tensor], shape: torch.Size) -> Self:
         """A tensor that `draw` gives, the same each time."""
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # type: ignore[attr-defined]  # noqa: SLF001 - as torch describes it
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # noqa: SLF001 - as torch describes it
         made.draw = draw
-        return cast("Self", made)
+        return made
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stubs describe a method of an instance
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Compute with what is drawn; what only detaches it draws nothing."""
         if func is torch.ops.aten.detach.default:
