@@ -93,9 +93,57 @@ async def _sent(address: str, message: str | list[bytes]) -> None:
 
 
 async def _silent(address: str) -> None:
-    _, writer = await asyncio.open_connection(urlsplit(address).hostname, urlsplit(address).port, local_addr=ELSEWHERE)
+    await _plain(address, b"", 5.0)
+
+
+async def _plain(address: str, data: bytes, seconds: float = 0.0, times: int = 1) -> None:
+    """Send bytes over TCP some times, and take no more than a part of what is answered."""
+    parts = urlsplit(address)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
     with contextlib.closing(writer):
-        await asyncio.sleep(5)
+        for _ in range(times):
+            writer.write(data)
+            await writer.drain()
+            await asyncio.sleep(seconds)
+            if data and not await reader.read(1 << 16):
+                return
+
+
+async def _requests(address: str) -> None:
+    head = f"GET /healthz?{'a=b&' * 1000} HTTP/1.1\r\nHost: localhost\r\n" + "X: y, z\r\n" * 1000
+    head += "\r\n"
+    await _plain(address, head.encode(), 0.02, 500)
+
+
+async def _bad_upgrade(address: str) -> None:
+    head = "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    keys = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    await _plain(address, f"{head}{keys}Content-Length: 5\r\n\r\nhello".encode())
+
+
+async def _punycode(address: str) -> None:
+    body = f'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n{"a" * 60_000}-b\r\n--x--\r\n'
+    head = f"POST /v1/audio/transcriptions?{urlsplit(address).query} HTTP/1.1\r\nHost: localhost\r\n"
+    kind = f"Content-Type: multipart/form-data; boundary=x; charset=punycode\r\nContent-Length: {len(body)}\r\n\r\n"
+    await _plain(address, (head + kind + body).encode())
+
+
+async def _unread_pongs(address: str) -> None:
+    async with connect(address, proxy=None, local_addr=ELSEWHERE, max_queue=1) as websocket:
+        websocket.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(1000):
+            websocket.transport.write((b"\x89\xfd" + bytes(4 + 125)) * 1000)
+            await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 1.0)
+
+
+async def _dear_stream(address: str) -> None:
+    words = ",".join(f'"{chr(65 + number % 26)}{chr(65 + number // 26 % 26)} SEVEN"' for number in range(1000))
+    async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
+        await websocket.send(f'{{"beam_size": 40, "hotwords": [{words}]}}')
+        await websocket.recv()
+        for _ in range(100):
+            await websocket.send(os.urandom(3200))
+            await asyncio.sleep(0.1)
 
 
 ATTACKS: dict[str, tuple[int, Attack]] = {
@@ -105,6 +153,11 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "options of 1 MB": (NUM_STREAMS, lambda address: _sent(address, _many_hotwords(MEGABYTE - 100))),
     "frames of 16 MB, refused": (40, lambda address: _sent(address, [bytes(MEGABYTE)] * 16)),
     "silent connections": (200, _silent),
+    "requests of 15 kB": (200, _requests),
+    "upgrades that are no requests": (200, _bad_upgrade),
+    "forms in punycode": (NUM_STREAMS, _punycode),
+    "pongs that are not read": (NUM_STREAMS, _unread_pongs),
+    "hotwords with a wide beam": (20, _dear_stream),
 }
 """How many clients at once, and the behaviour of one."""
 
@@ -135,7 +188,7 @@ KEY = "key-of-speakers"
 SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
 """Niceness of the busy process, and whether as many speak as the server takes."""
 MIXTURE = "all together"
-MOST_SLOWER, MOST_SLOWER_BY_ONE = 1.2, 1.5
+MOST_SLOWER, MOST_SLOWER_BY_ONE = 1.2, 1.2
 """How many times as long results may take, and during a single attack."""
 HEALTH_S = 0.05
 _AHEAD_S = 2.0

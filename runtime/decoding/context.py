@@ -164,6 +164,21 @@ class ContextGraph:
         return fail
 
 
+def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
+    """Those of some phrases that a vocabulary can write."""
+    symbols = _Symbols(vocabulary)
+
+    def can_write(phrase: str) -> bool:
+        try:
+            return len(phrase) <= LONGEST_PHRASE and all(
+                symbols.num_tokens(phrase, word) for word in symbols.words(phrase)
+            )
+        except ValueError:
+            return False
+
+    return [phrase for phrase in phrases if can_write(phrase)]
+
+
 def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
     """Hotwords from lines of "phrase" or "phrase :weight", as in sherpa-onnx; skips "# ..." and empty lines.
 

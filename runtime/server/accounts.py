@@ -25,8 +25,8 @@ _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
 """Share of one processor, and seconds in advance: of a connection, of one whose client has a place, of all together
 that take more than their own, of an address, and of this machine. A plain stream takes less than a hundredth."""
-_THIS_MACHINE = ("127.0.0.1", "::")
-"""Also a proxy that nobody has named; "::" is the network of ::1."""
+_THIS_MACHINE = ("127.0.0.1", "::/64")
+"""Also a proxy that nobody has named; "::/64" is the network of ::1."""
 _LONGEST_WAIT_S = 10.0
 """Seconds that a new connection may wait; it is closed if it would be more."""
 _MOST_LOST = 16 << 20
@@ -216,12 +216,19 @@ class Visit:
         self._connections.served[self] = served
 
 
-def _peer_of(connection: socket.socket) -> Address | None:
-    """The client's address; None for a Unix socket, or a client that has gone."""
+def address_of(host: str) -> Address | None:
+    """The address of a client; None: it has none, or has gone."""
     try:
-        peer = ipaddress.ip_address(connection.getpeername()[0])
-        return getattr(peer, "ipv4_mapped", None) or peer
-    except (OSError, ValueError, IndexError):
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _peer_of(connection: socket.socket) -> Address | None:
+    try:
+        return address_of(connection.getpeername()[0])
+    except (OSError, IndexError):  # it has gone, or is a Unix socket
         return None
 
 
@@ -229,4 +236,4 @@ def site_of(peer: Address | None) -> str:
     """The client's address for limits: of IPv6 the network."""
     if peer is None or peer.version == 4:
         return str(peer)
-    return str(ipaddress.ip_network((peer, _IPV6_SITE), strict=False).network_address)
+    return str(ipaddress.ip_network((peer, _IPV6_SITE), strict=False))

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
+from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.pipeline import MAX_BATCH
+from u2moe.runtime.options import WITHOUT_BEAM
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics
-from u2moe.runtime.server.models import ServedModel
+from u2moe.runtime.server.models import MOST_BEAM, ServedModel
 from u2moe.runtime.server.transport import in_place
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
 _SHARE = 0.35
 """Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and a machine that
@@ -29,6 +34,7 @@ _FORGOTTEN_S = 2.0
 """Seconds without live audio after which lateness counts as 0."""
 _MEASURED_STREAMS = 8
 _MEASURED_S = 4.0
+_MEASURED_HOTWORDS = 1000
 
 
 class Lateness:
@@ -59,50 +65,81 @@ class Lateness:
         return self._is_too_late
 
 
+Take = Callable[[float], None]
+"""Changes how many places are taken, for a stream that costs as much as so many plain ones."""
+
+
 class Admission:
     """Places for live streams, or for files. If none is free it refuses at once, so that the others keep their pace.
 
-    Attributes:
+    Args:
         num_slots: how many there are.
-        num_taken: how many are occupied; the metric `gauge`, "streams" or "files", follows it.
-        is_stopping: whether nobody is admitted any more.
+        metrics: where "streams" or "files", the `gauge`, follows how many are taken.
+        incidents: counts refusals.
+        gauge: as above.
+        lateness: says whether results are late: nobody is admitted then, either; None: places alone count.
+        key: the name of the key whose share of the streams they are. None: they are all that there are.
 
-    While results are late, `lateness` says so and nobody is admitted either; None: slots alone count.
+    Attributes:
+        num_slots: as above.
+        num_taken: how many are taken; a stream that costs more than a plain one takes several.
+        is_stopping: whether nobody is admitted any more.
     """
 
     def __init__(
-        self, num_slots: int, metrics: Metrics, incidents: Incidents, gauge: str, lateness: Lateness | None = None
+        self,
+        num_slots: int,
+        metrics: Metrics,
+        incidents: Incidents,
+        gauge: str,
+        *,
+        lateness: Lateness | None = None,
+        key: str | None = None,
     ) -> None:
         self._lateness = lateness
+        self._key = key
         self.num_slots = num_slots
-        self.num_taken = 0
+        self.num_taken = 0.0
         self.is_stopping = False
         self._metrics = metrics
         self._gauge = gauge
         self._incidents = incidents
 
     @contextlib.contextmanager
-    def slot(self) -> Iterator[None]:
-        """Occupy a slot; UnavailableError: none is free, or the server is about to stop."""
+    def slot(self) -> Iterator[Take]:
+        """Take a place, or with what is yielded some more; UnavailableError: none is free, or the server stops."""
         if self.is_stopping:
             self._incidents.refuse("stopping")
             raise StoppingError
-        if self.num_taken >= self.num_slots:
-            self._incidents.refuse("full")
-            raise UnavailableError(f"the server is full: it recognises {self.num_slots} {self._gauge} at a time")
-        if self._lateness is not None and self.num_taken and self._lateness.is_too_late:
-            self._incidents.refuse("late")
-            raise UnavailableError("the server is full: it is slower than usual, and results would be late")
-        self._change(1)
-        try:
-            with in_place():
-                yield
-        finally:
-            self._change(-1)
+        own = 0.0
 
-    def _change(self, number: int) -> None:
-        self.num_taken += number
-        self._metrics.set(self._gauge, self.num_taken)
+        def take(number: float) -> None:
+            nonlocal own
+            number = min(number, self.num_slots)
+            if number > own and self.num_taken - own + number > self.num_slots:
+                raise self._refusal(number)
+            self.num_taken = round(self.num_taken - own + number, 3)
+            own = number
+            if self._key is None:
+                self._metrics.set(self._gauge, self.num_taken)
+
+        take(1.0)
+        try:
+            if self._lateness is not None and self.num_taken > 1 and self._lateness.is_too_late:
+                self._incidents.refuse("late")
+                raise UnavailableError("the server is full: it is slower than usual, and results would be late")
+            with in_place():
+                yield take
+        finally:
+            take(0.0)
+
+    def _refusal(self, number: float) -> UnavailableError:
+        self._incidents.refuse("full")
+        cost = f"; this one costs as much as {number:.1f}" if number > 1 else ""
+        if self._key is not None:
+            told = f"the key {self._key} has {self.num_slots} {self._gauge} at a time{cost}"
+            return UnavailableError(told, code="rate_limit")
+        return UnavailableError(f"the server is full: it recognises {self.num_slots} {self._gauge} at a time{cost}")
 
 
 def measure_capacity(model: ServedModel) -> int:
@@ -110,7 +147,22 @@ def measure_capacity(model: ServedModel) -> int:
 
     Eight streams of speech are decoded at full speed, including the second pass; the better of two runs counts.
     """
-    return max(int(_SHARE / min(_decode_speech(model, _MEASURED_STREAMS) for _ in range(2))), 1)
+    seconds = min(_decode_speech(model, _MEASURED_STREAMS, _MEASURED_S) for _ in range(2))
+    return max(int(_SHARE / seconds), 1)
+
+
+def measure_costs(model: ServedModel) -> None:
+    """Measure how many times as much time as plain streams those take that clients may ask for; the least of two."""
+    if model.stream_options.search in WITHOUT_BEAM:
+        return
+    vocabulary = model.recognizer.vocabulary
+    written = (symbol.strip(WORD_BOUNDARY + " ") for symbol in vocabulary.symbols if not is_special(symbol))
+    hotwords = ContextGraph(list(islice(filter(None, written), _MEASURED_HOTWORDS)), vocabulary)
+    beams = (model.beam_size, max(model.beam_size, MOST_BEAM))
+    kinds = [(beam_size, graph) for graph in (None, hotwords) for beam_size in beams]
+    rounds = [[_decode_speech(model, 2, _MEASURED_S / 2, *kind) for kind in kinds] for _ in range(2)]
+    plain, *others = (min(each) for each in zip(*rounds, strict=True))
+    model.costs = (1.0, *(max(seconds / plain, 1.0) for seconds in others))
 
 
 def take_memory(model: ServedModel, capacity: int) -> None:
@@ -119,15 +171,22 @@ def take_memory(model: ServedModel, capacity: int) -> None:
     onnxruntime keeps the memory that a call has taken, and takes twice as much when it needs more: better now than when
     many chunks first coincide, perhaps after hours.
     """
-    _decode_speech(model, min(capacity, MAX_BATCH))
+    _decode_speech(model, min(capacity, MAX_BATCH), _MEASURED_S)
 
 
-def _decode_speech(model: ServedModel, num_streams: int) -> float:
+def _decode_speech(
+    model: ServedModel,
+    num_streams: int,
+    speech_s: float,
+    beam_size: int | None = None,
+    hotwords: ContextGraph | None = None,
+) -> float:
     """Decode some seconds in several streams; returns the seconds of work per second of one stream."""
     recognizer = model.recognizer
     rate = recognizer.bundle.manifest.features.sample_rate
-    samples = _speech(rate)
-    streams = [recognizer.create_stream(model.stream_options) for _ in range(num_streams)]
+    samples = _speech(rate)[: round(speech_s * rate)]
+    options = model.stream_options if beam_size is None else replace(model.stream_options, beam_size=beam_size)
+    streams = [recognizer.create_stream(options, hotwords=hotwords) for _ in range(num_streams)]
     begin = time.perf_counter()
     for start in range(0, len(samples), rate // 5):
         for stream in streams:

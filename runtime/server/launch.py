@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.corpus.recognition import ModelChoice
@@ -53,21 +54,18 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     """
     check_tls(options)
     Keys(options)  # fails here rather than with the first client
-    sockets = open_sockets(options)
-    code = 0
-    try:
-        with ended_by_sigterm():
-            _log_addresses(options, sockets)
-            serve = partial(_serve, options, models, sockets)
-            if options.workers > 1:
-                code = Team(options.workers, partial(_work, serve, options.log_format == "json")).run()
-            else:
-                run_in_loop(serve())
-    finally:
+    with ended_by_sigterm(), contextlib.ExitStack() as opened:
+        sockets = open_sockets(options)
         for listening in sockets.values():
-            listening.close()
-        if options.socket_file is not None:
-            options.socket_file.unlink(missing_ok=True)
+            opened.enter_context(listening)
+        opened.callback(_remove, options.socket_file, _identity(options.socket_file))
+        _log_addresses(options, sockets)
+        serve = partial(_serve, options, models, sockets)
+        code = 0
+        if options.workers > 1:
+            code = Team(options.workers, partial(_work, serve, options.log_format == "json")).run()
+        else:
+            run_in_loop(serve())
     LOGGER.info("stopped")
     return code
 
@@ -102,7 +100,9 @@ def _listen(options: ServerOptions, port: int) -> socket.socket:
     try:
         family = socket.AF_UNIX if file else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with contextlib.ExitStack() as opened:
-            listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            # with its name asyncio knows that answers need not wait for each other (TCP_NODELAY)
+            kind = 0 if file else socket.IPPROTO_TCP
+            listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, kind))
             if sys.platform != "win32":
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -119,6 +119,20 @@ def _listen(options: ServerOptions, port: int) -> socket.socket:
     except OSError as error:
         where = f"{host} port {port}" if file is None else f"{file}"
         raise OSError(error.errno, f"cannot listen at {where}: {error.strerror}") from error
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """What lies at a path, whatever it is; None: nothing."""
+    with contextlib.suppress(OSError):
+        if file is not None and (found := file.lstat()):
+            return found.st_dev, found.st_ino
+    return None
+
+
+def _remove(file: Path | None, identity: tuple[int, int] | None) -> None:
+    """Remove a Unix socket, unless it is another's by now."""
+    if file is not None and _identity(file) == identity:
+        file.unlink(missing_ok=True)
 
 
 def _is_listening(path: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from u2moe.runtime.declarations import Option, client_options_of
-from u2moe.runtime.decoding.context import LONGEST_PHRASE, ContextGraph
+from u2moe.runtime.decoding.context import LONGEST_PHRASE, ContextGraph, writable
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.options import NONE, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
@@ -31,6 +30,8 @@ REQUEST_OPTIONS = {"hotwords": _HOTWORDS} | {
     for name, (_, declared) in client_options_of(DecodingOptions).items()
 }
 """Options of decoding that a request may have, by their names for clients."""
+MOST_BEAM: int = client_options_of(DecodingOptions)["beam_size"][1].most
+"""The widest beam that a request may have."""
 
 
 class ServedModel:
@@ -41,6 +42,8 @@ class ServedModel:
         recognizer: recognises its streams and files; files with its options.
         stream_options: how live streams are decoded, unless a client says otherwise.
         languages: codes of its languages, as stated or by its vocabulary.
+        beam_size: of streams, unless a client says otherwise.
+        costs: of a stream with this beam, with the widest, and of both with hotwords, as multiples of the first.
     """
 
     def __init__(self, name: str, recognizer: Recognizer, options: ServerOptions) -> None:
@@ -54,6 +57,8 @@ class ServedModel:
         )
         self.languages = list(options.languages) or languages_of(recognizer.vocabulary.symbols)
         self._limits = options.limits
+        self.beam_size: int = self.stream_options.beam_size or recognizer.bundle.manifest.decoding.beam_size
+        self.costs = (1.0, 1.0, 1.0, 1.0)
         self._weighted: dict[float, LanguageModelOptions] = {}
 
     def check_language(self, language: Any) -> None:
@@ -91,6 +96,12 @@ class ServedModel:
         hotwords = given.get("hotwords")
         words = self.writable_hotwords(phrases_of(prompt)) if hotwords is None else self._hotwords(hotwords)
         return replace(default, **changes), await words
+
+    def cost(self, options: DecodingOptions, hotwords: ContextGraph | None) -> float:
+        """How many plain streams a stream costs as much as, at most: in between, costs grow ever faster."""
+        least, most = self.costs[:2] if hotwords is None else self.costs[2:]
+        wider = max((options.beam_size or self.beam_size) - self.beam_size, 0)
+        return least + (most - least) * min(wider / max(MOST_BEAM - self.beam_size, 1), 1.0)
 
     async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
         """The language model with another weight; prepared once for each, outside the event loop."""
@@ -140,12 +151,8 @@ class ServedModel:
         return await in_thread(self._writable, kept) if kept else None
 
     def _writable(self, phrases: Iterable[str]) -> ContextGraph | None:
-        writable = []
-        for phrase in phrases:
-            with contextlib.suppress(ValueError):
-                ContextGraph([phrase], self.recognizer.vocabulary)
-                writable.append(phrase)
-        return ContextGraph(writable, self.recognizer.vocabulary) if writable else None
+        kept = writable(phrases, self.recognizer.vocabulary)
+        return ContextGraph(kept, self.recognizer.vocabulary) if kept else None
 
 
 def phrases_of(prompt: str) -> list[str]:

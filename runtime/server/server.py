@@ -21,10 +21,12 @@ from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import check_tls
 from u2moe.runtime.server.protocols.table import PROTOCOLS
+from u2moe.runtime.server.protocols.wyoming import LINE_BYTES
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.transport import CONNECTION, PacedConnection
 
-_PING_S = 20.0
+_PING_S = 5.0
+"""Seconds between pings: a client that has gone, but of which much is still to be read, answers them by a reset."""
 _HANDSHAKE_S = 20.0
 _GRACE_S = 5
 """Seconds for connections to close at the end."""
@@ -174,7 +176,7 @@ class Server:
         connection = PacedConnection(visit, self._service.incidents.fail, is_http=run_tcp is None)
         if run_tcp is not None:
             visit.settle()  # it becomes a stream much later
-            reader = asyncio.StreamReader()
+            reader = asyncio.StreamReader(LINE_BYTES)
             connection.inner = asyncio.StreamReaderProtocol(
                 reader, lambda _, writer: self._spawn(connection.run(run_tcp(self._service, reader, writer)))
             )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from u2moe.runtime.audio.arrays import Resampler
@@ -14,8 +12,8 @@ from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.access import KEY, Key, Keys
-from u2moe.runtime.server.accounts import site_of
-from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
+from u2moe.runtime.server.accounts import address_of, site_of
+from u2moe.runtime.server.admission import Admission, Take, measure_capacity, measure_costs, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
 from u2moe.runtime.server.log import LOGGER, Incidents
@@ -25,6 +23,8 @@ from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.served_stream import ServedStream
 
+_MOST_HELD = 16 << 20
+"""Bytes that clients without a place may send beyond what is buffered for each."""
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
 """Seconds for the last results of interrupted streams."""
@@ -51,7 +51,8 @@ class Service:
         self.keys = Keys(options)
         self.is_ready = False
         self._slots: set[Slot] = set()
-        self._num_by_key: Counter[str] = Counter()
+        self._num_held = 0
+        self._shares: dict[str, Admission] = {}
 
     async def start(self) -> None:
         """Warm up, measure the capacity if none is given (for the slowest model), and take the memory for it."""
@@ -62,9 +63,10 @@ class Service:
             capacity = min([await asyncio.to_thread(measure_capacity, model) for model in models])
         for model in models:
             await asyncio.to_thread(take_memory, model, capacity)
+            await asyncio.to_thread(measure_costs, model)
         self.scheduler = Scheduler(self.metrics, self.options.limits)
         lateness = self.scheduler.lateness if self.options.capacity is None else None
-        self.admission = Admission(capacity, self.metrics, self.incidents, "streams", lateness)
+        self.admission = Admission(capacity, self.metrics, self.incidents, "streams", lateness=lateness)
         self.files = FileQueue(self.metrics, self.incidents, self.options)
         self.is_ready = True
         self.metrics.set("capacity", capacity)
@@ -87,26 +89,17 @@ class Service:
         """Whom a request is from, for shares: its key where there are several, else its address; "": not known."""
         if (key := scope[KEY]) is not None and len(self.keys.by_name) > 1:
             return f"key {key.name}"
-        host: str = (scope.get("client") or ("",))[0]
-        try:
-            return site_of(ipaddress.ip_address(host))
-        except ValueError:
-            return host
+        host = str((scope.get("client") or ("",))[0])
+        return host if (address := address_of(host)) is None else site_of(address)
 
-    @contextlib.contextmanager
-    def share_of(self, key: Key | None) -> Iterator[None]:
+    def share_of(self, key: Key | None) -> contextlib.AbstractContextManager[Take]:
         """One of the streams and files that a key may have at once; UnavailableError: it has as many as it may."""
         if key is None or key.num_streams is None:
-            yield
-            return
-        if self._num_by_key[key.name] >= key.num_streams:
-            self.incidents.refuse("full")
-            raise UnavailableError(f"the key {key.name} has {key.num_streams} streams at a time", code="rate_limit")
-        self._num_by_key[key.name] += 1
-        try:
-            yield
-        finally:
-            self._num_by_key[key.name] -= 1
+            return contextlib.nullcontext(lambda _: None)
+        new = Admission(key.num_streams, self.metrics, self.incidents, "streams", key=key.name)
+        share = self._shares.setdefault(key.name, new)
+        share.num_slots = key.num_streams
+        return share.slot()
 
     @contextlib.contextmanager
     def slot(self, protocol: str, key: Key | None = None) -> Iterator[Slot]:
@@ -115,9 +108,9 @@ class Service:
         Raises:
             UnavailableError: none is free, or the server stops and cannot wait for the task.
         """
-        with self.share_of(key), self.admission.slot():
+        with self.share_of(key) as take_of_key, self.admission.slot() as take:
             self.metrics.count("connections", protocol)
-            slot = Slot(self)
+            slot = Slot(self, (take_of_key, take))
             self._slots.add(slot)
             try:
                 yield slot
@@ -130,6 +123,18 @@ class Service:
                 if slot.stream is not None:
                     slot.stream.close()
 
+    @contextlib.contextmanager
+    def room(self, num_bytes: int) -> Iterator[None]:
+        """Room for what a client sends before it has a place; UnavailableError: all of them together send too much."""
+        if self._num_held + num_bytes > _MOST_HELD:
+            self.incidents.refuse("full")
+            raise UnavailableError("the server is full: too many clients send too much before audio")
+        self._num_held += num_bytes
+        try:
+            yield
+        finally:
+            self._num_held -= num_bytes
+
     async def drain(self) -> None:
         """Refuse new clients, and wait until running utterances and files are finished, or time is up."""
         self.is_ready = False
@@ -139,7 +144,7 @@ class Service:
             slot.drain()
         if not await self._wait_until_idle(self.options.drain_s):
             LOGGER.warning(
-                "cut off %d streams and %d files: they took longer than --drain-timeout",
+                "cut off %.0f streams and %d files: they took longer than --drain-timeout",
                 self.admission.num_taken,
                 self.files.admission.num_taken,
             )
@@ -173,11 +178,12 @@ class Slot:
         is_drained: whether the connection was asked to end because the server stops.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, takes: Sequence[Take]) -> None:
         self.model = service.default
         self.stream: ServedStream | None = None
         self.is_drained = False
         self._service = service
+        self._takes = takes
         self._task = asyncio.current_task()
         self._fed_before_s = 0.0
         self._is_whole = False
@@ -204,13 +210,17 @@ class Slot:
             AudioError: an invalid sample rate.
             StreamError: the bundle does not support `decoding`.
             StoppingError: the server is about to stop.
+            UnavailableError: it costs more than a plain one, and there is no room for that.
         """
         service = self._service
         if service.admission.is_stopping:
             raise StoppingError
         recognizer = self.model.recognizer
         Resampler(sample_rate, recognizer.bundle.manifest.features.sample_rate)  # validates the rate
-        stream = recognizer.create_stream(decoding or self.model.stream_options, hotwords=hotwords)
+        options = decoding or self.model.stream_options
+        for take in self._takes:
+            take(self.model.cost(options, hotwords))
+        stream = recognizer.create_stream(options, hotwords=hotwords)
         if self.stream is not None and not self.stream.is_over:  # what is over may have results to be read
             self.stream.close()
         self._fed_before_s = self.fed_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import socket
 import sys
 import time
 import types
@@ -207,6 +208,9 @@ class PacedConnection(asyncio.BufferedProtocol):
                 self._transport.abort()
             self._unread = now, size
         has_left = self._has_ended and self._request is not None and not self._is_whole
+        if not self._transport.is_reading():  # nobody else looks at it
+            tcp: socket.socket = self._transport.get_extra_info("socket")
+            has_left = has_left or bool(tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         if has_left or (now > self._deadline and self.is_closing):
             self._transport.abort()
         elif now > self._deadline:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from dataclasses import dataclass
 from functools import partial
 from typing import IO
 
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message
 
 from u2moe.runtime.server.errors import (
     ClientGoneError,
     RequestError,
     StorageError,
     TooLargeError,
-    UnavailableError,
-    in_openai_form,
-    status_of,
 )
 from u2moe.runtime.server.files import FilePlace
 from u2moe.runtime.server.options import Limits
@@ -31,7 +26,6 @@ from u2moe.runtime.server.transport import LEAST_BYTES_PER_S
 
 _MAX_FIELD_BYTES = 64 << 10
 _MAX_FIELDS = 50
-_LINGER_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +51,6 @@ class Body:
     def __init__(self, request: Request, limits: Limits) -> None:
         self._request = request
         self._limits = limits
-        self._has_more = request.headers.get("expect", "").lower() != "100-continue"  # else it is sent when asked for
         self._size = 0
         least = LEAST_BYTES_PER_S * limits.idle_s
         self._patience = Patience(limits.idle_s, least, "bytes", lambda: self._size)
@@ -74,6 +67,9 @@ class Body:
         """
         declared = self._request.headers.get("content-length", "")
         self._check_size(int(declared) if declared.isdecimal() else 0)
+        _, settings = parse_options_header(self._request.headers.get("content-type"))
+        if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # some are decoded in quadratic time
+            raise RequestError("a form must be UTF-8")
         limited = Request(self._request.scope, partial(self._receive, place))
         try:
             form = await limited.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
@@ -90,18 +86,9 @@ class Body:
             raise RequestError("expected a form (multipart/form-data) with a file named 'file'", "file")
         return Upload(file=upload.file, name=upload.filename or "file", form=form)
 
-    async def discard(self) -> None:
-        """Read the rest for a short time: a response to a client that is still sending would be lost."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_S):
-                while self._has_more:
-                    message = await self._request.receive()
-                    self._has_more = message.get("more_body", False)
-
     async def _receive(self, place: FilePlace) -> Message:
         """The next ASGI message of the request."""
         message = await self._patience.wait_for(self._request.receive)
-        self._has_more = message.get("more_body", False)
         self._size += len(message.get("body", b""))
         self._check_size(self._size)
         place.store(self._size)
@@ -110,19 +97,3 @@ class Body:
     def _check_size(self, size: int) -> None:
         if size > self._limits.upload_bytes:
             raise TooLargeError(f"an upload may have {self._limits.upload_bytes} bytes", "file")
-
-
-class Refusal(JSONResponse):
-    """An error that a client can read while it is still sending: the rest of the body is read after it."""
-
-    def __init__(self, error: Exception, body: Body) -> None:
-        retry = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
-        super().__init__({"error": in_openai_form(error)}, status_of(error), {**retry, "Connection": "close"})
-        self._rest = body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - of ASGI
-        """Send it, then read what still comes."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        await self._rest.discard()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -20,8 +20,12 @@ from u2moe.runtime.server.protocols.table import PROTOCOLS
 _SAME_S = 0.5
 """Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
 _HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+_early: list[bool] = []
+"""Of each SIGHUP before `handle_signals`."""
 _POLL_S = 0.1
-_RESTART_S = 1.0
+_RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
+"""Least seconds from the start of a worker to that of its successor, and those to which they double while none of
+them becomes ready."""
 SILENT_S = 20.0
 """Seconds without a turn of its event loop after which a worker is replaced."""
 
@@ -30,10 +34,13 @@ SILENT_S = 20.0
 def ended_by_sigterm() -> Iterator[None]:
     """End the process with 0 on SIGTERM, until `handle_signals`; afterwards signals do what they did before.
 
-    By default the exit code would differ, and the first process of a container would ignore the signal.
+    By default the exit code would differ, and the first process of a container would ignore the signal. SIGHUP, which
+    would end it, too, waits for `handle_signals`.
     """
     before = {number: signal.getsignal(number) for number in _HANDLED}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: _early.append(True))
     try:
         yield
     finally:
@@ -64,6 +71,9 @@ def handle_signals(
 
     for number in _HANDLED:
         signal.signal(number, end if number in (signal.SIGTERM, signal.SIGINT) else lambda *_: reload())
+    if _early:
+        _early.clear()
+        reload()
 
 
 class Team:
@@ -82,7 +92,8 @@ class Team:
         self._metrics = Metrics(tuple(PROTOCOLS), self._rows)
         self._is_stopping = self._was_ready = False
         self._processes: list[SpawnProcess] = []
-        self._start_times = [0.0] * count
+        self._start_times, self._restarts_s = [0.0] * count, [_RESTART_S] * count
+        self._reloading: set[int] = set()  # workers that still have to be told
         self._look_time = self._awake_time = time.monotonic()
 
     def run(self) -> int:
@@ -97,14 +108,16 @@ class Team:
             self._kill_silent_ones()
             self._look_after()
             time.sleep(_POLL_S)
+        were_ready = self._metrics.each("ready")
         LOGGER.info("stopping %d workers", len(self._processes))
         for process in self._processes:
             process.terminate()
         while any(process.is_alive() for process in self._processes):
             self._kill_silent_ones()
             time.sleep(_POLL_S)
-        well = (0,) if self._was_ready else (0, -signal.SIGTERM)  # one that has hardly started handles no signal yet
-        return 0 if all(process.exitcode in well for process in self._processes) else 1
+        # one that has hardly started handles no signal yet
+        codes = zip([process.exitcode for process in self._processes], were_ready, strict=True)
+        return 0 if all(code == 0 or (code == -signal.SIGTERM and not was_ready) for code, was_ready in codes) else 1
 
     def _start(self, number: int) -> SpawnProcess:
         self._start_times[number] = time.monotonic()
@@ -127,14 +140,20 @@ class Team:
                 process.join()
 
     def _look_after(self) -> None:
-        for number, process in enumerate(self._processes):
+        for number, (process, is_ready) in enumerate(zip(self._processes, self._metrics.each("ready"), strict=True)):
             if process.exitcode is None:
+                if is_ready:
+                    self._restarts_s[number] = _RESTART_S
+                    if number in self._reloading and process.pid is not None:
+                        self._reloading.discard(number)
+                        os.kill(process.pid, signal.SIGHUP)
                 continue
             if not self._was_ready:
                 self._kill()
                 raise U2moeError(f"worker {number} ended with code {process.exitcode} before it was ready")
             self._metrics.forget(number)
-            if time.monotonic() - self._start_times[number] > _RESTART_S:
+            if time.monotonic() - self._start_times[number] > self._restarts_s[number]:
+                self._restarts_s[number] = min(2 * self._restarts_s[number], _LONGEST_RESTART_S)
                 LOGGER.warning("worker %d ended with code %d: another is started", number, process.exitcode)
                 self._processes[number] = self._start(number)
         if not self._was_ready and self._metrics.total("ready") == len(self._processes):
@@ -147,10 +166,7 @@ class Team:
         self._is_stopping = True
 
     def _reload(self) -> None:
-        if self._was_ready:
-            for process in self._processes:
-                if process.pid is not None and process.is_alive():
-                    os.kill(process.pid, signal.SIGHUP)
+        self._reloading |= set(range(len(self._processes)))
 
     def _kill(self) -> None:
         for process in self._processes:

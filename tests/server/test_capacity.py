@@ -94,7 +94,7 @@ def test_nobody_is_admitted_while_results_are_late(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("u2moe.runtime.server.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
     metrics, lateness = Metrics(), Lateness()
-    admission = Admission(10, metrics, Incidents(metrics), "streams", lateness)
+    admission = Admission(10, metrics, Incidents(metrics), "streams", lateness=lateness)
 
     def is_open():
         try:

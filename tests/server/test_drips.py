@@ -155,7 +155,6 @@ def test_wyoming_events_that_move_nothing_on(server):
 
 
 def test_an_upload_that_stops_or_drips(server, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.upload._LINGER_S", 0.5)
     head = (
         b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
         b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"

@@ -41,7 +41,6 @@ def wav(tmp_path, seconds=1):
 
 
 def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("u2moe.runtime.server.upload._LINGER_S", 0.3)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "uploads"))
     (tmp_path / "uploads").mkdir()
     with running(held, drain_s=0.3) as server, ThreadPoolExecutor() as pool:
@@ -65,8 +64,7 @@ def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, tmp_path, 
 @pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 128 + signal.SIGTERM)])
 def test_the_process_ends_though_an_upload_goes_on(serving, tmp_path, signals, status):
     options = ("--capacity", "1", "--drain-timeout", "0.5" if signals == 1 else "60")
-    before = "from u2moe.runtime.server import upload; upload._LINGER_S = 0.3"
-    with serving(*options, before=before, TMPDIR=str(tmp_path)) as process:
+    with serving(*options, TMPDIR=str(tmp_path)) as process:
         port = int(process.urls[0].rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as plain:
             plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))

@@ -20,12 +20,19 @@ from u2moe.runtime.recognition import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
 from u2moe.runtime.server.connection import added_text, converse, read_object
-from u2moe.runtime.server.errors import ClientGoneError, RequestError, error_response, in_openai_form, refusing
+from u2moe.runtime.server.errors import (
+    ClientGoneError,
+    RequestError,
+    UnavailableError,
+    error_response,
+    in_openai_form,
+    refusing,
+)
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.service import Service
-from u2moe.runtime.server.upload import Body, Refusal, Upload
+from u2moe.runtime.server.upload import Body, Upload
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_choice, checked_number
@@ -90,7 +97,8 @@ async def _transcribe(service: Service, request: Request) -> Response:
             return Response(status_code=499)
         except U2moeError as error:
             service.incidents.fail(error)
-            return Refusal(_told(error), body)
+            retry = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
+            return error_response(_told(error), headers={**retry, "Connection": "close"})
 
 
 async def _begin(upload: Upload, client: str, service: Service) -> tuple[_Wanted, FileTask]:

@@ -28,12 +28,11 @@ from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_integer
 
-LINE_BYTES = 64 << 10
-"""Maximum bytes of the line at the start of an event."""
+LINE_BYTES = 16 << 10
+"""Maximum bytes of the line at the start of an event; a reader buffers twice as many."""
 _DATA_BYTES = 256 << 10
 """Maximum bytes of an event's data."""
 _EVENTS_PER_TURN = 50
-_LINGER_S = 2.0
 _SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}
 """Types of signed samples by their bytes."""
 _Value = TypeVar("_Value")
@@ -59,17 +58,11 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
             service.incidents.fail(error)
             with contextlib.suppress(U2moeError):
                 await client.send("error", text=str(error), code=type(error).__name__)
-                await client.discard()
         except ClientGoneError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
             service.incidents.bug("a connection (wyoming)", error)
     writer.close()
-    try:
-        async with asyncio.timeout(service.options.limits.send_s):
-            await writer.wait_closed()
-    except (OSError, TimeoutError):
-        writer.transport.abort()
 
 
 class _Client:
@@ -81,7 +74,7 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._model = service.default
-        self._names: list[str] = []
+        self._names = ""  # with NUL between them: a list would take three times as much
         self._num_events = self._num_unread = 0
         self._patience = Patience(self._limits.idle_s, 1, "event", lambda: self._num_events)
 
@@ -94,7 +87,7 @@ class _Client:
                     await self.send("pong", **event.data)
                 case "transcribe":
                     self._model = self._choose(event.data)
-                    self._names = self._model.shortened(_names(event.data))
+                    self._names = "\0".join(self._model.shortened(_names(event.data)))
                 case "audio-start" | "audio-chunk":
                     with self._service.slot("wyoming") as slot:
                         await self._transcribe(slot, event)
@@ -115,7 +108,9 @@ class _Client:
         self._patience = patience_for_audio(slot, self._limits.idle_s)
         audio = _Format.of(first.data)
         slot.model = self._model
-        hotwords = await self._model.writable_hotwords(self._names)  # not before there is a place
+        hotwords = await self._model.writable_hotwords(
+            filter(None, self._names.split("\0"))
+        )  # not before there is a place
         stream = await slot.open_stream(audio.rate, hotwords=hotwords, is_whole=True)
         await converse(self._read(stream, audio, first), self._write(stream))
 
@@ -151,14 +146,6 @@ class _Client:
         head = json.dumps({"type": kind, "version": "1.5.2", "data_length": len(body)}).encode()
         self._writer.write(head + b"\n" + body)
         await send_within(self._limits.send_s, self._writer.drain())
-
-    async def discard(self) -> None:
-        """Read what follows for a short time: an answer to a client that is still sending would be lost."""
-        self._writer.write_eof()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_S):
-                while await self._reader.read(LINE_BYTES):
-                    pass
 
     async def _receive(self) -> WyomingEvent | None:
         """The next event; None at the end. A payload of the last one that nobody has asked for is skipped."""
@@ -196,7 +183,8 @@ class _Client:
         if not isinstance(kind, str) or not isinstance(data, dict):
             raise RequestError("an event needs a type, and data that is an object")
         if length := _length(head, "data_length", _DATA_BYTES):
-            data = {**data, **read_object(await self._reader.readexactly(length))}
+            with self._service.room(length):
+                data = {**data, **read_object(await self._reader.readexactly(length))}
         self._num_unread = _length(head, "payload_length", self._limits.message_bytes)
         return WyomingEvent(type=kind, data=data)
 

@@ -1,0 +1,300 @@
+"""Connections: requests that are no requests, clients that vanish or listen only, and what is charged to whom."""
+
+import ast
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from dialects import upload, wyoming_event
+
+from u2moe.runtime import server as server_package
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.server import accounts, workers
+from u2moe.runtime.server.launch import open_sockets
+from u2moe.runtime.server.options import ServerOptions
+
+PATIENCE_S = 120
+UPGRADE = (
+    "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+BEYOND = {
+    "a body": "Content-Length: 5\r\n\r\nhello",
+    "chunks": "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "many headers": "".join(f"X-{number}: a\r\n" for number in range(130)) + "\r\n",
+    "a long line": f"X-Long: {'a' * 9000}\r\n\r\n",
+}
+POST = (
+    "POST /v1/audio/transcriptions HTTP/{version}\r\nHost: localhost\r\nContent-Length: {length}\r\n"
+    "Content-Type: multipart/form-data; boundary=x{more}\r\n\r\n"
+)
+
+
+def everything(plain):
+    return b"".join(iter(lambda: plain.recv(10_000), b""))
+
+
+@pytest.fixture
+def body(tmp_path, speech):
+    soundfile.write(tmp_path / "a.wav", speech()[:32_000], 16_000)
+    return upload((tmp_path / "a.wav").read_bytes())
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_an_upgrade_that_is_no_request_is_answered(server, name):
+    before = server.metric("failures", "request")
+    with server.open_plain() as plain:
+        plain.sendall((UPGRADE + BEYOND[name]).encode())
+        assert everything(plain).startswith(b"HTTP/1.1 400 ")
+    server.wait_until(lambda: server.metric("failures", "request") == before + 1)
+
+
+def test_a_form_is_utf_8(server, body):
+    head = POST.format(version="1.1", length=len(body), more="; charset=punycode")
+    with server.open_plain() as plain:
+        plain.sendall(head.encode() + body)
+        answer = everything(plain)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"a form must be UTF-8" in answer
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_who_sends_no_more_still_gets_the_answer(running, held, body, version):
+    with running(held) as server, server.open_plain() as plain, ThreadPoolExecutor() as pool:
+        plain.sendall(POST.format(version=version, length=len(body), more="").encode() + body)
+        plain.shutdown(socket.SHUT_WR)
+        answer = pool.submit(everything, plain)
+        assert held.is_held.wait(PATIENCE_S)
+        time.sleep(1.5)  # it is looked after once a second
+        held.release()
+        assert b'"text"' in answer.result()
+        assert b"HTTP/1.1 200 OK" in answer.result()
+
+
+def test_connections_answer_at_once():
+    """asyncio sends small answers without delay where a socket says that it is one of TCP."""
+    sockets = open_sockets(ServerOptions(port=0))
+    with contextlib.closing(sockets["http"]) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+
+
+def test_pongs_that_nobody_reads_are_not_kept(server):
+    with server.open_plain() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.sendall((UPGRADE + "\r\n").encode())
+        assert plain.recv(1000).startswith(b"HTTP/1.1 101 ")
+        plain.settimeout(1.0)
+        pings = (b"\x89\xfd" + bytes(4 + 125)) * 1000
+        num_sent = 0
+        with contextlib.suppress(TimeoutError):
+            while num_sent < 500:
+                plain.sendall(pings)
+                num_sent += 1
+        (connection,) = server.server.connections.served.values()
+        assert connection._transport.get_write_buffer_size() < 256 << 10
+    assert num_sent < 50
+    server.wait_until_empty()
+
+
+def test_fragments_without_end_are_ended(server, monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.server.transport._MOST_OPEN_S", 0.02)
+    with server.connect() as client:
+        client.start()
+        with contextlib.suppress(OSError):
+            client.websocket.socket.sendall(b"\x02\x81\0\0\0\0a" + b"\x00\x81\0\0\0\0a" * 300_000)
+        assert client.close_code() in (1006, None)
+    server.wait_until_empty()
+
+
+VANISH = """
+import sys
+from websockets.sync.client import connect
+with connect(sys.argv[1], proxy=None) as client:
+    client.send("{}")
+    client.recv()
+    print("here", flush=True)
+    while True:
+        client.send(bytes(32_000))
+"""
+
+
+def test_who_vanishes_leaves_its_place_though_much_is_unread(running, held, monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.server.server._PING_S", 0.5)
+    with running(held) as server:
+        command = [sys.executable, "-c", VANISH, f"{server.websocket_url}/stream"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+            client.stdout.readline()
+            assert held.is_held.wait(PATIENCE_S)
+            server.wait_until(lambda: any(stream.queued_s >= 5 for stream in server.service.scheduler.streams))
+            client.kill()
+        server.wait_until(lambda: server.metric("streams") == 0)
+        assert not held.may_go_on.is_set()
+        held.release()
+
+
+def test_wyoming_holds_little_before_there_is_a_place(running, monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.server.service._MOST_HELD", 300_000)
+    with running(protocol_ports={"wyoming": 0}) as server:
+        half = wyoming_event("transcribe", data_length=200_000) + bytes(100)
+        with server.open_plain("wyoming") as first, server.open_plain("wyoming") as second:
+            first.sendall(half)
+            server.wait_until(lambda: server.service._num_held == 200_000)
+            second.sendall(half)
+            assert b"too many clients" in second.recv(10_000)
+        server.wait_until(lambda: server.service._num_held == 0)
+
+
+def test_a_stream_takes_as_many_places_as_it_costs(running, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("alice key-of-alice 5\nbob key-of-bob\n", encoding="utf-8")
+    dear = {"beam_size": 40, "hotwords": ["SEVEN"]}
+    with running(capacity=8, keys_file=keys) as server:
+        model = server.service.default
+        assert len(model.costs) == 4
+        assert min(model.costs) >= 1
+        model.costs, model.beam_size = (1.0, 2.0, 1.5, 6.0), 10
+        assert model.cost(model.stream_options, None) == 1
+        path = "/stream?api_key=key-of-bob"
+        with server.connect(path) as client:
+            client.start(**dear)
+            assert server.metric("streams") == 6
+            with server.connect(path) as another:
+                another.tell(hotwords=["SEVEN"], beam_size=25)
+                refusal = another.receive()
+                assert refusal["code"] == 1013
+                assert "this one costs as much as 3.8" in refusal["message"]
+            with server.connect(path) as plain, server.connect(path) as other:
+                plain.start()
+                other.start()
+                with server.connect(path) as late:
+                    assert late.close_code() == 1013
+        server.wait_until_empty()
+        with server.connect("/stream?api_key=key-of-alice") as client:
+            client.start(**dear)
+            assert server.metric("streams") == 6
+            with server.connect("/stream?api_key=key-of-alice") as another:
+                assert "the key alice has 5 streams" in another.receive()["message"]
+
+
+def test_hotwords_are_charged_to_who_sends_them(server, monkeypatch):
+    charged = []
+    charge = accounts.Visit.charge
+    monkeypatch.setattr(accounts.Visit, "charge", lambda *given: (charged.append(given[1]), charge(*given))[1])
+    monkeypatch.setattr("u2moe.runtime.server.models.ContextGraph", lambda *given: burn() or ContextGraph(*given))
+
+    def burn():
+        end = time.thread_time() + 0.2
+        while time.thread_time() < end:
+            pass
+
+    with server.connect() as client:
+        client.start(hotwords=["SEVEN"])
+        assert max(charged) >= 0.2
+
+
+def test_all_work_on_requests_is_charged(server):
+    """Headers that are expensive to read, on one connection that is kept."""
+    with server.open_plain() as plain:
+        request = b"GET /healthz?%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (b"a=b&" * 1000, b"X: y\r\n" * 1500)
+        server.wait_until(lambda: len(server.server.connections.served) == 1)
+        ((visit, _),) = server.server.connections.served.items()
+        taken = []
+        for account in (visit._own, visit._account):
+            take = account.take
+            account.take = lambda seconds, now, take=take: (taken.append(seconds), take(seconds, now))[1]
+        for _ in range(20):
+            plain.sendall(request)
+            answer = b""
+            while not answer.endswith(b"ok\n"):
+                answer += plain.recv(10_000)
+        assert sum(taken) > 0.02  # some milliseconds each, to two accounts
+
+
+def test_sighup_during_the_start_is_not_the_end(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("single\n", encoding="utf-8")
+    command = [sys.executable, "-m", "u2moe", "serve", "--port", "0", "--capacity", "1", "--api-key", str(keys)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while "listening" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        while "read anew" not in process.stderr.readline():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_unix_socket_of_another_stays(serving, tmp_path):
+    file = tmp_path / "socket"
+    with serving("--host", f"unix:{file}", "--capacity", "1") as process:
+        file.unlink()
+        file.write_text("of another", encoding="utf-8")
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    assert file.read_text(encoding="utf-8") == "of another"
+
+
+class Ended:
+    """A worker that ends as soon as it is started."""
+
+    exitcode, pid = 1, None
+
+
+def test_workers_that_never_become_ready_are_started_ever_more_seldom(monkeypatch):
+    now, started = [1000.0], []
+    monkeypatch.setattr(workers, "time", type("Time", (), {"monotonic": lambda: now[0]}))
+    team = workers.Team(1, lambda *_: None)
+    team._was_ready, team._processes = True, [Ended()]
+
+    def start(number):
+        team._start_times[number] = now[0]
+        started.append(now[0])
+        return Ended()
+
+    monkeypatch.setattr(team, "_start", start)
+    for _ in range(3000):
+        now[0] += 0.1
+        team._look_after()
+    gaps = np.diff(started)
+    assert 7 < len(started) < 12
+    assert gaps[0] < 3
+    assert max(gaps) == pytest.approx(60, abs=1)
+
+
+def test_a_replaced_worker_that_still_starts_is_no_failure_at_the_end(serving):
+    with serving("--workers", "2", "--capacity", "1") as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+        worker = next(each for each in children if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes())
+        subprocess.run(["kill", "-9", worker], check=True)
+        while "another is started" not in process.stderr.readline():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_only_public_names_of_the_servers_below_are_used():
+    """So any version from the least on should do: the tests run with the newest."""
+    for file in Path(server_package.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                if name.split(".")[0] in ("uvicorn", "websockets", "h11", "asyncio"):
+                    assert name in ("uvicorn", "asyncio"), f"{file}: {name}"
+    needed = metadata("u2moe").get_all("Requires-Dist")
+    of_server = [each for each in needed if re.match(r"(uvicorn|websockets|h11|starlette|python-multipart)\b", each)]
+    assert of_server
+    assert not [each for each in of_server if "<" in each or "==" in each.partition(";")[0]]
