@@ -130,7 +130,7 @@ async def _punycode(address: str) -> None:
 
 async def _unread_pongs(address: str) -> None:
     async with connect(address, proxy=None, local_addr=ELSEWHERE, max_queue=1) as websocket:
-        websocket.transport.pause_reading()  # type: ignore[attr-defined]
+        websocket.transport.pause_reading()
         for _ in range(1000):
             websocket.transport.write((b"\x89\xfd" + bytes(4 + 125)) * 1000)
             await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 1.0)

@@ -30,7 +30,7 @@ REQUEST_OPTIONS = {"hotwords": _HOTWORDS} | {
     for name, (_, declared) in client_options_of(DecodingOptions).items()
 }
 """Options of decoding that a request may have, by their names for clients."""
-MOST_BEAM: int = client_options_of(DecodingOptions)["beam_size"][1].most
+MOST_BEAM = int(client_options_of(DecodingOptions)["beam_size"][1].most or 1)
 """The widest beam that a request may have."""
 
 

@@ -25,6 +25,8 @@ from u2moe.runtime.stream import Stream
 
 _BUFFER_S = 0.16
 """Longer audio is cut into buffers of this many seconds, so that no client takes more than its share of a round."""
+_LEAST_S = 0.005
+"""Less audio waits for more: each buffer has its costs, which no client shall cause with single samples."""
 _ROUND_S = 2.0
 """Seconds of audio that are worth a round although they complete no chunk."""
 _MAX_UNREAD = 100
@@ -111,6 +113,7 @@ class ServedStream:
         self.queue.want(limits)
         self._limits = limits
         self._wake = wake
+        self._small: list[npt.NDArray[np.float32]] = []  # too little for the queue
         self._num_done = 0
         self._num_rounds = 0
         self._finals: deque[Result] = deque()
@@ -123,7 +126,7 @@ class ServedStream:
     @property
     def duration(self) -> float:
         """Seconds of audio fed."""
-        return self.queue.num_fed / self.queue.sample_rate
+        return (self.queue.num_fed + self._num_small) / self.queue.sample_rate
 
     @property
     def queued_s(self) -> float:
@@ -140,10 +143,14 @@ class ServedStream:
             TooLargeError: the stream would be too long.
             Exception: the error that ended the stream.
         """
-        accepted = as_samples(samples)
-        rate = self.queue.sample_rate
-        if (self.queue.num_fed + len(accepted)) / rate > self._limits.duration_s:
+        accepted, rate = as_samples(samples), self.queue.sample_rate
+        if self.duration + len(accepted) / rate > self._limits.duration_s:
             raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
+        self._small.append(accepted)
+        if self._num_small < _LEAST_S * rate:
+            self._check()
+            return
+        accepted = self._take_small()
         size = max(round(_BUFFER_S * rate), 1)
         for start in range(0, len(accepted), size):
             if not self._has_room:
@@ -151,11 +158,23 @@ class ServedStream:
             self._check()
             if self.is_over or self.queue.finish_time is not None:
                 return
-            buffer = accepted[start : start + size]
-            self.queue.buffers.append(TimedBuffer(buffer, time.monotonic()))
-            self.queue.num_fed += len(buffer)
+            self._put(accepted[start : start + size])
             if self.queue.has_work:
                 self._wake()
+
+    @property
+    def _num_small(self) -> int:
+        return sum(map(len, self._small))
+
+    def _take_small(self) -> npt.NDArray[np.float32]:
+        """What was fed and is not in the queue yet."""
+        small, self._small = self._small, []
+        return small[0] if len(small) == 1 else np.concatenate([np.zeros(0, np.float32), *small])
+
+    def _put(self, buffer: npt.NDArray[np.float32]) -> None:
+        if len(buffer):
+            self.queue.buffers.append(TimedBuffer(buffer, time.monotonic()))
+            self.queue.num_fed += len(buffer)
 
     @property
     def _has_room(self) -> bool:
@@ -165,11 +184,13 @@ class ServedStream:
     def finish(self) -> None:
         """Finish the input: everything fed is still recognised. Idempotent."""
         if self.queue.finish_time is None:
+            self._put(self._take_small())
             self.queue.finish_time = time.monotonic()
             self._wake()
 
     def drain(self) -> None:
         """End the source after the current utterance, immediately if there is no speech."""
+        self._put(self._take_small())
         self.queue.is_draining = True
         self._wake()
 

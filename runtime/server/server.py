@@ -118,7 +118,7 @@ class Server:
             looking.cancel()
             for served in list(self.connections.served.values()):
                 served.abort()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)  # for what that leads to
         finally:
             self._service.stop()
 
