@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2moe.quantize.recipes import FORMATS, LONGEST_S, NO_RECIPE, RECIPES, recipe
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.bundle_location import DEMO_FOLDER, find_bundle
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ def add_quantize(subparsers: Subparsers) -> None:
         help="use another format for one group of weights: "
         + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
     )
+    experts.add_argument(
+        "--layer",
+        metavar="LAYER=FORMAT",
+        action="append",
+        default=[],
+        help="use another format for one layer, by its name in the report or in `u2moe inspect`: "
+        f"{', '.join(WEIGHT_FORMATS)}",
+    )
+    experts.add_argument("--layers", metavar="FILE", type=Path, help="the same for many: JSON of formats by layer")
     for name, flag, metavar, _, about in _LIMITS:
         experts.add_argument(flag, dest=name, metavar=metavar, type=float, help=about)
     experts.add_argument(
@@ -115,7 +125,9 @@ def run_quantize(args: argparse.Namespace) -> int:
 
     measured, given = _measured(args), vars(args)
     limits = {
-        name: given[name] * factor / divisor for name, _, _, (factor, divisor), _ in _LIMITS if given[name] is not None
+        name: _limit(name, flag, given[name], factor / divisor)
+        for name, flag, _, (factor, divisor), _ in _LIMITS
+        if given[name] is not None
     }
     goal = Goal(resume=args.resume, **limits)
     searches = args.recipe is None and args.calibrate and goal.limits
@@ -126,8 +138,9 @@ def run_quantize(args: argparse.Namespace) -> int:
             args.out,
             recipe(
                 args.recipe or smallest,
-                {**groups, **_groups(args.group)},
+                {**groups, **_pairs("--group", args.group)},
                 packed=args.packed,
+                exceptions={**_formats_in(args.layers), **_pairs("--layer", args.layer)},
                 calibration=_recordings(args.calibrate),
             ),
             audio=[item.path for item in measured if not item.transcript],
@@ -155,6 +168,17 @@ def run_quantize(args: argparse.Namespace) -> int:
         return 0
     warn(f"{bundle.path}: more than {MOST:.0%} of the tokens change: hardly of use (--accept-damage: exit code 0)")
     return 3
+
+
+def _limit(name: str, flag: str, value: float, factor: float) -> float:
+    """The value of a field of `Goal`, checked in the unit of its option; `factor`: to that of the field."""
+    from u2moe.quantize.goals import Goal
+    from u2moe.runtime.declarations import options_of
+    from u2moe.runtime.validation import checked_number
+
+    declared = options_of(Goal)[name]
+    above, most = (None if limit is None else limit / factor for limit in (declared.above, declared.most))
+    return checked_number(flag, value, above=above, most=most) * factor
 
 
 def _repair(args: argparse.Namespace) -> str:
@@ -202,13 +226,23 @@ def _recordings(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _groups(pairs: list[str]) -> dict[str, str]:
+def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:
     result = {}
     for pair in pairs:
-        group, equals, kind = pair.partition("=")
+        name, equals, kind = pair.partition("=")
         if not equals:
-            raise ValueError(f"--group must be GROUP=FORMAT, got {pair!r}")
-        if group in result:
-            raise ValueError(f"--group must name each group once, got {group} twice")
-        result[group] = kind
+            raise ValueError(f"{flag} must be {flag[2:].upper()}=FORMAT, got {pair!r}")
+        if name in result:
+            raise ValueError(f"{flag} must name each {flag[2:]} once, got {name} twice")
+        result[name] = kind
     return result
+
+
+def _formats_in(file: Path | None) -> dict[str, str]:
+    """Formats by layer of a JSON file."""
+    if file is None:
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not all(isinstance(kind, str) for kind in content.values()):
+        raise ValueError(f"{file}: must hold formats by the names of layers")
+    return content

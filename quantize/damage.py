@@ -313,6 +313,7 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
 
 
 LINE, LEFT, WIDTH = 16, 330, 460
+NUM_TICKS = 4
 COLOURS = ("#e8a33d", "#4c78a8")
 """Of the lowest format and of the one above it."""
 
@@ -337,8 +338,17 @@ def damage_picture(damage: Mapping[str, Any]) -> str:
         notes += [f"now {step['format']}" for step in damage.get("steps", []) if step["layer"] == item["layer"]]
         x = LEFT + 6 + round(WIDTH * max(item["alone"][-1], 0) / most)
         lines.append(f'<text x="{x}" y="{y + 12}" fill="#666">{escape("; ".join(notes))}</text>')
-    title = f"divergence of each layer alone in {' and '.join(reversed(formats[1:]))}, nats"
-    size = f'width="{LEFT + WIDTH + 320}" height="{LINE * (len(layers) + 3)}"'
+    bottom = LINE * (len(layers) + 2)
+    for tick in range(NUM_TICKS + 1):
+        x, label = LEFT + WIDTH * tick // NUM_TICKS, f"{most * tick / NUM_TICKS:.2g}"
+        lines.append(f'<path d="M{x} {2 * LINE}V{bottom}" stroke="#ccc"/>')
+        lines.append(f'<text x="{x}" y="{bottom + 12}" text-anchor="middle">{label}</text>')
+    for index, (kind, colour) in enumerate(zip(reversed(formats[1:]), COLOURS, strict=False)):
+        x = LEFT + 120 * index
+        lines.append(f'<rect x="{x}" y="{LINE + 4}" width="10" height="10" fill="{colour}"/>')
+        lines.append(f'<text x="{x + 16}" y="{LINE + 13}">{escape(kind)}</text>')
+    title = "divergence of each layer alone, nats a frame"
+    size = f'width="{LEFT + WIDTH + 320}" height="{bottom + 2 * LINE}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">\n'
         f'<rect width="100%" height="100%" fill="white"/>\n<text x="{LEFT}" y="{LINE}">{escape(title)}</text>\n'

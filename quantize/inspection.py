@@ -105,7 +105,7 @@ def describe(content: dict[str, Any]) -> str:
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
         *(f"  {kind}: {', '.join(layers)}" for kind, layers in by_format.items()),
-        *(f"  {name.replace('_', ' ')}: {value:g}" for name, value in goal.items()),
+        *(_limit(name, value) for name, value in goal.items()),
         f"{counted}: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
@@ -128,6 +128,14 @@ def describe(content: dict[str, Any]) -> str:
     lines.append("metadata:")
     lines += [f"  {key} = {value}" for key, value in content["graphs"][0]["metadata"].items()]
     return "\n".join(lines)
+
+
+def _limit(name: str, value: float) -> str:
+    """A limit or what was measured, in the unit of its option."""
+    if name == "max_bytes":
+        return f"  max size: {value / 1e6:g} MB"
+    unit = name in {"max_damage", "max_wer_increase", "changed_tokens", "changed_tokens_at_most"}
+    return f"  {name.replace('_', ' ')}: {100 * value:g} %" if unit else f"  {name.replace('_', ' ')}: {value:g}"
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:

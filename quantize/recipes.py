@@ -65,7 +65,7 @@ class Recipe:
         for name in ("groups", "packed", "calibration"):
             if self.whole and getattr(self, name):
                 raise ValueError(f"{name} is for weights in {_INTEGERS}, got whole {self.whole!r}")
-        if not self.whole and not self.quantized:
+        if not self.whole and not self.quantized and not self.exceptions:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
         for layer, kind in self.exceptions.items():
             checked_choice(f"exceptions: {layer}", kind, WEIGHT_FORMATS)
@@ -103,6 +103,7 @@ def recipe(
     *,
     packed: bool = False,
     calibration: Sequence[Path] = (),
+    exceptions: Mapping[str, str] | None = None,
 ) -> Recipe:
     """The recipe of that name, optionally with other formats for some groups, and with other options of `Recipe`.
 
@@ -111,7 +112,7 @@ def recipe(
     """
     checked_choice("recipe", name, (*RECIPES, NO_RECIPE))
     base = RECIPES.get(name)
-    if base is not None and not (groups or packed or calibration):
+    if base is not None and not (groups or packed or calibration or exceptions):
         return base
     changes = dict(groups or {})
     suffix = ",".join(f"{group}={kind}" for group, kind in sorted(changes.items()))
@@ -122,4 +123,5 @@ def recipe(
         required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != NO_RECIPE)),
         packed=packed,
         calibration=tuple(calibration),
+        exceptions=dict(exceptions or {}),
     )

@@ -24,6 +24,7 @@ from u2moe.quantize.arithmetic import NOTHING, Float
 from u2moe.quantize.formats.conversion import Parts, WeightConversion
 from u2moe.quantize.layers import ExpertLayer, Weights, calls, layer_of
 from u2moe.quantize.observed import Array, ObservedGraph, observed_model, routed_layer
+from u2moe.quantize.progress import shares
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError, QuantizationError
@@ -89,9 +90,8 @@ def recorded(
     graphs = bundle.manifest.model.graphs()
     recorders = {graph.name: _Recorder(ir.load(bundle.path / graph.file), activations, names) for graph in graphs}
     model = observed_model(bundle.manifest, recorders)
-    num_tokens = 0
-    for number, frames in enumerate(features):
-        progress(f"activations: recording {number + 1} of {len(features)}")
+    num_tokens, done, show = 0, 0, shares(progress, "hearing recordings")
+    for frames in features:
         for begin in range(0, len(frames), PIECE_FRAMES):
             output = model.encode(frames[begin : begin + PIECE_FRAMES])
             if len(output):
@@ -99,6 +99,8 @@ def recorded(
                 num_tokens += len(tokens)
                 if model.has_decoder:
                     model.token_scores(output, [tokens])
+        done += len(frames)
+        show(done / sum(map(len, features)))
     if not num_tokens:
         raise AudioError("calibration: the model finds no speech in the recordings")
     return activations

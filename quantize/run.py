@@ -21,7 +21,7 @@ import onnx_ir as ir
 from u2moe.quantize.comparison import Difference, compare
 from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.goals import Goal
-from u2moe.quantize.layers import Change
+from u2moe.quantize.layers import Change, layer_of
 from u2moe.quantize.observed import Array
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
@@ -113,17 +113,22 @@ class QuantizationRun:
         """
         changes: dict[str, Change] = {}
         kept: set[str] = set()
+        layers: set[str] = set()
         if self.activations:
             self.activations.products.clear()
         graphs = self.source.manifest.model.graphs()
         for number, graph in enumerate(graphs, start=1):
             self.progress(f"[{number}/{len(graphs)}] quantizing {graph.file}")
             model = ir.load(self.source.path / graph.file)
+            layers |= {layer_of(node) for node in model.graph if node.domain == contract.MOE_DOMAIN}
             weights = quantize_graph(model, recipe, self.activations)
             changes |= weights.changes
             kept |= weights.kept
             (staging.path / f"{graph.file}.data").unlink(missing_ok=True)
             save_graph(model, staging.path / graph.file, progress=self.progress)
+        if unknown := sorted(recipe.exceptions.keys() - layers):
+            known = ", ".join(sorted(layers))
+            raise BundleError(f"{self.source.path}: has no layer {', '.join(unknown)}; layers are {known}")
         counts = Counter(change.group for change in changes.values())
         if not recipe.exceptions:
             _check_found(self.source, recipe, counts)

@@ -1,5 +1,6 @@
 """A bundle that quantization broke is told, with or without recordings, and so is what repairs it."""
 
+import json
 import re
 import shlex
 
@@ -68,3 +69,40 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     command = shlex.split(repair.removeprefix("to change less: ").replace("RECORDINGS", str(folder)))
     assert main(command[1:]) == 0
     assert "--max-damage 2" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ("--max-damage=200", "--max-damage must be a number above 0 and at most 100, got 200.0"),
+    ("--max-damage=nan", "--max-damage must be a number above 0 and at most 100, got nan"),
+    ("--max-size=-1", "--max-size must be a number above 0, got -1.0"),
+    ("--layer=ctc.ctc_lo", "--layer must be LAYER=FORMAT, got 'ctc.ctc_lo'"),
+    ("--layer=ctc.nothing=int8", "has no layer ctc.nothing; layers are ctc.ctc_lo, "),
+    ("--layers=LIST", "must hold formats by the names of layers"),
+])  # fmt: skip
+def test_mistakes_are_told_in_the_words_of_the_options(option, message, exported, recordings, tmp_path, capsys):
+    (tmp_path / "list.json").write_text('["ctc.ctc_lo"]', encoding="utf-8")
+    option = option.replace("LIST", str(tmp_path / "list.json"))
+    calibrate = ["--calibrate", str(recordings[0])] if option.startswith("--max") else []
+    arguments = ["quantize", str(exported("moe_tiny")), str(tmp_path / "out"), option, *calibrate]
+    assert main([*arguments, "--no-report"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_formats_of_layers_are_chosen_by_hand_and_bundles_compared(exported, recordings, tmp_path, capsys):
+    (tmp_path / "layers.json").write_text('{"ctc.ctc_lo": "int4", "encoder.embed": "fp16"}', encoding="utf-8")
+    source, out, written = str(exported("moe_tiny")), str(tmp_path / "out"), tmp_path / "changes.json"
+    options = ["--layers", str(tmp_path / "layers.json"), "--layer", "ctc.ctc_lo=fp16", "--accept-damage"]
+    assert main(["quantize", source, out, *options, "--no-report"]) == 0
+    chosen = {"ctc.ctc_lo": "fp16", "encoder.embed": "fp16"}
+    assert Bundle.open(out).manifest.quantization["exceptions"] == chosen
+    kinds = {value.const_value.dtype for value in ir.load(tmp_path / "out" / "ctc.onnx").graph.initializers.values()}
+    assert ir.DataType.FLOAT16 in kinds
+    assert ir.DataType.INT8 not in kinds
+    capsys.readouterr()
+    heard = ["--list", str(recordings[0].parent)]
+    assert main(["bench", "--divergence", source, out, *heard, "-o", str(written)]) == 0
+    assert capsys.readouterr().out.startswith(f"{out} beside {source}\non 3 recordings, 8.9 s, ")
+    assert json.loads(written.read_text(encoding="utf-8"))["divergence"]["value"] > 0
+    assert main(["bench", "--divergence", source, source, *heard]) == 0
+    assert "second pass 0.00%" in capsys.readouterr().out
+    assert main(["bench", "--divergence", source]) == 2

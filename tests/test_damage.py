@@ -218,7 +218,7 @@ def test_layers_beyond_smoothing_stay_in_16_bits(beyond_smoothing, many, feature
     assert {step["layer"]: step["format"] for step in report["damage"]["steps"]} == exceptions
     shown = describe(inspect_bundle(made.path))
     assert f"  fp16: {', '.join(exceptions)}" in shown
-    assert "  max damage: 0.15\n" in shown
+    assert "  max damage: 15 %\n" in shown
 
 
 def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(exported, recordings, tmp_path, monkeypatch):

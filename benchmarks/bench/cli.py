@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ra
 from u2moe.benchmarks.bench.gate import LIMITS, add_limits, check_measurable, limits_in, verdicts
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe, headline
-from u2moe.runtime import Bundle
+from u2moe.quantize.changes import describe_changes, what_changes
+from u2moe.quantize.features import read_features
+from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.options import add_declared, add_words, chosen_bundle, decoding_choice, providers_in
 from u2moe.runtime.cli.outputs import try_to_write
@@ -45,6 +48,9 @@ def add_bench(subparsers: Subparsers) -> None:
     parser.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the report, as JSON")
     experts = parser.add_argument_group("for experts")
+    experts.add_argument(
+        "--divergence", action="store_true", help="measure only what the second of two bundles changes of the first"
+    )
     add_limits(parser, experts)
     add_words(parser)
     add_declared(experts, DecodingOptions, options_of(DecodingOptions).keys() - {"chunk_size", "num_left_chunks"})
@@ -65,6 +71,8 @@ def run_bench(args: argparse.Namespace) -> int:
     folders = [name for name in args.bundles if not name.endswith(".json")]
     if len(reports) > (1 if folders else 2):
         raise ValueError("no more than two reports, or bundles and a report, can be compared")
+    if args.divergence:
+        return _diverge(args, folders, reports)
     read = [read_report(file) for file in reports]
     limits = limits_in(args)
     if limits and len(folders) + len(reports) < 2:
@@ -87,6 +95,24 @@ def run_bench(args: argparse.Namespace) -> int:
         print("\nlimits", *(text for _, text in found), sep="\n")
         print(f"failed: {'; '.join(failed)}" if failed else "passed: all limits hold")
     return 1 if any(not holds for holds, _ in found) else 0
+
+
+def _diverge(args: argparse.Namespace, folders: list[str], reports: list[Path]) -> int:
+    """Print how much two bundles differ on recordings, whatever was quantized."""
+    if len(folders) != 2 or reports or limits_in(args):
+        raise ValueError("--divergence needs two bundles, and takes no reports and no limits")
+    one, two = (Bundle.open(find_bundle(name)) for name in folders)
+    if one.manifest.features != two.manifest.features or one.manifest.text != two.manifest.text:
+        raise ValueError(f"{two.path}: has other features or another vocabulary than {one.path}")
+    files = [item.path for item in read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt")]
+    heard = read_features(one, files, sys.maxsize)
+    if not heard:
+        raise AudioError(f"{files[0]} and all others are too short for the encoder")
+    changes = what_changes((one.load(), two.load()), [frames for _, frames in heard], [file for file, _ in heard])
+    print(f"{two.path} beside {one.path}", *describe_changes(changes), sep="\n")
+    if args.output:
+        write_text(args.output, json.dumps(changes, indent=1) + "\n")
+    return 0
 
 
 def _measure(args: argparse.Namespace, names: list[str], limits: Mapping[str, float]) -> dict[str, Any]:
