@@ -199,6 +199,29 @@ def test_unknown_keys_are_refused_by_name(path):
     )
 
 
+@pytest.mark.parametrize(
+    ("encoder", "conf", "message"),
+    [
+        ("dual_conformer", {"final_norm": True}, "final_norm is True, .* this encoder does not know it in WeNet"),
+        (
+            "dual_conformer",
+            {"conv_inner_factor": 2},
+            "conv_inner_factor is 2, .* this encoder does not know it in WeNet",
+        ),
+        (
+            "efficientConformer",
+            {"cnn_module_norm": "rms_norm"},
+            "cnn_module_norm is 'rms_norm', .*: batch_norm, layer_",
+        ),
+        ("branchformer", {"activation_type": "relu"}, "encoder_conf has unknown keys activation_type"),
+        ("branchformer", {"attention_layer_type": "selfattn", "selfattention_layer_type": "selfattn"}, "keys selfatt"),
+    ],
+)
+def test_what_wenet_cannot_run_is_refused(encoder, conf, message):
+    with pytest.raises(UnsupportedError, match=message):
+        parse_training_config(random_config(encoder=encoder, encoder_conf=conf))
+
+
 def test_keys_of_the_conformer_are_unknown_to_the_transformer():
     with pytest.raises(UnsupportedError, match="encoder_conf has unknown keys macaron_style"):
         parse_training_config(changed("encoder_conf.macaron_style", value=True, encoder="transformer"))
