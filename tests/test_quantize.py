@@ -15,7 +15,7 @@ from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.features import features_of
 from u2moe.quantize.formats import conversion
 from u2moe.quantize.inspection import describe
-from u2moe.quantize.passes.halves import WEIGHT_ERROR, fits_half, read_single
+from u2moe.quantize.passes.halves import MASK, WEIGHT_ERROR, fits_half, half_of, read_single
 from u2moe.quantize.report import output_errors
 from u2moe.quantize.rounding import Activations
 from u2moe.quantize.smoothing import rewritten_bundle
@@ -334,7 +334,7 @@ def test_weights_that_are_not_finite_are_named(layer, number, float32, tmp_path,
 
 
 @pytest.mark.parametrize(("graph", "name", "exponents"), [
-    ("encoder", "fp16", {"after_norm_weight": 15, "after_norm_bias": 15, "ctc_lo_weight": -15}),
+    ("encoder", "fp16", {"norm_ff_weight": 15}),
     ("ctc", "int8", {"after_norm_weight": 10, "ctc_lo_weight": 124}),
     ("decoder", "int8", {"after_norm_weight": 10, "output_layer_weight": 124}),
 ])  # fmt: skip
@@ -345,18 +345,25 @@ def test_graphs_that_overflow_are_not_written(graph, name, exponents, float32, t
     assert not out.exists()
 
 
-def test_weights_beyond_half_precision_are_refused(float32, tmp_path):
-    bundle = tmp_path / "large"
-    with BundleWriter(bundle) as staging:
-        for name in float32.manifest.files:
-            staging.add(name, float32.path / name)
-        model = ir.load(staging.path / "ctc.onnx")
-        bias = model.graph.initializers["ctc.ctc_lo.bias"]
-        bias.const_value = ir.tensor(np.full_like(bias.const_value.numpy(), 1e6), name=bias.name)
-        ir.save(model, staging.path / "ctc.onnx")
-        staging.finish(float32.manifest)
-    with pytest.raises(BundleError, match=r"ctc\.ctc_lo\.bias: a weight is 1e\+06, beyond half precision \(65504\)"):
-        quantize_bundle(bundle, tmp_path / "out", RECIPES["fp16"])
+def test_nodes_of_a_graph_in_half_precision_stay_float32_with_such_weights(float32, clip, tmp_path):
+    """So does what passes between two of them: neither weights nor the encoder's output are lost."""
+    source = scaled(float32, tmp_path / "scaled", after_norm_weight=-22, after_norm_bias=-22, ctc_lo_weight=22)
+    made, _ = quantize_bundle(source.path, tmp_path / "out", RECIPES["fp16"])
+    (frames,) = features_of(float32, [clip])
+    expected, found = (model.ctc(model.encode(frames)) for model in (source.load(), made.load()))
+    assert np.abs(expected - found).mean() < 0.02  # as without scaling
+    assert {"ctc.ctc_lo", "encoder.after_norm"} <= set(made.manifest.quantization["beyond_half_precision"])
+    stored = ir.load(made.path / "ctc.onnx").graph.initializers
+    assert stored["ctc.ctc_lo.weight"].dtype == ir.DataType.FLOAT
+    assert stored["ctc.ctc_lo.bias.fp16"].dtype == ir.DataType.FLOAT16
+
+
+def test_a_weight_that_would_be_clipped_is_an_error():
+    value = ir.Value(name="weight", const_value=ir.tensor(np.array([1e6], np.float32)))
+    with pytest.raises(BundleError, match=r"weight: a weight is 1e\+06, beyond half precision \(65504\)"):
+        half_of(value)
+    value.const_value = ir.tensor(np.array([-MASK, 1], np.float32))
+    np.testing.assert_array_equal(half_of(value), [-65504, 1])
 
 
 def test_features_end_at_their_limit(float32, clip):

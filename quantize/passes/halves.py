@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
+from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.layers import Array, Change, Weights, expert_layers, inputs_of, layer_of, swap
 from u2moe.quantize.recipes import FORMATS, Recipe
 from u2moe.runtime.bundle.contract import GROUP_METADATA, MOE_DOMAIN
@@ -31,19 +32,30 @@ WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5
 def in_half_precision(model: ir.Model, weights: Weights) -> None:
     """Convert weights and everything between them; inputs and outputs of the graph stay float32.
 
-    All layers but mixtures become plain nodes.
+    All layers but mixtures become plain nodes. Nodes with weights that half precision does not hold stay float32, and
+    what passes between two of them.
     """
     kept = {node.op_identifier() for node in model.graph if mixture_of(node) or _is_position(node)}
     InlinePass(lambda function: function.identifier() not in kept)(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _Converter(model, weights).run()
+    converter = _Converter(model, weights)
+    converter.run()
     for layer in expert_layers(model):
+        if layer.node in converter.kept:
+            continue
         mixture = dataclasses.replace(layer.mixture, weights=HALF.name)
         swap(model, layer.node, float_mixture(mixture), inputs_of(layer.node))
 
 
 def half_of(value: ir.Value) -> Array:
-    """The values of an initializer in half precision; beyond it are only those of masks."""
+    """The values of an initializer in half precision; beyond it are only those of masks.
+
+    Raises:
+        BundleError: a weight would be clipped.
+    """
+    largest = float(np.abs(array_of(value)).max(initial=0))
+    if largest > LARGEST and (largest < MASK or GROUP_METADATA in value.metadata_props):
+        raise BundleError(f"{value.name}: a weight is {largest:g}, beyond half precision ({LARGEST:g})")
     half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
     return half
 
@@ -72,6 +84,14 @@ class _Converter:
         """The half-precision copies of float32 inputs, weights and positions."""
         self.single: set[ir.Value] = set()
         """Values that stay float32: those computed from log-probabilities."""
+        self.kept = {node for node in model.graph if any(map(_is_lost, node.inputs))}
+        """Nodes that compute in float32 because of their weights."""
+        self.floats: dict[ir.Value, ir.Value] = {}
+        """What they give, by its copy in half precision."""
+        if self.kept:
+            ShapeInferencePass()(model)  # for types
+            weights.kept |= {str(value.name).rpartition(".")[0]
+                             for node in self.kept for value in node.inputs if _is_lost(value)}  # fmt: skip
 
     def run(self) -> None:
         """All nodes in order, then the outputs."""
@@ -83,12 +103,17 @@ class _Converter:
                 self.single.update(node.outputs)
             elif any(value in self.single for value in node.inputs):
                 self.single.update(node.outputs)
+            elif node in self.kept:
+                self._keep(node)
             else:
                 self._convert(node)
         for output in self.graph.outputs:
             producer = output.producer()
             if producer is not None and output.dtype == ir.DataType.FLOAT and producer.inputs[0] not in self.single:
                 self._keep_single(producer)
+        for value in (value for node in self.graph for value in node.outputs if self.kept):
+            if not value.is_graph_output():
+                value.type = value.shape = None  # those of float32
 
     def _convert(self, node: ir.Node) -> None:
         """Of its inputs, weights, the graph's inputs and positions are in float32 until now."""
@@ -103,12 +128,30 @@ class _Converter:
                     self.halves[value] = self._weight(value) if value.const_value is not None else self._cast(value)
                 node.replace_input_with(index, self.halves[value])
 
+    def _keep(self, node: ir.Node) -> None:
+        """Its inputs and outputs that are numbers in half precision until now or from now on."""
+        for index, value in enumerate(node.inputs):
+            maker = None if value is None else value.producer()
+            if maker is not None and value is not None and value.dtype == ir.DataType.FLOAT and not _is_position(maker):
+                node.replace_input_with(index, self._single(node, value))
+        for value in node.outputs:
+            if value.dtype == ir.DataType.FLOAT:
+                uses, half = list(value.uses()), self._cast(value)
+                half.type = value.type
+                for use in uses:
+                    use.node.replace_input_with(use.idx, half)
+                self.floats[half] = value
+
+    def _single(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """A value as float32 in front of a node: as it was computed, if it was in float32."""
+        if value not in self.floats:
+            cast = _cast(value, ir.DataType.FLOAT, f"{node.name}/{value.name}/single")
+            self.graph.insert_before(node, cast)
+            return cast.outputs[0]
+        return self.floats[value]
+
     def _weight(self, value: ir.Value) -> ir.Value:
         name, group = f"{value.name}.fp16", group_of(value)
-
-        largest = float(np.abs(array_of(value)).max(initial=0))
-        if largest > LARGEST and (largest < MASK or GROUP_METADATA in value.metadata_props):
-            raise BundleError(f"{value.name}: a weight is {largest:g}, beyond half precision ({LARGEST:g}); use int8")
         self.weights.changes[name] = Change(
             group=group,
             original=lambda: array_of(value),
@@ -126,9 +169,21 @@ class _Converter:
         return node.outputs[0]
 
     def _keep_single(self, node: ir.Node) -> None:
-        cast = _cast(node.inputs[0], ir.DataType.FLOAT, f"{node.name}/single")
-        self.graph.insert_before(node, cast)
-        node.replace_input_with(0, cast.outputs[0])
+        (value,) = node.inputs
+        if value is not None:
+            node.replace_input_with(0, self._single(node, value))
+
+
+def _is_lost(value: ir.Value | None) -> bool:
+    """Whether half precision does not hold a weight that is float32."""
+    if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
+        return False
+    array = array_of(value)
+    if GROUP_METADATA not in value.metadata_props:  # constants, of which masks become the lowest number
+        return LARGEST < float(np.abs(array).max(initial=0)) < MASK
+    if array.ndim > 1:
+        return group_of(value) != "routers" and not fits_half(value, WEIGHT_ERROR)
+    return not np.abs(array).max(initial=0) <= LARGEST or relative_error(array, array.astype(np.float16)) > BIAS_ERROR
 
 
 def _cast(value: ir.Value | None, to: ir.DataType, name: str) -> ir.Node:

@@ -4,17 +4,19 @@ import numpy as np
 import onnx
 import onnx.inliner
 import pytest
+from noise import write_noise
 
 from u2moe.benchmarks.studies import quantizers
 from u2moe.benchmarks.studies.quantizers import GRAPHS, plain_model
+from u2moe.quantize import Goal
 
 
 @pytest.mark.slow
 def test_the_hard_network_computes_the_same_as_plain_operators_do(bundle, tmp_path):
     hard = quantizers.with_outliers(bundle, tmp_path / "hard")
     frames = np.random.default_rng(0).normal(size=(90, bundle.manifest.features.num_mel_bins)).astype(np.float32)
-    expected = bundle.load(quantizers.SETTINGS)
-    np.testing.assert_array_equal(hard.load(quantizers.SETTINGS).encode(frames), expected.encode(frames))
+    expected, scaled = (each.load(quantizers.SETTINGS) for each in (bundle, hard))
+    np.testing.assert_array_equal(scaled.ctc(scaled.encode(frames)), expected.ctc(expected.encode(frames)))
     files = [tmp_path / f"{name}.onnx" for name in GRAPHS]
     for file in files:
         onnx.save(onnx.inliner.inline_local_functions(onnx.load(bundle.path / file.name)), file)
@@ -32,3 +34,23 @@ def test_the_tables_leave_a_place_for_what_is_missing():
     assert "| u2moe int8 | 0.080 | 3.0% | 0.080 | 3.0% | 11.7 | 9 | 3 |" in shown["table"]
     assert "| peer | — |  | — |  |  |  |  |" in shown["table"]
     assert "| demo model, near ties | 0.080 | 3.0% | — |  | 0.080 | 3.0% | 2 | 11.7 of 11.7 |" in shown["others"]
+
+
+@pytest.mark.slow
+def test_limits_are_judged_on_two_lists(bundle, tmp_path, monkeypatch):
+    """A limit that is kept is a row of numbers; one that cannot be is what the error says."""
+    runs = {
+        "size": (quantizers.PLAIN, "int8", Goal(max_bytes=1e9)),
+        "none": (quantizers.PLAIN, "int4", Goal(max_bytes=1)),
+        "of another": (quantizers.HARD, "int8", Goal(max_bytes=1e9)),
+    }
+    monkeypatch.setattr(quantizers, "LIMITS", runs)
+    recordings = sorted(write_noise(tmp_path, 3, 16_000).glob("*.wav"))
+    lists = {"chose": recordings, "kept back": recordings[:1]}
+    found = dict(quantizers.limited(bundle, quantizers.PLAIN, lists, tmp_path))
+    assert found["size"]["kept back"]["recordings"] == 1
+    assert "at most 1e-06 MB" in found["none"]["failed"]
+    own = {"plain": {}, "hard": {}}
+    shown = quantizers.values({"networks": own, "limits": found, "recordings": 1, "calibrated": 1})["limits"]
+    assert shown.count(" to ") == 2
+    assert len(shown.splitlines()) == 4
