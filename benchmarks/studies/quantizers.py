@@ -239,7 +239,8 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
 def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
     """By recipe what `judged` says, `seconds` of processor time to make it, `bytes`, and `kept` layers in 16 bits."""
     reference = bundle.load(SETTINGS)
-    found = {"float32": {**judged(reference, reference, features), "seconds": 0.0, "bytes": _size(bundle), "kept": 0}}
+    found: dict[str, dict[str, Any]] = {}
+    found["float32"] = {**judged(reference, reference, features), "seconds": 0.0, "bytes": _size(bundle), "kept": 0}
     for title, (calibrated, goal) in OURS.items():
         start, chosen = time.process_time(), recipe("int8", calibration=speech if calibrated else ())
         try:
@@ -365,7 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     speech, dev = ([recording.path for recording in read_recordings(own)] for own in (args.speech, args.dev))
     bundle, others = Bundle.open(args.bundle), {name: Bundle.open(other) for name, other in args.others}
-    found, limits = {}, {}
+    found: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, network in networks(bundle, others, Path(folder)):
             show_progress(f"network: {name}")

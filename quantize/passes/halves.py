@@ -91,7 +91,7 @@ class _Converter:
         if self.kept:
             ShapeInferencePass()(model)  # for types
             weights.kept |= {str(value.name).rpartition(".")[0]
-                             for node in self.kept for value in node.inputs if _is_lost(value)}  # fmt: skip
+                             for node in self.kept for value in node.inputs if value is not None and _is_lost(value)}  # fmt: skip
 
     def run(self) -> None:
         """All nodes in order, then the outputs."""
