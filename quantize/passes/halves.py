@@ -90,8 +90,8 @@ class _Converter:
         """What they give, by its copy in half precision."""
         if self.kept:
             ShapeInferencePass()(model)  # for types
-            weights.kept |= {str(value.name).rpartition(".")[0]
-                             for node in self.kept for value in node.inputs if value is not None and _is_lost(value)}  # fmt: skip
+            lost = [value for node in self.kept for value in node.inputs if value is not None and _is_lost(value)]
+            weights.kept |= {str(value.name).rpartition(".")[0] for value in lost}
 
     def run(self) -> None:
         """All nodes in order, then the outputs."""
