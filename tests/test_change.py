@@ -44,7 +44,11 @@ class Example:
 EXAMPLES = {
     "Add an activation": Example(words="hardtanh", most=7, uses=("runtime/kernels/source/programs/cases.h",)),
     "Add a layer variant": Example(words="rms_norm|RmsNorm", uses=("quantize/smoothing.py", "tests/*")),
-    "Add an encoder": Example(words="efficient_conformer|efficientConformer", name="efficient_conformer"),
+    "Add an encoder": Example(
+        words="efficient_conformer|efficientConformer",
+        name="efficient_conformer",
+        uses=("tests/test_training_config.py",),
+    ),
     "Add a recipe": Example(words="int8-experts", uses=("tests/*",)),
     "Add a format for experts": Example(words="Int4Conversion|'int4'", name="int4", most=8),
     "Quantize another layer": Example(words="quantize_front_end", name="front_end"),

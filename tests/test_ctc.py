@@ -190,7 +190,8 @@ def test_a_penalty_of_the_blank_is_that_of_wenet(seed, penalty, blank, height):
     wanted[:, blank] -= penalty
     found = penalize_blank(log_softmax(logits).astype(np.float32), penalty, blank)
     # What float32 rounds away of the other tokens where blank is certain grows with the penalty.
-    assert np.abs(found - log_softmax(wanted)).max() < 1e-5 + 1.2e-7 * math.exp(penalty)
+    limit = 1e-5 + 1.2e-7 * math.exp(penalty) + np.spacing(np.abs(log_softmax(wanted)).max().astype(np.float32)) * 4
+    assert np.abs(found - log_softmax(wanted)).max() < limit
     assert found.dtype == np.float32
 
 

@@ -289,7 +289,7 @@ def test_measurements_are_kept_for_the_next_run(bundle, many, tmp_path, monkeypa
 def test_layers_get_better_formats_until_words_are_right(bundle, recordings, tmp_path, monkeypatch):
     """Twice as many steps each time, until there are no more."""
     rises = iter(["rose", "rose", "rose", ""])
-    monkeypatch.setattr(quantizer, "build_report", lambda *_, **__: {})
+    monkeypatch.setattr(quantizer, "build_report", lambda *_, **__: {"changes": {}})
     monkeypatch.setattr(quantizer, "_risen", lambda *_: next(rises))
     calibrated, goal = recipe("int8-experts", calibration=[recordings / "0.wav"]), Goal(max_wer_increase=0.01)
     said = [Recording(path=recordings / "0.wav", transcript="words")]

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from manifests import with_decoding
 
-from u2moe.quantize import damage
+from u2moe.quantize import comparison, damage
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, TextFormat, cli
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -112,7 +112,7 @@ def test_loops_that_search_again_have_all_weights_of_the_bundle(name, recognizer
         used.append(getattr(weights, name))
         return [type("Rescored", (), {"hypothesis": hypotheses[0]})]
 
-    for module in (damage, language_model_weights):
+    for module in (comparison, language_model_weights):
         monkeypatch.setattr(module, "attention_rescoring", rescoring)
     recordings = language_model_weights.EncodedRecordings(bundle, recognizer.model)
     recordings.add("A", sound)

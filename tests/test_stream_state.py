@@ -119,7 +119,7 @@ def test_hotwords_and_options_are_those_of_the_stream(toy):
     assert isinstance(stream.state, StreamState)
     assert stream.options == dataclasses.replace(
         CHUNKED, search="ctc_prefix_beam", padding_s=0.0, beam_size=10, ctc_weight=0.3, reverse_weight=0.3,
-        language_model="none",
+        blank_penalty=0.0, language_model="none",
     )  # fmt: skip
     assert stream.state.context is not None
     samples, _ = say("A", [0.3])

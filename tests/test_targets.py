@@ -12,7 +12,7 @@ def no_work(monkeypatch):
     def begun(*_, **__):
         pytest.fail("the work has begun")
 
-    monkeypatch.setattr(quantizer, "features_of", begun)
+    monkeypatch.setattr(quantizer, "read_features", begun)
     monkeypatch.setattr(exporter.Checkpoint, "open", begun)
     monkeypatch.setattr(sherpa, "supported_graphs", begun)
 

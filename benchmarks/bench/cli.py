@@ -14,8 +14,6 @@ from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ra
 from u2moe.benchmarks.bench.gate import LIMITS, add_limits, check_measurable, limits_in, verdicts
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe, headline
-from u2moe.quantize.changes import describe_changes, what_changes
-from u2moe.quantize.features import read_features
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.options import add_declared, add_words, chosen_bundle, decoding_choice, providers_in
@@ -99,6 +97,9 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def _diverge(args: argparse.Namespace, folders: list[str], reports: list[Path]) -> int:
     """Print how much two bundles differ on recordings, whatever was quantized."""
+    from u2moe.quantize.changes import describe_changes, what_changes
+    from u2moe.quantize.features import read_features
+
     if len(folders) != 2 or reports or limits_in(args):
         raise ValueError("--divergence needs two bundles, and takes no reports and no limits")
     one, two = (Bundle.open(find_bundle(name)) for name in folders)

@@ -117,7 +117,7 @@ def test_who_a_client_is(running, tmp_path):
         for service, key, host, client in (
             (several.service, several.service.keys.find(["a"]), "10.0.0.1", "key alice"),
             (single.service, single.service.keys.find(["k"]), "10.0.0.1", "10.0.0.1"),
-            (single.service, None, "2001:db8::1:2", "2001:db8::"),
+            (single.service, None, "2001:db8::1:2", "2001:db8::/64"),
             (single.service, None, "unknown", "unknown"),
         ):
             assert service.client_of({"u2moe.key": key, "client": (host, 1)}) == client
