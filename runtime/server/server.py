@@ -180,12 +180,15 @@ class Server:
             connection.inner = asyncio.StreamReaderProtocol(
                 reader, lambda _, writer: self._spawn(connection.run(run_tcp(self._service, reader, writer)))
             )
-        self._spawn(self._begin(connection, speaks, accepted))
+        begun = self._spawn(self._begin(connection, speaks, accepted))
+        # one that is cancelled before its first step runs no code that could close the connection
+        begun.add_done_callback(lambda task: _drop(connection, accepted) if task.cancelled() else None)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _begin(self, connection: PacedConnection, speaks: str, accepted: socket.socket) -> None:
         """Give a connection to its protocol."""
@@ -200,9 +203,8 @@ class Server:
                 await asyncio.sleep(wait_s)
             patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
             await asyncio.get_running_loop().connect_accepted_socket(make, accepted, ssl=tls, **patience)
-        except (OSError, asyncio.CancelledError):  # a failed handshake concerns only the client
-            connection.visit.leave()
-            accepted.close()
+        except OSError:  # a failed handshake concerns only the client
+            _drop(connection, accepted)
 
     def _stop_without_parent(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
@@ -233,6 +235,12 @@ class Server:
             LOGGER.error("keys and certificate stay as they were: %s", error)
         else:
             LOGGER.info("keys and certificate were read anew")
+
+
+def _drop(connection: PacedConnection, accepted: socket.socket) -> None:
+    """Close a connection that was not given to its protocol."""
+    connection.visit.leave()
+    accepted.close()
 
 
 def have_others_room(metrics: Metrics, number: int) -> bool:
