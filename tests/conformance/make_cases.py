@@ -154,6 +154,11 @@ def writings():
     words = [word for each in EXAMPLES for word in each.split()]
     texts = [each.upper() for each in EXAMPLES]
     texts += [" ".join(random.choice(words, 9).tolist()).upper() for _ in range(30)]
+    texts += [
+        "NINE THOUSAND NINE HUNDRED", "A HUNDREDTH OF A SECOND", "ONE TENTH", "AROUND TEN THIRTY WE LEFT",
+        "A HUNDRED TIMES", "FIVE HUNDRED AND", "DECEMBER TWENTY FIVE", "MAY FIFTH", "FIVE O'CLOCK", "ONE DOLLAR",
+        "THREE MILLION", "ZERO POINT FIVE",
+    ]  # fmt: skip
     texts += ["I'm HERE at ten thirty", "MARCH SECOND IN NEW YORK'S MAY", "ÜBER LONDON'S ELEVEN", "中 TEN", "two  tens"]
     cases = [{"name": str(number), "text": text, "has_words": number % 5 > 0} for number, text in enumerate(texts)]
     return {"cases": cases}

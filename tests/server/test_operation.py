@@ -70,6 +70,9 @@ def test_the_process_ends_though_an_upload_goes_on(serving, tmp_path, signals, s
             plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))
             process.send_signal(signal.SIGHUP)
             assert "read anew" in process.stderr.readline()
+            deadline = time.monotonic() + PATIENCE_S
+            while "\nu2moe_files 1.0\n" not in httpx.get(f"{process.urls[0]}/metrics", trust_env=False).text:
+                assert time.monotonic() < deadline
             for _ in range(signals):
                 process.send_signal(signal.SIGTERM)
                 time.sleep(0.6)
