@@ -1,6 +1,8 @@
 """Bundles of random weights from a train.yaml alone: the weights of the random checkpoint, even routers, and marks."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +47,34 @@ def test_weights_are_those_of_the_random_checkpoint(tmp_path):
     assert [made.manifest.files[name] for name in graphs] == [exported.manifest.files[name] for name in graphs]
     other = export_random(checkpoint / "train.yaml", tmp_path / "other", seed=4)
     assert other.manifest.files["encoder.onnx"] != made.manifest.files["encoder.onnx"]
+
+
+MEMORY = """
+import resource, sys
+from u2moe.export import export_random
+
+small, large = sys.argv[1:]
+export_random(small, "small")  # with all that is imported
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+made = export_random(large, "large")
+grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(grown, sum(file.size for file in made.manifest.files.values()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units elsewhere")
+def test_memory_does_not_grow_with_the_weights(tmp_path):
+    files = []
+    for name, hidden in (("small", 32), ("large", 4096)):
+        (tmp_path / name).mkdir()
+        sizes = {"encoder_conf": {"output_size": 256, "linear_units": hidden, "num_blocks": 6, **MIXTURE}}
+        config = random_config(**sizes, decoder=None)
+        files.append(recipe_of(tmp_path / name, **{key: config[key] for key in ("encoder_conf", "decoder")}))
+    command = [sys.executable, "-c", MEMORY, *files]
+    done = subprocess.run(command, cwd=files[0].parent, capture_output=True, text=True, check=True)
+    grown, written = map(int, done.stdout.split())
+    assert written > 2e8
+    assert grown < 0.75 * written
 
 
 def largest_shares(network, features):
