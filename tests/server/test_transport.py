@@ -185,23 +185,30 @@ def test_a_stream_takes_as_many_places_as_it_costs(running, tmp_path):
                 assert "the key alice has 5 streams" in another.receive()["message"]
 
 
-def test_hotwords_are_charged_to_who_sends_them(server, monkeypatch):
+@pytest.mark.parametrize("kind", ["thread", "request"])
+def test_what_is_done_for_a_client_is_charged_to_it(server, monkeypatch, kind):
+    """Hotwords are built in a thread; whom a file is from is looked up in a step of the request's task."""
     charged = []
     charge = accounts.Visit.charge
     monkeypatch.setattr(accounts.Visit, "charge", lambda *given: (charged.append(given[1]), charge(*given))[1])
-    monkeypatch.setattr("u2moe.runtime.server.models.ContextGraph", lambda *given: burn() or ContextGraph(*given))
 
-    def burn():
+    def burn(*_):
         end = time.thread_time() + 0.2
         while time.thread_time() < end:
             pass
+        return ""
 
-    with server.connect() as client:
-        client.start(hotwords=["SEVEN"])
-        assert max(charged) >= 0.2
+    if kind == "thread":
+        monkeypatch.setattr("u2moe.runtime.server.models.ContextGraph", lambda *given: burn() or ContextGraph(*given))
+        with server.connect() as client:
+            client.start(hotwords=["SEVEN"])
+    else:
+        monkeypatch.setattr(server.service, "client_of", burn)
+        assert server.post(files={"file": b"RIFF"}).status_code == 400
+    assert max(charged) >= 0.2
 
 
-def test_all_work_on_requests_is_charged(server):
+def test_reading_requests_is_charged(server):
     """Headers that are expensive to read, on one connection that is kept."""
     with server.open_plain() as plain:
         request = b"GET /healthz?%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (b"a=b&" * 1000, b"X: y\r\n" * 1500)
