@@ -20,11 +20,14 @@ _PART = 0.5
 """Part of the connections that one address may have."""
 _CONNECTION_S = 0.002
 """Seconds of processor time that a connection takes, besides what is done for it."""
-_OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.02, 0.1)
+_OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)
 _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
 """Share of one processor, and seconds in advance: of a connection, of one whose client has a place, of all together
-that take more than their own, of an address, and of this machine. A plain stream takes less than a hundredth."""
+that take more than their own, of an address, and of this machine."""
+_EARNED, _MOST_AT_ONCE_S = 0.02, 1.0
+"""Seconds of processor time that a client with a place earns by each second of audio, several times what a plain stream
+takes; and most seconds of audio that count at once, as it earns no more than audio in real time would."""
 _THIS_MACHINE = ("127.0.0.1", "::/64")
 """Also a proxy that nobody has named; "::/64" is the network of ::1."""
 _LONGEST_WAIT_S = 10.0
@@ -67,6 +70,11 @@ class Account:
         self._share = share
         self.advance_s = advance_s
         self._paid_time = 0.0  # when all that was taken will be paid
+
+    def change(self, share: float, advance_s: float, now: float) -> None:
+        """Have another share from now on; the debt stays."""
+        self._paid_time = now + self.debt_s(now) / share
+        self._share, self.advance_s = share, advance_s
 
     def take(self, seconds: float, now: float) -> None:
         """Take some, or give some back."""
@@ -162,8 +170,10 @@ class Connections:
 class Visit:
     """A connection that is counted until it leaves, and what is done for it.
 
-    Each connection may take a small share of the processor. What it takes beyond that, all that do share another one
-    for. Those without a place also pay from the account of their address; those with one, when they leave it.
+    Each connection may take a small share of the processor; one with a place hardly any but what it earns by audio, so
+    that many with a place cannot take much together by messages without any. What connections take beyond their own,
+    all that do share another share for. Those without a place also pay from the account of their address; those with
+    one, when they leave it.
     """
 
     def __init__(self, connections: Connections, address: str, account: Account | None) -> None:
@@ -173,14 +183,21 @@ class Visit:
         self._connections = connections
         self._address = address
         self._is_new = self._is_here = True
+        self._earned_time = 0.0  # up to which it has earned
 
     def take_place(self, is_taken: bool) -> None:
         """Its client has a place for a stream or file from now on, or leaves it, and what it owes to its address."""
-        self._has_place = is_taken
-        self._own.advance_s = (_OWN_WITH_PLACE if is_taken else _OWN)[1]
+        self._has_place, now = is_taken, time.monotonic()
+        self._own.change(*(_OWN_WITH_PLACE if is_taken else _OWN), now)
         if not is_taken and self._account is not None:
-            now = time.monotonic()
             self._account.take(self._own.debt_s(now), now)
+
+    def earn(self, audio_s: float) -> None:
+        """Its client has sent audio, or of a file what counts as much."""
+        now = time.monotonic()
+        since = max(self._earned_time, now - _MOST_AT_ONCE_S)
+        self._earned_time = min(since + audio_s, now)
+        self._own.take(-_EARNED * min(self._earned_time - since, self._own.debt_s(now) / _EARNED), now)
 
     def charge(self, seconds: float, now: float) -> None:
         """Account for processor time that was taken for it."""

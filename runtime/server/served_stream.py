@@ -21,6 +21,7 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.options import Limits
+from u2moe.runtime.server.transport import earn
 from u2moe.runtime.stream import Stream
 
 _BUFFER_S = 0.16
@@ -159,6 +160,7 @@ class ServedStream:
             if self.is_over or self.queue.finish_time is not None:
                 return
             self._put(accepted[start : start + size])
+            earn(min(size, len(accepted) - start) / rate)
             if self.queue.has_work:
                 self._wake()
 

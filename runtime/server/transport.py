@@ -26,7 +26,7 @@ CONNECTION = "u2moe.connection"
 """In the state of a request: its connection."""
 LEAST_BYTES_PER_S = 500
 """Minimum rate of HTTP bodies, in either direction."""
-_FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 512, 16 << 10
+_FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10
 """That are read at once."""
 _TURN_S = 0.001
 """Seconds that the work on them should take."""
@@ -163,6 +163,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         if self._open_s > _MOST_OPEN_S:
             self.close()
         self.charge(took_s + _READ_S + len(piece) * _BYTE_S - charged_s)
+        self._spent_s += charged_s
         if not self._has_ended:
             self._transport.resume_reading()
         elif not self.eof_received():
@@ -334,6 +335,12 @@ async def in_thread(work: Callable[..., _Value], *given: Any) -> _Value:
     finally:
         if (connection := _current.get()) is not None:
             connection.charge(sum(spent))
+
+
+def earn(audio_s: float) -> None:
+    """The client that is served has sent seconds of audio."""
+    if (connection := _current.get()) is not None:
+        connection.visit.earn(audio_s)
 
 
 @contextlib.contextmanager

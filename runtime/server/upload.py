@@ -22,10 +22,12 @@ from u2moe.runtime.server.errors import (
 from u2moe.runtime.server.files import FilePlace
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.patience import Patience
-from u2moe.runtime.server.transport import LEAST_BYTES_PER_S
+from u2moe.runtime.server.transport import LEAST_BYTES_PER_S, earn
 
 _MAX_FIELD_BYTES = 64 << 10
 _MAX_FIELDS = 50
+_BYTES_PER_AUDIO_S = 1e6
+"""Of an upload, that earn as much as a second of audio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,7 @@ class Body:
         self._size += len(message.get("body", b""))
         self._check_size(self._size)
         place.store(self._size)
+        earn(len(message.get("body", b"")) / _BYTES_PER_AUDIO_S)
         return message
 
     def _check_size(self, size: int) -> None:

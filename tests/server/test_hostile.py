@@ -263,7 +263,7 @@ def test_who_takes_more_than_a_share_waits_for_the_others_who_do():
     assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) == 0.0  # who has a place does not take from the address
     for visit in greedy:  # it pays when it leaves the place
         visit.take_place(is_taken=False)
-    greedy[0].charge(0.25, now)
+    greedy[0].charge(0.3, now)
     assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) > 0.5
 
 

@@ -208,6 +208,31 @@ def test_what_is_done_for_a_client_is_charged_to_it(server, monkeypatch, kind):
     assert max(charged) >= 0.2
 
 
+def test_messages_without_audio_take_little_together(monkeypatch):
+    """Clients with places that do nothing else, while one sends audio for 1 % of a processor, and never waits."""
+    now = [1000.0]
+    monkeypatch.setattr(accounts, "time", type("Time", (), {"monotonic": lambda: now[0]}))
+    connections = accounts.Connections(20)
+    visits = [accounts.Visit(connections, "", None) for _ in range(9)]
+    for visit in visits:
+        visit.take_place(is_taken=True)
+    speaker, *flooding = visits
+    taken_s = 0.0
+    for step in range(60_000):
+        now[0] += 0.001
+        if step % 100 == 0:
+            assert speaker.wait_s(now[0]) == 0
+            speaker.charge(0.001, now[0])
+            speaker.earn(0.1)
+        for visit in flooding:
+            if visit.wait_s(now[0]) == 0:
+                visit.charge(0.001, now[0])
+                visit.earn(0.00006)
+                taken_s += 0.001
+    advance_s = 8 * 0.1
+    assert taken_s - advance_s < 0.08 * 60
+
+
 def test_reading_requests_is_charged(server):
     """Headers that are expensive to read, on one connection that is kept."""
     with server.open_plain() as plain:
