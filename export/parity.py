@@ -187,7 +187,7 @@ class Parity:
         return smooth.astype(np.float32)
 
     def _log_probs(self, encoder_out: Array) -> Array:
-        return self.sessions["ctc"].run({"encoder_out": encoder_out})["log_probs"]
+        return np.asarray(self.sessions["ctc"].run({"encoder_out": encoder_out})["log_probs"])
 
     def _encoded(self, pairs: list[tuple[Array, Array]]) -> Pairs:
         """Encoder outputs [1, time, dim] of torch and onnxruntime, and the log-probabilities that follow from them."""
@@ -230,7 +230,7 @@ class Parity:
             expected = self._torch_full(features[row : row + 1, :length])
             if expected.shape[1] != time:
                 raise ParityError(f"{self.subject}: padded batch: output_lens is {time}, expected {expected.shape[1]}")
-            pairs.append((expected, output[row : row + 1, :time]))
+            pairs.append((expected, np.asarray(output[row : row + 1, :time])))
         return self._encoded(pairs)
 
     def _windows(self, features: Array, chunk_size: int) -> list[Array]:
@@ -250,9 +250,9 @@ class Parity:
                 self._torch(window), offset, torch_caches, required
             )
             output, caches = self.encoder.step(window, caches, required_cache_size=required)
-            outputs.append((expected.numpy(), output))
+            outputs.append((expected.numpy(), np.asarray(output)))
             for name, found in caches.tensors.items():
-                result.setdefault(f"r_{name}", []).append((_stacked(torch_caches, name), found))
+                result.setdefault(f"r_{name}", []).append((_stacked(torch_caches, name), np.asarray(found)))
         return {**self._encoded(outputs), **result}
 
     def _stream_batch(self) -> Pairs:
@@ -282,7 +282,8 @@ class Parity:
         rows = [split_rows(state, [min(int(state.offset[0]), required)])[0] for state in states]
         batch = join_rows(rows)
         found, _ = self.encoder.step(chunk, batch, required_cache_size=required, chunk_lens=lengths)
-        return self._encoded([(each, found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
+        rows_found = np.asarray(found)
+        return self._encoded([(each, rows_found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
         """Hypotheses for two utterances of different length, in torch one at a time.

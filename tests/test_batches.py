@@ -1,9 +1,11 @@
 """Streams that are decoded together give what each gives alone."""
 
 import dataclasses
+import gc
 import itertools
 
 import numpy as np
+import onnxruntime
 import pytest
 from feeding import CHUNKED, RATE, TINY, check_equal, feed, feed_together
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from tones import say
 
 from u2moe.runtime import Recognizer, SessionSettings
+from u2moe.runtime.model.device import DeviceArray
 from u2moe.runtime.model.encoder import join_rows, split_rows
 
 pytestmark = pytest.mark.slow
@@ -32,12 +35,16 @@ def test_many_streams_go_through_the_encoder_together(toy):
     assert 5 < max(toy.model.session.batches) <= 10
 
 
-@pytest.fixture(scope="module", params=["float32", "int8", "int8 alone"])
+def loaded(bundle, **settings):
+    return Recognizer(bundle, bundle.load(SessionSettings(**settings)))
+
+
+@pytest.fixture(scope="module", params=["float32", "float32 bound", "int8", "int8 bound", "int8 alone"])
 def recognizer(request, bundle, quantized):
-    """Of the tiny bundle, with native kernels where they are installed, and on onnxruntime alone."""
-    precision, _, alone = request.param.partition(" ")
+    """Of the tiny bundle, with native kernels where they are installed, or alone; with values bound to the device."""
+    precision, _, how = request.param.partition(" ")
     bundle = bundle if precision == "float32" else quantized(precision)
-    return Recognizer(bundle, bundle.load(SessionSettings(kernels="onnxruntime" if alone else None)))
+    return loaded(bundle, kernels="onnxruntime" if how == "alone" else None, io_binding=how == "bound")
 
 
 @pytest.mark.parametrize("num_left_chunks", [2, 0, -1])
@@ -121,6 +128,55 @@ def test_padding_of_caches_changes_no_bit(recognizer, time, nums_chunks):
         alone.append(encoder.step(chunk, caches, required_cache_size=-1)[0])
     together, _ = encoder.step(np.concatenate(noise), join_rows(rows), required_cache_size=-1)
     np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.fixture(scope="module", params=["float32", "int8", "int8 alone", "falls back"])
+def pair(request, bundle, quantized):
+    """Two recognisers of one bundle: one keeps values as arrays, the other in the memory of the device."""
+    bundle = quantized("int8") if request.param.startswith("int8") else bundle
+    kernels, providers = "onnxruntime" if "alone" in request.param else None, ["CPUExecutionProvider"]
+    if request.param == "falls back":  # a provider that leaves all nodes to the CPU
+        if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+            pytest.skip("this onnxruntime has no provider that starts everywhere")
+        providers.insert(0, "AzureExecutionProvider")
+    bound = loaded(bundle, kernels=kernels, providers=providers, io_binding=True if len(providers) == 1 else None)
+    return loaded(bundle, kernels=kernels), bound
+
+
+@pytest.mark.parametrize(("num_left_chunks", "search"), [(2, "attention_rescoring"), (-1, "attention")])
+def test_values_on_a_device_change_no_bit(pair, sound, num_left_chunks, search):
+    options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks, search=search)
+    whole = dataclasses.replace(options, chunk_size=None, num_left_chunks=-1)
+    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(2 if search == "attention" else 11)]
+    for call in (
+        lambda recognizer: feed(recognizer, sound, [1, 7000, 31_234, 160], options=options),
+        lambda recognizer: feed_together(recognizer, sounds, [options] * len(sounds)),
+        lambda recognizer: [recognizer.transcribe(samples, options=whole) for samples in sounds[:1]],
+        lambda recognizer: [own.tolist() for own in recognizer.model.rescore(np.ones((9, 64)), [[5, 6], []])],
+    ):
+        expected, found = map(call, pair)
+        assert found == expected
+
+
+def test_device_memory_of_a_stream_is_its_own_rows_and_freed_with_it(pair, sound):
+    _, recognizer = pair
+    before = {id(item) for item in gc.get_objects() if type(item) is DeviceArray}
+    streams = [recognizer.create_stream(TINY) for _ in range(5)]
+    for number, stream in enumerate(streams):
+        stream.accept_waveform(RATE, sound[: 20_000 + 4000 * number])
+    recognizer.decode_streams(streams)
+    idle, *others = streams
+    for stream in others:
+        stream.accept_waveform(RATE, sound[:15_000])
+    recognizer.decode_streams(others)
+    for tensor in idle.state.caches.views().values():
+        assert isinstance(tensor, DeviceArray)
+        assert tensor.tensor.shape()[1] == 1
+    for output in idle.state.utterance._outputs[1:]:
+        assert output.whole() is output
+    del streams, others, idle, stream, tensor, output
+    gc.collect()
+    assert not [item for item in gc.get_objects() if type(item) is DeviceArray and id(item) not in before]
 
 
 def test_utterances_that_end_together_are_rescored_together(recognizer, sound, monkeypatch):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result
 from u2moe.runtime.decoding.context import Hotwords
 from u2moe.runtime.decoding.pipeline import Observer
+from u2moe.runtime.model.device import DeviceArray
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.text.vocabulary import join_texts
@@ -135,7 +136,7 @@ class TimedSession(Session):
         self._stage = stage
         self._watch = watch
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
         """Outputs by name for inputs by name."""
         with self._watch(self._stage):
             return super().run(feeds)

@@ -107,7 +107,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
         state, outputs = replace(caches, offset=caches.offset + next(rounds) * CHUNK_SIZE * num_chunks), []
         for chunk in following:
             output, state = encoder.step(chunk, state, required_cache_size=required)
-            outputs.append(output)
+            outputs.append(np.asarray(output))
         return outputs
 
     return run

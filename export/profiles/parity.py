@@ -118,7 +118,7 @@ class ProfileParity:
         encoder, required = self.model.encoder, required_cache_size(chunk_size, left)
         caches = encoder.start()
         caches.offset[:] = start
-        mine: dict[str, Array] = {"offset": caches.offset, **caches.tensors}
+        mine = {"offset": caches.offset, **{name: np.asarray(tensor) for name, tensor in caches.tensors.items()}}
         step = samples_per_frame(self.bundle.manifest)
         shortest = window_samples(self.bundle.manifest, self.config.num_features(1))
         length = (chunk_size - 1) * step + shortest
@@ -129,9 +129,9 @@ class ProfileParity:
             output, caches = encoder.step(self.features(window)[np.newaxis], caches, required_cache_size=required)
             expected: dict[str, Array] = {
                 "log_probs": self.model.ctc(output[0])[np.newaxis],
-                "encoder_out": output,
+                "encoder_out": np.asarray(output),
                 "next_offset": caches.offset,
-                **{f"r_{name}": tensor for name, tensor in caches.tensors.items()},
+                **{f"r_{name}": np.asarray(tensor) for name, tensor in caches.tensors.items()},
             }
             for name, value in expected.items():
                 pairs.setdefault(name, []).append((value, found[name]))

@@ -16,6 +16,7 @@ from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.second_pass import SecondPass
 from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.decoding.utterance import Frames, Phase
+from u2moe.runtime.model.device import Value, joined
 from u2moe.runtime.model.encoder import CacheRow, join_rows, required_cache_size, split_rows
 from u2moe.runtime.model.model import Model, batches_of
 from u2moe.runtime.result import Result
@@ -162,13 +163,13 @@ class Pipeline:
     def _frames(self, chunks: Sequence[Chunk]) -> list[tuple[Frames, CacheRow]]:
         """Encoder frames and next caches of each stream."""
         output, caches = self._encode(chunks)
-        log_probs = self._model.ctc(np.concatenate(output))
+        log_probs = self._model.ctc(joined(output, 0))
         ends = np.cumsum([len(own) for own in output])
         parts = np.split(log_probs, ends[:-1])
         frames = (Frames(output=own.copy(), log_probs=part) for own, part in zip(output, parts, strict=True))
         return list(zip(frames, caches, strict=True))
 
-    def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[npt.NDArray[np.float32]], list[CacheRow]]:
+    def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[Value], list[CacheRow]]:
         """Encoder output [time, dim] and next caches of each stream, from one call."""
         config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
         lengths = np.array([len(window) for _, window in chunks])
@@ -184,7 +185,7 @@ class Pipeline:
         num_frames = ((lengths - config.window) // config.subsampling_rate + 1).tolist()
         num_cached = [stream.caches.num_cached + num for (stream, _), num in zip(chunks, num_frames, strict=True)]
         rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
-        return [row[:num] for row, num in zip(output, num_frames, strict=True)], rows
+        return [output[row, :num] for row, num in enumerate(num_frames)], rows
 
 
 def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:

@@ -6,9 +6,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from u2moe.runtime.bundle.manifest import Calibration
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.alignment import align
@@ -16,6 +13,7 @@ from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.pauses import end_at_pauses, token_spans
 from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.decoding.stream_state import StreamState
+from u2moe.runtime.model.device import Value
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import DefiniteOptions
 from u2moe.runtime.result import Alternative, Result, WordResult
@@ -55,7 +53,7 @@ class SecondPass:
                 results.append(self._result(stream, found))
         return [stream.presented(result) for stream, result in zip(streams, results, strict=True)]
 
-    def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DefiniteOptions) -> list[Hypothesis]:
+    def _attention_search(self, encoder_out: Value, options: DefiniteOptions) -> list[Hypothesis]:
         """Hypotheses of the decoder alone; the best one gets token times from the CTC head."""
         config = self._model.config
         found = attention_beam_search(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
 from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
+from u2moe.runtime.model.device import Value, joined
 from u2moe.runtime.result import Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 
@@ -32,7 +33,7 @@ class Phase(Enum):
 class Frames:
     """Encoder frames: output [time, dim] and log-probabilities of the CTC head [time, vocab]."""
 
-    output: npt.NDArray[np.float32]
+    output: Value
     log_probs: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -44,7 +45,7 @@ class Frames:
     def followed_by(self, others: Frames) -> Frames:
         """These frames followed by others."""
         return Frames(
-            output=np.concatenate([self.output, others.output]),
+            output=joined([self.output, others.output], 0),
             log_probs=np.concatenate([self.log_probs, others.log_probs]),
         )
 
@@ -79,7 +80,7 @@ class Utterance:
         self._new_search = new_search
         self._search = new_search()
         self._keeps_output = keeps_output
-        self._outputs = [np.zeros((0, output_size), np.float32)]
+        self._outputs: list[Value] = [np.zeros((0, output_size), np.float32)]
         self._result: Result | None = Result(text="", is_final=False, segment=number)
 
     @property
@@ -125,9 +126,9 @@ class Utterance:
         self._search.finish()
         return self._search.hypotheses()
 
-    def encoder_out(self) -> npt.NDArray[np.float32]:
+    def encoder_out(self) -> Value:
         """Encoder output [time, dim]."""
-        return np.concatenate(self._outputs)
+        return joined(self._outputs, 0)
 
     def result(self, vocabulary: Vocabulary, frame_s: float) -> Result:
         """The partial result, or the final one once it is concluded.

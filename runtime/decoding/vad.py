@@ -15,8 +15,8 @@ import onnxruntime
 
 from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.errors import BundleError, ProviderError
+from u2moe.runtime.model.calls import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
-from u2moe.runtime.model.session import NATIVE_CALLS
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.validation import checked_options
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.bundle.manifest import ModelConfig
 from u2moe.runtime.errors import StreamError
+from u2moe.runtime.model.device import Value, joined
 from u2moe.runtime.model.session import Session
 
 
@@ -26,7 +27,9 @@ class Encoder:
     def start(self, batch: int = 1) -> Caches:
         """Caches of streams before their first chunk."""
         layout = self.config.caches
-        tensors = {cache.name: np.zeros((cache.num_blocks, batch, *cache.shape), np.float32) for cache in layout}
+        tensors: dict[str, Value] = {
+            cache.name: np.zeros((cache.num_blocks, batch, *cache.shape), np.float32) for cache in layout
+        }
         return Caches(offset=np.zeros(batch, np.int64), tensors=tensors, layout=layout)
 
     def step(
@@ -36,7 +39,7 @@ class Encoder:
         *,
         required_cache_size: int,
         chunk_lens: npt.NDArray[np.int64] | None = None,
-    ) -> tuple[npt.NDArray[np.float32], Caches]:
+    ) -> tuple[Value, Caches]:
         """Encode one chunk of every stream of a batch.
 
         Args:
@@ -46,17 +49,16 @@ class Encoder:
             chunk_lens: valid frames of each row [batch]; None: all.
 
         Returns:
-            Encoder output [batch, time, dim], and the caches for the next step.
+            Encoder output [batch, time, dim], and the caches for the next step, both where the session keeps values.
         """
         config = self.config
         num_rows, num_frames = chunk.shape[:2]
-        feeds: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]] = {
+        feeds: dict[str, Value | npt.NDArray[np.int64]] = {
             "chunk": chunk,
             "chunk_lens": np.full(num_rows, num_frames, np.int64) if chunk_lens is None else chunk_lens,
         }
         if not config.streaming:
-            whole: npt.NDArray[np.float32] = self.session.run(feeds)["output"]
-            return whole, caches
+            return self.session.run(feeds)["output"], caches
         feeds["offset"] = caches.offset
         feeds["required_cache_size"] = np.array(required_cache_size, np.int64)
         result = self.session.run(feeds | caches.tensors)
@@ -68,8 +70,7 @@ class Encoder:
         if len(features) < self.config.window:
             return np.zeros((0, self.config.output_size), np.float32)
         output, _ = self.step(features[np.newaxis], self.start(), required_cache_size=0)
-        first: npt.NDArray[np.float32] = output[0]
-        return first
+        return np.asarray(output[0])
 
     def chunked(
         self, features: npt.NDArray[np.float32], chunk_size: int, num_left_chunks: int
@@ -84,7 +85,7 @@ class Encoder:
             output, caches = self.step(
                 window[np.newaxis], caches, required_cache_size=required_cache_size(chunk_size, num_left_chunks)
             )
-            outputs.append(output[0])
+            outputs.append(np.asarray(output[0]))
         return np.concatenate(outputs)
 
 
@@ -178,10 +179,10 @@ class Caches:
     """
 
     offset: npt.NDArray[np.int64]
-    tensors: dict[str, npt.NDArray[np.float32]]
+    tensors: dict[str, Value]
     layout: tuple[Cache, ...]
 
-    def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, npt.NDArray[np.float32]]:
+    def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, Value]:
         """Views of some rows, where an axis grows with time of its frames for the last `num_cached` encoder frames."""
         views = {}
         for cache in self.layout:
@@ -216,14 +217,14 @@ class CacheRow:
         self.offset = num_frames
         self.num_cached = min(num_frames, self.num_cached)
 
-    def views(self) -> dict[str, npt.NDArray[np.float32]]:
+    def views(self) -> dict[str, Value]:
         """Views of `Caches.tensors` for this stream."""
         caches, index, _ = self.place
         return caches.last(self.num_cached, slice(index, index + 1))
 
     def leave(self) -> None:
         """Copy the row out of its batch."""
-        own = {name: view.copy() for name, view in self.views().items()}
+        own: dict[str, Value] = {name: view.copy() for name, view in self.views().items()}
         self.place = (Caches(offset=np.array([self.offset]), tensors=own, layout=self.place[0].layout), 0, ())
 
 
@@ -247,25 +248,13 @@ def join_rows(rows: Sequence[CacheRow]) -> Caches:
     places = [row.place for row in rows]
     last = places[0][0]
     if len(rows) == len(last.offset) and all(place[:2] == (last, index) for index, place in enumerate(places)):
-        tensors = {name: np.ascontiguousarray(view) for name, view in last.last(longest).items()}
-        return Caches(offset=offset, tensors=tensors, layout=last.layout)
+        return Caches(offset=offset, tensors=last.last(longest), layout=last.layout)
     views = [row.views() for row in rows]
-    tensors = {cache.name: _joined(cache, [view[cache.name] for view in views]) for cache in last.layout}
+    tensors = {
+        cache.name: joined([view[cache.name] for view in views], 1, padded=cache.time_axis, at_front=True)
+        for cache in last.layout
+    }
     mates = (reference() for _, _, references in places for reference in references)
     for left in {mate for mate in mates if mate is not None} - set(rows):
         left.leave()
     return Caches(offset=offset, tensors=tensors, layout=last.layout)
-
-
-def _joined(cache: Cache, rows: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Rows as a batch, shorter ones padded at the front."""
-    if (axis := cache.time_axis) is None:
-        return np.concatenate(rows, axis=1)
-    shape = list(rows[0].shape)
-    shape[1], shape[axis] = len(rows), max(row.shape[axis] for row in rows)
-    joined = np.zeros(shape, np.float32)
-    for index, row in enumerate(rows):
-        place = [slice(None)] * len(shape)
-        place[1], place[axis] = slice(index, index + 1), slice(shape[axis] - row.shape[axis], None)
-        joined[tuple(place)] = row
-    return joined

@@ -12,12 +12,13 @@ import numpy.typing as npt
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ProviderError, StreamError
+from u2moe.runtime.model.device import DeviceArray, Value, joined
 from u2moe.runtime.model.encoder import Encoder, check_chunks
 from u2moe.runtime.model.native import Kernels
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
-Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
+Utterance = tuple["npt.ArrayLike | DeviceArray", "Sequence[Sequence[int]]"]
 """Encoder output [time, dim] and the hypotheses for it."""
 
 _MOST_TOKENS = 512
@@ -98,7 +99,7 @@ class Model:
         Raises:
             StreamError: chunks from a bundle that cannot stream.
         """
-        frames = self._matrix("features", features, self.config.feature_size)
+        frames = np.asarray(self._matrix("features", features, self.config.feature_size))
         if chunk_size is None and self.config.static_chunk_size > 0 and self.config.streaming:
             chunk_size = self.config.static_chunk_size
         if chunk_size is None:
@@ -106,7 +107,7 @@ class Model:
         check_chunks(self.config, chunk_size, num_left_chunks)
         return self.encoder.chunked(frames, chunk_size, num_left_chunks)
 
-    def ctc(self, encoder_out: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def ctc(self, encoder_out: npt.ArrayLike | DeviceArray) -> npt.NDArray[np.float32]:
         """Log-probabilities [time, vocab] of encoder output [time, dim].
 
         Raises:
@@ -142,7 +143,9 @@ class Model:
             return left, np.zeros_like(left)
         return left, scores.right.sum(axis=1, dtype=np.float64).astype(np.float32)
 
-    def token_scores(self, encoder_out: npt.ArrayLike, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
+    def token_scores(
+        self, encoder_out: npt.ArrayLike | DeviceArray, hypotheses: Sequence[Sequence[int]]
+    ) -> TokenScores:
         """Like `rescore`, with the score of every token."""
         return self.token_scores_of([(encoder_out, hypotheses)])[0]
 
@@ -170,15 +173,14 @@ class Model:
         return results
 
     def _decode(
-        self, decoder: Session, utterances: Sequence[tuple[npt.NDArray[np.float32], Sequence[Sequence[int]]]]
+        self, decoder: Session, utterances: Sequence[tuple[Value, Sequence[Sequence[int]]]]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs of the decoder for utterances with the same number of hypotheses, shorter ones padded."""
         sizes = [_Size.of(output, hypotheses) for output, hypotheses in utterances]
         num_frames, length = max(size.num_frames for size in sizes), max(size.length for size in sizes)
         hyps = np.full((len(utterances), sizes[0].num_hypotheses, length), self.config.eos, np.int64)
-        encoder_out = np.zeros((len(utterances), num_frames, self.config.output_size), np.float32)
-        for row, (output, hypotheses) in enumerate(utterances):
-            encoder_out[row, : len(output)] = output
+        encoder_out = joined([output[np.newaxis] for output, _ in utterances], 0, padded=1)
+        for row, (_, hypotheses) in enumerate(utterances):
             for column, tokens in enumerate(hypotheses):
                 hyps[row, column, : len(tokens)] = tokens
         if not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
@@ -204,9 +206,9 @@ class Model:
         return outputs
 
     @staticmethod
-    def _matrix(name: str, value: npt.ArrayLike, width: int) -> npt.NDArray[np.float32]:
-        array = np.ascontiguousarray(value, np.float32)
-        if array.ndim != 2 or array.shape[1] != width:
+    def _matrix(name: str, value: npt.ArrayLike | DeviceArray, width: int) -> Value:
+        array = value if isinstance(value, DeviceArray) else np.ascontiguousarray(value, np.float32)
+        if len(array.shape) != 2 or array.shape[1] != width:
             raise ValueError(f"{name} must be [time, {width}], got shape {array.shape}")
         return array
 
@@ -229,7 +231,7 @@ class _Size:
     num_frames: int
 
     @classmethod
-    def of(cls, output: npt.NDArray[np.float32], hypotheses: Sequence[Sequence[int]]) -> _Size:
+    def of(cls, output: Value, hypotheses: Sequence[Sequence[int]]) -> _Size:
         """The size of an utterance; at least one token, because for Reshape an axis of 0 means "as in the input"."""
         return cls(len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1, len(output))
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
@@ -21,6 +18,8 @@ from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
 from u2moe.runtime.bundle.manifest_file import check_metadata
 from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
+from u2moe.runtime.model.calls import NATIVE_CALLS
+from u2moe.runtime.model.device import DeviceArray
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
@@ -66,6 +65,7 @@ class Session:
     ) -> None:
         self.graph = graph
         self._output_names = [tensor.name for tensor in graph.outputs]
+        self._stay = {tensor.name for tensor in graph.outputs if graph.name == "encoder" and tensor.dtype == "float32"}
         _refuse_what_crashes(file, manifest, settings)
         is_automatic = settings.sess_options is None and checked_kernels(settings.kernels) == "auto"
         is_reference = is_automatic and not manifest.quantization
@@ -77,6 +77,7 @@ class Session:
             self.kernels = self.kernels.without("weights are in float32")
         opened.check_unchanged()
         self._session.disable_fallback()  # for runs; in older versions only possible here
+        self._memory = settings.memory(self._session)
         active = self._session.get_providers()
         for provider in settings.providers:
             if provider not in active:
@@ -93,17 +94,23 @@ class Session:
         """Execution providers in use, as reported by onnxruntime."""
         return tuple(self._session.get_providers())
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
         """Outputs by name for inputs by name, as in the contract.
+
+        With a device's memory (`SessionSettings.io_binding`) what the encoder gives stays there, as `DeviceArray`, but
+        for integers. All else is arrays.
 
         Raises:
             ProviderError: the provider failed.
         """
         try:
+            if self._memory is not None:
+                return self._memory.run(feeds, self._output_names, self._stay)
             with NATIVE_CALLS:
-                outputs = self._session.run(self._output_names, dict(feeds))
+                arrays = {name: np.asarray(value, order="C") for name, value in feeds.items()}
+                outputs = self._session.run(self._output_names, arrays)
         except ONNXRUNTIME_ERRORS as error:
-            shapes = {name: array.shape for name, array in feeds.items()}
+            shapes = {name: tuple(value.shape) for name, value in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
 
@@ -193,51 +200,3 @@ def _check_tensors(
             if isinstance(size, int) and size != config.axis(axis):
                 wanted = config.axis(axis)
                 raise BundleError(f"{where}: axis {axis} is {size}, expected {'any' if wanted is None else wanted}")
-
-
-_LONGEST_S = 60.0
-"""Seconds to wait at exit for calls that run."""
-
-
-class _NativeCalls:
-    """A context for each call that releases the GIL within C++, so that the interpreter can exit meanwhile.
-
-    A thread that comes back from onnxruntime after the interpreter has begun to finalise is ended by CPython, by
-    unwinding the C++ frames below it, which calls std::terminate: the process dies of SIGABRT. So calls that run are
-    waited for at exit, and daemon threads begin none after that.
-    """
-
-    def __init__(self) -> None:
-        self._reset()
-        atexit.register(self.close)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)  # threads that were in a call are not in the child
-
-    def _reset(self) -> None:
-        self._changed = threading.Condition()
-        self._num_running = 0
-        self._is_closed = False
-
-    def __enter__(self) -> None:
-        with self._changed:
-            while self._is_closed and threading.current_thread().daemon:
-                self._changed.wait()  # until the process has ended
-            self._num_running += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._changed:
-            self._num_running -= 1
-            if self._is_closed:
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        """Wait for the calls that run; daemon threads begin no more."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.wait_for(lambda: self._num_running == 0, _LONGEST_S)
-
-
-NATIVE_CALLS = _NativeCalls()
-"""`with NATIVE_CALLS:` around each run of a session."""

@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime
 
 from u2moe.runtime.errors import ProviderError
+from u2moe.runtime.model.device import DeviceMemory
 from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels
 from u2moe.runtime.validation import checked_integer
 
@@ -46,6 +47,8 @@ class SessionSettings:
             ones where they are installed and can run a graph; a bundle in float32 then stays with onnxruntime, so that
             its numbers do not depend on what is installed. None: the environment variable U2MOE_KERNELS, or "auto".
             The caller's `sess_options` are not changed: register the library yourself.
+        io_binding: whether what the encoder gives stays in the memory of the provider's device, where the next chunk
+            and the other graphs read it. None: on all providers but the CPU. It changes no result.
         public_keys: one of these keys, in PEM, must have signed the bundle that `Recognizer.load` opens, see
             `Bundle.open`; None: any bundle is loaded.
 
@@ -60,6 +63,7 @@ class SessionSettings:
     num_threads: int | None = None
     sess_options: onnxruntime.SessionOptions | None = None
     kernels: str | None = None
+    io_binding: bool | None = None
     public_keys: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +113,13 @@ class SessionSettings:
         if self.sess_options is not None:
             return Kernels(native=False, reason="or as in sess_options")
         return choose_kernels(kernels, self.providers)
+
+    def memory(self, session: onnxruntime.InferenceSession) -> DeviceMemory | None:
+        """The memory of a session's device; None: its values are arrays on the host."""
+        provider, options = self.providers[0], (self.provider_options or ({},))[0]
+        if not (provider != DEFAULT_PROVIDER if self.io_binding is None else self.io_binding):
+            return None
+        return DeviceMemory(session, provider, int(options.get("device_id", 0)))
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
         """Options for onnxruntime, with these kernels; None: those that are `chosen`."""
