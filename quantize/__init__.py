@@ -11,10 +11,16 @@ if TYPE_CHECKING:
     from u2moe.quantize.goals import Goal
     from u2moe.quantize.inspection import inspect_bundle
     from u2moe.quantize.quantizer import quantize_bundle
+    from u2moe.quantize.recordings import keep_calibration
 
-__all__ = ["FORMATS", "RECIPES", "Goal", "Recipe", "inspect_bundle", "quantize_bundle", "recipe"]
+__all__ = ["FORMATS", "RECIPES", "Goal", "Recipe", "inspect_bundle", "keep_calibration", "quantize_bundle", "recipe"]
 
-_HOMES = {"Goal": "goals", "inspect_bundle": "inspection", "quantize_bundle": "quantizer"}
+_HOMES = {
+    "Goal": "goals",
+    "inspect_bundle": "inspection",
+    "keep_calibration": "recordings",
+    "quantize_bundle": "quantizer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,8 @@ from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.bundle_location import DEMO_FOLDER, find_bundle
 
 if TYPE_CHECKING:
+    from u2moe.quantize.goals import Goal
+    from u2moe.quantize.recipes import Recipe
     from u2moe.runtime.corpus.lists import Recording
 
 Subparsers = Any  # argparse has no public name for it
@@ -65,7 +67,17 @@ def add_quantize(subparsers: Subparsers) -> None:
         "model's clips)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say how large each group of weights would be, and write nothing"
+    )
     experts = parser.add_argument_group("for experts")
+    experts.add_argument(
+        "--calibration",
+        metavar="FILE",
+        type=Path,
+        help="with --calibrate: keep what it needs of these recordings in FILE (.npz); without: use FILE in their "
+        "place, for the same float32 bundle by any recipe",
+    )
     experts.add_argument(
         "--group",
         metavar="GROUP=FORMAT",
@@ -123,26 +135,29 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.runtime.cli.terminal import show_latest, show_progress, warn
     from u2moe.runtime.errors import QuantizationError
 
-    measured, given = _measured(args), vars(args)
+    measured, heard, given = _measured(args), _calibration(args), vars(args)
     limits = {
         name: _limit(name, flag, given[name], factor / divisor)
         for name, flag, _, (factor, divisor), _ in _LIMITS
         if given[name] is not None
     }
     goal = Goal(resume=args.resume, **limits)
-    searches = args.recipe is None and args.calibrate and goal.limits
+    searches = args.recipe is None and heard and goal.limits
     smallest, groups = ("int4", {"output_layers": "int4"}) if searches else ("int8", {})
+    chosen = recipe(
+        args.recipe or smallest,
+        {**groups, **_pairs("--group", args.group)},
+        packed=args.packed,
+        exceptions={**_formats_in(args.layers), **_pairs("--layer", args.layer)},
+        calibration=heard,
+    )
+    if args.dry_run:
+        return _dry_run(args, chosen, goal)
     try:
         bundle, report = quantize_bundle(
             find_bundle(args.bundle),
             args.out,
-            recipe(
-                args.recipe or smallest,
-                {**groups, **_pairs("--group", args.group)},
-                packed=args.packed,
-                exceptions={**_formats_in(args.layers), **_pairs("--layer", args.layer)},
-                calibration=_recordings(args.calibrate),
-            ),
+            chosen,
             audio=[item.path for item in measured if not item.transcript],
             recordings=[item for item in measured if item.transcript],
             goal=goal,
@@ -159,7 +174,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         print(describe(report))
     size = sum(file.size for file in bundle.manifest.files.values())
     print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
-    source, heard = Bundle.open(find_bundle(args.bundle)), _recordings(args.calibrate)
+    source = Bundle.open(find_bundle(args.bundle))
     changes = report["changes"] if report else changes_unreported(source, bundle, heard)
     print(*describe_changes(changes), sep="\n")
     if repair := _repair(args):
@@ -168,6 +183,23 @@ def run_quantize(args: argparse.Namespace) -> int:
         return 0
     warn(f"{bundle.path}: more than {MOST:.0%} of the tokens change: hardly of use (--accept-damage: exit code 0)")
     return 3
+
+
+def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
+    """Print what would be written."""
+    from u2moe.quantize.quantizer import sizes_of
+    from u2moe.quantize.report import describe_bytes
+    from u2moe.runtime.cli.terminal import show_latest, show_progress
+
+    if goal.limits:
+        raise ValueError("--dry-run measures nothing, but limits choose formats by what is measured")
+    try:
+        sizes = sizes_of(find_bundle(args.bundle), args.out, chosen, overwrite=args.overwrite, progress=show_latest)
+    finally:
+        show_progress("")
+    print(*describe_bytes(sizes, {}), sep="\n")
+    print(f"would write {args.out} ({sizes['files']['after'] / 1e6:.1f} MB, without a report)")
+    return 0
 
 
 def _limit(name: str, flag: str, value: float, factor: float) -> float:
@@ -189,9 +221,10 @@ def _repair(args: argparse.Namespace) -> str:
         args = argparse.Namespace(**{**vars(args), "recipe": None})
     kept = [("--recipe", args.recipe), *(("--group", group) for group in args.group), ("--list", args.list)]
     options = [part for pair in kept if pair[1] for part in pair] + ["--packed"] * args.packed
-    command = shlex.join(["u2moe", "quantize", args.bundle, args.out, *options, "--overwrite", "--calibrate"])
-    recordings = shlex.join(map(str, args.calibrate)) or "RECORDINGS"
-    return f"{command} {recordings}{' --max-damage 2' if args.calibrate else ''}"
+    flag, files = ("--calibration", [args.calibration]) if args.calibration else ("--calibrate", args.calibrate)
+    limit = ["--max-damage", "2"] if files else []
+    files = [str(file) for file in files] or ["RECORDINGS"]
+    return shlex.join(["u2moe", "quantize", args.bundle, args.out, *options, "--overwrite", flag, *files, *limit])
 
 
 def _measured(args: argparse.Namespace) -> list[Recording]:
@@ -213,6 +246,21 @@ def run_inspect(args: argparse.Namespace) -> int:
     content = inspect_bundle(find_bundle(args.bundle))
     print(json.dumps(content, indent=1) if args.format == "json" else describe(content))
     return 0
+
+
+def _calibration(args: argparse.Namespace) -> list[Path]:
+    """The recordings that calibrate, or the file that is kept of them."""
+    from u2moe.quantize.features import KEPT
+    from u2moe.quantize.recordings import keep_calibration
+
+    found = _recordings(args.calibrate)
+    if args.calibration is None:
+        return found
+    if args.calibration.suffix != KEPT:
+        raise ValueError(f"--calibration must be the name of a file that ends with {KEPT}, got {args.calibration}")
+    if found:
+        keep_calibration(find_bundle(args.bundle), found, args.calibration)
+    return [args.calibration]
 
 
 def _recordings(paths: list[Path]) -> list[Path]:

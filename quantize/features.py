@@ -1,8 +1,10 @@
-"""Audio files as features, for calibration and measurements."""
+"""Audio files as features, for calibration and measurements, and features that are kept in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.features import FeatureStream
 
 Array = npt.NDArray[Any]
+KEPT, FORMAT = ".npz", "u2moe calibration 1"
+"""Suffix of the files that `keep_calibration` writes; and what these say that they are."""
 
 
 def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> list[Array]:
@@ -28,20 +33,53 @@ def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> lis
 def read_features(
     bundle: Bundle, files: Sequence[Path], limit: int = 6000, *, is_noisy: bool = False
 ) -> list[tuple[Path, Array]]:
-    """As `features_of`, with the files; `is_noisy` adds noise of half a step of 16 bits."""
-    config, random = bundle.manifest.features, np.random.default_rng(0)
+    """As `features_of`, with the files; `is_noisy` adds noise of half a step of 16 bits.
+
+    A file that `keep_calibration` wrote stands for its recordings.
+    """
+    random = np.random.default_rng(0)
     result: list[tuple[Path, Array]] = []
     for file in files:
-        stream = FeatureStream(config)
-        for block in read_blocks(file, config.sample_rate):
-            heard = block + random.uniform(-0.5, 0.5, len(block)) / 2**15 if is_noisy else block
-            stream.accept(heard.astype(np.float32))
-            if stream.num_ready >= limit:
-                break
-        frames = stream.take(min(stream.num_ready, limit))
-        if len(frames) >= bundle.manifest.model.window:
-            result.append((file, frames))
-            limit -= len(frames)
-        if limit <= 0:
-            break
+        kept = _kept(bundle, file) if file.suffix == KEPT else [(file, None)]
+        for name, found in kept:
+            if limit <= 0:
+                return result
+            frames = (_heard(bundle, file, limit, random if is_noisy else None) if found is None else found)[:limit]
+            if len(frames) >= bundle.manifest.model.window:
+                result.append((name, frames))
+                limit -= len(frames)
     return result
+
+
+def _heard(bundle: Bundle, file: Path, limit: int, random: np.random.Generator | None) -> Array:
+    """At least the first `limit` frames of a file, or all; with noise, if there is a generator."""
+    config = bundle.manifest.features
+    stream = FeatureStream(config)
+    for block in read_blocks(file, config.sample_rate):
+        heard = block if random is None else block + random.uniform(-0.5, 0.5, len(block)) / 2**15
+        stream.accept(heard.astype(np.float32))
+        if stream.num_ready >= limit:
+            break
+    return stream.take(stream.num_ready)
+
+
+def _kept(bundle: Bundle, file: Path) -> Iterator[tuple[Path, Array]]:
+    """The names and the features of recordings that were kept of this bundle."""
+    try:
+        with file.open("rb") as stream, np.load(stream) as arrays:
+            about, *features = (arrays[name] for name in arrays.files)
+        about = json.loads(str(about))
+        is_ours = about["format"] == FORMAT and all(
+            frames.dtype == np.float32 and frames.shape[1:] == (bundle.manifest.model.feature_size,)
+            for frames in features
+        )
+        names, owner = about["recordings"], about["bundle"]
+    except (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise AudioError(f"{file}: cannot be read as a calibration: {error}") from error
+    if owner != bundle.fingerprint:
+        raise AudioError(
+            f"{file}: is a calibration of bundle {owner[:16]}, expected {bundle.fingerprint[:16]} ({bundle.path})"
+        )
+    if not is_ours or len(names) != len(features):
+        raise AudioError(f"{file}: is not a whole calibration of this version")
+    yield from zip(map(Path, names), features, strict=True)

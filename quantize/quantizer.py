@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from u2moe.quantize.changes import worst_layers, worst_of
 from u2moe.quantize.damage import damage_picture
-from u2moe.quantize.features import read_features
+from u2moe.quantize.features import KEPT, read_features
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.report import build_report, compare_bytes
@@ -74,7 +74,8 @@ def quantize_bundle(
         raise ValueError("limits on damage, size and time need recordings for calibration")
     if goal.resume and not (goal.limits and recipe.calibration):
         raise ValueError("resume keeps measurements of damage, which need limits and recordings for calibration")
-    journal = Path(f"{os.fspath(out)}.damage.jsonl") if goal.resume else None
+    kept = next((file for file in recipe.calibration if file.suffix == KEPT), None)
+    journal = Path(f"{kept or os.fspath(out)}.damage.jsonl") if kept or goal.resume else None
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
     with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
@@ -120,9 +121,33 @@ def quantize_bundle(
                 staging.add(PICTURE_FILE, damage_picture(damage))
             staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
         written = staging.finish(manifest)
-    if journal is not None:
+    if journal is not None and not kept:
         journal.unlink(missing_ok=True)
     return written, report
+
+
+def sizes_of(
+    bundle: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """The bytes of what `quantize_bundle` would write with the same arguments, without goal and report.
+
+    Weights are converted, in a folder beside `out` that is removed; nothing is measured.
+
+    Returns:
+        `groups`: of the weights of each group, and `files`: of all files, each `before` and `after`; `ratio` of all.
+    """
+    source = _open_float32(bundle, out)
+    layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
+    with (
+        BundleWriter(out, overwrite=overwrite) as staging,
+        opened_run(source, recipe, Goal(), staging.path.parent, progress, layout=layout) as run,
+    ):
+        return compare_bytes(source, run.quantize(recipe, staging).written)
 
 
 def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Bundle:

@@ -1,21 +1,26 @@
-"""The recordings of the calibration as features: in pieces, and which of them are for what."""
+"""The recordings of the calibration as features: kept in a file, in pieces, and which of them are for what."""
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from u2moe.quantize.comparison import DOUBT, Array, share_of
-from u2moe.quantize.features import features_of
+from u2moe.quantize.features import FORMAT, KEPT, features_of, read_features
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.whole_file import write_bytes
 
 CHOSEN_S, JUDGED_S = 120, 1800
 """Limits in seconds of what formats are chosen by, and of what judges them."""
@@ -40,6 +45,33 @@ class Audio:
     chooses: Sequence[Array]
     judges: Sequence[Array]
     seconds: float
+
+
+def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path], file: Path) -> None:
+    """Write what calibration needs of recordings to a file, which takes their place in `Recipe.calibration`.
+
+    It holds the features of all that any goal reads, 32 kB for a second, and is of use for this bundle alone. With it
+    quantized bundles are the same, to the bit, as with the recordings.
+
+    Args:
+        bundle: folder of the float32 bundle.
+        recordings: audio files.
+        file: what to write; its name must end with ".npz".
+
+    Raises:
+        AudioError: a recording cannot be read, or all of them are too short for the encoder.
+    """
+    if file.suffix != KEPT:
+        raise ValueError(f"{file}: the name of a calibration must end with {KEPT}")
+    source = Bundle.open(bundle)
+    frames_s = 1000 / source.manifest.features.frame_shift_ms
+    found = read_features(source, recordings, round((LONGEST_S + CHOSEN_S + JUDGED_S) * frames_s))
+    if not found:
+        raise AudioError(f"calibration: {recordings[0]} and all others are too short for the encoder")
+    about = {"format": FORMAT, "bundle": source.fingerprint, "recordings": [path.name for path, _ in found]}
+    content = io.BytesIO()
+    np.savez(content, np.array(json.dumps(about)), *(frames for _, frames in found))
+    write_bytes(file, content.getvalue())
 
 
 def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:

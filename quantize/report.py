@@ -209,17 +209,23 @@ def encoder_times(
     return [series[1:] for series in times]
 
 
-def describe(report: Mapping[str, Any]) -> str:
-    """The report as a table."""
-    sizes = report["bytes"]
-    lines = [f"{'weights':24} {'before':>14} {'after':>14} {'ratio':>7} {'error':>8} {'worst':>8}"]
+def describe_bytes(sizes: Mapping[str, Any], errors: Mapping[str, Any]) -> list[str]:
+    """A table of what `compare_bytes` and `weight_errors` found."""
+    head = f" {'error':>8} {'worst':>8}" if errors else ""
+    lines = [f"{'weights':24} {'before':>14} {'after':>14} {'ratio':>7}{head}"]
     for group, size in sizes["groups"].items():
-        error = report["weight_error"].get(group)
+        error = errors.get(group)
         shown = f" {error['relative']:8.2%} {error['worst']:8.2%}" if error else ""
         ratio = size["after"] / size["before"] if size["before"] else 1.0
         lines.append(f"{group:24} {size['before']:14,} {size['after']:14,} {ratio:7.1%}{shown}")
     files = sizes["files"]
     lines.append(f"{'all files':24} {files['before']:14,} {files['after']:14,} {sizes['ratio']:7.1%}")
+    return lines
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """The report as a table."""
+    lines = describe_bytes(report["bytes"], report["weight_error"])
     if calibration := report["recipe"].get("calibration"):
         lines.append(
             f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_products']} products; "

@@ -7,6 +7,7 @@ layers read is in temporary files.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,7 @@ class Activations:
     Attributes:
         products: numbers of products: those rounded for their rows, `compensated_products`, and those that had too
             few, `plain_products`.
+        done: called with the number of weights of each product that was rounded.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,6 +54,7 @@ class Activations:
         self._sizes: dict[str, int] = {}
         self._exponents: dict[str, Array] = {}
         self.products: Counter[str] = Counter()
+        self.done: Callable[[int], None] = lambda _: None
 
     def add(self, name: str, rows: Array) -> None:
         """Add rows [..., channels] of a value."""
@@ -250,6 +253,7 @@ def rounded_products(
         made = fitted_layer(floats, _activation(kind), *rows, conversion)
     if activations is not None:
         activations.products["compensated_products" if enough else "plain_products"] += len(products)
+        activations.done(sum(math.prod(shape_of(weight)) for weight, _ in products))
     inputs: list[ir.Value] = []
     for (weight, bias), product in zip(products, made, strict=True):
         inputs += weights.converted(weight, conversion, made=product.parts if product else None)

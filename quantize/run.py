@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError, ProviderError, QuantizationError
-from u2moe.runtime.graph.file import save_graph, with_external
+from u2moe.runtime.graph.file import group_of, save_graph, shape_of, with_external
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import SessionSettings
@@ -46,6 +47,8 @@ GOAL_BYTES = 400
 TEMPORARY = "quantizing-"
 """What the names of folders for temporary files begin with."""
 LOCK_FILE = "lock"
+UNROUNDED = {"embeddings", "subsampling"}
+"""Groups of weights that recordings do not help to round."""
 UNLOCKED_S = 10
 """Seconds for which a process may not have locked such a folder."""
 
@@ -121,6 +124,8 @@ class QuantizationRun:
             self.progress(f"[{number}/{len(graphs)}] quantizing {graph.file}")
             model = ir.load(self.source.path / graph.file)
             layers |= {layer_of(node) for node in model.graph if node.domain == contract.MOE_DOMAIN}
+            if self.activations:
+                self.activations.done = _rounding(model, recipe, graph.file, self.progress)
             weights = quantize_graph(model, recipe, self.activations)
             changes |= weights.changes
             kept |= weights.kept
@@ -224,6 +229,20 @@ class QuantizationRun:
         return record
 
 
+def _rounding(model: ir.Model, recipe: Recipe, file: str, progress: Progress) -> Callable[[int], None]:
+    """A function that reports the share of a graph's products that are rounded; see `Activations.done`."""
+    sizes = [math.prod(shape_of(value)) for value in model.graph.initializers.values()
+             if group_of(value) in recipe.quantized.keys() - UNROUNDED and len(shape_of(value)) == 2]  # fmt: skip
+    show, done = shares(progress, f"rounding {file}"), 0
+
+    def report(size: int) -> None:
+        nonlocal done
+        done += size
+        show(min(done / max(sum(sizes), 1), 1.0))
+
+    return report
+
+
 @contextmanager
 def opened_run(
     bundle: Bundle,
@@ -260,8 +279,11 @@ def opened_run(
                 )
         audio = read_audio(bundle, recipe, goal)
         activations = recorded(bundle, audio.calibrates, folder, progress)
+        show = shares(progress, "smoothing channels")
         smoothed = rewritten_together(
-            bundle, folder / "smoothed", lambda models: progress(f"smoothed {smooth(models, activations)} channels")
+            bundle,
+            folder / "smoothed",
+            lambda models: progress(f"smoothed {smooth(models, activations, show)} channels"),
         )
         yield dataclasses.replace(run, source=smoothed, audio=audio, activations=activations)
 

@@ -104,14 +104,18 @@ def _sites_of(model: ir.Model) -> Iterator[ChannelSite]:
             yield from (_hidden(made, weight) for made, weight in zip(first, layer.w2, strict=True))
 
 
-def smooth(models: Sequence[ir.Model], activations: Activations) -> int:
+def smooth(
+    models: Sequence[ir.Model], activations: Activations, progress: Callable[[float], None] = lambda _: None
+) -> int:
     """Scale the channels of float32 graphs in place, and what their layers read; returns the number of scaled channels.
 
     Log-probabilities and scores stay the same numbers; channels of the encoder output are scaled if all graphs of a
-    network are given. Sites of which nothing was recorded are scaled by their weights alone.
+    network are given. Sites of which nothing was recorded are scaled by their weights alone. `progress` is called with
+    the share that is done.
     """
-    num_scaled = 0
-    for site in sites_of(*models):
+    num_scaled, sites = 0, sites_of(*models)
+    for number, site in enumerate(sites):
+        progress(number / len(sites))
         rows = activations.rows(site.name) if site.rows is None else site.rows(activations)
         exponents = _exponents(site, _sample(rows) if rows is not None and site.rows is None else rows)
         if exponents.any():

@@ -3,12 +3,15 @@
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from noise import write_noise
 
+from u2moe.quantize import keep_calibration
+from u2moe.quantize.report import compare_bytes
 from u2moe.quantize.smoothing import rewritten_together
 from u2moe.runtime import Bundle
 from u2moe.runtime.cli import main
@@ -75,6 +78,7 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     ("--max-damage=200", "--max-damage must be a number above 0 and at most 100, got 200.0"),
     ("--max-damage=nan", "--max-damage must be a number above 0 and at most 100, got nan"),
     ("--max-size=-1", "--max-size must be a number above 0, got -1.0"),
+    ("--max-size=1 --dry-run", "--dry-run measures nothing, but limits choose formats by what is measured"),
     ("--layer=ctc.ctc_lo", "--layer must be LAYER=FORMAT, got 'ctc.ctc_lo'"),
     ("--layer=ctc.nothing=int8", "has no layer ctc.nothing; layers are ctc.ctc_lo, "),
     ("--layers=LIST", "must hold formats by the names of layers"),
@@ -83,7 +87,7 @@ def test_mistakes_are_told_in_the_words_of_the_options(option, message, exported
     (tmp_path / "list.json").write_text('["ctc.ctc_lo"]', encoding="utf-8")
     option = option.replace("LIST", str(tmp_path / "list.json"))
     calibrate = ["--calibrate", str(recordings[0])] if option.startswith("--max") else []
-    arguments = ["quantize", str(exported("moe_tiny")), str(tmp_path / "out"), option, *calibrate]
+    arguments = ["quantize", str(exported("moe_tiny")), str(tmp_path / "out"), *option.split(), *calibrate]
     assert main([*arguments, "--no-report"]) == 1
     assert message in capsys.readouterr().err
 
@@ -106,3 +110,80 @@ def test_formats_of_layers_are_chosen_by_hand_and_bundles_compared(exported, rec
     assert main(["bench", "--divergence", source, source, *heard]) == 0
     assert "second pass 0.00%" in capsys.readouterr().out
     assert main(["bench", "--divergence", source]) == 2
+
+
+@pytest.mark.slow
+def test_a_calibration_is_kept_for_other_recipes(exported, recordings, tmp_path, capsys):
+    source, kept, speech = str(exported("moe_tiny")), tmp_path / "kept.npz", tmp_path / "speech"
+    options = ["--no-report", "--accept-damage"]
+    shutil.copytree(recordings[0].parent, speech)
+    keeping = ["--calibrate", str(speech), "--calibration", str(kept)]
+    assert main(["quantize", source, str(tmp_path / "int8"), *keeping, *options]) == 0
+    shown = capsys.readouterr().err
+    for title in ("hearing recordings", "smoothing channels", "rounding encoder.onnx", "rounding decoder.onnx"):
+        assert re.search(rf"{title}: #+\.* +\d+%, \d+:\d\d left", shown)
+    shutil.rmtree(speech)
+    files = []
+    for number, given in enumerate((["--calibrate", *map(str, recordings)], ["--calibration", str(kept)])):
+        out = str(tmp_path / f"int4-{number}")
+        assert main(["quantize", source, out, "--recipe", "int4-experts", *given, *options]) == 0
+        files.append(Bundle.open(out).manifest.files)
+    assert files[0] == files[1]
+    assert shlex.join(["--calibration", str(kept), "--max-damage", "2"]) in capsys.readouterr().out.splitlines()[-1]
+    limit = ["--calibration", str(kept), "--max-divergence", "1", *options]
+    assert main(["quantize", source, str(tmp_path / "limit"), *limit]) == 0
+    measured = tmp_path / "kept.npz.damage.jsonl"
+    lines = measured.read_text(encoding="utf-8")
+    assert main(["quantize", source, str(tmp_path / "again"), *limit]) == 0
+    assert measured.read_text(encoding="utf-8") == lines != ""
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _without_names(file):
+    np.savez(file, np.array(json.dumps({"format": "u2moe calibration 1"})))
+
+
+def _of_another_version(file):
+    with np.load(file) as arrays:
+        about, *features = arrays.values()
+    np.savez(file, np.array(str(about).replace("calibration 1", "calibration 2")), *features)
+
+
+@pytest.mark.parametrize(("network", "damage", "message"), [
+    ("dense_tiny", None, "is a calibration of bundle"),
+    ("moe_tiny", _cut, "cannot be read as a calibration: "),
+    ("moe_tiny", _without_names, "cannot be read as a calibration: "),
+    ("moe_tiny", _of_another_version, "is not a whole calibration of this version"),
+])  # fmt: skip
+def test_what_is_no_calibration_of_this_bundle_is_refused(
+    network, damage, message, exported, recordings, tmp_path, capsys
+):
+    kept = tmp_path / "kept.npz"
+    keep_calibration(exported("moe_tiny"), recordings, kept)
+    if damage:
+        damage(kept)
+    arguments = ["quantize", str(exported(network)), str(tmp_path / "out"), "--calibration", str(kept)]
+    assert main(arguments) == 1
+    assert f"{kept}: {message}" in capsys.readouterr().err
+    assert main([*arguments[:-1], "kept.wav"]) == 1
+    assert "--calibration must be the name of a file that ends with .npz, got kept.wav" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--recipe", "fp16"], ["--recipe", "int4", "--calibrate", "LIST"]])
+def test_a_dry_run_says_the_sizes_that_are_written(options, exported, recordings, tmp_path, capsys):
+    source, out = exported("moe_tiny"), tmp_path / "out"
+    arguments = ["quantize", str(source), str(out), *(str(recordings[0]) if it == "LIST" else it for it in options)]
+    assert main([*arguments, "--dry-run"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    assert list(tmp_path.iterdir()) == []
+    assert main([*arguments, "--no-report", "--accept-damage"]) == 0
+    sizes = compare_bytes(Bundle.open(source), Bundle.open(out))
+    assert last == f"would write {out} ({sizes['files']['after'] / 1e6:.1f} MB, without a report)"
+    expected = {**sizes["groups"], "all files": sizes["files"]}
+    assert {line[:24].strip(): line[24:].split()[:2] for line in table[1:]} == {
+        name: [f"{size[when]:,}" for when in ("before", "after")] for name, size in expected.items()
+    }
+    assert sum(file.stat().st_size for file in out.iterdir() if file.name != "bundle.json") == sizes["files"]["after"]
