@@ -11,7 +11,8 @@ NPM := $(shell command -v npm)
 BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
 WORKERS = -n auto --dist loadfile --no-loadscope-reorder
-KERNELS = $(shell git ls-files runtime/kernels)
+# The kernels' library has the search of the C++ runtime, too.
+KERNELS = $(shell git ls-files runtime/kernels runtime/cpp/include runtime/cpp/source)
 # C++, JavaScript and the demo model are distributions of their own; the server's page has JavaScript's microphone.
 OTHERS = $(shell git ls-files runtime/cpp)
 DEMO = $(shell git ls-files runtime/demo)

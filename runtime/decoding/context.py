@@ -47,6 +47,7 @@ class ContextGraph:
 
     Attributes:
         start: state of an empty hypothesis.
+        hotwords: the phrases, with their weights.
         symbols: symbols of the vocabulary for which it was made.
         most_gain: upper bound of what a token adds to the bonus of a growing hypothesis, its share included.
 
@@ -61,13 +62,14 @@ class ContextGraph:
     """
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
+        self.hotwords = tuple(_weighted(hotwords))
         self.symbols = vocabulary.symbols
         self._spellings = [with_boundaries(symbol, is_syllabic) for symbol in vocabulary.symbols]
         self._next: list[dict[str, int]] = []
         self._output: list[float] = []
         self._partial: list[float] = []
         self._add_state()
-        for words, bonus in _bonuses(hotwords, vocabulary).items():
+        for words, bonus in _bonuses(self.hotwords, vocabulary).items():
             self._add_phrase(words, bonus)
         self._fail = self._link()
         step = max(
@@ -217,11 +219,11 @@ def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
         yield phrase, checked_number(f"hotword {phrase!r}: weight", weight, above=0, most=MOST_WEIGHT)
 
 
-def _bonuses(hotwords: Hotwords, vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
+def _bonuses(hotwords: Iterable[tuple[str, float]], vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
     """Bonus of each phrase, given as its words in the characters of the vocabulary."""
     symbols = _Symbols(vocabulary)
     bonuses: dict[tuple[str, ...], float] = {}
-    for phrase, weight in _weighted(hotwords):
+    for phrase, weight in hotwords:
         words = symbols.words(phrase)
         bonuses[words] = max(bonuses.get(words, 0.0), weight * sum(symbols.num_tokens(phrase, word) for word in words))
     if not bonuses:

@@ -119,7 +119,7 @@ class GreedySearch:
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with log-probabilities [time, vocab]."""
-        _check(log_probs, self.blank)
+        check_log_probs(log_probs, self.blank)
         if len(log_probs) == 0:
             return
         log_probs = penalize_blank(log_probs, self.blank_penalty, self.blank)
@@ -182,7 +182,7 @@ class PrefixBeamSearch:
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with the next log-probabilities [time, vocab]."""
-        _check(log_probs, self.blank)
+        check_log_probs(log_probs, self.blank)
         if len(log_probs):
             log_probs = penalize_blank(log_probs, self.blank_penalty, self.blank)
             self.advance_by(*most_probable(log_probs, min(self.beam_size, log_probs.shape[1])))
@@ -230,7 +230,8 @@ def _score_of(beam: Beam) -> float:
     return beam.total + beam.prefix.bonus + beam.prefix.language_score
 
 
-def _check(log_probs: npt.NDArray[np.float32], blank: int) -> None:
+def check_log_probs(log_probs: npt.NDArray[np.float32], blank: int) -> None:
+    """Raise ValueError unless log-probabilities are [time, vocab], and `blank` is an id below vocab."""
     if log_probs.ndim != 2 or not 0 <= blank < log_probs.shape[1]:
         raise ValueError(f"log_probs must be [time, vocab] with blank {blank} below vocab, got {log_probs.shape}")
 

@@ -66,6 +66,11 @@ class Fusion:
         most_gain: the largest of `gains`.
         ends_word: by token, whether it ends the preceding word.
         rescoring_weight: factor of its score in the second pass.
+        ngrams: the model, with its words sorted by their spelling in the vocabulary.
+        symbols: symbols of the vocabulary.
+        numbers: weight, word bonus, score of unknown words, and rescoring weight.
+        is_by_token: whether it predicts tokens rather than words.
+        has_classes: whether it has lists of words for classes.
     """
 
     def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
@@ -74,9 +79,11 @@ class Fusion:
         self._word_bonus = options.word_bonus
         self._unknown_score = options.unknown_score / LN10
         self.rescoring_weight = options.rescoring_weight
+        self.numbers = (options.weight, options.word_bonus, options.unknown_score, options.rescoring_weight)
+        self.symbols = vocabulary.symbols
         spell = _spelling_of(vocabulary.symbols)
-        self._ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
-        words = self._ngrams.words
+        self.ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
+        words = self.ngrams.words
         self._classes: dict[str, list[tuple[int, float]]] = {}
         for name, listed in options.classes.items():
             entries = tuple(listed)
@@ -85,7 +92,9 @@ class Fusion:
                 self._classes.setdefault(spell(entry), []).append(share)
         self._listed = sorted(self._classes)
         self._by_token: list[int | None] = []
-        if (options.level or options.model.level) == "token":
+        self.is_by_token = (options.level or options.model.level) == "token"
+        self.has_classes = bool(self._classes)
+        if self.is_by_token:
             ids = {word: number for number, word in enumerate(words)}
             self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols]
         self._spellings = [with_boundaries(symbol) for symbol in vocabulary.symbols]
@@ -101,7 +110,7 @@ class Fusion:
         self._states: dict[tuple[int, str], FusionState] = {}
         self._beginnings: dict[str, _Beginning | None] = {}
         self._unknowns: dict[int, tuple[float, int]] = {}
-        self.start = FusionState(self._ngrams.begin, "", 0.0)
+        self.start = FusionState(self.ngrams.begin, "", 0.0)
 
     def check_words(self, source: str) -> None:
         """Check that the model can ever score a hypothesis higher than unknown words.
@@ -110,7 +119,7 @@ class Fusion:
             LanguageModelError: the vocabulary has none of its words, or can spell none; begins with `source`.
         """
         letters = set("".join(self._spellings))
-        names = self._ngrams.words
+        names = self.ngrams.words
         tokens = [word is not None and not is_special(names[word]) for word in self._by_token]
         if not any(tokens or map(letters.issuperset, self._spelled)):
             expected = "tokens of the vocabulary" if self._by_token else "words that the vocabulary can spell"
@@ -129,8 +138,8 @@ class Fusion:
     def finish(self, state: FusionState) -> float:
         """The score of the last word, and of the end of the sentence, for a hypothesis that ends in `state`."""
         state, score = self._read(state, WORD_BOUNDARY)
-        if self._ngrams.end is not None:
-            score += self._scale * self._ngrams.step(state.history, self._ngrams.end)[0]
+        if self.ngrams.end is not None:
+            score += self._scale * self.ngrams.step(state.history, self.ngrams.end)[0]
         return score
 
     def score(self, tokens: Sequence[int]) -> float:
@@ -175,7 +184,7 @@ class Fusion:
 
     def _read_token(self, state: FusionState, token: int) -> tuple[FusionState, float]:
         word = self._by_token[token]
-        score, history = self._unknown(state.history) if word is None else self._ngrams.step(state.history, word)
+        score, history = self._unknown(state.history) if word is None else self.ngrams.step(state.history, word)
         return self._state(history, ""), self._scale * score + self._word_bonus
 
     def _state(self, history: int, begun: str) -> FusionState:
@@ -198,10 +207,10 @@ class Fusion:
         best, _ = self._unknown(history)
         if beginning is not None:
             if beginning.low < beginning.high:
-                best = max(best, self._ngrams.best(history, beginning.low, beginning.high, beginning.best_alone))
+                best = max(best, self.ngrams.best(history, beginning.low, beginning.high, beginning.best_alone))
             for entry in beginning.entries:
                 for word, share in self._classes[entry]:
-                    best = max(best, self._ngrams.step(history, word)[0] + share)
+                    best = max(best, self.ngrams.step(history, word)[0] + share)
         return self._scale * best + self._word_bonus
 
     def _word(self, history: int, spelled: str) -> tuple[float, int]:
@@ -212,7 +221,7 @@ class Fusion:
             return self._scale * score + self._word_bonus, after
         best, following = -math.inf, 0
         for word, share in beginning.words:
-            score, after = self._ngrams.step(history, word)
+            score, after = self.ngrams.step(history, word)
             if score + share > best:
                 best, following = score + share, after
         return self._scale * best + self._word_bonus, following
@@ -222,8 +231,8 @@ class Fusion:
         found = self._unknowns.get(history)
         if found is None:
             score, after = 0.0, 0
-            if self._ngrams.unknown is not None:
-                score, after = self._ngrams.step(history, self._ngrams.unknown)
+            if self.ngrams.unknown is not None:
+                score, after = self.ngrams.step(history, self.ngrams.unknown)
             found = score + self._unknown_score, after
             _remember(self._unknowns, history, found)
         return found
@@ -236,7 +245,7 @@ class Fusion:
         listed = self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]
         found = None
         if low < high or listed:
-            alone = self._ngrams.best_alone(low, high) if low < high else 0.0
+            alone = self.ngrams.best_alone(low, high) if low < high else 0.0
             whole = bisect_right(self._spelled, begun, low, high)
             words = [*((word, 0.0) for word in range(low, whole)), *self._classes.get(begun, ())]
             found = _Beginning(low, high, alone, words, listed)

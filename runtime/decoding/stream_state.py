@@ -7,17 +7,19 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.decoding.ctc import GreedySearch, PrefixBeamSearch
+from u2moe.runtime.decoding.ctc import GreedySearch
 from u2moe.runtime.decoding.endpoint import Endpointer, PauseRule
 from u2moe.runtime.decoding.feature_extractor import FeatureExtractor
 from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.native_search import new_search
 from u2moe.runtime.decoding.pauses import find_pauses
-from u2moe.runtime.decoding.utterance import Frames, Phase, Utterance
+from u2moe.runtime.decoding.utterance import Frames, Phase, Search, Utterance
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.encoder import CacheRow, split_rows
 from u2moe.runtime.model.model import Model
@@ -275,8 +277,10 @@ class StreamState:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         output_size = self.model.config.output_size
         # Not a method: an utterance that referred to its stream would keep the model until the garbage is collected.
-        new_search = partial(_new_search, self.options, self.model.config.blank, self.context, self.fusion)
-        self.utterance = Utterance(number, start, new_search, output_size=output_size, keeps_output=needs_output)
+        search = partial(
+            _search, self.model.search_library, self.options, self.model.config.blank, self.context, self.fusion
+        )
+        self.utterance = Utterance(number, start, search, output_size=output_size, keeps_output=needs_output)
         self.extractor.forget(start)
         if self._endpointer is not None:
             self._endpointer.reset()
@@ -298,9 +302,9 @@ class StreamState:
         )
 
 
-def _new_search(
-    options: DefiniteOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
-) -> GreedySearch | PrefixBeamSearch:
+def _search(
+    library: Path | None, options: DefiniteOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
+) -> Search:
     if options.search in WITHOUT_BEAM:
         return GreedySearch(blank, blank_penalty=options.blank_penalty)
-    return PrefixBeamSearch(options.beam_size, blank, context, fusion, blank_penalty=options.blank_penalty)
+    return new_search(library, options.beam_size, blank, context, fusion, blank_penalty=options.blank_penalty)

@@ -11,9 +11,13 @@ import numpy.typing as npt
 
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
 from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
+from u2moe.runtime.decoding.native_search import NativeSearch
 from u2moe.runtime.model.device import Value, joined
 from u2moe.runtime.result import Result
 from u2moe.runtime.text.vocabulary import Vocabulary
+
+Search = GreedySearch | PrefixBeamSearch | NativeSearch
+"""A search of the first pass."""
 
 
 class Phase(Enum):
@@ -67,7 +71,7 @@ class Utterance:
         self,
         number: int,
         start: int,
-        new_search: Callable[[], GreedySearch | PrefixBeamSearch],
+        new_search: Callable[[], Search],
         *,
         output_size: int,
         keeps_output: bool,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -47,9 +48,22 @@ class TokenScores:
 
 
 class Model:
-    """The sessions of a bundle. Stateless and thread-safe."""
+    """The sessions of a bundle. Stateless and thread-safe.
 
-    def __init__(self, manifest: Manifest, encoder: Session, ctc: Session, decoder: Session | None) -> None:
+    Attributes:
+        search_library: the library that does the first pass for it; None: Python does.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        encoder: Session,
+        ctc: Session,
+        decoder: Session | None,
+        *,
+        search_library: Path | None = None,
+    ) -> None:
+        self.search_library = search_library
         self.manifest = manifest
         self.config = manifest.model
         self.encoder = Encoder(encoder, manifest.model)
@@ -64,7 +78,8 @@ class Model:
             graph.name: Session(files.folder / graph.file, graph, manifest, settings, files=files)
             for graph in manifest.model.graphs()
         }
-        return cls(manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
+        three = (sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
+        return cls(manifest, *three, search_library=settings.search_library)
 
     @property
     def providers(self) -> tuple[str, ...]:

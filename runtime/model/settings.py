@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
-from u2moe.runtime.errors import ProviderError
+from u2moe.runtime.errors import KernelsError, ProviderError
 from u2moe.runtime.model.device import DeviceMemory
-from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels
+from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels, installed_kernels
 from u2moe.runtime.validation import checked_integer
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
@@ -120,6 +121,16 @@ class SessionSettings:
         if not (provider != DEFAULT_PROVIDER if self.io_binding is None else self.io_binding):
             return None
         return DeviceMemory(session, provider, int(options.get("device_id", 0)))
+
+    @property
+    def search_library(self) -> Path | None:
+        """The library of native kernels for the search, which needs no provider; None: not wanted, or not installed."""
+        if checked_kernels(self.kernels) == "onnxruntime":
+            return None
+        try:
+            return installed_kernels().library
+        except KernelsError:
+            return None
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
         """Options for onnxruntime, with these kernels; None: those that are `chosen`."""

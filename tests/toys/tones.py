@@ -57,7 +57,7 @@ class ToyModel:
 
     def __init__(self, threshold=19.0):
         self.threshold = threshold
-        self.manifest, self.config, self.has_decoder = MANIFEST, CONFIG, False
+        self.manifest, self.config, self.has_decoder, self.search_library = MANIFEST, CONFIG, False, None
         self.session = ToySession()
         self.encoder = Encoder(self.session, CONFIG)
         self.bins = [round(1127 * np.log1p(f / 700) / (1127 * np.log1p(8000 / 700) / 81)) - 1 for f in TONES.values()]

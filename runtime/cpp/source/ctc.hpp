@@ -115,8 +115,12 @@ class PrefixBeamSearch : public CtcSearch {
   /// @param fusion null: no language model.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                    const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0)
-      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || fusion) {
-    const auto states = fusion ? std::make_shared<FusionStates>(fusion) : nullptr;
+      : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty) {}
+
+  /// @param states of a language model, which no other search uses meanwhile; null: none.
+  PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
+                   const std::shared_ptr<FusionStates>& states, double blank_penalty = 0)
+      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states) {
     searches_.emplace_back(beam_size, blank, context, states, false);
     if (context) searches_.emplace_back(beam_size, blank, context, states, true);
   }

@@ -208,6 +208,7 @@ class FusionStates {
 
   const Fusion& fusion() const { return *fusion_; }
   const FusionStatePtr& start() const { return start_; }
+  std::size_t size() const { return states_.size(); }
 
   /// State after a token, and the score of the words that it ends.
   const FusionState::Move& advance(const FusionStatePtr& state, int token) {

@@ -1,0 +1,191 @@
+"""Prefix beam search by the library of u2moe-kernels: that of the C++ runtime, equal to `ctc` to the last bit."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, check_log_probs
+from u2moe.runtime.decoding.fusion import Fusion
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "hotwords": (ctypes.c_char_p, _POINTER, _POINTER, _SIZE),
+    "language_model": (ctypes.c_char_p, ctypes.c_char_p, *[_POINTER] * 4, _SIZE, _POINTER, ctypes.c_int),
+    "create": (_SIZE, ctypes.c_int, ctypes.c_double, _POINTER, _POINTER),
+    "advance": (_POINTER, _POINTER, _SIZE, _SIZE),
+    "finish": (_POINTER,),
+    "free": (_POINTER,),
+}
+"""Functions that return a handle, or null if they have failed."""
+_ALL = 2**32 - 1
+_ROOM = 256
+
+
+class _Library:
+    """The functions of the library."""
+
+    def __init__(self, file: Path) -> None:
+        self._functions = ctypes.CDLL(str(file))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(self._functions, f"u2moe_search_{name}")
+            function.argtypes, function.restype = arguments, _POINTER
+        self._functions.u2moe_search_error.restype = ctypes.c_char_p
+        self.hypotheses = self._functions.u2moe_search_hypotheses
+        self.hypotheses.argtypes, self.hypotheses.restype = (_POINTER, _SIZE, _POINTER, _SIZE), _SIZE
+
+    def call(self, name: str, *arguments: Any) -> int:
+        """The handle that a function returns; RuntimeError, with the library's message, if it has failed."""
+        handle: int | None = getattr(self._functions, f"u2moe_search_{name}")(*arguments)
+        if handle is None:
+            raise RuntimeError(self._functions.u2moe_search_error().decode(errors="replace"))
+        return handle
+
+    def free(self, handle: int) -> None:
+        """Free what a handle refers to."""
+        self._functions.u2moe_search_free(handle)
+
+
+class _Handle:
+    """Owns an object of the library."""
+
+    def __init__(self, library: _Library, name: str, *arguments: Any) -> None:
+        self.value = library.call(name, *arguments)
+        weakref.finalize(self, library.free, self.value)
+
+
+@cache
+def _library(file: Path) -> _Library | None:
+    """The library in a file; None: it is of a version without a search."""
+    try:
+        return _Library(file)
+    except AttributeError:
+        return None
+
+
+def new_search(
+    file: Path | None,
+    beam_size: int,
+    blank: int = 0,
+    context: ContextGraph | None = None,
+    fusion: Fusion | None = None,
+    *,
+    blank_penalty: float = 0.0,
+) -> PrefixBeamSearch | NativeSearch:
+    """A prefix beam search by the library in `file`; by Python without one, and for classes of words."""
+    library = None if file is None else _library(file)
+    if library is None or (fusion is not None and fusion.has_classes):
+        return PrefixBeamSearch(beam_size, blank, context, fusion, blank_penalty=blank_penalty)
+    return NativeSearch(library, beam_size, blank, context, fusion, blank_penalty=blank_penalty)
+
+
+class NativeSearch:
+    """`PrefixBeamSearch` in the library. Other threads of Python run while it searches."""
+
+    def __init__(
+        self,
+        library: _Library,
+        beam_size: int,
+        blank: int,
+        context: ContextGraph | None,
+        fusion: Fusion | None,
+        *,
+        blank_penalty: float,
+    ) -> None:
+        if beam_size < 1:
+            raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+        self._library = library
+        self._blank = blank
+        hotwords = None if context is None else _hotwords_of(library, context).value
+        model = None if fusion is None else _model_of(library, fusion).value
+        self._handle = _Handle(library, "create", beam_size, blank, blank_penalty, hotwords, model)
+        self._room = _ROOM
+
+    def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
+        """Continue the search with the next log-probabilities [time, vocab]."""
+        check_log_probs(log_probs, self._blank)
+        if len(log_probs):
+            rows = np.ascontiguousarray(log_probs, np.float32)
+            if np.isnan(rows.max()):
+                raise ValueError("log_probs hold NaN")
+            self._library.call("advance", self._handle.value, rows.ctypes.data, *rows.shape)
+
+    def finish(self) -> None:
+        """End the input; see `PrefixBeamSearch`."""
+        self._library.call("finish", self._handle.value)
+
+    def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
+        """The prefixes so far, best first; at most `limit`."""
+        while True:
+            found = np.empty(self._room)
+            most = _ALL if limit is None else limit
+            size = self._library.hypotheses(self._handle.value, most, found.ctypes.data, len(found))
+            if 0 < size <= len(found):
+                return _parsed(found[:size].tolist())
+            if not size:
+                raise MemoryError
+            self._room = 2 * size
+
+
+def _parsed(values: list[float]) -> list[Hypothesis]:
+    """Hypotheses from the numbers that `u2moe_search_hypotheses` writes."""
+    found, place = [], 1
+    for _ in range(int(values[0])):
+        num, (score, context_score, language_score) = int(values[place]), values[place + 1 : place + 4]
+        starts = (place + 4 + part * num for part in range(3))
+        tokens, times, probabilities = (values[start : start + num] for start in starts)
+        found.append(
+            Hypothesis(
+                tokens=list(map(int, tokens)),
+                score=score,
+                times=list(map(int, times)),
+                context_score=context_score,
+                probabilities=probabilities,
+                language_score=language_score,
+            )
+        )
+        place += 4 + 3 * num
+    return found
+
+
+_hotwords: weakref.WeakKeyDictionary[ContextGraph, _Handle] = weakref.WeakKeyDictionary()
+_models: weakref.WeakKeyDictionary[Fusion, _Handle] = weakref.WeakKeyDictionary()
+
+
+def _hotwords_of(library: _Library, context: ContextGraph) -> _Handle:
+    handle = _hotwords.get(context)
+    if handle is None:
+        phrases = (ctypes.c_char_p * len(context.hotwords))(*(phrase.encode() for phrase, _ in context.hotwords))
+        weights = np.array([weight for _, weight in context.hotwords])
+        tokens = _tokens(context.symbols)
+        handle = _Handle(library, "hotwords", tokens, phrases, weights.ctypes.data, len(weights))
+        _hotwords[context] = handle
+    return handle
+
+
+def _model_of(library: _Library, fusion: Fusion) -> _Handle:
+    handle = _models.get(fusion)
+    if handle is None:
+        ngrams = fusion.ngrams
+        arrays = ngrams.num_children().astype(np.uint64), ngrams.word, ngrams.log_prob, ngrams.backoff
+        rows = [np.ascontiguousarray(array) for array in arrays]
+        numbers = np.array(fusion.numbers)
+        words = "\n".join(ngrams.words).encode()
+        handle = _Handle(
+            library, "language_model", _tokens(fusion.symbols), words, *(row.ctypes.data for row in rows),
+            len(ngrams.word), numbers.ctypes.data, fusion.is_by_token,
+        )  # fmt: skip
+        _models[fusion] = handle
+    return handle
+
+
+def _tokens(symbols: tuple[str, ...]) -> bytes:
+    """The vocabulary as a tokens.txt."""
+    return "".join(f"{symbol} {number}\n" for number, symbol in enumerate(symbols)).encode()

@@ -1,0 +1,162 @@
+// The first pass for Python: prefix beam search with hotwords and a language model, by the C++ runtime's own files, so that both
+// give the same hypotheses to the last bit. Each handle belongs to one thread at a time; searches keep what they were made with.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ctc.hpp"
+
+#ifdef _WIN32
+#define U2MOE_EXPORT extern "C" __declspec(dllexport)
+#else
+#define U2MOE_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+using namespace u2moe::runtime;
+
+struct Handle {
+  Handle() = default;
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  virtual ~Handle() = default;
+};
+
+template <class Content>
+struct Holding : Handle {
+  Content content;
+  explicit Holding(Content given) : content(std::move(given)) {}
+};
+
+// A language model, and states that searches have left, which the next ones find filled.
+struct Model {
+  static constexpr size_t kMostIdle = 4, kMostStates = 1 << 14;
+
+  std::shared_ptr<const Fusion> fusion;
+  std::mutex mutex;
+  std::vector<std::unique_ptr<FusionStates>> idle;
+
+  explicit Model(std::shared_ptr<const Fusion> given) : fusion(std::move(given)) { idle.reserve(kMostIdle); }
+
+  std::unique_ptr<FusionStates> take() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (idle.empty()) return std::make_unique<FusionStates>(fusion);
+    auto states = std::move(idle.back());
+    idle.pop_back();
+    return states;
+  }
+
+  void give_back(std::unique_ptr<FusionStates> states) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (idle.size() < kMostIdle && states->size() <= kMostStates) idle.push_back(std::move(states));
+  }
+
+  static std::shared_ptr<FusionStates> lend(const std::shared_ptr<Model>& model) {
+    return {model->take().release(), [model](FusionStates* states) { model->give_back(std::unique_ptr<FusionStates>(states)); }};
+  }
+};
+
+using HotwordsHandle = Holding<std::shared_ptr<const ContextGraph>>;
+using ModelHandle = Holding<std::shared_ptr<Model>>;
+using SearchHandle = Holding<std::unique_ptr<CtcSearch>>;
+
+thread_local std::string last_error;
+
+// What `make` returns, or null with a message for `u2moe_search_error`.
+template <class Make>
+auto guarded(Make make) -> decltype(make()) {
+  try {
+    return make();
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "unknown error";
+  }
+  return {};
+}
+
+CtcSearch& search_of(Handle* handle) { return *static_cast<SearchHandle*>(handle)->content; }
+
+}  // namespace
+
+/// Why the last call of this thread returned null.
+U2MOE_EXPORT const char* u2moe_search_error() { return last_error.c_str(); }
+
+/// Phrases with their weights, for the vocabulary of a tokens.txt.
+U2MOE_EXPORT Handle* u2moe_search_hotwords(const char* tokens, const char* const* phrases, const double* weights, size_t num) {
+  return guarded([&]() -> Handle* {
+    std::vector<Hotword> hotwords;
+    for (size_t i = 0; i < num; ++i) hotwords.push_back({phrases[i], weights[i]});
+    return new HotwordsHandle(std::make_shared<ContextGraph>(hotwords, Vocabulary::parse(tokens, "vocabulary")));
+  });
+}
+
+/// A model from its words, a line each, and its nodes; see `Ngrams`. `numbers` are weight, word bonus, unknown score and rescoring weight.
+U2MOE_EXPORT Handle* u2moe_search_language_model(const char* tokens, const char* words, const uint64_t* num_children, const uint32_t* word,
+                                                 const float* log_prob, const float* backoff, size_t num_nodes, const double* numbers,
+                                                 int is_by_token) {
+  return guarded([&]() -> Handle* {
+    LanguageModelOptions options;
+    options.weight = numbers[0];
+    options.word_bonus = numbers[1];
+    options.unknown_score = numbers[2];
+    options.rescoring_weight = numbers[3];
+    options.level = is_by_token ? "token" : "word";
+    Ngrams ngrams(lines_of(words), {num_children, num_children + num_nodes}, {word, word + num_nodes}, {log_prob, log_prob + num_nodes},
+                  {backoff, backoff + num_nodes}, "language model");
+    const Vocabulary vocabulary = Vocabulary::parse(tokens, "vocabulary");
+    return new ModelHandle(std::make_shared<Model>(std::make_shared<Fusion>(std::move(ngrams), options, vocabulary, "language model")));
+  });
+}
+
+/// A search; hotwords and the model may be null.
+U2MOE_EXPORT Handle* u2moe_search_create(size_t beam_size, int blank, double blank_penalty, Handle* hotwords, Handle* model) {
+  return guarded([&]() -> Handle* {
+    const auto context = hotwords ? static_cast<HotwordsHandle*>(hotwords)->content : nullptr;
+    const auto states = model ? Model::lend(static_cast<ModelHandle*>(model)->content) : nullptr;
+    return new SearchHandle(std::make_unique<PrefixBeamSearch>(beam_size, blank, context, states, blank_penalty));
+  });
+}
+
+/// Continues with log-probabilities [frames, vocab]; null: it has failed.
+U2MOE_EXPORT Handle* u2moe_search_advance(Handle* search, const float* log_probs, size_t num_frames, size_t vocab_size) {
+  return guarded([&] {
+    search_of(search).advance(log_probs, num_frames, vocab_size);
+    return search;
+  });
+}
+
+/// Ends the input; null: it has failed.
+U2MOE_EXPORT Handle* u2moe_search_finish(Handle* search) {
+  return guarded([&] {
+    search_of(search).finish();
+    return search;
+  });
+}
+
+/// Writes at most `limit` hypotheses, best first, if there is room; returns the numbers that they take, 0 if it has failed. Each is
+/// the number of its tokens, score, bonus of hotwords, score of the language model, then its tokens, times and probabilities.
+U2MOE_EXPORT size_t u2moe_search_hypotheses(Handle* search, size_t limit, double* to, size_t room) {
+  return guarded([&]() -> size_t {
+    std::vector<double> found = {0};
+    for (const Hypothesis& each : search_of(search).hypotheses(limit)) {
+      found[0] += 1;
+      found.insert(found.end(), {static_cast<double>(each.tokens.size()), each.score, each.context_score, each.language_score});
+      found.insert(found.end(), each.tokens.begin(), each.tokens.end());
+      found.insert(found.end(), each.times.begin(), each.times.end());
+      found.insert(found.end(), each.probabilities.begin(), each.probabilities.end());
+    }
+    if (found.size() <= room) std::copy(found.begin(), found.end(), to);
+    return found.size();
+  });
+}
+
+/// Frees any of these.
+U2MOE_EXPORT void u2moe_search_free(Handle* handle) { delete handle; }

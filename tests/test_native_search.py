@@ -1,0 +1,137 @@
+"""The search of u2moe-kernels equals Python's, hypothesis by hypothesis and bit by bit."""
+
+import gc
+import threading
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from language_models import random_arpa
+from searches import HOTWORDS, VOCABULARY, random_frames
+
+from u2moe.runtime import LanguageModelOptions, Recognizer
+from u2moe.runtime.decoding import native_search
+from u2moe.runtime.decoding.context import ContextGraph, parse_hotwords
+from u2moe.runtime.decoding.ctc import PrefixBeamSearch
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.native_search import NativeSearch, new_search
+
+WORDS = ("A", "AB", "CAB", "中", "文中", "É", "CAA")
+TOKENS = ("▁A", "A", "B", "▁CA", "中", "文")
+
+
+@pytest.fixture(scope="module")
+def library():
+    package = pytest.importorskip("u2moe_kernels", exc_type=ImportError)
+    return package.library_path()
+
+
+@pytest.fixture(scope="module")
+def fusions(tmp_path_factory):
+    """By name, the language model of a search."""
+    folder, found = tmp_path_factory.mktemp("models"), {"": None}
+    for name, words, level in (("word", WORDS, None), ("token", TOKENS, "token")):
+        file = folder / f"{name}.arpa"
+        file.write_text(random_arpa(7, words, 3, positive_backoffs=True), encoding="utf-8")
+        options = LanguageModelOptions(model=file, level=level, weight=0.7, word_bonus=0.4, unknown_score=-3)
+        found[name] = Fusion(options, VOCABULARY)
+    return found
+
+
+@given(
+    seed=st.integers(0, 1 << 16),
+    beam_size=st.integers(1, 20),
+    sizes=st.lists(st.integers(0, 9), max_size=6),
+    penalty=st.sampled_from((0.0, 1.5)),
+    has_hotwords=st.booleans(),
+    model=st.sampled_from(("", "word", "token")),
+)
+def test_hypotheses_equal_those_of_python(library, fusions, seed, beam_size, sizes, penalty, has_hotwords, model):
+    context = ContextGraph(parse_hotwords(HOTWORDS), VOCABULARY) if has_hotwords else None
+    given = (beam_size, 0, context, fusions[model])
+    searches = new_search(library, *given, blank_penalty=penalty), PrefixBeamSearch(*given, blank_penalty=penalty)
+    assert isinstance(searches[0], NativeSearch)
+    for number, size in enumerate(sizes):
+        frames = random_frames(seed + number, size)
+        found = [(search.advance(frames), search.hypotheses(), search.hypotheses(1))[1:] for search in searches]
+        assert found[0] == found[1]
+    for search in searches:
+        search.finish()
+    assert searches[0].hypotheses() == searches[1].hypotheses()
+
+
+def test_long_hypotheses_and_many_of_them(library):
+    """More numbers than there is room for at first, from rows that are not contiguous."""
+    frames = np.asfortranarray(random_frames(3, 400))
+    native, python = new_search(library, 20), PrefixBeamSearch(20)
+    for search in (native, python):
+        search.advance(frames)
+    assert native.hypotheses() == python.hypotheses()
+    assert len(native.hypotheses()[0].tokens) > 50
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_cannot_be_searched_is_an_error(library, native):
+    search = new_search(library if native else None, 3)
+    assert isinstance(search, NativeSearch) is native
+    frames = random_frames(0, 4)
+    frames[2, 5] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        search.advance(frames)
+    with pytest.raises(ValueError, match="must be"):
+        search.advance(frames[0])
+    with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
+        new_search(library if native else None, 0)
+
+
+def test_classes_of_words_and_older_libraries_are_left_to_python(library, fusions, tmp_path, monkeypatch):
+    file = tmp_path / "classes.arpa"
+    file.write_text(random_arpa(7, WORDS, 2, markers=("<s>", "</s>", "<unk>", "<name>")), encoding="utf-8")
+    fusion = Fusion(LanguageModelOptions(model=file, classes={"<name>": ["ABBA"]}), VOCABULARY)
+    assert isinstance(new_search(library, 3, fusion=fusion), PrefixBeamSearch)
+    native_search._library.cache_clear()
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())
+    assert isinstance(new_search(library, 3, fusion=fusions["word"]), PrefixBeamSearch)
+    native_search._library.cache_clear()
+
+
+def test_a_message_of_the_library_reaches_python(library):
+    context = ContextGraph(["É"], VOCABULARY)
+    context.symbols = ("<blank>", "A")
+    with pytest.raises(RuntimeError, match="hotword 'É': the vocabulary has no 'É'"):
+        new_search(library, 3, 0, context)
+
+
+def test_hotwords_are_freed_with_their_searches(library):
+    context = ContextGraph(["A"], VOCABULARY)
+    search = new_search(library, 3, 0, context)
+    handle = weakref.ref(native_search._hotwords[context])
+    del context
+    gc.collect()
+    assert handle() is None
+    search.advance(random_frames(1, 20))  # the search keeps what it needs
+    assert search.hypotheses()
+
+
+def test_other_threads_run_during_a_search(library):
+    frames, counted, is_done = np.tile(random_frames(5, 1000), (20, 1)), [], threading.Event()
+
+    def count():
+        while not is_done.wait(0.001):
+            counted.append(1)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    new_search(library, 14).advance(frames)
+    num_counted = len(counted)
+    is_done.set()
+    thread.join()
+    assert num_counted > 1
+
+
+@pytest.mark.parametrize(("kernels", "kind"), [("onnxruntime", PrefixBeamSearch), ("auto", NativeSearch)])
+def test_recognisers_choose_by_their_kernels(library, kernels, kind):
+    assert isinstance(Recognizer.from_pretrained(kernels=kernels).create_stream().state.utterance._search, kind)
