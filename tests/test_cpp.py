@@ -257,6 +257,26 @@ def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
     assert (installed.prefix / "lib" / f"libu2moe.so.{version}").is_file()
 
 
+def environment_of(library, folder):
+    """So that compilers of other languages find the library."""
+    found = {"PKG_CONFIG_PATH": str(library.parent / "pkgconfig"), "LD_LIBRARY_PATH": str(library.parent)}
+    return {**os.environ, **found, "GOCACHE": str(folder / "go"), "CGO_LDFLAGS_ALLOW": ".*", "RUSTFLAGS": "-Dwarnings"}
+
+
+@pytest.mark.skipif(shutil.which("cargo") is None, reason="needs cargo")
+def test_a_transcriber_of_the_crate_may_be_dropped_by_its_own_callback(installed, bundle, talk, tmp_path):
+    if installed.has_sanitizers:
+        pytest.skip("other languages are built without them")
+    shutil.copytree(EXAMPLES / "rust", tmp_path / "rust")
+    soundfile.read(talk, dtype="int16")[0].tofile(tmp_path / "talk.raw")
+    given = {"BUNDLE": str(bundle.path), "SAMPLES": str(tmp_path / "talk.raw")}
+    environment = environment_of(installed.library, tmp_path) | given
+    command = ["cargo", "test", "--offline", "--test", "dropped"]
+    done = subprocess.run(command, cwd=tmp_path / "rust", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
 def built_program(language, library, folder):
     """The command of an example in another language; skips where the toolchain is missing."""
     packages = folder / "packages"  # built outside the repository
@@ -294,8 +314,7 @@ def built_program(language, library, folder):
     }[language]
     if missing := [tool for tool in tools if shutil.which(tool) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
-    environment = {**os.environ, "PKG_CONFIG_PATH": str(library.parent / "pkgconfig"), "GOCACHE": str(folder / "go")}
-    environment |= {"CGO_LDFLAGS_ALLOW": ".*", "RUSTFLAGS": "-Dwarnings"}
+    environment = environment_of(library, folder)
     done = subprocess.run(build or ["true"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if language == "Java" and "release" in done.stderr:
         pytest.skip("needs Java 22 or newer, whose foreign functions are final")

@@ -194,6 +194,9 @@ DAMAGES = [
         "BundleError: bundle.json: files: found '../ctc.ort', expected a plain file",
     ),
     (edited("files", **{"ctc.ort": {"sha256": "", "size": 1}}), "BundleError: bundle.json: files.ctc.ort: found {"),
+    (edited("decoding", hotwords=["七 :"]), "BundleError: bundle.json: decoding: hotwords: hotwords line 1: weight must"),
+    (edited("decoding", hotwords=["七 :-2"]), "BundleError: bundle.json: decoding: hotwords: hotword '七': weight must"),
+    (edited("decoding", hotwords=["ẞ"]), "BundleError: bundle.json: decoding: hotwords: hotword 'ẞ': the vocabulary "),
     (of_later_version("text", harmless=False), f"BundleError: bundle.json: text: {LATER_FIELD} is a field that this"),
 ]
 
@@ -248,6 +251,7 @@ RELEASED = "StreamError: this recogniser is released"
 NO_VAD = "BundleError: this is not silero VAD 5 or 6: "
 MISUSE = [
     ("Resampler.create(999, 16000)", RATE + "999"),
+    ("Resampler.create(16000, 0)", RATE + "0"),
     ("Resampler.create('44100', 16000)", RATE + "'44100'"),
     ("resampler.accept([0, 0])", SAMPLES + "Array]"),
     ("resampler.free() ?? resampler.free() ?? resampler.accept(silence)", "StreamError: this resampler was freed"),
@@ -286,6 +290,11 @@ MISUSE = [
     ("stream({ beam_size: 4 })", "RangeError: there is no option beam_size"),
     ("stream({ '': 4 })", "RangeError: there is no option "),
     ("stream(null)", "RangeError: options must be an object, got [object Null]"),
+    ("stream({ maxQueueS: '5' })", "RangeError: maxQueueS must be a number above 0, or null, got 5"),
+    (
+        "stream({ maxQueueS: 1 }).acceptWaveform(16000, new Float32Array(16160))",
+        "AudioOverflowError: 0.00 s of audio are waiting to be recognised: 1.01 s more would be above the limit of 1 s",
+    ),
     ("stream().acceptWaveform(384001, silence)", RATE + "384001"),
     ("stream().acceptWaveform(NaN, silence)", RATE + "NaN"),
     ("stream().acceptWaveform('16000', silence)", RATE + "'16000'"),

@@ -431,6 +431,30 @@ def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
         assert message.startswith(start)
 
 
+BOUNDED = """
+const bounded = async (recognizer) => { // in tenths of a second, as many as may wait, none of which is lost
+  const stream = recognizer.createStream({ maxQueueS: 0.45 }), samples = Int16Array.from(input.samples), found = [], refused = [];
+  stream.addEventListener('final', ({ detail }) => found.push(detail));
+  for (let n = 0, last = null; n < samples.length;) {
+    try {
+      last = stream.acceptWaveform(16000, samples.subarray(n, n + 1600));
+      n += 1600;
+    } catch ({ name, message }) {
+      refused.push(`${name}: ${message}`);
+      await last;
+    }
+  }
+  await Promise.all([1, 2].map(() => stream.reset() ?? stream.acceptWaveform(16000, samples.subarray(0, 6400)))); // each alone
+  stream.reset();
+  found.length = 0;
+  for (let n = 0; n < samples.length; n += 1600) await stream.acceptWaveform(16000, samples.subarray(n, n + 1600));
+  await stream.inputFinished();
+  return [JSON.stringify(found), [...new Set(refused)]];
+};
+"""
+OVERFLOW = "AudioOverflowError: 0.40 s of audio are waiting to be recognised: 0.10 s more would be above the limit of 0.45 s"
+
+
 def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_path):
     """Behind the same interface: results, what is cancelled, errors by their class, and a thread that ends."""
     scripts = {
@@ -448,7 +472,8 @@ def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_pa
     shutil.copytree(bundle.path, tmp_path / "damaged")
     flipped("ctc.onnx")(tmp_path / "damaged")
     found = run(
-        """
+        BOUNDED
+        + """
         const { Worker } = await import('node:worker_threads');
         const { pathToFileURL } = await import('node:url');
         const { Recognizer: Threaded, serve } = await part('worker.js');
@@ -474,6 +499,8 @@ def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_pa
         const long = caught(recognizer.transcribe(new Int16Array(16000 * 600), 16000, { signal }));
         setTimeout(() => controller.abort('enough'), 50);
         const reason = await long, again = JSON.stringify(await recognizer.transcribe(samples));
+        const late = await caught(recognizer.transcribe(samples, 16000, { signal })); // of a signal that is aborted
+        const queues = [await bounded(local), await bounded(recognizer)];
         const languageModel = recognizer.languageModel(new Uint8Array(9));
         const damaged = recognizer.createStream({ languageModel }), damage = new Promise((resolve) => {
           damaged.addEventListener('error', ({ detail }) => resolve(told(detail)));
@@ -491,16 +518,18 @@ def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_pa
         let refused;
         try { serve({ ort }); } catch ({ message }) { refused = message; }
         console.log(JSON.stringify([
-          segments === expected && again === expected && expected.length > 50, events, reason, found, refused,
+          segments === expected && again === expected && expected.length > 50, events, [reason, late], found, refused,
           `${await caught(Threaded.fromBundle(source, { worker: new Worker('', { eval: true, execArgv: [] }) }))}`,
+          queues.map(([finals, told]) => [finals === expected, told]),
         ]));
         """,
         bundle=str(bundle.path),
         folder=str(tmp_path),
         samples=samples,
     )
-    is_same, events, reason, errors, refused, no_url = found
-    assert (is_same, reason) == (True, "enough")
+    is_same, events, reasons, errors, refused, no_url, queues = found
+    assert (is_same, reasons) == (True, ["enough", "enough"])
+    assert queues == [[True, [OVERFLOW]]] * 2
     assert set(events[:-1]) == {"partial"}
     assert events[-1] == "final"
     starts = [

@@ -1,10 +1,5 @@
 // What JavaScript calls of the C++ core (runtime/cpp/source), compiled to WebAssembly by runtime/cpp/wasm.sh. Strings come as UTF-8 with a
 // length, and go as UTF-8 that ends with 0 and lasts until the next call. Errors are thrown by JavaScript; see errors.hpp.
-#include <algorithm>
-#include <memory>
-#include <string>
-#include <vector>
-
 #include "errors.hpp"
 #include "json.hpp"
 #include "resampler.hpp"
@@ -22,6 +17,7 @@ namespace {
 struct Model {
   Manifest manifest;
   Vocabulary vocabulary;
+  std::shared_ptr<const ContextGraph> hotwords = nullptr;  // the bundle's; null: none
 };
 
 using LanguageModel = std::shared_ptr<const Fusion>;
@@ -55,13 +51,13 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
       options.pause = pause_of(rules);
     }
   }
-  std::vector<Hotword> hotwords;
   if (json.given("hotwords")) {
+    std::vector<Hotword> hotwords;
     for (const Json& each : json["hotwords"].array()) hotwords.push_back(hotword_of(each));
+    if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
   } else if (!json.has("hotwords") && options.has_beam()) {
-    hotwords = parse_hotwords(model.manifest.hotwords);
+    options.hotwords = model.hotwords;
   }
-  if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
   if (bundled && options.has_beam()) options.language_model = *bundled;
   if (given) options.language_model = *given;
   options.written = json.given("written") && json["written"].boolean();
@@ -97,12 +93,14 @@ EXPORT(model_create) Model* model_create(const char* manifest, std::size_t manif
   auto model = std::make_unique<Model>();
   Json json = Json::parse({manifest, manifest_size}, "bundle.json");
   model->manifest = Manifest::of(json);
-  model->vocabulary = Vocabulary::parse({tokens, tokens_size}, "tokens.txt");
-  const std::size_t found = model->vocabulary.size();
-  if (found != static_cast<std::size_t>(model->manifest.vocab_size)) {
-    fail<BundleError>("tokens.txt: has " + std::to_string(found) + " symbols, expected vocab_size " + std::to_string(model->manifest.vocab_size));
-  }
+  model->vocabulary = Vocabulary::parse({tokens, tokens_size}, "tokens.txt", model->manifest.vocab_size);
   return model.release();
+}
+
+// A call of its own, so that JavaScript knows whose hotwords are refused.
+EXPORT(model_read_hotwords) void model_read_hotwords(Model* model) {
+  const std::vector<Hotword> hotwords = parse_hotwords(model->manifest.hotwords);
+  if (!hotwords.empty()) model->hotwords = std::make_shared<const ContextGraph>(hotwords, model->vocabulary);
 }
 
 EXPORT(language_model_create)

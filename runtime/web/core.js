@@ -1,6 +1,6 @@
 /** The C++ core as WebAssembly: everything of recognition but graphs, files and events. See core.cpp. */
 
-import { bytesOf, checkRate, checkSamples, floats, refuseModel, tag } from './arguments.js';
+import { bytesOf, checkRate, floats, refuseModel, tag } from './arguments.js';
 import { AudioError, BundleError, IntegrityError, LanguageModelError, SignatureError, StreamError, U2moeError } from './errors.js';
 
 /** Errors by the codes of u2moe.h. */
@@ -44,16 +44,12 @@ export class Core {
     const core = new Core();
     try {
       const module = wasm instanceof WebAssembly.Module ? wasm : await (wasm ? WebAssembly.compile(wasm) : compiled);
-      core.#start(await WebAssembly.instantiate(module, core.#imports()));
+      core.#exports = (await WebAssembly.instantiate(module, core.#imports())).exports;
+      core.#exports._initialize();
     } catch (error) {
       throw error instanceof U2moeError ? error : new U2moeError(`core.wasm does not start: ${error?.message ?? error}`, { cause: error });
     }
     return core;
-  }
-
-  #start({ exports }) {
-    this.#exports = exports;
-    exports._initialize();
   }
 
   /** C's library asks for a system, and does without. */
@@ -107,6 +103,17 @@ export class Core {
     const { manifest, warnings } = JSON.parse(this.text(this.call('manifest_parse', text)));
     warnings.forEach((warning) => console.warn(`u2moe: ${warning}`));
     return manifest;
+  }
+
+  /** A model of the texts of bundle.json and tokens.txt. */
+  createModel(...texts) {
+    const model = this.call('model_create', ...texts);
+    try {
+      this.call('model_read_hotwords', model);
+    } catch (error) {
+      throw error instanceof RangeError ? new BundleError(`bundle.json: decoding: hotwords: ${error.message}`) : error;
+    }
+    return model;
   }
 
   /** A copy of numbers at a pointer. */
@@ -204,7 +211,6 @@ export class Resampler {
   }
 
   accept(samples) {
-    checkSamples(samples);
     return this.#taken(floats(samples));
   }
 

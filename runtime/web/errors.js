@@ -7,6 +7,7 @@ export class SignatureError extends BundleError { static { this.prototype.name =
 export class LanguageModelError extends U2moeError { static { this.prototype.name = 'LanguageModelError'; } }
 export class InferenceError extends U2moeError { static { this.prototype.name = 'InferenceError'; } }
 export class AudioError extends U2moeError { static { this.prototype.name = 'AudioError'; } }
+export class AudioOverflowError extends AudioError { static { this.prototype.name = 'AudioOverflowError'; } }
 export class StreamError extends U2moeError { static { this.prototype.name = 'StreamError'; } }
 
 export class MicrophoneError extends U2moeError {

@@ -14,6 +14,8 @@ export class LanguageModelError extends U2moeError {}
 export class InferenceError extends U2moeError {}
 /** Invalid samples or sample rate. */
 export class AudioError extends U2moeError {}
+/** More audio would wait than `maxQueueS` allows; nothing was taken. */
+export class AudioOverflowError extends AudioError {}
 /** A stream was used in a state that does not allow it. */
 export class StreamError extends U2moeError {}
 /** The microphone cannot be opened; the message says what its user can do. */
@@ -155,6 +157,8 @@ export interface StreamOptions {
   /** Chunks of left context; -1: all. Default: -1. */
   numLeftChunks?: number;
   // end
+  /** Seconds of audio that may wait to be recognised; more at once is an AudioOverflowError. Default: null, any number. */
+  maxQueueS?: number | null;
   /** Each speech segment that it finds is recognised as a source of its own. Not in 'u2moe/worker'. */
   vad?: Vad | null;
   /** Default: that of the bundle, if it has one; null: none. */
@@ -176,7 +180,8 @@ export class Stream extends EventTarget {
   readonly result: Result;
   /**
    * Append samples of one channel, in [-1, 1] or int16, any length, at a rate that stays the same. The promise is fulfilled
-   * when they have been recognised as far as possible: whoever reads a file waits for it before reading on.
+   * when they have been recognised as far as possible: whoever reads a file waits for it before reading on. Where audio comes by itself,
+   * `maxQueueS` bounds what waits.
    */
   acceptWaveform(sampleRate: number, samples: Float32Array | Int16Array): Promise<void>;
   /** Finish the input. The promise is fulfilled when the last result has been found. */
@@ -250,7 +255,7 @@ export class Recognizer {
 /** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
 export class Resampler {
   private constructor();
-  /** Rejected with an AudioError for a source rate beyond 1000 to 384000 Hz. */
+  /** Rejected with an AudioError for a rate beyond 1000 to 384000 Hz. */
   static create(sourceRate: number, targetRate: number): Promise<Resampler>;
   accept(samples: Float32Array): Float32Array;
   finish(): Float32Array;

@@ -1,8 +1,8 @@
 /** A recogniser for a bundle, and its streams. What is public is documented in `index.d.ts`. */
 
-import { checkRate, checkRuntime, checkSamples, floats } from './arguments.js';
+import { checkRate, checkRuntime, floats } from './arguments.js';
 import { openBundle } from './bundle.js';
-import { checkedSignal, untilAborted } from './cancellation.js';
+import { untilAborted } from './cancellation.js';
 import { Core, LanguageModel, Recognition, checkNames, pythonNames } from './core.js';
 import { LANGUAGE_MODEL_OPTIONS, STREAM_OPTIONS } from './declared.js';
 import { StreamError } from './errors.js';
@@ -20,10 +20,8 @@ export class Recognizer {
 
   static async fromBundle(source, { ort, signal, ...options } = {}) {
     checkRuntime(ort);
-    checkedSignal(signal)?.throwIfAborted();
-    const loading = Recognizer.#load(source, { ort, signal, ...options });
-    const release = (recognizer) => recognizer.release();
-    return untilAborted(loading, signal, () => loading.then(release).catch(() => {})); // nobody else could free it
+    const release = (loading) => loading.then((recognizer) => recognizer.release()).catch(() => {}); // nobody else could free it
+    return untilAborted(signal, () => Recognizer.#load(source, { ort, signal, ...options }), release);
   }
 
   static async #load(source, { ort, wasm, sessionOptions, signal, publicKeys = null, verify, ...options }) {
@@ -32,8 +30,7 @@ export class Recognizer {
     const parse = async (text) => (await starting).parseManifest(text);
     const check = publicKeys === null ? null : async (...signed) => checkSignature(await starting, ...signed, publicKeys, verify);
     const { text, manifest, files } = await openBundle(source, { ...options, parse, check, signal });
-    const core = await starting;
-    const model = core.call('model_create', text, await files.get('tokens.txt'));
+    const core = await starting, model = core.createModel(text, await files.get('tokens.txt'));
     const recognizer = new Recognizer(manifest, core, model, await Graphs.create(ort, files, manifest, { sessionOptions, signal }));
     const { file, ...weights } = manifest.decoding.language_model ?? {};
     if (file) recognizer.#bundled = new LanguageModel(core, model, await files.get(file), weights);
@@ -60,22 +57,21 @@ export class Recognizer {
 
   createStream(options = {}) {
     this.#checkOpen();
-    checkNames(options, [...STREAM_OPTIONS, 'hotwords', 'vad']);
+    checkNames(options, [...STREAM_OPTIONS, 'hotwords', 'vad', 'maxQueueS']);
     if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which a worker cannot be sent');
-    const { vad, languageModel, ...chosen } = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+    const { vad, languageModel, maxQueueS, ...chosen } = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     if (chosen.chunkSize === 'full') chosen.chunkSize = -1;
     if (vad) chosen.vad = vad.options;
     const models = { given: languageModel, bundled: languageModel === undefined ? this.#bundled : null };
     const recognition = () => new Recognition(this.#core, this.#model, pythonNames(chosen), models);
-    return new Stream(this.#graphs, recognition, vad);
+    return new Stream(this.#graphs, recognition, vad, maxQueueS);
   }
 
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
-    checkedSignal(signal)?.throwIfAborted();
+    signal?.throwIfAborted?.(); // before anything is made for it
     checkRate(sampleRate);
-    checkSamples(samples);
-    const stream = this.createStream(options);
-    return untilAborted(allOf(stream, floats(samples), sampleRate, signal), signal, () => stream.reset());
+    const all = floats(samples), stream = this.createStream(options);
+    return untilAborted(signal, () => allOf(stream, all, sampleRate, signal), () => stream.reset());
   }
 
   async warmUp({ signal } = {}) {

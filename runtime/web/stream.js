@@ -1,32 +1,34 @@
 /** Samples in, events out, as documented in `index.d.ts`. What is next is decided by the core; graphs are run here. */
 
-import { checkRate, checkSamples, floats } from './arguments.js';
+import { Queue, checkRate, floats } from './arguments.js';
 import { CTC, DECODER, ENCODER, FEATURES, VAD } from './core.js';
 import { StreamError } from './errors.js';
 
 export class Stream extends EventTarget {
   #open;
   #source;
+  #queue;
   #work = Promise.resolve();
 
-  /** @param recognition makes a `Recognition` of the core. @param vad a `Vad`, or null. */
-  constructor(graphs, recognition, vad) {
+  /** @param recognition makes a `Recognition` of the core. @param vad a `Vad`, or null. @param maxQueueS see `Queue`. */
+  constructor(graphs, recognition, vad, maxQueueS = null) {
     super();
     const emit = (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail }));
     this.#open = () => new StreamState(graphs, recognition(), vad, emit);
+    this.#queue = new Queue(maxQueueS);
     this.#source = this.#open();
   }
 
   acceptWaveform(sampleRate, samples) {
     checkRate(sampleRate);
-    checkSamples(samples);
     const all = floats(samples), source = this.#source;
-    source.accept(sampleRate, all.subarray(0, sampleRate));
-    if (all.length <= sampleRate) return this.#soon(() => source.decode());
-    const rest = all.slice(sampleRate); // of which the core never has more than a second to hold
-    return this.#soon(async () => {
-      await source.decode();
-      for (let start = 0; start < rest.length; start += sampleRate) await source.decode(() => source.append(sampleRate, rest.subarray(start, start + sampleRate)));
+    return this.#queue.hold(sampleRate, all, () => {
+      source.accept(sampleRate, all.subarray(0, sampleRate));
+      const rest = all.slice(sampleRate); // of which the core never has more than a second to hold
+      return this.#soon(async () => {
+        await source.decode();
+        for (let start = 0; start < rest.length; start += sampleRate) await source.decode(() => source.append(sampleRate, rest.subarray(start, start + sampleRate)));
+      });
     });
   }
 
@@ -38,6 +40,7 @@ export class Stream extends EventTarget {
 
   reset() {
     this.#source.discard();
+    this.#queue.clear();
     this.#source = this.#open();
   }
 

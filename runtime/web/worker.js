@@ -3,8 +3,8 @@
  * promise here either, such as a wrong option of a stream, is an event 'error' of the stream, and rejects its promises.
  */
 
-import { bytesOf, checkRate, checkSamples, refuseModel } from './arguments.js';
-import { checkedSignal, untilAborted } from './cancellation.js';
+import { Queue, bytesOf, checkRate, floats, refuseModel } from './arguments.js';
+import { untilAborted } from './cancellation.js';
 import * as errors from './errors.js';
 
 /** Messages, and whatever else `port` tells: the workers of browsers, and those of Node, whose events are values. */
@@ -81,15 +81,12 @@ class Connection {
     for (const type of ['error', 'messageerror', 'exit']) listen(worker, type, fail);
   }
 
-  /** Another object of the worker, which lives as long as its owner. */
+  /** Another object of the worker, which lives as long as its owner: a stream is told its events. */
   register(owner) {
     this.#num += 1;
     this.#registry.register(owner, this.#num);
+    if (owner instanceof Stream) this.#streams.set(this.#num, new WeakRef(owner));
     return this.#num;
-  }
-
-  listen(object, stream) {
-    this.#streams.set(object, new WeakRef(stream));
   }
 
   forget(object) {
@@ -98,14 +95,14 @@ class Connection {
   }
 
   call(method, args, { onProgress, transfer = [], signal } = {}) {
-    if (this.failure) return Promise.reject(this.failure);
     this.#num += 1;
-    const id = this.#num;
-    const answer = new Promise((resolve, reject) => {
+    const id = this.#num, abort = () => this.call('abort', [id]).catch(() => {});
+    const ask = () => new Promise((resolve, reject) => {
+      this.check();
       this.#calls.set(id, { resolve, reject, onProgress });
       this.#worker.postMessage({ id, method, args }, transfer);
     });
-    return untilAborted(answer, checkedSignal(signal), () => this.call('abort', [id]).catch(() => {}));
+    return untilAborted(signal, ask, abort);
   }
 
   /** @throws what has ended the connection. */
@@ -145,7 +142,6 @@ export class Recognizer {
   /** @param options those of `Recognizer.fromBundle`, and `worker`, which calls `serve`. */
   static async fromBundle(source, { worker, onProgress, signal, ...options } = {}) {
     if (!worker?.postMessage) throw new TypeError('worker must be a Worker whose script calls serve');
-    checkedSignal(signal)?.throwIfAborted();
     if (source?.read) throw new TypeError('source must be a URL: a worker cannot be sent functions');
     const connection = new Connection(worker), page = globalThis.location?.href;
     const url = page ? new URL(source, page).href : String(source);
@@ -167,14 +163,13 @@ export class Recognizer {
 
   createStream(options) {
     this.#connection.check();
-    return new Stream(this.#connection, ...this.#sent(options));
+    return new Stream(this.#connection, options?.maxQueueS, ...this.#sent(options));
   }
 
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
     checkRate(sampleRate);
-    checkSamples(samples);
-    const [sent, made] = this.#sent(options);
-    const [segments] = await Promise.all([this.#connection.call('transcribe', [samples, sampleRate, sent], { signal }), made]);
+    const [sent, made] = this.#sent(options), args = [floats(samples), sampleRate, sent];
+    const [segments] = await Promise.all([this.#connection.call('transcribe', args, { signal }), made]);
     return segments;
   }
 
@@ -200,14 +195,15 @@ export class Recognizer {
 class Stream extends EventTarget {
   #connection;
   #object;
+  #queue;
   #created;
   result = { text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, tokens: [], times: [], words: [], nbest: [] };
 
-  constructor(connection, options, model) {
+  constructor(connection, maxQueueS, options, model) {
     super();
     this.#connection = connection;
+    this.#queue = new Queue(maxQueueS);
     this.#object = connection.register(this);
-    connection.listen(this.#object, this);
     this.#created = Promise.all([model, connection.call('createStream', [this.#object, options])]);
     this.#created.catch((detail) => this.take('error', detail));
   }
@@ -219,9 +215,8 @@ class Stream extends EventTarget {
 
   acceptWaveform(sampleRate, samples) {
     checkRate(sampleRate);
-    checkSamples(samples);
-    const copy = samples.slice();
-    return this.#call('acceptWaveform', [sampleRate, copy], [copy.buffer]);
+    const copy = floats(samples).slice();
+    return this.#queue.hold(sampleRate, copy, () => this.#call('acceptWaveform', [sampleRate, copy], [copy.buffer]));
   }
 
   inputFinished() {
@@ -229,6 +224,7 @@ class Stream extends EventTarget {
   }
 
   reset() {
+    this.#queue.clear();
     this.#call('reset', []);
   }
 

@@ -164,14 +164,20 @@ void transcribe(const u2moe::Recognizer& recognizer, const Samples& samples, con
   throwing.on_error = [&](u2moe_error error, const std::string& message) { thrown = std::string(u2moe_error_name(error)) + ": " + message; };
   throwing.on_speech = [&](bool is_speech, double time) { events += (is_speech ? "speech " : "silence ") + std::to_string(time >= 0) + "\n"; };
   u2moe::Transcriber other = recognizer.create_transcriber(throwing, speech);
-  std::atomic<bool> is_freed{false};
+  std::atomic<int> num_calls{0}, num_freed{0};
   u2moe::Callbacks freeing;
   u2moe::Transcriber* own = nullptr;
-  freeing.on_partial = [&](const u2moe::ResultView&) {
-    if (is_freed.exchange(true)) return;
+  auto used = std::make_shared<int>();  // by the function, which has to last until it returns
+  const std::weak_ptr<int> watched = used;
+  freeing.on_partial = [&num_calls, &num_freed, &own, &watched, used](const u2moe::ResultView&) {
+    std::atomic<int>& freed = num_freed;
+    const std::weak_ptr<int>& still = watched;
+    ++num_calls;
     own->wait();  // returns at once
     delete own;
+    freed += still.expired() ? 100 : 1;
   };
+  used.reset();
   own = new u2moe::Transcriber(recognizer.create_transcriber(freeing, options));
   u2moe::Transcriber dropped = recognizer.create_transcriber({}, options);
   for (std::size_t begin = 0; begin < samples.size(); begin += kBuffer) {
@@ -183,7 +189,8 @@ void transcribe(const u2moe::Recognizer& recognizer, const Samples& samples, con
   plain.input_finished();
   plain.wait();
   other.wait();
-  while (!is_freed) std::this_thread::yield();
+  while (!num_freed || !watched.expired()) std::this_thread::yield();
+  std::printf("%d %d\n", num_calls.load(), num_freed.load());
   std::printf("%s\n", error_of([&] { dropped.wait(); }).c_str());
   std::printf("%s\n", error_of([&] { plain.feed(kRate, samples.data(), 1); }).c_str());
   u2moe::Stream stream = recognizer.create_stream(options);

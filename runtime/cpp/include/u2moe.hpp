@@ -191,11 +191,12 @@ struct Callbacks {
   std::function<void(bool is_speech, double time)> on_speech;
 };
 
-/// Recognises one source in a thread of its own. Movable; cancels what is left when it is destroyed.
+/// Recognises one source in a thread of its own. Movable; cancels what is left when it is destroyed, which its own functions may do.
 class Transcriber {
  public:
   Transcriber(u2moe_recognizer recognizer, Callbacks callbacks, const StreamOptions& options)
-      : callbacks_(std::make_unique<Callbacks>(std::move(callbacks))) {
+      : callbacks_(std::make_shared<Shared>()) {
+    static_cast<Callbacks&>(*callbacks_) = std::move(callbacks);
     u2moe_transcriber_callbacks calls;
     check(u2moe_transcriber_callbacks_init(&calls, sizeof calls));
     calls.context = callbacks_.get();
@@ -220,18 +221,20 @@ class Transcriber {
   void cancel() { check(u2moe_transcriber_cancel(handle_.get())); }
 
  private:
+  struct Shared : Callbacks, std::enable_shared_from_this<Shared> {};
+
   // Exceptions may not pass through the library.
   template <class Function, class... Arguments>
   static void call(void* context, Function Callbacks::*function, Arguments... arguments) noexcept {
-    const Callbacks& own = *static_cast<const Callbacks*>(context);
+    const auto own = static_cast<Shared*>(context)->shared_from_this();  // outlives this call, whoever destroys the transcriber in it
     try {
-      if (own.*function) (own.*function)(arguments...);
+      if ((*own).*function) ((*own).*function)(arguments...);
     } catch (const std::exception& error) {
-      if (own.on_error) own.on_error(U2MOE_INTERNAL_ERROR, error.what());  // if this throws, too, the program ends
+      if (own->on_error) own->on_error(U2MOE_INTERNAL_ERROR, error.what());  // if this throws, too, the program ends
     }
   }
 
-  std::unique_ptr<Callbacks> callbacks_;  // outlives the handle
+  std::shared_ptr<Shared> callbacks_;  // outlives the handle
   Handle<u2moe_transcriber, u2moe_transcriber_free> handle_;
 };
 

@@ -1,11 +1,6 @@
 // Beam search with the decoder from left to right alone; as runtime/decoding/rescoring.py has it.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <vector>
-
 #include "ctc.hpp"
 #include "manifest.hpp"
 

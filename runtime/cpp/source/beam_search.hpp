@@ -2,16 +2,6 @@
 // of runtime/decoding/beam_search.py (and of WeNet, with its ties).
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <limits>
-#include <map>
-#include <memory>
-#include <queue>
-#include <utility>
-#include <vector>
-
 #include "fusion.hpp"
 #include "hotwords.hpp"
 

@@ -3,11 +3,6 @@
 
 #include <filesystem>
 #include <fstream>
-#include <map>
-#include <memory>
-#include <string>
-#include <utility>
-#include <variant>
 
 #include "errors.hpp"
 #include "hotwords.hpp"
@@ -22,15 +17,17 @@ namespace u2moe::runtime {
 /// Where a bundle is: a folder, or files in memory by their names.
 using Location = std::variant<std::string, std::map<std::string, std::string>>;
 
-/// The content of a file; false if it cannot be read.
-inline bool read_file(const std::string& path, std::string& content) {
+/// The content of a file.
+/// @throws Kind it cannot be read.
+template <class Kind>
+std::string content_of(const std::string& path) {
   std::ifstream file(std::filesystem::u8path(path), std::ios::binary | std::ios::ate);
   constexpr std::streamoff largest = std::streamoff{1} << 40;  // a folder has more
   const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
-  if (size < 0 || size > largest) return false;
-  content.resize(static_cast<std::size_t>(size));
+  std::string content(size < 0 || size > largest ? 0 : static_cast<std::size_t>(size), '\0');
   file.seekg(0);
-  return static_cast<bool>(file.read(content.data(), size));
+  if (size < 0 || size > largest || !file.read(content.data(), size)) throw Kind(path + ": missing, or cannot be read");
+  return content;
 }
 
 class Bundle {
@@ -43,11 +40,7 @@ class Bundle {
     if (demanded) check(content, *demanded);
     json_ = Json::parse(content, path(kManifest));
     manifest_ = Manifest::of(json_);
-    vocabulary_ = Vocabulary::parse(verified(kTokens), path(kTokens));
-    if (vocabulary_.size() != static_cast<std::size_t>(manifest_.vocab_size)) {
-      throw BundleError(path(kTokens) + ": has " + std::to_string(vocabulary_.size()) + " symbols, expected vocab_size " +
-                        std::to_string(manifest_.vocab_size));
-    }
+    vocabulary_ = Vocabulary::parse(verified(kTokens), path(kTokens), manifest_.vocab_size);
   }
 
   /// Whether the manifest lists a file.
@@ -119,14 +112,11 @@ class Bundle {
   }
 
   std::string read(const std::string& name) const {
-    std::string content;
-    if (const auto* files = std::get_if<1>(&location_)) {
-      const auto found = files->find(name);
-      if (found == files->end()) throw BundleError(name + ": is not among the files in memory");
-      return found->second;
-    }
-    if (!read_file(path(name), content)) throw BundleError(path(name) + ": missing, or cannot be read");
-    return content;
+    const auto* files = std::get_if<1>(&location_);
+    if (!files) return content_of<BundleError>(path(name));
+    const auto found = files->find(name);
+    if (found == files->end()) throw BundleError(name + ": is not among the files in memory");
+    return found->second;
   }
 
   Location location_;

@@ -1,22 +1,9 @@
 // The C interface: handles, structs and error codes around `Stream`. No exception leaves it.
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <cstring>
-#include <map>
-#include <memory>
+#include <any>
 #include <mutex>
 #include <new>
-#include <optional>
-#include <string>
 #include <system_error>
-#include <type_traits>
-#include <unordered_map>
-#include <utility>
-#include <variant>
-#include <vector>
 
-#include "ed25519.hpp"
 #include "errors.hpp"
 #include "transcriber.hpp"
 #include "u2moe.h"
@@ -83,45 +70,56 @@ struct OpenResult {
   std::vector<const double*> nbest_times;
 };
 
+// What a handle stands for, and what messages call it.
+template <class Handle>
+struct Meaning;
+template <> struct Meaning<u2moe_recognizer> { using Object = std::shared_ptr<const Recognizer>; static constexpr const char* kName = "recognizer"; };
+template <> struct Meaning<u2moe_hotwords> { using Object = std::shared_ptr<const ContextGraph>; static constexpr const char* kName = "hotwords"; };
+template <> struct Meaning<u2moe_language_model> { using Object = std::shared_ptr<const Fusion>; static constexpr const char* kName = "language model"; };
+template <> struct Meaning<u2moe_vad> { using Object = std::shared_ptr<const Vad>; static constexpr const char* kName = "voice activity detector"; };
+template <> struct Meaning<u2moe_stream> { using Object = std::shared_ptr<Stream>; static constexpr const char* kName = "stream"; };
+template <> struct Meaning<u2moe_result> { using Object = std::shared_ptr<const OpenResult>; static constexpr const char* kName = "result"; };
+template <> struct Meaning<u2moe_transcriber> { using Object = std::shared_ptr<Transcriber>; static constexpr const char* kName = "transcriber"; };
+
+template <class Handle>
+using ObjectOf = typename Meaning<Handle>::Object;
+
 // Objects by their handles, which are numbers that are never used again: what was freed is not found. An object that is freed
 // while another thread uses it lives until that call returns.
 class Registry {
  public:
-  template <class T, class Handle>
-  void add(std::shared_ptr<T> object, Handle* handle) {
+  template <class Handle>
+  void add(ObjectOf<Handle> object, Handle* handle) {
     const std::lock_guard<std::mutex> lock(mutex_);
     objects_.emplace(++last_, std::move(object));
     *handle = reinterpret_cast<Handle>(last_);
   }
 
-  template <class T, class Handle>
-  std::shared_ptr<T> find(Handle handle) {
+  template <class Handle>
+  ObjectOf<Handle> find(Handle handle) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return *place<T>(handle).second;
+    return *place(handle).second;
   }
 
-  template <class T, class Handle>
+  template <class Handle>
   void remove(Handle handle) {
-    std::shared_ptr<T> object;  // destroyed after the lock
+    ObjectOf<Handle> object;  // destroyed after the lock
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto [found, pointer] = place<T>(handle);
+    const auto [found, pointer] = place(handle);
     object = std::move(*pointer);
     objects_.erase(found);
   }
 
  private:
-  using Object = std::variant<std::shared_ptr<Recognizer>, std::shared_ptr<const ContextGraph>, std::shared_ptr<const Fusion>,
-                              std::shared_ptr<const Vad>, std::shared_ptr<Stream>, std::shared_ptr<OpenResult>, std::shared_ptr<Transcriber>>;
-  static constexpr const char* kNames[] = {"recognizer", "hotwords", "language model", "voice activity detector", "stream", "result", "transcriber"};
-  using Objects = std::unordered_map<std::uintptr_t, Object>;
+  using Objects = std::unordered_map<std::uintptr_t, std::any>;
 
-  template <class T, class Handle>
-  std::pair<Objects::iterator, std::shared_ptr<T>*> place(Handle handle) {
-    const std::string name = kNames[Object(std::shared_ptr<T>()).index()];
+  template <class Handle>
+  std::pair<Objects::iterator, ObjectOf<Handle>*> place(Handle handle) {
+    const std::string name = Meaning<Handle>::kName;
     if (!handle) throw InvalidHandle(name + " is null");
     const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
     if (found == objects_.end()) throw InvalidHandle(name + " was freed, or is no handle");
-    std::shared_ptr<T>* const object = std::get_if<std::shared_ptr<T>>(&found->second);
+    auto* const object = std::any_cast<ObjectOf<Handle>>(&found->second);
     if (!object) throw InvalidHandle("a handle of another kind was given for a " + name);
     return {found, object};
   }
@@ -135,6 +133,17 @@ class Registry {
 Registry& registry() {
   static Registry* const all = new Registry;
   return *all;
+}
+
+// Works with the object of a handle, which lives until the call returns.
+template <class Handle, class Work>
+u2moe_error with(Handle handle, Work work) {
+  return guarded([&] { std::invoke(work, *registry().find(handle)); });
+}
+
+template <class Handle>
+u2moe_error freed(Handle handle) {
+  return guarded([&] { registry().remove(handle); });
 }
 
 // ---- Arguments ----
@@ -158,37 +167,39 @@ void check_size(std::size_t found, std::size_t expected, const char* name, std::
                         ": call its init function, and compile with the u2moe.h of this library (" U2MOE_VERSION ")");
 }
 
+// Options of a kind as its init function sets them, and what messages call it.
 template <class T>
-void copy(const T& from, T* to, std::size_t size, const char* name) {
-  check_size(size, sizeof(T), name);
-  std::memcpy(to, &from, size);
-  to->size = size;
-}
+struct Defaults {
+  T options;
+  const char* name;
 
-template <class T>
-T read_options(const T* options, T found, const char* name) {
-  if (options) copy(*options, &found, options->size, name);
-  return found;
-}
+  static void copy(const T& from, T& to, std::size_t size, const char* name) {
+    check_size(size, sizeof(T), name);
+    std::memcpy(&to, &from, size);
+    to.size = size;
+  }
 
-template <class T>
-u2moe_error init(T* options, std::size_t size, const T& defaults, const char* name) {
-  return guarded([&] { copy(defaults, needed(options, name), size, name); });
-}
+  u2moe_error init(T* to, std::size_t size) const {
+    return guarded([&] { copy(options, *needed(to, name), size, name); });
+  }
 
-// Whether a number is as in the bundle: 0 where it is counted from 1, else a negative one unless those have a meaning.
-bool is_left_open(const Range& range, double value) {
-  return range.in_bundle && (range.least >= 1 ? value == 0 : range.least >= 0 ? value < 0 : std::isnan(value));
-}
+  // Those that a program has given; what it does not know, or has not given, is as here.
+  T with(const T* given) const {
+    T found = options;
+    if (given) copy(*given, found, given->size, name);
+    return found;
+  }
+};
+
+// Whether a number is as in the bundle: 0 where it is counted from 1, else a negative one.
+bool is_left_open(const Range& range, double value) { return range.in_bundle && (range.least >= 1 ? value == 0 : value < 0); }
 
 template <class Numbers, class T>
 T with_defaults(T options) {
   options.size = sizeof(T);
   Numbers::each([&](const char*, auto own, const Range& range, auto given) {
     options.*given = Numbers().*own;
-    for (const double open : {0.0, -1.0, std::nan("")}) {
-      if (is_left_open(range, open)) options.*given = static_cast<std::decay_t<decltype(options.*given)>>(open);
-    }
+    if (range.in_bundle) options.*given = range.least >= 1 ? 0 : -1;
   });
   return options;
 }
@@ -200,18 +211,21 @@ void read_numbers(const T& options, Numbers& numbers) {
   });
 }
 
-const u2moe_recognizer_options kRecognizerOptions = {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr, nullptr, 0, nullptr, nullptr};
-const auto kLanguageModelOptions = with_defaults<LanguageModelNumbers>(u2moe_language_model_options{});
-const auto kVadOptions = with_defaults<VadNumbers>(u2moe_vad_options{});
-const auto kStreamOptions = [] {
+const Defaults<u2moe_recognizer_options> kRecognizerOptions{
+    {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr, nullptr, 0, nullptr, nullptr}, "u2moe_recognizer_options"};
+const Defaults<u2moe_language_model_options> kLanguageModelOptions{with_defaults<LanguageModelNumbers>(u2moe_language_model_options{}),
+                                                                   "u2moe_language_model_options"};
+const Defaults<u2moe_vad_options> kVadOptions{with_defaults<VadNumbers>(u2moe_vad_options{}), "u2moe_vad_options"};
+const Defaults<u2moe_stream_options> kStreamOptions = [] {
   auto options = with_defaults<StreamNumbers>(u2moe_stream_options{});
   options.endpoint = 1;
   for (u2moe_endpoint_rule& rule : options.rules) rule = {-1, -1, -1};
   options.pause = -1;
   options.max_queue_s = 10;
-  return options;
+  return Defaults<u2moe_stream_options>{options, "u2moe_stream_options"};
 }();
-const u2moe_transcriber_callbacks kCallbacks = {sizeof(u2moe_transcriber_callbacks), nullptr, nullptr, nullptr, nullptr, nullptr};
+const Defaults<u2moe_transcriber_callbacks> kCallbacks{{sizeof(u2moe_transcriber_callbacks), nullptr, nullptr, nullptr, nullptr, nullptr},
+                                                       "u2moe_transcriber_callbacks"};
 
 // Who must have signed a bundle, and how that is seen; none: anybody.
 std::optional<Demanded> demanded_of(const u2moe_recognizer_options& options) {
@@ -264,18 +278,18 @@ StreamOptions options_of(const u2moe_stream_options& options, const Model& model
   if (found.has_beam()) found.hotwords = model.hotwords;
   if (found.has_beam()) found.language_model = model.language_model;
   if (options.hotwords == U2MOE_NO_HOTWORDS) found.hotwords = nullptr;
-  else if (options.hotwords) found.hotwords = registry().find<const ContextGraph>(options.hotwords);
+  else if (options.hotwords) found.hotwords = registry().find(options.hotwords);
   if (options.language_model == U2MOE_NO_LANGUAGE_MODEL) found.language_model = nullptr;
-  else if (options.language_model) found.language_model = registry().find<const Fusion>(options.language_model);
+  else if (options.language_model) found.language_model = registry().find(options.language_model);
   return found;
 }
 
 std::shared_ptr<Stream> new_stream(u2moe_recognizer recognizer, const u2moe_stream_options* given, bool needs_endpoint) {
-  const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
-  u2moe_stream_options options = read_options(given, kStreamOptions, "u2moe_stream_options");
+  const auto owner = registry().find(recognizer);
+  u2moe_stream_options options = kStreamOptions.with(given);
   if (needs_endpoint) options.endpoint = 1;
   check_range("max_queue_s", options.max_queue_s, 1e-9, 1e9);
-  const auto vad = options.vad ? registry().find<const Vad>(options.vad) : nullptr;
+  const auto vad = options.vad ? registry().find(options.vad) : nullptr;
   return std::make_shared<Stream>(owner->model, options_of(options, *owner->model), vad, options.max_queue_s);
 }
 
@@ -294,21 +308,21 @@ std::string description_of(const Model& model) {
 
 void open_recognizer(Location location, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
   needed(recognizer, "recognizer");
-  const u2moe_recognizer_options read = read_options(options, kRecognizerOptions, "u2moe_recognizer_options");
+  const u2moe_recognizer_options read = kRecognizerOptions.with(options);
   const auto model = std::make_shared<const Model>(std::move(location), settings_of(read), demanded_of(read));
   std::vector<std::string> tokens;
   for (const std::u32string& symbol : model->bundle.vocabulary().symbols()) tokens.push_back(encode_utf8(symbol));
   for (const std::string& warning : model->bundle.manifest().warnings) Log::all().write(U2MOE_LOG_WARNING, "u2moe", warning);
   const std::string description = description_of(*model);
   Log::all().write(U2MOE_LOG_INFO, "u2moe", "loaded: " + description);
-  registry().add(std::make_shared<Recognizer>(Recognizer{model, description, std::move(tokens)}), recognizer);
+  registry().add(std::make_shared<const Recognizer>(Recognizer{model, description, std::move(tokens)}), recognizer);
 }
 
 void open_language_model(u2moe_recognizer recognizer, const std::string& content, const std::string& source,
                          const u2moe_language_model_options* given, u2moe_language_model* model) {
   needed(model, "model");
-  const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
-  const u2moe_language_model_options found = read_options(given, kLanguageModelOptions, "u2moe_language_model_options");
+  const auto owner = registry().find(recognizer);
+  const u2moe_language_model_options found = kLanguageModelOptions.with(given);
   LanguageModelOptions options;
   read_numbers<LanguageModelNumbers>(found, options);
   if (found.level) options.level = found.level;
@@ -317,24 +331,34 @@ void open_language_model(u2moe_recognizer recognizer, const std::string& content
 }
 
 void create_hotwords(u2moe_recognizer recognizer, const std::vector<Hotword>& phrases, u2moe_hotwords* hotwords) {
-  const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
+  const auto owner = registry().find(recognizer);
   registry().add(std::make_shared<const ContextGraph>(phrases, owner->model->bundle.vocabulary()), needed(hotwords, "hotwords"));
 }
 
-Floats scaled(const int16_t* samples, std::size_t num) {
+Floats floats(const float* samples, std::size_t num) { return array(samples, num, "samples") ? Floats(samples, samples + num) : Floats(); }
+
+Floats floats(const int16_t* samples, std::size_t num) {
   array(samples, num, "samples");
-  Floats floats(num);
-  std::transform(samples, samples + num, floats.begin(), [](int16_t each) { return static_cast<float>(each) / 32768.0F; });
-  return floats;
+  Floats found(num);
+  std::transform(samples, samples + num, found.begin(), [](int16_t each) { return static_cast<float>(each) / 32768.0F; });
+  return found;
 }
 
-Floats copied(const float* samples, std::size_t num) { return array(samples, num, "samples") ? Floats(samples, samples + num) : Floats(); }
+Stream& stream_of(Stream& stream) { return stream; }
+Stream& stream_of(Transcriber& transcriber) { return transcriber.stream(); }
 
-// Works with the object of a handle, which lives until the call returns.
-template <class T, class Handle, class Work>
-u2moe_error with(Handle handle, Work work) {
-  return guarded([&] { work(*registry().find<T>(handle)); });
+template <class Handle, class Sample>
+u2moe_error feed(Handle handle, int sample_rate, const Sample* samples, std::size_t num) {
+  return with(handle, [&](auto& it) { stream_of(it).feed(sample_rate, floats(samples, num)); });
 }
+
+// What an object answers, where the program wants it.
+template <class Handle, class Ask, class T>
+u2moe_error tell(Handle handle, T* place, const char* name, Ask ask) {
+  return with(handle, [&](auto& it) { *needed(place, name) = std::invoke(ask, it); });
+}
+
+void give(Result result, u2moe_result* handle) { registry().add(std::make_shared<const OpenResult>(std::move(result)), handle); }
 
 Events events_of(const u2moe_transcriber_callbacks& calls) {
   Events events;
@@ -342,7 +366,7 @@ Events events_of(const u2moe_transcriber_callbacks& calls) {
     const auto call = result.is_final ? calls.on_final : calls.on_partial;
     if (!call) return;
     u2moe_result handle = nullptr;
-    registry().add(std::make_shared<OpenResult>(std::move(result)), &handle);
+    give(std::move(result), &handle);
     call(calls.context, handle);
     u2moe_result_free(handle);
   };
@@ -387,9 +411,18 @@ u2moe_error u2moe_available_providers(const char** json) {
   });
 }
 
-u2moe_error u2moe_recognizer_options_init(u2moe_recognizer_options* options, size_t size) {
-  return init(options, size, kRecognizerOptions, "u2moe_recognizer_options");
-}
+u2moe_error u2moe_recognizer_options_init(u2moe_recognizer_options* options, size_t size) { return kRecognizerOptions.init(options, size); }
+u2moe_error u2moe_language_model_options_init(u2moe_language_model_options* options, size_t size) { return kLanguageModelOptions.init(options, size); }
+u2moe_error u2moe_vad_options_init(u2moe_vad_options* options, size_t size) { return kVadOptions.init(options, size); }
+u2moe_error u2moe_stream_options_init(u2moe_stream_options* options, size_t size) { return kStreamOptions.init(options, size); }
+u2moe_error u2moe_transcriber_callbacks_init(u2moe_transcriber_callbacks* callbacks, size_t size) { return kCallbacks.init(callbacks, size); }
+
+u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer) { return freed(recognizer); }
+u2moe_error u2moe_hotwords_free(u2moe_hotwords hotwords) { return freed(hotwords); }
+u2moe_error u2moe_language_model_free(u2moe_language_model model) { return freed(model); }
+u2moe_error u2moe_vad_free(u2moe_vad vad) { return freed(vad); }
+u2moe_error u2moe_stream_free(u2moe_stream stream) { return freed(stream); }
+u2moe_error u2moe_result_free(u2moe_result result) { return freed(result); }
 
 u2moe_error u2moe_recognizer_open(const char* folder, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
   return guarded([&] { open_recognizer(std::string(needed(folder, "folder")), options, recognizer); });
@@ -409,29 +442,22 @@ u2moe_error u2moe_recognizer_open_memory(const u2moe_file* files, size_t num_fil
 }
 
 u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, int32_t* sample_rate) {
-  return guarded([&] {
-    *needed(sample_rate, "sample_rate") = registry().find<Recognizer>(recognizer)->model->bundle.manifest().sample_rate;
-  });
+  return tell(recognizer, sample_rate, "sample_rate", [](const Recognizer& it) { return it.model->bundle.manifest().sample_rate; });
 }
 
 u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char** json) {
-  return guarded([&] { *needed(json, "json") = registry().find<Recognizer>(recognizer)->description.c_str(); });
+  return tell(recognizer, json, "json", [](const Recognizer& it) { return it.description.c_str(); });
 }
 
 u2moe_error u2moe_recognizer_token(u2moe_recognizer recognizer, int32_t token, const char** text) {
-  return guarded([&] {
-    const std::vector<std::string>& tokens = registry().find<Recognizer>(recognizer)->tokens;
-    check_range("token", token, 0, static_cast<double>(tokens.size()) - 1);
-    *needed(text, "text") = tokens[static_cast<std::size_t>(token)].c_str();
+  return tell(recognizer, text, "text", [token](const Recognizer& it) {
+    check_range("token", token, 0, static_cast<double>(it.tokens.size()) - 1);
+    return it.tokens[static_cast<std::size_t>(token)].c_str();
   });
 }
 
 u2moe_error u2moe_verify(const char* folder) {
   return guarded([&] { Bundle(std::string(needed(folder, "folder"))).verify(); });
-}
-
-u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer) {
-  return guarded([&] { registry().remove<Recognizer>(recognizer); });
 }
 
 u2moe_error u2moe_hotwords_create(u2moe_recognizer recognizer, const u2moe_hotword* phrases, size_t num_phrases, u2moe_hotwords* hotwords) {
@@ -450,21 +476,9 @@ u2moe_error u2moe_hotwords_parse(u2moe_recognizer recognizer, const char* lines,
   return guarded([&] { create_hotwords(recognizer, parse_hotwords(needed(lines, "lines")), hotwords); });
 }
 
-u2moe_error u2moe_hotwords_free(u2moe_hotwords hotwords) {
-  return guarded([&] { registry().remove<const ContextGraph>(hotwords); });
-}
-
-u2moe_error u2moe_language_model_options_init(u2moe_language_model_options* options, size_t size) {
-  return init(options, size, kLanguageModelOptions, "u2moe_language_model_options");
-}
-
 u2moe_error u2moe_language_model_open(u2moe_recognizer recognizer, const char* file, const u2moe_language_model_options* options,
                                       u2moe_language_model* model) {
-  return guarded([&] {
-    std::string content;
-    if (!read_file(needed(file, "file"), content)) throw LanguageModelError(std::string(file) + ": missing, or cannot be read");
-    open_language_model(recognizer, content, file, options, model);
-  });
+  return guarded([&] { open_language_model(recognizer, content_of<LanguageModelError>(needed(file, "file")), file, options, model); });
 }
 
 u2moe_error u2moe_language_model_open_memory(u2moe_recognizer recognizer, const void* content, size_t size,
@@ -475,32 +489,13 @@ u2moe_error u2moe_language_model_open_memory(u2moe_recognizer recognizer, const 
   });
 }
 
-u2moe_error u2moe_language_model_free(u2moe_language_model model) {
-  return guarded([&] { registry().remove<const Fusion>(model); });
-}
-
-u2moe_error u2moe_vad_options_init(u2moe_vad_options* options, size_t size) {
-  return init(options, size, kVadOptions, "u2moe_vad_options");
-}
-
 u2moe_error u2moe_vad_open(const char* file, const u2moe_vad_options* options, u2moe_vad* vad) {
   return guarded([&] {
     needed(vad, "vad");
-    const u2moe_vad_options found = read_options(options, kVadOptions, "u2moe_vad_options");
-    std::string content;
-    if (!read_file(needed(file, "file"), content)) throw BundleError(std::string(file) + ": missing, or cannot be read");
     VadOptions chosen;
-    read_numbers<VadNumbers>(found, chosen);
-    registry().add(std::make_shared<const Vad>(content, file, chosen), vad);
+    read_numbers<VadNumbers>(kVadOptions.with(options), chosen);
+    registry().add(std::make_shared<const Vad>(content_of<BundleError>(needed(file, "file")), file, chosen), vad);
   });
-}
-
-u2moe_error u2moe_vad_free(u2moe_vad vad) {
-  return guarded([&] { registry().remove<const Vad>(vad); });
-}
-
-u2moe_error u2moe_stream_options_init(u2moe_stream_options* options, size_t size) {
-  return init(options, size, kStreamOptions, "u2moe_stream_options");
 }
 
 u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_options* options, u2moe_stream* stream) {
@@ -508,27 +503,19 @@ u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_
 }
 
 u2moe_error u2moe_stream_accept_waveform(u2moe_stream stream, int32_t sample_rate, const float* samples, size_t num_samples) {
-  return with<Stream>(stream, [&](Stream& it) { it.accept_waveform(sample_rate, array(samples, num_samples, "samples"), num_samples); });
+  return with(stream, [&](Stream& it) { it.accept_waveform(sample_rate, array(samples, num_samples, "samples"), num_samples); });
 }
 
 u2moe_error u2moe_stream_accept_waveform_int16(u2moe_stream stream, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
-  return with<Stream>(stream, [&](Stream& it) { it.accept_waveform(sample_rate, scaled(samples, num_samples).data(), num_samples); });
+  return with(stream, [&](Stream& it) { it.accept_waveform(sample_rate, floats(samples, num_samples).data(), num_samples); });
 }
 
 u2moe_error u2moe_stream_feed(u2moe_stream stream, int32_t sample_rate, const float* samples, size_t num_samples) {
-  return with<Stream>(stream, [&](Stream& it) { it.feed(sample_rate, copied(samples, num_samples)); });
+  return feed(stream, sample_rate, samples, num_samples);
 }
 
 u2moe_error u2moe_stream_feed_int16(u2moe_stream stream, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
-  return with<Stream>(stream, [&](Stream& it) { it.feed(sample_rate, scaled(samples, num_samples)); });
-}
-
-u2moe_error u2moe_stream_feed_finished(u2moe_stream stream) {
-  return with<Stream>(stream, [](Stream& it) { it.finish(); });
-}
-
-u2moe_error u2moe_stream_queued(u2moe_stream stream, double* seconds) {
-  return with<Stream>(stream, [&](Stream& it) { *needed(seconds, "seconds") = it.queued_s(); });
+  return feed(stream, sample_rate, samples, num_samples);
 }
 
 u2moe_error u2moe_decode_streams(const u2moe_stream* streams, size_t num_streams) {
@@ -536,49 +523,38 @@ u2moe_error u2moe_decode_streams(const u2moe_stream* streams, size_t num_streams
     array(streams, num_streams, "streams");
     std::vector<std::shared_ptr<Stream>> kept;
     std::vector<Stream*> all;
-    for (std::size_t i = 0; i < num_streams; ++i) all.push_back(kept.emplace_back(registry().find<Stream>(streams[i])).get());
+    for (std::size_t i = 0; i < num_streams; ++i) all.push_back(kept.emplace_back(registry().find(streams[i])).get());
     Stream::decode(std::move(all));
   });
 }
 
-u2moe_error u2moe_stream_failure(u2moe_stream stream) {
-  return with<Stream>(stream, [](Stream& it) { it.check_failure(); });
-}
-
-u2moe_error u2moe_stream_cancel(u2moe_stream stream) {
-  return with<Stream>(stream, [](Stream& it) { it.cancel(); });
-}
-
-u2moe_error u2moe_stream_input_finished(u2moe_stream stream) {
-  return with<Stream>(stream, [](Stream& it) { it.input_finished(); });
-}
+u2moe_error u2moe_stream_feed_finished(u2moe_stream stream) { return with(stream, [](Stream& it) { it.finish(); }); }
+u2moe_error u2moe_stream_queued(u2moe_stream stream, double* seconds) { return tell(stream, seconds, "seconds", &Stream::queued_s); }
+u2moe_error u2moe_stream_failure(u2moe_stream stream) { return with(stream, &Stream::check_failure); }
+u2moe_error u2moe_stream_cancel(u2moe_stream stream) { return with(stream, &Stream::cancel); }
+u2moe_error u2moe_stream_reset(u2moe_stream stream) { return with(stream, &Stream::reset); }
+u2moe_error u2moe_stream_input_finished(u2moe_stream stream) { return with(stream, &Stream::input_finished); }
 
 u2moe_error u2moe_stream_take_segment(u2moe_stream stream, u2moe_result* result) {
-  return with<Stream>(stream, [&](Stream& it) {
+  return with(stream, [&](Stream& it) {
     needed(result, "result");
-    std::optional<Result> segment = it.take_segment();
-    if (segment) {
-      registry().add(std::make_shared<OpenResult>(std::move(*segment)), result);
-    } else {
-      *result = nullptr;
-    }
+    if (std::optional<Result> segment = it.take_segment()) give(std::move(*segment), result);
+    else *result = nullptr;
   });
 }
 
 u2moe_error u2moe_stream_get_result(u2moe_stream stream, u2moe_result* result) {
-  return with<Stream>(stream, [&](Stream& it) { registry().add(std::make_shared<OpenResult>(it.result()), needed(result, "result")); });
+  return with(stream, [&](Stream& it) { give(it.result(), needed(result, "result")); });
 }
 
 u2moe_error u2moe_stream_is_endpoint(u2moe_stream stream, int32_t* is_endpoint) {
-  return with<Stream>(stream, [&](Stream& it) { *needed(is_endpoint, "is_endpoint") = it.has_segments(); });
+  return tell(stream, is_endpoint, "is_endpoint", &Stream::has_segments);
 }
 
-u2moe_error u2moe_stream_is_speech(u2moe_stream stream, int32_t* is_speech) {
-  return with<Stream>(stream, [&](Stream& it) { *needed(is_speech, "is_speech") = it.is_speech(); });
-}
+u2moe_error u2moe_stream_is_speech(u2moe_stream stream, int32_t* is_speech) { return tell(stream, is_speech, "is_speech", &Stream::is_speech); }
 
 u2moe_error u2moe_stream_take_speech_event(u2moe_stream stream, u2moe_speech_event* event, int32_t* is_taken) {
-  return with<Stream>(stream, [&](Stream& it) {
+  return with(stream, [&](Stream& it) {
     check_size(needed(event, "event")->size, sizeof *event, "u2moe_speech_event", sizeof *event);
     needed(is_taken, "is_taken");
     const std::optional<SpeechEvent> found = it.take_speech_event();
@@ -587,81 +563,62 @@ u2moe_error u2moe_stream_take_speech_event(u2moe_stream stream, u2moe_speech_eve
   });
 }
 
-u2moe_error u2moe_stream_reset(u2moe_stream stream) {
-  return with<Stream>(stream, [](Stream& it) { it.reset(); });
-}
-
-u2moe_error u2moe_stream_free(u2moe_stream stream) {
-  return guarded([&] { registry().remove<Stream>(stream); });
-}
-
-u2moe_error u2moe_transcriber_callbacks_init(u2moe_transcriber_callbacks* callbacks, size_t size) {
-  return init(callbacks, size, kCallbacks, "u2moe_transcriber_callbacks");
-}
-
 u2moe_error u2moe_transcriber_create(u2moe_recognizer recognizer, const u2moe_stream_options* options,
                                      const u2moe_transcriber_callbacks* callbacks, u2moe_transcriber* transcriber) {
   return guarded([&] {
     needed(transcriber, "transcriber");
-    const auto calls = read_options(callbacks, kCallbacks, "u2moe_transcriber_callbacks");
-    registry().add(std::make_shared<Transcriber>(new_stream(recognizer, options, true), events_of(calls)), transcriber);
+    const Events events = events_of(kCallbacks.with(callbacks));
+    registry().add(std::make_shared<Transcriber>(new_stream(recognizer, options, true), events), transcriber);
   });
 }
 
 u2moe_error u2moe_transcriber_feed(u2moe_transcriber transcriber, int32_t sample_rate, const float* samples, size_t num_samples) {
-  return with<Transcriber>(transcriber, [&](Transcriber& it) { it.stream().feed(sample_rate, copied(samples, num_samples)); });
+  return feed(transcriber, sample_rate, samples, num_samples);
 }
 
 u2moe_error u2moe_transcriber_feed_int16(u2moe_transcriber transcriber, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
-  return with<Transcriber>(transcriber, [&](Transcriber& it) { it.stream().feed(sample_rate, scaled(samples, num_samples)); });
+  return feed(transcriber, sample_rate, samples, num_samples);
 }
 
 u2moe_error u2moe_transcriber_queued(u2moe_transcriber transcriber, double* seconds) {
-  return with<Transcriber>(transcriber, [&](Transcriber& it) { *needed(seconds, "seconds") = it.stream().queued_s(); });
+  return tell(transcriber, seconds, "seconds", [](const Transcriber& it) { return it.stream().queued_s(); });
 }
 
 u2moe_error u2moe_transcriber_input_finished(u2moe_transcriber transcriber) {
-  return with<Transcriber>(transcriber, [](Transcriber& it) { it.stream().finish(); });
+  return with(transcriber, [](Transcriber& it) { it.stream().finish(); });
 }
 
 u2moe_error u2moe_transcriber_wait(u2moe_transcriber transcriber) {
-  return with<Transcriber>(transcriber, [](Transcriber& it) {
+  return with(transcriber, [](Transcriber& it) {
     it.stream().finish(true);
     it.wait();
     it.stream().check_failure();
   });
 }
 
-u2moe_error u2moe_transcriber_cancel(u2moe_transcriber transcriber) {
-  return with<Transcriber>(transcriber, [](Transcriber& it) { it.cancel(); });
-}
+u2moe_error u2moe_transcriber_cancel(u2moe_transcriber transcriber) { return with(transcriber, &Transcriber::cancel); }
 
 u2moe_error u2moe_transcriber_free(u2moe_transcriber transcriber) {
   return guarded([&] {
-    const std::shared_ptr<Transcriber> owned = registry().find<Transcriber>(transcriber);
+    const std::shared_ptr<Transcriber> owned = registry().find(transcriber);
     owned->cancel();
     owned->wait();
-    registry().remove<Transcriber>(transcriber);
+    registry().remove(transcriber);
   });
 }
 
-u2moe_error u2moe_result_get(u2moe_result handle, u2moe_result_view* view) {
-  return guarded([&] {
-    const std::shared_ptr<OpenResult> open = registry().find<OpenResult>(handle);
-    const Result& result = open->result;
+u2moe_error u2moe_result_get(u2moe_result result, u2moe_result_view* view) {
+  return with(result, [&](const OpenResult& open) {
+    const Result& it = open.result;
     const std::size_t size = needed(view, "view")->size;
     check_size(size, sizeof *view, "u2moe_result_view", offsetof(u2moe_result_view, score));
-    const u2moe_result_view all = {size, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,
-             result.tokens.data(), result.times.data(), result.tokens.size(), result.times.size(), open->words.data(), open->words.size(),
-             open->nbest.data(), open->nbest.size(), result.score, open->nbest_times.data()};
+    const u2moe_result_view all = {size, it.text.c_str(), it.is_final, it.segment, it.start, it.end, it.confidence,
+             it.tokens.data(), it.times.data(), it.tokens.size(), it.times.size(), open.words.data(), open.words.size(),
+             open.nbest.data(), open.nbest.size(), it.score, open.nbest_times.data()};
     std::memcpy(view, &all, size);
   });
 }
 
 u2moe_error u2moe_result_json(u2moe_result result, const char** json) {
-  return guarded([&] { *needed(json, "json") = registry().find<OpenResult>(result)->json.c_str(); });
-}
-
-u2moe_error u2moe_result_free(u2moe_result result) {
-  return guarded([&] { registry().remove<OpenResult>(result); });
+  return tell(result, json, "json", [](const OpenResult& it) { return it.json.c_str(); });
 }

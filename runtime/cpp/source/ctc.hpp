@@ -1,15 +1,6 @@
 // What reads the CTC head: greedy and prefix beam search, both incremental, alignment of tokens, and cuts between words.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <limits>
-#include <memory>
-#include <optional>
-#include <set>
-#include <vector>
-
 #include "beam_search.hpp"
 #include "vocabulary.hpp"
 

@@ -1,15 +1,7 @@
 // Where utterances end: Kaldi's rules on the blanks of the CTC head and, with full context, pauses in the audio, where words end, too.
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <limits>
-#include <optional>
-#include <utility>
-#include <vector>
+#include "standard.hpp"
 
 namespace u2moe::runtime {
 

@@ -1,11 +1,7 @@
 // Exceptions inside the library; c_interface.cpp turns them into error codes. In WebAssembly, which has none here, JavaScript throws.
 #pragma once
 
-#include <stdexcept>
-#include <string>
-
-#include "number.hpp"
-#include "unicode.hpp"
+#include "text.hpp"
 #include "u2moe.h"
 
 namespace u2moe::runtime {

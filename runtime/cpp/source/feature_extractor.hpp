@@ -2,12 +2,6 @@
 // features, and their loudness.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <optional>
-#include <utility>
-#include <vector>
-
 #include "endpoint.hpp"
 #include "manifest.hpp"
 #include "resampler.hpp"

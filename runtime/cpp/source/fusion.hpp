@@ -2,23 +2,10 @@
 // runtime/decoding/fusion.py has it, which says why.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <map>
-#include <memory>
-#include <optional>
-#include <set>
-#include <string>
-#include <tuple>
-#include <unordered_map>
-#include <utility>
-#include <vector>
-
 #include "errors.hpp"
 #include "ngrams.hpp"
 #include "records.hpp"
-#include "unicode.hpp"
+#include "text.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {

@@ -1,18 +1,10 @@
 // The graphs of a bundle as functions on arrays. Holds no state of streams.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <future>
-#include <optional>
-#include <string>
-#include <utility>
-#include <vector>
 
 #include "bundle.hpp"
 #include "errors.hpp"
-#include "number.hpp"
 #include "ort.hpp"
 #include "recognition.hpp"
 #include "settings.hpp"
@@ -128,20 +120,7 @@ class Graphs {
     caches.offset = num_frames;
     caches.num_cached = std::min(num_frames, caches.num_cached);
     for (std::size_t i = 0; i < m_.caches.size(); ++i) {
-      if (m_.caches[i].time_axis < 0) continue;
-      ort::Shape shape = ort::shape_of(*caches.tensors[i].value);
-      const auto axis = shape.begin() + m_.caches[i].time_axis;
-      const std::int64_t wanted = m_.caches[i].num_cached(num_frames);
-      if (*axis <= wanted) continue;
-      const auto width = static_cast<std::int64_t>(ort::count({axis + 1, shape.end()})), rows = static_cast<std::int64_t>(ort::count({shape.begin(), axis}));
-      const Floats data = ort::numbers_of<float>(*caches.tensors[i].value);
-      Floats last;
-      for (std::int64_t row = 1; row <= rows; ++row) {
-        const auto end = data.begin() + row * *axis * width;
-        last.insert(last.end(), end - wanted * width, end);
-      }
-      *axis = wanted;
-      caches.tensors[i] = tensor(std::move(last), shape);
+      if (m_.caches[i].time_axis >= 0) caches.tensors[i] = split(*caches.tensors[i].value, i, 0, num_frames);
     }
   }
 

@@ -1,18 +1,8 @@
 // Hotwords: phrases that the search prefers, as an Aho-Corasick automaton over text; as runtime/decoding/context.py has them.
 #pragma once
 
-#include <algorithm>
-#include <iterator>
-#include <limits>
-#include <map>
-#include <set>
-#include <string>
-#include <utility>
-#include <vector>
-
 #include "declared.hpp"
 #include "errors.hpp"
-#include "number.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {

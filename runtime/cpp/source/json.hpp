@@ -3,19 +3,8 @@
 // broken UTF-8, and like nlohmann's the last of two equal keys.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <map>
-#include <optional>
-#include <string>
-#include <string_view>
-#include <utility>
-#include <variant>
-#include <vector>
-
 #include "errors.hpp"
-#include "number.hpp"
-#include "unicode.hpp"
+#include "text.hpp"
 
 namespace u2moe::runtime {
 

@@ -1,14 +1,10 @@
 // Reads language models: ARPA files and the compact files of `u2moe lm build`; as runtime/language/arpa.py and compact.py.
-#include <algorithm>
-#include <cstring>
-#include <unordered_map>
 
 #include "errors.hpp"
 #include "json.hpp"
 #include "ngrams.hpp"
-#include "number.hpp"
 #include "sha256.hpp"
-#include "unicode.hpp"
+#include "text.hpp"
 
 namespace u2moe::runtime {
 namespace {

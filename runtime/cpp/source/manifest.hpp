@@ -1,15 +1,6 @@
 // The manifest of a bundle: sizes of the model, features, and defaults of decoding.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <string>
-#include <string_view>
-#include <utility>
-#include <vector>
-
 #include "endpoint.hpp"
 #include "fusion.hpp"
 #include "json.hpp"

@@ -2,20 +2,8 @@
 // runtime/language/ngrams.py has it, which describes the order of nodes.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <functional>
-#include <limits>
-#include <numeric>
-#include <optional>
-#include <string>
-#include <utility>
-#include <vector>
-
 #include "errors.hpp"
-#include "number.hpp"
-#include "unicode.hpp"
+#include "text.hpp"
 
 namespace u2moe::runtime {
 
@@ -229,14 +217,13 @@ class Ngrams {
 
   // For each node the history without its first words that predicts what the node itself does not.
   void link(const std::vector<Id>& parent) {
-    std::vector<Id> suffix(word_.size()), state(word_.size());
+    std::vector<Id> suffix(word_.size());
     link_.assign(word_.size(), 0);
     for (Id node = 1; node < word_.size(); ++node) {
       if (parent[node]) {
         for (Id shorter = suffix[parent[node]]; !suffix[node]; shorter = suffix[shorter]) suffix[node] = child(shorter, word_[node]);
       }
-      link_[node] = state[suffix[node]];
-      state[node] = first_[node] != first_[node + 1] || backoff_[node] != 0 ? node : link_[node];
+      link_[node] = state(suffix[node]);
     }
   }
 

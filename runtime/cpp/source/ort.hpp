@@ -6,23 +6,38 @@
 #endif
 #include <onnxruntime_c_api.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <functional>
-#include <memory>
 #include <mutex>
 #include <new>
-#include <numeric>
-#include <stdexcept>
-#include <string>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
 #include "errors.hpp"
-#include "log.hpp"
 
-namespace u2moe::runtime::ort {
+namespace u2moe::runtime {
+
+/// Messages that are no errors of a call, and onnxruntime's with them: they go nowhere until a program sets a callback. After `set` the one before is not called any more, nor running elsewhere.
+class Log {
+ public:
+  static Log& all() {
+    static Log* const only = new Log;  // never destroyed: threads may outlive `main`
+    return *only;
+  }
+
+  void set(u2moe_log_callback callback, void* context) {
+    const std::lock_guard<std::recursive_mutex> lock(used_);
+    callback_ = callback;
+    context_ = context;
+  }
+
+  void write(int severity, const char* origin, const std::string& message) {
+    const std::lock_guard<std::recursive_mutex> lock(used_);
+    if (callback_) callback_(context_, severity, origin, message.c_str());
+  }
+
+ private:
+  std::recursive_mutex used_;
+  u2moe_log_callback callback_ = nullptr;
+  void* context_ = nullptr;
+};
+
+namespace ort {
 
 #ifdef __GLIBC__
 // An exception that leaves std::call_once, as in onnxruntime when memory is short, needs a library that glibc loads at the first
@@ -204,4 +219,5 @@ inline std::vector<std::string> available_providers() {
   return found;
 }
 
-}  // namespace u2moe::runtime::ort
+}  // namespace ort
+}  // namespace u2moe::runtime

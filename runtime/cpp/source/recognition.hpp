@@ -1,22 +1,12 @@
 // The recognition of one source of audio, but for running graphs: whoever has them asks which is next, and gives its output.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <memory>
-#include <optional>
-#include <set>
-#include <string>
-#include <utility>
-#include <vector>
-
 #include "attention_search.hpp"
 #include "ctc.hpp"
 #include "endpoint.hpp"
 #include "errors.hpp"
-#include "manifest.hpp"
 #include "feature_extractor.hpp"
+#include "manifest.hpp"
 #include "result.hpp"
 #include "u2moe.h"
 

@@ -1,12 +1,6 @@
 // Objects of JSON as Python declares them: which fields they have, what those are that are missing, and how numbers are read.
 #pragma once
 
-#include <cmath>
-#include <string>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
 #include "declared.hpp"
 #include "errors.hpp"
 #include "json.hpp"

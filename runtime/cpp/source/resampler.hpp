@@ -1,16 +1,6 @@
 // A band-limited resampler: that of the Python runtime for systems without soxr (runtime/audio/resampling.py).
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <map>
-#include <numeric>
-#include <optional>
-#include <string>
-#include <vector>
-
 #include "errors.hpp"
 
 namespace u2moe::runtime {
@@ -26,9 +16,10 @@ inline void check_rate(int rate) {
 class Resampler {
  public:
   /// @param source_rate, target_rate in Hz.
-  /// @throws AudioError `source_rate` is not from 1000 to 384000.
+  /// @throws AudioError one of them is not from 1000 to 384000.
   Resampler(int source_rate, int target_rate) : source_rate_(source_rate) {
     check_rate(source_rate);
+    check_rate(target_rate);
     const int divisor = std::gcd(source_rate, target_rate);
     numerator_ = source_rate / divisor;
     denominator_ = target_rate / divisor;

@@ -1,15 +1,9 @@
 // Final results: scores of both passes, words that end at pauses in the audio, and their confidences.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <string>
-#include <vector>
-
 #include "ctc.hpp"
-#include "manifest.hpp"
 #include "endpoint.hpp"
+#include "manifest.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {

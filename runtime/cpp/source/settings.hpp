@@ -1,15 +1,7 @@
 // Where and how graphs run: execution providers, threads, kernels.
 #pragma once
 
-#include <algorithm>
-#include <cctype>
-#include <cstdlib>
-#include <map>
-#include <set>
-#include <string>
 #include <thread>
-#include <utility>
-#include <vector>
 
 #include "declared.hpp"
 #include "errors.hpp"

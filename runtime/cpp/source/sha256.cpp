@@ -1,9 +1,5 @@
 #include "sha256.hpp"
 
-#include <array>
-#include <cstddef>
-#include <cstdint>
-
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
 #include <immintrin.h>

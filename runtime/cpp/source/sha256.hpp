@@ -1,8 +1,7 @@
 // SHA-256.
 #pragma once
 
-#include <string>
-#include <string_view>
+#include "standard.hpp"
 
 namespace u2moe::runtime {
 

@@ -1,16 +1,13 @@
-// Who a bundle is from: signatures of its manifest by Ed25519, as runtime/bundle/signature.py has them. Verifies none itself.
+// Who a bundle is from: signatures of its manifest by Ed25519, as runtime/bundle/signature.py has them.
 #pragma once
-
-#include <algorithm>
-#include <cstddef>
-#include <functional>
-#include <string>
-#include <utility>
-#include <vector>
 
 #include "errors.hpp"
 #include "json.hpp"
 #include "sha256.hpp"
+
+#ifdef U2MOE_SIGNATURES
+#include <openssl/evp.h>
+#endif
 
 namespace u2moe::runtime {
 
@@ -94,5 +91,22 @@ struct Demanded {
   std::vector<std::string> public_keys;
   Signatures::Verify verify;
 };
+
+/// By OpenSSL.
+/// @throws SignatureError the library was built without it.
+inline Signatures::Verify built_in_verify() {
+#ifdef U2MOE_SIGNATURES
+  return [](const Signatures::Signed& given, const std::string& message) {
+    const auto bytes = [](const std::string& text) { return reinterpret_cast<const unsigned char*>(text.data()); };
+    const std::unique_ptr<EVP_PKEY, void (*)(EVP_PKEY*)> key(
+        EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, bytes(given.first), given.first.size()), EVP_PKEY_free);
+    const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+    return key && context && EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key.get()) == 1 &&
+           EVP_DigestVerify(context.get(), bytes(given.second), given.second.size(), bytes(message), message.size()) == 1;
+  };
+#else
+  fail<SignatureError>("this library was built without OpenSSL: build it with -DU2MOE_SIGNATURES=ON, or give verify_signature");
+#endif
+}
 
 }  // namespace u2moe::runtime

@@ -1,14 +1,6 @@
 // Finds speech by the probabilities that a network for voice activity detection gives; as runtime/decoding/vad.py has it.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <deque>
-#include <optional>
-#include <utility>
-#include <vector>
-
 #include "records.hpp"
 
 namespace u2moe::runtime {

@@ -1,18 +1,11 @@
 // One source of audio: samples in, partial and final results out. Feeding and decoding may happen in different threads.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <cstdio>
-#include <deque>
 #include <exception>
 #include <future>
-#include <memory>
 #include <mutex>
-#include <optional>
-#include <utility>
-#include <vector>
 
 #include "errors.hpp"
 #include "graphs.hpp"
@@ -120,9 +113,9 @@ class Stream {
   }
 
   /// Final results of utterances that have words, each once.
-  std::optional<Result> take_segment() { return first_of(segments_); }
+  std::optional<Result> take_segment() { return locked([this] { return take_first(segments_); }); }
   /// Where the voice activity detector found that speech begins or ends, each once.
-  std::optional<SpeechEvent> take_speech_event() { return first_of(speech_events_); }
+  std::optional<SpeechEvent> take_speech_event() { return locked([this] { return take_first(speech_events_); }); }
 
   bool has_segments() const { return locked([this] { return !segments_.empty(); }); }
   bool is_cancelled() const { return is_cancelled_; }
@@ -176,15 +169,6 @@ class Stream {
   auto locked(Look look) const -> decltype(look()) {
     const std::lock_guard<std::mutex> lock(changing_);
     return look();
-  }
-
-  template <class Item>
-  std::optional<Item> first_of(std::deque<Item>& items) {
-    const std::lock_guard<std::mutex> lock(changing_);
-    if (items.empty()) return std::nullopt;
-    std::optional<Item> first = std::move(items.front());
-    items.pop_front();
-    return first;
   }
 
   std::unique_lock<std::mutex> claim() {

@@ -1,11 +1,6 @@
 // One source of audio: with a voice activity detector each speech segment is recognised as a source of its own.
 #pragma once
 
-#include <deque>
-#include <optional>
-#include <string>
-#include <utility>
-
 #include "errors.hpp"
 #include "recognition.hpp"
 #include "resampler.hpp"
@@ -18,6 +13,14 @@ struct SpeechEvent {
   bool is_speech;
   double time;
 };
+
+template <class Item>
+std::optional<Item> take_first(std::deque<Item>& items) {
+  if (items.empty()) return std::nullopt;
+  std::optional<Item> first = std::move(items.front());
+  items.pop_front();
+  return first;
+}
 
 /// Whoever has the graphs asks which is next, and gives its output. The manifest and the vocabulary must outlive it.
 class StreamState {
@@ -91,23 +94,15 @@ class StreamState {
   void give(const TokenScores& scores) { recognition_.give(scores); }
 
   /// Final results of utterances that have words, each once.
-  std::optional<Result> take_segment() { return first_of(segments_); }
+  std::optional<Result> take_segment() { return take_first(segments_); }
 
   /// What the voice activity detector found, each once.
-  std::optional<SpeechEvent> take_speech_event() { return first_of(speech_events_); }
+  std::optional<SpeechEvent> take_speech_event() { return take_first(speech_events_); }
 
   /// The result so far of the current utterance; final and perhaps empty after the end of the input.
   Result result() const { return presented(recognition_.result()); }
 
  private:
-  template <class Item>
-  static std::optional<Item> first_of(std::deque<Item>& items) {
-    if (items.empty()) return std::nullopt;
-    std::optional<Item> first = std::move(items.front());
-    items.pop_front();
-    return first;
-  }
-
   void recognize(const Speech& speech) {
     const auto end = static_cast<double>(speech.start + speech.samples.size()) / SpeechFinder::kRate;
     if (speech.begins) {

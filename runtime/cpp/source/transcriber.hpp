@@ -2,14 +2,9 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <exception>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <string>
+#include <future>
 #include <thread>
-#include <utility>
 
 #include "stream.hpp"
 
@@ -41,13 +36,15 @@ class Transcriber {
 
   Stream& stream() const { return *state_->stream; }
 
-  void cancel() { stream().cancel(); }
+  /// No event begins after it but in another thread at this moment.
+  void cancel() {
+    state_->is_silent = true;
+    stream().cancel();
+  }
 
   /// Waits until it has ended, but not in its own thread.
   void wait() {
-    if (is_own_thread()) return;
-    std::unique_lock<std::mutex> lock(state_->changing);
-    state_->changed.wait(lock, [this] { return state_->has_ended; });
+    if (!is_own_thread()) state_->end.wait();
   }
 
  private:
@@ -63,11 +60,14 @@ class Transcriber {
         }
       } catch (const Cancelled&) {  // as was asked for
       } catch (...) {
-        events.on_failure(std::current_exception());
+        tell(events.on_failure, std::current_exception());
       }
-      const std::lock_guard<std::mutex> lock(changing);
-      has_ended = true;
-      changed.notify_all();
+      ended.set_value();
+    }
+
+    template <class Event, class Told>
+    void tell(const Event& event, Told told) {
+      if (!is_silent) event(std::move(told));
     }
 
     // The next part of the input and its events, those before a failure, too.
@@ -78,11 +78,11 @@ class Transcriber {
       } catch (...) {
         failure = std::current_exception();
       }
-      while (const auto event = stream->take_speech_event()) events.on_speech(*event);
+      while (const auto event = stream->take_speech_event()) tell(events.on_speech, *event);
       bool has_segment = false;
       while (std::optional<Result> segment = stream->take_segment()) {
         has_segment = true;
-        if (!stream->is_cancelled()) events.on_result(std::move(*segment));
+        tell(events.on_result, std::move(*segment));
       }
       if (failure) std::rethrow_exception(failure);
       Result partial = stream->result();
@@ -90,16 +90,16 @@ class Transcriber {
       shown = partial.is_final ? "" : partial.text;
       if (shown == before) return;
       partial.is_final = false;
-      events.on_result(std::move(partial));
+      tell(events.on_result, std::move(partial));
     }
 
     const std::shared_ptr<Stream> stream;
     const Events events;
     std::atomic<std::thread::id> worker;
+    std::atomic<bool> is_silent{false};
     std::string shown;  // the last partial result; empty after a segment
-    std::mutex changing;
-    std::condition_variable changed;
-    bool has_ended = false;
+    std::promise<void> ended;
+    const std::shared_future<void> end = ended.get_future().share();
   };
 
   bool is_own_thread() const { return std::this_thread::get_id() == state_->worker; }

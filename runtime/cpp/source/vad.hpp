@@ -1,11 +1,6 @@
 // Voice activity detection with silero VAD, which the user provides; as runtime/decoding/vad.py has it.
 #pragma once
 
-#include <algorithm>
-#include <cstddef>
-#include <string>
-#include <vector>
-
 #include "errors.hpp"
 #include "ort.hpp"
 #include "settings.hpp"

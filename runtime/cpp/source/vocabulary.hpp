@@ -1,16 +1,8 @@
 // The vocabulary: turns token ids into text and words.
 #pragma once
 
-#include <algorithm>
-#include <cstddef>
-#include <functional>
-#include <iterator>
-#include <map>
-#include <string>
-#include <vector>
-
 #include "errors.hpp"
-#include "unicode.hpp"
+#include "text.hpp"
 
 namespace u2moe::runtime {
 
@@ -52,8 +44,8 @@ class Vocabulary {
  public:
   /// From lines of "symbol id".
   /// @param name what the content is, for messages.
-  /// @throws BundleError a line has no id, or the ids are not exactly 0..n-1.
-  static Vocabulary parse(const std::string& content, const std::string& name) {
+  /// @throws BundleError a line has no id, or the ids are not exactly 0..size-1.
+  static Vocabulary parse(const std::string& content, const std::string& name, int size) {
     std::map<std::size_t, std::string> found;
     std::size_t number = 0;
     for (const std::string& line : lines_of(content)) {
@@ -75,6 +67,10 @@ class Vocabulary {
       }
       vocabulary.symbols_.push_back(decode_utf8(symbol));
       vocabulary.fingerprint_ = vocabulary.fingerprint_ * 16777619U + std::hash<std::string>{}(symbol);
+    }
+    const std::size_t num = vocabulary.symbols_.size();
+    if (num != static_cast<std::size_t>(size)) {
+      runtime::fail<BundleError>(name + ": has " + std::to_string(num) + " symbols, expected vocab_size " + std::to_string(size));
     }
     return vocabulary;
   }

@@ -1,15 +1,7 @@
 // The rules are those of runtime/text/written in their order, where english.py and numbers.py say what each is for.
 #include "result.hpp"
 
-#include <algorithm>
-#include <cstdint>
-#include <optional>
-#include <set>
-#include <string>
-#include <utility>
-#include <vector>
-
-#include "unicode.hpp"
+#include "text.hpp"
 
 namespace u2moe::runtime {
 namespace {

@@ -9,6 +9,7 @@
 //! ```
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, ptr};
 use u2moe_sys as sys;
 
@@ -164,21 +165,19 @@ impl Recognizer {
         Ok(Stream(handle))
     }
 
-    /// Recognises one source in a thread of the library, which calls `on_event`.
+    /// Recognises one source in a thread of the library, which calls `on_event`. That may drop the transcriber.
     pub fn transcriber(&self, options: &Options, on_event: impl FnMut(Event) + Send + 'static) -> Result<Transcriber> {
-        let call: Box<Box<dyn FnMut(Event) + Send>> = Box::new(Box::new(on_event));
-        let (context, mut handle) = (Box::into_raw(call), ptr::null_mut());
+        let (call, mut handle): (Arc<Mutex<Call>>, _) = (Arc::new(Mutex::new(Box::new(on_event))), ptr::null_mut());
         let callbacks = sys::u2moe_transcriber_callbacks {
             size: std::mem::size_of::<sys::u2moe_transcriber_callbacks>(),
-            context: context.cast(),
+            context: Arc::as_ptr(&call).cast_mut().cast(),
             on_partial: Some(on_result),
             on_final: Some(on_result),
             on_error: Some(on_error),
             on_speech: Some(on_speech),
         };
-        let made = check(unsafe { sys::u2moe_transcriber_create(self.0, &options.0, &callbacks, &mut handle) });
-        let own = Transcriber { handle, context };
-        made.map(|()| own)
+        check(unsafe { sys::u2moe_transcriber_create(self.0, &options.0, &callbacks, &mut handle) })?;
+        Ok(Transcriber { handle, _call: call })
     }
 }
 
@@ -257,10 +256,13 @@ pub enum Event {
 
 type Call = Box<dyn FnMut(Event) + Send>;
 
-// A panic must not go through C.
+// A panic must not go through C. The function lasts until it returns, also where it drops its transcriber.
 fn tell(context: *mut c_void, event: Event) {
-    let call = unsafe { &mut *context.cast::<Call>() };
-    if catch_unwind(AssertUnwindSafe(|| call(event))).is_err() {
+    let own = unsafe {
+        Arc::increment_strong_count(context.cast::<Mutex<Call>>());
+        Arc::from_raw(context.cast::<Mutex<Call>>())
+    };
+    if catch_unwind(AssertUnwindSafe(|| own.lock().unwrap_or_else(PoisonError::into_inner)(event))).is_err() {
         eprintln!("u2moe: the callback of a transcriber has panicked");
     }
 }
@@ -279,7 +281,7 @@ extern "C" fn on_speech(context: *mut c_void, is_speech: i32, time: f64) {
 /// One source in a thread of its own. Dropped, it cancels what is left.
 pub struct Transcriber {
     handle: sys::u2moe_transcriber,
-    context: *mut Call,
+    _call: Arc<Mutex<Call>>,
 }
 unsafe impl Send for Transcriber {}
 unsafe impl Sync for Transcriber {}
@@ -300,9 +302,6 @@ impl Transcriber {
 
 impl Drop for Transcriber {
     fn drop(&mut self) {
-        unsafe {
-            sys::u2moe_transcriber_free(self.handle); // after the last call
-            drop(Box::from_raw(self.context));
-        }
+        unsafe { sys::u2moe_transcriber_free(self.handle) }; // waits for the last call, but for its own
     }
 }

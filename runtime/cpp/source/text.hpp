@@ -1,14 +1,8 @@
-// Characters of UTF-8 text: code points, spaces, scripts, letter case.
+// Text: characters of UTF-8, their scripts and letter case; numbers, in the same way in every locale.
 #pragma once
 
-#include <algorithm>
-#include <cstddef>
-#include <cstdint>
-#include <optional>
-#include <string>
-#include <vector>
-
 #include "letter_case.hpp"
+#include "standard.hpp"
 
 namespace u2moe::runtime {
 
@@ -137,6 +131,32 @@ inline std::string mapped(const std::string& text, char32_t (*change)(char32_t))
   std::u32string characters = decode_utf8(text);
   std::transform(characters.begin(), characters.end(), characters.begin(), change);
   return encode_utf8(characters);
+}
+
+/// Parses the whole text as a finite number; std::nullopt if it is none. (strtod expects a comma in some locales.)
+inline std::optional<double> parse_number(std::string_view text) {
+  double value = 0;
+#ifdef __cpp_lib_to_chars
+  if (!text.empty() && text[0] == '+') text.remove_prefix(1);
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return std::nullopt;
+#else
+  std::istringstream stream{std::string(text)};
+  stream.imbue(std::locale::classic());
+  stream >> std::noskipws >> value;
+  if (stream.fail() || stream.peek() != std::istringstream::traits_type::eof()) return std::nullopt;
+#endif
+  return value;
+}
+
+/// A number for people: integers plainly, others with at most nine significant digits.
+inline std::string shown_number(double value) {
+  if (std::fabs(value) < 1e15 && value == std::floor(value)) return std::to_string(static_cast<long long>(value));
+  std::ostringstream stream;
+  stream.imbue(std::locale::classic());
+  stream.precision(9);
+  stream << value;
+  return stream.str();
 }
 
 }  // namespace u2moe::runtime
