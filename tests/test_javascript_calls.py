@@ -433,7 +433,8 @@ def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
 
 BOUNDED = """
 const bounded = async (recognizer) => { // in tenths of a second, as many as may wait, none of which is lost
-  const stream = recognizer.createStream({ maxQueueS: 0.45 }), samples = Int16Array.from(input.samples), found = [], refused = [];
+  const stream = recognizer.createStream({ maxQueueS: 0.45 }), samples = Int16Array.from(input.samples);
+  const found = [], refused = [], part = samples.subarray(0, 6400);
   stream.addEventListener('final', ({ detail }) => found.push(detail));
   for (let n = 0, last = null; n < samples.length;) {
     try {
@@ -444,7 +445,7 @@ const bounded = async (recognizer) => { // in tenths of a second, as many as may
       await last;
     }
   }
-  await Promise.all([1, 2].map(() => stream.reset() ?? stream.acceptWaveform(16000, samples.subarray(0, 6400)))); // each alone
+  await Promise.all([1, 2].map(() => stream.reset() ?? stream.acceptWaveform(16000, part))); // each alone
   stream.reset();
   found.length = 0;
   for (let n = 0; n < samples.length; n += 1600) await stream.acceptWaveform(16000, samples.subarray(n, n + 1600));
@@ -452,7 +453,8 @@ const bounded = async (recognizer) => { // in tenths of a second, as many as may
   return [JSON.stringify(found), [...new Set(refused)]];
 };
 """
-OVERFLOW = "AudioOverflowError: 0.40 s of audio are waiting to be recognised: 0.10 s more would be above the limit of 0.45 s"
+WAITING = "AudioOverflowError: 0.40 s of audio are waiting to be recognised: "
+OVERFLOW = WAITING + "0.10 s more would be above the limit of 0.45 s"
 
 
 def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_path):

@@ -124,7 +124,7 @@ def c_header() -> str:
         begin, end = text.index(f"typedef struct {in_c} {{"), text.index(f"}} {in_c};")
         body = text[begin:end]
         for option, each in numbers(kind).items():
-            left = "negative" if each.least == 0 else "not a number" if (each.least or 0) < 0 else "0"
+            left = "negative" if each.least == 0 else "0"
             default = f"{left}: as in the bundle" if each.in_bundle else f"{each.default:g}"
             comment = about(each) if f"{default}: " in each.help else f"{about(each)}; {default}"
             member = f"  {'int32_t' if each.kind == 'integer' else 'double'} {option};"

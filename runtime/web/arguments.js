@@ -1,6 +1,6 @@
-/** Checks of what programs give. */
+/** What programs give: checks, and signals that cancel. */
 
-import { AudioError, AudioOverflowError, BundleError } from './errors.js';
+import { AudioError, BundleError } from './errors.js';
 
 export const tag = (value) => Object.prototype.toString.call(value);
 
@@ -41,30 +41,20 @@ export function refuseModel(model) {
   throw new RangeError(`languageModel must be what languageModel() of this recogniser returned, got ${tag(model)}`);
 }
 
-/** Counts the audio of a stream that is not recognised yet. */
-export class Queue {
-  #maxS;
-  #waiting = { num: 0 }; // samples
-
-  /** @param maxS seconds that may wait; undefined or null: any number. */
-  constructor(maxS = null) {
-    if (maxS !== null && !(typeof maxS === 'number' && maxS > 0)) throw new RangeError(`maxQueueS must be a number above 0, or null, got ${String(maxS)}`);
-    this.#maxS = maxS;
-  }
-
-  /** Samples wait until what `start` gives a promise of. @throws AudioOverflowError more would wait than may: nothing is started. */
-  hold(sampleRate, { length }, start) {
-    const waiting = this.#waiting, shown = (num) => `${(num / sampleRate).toFixed(2)} s`;
-    if (this.#maxS !== null && (waiting.num + length) / sampleRate > this.#maxS) {
-      throw new AudioOverflowError(`${shown(waiting.num)} of audio are waiting to be recognised: ${shown(length)} more would be above the limit of ${this.#maxS} s`);
-    }
-    const work = start(), leave = () => { waiting.num -= length; };
-    waiting.num += length;
-    work.then(leave, leave);
-    return work;
-  }
-
-  clear() {
-    this.#waiting = { num: 0 };
-  }
+/**
+ * What `start` gives a promise of, or the signal's reason as soon as it is aborted, since onnxruntime cannot be interrupted.
+ *
+ * @param signal of the program; undefined or null: there is none. If it is aborted, nothing is started.
+ * @param cancel called once with the promise when the signal is aborted before the work has ended.
+ */
+export async function untilAborted(signal, start, cancel) {
+  if (signal === undefined || signal === null) return start();
+  if (typeof signal.throwIfAborted !== 'function') throw new TypeError(`signal must be an AbortSignal, got ${signal}`);
+  signal.throwIfAborted();
+  const work = start();
+  return new Promise((resolve, reject) => {
+    const abort = () => { reject(signal.reason); cancel(work); };
+    signal.addEventListener('abort', abort, { once: true });
+    work.finally(() => signal.removeEventListener('abort', abort)).then(resolve, reject); // it may live longer than many calls
+  });
 }

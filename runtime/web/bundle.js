@@ -32,8 +32,7 @@ export async function openBundle(source, { parse, check, cache = 'u2moe', onProg
     };
     return [name, readVerified(reader, name, manifest.files[name], report)];
   }));
-  const all = Promise.all(files.values());
-  all.then(() => reader.settle?.(described, manifest, names)).catch(() => {}); // whoever waits for a file gets its error
+  Promise.all(files.values()).then(() => reader.settle?.(described, manifest, names)).catch(() => {}); // whoever waits for a file gets its error
   return { text, manifest, files };
 }
 
@@ -52,18 +51,18 @@ function readerOf(source, cache, signal) {
   return readerOf({ read: (name, options) => files.readFile(new URL(name, folder), options) }, cache, signal);
 }
 
-/** Graphs in ORT format are preferred: they load faster. */
-function neededFiles(manifest) {
-  const graphs = ['features', 'encoder', 'ctc', ...(manifest.model.decoder === 'none' ? [] : ['decoder'])];
-  const names = ['tokens.txt'], { files } = manifest;
-  for (const graph of graphs) {
+/** Graphs and their files, the smallest first. Those in ORT format are preferred: they load faster. */
+export function graphFiles({ model, files }) {
+  return ['ctc', 'features', ...(model.decoder === 'none' ? [] : ['decoder']), 'encoder'].map((graph) => {
     const file = [`${graph}.ort`, `${graph}.onnx`].find((name) => files[name]);
     if (!file) throw new BundleError(`${MANIFEST}: files: ${graph}.ort or ${graph}.onnx is not listed`);
-    names.push(file);
-    if (files[`${file}.data`]) names.push(`${file}.data`);
-  }
-  const languageModel = manifest.decoding.language_model?.file;
-  if (languageModel) names.push(languageModel);
+    return [graph, file];
+  });
+}
+
+function neededFiles(manifest) {
+  const { files } = manifest, graphs = graphFiles(manifest).map(([, file]) => file), weights = graphs.map((file) => `${file}.data`);
+  const names = ['tokens.txt', ...graphs, ...weights.filter((file) => files[file]), manifest.decoding.language_model?.file ?? []].flat();
   for (const name of names) {
     const isDigest = Number.isSafeInteger(files[name]?.size) && files[name].size >= 0 && /^[0-9a-f]{64}$/.test(files[name].sha256);
     if (!isDigest) throw new BundleError(`${MANIFEST}: files.${name}: found ${JSON.stringify(files[name])}, expected its size and sha256`);
@@ -115,9 +114,7 @@ class UrlReader {
   #problem = null; // of the cache
 
   constructor(folder, cacheName, signal) {
-    this.folder = folder;
-    this.cacheName = cacheName;
-    this.signal = signal;
+    Object.assign(this, { folder, cacheName, signal });
   }
 
   #key(digest) {

@@ -30,6 +30,17 @@ const char* told(std::string text) {
   return answer.c_str();
 }
 
+std::string text_of(const Json& json) {
+  if (json.is_object()) {
+    std::string text = json_list(json.object(), [](const auto& each) { return json_text(each.first) + ": " + text_of(each.second); });
+    text.front() = '{', text.back() = '}';
+    return text;
+  }
+  if (json.is_array()) return json_list(json.array(), text_of);
+  if (json.is_string()) return json_text(json.string());
+  return json.is_null() ? "null" : json.is_boolean() ? (json.boolean() ? "true" : "false") : json_text(json.number());
+}
+
 // A phrase, alone or with its weight.
 Hotword hotword_of(const Json& json) {
   if (json.is_string()) return {json.string()};
@@ -76,7 +87,7 @@ std::optional<VadOptions> vad_of(const Json& json) {
 EXPORT(manifest_parse) const char* manifest_parse(const char* text, std::size_t size) {
   Json json = Json::parse({text, size}, "bundle.json");
   const Manifest manifest = Manifest::of(json);
-  return told("{\"manifest\": " + json_text(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
+  return told("{\"manifest\": " + text_of(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
 }
 
 // What was signed before the manifest, and pairs of a key and its signature in hexadecimal, for demanded keys in PEM.

@@ -116,6 +116,23 @@ export class Core {
     return model;
   }
 
+  /**
+   * What is signed, and how, is told by the core; whether a signature of a message is by a key, by `verify`.
+   *
+   * @param content of the signature file. @param manifest the bytes of bundle.json. @param publicKeys in PEM.
+   * @throws SignatureError none of the keys has signed the manifest.
+   */
+  async checkSignature(content, manifest, publicKeys, verify = withWebCrypto) {
+    if (!Array.isArray(publicKeys)) throw new RangeError('publicKeys must be a list of keys in PEM');
+    const { prefix, signed } = JSON.parse(this.text(this.call('signatures', content, JSON.stringify(publicKeys))));
+    const message = new Uint8Array([...encoder.encode(prefix), ...manifest]);
+    for (const each of signed) {
+      const [publicKey, signature] = each.map((hex) => Uint8Array.from(hex.match(/../g) ?? [], (byte) => Number.parseInt(byte, 16)));
+      if ((await verify({ publicKey, message, signature })) === true) return;
+    }
+    throw new SignatureError('bundle.sig: is not of this bundle.json, which was changed, or is of another bundle');
+  }
+
   /** A copy of numbers at a pointer. */
   array(Kind, pointer, length) {
     return new Kind(this.#exports.memory.buffer, pointer, length).slice();
@@ -130,6 +147,15 @@ export class Core {
   free(owner, free, pointer) {
     this.#registry.unregister(owner);
     if (!this.#failure) this.call(free, pointer);
+  }
+}
+
+async function withWebCrypto({ publicKey, message, signature }) {
+  try {
+    const key = await crypto.subtle.importKey('raw', publicKey, 'Ed25519', false, ['verify']);
+    return await crypto.subtle.verify('Ed25519', key, signature, message);
+  } catch (cause) {
+    throw new SignatureError('bundle.sig: WebCrypto has no Ed25519 here: give a function verify', { cause });
   }
 }
 

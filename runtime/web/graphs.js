@@ -1,5 +1,6 @@
 /** The graphs of a bundle as functions on typed arrays. Holds no state of streams. */
 
+import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
 /**
@@ -68,16 +69,15 @@ export class Graphs {
   }
 
   /**
-   * Create the sessions of the graphs in `files`, a map from names to promises of contents. The smallest comes first:
-   * onnxruntime starts with it while the others are still on their way. None is left when one fails or the signal is aborted.
+   * Create the sessions of the graphs in `files`, a map from names to promises of contents, one after another: onnxruntime starts
+   * with the smallest while the others are still on their way. None is left when one fails or the signal is aborted.
    */
   static async create(ort, files, manifest, { sessionOptions = {}, signal } = {}) {
-    const names = ['ctc', 'features', ...(manifest.model.decoder === 'none' ? [] : ['decoder']), 'encoder'];
     const graphs = {};
     try {
-      for (const name of names) {
+      for (const [name, file] of graphFiles(manifest)) {
         signal?.throwIfAborted();
-        graphs[name] = await Graphs.#open(ort, files, name, sessionOptions);
+        graphs[name] = await Graphs.#open(ort, files, file, sessionOptions);
       }
     } catch (error) {
       await Promise.allSettled(Object.values(graphs).map((graph) => graph.release()));
@@ -86,12 +86,10 @@ export class Graphs {
     return new Graphs(graphs, manifest.model);
   }
 
-  static async #open(ort, files, name, sessionOptions) {
-    const isOrt = files.has(`${name}.ort`);
-    const file = isOrt ? `${name}.ort` : `${name}.onnx`;
+  static async #open(ort, files, file, sessionOptions) {
     const options = {
       ...(!sessionOptions.executionProviders && WEB_ASSEMBLY),
-      graphOptimizationLevel: isOrt ? 'disabled' : 'all',
+      graphOptimizationLevel: file.endsWith('.ort') ? 'disabled' : 'all',
       enableMemPattern: false, // it remembers each combination of sizes, and chunks, utterances and n-best lists have many
       ...sessionOptions,
     };

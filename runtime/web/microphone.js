@@ -67,17 +67,12 @@ export class Microphone extends EventTarget {
 
   /** Ends it, after the last samples; a device that has gone may not have any. */
   stop() {
-    this.#stopping ??= this.#stop();
-    return this.#stopping;
-  }
-
-  async #stop() {
-    await new Promise((resolve) => {
+    this.#stopping ??= new Promise((resolve) => {
       this.#flushed = resolve;
       this.#node.port.postMessage('flush');
       setTimeout(resolve, LONGEST_FLUSH_MS);
-    });
-    this.close();
+    }).then(() => this.close());
+    return this.#stopping;
   }
 
   /** Ends it at once. */

@@ -3,9 +3,9 @@
  * promise here either, such as a wrong option of a stream, is an event 'error' of the stream, and rejects its promises.
  */
 
-import { Queue, bytesOf, checkRate, floats, refuseModel } from './arguments.js';
-import { untilAborted } from './cancellation.js';
+import { bytesOf, refuseModel, untilAborted } from './arguments.js';
 import * as errors from './errors.js';
+import { Stream, Streaming } from './stream.js';
 
 /** Messages, and whatever else `port` tells: the workers of browsers, and those of Node, whose events are values. */
 function listen(port, type, take) {
@@ -30,8 +30,6 @@ export function serve(defaults) {
       return { sampleRate: recognizer.sampleRate, manifest: recognizer.manifest };
     },
     languageModel: (_, object, content, options) => void objects.set(object, recognizer.languageModel(content, options)),
-    transcribe: (id, samples, rate, options) => recognizer.transcribe(samples, rate, { ...given(options), signal: abortable(id) }),
-    warmUp: (id) => recognizer.warmUp({ signal: abortable(id) }),
     release: () => recognizer.release(),
     createStream(_, object, options) {
       const stream = recognizer.createStream(given(options));
@@ -85,7 +83,7 @@ class Connection {
   register(owner) {
     this.#num += 1;
     this.#registry.register(owner, this.#num);
-    if (owner instanceof Stream) this.#streams.set(this.#num, new WeakRef(owner));
+    if (owner instanceof Source) this.#streams.set(this.#num, new WeakRef(owner));
     return this.#num;
   }
 
@@ -117,7 +115,7 @@ class Connection {
     this.#worker.terminate();
     for (const { reject } of this.#calls.values()) reject(this.failure);
     this.#calls.clear();
-    for (const stream of this.#streams.values()) stream.deref()?.dispatchEvent(new CustomEvent('error', { detail: this.failure }));
+    for (const stream of this.#streams.values()) stream.deref()?.take('error', this.failure);
   }
 
   #take({ id, value, error, progress, object, type, detail }) {
@@ -135,7 +133,7 @@ class Connection {
 }
 
 /** `Recognizer` in another thread. */
-export class Recognizer {
+export class Recognizer extends Streaming {
   #connection;
   #models = new WeakMap();
 
@@ -150,6 +148,7 @@ export class Recognizer {
   }
 
   constructor(connection) {
+    super();
     this.#connection = connection;
   }
 
@@ -163,26 +162,10 @@ export class Recognizer {
 
   createStream(options) {
     this.#connection.check();
-    return new Stream(this.#connection, options?.maxQueueS, ...this.#sent(options));
-  }
-
-  async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
-    checkRate(sampleRate);
-    const [sent, made] = this.#sent(options), args = [floats(samples), sampleRate, sent];
-    const [segments] = await Promise.all([this.#connection.call('transcribe', args, { signal }), made]);
-    return segments;
-  }
-
-  /** Options of a stream as the worker takes them, and the promise of their language model. */
-  #sent(options) {
     const model = options?.languageModel ?? null;
-    if (model === null) return [options];
-    const { object, made } = this.#models.get(model) ?? refuseModel(model);
-    return [{ ...options, languageModel: object }, made];
-  }
-
-  warmUp({ signal } = {}) {
-    return this.#connection.call('warmUp', [], { signal });
+    const { object, made } = model === null ? {} : this.#models.get(model) ?? refuseModel(model);
+    const sent = model === null ? options : { ...options, languageModel: object };
+    return new Stream((emit) => new Source(this.#connection, emit, sent, made), options?.maxQueueS);
   }
 
   /** Frees the model, and ends the worker. */
@@ -192,17 +175,17 @@ export class Recognizer {
   }
 }
 
-class Stream extends EventTarget {
+/** All sources of one stream, recognised in the worker. */
+class Source {
   #connection;
   #object;
-  #queue;
+  #emit;
   #created;
   result = { text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, tokens: [], times: [], words: [], nbest: [] };
 
-  constructor(connection, maxQueueS, options, model) {
-    super();
+  constructor(connection, emit, options, model) {
     this.#connection = connection;
-    this.#queue = new Queue(maxQueueS);
+    this.#emit = emit;
     this.#object = connection.register(this);
     this.#created = Promise.all([model, connection.call('createStream', [this.#object, options])]);
     this.#created.catch((detail) => this.take('error', detail));
@@ -210,28 +193,25 @@ class Stream extends EventTarget {
 
   take(type, detail) {
     if (type !== 'error') this.result = detail;
-    this.dispatchEvent(new CustomEvent(type, { detail }));
+    this.#emit(type, detail);
   }
 
-  acceptWaveform(sampleRate, samples) {
-    checkRate(sampleRate);
-    const copy = floats(samples).slice();
-    return this.#queue.hold(sampleRate, copy, () => this.#call('acceptWaveform', [sampleRate, copy], [copy.buffer]));
+  accept(sampleRate, samples) {
+    const copy = samples.slice();
+    return this.#call('acceptWaveform', [sampleRate, copy], [copy.buffer]);
   }
 
-  inputFinished() {
+  finish() {
     return this.#call('inputFinished', []);
   }
 
-  reset() {
-    this.#queue.clear();
-    this.#call('reset', []);
+  discard() {
+    this.#call('reset', []).catch(() => {});
+    return this;
   }
 
   #call(method, args, transfer) {
     const answers = [this.#created, this.#connection.call('call', [this.#object, method, ...args], { transfer })];
-    const done = Promise.all(answers).then(() => void this); // whose events are heard until then, though nobody else may have it
-    done.catch(() => {}); // it is an event, too
-    return done;
+    return Promise.all(answers).then(() => void this); // whose events are heard until then, though nobody else may have it
   }
 }

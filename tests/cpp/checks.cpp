@@ -27,6 +27,7 @@
 #include "hotwords.hpp"
 #include "json.hpp"
 #include "ort.hpp"
+#include "resampler.hpp"
 #include "sha256.hpp"
 #include "u2moe.hpp"
 
@@ -192,6 +193,14 @@ void misuse(char** argv) {
   expect_error([] { u2moe::Recognizer("/none"); });
   expect_error([&] { stream.accept_waveform(1, samples.data(), 1); });
   expect_error([&] { stream.accept_waveform(std::numeric_limits<int>::max(), samples.data(), 1); });
+  expect_error([&] { stream.accept_waveform(0, samples.data(), 1); });
+  for (const auto& [from, to] : {std::pair(0, 16000), {16000, 0}}) {
+    try {
+      u2moe::runtime::Resampler(from, to);
+    } catch (const u2moe::runtime::Error& error) {
+      std::printf("%s\n", error.what());
+    }
+  }
   expect_error([&] { stream.accept_waveform(rate, no_number, 2); });
   expect_error([&] { stream.accept_waveform(rate, too_loud, 2); });
   stream.accept_waveform(rate, samples.data(), 1);

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "u2moe.hpp"
@@ -178,7 +179,7 @@ void transcribe(const u2moe::Recognizer& recognizer, const Samples& samples, con
     freed += still.expired() ? 100 : 1;
   };
   used.reset();
-  own = new u2moe::Transcriber(recognizer.create_transcriber(freeing, options));
+  own = new u2moe::Transcriber(recognizer.create_transcriber(std::move(freeing), options));
   u2moe::Transcriber dropped = recognizer.create_transcriber({}, options);
   for (std::size_t begin = 0; begin < samples.size(); begin += kBuffer) {
     const std::size_t num = std::min(kBuffer, samples.size() - begin);

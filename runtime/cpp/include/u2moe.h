@@ -330,9 +330,9 @@ U2MOE_API u2moe_error u2moe_transcriber_queued(u2moe_transcriber transcriber, do
 U2MOE_API u2moe_error u2moe_transcriber_input_finished(u2moe_transcriber transcriber);
 /* Finish the input, and wait until all of it is recognised and the last callback has returned. Gives the error that has ended it. */
 U2MOE_API u2moe_error u2moe_transcriber_wait(u2moe_transcriber transcriber);
-/* End within one chunk, without waiting and without results of what is not recognised yet. */
+/* End within one chunk, without waiting and without results of what is not recognised yet: no other callback begins. */
 U2MOE_API u2moe_error u2moe_transcriber_cancel(u2moe_transcriber transcriber);
-/* Cancel what is left, wait for the last callback, and free it. */
+/* Cancel what is left, wait for the last callback, and free it. A callback of its own may do so, which is then the last. */
 U2MOE_API u2moe_error u2moe_transcriber_free(u2moe_transcriber transcriber);
 
 /* ---- Results ---- */

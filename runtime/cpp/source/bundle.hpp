@@ -4,13 +4,9 @@
 #include <filesystem>
 #include <fstream>
 
-#include "errors.hpp"
 #include "hotwords.hpp"
-#include "json.hpp"
 #include "manifest.hpp"
-#include "sha256.hpp"
 #include "signature.hpp"
-#include "vocabulary.hpp"
 
 namespace u2moe::runtime {
 

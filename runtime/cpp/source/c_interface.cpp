@@ -4,7 +4,6 @@
 #include <new>
 #include <system_error>
 
-#include "errors.hpp"
 #include "transcriber.hpp"
 #include "u2moe.h"
 
@@ -48,7 +47,6 @@ u2moe_error guarded(Work work) noexcept {
 struct Recognizer {
   std::shared_ptr<const Model> model;
   std::string description;
-  std::vector<std::string> tokens;
 };
 
 // A result, and its arrays as C has them.
@@ -310,12 +308,10 @@ void open_recognizer(Location location, const u2moe_recognizer_options* options,
   needed(recognizer, "recognizer");
   const u2moe_recognizer_options read = kRecognizerOptions.with(options);
   const auto model = std::make_shared<const Model>(std::move(location), settings_of(read), demanded_of(read));
-  std::vector<std::string> tokens;
-  for (const std::u32string& symbol : model->bundle.vocabulary().symbols()) tokens.push_back(encode_utf8(symbol));
   for (const std::string& warning : model->bundle.manifest().warnings) Log::all().write(U2MOE_LOG_WARNING, "u2moe", warning);
   const std::string description = description_of(*model);
   Log::all().write(U2MOE_LOG_INFO, "u2moe", "loaded: " + description);
-  registry().add(std::make_shared<const Recognizer>(Recognizer{model, description, std::move(tokens)}), recognizer);
+  registry().add(std::make_shared<const Recognizer>(Recognizer{model, description}), recognizer);
 }
 
 void open_language_model(u2moe_recognizer recognizer, const std::string& content, const std::string& source,
@@ -451,8 +447,9 @@ u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char** 
 
 u2moe_error u2moe_recognizer_token(u2moe_recognizer recognizer, int32_t token, const char** text) {
   return tell(recognizer, text, "text", [token](const Recognizer& it) {
-    check_range("token", token, 0, static_cast<double>(it.tokens.size()) - 1);
-    return it.tokens[static_cast<std::size_t>(token)].c_str();
+    const std::vector<std::string>& tokens = it.model->bundle.vocabulary().texts();
+    check_range("token", token, 0, static_cast<double>(tokens.size()) - 1);
+    return tokens[static_cast<std::size_t>(token)].c_str();
   });
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "beam_search.hpp"
-#include "vocabulary.hpp"
 
 namespace u2moe::runtime {
 

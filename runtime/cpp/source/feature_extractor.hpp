@@ -2,7 +2,6 @@
 // features, and their loudness.
 #pragma once
 
-#include "endpoint.hpp"
 #include "manifest.hpp"
 #include "resampler.hpp"
 

@@ -2,10 +2,8 @@
 // runtime/decoding/fusion.py has it, which says why.
 #pragma once
 
-#include "errors.hpp"
+#include "json.hpp"
 #include "ngrams.hpp"
-#include "records.hpp"
-#include "text.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {
@@ -44,8 +42,7 @@ class Fusion {
         unknown_score_(options.unknown_score / std::log(10.0)), rescoring_weight_(options.rescoring_weight),
         bonus_(std::max(options.word_bonus, 0.0)), fingerprint_(vocabulary.fingerprint()) {
     options.check();
-    std::vector<std::string> symbols;
-    for (const std::u32string& symbol : vocabulary.symbols()) symbols.push_back(encode_utf8(symbol));
+    const std::vector<std::string>& symbols = vocabulary.texts();
     const Ngrams::Spell spell = spelling_of(symbols);
     spelled_ = spelled_words(*ngrams_, spell);
     if (!is_sorted(*ngrams_, spelled_)) {

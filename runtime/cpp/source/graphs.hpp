@@ -4,8 +4,6 @@
 #include <future>
 
 #include "bundle.hpp"
-#include "errors.hpp"
-#include "ort.hpp"
 #include "recognition.hpp"
 #include "settings.hpp"
 

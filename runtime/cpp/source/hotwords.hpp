@@ -2,7 +2,6 @@
 #pragma once
 
 #include "declared.hpp"
-#include "errors.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe::runtime {

@@ -1,10 +1,8 @@
 // Reads language models: ARPA files and the compact files of `u2moe lm build`; as runtime/language/arpa.py and compact.py.
 
-#include "errors.hpp"
 #include "json.hpp"
 #include "ngrams.hpp"
 #include "sha256.hpp"
-#include "text.hpp"
 
 namespace u2moe::runtime {
 namespace {

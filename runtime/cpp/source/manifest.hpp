@@ -3,8 +3,6 @@
 
 #include "endpoint.hpp"
 #include "fusion.hpp"
-#include "json.hpp"
-#include "records.hpp"
 
 namespace u2moe::runtime {
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace u2moe::runtime {
 

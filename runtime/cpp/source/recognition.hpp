@@ -2,13 +2,8 @@
 #pragma once
 
 #include "attention_search.hpp"
-#include "ctc.hpp"
-#include "endpoint.hpp"
-#include "errors.hpp"
 #include "feature_extractor.hpp"
-#include "manifest.hpp"
 #include "result.hpp"
-#include "u2moe.h"
 
 namespace u2moe::runtime {
 
@@ -176,13 +171,18 @@ class Recognition {
  private:
   static constexpr double kLongestWindowS = 30;  // encoded at once with full context, if utterances end by endpoints
 
-  static void append(Floats& all, const Floats& more, std::size_t begin, std::size_t end) {
-    all.insert(all.end(), more.begin() + static_cast<std::ptrdiff_t>(begin), more.begin() + static_cast<std::ptrdiff_t>(end));
-  }
-
   struct Frames {
     Floats output, log_probs;
   };
+
+  // What follows the first `num` rows [rows, width].
+  static Floats after(const Floats& rows, std::size_t num, std::size_t width) {
+    return {rows.begin() + static_cast<std::ptrdiff_t>(num * width), rows.end()};
+  }
+
+  Frames after(const Floats& output, const Floats& log_probs, std::size_t num) const { return {after(output, num, dim()), after(log_probs, num, vocab())}; }
+
+  static void append(Floats& all, const Floats& more) { all.insert(all.end(), more.begin(), more.end()); }
 
   const Manifest& m() const { return *manifest_; }
   std::size_t vocab() const { return static_cast<std::size_t>(m().vocab_size); }
@@ -300,12 +300,10 @@ class Recognition {
     if (options_.endpoint) endpoint_ = endpointer_.advance(frames.log_probs.data(), all, vocab());
     if (endpoint_) {
       num = endpoint_->num_frames;
-      surplus_ = {};
-      append(surplus_.output, frames.output, num * dim(), all * dim());
-      append(surplus_.log_probs, frames.log_probs, num * vocab(), all * vocab());
+      surplus_ = after(frames.output, frames.log_probs, num);
     }
     num_frames_ += num;
-    append(output_, frames.output, 0, num * dim());
+    output_.insert(output_.end(), frames.output.begin(), frames.output.begin() + static_cast<std::ptrdiff_t>(num * dim()));
     search_->advance(frames.log_probs.data(), num, vocab());
     if (options_.endpoint && !endpoint_) endpoint_ = pause_rule_.endpoint(start_ + num_frames_, endpointer_.trailing_silence());
   }
@@ -314,11 +312,9 @@ class Recognition {
   void cut(const Floats& log_probs) {
     const auto num = find_cut(*vocabulary_, search_->hypotheses(1)[0].tokens, log_probs, vocab(), m().blank);
     if (!num) return;
-    Frames rest;
-    append(rest.output, output_, *num * dim(), output_.size());
-    append(rest.log_probs, log_probs, *num * vocab(), log_probs.size());
-    append(rest.output, surplus_.output, 0, surplus_.output.size());
-    append(rest.log_probs, surplus_.log_probs, 0, surplus_.log_probs.size());
+    Frames rest = after(output_, log_probs, *num);
+    append(rest.output, surplus_.output);
+    append(rest.log_probs, surplus_.log_probs);
     surplus_ = std::move(rest);
     output_.resize(*num * dim());
     num_frames_ = *num;

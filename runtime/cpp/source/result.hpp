@@ -2,9 +2,7 @@
 #pragma once
 
 #include "ctc.hpp"
-#include "endpoint.hpp"
 #include "manifest.hpp"
-#include "vocabulary.hpp"
 
 namespace u2moe::runtime {
 

@@ -3,8 +3,6 @@
 
 #include <thread>
 
-#include "declared.hpp"
-#include "errors.hpp"
 #include "json.hpp"
 #include "ort.hpp"
 

@@ -1,7 +1,6 @@
 // Who a bundle is from: signatures of its manifest by Ed25519, as runtime/bundle/signature.py has them.
 #pragma once
 
-#include "errors.hpp"
 #include "json.hpp"
 #include "sha256.hpp"
 

@@ -7,9 +7,7 @@
 #include <future>
 #include <mutex>
 
-#include "errors.hpp"
 #include "graphs.hpp"
-#include "stream_state.hpp"
 #include "vad.hpp"
 
 namespace u2moe::runtime {
@@ -79,17 +77,13 @@ class Stream {
   /// Feed without a limit, and decode: seconds one by one, so that an hour takes no more memory, and no more time for each window.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
     const std::unique_lock<std::mutex> claimed = claim();
-    {
-      const std::lock_guard<std::mutex> lock(changing_);
+    locked([&] {
       check_usable();
       check_audio(rate_, sample_rate, samples, num);
-    }
+    });
     const auto second = static_cast<std::size_t>(sample_rate);
     for (std::size_t begin = 0; begin < num; begin += second) {
-      {
-        const std::lock_guard<std::mutex> lock(changing_);
-        append(sample_rate, Floats(samples + begin, samples + std::min(begin + second, num)));
-      }
+      locked([&] { append(sample_rate, Floats(samples + begin, samples + std::min(begin + second, num))); });
       decode_claimed({this});
     }
   }
@@ -202,26 +196,20 @@ class Stream {
       if (is_cancelled_) fail<Cancelled>(kCancelled);
       if (std::optional<Request> request = source_.next()) return request;
       if (!all && has_taken_) return std::nullopt;
-      Floats samples;
-      int rate = 0;
-      {
-        const std::lock_guard<std::mutex> lock(changing_);
-        rate = rate_;
-        if (queue_.empty() && (!is_finished_ || is_ended_)) return std::nullopt;
-        is_ended_ = queue_.empty();
-        if (!is_ended_) {
-          samples = std::move(queue_.front());
-          queue_.pop_front();
-          num_queued_ -= samples.size();
-        }
-      }
+      std::unique_lock<std::mutex> lock(changing_);
+      const int rate = rate_;
+      const std::optional<Floats> samples = take_first(queue_);
+      if (!samples && (!is_finished_ || is_ended_)) return std::nullopt;
+      num_queued_ -= samples ? samples->size() : 0;
+      lock.unlock();
       has_taken_ = true;
+      is_ended_ = !samples;
       if (is_ended_) {
         source_.finish();
-        continue;
+      } else {
+        source_.check(rate, samples->data(), samples->size());
+        source_.accept(samples->data(), samples->size());
       }
-      source_.check(rate, samples.data(), samples.size());
-      source_.accept(samples.data(), samples.size());
     }
   }
 

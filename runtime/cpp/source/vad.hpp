@@ -1,10 +1,8 @@
 // Voice activity detection with silero VAD, which the user provides; as runtime/decoding/vad.py has it.
 #pragma once
 
-#include "errors.hpp"
-#include "ort.hpp"
 #include "settings.hpp"
-#include "speech.hpp"
+#include "stream_state.hpp"
 
 namespace u2moe::runtime {
 

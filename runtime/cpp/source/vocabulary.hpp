@@ -2,7 +2,6 @@
 #pragma once
 
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace u2moe::runtime {
 
@@ -66,6 +65,7 @@ class Vocabulary {
         runtime::fail<BundleError>(name + ": no symbol has id " + std::to_string(vocabulary.symbols_.size()));
       }
       vocabulary.symbols_.push_back(decode_utf8(symbol));
+      vocabulary.texts_.push_back(encode_utf8(vocabulary.symbols_.back()));
       vocabulary.fingerprint_ = vocabulary.fingerprint_ * 16777619U + std::hash<std::string>{}(symbol);
     }
     const std::size_t num = vocabulary.symbols_.size();
@@ -82,6 +82,7 @@ class Vocabulary {
 
   /// Symbols by id, with U+2581 as in tokens.txt.
   const std::vector<std::u32string>& symbols() const { return symbols_; }
+  const std::vector<std::string>& texts() const { return texts_; }  ///< the same in UTF-8
 
   /// Text of token ids, without leading and trailing spaces.
   std::string text(const std::vector<int>& tokens) const {
@@ -122,6 +123,7 @@ class Vocabulary {
   const std::u32string& symbol(int token) const { return symbols_[static_cast<std::size_t>(token)]; }
 
   std::vector<std::u32string> symbols_;
+  std::vector<std::string> texts_;
   std::size_t fingerprint_ = 0;
 };
 

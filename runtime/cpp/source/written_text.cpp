@@ -1,8 +1,6 @@
 // The rules are those of runtime/text/written in their order, where english.py and numbers.py say what each is for.
 #include "result.hpp"
 
-#include "text.hpp"
-
 namespace u2moe::runtime {
 namespace {
 

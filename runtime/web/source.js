@@ -1,0 +1,125 @@
+/** Samples to results. What is next is decided by the core; graphs are run here. */
+
+import { CTC, DECODER, ENCODER, FEATURES, VAD } from './core.js';
+import { StreamError } from './errors.js';
+
+/** One source of a stream, recognised in this thread. */
+export class Source {
+  #graphs;
+  #recognition;
+  #vad;
+  #past; // of the detector
+  #caches;
+  #emit;
+  #last = null; // the result after the end
+  #isFinished = false;
+  #isEnding = false; // all samples are there
+  #isDiscarded = false;
+  #isRunning = false;
+  #failure = null;
+  #work = Promise.resolve();
+
+  /** @param emit called with the type and the detail of each event. */
+  constructor(graphs, recognition, vad, emit) {
+    this.#graphs = graphs;
+    this.#recognition = recognition;
+    this.#vad = vad;
+    this.#past = vad?.start();
+    this.#emit = (type, detail) => this.#isDiscarded || emit(type, detail);
+  }
+
+  get result() {
+    return this.#last ?? this.#recognition.result;
+  }
+
+  /** Takes a second at once, so that what is wrong is thrown; the core never has more than that to hold. */
+  accept(sampleRate, samples) {
+    if (this.#isFinished) throw new StreamError('the input of this stream is finished: reset it, or create another');
+    this.#append(sampleRate, samples.subarray(0, sampleRate));
+    const rest = samples.slice(sampleRate);
+    return this.#soon(async () => {
+      await this.#decode();
+      for (let n = 0; n < rest.length; n += sampleRate) await this.#decode(() => this.#append(sampleRate, rest.subarray(n, n + sampleRate)));
+    });
+  }
+
+  finish() {
+    if (this.#isFinished) throw new StreamError('the input of this stream is already finished');
+    this.#isFinished = true;
+    return this.#soon(() => this.#decode(() => {
+      this.#recognition.call('finish');
+      this.#isEnding = true;
+    }));
+  }
+
+  /** One after another; after an error each fails with it. */
+  #soon(work) {
+    this.#work = this.#work.then(work, work);
+    return this.#work;
+  }
+
+  #append(sampleRate, samples) {
+    if (!this.#failure && !this.#isDiscarded) this.#recognition.call('accept', sampleRate, samples); // nothing is kept that will never be recognised
+  }
+
+  /** Stop: no further event is emitted, and work in flight is dropped. */
+  discard() {
+    this.#isDiscarded = true;
+    if (!this.#isRunning) this.#free();
+  }
+
+  #free() {
+    this.#recognition?.free();
+    this.#recognition = null;
+  }
+
+  /** Recognise all that is complete. */
+  async #decode(before = () => {}) {
+    if (this.#isDiscarded || this.#last) return;
+    if (this.#failure) throw this.#failure;
+    this.#isRunning = true;
+    try {
+      before();
+      await this.#decodeAll();
+    } catch (error) {
+      if (this.#isDiscarded) return;
+      this.#failure = error;
+      this.#emit('error', error);
+      throw error;
+    } finally {
+      this.#isRunning = false;
+      if (this.#isDiscarded || this.#last) this.#free();
+    }
+  }
+
+  async #decodeAll() {
+    for (let isNew = false; !this.#isDiscarded;) {
+      const request = this.#recognition.next();
+      for (let segment; (segment = this.#recognition.segment());) this.#emit('final', segment);
+      const isBetween = ![CTC, DECODER].includes(request?.graph); // and no utterance is ending
+      const result = (isNew && isBetween) || !request ? this.#recognition.result : null;
+      if (isNew && isBetween && !result.isFinal) this.#emit('partial', result);
+      if (!request) {
+        if (result.isFinal && this.#isEnding) this.#last = result;
+        break;
+      }
+      isNew = !isBetween;
+      if (!this.#isDiscarded) await this.#run(request); // by a listener
+    }
+  }
+
+  /** Run the graph that the core asks for, unless the source was discarded meanwhile: then its work ends here. */
+  async #run({ graph, input, begins, kept, required, hyps, lens }) {
+    const graphs = this.#graphs, recognition = this.#recognition;
+    let output;
+    if (graph === DECODER) output = await graphs.score(input, hyps, lens); // several values
+    if (graph === FEATURES) output = await graphs.features(input);
+    if (graph === CTC) output = await graphs.ctc(input);
+    if (graph === VAD) output = Float32Array.of(await this.#vad.probability(input, this.#past));
+    if (graph === ENCODER) {
+      const caches = begins ? graphs.start() : kept < 0 ? this.#caches : graphs.lastOf(this.#caches, kept);
+      ({ output, caches: this.#caches } = await graphs.encode(input, caches, required));
+    }
+    if (!this.#isDiscarded) recognition.call(graph === DECODER ? 'score' : 'give', ...[output].flat());
+  }
+}
