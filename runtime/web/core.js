@@ -216,7 +216,7 @@ export class LanguageModel {
 
   /** @throws RangeError the program gave no language model, or that of another recogniser. */
   static pointer(model, core) {
-    if (model === undefined || model === null) return 0;
+    if ((model ?? null) === null) return 0;
     return model instanceof LanguageModel && model.#core === core ? model.#pointer : refuseModel(model);
   }
 }
