@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.admission import Lateness
-from u2moe.runtime.server.errors import RecognitionError
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import Limits
-from u2moe.runtime.server.served_stream import AudioQueue, RoundResult, ServedStream
+from u2moe.runtime.server.served_stream import Round, ServedStream
 from u2moe.runtime.stream import Stream
 
 _LIVE_LEAD_S = 1.0
@@ -42,7 +38,7 @@ class Scheduler:
         self._metrics = metrics
         self._limits = limits
         self.lateness = Lateness()
-        self._streams: dict[AudioQueue, ServedStream] = {}
+        self._streams: dict[ServedStream, None] = {}  # in the order of their beginning
         self._changed = threading.Condition()
         self._has_news = False
         self._stopping = threading.Event()
@@ -56,14 +52,14 @@ class Scheduler:
         """A stream of a client that feeds `stream`, which `recognizer` decodes."""
         served = ServedStream(recognizer, stream, sample_rate, self._limits, self._wake)
         with self._changed:
-            self._streams[served.queue] = served
+            self._streams[served] = None
         return served
 
     @property
     def streams(self) -> list[ServedStream]:
         """The streams that are not over."""
         with self._changed:
-            return list(self._streams.values())
+            return list(self._streams)
 
     def stop(self) -> None:
         """End the thread after the current round, and wait for it."""
@@ -79,10 +75,10 @@ class Scheduler:
             self._has_news = True
             self._changed.notify()
 
-    def _deliver(self, outcomes: list[tuple[ServedStream, RoundResult]]) -> None:
+    def _deliver(self, outcomes: list[tuple[ServedStream, Round]]) -> None:
         for stream, outcome in outcomes:
             stream.deliver(outcome)
-        self._metrics.set("queue_seconds", sum(stream.queued_s for stream in self.streams if stream.queue.has_work))
+        self._metrics.set("queue_seconds", sum(stream.queued_s for stream in self.streams if stream.has_work))
 
     # The rest runs in the scheduler's thread.
 
@@ -94,55 +90,53 @@ class Scheduler:
                 if self._stopping.is_set():
                     return
                 self._has_news = False
-                for queue in [queue for queue in self._streams if queue.is_closed]:
-                    del self._streams[queue]
-                queues = self._choose([queue for queue in self._streams if queue.has_work])
-                self._has_news = self._has_news or bool(queues)
-            if queues:
+                for stream in [stream for stream in self._streams if stream.is_closed]:
+                    del self._streams[stream]
+                streams = self._choose([stream for stream in self._streams if stream.has_work])
+                self._has_news = self._has_news or bool(streams)
+            if streams:
                 begin = time.monotonic()
-                self._serve(queues)
+                self._serve(streams)
                 if self._may_rest:
                     self._stopping.wait(rest_s(time.monotonic() - begin))
 
-    def _choose(self, ready: Sequence[AudioQueue]) -> list[AudioQueue]:
+    def _choose(self, ready: Sequence[ServedStream]) -> list[ServedStream]:
         """The live ones, and the few others that have waited longest."""
         now = time.monotonic()
-        live: list[AudioQueue] = []
-        ahead: list[AudioQueue] = []
-        for queue in ready:
-            lead_s = queue.num_taken / queue.sample_rate - (now - queue.start)
-            queue.is_live = lead_s <= _LIVE_LEAD_S
-            (live if queue.is_live else ahead).append(queue)
+        live: list[ServedStream] = []
+        ahead: list[ServedStream] = []
+        for stream in ready:
+            lead_s = stream.num_taken / stream.sample_rate - (now - stream.start)
+            stream.is_live = lead_s <= _LIVE_LEAD_S
+            (live if stream.is_live else ahead).append(stream)
         self._may_rest = not ahead
-        ahead.sort(key=lambda queue: queue.last_round)
+        ahead.sort(key=lambda stream: stream.last_round)
         return live + ahead[:_MAX_AHEAD]
 
-    def _serve(self, queues: list[AudioQueue]) -> None:
+    def _serve(self, streams: list[ServedStream]) -> None:
         """One round: take audio, decode it, and deliver the results."""
         begin = time.perf_counter()
         self._round += 1
-        feeds = [_Feed(queue, self._round) for queue in queues]
+        rounds = [stream.take(self._round) for stream in streams]
         failed: set[Stream] = set()
-        for recognizer in dict.fromkeys(queue.recognizer for queue in queues):
-            own = [feed for feed in feeds if feed.error is None and feed.queue.recognizer is recognizer]
-            failed |= self._decode(recognizer, [feed.queue.stream for feed in own])
-        for feed in feeds:
-            feed.queue.want(self._limits)
-        outcomes = [(self._streams[feed.queue], feed.outcome(feed.queue.stream in failed)) for feed in feeds]
+        for recognizer in dict.fromkeys(stream.recognizer for stream in streams):
+            own = [each.stream for each in rounds if each.error is None and each.stream.recognizer is recognizer]
+            failed |= self._decode(recognizer, [each.stream for each in own])
         now = time.monotonic()
-        for feed, (_, outcome) in zip(feeds, outcomes, strict=True):
-            self._count(feed, outcome, now)
-            if outcome.is_over:
+        for stream, each in zip(streams, rounds, strict=True):
+            stream.tell(each, has_failed=stream.stream in failed)
+            self._count(each, now)
+            if each.is_over:
                 with self._changed:
-                    del self._streams[feed.queue]
-        waits = [now - feed.arrival for feed in feeds if feed.num_samples and feed.queue.is_live]
+                    del self._streams[stream]
+        waits = [now - each.arrival for each in rounds if each.num_samples and each.stream.is_live]
         for seconds in waits:
             self._metrics.observe("lateness_seconds", seconds)
         if waits:
             self.lateness.observe(max(waits))
         self._metrics.count("compute_seconds", "stream", time.perf_counter() - begin)
         try:
-            self._loop.call_soon_threadsafe(self._deliver, outcomes)
+            self._loop.call_soon_threadsafe(self._deliver, list(zip(streams, rounds, strict=True)))
         except RuntimeError:  # the loop is closed: nobody waits
             self._stopping.set()
 
@@ -155,17 +149,17 @@ class Scheduler:
             return {stream for stream in streams if stream.failure is not None} or set(streams)
         return set()
 
-    def _count(self, feed: _Feed, outcome: RoundResult, now: float) -> None:
-        self._metrics.count("audio_seconds", "stream", feed.duration)
-        if outcome.finals:
-            self._metrics.observe("final_latency_seconds", now - feed.arrival)
-            self._metrics.count("results", "final", len(outcome.finals))
-        if outcome.partial is not None:
-            self._metrics.observe("partial_latency_seconds", now - feed.arrival)
+    def _count(self, taken: Round, now: float) -> None:
+        self._metrics.count("audio_seconds", "stream", taken.duration)
+        if taken.finals:
+            self._metrics.observe("final_latency_seconds", now - taken.arrival)
+            self._metrics.count("results", "final", len(taken.finals))
+        if taken.partial is not None:
+            self._metrics.observe("partial_latency_seconds", now - taken.arrival)
             self._metrics.count("results", "partial")
-            if outcome.partial.text and not feed.queue.has_text:
-                feed.queue.has_text = True
-                self._metrics.observe("first_text_seconds", now - feed.queue.start)
+            if taken.partial.text and not taken.stream.has_text:
+                taken.stream.has_text = True
+                self._metrics.observe("first_text_seconds", now - taken.stream.start)
 
 
 def rest_s(round_s: float) -> float:
@@ -175,46 +169,3 @@ def rest_s(round_s: float) -> float:
     short and follow each other closely, so that results come soon. The more there is to do, the more is done together.
     """
     return min(_REST * round_s, max(_LONGEST_PERIOD_S - round_s, 0.0))
-
-
-class _Feed:
-    """The audio of one stream in one round."""
-
-    def __init__(self, queue: AudioQueue, number: int) -> None:
-        self.queue = queue
-        self.num_samples = 0
-        self.arrival = queue.finish_time or time.monotonic()
-        self.error: Exception | None = None
-        queue.last_round = number
-        queue.num_rounds += 1
-        buffers = []
-        while queue.buffers and (self.num_samples == 0 or self.duration < queue.wanted_s):
-            samples, self.arrival = queue.buffers.popleft()
-            self.num_samples += len(samples)
-            buffers.append(samples)
-        try:
-            if buffers:  # at once: each call has its costs
-                queue.stream.accept_waveform(queue.sample_rate, np.concatenate(buffers))
-            self.ends = not queue.buffers and queue.ends
-            if self.ends:
-                queue.stream.input_finished()
-        except Exception as error:  # noqa: BLE001 - of this stream alone
-            self.error = error
-        queue.num_taken += self.num_samples
-
-    @property
-    def duration(self) -> float:
-        """Seconds of audio taken."""
-        return self.num_samples / self.queue.sample_rate
-
-    def outcome(self, has_failed: bool) -> RoundResult:
-        """The results of the round after decoding, or the error."""
-        queue = self.queue
-        told = functools.partial(RoundResult, queue=queue, number=queue.num_rounds, num_samples=self.num_samples)
-        error = self.error or (RecognitionError("recognition has failed") if has_failed else None)
-        if error is not None:
-            return told(is_over=True, error=error)
-        results = queue.live.results(queue.num_alternatives)
-        finals = [result for result in results if result.is_final]
-        partial = None if self.ends or len(finals) == len(results) else results[-1]
-        return told(finals=finals, partial=partial, is_over=self.ends)

@@ -1,6 +1,7 @@
 """One source of audio in the server: samples in, partial and final results out.
 
-Everything here runs in the event loop, except `AudioQueue`, through which the scheduler's thread gets the samples.
+Everything here runs in the event loop, except `take` and `tell`, by which the scheduler's thread gets the samples and
+adds results. What it takes is a `Round`, which comes back through the event loop.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -34,65 +34,23 @@ _MAX_UNREAD = 100
 """Maximum final results waiting for a client that does not read; beyond that its audio is not read, either."""
 
 
-class TimedBuffer(NamedTuple):
-    """Samples and their time of arrival."""
+@dataclass(kw_only=True)
+class Round:
+    """What a round of the scheduler has taken of a stream, and the results."""
 
-    samples: npt.NDArray[np.float32]
-    arrival: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundResult:
-    """The results of a scheduler round for a stream."""
-
-    queue: AudioQueue  # of the stream that it is for
+    stream: ServedStream
     number: int  # of the stream's rounds, from 1
-    num_samples: int  # taken from its queue
+    num_samples: int = 0
+    arrival: float = 0.0  # of the last of them
     finals: Sequence[Result] = ()
     partial: Result | None = None  # of the next segment, if it has changed
-    is_over: bool
+    is_over: bool = False  # whether no more results follow
     error: Exception | None = None  # the reason, if it is over too early
 
-
-@dataclass(eq=False, kw_only=True)
-class AudioQueue:
-    """The queue from a stream to the scheduler, between two threads."""
-
-    recognizer: Recognizer  # decodes the stream
-    stream: Stream
-    sample_rate: float  # Hz
-    buffers: deque[TimedBuffer] = field(default_factory=deque)  # that wait
-    num_fed: int = 0  # samples put in
-    num_taken: int = 0  # samples taken out
-    wanted_s: float = 0.0  # seconds of audio that are worth a round
-    num_rounds: int = 0
-    last_round: int = 0  # of the scheduler
-    has_text: bool = False  # whether there was any text yet
-    num_alternatives: int = 0  # of partial results
-    is_live: bool = True  # whether the audio comes no faster than it is spoken
-    live: LiveRecognition = field(init=False)  # what is new in the stream
-    start: float = field(default_factory=time.monotonic)
-    finish_time: float | None = None  # when the client finished the input
-    is_draining: bool = False  # whether the source should end after the current utterance
-    is_closed: bool = False  # whether results are no longer wanted
-
-    def __post_init__(self) -> None:
-        self.live = LiveRecognition(self.recognizer.decode_streams, self.stream)
-
     @property
-    def ends(self) -> bool:
-        """Whether no more audio will follow."""
-        return self.finish_time is not None or (self.is_draining and not self.live.shown)
-
-    @property
-    def has_work(self) -> bool:
-        """Whether there is work for a round."""
-        waiting_s = (self.num_fed - self.num_taken) / self.sample_rate
-        return (waiting_s >= self.wanted_s and bool(self.buffers)) or self.ends
-
-    def want(self, limits: Limits) -> None:
-        """Set `wanted_s`."""
-        self.wanted_s = min(self.stream.missing_s, _ROUND_S, limits.queue_s)
+    def duration(self) -> float:
+        """Seconds of audio."""
+        return self.num_samples / self.stream.sample_rate
 
 
 class ServedStream:
@@ -101,38 +59,77 @@ class ServedStream:
     `feed` samples; iterate over it for results: partial ones whenever the text has changed (only the latest is kept)
     and each segment's final one exactly once, in order. Iteration ends after `finish`.
 
+    Args:
+        recognizer: decodes the stream.
+        stream: the recogniser's, to which the samples are given.
+        sample_rate: of the samples, in Hz.
+        limits: those of the client.
+        wake: tells the scheduler that there is news.
+
     Attributes:
+        recognizer, stream, sample_rate: as above.
+        num_alternatives: of partial results.
         partial_text: partial text of the current segment.
         is_over: whether no more results follow.
+        is_closed: whether results are no longer wanted.
+        num_fed, num_taken: samples put into the queue, and taken out by the scheduler.
+        wanted_s: seconds of audio that are worth a round.
+        num_rounds, last_round: the number of its rounds, and that of the scheduler's in which it was last.
+        is_live: whether the audio comes no faster than it is spoken.
+        has_text: whether there was any text yet.
+        start: when it began.
     """
 
     def __init__(
         self, recognizer: Recognizer, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]
     ) -> None:
-        """Create a stream for a scheduler that `wake` wakes up."""
-        self.queue = AudioQueue(recognizer=recognizer, stream=stream, sample_rate=sample_rate)
-        self.queue.want(limits)
+        self.recognizer = recognizer
+        self.stream = stream
+        self.sample_rate = sample_rate
+        self.num_alternatives = 0
+        self.partial_text = ""
+        self.is_over = self.is_closed = False
+        self.num_fed = self.num_taken = 0
+        self.num_rounds = self.last_round = 0
+        self.is_live, self.has_text = True, False
+        self.start = time.monotonic()
         self._limits = limits
         self._wake = wake
+        self._live = LiveRecognition(recognizer.decode_streams, stream)
+        self._buffers: deque[tuple[npt.NDArray[np.float32], float]] = deque()  # samples and their time of arrival
+        self._finish_time: float | None = None  # when the client finished the input
+        self._is_draining = False  # whether it ends after the current utterance
         self._small: list[npt.NDArray[np.float32]] = []  # too little for the queue
-        self._num_done = 0
-        self._num_rounds = 0
+        self._num_done = self._num_rounds_done = 0
         self._finals: deque[Result] = deque()
         self._partial: Result | None = None
         self._error: Exception | None = None
         self._changed = asyncio.Event()
-        self.partial_text = ""
-        self.is_over = False
+        self._want()
 
     @property
     def duration(self) -> float:
         """Seconds of audio fed."""
-        return (self.queue.num_fed + self._num_small) / self.queue.sample_rate
+        return (self.num_fed + self._num_small) / self.sample_rate
 
     @property
     def queued_s(self) -> float:
         """Seconds of audio that are not recognised yet."""
-        return (self.queue.num_fed - self._num_done) / self.queue.sample_rate
+        return (self.num_fed - self._num_done) / self.sample_rate
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is work for a round."""
+        waiting_s = (self.num_fed - self.num_taken) / self.sample_rate
+        return (waiting_s >= self.wanted_s and bool(self._buffers)) or self._ends
+
+    @property
+    def _ends(self) -> bool:
+        """Whether no more audio will follow."""
+        return self._finish_time is not None or (self._is_draining and not self._live.shown)
+
+    def _want(self) -> None:
+        self.wanted_s = min(self.stream.missing_s, _ROUND_S, self._limits.queue_s)
 
     async def feed(self, samples: npt.ArrayLike) -> None:
         """Append samples of one channel, float32 in [-1, 1] or int16 [n]; waits while too many are queued.
@@ -144,7 +141,7 @@ class ServedStream:
             TooLargeError: the stream would be too long.
             Exception: the error that ended the stream.
         """
-        accepted, rate = as_samples(samples), self.queue.sample_rate
+        accepted, rate = as_samples(samples), self.sample_rate
         if self.duration + len(accepted) / rate > self._limits.duration_s:
             raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
         self._small.append(accepted)
@@ -157,11 +154,11 @@ class ServedStream:
             if not self._has_room:
                 await self._until(lambda: self._has_room or self.is_over)
             self._check()
-            if self.is_over or self.queue.finish_time is not None:
+            if self.is_over or self._finish_time is not None:
                 return
             self._put(accepted[start : start + size])
             earn(min(size, len(accepted) - start) / rate)
-            if self.queue.has_work:
+            if self.has_work:
                 self._wake()
 
     @property
@@ -175,8 +172,8 @@ class ServedStream:
 
     def _put(self, buffer: npt.NDArray[np.float32]) -> None:
         if len(buffer):
-            self.queue.buffers.append(TimedBuffer(buffer, time.monotonic()))
-            self.queue.num_fed += len(buffer)
+            self._buffers.append((buffer, time.monotonic()))
+            self.num_fed += len(buffer)
 
     @property
     def _has_room(self) -> bool:
@@ -185,21 +182,20 @@ class ServedStream:
 
     def finish(self) -> None:
         """Finish the input: everything fed is still recognised. Idempotent."""
-        if self.queue.finish_time is None:
+        if self._finish_time is None:
             self._put(self._take_small())
-            self.queue.finish_time = time.monotonic()
+            self._finish_time = time.monotonic()
             self._wake()
 
     def drain(self) -> None:
         """End the source after the current utterance, immediately if there is no speech."""
         self._put(self._take_small())
-        self.queue.is_draining = True
+        self._is_draining = True
         self._wake()
 
     def close(self) -> None:
         """Abandon it: nothing more is recognised. Idempotent."""
-        self.is_over = True
-        self.queue.is_closed = True
+        self.is_over = self.is_closed = True
         self._changed.set()
         self._wake()
 
@@ -210,9 +206,7 @@ class ServedStream:
             Exception: the error that ended the stream.
         """
         # In this order: a round that begins in between has no work left, but it is counted before it takes the work.
-        await self._until(
-            lambda: self.is_over or not (self.queue.has_work or self._num_rounds != self.queue.num_rounds)
-        )
+        await self._until(lambda: self.is_over or not (self.has_work or self._num_rounds_done != self.num_rounds))
         self._check()
 
     def take_finals(self) -> list[Result]:
@@ -241,17 +235,17 @@ class ServedStream:
         self._check()
         raise StopAsyncIteration
 
-    def deliver(self, outcome: RoundResult) -> None:
+    def deliver(self, outcome: Round) -> None:
         """Accept the results of a round; called by the scheduler in the event loop.
 
         A result of another stream, or one out of order, ends this one: no client gets the words of another.
         """
-        if outcome.queue is not self.queue or outcome.number != self._num_rounds + 1:
+        if outcome.stream is not self or outcome.number != self._num_rounds_done + 1:
             self._error = self._error or RecognitionError("a result was lost, or is that of another source")
             self.close()
             return
         self._num_done += outcome.num_samples
-        self._num_rounds += 1
+        self._num_rounds_done += 1
         if outcome.finals:
             self._partial = None
             self._finals += outcome.finals
@@ -273,3 +267,38 @@ class ServedStream:
             self._changed.clear()
             if not holds():
                 await self._changed.wait()
+
+    # The rest runs in the scheduler's thread.
+
+    def take(self, number: int) -> Round:
+        """Give the recogniser what waits, a chunk at most, in a round of the scheduler."""
+        self.last_round = number
+        self.num_rounds += 1
+        taken = Round(stream=self, number=self.num_rounds, arrival=self._finish_time or time.monotonic())
+        buffers = []
+        while self._buffers and (taken.num_samples == 0 or taken.duration < self.wanted_s):
+            samples, taken.arrival = self._buffers.popleft()
+            taken.num_samples += len(samples)
+            buffers.append(samples)
+        try:
+            if buffers:  # at once: each call has its costs
+                self.stream.accept_waveform(self.sample_rate, np.concatenate(buffers))
+            taken.is_over = not self._buffers and self._ends
+            if taken.is_over:
+                self.stream.input_finished()
+        except Exception as error:  # noqa: BLE001 - of this stream alone
+            taken.error = error
+        self.num_taken += taken.num_samples
+        return taken
+
+    def tell(self, taken: Round, *, has_failed: bool) -> None:
+        """Add the results after decoding, or the error."""
+        self._want()
+        if has_failed and taken.error is None:
+            taken.error = RecognitionError("recognition has failed")
+        if taken.error is not None:
+            taken.is_over = True
+            return
+        results = self._live.results(self.num_alternatives)
+        taken.finals = [result for result in results if result.is_final]
+        taken.partial = None if taken.is_over or len(taken.finals) == len(results) else results[-1]

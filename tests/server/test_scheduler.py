@@ -18,7 +18,7 @@ from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.scheduler import Scheduler, rest_s
-from u2moe.runtime.server.served_stream import AudioQueue, RoundResult, ServedStream, TimedBuffer
+from u2moe.runtime.server.served_stream import Round, ServedStream
 
 PATIENCE_S = 120
 
@@ -44,13 +44,13 @@ async def scheduling(recognizer, **limits):
     loop, task, serve, lost = asyncio.get_running_loop(), asyncio.current_task(), scheduler._serve, []
 
     def serve_and_check(queues):
-        sessions = [scheduler._streams[queue] for queue in queues]
+        sessions = list(queues)
         serve(queues)
         # In the event loop, so behind the delivery of the results.
-        loop.call_soon_threadsafe(check, [(session, session.queue.num_rounds) for session in sessions])
+        loop.call_soon_threadsafe(check, [(session, session.num_rounds) for session in sessions])
 
     def check(served):
-        lost.extend(number for session, number in served if session._num_rounds < number)
+        lost.extend(number for session, number in served if session._num_rounds_done < number)
         if lost:
             task.cancel()
 
@@ -62,6 +62,10 @@ async def scheduling(recognizer, **limits):
         raise
     finally:
         scheduler.stop()
+
+
+def served(recognizer, options):
+    return ServedStream(recognizer, recognizer.create_stream(options), 16_000, Limits(), lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ def test_a_source_that_is_faster_than_recognition_is_slowed(held, speech, option
 
 
 def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
-    session = ServedStream(demo, demo.create_stream(options), 16_000, Limits(), lambda: None)
+    session = served(demo, options)
     session._finals.extend([None] * 100)
 
     async def feed():
@@ -132,9 +136,7 @@ def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
 def test_live_sources_come_first(demo, options):
     async def choose():
         async with scheduling(demo) as scheduler:
-            queues = [
-                AudioQueue(recognizer=demo, stream=demo.create_stream(options), sample_rate=16_000) for _ in range(12)
-            ]
+            queues = [served(demo, options) for _ in range(12)]
             for number, queue in enumerate(queues):
                 queue.num_taken = 1_600_000 * (number % 3 > 0)  # two of three are files
                 queue.last_round = -number
@@ -152,14 +154,14 @@ def test_a_source_gets_one_chunk_in_a_round(held, speech, options):
     async def feed():
         async with scheduling(held) as scheduler:
             session = scheduler.open(held.create_stream(options), 16_000)
-            accept = session.queue.stream.accept_waveform
+            accept = session.stream.accept_waveform
 
             def record(rate, samples):
                 fed.append(len(samples))
                 accept(rate, samples)
 
-            session.queue.stream.accept_waveform = record
-            window = session.queue.wanted_s * 16_000
+            session.stream.accept_waveform = record
+            window = session.wanted_s * 16_000
             await session.feed(speech()[:48_000])
             await until(held.is_held.is_set)
             assert window <= sum(fed) < window + 0.16 * 16_000
@@ -204,7 +206,7 @@ def test_a_stream_that_fails_alone(demo, speech, options):
     async def feed():
         async with scheduling(demo) as scheduler:
             broken, whole = (scheduler.open(demo.create_stream(options), 16_000) for _ in range(2))
-            broken.queue.stream.input_finished()  # no more samples are taken
+            broken.stream.input_finished()  # no more samples are taken
             await broken.feed(speech()[:17_000])
             with pytest.raises(StreamError):
                 await broken.settle()
@@ -231,8 +233,7 @@ def test_a_stream_that_fails_in_a_batch_fails_alone(demo, speech, options, monke
         async with scheduling(demo) as scheduler:
             sessions = [scheduler.open(demo.create_stream(options), 16_000) for _ in range(4)]
             for number, session in enumerate(sessions):  # all in the same round
-                session.queue.buffers.append(TimedBuffer(as_samples(speech()[:24_000] * np.int16(number != 1)), 0.0))
-                session.queue.num_fed = 24_000
+                session._put(as_samples(speech()[:24_000] * np.int16(number != 1)))
             scheduler._wake()
             await until(lambda: sessions[1].is_over)
             with pytest.raises(RecognitionError):
@@ -264,15 +265,15 @@ def test_those_in_a_round_that_fails_are_told(held, speech, options):
 
 
 def test_results_of_another_session_are_not_told(demo, options):
-    one, other = (ServedStream(demo, demo.create_stream(options), 16_000, Limits(), lambda: None) for _ in range(2))
+    one, other = (served(demo, options) for _ in range(2))
     said = Result(text="A SECRET", is_final=True, segment=0)
     mine = {"num_samples": 0, "finals": [said], "partial": None, "is_over": True}
 
     async def read(session):
         return [result async for result in session]
 
-    one.deliver(RoundResult(queue=other.queue, number=1, **mine))
-    other.deliver(RoundResult(queue=other.queue, number=2, **mine))  # the first was lost
+    one.deliver(Round(stream=other, number=1, **mine))
+    other.deliver(Round(stream=other, number=2, **mine))  # the first was lost
     for session in (one, other):
         with pytest.raises(RecognitionError, match="lost, or is that of another"):
             run(read(session))

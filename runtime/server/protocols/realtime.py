@@ -241,7 +241,7 @@ class _Conversation:
 
     async def _write_item(self, session: ServedStream) -> None:
         results = [result async for result in session if result.is_final]
-        if not session.queue.is_closed:
+        if not session.is_closed:
             await self._complete(_new_id("item"), results, session.duration)
 
     async def _complete(self, item: str, results: list[Result], seconds: float) -> None:

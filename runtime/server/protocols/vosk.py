@@ -71,7 +71,7 @@ async def run(connection: Connection) -> None:
 
 async def _feed(stream: ServedStream, samples: npt.NDArray[np.int16]) -> list[Result]:
     """Feed the audio of a message, in parts; returns the final results so far, which nobody else takes meanwhile."""
-    size = max(round(_PART_S * stream.queue.sample_rate), 1)
+    size = max(round(_PART_S * stream.sample_rate), 1)
     finals: list[Result] = []
     for start in range(0, len(samples), size):
         await stream.feed(samples[start : start + size])

@@ -36,7 +36,7 @@ async def run(connection: Connection) -> None:
         nbest = checked_integer("nbest", start.get("nbest", 1), least=1, most=_MAX_NBEST)
         is_continuous = checked_flag("continuous_decoding", start.get("continuous_decoding", False))
     stream = await connection.slot.open_stream(_SAMPLE_RATE)
-    stream.queue.num_alternatives = nbest
+    stream.num_alternatives = nbest
     await connection.send({"status": "ok", "type": "server_ready"})
     await converse(_read(connection, stream), _write(connection, stream, nbest, is_continuous=is_continuous))
     await connection.send({"status": "ok", "type": "speech_end"})
