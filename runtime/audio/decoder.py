@@ -49,6 +49,8 @@ _BUFFER_S = 10.0
 _MEMORY = 512 << 20
 """Bytes of address space that a file may take."""
 _DESCRIPTORS = 32
+_NICENESS = 10
+"""Beyond that of the thread that starts it: several may decode what takes long, beside work that is urgent."""
 _MOST_CHANNELS = 64
 _NO_MEMORY = 3
 """Exit status of a process that has no memory left."""
@@ -96,7 +98,7 @@ class FileDecoder:
     """Decodes files one at a time, each in the same process while that lives; `stop` it at the end.
 
     The process has little memory, processor time and descriptors (where there is `resource`, which Windows lacks), and
-    neither files, output nor secrets of this one. It starts with `start` or the first file, as nice as the thread is.
+    neither files, output nor secrets of this one. It starts with `start` or the first file, nicer than the thread.
 
     Attributes:
         stated_s: seconds that the header of the latest file states, once it has a buffer; 0: none.
@@ -226,6 +228,8 @@ def main() -> None:
     channel = _Channel(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what libraries print is no message
     warnings.simplefilter("ignore")
+    if sys.platform != "win32":
+        os.nice(_NICENESS)
     _prepare()
     try:
         _answer(channel)

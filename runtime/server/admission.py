@@ -20,7 +20,6 @@ from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.models import MOST_BEAM, ServedModel
-from u2moe.runtime.server.transport import in_place
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
 _SHARE = 0.35
@@ -128,8 +127,7 @@ class Admission:
             if self._lateness is not None and self.num_taken > 1 and self._lateness.is_too_late:
                 self._incidents.refuse("late")
                 raise UnavailableError("the server is full: it is slower than usual, and results would be late")
-            with in_place():
-                yield take
+            yield take
         finally:
             take(0.0)
 

@@ -1,4 +1,4 @@
-"""Uploaded files, recognised in a separate thread, one at a time; no client takes all places or all room for them."""
+"""Uploaded files, recognised in turns, some at a time; no client takes all places, turns or room for them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from u2moe.runtime.audio.decoder import FileDecoder
 from u2moe.runtime.result import Result
@@ -24,11 +27,12 @@ from u2moe.runtime.server.errors import StoppingError, StorageError, TooLargeErr
 from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.transport import in_place
 
+_AT_ONCE = 4
+"""Files that take turns; each has a process that decodes it, of some 50 MB."""
 _NICENESS = 5
-"""Niceness of the thread that recognises files, and of the process that decodes them: live streams have priority."""
-
-
+"""Niceness of the threads that recognise files: live streams have priority."""
 _LOOK_BYTES = 1 << 20
 """Bytes after which it is looked how much room is left."""
 
@@ -58,28 +62,54 @@ class FilePlace:
             raise StorageError.of(OSError(errno.EDQUOT, "the client has its share"))
 
 
+class _Turns:
+    """Lets one thread at a time go on, in the order in which they ask."""
+
+    def __init__(self) -> None:
+        self._order: deque[int] = deque()  # the first has its turn
+        self._changed = threading.Condition()
+
+    def begin(self) -> float:
+        """Wait for a turn; returns the seconds that it took."""
+        begin, thread = time.perf_counter(), threading.get_ident()
+        with self._changed:
+            self._order.append(thread)
+            self._changed.wait_for(lambda: self._order[0] == thread)
+        return time.perf_counter() - begin
+
+    def end(self) -> None:
+        """Leave the turn to the next."""
+        with self._changed:
+            self._order.popleft()
+            self._changed.notify_all()
+
+
 class FileQueue:
-    """Recognises files of any length in the order of arrival; clients that have several take turns with others.
+    """Recognises files of any length: some take turns, of about ten seconds of audio, so that no short one waits long.
+
+    Files begin in the order of arrival, but a client has as many at once as it leaves to others, and those that have
+    several wait for others.
 
     Attributes:
         admission: slots in the queue, each from the first byte of an upload to the last byte of the response.
-        decoder: decodes them, one at a time.
+        max_duration_s: seconds that a file may last.
+        turns: of the threads that recognise.
         is_cut: whether nobody may wait any more.
-        running: work on files that has not ended.
     """
 
     def __init__(self, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
         self.admission = Admission(options.max_files, metrics, incidents, "files")
         self.metrics = metrics
         self.max_duration_s = options.limits.duration_s
-        self.decoder = FileDecoder()
-        self.pool = ThreadPoolExecutor(1, "u2moe-files", initializer=_be_nice)
+        self.turns = _Turns()
         self.is_cut = threading.Event()
-        self.running: set[Future[None]] = set()
+        self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", initializer=_be_nice)
+        self._decoders = [FileDecoder()]  # that are idle: one when there is nothing to do
         self._incidents = incidents
         self._places: defaultdict[str, list[FilePlace]] = defaultdict(list)
         self._tasks: list[FileTask] = []  # that wait
-        self._served = ""
+        self._running: dict[FileTask, Future[None]] = {}
+        self._served = ""  # the client whose file began last
         self._waiting: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
@@ -96,27 +126,47 @@ class FileQueue:
                 self._incidents.refuse("full")
                 raise UnavailableError(f"you have {len(places)} files here, and others need places", code="rate_limit")
             places.append(place := FilePlace(places))
-            self.pool.submit(self.decoder.start)  # while the file comes
+            self._pool.submit(self._warm_up)  # while the file comes
             try:
-                yield place
+                with in_place(lambda: None):  # while it is received and recognised, its request notices by itself
+                    yield place
             finally:
                 places.remove(place)
                 if not places:
                     self._places.pop(client, None)
 
-    def add(self, task: FileTask) -> None:
-        """Give a task its turn when it comes."""
-        self._tasks.append(task)
-        future = self.pool.submit(self._take_turn)
-        self.running.add(future)
-        future.add_done_callback(self.running.discard)
+    def _warm_up(self) -> None:
+        for decoder in self._decoders[:1]:
+            decoder.start()
 
-    def _take_turn(self) -> None:
-        tasks = list(self._tasks)
-        task = next((each for each in tasks if each.client != self._served), tasks[0])
-        self._tasks.remove(task)
-        self._served = task.client
-        task.work()
+    def add(self, task: FileTask) -> None:
+        """Begin with a task, or as soon as there is room for it."""
+        self._tasks.append(task)
+        self._begin()
+
+    def _begin(self) -> None:
+        running = Counter(task.client for task in self._running)
+        self._tasks.sort(key=lambda task: (running[task.client], task.client == self._served, task.arrival))
+        for task in [] if self.is_cut.is_set() else list(self._tasks):
+            own, num_free = running[task.client], _AT_ONCE - running.total()
+            if num_free and (own < num_free or not (own and task.client)):
+                self._tasks.remove(task)
+                self._served = task.client
+                running[task.client] += 1
+                task.decoder = self._decoders.pop() if self._decoders else FileDecoder()
+                self._running[task] = self._pool.submit(task.work)
+
+    def end(self, task: FileTask) -> None:
+        """It is done: another may begin."""
+        del self._running[task]
+        self._begin()
+
+    def give_back(self, decoder: FileDecoder) -> None:
+        """A decoder is idle; one stays. In the thread of a file."""
+        if self._decoders or self.is_cut.is_set():
+            decoder.stop()
+        else:
+            self._decoders.append(decoder)
 
     @contextlib.contextmanager
     def wait(self) -> Iterator[None]:
@@ -147,40 +197,55 @@ class FileQueue:
 
     def stop(self) -> None:
         """Start no more files; running ones end as soon as they notice that nobody waits for them."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
         self.cut()
-        self.decoder.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for decoder in (*self._decoders, *(task.decoder for task in self._running)):
+            decoder.stop()
         for task in self._tasks:
             task.close()
 
     def join(self, seconds: float) -> bool:
         """Wait for running files; whether all have ended in time."""
-        return not wait(list(self.running), seconds).not_done
+        return not wait(list(self._running.values()), seconds).not_done
 
 
 class FileTask:
-    """A file that is recognised when its turn comes, and closed. Its owner calls `leave` at the end.
+    """A file that is recognised in turns with others, and closed. Its owner calls `leave` at the end.
 
     Args:
         queue: the files that are to be recognised.
         client: who has sent it.
         file: the open file.
-        recognize: decodes it and returns its segments, given the option `on_progress`.
+        name: its name in messages.
+        sample_rate: that of the model, in Hz.
+        recognize: returns the segments of its buffers, given the option `on_progress`.
 
     Attributes:
         client: as above.
+        arrival: when it came.
+        decoder: of its own while it is recognised.
         duration: seconds recognised so far; in the end, of the whole file.
         whole_s: its seconds, by its header; 0: not known, or not yet.
     """
 
+    decoder: FileDecoder
+
     def __init__(
-        self, queue: FileQueue, client: str, file: IO[bytes], recognize: Callable[..., Iterator[Result]]
+        self,
+        queue: FileQueue,
+        client: str,
+        file: IO[bytes],
+        name: str,
+        sample_rate: int,
+        recognize: Callable[..., Iterator[Result]],
     ) -> None:
         self.client = client
         self.duration = self.whole_s = 0.0
-        self._arrival = time.perf_counter()
+        self.arrival = time.perf_counter()
         self._queue = queue
+        self._source = (file, name, sample_rate)
         self._recognize = recognize
+        self._waited_s = 0.0
         self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
@@ -219,29 +284,49 @@ class FileTask:
     def work(self) -> None:
         """Recognise it, and close it."""
         begin, queue = time.perf_counter(), self._queue
-        queue.metrics.observe("file_wait_seconds", begin - self._arrival)
+        queue.metrics.observe("file_wait_seconds", begin - self.arrival)
+        self._waited_s = queue.turns.begin()
         try:
             self._check(0.0)
-            for segment in self._recognize(on_progress=self._check):
+            for segment in self._recognize(self._buffers(), on_progress=self._check):
                 self._tell(segment)
                 queue.metrics.count("results", "final")
             self._tell(StopAsyncIteration())
         except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
             self._tell(error)
+        queue.turns.end()
         self.close()
+        queue.give_back(self.decoder)
         queue.metrics.count("audio_seconds", "file", self.duration)
-        queue.metrics.count("compute_seconds", "file", time.perf_counter() - begin)
+        queue.metrics.count("compute_seconds", "file", time.perf_counter() - begin - self._waited_s)
+        self._post(queue.end, self)
+
+    def _buffers(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Its samples; while they are decoded, and after each buffer, others have their turns."""
+        buffers = self.decoder.read(*self._source)
+        while True:
+            self._queue.turns.end()
+            try:
+                buffer = next(buffers, None)
+            finally:
+                self._waited_s += self._queue.turns.begin()
+            if buffer is None:
+                return
+            yield buffer
 
     def _check(self, seconds: float) -> None:
-        self.duration, self.whole_s = seconds, self._queue.decoder.stated_s if seconds else 0.0
+        self.duration, self.whole_s = seconds, self.decoder.stated_s if seconds else 0.0
         if self._is_abandoned.is_set() or self._queue.is_cut.is_set():
             raise _AbandonedError
         if max(self.duration, self.whole_s) > self._queue.max_duration_s:
             raise TooLargeError(f"the audio of a file may last {self._queue.max_duration_s:g} seconds", "file")
 
     def _tell(self, item: Result | Exception) -> None:
+        self._post(self._results.put_nowait, item)
+
+    def _post(self, call: Callable[..., object], *given: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting
-            self._loop.call_soon_threadsafe(self._results.put_nowait, item)
+            self._loop.call_soon_threadsafe(call, *given)
 
 
 def _be_nice() -> None:

@@ -22,6 +22,7 @@ from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.transport import in_place
 
 _MOST_HELD = 16 << 20
 """Bytes that clients without a place may send beyond what is buffered for each."""
@@ -113,15 +114,15 @@ class Service:
             slot = Slot(self, (take_of_key, take))
             self._slots.add(slot)
             try:
-                yield slot
+                with in_place(slot.abandon):
+                    yield slot
             except asyncio.CancelledError:
                 if not slot.is_drained:
                     raise
                 raise StoppingError from None
             finally:
                 self._slots.discard(slot)
-                if slot.stream is not None:
-                    slot.stream.close()
+                slot.abandon()
 
     @contextlib.contextmanager
     def room(self, num_bytes: int) -> Iterator[None]:
@@ -227,6 +228,11 @@ class Slot:
         self.stream = service.scheduler.open(recognizer, stream, sample_rate)
         self._is_whole = is_whole
         return self.stream
+
+    def abandon(self) -> None:
+        """Nobody wants results any more."""
+        if self.stream is not None:
+            self.stream.close()
 
     def drain(self) -> None:
         """End after the current utterance or the whole source, immediately if there is none."""

@@ -64,9 +64,11 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     Attributes:
         inner: speaks with the client; that of HTTP may put that of a WebSocket in its place.
+        lost: called when the client has gone, by whose task it may not be noticed soon; None: nobody needs to know.
     """
 
     inner: asyncio.BaseProtocol
+    lost: Callable[[], object] | None = None
 
     def __init__(self, visit: Visit, fail: Callable[[Exception], object], *, is_http: bool = True) -> None:
         self.visit = visit
@@ -95,6 +97,8 @@ class PacedConnection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._detach(exc)
+        if self.lost is not None:
+            self.lost()
         self.visit.leave(self._num_open)
 
     def _detach(self, error: Exception | None) -> None:
@@ -344,14 +348,16 @@ def earn(audio_s: float) -> None:
 
 
 @contextlib.contextmanager
-def in_place() -> Iterator[None]:
-    """While the connection that is served has a place for a stream or a file."""
+def in_place(lost: Callable[[], object]) -> Iterator[None]:
+    """While the connection that is served has a place for a stream or a file; `lost` is called if it ends meanwhile."""
     connection = _current.get()
     if connection is None:
         yield
         return
     connection.visit.take_place(is_taken=True)
+    connection.lost = lost
     try:
         yield
     finally:
+        connection.lost = None
         connection.visit.take_place(is_taken=False)

@@ -155,7 +155,7 @@ def test_an_upload_may_be_cut_at_any_point(server):
     body = form.read()
     head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     whole = f"{head}Content-Type: {form.headers['Content-Type']}\r\n\r\n".encode() + body
-    server.service.files.decoder.start()  # its pipes stay open
+    server.service.files._decoders[0].start()  # its pipes stay open
     num_files, num_received = count_files(), server.metric("connections", "file")
     for length in (10, len(head) + 5, len(whole) - len(body), len(whole) - 30_000, len(whole) - 1):
         with server.open_plain() as plain:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import metadata
@@ -137,8 +138,32 @@ def test_who_vanishes_leaves_its_place_though_much_is_unread(running, held, monk
             assert held.is_held.wait(PATIENCE_S)
             server.wait_until(lambda: any(stream.queued_s >= 5 for stream in server.service.scheduler.streams))
             client.kill()
-        held.release()
         server.wait_until(lambda: server.metric("streams") == 0)
+        held.release()
+
+
+def test_connections_that_end_before_their_first_step_are_closed(server):
+    """Those that are accepted in the turn of the loop in which the server stops."""
+    accepted, ended = [], threading.Event()
+
+    def take_and_cancel():
+        for speaks in ("http", "wyoming"):
+            here, there = socket.socketpair()
+            accepted.append((here, there))
+            before = set(server.server._tasks)
+            server.server._take(speaks, here)
+            (begun,) = server.server._tasks - before
+            begun.cancel()
+            begun.add_done_callback(lambda _: ended.set())
+
+    num_open = server.server.connections.num_open
+    server.service.scheduler._loop.call_soon_threadsafe(take_and_cancel)
+    assert ended.wait(PATIENCE_S)
+    server.wait_until(lambda: all(here.fileno() == -1 for here, _ in accepted))
+    assert [there.recv(1) for _, there in accepted] == [b"", b""]
+    server.wait_until(lambda: server.server.connections.num_open == num_open)
+    for _, there in accepted:
+        there.close()
 
 
 def test_wyoming_holds_little_before_there_is_a_place(running, monkeypatch):

@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+from dialects import upload
 from media import write_media
 
 from u2moe.runtime.audio import decoder
@@ -83,8 +84,29 @@ def test_libraries_print_nothing(server, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_one_client_leaves_places_and_turns_to_others(running, held, talk, text):
+def test_a_short_file_does_not_wait_for_a_long_one(server, talk, text):
+    content = io.BytesIO()
+    with soundfile.SoundFile(content, "w", 8000, 1, format="FLAC") as file:
+        for _ in range(120):
+            file.write(np.zeros(8000 * 60, np.int16))
+    body = upload(content.getvalue())
+    head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with server.open_plain() as plain:
+        plain.sendall(head.encode() + body)
+        server.wait_until(lambda: any(task.duration > 30 for task in server.service.files._running))
+        assert server.post(files={"file": ("a.wav", talk)}).json()["text"] == text
+        server.wait_until(lambda: len(server.service.files._running) == 1)
+        (long,) = server.service.files._running
+        assert 30 < long.duration < long.whole_s == 7200
+    server.wait_until_empty()
+    server.wait_until(lambda: not server.service.files._running)
+    assert len(server.service.files._decoders) == 1
+
+
+def test_one_client_leaves_places_and_turns_to_others(running, held, talk, text, monkeypatch):
     """Four uploads of one address, of which one is refused; another's is next although it came last."""
+    monkeypatch.setattr("u2moe.runtime.server.files._AT_ONCE", 1)
     with running(held, max_files=5) as server, ThreadPoolExecutor() as pool:
         order, post = [], pool.submit
 

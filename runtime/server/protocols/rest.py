@@ -32,7 +32,7 @@ from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.service import Service
-from u2moe.runtime.server.upload import Body, Upload
+from u2moe.runtime.server.upload import Upload, receive_form
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_choice, checked_number
@@ -77,14 +77,13 @@ def _describe(model: ServedModel) -> dict[str, Any]:
 
 
 async def _transcribe(service: Service, request: Request) -> Response:
-    body = Body(request, service.options.limits)
     async with contextlib.AsyncExitStack() as stack:
         try:
             stack.enter_context(service.share_of(request.scope[KEY]))
             place = stack.enter_context(service.files.place(client := service.client_of(request.scope)))
             service.metrics.count("connections", PROTOCOL.name)
             with service.files.wait():
-                upload = await body.receive_form(place)
+                upload = await receive_form(request, service.options.limits, place)
             wanted, task = await _begin(upload, client, service)
             stack.callback(task.leave)
             content = _events(service, wanted, task) if wanted.is_stream else _whole(wanted, task)
@@ -112,9 +111,8 @@ async def _begin(upload: Upload, client: str, service: Service) -> tuple[_Wanted
         upload.file.close()
         raise
     rate = model.recognizer.bundle.manifest.features.sample_rate
-    buffers = service.files.decoder.read(upload.file, upload.name, rate)
-    recognize = partial(model.recognizer.segments, buffers, options=decoding, hotwords=hotwords)
-    return wanted, FileTask(service.files, client, upload.file, recognize)
+    recognize = partial(model.recognizer.segments, options=decoding, hotwords=hotwords)
+    return wanted, FileTask(service.files, client, upload.file, upload.name, rate, recognize)
 
 
 class _Streamed(StreamingResponse):
