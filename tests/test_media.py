@@ -63,6 +63,47 @@ for name in sys.argv[1:]:
         np.testing.assert_allclose(np.load(f"{file}.npy"), expected, atol=tolerance, err_msg=file.name)
 
 
+READERS = """
+import resource, sys
+from pathlib import Path
+from u2moe.runtime import Recognizer
+from u2moe.runtime.cli import main
+*files, many = sys.argv[1:]
+recognizer, list_file = Recognizer.from_pretrained(), Path(many).with_name("wav.scp")
+recognizer.warm_up()
+before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for file in (*files, many):
+    print(recognizer.transcribe(file).duration >= 1)
+print(main(["transcribe", *files, many]))
+list_file.write_text("".join(f"{Path(file).stem} {file}\\n" for file in (*files, many)))
+print(main(["corpus", str(list_file), str(list_file.with_name("out")), "--workers", "1"]))
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before_kb + 300_000
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory")
+def test_recordings_that_have_ended_programs(tmp_path):
+    """7.1 Opus, AAC whose headers state eight channels, and Ogg Vorbis of 255 at 192 kHz: in this program's process."""
+    opus = write_media(tmp_path / "opus.webm", [np.resize(SPEECH, (3 * 48_000, 8))], rate=48_000)
+    aac = write_media(tmp_path / "fuzzed.aac", [SPEECH])
+    content = bytearray(aac.read_bytes())
+    for place in range(len(content) - 3):
+        if content[place] == 0xFF and content[place + 1] & 0xF6 == 0xF0:  # ADTS: 7 is eight channels
+            content[place + 2 : place + 4] = content[place + 2] | 1, content[place + 3] | 0xC0
+    aac.write_bytes(content)
+    with soundfile.SoundFile(tmp_path / "many.ogg", "w", 192_000, 255, "VORBIS", format="OGG") as file:
+        for _ in range(8):
+            file.write(np.zeros((24_000, 255), np.float32))
+    files = [opus, aac, tmp_path / "many.ogg"]
+    done = subprocess.run([sys.executable, "-c", READERS, *files], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["True"] * 3
+    assert [line.split("\t")[0] for line in lines[3:6]] == list(map(str, files))
+    assert lines[6:] == ["0", "0"]
+
+
 def test_too_many_channels_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.audio.media._MOST_CHANNELS", 7)
     file = write_media(tmp_path / "a.mov", [np.resize(SPEECH, (900, 8))])

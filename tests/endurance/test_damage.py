@@ -16,7 +16,8 @@ from u2moe.runtime.audio.decoder import FileDecoder
 
 TRAIN_YAMLS = sorted(Path(__file__).parents[1].glob("golden/*/train.yaml"))
 FEW = {"audio": 24, "media": 24, "uploads": 60, "bundles": 12, "options": 12, "models": 40, "configs": 40}
-COUNTS = [pytest.param(None, id="few"), pytest.param(NUM_INPUTS, id="many", marks=pytest.mark.endurance)]
+MANY = {"uploads": 50_000 * NUM_INPUTS // 3000}
+COUNTS = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.endurance)]
 
 
 @pytest.fixture
@@ -41,11 +42,11 @@ def use(request, recognizer, sound, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes in the place of files")
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize(("use", "kind"), [(kind, kind) for kind in FEW], indirect=["use"], ids=list(FEW))
-def test_an_input_is_refused_or_used(use, kind, count, tmp_path, capfd):
+def test_an_input_is_refused_or_used(use, kind, counts, tmp_path, capfd):
     documented = (U2moeError, ValueError) if kind == "options" else (U2moeError,)
-    outcomes = tried(use, documented, count or FEW[kind], tmp_path)
+    outcomes = tried(use, documented, counts.get(kind, NUM_INPUTS), tmp_path)
     assert outcomes["refused"] > 0
     assert outcomes.total() > outcomes["refused"] or kind in ("bundles", "options", "models")
     assert capfd.readouterr().out == ""
