@@ -20,6 +20,7 @@ from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.decoding.vad import VadOptions, VoiceActivityDetector
 from u2moe.runtime.errors import (
+    AlignmentError,
     AudioError,
     AudioOverflowError,
     AudioWarning,
@@ -46,7 +47,7 @@ from u2moe.runtime.model.native import Kernels
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule, RescoringWeights
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
+from u2moe.runtime.result import Alignment, Alternative, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.subtitles import SubtitleOptions
@@ -54,6 +55,8 @@ from u2moe.runtime.text.written.formatter import TextFormat, TextFormatter
 from u2moe.runtime.transcriber import Transcriber
 
 __all__ = [
+    "Alignment",
+    "AlignmentError",
     "Alternative",
     "AudioError",
     "AudioOverflowError",

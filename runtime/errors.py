@@ -1,6 +1,7 @@
 """The error tree: all errors that u2moe raises deliberately, except ValueError and TypeError for invalid arguments.
 
 U2moeError
+├── AlignmentError           a text that cannot be aligned with its recording
 ├── AudioError               audio that cannot be read or used
 │   ├── AudioOverflowError   audio that arrives faster than it is recognised, and was not accepted
 │   ├── TruncatedAudioError  a truncated file; raised after its last samples
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = [
+    "AlignmentError",
     "AudioError",
     "AudioOverflowError",
     "AudioWarning",
@@ -62,6 +64,10 @@ class U2moeError(Exception):
 def _restored(kind: type[U2moeError], args: tuple[Any, ...]) -> U2moeError:
     """An error created without `__init__`: pickle then sets its attributes."""
     return kind.__new__(kind, *args)
+
+
+class AlignmentError(U2moeError):
+    """A text that cannot be aligned with its recording: names the words that cannot be written, or what is missing."""
 
 
 class AudioError(U2moeError):

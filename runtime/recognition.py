@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.audio.arrays import convert
+from u2moe.runtime.audio.raw import File, RawAudio
+from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.result import Result, Transcript, moved
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.text.vocabulary import join_texts
+
+Buffers = Iterator[npt.NDArray[np.float32]]
+"""Samples of one channel, a buffer at a time."""
+
+
+def samples_of(
+    audio: File | RawAudio | npt.ArrayLike | Buffers,
+    model_rate: int,
+    sample_rate: float | None = None,
+    channel: int | None = None,
+    track: int | None = None,
+) -> Buffers:
+    """Samples of a file or array at the model's rate; for arguments and errors see `Recognizer.transcribe`."""
+    if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | RawAudio) or hasattr(audio, "read"):
+        if sample_rate is not None:
+            raise ValueError("sample_rate is only for arrays: a file has its own")
+        return read_blocks(cast("File | RawAudio", audio), model_rate, channel=channel, track=track)
+    if channel is not None or track is not None:
+        raise ValueError("channel and track are only for files: an array has one channel")
+    if isinstance(audio, Iterator):
+        if sample_rate is not None:
+            raise ValueError("sample_rate is only for arrays: buffers are at the model's")
+        return audio
+    samples = cast("npt.ArrayLike", audio)
+    return convert(samples, model_rate if sample_rate is None else sample_rate, model_rate)
 
 
 class RecordingReader:

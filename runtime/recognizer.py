@@ -9,15 +9,13 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.raw import File, RawAudio
-from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import find_bundle
@@ -25,6 +23,7 @@ from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotword
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
 from u2moe.runtime.decoding.stream_state import StreamState
+from u2moe.runtime.decoding.text_alignment import MIN_SCORE, TextAligner
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import BundleError, BundleWarning, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
@@ -34,13 +33,10 @@ from u2moe.runtime.model.features import constants_of
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteOptions, EndpointConfig
-from u2moe.runtime.recognition import RecordingReader, recognize, transcript_of
-from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.recognition import Buffers, RecordingReader, recognize, samples_of, transcript_of
+from u2moe.runtime.result import Alignment, Result, Transcript
 from u2moe.runtime.stream import Stream
-from u2moe.runtime.validation import checked_options
-
-Buffers = Iterator[npt.NDArray[np.float32]]
-"""Samples of one channel, a buffer at a time."""
+from u2moe.runtime.validation import checked_number, checked_options, checked_text
 
 
 class Recognizer:
@@ -76,6 +72,7 @@ class Recognizer:
         self.bundle = bundle
         self.model = model
         self.vocabulary = bundle.vocabulary
+        self._rate = bundle.manifest.features.sample_rate
         self.options = checked_options("options", options, DecodingOptions())
         self._fusions: weakref.WeakKeyDictionary[LanguageModelOptions, Fusion] = weakref.WeakKeyDictionary()
         self._check(self.options)
@@ -153,10 +150,9 @@ class Recognizer:
         Raises:
             ProviderError: running a graph failed.
         """
-        rate = self.bundle.manifest.features.sample_rate
         options = dataclasses.replace(self.options, endpoint=None)
         stream = self.create_stream(options) if self.model.config.streaming else self._stream(options, None, None)
-        stream.accept_waveform(rate, np.random.default_rng(0).normal(0, 0.1, 2 * rate))
+        stream.accept_waveform(self._rate, np.random.default_rng(0).normal(0, 0.1, 2 * self._rate))
         stream.input_finished()
         self.decode_streams([stream])
 
@@ -246,7 +242,7 @@ class Recognizer:
             StreamError: the bundle does not support `options`.
             ValueError: the vocabulary cannot spell a hotword.
         """
-        samples = self._samples(audio, sample_rate, channel, track)
+        samples = samples_of(audio, self._rate, sample_rate, channel, track)
         reader, results = self._recognize(samples, options, hotwords, vad, on_progress)
         segments = list(results)
         return transcript_of(segments, reader.duration, reader.error)
@@ -273,31 +269,48 @@ class Recognizer:
         Raises:
             AudioError: also for a file that is damaged after some seconds of audio, after all segments before.
         """
-        samples = self._samples(audio, sample_rate, channel, track)
+        samples = samples_of(audio, self._rate, sample_rate, channel, track)
         reader, results = self._recognize(samples, options, hotwords, vad, on_progress)
         return self._until_damage(reader, results)
 
-    def _samples(
+    def align(
         self,
         audio: File | RawAudio | npt.ArrayLike | Buffers,
-        sample_rate: float | None,
-        channel: int | None,
-        track: int | None,
-    ) -> Buffers:
-        """Samples of a file or array at the model's rate, in reader."""
-        model_rate = self.bundle.manifest.features.sample_rate
-        if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | RawAudio) or hasattr(audio, "read"):
-            if sample_rate is not None:
-                raise ValueError("sample_rate is only for arrays: a file has its own")
-            return read_blocks(cast("File | RawAudio", audio), model_rate, channel=channel, track=track)
-        if channel is not None or track is not None:
-            raise ValueError("channel and track are only for files: an array has one channel")
-        if isinstance(audio, Iterator):
-            if sample_rate is not None:
-                raise ValueError("sample_rate is only for arrays: buffers are at the model's")
-            return audio
-        samples = cast("npt.ArrayLike", audio)
-        return convert(samples, model_rate if sample_rate is None else sample_rate, model_rate)
+        text: str,
+        sample_rate: float | None = None,
+        *,
+        options: DecodingOptions | None = None,
+        min_score: float = MIN_SCORE,
+        on_progress: Callable[[float], object] | None = None,
+        channel: int | None = None,
+        track: int | None = None,
+    ) -> Alignment:
+        """Find when the words of a text are said in a recording of any length.
+
+        The alignment is the most probable one of the whole text with the whole recording, which is encoded as by
+        `transcribe`, whose other arguments and errors it has. Memory use is limited: what hours need is in a file.
+
+        `text` is all that is said. Lines and full stops end sentences; punctuation and letter case do not matter;
+        numbers have to be written as words. Words with a score below `min_score` are `Alignment.misfits`.
+
+        Raises:
+            AudioError: also for a file that is damaged after some seconds of audio.
+            AlignmentError: the text has no words, or words that the vocabulary cannot write; nothing is heard; the
+                recording is too short for the text.
+        """
+        min_score = checked_number("min_score", min_score, least=0, most=1)
+        aligner = TextAligner(checked_text("text", text), self.vocabulary, self.model.config.blank)
+        options = checked_options("options", options, self.options)
+        options = dataclasses.replace(options, search="ctc_greedy", language_model=None, text_format=None)
+        stream = self.create_recording_stream(options, hotwords=())
+        reader = RecordingReader(samples_of(audio, self._rate, sample_rate, channel, track), self._rate, on_progress)
+        observer = Observer(concluded=lambda _: aligner.advance(stream.state))
+        pipeline = Pipeline(self.bundle, self.model, observer)
+        for _ in recognize(lambda streams: pipeline.decode([each.state for each in streams]), stream, reader):
+            pass
+        if reader.error is not None:
+            raise reader.error
+        return aligner.finish(stream.state, min_score)
 
     def _recognize(
         self,
@@ -309,7 +322,7 @@ class Recognizer:
     ) -> tuple[RecordingReader, Iterator[Result]]:
         """Buffers of a recording, and the results that appear as they are read."""
         stream = self.create_recording_stream(options, hotwords=hotwords)
-        reader = RecordingReader(samples, self.bundle.manifest.features.sample_rate, on_progress)
+        reader = RecordingReader(samples, self._rate, on_progress)
         return reader, recognize(self.decode_streams, stream, reader, vad)
 
     @staticmethod

@@ -99,6 +99,31 @@ class Transcript:
     error: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alignment(Transcript):
+    """The transcript of a recording that was given, with times; its segments are the sentences of the text.
+
+    Words are as they are written, with their punctuation. Their confidence is their score: the geometric mean of the
+    probabilities of their tokens, each where it is most probable.
+
+    Attributes:
+        misfits: words with a lower score than is allowed, which are probably not said there: what was said instead is
+            heard at their times, or nothing.
+        unwritten: start and end in seconds of stretches in which the model hears words that are not in the text.
+    """
+
+    misfits: list[WordResult] = field(default_factory=list)
+    unwritten: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each of `misfits` and `unwritten`, for people."""
+        words = [
+            f"{each.word!r} at {each.start:.2f} s does not fit (score {each.confidence:.4f})" for each in self.misfits
+        ]
+        return [*words, *(f"{start:.2f} to {end:.2f} s: the text lacks what is heard" for start, end in self.unwritten)]
+
+
 def moved(result: Result, seconds: float, segment: int) -> Result:
     """The result as segment number `segment` of a longer recording, shifted by `seconds`."""
     return replace(_timed(result, lambda time: round(time + seconds, 3)), segment=segment)

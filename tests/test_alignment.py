@@ -1,4 +1,6 @@
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_probs import random_log_probs
 
-from u2moe.runtime.decoding.alignment import align
+from u2moe.runtime.decoding import alignment
+from u2moe.runtime.decoding.alignment import Aligner, align
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
+
+OF_TORCHAUDIO = json.loads((Path(__file__).parent / "golden" / "alignments.json").read_text(encoding="utf-8"))
 
 
 def collapse(path):
@@ -36,6 +41,29 @@ def test_it_is_the_best_of_all_alignments(seed, num_frames, tokens):
     path = path_of(aligned, num_frames)
     assert collapse(path) == tokens
     assert score(path) == pytest.approx(max(map(score, possible)))
+
+
+@pytest.mark.parametrize("case", OF_TORCHAUDIO, ids=lambda case: str(len(case["path"])))
+def test_it_is_that_of_torchaudio_which_wenet_uses(case):
+    log_probs = random_log_probs(case["seed"], len(case["path"]), case["vocab_size"], scale=3.0)
+    assert path_of(align(log_probs, case["tokens"]), len(log_probs)) == case["path"]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60), st.lists(st.integers(1, 3), max_size=20), st.data())
+def test_parts_and_blocks_make_no_difference(seed, num_frames, tokens, data):
+    log_probs = random_log_probs(seed, num_frames, 4, scale=3.0)
+    expected = align(log_probs, tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alignment, "_BLOCK_LEN", data.draw(st.integers(1, 9)))
+        patch.setattr(alignment, "_MOST_IN_MEMORY", data.draw(st.sampled_from([0, 1 << 20])))
+        aligner, begin = Aligner(tokens, 4), 0
+        while begin < num_frames:
+            size = data.draw(st.integers(1, 25))
+            aligner.advance(log_probs[begin : begin + size])
+            begin += size
+        assert aligner.finish() == expected
+    if expected is None:
+        assert aligner.num_needed > num_frames
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60))

@@ -14,6 +14,7 @@ import u2moe.runtime
 ROOT = Path(__file__).parent.parent
 
 PUBLIC = [
+    "Alignment", "AlignmentError",
     "Alternative", "AudioError", "AudioOverflowError", "AudioWarning", "Bundle", "BundleError", "BundleWarning",
     "BundleWriter",
     "CheckpointError", "ContextGraph", "CorpusError", "DecodingOptions", "EndpointConfig", "EndpointRule", "Fusion",

@@ -175,7 +175,7 @@ def test_status_shows_warnings(tmp_path, capsys):
     (tmp_path / "list.txt").write_text("anti.wav\n")
     out = str(tmp_path / "out")
     assert main(["corpus", str(tmp_path / "list.txt"), out, "--workers", "1"]) == 0
-    assert "1 of 1 utterances have warnings about their audio: 'u2moe corpus status OUT'" in capsys.readouterr().err
+    assert "1 of 1 utterances have warnings: 'u2moe corpus status OUT'" in capsys.readouterr().err
     assert main(["corpus", "status", out]) == 0
     warning = (
         f"anti.wav\twarning: {tmp_path}/anti.wav: its channels cancel each other when averaged: choose one channel"

@@ -40,6 +40,11 @@ WRITTEN = {
     "01:01:01.000 --> 01:01:02.000\nA&amp;B &lt;C&gt;\n",
     "ctm": "my_clip.wav 1 0.500 0.300 GOOD 0.500\nmy_clip.wav 1 0.800 0.500 MORNING 0.500\n"
     "my_clip.wav 1 3661.000 0.250 A&B 0.500\nmy_clip.wav 1 3661.250 0.750 <C> 0.500\n",
+    "TextGrid": 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n3662.000\n<exists>\n2\n'
+    '"IntervalTier"\n"segments"\n0\n3662.000\n4\n0.000\n0.500\n""\n0.500\n1.300\n"GOOD MORNING"\n'
+    '1.300\n3661.000\n""\n3661.000\n3662.000\n"A&B <C>"\n'
+    '"IntervalTier"\n"words"\n0\n3662.000\n6\n0.000\n0.500\n""\n0.500\n0.800\n"GOOD"\n0.800\n1.300\n"MORNING"\n'
+    '1.300\n3661.000\n""\n3661.000\n3661.250\n"A&B"\n3661.250\n3662.000\n"<C>"\n',
     "tsv": "start\tend\ttext\n500\t1300\tGOOD MORNING\n3661000\t3662000\tA&B <C>\n",
     "json": json.dumps({"file": "my clip.wav", **dataclasses.asdict(TWO)}) + "\n",
 }

@@ -1,23 +1,32 @@
 """How accurate are word times? On speech with known word boundaries, with full context and in chunks.
 
-    python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ...
+    python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ... --sentences SENTENCES.tsv
 
 Isolated words (a manifest with one word per recording) are joined with pauses of known length: a word begins and ends
-where its recording becomes loud and quiet. The times of recognised words are compared with these, in milliseconds.
+where its recording becomes loud and quiet. The times of recognised words are compared with these, in milliseconds, and
+those of `align`, to which the words are given. Sentences are joined to an hour, in which it should find each word where
+it finds it in the sentence alone. A word of each sentence is replaced, and three are left out, to see what it says.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import soundfile
 
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
-from u2moe.runtime import DecodingOptions, Recognizer, WordResult
+from u2moe.runtime import DecodingOptions, Recognizer, Transcript, WordResult
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.text.word_errors import matches, words
@@ -25,6 +34,10 @@ from u2moe.runtime.text.word_errors import matches, words
 RATE = 16_000
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4)
 CONDITIONS = {"full": DecodingOptions(), "chunk 16": STREAMED}
+ALIGNED = "full, words given"
+HOUR_S = 3600
+_WITH_MEMORY = """import sys, u2moe.runtime.cli as cli, u2moe.benchmarks.instruments.host as host
+code = cli.main(sys.argv[1:]); print(host.status_bytes("VmHWM")); sys.exit(code)"""
 WORDS_PER_UTTERANCE = 5
 PAUSES_S = (0.05, 0.6)
 _STEP_S = 0.01
@@ -68,13 +81,19 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
     return float(loud[0]) * _STEP_S, float(loud[-1] + 1) * _STEP_S
 
 
-def compare(recognizer: Recognizer, utterances: Iterable[JoinedWords], options: DecodingOptions) -> dict[str, Any]:
-    """Timing errors of the words that were recognised."""
+def compare(
+    recognizer: Recognizer, utterances: Iterable[JoinedWords], options: DecodingOptions | None
+) -> dict[str, Any]:
+    """Timing errors of the words that were recognised; without options, of words that were given."""
     starts: list[float] = []
     ends: list[float] = []
     num_words = 0
     for samples, spoken in utterances:
-        found = [word for segment in recognizer.transcribe(samples, options=options).segments for word in segment.words]
+        if options is None:
+            transcript: Transcript = recognizer.align(samples, " ".join(word.word for word in spoken))
+        else:
+            transcript = recognizer.transcribe(samples, options=options)
+        found = [word for segment in transcript.segments for word in segment.words]
         num_words += len(spoken)
         spelled = [[words(word.word) for word in side] for side in (spoken, found)]
         for expected, position in matches(*spelled):
@@ -85,14 +104,66 @@ def compare(recognizer: Recognizer, utterances: Iterable[JoinedWords], options: 
     }  # fmt: skip
 
 
+def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, Any]:
+    """What `u2moe align` makes of an hour of sentences at known times, beside each of them alone; and its memory."""
+    random, time = np.random.default_rng(seed), 0.0
+    clips = [read_audio(item.path, RATE) for item in recordings]
+    alone = [recognizer.align(clip, item.transcript) for clip, item in zip(clips, recordings, strict=True)]
+    parts: list[npt.NDArray[np.float32]] = []
+    texts: list[str] = []
+    starts: list[float] = []
+    while time < HOUR_S:
+        place = int(random.integers(len(clips)))
+        pause = np.zeros(int(random.uniform(*PAUSES_S) * RATE), np.float32)
+        starts += [time + len(pause) / RATE + word.start for segment in alone[place].segments for word in segment.words]
+        time += (len(pause) + len(clips[place])) / RATE
+        parts += [pause, clips[place]]
+        texts.append(recordings[place].transcript)
+    samples = np.concatenate(parts)
+    with tempfile.TemporaryDirectory() as folder:
+        file, output = Path(folder, "hour.flac"), Path(folder, "hour.json")
+        soundfile.write(file, samples + _NOISE * random.standard_normal(len(samples)), RATE)
+        file.with_suffix(".txt").write_text("\n".join(texts), encoding="utf-8")
+        command = [sys.executable, "-c", _WITH_MEMORY, "align", str(file), "--model", str(bundle), "-o", str(output)]
+        peak = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # noqa: S603 - our own program
+        segments = json.loads(output.read_text(encoding="utf-8"))["segments"]
+    found = [word["start"] for segment in segments for word in segment["words"]]
+    errors = [at - start for at, start in zip(found, starts, strict=True)]
+    return {"num_words": len(starts), "seconds": time, "start": statistics(errors), "peak_bytes": peak}
+
+
+def find_misfits(recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, int]:
+    """What `align` says of right texts, of texts with another word in one place, and of those that lack three."""
+    random = np.random.default_rng(seed)
+    known = sorted({word for item in recordings for word in words(item.transcript)})
+    counts: Counter[str] = Counter()
+    for item in recordings:
+        text, samples = words(item.transcript), read_audio(item.path, RATE)
+        if len(text) < WORDS_PER_UTTERANCE:
+            continue
+        place = int(random.integers(len(text) - 2))
+        other = str(random.choice([word for word in known if word not in text]))
+        texts = (text, [*text[:place], other, *text[place + 1 :]], text[:place] + text[place + 3 :])
+        right, replaced, shorter = (recognizer.align(samples, " ".join(each)) for each in texts)
+        counts.update(
+            sentences=1,
+            words=len(text),
+            misfits=len(right.misfits),
+            unwritten=len(right.unwritten),
+            replaced_found=other in [word.word for word in replaced.misfits],
+            left_out_found=len(shorter.unwritten) > 0,
+        )
+    return dict(counts)
+
+
 def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
-    """Errors in milliseconds: signed mean, and median and 90th percentile of their magnitudes."""
+    """Errors in milliseconds: signed mean, and mean, median and 90th percentile of their magnitudes."""
     if not errors_s:
         return None
     errors = 1000 * np.asarray(errors_s)
     sizes = np.abs(errors)
     figures = {
-        "bias_ms": errors.mean(), "median_ms": np.median(sizes),
+        "bias_ms": errors.mean(), "mean_ms": sizes.mean(), "median_ms": np.median(sizes),
         "p90_ms": np.percentile(sizes, 90),
     }  # fmt: skip
     return {name: round(float(value), 1) for name, value in figures.items()}
@@ -117,6 +188,18 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     header = ("speech", "context", "words recognised", "start: median, 90 %", "end: median, 90 %", "bias of start, end")
     numbers = {f"{edge}_{kind}": f"{measured[0][2][edge][f'{kind}_ms']:.0f}" for edge in ("start", "end")
                for kind in ("median", "p90")} if measured else {}  # fmt: skip
+    if "hour" in results:
+        hour, fits = results["hour"], results["misfits"]
+        numbers |= {
+            "aligned_mean": f"{next(iter(results['sets'].values()))[ALIGNED]['start']['mean_ms']:.0f}",
+            "hour_mean": f"{hour['start']['mean_ms']:.0f}",
+            "hour_words": f"{hour['num_words']:,}",
+            "hour_mb": f"{hour['peak_bytes'] / 1e6:.0f}",
+            "misfits": f"{fits['misfits'] / fits['words']:.1%}",
+            "unwritten": str(fits["unwritten"]),
+            "replaced": f"{fits['replaced_found'] / fits['sentences']:.0%}",
+            "left_out": f"{fits['left_out_found'] / fits['sentences']:.0%}",
+        }
     return {"table": table(header, rows), **numbers}
 
 
@@ -124,14 +207,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="of each set (default: 100)")
+    parser.add_argument("--sentences", type=Path, help="list of sentences, for an hour and for texts that do not fit")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.lists}
     found = {
-        name: {condition: compare(recognizer, spoken, options) for condition, options in CONDITIONS.items()}
+        name: {
+            condition: compare(recognizer, spoken, options)
+            for condition, options in (*CONDITIONS.items(), (ALIGNED, None))
+        }
         for name, spoken in sets.items()
     }
-    publish(args.results, {"sets": found}, values, bundle=args.bundle)
+    results: dict[str, Any] = {"sets": found}
+    if args.sentences:
+        sentences = read_recordings(args.sentences)
+        results["hour"] = align_hour(args.bundle, recognizer, sentences)
+        results["misfits"] = find_misfits(recognizer, sentences)
+    publish(args.results, results, values, bundle=args.bundle)
 
 
 if __name__ == "__main__":

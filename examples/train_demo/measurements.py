@@ -3,7 +3,7 @@
     python measurements.py
 
 Results of an earlier model are worth nothing: `release.py` removes them when it installs another one. TESTS are the
-lists of recordings in `exp/test`, WORDS one of them; INT8, INT4, CALIBRATED, POINTWISE, ALL, SMALLEST and FLOAT32 the
+lists of recordings in `exp/test`, WORDS and SENTENCES of them; INT8, INT4, CALIBRATED, POINTWISE, ALL, SMALLEST and FLOAT32 the
 bundles in `exp/release`.
 """
 
@@ -49,7 +49,7 @@ MEASUREMENTS = {
     ),
     "quantizers": Measurement(command="quantizers FLOAT32 SPEECH DEV NAME=FOLDER ... --results FILE", minutes=15),
     "hotwords": Measurement(command="hotwords INT8 TESTS --results FILE", minutes=5),
-    "word_times": Measurement(command="word_times INT8 WORDS --results FILE", minutes=2),
+    "word_times": Measurement(command="word_times INT8 WORDS --sentences SENTENCES --results FILE", minutes=10),
     "runtimes": Measurement(
         command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --speed --cpp PROGRAM "
         "--results FILE",

@@ -22,7 +22,7 @@ from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus
 
 _LINE_S = 300.0
 _NUM_CONFUSIONS, _NUM_PROBLEMS = 10, 20
-_BASIC = {"num_workers", "retry_failed"}
+_BASIC = {"num_workers", "retry_failed", "align"}
 
 
 def add_corpus(subparsers: Subparsers) -> None:
@@ -88,7 +88,7 @@ def report(progress: RunProgress) -> int:
         tell(f"{progress.num_deaths} worker processes died and were replaced")
     if progress.num_warned:
         tell(
-            f"{progress.num_warned} of {progress.num_done} utterances have warnings about their audio: "
+            f"{progress.num_warned} of {progress.num_done} utterances have warnings: "
             "'u2moe corpus status OUT' shows them"
         )
     if progress.num_failed:
@@ -126,7 +126,7 @@ class _Display:
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
-    """Show what is done, by whom the rest is being done, errors of utterances, and warnings about their audio."""
+    """Show what is done, by whom the rest is being done, errors of utterances, and warnings."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.set_defaults(run=run_status)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.bundle_location import find_bundle
+from u2moe.runtime.cli.options import Options
 from u2moe.runtime.cli.terminal import complain
 from u2moe.runtime.errors import AudioError
 
@@ -44,6 +45,16 @@ class Input:
     audio: File | RawAudio
     channel: int | None
     track: int | None
+
+
+def add_channel(parser: Options) -> None:
+    """Options for what is heard of a recording."""
+    parser.add_argument(
+        "--channel", type=int, metavar="N", help="use only this channel, 0 for the left one (default: the average)"
+    )
+    parser.add_argument(
+        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
+    )
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:

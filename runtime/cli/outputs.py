@@ -7,11 +7,12 @@ import dataclasses
 import errno
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.inputs import STDIN, Input
+from u2moe.runtime.cli.options import Options
 from u2moe.runtime.cli.terminal import escaped, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.result import Result, Transcript
@@ -22,6 +23,24 @@ TEXT = "txt"
 """The format unless another is chosen. Of several recordings on stdout, it is a line for each, with its name."""
 EVENTS = "events"
 """The format, for stdout alone, of a line of JSON for each segment as it is found, each partial result, each end."""
+
+
+def add_output(parser: Options, formats: Iterable[str], default: str, about: str = "") -> None:
+    """Options for the format and the place of results."""
+    parser.add_argument(
+        "-f",
+        "--format",
+        choices=tuple(formats),
+        help=f"default: {default}, or as the name of -o ends; json: an object per recording{about}",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="a folder: one file per recording, in folders like theirs; those that are already there are kept. The "
+        "name of a file in one of the formats, such as talk.srt: that file, for a single recording",
+    )
 
 
 class Output:
@@ -46,13 +65,14 @@ class Output:
         """Nothing of a recording could be recognised, or its transcript could not be written."""
 
 
-def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Input]) -> Output:
+def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Input], default: str = TEXT) -> Output:
     """The output for these recordings.
 
     Args:
         path: a folder, or a file whose name ends in a format; None: stdout.
-        file_format: one of `FORMATS`, or `EVENTS`; None: as the name of the file says, or txt.
+        file_format: one of `FORMATS`, or `EVENTS`; None: as the name of the file says, or `default`.
         inputs: the recordings.
+        default: as above.
 
     Raises:
         ValueError: transcripts of several recordings would make one file of no format, or be written to the same file.
@@ -63,7 +83,7 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
         if len(inputs) > 1:
             raise ValueError(f"{path}: is one file for {len(inputs)} recordings: name a folder")
         return _Folder(path.parent, file_format or suffix, inputs, file=path)
-    file_format = file_format or TEXT
+    file_format = file_format or default
     if path is not None:
         return _Folder(path, file_format, inputs)
     if file_format == EVENTS:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from u2moe.runtime.audio.raw import ENCODINGS
 from u2moe.runtime.audio.reading import read_blocks
-from u2moe.runtime.cli.inputs import Input, RawFormat, find_inputs
+from u2moe.runtime.cli.inputs import Input, RawFormat, add_channel, find_inputs
 from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
-from u2moe.runtime.cli.outputs import EVENTS, Output, make_output
+from u2moe.runtime.cli.outputs import EVENTS, TEXT, Output, add_output, make_output
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import AudioError, U2moeError
@@ -24,6 +24,8 @@ from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.text.formats import FORMATS
 
 _STREAM_BUFFER_S = 0.1
+Work = Callable[[Recognizer, Input, Output, Callable[[float], None]], tuple[Transcript, bool]]
+"""What is done with a recording; the last argument gets the seconds that are done."""
 
 
 def add_transcribe(subparsers: Subparsers) -> None:
@@ -43,28 +45,12 @@ def add_transcribe(subparsers: Subparsers) -> None:
         help="audio files, media files, folders, pipes; -: standard input",
     )
     parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
-    parser.add_argument(
-        "-f",
-        "--format",
-        choices=(*FORMATS, EVENTS),
-        help="default: txt, or as the name of -o ends; json: an object per recording; events, for programs: a JSON "
-        "object for each segment as it is found, each partial result (--stream), and the end of each recording",
+    events = (
+        "a JSON object for each segment as it is found, each partial result (--stream), and the end of each recording"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="a folder: one file per recording, in folders like theirs; those that are already there are kept. The "
-        "name of a file in one of the formats, such as talk.srt: that file, for a single recording",
-    )
+    add_output(parser, (*FORMATS, EVENTS), TEXT, f"; events, for programs: {events}")
     experts = add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
-    experts.add_argument(
-        "--channel", type=int, metavar="N", help="use only this channel, 0 for the left one (default: the average)"
-    )
-    experts.add_argument(
-        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
-    )
+    add_channel(experts)
     experts.add_argument(
         "--raw",
         type=_raw_format,
@@ -97,18 +83,29 @@ def _raw_format(text: str) -> RawFormat:
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
-    """Recognise every recording; failures are reported, and the rest continues."""
+    """Recognise every recording."""
     _check(args)
+    vad = VoiceActivityDetector(None if args.vad == "silero" else Path(args.vad)) if args.vad else None
+    return run_each(args, TEXT, lambda *recording: _transcript(args, vad, *recording))
+
+
+def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
+    """Make and write the transcript of every recording; failures are reported, and the rest continues.
+
+    Args:
+        args: of `find_inputs`, `add_output` and `model_choice`.
+        default: the format unless another is chosen.
+        transcribe: returns a transcript and whether Ctrl-C interrupted it; its segments are already in the output.
+    """
     inputs, num_failed = find_inputs(args)
     num_asked = len(inputs) + num_failed
-    output = make_output(args.output, args.format, inputs)
+    output = make_output(args.output, args.format, inputs, default)
     inputs = output.missing(inputs)
-    vad = VoiceActivityDetector(None if args.vad == "silero" else Path(args.vad)) if args.vad else None
     bar, recognizer = ProgressBar([item.file for item in inputs]), model_choice(args).load()
     for number, item in enumerate(inputs):
         bar.begin(number)
         try:
-            transcript, is_interrupted = _transcript(args, recognizer, vad, item, output, bar.show)
+            transcript, is_interrupted = transcribe(recognizer, item, output, bar.show)
             show_progress("")
             output.transcript(item, transcript)
         except (U2moeError, UnicodeError) as error:
@@ -137,7 +134,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _transcript(
-    args: argparse.Namespace, recognizer: Recognizer, vad: VoiceActivityDetector | None, item: Input, output: Output,
+    args: argparse.Namespace, vad: VoiceActivityDetector | None, recognizer: Recognizer, item: Input, output: Output,
     on_progress: Callable[[float], None],
 ) -> tuple[Transcript, bool]:  # fmt: skip
     """A transcript, and whether Ctrl-C interrupted it: it then has everything recognised before.

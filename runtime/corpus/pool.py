@@ -215,7 +215,9 @@ def _work(
 
     try:
         folder, rows = OutputFolder(path), RowMaker.of_run(run)
-        recognizer = BlockRecognizer(loaded or model.load(), rows, on_progress=count, on_attempt=attempt)
+        recognizer = BlockRecognizer(
+            loaded or model.load(), rows, align=run.align, on_progress=count, on_attempt=attempt
+        )
         report.is_ready = True
         while True:
             block, caution = parent.recv()

@@ -133,7 +133,7 @@ class _Actor:
 
     def __init__(self, folder: str, run: RunDescription, model: ModelChoice) -> None:
         self._folder = OutputFolder(folder)
-        self._recognizer = BlockRecognizer(model.load(), RowMaker.of_run(run))
+        self._recognizer = BlockRecognizer(model.load(), RowMaker.of_run(run), align=run.align)
 
     def write(self, block: Block) -> BlockDone:
         """Recognise a block and write its file."""

@@ -12,7 +12,7 @@ from u2moe.runtime.corpus.entry import Block, Entry
 from u2moe.runtime.corpus.rows import Row, RowMaker, as_line, duration_of
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.errors import AudioError, handing_warnings_to
+from u2moe.runtime.errors import AlignmentError, AudioError, handing_warnings_to
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognition import RecordingReader, recognize, transcript_of
@@ -99,6 +99,7 @@ class BlockRecognizer:
     Args:
         recognizer: the recogniser.
         rows: makes the rows.
+        align: align the transcripts of entries, each alone, instead of recognising their audio.
         on_progress: called with numbers of entries and seconds of audio that were recognised since the last call.
         on_attempt: called with the indices of the entries that are about to be read or decoded, at most `BATCH_LEN`.
     """
@@ -108,11 +109,13 @@ class BlockRecognizer:
         recognizer: Recognizer,
         rows: RowMaker,
         *,
+        align: bool = False,
         on_progress: Callable[[int, float], object] = lambda _num, _seconds: None,
         on_attempt: Callable[[Sequence[int]], object] = lambda _indices: None,
     ) -> None:
         self._recognizer = recognizer
         self._rows = rows
+        self._align = align
         self._on_progress = on_progress
         self._on_attempt = on_attempt
         self._sample_rate = recognizer.bundle.manifest.features.sample_rate
@@ -126,7 +129,7 @@ class BlockRecognizer:
             for index, entry in enumerate(entries):
                 if index in caution.left_out:
                     rows[index] = self._failed(entry, caution.left_out[index])
-                elif index in caution.alone:
+                elif index in caution.alone or self._align:
                     rows[index] = self._alone(index, entry, sources)
                 else:
                     try:
@@ -175,13 +178,25 @@ class BlockRecognizer:
 
     def _alone(self, index: int, entry: Entry, sources: Sources) -> Row:
         try:
-            read = self._read(index, entry, sources)
-            self._recognizer.decode_streams([read.stream])
-            row = self._row(read)
+            if self._align:
+                row = self._aligned(index, entry, sources)
+            else:
+                read = self._read(index, entry, sources)
+                self._recognizer.decode_streams([read.stream])
+                row = self._row(read)
         except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
             return self._failed(entry, error)
-        self._on_progress(1, read.duration)
+        self._on_progress(1, duration_of(row))
         return row
+
+    def _aligned(self, index: int, entry: Entry, sources: Sources) -> Row:
+        if not entry.text:
+            raise AlignmentError("the list has no transcript of it")
+        self._on_attempt([index])
+        warnings: dict[str, None] = {}
+        with handing_warnings_to(warnings.setdefault):
+            alignment = self._recognizer.align(sources.read_blocks(entry, self._sample_rate), entry.text)
+        return self._rows.of_transcript(entry, alignment, [*warnings, *alignment.warnings])
 
     def _row(self, read: _Read) -> Row:
         transcript = transcript_of(read.segments + read.stream.take_segments(), read.duration, read.error)

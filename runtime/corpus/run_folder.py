@@ -59,6 +59,7 @@ class RunDescription:
         options: decoding options, as JSON.
         hotwords: SHA-256 of the hotwords; None: those of the bundle.
         block_size: entries in a block.
+        align: whether transcripts of the list are aligned.
     """
 
     u2moe: str
@@ -72,6 +73,7 @@ class RunDescription:
     options: Mapping[str, Any]
     hotwords: str | None
     block_size: int
+    align: bool = False
 
     def to_json(self) -> bytes:
         """The content of run.json."""

@@ -31,6 +31,7 @@ class CorpusOptions:
         shard: the share of the blocks to do.
         num_workers: processes. None: all cores that may be used.
         retry_failed: whether blocks with failed entries are done again.
+        align: align the transcripts of the list with their recordings instead of recognising these.
     """
 
     list_options: ListOptions = option("record", ListOptions(), record=ListOptions)
@@ -38,6 +39,7 @@ class CorpusOptions:
     shard: Shard = option("record", Shard(), record=Shard)
     num_workers: int | None = option("integer", least=1, most=4096, flag="--workers", metavar="N")
     retry_failed: bool = option("flag", default=False, flag="--retry-failed")
+    align: bool = option("flag", default=False, flag="--align")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -155,6 +157,7 @@ class CorpusRun:
             hotwords=model.hotwords_digest,
             channel=options.list_options.channel,
             block_size=options.block_size,
+            align=options.align,
         )
         self.folder, self._options = OutputFolder(os.fspath(output)), options
         self.folder.begin(self.description)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.text.vocabulary import Vocabulary
+
+_BLOCK_LEN = 2048
+"""Encoder frames between two scores that are kept. The path through a block is computed again when it is traced."""
+_MOST_IN_MEMORY = 1 << 26
+"""Bytes of scores and log-probabilities that are kept in memory; more are kept in a temporary file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,40 +38,115 @@ class AlignedToken:
     confidence: float
 
 
-def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int = 0) -> list[AlignedToken] | None:
-    """The most probable CTC alignment of `tokens`.
+class Aligner:
+    """The most probable CTC alignment of tokens with log-probabilities that arrive in parts of any length.
 
-    Takes time * len(tokens) steps and bytes. Of equally probable alignments it is the one that stays longest.
+    It is exact (Viterbi), of recordings of any length: it keeps only the log-probabilities of these tokens, and the
+    scores of every 2048th frame, from which paths are traced back block by block; what exceeds 64 MB is in a temporary
+    file. It takes time * len(tokens) steps. Of equally probable alignments it is the one that stays longest.
+
+    Attributes:
+        num_frames: frames so far.
+        num_needed: frames without which no alignment is possible: one for each token and between equal ones.
 
     Args:
-        log_probs: [time, vocab].
         tokens: token ids, none of them blank.
+        vocab_size: number of ids.
         blank: id of the blank token.
-
-    Returns:
-        A span for each token, in order and without overlap; None if no alignment is possible, for example because there
-        are too few frames.
 
     Raises:
         ValueError: tokens that are blank or outside the vocabulary.
     """
-    if any(token == blank or not 0 <= token < log_probs.shape[1] for token in tokens):
-        raise ValueError(f"tokens must be ids below {log_probs.shape[1]} and not blank {blank}, got {list(tokens)}")
-    if not tokens:
-        return []
-    states = np.full(2 * len(tokens) + 1, blank)
-    states[1::2] = tokens
-    path = _best_path(log_probs, states)
-    if path is None:
-        return None
-    aligned = []
-    for index, token in enumerate(tokens):
-        frames = np.flatnonzero(path == 2 * index + 1)
-        start, end = int(frames[0]), int(frames[-1]) + 1
-        peak = start + int(log_probs[start:end, token].argmax())
-        confidence = min(float(np.exp(log_probs[peak, token])), 1.0)
-        aligned.append(AlignedToken(token=token, start=start, end=end, peak=peak, confidence=confidence))
-    return aligned
+
+    def __init__(self, tokens: Sequence[int], vocab_size: int, blank: int = 0) -> None:
+        if any(token == blank or not 0 <= token < vocab_size for token in tokens):
+            raise ValueError(f"tokens must be ids below {vocab_size} and not blank {blank}, got {list(tokens)}")
+        self.num_frames = 0
+        self._tokens = np.asarray(tokens, np.int64)
+        # The blank is the first of the kept columns.
+        kept, columns = np.unique(self._tokens, return_inverse=True)
+        self._kept, self._columns = np.concatenate([[blank], kept]), columns + 1
+        # Blank may be left out between two different tokens.
+        self._skip = np.where(np.diff(self._tokens, prepend=blank) != 0, 0.0, -np.inf)
+        self._skip[:1] = -np.inf
+        self.num_needed = len(self._tokens) + int(np.isneginf(self._skip[1:]).sum())
+        # Scores of paths that end in the blank before each token and after the last, and of those that end in each
+        # token. They begin in the first blank, before the first frame.
+        self._blanks = np.full(len(self._tokens) + 1, -np.inf)
+        self._blanks[0] = 0.0
+        self._ends = np.full(len(self._tokens), -np.inf)
+        self._waiting = [np.zeros((0, len(self._kept)), np.float32)]
+        self._blocks = tempfile.SpooledTemporaryFile(max_size=_MOST_IN_MEMORY)  # noqa: SIM115 - as long as this lives
+        weakref.finalize(self, self._blocks.close)
+
+    def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
+        """Add frames, given log-probabilities [time, vocab]."""
+        self.num_frames += len(log_probs)
+        self._waiting.append(log_probs[:, self._kept])
+        if self.num_frames // _BLOCK_LEN > (self.num_frames - len(log_probs)) // _BLOCK_LEN:
+            frames = np.concatenate(self._waiting)
+            while len(frames) >= _BLOCK_LEN:
+                self._search(frames[:_BLOCK_LEN])
+                frames = frames[_BLOCK_LEN:]
+            self._waiting = [frames]
+
+    def finish(self) -> list[AlignedToken] | None:
+        """A span for each token, in order and without overlap; None: no alignment is possible."""
+        self._search(np.concatenate(self._waiting))
+        if not len(self._tokens):
+            return []
+        if not max(self._ends[-1], self._blanks[-1]) > -np.inf:
+            return None
+        path, log_probs = self._trace()
+        # A state is twice the index of a token for the blank before it, and one more for the token.
+        starts = np.searchsorted(path, 2 * np.arange(len(self._tokens)) + 1)
+        ends = np.searchsorted(path, 2 * np.arange(len(self._tokens)) + 2)
+        aligned = []
+        for token, start, end in zip(self._tokens.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            peak = start + int(log_probs[start:end].argmax())
+            confidence = min(float(np.exp(log_probs[peak])), 1.0)
+            aligned.append(AlignedToken(token=token, start=start, end=end, peak=peak, confidence=confidence))
+        return aligned
+
+    def _search(self, frames: npt.NDArray[np.float32]) -> None:
+        """Advance the scores over a block of frames [time, kept], and keep both."""
+        for part in (self._blanks, self._ends, np.ascontiguousarray(frames, np.float32)):
+            self._blocks.write(part.tobytes())
+        _viterbi(self._blanks, self._ends, frames.astype(np.float64), self._columns, self._skip)
+
+    def _trace(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """State and its log-probability in each frame [time] of the best path, which is traced from its end."""
+        num_tokens, num_kept = len(self._tokens), len(self._kept)
+        path, found = np.empty(self.num_frames, np.int64), np.empty(self.num_frames, np.float32)
+        state = 2 * num_tokens - 1 if self._ends[-1] >= self._blanks[-1] else 2 * num_tokens
+        scores_len = 8 * (2 * num_tokens + 1)
+        block_size = scores_len + 4 * _BLOCK_LEN * num_kept
+        for number in range((self.num_frames - 1) // _BLOCK_LEN, -1, -1):
+            begin = number * _BLOCK_LEN
+            num_frames = min(self.num_frames - begin, _BLOCK_LEN)
+            self._blocks.seek(number * block_size)
+            scores = np.frombuffer(self._blocks.read(scores_len))
+            frames = np.frombuffer(self._blocks.read(4 * num_frames * num_kept), np.float32).reshape(-1, num_kept)
+            # A path takes at most a token per frame: earlier ones do not matter.
+            first, last = max(state // 2 - num_frames, 0), min(state // 2 + 1, num_tokens)
+            blanks, ends = scores[first : last + 1].copy(), scores[num_tokens + 1 :][first:last].copy()
+            columns, skip = self._columns[first:last], self._skip[first:last].copy()
+            if first:
+                skip[0] = -np.inf
+            steps = np.empty((num_frames, 2 * (last - first) + 1), np.int8)
+            _viterbi(blanks, ends, frames.astype(np.float64), columns, skip, steps)
+            for frame in range(num_frames - 1, -1, -1):
+                path[begin + frame] = state
+                found[begin + frame] = frames[frame, self._columns[state // 2] if state % 2 else 0]
+                state -= int(steps[frame, state - 2 * first])
+        return path, found
+
+
+def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int = 0) -> list[AlignedToken] | None:
+    """The alignment of `tokens` with log-probabilities [time, vocab]; see `Aligner` for the rest."""
+    aligner = Aligner(tokens, log_probs.shape[1], blank)
+    aligner.advance(log_probs)
+    return aligner.finish()
 
 
 def find_cut(
@@ -94,26 +176,35 @@ def find_cut(
     return (end + start + 1) // 2
 
 
-def _best_path(log_probs: npt.NDArray[np.float32], states: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-    """State of each frame [time] on the best path through `states`: blank, token, blank, token, ..., blank."""
-    num_frames, num_states = len(log_probs), len(states)
-    # Blank may be left out between two different tokens.
-    may_skip = np.zeros(num_states, bool)
-    may_skip[3::2] = states[3::2] != states[1:-2:2]
-    steps = np.zeros((num_frames, num_states), np.int8)
-    # Two impossible states in front simplify the recursion. Paths begin in the first blank, before the first frame.
-    scores = np.full(num_states + 2, -np.inf)
-    scores[2] = 0.0
-    emissions = log_probs[:, states].astype(np.float64)
-    for frame in range(num_frames):
-        arrivals = np.stack([scores[2:], scores[1:-1], np.where(may_skip, scores[:-2], -np.inf)])
-        steps[frame] = arrivals.argmax(axis=0)
-        scores[2:] = arrivals.max(axis=0) + emissions[frame]
-    last = num_states - 2 if num_frames and scores[-2] >= scores[-1] else num_states - 1
-    if not scores[2 + last] > -np.inf:
-        return None
-    path = np.empty(num_frames, np.int64)
-    for frame in range(num_frames - 1, -1, -1):
-        path[frame] = last
-        last -= int(steps[frame, last])
-    return path
+def _viterbi(
+    blanks: npt.NDArray[np.float64],
+    ends: npt.NDArray[np.float64],
+    frames: npt.NDArray[np.float64],
+    columns: npt.NDArray[np.int64],
+    skip: npt.NDArray[np.float64],
+    steps: npt.NDArray[np.int8] | None = None,
+) -> None:
+    """Advance the scores of paths over frames, in place.
+
+    Args:
+        blanks: scores of paths that end in the blank before each token and after the last [tokens + 1].
+        ends: scores of paths that end in each token [tokens].
+        frames: log-probabilities [time, kept], of the blank first.
+        columns: the column of each token.
+        skip: 0 where a token may follow the one before it without a blank, else -inf.
+        steps: gets the number of states, which are blank, token, blank, ..., by which the best path to each advances in
+            each frame [time, 2 * tokens + 1].
+    """
+    before = np.full(len(ends), -np.inf)
+    for number, frame in enumerate(frames):
+        before[1:] = ends[:-1]
+        before += skip
+        if steps is not None:
+            steps[number, 0] = 0
+            steps[number, 1::2] = np.stack([ends, blanks[:-1], before]).argmax(axis=0)
+            steps[number, 2::2] = ends > blanks[1:]
+        np.maximum(before, blanks[:-1], out=before)
+        np.maximum(blanks[1:], ends, out=blanks[1:])
+        blanks += frame[0]
+        np.maximum(ends, before, out=ends)
+        ends += frame[columns]

@@ -12,11 +12,11 @@ therefore found anywhere.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_special, is_syllabic, with_boundaries
+from u2moe.runtime.text.spelling import Spelling
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_syllabic, with_boundaries
 from u2moe.runtime.validation import checked_number
 
 Hotwords = Iterable[str | tuple[str, float]] | Mapping[str, float]
@@ -168,13 +168,11 @@ class ContextGraph:
 
 def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
     """Those of some phrases that a vocabulary can write."""
-    symbols = _Symbols(vocabulary)
+    spelling = Spelling(vocabulary)
 
     def can_write(phrase: str) -> bool:
         try:
-            return len(phrase) <= LONGEST_PHRASE and all(
-                symbols.num_tokens(phrase, word) for word in symbols.words(phrase)
-            )
+            return len(phrase) <= LONGEST_PHRASE and bool(_num_tokens(phrase, _words(phrase, spelling), spelling))
         except ValueError:
             return False
 
@@ -221,49 +219,23 @@ def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
 
 def _bonuses(hotwords: Iterable[tuple[str, float]], vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
     """Bonus of each phrase, given as its words in the characters of the vocabulary."""
-    symbols = _Symbols(vocabulary)
+    spelling = Spelling(vocabulary)
     bonuses: dict[tuple[str, ...], float] = {}
     for phrase, weight in hotwords:
-        words = symbols.words(phrase)
-        bonuses[words] = max(bonuses.get(words, 0.0), weight * sum(symbols.num_tokens(phrase, word) for word in words))
+        words = _words(phrase, spelling)
+        bonuses[words] = max(bonuses.get(words, 0.0), weight * _num_tokens(phrase, words, spelling))
     if not bonuses:
         raise ValueError("hotwords are empty: pass None for none")
     return bonuses
 
 
-class _Symbols:
-    """The symbols of a vocabulary as parts of words."""
+def _words(phrase: str, spelling: Spelling) -> tuple[str, ...]:
+    """Words of a phrase, in the letter case of the vocabulary."""
+    words = with_boundaries(phrase, is_syllabic).replace(WORD_BOUNDARY, " ").split()
+    if not words:
+        raise ValueError(f"hotword {phrase!r} is empty")
+    return tuple(spelling.word(word, f"hotword {phrase!r}") for word in words)
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        readable = [symbol for symbol in vocabulary.symbols if not is_special(symbol)]
-        self._inner = {symbol for symbol in readable if not symbol.startswith((WORD_BOUNDARY, " "))}
-        self._first = self._inner | {symbol.strip(WORD_BOUNDARY + " ") for symbol in readable}
-        self._characters = set("".join(self._first))
-        self._longest = max(map(len, self._first), default=0)
 
-    def words(self, phrase: str) -> tuple[str, ...]:
-        """Words of a phrase, in the letter case of the vocabulary."""
-        words = tuple(
-            "".join(self._character(phrase, character) for character in word)
-            for word in with_boundaries(phrase, is_syllabic).replace(WORD_BOUNDARY, " ").split()
-        )
-        if not words:
-            raise ValueError(f"hotword {phrase!r} is empty")
-        return words
-
-    def num_tokens(self, phrase: str, word: str) -> int:
-        """Number of tokens in the shortest tokenization of a word."""
-        fewest = [0.0] + [math.inf] * len(word)
-        for end in range(1, len(word) + 1):
-            for begin in range(max(end - self._longest, 0), end):
-                if word[begin:end] in (self._inner if begin else self._first):
-                    fewest[end] = min(fewest[end], fewest[begin] + 1)
-        if fewest[-1] == math.inf:
-            raise ValueError(f"hotword {phrase!r}: the vocabulary cannot write {word!r}")
-        return int(fewest[-1])
-
-    def _character(self, phrase: str, character: str) -> str:
-        for form in (character, character.upper(), character.lower()):
-            if form in self._characters:
-                return form
-        raise ValueError(f"hotword {phrase!r}: the vocabulary has no {character!r}")
+def _num_tokens(phrase: str, words: Iterable[str], spelling: Spelling) -> int:
+    return sum(spelling.num_tokens(word, f"hotword {phrase!r}") for word in words)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.bundle.manifest import FeatureConfig
+from u2moe.runtime.text.vocabulary import Word
 
 _LONGEST_TOKEN_S = 1.0
 """Longest span of a token in seconds: it extends at most half of this from its peak."""
@@ -24,6 +27,7 @@ _MIN_BEFORE_PAUSE_S = 0.2
 
 Span = tuple[float, float]
 """Start and end in seconds."""
+_start_of, _end_of = itemgetter(0), itemgetter(1)
 
 
 def loudness(features: npt.NDArray[np.float32], config: FeatureConfig) -> npt.NDArray[np.float32]:
@@ -86,6 +90,31 @@ def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[S
     return spans
 
 
+def word_spans(
+    words: Sequence[Word],
+    times: Sequence[int],
+    frame_s: float,
+    pauses: Sequence[Span],
+    *,
+    start: int = 0,
+    num_frames: int,
+) -> list[Span]:
+    """Start and end of each word in seconds, rounded to milliseconds: as of its tokens, but at pauses where there are.
+
+    Args:
+        words: tokens of each word.
+        times: encoder frames at which the tokens peak.
+        frame_s: seconds per encoder frame.
+        pauses: the pauses in order, on the clock of the result.
+        start: the frame from which `times` count, on that clock.
+        num_frames: frames from `start` to the end of the audio.
+    """
+    begin, spans = start * frame_s, token_spans(times, frame_s, num_frames * frame_s)
+    meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
+    peaks = [(begin + times[word.begin] * frame_s, begin + times[word.end - 1] * frame_s) for word in words]
+    return [(round(first, 3), round(last, 3)) for first, last in end_at_pauses(meeting, peaks, pauses)]
+
+
 def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:
     """Move word boundaries to the pauses: words end where the longest pause between two peaks begins.
 
@@ -104,11 +133,8 @@ def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence
         earliest = starts[place - 1] if place else -np.inf
         latest = ends[place] if place < len(words) else np.inf
         # A token may peak slightly before or after its word: within the pause itself.
-        between = [
-            (start, end)
-            for start, end in pauses
-            if end >= before and start <= after and start > earliest and end < latest
-        ]
+        near = pauses[bisect_left(pauses, before, key=_end_of) : bisect_right(pauses, after, key=_start_of)]
+        between = [(start, end) for start, end in near if start > earliest and end < latest]
         if not between:
             continue
         start, end = max(between, key=lambda pause: pause[1] - pause[0])

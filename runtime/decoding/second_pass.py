@@ -10,7 +10,7 @@ from u2moe.runtime.bundle.manifest import Calibration
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.alignment import align
 from u2moe.runtime.decoding.ctc import Hypothesis
-from u2moe.runtime.decoding.pauses import end_at_pauses, token_spans
+from u2moe.runtime.decoding.pauses import word_spans
 from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.model.device import Value
@@ -113,21 +113,18 @@ class SecondPass:
 
     def _words(self, stream: StreamState, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:
         """Words of a hypothesis with times; boundaries are refined by the pauses between words."""
-        frame_s, words = stream.frame_s, self._vocabulary.words(best.tokens)
-        begin = stream.utterance.start * frame_s
-        spans = token_spans(best.times, frame_s, stream.utterance.num_frames * frame_s)
-        meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
-        peaks = [(begin + best.times[word.begin] * frame_s, begin + best.times[word.end - 1] * frame_s)
-                 for word in words]  # fmt: skip
-        calibration = self._manifest.calibration
+        utterance, words = stream.utterance, self._vocabulary.words(best.tokens)
+        spans = word_spans(
+            words, best.times, stream.frame_s, stream.pauses(), start=utterance.start, num_frames=utterance.num_frames
+        )
         return [
             WordResult(
                 word=word.text,
-                start=round(start, 3),
-                end=round(end, 3),
-                confidence=word_confidence(probabilities[word.begin : word.end], calibration),
+                start=start,
+                end=end,
+                confidence=word_confidence(probabilities[word.begin : word.end], self._manifest.calibration),
             )
-            for word, (start, end) in zip(words, end_at_pauses(meeting, peaks, stream.pauses()), strict=True)
+            for word, (start, end) in zip(words, spans, strict=True)
         ]
 
 

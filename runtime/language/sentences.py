@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from u2moe.runtime.declarations import option
 from u2moe.runtime.errors import LanguageModelError
@@ -51,27 +52,83 @@ def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
     Class names (<name>) are kept. Hyphens separate words, and each character of a script without spaces is a word.
     Words with digits, whose spoken form is unknown, become <unk>. Text is normalised to Unicode's form C.
     """
-    for part in _END_OF_SENTENCE.split(unicodedata.normalize("NFC", text)):
+    for sentence in _sentences(unicodedata.normalize("NFC", text)):
         words = []
-        for word in _words_of(part):
+        for word, _ in sentence:
             if word.startswith("<"):
                 words.append(word)
             elif any(character.isdigit() for character in word):
                 words.append(_UNKNOWN)
             else:
-                plain = word.replace("\u2019", "'").replace("_", "")
-                words += _split(plain if keep_case else plain.lower())
+                words += _split(_plain(word) if keep_case else _plain(word).lower())
         if any(word != _UNKNOWN for word in words):
             yield words
 
 
-def _words_of(text: str) -> Iterator[str]:
-    """Words and class names. A final apostrophe belongs to its word ("dogs'") unless it closes a quotation."""
+class WrittenWord(NamedTuple):
+    """A word with its punctuation, and the words without it that are spoken: "twenty-one," has two."""
+
+    text: str
+    spoken: tuple[str, ...]
+
+
+def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
+    """Sentences of a line, split as by `sentences_of`, as they are written; and their words."""
+    text = unicodedata.normalize("NFC", text)
+    parts = [[part for word, start in sentence for part in _parts(word, start)] for sentence in _sentences(text)]
+    sentences = [sentence for sentence in parts if sentence]
+    spans = [span for sentence in sentences for span in sentence]
+    begin = sentence_begin = place = 0
+    for sentence in sentences:
+        words: list[WrittenWord] = []
+        spoken: list[str] = []
+        for number, (word, _, end) in enumerate(sentence, start=1):
+            spoken.append(_plain(word))
+            place += 1
+            is_last = place == len(spans)
+            between = text[end : len(text) if is_last else spans[place][1]]
+            opening = re.search(r"(?<=\s)\S+$", between)  # a quotation mark, for example, which the next word has
+            is_written = number == len(sentence) or any(map(str.isspace, between))
+            if is_written or stands_alone(word) or stands_alone(spans[place][0]):
+                cut = end + (opening.start() if opening and not is_last else len(between))
+                words.append(WrittenWord(" ".join(text[begin:cut].split()), tuple(filter(None, spoken))))
+                spoken, begin = [], cut
+        yield " ".join(text[sentence_begin:begin].split()), words
+        sentence_begin = begin
+
+
+def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
+    """Words and class names of each sentence, each with its place in the text. Some sentences have none."""
+    begin = 0
+    for closing in (*_END_OF_SENTENCE.finditer(text), None):
+        yield list(_words_of(text, begin, closing.start() if closing else len(text)))
+        begin = closing.end() if closing else 0
+
+
+def _words_of(text: str, begin: int, end: int) -> Iterator[tuple[str, int]]:
+    """Words and class names, each with its place.
+
+    A final apostrophe belongs to its word ("dogs'") unless it closes a quotation.
+    """
     is_quoted = False
-    for name, opening, word, closing in _word().findall(text):
+    for found in _word().finditer(text, begin, end):
+        name, opening, word, closing = found.groups("")
         is_quoted = is_quoted or bool(opening)
-        yield name or (word if is_quoted else word + closing)
+        yield name or (word if is_quoted else word + closing), found.start() + len(opening)
         is_quoted = is_quoted and not closing
+
+
+def _parts(word: str, start: int) -> Iterator[tuple[str, int, int]]:
+    """A word, split around characters of scripts without spaces, with the places of the parts."""
+    begin = 0
+    for part in _split(word):
+        begin = word.index(part, begin)
+        yield part, start + begin, start + begin + len(part)
+        begin += len(part)
+
+
+def _plain(word: str) -> str:
+    return word.replace("\u2019", "'").replace("_", "")
 
 
 @functools.cache

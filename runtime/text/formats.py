@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -104,9 +104,38 @@ def _ctm(segment: Result, name: str) -> str:
     lines = []
     confidences = [word.confidence for word in segment.words] or [None] * len(segment.text.split())
     for (word, start, end), confidence in zip(timed_words(segment), confidences, strict=True):
-        line = f"{recording} 1 {_seconds(start)} {_seconds(end - start)} {word}"
+        line = f"{recording} 1 {_seconds(start)} {_seconds(end - start)} {''.join(word.split())}"
         lines.append(line + ("\n" if confidence is None else f" {confidence:.3f}\n"))
     return "".join(lines)
+
+
+def _textgrid(transcript: Transcript, _name: str, _options: SubtitleOptions | None) -> str:
+    """For Praat: a tier of segments and a tier of words, in the short form."""
+    words = [word for segment in transcript.segments for word in timed_words(segment)]
+    segments = [(each.text, to_ms(each.start), to_ms(each.end)) for each in transcript.segments]
+    tiers = {"segments": segments, "words": words}
+    end = max([to_ms(transcript.duration), 1, *(last for _, _, last in (*segments, *words))])
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", _seconds(end), "<exists>", "2"]
+    for tier, content in tiers.items():
+        intervals = _intervals(content, end)
+        lines += ['"IntervalTier"', f'"{tier}"', "0", _seconds(end), str(len(intervals))]
+        for text, start, last in intervals:
+            lines += [_seconds(start), _seconds(last), '"' + text.replace('"', '""') + '"']
+    return "\n".join(lines) + "\n"
+
+
+def _intervals(content: Sequence[tuple[str, int, int]], end: int) -> list[tuple[str, int, int]]:
+    """Texts with their times in milliseconds, and what is between them, without gaps, overlaps and empty intervals."""
+    intervals: list[tuple[str, int, int]] = []
+    position = 0
+    for text, start, last in content:
+        if start > position:
+            intervals.append(("", position, start))
+            position = start
+        if last > position:
+            intervals.append((text, position, last))
+            position = last
+    return [*intervals, ("", position, end)] if position < end else intervals
 
 
 def _escape(text: str) -> str:
@@ -129,6 +158,7 @@ FORMATS: Mapping[str, OutputFormat] = MappingProxyType(
         "vtt": OutputFormat(write=_vtt, media_type="text/vtt"),
         "ctm": _by_segment(_ctm),
         "tsv": _by_segment(_tsv, "start\tend\ttext\n"),
+        "TextGrid": OutputFormat(write=_textgrid),
     }
 )
 """The output formats by name, which is also the file suffix. A new format is a function and a line here: the command

@@ -1,0 +1,88 @@
+"""`u2moe align`: times of the words of texts in their recordings, and what does not fit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from u2moe.runtime.cli.inputs import Input, add_channel
+from u2moe.runtime.cli.options import Subparsers, add_declared, add_model, add_session
+from u2moe.runtime.cli.outputs import Output, add_output
+from u2moe.runtime.cli.terminal import warn
+from u2moe.runtime.cli.transcribe import named_path, run_each
+from u2moe.runtime.decoding.text_alignment import MIN_SCORE
+from u2moe.runtime.errors import AlignmentError
+from u2moe.runtime.options import NONE, DecodingOptions
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.result import Alignment
+from u2moe.runtime.text.formats import FORMATS
+
+WORDS = "ctm"
+"""The format unless another is chosen: a line for each word."""
+_MOST_WARNINGS = 10
+
+
+def add_align(subparsers: Subparsers) -> None:
+    """`u2moe align FILES...`."""
+    parser = subparsers.add_parser(
+        "align",
+        help="find when the words of a text are said",
+        description="Find when the words of texts are said in their recordings, of any length: for subtitles, editors "
+        "and training. Words that do not fit are reported. 'u2moe corpus --align' does it for lists.",
+    )
+    parser.add_argument("files", nargs="+", type=named_path, metavar="FILE", help="audio files, media files, folders")
+    parser.add_argument(
+        "--text",
+        type=named_path,
+        metavar="PATH",
+        help="text of the recording, or folder of texts (default: talk.txt beside talk.wav), in UTF-8. Lines and full "
+        "stops end sentences; numbers are written as words",
+    )
+    add_output(parser, FORMATS, WORDS)
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=MIN_SCORE,
+        metavar="X",
+        help=f"words with a lower score, between 0 and 1, do not fit (default: {MIN_SCORE})",
+    )
+    add_model(parser)
+    experts = parser.add_argument_group("for experts")
+    add_declared(experts, DecodingOptions, {"chunk_size", "num_left_chunks"}, chunk_size="full context")
+    add_session(experts)
+    add_channel(experts)
+    parser.set_defaults(run=run_align, raw=None, hotwords=Path(NONE), lm=NONE, format_text=False)
+
+
+def run_align(args: argparse.Namespace) -> int:
+    """Align every recording with its text."""
+    if args.text is not None and not args.text.is_dir() and (len(args.files) > 1 or args.files[0].is_dir()):
+        raise ValueError(f"{args.text}: is the text of one recording: name a folder of texts for several")
+    return run_each(args, WORDS, lambda *recording: _alignment(args, *recording))
+
+
+def _alignment(
+    args: argparse.Namespace, recognizer: Recognizer, item: Input, output: Output, on_progress: Callable[[float], None]
+) -> tuple[Alignment, bool]:
+    """The alignment of a recording, with warnings of what does not fit; it is never interrupted."""
+    file = args.text or item.file.with_suffix(".txt")
+    file = file / f"{item.place}.txt" if file.is_dir() else file
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AlignmentError(f"{item.name}: its text {file} cannot be read: {reason}") from error
+    try:
+        alignment = recognizer.align(
+            item.audio, text, min_score=args.min_score, on_progress=on_progress, channel=item.channel, track=item.track
+        )
+    except AlignmentError as error:
+        raise AlignmentError(f"{item.name} with {file}: {error}") from error
+    for segment in alignment.segments:
+        output.segment(item, segment)
+    for warning in alignment.warnings[:_MOST_WARNINGS]:
+        warn(f"{item.name}: {warning}")
+    if len(alignment.warnings) > _MOST_WARNINGS:
+        warn(f"{item.name}: and {len(alignment.warnings) - _MOST_WARNINGS} more; -f json has all")
+    return alignment, False

@@ -1,0 +1,73 @@
+"""Spells words with the symbols of a vocabulary: the reverse of `Vocabulary.text`."""
+
+from __future__ import annotations
+
+import functools
+from itertools import pairwise
+
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_special, stands_alone
+
+
+class Spelling:
+    """The symbols of a vocabulary as parts of words. Errors are ValueErrors that begin with `what` is spelled."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        symbols = enumerate(vocabulary.symbols)
+        self._ids = {symbol.replace(" ", WORD_BOUNDARY): number for number, symbol in symbols if not is_special(symbol)}
+        self._is_bpe = vocabulary.config.tokenizer == "bpe"
+        self._characters = set("".join(self._ids)) - {WORD_BOUNDARY}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def word(self, word: str, what: str) -> str:
+        """A word in the letter case of the vocabulary."""
+        return "".join(self._character(character, what) for character in word)
+
+    def num_tokens(self, word: str, what: str) -> int:
+        """Number of tokens in the shortest tokenization of a word in the letter case of the vocabulary."""
+        spelled = list(filter(None, map(self._shortest, (word, WORD_BOUNDARY + word))))
+        if not spelled:
+            raise ValueError(f"{what}: the vocabulary cannot write {word!r}")
+        return min(map(len, spelled))
+
+    def tokens(self, each: str, before: str, what: str) -> list[int]:
+        """Token ids of a word in any letter case as a model writes it after the word `before`; "": there is none.
+
+        If the order of ids is that in which BPE merges symbols, that is how words are divided, as by SentencePiece;
+        otherwise into as few tokens as possible.
+        """
+        word = self.word(each, what)
+        is_apart = self._is_bpe or bool(before and not stands_alone(word) and not stands_alone(before))
+        divide = self._merged if self._is_merged else self._shortest
+        is_marked = is_apart and not (stands_alone(word) and word in self._ids)
+        parts = (divide(WORD_BOUNDARY + word) if is_marked else None) or divide(word)
+        if not parts:
+            raise ValueError(f"{what}: the vocabulary cannot write {word!r}")
+        return [self._ids[part] for part in parts]
+
+    @functools.cached_property
+    def _is_merged(self) -> bool:
+        """Whether ids are in the order of merges: only then does each symbol result from its own characters."""
+        return all(self._merged(symbol) == [symbol] for symbol in self._ids)
+
+    def _merged(self, text: str) -> list[str] | None:
+        """The symbols of a text by BPE, the pair with the lowest id first; None: there are none."""
+        parts = list(text)
+        while pairs := [(self._ids[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in self._ids]:
+            _, place = min(pairs)
+            parts[place : place + 2] = ["".join(parts[place : place + 2])]
+        return parts if all(part in self._ids for part in parts) else None
+
+    def _shortest(self, text: str) -> list[str] | None:
+        """The fewest symbols of a text; None: there are none."""
+        found: list[list[str] | None] = [[]]
+        for end in range(1, len(text) + 1):
+            begins = range(max(end - self._longest, 0), end)
+            ways = [[*way, text[i:end]] for i in begins if text[i:end] in self._ids and (way := found[i]) is not None]
+            found.append(min(ways, key=len, default=None))
+        return found[-1]
+
+    def _character(self, character: str, what: str) -> str:
+        for form in (character, character.upper(), character.lower()):
+            if form in self._characters:
+                return form
+        raise ValueError(f"{what}: the vocabulary has no {character!r}")

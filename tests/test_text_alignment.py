@@ -1,0 +1,201 @@
+"""Texts and recordings: times of words, what does not fit, and what cannot be aligned."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from corpora import ToyChoice, rows_in
+from tones import RATE, say, toy_recognizer
+
+from u2moe.runtime import AlignmentError, CorpusError, DecodingOptions, cli
+from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
+from u2moe.runtime.language.sentences import written_sentences
+from u2moe.runtime.text.formats import FORMATS, format_transcript
+from u2moe.runtime.text.spelling import Spelling
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
+
+FRAME_S = 0.04
+
+
+def words_of(alignment):
+    return [word for segment in alignment.segments for word in segment.words]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 8])
+@pytest.mark.parametrize("pause_s", [0.2, 0.8])
+def test_words_begin_where_they_are_said_however_the_recording_is_cut(chunk_size, pause_s):
+    spoken = list(itertools.islice(itertools.cycle("ABACDCBD"), 60))
+    samples, starts = say(spoken, [pause_s] * len(spoken))
+    text = "".join(word.lower() + ",.\n"[place % 3] + " " for place, word in enumerate(spoken))
+    done = []
+    alignment = toy_recognizer().align(
+        samples, text, options=DecodingOptions(chunk_size=chunk_size), on_progress=done.append
+    )
+    found = words_of(alignment)
+    assert [word.word.strip(",.").upper() for word in found] == spoken
+    errors = np.array([word.start for word in found]) - starts
+    assert np.abs(errors).max() < 2 * FRAME_S
+    assert all(before.end <= after.start for before, after in itertools.pairwise(found))
+    assert [segment.text for segment in alignment.segments][:3] == ["a, b.", "a", "c, d."]
+    assert (alignment.misfits, alignment.unwritten, alignment.complete) == ([], [], True)
+    assert alignment.duration == done[-1] == len(samples) / RATE
+
+
+def test_what_does_not_fit_is_named():
+    samples, _ = say("ABCABC", [0.3] * 6)
+    alignment = toy_recognizer().align(samples, wrong := "A B D A D B C")
+    assert [place for place, word in enumerate(words_of(alignment)) if word in alignment.misfits] == [2, 4]
+    assert all(word.confidence > 0.9 for word in words_of(alignment) if word not in alignment.misfits)
+    samples, starts = say("ABCDABCD", [0.3] * 8)
+    missing = toy_recognizer().align(samples, "A B A B C D")
+    assert [word.confidence > 0.9 for word in words_of(missing)] == [True] * 6
+    ((start, end),) = missing.unwritten
+    assert start == pytest.approx(starts[2], abs=0.15)
+    assert end == pytest.approx(starts[3] + 0.3, abs=0.15)
+    lines = [*alignment.warnings, *missing.warnings]
+    assert [line.split(" ")[0] for line in lines] == ["'D'", "'D'", f"{start:.2f}"]
+    assert toy_recognizer().align(samples, wrong, min_score=0).misfits == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" \n…\n", "text: has no words"),
+        ("A\nb 42nd.\nE", "text: line 2, '42nd.': the vocabulary has no '4'; line 3, 'E': the vocabulary has no 'E'"),
+        ("<name>", "line 1, '<name>': the vocabulary has no '<'"),
+        ("A " * 200, r"the text needs at least 16.0 s of audio, found 2.0 s"),
+    ],
+)
+def test_texts_that_cannot_be_aligned(text, expected):
+    samples, _ = say("AB", [0.2, 0.7])
+    with pytest.raises(AlignmentError, match=expected):
+        toy_recognizer().align(samples, text)
+
+
+def test_silence_and_wrong_arguments():
+    with pytest.raises(AlignmentError, match=r"no speech is heard in 2\.0 s of audio"):
+        toy_recognizer().align(np.zeros(2 * RATE, np.float32), "A")
+    for text, options, named in (
+        ("", {}, "text must be"),
+        (b"A", {}, "text must be"),
+        ("A", {"min_score": 2}, "min_score"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            toy_recognizer().align(np.zeros(RATE, np.float32), text, **options)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "\"Twenty-one,\" she said. 'No!' It's 42 — really.",
+            [('"Twenty-one," she said.', ['"Twenty-one,"', "she", "said."]), ("'No!'", ["'No!'"]),
+             ("It's 42 — really.", ["It's", "42 —", "really."])],
+        ),
+        ("今天!好。we go", [("今天!好。", ["今", "天!", "好。"]), ("we go", ["we", "go"])]),
+    ],
+)  # fmt: skip
+def test_words_as_they_are_written(line, expected):
+    assert [(text, [word.text for word in words]) for text, words in written_sentences(line)] == expected
+
+
+BPE = ["<blank>", "<unk>", "▁T", "IN", "▁TH", "▁THIN", "ER", "▁I", "NER", "▁", "T", "H", "I", "N", "E", "R", "一"]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "kind", "words", "expected"),
+    [
+        (BPE, "bpe", ["thin", "iner", "一", "It"], ["▁THIN", "▁", "IN", "ER", "一", "▁I", "T"]),
+        ([*BPE[:2], *BPE[:1:-1]], "bpe", ["thin", "iner"], ["▁THIN", "▁I", "NER"]),
+        (["<blank>", "▁", "A", "B", "一"], "char", ["ab", "a", "一", "b"], ["A", "B", "▁", "A", "一", "B"]),
+    ],
+    ids=["in the order of merges", "in another order: as few as possible", "characters"],
+)
+def test_words_are_spelled_as_the_model_writes_them(symbols, kind, words, expected):
+    vocabulary = Vocabulary(symbols, TextConfig(tokenizer=kind))
+    pairs = zip(["", *words], words, strict=False)
+    tokens = [token for before, word in pairs for token in Spelling(vocabulary).tokens(word, before, "x")]
+    assert [symbols[token] for token in tokens] == expected
+    assert [word.text for word in vocabulary.words(tokens)] == [word.upper() for word in words]
+
+
+def test_a_list_of_transcripts(tmp_path):
+    """`u2moe corpus --align`: rows have the transcript with times, and warnings of what does not fit."""
+    samples, starts = say("AB", [0.2, 0.7])
+    soundfile.write(tmp_path / "a.wav", samples, RATE)
+    lines = [
+        {"key": key, "wav": "a.wav", "txt": text} for key, text in (("fits", "a, b."), ("not", "A D B"), ("bad", "E"))
+    ]
+    (tmp_path / "list").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, {"key": "none", "wav": "a.wav"}])
+    )
+    options = CorpusOptions(align=True, num_workers=1)
+    progress = run_corpus(tmp_path / "list", tmp_path / "out", ToyChoice(), options)
+    assert (progress.num_done, progress.num_failed, progress.num_warned) == (4, 2, 1)
+    fits, other, bad, none = rows_in(tmp_path / "out")
+    assert [word["word"] for word in fits["segments"][0]["words"]] == ["a,", "b."]
+    assert [word["start"] for word in fits["segments"][0]["words"]] == pytest.approx(starts, abs=2 * FRAME_S)
+    assert (fits["text"], fits["duration"]) == ("a, b.", len(samples) / RATE)
+    assert [warning.partition(" ")[0] for warning in other["warnings"]] == ["'D'"]
+    assert [bad["error"], none["error"]] == [
+        "text: line 1, 'E': the vocabulary has no 'E': write what is spoken, numbers as words",
+        "the list has no transcript of it",
+    ]
+    with pytest.raises(CorpusError, match="begun with align true, now it is false"):
+        run_corpus(tmp_path / "list", tmp_path / "out", ToyChoice(), dataclasses.replace(options, align=False))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs `u2moe align` with the toy model in a folder with a.wav, of A and B; exit code, output and errors."""
+    samples, _ = say("AB", [0.2, 0.7])
+    for name in ("a.wav", "deep/b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, samples, RATE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("u2moe.runtime.cli.transcribe.model_choice", lambda _: ToyChoice())
+
+    def run(*arguments):
+        code = cli.main(["align", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_every_format(command, tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffA,\nb.", encoding="utf-8")
+    code, out, err = command("a.wav")
+    assert (code, err) == (0, "")
+    assert [line.split()[4] for line in out.splitlines()] == ["A,", "b."]
+    alignment = toy_recognizer().align(tmp_path / "a.wav", "A,\nb.")
+    for name in FORMATS:
+        assert command("a.wav", "-o", f"out.{name}")[0] == 0
+        written = (tmp_path / f"out.{name}").read_text(encoding="utf-8")
+        assert written == format_transcript(alignment, name, name="a.wav")
+    assert {"misfits", "unwritten"} < set(json.loads((tmp_path / "out.json").read_text(encoding="utf-8")))
+
+
+def test_the_command_names_what_is_wrong(command, tmp_path):
+    assert command("a.wav")[0::2] == (
+        1, ("u2moe: error: a.wav: its text a.txt cannot be read: No such file or directory\n"
+            "u2moe: error: 1 of 1 files failed\n"),
+    )  # fmt: skip
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    (tmp_path / "texts" / "a.txt").write_text("A D B", encoding="utf-8")
+    (tmp_path / "texts" / "b.txt").write_bytes(b"\xff")
+    code, out, err = command("a.wav", "deep/b.wav", "--text", "texts")
+    assert (code, [line.split()[4] for line in out.splitlines()]) == (1, ["A", "D", "B"])
+    assert "warning: a.wav: 'D' at " in err
+    assert "deep/b.wav: its text texts/b.txt cannot be read: 'utf-8' codec" in err
+    assert "1 of 2 files failed" in err
+    code, _, err = command("a.wav", "deep/b.wav", "--text", "texts/a.txt")
+    assert (code, err) == (
+        1,
+        "u2moe: error: texts/a.txt: is the text of one recording: name a folder of texts for several\n",
+    )
+    (tmp_path / "a.txt").write_text("4", encoding="utf-8")
+    assert "a.wav with a.txt: text: line 1, '4': the vocabulary has no '4'" in command("a.wav")[2]
+    assert "min_score must be" in command("a.wav", "--min-score", "3")[2]
