@@ -3,8 +3,8 @@
     python measurements.py
 
 Results of an earlier model are worth nothing: `release.py` removes them when it installs another one. TESTS are the
-lists of recordings in `exp/test`, WORDS and SENTENCES of them; INT8, INT4, CALIBRATED, POINTWISE, ALL, SMALLEST and FLOAT32 the
-bundles in `exp/release`.
+lists of recordings in `exp/test`, WORDS and SENTENCES some of them; INT8, INT4, CALIBRATED, POINTWISE, ALL, SMALLEST
+and FLOAT32 the bundles in `exp/release`.
 """
 
 from collections.abc import Iterator
