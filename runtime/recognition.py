@@ -154,8 +154,9 @@ def _speech(
 class LiveRecognition:
     """Recognises a source while it lasts. `accept` and `finish` yield its new results.
 
-    These are each segment once, and after it a partial result of what follows if its text has changed. An empty text
-    takes back a partial result that no segment has replaced. Where decoding fails, the segments before come first.
+    These are each segment once, and after it a partial result of what follows if its text, or how many of its words
+    are committed, has changed. An empty text takes back a partial result that no segment has replaced. Where decoding
+    fails, the segments before come first.
 
     `decode` is `Recognizer.decode_streams`.
 
@@ -167,6 +168,7 @@ class LiveRecognition:
     def __init__(self, decode: Callable[[list[Stream]], None], stream: Stream) -> None:
         self.stream = stream
         self.shown = ""
+        self._num_committed = 0
         self._decode_streams = decode
 
     def accept(self, sample_rate: float, samples: npt.ArrayLike) -> Iterator[Result]:
@@ -183,9 +185,10 @@ class LiveRecognition:
         """The new results, where the stream is decoded elsewhere; the partial one with alternatives."""
         found = self.stream.take_segments()
         partial = self.stream.state.result(num_alternatives)
-        before = "" if found else self.shown
-        self.shown = "" if partial.is_final else partial.text
-        return found if self.shown == before else [*found, replace(partial, is_final=False)]
+        before = ("", 0) if found else (self.shown, self._num_committed)
+        now = ("", 0) if partial.is_final else (partial.text, partial.num_committed)
+        self.shown, self._num_committed = now
+        return found if now == before else [*found, replace(partial, is_final=False)]
 
     def _decode(self) -> Iterator[Result]:
         try:

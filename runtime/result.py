@@ -64,6 +64,12 @@ class Result:
         confidence: mean confidence of the words, roughly the share of correct ones; None without words.
         score: score of the best alternative.
         nbest: alternatives, best first, each text once (with its best tokenization); empty in a partial result.
+        committed: the beginning of `text` that no later partial result of this segment changes: all hypotheses of the
+            first pass begin with it, and its last word is complete. All of a final text.
+        num_committed: number of its words.
+        committed_end: seconds from the start of the audio before which the first pass changes nothing any more.
+        revised: in a final result, how many of the words that the first pass had committed are now others, missing or
+            new.
     """
 
     text: str
@@ -77,6 +83,10 @@ class Result:
     confidence: float | None = None
     score: float = 0.0
     nbest: list[Alternative] = field(default_factory=list)
+    committed: str = ""
+    num_committed: int = 0
+    committed_end: float = 0.0
+    revised: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +154,7 @@ def _timed(result: Result, clock: Callable[[float], float]) -> Result:
         result,
         start=clock(result.start) if result.text else 0.0,
         end=clock(result.end) if result.text else 0.0,
+        committed_end=clock(result.committed_end),
         times=[clock(time) for time in result.times],
         words=words,
         nbest=[replace(each, times=[clock(time) for time in each.times]) for each in result.nbest],

@@ -13,6 +13,7 @@ from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormat
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 from u2moe.runtime.result import Alternative, Result, WordResult
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 from u2moe.runtime.text.written.english import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, write, year
 from u2moe.runtime.text.written.formatter import Casing
 
@@ -160,11 +161,54 @@ def test_words_keep_their_times_whatever_is_said(words, numbers, capitals):
     for word, (_, begin, end) in zip(found.words, own, strict=True):
         assert (word.start, word.end) == (spoken.words[begin].start, spoken.words[end - 1].end)
         assert word.confidence == min(other.confidence for other in spoken.words[begin:end])
-    untouched = dataclasses.replace(found, text=spoken.text, words=spoken.words, nbest=spoken.nbest)
+    assert (found.committed, found.num_committed) == (found.text, len(found.words))
+    changed = ("text", "words", "nbest", "committed", "num_committed")
+    untouched = dataclasses.replace(found, **{name: getattr(spoken, name) for name in changed})
     assert untouched == spoken
     (best,) = found.nbest
     assert dataclasses.replace(best, text=spoken.text) == spoken.nbest[0]
     assert best.text == found.text
+
+
+PHRASES = ("York City", "New York City Hall", "McDonald")
+READ_ON = (
+    "a", "and", "at", "city", "half", "hundred", "london's", "march", "may", "million", "new", "of", "oh", "p", "m",
+    "point", "states", "twenty", "united", "york",
+)  # fmt: skip
+
+
+@settings(max_examples=1000)
+@given(
+    st.lists(st.sampled_from([*READ_ON, *VOCABULARY]), max_size=9),
+    st.sampled_from([TextFormat(capitalized=PHRASES), TextFormat(numbers=False), TextFormat(casing=False)]),
+)
+def test_what_follows_does_not_change_what_is_committed(words, text_format):
+    formatter = TextFormatter(text_format)
+    spoken = [word.upper() for word in words]
+    whole, num = formatter.text(" ".join(spoken)).split(), 0
+    for end in range(len(spoken) + 1):
+        text = " ".join(spoken[:end])
+        found = formatter.result(Result(text=text, is_final=False, committed=text, num_committed=end))
+        assert found.text.split()[: found.num_committed] == found.committed.split() == whole[: found.num_committed]
+        assert found.num_committed >= num
+        num = found.num_committed
+
+
+@pytest.mark.parametrize(
+    ("symbols", "text", "expected"),
+    [
+        (["▁TEN", "▁DOGS", "<unk>"], "TEN DOGS", "10 dogs"),
+        (["▁TEN", "▁DOGS", "中"], "TEN DOGS", ""),  # 中 may follow, and then all of it stays as it is spoken
+        (["▁TEN", "▁DOGS", "中"], "TEN DOGS 中", "TEN DOGS 中"),
+        (["▁I", "▁am"], "I", ""),
+        (["▁I", "▁am"], "I am", "I am"),
+    ],
+)
+def test_vocabularies_of_two_scripts_or_cases(symbols, text, expected):
+    vocabulary = Vocabulary(symbols, TextConfig(tokenizer="bpe"))
+    num = len(text.split())
+    found = TextFormatter().result(Result(text=text, is_final=False, committed=text, num_committed=num), vocabulary)
+    assert (found.committed, found.num_committed) == (expected, len(expected.split()))
 
 
 @pytest.mark.parametrize(

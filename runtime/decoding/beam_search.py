@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterable
 from heapq import heappushpop
 
 from u2moe.runtime.decoding.context import ContextGraph
@@ -38,24 +39,33 @@ class Prefix:
     """
 
     __slots__ = (
-        "__weakref__", "bonus", "earned", "extra", "language", "language_score", "parent", "spoken", "state", "token",
+        "__weakref__", "bonus", "depth", "earned", "extra", "language", "language_score", "parent", "spoken", "state",
+        "token",
     )  # fmt: skip
 
     def __init__(self, parent: Prefix | None, token: int, state: int = 0, language: FusionState | None = None) -> None:
         self.parent = parent
         self.token = token
+        self.depth = 0 if parent is None else parent.depth + 1
         self.state = state
         self.language = language
         self.earned = self.bonus = self.spoken = self.language_score = self.extra = 0.0
 
-    def tokens(self) -> list[int]:
-        """Token ids from the first to the last."""
+    def tokens(self, begin: int = 0) -> list[int]:
+        """Token ids from the first, or from number `begin`, to the last."""
         result = []
         node = self
-        while node.parent is not None:
+        while node.parent is not None and node.depth > begin:
             result.append(node.token)
             node = node.parent
         return result[::-1]
+
+    def ancestor(self, depth: int) -> Prefix | None:
+        """The prefix of the first `depth` tokens; None if there are fewer."""
+        node: Prefix | None = self
+        while node is not None and node.depth > depth:
+            node = node.parent
+        return node if node is not None and node.depth == depth else None
 
 
 class Beam:
@@ -86,6 +96,17 @@ class Beam:
         self.blank_times = self.times
         self.token = self.best_token = _NEVER
         self.token_times = None
+
+    def earliest_peak(self, number: int) -> float:
+        """Earliest frame at which token `number` peaks in its alignments; infinite if there is no such token."""
+        earliest = math.inf
+        for times in (self.blank_times, self.token_times):
+            node = times
+            for _ in range(self.prefix.depth - 1 - number):
+                node = node and node[0]
+            if node is not None and number < self.prefix.depth:
+                earliest = min(earliest, node[1])
+        return earliest
 
     def peaks(self) -> tuple[list[int], list[float]]:
         """Frames where the tokens peak in that alignment, and their probabilities there."""
@@ -174,6 +195,13 @@ class BeamSearch:
             if rank < 0 and index not in moved:
                 beams[index].add_blank(blank_score)
         self.num_frames += 1
+
+    def extension(self, prefix: Prefix, tokens: Iterable[int]) -> Prefix | None:
+        """The extension of a prefix by tokens; None if no beam needs it."""
+        node: Prefix | None = prefix
+        for token in tokens:
+            node = None if node is None else self._prefixes.get((node, token))
+        return node
 
     def finish(self) -> None:
         """Keep only the earned bonus, and score the last word by the language model."""

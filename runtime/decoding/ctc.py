@@ -8,12 +8,14 @@ Pure functions, and the incremental searches behind them. The beam itself is in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.decoding.beam_search import Beam, BeamSearch
+from u2moe.runtime.decoding.commitment import Commitment
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.fusion import Fusion
 
@@ -116,6 +118,7 @@ class GreedySearch:
         self._tokens: list[int] = []
         self._times: list[int] = []
         self._probabilities: list[float] = []
+        self._num_committed = 0
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with log-probabilities [time, vocab]."""
@@ -137,6 +140,22 @@ class GreedySearch:
 
     def finish(self) -> None:
         """End the input; has no effect in this search."""
+
+    def best(self) -> Hypothesis:
+        """The only hypothesis so far."""
+        return self.hypotheses()[0]
+
+    def settled(self, _begins_word: Callable[[int], bool]) -> tuple[list[int], bool]:
+        """The tokens so far after the committed ones: none of them changes. What follows is open."""
+        return self._tokens[self._num_committed :], False
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Commit further tokens, of those that are settled."""
+        self._num_committed += len(tokens)
+
+    def next_peak(self) -> int:
+        """Frame of the first token that is not committed; the number of frames without one."""
+        return self._times[self._num_committed] if self._num_committed < len(self._times) else self.num_frames
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The only hypothesis so far."""
@@ -179,6 +198,7 @@ class PrefixBeamSearch:
         self._searches = [BeamSearch(beam_size, blank, context, fusion)]
         if context is not None:
             self._searches.append(BeamSearch(beam_size, blank, context, fusion, ranks_by_bonus=True))
+        self._commitments = [Commitment(search) for search in self._searches]
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with the next log-probabilities [time, vocab]."""
@@ -202,8 +222,38 @@ class PrefixBeamSearch:
         for search in self._searches:
             search.finish()
 
+    def best(self) -> Hypothesis:
+        """The best hypothesis so far that begins with the committed tokens.
+
+        It is the best of all, unless hotwords have brought in one that both searches know with different scores.
+        """
+        beams = (beam for beam in self._beams() if any(each.holds_for(beam.prefix) for each in self._commitments))
+        return _hypothesis(next(beams))
+
+    def settled(self, begins_word: Callable[[int], bool]) -> tuple[list[int], bool]:
+        """The tokens after the committed ones that no later frame changes, and whether a word begins after them."""
+        tokens = self.best().tokens[self._commitments[0].num_tokens :]
+        num = min(each.num_settled(tokens, begins_word) for each in self._commitments)
+        return tokens[: int(num)], num % 1 > 0
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Commit further tokens, of those that are settled."""
+        for each in self._commitments:
+            each.extend(tokens)
+
+    def next_peak(self) -> int:
+        """The earliest frame at which a token may follow the committed ones. It never moves back.
+
+        Later frames only append tokens, move the last peak of an alignment forward, or end a hypothesis.
+        """
+        return int(min(self.num_frames, *(each.next_peak() for each in self._commitments)))
+
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The prefixes so far, best first; at most `limit`."""
+        return [_hypothesis(beam) for beam in self._beams()[:limit]]
+
+    def _beams(self) -> list[Beam]:
+        """Those of the first search, and those of the second that have a bonus, best first."""
         beams = self._searches[0].beams
         if self.context is not None:
             named = [beam for beam in self._searches[1].beams if beam.prefix.bonus > 0]
@@ -211,19 +261,19 @@ class PrefixBeamSearch:
             beams = [*beams, *(beam for beam in named if tuple(beam.prefix.tokens()) not in known)]
         if self.context is not None or self.fusion is not None:
             beams = sorted(beams, key=_score_of, reverse=True)
-        found = []
-        for beam in beams[:limit]:
-            times, probabilities = beam.peaks()
-            hypothesis = Hypothesis(
-                tokens=beam.prefix.tokens(),
-                score=_score_of(beam),
-                times=times,
-                context_score=beam.prefix.bonus,
-                probabilities=probabilities,
-                language_score=beam.prefix.language_score,
-            )
-            found.append(hypothesis)
-        return found
+        return beams
+
+
+def _hypothesis(beam: Beam) -> Hypothesis:
+    times, probabilities = beam.peaks()
+    return Hypothesis(
+        tokens=beam.prefix.tokens(),
+        score=_score_of(beam),
+        times=times,
+        context_score=beam.prefix.bonus,
+        probabilities=probabilities,
+        language_score=beam.prefix.language_score,
+    )
 
 
 def _score_of(beam: Beam) -> float:

@@ -76,10 +76,11 @@ class SecondPass:
         self, stream: StreamState, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None
     ) -> Result:
         """Text, words and alternatives from hypotheses, best first, with their second-pass scores."""
-        if not hypotheses:
-            return Result(text="", is_final=True, segment=stream.utterance.number)
-        best, frame_s, utterance = hypotheses[0], stream.frame_s, stream.utterance
+        frame_s, utterance = stream.frame_s, stream.utterance
         begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
+        if not hypotheses:
+            return Result(text="", is_final=True, segment=utterance.number, committed_end=round(end_s, 3))
+        best = hypotheses[0]
         probabilities = rescored[0].token_probabilities if rescored else best.probabilities
         words = self._words(stream, best, probabilities) if best.times else []
         nbest: dict[str, Alternative] = {}
@@ -100,15 +101,19 @@ class SecondPass:
         return Result(
             text=alternatives[0].text,
             is_final=True,
-            segment=stream.utterance.number,
+            segment=utterance.number,
             start=words[0].start if words else round(begin_s, 3) if best.tokens else 0.0,
             end=words[-1].end if words else round(end_s, 3) if best.tokens else 0.0,
             tokens=best.tokens,
-            times=[round((stream.utterance.start + time) * frame_s, 3) for time in best.times],
+            times=[round((utterance.start + time) * frame_s, 3) for time in best.times],
             words=words,
             confidence=sum(word.confidence or 0.0 for word in words) / len(words) if words else None,
             score=alternatives[0].score,
             nbest=alternatives,
+            committed=alternatives[0].text,
+            num_committed=len(self._vocabulary.words(best.tokens)),
+            committed_end=round(end_s, 3),
+            revised=utterance.num_revised(self._vocabulary, best.tokens),
         )
 
     def _words(self, stream: StreamState, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:

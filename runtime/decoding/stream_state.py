@@ -145,7 +145,7 @@ class StreamState:
         """A result for programs: with times of the source, and written as `DefiniteOptions.text_format` has it."""
         if self._padding_s:
             result = without_padding(result, self.extractor.lead_s, self.extractor.end_s)
-        return result if self._formatter is None else self._formatter.result(result)
+        return result if self._formatter is None else self._formatter.result(result, self._vocabulary)
 
     def take_segments(self) -> list[Result]:
         """Final results of the utterances that ended since the last call, except those without words."""
@@ -226,6 +226,7 @@ class StreamState:
     def cut(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
         """End the current utterance after `num_frames` frames, given the log-probabilities [time, vocab] of all."""
         with self.lock:
+            self.result()
             self.utterance.shorten(num_frames, log_probs)
 
     def conclude(self, result: Result) -> None:
@@ -280,7 +281,14 @@ class StreamState:
         search = partial(
             _search, self.model.search_library, self.options, self.model.config.blank, self.context, self.fusion
         )
-        self.utterance = Utterance(number, start, search, output_size=output_size, keeps_output=needs_output)
+        self.utterance = Utterance(
+            number,
+            start,
+            search,
+            output_size=output_size,
+            keeps_output=needs_output,
+            commits=self.options.chunk_size is not None,
+        )
         self.extractor.forget(start)
         if self._endpointer is not None:
             self._endpointer.reset()

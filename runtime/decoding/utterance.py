@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -15,6 +15,7 @@ from u2moe.runtime.decoding.native_search import NativeSearch
 from u2moe.runtime.model.device import Value, joined
 from u2moe.runtime.result import Result
 from u2moe.runtime.text.vocabulary import Vocabulary
+from u2moe.runtime.text.word_errors import num_revised
 
 Search = GreedySearch | PrefixBeamSearch | NativeSearch
 """A search of the first pass."""
@@ -64,7 +65,8 @@ class Utterance:
         endpoint: the endpoint that ended it, if any.
         surplus: frames after its end, with which the next utterance begins; None: none.
 
-    `new_search` creates its first-pass search. `keeps_output` says whether `encoder_out` will be needed.
+    `new_search` creates its first-pass search. `keeps_output` says whether `encoder_out` will be needed, `commits`
+    whether its frames are never encoded again.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Utterance:
         *,
         output_size: int,
         keeps_output: bool,
+        commits: bool,
     ) -> None:
         self.number = number
         self.start = start
@@ -85,7 +88,10 @@ class Utterance:
         self._search = new_search()
         self._keeps_output = keeps_output
         self._outputs: list[Value] = [np.zeros((0, output_size), np.float32)]
-        self._result: Result | None = Result(text="", is_final=False, segment=number)
+        self._result: Result | None = None
+        self._commits = commits
+        self._committed: list[int] = []
+        self._num_committed = 0
 
     @property
     def end(self) -> int:
@@ -106,7 +112,7 @@ class Utterance:
         self._result = None
 
     def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
-        """End it after `num_frames` frames; the rest is surplus.
+        """End it after `num_frames` frames; the rest is surplus. Its partial result stays until the final one.
 
         Args:
             num_frames: number of frames to keep.
@@ -117,9 +123,11 @@ class Utterance:
         self.surplus = surplus if self.surplus is None else surplus.followed_by(self.surplus)
         self.num_frames = num_frames
         self._outputs = [frames.output[:num_frames]]
+        times = self._search.best().times
+        self._committed = self._committed[: sum(time < num_frames for time in times)]
+        self._commits = False
         self._search = self._new_search()
         self._search.advance(log_probs[:num_frames])
-        self._result = None
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """First-pass hypotheses so far, best first; times count from its first frame."""
@@ -142,16 +150,37 @@ class Utterance:
             frame_s: seconds per encoder frame.
         """
         if self._result is None:
-            best = next(iter(self._search.hypotheses(1)), None)
+            self._commit(vocabulary)
+            best = self._search.best()
+            settled = self._search.next_peak() if self._commits else 0
             self._result = Result(
-                text=vocabulary.text(best.tokens) if best else "",
+                text=vocabulary.text(best.tokens),
                 is_final=False,
                 segment=self.number,
-                tokens=best.tokens if best else [],
-                times=[round((self.start + time) * frame_s, 3) for time in best.times] if best else [],
-                score=best.score if best else 0.0,
+                tokens=best.tokens,
+                times=[round((self.start + time) * frame_s, 3) for time in best.times],
+                score=best.score,
+                committed=vocabulary.text(self._committed),
+                num_committed=self._num_committed,
+                committed_end=round((self.start + settled) * frame_s, 3),
             )
         return self._result
+
+    def num_revised(self, vocabulary: Vocabulary, tokens: Sequence[int]) -> int:
+        """How many committed words the final tokens revise, see `Result.revised`; only words before a cut count."""
+        self._commit(vocabulary)
+        committed, final = vocabulary.words(self._committed), vocabulary.words(tokens)
+        return num_revised([word.text for word in committed], [word.text for word in final])
+
+    def _commit(self, vocabulary: Vocabulary) -> None:
+        """Find the words that no later partial result changes."""
+        if self._commits:
+            tokens, ends = self._search.settled(vocabulary.begins_word)
+            words = vocabulary.complete_words(tokens, ends=ends)
+            if words:
+                self._search.commit(tokens[: words[-1].end])
+                self._committed += tokens[: words[-1].end]
+                self._num_committed += len(words)
 
     @property
     def is_concluded(self) -> bool:

@@ -98,6 +98,17 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.symbols)
 
+    @functools.cached_property
+    def has_spaceless(self) -> bool:
+        """Whether it has symbols of scripts without spaces."""
+        return any(stands_alone(character) for symbol in self.symbols for character in symbol)
+
+    @functools.cached_property
+    def has_both_cases(self) -> bool:
+        """Whether its symbols have capital and small letters."""
+        text = "".join(symbol for symbol in self.symbols if not is_special(symbol))
+        return text not in (text.upper(), text.lower())
+
     def text(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without leading and trailing spaces."""
         joined = "".join(self.symbols[token] for token in tokens)
@@ -106,21 +117,38 @@ class Vocabulary:
     def words(self, tokens: Sequence[int]) -> list[Word]:
         """Token ids split into words: at U+2581 and spaces, and around symbols of scripts without spaces."""
         words: list[Word] = []
-        text, begin, alone = "", 0, False
+        text, begin, has_ended = "", 0, False
         for index, token in enumerate(tokens):
-            symbol = self.symbols[token].replace(WORD_BOUNDARY, " ")
-            symbol_alone = stands_alone(symbol.strip())
-            if symbol.startswith(" ") or symbol_alone or alone:
+            part, begins, ends = self._part(token)
+            if begins or has_ended:
                 if text:
                     words.append(Word(text=text, begin=begin, end=index))
                 text = ""
             if not text:
                 begin = index
-            text += symbol.strip()
-            alone = symbol_alone or symbol.endswith(" ")
+            text += part
+            has_ended = ends
         if text:
             words.append(Word(text=text, begin=begin, end=len(tokens)))
         return words
+
+    def complete_words(self, tokens: Sequence[int], *, ends: bool) -> list[Word]:
+        """The words of token ids, without the last if it may go on. It may not if the next word begins (`ends`)."""
+        words = self.words(tokens)
+        if words and words[-1].end == len(tokens) and not (ends or self._part(tokens[-1])[2]):
+            words.pop()
+        return words
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a token begins a word."""
+        return self._part(token)[1]
+
+    def _part(self, token: int) -> tuple[str, bool, bool]:
+        """What a token adds to a word, and whether it begins and ends one."""
+        symbol = self.symbols[token].replace(WORD_BOUNDARY, " ")
+        part = symbol.strip()
+        alone = stands_alone(part)
+        return part, alone or symbol.startswith(" "), alone or symbol.endswith(" ")
 
 
 def join_texts(texts: Sequence[str]) -> str:

@@ -32,6 +32,16 @@ def _word() -> re.Pattern[str]:
 
 def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
     """The minimum number of substitutions, deletions and insertions between the two sequences."""
+    return _distances(reference, hypothesis)[-1]
+
+
+def num_revised(words: Sequence[object], revised: Sequence[object]) -> int:
+    """The minimum number of words that differ, are missing or are new, if `words` are to begin a revised sequence."""
+    return 0 if words == revised[: len(words)] else min(_distances(words, revised))
+
+
+def _distances(reference: Sequence[object], hypothesis: Sequence[object]) -> list[int]:
+    """The edit distances between a sequence and each beginning of another, from the empty one."""
     row = list(range(len(hypothesis) + 1))
     for number, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], number
@@ -40,7 +50,7 @@ def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> 
                 row[column],
                 min(row[column] + 1, row[column - 1] + 1, diagonal + (expected != found)),
             )
-    return row[-1]
+    return row
 
 
 def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int | None, int | None]]:

@@ -16,6 +16,8 @@ MONTHS = (
 _VERBS = ("march", "may")
 """Months that are more often something else, unless an ordinal follows."""
 _CURRENCIES = {"dollar": "$", "dollars": "$", "euro": "\u20ac", "euros": "\u20ac"}
+_WITHIN = ("and", "point", "of", "hundred", "thousand", "million", "billion", "trillion", "p", *_CURRENCIES)
+"""Words with which no rule begins, and after which one may go on."""
 _AFTER_DATES = (
     "", "and", "or", "but", "so", "then", "at", "on", "in", "to", "from", "until", "till", "by", "for", "with", "as",
     "the", "i", "you", "he", "she", "it", "we", "they", "this", "that", "there", "is", "was", "will", "would", "if",
@@ -54,6 +56,24 @@ def write(words: Sequence[str]) -> list[Written]:
         written += found or [Written(words[place], place, place + 1)]
         place = written[-1].end
     return written
+
+
+def num_settled(words: Sequence[str]) -> int:
+    """How many of the spoken words are written as they are now, whatever follows.
+
+    Rules read words of numbers, dates and amounts up to the first other word: before it, all is decided.
+    """
+    begin = len(words)
+    while begin and _is_read_on(words[begin - 1]):
+        begin -= 1
+    while begin < len(words) and words[begin] in _WITHIN:
+        begin += 1
+    return begin
+
+
+def _is_read_on(word: str) -> bool:
+    """Whether a rule that reads a word may read the next, too."""
+    return _is_number((word,), 0) or word in MONTHS or word in _WITHIN or word == "a" or bool(ordinal((word,), 0))
 
 
 def _date(words: Sequence[str], place: int) -> list[Written] | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
-from u2moe.runtime.text.vocabulary import join_texts, stands_alone
-from u2moe.runtime.text.written.english import MONTHS, Written, write
+from u2moe.runtime.text.vocabulary import Vocabulary, join_texts, stands_alone
+from u2moe.runtime.text.written.english import MONTHS, Written, num_settled, write
 from u2moe.runtime.validation import checked_options
 
 
@@ -58,31 +58,48 @@ class TextFormatter:
         spoken = text.split()
         return " ".join(part.text for part in self._written(spoken)) if _is_english(spoken) else text
 
-    def result(self, result: Result) -> Result:
+    def result(self, result: Result, vocabulary: Vocabulary | None = None) -> Result:
         """A result with formatted texts and words.
 
         A written word has the span and the lowest confidence of the spoken words that it replaces. Tokens, their times,
-        and scores are unchanged.
+        and scores are unchanged. Words stay committed that are written alike whatever follows.
+
+        Args:
+            result: the result.
+            vocabulary: of the model, if the result is a partial one; None: all its text is in capital letters.
         """
-        spoken = [word.word for word in result.words]
-        words = result.words
-        if spoken and _is_english(spoken) and " ".join(spoken) == result.text:
-            written = self._written(spoken)
-            words = [_joined(part, result.words) for part in written]
-            text = " ".join(part.text for part in written)
-        else:
-            text = self.text(result.text)
         nbest: dict[str, Alternative] = {}
         for alternative in result.nbest:
             own = self.text(alternative.text)
             nbest.setdefault(own, dataclasses.replace(alternative, text=own))
-        return dataclasses.replace(result, text=text, words=words, nbest=list(nbest.values()))
+        result = dataclasses.replace(result, nbest=list(nbest.values()))
+        spoken = result.text.split()
+        if not _is_english(spoken):
+            return result
+        written = self._written(spoken)
+        text = " ".join(part.text for part in written)
+        words = result.words
+        if " ".join(spoken) == result.text and spoken == [word.word for word in words]:
+            words = [_joined(part, words) for part in written]
+        num = len(written) if result.is_final else self._num_settled(result.committed.split(), vocabulary)
+        committed = " ".join(part.text for part in written[:num])
+        return dataclasses.replace(result, text=text, words=words, committed=committed, num_committed=num)
 
     def transcript(self, transcript: Transcript) -> Transcript:
         """A transcript with formatted segments."""
         segments = [self.result(segment) for segment in transcript.segments]
         text = join_texts([segment.text for segment in segments if segment.text])
         return dataclasses.replace(transcript, text=text, segments=segments)
+
+    def _num_settled(self, spoken: Sequence[str], vocabulary: Vocabulary | None) -> int:
+        """How many written words of committed ones stay as they are, whatever follows."""
+        is_capital = self.format.casing and all(word == word.upper() for word in spoken)
+        if vocabulary and (vocabulary.has_spaceless or (vocabulary.has_both_cases and is_capital)):
+            return 0  # another script, or another letter case, may still follow
+        plain = [word.lower() for word in spoken]
+        if self.format.numbers:
+            plain = [part.text for part in write(plain[: num_settled(plain)])]
+        return self._casing.num_settled(plain)
 
     def _written(self, spoken: Sequence[str]) -> list[Written]:
         plain = [word.lower() for word in spoken]
@@ -163,6 +180,16 @@ class Casing:
         if cased:
             cased[0] = cased[0][:1].upper() + cased[0][1:]
         return cased
+
+    def num_settled(self, words: Sequence[str]) -> int:
+        """How many of the words keep their letter case, whatever follows: those before the beginning of a phrase."""
+        small = [word.lower() for word in words]
+        for place, word in enumerate(small):
+            rest = small[place:]
+            for phrase in self._phrases.get(word, []):
+                if len(phrase) > len(rest) and [each.lower() for each in phrase[: len(rest)]] == rest:
+                    return place
+        return len(words)
 
 
 def _bare(word: str) -> str:

@@ -1,0 +1,216 @@
+"""Committed words: what no later partial result changes, and what the second pass revises of it."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from feeding import CHUNKED, RATE, TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from language_models import random_arpa
+from log_probs import log_softmax
+from searches import HOTWORDS, SYMBOLS, VOCABULARY
+from tones import say, toy_recognizer
+
+from u2moe.runtime import DecodingOptions, LanguageModel, LanguageModelOptions, TextFormat
+from u2moe.runtime.decoding.context import ContextGraph, parse_hotwords
+from u2moe.runtime.decoding.ctc import GreedySearch, PrefixBeamSearch
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
+from u2moe.runtime.text.word_errors import num_revised
+
+WORDS = ("A", "B", "CA", "CAB", "AB", "中", "BAC", "D")
+CONTEXT = ContextGraph(parse_hotwords(HOTWORDS), VOCABULARY)
+MODELS = ((WORDS, 3, {}), (WORDS, 2, {"positive_backoffs": True}), (("▁A", "A", "▁B", "B", "C", "中"), 3, {}))
+
+
+@pytest.fixture(scope="module")
+def fusions(tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("models"), []
+    for number, (words, order, changes) in enumerate(MODELS):
+        path = folder / f"{number}.arpa"
+        path.write_text(random_arpa(number, words, order, **changes), encoding="utf-8")
+        options = LanguageModelOptions(model=LanguageModel.open(path), weight=0.5, word_bonus=0.5 - number)
+        made.append(Fusion(options, VOCABULARY))
+    return [*made, None, None]
+
+
+def random_speech(random):
+    """Log-probabilities [frames, symbols]: blanks, and frames in which one to three tokens compete."""
+    num = random.integers(1, 120)
+    scores = random.normal(0, random.choice([0.3, 1, 2]), (num, len(SYMBOLS)))
+    scores[:, 0] += random.choice([2, 4, 8, 12])
+    for frame in np.flatnonzero(random.random(num) < 0.3):
+        scores[frame, random.integers(1, len(SYMBOLS), random.integers(1, 4))] += random.choice([4, 6, 8, 10, 12])
+    return log_softmax(scores.round(1))
+
+
+def check_stream(seed, fusions):
+    """Search random speech, and check at the end of each chunk what was committed before; the numbers of tokens."""
+    random = np.random.default_rng(seed)
+    frames, context = random_speech(random), CONTEXT if random.random() < 0.3 else None
+    fusion = fusions[random.integers(len(fusions))]
+    search = PrefixBeamSearch(int(random.integers(1, 12)), 0, context, fusion, blank_penalty=seed % 3 / 2)
+    if seed % 10 == 9:
+        search = GreedySearch(0)
+    committed, peak, place = [], 0, 0
+    while place <= len(frames):
+        search.advance(frames[place : place + 5])
+        place += 5
+        if place > len(frames):
+            search.finish()
+        best = search.best().tokens
+        assert best[: len(committed)] == committed
+        assert context or search.hypotheses(1)[0].tokens == best
+        assert peak <= search.next_peak() <= search.num_frames
+        tokens, ends = search.settled(VOCABULARY.begins_word)
+        words = VOCABULARY.complete_words(tokens, ends=ends)
+        settled = tokens[: words[-1].end] if words else []
+        search.commit(settled)
+        assert search.next_peak() >= peak
+        peak, committed = search.next_peak(), committed + settled
+        # The words of the best hypothesis begin with those that are committed: none is half a word.
+        texts = [word.text for word in VOCABULARY.words(committed)]
+        assert [word.text for word in VOCABULARY.words(best)][: len(texts)] == texts
+    return len(committed), len(best)
+
+
+def test_no_frame_changes_what_is_committed(fusions):
+    found = np.array([check_stream(seed, fusions) for seed in range(60)])
+    committed, recognised = found.sum(axis=0)
+    assert committed > recognised / 3
+
+
+@pytest.mark.endurance
+def test_no_frame_changes_what_is_committed_in_a_thousand_streams(fusions):
+    for seed in range(100, 2100):
+        check_stream(seed, fusions)
+
+
+def test_beaten_hypotheses_hold_nothing_back():
+    """Variants of the first words stay in the beam to the end: what all hypotheses have in common is nothing."""
+    scores = np.full((60, len(SYMBOLS)), -9.0)
+    scores[:, 0] = 0.0
+    scores[4::8, 2:5] = np.where(np.arange(7)[:, None] % 2, [4.0, 1.0, 1.0], [1.0, 4.0, 1.0])
+    search = PrefixBeamSearch(10, 0)
+    search.advance(log_softmax(scores))
+    hypotheses = [each.tokens for each in search.hypotheses()]
+    assert len({tuple(tokens[:1]) for tokens in hypotheses}) > 1
+    tokens, _ = search.settled(VOCABULARY.begins_word)
+    assert hypotheses[0][: len(tokens)] == tokens
+    assert len(tokens) >= 4
+
+
+def partials(recognizer, samples, splits, options, others=()):
+    """What is committed after each chunk that was seen, by segment and by encoder frame; and the final results."""
+    stream, seen, finals, start = recognizer.create_stream(options), {}, [], 0
+    for length in (*splits, len(samples)):
+        stream.accept_waveform(RATE, samples[start : start + length])
+        for other in others:
+            other.accept_waveform(RATE, samples[start : start + length][::-1])
+        start += length
+        if start >= len(samples):
+            stream.input_finished()
+        recognizer.decode_streams([stream, *others])
+        finals += stream.take_segments()
+        found = stream.get_result()
+        if not found.is_final:
+            seen[found.segment, stream.state.utterance.end] = found
+        if start >= len(samples):
+            break
+    return seen, finals
+
+
+TONES, _ = say("ABCDABCDABBA", [0.3, 0.3, 1.5, 0.3, 3.0, 0.1, 0.1, 0.1, 0.1, 2.0, 0.3, 0.3])
+CASES = [CHUNKED, TINY, dataclasses.replace(CHUNKED, chunk_size=5), dataclasses.replace(CHUNKED, search="ctc_greedy"),
+         dataclasses.replace(CHUNKED, text_format=TextFormat())]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_partial_results_say_what_is_committed(toy, options):
+    seen, finals = partials(toy, TONES, [1600] * (len(TONES) // 1600), options)
+    for number, final in enumerate(finals):
+        own = [found for (segment, _), found in seen.items() if segment == number]
+        words, end, text = 0, 0.0, ""
+        for found in own:
+            assert found.text.startswith(found.committed)
+            assert found.committed.startswith(text)
+            assert found.num_committed == len(found.committed.split()) >= words
+            assert found.committed_end >= end
+            words, end, text = found.num_committed, found.committed_end, found.committed
+        assert (final.committed, final.num_committed) == (final.text, len(final.words))
+        assert final.revised == 0
+    assert any(found.num_committed for found in seen.values())
+
+
+@settings(max_examples=10)
+@given(st.lists(st.integers(0, 50_000), max_size=8), st.sampled_from(CASES), st.booleans())
+def test_any_split_batch_and_thread_commits_the_same(splits, options, is_alone):
+    toy = toy_recognizer()
+    expected, finals = partials(toy, TONES, [640] * (len(TONES) // 640), options)
+    others = [] if is_alone else [toy.create_stream(options) for _ in range(3)]
+    found = []
+    thread = threading.Thread(target=lambda: found.append(partials(toy, TONES, splits, options, others)))
+    thread.start()
+    thread.join()
+    seen, own = found[0]
+    assert own == finals
+    assert seen.items() <= expected.items()
+
+
+def test_with_full_context_nothing_is_committed_before_the_end(toy):
+    options = dataclasses.replace(CHUNKED, chunk_size=None)
+    stream = toy._stream(options, None, None)
+    stream.accept_waveform(RATE, TONES[:30_000])
+    toy.decode_streams([stream])
+    assert stream.get_result().num_committed == 0
+    stream.input_finished()
+    toy.decode_streams([stream])
+    final = stream.take_segments()[0]
+    assert final.num_committed == len(final.words) > 0
+
+
+def test_a_cut_takes_words_to_the_next_segment(toy):
+    """Rule 3 cuts before the last words: these were committed, but the cut revises nothing."""
+    samples, _ = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
+    seen, finals = partials(toy, samples, [1600] * (len(samples) // 1600), CHUNKED)
+    most = {segment: found.num_committed for (segment, _), found in seen.items()}
+    assert any(most.get(number, 0) > len(final.words) for number, final in enumerate(finals))
+    assert [final.revised for final in finals] == [0] * len(finals)
+
+
+@pytest.mark.parametrize(
+    ("committed", "final", "expected"),
+    [("", "A B", 0), ("A B", "A B C", 0), ("A B", "A C B", 1), ("A B", "A", 1), ("A B C", "X B C D", 1),
+     ("A B C D", "", 4), ("A B C D", "B C D E", 1)],
+)  # fmt: skip
+def test_revised_counts_changed_words(committed, final, expected):
+    assert num_revised(committed.split(), final.split()) == expected
+
+
+@pytest.mark.parametrize("search", ["attention_rescoring", "attention"])
+def test_the_final_result_says_what_the_second_pass_revises(recognizer, sound, search):
+    stream = recognizer.create_stream(DecodingOptions(chunk_size=16, search=search, ctc_weight=0.0))
+    stream.accept_waveform(RATE, np.concatenate([sound, sound[::-1]]))
+    recognizer.decode_streams([stream])
+    partial = stream.get_result()
+    assert partial.num_committed
+    assert partial.revised == 0
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    final = stream.get_result()
+    committed = recognizer.vocabulary.words(stream.state.utterance._committed)
+    assert len(committed) >= partial.num_committed
+    words = [word.text for word in recognizer.vocabulary.words(final.tokens)]
+    assert final.revised == num_revised([word.text for word in committed], words) > 0
+    assert (final.committed, final.num_committed) == (final.text, len(words))
+
+
+def test_words_are_complete_when_the_next_begins():
+    vocabulary = Vocabulary(["▁TEN", "▁DOG", "S", "▁", "中"], TextConfig(tokenizer="bpe"))
+    for tokens, ends, expected in [
+        ([0, 1, 4], False, ["TEN", "DOG", "中"]), ([0, 1], False, ["TEN"]), ([0, 1], True, ["TEN", "DOG"]),
+        ([1, 2, 3], False, ["DOGS"]), ([3], True, []),
+    ]:  # fmt: skip
+        assert [word.text for word in vocabulary.complete_words(tokens, ends=ends)] == expected
