@@ -46,7 +46,7 @@ class Prefix:
     def __init__(self, parent: Prefix | None, token: int, state: int = 0, language: FusionState | None = None) -> None:
         self.parent = parent
         self.token = token
-        self.depth = 0 if parent is None else parent.depth + 1
+        self.depth: int = 0 if parent is None else parent.depth + 1
         self.state = state
         self.language = language
         self.earned = self.bonus = self.spoken = self.language_score = self.extra = 0.0

@@ -75,7 +75,8 @@ class Commitment:
         depth = line[0].prefix.depth
         for beam in line:
             better = better and self._search.extension(better, beam.prefix.tokens(depth))
-            if better not in beams or not _is_better(beams[better], beam):
+            ours = None if better is None else beams.get(better)
+            if ours is None or not _is_better(ours, beam):
                 return False
             depth = beam.prefix.depth
         return True
