@@ -64,7 +64,7 @@ def check_stream(seed, fusions):
         assert best[: len(committed)] == committed
         assert context or search.hypotheses(1)[0].tokens == best
         assert peak <= search.next_peak() <= search.num_frames
-        tokens, ends = search.settled(VOCABULARY.begins_word)
+        tokens, ends = search.settled(VOCABULARY.word_starts)
         words = VOCABULARY.complete_words(tokens, ends=ends)
         settled = tokens[: words[-1].end] if words else []
         search.commit(settled)
@@ -97,7 +97,7 @@ def test_beaten_hypotheses_hold_nothing_back():
     search.advance(log_softmax(scores))
     hypotheses = [each.tokens for each in search.hypotheses()]
     assert len({tuple(tokens[:1]) for tokens in hypotheses}) > 1
-    tokens, _ = search.settled(VOCABULARY.begins_word)
+    tokens, _ = search.settled(VOCABULARY.word_starts)
     assert hypotheses[0][: len(tokens)] == tokens
     assert len(tokens) >= 4
 

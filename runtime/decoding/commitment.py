@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from u2moe.runtime.decoding.beam_search import Beam, BeamSearch, Prefix
 
@@ -45,7 +45,7 @@ class Commitment:
         """The earliest frame at which any token peaks that may follow the committed ones; infinite without any."""
         return min((beam.earliest_peak(self.num_tokens) for beam in self._live()), default=math.inf)
 
-    def num_settled(self, tokens: Sequence[int], begins_word: Callable[[int], bool]) -> float:
+    def num_settled(self, tokens: Sequence[int], word_starts: bytes) -> float:
         """How many of the tokens that follow the committed ones in the best hypothesis can be committed, too.
 
         And a half if a word begins after them, whichever token follows.
@@ -53,7 +53,7 @@ class Commitment:
         shared: dict[Prefix, float] = {}
         alike: defaultdict[object, list[Beam]] = defaultdict(list)
         for beam in self._live():
-            shared[beam.prefix] = _num_shared(tokens, beam.prefix.tokens(self.num_tokens), begins_word)
+            shared[beam.prefix] = _num_shared(tokens, beam.prefix.tokens(self.num_tokens), word_starts)
             alike[_future(beam.prefix)].append(beam)
         beams = {beam.prefix: beam for beam in self._search.beams}
         least_depth = min(prefix.depth for prefix in beams)
@@ -82,11 +82,11 @@ class Commitment:
         return True
 
 
-def _num_shared(tokens: Sequence[int], others: Sequence[int], begins_word: Callable[[int], bool]) -> float:
+def _num_shared(tokens: Sequence[int], others: Sequence[int], word_starts: bytes) -> float:
     pairs = enumerate(zip(tokens, others, strict=False))
     num = next((place for place, (token, other) in pairs if token != other), min(len(tokens), len(others)))
     following = [*tokens[num : num + 1], *others[num : num + 1]]
-    return num + 0.5 * (len(following) == 2 and all(map(begins_word, following)))
+    return num + 0.5 * (len(following) == 2 and all(word_starts[token] for token in following))
 
 
 def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Iterator[Beam]:

@@ -8,7 +8,7 @@ Pure functions, and the incremental searches behind them. The beam itself is in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -145,7 +145,7 @@ class GreedySearch:
         """The only hypothesis so far."""
         return self.hypotheses()[0]
 
-    def settled(self, _begins_word: Callable[[int], bool]) -> tuple[list[int], bool]:
+    def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
         """The tokens so far after the committed ones: none of them changes. What follows is open."""
         return self._tokens[self._num_committed :], False
 
@@ -230,10 +230,10 @@ class PrefixBeamSearch:
         beams = (beam for beam in self._beams() if any(each.holds_for(beam.prefix) for each in self._commitments))
         return _hypothesis(next(beams))
 
-    def settled(self, begins_word: Callable[[int], bool]) -> tuple[list[int], bool]:
+    def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
         """The tokens after the committed ones that no later frame changes, and whether a word begins after them."""
         tokens = self.best().tokens[self._commitments[0].num_tokens :]
-        num = min(each.num_settled(tokens, begins_word) for each in self._commitments)
+        num = min(each.num_settled(tokens, word_starts) for each in self._commitments)
         return tokens[: int(num)], num % 1 > 0
 
     def commit(self, tokens: Sequence[int]) -> None:

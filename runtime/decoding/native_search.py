@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,21 @@ class NativeSearch:
     def finish(self) -> None:
         """End the input; see `PrefixBeamSearch`."""
         self._library.call("finish", self._handle.value)
+
+    def best(self) -> Hypothesis:
+        """The best hypothesis so far."""
+        return self.hypotheses(1)[0]
+
+    def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
+        """Nothing yet: see `PrefixBeamSearch`."""
+        return [], False
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Commit further tokens, of those that are settled: none."""
+
+    def next_peak(self) -> int:
+        """The first frame, since nothing is settled."""
+        return 0
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The prefixes so far, best first; at most `limit`."""

@@ -175,7 +175,7 @@ class Utterance:
     def _commit(self, vocabulary: Vocabulary) -> None:
         """Find the words that no later partial result changes."""
         if self._commits:
-            tokens, ends = self._search.settled(vocabulary.begins_word)
+            tokens, ends = self._search.settled(vocabulary.word_starts)
             words = vocabulary.complete_words(tokens, ends=ends)
             if words:
                 self._search.commit(tokens[: words[-1].end])

@@ -139,9 +139,10 @@ class Vocabulary:
             words.pop()
         return words
 
-    def begins_word(self, token: int) -> bool:
-        """Whether a token begins a word."""
-        return self._part(token)[1]
+    @functools.cached_property
+    def word_starts(self) -> bytes:
+        """By token, whether it begins a word: 1 or 0."""
+        return bytes(self._part(token)[1] for token in range(len(self)))
 
     def _part(self, token: int) -> tuple[str, bool, bool]:
         """What a token adds to a word, and whether it begins and ends one."""
