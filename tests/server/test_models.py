@@ -10,7 +10,7 @@ import soundfile
 from dialects import END, START, WYOMING_AUDIO, audio_messages, wyoming_event
 from tones import say, toy_recognizer
 
-from u2moe.runtime import TextFormat
+from u2moe.runtime import DecodingOptions, Recognizer, TextFormat
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
@@ -138,6 +138,16 @@ def test_every_option_of_clients_changes_results(with_words, speech, name):
             return client.finish()
 
     assert finals(**{name: ASKED[name]}) != finals()
+
+
+def test_a_server_that_searches_without_a_beam(running):
+    """It takes neither hotwords nor a language model; what is only a hint is passed over."""
+    with running(Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))) as server:
+        for name in ("hotwords", "lm_weight"):
+            with server.connect() as client:
+                client.tell(**{name: ASKED[name]})
+                assert client.receive()["parameter"] == name
+        assert server.post(data={"prompt": "SEVEN"}, files={"file": b"RIFF"}).json()["error"]["param"] == "file"
 
 
 WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "blank_penalty": 11, "hotwords": ["\u4e2d"], "language": "de"}
