@@ -61,7 +61,7 @@ Vocabulary vocabulary_of(const Json& shared) {
   std::string lines;
   int id = 0;
   for (const Json& symbol : shared["symbols"].array()) lines += symbol.string() + " " + std::to_string(id++) + "\n";
-  return Vocabulary::parse(lines, "symbols", id);
+  return Vocabulary::parse(lines, "symbols");
 }
 
 std::shared_ptr<const Fusion> fusion_of(const Json& options, const Json& shared, const Vocabulary& vocabulary) {

@@ -43,8 +43,9 @@ class Vocabulary {
  public:
   /// From lines of "symbol id".
   /// @param name what the content is, for messages.
+  /// @param size number of symbols that there should be; none: any.
   /// @throws BundleError a line has no id, or the ids are not exactly 0..size-1.
-  static Vocabulary parse(const std::string& content, const std::string& name, int size) {
+  static Vocabulary parse(const std::string& content, const std::string& name, std::optional<int> size = std::nullopt) {
     std::map<std::size_t, std::string> found;
     std::size_t number = 0;
     for (const std::string& line : lines_of(content)) {
@@ -69,8 +70,8 @@ class Vocabulary {
       vocabulary.fingerprint_ = vocabulary.fingerprint_ * 16777619U + std::hash<std::string>{}(symbol);
     }
     const std::size_t num = vocabulary.symbols_.size();
-    if (num != static_cast<std::size_t>(size)) {
-      runtime::fail<BundleError>(name + ": has " + std::to_string(num) + " symbols, expected vocab_size " + std::to_string(size));
+    if (size && num != static_cast<std::size_t>(*size)) {
+      runtime::fail<BundleError>(name + ": has " + std::to_string(num) + " symbols, expected vocab_size " + std::to_string(*size));
     }
     return vocabulary;
   }
