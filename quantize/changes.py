@@ -73,8 +73,8 @@ def worst_layers(source: Bundle, made: Bundle, frames: Array) -> list[dict[str, 
     """The layers that cost most by themselves at the beginning of a recording, see `worst_of`."""
     if made.manifest.quantization.get("whole"):
         return []  # there, no layer is left that can be compared
-    damage = DamageMeter([source, made], [frames[: max(MEASURED_FRAMES, source.manifest.model.window)]]).measure()
-    return worst_of([dataclasses.asdict(item) for item in damage.layers])
+    meter = DamageMeter([source, made], [frames[: max(MEASURED_FRAMES, source.manifest.model.window)]])
+    return worst_of([dataclasses.asdict(item) for item in meter.layers()])
 
 
 def worst_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

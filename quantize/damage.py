@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.sax.saxutils import escape
 
 import numpy as np
 
 from u2moe.quantize.arithmetic import NOTHING
 from u2moe.quantize.comparison import Heard, combined_scores, first_divergence, hear, second_divergence
-from u2moe.quantize.observed import Array, Levels, SwitchedGraph, SwitchedSession, observed_model
+from u2moe.quantize.observed import Array, Levels, SwitchedGraph, SwitchedSession, Values, observed_model
 from u2moe.quantize.passes.halves import read_single
 from u2moe.runtime.bundle_folder import Bundle
 
@@ -27,28 +27,29 @@ OUTLIER = 8.0
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
 MOST_THREADS = 4
 """Recordings that are measured at a time: each needs memory for what its layers give."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDamage:
-    """One layer, by itself and among all; lists have an element for each level.
+    """One layer by itself; lists have an element for each level.
 
     Attributes:
         layer: its name in the graph.
+        group: of its weights, see `recipes.FORMATS`.
         bytes: of its weights; at level 0 in float32.
         alone: divergence from float32 if only this layer is quantized, in nats a frame; see `Difference`. For layers of
             encoder and CTC head that of the log-probabilities, for decoders that of the second pass.
         errors: relative error of what the layer gives for inputs in float32.
-        among_all: by how much it falls if this layer alone is left in float32 and all others of the pass are quantized
-            as much as they can be, in nats a frame.
         outliers: channels that are much larger than the others, the largest first, by the value that the layer reads.
     """
 
     layer: str
+    group: str
     bytes: Sequence[int]
     alone: Sequence[float]
     errors: Sequence[float]
-    among_all: float
     outliers: Mapping[str, Sequence[int]]
 
 
@@ -60,28 +61,30 @@ class Damage:
         divergence: of both passes from float32, in nats a frame, with all layers at their last levels.
         frames: encoder frames.
         layers: the damage of each, in the order of the graphs.
-        groups: `alone` and `among_all` of all layers of a group together, at their last levels, of both passes.
     """
 
     divergence: float
     frames: int
     layers: Sequence[LayerDamage]
-    groups: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A recording at some levels: its graphs as sessions, and what they give."""
+class _Reference:
+    """A recording in float32: features [frames, mel], results, and by graph the feeds of each run."""
 
-    sessions: Mapping[str, SwitchedSession]
+    frames: Array
     heard: Heard
+    feeds: Mapping[str, Sequence[Values]]
 
 
-Sums = dict[str, Any]
+State = list[tuple[Values, Values]]
+"""Of each run of a graph for a recording: its feeds, and the values before a part of the graph, in float32."""
 
 
 class DamageMeter:
     """Measures any choice of formats of the layers of a model on recordings.
+
+    In memory there are the graphs in one format at a time, and what lies between two layers.
 
     Attributes:
         bytes: by layer, in order, the bytes of its weights at each level.
@@ -99,7 +102,8 @@ class DamageMeter:
         """
         self._manifest, self._features, self._journal = versions[0].manifest, features, journal
         self._known: dict[str, Any] = {}
-        self._of_these = hashlib.sha256(repr([version.manifest.files for version in versions]).encode()).hexdigest()
+        described = [*(repr(version.manifest.files) for version in versions), *(map(_digest, features))]
+        self._of_these = hashlib.sha256(repr(described).encode()).hexdigest()
         if journal is not None and journal.exists():
             lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
             self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut off
@@ -109,58 +113,62 @@ class DamageMeter:
         }
         self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}
         self.most = {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
-        self._second = self._graphs["decoder"].bytes if "decoder" in self._graphs else {}
 
-    def _of_each(
-        self, what: str, levels: Levels, measure: Callable[[Array], Sums], progress: Callable[[float], None]
-    ) -> list[Sums]:
-        """A measurement of every recording, several at a time, out of the journal where it has it."""
-        own = sorted((layer, level) for layer, level in levels.items() if level)
-        keys = [
-            json.dumps([self._of_these, what, hashlib.sha256(frames.tobytes()).hexdigest(), own])
-            for frames in self._features
-        ]
-        missing = [number for number, key in enumerate(keys) if key not in self._known]
-        sizes, done = list(map(len, self._features)), sum(map(len, self._features))
-        done -= sum(sizes[number] for number in missing)
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
-            measured = pool.map(lambda number: measure(self._features[number]), missing)
-            for number, found in zip(missing, measured, strict=True):
-                self._known[keys[number]] = found
-                if self._journal is not None:
-                    with self._journal.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps([keys[number], found]) + "\n")
-                done += sizes[number]
-                progress(done / sum(sizes))
-        return [self._known[key] for key in keys]
+    def _measured(self, what: Any, measure: Callable[[], Any]) -> Any:
+        """A measurement, out of the journal where it has it."""
+        key = json.dumps([self._of_these, what])
+        if key not in self._known:
+            self._known[key] = measure()
+            if self._journal is not None:
+                with self._journal.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, self._known[key]]) + "\n")
+        return self._known[key]
 
-    def _run(self, frames: Array, levels: Levels, before: _Run | None = None, *, second: bool = True) -> _Run:
-        """A recording at these levels; what `before` has computed is not computed again, the second pass if wanted."""
-        sessions = {
-            name: graph.session(levels, None if before is None else before.sessions[name])
-            for name, graph in self._graphs.items()
-        }
-        model = observed_model(self._manifest, sessions)
-        if before is None:
-            return _Run(sessions, hear(model, frames))
-        output = model.encode(frames)
-        log_probs = model.ctc(output)
-        hypotheses, scores = before.heard.hypotheses, before.heard.scores
-        if second and hypotheses:
-            scores = combined_scores(model, output, hypotheses)
-        heard = dataclasses.replace(before.heard, output=output, log_probs=log_probs, scores=scores)
-        return _Run(sessions, heard)
+    @cached_property
+    def _references(self) -> list[_Reference]:
+        return list(_each(self._refer, self._features))
+
+    def _refer(self, frames: Array) -> _Reference:
+        sessions = {name: SwitchedSession(graph, {}) for name, graph in self._graphs.items()}
+        heard = hear(observed_model(self._manifest, sessions), frames)
+        return _Reference(frames, heard, {name: session.feeds for name, session in sessions.items()})
+
+    @property
+    def _num_frames(self) -> int:
+        return max(sum(len(own.heard.log_probs) for own in self._references), 1)
 
     def divergence(self, levels: Levels, progress: Callable[[float], None] = lambda _: None) -> float:
         """Of both passes from float32 with layers at these levels, in nats a frame."""
 
-        def measure(frames: Array) -> Sums:
-            reference = self._run(frames, {})
-            heard = self._run(frames, levels, reference).heard
-            return {"nats": _nats(reference, heard), "frames": len(heard.log_probs)}
+        def measure() -> float:
+            references, nats = self._references, 0.0
+            for graph in self._graphs.values():
+                graph.keep(levels)
+            for number, own in enumerate(_each(lambda own: self._nats(own, levels), references), 1):
+                nats += own
+                progress(number / len(references))
+            return nats / self._num_frames
 
-        found = self._of_each("total", levels, measure, progress)
-        return float(sum(each["nats"] for each in found) / max(sum(each["frames"] for each in found), 1))
+        found: float = self._measured(sorted((layer, level) for layer, level in levels.items() if level), measure)
+        return found
+
+    def _nats(
+        self, reference: _Reference, levels: Levels, changed: str | None = None, begin: int = 0, known: State = ()
+    ) -> float:
+        """Divergence at these levels, of the pass that a graph belongs to; None: of both, from all graphs.
+
+        Of that graph only the parts from `begin` on are run, see `SwitchedSession`.
+        """
+        sessions = {name: SwitchedSession(graph, levels) for name, graph in self._graphs.items()}
+        if changed is not None:
+            sessions[changed] = SwitchedSession(self._graphs[changed], levels, begin, known)
+        model, heard, nats = observed_model(self._manifest, sessions), reference.heard, 0.0
+        output = model.encode(reference.frames) if changed in {None, "encoder"} else heard.output
+        if changed != "decoder":
+            nats += first_divergence(heard, model.ctc(output))
+        if changed in {None, "decoder"} and heard.hypotheses:
+            nats += second_divergence(heard, combined_scores(model, output, heard.hypotheses))
+        return nats
 
     def share(self, layer: str) -> float:
         """The layer's share of the float32 weights of the encoder's layers; 0 for layers of other graphs."""
@@ -168,96 +176,87 @@ class DamageMeter:
         return sizes.get(layer, 0) / max(sum(sizes.values()), 1)
 
     def measure(self, progress: Callable[[float], None] = lambda _: None) -> Damage:
-        """The damage of every layer at each level, and of every group.
+        """The damage of every layer at each level, and of all at their last ones."""
+        layers = self.layers(progress)
+        return Damage(divergence=self.divergence(self.most), frames=self._num_frames, layers=layers)
 
-        For each layer only those run that come after it. `progress` is called with the share of the work that is done.
+    def layers(self, progress: Callable[[float], None] = lambda _: None) -> list[LayerDamage]:
+        """The damage of every layer at each level: for each only those run that come after it.
+
+        `progress` is called with the share of the work that is done.
         """
-        found = self._of_each("layers", self.most, self._layers, progress)
-        num_frames = max(sum(each["frames"] for each in found), 1)
-
-        def mean(*path: Any) -> float:
-            return float(sum(_at(each, path) for each in found) / num_frames)
-
-        layers = []
+        found: dict[str, LayerDamage] = {}
+        work = [(len(part.graphs) - 1) * (len(graph.parts) - number) for graph in self._graphs.values()
+                for number, part in enumerate(graph.parts)]  # fmt: skip
         for graph in self._graphs.values():
-            for layer, sizes in graph.bytes.items():
-                levels = range(len(sizes) - 1)
-                own = [each["layers"][layer] for each in found]
-                squares = [np.sum([each["errors"][level] for each in own], axis=0) for level in levels]
-                largest = {name: np.max([each["largest"][name] for each in found], axis=0)
-                           for name in graph.inputs[layer]}  # fmt: skip
-                damage = LayerDamage(
-                    layer=layer,
-                    bytes=sizes,
-                    alone=[0.0, *(mean("layers", layer, "alone", level) for level in levels)],
-                    errors=[0.0, *(_largest_ratio(each) for each in squares)],
-                    among_all=mean("layers", layer, "among_all"),
-                    outliers={name: large for name, sizes in largest.items() if (large := _outliers(sizes))},
-                )
-                layers.append(damage)
-        groups = {
-            group: {name: mean("groups", group, name) for name in ("alone", "among_all")} for group in self._groups()
-        }
-        return Damage(divergence=mean("nats"), frames=num_frames, layers=layers, groups=groups)
+            graph.keep({})
+        done = 0
+        for name, graph in self._graphs.items():
+            states = [[(feeds, feeds) for feeds in own.feeds[name]] for own in self._references]
+            for number, part in enumerate(graph.parts):
+                if part.layer and part.layer not in found:
+                    found[part.layer] = self._layer(name, number, states)
+                for state in states:
+                    state[:] = [(feeds, part.after(values, part.run(values, 0))) for feeds, values in state]
+                part.keep()
+                done += (len(part.graphs) - 1) * (len(graph.parts) - number)
+                progress(done / max(sum(work), 1))
+        return list(found.values())
 
-    def _groups(self) -> dict[str, list[str]]:
-        groups: dict[str, list[str]] = {}
-        for graph in self._graphs.values():
-            for layer, group in graph.groups.items():
-                groups.setdefault(group, []).append(layer)
-        return groups
+    def _layer(self, name: str, number: int, states: Sequence[State]) -> LayerDamage:
+        """The damage of the layer of a part of a graph."""
+        graph = self._graphs[name]
+        part, layer = graph.parts[number], graph.parts[number].layer
+        inputs, levels = graph.inputs[layer], range(1, len(graph.bytes[layer]))
 
-    def _layers(self, frames: Array) -> Sums:
-        """Sums over the frames of a recording, of which means are made."""
-        reference = self._run(frames, {})
-        second = {layer: level for layer, level in self.most.items() if layer in self._second}
-        first = {layer: level for layer, level in self.most.items() if layer not in self._second}
-        whole = self._run(frames, self.most, reference)
-        layers: dict[str, Any] = {}
-        for others in (first, second):
-            is_second = others is second
-            among = self._run(frames, others, reference, second=is_second)
-            total = _nats(reference, among.heard, second=is_second)
-            for layer, most in others.items():
-                runs = [self._run(frames, {layer: level}, reference, second=is_second) for level in range(1, most + 1)]
-                without = self._run(frames, {**others, layer: 0}, among, second=is_second)
-                layers[layer] = {
-                    "alone": [_nats(reference, run.heard, second=is_second) for run in runs],
-                    "errors": [self._errors(layer, reference, run) for run in runs],
-                    "among_all": total - _nats(reference, without.heard, second=is_second),
-                }
-        groups, nats = {}, _nats(reference, whole.heard)
-        for group, names in self._groups().items():
-            own = {layer: self.most[layer] for layer in names}
-            alone = self._run(frames, own, reference).heard
-            without = self._run(frames, {**self.most, **dict.fromkeys(own, 0)}, whole)
-            groups[group] = {"alone": _nats(reference, alone), "among_all": nats - _nats(reference, without.heard)}
-        largest = {
-            name: _channel_sizes(reference.sessions[graph], name)
-            for graph, own in self._graphs.items()
-            for names in own.inputs.values()
-            for name in names
-        }
-        num_frames = len(reference.heard.log_probs)
-        return {"nats": nats, "frames": num_frames, "layers": layers, "groups": groups, "largest": largest}
-
-    def _errors(self, layer: str, reference: _Run, run: _Run) -> list[list[float]]:
-        """For each value that a layer gives, squares of its error and of itself."""
-        (graph,) = (name for name, own in self._graphs.items() if layer in own.bytes)
-        pairs = list(zip(reference.sessions[graph].values, run.sessions[graph].values, strict=False))
-        return [
-            [
-                sum(_square(found[name].astype(np.float64) - expected[name]) for expected, found in pairs),
-                sum(_square(expected[name].astype(np.float64)) for expected, _ in pairs),
+        def of_recording(pair: tuple[_Reference, State]) -> tuple[list[float], list[Any], list[Any]]:
+            own, state = pair
+            before = [values for _, values in state]
+            expected, nats, squares = [part.run(values, 0) for values in before], [], []
+            for level in levels:
+                found = [part.run(values, level) for values in before]
+                squares.append([_squares(expected, found, output) for output in graph.outputs[layer]])
+                known = [(feeds, part.after(values, made)) for (feeds, values), made in zip(state, found, strict=True)]
+                nats.append(self._nats(own, {layer: level}, name, number + 1, known))
+            read = [
+                [{**values, **made}[each] for values, made in zip(before, expected, strict=True)] for each in inputs
             ]
-            for name in self._graphs[graph].outputs[layer]
-        ]
+            return nats, squares, [_channel_sizes(values) for values in read]
+
+        def measure() -> Any:
+            nats, squares, largest = zip(*_each(of_recording, zip(self._references, states, strict=True)), strict=True)
+            errors = [_largest_ratio(own) for own in np.sum(squares, axis=0)]
+            outliers = {
+                each: _outliers(np.max(own, axis=0))
+                for each, own in zip(inputs, zip(*largest, strict=True), strict=True)
+            }
+            return [(np.sum(nats, axis=0) / self._num_frames).tolist(), errors, outliers]
+
+        alone, errors, outliers = self._measured(layer, measure)
+        return LayerDamage(
+            layer=layer,
+            group=graph.groups[layer],
+            bytes=graph.bytes[layer],
+            alone=[0.0, *alone],
+            errors=[0.0, *errors],
+            outliers={each: channels for each, channels in outliers.items() if channels},
+        )
 
 
-def _nats(reference: _Run, heard: Heard, *, second: bool | None = None) -> float:
-    """Of the first pass, of the second, or of both (None)."""
-    nats = 0.0 if second else first_divergence(reference.heard, heard.log_probs)
-    return nats if second is False else nats + second_divergence(reference.heard, heard.scores)
+def _each(measure: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """A measurement of every item, several at a time."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
+        yield from pool.map(measure, items)
+
+
+def _digest(frames: Array) -> str:
+    return hashlib.sha256(frames.tobytes()).hexdigest()
+
+
+def _squares(expected: Sequence[Values], found: Sequence[Values], name: str) -> list[float]:
+    """Squares of the error of a value in all runs, and of itself."""
+    pairs = [(own[name].astype(np.float64), other[name]) for own, other in zip(expected, found, strict=True)]
+    return [sum(_square(other - own) for own, other in pairs), sum(_square(own) for own, _ in pairs)]
 
 
 def _square(values: Array) -> float:
@@ -269,21 +268,15 @@ def _largest_ratio(squares: Array) -> float:
     return float(np.sqrt(squares[:, 0] / np.maximum(squares[:, 1], NOTHING)).max(initial=0.0))
 
 
-def _channel_sizes(session: SwitchedSession, name: str) -> list[float]:
-    """Of a value [..., channels], the largest magnitude of each channel."""
-    parts = [np.abs(values[name]).reshape(-1, values[name].shape[-1]).max(axis=0) for values in session.values]
-    sizes: list[float] = np.max(parts, axis=0).astype(float).tolist()
+def _channel_sizes(values: Sequence[Array]) -> Array:
+    """The largest magnitude of each channel of a value [..., channels] in all runs."""
+    sizes: Array = np.max([np.abs(own).reshape(-1, own.shape[-1]).max(axis=0) for own in values], axis=0)
     return sizes
 
 
 def _outliers(sizes: Array) -> list[int]:
     order = np.argsort(-sizes, kind="stable")[:SHOWN_OUTLIERS]
     return [int(channel) for channel in order if sizes[channel] > OUTLIER * max(np.median(sizes), NOTHING)]
-
-
-def _at(tree: Any, path: Sequence[Any]) -> Any:
-    """What lies at a path of keys in nested data."""
-    return functools.reduce(lambda found, key: found[key], path, tree)
 
 
 def describe_damage(damage: Mapping[str, Any]) -> list[str]:
@@ -296,16 +289,18 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
             f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
             for name, found in written["changed_tokens"].items()
         ),
-        f"{'layer':44} {'alone':>8} {'among all':>10} {'error':>7} {'MB saved':>9}",
+        f"{'layer':44} {'alone':>8} {'error':>7} {'MB saved':>9}",
     ]
-    for group, found in damage["groups"].items():
-        lines.append(f"{'all ' + group:44} {found['alone']:8.4f} {found['among_all']:10.4f}")
+    sums: Counter[str] = Counter()
+    for item in damage["layers"]:
+        sums[item["group"]] += item["alone"][-1]
+    lines += [f"{'sum of ' + group:44} {nats:8.4f}" for group, nats in sums.items()]
     ordered = sorted(damage["layers"], key=lambda item: -item["alone"][-1])
     most = max([NOTHING, *(item["alone"][-1] for item in ordered)])
     for item in ordered[:SHOWN_LAYERS]:
         alone, saved = item["alone"][-1], (item["bytes"][0] - item["bytes"][-1]) / 1e6
         bar = "#" * round(20 * max(alone, 0) / most)
-        row = f"{item['layer']:44} {alone:8.4f} {item['among_all']:10.4f} {item['errors'][-1]:7.2%} {saved:9.2f} {bar}"
+        row = f"{item['layer']:44} {alone:8.4f} {item['errors'][-1]:7.2%} {saved:9.2f} {bar}"
         lines.append(row.rstrip())
         for value, found in item["outliers"].items():
             lines.append(f"  outlier channels of {value}: {', '.join(map(str, found))}")

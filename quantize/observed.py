@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from threading import Lock
 from typing import Any, cast
 
@@ -34,61 +34,73 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 Array = npt.NDArray[Any]
 
 
+def _quiet(num_threads: int = 0) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = num_threads, 3
+    return options
+
+
 class ObservedGraph:
-    """A graph as a session; it is loaded on its first run.
+    """A graph as a session; it is loaded on its first run, when the types of its inputs are known.
 
     Attributes:
-        observed: names of the values that can be seen.
-        names: those that the next run shows, all of them at first.
+        reads: names of its inputs.
+        names: of the values that are seen.
         seen: what the last run showed, by name.
     """
 
     def __init__(
         self,
         model: ir.Model,
-        values: Sequence[ir.Value],
-        options: onnxruntime.SessionOptions | None = None,
+        values: Sequence[ir.Value] = (),
+        options: Callable[[], onnxruntime.SessionOptions] = _quiet,
         kernels: Kernels | None = None,
         dtype: ir.DataType = ir.DataType.FLOAT,
     ) -> None:
-        """Make values of this type outputs; `options` and `kernels` are those of the session."""
-        self._model, self._options, self._kernels = model, options, kernels
+        """Make values of this type outputs; `options` and `kernels` are those of a session."""
+        self._model, self._options, self._kernels, self._lock = model, options, kernels, Lock()
+        self._session: onnxruntime.InferenceSession | None = None
         self._outputs = [str(value.name) for value in model.graph.outputs]
-        self.observed = self.names = list(dict.fromkeys(str(value.name) for value in values))
+        self.reads = [str(value.name) for value in model.graph.inputs]
+        self.names = list(dict.fromkeys(str(value.name) for value in values))
         self.seen: dict[str, Array] = {}
         for value in values:
             if value.producer() is not None and not value.is_graph_output():
                 value.type = ir.TensorType(dtype)
                 model.graph.outputs.append(value)
 
-    @cached_property
-    def _session(self) -> onnxruntime.InferenceSession:
-        options = self._options
-        if options is None:
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
+    def _load(self, feeds: Mapping[str, Array]) -> onnxruntime.InferenceSession:
+        options = self._options()
         if self._kernels is not None:
             self._kernels.register(options)
+        for value in self._model.graph.inputs:
+            value.type = ir.TensorType(ir.DataType.from_numpy(feeds[str(value.name)].dtype))
         # passed as values: a hard link beside the changed graph would make onnx-ir refuse the file in other processes
         weights = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy())
+            name: (value.const_value, onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy()))
             for name, value in self._model.graph.initializers.items()
             if isinstance(value.const_value, ir.ExternalTensor)
         }
-        options.add_external_initializers(list(weights), list(weights.values()))
+        options.add_external_initializers(list(weights), [value for _, value in weights.values()])
         content = ir.to_proto(self._model).SerializeToString()
-        return onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
-
-    def load(self) -> None:
-        """Load it before its first run."""
-        self._session  # noqa: B018 - made on first use
+        session = onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
+        for tensor, _ in weights.values():  # most were copied: what is read again comes from the file again
+            if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
+                tensor.raw.madvise(mmap.MADV_DONTNEED)
+        return session
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As `Session.run`."""
+        with self._lock:
+            session = self._session = self._session or self._load(feeds)
         names = list(dict.fromkeys([*self._outputs, *(name for name in self.names if name not in feeds)]))
-        found = dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
         self.seen = {name: feeds[name] if name in feeds else found[name] for name in self.names}
         return {name: found[name] for name in self._outputs}
+
+    def unload(self) -> None:
+        """Give its memory back until the next run."""
+        self._session = None
 
 
 def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
@@ -114,6 +126,7 @@ class SwitchedGraph:
         inputs: by layer, the names of the values that its products read.
         outputs: by layer, the names of the values that it gives.
         results: names of the graph's outputs.
+        parts: in order.
     """
 
     def __init__(self, *versions: ir.Model) -> None:
@@ -132,7 +145,7 @@ class SwitchedGraph:
             if len(options) > 1:
                 self._describe(options)
         self.results = [str(value.name) for value in versions[0].graph.outputs]
-        self._parts = self._cut(versions)
+        self.parts = self._cut(versions)
 
     def _describe(self, options: Sequence[ir.Node]) -> None:
         layer, sizes = layer_of(options[0]), [_weight_bytes(node) for node in options]
@@ -146,7 +159,7 @@ class SwitchedGraph:
         read += [str(x.name) for x in options[0].inputs[:1] if x is not None and x.const_value is None]
         self.outputs.setdefault(layer, []).extend(str(value.name) for value in options[0].outputs)
 
-    def _cut(self, versions: Sequence[ir.Model]) -> list[_Part]:
+    def _cut(self, versions: Sequence[ir.Model]) -> list[Part]:
         """Parts in order: each begins with a layer, and nodes that belong to none follow."""
         slices: list[tuple[str, list[str]]] = [("", [])]
         for node in versions[0].graph:
@@ -156,93 +169,91 @@ class SwitchedGraph:
             slices[-1][1].extend(str(value.name) for value in node.outputs)
         known = {str(value.name) for value in versions[0].graph.inputs}
         before = [known := known | set(made) for _, made in [("", []), *slices[:-1]]]
-        wanted = {name for names in (self.results, *self.inputs.values(), *self.outputs.values()) for name in names}
-        parts = []
+        shown = {name for names in (*self.inputs.values(), *self.outputs.values()) for name in names}
+        later, parts = set(self.results), []
         for (layer, made), outside in zip(reversed(slices), reversed(before), strict=True):
-            outputs = [name for name in made if name in wanted]
+            outputs = [name for name in made if name in later or name in shown]
             chosen = versions[: len(self.bytes.get(layer, [0]))]
             graphs = [_extracted(version, outputs, outside) for version in chosen] if outputs else []
-            wanted |= {name for graph in graphs for name in graph.reads}
-            parts.append(_Part(layer, graphs))
-        return [part for part in reversed(parts) if part.graphs]
+            if graphs:
+                parts.append(Part(layer, graphs, frozenset(later)))
+            later |= {name for graph in graphs for name in graph.reads}
+        return parts[::-1]
 
-    def run(self, feeds: Values, levels: Levels, before: tuple[Values, Levels] | None = None) -> Values:
-        """All values between the parts and at the end, with layers that are not named at level 0.
+    def run(self, values: Values, levels: Levels, begin: int = 0) -> Values:
+        """Its outputs, with layers that are not named at level 0.
 
         Args:
-            feeds: as for `Session.run`.
+            values: as for `Session.run`, or those before part `begin`.
             levels: of the layers.
-            before: what an earlier run gave at its levels: only what differs from it is computed.
+            begin: the first part that runs.
         """
-        values, (known, others) = dict(feeds), before or ({}, {})
-        changed = {name for name in feeds if name not in known or not np.array_equal(feeds[name], known[name])}
-        for part in self._parts:
-            level = min(levels.get(part.layer, 0), len(part.graphs) - 1)
-            graph, same = part.graphs[level], level == min(others.get(part.layer, 0), len(part.graphs) - 1)
-            if not known or not same or not changed.isdisjoint(graph.reads):
-                found = graph.run({name: values[name] if name in values else known[name] for name in graph.reads})
-                values.update(found)
-                changed.update(found)
-        return ChainMap(values, dict(known)) if known else values
+        for part in self.parts[begin:]:
+            values = part.after(values, part.run(values, levels.get(part.layer, 0)))
+        return values
 
-    def session(self, levels: Levels, before: SwitchedSession | None = None) -> SwitchedSession:
-        """It as a session at these levels; `before`: another of the same recording, which has run."""
-        return SwitchedSession(self, levels, before)
+    def keep(self, levels: Levels) -> None:
+        """Give back the memory of layers at other levels than these."""
+        for part in self.parts:
+            part.keep(levels.get(part.layer, 0))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a graph.
+
+    Attributes:
+        layer: with which it begins; "" for none.
+        graphs: what computes it at each level.
+        later: names of the values that the parts behind it read or the graph gives.
+    """
+
+    layer: str
+    graphs: Sequence[ObservedGraph]
+    later: AbstractSet[str]
+
+    def run(self, values: Values, level: int) -> dict[str, Array]:
+        """What it gives for the values before it."""
+        graph = self.graphs[min(level, len(self.graphs) - 1)]
+        return graph.run({name: values[name] for name in graph.reads})
+
+    def after(self, values: Values, found: Values) -> Values:
+        """The values behind it, for those before it and those that it gives."""
+        return {name: value for name, value in {**values, **found}.items() if name in self.later}
+
+    def keep(self, level: int | None = None) -> None:
+        """Give back the memory of other levels than this; None: of all."""
+        for number, graph in enumerate(self.graphs):
+            if level is None or number != min(level, len(self.graphs) - 1):
+                graph.unload()
 
 
 class SwitchedSession:
     """A switched graph at some levels as a session for one recording.
 
     Attributes:
-        levels: of the layers.
-        values: those of each run.
+        feeds: those of each run.
     """
 
-    def __init__(self, graph: SwitchedGraph, levels: Levels, before: SwitchedSession | None) -> None:
-        self._graph, self.levels, self._before = graph, levels, before
-        self.values: list[Values] = []
+    def __init__(
+        self, graph: SwitchedGraph, levels: Levels, begin: int = 0, known: Sequence[tuple[Values, Values]] = ()
+    ) -> None:
+        """Runs begin with part `begin` where `known` has their feeds, with the values before that part."""
+        self._graph, self._levels, self._begin, self._known = graph, levels, begin, known
+        self.feeds: list[Values] = []
 
-    def run(self, feeds: Values) -> dict[str, Array]:
+    def run(self, feeds: Values) -> Values:
         """As `Session.run`."""
-        number, other = len(self.values), self._before
-        known = (other.values[number], other.levels) if other and number < len(other.values) else None
-        self.values.append(self._graph.run(feeds, self.levels, known))
-        return {name: self.values[-1][name] for name in self._graph.results}
+        number, values, begin = len(self.feeds), feeds, 0
+        self.feeds.append(feeds)
+        if number < len(self._known):
+            same, before = self._known[number]
+            if all(np.array_equal(value, same[name]) for name, value in feeds.items()):
+                values, begin = before, self._begin
+        return self._graph.run(values, self._levels, begin)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A part of a graph: its layer, "" for none, and the graph that computes it at each level."""
-
-    layer: str
-    graphs: Sequence[_PartGraph]
-
-
-class _PartGraph:
-    """Nodes of a graph as a session, which is made on the first run, when the types of its inputs are known.
-
-    Attributes:
-        reads: names of its inputs.
-    """
-
-    def __init__(self, model: ir.Model, reads: Sequence[str]) -> None:
-        self._model, self.reads = model, reads
-        self._lock = Lock()
-        self._session: ObservedGraph | None = None
-
-    def run(self, feeds: Values) -> dict[str, Array]:
-        with self._lock:
-            if self._session is None:
-                for value in self._model.graph.inputs:
-                    value.type = ir.TensorType(ir.DataType.from_numpy(feeds[str(value.name)].dtype))
-                options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads, options.log_severity_level = 1, 3
-                self._session = ObservedGraph(self._model, [], options)
-                self._session.load()
-        return self._session.run(feeds)
-
-
-def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> _PartGraph:
+def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ObservedGraph:
     """The part of a graph between values outside of it and its outputs, with the weights that it reads."""
     known = {str(value.name) for value in model.graph.inputs}
     known.update(str(value.name) for node in model.graph for value in node.outputs)
@@ -252,7 +263,7 @@ def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str
     graph.inputs.extend(read)
     part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     RemoveUnusedFunctionsPass()(part)  # type: ignore[no-untyped-call]
-    return _PartGraph(part, [str(value.name) for value in read])
+    return ObservedGraph(part, options=partial(_quiet, 1))
 
 
 def _weight_bytes(node: ir.Node) -> int:
@@ -323,7 +334,7 @@ class ExpertInputs:
         quantization = bundle.manifest.quantization
         kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in quantization else None
         dtype = ir.DataType.FLOAT16 if quantization.get("whole") == HALF.name else ir.DataType.FLOAT
-        self._graph = ObservedGraph(model, inputs, options, kernels, dtype)
+        self._graph = ObservedGraph(model, inputs, _quiet if options is None else lambda: options, kernels, dtype)
 
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
