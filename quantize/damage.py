@@ -77,8 +77,8 @@ class _Reference:
     feeds: Mapping[str, Sequence[Values]]
 
 
-State = list[tuple[Values, Values]]
-"""Of each run of a graph for a recording: its feeds, and the values before a part of the graph, in float32."""
+Run = tuple[Values, Values]
+"""Of a graph for a recording: its feeds, and the values before one of its parts."""
 
 
 class DamageMeter:
@@ -153,7 +153,12 @@ class DamageMeter:
         return found
 
     def _nats(
-        self, reference: _Reference, levels: Levels, changed: str | None = None, begin: int = 0, known: State = ()
+        self,
+        reference: _Reference,
+        levels: Levels,
+        changed: str | None = None,
+        begin: int = 0,
+        known: Sequence[Run] = (),
     ) -> float:
         """Divergence at these levels, of the pass that a graph belongs to; None: of both, from all graphs.
 
@@ -203,13 +208,13 @@ class DamageMeter:
                 progress(done / max(sum(work), 1))
         return list(found.values())
 
-    def _layer(self, name: str, number: int, states: Sequence[State]) -> LayerDamage:
+    def _layer(self, name: str, number: int, states: Sequence[Sequence[Run]]) -> LayerDamage:
         """The damage of the layer of a part of a graph."""
         graph = self._graphs[name]
         part, layer = graph.parts[number], graph.parts[number].layer
         inputs, levels = graph.inputs[layer], range(1, len(graph.bytes[layer]))
 
-        def of_recording(pair: tuple[_Reference, State]) -> tuple[list[float], list[Any], list[Any]]:
+        def of_recording(pair: tuple[_Reference, Sequence[Run]]) -> tuple[list[float], list[Any], list[Any]]:
             own, state = pair
             before = [values for _, values in state]
             expected, nats, squares = [part.run(values, 0) for values in before], [], []

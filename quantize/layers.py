@@ -216,7 +216,7 @@ class Weights:
         conversion: WeightConversion,
         *,
         read: Callable[[], Array] | None = None,
-        made: Parts | None = None,
+        made: Callable[[], Parts] | None = None,
     ) -> list[ir.Value]:
         """A weight [in, out] in another format: its integers, and what belongs to them.
 
@@ -224,7 +224,7 @@ class Weights:
             weight: the initializer.
             conversion: to the format.
             read: supplies it if it has another order or shape.
-            made: its parts, if calibrated.
+            made: reads its parts, if calibrated.
         """
         source, shape = read or (lambda: array_of(weight)), read().shape if read else shape_of(weight)
         if len(shape) != 2:
@@ -236,7 +236,7 @@ class Weights:
             parts=names[1:],
             restored=lambda *parts: conversion.restored(parts, shape[0]),
         )
-        readers = _readers(lambda: made or conversion.parts(source()), len(names))
+        readers = _readers(made or (lambda: conversion.parts(source())), len(names))
         parts = zip(names, conversion.stored(*shape), readers, strict=True)
         return [self.add(f"{name}.{part}", dtype, sizes, reader, group) for part, (dtype, sizes), reader in parts]
 

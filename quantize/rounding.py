@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,49 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 PRODUCTS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts", "Subsampling")
 PIECE_FRAMES = 3000
 """Feature frames per encoder call: attention over a whole long recording would need too much memory."""
+PIECE_ROWS = 8192
+"""Rows that are in memory at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows [n, channels] of a value in a file, read when they are asked for.
+
+    Attributes:
+        file: all rows, float32; `channels`: numbers of each.
+        exponents: powers of two by which channels are divided; None: none are.
+        chosen: numbers of rows in the file; None: all.
+    """
+
+    file: Path
+    channels: int
+    exponents: Array | None = None
+    chosen: Array | None = None
+
+    def __len__(self) -> int:
+        return self.file.stat().st_size // (4 * self.channels) if self.chosen is None else len(self.chosen)
+
+    def __getitem__(self, which: slice | Array) -> Float:
+        mapped = np.memmap(self.file, np.float32, "r").reshape(-1, self.channels)
+        rows = np.array(mapped[which if self.chosen is None else self.chosen[which]])
+        return rows if self.exponents is None else np.ldexp(rows, -self.exponents)
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A rounded weight: a file of its parts, and its bias; None without one."""
+
+    file: Path
+    bias: Float | None
+
+    def parts(self) -> Parts:
+        """What is stored of the weight."""
+        with np.load(self.file) as arrays:
+            return [arrays[name] for name in arrays.files]
 
 
 class Activations:
-    """Rows [n, channels] of values, by name.
+    """Rows [n, channels] of values, by name, and the weights that were rounded for them.
 
     Attributes:
         products: numbers of products: those rounded for their rows, `compensated_products`, and those that had too
@@ -49,10 +88,11 @@ class Activations:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Keeps rows in files in `folder`."""
+        """Keeps both in files in `folder`."""
         self._folder = folder
         self._sizes: dict[str, int] = {}
         self._exponents: dict[str, Array] = {}
+        self._rounded: dict[Any, list[StoredWeight]] = {}
         self.products: Counter[str] = Counter()
         self.done: Callable[[int], None] = lambda _: None
 
@@ -66,12 +106,23 @@ class Activations:
         """Divide the channels of a value by powers of two, as `smoothing.scale` does in a graph."""
         self._exponents[name] = exponents
 
-    def rows(self, name: str | None) -> Array | None:
+    def rows(self, name: str | None) -> Rows | None:
         """All rows of a value; None: nothing was recorded."""
         if name not in self._sizes:
             return None
-        rows = np.fromfile(self._file(name), np.float32).reshape(-1, self._sizes[name])
-        return np.ldexp(rows, -self._exponents[name]) if name in self._exponents else rows
+        found = Rows(file=self._file(name), channels=self._sizes[name], exponents=self._exponents.get(name))
+        return found if len(found) else None
+
+    def rounded(self, key: Any, fit: Callable[[], Iterable[RoundedWeight]]) -> Sequence[StoredWeight]:
+        """What `fit` makes, computed once for each key."""
+        if key not in self._rounded:
+            stored = []
+            for number, product in enumerate(fit()):
+                file = self._folder / f"rounded-{len(self._rounded)}-{number}.npz"
+                np.savez(file, *product.parts)
+                stored.append(StoredWeight(file, product.bias))
+            self._rounded[key] = stored
+        return self._rounded[key]
 
     def _file(self, name: str) -> Path:
         return self._folder / str(list(self._sizes).index(name))  # systems differ in which names they allow
@@ -158,7 +209,7 @@ class RoundedWeight:
 def fitted_layer(
     products: Sequence[tuple[Float, Float | None]],
     activation: Callable[[Float], Float],
-    tokens: Float,
+    tokens: Rows | Float,
     shares: Float,
     conversion: WeightConversion,
 ) -> list[RoundedWeight]:
@@ -177,31 +228,53 @@ def fitted_layer(
         active = activation(values[0])
         return active if len(values) == 1 else active * values[1]
 
+    def same(rows: slice) -> tuple[Float, Float]:
+        read = tokens[rows]
+        return read, read
+
     first = products[: max(len(products) - 1, 1)]
-    rounded = [fitted((tokens, tokens), shares, *product, conversion) for product in first]
+    rounded = [fitted(same, shares, *product, conversion) for product in first]
     if len(products) > 1:
-        expected = hidden([RoundedWeight((), *product)(tokens) for product in first])
-        found = hidden([product(tokens) for product in rounded])
-        rounded.append(fitted((expected, found), shares, *products[-1], conversion))
+
+        def both(rows: slice) -> tuple[Float, Float]:
+            expected = hidden([RoundedWeight((), *product)(tokens[rows]) for product in first])
+            return expected, hidden([product(tokens[rows]) for product in rounded])
+
+        rounded.append(fitted(both, shares, *products[-1], conversion))
     return rounded
 
 
 def fitted(
-    inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, conversion: WeightConversion
+    inputs: Callable[[slice], tuple[Float, Float]],
+    shares: Float,
+    weight: Float,
+    bias: Float | None,
+    conversion: WeightConversion,
 ) -> RoundedWeight:
     """The rounded product that best approximates, on the second inputs [n, in], `weight` and `bias` on the first.
 
-    Errors of rows count by `shares` [n]. Without a bias the mean error remains.
+    Errors of rows count by `shares` [n]. Without a bias the mean error remains. `inputs` gives some rows of both.
     """
+    pieces = [slice(begin, begin + PIECE_ROWS) for begin in range(0, len(shares), PIECE_ROWS)]
+    read = lru_cache(1)(lambda number: inputs(pieces[number]))
     squares = np.square(shares) / max(float(np.square(shares).sum()), NOTHING)
-    means = [squares @ part if bias is not None else np.zeros(part.shape[1], np.float32) for part in inputs]
-    expected, found = ((part - mean) * shares[:, np.newaxis] for part, mean in zip(inputs, means, strict=True))
-    moments = (found.T @ found).astype(np.float64)
+    means = np.zeros((2, len(weight)), np.float32)
+    for number, rows in enumerate(pieces if bias is not None else ()):
+        means += [squares[rows] @ part for part in read(number)]
+    moments: Double = np.zeros((len(weight), len(weight)))
+    products, differ = np.zeros(weight.shape, np.float32), False
+    for number, rows in enumerate(pieces):
+        expected, found = read(number)
+        differ = expected is not found
+        found = (found - means[1]) * shares[rows, np.newaxis]
+        moments += found.T @ found
+        if differ:
+            products += found.T @ (((expected - means[0]) * shares[rows, np.newaxis]) @ weight)
     damping = DAMPING * float(np.trace(moments)) / len(moments) or 1.0
     moments[np.diag_indices_from(moments)] += damping
     target: npt.NDArray[Any] = weight
-    if inputs[0] is not inputs[1]:
-        target = np.linalg.solve(moments, found.T @ (expected @ weight) + damping * weight)
+    if differ:
+        target = np.linalg.solve(moments, products + damping * weight)
     parts = compensated(target, moments, conversion)
     restored = conversion.restored(parts, len(weight))
     if bias is not None:
@@ -238,7 +311,7 @@ def rounded_products(
     products: Sequence[tuple[ir.Value, ir.Value | None]],
     conversion: WeightConversion,
     kind: str,
-    rows: tuple[Float, Float] | None,
+    rows: tuple[Rows, Float] | None,
     activations: Activations | None,
 ) -> list[ir.Value]:
     """Integers, what belongs to them, and bias, if there is one, of each product of a layer, see `fitted_layer`.
@@ -246,13 +319,18 @@ def rounded_products(
     Where `rows`, what the layer reads [n, in] and its weight in the output of each [n], are none or fewer than inputs,
     each weight is rounded to the nearest value. `activations` count which of both it was.
     """
-    made: Sequence[RoundedWeight | None] = [None] * len(products)
-    enough = rows is not None and len(rows[0]) >= shape_of(products[0][0])[0]
-    if rows is not None and enough:
-        floats = [(array_of(weight), None if bias is None else array_of(bias)) for weight, bias in products]
-        made = fitted_layer(floats, _activation(kind), *rows, conversion)
+    made: Sequence[StoredWeight | None] = [None] * len(products)
     if activations is not None:
+        enough = rows is not None and len(rows[0]) >= shape_of(products[0][0])[0]
         activations.products["compensated_products" if enough else "plain_products"] += len(products)
+        if rows is not None and enough:
+            tokens, shares = rows
+
+            def fit() -> list[RoundedWeight]:
+                floats = [(array_of(weight), None if bias is None else array_of(bias)) for weight, bias in products]
+                return fitted_layer(floats, _activation(kind), tokens, shares, conversion)
+
+            made = activations.rounded((conversion, *(weight.name for weight, _ in products)), fit)
         activations.done(sum(math.prod(shape_of(weight)) for weight, _ in products))
     inputs: list[ir.Value] = []
     for (weight, bias), product in zip(products, made, strict=True):
@@ -269,14 +347,17 @@ def rounded_experts(
 ) -> list[list[ir.Value]]:
     """As `rounded_products`, for each expert, calibrated on the tokens that it received."""
     tokens, router = None if activations is None else activations.rows(layer.x.name), routed_layer(layer.node)
-    shares = None if tokens is None or router is None else router.shares(tokens)
+    shares = None
+    if tokens is not None and router is not None:
+        begins = range(0, len(tokens), PIECE_ROWS)
+        shares = np.concatenate([router.shares(tokens[begin : begin + PIECE_ROWS]) for begin in begins])
     experts = []
     for index, weight in enumerate(zip(layer.w1, layer.w2, strict=True)):
         biases = (layer.b1[index], layer.b2[index]) if layer.mixture.bias else (None, None)
         own = None
         if tokens is not None and shares is not None:
             (chosen,) = np.nonzero(shares[:, index])
-            own = tokens[chosen], shares[chosen, index]
+            own = replace(tokens, chosen=chosen), shares[chosen, index]
         products = list(zip(weight, biases, strict=True))
         experts.append(rounded_products(weights, products, conversion, layer.mixture.activation, own, activations))
     return experts

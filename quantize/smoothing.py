@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, NOTHING, Float, int8_columns
 from u2moe.quantize.layers import ExpertLayer, calls, expert_layers, inputs_of
-from u2moe.quantize.rounding import Activations
+from u2moe.quantize.rounding import PIECE_ROWS, Activations, Rows
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle_folder import Bundle
@@ -116,8 +116,8 @@ def smooth(
     num_scaled, sites = 0, sites_of(*models)
     for number, site in enumerate(sites):
         progress(number / len(sites))
-        rows = activations.rows(site.name) if site.rows is None else site.rows(activations)
-        exponents = _exponents(site, _sample(rows) if rows is not None and site.rows is None else rows)
+        rows = _sample(activations.rows(site.name)) if site.rows is None else site.rows(activations)
+        exponents = _exponents(site, rows)
         if exponents.any():
             scale(site, exponents)
             if site.name:
@@ -150,11 +150,18 @@ def rewritten_together(bundle: Bundle, folder: Path, rewrite: Callable[[Sequence
         return staging.finish(with_external(bundle.manifest, staging.path))
 
 
-def _sample(rows: Float) -> Float:
+def _sample(rows: Rows | None) -> Float | None:
     """Some rows, evenly from all, and for each channel the one in which it is largest."""
+    if rows is None:
+        return None
     evenly = np.linspace(0, len(rows) - 1, min(NUM_ROWS, len(rows))).astype(int)
-    chosen: Float = rows[np.concatenate([evenly, np.abs(rows).argmax(axis=0)])]
-    return chosen
+    sizes, largest = [], []
+    for begin in range(0, len(rows), PIECE_ROWS):
+        magnitudes = np.abs(rows[begin : begin + PIECE_ROWS])
+        sizes.append(magnitudes.max(axis=0))
+        largest.append(begin + magnitudes.argmax(axis=0))
+    most = np.argmax(sizes, axis=0)[np.newaxis]
+    return rows[np.concatenate([evenly, np.take_along_axis(np.array(largest), most, axis=0)[0]])]
 
 
 def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Iterator[ChannelSite]:

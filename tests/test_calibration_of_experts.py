@@ -35,6 +35,16 @@ def weight():
     return np.random.default_rng(1).normal(size=(80, 24)).astype(np.float32)
 
 
+def inputs_of(inputs, others=None):
+    """Some rows of what a product was to read and of what it reads."""
+
+    def read(rows):
+        part = inputs[rows]
+        return part, part if others is None else others[rows]
+
+    return read
+
+
 @pytest.mark.parametrize("made", MADE, ids=str)
 def test_compensated_rounding_changes_outputs_less(correlated, weight, made, fits_16_bits):
     """80 rows are no multiple of 32 and 64. Pairs of rows in int8 still fit in 16 bits."""
@@ -56,15 +66,15 @@ def test_without_correlation_only_the_weights_count(weight, made):
 
 def test_biases_take_the_mean_error(correlated, weight):
     bias = np.linspace(-1, 1, 24).astype(np.float32)
-    product = fitted((correlated, correlated), np.ones(2000, np.float32), weight, bias, FOUR)
+    product = fitted(inputs_of(correlated), np.ones(2000, np.float32), weight, bias, FOUR)
     difference = product(correlated) - (correlated @ weight + bias)
     np.testing.assert_allclose(difference.mean(axis=0), 0, atol=1e-3)
-    assert fitted((correlated, correlated), np.ones(2000, np.float32), weight, None, FOUR).bias is None
+    assert fitted(inputs_of(correlated), np.ones(2000, np.float32), weight, None, FOUR).bias is None
 
 
 def test_a_product_makes_up_for_wrong_inputs(correlated, weight):
     """The second of an expert gets what the rounded first one gives: here inputs that are all too small."""
-    product = fitted((correlated, correlated * 0.8), np.ones(2000, np.float32), weight, None, FINE)
+    product = fitted(inputs_of(correlated, correlated * 0.8), np.ones(2000, np.float32), weight, None, FINE)
     assert relative_error(correlated @ weight, product(correlated * 0.8)) < 0.08
 
 
@@ -73,9 +83,20 @@ def test_tokens_count_by_the_share_of_the_expert_in_their_output(correlated, wei
     tokens = np.concatenate([correlated, correlated[:, ::-1]])
     errors = []
     for shares in ([1, 0.05], [0.05, 1]):
-        product = fitted((tokens, tokens), np.repeat(np.float32(shares), 2000), weight, None, FOUR)
+        product = fitted(inputs_of(tokens), np.repeat(np.float32(shares), 2000), weight, None, FOUR)
         errors.append(relative_error(correlated @ weight, product(correlated)))
     assert errors[0] < 0.8 * errors[1]
+
+
+def test_rows_in_pieces_give_the_same_layer(correlated, weight, monkeypatch):
+    """But for the last bits of sums; some numbers then round the other way."""
+    products = [(weight, np.ones(24, np.float32)), (weight.T.copy(), None)]
+    given = products, np.tanh, correlated, np.linspace(0, 1, 2000, dtype=np.float32), FOUR
+    whole = fitted_layer(*given)
+    monkeypatch.setattr("u2moe.quantize.rounding.PIECE_ROWS", 300)
+    for found, expected in zip(fitted_layer(*given), whole, strict=True):
+        assert (found.parts[0] != expected.parts[0]).mean() < 0.02
+        assert relative_error(expected.weight, found.weight) < 0.02
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -104,7 +125,7 @@ def test_a_layer_is_better_with_all_products_rounded_for_it(correlated, weight, 
 def test_silence_alone_gives_plain_rounding(weight):
     """Tokens without any variance say nothing: no division by zero, and no weight that is not a number."""
     silent = np.zeros((100, 80), np.float32)
-    product = fitted((silent, silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), FINE)
+    product = fitted(inputs_of(silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), FINE)
     np.testing.assert_array_equal(product.parts[0], FINE.parts(weight)[0])
 
 
