@@ -37,6 +37,7 @@ Array = npt.NDArray[Any]
 def _quiet(num_threads: int = 0) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = num_threads, 3
+    options.enable_cpu_mem_arena = False  # which keeps what it once had
     return options
 
 

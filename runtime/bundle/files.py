@@ -15,6 +15,8 @@ from u2moe.runtime.errors import BundleError, IntegrityError
 
 BLOCK = 16 << 20
 """Bytes of a larger file that have a digest of their own, so that all cores of the processor compare it at once."""
+_PIECE = 1 << 20
+"""Bytes of it that are in memory at a time."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 """Names that mean devices on Windows, with any suffix."""
 
@@ -158,9 +160,12 @@ def _digests_of_blocks(file: Path, size: int) -> Iterator[str]:
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - brings logging, for large bundles alone
 
     def digest(begin: int) -> str:
+        found = hashlib.sha256()
         with file.open("rb") as stream:
             stream.seek(begin)
-            return hashlib.sha256(stream.read(BLOCK)).hexdigest()
+            for _ in range(0, BLOCK, _PIECE):
+                found.update(stream.read(_PIECE))
+        return found.hexdigest()
 
     with ThreadPoolExecutor() as threads:
         yield from threads.map(digest, range(0, size, BLOCK))
