@@ -123,10 +123,9 @@ class Access:
 
     Args:
         app: the application.
+        options: of the server: which pages may use it, and whether it has loopback names only.
         incidents: counts refusals.
         keys: those of clients.
-        origins: of pages that may use the server.
-        is_local: whether it has loopback names only.
         open_paths: what needs no key.
         own_paths: the path that is meant by `/` on a port of its own, by what is spoken there.
     """
@@ -134,21 +133,22 @@ class Access:
     def __init__(
         self,
         app: ASGIApp,
+        options: ServerOptions,
         incidents: Incidents,
-        *,
         keys: Keys,
-        origins: tuple[str, ...],
-        is_local: bool,
+        *,
         open_paths: frozenset[str],
         own_paths: Mapping[str, str],
     ) -> None:
         self._app = app
         # around the refusals, too: a page that may read answers may read why it is refused
-        self._guarded = CORSMiddleware(self._guard, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        self._origins = options.cors_origins
+        self._guarded = CORSMiddleware(
+            self._guard, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"]
+        )
         self._incidents = incidents
         self._keys = keys
-        self._origins = origins
-        self._is_local = is_local
+        self._is_local = options.is_local and not options.is_behind_proxy
         self._open_paths = open_paths
         self._own_paths = own_paths
 

@@ -56,10 +56,9 @@ def make_app(service: Service) -> ASGIApp:
             routes.append(WebSocketRoute(protocol.path, partial(protocol.serve, service)))
     access = Access(
         Starlette(routes=routes, exception_handlers={HTTPException: _http_error}),
+        service.options,
         service.incidents,
-        keys=service.keys,
-        origins=service.options.cors_origins,
-        is_local=service.options.is_local and not service.options.is_behind_proxy,
+        service.keys,
         open_paths=frozenset({*(route.path for route in page), "/healthz", "/readyz"}),
         own_paths={protocol.name: protocol.path for protocol in PROTOCOLS.values() if protocol.path is not None},
     )

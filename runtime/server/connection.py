@@ -14,7 +14,6 @@ import numpy.typing as npt
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
 from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError, TooLargeError
-from u2moe.runtime.server.patience import patience_for_audio
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.server.transport import charged
@@ -27,7 +26,47 @@ _MAX_COMMAS = 10_000
 in which nobody else is served; counting commas takes half a millisecond."""
 _MAX_TEXT = 1 << 20
 """Maximum length of a text: some seconds of audio in base64, or a thousand hotwords."""
+_LEAST_AUDIO = 0.01
+"""Minimum audio of a live client as a share of real time: 0.6 seconds, about one chunk, in a minute."""
 _Value = TypeVar("_Value")
+
+
+class Patience:
+    """A timeout that is extended only by progress, not by messages without any.
+
+    Args:
+        limit_s: seconds within which there must be progress.
+        least: the amount that counts as progress.
+        unit: unit of amounts, for errors.
+        amount: returns the amount received since the start.
+    """
+
+    def __init__(self, limit_s: float, least: float, unit: str, amount: Callable[[], float]) -> None:
+        self._limit_s = limit_s
+        self._least = least
+        self._unit = unit
+        self._amount = amount
+        self._time = asyncio.get_running_loop().time
+        self._since, self._amount_then = self._time(), amount()
+
+    async def wait_for(self, next_one: Callable[[], Awaitable[_Value]]) -> _Value:
+        """Await `next_one()` and return its result; IdleError: the time is over."""
+        if (amount := self._amount()) - self._amount_then >= self._least:
+            self._since, self._amount_then = self._time(), amount
+        left_s = self._since + self._limit_s - self._time()
+        try:
+            if left_s > 0:
+                async with asyncio.timeout(left_s) as scope:
+                    return await next_one()
+        except TimeoutError:
+            if not scope.expired():  # the connection was lost
+                raise
+        raise IdleError(f"less than {self._least:g} {self._unit} came within {self._limit_s:g} seconds") from None
+
+
+def patience_for_audio(slot: Slot, idle_s: float) -> Patience:
+    """The idle timeout of a live client, which has to send audio."""
+    return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: slot.fed_s)
 
 
 class Connection:

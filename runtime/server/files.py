@@ -14,7 +14,6 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
@@ -39,27 +38,6 @@ _LOOK_BYTES = 1 << 20
 
 class _AbandonedError(Exception):
     """The client is no longer waiting for the file."""
-
-
-@dataclass(eq=False)
-class FilePlace:
-    """A client's place for a file.
-
-    Attributes:
-        of_client: all places of the same client.
-        num_bytes: stored so far.
-    """
-
-    of_client: list[FilePlace]
-    num_bytes: int = 0
-
-    def store(self, num_bytes: int) -> None:
-        """So many bytes are stored; StorageError: several files of the client leave less room than they take."""
-        before, self.num_bytes = self.num_bytes, num_bytes
-        if len(self.of_client) == 1 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
-            return
-        if sum(each.num_bytes for each in self.of_client) > shutil.disk_usage(tempfile.gettempdir()).free:
-            raise StorageError.of(OSError(errno.EDQUOT, "the client has its share"))
 
 
 class _Turns:
@@ -106,14 +84,14 @@ class FileQueue:
         self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", initializer=_be_nice)
         self._decoders = [FileDecoder()]  # that are idle: one when there is nothing to do
         self._incidents = incidents
-        self._places: defaultdict[str, list[FilePlace]] = defaultdict(list)
+        self._places: defaultdict[str, list[FileTask]] = defaultdict(list)
         self._tasks: list[FileTask] = []  # that wait
         self._running: dict[FileTask, Future[None]] = {}
         self._served = ""  # the client whose file began last
         self._waiting: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
-    def place(self, client: str) -> Iterator[FilePlace]:
+    def place(self, client: str) -> Iterator[FileTask]:
         """A place for a file of a client, which may have as many as it leaves to others; "": one that is not known.
 
         Raises:
@@ -125,13 +103,17 @@ class FileQueue:
             if places and len(places) >= self.admission.num_slots - self.admission.num_taken:
                 self._incidents.refuse("full")
                 raise UnavailableError(f"you have {len(places)} files here, and others need places", code="rate_limit")
-            places.append(place := FilePlace(places))
+            places.append(task := FileTask(self, client, places))
             self._pool.submit(self._warm_up)  # while the file comes
             try:
                 with in_place(lambda: None):  # while it is received and recognised, its request notices by itself
-                    yield place
+                    yield task
             finally:
-                places.remove(place)
+                task.leave()
+                if task in self._tasks:
+                    self._tasks.remove(task)
+                    task.close()
+                places.remove(task)
                 if not places:
                     self._places.pop(client, None)
 
@@ -210,47 +192,59 @@ class FileQueue:
 
 
 class FileTask:
-    """A file that is recognised in turns with others, and closed. Its owner calls `leave` at the end.
+    """A file that is received in a place, and recognised in turns with others.
 
     Args:
         queue: the files that are to be recognised.
-        client: who has sent it.
-        file: the open file.
-        name: its name in messages.
-        sample_rate: that of the model, in Hz.
-        recognize: returns the segments of its buffers, given the option `on_progress`.
+        client: who sends it.
+        of_client: all files of the same client.
 
     Attributes:
         client: as above.
-        arrival: when it came.
+        num_bytes: stored so far.
+        arrival: when it had come.
         decoder: of its own while it is recognised.
         duration: seconds recognised so far; in the end, of the whole file.
         whole_s: its seconds, by its header; 0: not known, or not yet.
     """
 
+    arrival: float
     decoder: FileDecoder
 
-    def __init__(
-        self,
-        queue: FileQueue,
-        client: str,
-        file: IO[bytes],
-        name: str,
-        sample_rate: int,
-        recognize: Callable[..., Iterator[Result]],
-    ) -> None:
+    def __init__(self, queue: FileQueue, client: str, of_client: list[FileTask]) -> None:
         self.client = client
+        self.num_bytes = 0
         self.duration = self.whole_s = 0.0
-        self.arrival = time.perf_counter()
         self._queue = queue
-        self._source = (file, name, sample_rate)
-        self._recognize = recognize
+        self._of_client = of_client
         self._waited_s = 0.0
         self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
+
+    def store(self, num_bytes: int) -> None:
+        """So many bytes are stored; StorageError: several files of the client leave less room than they take."""
+        before, self.num_bytes = self.num_bytes, num_bytes
+        if len(self._of_client) == 1 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
+            return
+        if sum(each.num_bytes for each in self._of_client) > shutil.disk_usage(tempfile.gettempdir()).free:
+            raise StorageError.of(OSError(errno.EDQUOT, "the client has its share"))
+
+    def recognize(
+        self, file: IO[bytes], name: str, sample_rate: int, segments: Callable[..., Iterator[Result]]
+    ) -> None:
+        """Recognise an open file, which is closed at the end.
+
+        Args:
+            file: as above.
+            name: its name in messages.
+            sample_rate: that of the model, in Hz.
+            segments: returns the segments of its buffers, given the option `on_progress`.
+        """
+        self.arrival = time.perf_counter()
         self.close = file.close
-        queue.add(self)
+        self._source, self._recognize = (file, name, sample_rate), segments
+        self._queue.add(self)
 
     async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
         """Its segments as they are found, and None whenever there was none for `first_s`, later for `later_s` seconds.

@@ -8,21 +8,27 @@ import json
 import math
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from starlette.requests import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recognition import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
-from u2moe.runtime.server.connection import added_text, converse, read_object
+from u2moe.runtime.server.connection import Patience, added_text, converse, read_object
 from u2moe.runtime.server.errors import (
     ClientGoneError,
     RequestError,
+    StorageError,
+    TooLargeError,
     UnavailableError,
     error_response,
     in_openai_form,
@@ -30,9 +36,10 @@ from u2moe.runtime.server.errors import (
 )
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
+from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.service import Service
-from u2moe.runtime.server.upload import Upload, receive_form
+from u2moe.runtime.server.transport import LEAST_BYTES_PER_S, earn
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_choice, checked_number
@@ -50,6 +57,10 @@ _SILENCE_S = 15.0
 """Seconds without an answer after which something is sent: proxies wait for 30 or 60."""
 _PROGRESS_S = 1.0
 _BLANK = " "
+_MAX_FIELD_BYTES = 64 << 10
+_MAX_FIELDS = 50
+_BYTES_PER_AUDIO_S = 1e6
+"""Of an upload, that earn as much as a second of audio."""
 
 
 def routes(service: Service) -> list[Route]:
@@ -80,12 +91,11 @@ async def _transcribe(service: Service, request: Request) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         try:
             stack.enter_context(service.share_of(request.scope[KEY]))
-            place = stack.enter_context(service.files.place(client := service.client_of(request.scope)))
+            task = stack.enter_context(service.files.place(service.client_of(request.scope)))
             service.metrics.count("connections", PROTOCOL.name)
             with service.files.wait():
-                upload = await receive_form(request, service.options.limits, place)
-            wanted, task = await _begin(upload, client, service)
-            stack.callback(task.leave)
+                form = await _receive_form(request, service.options.limits, task)
+            wanted = await _begin(form, task, service)
             content = _events(service, wanted, task) if wanted.is_stream else _whole(wanted, task)
             await stack.enter_async_context(contextlib.aclosing(content))  # type: ignore[type-var]
             first = await converse(_read(request), anext(content))
@@ -100,19 +110,81 @@ async def _transcribe(service: Service, request: Request) -> Response:
             return error_response(_told(error), headers={**retry, "Connection": "close"})
 
 
-async def _begin(upload: Upload, client: str, service: Service) -> tuple[_Wanted, FileTask]:
-    """The options in the form, and the recognition of its file."""
+async def _receive_form(request: Request, limits: Limits, task: FileTask) -> FormData:
+    """The form in a request, with a file named "file", which is put on disk; limited in time and size.
+
+    Raises:
+        RequestError: not a form, damaged, or without a file.
+        TooLargeError: too many bytes; raised before reading if their number is declared.
+        IdleError: too few bytes arrived for too long.
+        ClientGoneError: the client has disconnected.
+        StorageError: it cannot be stored.
+    """
+    size = 0
+    patience = Patience(limits.idle_s, LEAST_BYTES_PER_S * limits.idle_s, "bytes", lambda: size)
+
+    def check(size: int) -> None:
+        if size > limits.upload_bytes:
+            raise TooLargeError(f"an upload may have {limits.upload_bytes} bytes", "file")
+
+    async def receive() -> Message:
+        nonlocal size
+        message = await patience.wait_for(request.receive)
+        num_bytes = len(message.get("body", b""))
+        size += num_bytes
+        check(size)
+        task.store(size)
+        earn(num_bytes / _BYTES_PER_AUDIO_S)
+        return message
+
+    declared = request.headers.get("content-length", "")
+    check(int(declared) if declared.isdecimal() else 0)
+    _, settings = parse_options_header(request.headers.get("content-type"))
+    if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # some are decoded in quadratic time
+        raise RequestError("a form must be UTF-8")
     try:
-        model = service.model(upload.value("model"))
-        wanted = _Wanted(upload, model)
-        prompt = upload.value("prompt")
+        form = await Request(request.scope, receive).form(
+            max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        )
+    except ClientDisconnect as error:
+        raise ClientGoneError from error
+    except (HTTPException, FormParserError) as error:
+        reason = error.detail if isinstance(error, HTTPException) else error
+        raise RequestError(f"the form is damaged: {reason}") from error
+    except OSError as error:
+        raise StorageError.of(error) from error
+    if not isinstance(form.get("file"), UploadFile):
+        await form.close()
+        raise RequestError("expected a form (multipart/form-data) with a file named 'file'", "file")
+    return form
+
+
+def _values(form: FormData, name: str) -> list[str]:
+    """All values of a field, in order."""
+    return [value for value in form.getlist(name) if isinstance(value, str)]
+
+
+def _value(form: FormData, name: str) -> str:
+    """The last value of a field, or ""."""
+    return (_values(form, name) or [""])[-1]
+
+
+async def _begin(form: FormData, task: FileTask, service: Service) -> _Wanted:
+    """Begin to recognise the file in a form; returns what is wanted of it."""
+    upload = cast("UploadFile", form["file"])
+    try:
+        model = service.model(_value(form, "model"))
+        wanted = _Wanted(form, upload.filename or "file", model)
+        prompt = _value(form, "prompt")
         decoding, hotwords = await model.decoding(model.recognizer.options, wanted.options, prompt=prompt)
     except BaseException:
         upload.file.close()
         raise
     rate = model.recognizer.bundle.manifest.features.sample_rate
-    recognize = partial(model.recognizer.segments, options=decoding, hotwords=hotwords)
-    return wanted, FileTask(service.files, client, upload.file, upload.name, rate, recognize)
+    task.recognize(
+        upload.file, wanted.name, rate, partial(model.recognizer.segments, options=decoding, hotwords=hotwords)
+    )
+    return wanted
 
 
 class _Streamed(StreamingResponse):
@@ -200,6 +272,7 @@ class _Wanted:
     """The request in a form.
 
     Attributes:
+        name: the client's name for the file.
         is_stream: whether the answer comes as events.
         is_json: whether blanks may come before the answer.
         media_type: of the answer.
@@ -209,21 +282,21 @@ class _Wanted:
         RequestError: an unsupported value.
     """
 
-    def __init__(self, upload: Upload, model: ServedModel) -> None:
-        self._name = upload.name
-        self._format = upload.value("response_format") or "json"
-        self._granularities = upload.values(f"{_GRANULARITY}[]") or upload.values(_GRANULARITY) or ["segment"]
-        self._language = upload.value("language") or (model.languages[0] if len(model.languages) == 1 else "")
+    def __init__(self, form: FormData, name: str, model: ServedModel) -> None:
+        self.name = name
+        self._format = _value(form, "response_format") or "json"
+        self._granularities = _values(form, f"{_GRANULARITY}[]") or _values(form, _GRANULARITY) or ["segment"]
+        self._language = _value(form, "language") or (model.languages[0] if len(model.languages) == 1 else "")
         with refusing():
             checked_choice("response_format", self._format, RESPONSE_FORMATS)
             for granularity in self._granularities:
                 checked_choice(_GRANULARITY, granularity, _GRANULARITIES)
-            checked_number("temperature", upload.value("temperature") or 0, least=0, most=1, from_text=True)
-        model.check_language(upload.value("language"))
-        self.is_stream = upload.value("stream").lower() in ("true", "1")
+            checked_number("temperature", _value(form, "temperature") or 0, least=0, most=1, from_text=True)
+        model.check_language(_value(form, "language"))
+        self.is_stream = _value(form, "stream").lower() in ("true", "1")
         self.is_json = self._format.endswith("json")
         self.media_type = "text/event-stream" if self.is_stream else RESPONSE_FORMATS[self._format]
-        self.options = {name: _value(name, text) for name in REQUEST_OPTIONS if (text := upload.value(name))}
+        self.options = {name: _option(name, text) for name in REQUEST_OPTIONS if (text := _value(form, name))}
 
     def delta(self, segment: Result, text: str) -> dict[str, Any]:
         """The event of a segment, with all of it if verbose JSON is wanted."""
@@ -235,7 +308,7 @@ class _Wanted:
         if self._format == "text":
             return transcript.text + "\n"
         if not self.is_json:
-            return format_transcript(transcript, self._format, name=self._name)
+            return format_transcript(transcript, self._format, name=self.name)
         verbose = self._verbose(transcript) if self._format == "verbose_json" else {}
         answer = {"text": transcript.text, **verbose, "usage": _usage(transcript.duration)}
         return json.dumps(answer, ensure_ascii=False)
@@ -250,7 +323,7 @@ class _Wanted:
         return content
 
 
-def _value(name: str, text: str) -> Any:
+def _option(name: str, text: str) -> Any:
     """The value of an option, which is JSON in a form, too; True is what Python's clients make of true."""
     wrapped = f'{{"value": {text.lower() if REQUEST_OPTIONS[name].kind == "flag" else text}}}'
     try:

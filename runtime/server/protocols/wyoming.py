@@ -17,11 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import added_text, converse, read_object, send_within
+from u2moe.runtime.server.connection import (
+    Patience,
+    added_text,
+    converse,
+    patience_for_audio,
+    read_object,
+    send_within,
+)
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
 from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import Limits
-from u2moe.runtime.server.patience import Patience, patience_for_audio
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.service import Service, Slot
