@@ -187,7 +187,7 @@ class DecodingOptions(AnyOptions[None]):
             count the silence.
         blank_penalty: taken from the score of the blank before the softmax, in the first pass, so that fewer words are
             left out and more are inserted. Endpoint rules hear silence without it.
-        text_format: how English results are written: numbers as digits, sentences with small letters. None: as spoken.
+        text_format: how results are written: numbers as digits, English sentences with small letters. None: as spoken.
     """
 
 

@@ -36,6 +36,7 @@ from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteO
 from u2moe.runtime.recognition import Buffers, RecordingReader, recognize, samples_of, transcript_of
 from u2moe.runtime.result import Alignment, Result, Transcript
 from u2moe.runtime.stream import Stream
+from u2moe.runtime.text.written.formatter import formatter_of
 from u2moe.runtime.validation import checked_number, checked_options, checked_text
 
 
@@ -304,8 +305,7 @@ class Recognizer:
         options = dataclasses.replace(options, search="ctc_greedy", language_model=None, text_format=None)
         stream = self.create_recording_stream(options, hotwords=())
         reader = RecordingReader(samples_of(audio, self._rate, sample_rate, channel, track), self._rate, on_progress)
-        observer = Observer(concluded=lambda _: aligner.advance(stream.state))
-        pipeline = Pipeline(self.bundle, self.model, observer)
+        pipeline = Pipeline(self.bundle, self.model, Observer(concluded=lambda _: aligner.advance(stream.state)))
         for _ in recognize(lambda streams: pipeline.decode([each.state for each in streams]), stream, reader):
             pass
         if reader.error is not None:
@@ -336,6 +336,8 @@ class Recognizer:
             raise StreamError(f"search {options.search!r} needs a decoder, and this bundle has none (CTC only)")
         if options.chunk_size is not None:
             check_chunks(self.model.config, options.chunk_size, options.num_left_chunks)
+        if options.text_format is not None:
+            formatter_of(options.text_format)  # what it needs may not be installed
 
     def _context(self, hotwords: Hotwords | ContextGraph) -> ContextGraph | None:
         if isinstance(hotwords, ContextGraph):

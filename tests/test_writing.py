@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
+from corpora import ToyChoice
 from feeding import CHUNKED, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tones import say
+from tones import say, toy_recognizer
 
 from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormatter, cli
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -300,3 +302,56 @@ def test_every_word_is_looked_at_once():
 
     Casing().of([Word("ONE")] * 1000)
     assert len(calls) == 1000
+
+
+@pytest.mark.parametrize(
+    ("language", "spoken", "expected"),
+    [
+        # A date and a time stay apart, and the time has neither zeros nor seconds that nobody said.
+        ("zh", "二零二三年五月三十一日下午三点半", "2023/05/31 3:30p.m."),
+        ("zh", "我有一百二十块五毛钱", "我有120块5毛钱"),
+        ("zh", "百分之六十五点三", "65.3%"),
+        ("zh", "他 HELLO 有一百个", "他 HELLO 有100个"),
+        ("zh", "电话是一三八零零一二三四五六", "电话是13800123456"),
+        ("zh", "十一点十分", "11:10"),
+        # What wetext gets wrong: approximate numbers, quarters of hours, words that begin with a numeral.
+        ("zh", "十有八九五六个人九点一刻十分好", "十有八九五六个人九点一刻十分好"),
+        ("ja", "二千二十三年五月三十一日午後三時半", "2023年5月31日午後3時半"),
+        ("ja", "八百屋で百二十五円", "八百屋で125円"),
+        ("ja", "千葉で三百円", "千葉で300円"),
+    ],
+)
+def test_chinese_and_japanese(language, spoken, expected):
+    pytest.importorskip("wetext", reason="needs the extra written")
+    formatter = TextFormatter(TextFormat(language=language))
+    assert formatter.text(spoken) == expected
+    symbols = spoken.split() if " " in spoken else list(spoken)
+    symbols = [part for symbol in symbols for part in ([symbol] if symbol.isascii() else symbol)]
+    words = [
+        WordResult(word=symbol, start=float(place), end=place + 0.5, confidence=1 - place / 100)
+        for place, symbol in enumerate(symbols)
+    ]
+    result = Result(text=spoken, is_final=True, start=0.0, end=len(symbols) - 0.5, words=words)
+    found = formatter.result(result)
+    assert found.text == expected
+    assert "".join(word.word for word in found.words).replace(" ", "") == expected.replace(" ", "")
+    begins = [round(word.start) for word in found.words]
+    assert (begins[0], found.words[-1].end) == (0, result.end)
+    for word, begin, end in zip(found.words, begins, [*begins[1:], len(symbols)], strict=True):
+        assert (word.start, word.end) == (begin, end - 0.5)
+        assert word.confidence == words[end - 1].confidence
+        assert word.word.strip().isascii() or end - begin == 1 or word.word[0].isdigit() or word.word.endswith("半")
+    assert TextFormatter(TextFormat(language=language, numbers=False)).result(result) == result
+
+
+def test_a_language_without_its_package_is_refused_at_once(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wetext", None)
+    options = DecodingOptions(text_format=TextFormat(language="zh"))
+    with pytest.raises(ModuleNotFoundError, match="wetext"):
+        toy_recognizer().create_stream(options)
+    monkeypatch.setattr("u2moe.runtime.cli.transcribe.model_choice", lambda args: ToyChoice(options=options))
+    assert cli.main(["transcribe", "--format-text", "zh", "a.wav"]) == 1
+    assert "needs the Python package wetext: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["transcribe", "--format-text=fr", "a.wav"])
+    assert "choose from" in capsys.readouterr().err

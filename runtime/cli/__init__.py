@@ -35,7 +35,7 @@ EXTRAS = {
     "onnxruntime_extensions": "clip", "av": "media", "cryptography": "sign", "huggingface_hub": "hub",
     "h11": "server", "prometheus_client": "server", "python_multipart": "server", "starlette": "server",
     "uvicorn": "server", "websockets": "server",
-    "pyarrow": "parquet", "ray": "ray",
+    "pyarrow": "parquet", "ray": "ray", "wetext": "written",
 }  # fmt: skip
 """The extra that installs each package needed by only some sub-commands."""
 

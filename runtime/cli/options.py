@@ -20,9 +20,10 @@ from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import FusionWeights, LanguageModelOptions
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import NONE, DecodingOptions
-from u2moe.runtime.text.written.formatter import TextFormat
+from u2moe.runtime.text.written.formatter import LANGUAGES, TextFormat
 from u2moe.runtime.validation import refused_as
 
+FORMAT_TEXT = "--format-text"
 Subparsers = Any  # argparse has no public names for these
 Options = Any
 Hotwords = tuple[str | tuple[str, float], ...]
@@ -59,6 +60,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """The options, and arguments that are none."""
+        args = [  # the language may be left out, also before the name of a file
+            f"{each}=en" if each == FORMAT_TEXT and not {*args[place + 1 : place + 2]} & {*LANGUAGES} else each
+            for place, each in enumerate(args or ())
+        ]
         if args and args[0] in self.actions:
             return self.actions[args[0]].parse_known_args(args[1:], namespace)
         return super().parse_known_args(args, namespace)
@@ -168,7 +173,11 @@ def add_words(parser: Options) -> None:
         f"that of the bundle. Perhaps with {', '.join(options_of(FusionWeights))}, as 'u2moe lm tune' prints them, or "
         "with files of words that are as probable as a word of the model: ',<name>=names.txt'",
     )
-    parser.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
+    parser.add_argument(
+        FORMAT_TEXT,
+        choices=LANGUAGES,
+        help="digits for numbers, in English also small letters; zh and ja need the extra written (alone: en)",
+    )
 
 
 def decoding_choice(
@@ -191,7 +200,7 @@ def decoding_choice(
         capitalized = used.model.capitalized() if isinstance(used, LanguageModelOptions) else ()
         phrases = [hotword if isinstance(hotword, str) else hotword[0] for hotword in hotwords or ()]
         mixed = [phrase for phrase in phrases if phrase not in (phrase.lower(), phrase.upper())]
-        chosen["text_format"] = TextFormat(capitalized=(*capitalized, *mixed))
+        chosen["text_format"] = TextFormat(language=args.format_text, capitalized=(*capitalized, *mixed))
     return DecodingOptions(**chosen), hotwords
 
 

@@ -1,9 +1,10 @@
-"""Formats results for reading: numbers as digits, and sentence case. Keeps scores and times."""
+"""Formats results for reading: numbers as digits, and in English sentence case. Keeps scores and times."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,19 +13,24 @@ from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.text.vocabulary import Vocabulary, join_texts, stands_alone
 from u2moe.runtime.text.written.english import MONTHS, Written, num_settled, write
+from u2moe.runtime.text.written.grammars import Grammars, Replaced
 from u2moe.runtime.validation import checked_options
+
+LANGUAGES = ("en", "zh", "ja")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """How results are written. English only.
+    """How results are written.
 
     Attributes:
+        language: language of the text; "zh" and "ja" need the extra `written`, and change only numbers.
         numbers: numbers, times, dates and money as digits.
         casing: small letters for text in capitals, which remain where sentences begin and in words of a list.
         capitalized: further words and phrases with capitals, as they are written.
     """
 
+    language: str = option("choice", "en", choices=LANGUAGES)
     numbers: bool = option("flag", default=True)
     casing: bool = option("flag", default=True)
     capitalized: tuple[str, ...] = ()
@@ -47,14 +53,20 @@ def formatter_of(text_format: TextFormat) -> TextFormatter:
 
 
 class TextFormatter:
-    """Writes results in a format."""
+    """Writes results in a format; ModuleNotFoundError: that of a language needs a package that is not installed."""
 
     def __init__(self, text_format: TextFormat | None = None) -> None:
         self.format = checked_options("text_format", text_format, TextFormat())
         self._casing = Casing(self.format.capitalized)
+        has_grammars = self.format.language != "en" and self.format.numbers
+        self._grammars = Grammars(self.format.language) if has_grammars else None
 
     def text(self, text: str) -> str:
         """A formatted text."""
+        if self.format.language != "en":
+            for part in reversed(self._grammars.replaced(text) if self._grammars else ()):
+                text = text[: part.start] + part.text + text[part.end :]
+            return text
         spoken = text.split()
         return " ".join(part.text for part in self._written(spoken)) if _is_english(spoken) else text
 
@@ -73,6 +85,13 @@ class TextFormatter:
             own = self.text(alternative.text)
             nbest.setdefault(own, dataclasses.replace(alternative, text=own))
         result = dataclasses.replace(result, nbest=list(nbest.values()))
+        if self._grammars is not None:
+            parts = self._grammars.replaced(result.text)
+            covered = _covered(parts, result.text, [word.word for word in result.words])
+            words, text = [_joined(part, result.words) for part in covered], self.text(result.text)
+            # Any number may go on.
+            settled = (text, len(words)) if result.is_final else ("", 0)
+            return dataclasses.replace(result, text=text, words=words, committed=settled[0], num_committed=settled[1])
         spoken = result.text.split()
         if not _is_english(spoken):
             return result
@@ -113,6 +132,20 @@ class TextFormatter:
             if text in MONTHS and (is_before_day or is_after_day):
                 texts[place] = text.capitalize()
         return [part._replace(text=text) for part, text in zip(written, texts, strict=True)]
+
+
+def _covered(parts: Sequence[Replaced], text: str, spoken: Sequence[str]) -> Iterator[Written]:
+    """Words as they are written, given the parts of a text that are, and its spoken words."""
+    position, places = 0, []
+    for word in spoken:
+        places.append(text.find(word, position))
+        position = places[-1] + len(word)
+    begin = 0
+    while begin < len(spoken):
+        part = next((part for part in parts if part.start <= places[begin] < part.end), None)
+        end = begin + 1 if part is None else bisect_left(places, part.end)
+        yield Written(spoken[begin] if part is None else part.text.strip(), begin, end)
+        begin = end
 
 
 def _kept(part: Written, spoken: Sequence[str]) -> str:
