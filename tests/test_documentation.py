@@ -144,6 +144,8 @@ def surroundings(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "speech" / "long.flac", np.tile(samples, 40), rate)
     for name in ("talk.wav", "talk.mp3", "meeting.flac"):  # the suffix does not matter
         shutil.copy(clips[1], tmp_path / name)
+    for name in ("talk.txt", "lectures/first.txt"):
+        (tmp_path / name).write_text("Seven.", encoding="utf-8")
     (tmp_path / "data.list").write_text('{"key": "talk", "wav": "talk.wav", "txt": "SEVEN"}\n', encoding="utf-8")
     (tmp_path / "names.txt").write_text("SEVEN\nCLUBS :2.5\n", encoding="utf-8")
     # many words, of which a network with random weights gets as many wrong in int8 as in float32, to 0.5 %
