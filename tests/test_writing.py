@@ -341,7 +341,10 @@ def test_chinese_and_japanese(language, spoken, expected):
         assert (word.start, word.end) == (begin, end - 0.5)
         assert word.confidence == words[end - 1].confidence
         assert word.word.strip().isascii() or end - begin == 1 or word.word[0].isdigit() or word.word.endswith("半")
-    assert TextFormatter(TextFormat(language=language, numbers=False)).result(result) == result
+    assert (found.committed, found.num_committed) == (expected, len(found.words))
+    partial = formatter.result(dataclasses.replace(result, is_final=False, committed=spoken[:2], num_committed=2))
+    assert (partial.text, partial.committed, partial.num_committed) == (expected, "", 0)
+    assert TextFormatter(TextFormat(language=language, numbers=False)).text("ONE " + spoken) == "ONE " + spoken
 
 
 def test_a_language_without_its_package_is_refused_at_once(monkeypatch, capsys):

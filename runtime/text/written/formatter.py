@@ -64,7 +64,7 @@ class TextFormatter:
     def text(self, text: str) -> str:
         """A formatted text."""
         if self.format.language != "en":
-            for part in reversed(self._grammars.replaced(text) if self._grammars else ()):
+            for part in reversed(self._replaced(text)):
                 text = text[: part.start] + part.text + text[part.end :]
             return text
         spoken = text.split()
@@ -85,13 +85,13 @@ class TextFormatter:
             own = self.text(alternative.text)
             nbest.setdefault(own, dataclasses.replace(alternative, text=own))
         result = dataclasses.replace(result, nbest=list(nbest.values()))
-        if self._grammars is not None:
-            parts = self._grammars.replaced(result.text)
+        if self.format.language != "en":
+            parts = self._replaced(result.text)
             covered = _covered(parts, result.text, [word.word for word in result.words])
             words, text = [_joined(part, result.words) for part in covered], self.text(result.text)
             # Any number may go on.
-            settled = (text, len(words)) if result.is_final else ("", 0)
-            return dataclasses.replace(result, text=text, words=words, committed=settled[0], num_committed=settled[1])
+            committed, num = (text, len(words)) if result.is_final else ("", 0)
+            return dataclasses.replace(result, text=text, words=words, committed=committed, num_committed=num)
         spoken = result.text.split()
         if not _is_english(spoken):
             return result
@@ -103,6 +103,9 @@ class TextFormatter:
         num = len(written) if result.is_final else self._num_settled(result.committed.split(), vocabulary)
         committed = " ".join(part.text for part in written[:num])
         return dataclasses.replace(result, text=text, words=words, committed=committed, num_committed=num)
+
+    def _replaced(self, text: str) -> list[Replaced]:
+        return self._grammars.replaced(text) if self._grammars else []
 
     def transcript(self, transcript: Transcript) -> Transcript:
         """A transcript with formatted segments."""
