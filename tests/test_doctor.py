@@ -1,11 +1,15 @@
-"""`u2moe doctor`: one page for a report of a problem."""
+"""`u2moe doctor`: one page for a report of a problem; and with --check, what this machine computes beside its CPU."""
 
+import json
 import re
+import shutil
 
+import numpy as np
 import pytest
 
-from u2moe.benchmarks.bench import doctor
+from u2moe.benchmarks.bench import check, doctor
 from u2moe.runtime import bundle_location, cli
+from u2moe.runtime.model.device import DeviceMemory
 
 
 @pytest.mark.slow
@@ -29,3 +33,124 @@ def test_without_the_demo_model_it_says_what_to_install(monkeypatch, capsys, tmp
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "none")
     assert cli.main(["doctor"]) == 1
     assert "demo model: the demo model is not installed: pip install ./runtime/demo" in capsys.readouterr().out
+
+
+@pytest.fixture
+def checked(tmp_path, capsys):
+    """A function that checks a bundle: exit code, report and text."""
+
+    def run(bundle, *options):
+        code = cli.main(["doctor", "--check", str(bundle), "-o", str(tmp_path / "check.json"), *options])
+        return code, json.loads((tmp_path / "check.json").read_bytes()), capsys.readouterr().out
+
+    return run
+
+
+QUICK = """import sys
+from u2moe.benchmarks.bench import check
+check.NUM_CHUNKS, check._TIMED_S = 201, 0.0
+check.write_findings(*sys.argv[1:])"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_computes_correctly_passes(checked, monkeypatch, quantized):
+    """Every step, in a process of its own."""
+    monkeypatch.setattr(check, "_CHILD", QUICK)
+    bundle = quantized("int8")
+    code, report, text = checked(bundle.path)
+    assert (code, report["failures"], report["passed"]) == (0, [], True)
+    steps = {item["step"] for item in report["comparisons"]}
+    assert steps >= {"graphs", "tokens", "offsets", "batches", "threads and memory of the device"}
+    assert all(item["difference"] <= item["limit"] and item["reason"] for item in report["comparisons"])
+    assert [item["limit"] for item in report["comparisons"] if item["of"].endswith("with arrays")] == [0.0] * 8
+    assert report["nodes"].keys() == {"encoder", "ctc", "decoder"}
+    assert all(nodes["providers"].keys() == {"CPUExecutionProvider"} for nodes in report["nodes"].values())
+    assert report["memory"]["chunks"] == 201
+    assert {"full context", "chunks of 16, left 4"} == report["real_time_factor"].keys()
+    if "digests" in report:
+        assert len(set(report["digests"].values())) == 1
+        assert "native kernels" in steps
+    else:
+        assert "not installed" in report["native_kernels"]
+    assert text.endswith("\npassed\n")
+    assert str(bundle.path) not in json.dumps(report)
+
+
+def test_a_provider_that_fails_does_not_pass(checked, bundle):
+    code, report, text = checked(bundle.path, "--providers", "RocketExecutionProvider")
+    (failure,) = report["failures"]
+    assert (code, report["passed"], report["providers"]) == (1, False, ["RocketExecutionProvider"])
+    assert failure.startswith("load: RocketExecutionProvider is not installed; installed: ")
+    assert text.endswith(f"failed: {failure}\nNOT PASSED\n")
+
+
+def test_a_broken_bundle_does_not_pass(checked, bundle, tmp_path):
+    shutil.copytree(bundle.path, tmp_path / "broken")
+    content = bytearray((tmp_path / "broken" / "decoder.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "broken" / "decoder.onnx").write_bytes(content)
+    code, report, _ = checked(tmp_path / "broken")
+    assert code == 1
+    assert re.match(r"load: decoder\.onnx: .*sha256", report["failures"][0])
+
+
+def test_a_driver_that_ends_the_process_does_not_pass(checked, bundle, monkeypatch):
+    child = """import os, signal, sys
+open(sys.argv[1], "w").write('{"doing": "batches"}\\n')
+os.kill(os.getpid(), signal.SIGSEGV)"""
+    monkeypatch.setattr(check, "_CHILD", child)
+    code, report, _ = checked(bundle.path)
+    assert (code, report["failures"]) == (1, ["batches: the process ended with SIGSEGV"])
+
+
+@pytest.fixture
+def found(bundle, monkeypatch, tmp_path):
+    """A function that takes one step in this process: comparisons, and failures."""
+
+    def run(step):
+        monkeypatch.setattr(check, "STEPS", {step: check.STEPS[step]})
+        check.write_findings(str(tmp_path / "findings"), str(bundle.path), "CPUExecutionProvider")
+        lines = [json.loads(line) for line in (tmp_path / "findings").read_text(encoding="utf-8").splitlines()]
+        return tuple([one for line in lines for one in line.get(key, [])] for key in ("comparisons", "failures"))
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "read", "factor"),
+    [("graphs", "encoder_out", np.nan), *((step, "chunk", 1.5) for step in ("graphs", "tokens", "offsets", "batches"))],
+)
+def test_a_device_that_computes_something_else_does_not_pass(found, monkeypatch, step, read, factor):
+    right = DeviceMemory.run
+
+    def run(self, feeds, outputs, stay):
+        wrong = {name: np.asarray(value) * np.float32(factor) for name, value in feeds.items() if name == read}
+        return right(self, {**feeds, **wrong}, outputs, stay)
+
+    monkeypatch.setattr(DeviceMemory, "run", run)
+    comparisons, failures = found(step)
+    assert failures or not all(item["holds"] for item in comparisons)
+
+
+@pytest.mark.slow
+def test_a_kernel_with_a_wrong_digest_does_not_pass(found, monkeypatch):
+    kernels = pytest.importorskip("u2moe_kernels")
+    sets = kernels.description()["isas"]
+    monkeypatch.setattr(kernels, "description", lambda: {"isas": [*sets[:1], "other", "scalar"]})
+    monkeypatch.setattr(check, "digest_of", lambda _, isa: {"other": "0123"}.get(isa, "4567"))
+    assert found("native kernels")[1] == [
+        "native kernels: u2moe-kernels compute something else with other (0123) than with the others (4567)"
+    ]
+
+
+def test_an_instruction_set_that_is_missing_does_not_pass(bundle):
+    pytest.importorskip("u2moe_kernels")
+    with pytest.raises(check.KernelsError, match=r"u2moe-kernels fail with the instruction set vax: .*vax"):
+        check.digest_of(bundle.path, "vax")
+
+
+@pytest.mark.parametrize("option", [["--providers", "CPUExecutionProvider"], ["bundle"], ["-o", "check.json"]])
+def test_what_only_a_check_takes_is_refused_without_it(capsys, option):
+    assert cli.main(["doctor", *option]) == 1
+    assert "is for --check" in capsys.readouterr().err

@@ -65,6 +65,27 @@ def test_openvino_never_gets_what_it_crashes_on(quantized, monkeypatch, recipe):
         bundle.load(SessionSettings(providers=["OpenVINOExecutionProvider"]))
 
 
+def test_openvino_gets_graphs_without_functions(bundle, model, monkeypatch):
+    """It claims the calls of some of them, and then does not know them."""
+    provider, make, loaded = "OpenVINOExecutionProvider", onnxruntime.InferenceSession, []
+
+    def made(graph, *args, providers, **options):
+        found = make(graph, *args, **options | {"providers": ["CPUExecutionProvider"], "provider_options": None})
+        if providers == [provider]:
+            loaded.append(graph)
+            found.get_providers = lambda: [provider]
+        return found
+
+    available = [*onnxruntime.get_available_providers(), provider]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", made)
+    found = bundle.load(SessionSettings(providers=[provider]))
+    assert [len(onnx.load_from_string(graph).functions) for graph in loaded] == [0, 0, 0]
+    output = np.ones((9, 64), np.float32)
+    for one, other in zip(found.rescore(output, [[5, 6]]), model.rescore(output, [[5, 6]]), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_providers_are_told(model):
     assert model.providers == ("CPUExecutionProvider",)
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import soundfile
 
+from u2moe.benchmarks.bench.check import describe_check, run_check
 from u2moe.benchmarks.instruments.host import describe_machine
 from u2moe.runtime import BundleError, Recognizer
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.bundle_location import find_bundle
+from u2moe.runtime.cli.options import providers_in
+from u2moe.runtime.cli.outputs import try_to_write
+from u2moe.runtime.whole_file import write_text
 
 _PACKAGES = (
     *("u2moe-demo", "u2moe-kernels", "soundfile", "soxr", "av"),
@@ -29,14 +35,35 @@ def add_doctor(subparsers: Any) -> None:
         "doctor",
         help="describe this installation, for a report of a problem",
         description="Print versions, processor, kernels and providers, and try the demo model for three seconds. "
-        "Holds no names of files or of this machine.",
+        "With --check, compare every graph of a bundle on a provider with the CPU, in minutes for the demo model; "
+        "the exit code is 1 if anything differs by more than it may. Holds no names of files or of this machine.",
     )
+    parser.add_argument(
+        "bundle", nargs="?", metavar="BUNDLE", help="with --check: the bundle (default: the demo model)"
+    )
+    parser.add_argument("--check", action="store_true", help="compare what this machine computes with its CPU")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="with --check: the report, as JSON (default: check.json)"
+    )
+    experts = parser.add_argument_group("for experts")
+    experts.add_argument("--providers", metavar="NAMES", help="with --check: execution providers, separated by commas")
     parser.set_defaults(run=run_doctor)
 
 
-def run_doctor(_args: argparse.Namespace) -> int:
-    """Print the page; exit code 1 if the demo model cannot be tried."""
+def run_doctor(args: argparse.Namespace) -> int:
+    """Print the page; exit code 1 if the demo model cannot be tried, or the check fails."""
     lines, code = list(_installation()), 0
+    if args.check:
+        file = args.output or Path("check.json")
+        try_to_write(file)
+        print("\n".join(lines), flush=True)
+        report = run_check(args.bundle, providers_in(args))
+        write_text(file, json.dumps(report, indent=1) + "\n")
+        print(*describe_check(report), sep="\n")
+        return 0 if report["passed"] else 1
+    for name in ("bundle", "providers", "output"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"{name if name == 'bundle' else f'--{name}'} is for --check")
     try:
         lines += _trial()
     except BundleError as error:

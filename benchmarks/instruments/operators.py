@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ def profile(
         repetitions: number of runs that count.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model = _profiled(bundle, Path(folder), kernels, num_threads)
+        settings = SessionSettings(num_threads=num_threads, kernels="onnxruntime")
+        model = profiled_model(bundle, Path(folder), settings, kernels)
         for _ in range(repetitions + 1):
             run(model)
         del model
@@ -118,17 +119,19 @@ def profile(
     return rounds
 
 
-def _profiled(bundle: Bundle, folder: Path, kernels: Mapping[str, Kernels], num_threads: int) -> Model:
+def profiled_model(
+    bundle: Bundle, folder: Path, settings: SessionSettings, kernels: Mapping[str, Kernels] | None = None
+) -> Model:
     """A model that writes the profile of each graph into `folder`, as NUMBER_GRAPH_TIME.json, when it is destroyed.
 
     Each gets its own name: onnxruntime adds only the time in milliseconds, and small graphs load faster than that.
     """
-    settings, sessions = SessionSettings(num_threads=num_threads, kernels="onnxruntime"), []
+    sessions = []
     for number, graph in enumerate(bundle.manifest.model.graphs()):
-        options = settings.session_options(kernels.get(graph.name))
+        options = settings.session_options((kernels or {}).get(graph.name))
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / f"{number}_{graph.name}")
-        own = SessionSettings(sess_options=options)
+        own = replace(settings, sess_options=options, num_threads=None, kernels=None)
         sessions.append(Session(bundle.path / graph.file, graph, bundle.manifest, own))
     return Model(bundle.manifest, sessions[0], sessions[1], sessions[2] if len(sessions) > 2 else None)
 

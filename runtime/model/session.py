@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,8 +168,11 @@ def _inference_session(
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
+        graph = str(file) if opened.has_external else opened.content
+        if OPENVINO in settings.providers and isinstance(graph, bytes):
+            graph = _without_functions(graph)
         session = onnxruntime.InferenceSession(
-            str(file) if opened.has_external else opened.content,
+            graph,
             sess_options=options,
             providers=list(settings.providers),
             provider_options=[dict(options) for options in settings.provider_options] or None,
@@ -181,6 +185,17 @@ def _inference_session(
             raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
         raise BundleError(f"{file}: onnxruntime refuses it: {message}") from error
     return session, weights
+
+
+def _without_functions(content: bytes) -> bytes:
+    """A graph with the nodes that its functions consist of: OpenVINO takes calls of some, and then knows none."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "graph.onnx"))
+        onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
+        return Path(folder, "graph.onnx").read_bytes()
 
 
 def _check_tensors(
