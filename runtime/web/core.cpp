@@ -133,8 +133,7 @@ StreamState* stream_create(const Model* model, const char* options, std::size_t 
 EXPORT(stream_free) void stream_free(StreamState* stream) { delete stream; }
 
 EXPORT(stream_accept) void stream_accept(StreamState* stream, int sample_rate, const float* samples, std::size_t num) {
-  stream->check(sample_rate, samples, num);
-  stream->accept(samples, num);
+  stream->accept(sample_rate, samples, num);
 }
 
 EXPORT(stream_finish) void stream_finish(StreamState* stream) { stream->finish(); }

@@ -322,7 +322,6 @@ void open_language_model(u2moe_recognizer recognizer, const std::string& content
   LanguageModelOptions options;
   read_numbers<LanguageModelNumbers>(found, options);
   if (found.level) options.level = found.level;
-  options.check();
   registry().add(std::make_shared<const Fusion>(Ngrams::parse(content, source), options, owner->model->bundle.vocabulary(), source), model);
 }
 

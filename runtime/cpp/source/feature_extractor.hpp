@@ -1,9 +1,8 @@
-// The input of one stream: samples at any rate, with silence around what was cut (see runtime/audio/padding.py), to windows of
+// The input of one stream: samples at the model's rate, with silence around what was cut (see runtime/audio/padding.py), to windows of
 // features, and their loudness.
 #pragma once
 
 #include "manifest.hpp"
-#include "resampler.hpp"
 
 namespace u2moe::runtime {
 
@@ -92,16 +91,14 @@ class FeatureExtractor {
         length_(stride_ - rate_ / static_cast<std::size_t>(manifest.frame_reduction) + shortest_),
         needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
-  /// Checks samples of one channel before any is appended. The first rate applies to the whole stream.
-  /// @throws AudioError see `check_audio`.
-  void check(int sample_rate, const float* samples, std::size_t num) { check_audio(resampler_, sample_rate, m_->sample_rate, samples, num); }
-
-  /// Appends checked samples. Take all windows before appending more: taking one moves all samples that wait.
-  void accept(const float* samples, std::size_t num) { append(resampler_->accept(samples, num)); }
+  /// Appends samples. Take all windows before appending more: taking one moves all samples that wait.
+  void accept(Floats samples) {
+    num_received_ += samples.size();
+    hear(padding_.accept(std::move(samples)));
+  }
 
   /// Finish the input, so that the last window may be short.
   void finish() {
-    if (resampler_) append(resampler_->finish());
     hear(padding_.finish());
     is_finished_ = true;
   }
@@ -187,11 +184,6 @@ class FeatureExtractor {
     items.erase(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(std::min(num, items.size())));
   }
 
-  void append(Floats samples) {
-    num_received_ += samples.size();
-    hear(padding_.accept(std::move(samples)));
-  }
-
   void hear(const Floats& samples) { samples_.insert(samples_.end(), samples.begin(), samples.end()); }
 
   // Feature frames of all samples so far.
@@ -213,7 +205,6 @@ class FeatureExtractor {
   std::size_t rate_, stride_, shortest_, length_, needed_;  // feature frames
   Padding padding_;
   std::size_t num_received_ = 0;
-  std::optional<Resampler> resampler_;
   bool is_finished_ = false;
   Floats samples_, features_;  // from first_sample_ and first_feature_ on
   std::size_t first_sample_ = 0, first_feature_ = 0, num_computed_ = 0;

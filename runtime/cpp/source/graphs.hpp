@@ -245,12 +245,6 @@ class Graphs {
     return values;
   }
 
-  static std::string listed(const std::vector<std::string>& names) {
-    std::string all;
-    for (const std::string& name : names) all += " " + name;
-    return all;
-  }
-
   // A session from bytes that were verified: no file is read a second time.
   static ort::Owned<OrtSession> session_of(const OrtEnv* env, const std::string& content, const std::string& data, std::string weights,
                                            OrtSessionOptions* options) {
@@ -321,9 +315,9 @@ class Graphs {
   // Its names are those of the contract, and its numbers those of the manifest: others are of another bundle.
   void check(const Graph& graph) const {
     const Names found = ort::input_names(*graph.session), given = ort::output_names(*graph.session);
-    if (found != graph.inputs) throw BundleError(graph.path + ": inputs are" + listed(found) + ", expected" + listed(graph.inputs));
+    if (found != graph.inputs) throw BundleError(graph.path + ": inputs are " + joined(found, " ") + ", expected " + joined(graph.inputs, " "));
     for (const std::string& name : graph.outputs) {
-      if (!std::count(given.begin(), given.end(), name)) throw BundleError(graph.path + ": outputs are" + listed(given) + ", expected " + name);
+      if (!std::count(given.begin(), given.end(), name)) throw BundleError(graph.path + ": outputs are " + joined(given, " ") + ", expected " + name);
     }
     const auto metadata = ort::made<OrtModelMetadata>(ort::api().SessionGetModelMetadata, static_cast<const OrtSession*>(graph.session.get()));
     if (ort::metadata(*metadata, "u2moe.version").empty()) return;

@@ -9,11 +9,10 @@ namespace u2moe::runtime {
 
 /// @throws InvalidArgument there is no search of this name.
 inline Search search_of(const std::string& name) {
-  std::string names;
   for (const SearchName& each : kSearches) {
     if (name == each.name) return each.search;
-    names += (names.empty() ? "" : ", ") + std::string(each.name);
   }
+  const std::string names = joined(kSearches, ", ", [](const SearchName& each) { return each.name; });
   fail<InvalidArgument>("search must be one of " + names + ", got '" + name.substr(0, 80) + "'");
 }
 
@@ -104,7 +103,7 @@ struct Request {
   std::int64_t kept = -1, required = -1;
 };
 
-/// Recognises all samples that it is given; as `StreamState`, which says what its functions do.
+/// Recognises all samples that it is given at the model's rate; as `StreamState`, which says what its functions do.
 class Recognition {
  public:
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options)
@@ -115,8 +114,7 @@ class Recognition {
 
   const StreamOptions& options() const { return options_; }
   bool is_finished() const { return extractor_.is_finished(); }
-  void check(int sample_rate, const float* samples, std::size_t num) { extractor_.check(sample_rate, samples, num); }
-  void accept(const float* samples, std::size_t num) { extractor_.accept(samples, num); }
+  void accept(Floats samples) { extractor_.accept(std::move(samples)); }
   void finish() { extractor_.finish(); }
 
   std::optional<Request> next() {

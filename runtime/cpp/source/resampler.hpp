@@ -139,10 +139,4 @@ inline void check_audio(int known_rate, int sample_rate, const float* samples, s
   check_rate(sample_rate);
 }
 
-/// The same, and a resampler for the first samples.
-inline void check_audio(std::optional<Resampler>& resampler, int sample_rate, int target_rate, const float* samples, std::size_t num) {
-  check_audio(resampler ? resampler->source_rate() : 0, sample_rate, samples, num);
-  if (!resampler) resampler.emplace(sample_rate, target_rate);
-}
-
 }  // namespace u2moe::runtime

@@ -83,8 +83,7 @@ class Settings {
     ort::check(api.DisableMemPattern(options.get()));  // shapes change from chunk to chunk
     ort::check(api.AddSessionConfigEntry(options.get(), "session.force_spinning_stop", "1"));
     for (const Provider& provider : providers_) append(options.get(), provider);
-    std::string without;
-    for (const auto& [name, reason] : kernels.refused) without += (without.empty() ? "" : ",") + name;
+    const std::string without = joined(kernels.refused, ",", [](const auto& each) { return each.first; });
     if (!without.empty()) ort::check(api.AddSessionConfigEntry(options.get(), "u2moe.without", without.c_str()));
     if (kernels.native) register_kernels(options.get());
     return options;
@@ -157,9 +156,7 @@ class Settings {
         throw InvalidArgument(provider.name + " takes no options, got '" + provider.options[0].first + "'");
       }
       if (std::count(available.begin(), available.end(), provider.name)) continue;
-      std::string all;
-      for (const std::string& each : available) all += (all.empty() ? "" : ", ") + each;
-      throw ProviderError(provider.name + " is not in this onnxruntime (" + ort::version() + "), which has " + all);
+      throw ProviderError(provider.name + " is not in this onnxruntime (" + ort::version() + "), which has " + joined(available, ", "));
     }
   }
 

@@ -57,7 +57,7 @@ class Signatures {
     if (json["format"].string() != "u2moe-signature") json["format"].fail("'u2moe-signature'");
     if (json["version"].number() != 1) json["version"].fail("1");
     if (public_keys.empty()) fail<InvalidArgument>("public_keys must name at least one key: nobody could have signed");
-    std::string expected, found;
+    std::string expected;
     for (const std::string& pem : public_keys) {
       const std::string key = public_key(pem), id = hex_of(sha256(key).substr(0, 16));
       expected += (expected.empty() ? "" : " or ") + id;
@@ -66,7 +66,7 @@ class Signatures {
       if (!decode_base64(json["signatures"][id].string(), signature)) json["signatures"][id].fail("Base64");
       signed_.emplace_back(key, signature);
     }
-    for (const auto& each : json["signatures"].object()) found += (found.empty() ? "" : ", ") + each.first;
+    const std::string found = joined(json["signatures"].object(), ", ", [](const auto& each) { return each.first; });
     if (signed_.empty()) fail<SignatureError>(path_ + ": is signed by " + (found.empty() ? "nobody" : found) + ", expected " + expected);
   }
 

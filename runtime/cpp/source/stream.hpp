@@ -207,8 +207,7 @@ class Stream {
       if (is_ended_) {
         source_.finish();
       } else {
-        source_.check(rate, samples->data(), samples->size());
-        source_.accept(samples->data(), samples->size());
+        source_.accept(rate, samples->data(), samples->size());
       }
     }
   }

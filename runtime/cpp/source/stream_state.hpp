@@ -3,6 +3,7 @@
 #pragma once
 
 #include "recognition.hpp"
+#include "resampler.hpp"
 
 namespace u2moe::runtime {
 
@@ -128,22 +129,17 @@ class StreamState {
 
   const StreamOptions& options() const { return recognition_.options(); }  ///< with definite values
 
-  /// Checks samples of one channel before any is appended.
-  /// @throws AudioError a rate or samples that cannot be used.
-  void check(int sample_rate, const float* samples, std::size_t num) {
-    if (finder_) check_audio(resampler_, sample_rate, SpeechFinder::kRate, samples, num);
-    else recognition_.check(sample_rate, samples, num);
-  }
-
-  /// Appends checked samples, at most some seconds. Any split gives the same results.
-  void accept(const float* samples, std::size_t num) {
-    if (finder_) finder_->accept(resampler_->accept(samples, num));
-    else recognition_.accept(samples, num);
+  /// Appends samples of one channel, at most some seconds. The first rate applies to all. Any split gives the same results.
+  /// @throws AudioError a rate or samples that cannot be used; none was appended.
+  void accept(int sample_rate, const float* samples, std::size_t num) {
+    check_audio(resampler_ ? resampler_->source_rate() : 0, sample_rate, samples, num);
+    if (!resampler_) resampler_.emplace(sample_rate, manifest_->sample_rate);
+    append(resampler_->accept(samples, num));
   }
 
   /// Finish the input.
   void finish() {
-    if (resampler_) finder_->accept(resampler_->finish());
+    if (resampler_) append(resampler_->finish());
     if (finder_) finder_->finish();
     else recognition_.finish();
     is_finished_ = true;
@@ -192,6 +188,11 @@ class StreamState {
   Result result() const { return presented(recognition_.result()); }
 
  private:
+  void append(Floats samples) {
+    if (finder_) finder_->accept(samples);
+    else recognition_.accept(std::move(samples));
+  }
+
   void recognize(const Speech& speech) {
     const auto end = static_cast<double>(speech.start + speech.samples.size()) / SpeechFinder::kRate;
     if (speech.begins) {
@@ -200,8 +201,7 @@ class StreamState {
       begin_s_ = static_cast<double>(speech.start) / SpeechFinder::kRate;
       first_ = number_;
     }
-    recognition_.check(SpeechFinder::kRate, speech.samples.data(), speech.samples.size());
-    recognition_.accept(speech.samples.data(), speech.samples.size());
+    recognition_.accept(speech.samples);
     if (!speech.ends) return;
     recognition_.finish();
     speech_events_.push_back({false, end});
@@ -216,7 +216,7 @@ class StreamState {
   const Manifest* manifest_;
   const Vocabulary* vocabulary_;
   Recognition recognition_;  // of all, or of the current speech segment
-  std::optional<Resampler> resampler_;  // before the finder
+  std::optional<Resampler> resampler_;
   std::optional<SpeechFinder> finder_;
   Floats window_;                       // whose probability is asked for; empty: none
   bool is_finished_ = false;

@@ -81,6 +81,18 @@ inline std::vector<std::string> lines_of(const std::string& content) {
   return lines;
 }
 
+/// Texts of items in a row.
+template <class Items, class Text>
+std::string joined(const Items& items, const char* separator, Text text) {
+  std::string all;
+  for (const auto& item : items) all += (all.empty() ? "" : separator) + std::string(text(item));
+  return all;
+}
+
+inline std::string joined(const std::vector<std::string>& items, const char* separator) {
+  return joined(items, separator, [](const std::string& item) { return item; });
+}
+
 /// Whether a word or symbol is a marker such as <s>, <unk> or the name of a class, and not spelled by the recogniser.
 template <class Text>
 bool is_marker(const Text& word) {

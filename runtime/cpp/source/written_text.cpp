@@ -346,15 +346,8 @@ std::string capital(const std::string& text) {
   return encode_utf8(characters);
 }
 
-template <class Items, class Text>
-std::string joined(const Items& items, Text text) {
-  std::string all;
-  for (const auto& item : items) all += (all.empty() ? "" : " ") + text(item);
-  return all;
-}
-
 std::string text_of(const Parts& parts) {
-  return joined(parts, [](const Part& part) { return part.text; });
+  return joined(parts, " ", [](const Part& part) { return part.text; });
 }
 
 // Capitals of a sentence, and of words that always have them.
@@ -388,7 +381,7 @@ void capitalize(Parts& parts) {
 }
 
 bool is_english(const Words& words) {
-  const std::u32string all = decode_utf8(joined(words, [](const std::string& word) { return word; }));
+  const std::u32string all = decode_utf8(joined(words, " "));
   return std::none_of(all.begin(), all.end(), is_spaceless);
 }
 
@@ -416,7 +409,7 @@ std::string written_text(const std::string& text) {
 Result written(Result result) {
   Words spoken;
   for (const Word& word : result.words) spoken.push_back(word.text);
-  if (!spoken.empty() && is_english(spoken) && joined(spoken, [](const std::string& word) { return word; }) == result.text) {
+  if (!spoken.empty() && is_english(spoken) && joined(spoken, " ") == result.text) {
     const Parts parts = parts_of(spoken);
     std::vector<Word> words;
     for (const Part& part : parts) {
