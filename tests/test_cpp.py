@@ -182,6 +182,11 @@ def test_recordings_are_recognised_as_in_python(check, tmp_path, kind):
         expected = conformance.recognized_case(recognizer, case, samples, model, tmp_path)
         assert expected, case["name"]
         assert_same_segments(found, expected)
+        for theirs, ours in zip(found, expected, strict=True):
+            assert [each["score"] for each in theirs["nbest"]] == [each.score for each in ours.nbest], case["name"]
+            limit = 1e-7 if case["options"].get("search") == "attention" else 1e-15  # numpy's exp, of float32 or double
+            confidences = [each["confidence"] for each in theirs["words"]]
+            assert confidences == pytest.approx([each.confidence for each in ours.words], rel=0, abs=limit)
 
 
 @pytest.mark.parametrize(

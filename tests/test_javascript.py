@@ -372,6 +372,8 @@ def test_types_describe_the_module():
     command = ["node_modules/.bin/tsc", *options, "--skipDefaultLibCheck", "types.test.ts"]
     done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+    described = "(await import('u2moe/package.json', { with: { type: 'json' } })).default"
+    assert run_module(f"console.log(JSON.stringify({described}))") == json.loads((WEB / "package.json").read_text())
 
 
 @needs_onnxruntime_web

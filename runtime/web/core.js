@@ -21,15 +21,12 @@ const encoder = new TextEncoder(), decoder = new TextDecoder();
 let compiled;
 
 /** Compiles core.wasm, which lies beside this file, once. Anything of `file:` is read by Node. */
-function compile() {
+async function compile() {
   const url = new URL('./core.wasm', import.meta.url);
-  if (url.protocol !== 'file:') {
-    return fetch(url).then(async (response) => {
-      if (!response.ok) throw new U2moeError(`${url}: the server answers ${response.status}`);
-      return WebAssembly.compile(await response.arrayBuffer()); // whatever type a host gives the file
-    });
-  }
-  return globalThis.process.getBuiltinModule('node:fs/promises').readFile(url).then((bytes) => WebAssembly.compile(bytes));
+  if (url.protocol === 'file:') return WebAssembly.compile(await globalThis.process.getBuiltinModule('node:fs/promises').readFile(url));
+  const response = await fetch(url);
+  if (!response.ok) throw new U2moeError(`${url}: the server answers ${response.status}`);
+  return WebAssembly.compile(await response.arrayBuffer()); // whatever type a host gives the file
 }
 
 /** An instance with memory of its own. After an error of WebAssembly itself, such as a lack of memory, it is of no use. */

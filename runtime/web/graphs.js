@@ -119,11 +119,8 @@ export class Graphs {
 
   /** Caches of a stream before its first chunk: {offset, tensors}, of which the manifest lists the tensors. */
   start() {
-    const tensors = this.#model.caches.map(({ num_blocks: blocks, shape }) => {
-      const dims = [blocks, 1, ...shape];
-      return float(new Float32Array(product(dims)), dims);
-    });
-    return { offset: 0, tensors };
+    const zeros = (dims) => float(new Float32Array(product(dims)), dims);
+    return { offset: 0, tensors: this.#model.caches.map(({ num_blocks: blocks, shape }) => zeros([blocks, 1, ...shape])) };
   }
 
   /** Encode one chunk: encoder output [time, dim], and the caches for the next chunk. */

@@ -21,8 +21,7 @@ export class Vad {
   static async open(content, { ort, sessionOptions = {}, ...options } = {}) {
     checkRuntime(ort);
     checkNames(options, VAD_OPTIONS);
-    const vad = new Vad();
-    vad.options = options;
+    const vad = Object.assign(new Vad(), { options });
     try {
       const session = await ort.InferenceSession.create(content, sessionOptions), inputs = [...session.inputNames].sort().join(', ');
       vad.#graph = new Graph(ort, 'voice activity detection', session);
