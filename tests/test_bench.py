@@ -96,8 +96,10 @@ def test_what_the_bound_leaves_out_and_energy_are_told(report):
     assert "not in the bound" not in describe(changed)
     changed["bound"][0] |= {"not_counted": {"QMoE": 0.25}, "unknown": {"encoder/new/MatMul": 0.1}}
     changed["speed"][0]["energy_wh_per_hour"] = {"median": 2.5, "low": 2.0, "high": 3.0, "count": 2}
+    changed["speed"][0]["energy_missing"] = "nobody counts"
     text = describe(changed)
     assert "2.500 (2.000-3.000)" in text
+    assert "\nenergy was not measured: nobody counts\n" in text
     assert "what they do is not known here: QMoE (25% of the time)" in text
     assert "products of no known part, which count as other: encoder/new/MatMul" in text
 

@@ -75,20 +75,43 @@ def test_energy_is_that_of_all_packages(tmp_path):
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("1000000\n")
     assert meter.joules() == 2.5
     assert meter.joules() == 0
-    assert EnergyMeter(tmp_path / "none").joules() is None
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("")  # as unreadable
-    assert EnergyMeter(tmp_path).joules() is None
+    assert not meter.missing
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({}, "PLACE has no counter of the energy of a processor (RAPL)"),
+        ({"name": "core"}, "PLACE has no counter of the energy of a processor (RAPL)"),
+        ({"name": "package-0", "max_energy_range_uj": "9"},
+         "PLACE/intel-rapl:0/energy_uj cannot be read: on most systems only root may"),
+        ({"name": "package-0", "energy_uj": "1"},
+         "PLACE/intel-rapl:0/max_energy_range_uj cannot be read: on most systems only root may"),
+    ],
+)  # fmt: skip
+def test_energy_that_is_not_counted_is_missing_for_a_reason(tmp_path, content, reason):
+    (tmp_path / "intel-rapl:0").mkdir()
+    for name, text in content.items():
+        (tmp_path / "intel-rapl:0" / name).write_text(text)
+    meter = EnergyMeter(tmp_path)
+    assert (meter.joules(), meter.missing) == (None, reason.replace("PLACE", str(tmp_path)))
 
 
 def test_energy_of_an_hour_is_reported_where_it_is_counted(probe, sound, monkeypatch):
     used = iter([1.0, 5.0, 1.0, 8.0])
-    monkeypatch.setattr(speed, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: next(used)))
+    monkeypatch.setattr(speed, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: next(used), missing=""))
     modes = {"one": [Mode()]}
     (entry,) = speed.measure_speed({"one": probe}, [sound[:16_000]], modes, repetitions=1)
-    assert entry["energy_wh_per_hour"]["median"] == 8.0
-    monkeypatch.setattr(speed, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: None))
+    assert (entry["energy_wh_per_hour"]["median"], entry["energy_missing"]) == (8.0, None)
+    num_words = sum(len(segment.words) for segment in probe.recognise(sound[:16_000], Mode()).segments)
+    assert entry["words_per_joule"]["median"] == num_words / 8 > 0
+    monkeypatch.setattr(speed, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: None, missing="no counter"))
     (entry,) = speed.measure_speed({"one": probe}, [sound[:16_000]], modes, repetitions=1)
-    assert "energy_wh_per_hour" not in entry
+    assert (entry["energy_wh_per_hour"], entry["words_per_joule"], entry["energy_missing"]) == (
+        None,
+        None,
+        "no counter",
+    )
 
 
 @pytest.fixture

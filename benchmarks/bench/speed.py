@@ -32,7 +32,8 @@ def measure_speed(
 
     Returns:
         One entry for each mode and bundle: see `summary`, and `word_errors` for `words`, if there are transcripts; and
-        energy_wh_per_hour: of all processors, watt-hours per hour of audio, where the system counts it.
+        energy_wh_per_hour: of all processors, watt-hours per hour of audio, or joules per second; words_per_joule: of
+        the words that were recognised; None where the system does not count it, for the reason in `energy_missing`.
     """
     meter = EnergyMeter()
 
@@ -47,14 +48,24 @@ def measure_speed(
         for name, results in measured.items():
             rounds = [observed for observed, _ in results]
             entry = {"bundle": name, "mode": mode.name, **summary(rounds, probes[name].chunk_s(mode))}
-            joules = [used for _, used in results if used is not None]
-            if joules:  # per second of audio they are watts, and so watt-hours per hour
-                audio_s = sum(observed.audio_s for observed in rounds[0])
-                entry["energy_wh_per_hour"] = Spread.of([used / audio_s for used in joules]).data()
+            entry |= energy(results) if not meter.missing else dict.fromkeys(("energy_wh_per_hour", "words_per_joule"))
+            entry["energy_missing"] = meter.missing or None
             if any(transcripts):
                 entry["words"] = word_errors(rounds[0], transcripts)
             entries.append(entry)
     return entries
+
+
+def energy(rounds: Sequence[tuple[Sequence[Observation], float | None]]) -> dict[str, Any]:
+    """Spreads of joules per second of audio, which are watts and so watt-hours per hour, and of words per joule."""
+    used = [(joules or 0.0, observed) for observed, joules in rounds]
+    per_second = [joules / sum(item.audio_s for item in observed) for joules, observed in used]
+    num_words = [sum(len(segment.words) for item in observed for segment in item.segments) for _, observed in used]
+    words = [num / joules for num, (joules, _) in zip(num_words, used, strict=True) if joules]
+    return {
+        "energy_wh_per_hour": Spread.of(per_second).data(),
+        "words_per_joule": Spread.of(words).data() if words else None,
+    }
 
 
 def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> dict[str, Any]:

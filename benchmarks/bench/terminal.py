@@ -96,7 +96,7 @@ def _speed(report: Report) -> Iterator[str]:
     stages = list(report["speed"][0]["shares"])
     head = ["mode", "threads", "bundle", "real-time factor", "RTFx", "core-hours / hour", *stages]
     words = any("words" in entry for entry in report["speed"])
-    energy = any("energy_wh_per_hour" in entry for entry in report["speed"])
+    energy = any(entry.get("energy_wh_per_hour") for entry in report["speed"])
     rows = [
         [
             *where(entry),
@@ -105,13 +105,25 @@ def _speed(report: Report) -> Iterator[str]:
             spread(entry["core_hours_per_hour"], 1, 4),
             *(f"{entry['shares'][stage]:.0%}" for stage in stages),
             *([f"{entry['words']['rate']:.1%}"] if words else []),
-            *([spread(entry["energy_wh_per_hour"], 1, 3) if "energy_wh_per_hour" in entry else "-"] if energy else []),
+            *(_or_dash(entry, "energy_wh_per_hour") if energy else []),
+            *(_or_dash(entry, "words_per_joule") if energy else []),
         ]
         for entry in in_order(report)
     ]
     yield ""
     yield "End to end, and the share of each stage"
-    yield from table([*head, *(["word errors"] if words else []), *(["Wh / hour"] if energy else [])], rows)
+    yield from table(
+        [*head, *(["word errors"] if words else []), *(["Wh / hour", "words / joule"] if energy else [])], rows
+    )
+    yield from {
+        f"energy was not measured: {entry['energy_missing']}": 0
+        for entry in report["speed"]
+        if entry.get("energy_missing")
+    }
+
+
+def _or_dash(entry: Report, key: str) -> list[str]:
+    return [spread(entry[key], 1, 3) if entry.get(key) else "-"]
 
 
 def _chunks(report: Report) -> Iterator[str]:

@@ -162,6 +162,9 @@ def _read(file: Path) -> str:
 class EnergyMeter:
     """Energy used by all processor packages, for any process; on Linux only root may read it.
 
+    Attributes:
+        missing: why there is none to be read, "" if there is.
+
     Args:
         folder: where the zones lie, each with `name`, `energy_uj` and `max_energy_range_uj`.
     """
@@ -169,8 +172,12 @@ class EnergyMeter:
     def __init__(self, folder: Path = Path("/sys/class/powercap")) -> None:
         # others are parts of packages, or count them again
         packages = [zone for zone in sorted(folder.glob("*-rapl:*")) if _read(zone / "name").startswith("package")]
-        readable = all(_read(zone / "energy_uj") for zone in packages)
-        self._zones = {zone: int(_read(zone / "max_energy_range_uj")) for zone in packages if readable}
+        counters = [zone / name for zone in packages for name in ("energy_uj", "max_energy_range_uj")]
+        unread = next((file for file in counters if not _read(file).strip().isdecimal()), None)
+        self.missing = "" if packages else f"{folder} has no counter of the energy of a processor (RAPL)"
+        if unread is not None:
+            self.missing = f"{unread} cannot be read: on most systems only root may"
+        self._zones = {} if self.missing else {zone: int(_read(zone / "max_energy_range_uj")) for zone in packages}
         self._last = self._counted()
 
     def joules(self) -> float | None:
