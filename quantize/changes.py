@@ -23,7 +23,8 @@ MOST = 0.1
 MOST_NATS, FEWEST_TOKENS = 0.01, 10
 """The same in nats a frame, where there are fewer tokens than this."""
 NUM_NAMED, MEASURED_FRAMES, HEARD_FRAMES = 3, 400, 1500
-"""Layers that are named, and feature frames on which they are found; and those that are heard without a report."""
+"""Layers and recordings that are named, and feature frames on which layers are found; and those that are heard without
+a report."""
 NOISE_S, NUM_NOISES = 2, 3
 """Seconds of a piece of noise, and pieces."""
 
@@ -98,7 +99,9 @@ def is_severe(changes: Mapping[str, Any]) -> bool:
 def describe_changes(changes: Mapping[str, Any]) -> list[str]:
     """Lines: on what it was measured, what changes, and the layers that do most of it."""
     count = changes["recordings"]
-    heard = f"{count} recordings" if changes["heard"] else f"{count} pieces of noise"
+    names = changes["heard"]
+    shown = ", ".join(names[:NUM_NAMED]) + f" and {len(names) - NUM_NAMED} more" * (len(names) > NUM_NAMED)
+    heard = f"{count} recordings ({shown})" if names else f"{count} pieces of noise"
     passes = ", ".join(
         f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
         for name, found in changes["changed_tokens"].items()

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from u2moe.quantize.changes import worst_layers, worst_of
 from u2moe.quantize.damage import damage_picture
 from u2moe.quantize.features import KEPT, read_features
+from u2moe.quantize.front import front_picture
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.report import build_report, compare_bytes
@@ -29,7 +30,7 @@ from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import words
 
-REPORT_FILE, PICTURE_FILE = "report.json", "damage.svg"
+REPORT_FILE, PICTURE_FILE, FRONT_FILE = "report.json", "damage.svg", "front.svg"
 
 
 def quantize_bundle(
@@ -119,6 +120,8 @@ def quantize_bundle(
         if report is not None:
             if damage := report.get("damage"):
                 staging.add(PICTURE_FILE, damage_picture(damage))
+                if front := damage.get("front"):
+                    staging.add(FRONT_FILE, front_picture(front, goal.max_damage))
             staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
         written = staging.finish(manifest)
     if journal is not None and not kept:

@@ -22,6 +22,7 @@ from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.changes import what_changes
 from u2moe.quantize.damage import describe_damage
 from u2moe.quantize.features import read_features
+from u2moe.quantize.front import describe_front
 from u2moe.quantize.layers import Change
 from u2moe.quantize.observed import ExpertInputs
 from u2moe.quantize.packing import stored_array
@@ -232,7 +233,7 @@ def describe(report: Mapping[str, Any]) -> str:
             f"{calibration['plain_products']} got too few tokens for it, fewer than they have inputs"
         )
     if damage := report.get("damage"):
-        lines += describe_damage(damage)
+        lines += [*describe_damage(damage), *describe_front(damage.get("front", []))]
         for step in damage.get("steps", []):
             lines.append(
                 f"{step['format']} for {step['layer']}: {step['gain']:.4f} nats less, {step['bytes'] / 1e6:.2f} MB more"

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from u2moe.quantize.arithmetic import NOTHING
 from u2moe.quantize.comparison import DOUBT, Difference, compare, times_needed
 from u2moe.quantize.damage import Damage
 from u2moe.quantize.goals import Goal, Ladder, Step
@@ -64,6 +65,9 @@ class FormatSearch:
         layers = [
             dataclasses.replace(item, bytes=[item.bytes[0] // 2, *item.bytes[1:]]) for item in self._damage.layers
         ]  # written in half precision
+        self._bytes = {item.layer: item.bytes for item in layers}
+        smallest = {"bytes": self._size, "divergence": self._damage.divergence}
+        self._met: dict[frozenset[tuple[str, int]], dict[str, Any]] = {frozenset(self._meter.most.items()): smallest}
         self._ladder = Ladder(dataclasses.replace(self._damage, layers=layers))
         self._steps: list[Step] = []
         self._difference: Difference | None = None
@@ -142,8 +146,21 @@ class FormatSearch:
             {"layer": step.layer, "format": self._formats[step.level], "gain": step.gain, "bytes": step.bytes}
             for step in self._steps
         ]
-        damage = {**dataclasses.asdict(self._damage), "divergence": self._divergence(self._levels)}
-        return {**damage, **self._compared().summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
+        found, divergence = self._compared(), self._divergence(self._levels)
+        damage = {**dataclasses.asdict(self._damage), "divergence": divergence, "front": self._front(found, divergence)}
+        return {**damage, **found.summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
+
+    def _front(self, found: Difference, divergence: float) -> list[dict[str, Any]]:
+        """What was met, see `front.Front`; where nothing was written, as if this bundle had another divergence."""
+
+        def at_most(nats: float) -> float:
+            return found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high
+
+        return sorted(
+            ({"at_most": at_most(point["divergence"]), "written": "at_most" in point, **point}
+             for point in self._met.values()),
+            key=lambda point: (point["bytes"], -point["divergence"]),
+        )  # fmt: skip
 
     def goal(self) -> dict[str, float]:
         """What the manifest records: limits, and what was measured, without the digits in which processors differ."""
@@ -161,12 +178,18 @@ class FormatSearch:
     def _divergence(self, levels: Levels) -> float:
         better = sum(level < self._meter.most[layer] for layer, level in levels.items())
         show = shares(self._run.progress, f"divergence with {better} layers in better formats")
-        return self._meter.divergence(levels, show)
+        nats = self._meter.divergence(levels, show)
+        size = self._size + sum(self._bytes[layer][level] - self._bytes[layer][-1] for layer, level in levels.items())
+        self._met.setdefault(frozenset(levels.items()), {"bytes": size}).update(divergence=nats)
+        return nats
 
     def _compared(self) -> Difference:
         """The bundle as it is now, on the recordings that judge."""
         if self._difference is None:
             self._difference = self._run.compare(self.made)
+            self._divergence(self._levels)
+            written = {"bytes": self.made.num_bytes, "at_most": self._difference.changed_tokens().high}
+            self._met[frozenset(self._levels.items())].update(written)
             self._run.progress(
                 f"of {self._difference.num_tokens} tokens of other recordings {self._described()} change"
             )

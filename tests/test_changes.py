@@ -58,7 +58,7 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     )
     wrote, heard, tokens, texts, layers, repair = shown.out.splitlines()[-6:]
     assert wrote.startswith(f"wrote {out} (")
-    kind = "recordings, 8.9 s" if has_recordings else "pieces of noise, 5.9 s"
+    kind = r"recordings \(0.wav, 1.wav, 2.wav\), 8.9 s" if has_recordings else "pieces of noise, 5.9 s"
     assert re.fullmatch(rf"on 3 {kind}, \d+ encoder frames:", heard)
     assert re.fullmatch(
         r"  of \d+ tokens change greedy \d+\.\d+%.*, second pass .*; divergence \d.* nats a frame", tokens
@@ -105,7 +105,7 @@ def test_formats_of_layers_are_chosen_by_hand_and_bundles_compared(exported, rec
     capsys.readouterr()
     heard = ["--list", str(recordings[0].parent)]
     assert main(["bench", "--divergence", source, out, *heard, "-o", str(written)]) == 0
-    assert capsys.readouterr().out.startswith(f"{out} beside {source}\non 3 recordings, 8.9 s, ")
+    assert capsys.readouterr().out.startswith(f"{out} beside {source}\non 3 recordings (0.wav, 1.wav, 2.wav), 8.9 s, ")
     assert json.loads(written.read_text(encoding="utf-8"))["divergence"]["value"] > 0
     assert main(["bench", "--divergence", source, source, *heard]) == 0
     assert "second pass 0.00%" in capsys.readouterr().out

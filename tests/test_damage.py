@@ -23,6 +23,7 @@ from u2moe.quantize.inspection import describe
 from u2moe.quantize.observed import SwitchedGraph, SwitchedSession
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.recordings import read_audio
+from u2moe.quantize.report import describe as describe_report
 from u2moe.quantize.run import TEMPORARY, QuantizationRun, temporary_folder
 from u2moe.quantize.search import FormatSearch
 from u2moe.quantize.smoothing import rewritten_bundle, rewritten_together, scale, sites_of
@@ -34,6 +35,7 @@ from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.text.word_errors import edit_distance
 
 pytestmark = pytest.mark.slow
+REPORTED = ("report.json", "damage.svg", "front.svg")
 HURT, HURT_VALUE = "encoder.encoders.1.conv_module", "encoder/encoders.1/norm_conv/AddNormalization:1"
 
 
@@ -216,6 +218,18 @@ def test_layers_beyond_smoothing_stay_in_16_bits(beyond_smoothing, many, feature
     assert report["damage"]["changed_tokens_at_most"] <= 0.15
     assert report["damage"]["written"]["recordings"] == 5
     assert {step["layer"]: step["format"] for step in report["damage"]["steps"]} == exceptions
+    front = report["damage"]["front"]
+    assert [point["bytes"] for point in front] == sorted(point["bytes"] for point in front)
+    written = [point for point in front if point["written"]]
+    assert written[-1]["at_most"] == report["damage"]["changed_tokens_at_most"]
+    own_files = sum(file.stat().st_size for file in made.path.iterdir() if file.name not in REPORTED)
+    assert written[-1]["bytes"] == pytest.approx(own_files, rel=0.01)
+    assert min(front, key=lambda point: point["bytes"])["divergence"] == max(point["divergence"] for point in front)
+    assert all(f"{point['bytes'] / 1e6:.2f} MB " in describe_report(report) for point in front)
+    drawn = list(ET.fromstring((made.path / "front.svg").read_text(encoding="utf-8")).iter())
+    assert sum(item.tag.endswith("circle") for item in drawn) == len(front) + 2  # those of the legend
+    texts = {"size of all files, MB", "written and compared", "estimated from the divergence", "--max-damage 15"}
+    assert texts <= {item.text for item in drawn}
     shown = describe(inspect_bundle(made.path))
     assert f"  fp16: {', '.join(exceptions)}" in shown
     assert "  max damage: 15 %\n" in shown
