@@ -193,10 +193,8 @@ def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
 
     if goal.limits:
         raise ValueError("--dry-run measures nothing, but limits choose formats by what is measured")
-    try:
-        sizes = sizes_of(find_bundle(args.bundle), args.out, chosen, overwrite=args.overwrite, progress=show_latest)
-    finally:
-        show_progress("")
+    sizes = sizes_of(find_bundle(args.bundle), args.out, chosen, overwrite=args.overwrite, progress=show_latest)
+    show_progress("")
     print(*describe_bytes(sizes, {}), sep="\n")
     print(f"would write {args.out} ({sizes['files']['after'] / 1e6:.1f} MB, without a report)")
     return 0

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from u2moe.quantize.arithmetic import NOTHING
 from u2moe.quantize.comparison import Heard, combined_scores, first_divergence, hear, second_divergence
 from u2moe.quantize.observed import Array, Levels, SwitchedGraph, SwitchedSession, Values, observed_model
 from u2moe.quantize.passes.halves import read_single
+from u2moe.quantize.picture import bar_picture
 from u2moe.runtime.bundle_folder import Bundle
 
 OUTLIER = 8.0
@@ -312,46 +312,17 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-LINE, LEFT, WIDTH = 16, 330, 460
-NUM_TICKS = 4
-COLOURS = ("#e8a33d", "#4c78a8")
-"""Of the lowest format and of the one above it."""
-
-
 def damage_picture(damage: Mapping[str, Any]) -> str:
     """A bar for what each layer costs alone, in each format, in the order of the network.
 
     Args:
         damage: the report's, with the names of `formats`.
     """
-    layers, formats = damage["layers"], damage["formats"]
-    most = max([NOTHING, *(item["alone"][-1] for item in layers)])
-    lines = []
-    for row, item in enumerate(layers):
-        y = LINE * (row + 2)
-        lines.append(f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{escape(item["layer"])}</text>')
-        for alone, colour in zip(reversed(item["alone"][1:]), COLOURS, strict=False):
-            width = round(WIDTH * max(alone, 0) / most, 1)
-            lines.append(f'<rect x="{LEFT}" y="{y + 2}" width="{width}" height="{LINE - 4}" fill="{colour}"/>')
-        notes = [f"{item['alone'][-1]:.4f}"]
-        notes += [f"outliers: {', '.join(map(str, found))}" for found in item["outliers"].values()]
+    rows = []
+    for item in damage["layers"]:
+        notes = [f"outliers: {', '.join(map(str, found))}" for found in item["outliers"].values()]
         notes += [f"now {step['format']}" for step in damage.get("steps", []) if step["layer"] == item["layer"]]
-        x = LEFT + 6 + round(WIDTH * max(item["alone"][-1], 0) / most)
-        lines.append(f'<text x="{x}" y="{y + 12}" fill="#666">{escape("; ".join(notes))}</text>')
-    bottom = LINE * (len(layers) + 2)
-    for tick in range(NUM_TICKS + 1):
-        x, label = LEFT + WIDTH * tick // NUM_TICKS, f"{most * tick / NUM_TICKS:.2g}"
-        lines.append(f'<path d="M{x} {2 * LINE}V{bottom}" stroke="#ccc"/>')
-        lines.append(f'<text x="{x}" y="{bottom + 12}" text-anchor="middle">{label}</text>')
-    for index, (kind, colour) in enumerate(zip(reversed(formats[1:]), COLOURS, strict=False)):
-        x = LEFT + 120 * index
-        lines.append(f'<rect x="{x}" y="{LINE + 4}" width="10" height="10" fill="{colour}"/>')
-        lines.append(f'<text x="{x + 16}" y="{LINE + 13}">{escape(kind)}</text>')
-    title = "divergence of each layer alone, nats a frame"
-    size = f'width="{LEFT + WIDTH + 320}" height="{bottom + 2 * LINE}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">\n'
-        f'<rect width="100%" height="100%" fill="white"/>\n<text x="{LEFT}" y="{LINE}">{escape(title)}</text>\n'
-        + "\n".join(lines)
-        + "\n</svg>\n"
-    )
+        first, *others = reversed(item["alone"][1:])
+        bars = [(0, first, "; ".join([f"{first:.4f}", *notes])), *((1, alone, "") for alone in others)]
+        rows.append((item["layer"], bars))
+    return bar_picture("divergence of each layer alone, nats a frame", damage["formats"][:0:-1], rows)

@@ -6,13 +6,15 @@ import dataclasses
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
+from u2moe.quantize.formats import CONVERSIONS
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED
 from u2moe.runtime.bundle.functions import FUNCTIONS, is_replaced, plain_name
+from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.declarations import plain
 from u2moe.runtime.errors import U2moeError
@@ -20,6 +22,9 @@ from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels, of_graph
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
+
+_SCALES = {part for conversion in CONVERSIONS.values() for part in conversion.others}
+"""Last names of what is stored beside weights."""
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -33,15 +38,43 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     groups: Counter[str] = Counter()
     for graph in graphs:
         groups.update(graph["parameters"])
+    total, active = _numbers(graphs)
     return {
         "path": str(bundle.path),
         "manifest": dataclasses.asdict(bundle.manifest),
         "decoding": plain(bundle.manifest.decoding),
         "parameters": dict(groups.most_common()),
-        "num_parameters": groups.total(),
+        "num_parameters": total,
+        "num_active_parameters": active,
         "graphs": graphs,
         "kernels": _kernels_here(bundle).data(),
     }
+
+
+def count_parameters(bundle: Bundle) -> dict[str, int] | None:
+    """Of all graphs, whatever the format of weights: `total`, and `active` for a token; None: weights are packed."""
+    if PACKED in bundle.manifest.quantization:
+        return None
+    graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
+    return dict(zip(("total", "active"), _numbers(graphs), strict=True))
+
+
+def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Parameters of graphs, and those that a token passes through: of each mixture a few experts."""
+    total = active = 0
+    for graph in graphs:
+        own, mixtures = sum(graph["parameters"].values()), graph["moe_layers"]
+        idle = 1 - mixtures[0]["top_k"] / mixtures[0]["num_experts"] if mixtures else 0
+        total, active = total + own, active + own - round(graph["parameters"].get("experts", 0) * idle)
+    return total, active
+
+
+def _num_weights(name: str, size: int) -> int:
+    """Of a stored weight: two in 4 bits share a byte, and scales are no weights."""
+    kind = name.removesuffix(".half").rpartition(".")[2]
+    if kind in _SCALES or name.startswith("const_"):
+        return 0
+    return 2 * size if kind in WEIGHT_FORMATS and WEIGHT_FORMATS[kind].bits == 4 else size
 
 
 def _kernels_here(bundle: Bundle) -> Kernels:
@@ -56,8 +89,8 @@ def _kernels_here(bundle: Bundle) -> Kernels:
 def _graph(model: ir.Model) -> dict[str, Any]:
     parameters: Counter[str] = Counter()
     for name, value in model.graph.initializers.items():
-        if value.const_value is not None and not name.startswith("const_"):
-            parameters[group_of(value)] += value.const_value.size
+        if value.const_value is not None:
+            parameters[group_of(value)] += _num_weights(name, value.const_value.size)
     layers = [(node, mixture) for node in model.graph if (mixture := mixture_of(node))]
     return {
         "name": model.graph.name,
@@ -93,8 +126,8 @@ def describe(content: dict[str, Any]) -> str:
         by_format["float32 beyond half precision"] = beyond
     goal = manifest["quantization"].get("goal", {})
     chosen = [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in content["decoding"].items()]
-    is_whole = manifest["quantization"].get("recipe", "fp16") == "fp16"
-    counted = "parameters" if is_whole else "stored numbers, with scales (two weights in 4 bits are one)"
+    counted = "stored numbers" if packed else "parameters"
+    active = "" if packed else f", active for a token: {content['num_active_parameters']:,}"
     lines = [
         f"{content['path']}: bundle version {manifest['version']} by {manifest['producer']}",
         *["weights: random, for measuring only"] * manifest["random_weights"],
@@ -106,7 +139,7 @@ def describe(content: dict[str, Any]) -> str:
         + (f", weights in native kernels' layout {packed}" if packed else ""),
         *(f"  {kind}: {', '.join(layers)}" for kind, layers in by_format.items()),
         *(_limit(name, value) for name, value in goal.items()),
-        f"{counted}: {content['num_parameters']:,}",
+        f"{counted}: {content['num_parameters']:,}{active}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
     lines.append("files:")

@@ -154,7 +154,7 @@ class FormatSearch:
         """What was met, see `front.Front`; where nothing was written, as if this bundle had another divergence."""
 
         def at_most(nats: float) -> float:
-            return found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high
+            return min(found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high, 1.0)
 
         return sorted(
             ({"at_most": at_most(point["divergence"]), "written": "at_most" in point, **point}

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from unittest.mock import Mock
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ import soundfile
 
 from u2moe.benchmarks.bench import plan as suite
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio, values
+from u2moe.benchmarks.bench.costs import WORK, costs_picture, costs_table
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates
+from u2moe.quantize.inspection import count_parameters
 from u2moe.runtime import AudioError, Bundle, DecodingOptions, ProviderError, cli
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.model.settings import SessionSettings
@@ -91,6 +94,30 @@ def test_tables_show_what_was_measured(report):
     assert f"{wait['algorithmic']['p50'] * 1e3:.0f} + {wait['compute']['p50'] * 1e3:.1f}" in text
 
 
+def test_costs_of_several_bundles_stand_beside_those_of_the_first(report, exported):
+    numbers = {}
+    for name, own in report["costs"].items():
+        assert list(own["work"]) == list(WORK)
+        assert all(spread["count"] == 2 and spread["median"] > 0 for spread in own["work"].values())
+        numbers[name] = own["parameters"]
+        assert own["parameters"] == count_parameters(Bundle.open(exported(name)))
+    assert numbers["dense_tiny"]["active"] == numbers["dense_tiny"]["total"]
+    _, head, moe, dense = costs_table(report)
+    titles = ["parameters, M", "active, M", "files, MB", "memory, MB"]
+    assert all(title in head for title in [*titles, *(f"{title}, RTF" for title in WORK.values())])
+    assert (moe.count("(1.00)"), dense.count("(")) == (len(titles) + len(WORK), len(titles) + len(WORK))
+    share = numbers["dense_tiny"]["total"] / numbers["moe_tiny"]["total"]
+    assert f"{numbers['dense_tiny']['total'] / 1e6:.3g} ({share:.2f})" in dense
+    drawn = list(ET.fromstring(costs_picture(report)).iter())
+    assert {"moe_tiny", "dense_tiny", *titles} <= {item.text for item in drawn}
+    without = copy.deepcopy(report)
+    without["costs"]["moe_tiny"] = {"parameters": None, "work": {"full": report["costs"]["moe_tiny"]["work"]["full"]}}
+    without["costs"]["dense_tiny"]["work"].pop("second-pass")
+    assert "batch" not in costs_table(without)[1]  # the first has none to compare with
+    without["bundles"] = {name: without["bundles"][name] for name in ("dense_tiny", "moe_tiny")}
+    assert " -" in costs_table(without)[-1]
+
+
 def test_what_the_bound_leaves_out_and_energy_are_told(report):
     changed = copy.deepcopy(report)
     assert "not in the bound" not in describe(changed)
@@ -114,7 +141,7 @@ sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "left out: bound, experts, groups of weights, which need onnx-ir: pip install '.[tools]'" in done.stdout
+    assert "left out: bound, experts, numbers of parameters, which need onnx-ir: pip install '.[tools]'" in done.stdout
     assert "real-time factor" in done.stdout
     assert "10^9 multiply-adds" not in done.stdout
 
@@ -175,8 +202,8 @@ def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, caps
     assert out.endswith("\nsize: 1.000, within --fail-above-size 1\npassed: all limits hold\n")
     assert "End to end" in out
     assert out.startswith("time moe_tiny / moe_tiny = 1.000 (quartiles, not measured in turns: ")
-    factor = report["speed"][0]["real_time_factor"]["median"]
-    assert f"moe_tiny: RTF {factor:.4f}, {1 / factor:.0f} times real time, 1 thread\n" in out
+    assert "\n".join(costs_table(report)) in out
+    assert (copied.parent / "copy.svg").is_file()
     assert f"Against {saved}" in out
     assert read_report(copied) == read_report(saved)
 

@@ -227,9 +227,9 @@ def test_layers_beyond_smoothing_stay_in_16_bits(beyond_smoothing, many, feature
     assert min(front, key=lambda point: point["bytes"])["divergence"] == max(point["divergence"] for point in front)
     assert all(f"{point['bytes'] / 1e6:.2f} MB " in describe_report(report) for point in front)
     drawn = list(ET.fromstring((made.path / "front.svg").read_text(encoding="utf-8")).iter())
-    assert sum(item.tag.endswith("circle") for item in drawn) == len(front) + 2  # those of the legend
-    texts = {"size of all files, MB", "written and compared", "estimated from the divergence", "--max-damage 15"}
-    assert texts <= {item.text for item in drawn}
+    texts = {"written and compared", "estimated from the divergence", "limit", "15.00%"}
+    assert texts | {f"{point['bytes'] / 1e6:.2f} MB" for point in front} <= {item.text for item in drawn}
+    assert sum(item.tag.endswith("rect") for item in drawn) == len(front) + 1 + 3 + 1  # limit, legend, background
     shown = describe(inspect_bundle(made.path))
     assert f"  fp16: {', '.join(exceptions)}" in shown
     assert "  max damage: 15 %\n" in shown

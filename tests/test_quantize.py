@@ -14,7 +14,7 @@ from u2moe.quantize import RECIPES, Goal, inspect_bundle, quantize_bundle, recip
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.features import features_of
 from u2moe.quantize.formats import conversion
-from u2moe.quantize.inspection import describe
+from u2moe.quantize.inspection import count_parameters, describe
 from u2moe.quantize.passes.halves import MASK, WEIGHT_ERROR, fits_half, half_of, read_single
 from u2moe.quantize.report import output_errors
 from u2moe.quantize.rounding import Activations
@@ -107,6 +107,18 @@ def test_outputs_are_close_to_float32(name, utterance, float32, quantized, utter
     hypotheses = [[3, 4, 5], [], list(range(7, 20))]
     for left, right in zip(reference.rescore(expected, hypotheses), model.rescore(expected, hypotheses), strict=True):
         np.testing.assert_allclose(left, right, atol=1.5)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODER_ERROR))
+def test_parameters_are_counted_whatever_their_format(name, float32, quantized):
+    """Here a token passes through 2 of 8 experts; blocks of 4 bits are filled up."""
+    whole, found = count_parameters(float32), count_parameters(quantized(name))
+    assert found == {
+        kind: pytest.approx(number, rel=0.1 if "int4" in name else 0.001) for kind, number in whole.items()
+    }
+    experts = inspect_bundle(float32.path)["parameters"]["experts"]
+    assert whole["total"] - whole["active"] == experts * 3 // 4
+    assert f"active for a token: {found['active']:,}" in describe(inspect_bundle(quantized(name).path))
 
 
 @pytest.mark.parametrize("name", ["int8", "int8-experts", "int4-experts"])

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio
+from u2moe.benchmarks.bench.costs import costs_picture, costs_table
 from u2moe.benchmarks.bench.gate import LIMITS, add_limits, check_measurable, limits_in, verdicts
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
-from u2moe.benchmarks.bench.terminal import describe, headline
+from u2moe.benchmarks.bench.terminal import describe
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.options import add_declared, add_words, chosen_bundle, decoding_choice, providers_in
@@ -44,7 +45,13 @@ def add_bench(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--list", metavar="PATH", help="lines of path<TAB>transcript, or a folder of recordings")
     parser.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the report, as JSON")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the report, as JSON; of several bundles also a picture of their costs, FILE.svg",
+    )
     experts = parser.add_argument_group("for experts")
     experts.add_argument(
         "--divergence", action="store_true", help="measure only what the second of two bundles changes of the first"
@@ -82,9 +89,12 @@ def run_bench(args: argparse.Namespace) -> int:
     earlier = read[0] if read else None
     if earlier is not None or len(report["bundles"]) > 1:
         print(time_ratio(report, earlier)[0])
-    print(f"{headline(report)}\n\n{describe(report)}", flush=True)
+    costs = costs_table(report) if "costs" in report else []  # reports of earlier versions have none
+    print(*costs, "", describe(report), sep="\n", flush=True)
     if args.output:
         write_text(args.output, json.dumps(report, indent=1) + "\n")
+        if costs and args.output.suffix == ".json":
+            write_text(args.output.with_suffix(".svg"), costs_picture(report))
     if earlier is not None:
         print(f"\nAgainst {reports[-1]}", *compare_reports(earlier, report), sep="\n")
     found = list(verdicts(limits, report, earlier))

@@ -7,10 +7,8 @@ import json
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,7 +45,7 @@ def measure_footprint(
         repetitions: processes per bundle; an extra one before them brings the files into the system's cache.
 
     Returns:
-        By bundle: spreads of what `report` prints, and `disk`, see `disk_bytes`.
+        By bundle: spreads of what `report` prints, and `disk`: bytes of all `files`.
     """
     chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 
@@ -60,7 +58,7 @@ def measure_footprint(
     return {
         name: {
             **{key: Spread.of([run[key] for run in found]).data() for key in found[0]},
-            "disk": disk_bytes(bundles[name]),
+            "disk": {"files": sum(file.size for file in bundles[name].manifest.files.values())},
         }
         for name, found in runs.items()
     }
@@ -97,23 +95,3 @@ def report(import_s: float, path: str, audio: str, settings: str) -> None:
     times = {"import_s": import_s, "verify_s": verify_s, "load_s": load_s, "start_s": verify_s + load_s}
     sizes = {name: size for name, size in memory.items() if size is not None}
     print(json.dumps({**times, "first_s": first_s, **sizes}))
-
-
-def disk_bytes(bundle: Bundle) -> dict[str, Any]:
-    """Bytes of a bundle: `files`, all of them; `groups`, its weights by `contract.WEIGHT_GROUPS`, all graphs together.
-
-    The rest of the files is the graphs themselves and the vocabulary. Without onnx-ir there are no groups.
-    """
-    groups = defaultdict[str, int](int)
-    if find_spec("onnx_ir"):
-        import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
-
-        from u2moe.runtime.graph.file import group_of  # noqa: PLC0415
-
-        for graph in bundle.manifest.model.graphs():
-            for value in ir.load(bundle.path / graph.file).graph.initializers.values():
-                groups[group_of(value)] += value.const_value.nbytes if value.const_value is not None else 0
-    return {
-        "files": sum(file.size for file in bundle.manifest.files.values()),
-        "groups": dict(sorted(groups.items(), key=lambda item: -item[1])),
-    }

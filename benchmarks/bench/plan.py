@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.bench.bound import measure_bound
+from u2moe.benchmarks.bench.costs import measure_costs
 from u2moe.benchmarks.bench.footprint import measure_footprint
 from u2moe.benchmarks.bench.latency import measure_latency
 from u2moe.benchmarks.bench.speed import measure_speed
@@ -120,6 +121,7 @@ def run_suite(
         kernels: what runs each bundle, see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
+        costs: of `costs.measure_costs`.
         footprint: of `footprint.measure_footprint`, by bundle.
         experts: of `expert_usage.measure_experts`, by bundle; no entry for models without experts.
         rates: of `rates.measure_rates`, for each number of threads; bound: entries of `bound.measure_bound`.
@@ -148,7 +150,7 @@ def run_suite(
             "seconds": sum(map(len, samples)) / sample_rate,
         },
         "bundles": {name: _describe(bundle.manifest) for name, bundle in bundles.items()},
-        "left_out": [] if find_spec("onnx_ir") else ["bound", "experts", "groups of weights"],
+        "left_out": [] if find_spec("onnx_ir") else ["bound", "experts", "numbers of parameters"],
         "without_bound": [name for name, bundle in bundles.items() if PACKED in bundle.manifest.quantization],
         **{section: [] for section in ("speed", "latency", "rates", "bound")},
     }
@@ -165,6 +167,8 @@ def run_suite(
             transcripts=[recording.transcript for recording in recordings],
             repetitions=plan.repetitions,
         )
+        if index == 0:
+            report["costs"] = measure_costs(probes, samples, plan.repetitions)
         paced = _first_seconds(samples, int(plan.paced_s * sample_rate)) if index == 0 else []
         for mode in plan.live_modes() if paced else ():
             found = measure_latency(probes, paced, mode)

@@ -22,18 +22,6 @@ _CHUNKS = ["mode", "threads", "bundle", "p50", "p90", "p95", "p99", "budget", "l
 _BUSY = 0.2
 
 
-def headline(report: Report) -> str:
-    """Speed in a line for each bundle, with full context."""
-    entries = [entry for entry in in_order(report) if entry["mode"] == report["speed"][0]["mode"]]
-    return "\n".join(
-        f"{entry['bundle']}: RTF {(factor := entry['real_time_factor']['median']):.4f}, "
-        f"{1 / factor:.0f} times real time, "
-        f"{count_threads(entry['threads'])}"
-        for entry in entries
-        if entry["threads"] == entries[0]["threads"]
-    )
-
-
 def describe(report: Report) -> str:
     """All tables of a report."""
     sections = (_head, _speed, _chunks, _latency, _footprint, _experts, _bound)
@@ -171,14 +159,6 @@ def _footprint(report: Report) -> Iterator[str]:
     yield ""
     yield "A fresh process: ms, and largest memory until then in MB"
     yield from table(["bundle", *STARTS.values(), *MEMORY.values()], rows)
-    groups = list(dict.fromkeys(group for entry in report["footprint"].values() for group in entry["disk"]["groups"]))
-    rows = []
-    for group in groups:
-        sizes = (entry["disk"]["groups"].get(group, 0) for entry in report["footprint"].values())
-        rows.append([group, *(f"{size / 1e6:.2f}" for size in sizes)])
-    rows.append(["all files", *(f"{entry['disk']['files'] / 1e6:.2f}" for entry in report["footprint"].values())])
-    yield ""
-    yield from table(["weights on disk, MB", *report["footprint"]], rows)
 
 
 def _experts(report: Report) -> Iterator[str]:

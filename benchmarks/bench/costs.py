@@ -1,0 +1,114 @@
+"""What does each of several bundles cost beside the first: parameters, bytes, and time by kind of work?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from u2moe.benchmarks.bench.terminal import Report, table
+from u2moe.benchmarks.instruments.probe import Probe, Samples
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, timed
+from u2moe.benchmarks.instruments.workload import (
+    CHUNK_SIZE,
+    NUM_CHUNKS,
+    NUM_STREAMS,
+    NUM_WARM_CHUNKS,
+    UTTERANCE_S,
+    Run,
+    one_round,
+)
+from u2moe.quantize.picture import bar_picture
+from u2moe.runtime.model.features import fbank
+
+WORK = {
+    "streaming": f"chunks of {CHUNK_SIZE}",
+    "streaming-8": f"batch of {NUM_STREAMS}",
+    "full": "full context",
+    "second-pass": "second pass",
+}
+"""Kinds of work, see `workload.one_round`, and their names in tables."""
+
+
+def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], repetitions: int) -> dict[str, Any]:
+    """Times of encoder with CTC head and of the second pass, without features and search, with the bundles in turn.
+
+    Returns:
+        By bundle `parameters`, `total` and `active` for a token (None: weights are packed, or the extra tools are
+        missing), and `work`, real-time factors by kind, without kinds that a bundle does not do.
+    """
+    found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
+    for kind, title in WORK.items():
+        able = {name: _round(probe, recordings, kind) for name, probe in probes.items() if _does(probe, kind)}
+        seconds = interleaved({name: timed(run) for name, (run, _) in able.items()}, repetitions, title=title)
+        for name, own in seconds.items():
+            found[name]["work"][kind] = Spread.of([value / able[name][1] for value in own]).data()
+    return found
+
+
+def _parameters(probe: Probe) -> dict[str, int] | None:
+    if find_spec("onnx_ir") is None:
+        return None
+    from u2moe.quantize.inspection import count_parameters  # noqa: PLC0415 - needs the extra tools
+
+    return count_parameters(probe.bundle)
+
+
+def _does(probe: Probe, kind: str) -> bool:
+    config = probe.model.config
+    is_able = config.streaming and config.whole_chunk(CHUNK_SIZE) == CHUNK_SIZE
+    return {"full": True, "second-pass": probe.model.has_decoder}.get(kind, is_able)
+
+
+def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run, float]:
+    """A round of a kind of work, and the seconds of audio in it."""
+    manifest = probe.bundle.manifest
+    chunk_s, num_chunks = CHUNK_SIZE * manifest.frame_s, NUM_CHUNKS.get(kind, 0)
+    audio_s = max(UTTERANCE_S, (NUM_WARM_CHUNKS + num_chunks + 2) * chunk_s if num_chunks else 0)
+    samples = np.resize(np.concatenate(recordings), round(audio_s * probe.sample_rate))
+    run = one_round(kind, probe.model, fbank(samples, manifest.features))
+    return run, num_chunks * chunk_s * (NUM_STREAMS if kind == "streaming-8" else 1) or audio_s
+
+
+def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
+    """By kind of cost, with its unit, and by bundle: the value, and its share of the first bundle's; what is known."""
+    bundles = list(report["bundles"])
+    values: dict[str, dict[str, float]] = defaultdict(dict)
+    for name in bundles:
+        entry, footprint = report["costs"][name], report["footprint"][name]
+        for kind, number in (entry["parameters"] or {}).items():
+            values[f"{'parameters' if kind == 'total' else kind}, M"][name] = number / 1e6
+        values["files, MB"][name] = footprint["disk"]["files"] / 1e6
+        if "peak_bytes" in footprint:
+            values["memory, MB"][name] = footprint["peak_bytes"]["median"] / 1e6
+        for kind, own in entry["work"].items():
+            values[f"{WORK[kind]}, RTF"][name] = own["median"]
+    return {
+        title: {name: (value, value / found[bundles[0]]) for name, value in found.items()}
+        for title, found in values.items()
+        if bundles[0] in found
+    }
+
+
+def costs_table(report: Report) -> list[str]:
+    """Each cost of each bundle, and its share of the first one's in brackets."""
+    found = costs_of(report)
+    rows = []
+    for name in report["bundles"]:
+        own = [found[title].get(name) for title in found]
+        rows.append([name, *("-" if cost is None else f"{cost[0]:.3g} ({cost[1]:.2f})" for cost in own)])
+    return ["What each costs, and its share of the first (RTF: seconds for one of speech, without search)",
+            *table(["bundle", *found], rows)]  # fmt: skip
+
+
+def costs_picture(report: Report) -> str:
+    """Bars for the costs of each bundle, as shares of the first one's."""
+    names = list(report["bundles"])
+    rows = [
+        (title, [(names.index(name), share, f"{share:.2f} ({value:.3g})") for name, (value, share) in found.items()])
+        for title, found in costs_of(report).items()
+    ]
+    return bar_picture(f"Costs as shares of those of {names[0]} (values): less is better", names, rows)
