@@ -139,6 +139,7 @@ def test_who_vanishes_leaves_its_place_though_much_is_unread(running, held, monk
             server.wait_until(lambda: any(stream.queued_s >= 5 for stream in server.service.scheduler.streams))
             client.kill()
         server.wait_until(lambda: server.metric("streams") == 0)
+        assert server.metric("failures", "recognition") == 0  # it still stands still
         held.release()
 
 
