@@ -9,6 +9,7 @@ import datetime as dt
 import gc
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ from u2moe.runtime import Bundle, KernelsError, Model, SessionSettings, ctc_pref
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.bundle_location import DEMO_FOLDER, find_bundle
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.model.encoder import Windows, join_rows, required_cache_size, split_rows
+from u2moe.runtime.model.encoder import Caches, Windows, join_rows, required_cache_size, split_rows
 from u2moe.runtime.model.native import installed_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
@@ -48,7 +49,6 @@ NUM_CHUNKS, NUM_WARM = 1000, 200
 MOST_GROWTH = 32 << 20
 """Bytes that chunks may add: buffers of onnxruntime and of the system settle late."""
 BEAM_SIZE = 10
-PROBABILITIES = ("probabilities", "left-to-right decoder", "its next tokens", "right-to-left decoder")
 EXACT = (0.0, "the same operations in the same order")
 FLOAT = (1e-3, "float32, whose sums may be rounded in another order")
 REDUCED = (5e-2, "a provider may multiply in TF32, float16 or bfloat16, with 8 to 11 bits")
@@ -105,17 +105,9 @@ def describe_check(report: Found) -> Iterator[str]:
         most = max(items, key=lambda item: item["difference"] / (item["limit"] or 1e-9))
         yield f"{step}: {sum(item['holds'] for item in items)} of {len(items)} alike"
         yield f"  {most['of']} differs by {most['difference']:.2g}, at most {most['limit']:g}: {most['reason']}"
-    for digests in [report["digests"]] if "digests" in report else ():
-        yield f"kernels: {', '.join(f'{isa} {digest}' for isa, digest in digests.items())}"
-    for graph, nodes in report.get("nodes", {}).items():
-        own = ", ".join(f"{count} on {provider}" for provider, count in nodes["providers"].items())
-        fell = ", ".join(f"{count} {op_type}" for op_type, count in nodes["fell_to_cpu"].items())
-        yield f"nodes of {graph}: {own}{f'; fell to the CPU: {fell}' if fell else ''}"
-    for mode, factors in report.get("real_time_factor", {}).items():
-        yield f"RTF {mode}: {factors['checked']:.4f}, on the CPU {factors['cpu']:.4f}"
-    for key in ("memory", "native_kernels"):
+    for key in ("digests", "native_kernels", "nodes", "real_time_factor", "memory"):
         if key in report:
-            yield f"{key.replace('_', ' ')}: {report[key]}"
+            yield f"{key}: {json.dumps(report[key])}"
     yield from (f"failed: {failure}" for failure in report["failures"])
     yield "passed" if report["passed"] else "NOT PASSED"
 
@@ -133,8 +125,10 @@ def write_findings(file: str, name: str, *providers: str) -> None:
 
     try:
         begin("load")
-        check = Check(Bundle.open(find_bundle(name or None)), providers)
-        tell(bundle=check.description, kernels=check.model.kernels.data())
+        bundle = Bundle.open(find_bundle(name or None))
+        check, manifest = Check(bundle, providers), bundle.manifest
+        size, recipe = sum(each.size for each in manifest.files.values()), manifest.quantization.get("recipe")
+        tell(bundle={"sha256": bundle.fingerprint, "recipe": recipe, "bytes": size}, kernels=check.model.kernels.data())
     except (U2moeError, ValueError) as error:
         tell(failures=[f"load: {error}".replace(f"{name}{os.sep}" if name else str(DEMO_FOLDER) + os.sep, "")])
         return
@@ -159,175 +153,126 @@ class Check:
     """A bundle on a provider, with its values on the device, and on the CPU, as arrays and on onnxruntime alone."""
 
     def __init__(self, bundle: Bundle, providers: Sequence[str], kernels: str | None = None) -> None:
-        self.bundle = bundle
-        self.config = bundle.manifest.model
+        self.bundle, self.config, quantization = bundle, bundle.manifest.model, bundle.manifest.quantization
         self.settings = SessionSettings(providers=providers, kernels=kernels, io_binding=True)
         self.model = bundle.load(self.settings)
-        is_packed = PACKED in bundle.manifest.quantization
-        self.reference = bundle.load(SessionSettings(kernels="native" if is_packed else "onnxruntime"))
-        self.frames = utterance(bundle) if clips() else random_frames(bundle)
+        self.reference = bundle.load(SessionSettings(kernels="native" if PACKED in quantization else "onnxruntime"))
         self.is_cpu = tuple(providers) == (DEFAULT_PROVIDER,)
-        quantization = bundle.manifest.quantization
-        self.is_rounded = bool(quantization.get("groups"))
-        self.limit = ROUNDED if self.is_rounded else FLOAT if self.is_cpu else REDUCED
+        self.limit = ROUNDED if quantization.get("groups") else FLOAT if self.is_cpu else REDUCED
+        self.chunks = [(self.config.whole_chunk(size), left) for size, left in CHUNKS if self.config.streaming]
+        self.frames = utterance(bundle) if clips() else random_frames(bundle)
         self.encoder_out = self.reference.encode(self.frames)
-        log_probs = self.reference.ctc(self.encoder_out)
-        self.hypotheses = [found.tokens for found in ctc_prefix_beam_search(log_probs, BEAM_SIZE, self.config.blank)]
-        sizes = {"bytes": sum(file.size for file in bundle.manifest.files.values())}
-        self.description = {"sha256": bundle.fingerprint, "recipe": quantization.get("recipe"), **sizes}
-
-    def chunks(self) -> list[tuple[int, int]]:
-        """Chunk sizes and left chunks that the encoder supports."""
-        return [(self.config.whole_chunk(size), left) for size, left in CHUNKS] if self.config.streaming else []
-
-    def limit_of(self, output: str) -> tuple[float, str]:
-        """The limit on an output of `outputs`."""
-        return PROBABLE if self.is_rounded and output in PROBABILITIES else self.limit
+        found = ctc_prefix_beam_search(self.reference.ctc(self.encoder_out), BEAM_SIZE, self.config.blank)
+        self.hypotheses = [hypothesis.tokens for hypothesis in found]
 
     def outputs(self, model: Model) -> dict[str, Array]:
-        """What each graph gives for the same input, probabilities instead of their logarithms."""
-        found = {"encoder output": model.encode(self.frames), "probabilities": np.exp(model.ctc(self.encoder_out))}
+        """What each graph gives for the same input."""
+        found = {_mode(*chunks): model.encode(self.frames, *chunks) for chunks in [(None, -1), *self.chunks]}
+        found["probabilities of the CTC head"] = np.exp(model.ctc(self.encoder_out))
         if model.has_decoder:
             scores = model.token_scores(self.encoder_out, self.hypotheses)
-            found["left-to-right decoder"], found["its next tokens"] = np.exp(scores.left), np.exp(scores.next)
+            found["probabilities of the left-to-right decoder"] = np.exp(np.concatenate([scores.left, scores.next], 1))
             if scores.right is not None:
-                found["right-to-left decoder"] = np.exp(scores.right)
-        found |= {
-            f"chunks of {size}, left {left}": model.encode(self.frames, size, left) for size, left in self.chunks()
-        }
+                found["probabilities of the right-to-left decoder"] = np.exp(scores.right)
         return found
 
-    def whole(self) -> Iterator[Found]:
-        """Full context, chunks, CTC head and both decoders."""
-        expected = self.outputs(self.reference)
-        for name, array in self.outputs(self.model).items():
-            yield compared(name, array, expected[name], self.limit_of(name))
+    def alike(
+        self, model: Model, beside: Model, suffix: str = "", limit: tuple[float, str] | None = None
+    ) -> Iterator[Found]:
+        """The outputs of two models."""
+        expected = self.outputs(beside)
+        for name, array in self.outputs(model).items():
+            own = min(self.limit, PROBABLE) if name.startswith("probabilities") else self.limit
+            yield compared(name + suffix, array, expected[name], limit or own)
 
-    def tokens(self) -> Iterator[Found]:
-        """The best token of each frame, from end to end."""
-        for size, left in [(None, -1), *self.chunks()]:
-            pair = [own.ctc(own.encode(self.frames, size, left)).argmax(axis=1) for own in (self.model, self.reference)]
-            name = "full context" if size is None else f"chunks of {size}, left {left}"
-            yield judged(f"best tokens, {name}", float(np.mean(pair[0] != pair[1])), ALIKE)
+    def graphs(self) -> Iterator[Found]:
+        """Full context, chunks, CTC head and both decoders; and from end to end the best token of each frame."""
+        yield from self.alike(self.model, self.reference)
+        for chunks in [(None, -1), *self.chunks]:
+            best = [own.ctc(own.encode(self.frames, *chunks)).argmax(axis=1) for own in (self.model, self.reference)]
+            yield judged(f"best tokens, {_mode(*chunks)}", float(np.mean(best[0] != best[1])), ALIKE)
 
     def offsets(self) -> Iterator[Found]:
         """A chunk at many positions, with the same caches on both sides."""
-        for (size, left), windows in self._windows():
-            required, caches = required_cache_size(size, left), self.reference.encoder.start()
-            for window in windows[:3]:
-                _, caches = self.reference.encoder.step(window, caches, required_cache_size=required)
+        for chunks, required, windows in self._windows():
+            caches = self._after(self.reference, windows[:3], required)
             for offset in OFFSETS:
                 moved = replace(caches, offset=caches.offset + offset)
                 sides = (self.model.encoder, self.reference.encoder)
-                pair = [own.step(windows[3], moved, required_cache_size=required) for own in sides]
-                name = f"chunk of {size}, left {left}, at {caches.offset[0] + offset}"
-                yield compared(name, pair[0][0], pair[1][0], self.limit)
-                for cache, tensor in pair[0][1].tensors.items():
-                    yield compared(f"{cache} after {name}", tensor, pair[1][1].tensors[cache], self.limit)
+                found, expected = (own.step(windows[3], moved, required_cache_size=required) for own in sides)
+                name = f"{_mode(*chunks)}, at {moved.offset[0]}"
+                yield compared(name, found[0], expected[0], self.limit)
+                for cache, tensor in found[1].tensors.items():
+                    yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
         """Streams of different age in one call, the last of them with a short chunk, beside each alone on the CPU."""
-        for (size, left), windows in self._windows():
-            required, rows, expected = required_cache_size(size, left), [], []
-            shortest = windows[0][:, : self.config.num_features(self.config.whole_chunk(1))]
-            last = [windows[0], windows[1], windows[3], shortest]
-            for age, window in zip((0, 1, 3, 2), last, strict=True):
-                sides = [(own.encoder, own.encoder.start()) for own in (self.model, self.reference)]
-                for past in windows[:age]:
-                    sides = [(own, own.step(past, kept, required_cache_size=required)[1]) for own, kept in sides]
-                num_cached = int(sides[0][1].offset[0])
-                rows += split_rows(sides[0][1], [min(num_cached, required) if required >= 0 else num_cached])
-                expected.append(sides[1][0].step(window, sides[1][1], required_cache_size=required)[0])
+        for chunks, required, windows in self._windows():
+            short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
+            rows, last = [], [windows[0], windows[1], windows[3], short]
             batch = np.zeros((len(last), *windows[0].shape[1:]), np.float32)
-            for row, window in zip(batch, last, strict=True):
-                row[: window.shape[1]] = window[0]
+            for row, age in enumerate((0, 1, 3, 2)):
+                batch[row, : last[row].shape[1]] = last[row]
+                caches = self._after(self.model, windows[:age], required)
+                num_cached = int(caches.offset[0])
+                rows += split_rows(caches, [min(num_cached, required) if required >= 0 else num_cached])
             lengths = np.array([window.shape[1] for window in last])
-            encoder = self.model.encoder
-            found, _ = encoder.step(batch, join_rows(rows), required_cache_size=required, chunk_lens=lengths)
-            for row, alone in enumerate(expected):
-                name = f"row {row} of 4, chunk of {size}, left {left}"
-                yield compared(name, found[row : row + 1, : alone.shape[1]], alone, self.limit)
+            found, _ = self.model.encoder.step(batch, join_rows(rows), required_cache_size=required, chunk_lens=lengths)
+            for row, age in enumerate((0, 1, 3, 2)):
+                caches = self._after(self.reference, windows[:age], required)
+                alone, _ = self.reference.encoder.step(last[row], caches, required_cache_size=required)
+                yield compared(
+                    f"row {row}, {_mode(*chunks)}", found[row : row + 1, : alone.shape[1]], alone, self.limit
+                )
 
     def same(self) -> Iterator[Found]:
         """Two threads, and values as arrays, give what the provider gives with one thread and values on its device."""
-        expected = self.outputs(self.model)
-        for title, change in (("two threads", {"num_threads": 2}), ("arrays", {"io_binding": False})):
-            model, is_exact = self.bundle.load(replace(self.settings, **change)), self.is_cpu and title == "arrays"
-            for name, array in self.outputs(model).items():
-                limit = EXACT if is_exact else self.limit_of(name)
-                yield compared(f"{name} with {title}", array, expected[name], limit)
+        yield from self.alike(self.bundle.load(replace(self.settings, num_threads=2)), self.model, " with two threads")
+        arrays = self.bundle.load(replace(self.settings, io_binding=False))
+        yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)
 
-    def digests(self) -> Iterator[Found]:
+    def native(self) -> Iterator[Found]:
         """Native kernels on every instruction set of this processor, which agree to the last bit."""
         try:
             installed_kernels()
         except KernelsError as error:
             yield {"native_kernels": f"not checked: {error}"}
             return
-        found = {
-            isa: digest_of(self.bundle.path, isa)
-            for isa in importlib.import_module("u2moe_kernels").description()["isas"]
-        }
+        sets = importlib.import_module("u2moe_kernels").description()["isas"]
+        found = {isa: digest_of(self.bundle.path, isa) for isa in sets}
         yield {"digests": found}
         (usual, _), *others = Counter(found.values()).most_common()
         if others:
             wrong = ", ".join(f"{isa} ({digest})" for isa, digest in found.items() if digest != usual)
             raise KernelsError(f"u2moe-kernels compute something else with {wrong} than with the others ({usual})")
         native = self.bundle.load(SessionSettings(kernels="native"))
-        expected = self.outputs(self.reference)
-        for name, array in self.outputs(native).items():
-            yield compared(f"{name} with native kernels", array, expected[name], self.limit_of(name))
+        yield from self.alike(native, self.reference, " with native kernels")
 
     def nodes(self) -> Iterator[Found]:
         """The nodes that the provider runs, and those that fell to the CPU, from onnxruntime's profile."""
+        found = {}
         with tempfile.TemporaryDirectory() as folder:
             model = profiled_model(self.bundle, Path(folder), self.settings)
             self.outputs(model)
             del model
             gc.collect()  # a session writes its profile when it is destroyed
-            found = {}
             for file in sorted(Path(folder).iterdir()):
-                events = {str(event["name"]): event["args"] for event in node_events(file)}
-                fell = [args["op_name"] for args in events.values() if args["provider"] == DEFAULT_PROVIDER]
+                events = {str(event["name"]): event["args"] for event in node_events(file)}.values()
+                on_cpu = [] if self.is_cpu else [node for node in events if node["provider"] == DEFAULT_PROVIDER]
                 found[file.name.split("_")[1]] = {
-                    "providers": Counter(args["provider"] for args in events.values()),
-                    "fell_to_cpu": {} if self.is_cpu else dict(Counter(fell).most_common()),
+                    "providers": Counter(node["provider"] for node in events),
+                    "fell_to_cpu": Counter(node["op_name"] for node in on_cpu),
                 }
         yield {"nodes": found}
 
     def speed(self) -> Iterator[Found]:
         """Seconds of all graphs per second of audio on both sides, without features and search."""
         factors: Found = {}
-        for size, left in [(None, -1), *self.chunks()[:1]]:
-            name = "full context" if size is None else f"chunks of {size}, left {left}"
-            for side, own in (("checked", self.model), ("cpu", self.reference)):
-                seconds = mean_seconds(partial(self._run, own, size, left), _TIMED_S)
-                factors.setdefault(name, {})[side] = seconds / UTTERANCE_S
+        for chunks in [(None, -1), *self.chunks[:1]]:
+            for side, model in (("checked", self.model), ("cpu", self.reference)):
+                seconds = mean_seconds(partial(self._run, model, *chunks), _TIMED_S)
+                factors.setdefault(_mode(*chunks), {})[side] = round(seconds / UTTERANCE_S, 5)
         yield {"real_time_factor": factors}
-
-    def memory(self) -> Iterator[Found]:
-        """Memory of the process over a thousand chunks."""
-        if not self.config.streaming or status_bytes("VmRSS") is None:
-            yield {
-                "memory": "not checked: the encoder has no chunks"
-                if status_bytes("VmRSS")
-                else "not told by the system"
-            }
-            return
-        (size, left), windows = next(self._windows())
-        encoder, caches, before = self.model.encoder, self.model.encoder.start(), 0
-        begin, number = time.monotonic(), 0
-        while number <= NUM_WARM or (number < NUM_CHUNKS and time.monotonic() - begin < _LONGEST_S):
-            if number == NUM_WARM:
-                before = status_bytes("VmRSS") or 0
-            window, required = windows[number % len(windows)], required_cache_size(size, left)
-            output, caches = encoder.step(window, caches, required_cache_size=required)
-            self.model.ctc(output[0])
-            number += 1
-        growth = (status_bytes("VmRSS") or 0) - before
-        yield {"memory": {"chunks": number, "after": NUM_WARM, "bytes_more": growth, "at_most": MOST_GROWTH}}
-        if growth > MOST_GROWTH:
-            raise ValueError(f"{number - NUM_WARM} chunks took {growth} bytes, expected at most {MOST_GROWTH}")
 
     def _run(self, model: Model, size: int | None, left: int) -> None:
         output = model.encode(self.frames, size, left)
@@ -335,24 +280,46 @@ class Check:
         if model.has_decoder:
             model.token_scores(output, self.hypotheses)
 
-    def _windows(self) -> Iterator[tuple[tuple[int, int], list[Array]]]:
-        """Features of chunks [1, frames, mel] of each size, all of the same length."""
-        for size, left in self.chunks():
-            cutter = Windows(self.config, size)
+    def memory(self) -> Iterator[Found]:
+        """Memory of the process over a thousand chunks."""
+        first = status_bytes("VmRSS")
+        for _, required, windows in [] if first is None else itertools.islice(self._windows(), 1):
+            caches, begin, number = self.model.encoder.start(), time.monotonic(), 0
+            while number <= NUM_WARM or (number < NUM_CHUNKS and time.monotonic() - begin < _LONGEST_S):
+                window, number = windows[number % len(windows)], number + 1
+                output, caches = self.model.encoder.step(window, caches, required_cache_size=required)
+                self.model.ctc(output[0])
+                first = status_bytes("VmRSS") if number == NUM_WARM else first
+            growth = (status_bytes("VmRSS") or 0) - (first or 0)
+            yield {"memory": {"chunks": number, "after": NUM_WARM, "bytes_more": growth, "at_most": MOST_GROWTH}}
+            if growth > MOST_GROWTH:
+                raise ValueError(f"{number - NUM_WARM} chunks took {growth} bytes, expected at most {MOST_GROWTH}")
+
+    def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
+        """Chunks, the left context that they need, and the features [1, frames, mel] of full ones."""
+        for chunks in self.chunks:
+            cutter = Windows(self.config, chunks[0])
             cutter.accept(self.frames)
-            found = []
+            windows: list[Array] = []
             while (window := cutter.take()) is not None:
-                found.append(window[np.newaxis])
-            yield (size, left), found
+                windows.append(window[np.newaxis])
+            yield chunks, required_cache_size(*chunks), windows
+
+    @staticmethod
+    def _after(model: Model, windows: Sequence[Array], required: int) -> Caches:
+        """Caches after some chunks."""
+        caches = model.encoder.start()
+        for window in windows:
+            _, caches = model.encoder.step(window, caches, required_cache_size=required)
+        return caches
 
 
 STEPS: dict[str, Callable[[Check], Iterator[Found]]] = {
-    "graphs": Check.whole,
-    "tokens": Check.tokens,
+    "graphs": Check.graphs,
     "offsets": Check.offsets,
     "batches": Check.batches,
     "threads and memory of the device": Check.same,
-    "native kernels": Check.digests,
+    "native kernels": Check.native,
     "nodes": Check.nodes,
     "speed": Check.speed,
     "memory": Check.memory,
@@ -383,3 +350,7 @@ def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Fo
 def judged(of: str, difference: float, limit: tuple[float, str]) -> Found:
     """A difference beside its limit."""
     return {"of": of, "difference": difference, "limit": limit[0], "reason": limit[1], "holds": difference <= limit[0]}
+
+
+def _mode(size: int | None, left: int) -> str:
+    return "full context" if size is None else f"chunks of {size}, left {left}"

@@ -118,28 +118,19 @@ class DeviceMemory:
         self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray], outputs: Sequence[str], stay: Collection[str]
     ) -> dict[str, Any]:
         """Run the session: arrays are copied in, and `outputs` are copied out, but for those that `stay`."""
-        found = self._run(self._session, feeds, {name: name in stay for name in outputs})
-        return {name: DeviceArray(self, value) if name in stay else value.numpy() for name, value in found.items()}
-
-    def _run(
-        self,
-        session: onnxruntime.InferenceSession,
-        feeds: Mapping[str, npt.NDArray[Any] | DeviceArray],
-        outputs: Mapping[str, bool],
-    ) -> dict[str, onnxruntime.OrtValue]:
-        """Outputs of a session by name, on the device for those with True."""
-        binding = session.io_binding()
+        binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, DeviceArray):
                 binding.bind_ortvalue_input(name, value.whole().tensor)
             else:
                 binding.bind_cpu_input(name, np.asarray(value, order="C"))
-        for name, stays in outputs.items():
-            binding.bind_output(name, *((self._kind, self._id) if stays else ("cpu", 0)))
+        for name in outputs:
+            binding.bind_output(name, *((self._kind, self._id) if name in stay else ("cpu", 0)))
         binding.synchronize_inputs()
         with NATIVE_CALLS:
-            session.run_with_iobinding(binding)
-        return dict(zip(outputs, binding.get_outputs(), strict=True))
+            self._session.run_with_iobinding(binding)
+        found = zip(outputs, binding.get_outputs(), strict=True)
+        return {name: DeviceArray(self, value) if name in stay else value.numpy() for name, value in found}
 
     def join(self, parts: Sequence[Value], axis: int, shape: Sequence[int], *, at_front: bool = False) -> DeviceArray:
         """Parts in a row along an axis, each first padded with zeros to `shape` along all others.
@@ -169,8 +160,8 @@ class DeviceMemory:
             feeds |= {f"{name}{number}": operand for name, operand in zip(_OPERANDS, operands, strict=True)}
         length = sum(part.shape[axis] for part in parts)
         feeds["shape"] = np.array([*shape[:axis], length, *shape[axis + 1 :]])
-        joined = self._run(_joining_session(self._joiner, self._id), feeds, {"joined": True})
-        return DeviceArray(self, joined["joined"])
+        result: DeviceArray = _joining(self._joiner, self._id).run(feeds, ["joined"], ["joined"])["joined"]
+        return result
 
 
 def joined(parts: Sequence[Value], axis: int, *, padded: int | None = None, at_front: bool = False) -> Value:
@@ -210,7 +201,7 @@ def _of_host(array: npt.NDArray[np.float32]) -> onnxruntime.OrtValue:
 
 
 @functools.cache
-def _joining_session(provider: str, device_id: int) -> onnxruntime.InferenceSession:
+def _joining(provider: str, device_id: int) -> DeviceMemory:
     """A session that cuts `_FAN_IN` tensors, pads them, and joins them as the second of three axes."""
     nodes = []
     for number in range(_FAN_IN):
@@ -229,7 +220,8 @@ def _joining_session(provider: str, device_id: int) -> onnxruntime.InferenceSess
     options.enable_mem_pattern = False
     options.log_severity_level = 4
     own = {_CUDA: {"device_id": str(device_id), "arena_extend_strategy": "kSameAsRequested"}}.get(provider, {})
-    return onnxruntime.InferenceSession(model, options, providers=[provider], provider_options=[own])
+    session = onnxruntime.InferenceSession(model, options, providers=[provider], provider_options=[own])
+    return DeviceMemory(session, provider, device_id)
 
 
 # A model in the wire format of protobuf: the runtime does without the package onnx. Numbers are those of onnx.proto.
