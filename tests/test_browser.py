@@ -269,7 +269,7 @@ PROBLEMS = [
     (lambda site: (site / "model" / "decoder.ort").unlink(), "decoder.ort: the server answers 404"),
     (lambda site: (site / "model" / "bundle.json").unlink(), "bundle.json: the server answers 404"),
     (lambda site: (site / "ort" / "ort-wasm-simd-threaded.wasm").unlink(), "onnxruntime does not start: "),
-    (lambda site: (site / "u2moe" / "stream.js").unlink(), "Failed to fetch dynamically imported module"),
+    (lambda site: (site / "u2moe" / "source.js").unlink(), "Failed to fetch dynamically imported module"),
     (lambda site: (site / "worker.js").unlink(), "the worker failed: it did not start"),
     (lambda site: (site / "u2moe" / "core.wasm").unlink(), "core.wasm: the server answers 404"),
     (without_simd, "WebAssembly with SIMD is missing"),
