@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -80,10 +79,21 @@ class TextAligner:
         segments, rest = [], iter(found)
         for number, (text, own) in enumerate(self._sentences):
             timed = list(islice(rest, len(own)))
-            mean = sum(word.confidence or 0.0 for word in timed) / len(timed)
-            start, end = timed[0].start, timed[-1].end
-            segment = Result(text=text, is_final=True, segment=number, start=start, end=end, words=timed)
-            segments.append(replace(segment, confidence=mean))
+            scores = [word.confidence or 0.0 for word in timed]
+            segments.append(
+                Result(
+                    text=text,
+                    is_final=True,
+                    segment=number,
+                    start=timed[0].start,
+                    end=timed[-1].end,
+                    words=timed,
+                    confidence=sum(scores) / len(scores),
+                    committed=text,
+                    num_committed=len(timed),
+                    committed_end=timed[-1].end,
+                )
+            )
         unwritten = _unwritten(heard, aligned, round(_LEAST_UNWRITTEN_S / frame_s))
         return Alignment(
             text=join_texts([segment.text for segment in segments]),
