@@ -184,16 +184,11 @@ def _viterbi(
     skip: npt.NDArray[np.float64],
     steps: npt.NDArray[np.int8] | None = None,
 ) -> None:
-    """Advance the scores of paths over frames, in place.
+    """Advance scores of paths over `frames` [time, kept], in place; `columns` are those of the tokens.
 
-    Args:
-        blanks: scores of paths that end in the blank before each token and after the last [tokens + 1].
-        ends: scores of paths that end in each token [tokens].
-        frames: log-probabilities [time, kept], of the blank first.
-        columns: the column of each token.
-        skip: 0 where a token may follow the one before it without a blank, else -inf.
-        steps: gets the number of states, which are blank, token, blank, ..., by which the best path to each advances in
-            each frame [time, 2 * tokens + 1].
+    Paths end in the blank before each token or after the last (`blanks`), or in a token (`ends`), which may follow the
+    one before it without a blank where `skip` is 0, not -inf. `steps` [time, 2 * tokens + 1] gets the number of states,
+    which are blank, token, blank, ..., by which the best path to each advances in each frame.
     """
     before = np.full(len(ends), -np.inf)
     for number, frame in enumerate(frames):

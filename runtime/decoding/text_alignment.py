@@ -141,13 +141,7 @@ def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Wo
 
 
 def _unwritten(heard: npt.NDArray[np.bool_], aligned: Sequence[AlignedToken], least: int) -> list[tuple[int, int]]:
-    """Stretches of at least `least` frames, apart from the tokens of the text, in which the model hears others.
-
-    Args:
-        heard: whether a token is more probable than the blank in each frame [time].
-        aligned: tokens of the text.
-        least: frames from the first to the last token that is heard.
-    """
+    """Stretches of at least `least` frames, apart from the tokens of the text, in which others are `heard` [time]."""
     places = np.flatnonzero(heard)
     edges = [0, *(edge for token in aligned for edge in (token.start - 1, token.end + 1)), len(heard)]
     between = (places[slice(*np.searchsorted(places, gap))] for gap in zip(edges[::2], edges[1::2], strict=True))

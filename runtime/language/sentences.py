@@ -98,24 +98,20 @@ def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
 
 
 def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
-    """Words and class names of each sentence, each with its place in the text. Some sentences have none."""
-    begin = 0
-    for closing in (*_END_OF_SENTENCE.finditer(text), None):
-        yield list(_words_of(text, begin, closing.start() if closing else len(text)))
-        begin = closing.end() if closing else 0
-
-
-def _words_of(text: str, begin: int, end: int) -> Iterator[tuple[str, int]]:
-    """Words and class names, each with its place.
+    """Words and class names of each sentence, each with its place in the text. Some sentences have none.
 
     A final apostrophe belongs to its word ("dogs'") unless it closes a quotation.
     """
-    is_quoted = False
-    for found in _word().finditer(text, begin, end):
-        name, opening, word, closing = found.groups("")
-        is_quoted = is_quoted or bool(opening)
-        yield name or (word if is_quoted else word + closing), found.start() + len(opening)
-        is_quoted = is_quoted and not closing
+    begin = 0
+    for closing in (*_END_OF_SENTENCE.finditer(text), None):
+        words, is_quoted = [], False
+        for found in _word().finditer(text, begin, closing.start() if closing else len(text)):
+            name, opening, word, quote = found.groups("")
+            is_quoted = is_quoted or bool(opening)
+            words.append((name or (word if is_quoted else word + quote), found.start() + len(opening)))
+            is_quoted = is_quoted and not quote
+        yield words
+        begin = closing.end() if closing else 0
 
 
 def _parts(word: str, start: int) -> Iterator[tuple[str, int, int]]:

@@ -20,7 +20,13 @@ class Spelling:
 
     def word(self, word: str, what: str) -> str:
         """A word in the letter case of the vocabulary."""
-        return "".join(self._character(character, what) for character in word)
+        found = ""
+        for character in word:
+            forms = [form for form in (character, character.upper(), character.lower()) if form in self._characters]
+            if not forms:
+                raise ValueError(f"{what}: the vocabulary has no {character!r}")
+            found += forms[0]
+        return found
 
     def num_tokens(self, word: str, what: str) -> int:
         """Number of tokens in the shortest tokenization of a word in the letter case of the vocabulary."""
@@ -65,9 +71,3 @@ class Spelling:
             ways = [[*way, text[i:end]] for i in begins if text[i:end] in self._ids and (way := found[i]) is not None]
             found.append(min(ways, key=len, default=None))
         return found[-1]
-
-    def _character(self, character: str, what: str) -> str:
-        for form in (character, character.upper(), character.lower()):
-            if form in self._characters:
-                return form
-        raise ValueError(f"{what}: the vocabulary has no {character!r}")
