@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from u2moe.export.comparison import Comparison, ParityReport
     from u2moe.export.exporter import export_bundle, export_random, validate_bundle
     from u2moe.export.profiles.conversion import Conversion, convert_bundle
+    from u2moe.export.profiles.static import convert_static
     from u2moe.export.sherpa import SherpaExport, export_sherpa
     from u2moe.export.sherpa_graphs import SherpaOptions
 
@@ -21,6 +22,7 @@ __all__ = [
     "SherpaExport",
     "SherpaOptions",
     "convert_bundle",
+    "convert_static",
     "export_bundle",
     "export_random",
     "export_sherpa",
@@ -35,6 +37,7 @@ _HOMES = {
     "SherpaExport": "sherpa",
     "SherpaOptions": "sherpa_graphs",
     "convert_bundle": "profiles.conversion",
+    "convert_static": "profiles.static",
     "export_bundle": "exporter",
     "export_random": "exporter",
     "export_sherpa": "sherpa",

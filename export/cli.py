@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Subparsers = Any  # argparse has no public name for it
 
-PROFILES = ("streaming", "offline", "clip", "ort", "sherpa-onnx")
+PROFILES = ("streaming", "offline", "clip", "ort", "sherpa-onnx", "static")
 _ORT_HELP = "also write the graphs in ORT format, and the operators that a reduced build of onnxruntime needs"
 
 
@@ -56,14 +56,20 @@ def add_convert(subparsers: Subparsers) -> None:
         "of samples and caches in, log-probabilities, encoder frames and caches out. offline: samples in, greedy "
         "tokens, times and log-probabilities out. clip: bytes of a WAV, FLAC or MP3 file of less than 30 seconds in, "
         "text out, with onnxruntime-extensions. ort: the graphs of the bundle as they are, in ORT format. sherpa-onnx: "
-        "encoder and CTC head as sherpa-onnx's WeNet clients load them.",
+        "encoder and CTC head as sherpa-onnx's WeNet clients load them. static: encoder and CTC head for a chunk as "
+        "one graph of fixed shape for NPUs, in a folder that is a bundle, too.",
     )
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--profile", choices=PROFILES, required=True)
     parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
-    parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 16)")
-    parser.add_argument("--num-left-chunks", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 4)")
+    parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx and static (default: 16)")
+    parser.add_argument("--num-left-chunks", type=int, metavar="N", help="for sherpa-onnx and static (default: 4)")
+    recordings = parser.add_mutually_exclusive_group()
+    recordings.add_argument("--calibration", nargs="+", metavar="FILE", help="for static: write chunks of recordings")
+    recordings.add_argument(
+        "--qdq", nargs="+", metavar="FILE", help="for static: the same, and quantize for QNN by them"
+    )
     _add_overwrite(parser, "a folder of this kind")
     parser.set_defaults(run=run_convert)
 
@@ -143,12 +149,21 @@ def run_convert(args: argparse.Namespace) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     if args.profile == "sherpa-onnx":
         return _run_sherpa(args, options)
-    if options:
-        raise ValueError("--chunk-size and --num-left-chunks need --profile sherpa-onnx")
+    if options and args.profile != "static":
+        raise ValueError("--chunk-size and --num-left-chunks need --profile sherpa-onnx or static")
     from u2moe.export.profiles.conversion import convert_bundle
+    from u2moe.export.profiles.static import convert_static
 
-    bundle = find_bundle(args.bundle)
-    written = convert_bundle(bundle, args.out, args.profile, ort=args.ort, overwrite=args.overwrite, progress=tell)
+    bundle, common = find_bundle(args.bundle), {"overwrite": args.overwrite, "progress": tell}
+    if args.profile != "static" and (args.qdq or args.calibration):
+        raise ValueError("--calibration and --qdq need --profile static")
+    if args.profile == "static":
+        if args.ort:
+            raise ValueError("--ort is not for --profile static, whose graph is for other compilers")
+        options |= {"recordings": args.qdq or args.calibration or (), "qdq": args.qdq is not None}
+        written = convert_static(bundle, args.out, **options, **common)
+    else:
+        written = convert_bundle(bundle, args.out, args.profile, ort=args.ort, **common)
     _print_report(written.report)
     print(f"wrote {written.path}: {', '.join(written.files)}")
     return 0

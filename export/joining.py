@@ -39,9 +39,12 @@ def joined_model(
     return closed(build_model(graph, axes, metadata, whole), *parts)
 
 
-def joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> Joined:
-    """The outputs of the bundle's encoder, which reads `feeds` by name, and of its CTC head, which reads those."""
-    encoder = ir.load(bundle.path / "encoder.onnx")
+def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None = None) -> Joined:
+    """The outputs of the bundle's encoder, which reads `feeds` by name, and of its CTC head, which reads those.
+
+    `encoder`: that of the bundle, if it has been read already.
+    """
+    encoder = encoder or ir.load(bundle.path / "encoder.onnx")
     ctc = ir.load(bundle.path / "ctc.onnx")
     for value in encoder.graph.inputs:
         ir.convenience.replace_all_uses_with(value, feeds[str(value.name)])
@@ -57,6 +60,7 @@ def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
     values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
     for part in parts:
         _take_functions(model, part)
+        part.graph.outputs.clear()
         _take_weights(graph, part.graph)
         for node in list(part.graph):
             part.graph.remove(node)

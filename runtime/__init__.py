@@ -45,6 +45,7 @@ from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import Kernels
 from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.model.static_encoder import Runner
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule, RescoringWeights
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Alignment, Alternative, Result, Transcript, WordResult
@@ -91,6 +92,7 @@ __all__ = [
     "Rescored",
     "RescoringWeights",
     "Result",
+    "Runner",
     "SessionSettings",
     "SignatureError",
     "Stream",

@@ -15,6 +15,7 @@ from u2moe.runtime.errors import BundleError
 from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.model.static_encoder import Runner
 from u2moe.runtime.text.vocabulary import Vocabulary, parse_tokens
 
 _MANIFEST_LIMIT = 64 << 20
@@ -115,7 +116,7 @@ class Bundle:
         """sha256 over the manifest, and so over the digest of every file: equal for bundles that recognise alike."""
         return hashlib.sha256(format_manifest(self.manifest).encode()).hexdigest()
 
-    def load(self, settings: SessionSettings | None = None) -> Model:
+    def load(self, settings: SessionSettings | None = None, *, runner: Runner | None = None) -> Model:
         """Create the onnxruntime sessions of the graphs.
 
         Files on disk may change afterwards: the sessions keep what they have read. Exceptions keep reading external
@@ -124,6 +125,7 @@ class Bundle:
 
         Args:
             settings: where and how they run; None: on the CPU, see `SessionSettings`.
+            runner: runs the encoder of a bundle of fixed shape in the place of onnxruntime.
 
         Raises:
             ProviderError: a provider did not start.
@@ -131,7 +133,7 @@ class Bundle:
             BundleError: a graph differs from its contract or from the manifest.
             IntegrityError: a file differs from its digest, or was replaced after the bundle was opened.
         """
-        return Model.load(self._files, self.manifest, settings)
+        return Model.load(self._files, self.manifest, settings, runner)
 
 
 def _check_folder(folder: Path, manifest: Path) -> None:

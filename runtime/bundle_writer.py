@@ -109,8 +109,9 @@ class BundleWriter:
 
         In between, for the time of one rename, there is no target.
         """
-        for file in self.path.iterdir():
-            flush(file)
+        for file in self.path.rglob("*"):
+            if file.is_file():
+                flush(file)
         self._check_target()
         with contextlib.suppress(FileNotFoundError):
             self.target.rename(self._old)
@@ -164,7 +165,9 @@ def _remove_if_empty(folder: Path) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
     """Hash every file of a folder, and write the manifest with their digests into its file `name`."""
-    names = sorted({file.name for file in folder.iterdir()} - {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE})
+    names = sorted(
+        {file.name for file in folder.iterdir() if file.is_file()} - {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE}
+    )
     files = {file: FileDigest.of(folder / file) for file in names}
     text = format_manifest(dataclasses.replace(manifest, files=files))
     (folder / name).write_text(text, encoding="utf-8", newline="\n")

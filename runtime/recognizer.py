@@ -32,6 +32,7 @@ from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.model.static_encoder import Runner
 from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteOptions, EndpointConfig
 from u2moe.runtime.recognition import Buffers, RecordingReader, recognize, samples_of, transcript_of
 from u2moe.runtime.result import Alignment, Result, Transcript
@@ -130,12 +131,16 @@ class Recognizer:
         *,
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
+        runner: Runner | None = None,
     ) -> Recognizer:
-        """A recogniser for the bundle in `directory`, run as `settings` say; see `from_pretrained`."""
+        """A recogniser for the bundle in `directory`, run as `settings` say; see `from_pretrained`.
+
+        `runner` runs the encoder of a bundle of fixed shape (`u2moe convert --profile static`) on a device of its own.
+        """
         begin = time.perf_counter()
         keys = None if settings is None else settings.public_keys
         bundle = Bundle.open(find_bundle(directory), verify=False, public_keys=keys)
-        model = bundle.load(settings)
+        model = bundle.load(settings, runner=runner)
         duration, providers = time.perf_counter() - begin, ", ".join(model.providers)
         log_info("%s: loaded in %.2f s on %s, kernels: %s", bundle.path, duration, providers, model.kernels)
         return cls(bundle, model, options, hotwords)

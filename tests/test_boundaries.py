@@ -20,7 +20,7 @@ PUBLIC = [
     "CheckpointError", "ContextGraph", "CorpusError", "DecodingOptions", "EndpointConfig", "EndpointRule", "Fusion",
     "Hypothesis", "IntegrityError", "Kernels", "KernelsError", "LanguageModel", "LanguageModelError",
     "LanguageModelOptions", "Microphone", "MicrophoneError", "Model", "ParityError", "PrefixBeamSearch",
-    "ProviderError", "QuantizationError", "RawAudio", "Recognizer", "Rescored", "RescoringWeights", "Result",
+    "ProviderError", "QuantizationError", "RawAudio", "Recognizer", "Rescored", "RescoringWeights", "Result", "Runner",
     "SessionSettings", "SignatureError", "Stream", "StreamError", "SubtitleOptions", "TextFormat", "TextFormatter",
     "Transcriber",
     "Transcript", "TruncatedAudioError", "U2moeError", "UnsupportedError", "VadOptions", "VoiceActivityDetector",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, Never, get_args
 
@@ -18,6 +19,110 @@ from u2moe.runtime.validation import wrong
 MANIFEST_FILE = "bundle.json"
 TOKENS_FILE = "tokens.txt"
 Decoder = Literal["bitransformer", "transformer", "none"]
+
+
+MASKED = -24.0
+"""In a mask, of a key that does not exist. Small, because quantized scores share its range: with -30000 int8 attends to
+all keys alike, and -1e6 is infinite in float16. What is left of such a key is 4e-11."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticRate:
+    """The frames of one rate: those of a cache of keys and values, then those of the chunk."""
+
+    step: int = option("integer", 1, least=1)
+    """Frames after the subsampling from one to the next."""
+    mask: str = "mask"
+    """Name of the input [1, 1, 1, keys]: 0 for keys that exist, `MASKED` for others."""
+    positions: str = ""
+    """Name of the input with the encodings of the keys' positions [1, keys, dim]; "": the graph needs none."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticHistory:
+    """A cache of frames before a convolution."""
+
+    cache: str
+    """Its name."""
+    start: str
+    """The file with the cache before the first chunk, an array of numpy in the graph's shape."""
+    steps: tuple[int, ...]
+    """Of each block, the frames after the subsampling from one frame to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticForm:
+    """The fixed shape of `static.onnx`, which a bundle has in the place of an encoder of any shape."""
+
+    chunk_size: int = option("integer", 16, least=1)
+    """Encoder frames of a chunk."""
+    num_left_chunks: int = option("integer", 4, least=1)
+    """Chunks of left context, which masks hide as long as there are fewer."""
+    first_position: int = option("integer", 0, least=0)
+    """Encoder frame to which positions are moved back after `ModelConfig.max_position`."""
+    rates: tuple[StaticRate, ...] = (StaticRate(),)
+    """Of the frames that attend, the highest first."""
+    histories: tuple[StaticHistory, ...] = ()
+    """Of the caches whose size is fixed in other bundles, too."""
+    frequencies: tuple[float, ...] = ()
+    """By which positions are multiplied before their sines and cosines, in float32."""
+    interleaved: bool = True
+    """Whether sines and cosines take turns; otherwise all sines come first."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def graph(self, config: ModelConfig) -> contract.Graph:
+        """The contract of `static.onnx`.
+
+        Inputs: `chunk` [1, window, feature_size], features, with zeros after the end; masks and encodings of positions
+        of `rates`; caches of keys and values [1, blocks * kv_heads, frames, 2 * head_dim] with the newest last, and of
+        frames before a convolution [1, blocks * frames, channels].
+        Outputs: `log_probs` [1, chunk, vocab]; `output` [1, chunk, dim]; the caches for the next chunk, `r_<name>`.
+        """
+        inputs = [_float("chunk", config.num_features(self.chunk_size), "feature_size")]
+        for rate in self.rates:
+            num_keys = self.left_frames(config, rate.step) + self.frames(config, rate.step)
+            inputs.append(_float(rate.mask, 1, 1, num_keys))
+            if rate.positions:
+                inputs.append(_float(rate.positions, num_keys, 2 * len(self.frequencies)))
+        outputs = [
+            _float("log_probs", self.chunk_size, "vocab_size"),
+            _float("output", self.chunk_size, "output_size"),
+        ]
+        for cache in config.caches:
+            shape = self.cache_shape(config, cache)
+            inputs.append(_float(cache.name, *shape[1:]))
+            outputs.append(_float(f"r_{cache.name}", *shape[1:]))
+        return contract.Graph(name="static", inputs=tuple(inputs), outputs=tuple(outputs))
+
+    def frames(self, config: ModelConfig, step: int) -> int:
+        """Frames of a chunk, `step` frames after the subsampling apart."""
+        return math.ceil(self.chunk_size * config.frame_reduction / step)
+
+    def left_frames(self, config: ModelConfig, step: int) -> int:
+        """The same of the left context."""
+        return self.num_left_chunks * self.frames(config, step)
+
+    def cache_shape(self, config: ModelConfig, cache: contract.Cache) -> tuple[int, ...]:
+        """The shape of a cache in the graph."""
+        if cache.time_axis is None:
+            channels, past = cache.shape
+            return (1, cache.num_blocks * past, channels)
+        heads, _, width = cache.shape
+        return (1, cache.num_blocks * heads, self.left_frames(config, step_of(config, cache)), width)
+
+
+def step_of(config: ModelConfig, cache: contract.Cache) -> int:
+    """Frames after the subsampling for one of a cache of keys and values."""
+    return round(config.frame_reduction / cache.rate)
+
+
+def _float(name: str, *axes: str | int) -> contract.Tensor:
+    return contract.Tensor(name=name, dtype="float32", axes=(1, *axes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +151,8 @@ class ModelConfig:
     """Frames after the subsampling for one of the output: chunks need features for all of them."""
     max_position: int = option("integer", 5000, least=1)
     """Encoder frames after which a stream with limited left context moves its positions back."""
+    static: StaticForm | None = None
+    """The shapes of the graph in the place of the encoder's, if they are fixed."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -79,6 +186,7 @@ class ModelConfig:
     def graphs(self) -> tuple[contract.Graph, ...]:
         """The graphs that a bundle of this model holds."""
         encoder = contract.encoder(streaming=self.streaming, caches=self.caches)
+        encoder = encoder if self.static is None else self.static.graph(self)
         if self.decoder == "none":
             return (encoder, contract.ctc())
         return (encoder, contract.ctc(), contract.decoder(bidirectional=self.bidirectional))

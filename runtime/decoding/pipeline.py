@@ -162,15 +162,17 @@ class Pipeline:
 
     def _frames(self, chunks: Sequence[Chunk]) -> list[tuple[Frames, CacheRow]]:
         """Encoder frames and next caches of each stream."""
-        output, caches = self._encode(chunks)
-        log_probs = self._model.ctc(joined(output, 0))
-        ends = np.cumsum([len(own) for own in output])
-        parts = np.split(log_probs, ends[:-1])
+        output, caches, log_probs = self._encode(chunks)
+        lens = [len(own) for own in output]
+        if log_probs is None:
+            parts = np.split(self._model.ctc(joined(output, 0)), np.cumsum(lens)[:-1])
+        else:
+            parts = [row[:num] for row, num in zip(log_probs, lens, strict=True)]
         frames = (Frames(output=own.copy(), log_probs=part) for own, part in zip(output, parts, strict=True))
         return list(zip(frames, caches, strict=True))
 
-    def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[Value], list[CacheRow]]:
-        """Encoder output [time, dim] and next caches of each stream, from one call."""
+    def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[Value], list[CacheRow], npt.NDArray[np.float32] | None]:
+        """Encoder output [time, dim] and next caches of each stream, from one call; see `Caches.log_probs`."""
         config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
         lengths = np.array([len(window) for _, window in chunks])
         features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
@@ -185,7 +187,7 @@ class Pipeline:
         num_frames = ((lengths - config.window) // config.subsampling_rate + 1).tolist()
         num_cached = [stream.caches.num_cached + num for (stream, _), num in zip(chunks, num_frames, strict=True)]
         rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
-        return [output[row, :num] for row, num in enumerate(num_frames)], rows
+        return [output[row, :num] for row, num in enumerate(num_frames)], rows, following.log_probs
 
 
 def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:

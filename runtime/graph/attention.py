@@ -67,7 +67,7 @@ class Heads:
             cache: the first keys and values are from this cache, which may begin with padding.
         """
         if self.num_heads > self.num_kv_heads:
-            key_value = self._repeat(g, key_value)
+            key_value = self.repeated(g, key_value)
         keys, values = g.ops("Split", key_value, [self.size] * 2, axis=-1, num_outputs=2)
         if use == "relative":
             keys = g.op("Add", keys, to_heads(g, positions[0], self.num_heads, self.size))
@@ -85,7 +85,7 @@ class Heads:
             queries = self._rotated(g, queries, [g.op("Slice", each, start, [END], [1]) for each in positions])
         scores = g.op("MatMul", queries, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
         if use == "distance":
-            scores = g.op("Add", scores, self._scores_of_distances(g, queries, keys, positions[0]))
+            scores = g.op("Add", scores, self.scores_of_distances(g, queries, keys, positions[0]))
         weights = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
         joined = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
         return g.op("Reshape", joined, [0, 0, self.num_heads * self.size])
@@ -112,7 +112,7 @@ class Heads:
         lower = g.op("Add", g.op("Mul", first, sines), g.op("Mul", second, cosines))
         return g.op("Concat", upper, lower, axis=-1)
 
-    def _scores_of_distances(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, vectors: ir.Value) -> ir.Value:
+    def scores_of_distances(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, vectors: ir.Value) -> ir.Value:
         """Products [batch, heads, time, keys] of queries with the vectors of the distances of the keys."""
         products = g.op("MatMul", queries, g.op("Transpose", vectors, perm=[1, 0]))
         time, num_keys = g.op("Shape", queries, start=2, end=3), g.op("Shape", keys, start=2, end=3)
@@ -123,7 +123,7 @@ class Heads:
         shape = g.op("Concat", g.op("Shape", queries, end=3), num_keys, axis=0)
         return g.op("GatherElements", products, g.op("Expand", index, shape), axis=3)
 
-    def _repeat(self, g: GraphBuilder, key_value: ir.Value) -> ir.Value:
+    def repeated(self, g: GraphBuilder, key_value: ir.Value) -> ir.Value:
         """Repeat each key/value head for the heads of its group: [batch, kv_heads, t, e] to [batch, heads, t, e]."""
         shape = g.op("Shape", key_value)
         batch, rest = g.op("Slice", shape, [0], [1]), g.op("Slice", shape, [2], [4])

@@ -24,6 +24,16 @@ class Encoder:
         self.session = session
         self.config = config
 
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """What runs the graph; none: somebody else's runner."""
+        return (self.session,)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers in use."""
+        return self.session.providers
+
     def start(self, batch: int = 1) -> Caches:
         """Caches of streams before their first chunk."""
         layout = self.config.caches
@@ -102,6 +112,12 @@ def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> 
         raise ValueError(f"num_left_chunks must be at least 0, or -1 for all, got {num_left_chunks}")
     if not config.streaming:
         raise StreamError("this bundle's encoder cannot stream: it was trained for full context (chunk_size=None)")
+    fixed = config.static
+    if fixed is not None and (chunk_size != fixed.chunk_size or num_left_chunks not in (-1, fixed.num_left_chunks)):
+        raise StreamError(
+            f"this bundle has chunks of {fixed.chunk_size} frames and {fixed.num_left_chunks} chunks of left context "
+            f"alone, got chunk_size {chunk_size} and num_left_chunks {num_left_chunks}"
+        )
     if chunk_size % config.chunk_multiple:
         multiple = config.chunk_multiple
         raise StreamError(f"chunk_size must be a multiple of {multiple} for this encoder, got {chunk_size}")
@@ -176,11 +192,13 @@ class Caches:
         offset: position of the next chunk in encoder frames, int64 [batch].
         tensors: what the manifest lists, by name, float32 [blocks, batch, ...].
         layout: the manifest's list.
+        log_probs: of the chunk before [batch, time, vocab], if the graph has computed them, too.
     """
 
     offset: npt.NDArray[np.int64]
     tensors: dict[str, Value]
     layout: tuple[Cache, ...]
+    log_probs: npt.NDArray[np.float32] | None = None
 
     def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, Value]:
         """Views of some rows, where an axis grows with time of its frames for the last `num_cached` encoder frames."""

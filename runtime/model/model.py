@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ProviderError, StreamError
@@ -17,7 +18,8 @@ from u2moe.runtime.model.device import DeviceArray, Value, joined
 from u2moe.runtime.model.encoder import Encoder, check_chunks
 from u2moe.runtime.model.native import Kernels
 from u2moe.runtime.model.session import Session
-from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.model.static_encoder import Runner, StaticEncoder
 
 Utterance = tuple["npt.ArrayLike | DeviceArray", "Sequence[Sequence[int]]"]
 """Encoder output [time, dim] and the hypotheses for it."""
@@ -57,7 +59,7 @@ class Model:
     def __init__(
         self,
         manifest: Manifest,
-        encoder: Session,
+        encoder: Session | StaticEncoder,
         ctc: Session,
         decoder: Session | None,
         *,
@@ -66,30 +68,47 @@ class Model:
         self.search_library = search_library
         self.manifest = manifest
         self.config = manifest.model
-        self.encoder = Encoder(encoder, manifest.model)
+        self.encoder = encoder if isinstance(encoder, StaticEncoder) else Encoder(encoder, manifest.model)
         self._ctc = ctc
         self._decoder = decoder
 
     @classmethod
-    def load(cls, files: BundleFiles, manifest: Manifest, settings: SessionSettings | None = None) -> Model:
+    def load(
+        cls,
+        files: BundleFiles,
+        manifest: Manifest,
+        settings: SessionSettings | None = None,
+        runner: Runner | None = None,
+    ) -> Model:
         """Create the sessions; see `Bundle.load`."""
-        settings = settings or SessionSettings()
-        sessions = {
-            graph.name: Session(files.folder / graph.file, graph, manifest, settings, files=files)
-            for graph in manifest.model.graphs()
-        }
-        three = (sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
+        settings, config = settings or SessionSettings(), manifest.model
+
+        def session(graph: Graph, settings: SessionSettings) -> Session:
+            return Session(files.folder / graph.file, graph, manifest, settings, files=files)
+
+        first, *rest = config.graphs()
+        encoder: Session | StaticEncoder
+        if config.static is not None:
+            encoder = StaticEncoder(runner or session(first, settings), config, config.static, files)
+            # what is for a device is for the first graph alone, which its compiler knows
+            settings = replace(settings, providers=(DEFAULT_PROVIDER,), provider_options=(), sess_options=None)
+        elif runner is None:
+            encoder = session(first, settings)
+        else:
+            raise ValueError(f"runner is for a bundle of fixed shape, which {files.folder} is not")
+        sessions = {graph.name: session(graph, settings) for graph in rest}
+        three = (encoder, sessions["ctc"], sessions.get("decoder"))
         return cls(manifest, *three, search_library=settings.search_library)
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Execution providers of the encoder."""
-        return self.encoder.session.providers
+        """Execution providers of the encoder; for a runner of somebody else, its name."""
+        return self.encoder.providers
 
     @property
     def kernels(self) -> Kernels:
         """The kernels that compute the functions of the encoder, with those that they refuse, of all graphs."""
-        sessions = [self.encoder.session, self._ctc, *([self._decoder] if self._decoder else [])]
+        sessions = [*self.encoder.sessions, self._ctc, *([self._decoder] if self._decoder else [])]
         return sessions[0].kernels.with_refused_of({session.graph.name: session.kernels for session in sessions})
 
     @property

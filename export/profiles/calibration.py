@@ -1,0 +1,109 @@
+"""Chunks of the user's recordings for the compilers of NPUs, a graph quantized by them, and what that changes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.export.profiles.parity import Run, session_of
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.errors import AudioError
+from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.options import DecodingOptions
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.text.word_errors import edit_distance
+
+Samples = list[Mapping[str, npt.NDArray[np.float32]]]
+"""The inputs of chunks, by name."""
+MOST_SAMPLES = 100
+"""Chunks that are kept of all recordings, evenly."""
+
+
+class Recorder:
+    """A runner that keeps the inputs of every chunk."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.samples: Samples = []
+
+    def run(self, inputs: dict[str, npt.NDArray[np.float32]], /) -> dict[str, npt.NDArray[Any]]:
+        """See `Runner`."""
+        self.samples.append(inputs)
+        return self._run(inputs)
+
+
+def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[str]]) -> tuple[list[str], Samples]:
+    """The texts of recordings, by the first pass alone, and the inputs of some of their chunks.
+
+    Raises:
+        AudioError: a file cannot be read, or there are no chunks.
+    """
+    recorder = Recorder(session_of(graph))
+    model = bundle.load(SessionSettings(kernels="onnxruntime"), runner=recorder)
+    recognizer = Recognizer(bundle, model, DecodingOptions(search="ctc_greedy"))
+    texts = [recognizer.transcribe(os.fspath(file)).text for file in files]
+    if not recorder.samples:
+        raise AudioError("the recordings are too short: they have no chunk")
+    places = np.unique(np.linspace(0, len(recorder.samples) - 1, MOST_SAMPLES).astype(int))
+    return texts, [recorder.samples[place] for place in places.tolist()]
+
+
+def write_samples(samples: Samples, folder: Path) -> None:
+    """Write each input of all chunks as an array, as onnx2tf takes it, and of each chunk, as dataset.txt lists them."""
+    folder.mkdir()
+    lines = []
+    for number, sample in enumerate(samples):
+        for name, array in sample.items():
+            np.save(folder / f"{number}_{name}.npy", array)
+        lines.append(" ".join(f"{number}_{name}.npy" for name in sample) + "\n")
+    (folder / "dataset.txt").write_text("".join(lines), encoding="utf-8")
+    for name in samples[0]:
+        np.save(folder / f"{name}.npy", np.concatenate([sample[name] for sample in samples]))
+
+
+def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
+    """Quantize a graph for QNN: activations in 16 bits, weights in 8, but for `float_nodes`."""
+    from onnxruntime import quantization  # noqa: PLC0415 - loads slowly
+    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config  # noqa: PLC0415
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._rest = iter(samples)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(map(dict, self._rest), None)
+
+    types = {"activation_type": quantization.QuantType.QUInt16, "weight_type": quantization.QuantType.QUInt8}
+    config = get_qnn_qdq_config(str(graph), Reader(), **types, nodes_to_exclude=float_nodes)
+    logging.disable(logging.WARNING)  # it advises what is not for QNN
+    try:
+        quantization.quantize(str(graph), str(target), config)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def damage(graph: Path, quantized: Path, samples: Samples, texts: list[str], others: list[str]) -> dict[str, float]:
+    """What quantization changes: of the chunks, each with the caches of the float graph; and of the words of all texts.
+
+    Returns the least and the mean cosine of log-probabilities, the share of frames with the same best token, and the
+    share of words that differ.
+    """
+    cosines, same = [], []
+    runs = session_of(graph), session_of(quantized)
+    for sample in samples:
+        one, other = (run(sample)["log_probs"].astype(np.float64) for run in runs)
+        cosines.append(float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())))
+        same.append(float((one.argmax(-1) == other.argmax(-1)).mean()))
+    edits = sum(edit_distance(one.split(), other.split()) for one, other in zip(texts, others, strict=True))
+    return {
+        "least_cosine": min(cosines),
+        "mean_cosine": float(np.mean(cosines)),
+        "same_best_tokens": float(np.mean(same)),
+        "different_words": edits / max(sum(len(text.split()) for text in texts), 1),
+    }

@@ -1,0 +1,200 @@
+"""Graphs of fixed shape: what depends on no input is made a constant, what changes nothing goes; checks the rest."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
+
+from u2moe.export.joining import inlined
+from u2moe.runtime.errors import UnsupportedError
+from u2moe.runtime.graph.file import save_graph
+
+Array = npt.NDArray[Any]
+
+OPSET = 17
+"""The newest that all compilers for NPUs read."""
+LARGEST = 65_504.0
+"""The largest number of float16."""
+MOST_AXES = 4
+_ARITHMETIC = {
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "MatMul",
+    "Conv",
+    "Sqrt",
+    "Max",
+    "Min",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMin",
+}
+_FUNCTIONS = {"Relu", "Sigmoid", "Tanh", "Erf", "Clip", "Selu", "Softmax", "LogSoftmax", "LayerNormalization"}
+_PLACES = {"Concat", "Split", "Slice", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
+OPERATORS = frozenset(_ARITHMETIC | _FUNCTIONS | _PLACES)
+"""What compilers for NPUs are known to take; others are refused: If, Loop, Range, TopK, Gather, Where, Cast, Pad..."""
+_WITH_AXES = ("ReduceMean", "ReduceMin", "ReduceMax")
+"""Operators whose axes were attributes in `OPSET`."""
+_ONE_FILE = 1_500_000_000
+_SHARED = 1 << 24
+"""Numbers of a constant up to which equal ones are shared."""
+_COPIES = ("Identity", "Slice", "Pad", "Expand", "Reshape", "Concat")
+"""Operators that change nothing if the output has the shape of the input."""
+_NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
+
+
+def folded(model: ir.Model, feeds: dict[str, Array] | None = None) -> ir.Model:
+    """The model without functions and without what does not depend on its inputs, whose shapes are fixed, in `OPSET`.
+
+    onnxruntime computes each value once, without its optimizations: those that depend on no input are constants, and
+    of the others the shapes are known.
+
+    Args:
+        model: the model.
+        feeds: inputs with which it can run; None: zeros.
+    """
+    graph = inlined(model).graph
+    arrays = _computed(model, feeds or {})
+    variable = set(graph.inputs)
+    for node in list(graph):
+        if node.op_type not in ("Shape", "Size") and variable & set(node.inputs):
+            for value in node.outputs:
+                variable.add(value)
+                value.shape = ir.Shape(arrays[str(value.name)].shape)
+                value.dtype = ir.DataType.from_numpy(arrays[str(value.name)].dtype)
+    for node in list(graph):
+        if node.outputs[0] in variable:
+            for index, found in enumerate(node.inputs):
+                if found is not None and found not in variable and found.const_value is None:
+                    node.replace_input_with(index, _constant(graph, f"{found.name}/constant", arrays[str(found.name)]))
+            _simplify(graph, node)
+    _name_outputs(graph)
+    model.functions.clear()
+    RemoveUnusedNodesPass()(model)
+    DeduplicateInitializersPass(size_limit=_SHARED)(model)
+    _name_nodes(graph)
+    graph.opset_imports.clear()
+    graph.opset_imports[""] = OPSET
+    return model
+
+
+def _computed(model: ir.Model, feeds: dict[str, Array]) -> dict[str, Array]:
+    """Every value that a node of the graph gives."""
+    graph = model.graph
+    outputs = list(graph.outputs)
+    graph.outputs[:] = [value for node in graph for value in node.outputs if value.name]
+    try:
+        with tempfile.TemporaryDirectory(prefix="u2moe") as folder:
+            file = Path(folder) / "all.onnx"
+            save_graph(model, file, limit=_ONE_FILE)
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.log_severity_level = 4
+            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            names = [value.name for value in session.get_outputs()]
+            types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+            zeros = {value.name: np.zeros(value.shape, types[value.type]) for value in session.get_inputs()}
+            return dict(zip(names, session.run(names, zeros | feeds), strict=True))
+    finally:
+        graph.outputs[:] = outputs
+
+
+def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def _simplify(graph: ir.Graph, node: ir.Node) -> None:
+    """Let readers of a node that changes nothing read its input; write shapes and axes as compilers want them."""
+    output = node.outputs[0]
+    if (same := _passed_on(node)) is not None and output not in graph.outputs:
+        ir.convenience.replace_all_uses_with(output, same)
+    elif node.op_type == "Reshape":
+        sizes = tuple(output.shape.numpy()) if output.shape is not None else ()
+        name = f"shape_{'_'.join(map(str, sizes))}"
+        node.replace_input_with(1, _constant(graph, name, np.array(sizes, np.int64)))
+    elif node.op_type in _WITH_AXES and len(node.inputs) == 2:
+        axes = node.inputs[1].const_value if node.inputs[1] is not None else None
+        if axes is not None:
+            node.attributes["axes"] = ir.AttrInt64s("axes", axes.numpy().tolist())
+            node.resize_inputs(1)
+
+
+def _passed_on(node: ir.Node) -> ir.Value | None:
+    """The input that a node gives unchanged, if there is one."""
+    found = [value for value in node.inputs[:1] if node.op_type in _COPIES]
+    if node.op_type in _NEUTRAL:
+        pairs = [tuple(node.inputs), tuple(node.inputs[::-1])] if node.op_type in ("Mul", "Add") else [node.inputs]
+        for value, other in pairs:
+            tensor = None if other is None else other.const_value
+            if tensor is not None and (tensor.numpy() == _NEUTRAL[node.op_type]).all():
+                found.append(value)
+    same = (value for value in found if value is not None and value.const_value is None)
+    return next((value for value in same if value.shape == node.outputs[0].shape), None)
+
+
+def _name_outputs(graph: ir.Graph) -> None:
+    """Let the nodes that compute the outputs have their names, in the place of copies."""
+    for output in list(graph.outputs):
+        node = output.producer()
+        value = node.inputs[0] if node is not None and node.op_type == "Identity" else None
+        if node is None or value is None or value.producer() is None or value in graph.outputs:
+            continue
+        name = output.name
+        ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        value.name = name
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Name each node, and what it gives, after the layer that it belongs to, which functions leave out."""
+    paths: dict[ir.Node, str] = {}
+    for node in reversed(graph):
+        path = next((str(value.name).rpartition("/")[0] for value in node.outputs if "/" in str(value.name)), "")
+        readers = [use.node for value in node.outputs for use in value.uses()]
+        paths[node] = path.removeprefix("static/") or (paths[readers[0]] if readers else "")
+    counts: Counter[str] = Counter()
+    for node in graph:
+        name = f"{paths[node]}/{node.op_type}".lstrip("/")
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+        for index, value in enumerate(node.outputs):
+            if value not in graph.outputs:
+                value.name = node.name if len(node.outputs) == 1 else f"{node.name}:{index}"
+
+
+def check_fixed(model: ir.Model, where: object) -> None:
+    """Check that compilers for NPUs can read a graph.
+
+    Raises:
+        UnsupportedError: an operator that is not one of `OPERATORS`, a number beyond `LARGEST`, more than `MOST_AXES`
+            axes or one of unknown size; names the node.
+    """
+    for node in model.graph:
+        told = f"{where}: node {node.name} ({node.op_type})"
+        if node.domain or node.op_type not in OPERATORS:
+            raise UnsupportedError(f"{told}: compilers for NPUs do not have this operator")
+        for value in (*node.inputs, *node.outputs):
+            if value is None:
+                continue
+            if value.shape is None or not value.shape.is_static() or len(value.shape) > MOST_AXES:
+                raise UnsupportedError(
+                    f"{told}: {value.name} has shape {value.shape}, expected at most {MOST_AXES} axes"
+                )
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+                largest = float(np.abs(tensor.numpy()).max(initial=0))
+                if not largest <= LARGEST:
+                    raise UnsupportedError(f"{told}: {value.name} has {largest:g}, but float16 ends at {LARGEST:g}")

@@ -1,0 +1,332 @@
+"""The encoder and the CTC head of a bundle as one graph of fixed shape, `static.onnx`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from u2moe.export.joining import Joined, joined, joined_model
+from u2moe.export.profiles.folding import folded
+from u2moe.runtime.bundle.contract import MOE_DOMAIN, Cache
+from u2moe.runtime.bundle.functions import plain_name
+from u2moe.runtime.bundle.manifest import MASKED, StaticForm, StaticHistory, StaticRate, step_of
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.errors import UnsupportedError
+from u2moe.runtime.graph.attention import END, PositionUse
+from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.convolution import DepthwiseConvolution, OverTime, TimeConvolution
+from u2moe.runtime.graph.dispatch import mixture_of
+from u2moe.runtime.graph.fixed import FixedHeads, fixed_convolution, fixed_mixture
+
+Array = npt.NDArray[Any]
+MOST_EXPERTS_OF_A_FRAME = 4
+_ATTENTIONS: Mapping[str, PositionUse] = {
+    "CachedAttention": "",
+    "RotaryCachedAttention": "rotary",
+    "DistanceCachedAttention": "distance",
+}
+_CONVOLUTIONS: Mapping[str, type[OverTime]] = {
+    "CachedConvolution": TimeConvolution,
+    "CachedDepthwiseConvolution": DepthwiseConvolution,
+}
+
+
+class StaticGraph:
+    """The encoder of a bundle, what was found out about it, and its form with fixed shapes.
+
+    The layers that carry caches, the mixtures, the masks and the positions are built anew; all else is taken as it is,
+    and what then depends on no input is folded.
+
+    Attributes:
+        form: the shapes of the graph.
+        starts: caches of fixed size before the first chunk, in the shape of the graph.
+
+    Args:
+        bundle: its bundle.
+        form: chunks and first position; the rest is found out.
+
+    Raises:
+        UnsupportedError: the encoder cannot have a fixed shape; says why.
+    """
+
+    def __init__(self, bundle: Bundle, form: StaticForm) -> None:
+        self.bundle = bundle
+        self.config = bundle.manifest.model
+        self._encoder = ir.load(bundle.path / "encoder.onnx")
+        self._nodes = list(self._encoder.graph)
+        if learned := [node.name for node in self._nodes if "learned positions" in str(node.name)]:
+            raise UnsupportedError(f"{bundle.path}: {learned[0]}: learned positions end, and so have no fixed shape")
+        self._reads = {value: str(value.name) for value in self._encoder.graph.inputs}
+        self._histories = {
+            cache.name: self._history(cache.name) for cache in self.config.caches if cache.time_axis is None
+        }
+        self._masks = {_step(_visible(node)): node for node in self._nodes if _is_mask(node)}
+        self._encodings = self._calls_of_positions()
+        self.form = replace(
+            form,
+            rates=tuple(
+                StaticRate(
+                    step=step,
+                    mask=_named("mask", step),
+                    positions=_named("positions", step) if step in self._encodings else "",
+                )
+                for step in sorted(self._masks)
+            ),
+            frequencies=next((self._frequencies(call) for call in self._encodings.values()), ()),
+            interleaved=all(_kind(call) == "Sinusoids" for call in self._encodings.values()),
+            histories=tuple(
+                StaticHistory(cache=name, start=f"{name}0.npy", steps=self._steps(nodes))
+                for name, nodes in self._histories.items()
+            ),
+        )
+        self.starts = {cache.name: self._start(cache) for cache in self.config.caches if cache.name in self._histories}
+
+    def model(self, metadata: Mapping[str, str]) -> ir.Model:
+        """The graph, folded."""
+        contract = self.form.graph(self.config)
+        return folded(joined_model(contract, "static", self.config.axis, dict(metadata), self._body))
+
+    def _body(self, g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
+        self._g, self._inputs, form, caches = g, inputs, self.form, self.config.caches
+        for rate in form.rates:
+            self._mask(self._masks[rate.step], inputs[rate.mask])
+            if rate.positions:
+                _replace(self._encodings[rate.step].outputs[0], inputs[rate.positions])
+        pieces = {cache.name: self._split(cache) for cache in caches}
+        for node in self._nodes:
+            with g.scope(str(node.name)):
+                self._rebuild(node, pieces)
+        following = {f"r_{cache.name}": self._next(cache) for cache in caches}
+        feeds = {cache.name: g.constant([0]) for cache in caches}  # nothing reads them now
+        feeds["chunk"] = inputs["chunk"]
+        feeds["chunk_lens"] = g.constant([self.config.num_features(form.chunk_size)])
+        feeds["offset"] = g.constant([form.first_position])
+        feeds["required_cache_size"] = g.constant(np.array(form.chunk_size * form.num_left_chunks, np.int64))
+        results, parts = joined(self.bundle, feeds, self._encoder)
+        return {**results, **following}, parts
+
+    def _calls_of_positions(self) -> dict[int, ir.Node]:
+        """The calls whose encodings become inputs of the graph, by the steps of their rates.
+
+        What rotates depends on distances alone, so that its positions may be any.
+        """
+        is_rotary = any(_kind(node) == "RotaryCachedAttention" for node in self._nodes)
+        kinds = ("Sinusoids",) if is_rotary else ("Sinusoids", "SinesAndCosines")
+        return {_step(_value(node.inputs[0])): node for node in self._nodes if _kind(node) in kinds}
+
+    def _frequencies(self, call: ir.Node) -> tuple[float, ...]:
+        """The constant of the function."""
+        for node in self._encoder.functions[call.op_identifier()]:
+            if node.op_type == "Constant":
+                value = node.attributes["value"].as_tensor().numpy()
+                if value.dtype == np.float32:
+                    return tuple(value.ravel().tolist())
+        raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies")
+
+    def _history(self, cache: str) -> list[ir.Node]:
+        """The nodes that put into a cache what stands for frames before the first."""
+        (value,) = (value for value, name in self._reads.items() if name == cache)
+        found = [
+            node
+            for transposed in _readers(value)
+            if transposed.op_type == "Transpose"
+            for node in _readers(transposed.outputs[0])
+        ]
+        self._reads |= {node.outputs[0]: cache for node in found}
+        return found
+
+    def _steps(self, histories: list[ir.Node]) -> tuple[int, ...]:
+        """The step of each block."""
+        steps = {
+            _row(reader, node.outputs[0]): _step(_origin(node.inputs[0], "Unsqueeze", "GreaterOrEqual"))
+            for node in histories
+            for reader in _readers(node.outputs[0])
+        }
+        return tuple(steps[row] for row in sorted(steps))
+
+    def _start(self, cache: Cache) -> Array:
+        value, (channels, past) = _value(self._histories[cache.name][0].inputs[2]), cache.shape
+        if value.const_value is None:  # some blocks of all
+            source, first, last, *_ = _producer(value).inputs
+            frames = _array(source)[_number(first) : _number(last)]
+        else:
+            frames = _array(value)
+        start = np.broadcast_to(frames[:, 0], (cache.num_blocks, past, channels)).astype(np.float32)
+        return start.reshape(self.form.cache_shape(self.config, cache))
+
+    def _split(self, cache: Cache) -> Sequence[ir.Value]:
+        """The part of each block of a cache."""
+        num, value = cache.num_blocks, self._inputs[cache.name]
+        sizes = [self.form.cache_shape(self.config, cache)[1] // num] * num
+        return self._g.ops("Split", value, sizes, axis=1, num_outputs=num) if num > 1 else [value]
+
+    def _mask(self, node: ir.Node, mask: ir.Value) -> None:
+        """The bias of scores is an input; whether frames exist, which some encoders multiply by, follows from it."""
+        g = self._g
+        for reader in _readers(_origin(node.inputs[0], "Unsqueeze")):
+            if reader.op_type == "Cast":
+                exists = g.op("Add", g.op("Div", g.op("Squeeze", mask, [1, 2]), -MASKED), 1.0)
+                _replace(reader.outputs[0], exists)
+        _replace(node.outputs[0], mask)
+
+    def _rebuild(self, node: ir.Node, pieces: Mapping[str, Sequence[ir.Value]]) -> None:
+        """Replace what a layer that has another form here gives."""
+        g, kind = self._g, _kind(node)
+        read = next((value for value in node.inputs if value in self._reads), None)
+        if (mixture := mixture_of(node)) is not None:
+            if mixture.top_k > MOST_EXPERTS_OF_A_FRAME:
+                raise UnsupportedError(
+                    f"{self.bundle.path}: {node.name}: top_k is {mixture.top_k}: in a graph of fixed shape a frame has "
+                    f"at most {MOST_EXPERTS_OF_A_FRAME} experts"
+                )
+            x, gate, *weights = (_value(each) for each in node.inputs)
+            _replace(node.outputs[0], fixed_mixture(g, mixture, x, gate, weights))
+        elif read is None:
+            return
+        elif kind == "Shape":
+            caches = {cache.name: cache for cache in self.config.caches}
+            if self._reads[read] in caches:
+                cache = caches[self._reads[read]]
+                shape = self.form.cache_shape(self.config, cache)
+                past = cache.shape[1] if cache.time_axis is None else shape[2]
+                _replace(node.outputs[0], g.constant([past]))
+        elif kind in (*_ATTENTIONS, *_CONVOLUTIONS, "Gather"):
+            piece = pieces[self._reads[read]][_row(node, read)]
+            found = (piece,) if kind == "Gather" else self._layer(node, kind, piece, self._reads[read])
+            for old, new in zip(node.outputs, found, strict=True):
+                _replace(old, new)
+
+    def _layer(self, node: ir.Node, kind: str, past: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+        """An attention or a convolution that reads a cache, and what is cached of it."""
+        attributes: dict[str, Any] = {key: each.value for key, each in node.attributes.items()}
+        inputs = [_value(each) for each in node.inputs]
+        if kind in _CONVOLUTIONS:
+            attributes |= {key: bool(attributes[key]) for key in ("bias", "norm") if key in attributes}
+            return fixed_convolution(self._g, _CONVOLUTIONS[kind](**attributes), inputs, past)
+        query, key_value, _, _, _, bias, *positions = inputs
+        use: PositionUse = "relative" if attributes.pop("relative", 0) else _ATTENTIONS[kind]
+        step = next(step_of(self.config, cache) for cache in self.config.caches if cache.name == name)
+        frames = {"past": self.form.left_frames(self.config, step), "time": self.form.frames(self.config, step)}
+        heads = FixedHeads(**attributes, **frames)
+        return heads.attend(self._g, query, key_value, past, bias, use, positions)
+
+    def _next(self, cache: Cache) -> ir.Value:
+        """A cache for the next chunk."""
+        g = self._g
+        (output,) = (value for value in self._encoder.graph.outputs if value.name == f"r_{cache.name}")
+        if cache.time_axis is None:
+            blocks = _producer(_origin(output, "Identity", "Transpose")).inputs
+            return g.op("Concat", *map(_without_axis, blocks), axis=1)
+        new = g.op("Concat", *map(_without_axis, _producer(_origin(output, "Identity")).inputs[2:]), axis=1)
+        step = step_of(self.config, cache)
+        time, left = self.form.frames(self.config, step), self.form.left_frames(self.config, step)
+        if left <= time:
+            return new
+        return g.op("Concat", g.op("Slice", self._inputs[cache.name], [time], [END], [2]), new, axis=2)
+
+
+def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[str, str]) -> ir.Model:
+    """The decoder of a bundle with axes of these sizes, folded."""
+    decoder, config = ir.load(bundle.path / "decoder.onnx"), bundle.manifest.model
+    contract = next(graph for graph in config.graphs() if graph.name == "decoder")
+
+    def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
+        for node in list(decoder.graph):
+            if (mixture := mixture_of(node)) is not None:
+                with g.scope(str(node.name)):
+                    x, gate, *weights = (_value(each) for each in node.inputs)
+                    _replace(node.outputs[0], fixed_mixture(g, mixture, x, gate, weights))
+        for value in decoder.graph.inputs:
+            _replace(value, inputs[str(value.name)])
+        return {str(value.name): value for value in decoder.graph.outputs}, (decoder,)
+
+    def axis(name: str | int) -> int | None:
+        return {**sizes, "length_and_eos": sizes["length"] + 1}.get(str(name), config.axis(name))
+
+    return folded(joined_model(contract, "decoder_fixed", axis, dict(metadata), body))
+
+
+def _named(name: str, step: int) -> str:
+    return name if step == 1 else f"{name}_{step}"
+
+
+def _kind(node: ir.Node) -> str:
+    """The operator, or the name of a function without its number."""
+    return plain_name(node.op_type) if node.domain == MOE_DOMAIN else node.op_type
+
+
+def _is_mask(node: ir.Node) -> bool:
+    """Whether it turns "exists" into what is added to scores."""
+    lowest = _value(node.inputs[2]).const_value if node.op_type == "Where" else None
+    return (
+        lowest is not None and lowest.dtype == ir.DataType.FLOAT and lowest.size == 1 and lowest.numpy().item() < -1e3
+    )
+
+
+def _visible(mask: ir.Node) -> ir.Value:
+    """The positions of which a mask says whether they exist."""
+    return _origin(mask.inputs[0], "Unsqueeze", "And", "Less")
+
+
+def _step(positions: ir.Value) -> int:
+    """Frames from one of these positions to the next."""
+    source = _producer(_producer(positions).inputs[1])
+    return _number(source.inputs[1]) if source.op_type == "Mul" else 1
+
+
+def _row(reader: ir.Node, cache: ir.Value) -> int:
+    """The block whose part of a cache a node reads."""
+    return _number(reader.inputs[list(reader.inputs).index(cache) + 1])
+
+
+def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
+    """What a value was made from, by these operators, the last of them first."""
+    for operator in operators:
+        node = _producer(value)
+        if node.op_type != operator:
+            raise UnsupportedError(f"{node.name}: is {node.op_type}, expected {operator}: export the bundle again")
+        value = node.inputs[0]
+    return _value(value)
+
+
+def _without_axis(value: ir.Value | None) -> ir.Value:
+    """What is cached of a layer, without the axis of blocks, which layers in their fixed form do not have."""
+    node = _value(value).producer()
+    return _value(node.inputs[0] if node is not None and node.op_type == "Unsqueeze" else value)
+
+
+def _producer(value: ir.Value | None) -> ir.Node:
+    node = None if value is None else value.producer()
+    if node is None:
+        raise UnsupportedError(f"{value}: is computed by no node: export the bundle again")
+    return node
+
+
+def _value(value: ir.Value | None) -> ir.Value:
+    if value is None:
+        raise UnsupportedError("an input is missing: export the bundle again")
+    return value
+
+
+def _array(value: ir.Value | None) -> Array:
+    tensor = _value(value).const_value
+    if tensor is None:
+        raise UnsupportedError(f"{value}: is no constant: export the bundle again")
+    return tensor.numpy()
+
+
+def _number(value: ir.Value | None) -> int:
+    return int(_array(value).item())
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    return [use.node for use in value.uses()]
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    ir.convenience.replace_all_uses_with(old, new)

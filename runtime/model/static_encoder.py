@@ -1,0 +1,197 @@
+"""The encoder of a bundle of fixed shape: feeds chunks of streams to `static.onnx`, or to somebody's own runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from io import BytesIO
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.bundle.files import BundleFiles
+from u2moe.runtime.bundle.manifest import MASKED, ModelConfig, StaticForm, StaticHistory, StaticRate, step_of
+from u2moe.runtime.errors import BundleError, ProviderError, StreamError
+from u2moe.runtime.model.encoder import Caches, Encoder
+from u2moe.runtime.model.session import Session
+
+Array = npt.NDArray[Any]
+
+
+class Runner(Protocol):
+    """Runs the graph `static.onnx` in whatever form a device has it."""
+
+    def run(self, inputs: dict[str, npt.NDArray[np.float32]], /) -> Mapping[str, npt.NDArray[np.float32]]:
+        """All outputs by name for all inputs by name; both as `static.json` lists them."""
+        ...
+
+
+class StaticEncoder(Encoder):
+    """As `Encoder`, for chunks of one size with a left context of fixed size; computes log-probabilities, too.
+
+    Caches have the layout of other bundles between calls, so that streams come and go as ever. Each stream of a batch
+    is a run of its own.
+
+    Args:
+        runner: runs the graph.
+        config: the model's; `form`: its shapes.
+        files: of the bundle, with the caches before the first chunk.
+    """
+
+    def __init__(self, runner: Runner, config: ModelConfig, form: StaticForm, files: BundleFiles) -> None:
+        self.runner = runner
+        self.config = config
+        self.form = form
+        self.starts = _read_starts(files, config, form)
+        self._outputs = {
+            tensor.name: tuple(config.axis(axis) for axis in tensor.axes) for tensor in form.graph(config).outputs
+        }
+        self._rate = config.subsampling_rate // config.frame_reduction
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """See `Encoder`."""
+        return (self.runner,) if isinstance(self.runner, Session) else ()
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """See `Encoder`; of a runner of somebody else, its name."""
+        return self.runner.providers if isinstance(self.runner, Session) else (type(self.runner).__name__,)
+
+    def step(
+        self,
+        chunk: npt.NDArray[np.float32],
+        caches: Caches,
+        *,
+        required_cache_size: int,  # noqa: ARG002 - it is that of the form
+        chunk_lens: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[npt.NDArray[np.float32], Caches]:
+        """See `Encoder`; the caches also hold the log-probabilities [batch, time, vocab]."""
+        rows = []
+        for row, features in enumerate(chunk):
+            length = len(features) if chunk_lens is None else int(chunk_lens[row])
+            own = {name: np.asarray(tensor[:, row]) for name, tensor in caches.tensors.items()}
+            rows.append(self._one(features[:length], int(caches.offset[row]), own))
+        found = {name: np.stack([outputs[name] for outputs, _ in rows], axis=1) for name in rows[0][0]}
+        following = replace(
+            caches,
+            offset=np.array([offset for _, offset in rows], np.int64),
+            tensors={name: found[f"r_{name}"] for name in caches.tensors},
+            log_probs=found["log_probs"][0],
+        )
+        output: npt.NDArray[np.float32] = found["output"][0]
+        return output, following
+
+    def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # noqa: ARG002 - no chunk
+        """Fails: the graph has chunks of one size."""
+        raise StreamError(f"this bundle has chunks of {self.form.chunk_size} frames alone: it has no full context")
+
+    def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
+        """Outputs for a window [frames, mel] of one stream, caches as [blocks, ...], and its next offset."""
+        config = self.config
+        frames = (len(features) - config.window) // self._rate + 1
+        position = self.position(offset, frames)
+        given = self.runner.run(self.feeds(features, position, tensors))
+        found = {name: _checked(name, given.get(name), shape) for name, shape in self._outputs.items()}
+        outputs = {name: found[name] for name in ("log_probs", "output")}
+        outputs |= {f"r_{name}": self._taken(found[f"r_{name}"], tensor) for name, tensor in tensors.items()}
+        return outputs, position // config.frame_reduction + -(-frames // config.frame_reduction)
+
+    def position(self, offset: int, frames: int) -> int:
+        """The position of a chunk of `frames` after the subsampling, as `contract.encoder` says of `next_offset`."""
+        reduction = self.config.frame_reduction
+        offset, limit, base = (
+            each * reduction for each in (offset, self.config.max_position, self.form.first_position)
+        )
+        if offset + frames <= limit:
+            return offset
+        if offset <= limit:
+            return min(offset, base)
+        return base + (offset - limit // frames * frames) % max((limit - base) // frames * frames, 1)
+
+    def feeds(self, features: Array, position: int, tensors: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+        """The inputs of the graph by name, in its order.
+
+        Args:
+            features: the window [frames, mel], shorter at the end of a stream.
+            position: of the chunk, in frames after the subsampling.
+            tensors: caches as other bundles have them [blocks, ...]; keys and values may be fewer than the graph has.
+        """
+        config, form = self.config, self.form
+        chunk = np.zeros((1, config.num_features(form.chunk_size), config.feature_size), np.float32)
+        chunk[0, : len(features)] = features
+        feeds = {"chunk": chunk}
+        num_frames = (len(features) - config.window) // self._rate + 1
+        cached = {step_of(config, each): tensors[each.name] for each in config.caches if each.time_axis is not None}
+        for rate in form.rates:
+            feeds |= self._of_rate(rate, position, num_frames, cached[rate.step].shape[-2])
+        for history in form.histories:
+            feeds[history.cache] = self._history(history, tensors[history.cache], position)
+        for cache in config.caches:
+            shape, tensor = form.cache_shape(config, cache), tensors[cache.name]
+            if cache.time_axis is None:
+                continue
+            feeds[cache.name] = np.zeros(shape, np.float32)
+            kept = tensor[..., max(tensor.shape[-2] - shape[2], 0) :, :]
+            feeds[cache.name][:, :, shape[2] - kept.shape[-2] :] = kept.reshape(1, shape[1], *kept.shape[-2:])
+        return {tensor.name: feeds[tensor.name] for tensor in form.graph(config).inputs}
+
+    def _of_rate(self, rate: StaticRate, position: int, num_frames: int, num_cached: int) -> dict[str, Array]:
+        """Mask and positions of the keys of one rate."""
+        left, own = self.form.left_frames(self.config, rate.step), self.form.frames(self.config, rate.step)
+        places = np.arange(-left, own)
+        positions = position + places * rate.step
+        exists = (positions >= 0) & (places >= -num_cached) & (places < -(-num_frames // rate.step))
+        feeds = {rate.mask: np.where(exists, 0, MASKED).astype(np.float32)[np.newaxis, np.newaxis, np.newaxis]}
+        if rate.positions:
+            angles = positions.astype(np.float32)[:, np.newaxis] * np.array(self.form.frequencies, np.float32)
+            waves = np.stack([np.sin(angles), np.cos(angles)], axis=2 if self.form.interleaved else 1)
+            feeds[rate.positions] = waves.reshape(1, len(places), -1)
+        return feeds
+
+    def _history(self, history: StaticHistory, tensor: Array, position: int) -> Array:
+        """The frames before a chunk, in the graph's shape; what stands for those before the first is in the bundle."""
+        blocks, channels, past = tensor.shape
+        steps = np.array(history.steps)[:, np.newaxis]
+        exists = position + np.arange(-past, 0) * steps >= 0
+        start = self.starts[history.cache].reshape(blocks, past, channels)
+        frames = np.where(exists[..., np.newaxis], tensor.transpose(0, 2, 1), start)
+        return frames.reshape(1, blocks * past, channels)
+
+    def _taken(self, found: Array, tensor: Array) -> Array:
+        """A cache of the graph as other bundles have it, without frames that do not exist; `tensor`: the one before."""
+        if found.ndim == 3:
+            return found.reshape(len(tensor), -1, tensor.shape[1]).transpose(0, 2, 1)
+        left = found.shape[2]
+        num_kept = min(tensor.shape[-2] + left // self.form.num_left_chunks, left)
+        return found.reshape(*tensor.shape[:2], *found.shape[2:])[..., left - num_kept :, :]
+
+
+def _checked(name: str, value: object, shape: tuple[int | None, ...]) -> Array:
+    """An output of a runner, if it is as the contract says."""
+    array = np.asarray(value)
+    if value is None or array.dtype != np.float32 or array.shape != shape:
+        seen = "nothing" if value is None else f"{array.dtype} {list(array.shape)}"
+        raise ProviderError(f"static: output {name}: found {seen}, expected float32 {list(shape)}")
+    return array
+
+
+def _read_starts(files: BundleFiles, config: ModelConfig, form: StaticForm) -> dict[str, npt.NDArray[np.float32]]:
+    """The caches before the first chunk, by name.
+
+    Raises:
+        BundleError: not an array of numpy, or of another type or shape.
+    """
+    starts, caches = {}, {cache.name: cache for cache in config.caches}
+    for history in form.histories:
+        shape = form.cache_shape(config, caches[history.cache])
+        where = files.folder / history.start
+        try:
+            array = np.load(BytesIO(files.read(history.start, 1 << 30)), allow_pickle=False)
+        except ValueError as error:
+            raise BundleError(f"{where}: is no array of numpy: {error}") from error
+        if array.dtype != np.float32 or array.shape != shape:
+            raise BundleError(f"{where}: found {array.dtype} {list(array.shape)}, expected float32 {list(shape)}")
+        starts[history.cache] = array
+    return starts

@@ -1,0 +1,368 @@
+"""Bundles of fixed shape against the bundles that they were made from."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from wenet_directories import write_configuration
+
+from u2moe.export import convert_static
+from u2moe.export.profiles import folding
+from u2moe.export.profiles.calibration import damage
+from u2moe.export.profiles.folding import OPERATORS, check_fixed
+from u2moe.runtime import (
+    AudioError,
+    Bundle,
+    DecodingOptions,
+    EndpointConfig,
+    EndpointRule,
+    ParityError,
+    ProviderError,
+    Recognizer,
+    StreamError,
+    UnsupportedError,
+)
+from u2moe.runtime.bundle.mixture import Mixture
+from u2moe.runtime.bundle_writer import write_manifest
+from u2moe.runtime.cli import main
+from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.dispatch import float_mixture
+from u2moe.runtime.graph.fixed import fixed_mixture
+
+CHUNKS = {"chunk_size": 16, "num_left_chunks": 2}
+RULES = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.2))
+DYNAMIC = DecodingOptions(**CHUNKS, endpoint=RULES)
+ENDS = DecodingOptions(endpoint=RULES)
+
+
+@pytest.fixture(scope="module")
+def static(exported, tmp_path_factory):
+    """A function from the name of a golden network to the folder of its bundle of fixed shape, made once."""
+    folders = {}
+
+    def convert(name):
+        if name not in folders:
+            folder = tmp_path_factory.mktemp(name) / "static"
+            folders[name] = convert_static(exported(name), folder, **CHUNKS).path
+        return folders[name]
+
+    return convert
+
+
+@pytest.fixture(scope="module")
+def folder(static):
+    return static("moe_tiny")
+
+
+def recognised(recognizer, sound, sizes, options):
+    """Tokens, text and times of every segment of streams that are decoded together, each fed in its own buffers."""
+    streams = [recognizer.create_stream(options) for _ in sizes]
+    segments = [[] for _ in sizes]
+    for turn in range(max(-(-len(sound) // size) for size in sizes) + 1):
+        for stream, size in zip(streams, sizes, strict=True):
+            if turn * size < len(sound):
+                stream.accept_waveform(16_000, sound[turn * size : (turn + 1) * size])
+            elif (turn - 1) * size < len(sound):
+                stream.input_finished()
+        recognizer.decode_streams(streams)
+        for found, stream in zip(segments, streams, strict=True):
+            found.extend(stream.take_segments())
+    return [[(each.tokens, each.text, each.times) for each in own] for own in segments]
+
+
+@pytest.mark.parametrize("network", ["moe_tiny", "dense_tiny"])
+@pytest.mark.parametrize("search", ["attention_rescoring", "ctc_prefix_beam", "attention"])
+def test_texts_are_those_of_the_bundle(static, exported, sound, network, search):
+    """In all splits, alone and together with other streams, and where utterances end within a chunk."""
+    options = dataclasses.replace(DYNAMIC, search=search)
+    expected = recognised(Recognizer.from_pretrained(exported(network)), sound, [len(sound)], options)[0]
+    assert len(expected) > 1
+    fixed = Recognizer.from_pretrained(static(network))
+    found = recognised(fixed, sound, [4000, 1601, len(sound), 16_000], dataclasses.replace(ENDS, search=search))
+    assert found == [expected] * 4
+    recording = fixed.transcribe(sound, 16_000, options=dataclasses.replace(ENDS, search=search)).segments
+    assert [(each.tokens, each.text, each.times) for each in recording] == expected
+
+
+def test_runner_of_somebody_else(folder, sound):
+    """Gets every input in the stated shape; its outputs are what is recognised."""
+    stated = json.loads((folder / "static.json").read_text())
+    session = onnxruntime.InferenceSession(folder / "static.onnx")
+    shapes = {each["name"]: tuple(each["shape"]) for each in stated["inputs"]}
+    calls = []
+
+    class Board:
+        def run(self, inputs):
+            assert {name: array.shape for name, array in inputs.items()} == shapes
+            assert all(array.dtype == np.float32 for array in inputs.values())
+            calls.append(1)
+            return dict(zip([each["name"] for each in stated["outputs"]], session.run(None, inputs), strict=True))
+
+    recognizer = Recognizer.load(folder, runner=Board())
+    assert (
+        recognizer.transcribe(sound, 16_000).text == Recognizer.from_pretrained(folder).transcribe(sound, 16_000).text
+    )
+    assert len(calls) > 5
+    assert recognizer.model.providers == ("Board",)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda found: found | {"log_probs": found["log_probs"][:, :3]}, r"output log_probs: found float32 \[1, 3, "),
+        (
+            lambda found: found | {"r_att_cache": found["r_att_cache"].astype(np.float16)},
+            "output r_att_cache: found float16",
+        ),
+        (lambda found: {"output": found["output"]}, "output log_probs: found nothing"),
+    ],
+)
+def test_outputs_of_a_runner_are_checked(folder, sound, change, told):
+    session = onnxruntime.InferenceSession(folder / "static.onnx")
+    names = [each.name for each in session.get_outputs()]
+
+    class Board:
+        def run(self, inputs):
+            return change(dict(zip(names, session.run(names, inputs), strict=True)))
+
+    with pytest.raises(ProviderError, match=told):
+        Recognizer.load(folder, runner=Board()).transcribe(sound, 16_000)
+
+
+def test_other_chunks_are_refused(folder, bundle):
+    recognizer = Recognizer.from_pretrained(folder)
+    for options in (DecodingOptions(chunk_size=8), DecodingOptions(chunk_size=16, num_left_chunks=3)):
+        with pytest.raises(StreamError, match="chunks of 16 frames and 2 chunks of left context"):
+            recognizer.create_stream(options)
+    with pytest.raises(ValueError, match="runner is for a bundle of fixed shape"):
+        bundle.load(runner=recognizer.model.encoder.runner)
+
+
+OTHERS = (
+    "efficient_conformer_stream_three_rates",
+    "e_branchformer_moe",
+    "squeezeformer",
+    "rope_gqa_moe",
+    "shaw_moe",
+    "stack_n_frames_whisper_positions",
+    "moe_top_3",
+)
+"""Encoders with frame rates, caches, attention, positions and mixtures that the golden networks do not have."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("multiple", "left"), [(1, 3), (5, 1)])
+def test_other_encoders(name, multiple, left, export_quickly, tmp_path):
+    """Small chunks, whose history is longer than they are, and odd ones as long as their left context."""
+    bundle = Bundle.open(export_quickly(write_configuration(name, tmp_path / "checkpoint"), tmp_path / "bundle"))
+    size = multiple * bundle.manifest.model.chunk_multiple
+    written = convert_static(bundle.path, tmp_path / "static", chunk_size=size, num_left_chunks=left)
+    assert {item.tensor for item in written.report.comparisons} > {"log_probs", "output", "r_att_cache"}
+    graph = onnxruntime.InferenceSession(tmp_path / "static" / "static.onnx")
+    assert all(isinstance(axis, int) for value in graph.get_inputs() + graph.get_outputs() for axis in value.shape)
+
+
+def test_a_wrong_weight_is_found(bundle, tmp_path, monkeypatch):
+    """And nothing is written."""
+    folded = folding.folded
+
+    def damaged(model, feeds=None):
+        result = folded(model, feeds)
+        for name, value in result.graph.initializers.items():
+            if name == "encoder.encoders.1.conv_module.pointwise_conv2.weight":
+                value.const_value = ir.tensor(value.const_value.numpy() * 1.01, name=name)
+        return result
+
+    monkeypatch.setattr("u2moe.export.profiles.static_graph.folded", damaged)
+    with pytest.raises(ParityError, match="stream from position 0, last chunk of 1: output: largest difference"):
+        convert_static(bundle.path, tmp_path / "static")
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_have_a_fixed_shape(bundle, quantized, folder, export_quickly, tmp_path):
+    def refused(source, told, **options):
+        with pytest.raises((UnsupportedError, ValueError), match=told):
+            convert_static(source, tmp_path / "static", **options)
+        assert not (tmp_path / "static").exists()
+
+    refused(quantized("int8").path, "quantization: weights are .*int8.*made from a bundle in float32")
+    refused(folder, r"model\.static: is of fixed shape already")
+    refused(bundle.path, "num_left_chunks must be", num_left_chunks=0)
+    refused(bundle.path, "chunk_size must be at least 1", chunk_size=0)
+    for name, told in (
+        ("not_causal", "model.streaming: this encoder was trained for full context"),
+        ("learned_positions", "encoder/embed/.*: learned positions end"),
+    ):
+        checkpoint = write_configuration(name, tmp_path / name)
+        refused(export_quickly(checkpoint, tmp_path / f"{name}.bundle"), told)
+
+
+def mixture_session(build, num_experts, weights):
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(1, 7, 6))
+    g = GraphBuilder("mixture")
+    values = [g._tape.initializer(ir.tensor(array, name=name)) for name, array in weights.items()]
+    y = build(g, x, values)
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [x], [y], nodes=g._tape.nodes, initializers=g._tape.initializers, opset_imports={"": 18, "u2moe": 1}
+    )
+    model = ir.Model(graph, ir_version=8, functions=list(g.functions.values()))
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("num_experts", "top_k"), [(1, 1), (2, 1), (3, 2), (4, 4), (5, 3), (6, 4), (7, 1), (8, 2), (9, 4), (33, 4)]
+)
+def test_mixture_without_choosing(num_experts, top_k, bias):
+    """All experts as one layer give what the chosen ones give, for any number of them."""
+    random = np.random.default_rng(num_experts * 10 + top_k)
+    shapes = {"w1": (6, 5), "w1_bias": (5,), "w2": (5, 6), "w2_bias": (6,)}
+    shapes = {name: shape for name, shape in shapes.items() if bias or not name.endswith("bias")}
+    weights = {"gate": (6, num_experts)} | {
+        f"e{expert}_{name}": shape for expert in range(num_experts) for name, shape in shapes.items()
+    }
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in weights.items()}
+    mixture = Mixture(num_experts=num_experts, top_k=top_k, activation="swish", bias=bias)
+    sessions = [
+        mixture_session(lambda g, x, own: g.call(float_mixture(mixture), x, *own)[0], num_experts, weights),
+        mixture_session(lambda g, x, own: fixed_mixture(g, mixture, x, own[0], own[1:]), num_experts, weights),
+    ]
+    x = random.standard_normal((1, 7, 6)).astype(np.float32)
+    expected, found = (session.run(None, {"x": x})[0] for session in sessions)
+    assert np.abs(found - expected).max() < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [
+        (lambda g, x: g.op("Cast", x, to=ir.DataType.FLOAT16), r"node Cast \(Cast\): compilers for NPUs do not have"),
+        (lambda g, x: g.op("Add", x, 1e6), r"node Add \(Add\): .* has 1e\+06, but float16 ends at 65504"),
+        (lambda g, x: g.op("Add", x, float("nan")), r"node Add \(Add\): .* has nan"),
+        (lambda g, x: g.op("Unsqueeze", x, [0, 1]), r"node Unsqueeze \(Unsqueeze\): .* expected at most 4 axes"),
+    ],
+)
+def test_what_compilers_refuse_is_named(nodes, told):
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(1, 2, 3))
+    g = GraphBuilder("odd")
+    y = nodes(g, x)
+    graph = ir.Graph([x], [y], nodes=g._tape.nodes, initializers=g._tape.initializers, opset_imports={"": 18})
+    with pytest.raises(UnsupportedError, match=told):
+        check_fixed(folding.folded(ir.Model(graph, ir_version=8)), "odd")
+
+
+def test_graph_is_plain(folder):
+    """Operators of opset 17 alone, no function, names that say where they belong."""
+    model = ir.load(folder / "static.onnx")
+    assert model.graph.opset_imports == {"": 17}
+    assert not model.functions
+    assert {node.op_type for node in model.graph} <= OPERATORS
+    assert sum(node.name.startswith("encoder/encoders.0/") for node in model.graph) > 20
+    stated = json.loads((folder / "static.json").read_text())
+    assert {name for name in stated["float"] if "/router/" in name} <= {node.name for node in model.graph}
+    assert (stated["window"], stated["hop"], stated["left_frames"]) == (67, 64, 32)
+    assert np.load(folder / stated["first_caches"]["cnn_cache"]).any()
+
+
+def damaged(folder, target, file, change):
+    """A copy of a bundle with a file changed; digests are made anew."""
+    shutil.copytree(folder, target)
+    change(target / file)
+    write_manifest(target, Bundle.open(folder).manifest)
+    return target
+
+
+def with_input(name, operator, axes=None, dtype=ir.DataType.FLOAT, **attributes):
+    """Changes a graph to one that is right in itself, but has another input of this name."""
+
+    def change(file):
+        model = ir.load(file)
+        old = next(each for each in model.graph.inputs if each.name == name)
+        sizes = axes or tuple(old.shape)
+        node = ir.node(operator, [ir.val(name, dtype=dtype, shape=sizes)], attributes=attributes)
+        if operator == "Concat":
+            node = ir.node(operator, [node.inputs[0]] * 2, attributes=attributes)
+        node.outputs[0].name = "changed"
+        ir.convenience.replace_all_uses_with(old, node.outputs[0])
+        model.graph.inputs[list(model.graph.inputs).index(old)] = node.inputs[0]
+        model.graph.insert_before(model.graph[0], node)
+        ir.save(model, file)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("static.onnx", with_input("mask", "Concat", (1, 1, 1, 24), axis=3), "input mask: axis 48 is 24, expected 48"),
+        (
+            "static.onnx",
+            with_input("att_cache", "Cast", None, ir.DataType.FLOAT16, to=1),
+            r"input att_cache: type is tensor\(float16\), expected tensor\(float\)",
+        ),
+        ("cnn_cache0.npy", lambda file: np.save(file, np.zeros((1, 42, 64))), "cnn_cache0.npy: found float64"),
+        ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), "cnn_cache0.npy: is no array"),
+    ],
+)
+def test_damaged_folders(folder, file, change, told, tmp_path):
+    with pytest.raises(BundleError, match=told):
+        Bundle.open(damaged(folder, tmp_path / "damaged", file, change)).load()
+
+
+def test_command(bundle, tmp_path, capsys):
+    assert (
+        main(["convert", str(bundle.path), str(tmp_path / "out"), "--profile", "static", "--num-left-chunks", "2"]) == 0
+    )
+    assert "static.onnx" in capsys.readouterr().out
+    assert Bundle.open(tmp_path / "out").manifest.model.static.num_left_chunks == 2
+    assert main(["convert", str(bundle.path), str(tmp_path / "no"), "--profile", "offline", "--qdq", "a.wav"]) != 0
+    assert "--calibration and --qdq need --profile static" in capsys.readouterr().err
+    assert main(["convert", str(bundle.path), str(tmp_path / "no"), "--profile", "static", "--ort"]) != 0
+    assert "--ort is not for --profile static" in capsys.readouterr().err
+
+
+def test_quantized_for_qnn(bundle, clips, tmp_path):
+    """From recordings: chunks in both layouts, a graph that reads 16 bits but for the router, and what it changes."""
+    files = sorted(clips.glob("*.wav"))
+    written = convert_static(bundle.path, tmp_path / "out", **CHUNKS, recordings=files, qdq=True)
+    stated = json.loads((written.path / "static.json").read_text())
+    folder, inputs = written.path / "calibration", {each["name"]: each["shape"] for each in stated["inputs"]}
+    rows = [line.split() for line in (folder / "dataset.txt").read_text().splitlines()]
+    assert stated["calibration"] == len(rows) > 5
+    for index, (name, shape) in enumerate(inputs.items()):
+        stacked = np.load(folder / f"{name}.npy")
+        assert stacked.shape == (len(rows), *shape[1:])
+        assert all((np.load(folder / row[index]) == own).all() for row, own in zip(rows, stacked, strict=True))
+    assert not np.load(folder / rows[0][list(inputs).index("att_cache")]).any()
+    assert np.load(folder / rows[1][list(inputs).index("att_cache")]).any()
+    model = ir.load(written.path / "static_qdq.onnx")
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    assert len(quantizers) > 50
+    routers = [node for node in model.graph if "/router/" in node.name and node.op_type == "Max"]
+    assert routers
+    assert not any(value.producer().op_type == "DequantizeLinear" for node in routers for value in node.inputs)
+    assert stated["damage"]["mean_cosine"] > 0.99
+    assert stated["damage"]["same_best_tokens"] > 0.8
+    graph, sample = written.path / "static.onnx", {name: np.load(folder / f"3_{name}.npy") for name in inputs}
+    unchanged = damage(graph, graph, [sample], ["one two", "three"], ["one", "three"])
+    assert unchanged == pytest.approx(
+        {"least_cosine": 1, "mean_cosine": 1, "same_best_tokens": 1, "different_words": 1 / 3}
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"qdq": True}, ValueError, "qdq needs recordings"),
+        ({"recordings": ["none.wav"]}, AudioError, "none.wav"),
+    ],
+)
+def test_recordings_that_are_not_there(bundle, tmp_path, options, error, told):
+    with pytest.raises(error, match=told):
+        convert_static(bundle.path, tmp_path / "out", **options)
+    assert not any(tmp_path.iterdir())
