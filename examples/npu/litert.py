@@ -1,0 +1,71 @@
+"""A bundle of fixed shape with LiteRT (TensorFlow Lite), on a phone's CPU, GPU or NPU, as its delegates have it.
+
+python litert.py compile FOLDER                     # needs onnx2tf; writes static.tflite
+python litert.py run FOLDER recording.wav           # needs u2moe and ai-edge-litert
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+
+def compile_graph(folder: str) -> None:
+    """Write static.tflite in float32, every input as it is in the graph."""
+    stated = json.loads(Path(folder, "static.json").read_text())
+    names = [each["name"] for each in stated["inputs"]]
+    with tempfile.TemporaryDirectory() as target:
+        graph = str(Path(folder, "static.onnx"))
+        subprocess.run(["onnx2tf", "-i", graph, "-o", target, "-kat", *names, "-coion", "-n"], check=True)
+        shutil.copy(next(Path(target).glob("*_float32.tflite")), Path(folder, "static.tflite"))
+
+
+class LiteRtRunner:
+    """Runs static.tflite."""
+
+    def __init__(self, folder: str) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        stated = json.loads(Path(folder, "static.json").read_text())
+        self.interpreter = Interpreter(str(Path(folder, "static.tflite")))
+        self.interpreter.allocate_tensors()
+        # tensors are found by name: "serving_default_chunk:0"; outputs, whose names are lost, by shape
+        self.inputs = {each["name"]: each["index"] for each in self.interpreter.get_input_details()}
+        self.outputs = {each["name"]: tuple(each["shape"]) for each in stated["outputs"]}
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Outputs by name for inputs by name."""
+        for name, array in inputs.items():
+            (index,) = (
+                index
+                for found, index in self.inputs.items()
+                if found.split(":")[0].endswith(f"_{name}") or found == name
+            )
+            self.interpreter.set_tensor(index, array)
+        self.interpreter.invoke()
+        found = [self.interpreter.get_tensor(each["index"]) for each in self.interpreter.get_output_details()]
+        return {
+            name: next(value for value in found if value.shape == shape).astype(np.float32)
+            for name, shape in self.outputs.items()
+        }
+
+
+def main(command: str, folder: str, *rest: str) -> None:
+    """See above."""
+    if command == "compile":
+        compile_graph(folder)
+        return
+    from u2moe import Recognizer
+
+    print(Recognizer.load(folder, runner=LiteRtRunner(folder)).transcribe(rest[0]).text)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,65 @@
+"""A bundle of fixed shape on the NPU of a Rockchip board: compile on a PC, recognise there or on the board.
+
+python rockchip.py compile FOLDER rk3588 [int8]     # needs rknn-toolkit2
+python rockchip.py run FOLDER recording.wav         # needs u2moe, and rknn-toolkit-lite2 on the board
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+
+def compile_graph(folder: str, platform: str, *, quantize: bool = False) -> int:
+    """Write static.rknn, in float16 or in int8 as the recordings of `--calibration` say."""
+    from rknn.api import RKNN
+
+    rknn, place = RKNN(), Path(folder).absolute()
+    rknn.config(target_platform=platform)
+    done = rknn.load_onnx(model=str(place / "static.onnx"))
+    if quantize:
+        os.chdir(place / "calibration")  # where the files are that dataset.txt lists
+    done = done or rknn.build(do_quantization=quantize, dataset="dataset.txt" if quantize else None)
+    return done or rknn.export_rknn(str(place / "static.rknn"))
+
+
+class RockchipRunner:
+    """Runs the compiled graph. `simulated`: a PC's simulator of rknn-toolkit2, with this RKNN that has built it."""
+
+    def __init__(self, folder: str, simulated: Any = None) -> None:
+        stated = json.loads(Path(folder, "static.json").read_text())
+        self.outputs = {each["name"]: each["shape"] for each in stated["outputs"]}
+        self.rknn = simulated
+        if simulated is None:
+            from rknnlite.api import RKNNLite
+
+            self.rknn = RKNNLite()
+            if self.rknn.load_rknn(str(Path(folder, "static.rknn"))) != 0:
+                raise OSError(f"{folder}/static.rknn cannot be loaded")
+        if self.rknn.init_runtime() != 0:
+            raise OSError("the NPU does not start")
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Outputs by name for inputs by name."""
+        found = self.rknn.inference(inputs=list(inputs.values()), data_format=["nchw"] * len(inputs))
+        pairs = zip(self.outputs.items(), found, strict=True)
+        return {name: np.asarray(value, np.float32).reshape(shape) for (name, shape), value in pairs}
+
+
+def main(command: str, folder: str, *rest: str) -> None:
+    """See above."""
+    if command == "compile":
+        sys.exit(compile_graph(folder, rest[0], quantize="int8" in rest[1:]))
+    from u2moe import Recognizer
+
+    print(Recognizer.load(folder, runner=RockchipRunner(folder)).transcribe(rest[0]).text)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
