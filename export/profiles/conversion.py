@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -44,7 +45,7 @@ class Conversion:
     """
 
     path: Path
-    profile: Profile
+    profile: Profile | Literal["static"]
     files: tuple[str, ...]
     report: ParityReport
 

@@ -19,7 +19,7 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_model
 from u2moe.runtime.graph.features import fbank
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY
 
-Profile = Literal["streaming", "offline", "clip", "ort", "static"]
+Profile = Literal["streaming", "offline", "clip", "ort"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 EXTENSIONS = "ai.onnx.contrib"
