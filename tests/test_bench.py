@@ -300,7 +300,7 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
         bundles = [str(exported(name)) for name in ("moe_tiny", "dense_tiny")]
         assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == code
         out = capsys.readouterr().out
-        assert out.startswith(f"{text}\nmoe_tiny: RTF ")
+        assert out.startswith(f"{text}\nWhat each costs")
         last = "failed: time: 1.200 (95 %: 1.200 to 1.200), more than --fail-above 1.05"
         assert out.splitlines()[-1] == (last if code else "passed: all limits hold")
     ours["seconds"] = [1.5, 1.0, 4.0, 4.5]  # a tenth more, but by chance
