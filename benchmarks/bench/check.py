@@ -182,7 +182,7 @@ class Check:
         """The outputs of two models."""
         expected = self.outputs(beside)
         for name, array in self.outputs(model).items():
-            own = min(self.limit, PROBABLE) if name.startswith("probabilities") else self.limit
+            own = PROBABLE if self.limit is ROUNDED and name.startswith("probabilities") else self.limit
             yield compared(name + suffix, array, expected[name], limit or own)
 
     def graphs(self) -> Iterator[Found]:
