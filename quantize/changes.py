@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from u2moe.quantize.features import read_features
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.bundle_location import DEMO_FOLDER
+from u2moe.runtime.errors import ProviderError, QuantizationError
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
 
@@ -25,6 +28,8 @@ MOST_NATS, FEWEST_TOKENS = 0.01, 10
 NUM_NAMED, MEASURED_FRAMES, HEARD_FRAMES = 3, 400, 1500
 """Layers and recordings that are named, and feature frames on which layers are found; and those that are heard without
 a report."""
+CLIPS = DEMO_FOLDER / "clips"
+"""Recordings of the demo model, if it is installed."""
 NOISE_S, NUM_NOISES = 2, 3
 """Seconds of a piece of noise, and pieces."""
 
@@ -45,7 +50,7 @@ def what_changes(
     Args:
         models: in float32, and quantized.
         features: of recordings or of noise.
-        files: the recordings.
+        files: the recordings, which come before noise.
         noisy: features of the recordings with noise of half a step of 16 bits.
 
     Returns:
@@ -60,10 +65,49 @@ def what_changes(
     return changes
 
 
+@contextmanager
+def finite_numbers(where: str) -> Iterator[None]:
+    """Raise QuantizationError, whose message begins with `where`, for numbers that are not finite or not probabilities.
+
+    All weights of the bundles have been looked at: it is what graphs compute that is beyond their formats.
+    """
+    try:
+        yield
+    except ProviderError as error:
+        raise QuantizationError(f"{where}: {error}; all weights of the float32 bundle are finite") from error
+
+
+def check_runs(made: Bundle) -> None:
+    """Run each graph of a staged bundle for noise and, if they are installed, for the demo model's clips.
+
+    Raises:
+        QuantizationError: a graph gives numbers that are not finite.
+    """
+    model = made.load()
+    for file, frames in [*((Path("noise"), frames) for frames in noise(made.manifest)), *_clips(made)]:
+        output = model.encode(frames)
+        runs: dict[str, Callable[[], Array]] = {
+            "encoder": lambda: output,  # noqa: B023 - called at once
+            "ctc": lambda: model.ctc(output),  # noqa: B023
+            "decoder": lambda: np.stack(model.rescore(output, [[0, 1]])),  # noqa: B023
+        }
+        for graph in made.manifest.model.graphs():
+            with finite_numbers(f"{graph.file}, for {file.name}"):
+                if not np.isfinite(runs[graph.name]()).all():
+                    raise ProviderError("numbers that are not finite")
+
+
+def _clips(bundle: Bundle) -> list[tuple[Path, Array]]:
+    return read_features(bundle, sorted(CLIPS.glob("*.flac")), HEARD_FRAMES)
+
+
 def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ()) -> dict[str, Any]:
-    """As `what_changes` on files or, if there are none, on noise; with `layers` where both have the same ones."""
-    heard = read_features(source, files, HEARD_FRAMES)
-    features = [frames for _, frames in heard] or noise(source.manifest)
+    """As `what_changes` on files or, if there are none, on noise and the demo model's clips, if they are installed.
+
+    It has `layers` where both bundles have the same ones.
+    """
+    heard = read_features(source, files, HEARD_FRAMES) or _clips(source)
+    features = [*(frames for _, frames in heard), *(() if files else noise(source.manifest))]
     quantization = made.manifest.quantization
     changes = what_changes((source.load(), made.load()), features, [file for file, _ in heard])
     is_other = contract.PACKED in quantization or "calibration" in quantization  # whose channels are scaled
@@ -101,7 +145,8 @@ def describe_changes(changes: Mapping[str, Any]) -> list[str]:
     count = changes["recordings"]
     names = changes["heard"]
     shown = ", ".join(names[:NUM_NAMED]) + f" and {len(names) - NUM_NAMED} more" * (len(names) > NUM_NAMED)
-    heard = f"{count} recordings ({shown})" if names else f"{count} pieces of noise"
+    numbers = {f"recordings ({shown})": len(names), "pieces of noise": count - len(names)}
+    heard = " and ".join(f"{number} {kind}" for kind, number in numbers.items() if number)
     passes = ", ".join(
         f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
         for name, found in changes["changed_tokens"].items()

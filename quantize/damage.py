@@ -17,7 +17,7 @@ import numpy as np
 
 from u2moe.quantize.arithmetic import NOTHING
 from u2moe.quantize.comparison import Heard, combined_scores, first_divergence, hear, second_divergence
-from u2moe.quantize.observed import Array, Levels, SwitchedGraph, SwitchedSession, Values, observed_model
+from u2moe.quantize.observed import Array, Levels, SwitchedGraph, SwitchedSession, Values, observed_model, trim_memory
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.picture import bar_picture
 from u2moe.runtime.bundle_folder import Bundle
@@ -100,6 +100,7 @@ class DamageMeter:
             features: of recordings [frames, mel], each long enough for the encoder.
             journal: a file of measurements that are not made again, and to which new ones are added; None: none.
         """
+        trim_memory()
         self._manifest, self._features, self._journal = versions[0].manifest, features, journal
         self._known: dict[str, Any] = {}
         described = [*(repr(version.manifest.files) for version in versions), *(map(_digest, features))]
@@ -113,6 +114,12 @@ class DamageMeter:
         }
         self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}
         self.most = {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
+
+    def unload(self) -> None:
+        """Give memory back until the next measurement."""
+        for graph in self._graphs.values():
+            graph.keep()
+        trim_memory()
 
     def _measured(self, what: Any, measure: Callable[[], Any]) -> Any:
         """A measurement, out of the journal where it has it."""

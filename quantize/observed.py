@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import partial
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +22,6 @@ from u2moe.quantize.layers import layer_of, scope
 from u2moe.quantize.recipes import FORMATS
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED
 from u2moe.runtime.bundle.manifest import Manifest
-from u2moe.runtime.bundle.weight_formats import HALF
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import mixture_of
@@ -34,44 +35,30 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 Array = npt.NDArray[Any]
 
 
-def _quiet(num_threads: int = 0) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = num_threads, 3
-    options.enable_cpu_mem_arena = False  # which keeps what it once had
-    return options
+def trim_memory() -> None:
+    """Return what was freed to the system: glibc keeps it for the thread that had it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-class ObservedGraph:
+class PartGraph:
     """A graph as a session; it is loaded on its first run, when the types of its inputs are known.
 
     Attributes:
         reads: names of its inputs.
-        names: of the values that are seen.
-        seen: what the last run showed, by name.
     """
 
-    def __init__(
-        self,
-        model: ir.Model,
-        values: Sequence[ir.Value] = (),
-        options: Callable[[], onnxruntime.SessionOptions] = _quiet,
-        kernels: Kernels | None = None,
-        dtype: ir.DataType = ir.DataType.FLOAT,
-    ) -> None:
-        """Make values of this type outputs; `options` and `kernels` are those of a session."""
-        self._model, self._options, self._kernels, self._lock = model, options, kernels, Lock()
+    def __init__(self, model: ir.Model, kernels: Kernels | None = None) -> None:
+        """`kernels` are those of the session; None: onnxruntime alone."""
+        self._model, self._kernels, self._lock = model, kernels, Lock()
         self._session: onnxruntime.InferenceSession | None = None
         self._outputs = [str(value.name) for value in model.graph.outputs]
         self.reads = [str(value.name) for value in model.graph.inputs]
-        self.names = list(dict.fromkeys(str(value.name) for value in values))
-        self.seen: dict[str, Array] = {}
-        for value in values:
-            if value.producer() is not None and not value.is_graph_output():
-                value.type = ir.TensorType(dtype)
-                model.graph.outputs.append(value)
 
     def _load(self, feeds: Mapping[str, Array]) -> onnxruntime.InferenceSession:
-        options = self._options()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.enable_cpu_mem_arena = False  # which keeps what it once had
         if self._kernels is not None:
             self._kernels.register(options)
         for value in self._model.graph.inputs:
@@ -94,10 +81,7 @@ class ObservedGraph:
         """As `Session.run`."""
         with self._lock:
             session = self._session = self._session or self._load(feeds)
-        names = list(dict.fromkeys([*self._outputs, *(name for name in self.names if name not in feeds)]))
-        found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
-        self.seen = {name: feeds[name] if name in feeds else found[name] for name in self.names}
-        return {name: found[name] for name in self._outputs}
+        return dict(zip(self._outputs, session.run(self._outputs, dict(feeds)), strict=True))
 
     def unload(self) -> None:
         """Give its memory back until the next run."""
@@ -128,10 +112,19 @@ class SwitchedGraph:
         outputs: by layer, the names of the values that it gives.
         results: names of the graph's outputs.
         parts: in order.
+        seen: the values that are observed, by name, as the last run had them.
     """
 
-    def __init__(self, *versions: ir.Model) -> None:
-        """Two or more that `read_single` reads; values that all of them have are equal but for rounding."""
+    def __init__(self, *versions: ir.Model, observed: Collection[str] = (), kernels: Kernels | None = None) -> None:
+        """Cut them.
+
+        Args:
+            versions: that `read_single` reads; values that all of them have are equal but for rounding. One alone is
+                cut at every layer, so that it is never in memory twice while it is loaded.
+            observed: names of values that runs show.
+            kernels: of the sessions; None: onnxruntime alone.
+        """
+        self._observed, self._kernels, self.seen = frozenset(observed), kernels, dict[str, Array]()
         self.bytes: dict[str, list[int]] = {}
         self.groups: dict[str, str] = {}
         self.inputs: dict[str, list[str]] = {}
@@ -143,7 +136,7 @@ class SwitchedGraph:
         for options in calls.values():
             while len(options) > 1 and _weight_names(options[-1]) == _weight_names(options[-2]):
                 options.pop()
-            if len(options) > 1:
+            if len(options) > 1 or (len(versions) == 1 and _weight_bytes(options[0])):
                 self._describe(options)
         self.results = [str(value.name) for value in versions[0].graph.outputs]
         self.parts = self._cut(versions)
@@ -170,18 +163,19 @@ class SwitchedGraph:
             slices[-1][1].extend(str(value.name) for value in node.outputs)
         known = {str(value.name) for value in versions[0].graph.inputs}
         before = [known := known | set(made) for _, made in [("", []), *slices[:-1]]]
-        shown = {name for names in (*self.inputs.values(), *self.outputs.values()) for name in names}
+        measured = (*self.inputs.values(), *self.outputs.values()) if len(versions) > 1 else ()
+        shown = self._observed.union(*measured)
         later, parts = set(self.results), []
         for (layer, made), outside in zip(reversed(slices), reversed(before), strict=True):
             outputs = [name for name in made if name in later or name in shown]
             chosen = versions[: len(self.bytes.get(layer, [0]))]
-            graphs = [_extracted(version, outputs, outside) for version in chosen] if outputs else []
+            graphs = [PartGraph(_extracted(each, outputs, outside), self._kernels) for each in chosen if outputs]
             if graphs:
                 parts.append(Part(layer, graphs, frozenset(later)))
             later |= {name for graph in graphs for name in graph.reads}
         return parts[::-1]
 
-    def run(self, values: Values, levels: Levels, begin: int = 0) -> Values:
+    def run(self, values: Values, levels: Levels = MappingProxyType({}), begin: int = 0) -> Values:
         """Its outputs, with layers that are not named at level 0.
 
         Args:
@@ -189,14 +183,18 @@ class SwitchedGraph:
             levels: of the layers.
             begin: the first part that runs.
         """
+        seen = {name: values[name] for name in self._observed & values.keys()}
         for part in self.parts[begin:]:
-            values = part.after(values, part.run(values, levels.get(part.layer, 0)))
+            found = part.run(values, levels.get(part.layer, 0))
+            seen |= {name: found[name] for name in self._observed & found.keys()}
+            values = part.after(values, found)
+        self.seen = seen
         return values
 
-    def keep(self, levels: Levels) -> None:
-        """Give back the memory of layers at other levels than these."""
+    def keep(self, levels: Levels | None = None) -> None:
+        """Give back the memory of layers at other levels than these; None: of all."""
         for part in self.parts:
-            part.keep(levels.get(part.layer, 0))
+            part.keep(None if levels is None else levels.get(part.layer, 0))
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ class Part:
     """
 
     layer: str
-    graphs: Sequence[ObservedGraph]
+    graphs: Sequence[PartGraph]
     later: AbstractSet[str]
 
     def run(self, values: Values, level: int) -> dict[str, Array]:
@@ -254,7 +252,7 @@ class SwitchedSession:
         return self._graph.run(values, self._levels, begin)
 
 
-def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ObservedGraph:
+def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ir.Model:
     """The part of a graph between values outside of it and its outputs, with the weights that it reads."""
     known = {str(value.name) for value in model.graph.inputs}
     known.update(str(value.name) for node in model.graph for value in node.outputs)
@@ -264,7 +262,7 @@ def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str
     graph.inputs.extend(read)
     part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     RemoveUnusedFunctionsPass()(part)  # type: ignore[no-untyped-call]
-    return ObservedGraph(part, options=partial(_quiet, 1))
+    return part
 
 
 def _weight_bytes(node: ir.Node) -> int:
@@ -326,16 +324,16 @@ class ExpertInputs:
         KernelsError: weights are packed for native kernels, which cannot run here.
     """
 
-    def __init__(self, bundle: Bundle, options: onnxruntime.SessionOptions | None = None) -> None:
-        """Read the graph; it is loaded on its first run, with `options` if given, and with native kernels if packed."""
+    def __init__(self, bundle: Bundle, gates: Mapping[str, Array] = MappingProxyType({})) -> None:
+        """Read the graph, and run it with `gates` in place of routers of these names; with native kernels if packed."""
         self.config = bundle.manifest.model
         model = ir.load(bundle.path / self.config.graphs()[0].file)
         self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
-        inputs = [x for node in model.graph if mixture_of(node) is not None and (x := node.inputs[0]) is not None]
-        quantization = bundle.manifest.quantization
-        kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in quantization else None
-        dtype = ir.DataType.FLOAT16 if quantization.get("whole") == HALF.name else ir.DataType.FLOAT
-        self._graph = ObservedGraph(model, inputs, _quiet if options is None else lambda: options, kernels, dtype)
+        for name, gate in gates.items():
+            model.graph.initializers[name].const_value = ir.tensor(gate, name=name)
+        kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in bundle.manifest.quantization else None
+        observed = [layer.tokens for layer in self.layers.values()]
+        self._graph = SwitchedGraph(model, observed=observed, kernels=kernels)
 
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1

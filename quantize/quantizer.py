@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.quantize.changes import worst_layers, worst_of
+from u2moe.quantize.changes import check_runs, finite_numbers, worst_layers, worst_of
 from u2moe.quantize.damage import damage_picture
 from u2moe.quantize.features import KEPT, read_features
 from u2moe.quantize.front import front_picture
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.report import build_report, compare_bytes
-from u2moe.quantize.run import check_runs, opened_run
+from u2moe.quantize.run import opened_run
 from u2moe.quantize.search import FormatSearch
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
@@ -92,7 +92,8 @@ def quantize_bundle(
             check_runs(made.bundle)
             report = None
             while heard:
-                report = build_report(run.source, made.bundle, made.changes, heard, recordings, progress=progress)
+                with finite_numbers("on the recordings"):
+                    report = build_report(run.source, made.bundle, made.changes, heard, recordings, progress=progress)
                 risen = _risen(report, goal.max_wer_increase)
                 if not risen:
                     break

@@ -24,7 +24,7 @@ import onnxruntime
 from u2moe.quantize.arithmetic import NOTHING, Float
 from u2moe.quantize.formats.conversion import Parts, WeightConversion
 from u2moe.quantize.layers import ExpertLayer, Weights, calls, layer_of
-from u2moe.quantize.observed import Array, ObservedGraph, observed_model, routed_layer
+from u2moe.quantize.observed import Array, SwitchedGraph, observed_model, routed_layer, trim_memory
 from u2moe.quantize.progress import shares
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
@@ -157,24 +157,25 @@ def recorded(
         show(done / sum(map(len, features)))
     if not num_tokens:
         raise AudioError("calibration: the model finds no speech in the recordings")
+    del model, recorders
+    trim_memory()
     return activations
 
 
-class _Recorder(ObservedGraph):
-    """Adds what its products read to `activations`, but for what `others` record."""
+class _Recorder:
+    """A graph as a session, which adds what its products read to `activations`, but for what `others` record."""
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
         self._activations = activations
-        read = [(x, layer_of(node)) for node in calls(model, *PRODUCTS) if (x := node.inputs[0]) is not None]
-        read = [(x, layer) for x, layer in reversed(read) if str(x.name) not in others]  # of two, the first counts
-        self._layers = {str(x.name): layer for x, layer in read}
+        read = [(str(x.name), layer_of(node)) for node in calls(model, *PRODUCTS) if (x := node.inputs[0]) is not None]
+        self._layers = {name: layer for name, layer in reversed(read) if name not in others}  # of two, the first counts
         others.update(self._layers)
-        super().__init__(model, [x for x, _ in read])
+        self._graph = SwitchedGraph(model, observed=self._layers)
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """As `Session.run`."""
-        found = super().run(feeds)
-        for name, rows in self.seen.items():
+        found = self._graph.run(feeds)
+        for name, rows in self._graph.seen.items():
             if not np.isfinite(rows).all():
                 layer = self._layers[name]
                 raise QuantizationError(f"calibration: {layer} reads numbers that are not finite for the recordings")

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
+from u2moe.quantize.changes import finite_numbers
 from u2moe.quantize.comparison import Difference, compare
 from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.layers import Change, layer_of
-from u2moe.quantize.observed import Array
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.progress import shares
@@ -35,9 +34,8 @@ from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.errors import BundleError, ProviderError, QuantizationError
+from u2moe.runtime.errors import BundleError, QuantizationError
 from u2moe.runtime.graph.file import group_of, save_graph, shape_of, with_external
-from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.whole_file import locked
@@ -167,10 +165,8 @@ class QuantizationRun:
             QuantizationError: a graph gives numbers that are not finite.
         """
         judges, show = self.heard.judges, shares(self.progress, "comparing with float32")
-        try:
+        with finite_numbers("on the recordings"):
             return compare(self.source.load(), made.load(), judges, lambda number: show(number / len(judges)))
-        except ProviderError as error:
-            raise QuantizationError(f"on the recordings: {error}") from error
 
     def damage(self, made: QuantizedBundle) -> dict[str, Any]:
         """The damage of every layer, and of what is to be written, as plain data."""
@@ -299,30 +295,6 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     made = tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=beside, ignore_cleanup_errors=True)
     with made as name, locked(Path(name) / LOCK_FILE):
         yield Path(name)
-
-
-def check_runs(made: Bundle) -> None:
-    """Run each graph of a staged bundle once, for two seconds of noise.
-
-    Raises:
-        QuantizationError: a graph gives numbers that are not finite.
-    """
-    model, config = made.load(), made.manifest.features
-    noise = np.random.default_rng(0).normal(scale=0.1, size=2 * config.sample_rate).astype(np.float32)
-    output = model.encode(fbank(noise, config))
-    runs: dict[str, Callable[[], Array]] = {
-        "encoder": lambda: output,
-        "ctc": lambda: model.ctc(output),
-        "decoder": lambda: np.stack(model.rescore(output, [[0, 1]])),
-    }
-    for graph in made.manifest.model.graphs():
-        found = "numbers that are not finite"
-        try:
-            if np.isfinite(runs[graph.name]()).all():
-                continue
-        except ProviderError as error:
-            found = str(error)
-        raise QuantizationError(f"{graph.file}, for noise: {found}; all weights of the float32 bundle are finite")
 
 
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:

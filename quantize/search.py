@@ -93,6 +93,7 @@ class FormatSearch:
 
         Each that is tried may take half of the doubt that is left, so that all intervals together are as sure as one.
         """
+        self._meter.unload()
         found, doubt = compare(self._run.source.load(), self._versions[-1].load(), self._audio.chooses), DOUBT
         more = sum(map(len, self._audio.judges)) / sum(map(len, self._audio.chooses))
         target = self._damage.divergence * self._bearable(found, doubt, more)
@@ -215,6 +216,7 @@ class FormatSearch:
 
     def _build(self, steps: Sequence[Step]) -> None:
         self._steps, self._difference = list(steps), None
+        self._meter.unload()
         levels = self._levels
         better = {layer: self._formats[level] for layer, level in levels.items() if level < self._meter.most[layer]}
         if not better and self.made is self._smallest:

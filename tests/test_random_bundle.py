@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from noise import write_noise
 
 from u2moe.export import export_bundle, export_random
 from u2moe.export.moe import MixtureOfExperts
@@ -52,29 +53,40 @@ def test_weights_are_those_of_the_random_checkpoint(tmp_path):
 MEMORY = """
 import resource, sys
 from u2moe.export import export_random
+from u2moe.quantize import Goal, quantize_bundle, recipe
 
-small, large = sys.argv[1:]
-export_random(small, "small")  # with all that is imported
+def export(name):
+    return export_random(f"{name}/recipe.yaml", f"{name}/bundle")
+
+def quantize(name):
+    heard = recipe("int8", calibration=sys.argv[2:])
+    quantize_bundle(f"{name}/bundle", f"{name}/int8", heard, audio=heard.calibration[:1], goal=Goal(max_divergence=99))
+
+step = globals()[sys.argv[1]]
+sys.argv[2:] = map(__import__("pathlib").Path, sys.argv[2:])
+step("small")  # with all that is imported
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-made = export_random(large, "large")
-grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-print(grown, sum(file.size for file in made.manifest.files.values()))
+step("large")
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units elsewhere")
 def test_memory_does_not_grow_with_the_weights(tmp_path):
-    files = []
-    for name, hidden in (("small", 32), ("large", 4096)):
+    """But for one copy in float32 and one in int8 that run side by side, with a report, recordings and a limit."""
+    (tmp_path / "sounds").mkdir()
+    for name, hidden in (("small", 32), ("large", 2048)):
         (tmp_path / name).mkdir()
         sizes = {"encoder_conf": {"output_size": 256, "linear_units": hidden, "num_blocks": 6, **MIXTURE}}
         config = random_config(**sizes, decoder=None)
-        files.append(recipe_of(tmp_path / name, **{key: config[key] for key in ("encoder_conf", "decoder")}))
-    command = [sys.executable, "-c", MEMORY, *files]
-    done = subprocess.run(command, cwd=files[0].parent, capture_output=True, text=True, check=True)
-    grown, written = map(int, done.stdout.split())
-    assert written > 2e8
-    assert grown < 0.75 * written
+        recipe_of(tmp_path / name, **{key: config[key] for key in ("encoder_conf", "decoder")})
+    sounds = sorted(write_noise(tmp_path / "sounds", 8, 32_000).iterdir())
+    for step, most in (("export", 0.75), ("quantize", 1.5)):
+        command = [sys.executable, "-c", MEMORY, step, *sounds]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        written = sum(file.stat().st_size for file in (tmp_path / "large" / "bundle").iterdir())
+        assert written > 2e8
+        assert int(done.stdout.split()[-1]) < most * written, step
 
 
 def largest_shares(network, features):

@@ -101,8 +101,7 @@ def touched(bundle: Bundle, frames: Frames, gates: Gates) -> float:
 
 def _expert_inputs(bundle: Bundle, frames: Frames, gates: Gates) -> tuple[list[RoutedLayer], list[dict[str, Frames]]]:
     """The layers with experts, and the inputs [tokens, dim] of each in each chunk."""
-    settings = GateSettings(gates)
-    inputs = ExpertInputs(bundle, settings.options())
+    inputs = ExpertInputs(bundle, gates)
     cutter = Windows(bundle.manifest.model, CHUNK_SIZE)
     whole = (len(frames) - cutter.length) // cutter.stride * cutter.stride + cutter.length
     return list(inputs.layers.values()), list(inputs.chunks(frames[:whole], CHUNK_SIZE, NUM_LEFT_CHUNKS))
