@@ -1,0 +1,68 @@
+"""How much memory does quantizing a network take?
+
+    python -m u2moe.benchmarks.studies.quantizing_memory BUNDLE SPEECH.tsv
+
+Of each way to make an int8 bundle the peak of a process of its own: without a report, with one on the demo model's
+clips, with the recordings of SPEECH.tsv to calibrate, and with a limit that is kept at once.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.instruments.statistics import show_progress
+from u2moe.benchmarks.results.files import publish
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.runtime import Bundle
+
+RUN = """import sys
+from u2moe.benchmarks.instruments import host
+from u2moe.runtime import cli
+code = cli.main(sys.argv[1:]); print(host.status_bytes("VmHWM")); sys.exit(code)"""
+MODES: Mapping[str, Sequence[str]] = {
+    "--no-report": ["--no-report"],
+    "": [],
+    "--calibrate": ["--calibrate", "{speech}"],
+    "--calibrate --max-divergence 99": ["--calibrate", "{speech}", "--max-divergence", "99"],
+}
+"""Options of `u2moe quantize --recipe int8`, by title."""
+
+
+def peak(bundle: Path, options: Sequence[str]) -> int:
+    """Bytes of resident memory at most."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["quantize", bundle, f"{folder}/out", "--recipe", "int8", "--accept-damage", *options]
+        command = [sys.executable, "-c", RUN, *map(str, arguments)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - ourselves
+    return int(done.stdout.split()[-1])
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: the bundle's size, and a row for each way."""
+    rows = [(f"`u2moe quantize {title}`".replace(" `", "`"), f"{most / 1e6:,.0f}")
+            for title, most in results["peaks"].items()]  # fmt: skip
+    return {"float32": f"{results['bytes'] / 1e6:.0f}", "table": table(("command", "peak memory, MB"), rows)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = study_parser("quantizing_memory", __doc__)
+    parser.add_argument("bundle", type=Path, help="folder of a float32 bundle")
+    parser.add_argument("speech", type=Path, help="list of recordings")
+    args = parser.parse_args(arguments)
+    peaks: dict[str, int] = {}
+    for title, options in MODES.items():
+        peaks[title] = peak(args.bundle, [option.format(speech=args.speech) for option in options])
+        show_progress(f"{title}: {peaks[title] / 1e6:.0f} MB")
+    size = sum(file.size for file in Bundle.open(args.bundle).manifest.files.values())
+    publish(args.results, {"bytes": size, "peaks": peaks}, values, bundle=args.bundle)
+
+
+if __name__ == "__main__":
+    run_script(main)
