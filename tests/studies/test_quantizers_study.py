@@ -1,12 +1,14 @@
 """The study of other quantizers: its hard network, plain graphs, and table."""
 
+import json
+
 import numpy as np
 import onnx
 import onnx.inliner
 import pytest
 from noise import write_noise
 
-from u2moe.benchmarks.studies import quantizers
+from u2moe.benchmarks.studies import quantizers, quantizing_memory
 from u2moe.benchmarks.studies.quantizers import GRAPHS, plain_model
 from u2moe.quantize import Goal
 
@@ -54,3 +56,13 @@ def test_limits_are_judged_on_two_lists(bundle, tmp_path, monkeypatch):
     shown = quantizers.values({"networks": own, "limits": found, "recordings": 1, "calibrated": 1})["limits"]
     assert shown.count(" to ") == 2
     assert len(shown.splitlines()) == 4
+
+
+def test_memory_is_that_of_a_process_of_its_own(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quantizing_memory, "MODES", {"--no-report": ["--no-report"]})
+    file = tmp_path / "memory.json"
+    quantizing_memory.main([str(bundle.path), "none.tsv", "--results", str(file)])
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["bytes"] == sum(own.size for own in bundle.manifest.files.values())
+    assert 5e7 < found["peaks"]["--no-report"] < 1e9
+    assert f"`u2moe quantize --no-report` | {found['peaks']['--no-report'] / 1e6:.0f} |" in capsys.readouterr().out
