@@ -60,7 +60,7 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     assert wrote.startswith(f"wrote {out} (")
     clips = r"3 recordings \(command.flac, .*\) and 3 pieces of noise, 14\.\d s"
     kind = r"3 recordings \(0.wav, 1.wav, 2.wav\), 8.9 s" if has_recordings else clips
-    assert re.fullmatch(rf"on {kind}, \\d+ encoder frames:", heard)
+    assert re.fullmatch(rf"on {kind}, \d+ encoder frames:", heard)
     assert re.fullmatch(
         r"  of \d+ tokens change greedy \d+\.\d+%.*, second pass .*; divergence \d.* nats a frame", tokens
     )
