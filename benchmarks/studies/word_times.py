@@ -211,11 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.lists}
+    conditions = {**CONDITIONS, **({ALIGNED: None} if args.sentences else {})}
     found = {
-        name: {
-            condition: compare(recognizer, spoken, options)
-            for condition, options in (*CONDITIONS.items(), (ALIGNED, None))
-        }
+        name: {condition: compare(recognizer, spoken, options) for condition, options in conditions.items()}
         for name, spoken in sets.items()
     }
     results: dict[str, Any] = {"sets": found}

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.studies import word_times
-from u2moe.runtime import Result, Transcript, WordResult
+from u2moe.runtime import DecodingOptions, Result, Transcript, WordResult
 from u2moe.runtime.corpus.lists import read_recordings
 
 
@@ -46,7 +46,7 @@ def test_errors_are_those_of_the_words_that_were_recognised():
             return Transcript(text="", duration=2.0, segments=[Result(text="", is_final=True, words=recognized)])
 
     spoken = timed(("one", 0.1, 0.5), ("five", 0.6, 0.9), ("two", 1, 1.5))
-    found = word_times.compare(FakeRecognizer(), [(np.zeros(9, np.float32), spoken)], None)
+    found = word_times.compare(FakeRecognizer(), [(np.zeros(9, np.float32), spoken)], DecodingOptions())
     assert (found["num_words"], found["num_recognised"]) == (3, 2)
     assert found["start"] == {"bias_ms": 20.0, "mean_ms": 20.0, "median_ms": 20.0, "p90_ms": 28.0}
     assert found["end"] == {"bias_ms": -10.0, "mean_ms": 10.0, "median_ms": 10.0, "p90_ms": 18.0}
@@ -59,6 +59,6 @@ def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
     arguments = [str(bundle.path), str(manifest), "--utterances", "2", "--results", str(file)]
     word_times.main(arguments)
     results = json.loads(file.read_text(encoding="utf-8"))
-    assert set(results["sets"]["words"]) == {"full", "chunk 16", word_times.ALIGNED}
+    assert set(results["sets"]["words"]) == {"full", "chunk 16"}
     assert results["sets"]["words"]["full"]["num_words"] == 10
     assert word_times.values(results)["table"] in capsys.readouterr().out
