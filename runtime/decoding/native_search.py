@@ -23,9 +23,16 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "create": (_SIZE, ctypes.c_int, ctypes.c_double, _POINTER, _POINTER),
     "advance": (_POINTER, _POINTER, _SIZE, _SIZE),
     "finish": (_POINTER,),
+    "commit": (_POINTER, _POINTER, _SIZE),
     "free": (_POINTER,),
 }
 """Functions that return a handle, or null if they have failed."""
+_WRITERS: dict[str, tuple[type, ...]] = {
+    "hypotheses": (_POINTER, _SIZE, _POINTER, _SIZE),
+    "best": (_POINTER, _POINTER, _SIZE),
+    "settled": (_POINTER, ctypes.c_char_p, _SIZE, _POINTER, _SIZE),
+}
+"""Functions that write numbers where there is room, and return how many there are, or 0 if they have failed."""
 _ALL = 2**32 - 1
 _ROOM = 256
 
@@ -39,8 +46,11 @@ class _Library:
             function = getattr(self._functions, f"u2moe_search_{name}")
             function.argtypes, function.restype = arguments, _POINTER
         self._functions.u2moe_search_error.restype = ctypes.c_char_p
-        self.hypotheses = self._functions.u2moe_search_hypotheses
-        self.hypotheses.argtypes, self.hypotheses.restype = (_POINTER, _SIZE, _POINTER, _SIZE), _SIZE
+        for name, arguments in _WRITERS.items():
+            function = getattr(self._functions, f"u2moe_search_{name}")
+            function.argtypes, function.restype = arguments, _SIZE
+        self.next_peak = self._functions.u2moe_search_next_peak
+        self.next_peak.argtypes = (_POINTER,)
 
     def call(self, name: str, *arguments: Any) -> int:
         """The handle that a function returns; RuntimeError, with the library's message, if it has failed."""
@@ -48,6 +58,18 @@ class _Library:
         if handle is None:
             raise RuntimeError(self._functions.u2moe_search_error().decode(errors="replace"))
         return handle
+
+    def read(self, name: str, *arguments: Any) -> list[float]:
+        """The numbers that a function writes."""
+        room = _ROOM
+        while True:
+            found = np.empty(room)
+            size = getattr(self._functions, f"u2moe_search_{name}")(*arguments, found.ctypes.data, room)
+            if 0 < size <= room:
+                return found[:size].tolist()
+            if not size:
+                raise MemoryError
+            room = size
 
     def free(self, handle: int) -> None:
         """Free what a handle refers to."""
@@ -107,7 +129,6 @@ class NativeSearch:
         hotwords = None if context is None else _hotwords_of(library, context).value
         model = None if fusion is None else _model_of(library, fusion).value
         self._handle = _Handle(library, "create", beam_size, blank, blank_penalty, hotwords, model)
-        self._room = _ROOM
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with the next log-probabilities [time, vocab]."""
@@ -122,32 +143,27 @@ class NativeSearch:
         """End the input; see `PrefixBeamSearch`."""
         self._library.call("finish", self._handle.value)
 
-    def best(self) -> Hypothesis:
-        """The best hypothesis so far."""
-        return self.hypotheses(1)[0]
-
-    def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
-        """Nothing yet: see `PrefixBeamSearch`."""
-        return [], False
-
-    def commit(self, tokens: Sequence[int]) -> None:
-        """Commit further tokens, of those that are settled: none."""
-
-    def next_peak(self) -> int:
-        """The first frame, since nothing is settled."""
-        return 0
-
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The prefixes so far, best first; at most `limit`."""
-        while True:
-            found = np.empty(self._room)
-            most = _ALL if limit is None else limit
-            size = self._library.hypotheses(self._handle.value, most, found.ctypes.data, len(found))
-            if 0 < size <= len(found):
-                return _parsed(found[:size].tolist())
-            if not size:
-                raise MemoryError
-            self._room = 2 * size
+        return _parsed(self._library.read("hypotheses", self._handle.value, _ALL if limit is None else limit))
+
+    def best(self) -> Hypothesis:
+        """The best hypothesis so far; see `PrefixBeamSearch`."""
+        return _parsed(self._library.read("best", self._handle.value))[0]
+
+    def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
+        """The tokens after the committed ones that no later frame changes; see `PrefixBeamSearch`."""
+        ends, *tokens = self._library.read("settled", self._handle.value, word_starts, len(word_starts))
+        return list(map(int, tokens)), ends > 0
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Commit further tokens, of those that are settled."""
+        rows = np.array(tokens, np.intc)
+        self._library.call("commit", self._handle.value, rows.ctypes.data, len(rows))
+
+    def next_peak(self) -> int:
+        """The earliest frame at which a token may follow the committed ones."""
+        return int(self._library.next_peak(self._handle.value))
 
 
 def _parsed(values: list[float]) -> list[Hypothesis]:

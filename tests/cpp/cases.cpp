@@ -83,9 +83,17 @@ std::string search(const Json& json, const Json& shared) {
     const auto size = static_cast<std::size_t>(json["beam_size"].integer(1, 1000));
     beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion_of(json["language_model"], shared, vocabulary), penalty);
   }
-  const std::size_t num = frames.size() / vocabulary.size(), split = num / 3;  // any split gives the same
-  beams->advance(frames.data(), split, vocabulary.size());
-  beams->advance(frames.data() + split * vocabulary.size(), num - split, vocabulary.size());
+  std::vector<std::vector<int>> committed;  // after each chunk: the number of tokens, and the first frame that may still change
+  int num_tokens = 0;
+  for (std::size_t place = 0, num = frames.size() / vocabulary.size(); place <= num; place += 4) {
+    beams->advance(frames.data() + place * vocabulary.size(), std::min<std::size_t>(4, num - place), vocabulary.size());
+    auto [tokens, ends] = beams->settled(vocabulary.word_starts());
+    const std::vector<WordSpan> words = vocabulary.complete_words(tokens, ends);
+    tokens.resize(words.empty() ? 0 : words.back().end);
+    beams->commit(tokens);
+    num_tokens += static_cast<int>(tokens.size());
+    committed.push_back({num_tokens, beams->next_peak()});
+  }
   const std::vector<int> partial = beams->hypotheses(1)[0].tokens;
   beams->finish();
   const std::vector<Hypothesis> found = beams->hypotheses();
@@ -94,6 +102,7 @@ std::string search(const Json& json, const Json& shared) {
     return "[" + json_text(each.text) + ", " + std::to_string(each.begin) + ", " + std::to_string(each.end) + "]";
   };
   return object({{"partial", json_text(partial)},
+                 {"committed", json_list(committed, [](const std::vector<int>& each) { return json_text(each); })},
                  {"tokens", of_each([](const Hypothesis& each) { return each.tokens; })},
                  {"times", of_each([](const Hypothesis& each) { return each.times; })},
                  {"scores", of_each([](const Hypothesis& each) { return std::vector<double>{each.score, each.context_score, each.language_score}; })},
@@ -180,6 +189,14 @@ std::string rescoring(const Json& json, const Json&) {
 }
 
 std::string written_case(const Json& json, const Json&) {
+  const Vocabulary capitals = Vocabulary::parse("A 0\n", "capitals");
+  std::vector<int> committed;  // words of the first words of the text
+  const std::string text = json["text"].string();
+  for (std::size_t end = text.find(' '); end != std::string::npos; end = text.find(' ', end + 1)) {
+    Result partial;
+    partial.text = partial.committed = text.substr(0, end);
+    committed.push_back(written(std::move(partial), capitals).num_committed);
+  }
   Result result;
   result.text = json["text"].string();
   std::istringstream words(json["has_words"].boolean() ? result.text : "");
@@ -188,11 +205,13 @@ std::string written_case(const Json& json, const Json&) {
     result.words.push_back({word, place, place + 1, 1 - place / 8});
   }
   result.nbest = {{result.text, {}, 0, 0, 0, 0, {}}, {"OTHER", {}, 0, 0, 0, 0, {}}};
-  result = written(std::move(result));
+  result.is_final = true;
+  result = written(std::move(result), capitals);
   const auto word = [](const Word& each) {
     return "[" + json_text(each.text) + ", " + json_text(each.start) + ", " + json_text(each.end) + ", " + json_text(each.confidence) + "]";
   };
   return object({{"text", json_text(result.text)},
+                 {"committed", json_text(committed)},
                  {"words", json_list(result.words, word)},
                  {"nbest", json_list(result.nbest, [](const Alternative& each) { return json_text(each.text); })}});
 }

@@ -67,13 +67,21 @@ def _search(case, shared, folder):
     search = GreedySearch(0, blank_penalty=penalty)
     if case["search"] == "ctc_prefix_beam":
         search = PrefixBeamSearch(case["beam_size"], 0, context, fusion, blank_penalty=penalty)
-    search.advance(frames_of(case))
+    committed, num_tokens, frames = [], 0, frames_of(case)
+    for place in range(0, len(frames) + 1, 4):
+        search.advance(frames[place : place + 4])
+        tokens, ends = search.settled(VOCABULARY.word_starts)
+        words = VOCABULARY.complete_words(tokens, ends=ends)
+        search.commit(tokens[: words[-1].end if words else 0])
+        num_tokens += words[-1].end if words else 0
+        committed.append([num_tokens, search.next_peak()])
     partial = search.hypotheses(1)[0].tokens
     search.finish()
     found = search.hypotheses()
     best = found[0].tokens
     return {
         "partial": partial,
+        "committed": committed,
         "tokens": [each.tokens for each in found],
         "times": [each.times for each in found],
         "scores": [[each.score, each.context_score, each.language_score] for each in found],
@@ -195,7 +203,10 @@ def _written(case, _shared, _folder):
         for text in (case["text"], "OTHER")
     ]
     found = TextFormatter().result(Result(text=case["text"], is_final=True, words=words, nbest=nbest))
+    beginnings = [case["text"][:place] for place, character in enumerate(case["text"]) if character == " "]
+    partials = [TextFormatter().result(Result(text=each, is_final=False, committed=each)) for each in beginnings]
     return {
+        "committed": [each.num_committed for each in partials],
         "text": found.text,
         "words": [[word.word, word.start, word.end, word.confidence] for word in found.words],
         "nbest": [alternative.text for alternative in found.nbest],

@@ -41,7 +41,7 @@
 /* Of this header; u2moe_version and u2moe_api_version are those of the library. The second grows with each addition. */
 #define U2MOE_VERSION "0.1.0"
 #define U2MOE_VERSION_NUMBER 100 /* 10000 * major + 100 * minor + patch */
-#define U2MOE_API_VERSION 3
+#define U2MOE_API_VERSION 4
 
 #if defined(_WIN32) && defined(U2MOE_SHARED)
 #ifdef U2MOE_BUILDING
@@ -369,6 +369,10 @@ typedef struct u2moe_result_view {
   size_t num_nbest;
   double score;                      /* of the best alternative; 0 in a partial result */
   const double *const *nbest_times;  /* seconds at which each token of each alternative peaks; NULL where only the decoder searched */
+  const char *committed;   /* the beginning of `text` that no later partial result of this segment changes; all of a final text */
+  int32_t num_committed;   /* its words */
+  int32_t revised;         /* in a final result, how many of the words that the first pass had committed are now others, missing or new */
+  double committed_end;    /* seconds before which the first pass changes nothing any more */
 } u2moe_result_view;
 
 U2MOE_API u2moe_error u2moe_result_get(u2moe_result result, u2moe_result_view *view);

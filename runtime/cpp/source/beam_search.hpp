@@ -19,6 +19,7 @@ void destroy_chain(std::shared_ptr<Node> node, std::shared_ptr<Node> Node::*befo
 struct Prefix {
   std::shared_ptr<Prefix> parent;
   int token = -1;
+  std::size_t depth = 0;              ///< number of its tokens
   std::map<int, std::weak_ptr<Prefix>> children;
   std::size_t state = 0;              ///< of the hotwords, after it
   double earned = 0;                  ///< bonus of complete hotwords
@@ -33,11 +34,19 @@ struct Prefix {
   Prefix& operator=(const Prefix&) = delete;
   ~Prefix() { destroy_chain(std::move(parent), &Prefix::parent); }
 
-  std::vector<int> tokens() const {
+  /// Token ids from the first, or from number `begin`, to the last.
+  std::vector<int> tokens(std::size_t begin = 0) const {
     std::vector<int> result;
-    for (const Prefix* node = this; node->parent; node = node->parent.get()) result.push_back(node->token);
+    for (const Prefix* node = this; node->depth > begin; node = node->parent.get()) result.push_back(node->token);
     std::reverse(result.begin(), result.end());
     return result;
+  }
+
+  /// The prefix of the first `length` tokens; null if there are fewer.
+  const Prefix* ancestor(std::size_t length) const {
+    const Prefix* node = this;
+    while (node->depth > length) node = node->parent.get();
+    return node->depth == length ? node : nullptr;
   }
 };
 
@@ -63,6 +72,17 @@ struct Beam {
   Peaks times, blank_times, token_times;
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
+
+  /// Earliest frame at which token `number` peaks in its alignments; `most` if there is no such token.
+  int earliest_peak(std::size_t number, int most) const {
+    if (number >= prefix->depth) return most;
+    for (const Peaks& last : {blank_times, token_times}) {
+      const Peak* peak = last.get();
+      for (std::size_t place = prefix->depth - 1; peak && place > number; --place) peak = peak->before.get();
+      if (peak) most = std::min(most, peak->frame);
+    }
+    return most;
+  }
 
   void add_blank(double score) {
     best = best_blank = best + score;
@@ -275,6 +295,7 @@ class BeamSearch {
     const auto prefix = std::make_shared<Prefix>();
     prefix->parent = parent;
     prefix->token = token;
+    prefix->depth = parent->depth + 1;
     if (context_) {
       const ContextGraph::Move move = context_->advance(parent->state, token);
       prefix->state = move.state;

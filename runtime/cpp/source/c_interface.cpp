@@ -610,7 +610,8 @@ u2moe_error u2moe_result_get(u2moe_result result, u2moe_result_view* view) {
     check_size(size, sizeof *view, "u2moe_result_view", offsetof(u2moe_result_view, score));
     const u2moe_result_view all = {size, it.text.c_str(), it.is_final, it.segment, it.start, it.end, it.confidence,
              it.tokens.data(), it.times.data(), it.tokens.size(), it.times.size(), open.words.data(), open.words.size(),
-             open.nbest.data(), open.nbest.size(), it.score, open.nbest_times.data()};
+             open.nbest.data(), open.nbest.size(), it.score, open.nbest_times.data(), it.committed.c_str(), it.num_committed,
+             it.revised, it.committed_end};
     std::memcpy(view, &all, size);
   });
 }

@@ -1,7 +1,7 @@
 // What reads the CTC head: greedy and prefix beam search, both incremental, alignment of tokens, and cuts between words.
 #pragma once
 
-#include "beam_search.hpp"
+#include "commitment.hpp"
 
 namespace u2moe::runtime {
 
@@ -61,6 +61,20 @@ class CtcSearch {
   /// Hypotheses so far, best first; with hotwords, at most twice as many as the beam holds.
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
 
+  /// The best hypothesis so far that begins with the committed tokens: the best of all, unless hotwords have brought in one that
+  /// both searches know with different scores.
+  virtual Hypothesis best() const = 0;
+
+  /// The tokens after the committed ones that no later frame changes.
+  /// @param word_starts by token, whether it begins a word.
+  virtual Settled settled(const std::vector<unsigned char>& word_starts) const = 0;
+
+  /// Commit further tokens, of those that are settled.
+  virtual void commit(const std::vector<int>& tokens) = 0;
+
+  /// The earliest frame at which a token may follow the committed ones. It never moves back.
+  virtual int next_peak() const = 0;
+
  protected:
   virtual void search(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) = 0;
 
@@ -91,9 +105,18 @@ class GreedySearch : public CtcSearch {
   }
 
   std::vector<Hypothesis> hypotheses(std::size_t) const override { return {found_}; }
+  Hypothesis best() const override { return found_; }
+
+  Settled settled(const std::vector<unsigned char>&) const override {
+    return {{found_.tokens.begin() + static_cast<std::ptrdiff_t>(num_committed_), found_.tokens.end()}, false};
+  }
+
+  void commit(const std::vector<int>& tokens) override { num_committed_ += tokens.size(); }
+  int next_peak() const override { return num_committed_ < found_.times.size() ? found_.times[num_committed_] : num_frames_; }
 
  private:
   int last_ = -1, num_frames_ = 0;
+  std::size_t num_committed_ = 0;
   Hypothesis found_;
 };
 
@@ -113,6 +136,7 @@ class PrefixBeamSearch : public CtcSearch {
       : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states) {
     searches_.emplace_back(beam_size, blank, context, states, false);
     if (context) searches_.emplace_back(beam_size, blank, context, states, true);
+    for (const BeamSearch& search : searches_) commitments_.emplace_back(search);
   }
 
   void search(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override {
@@ -124,6 +148,7 @@ class PrefixBeamSearch : public CtcSearch {
       for (const int token : tokens) scores.push_back(static_cast<double>(row[token]));
       for (BeamSearch& search : searches_) search.advance(tokens, scores);
     }
+    num_frames_ += static_cast<int>(num_frames);
   }
 
   void finish() override {
@@ -131,6 +156,42 @@ class PrefixBeamSearch : public CtcSearch {
   }
 
   std::vector<Hypothesis> hypotheses(std::size_t limit) const override {
+    const std::vector<const Beam*> beams = ranked();
+    std::vector<Hypothesis> found;
+    for (std::size_t i = 0; i < std::min(limit, beams.size()); ++i) found.push_back(hypothesis_of(*beams[i]));
+    return found;
+  }
+
+  Hypothesis best() const override {
+    const std::vector<const Beam*> beams = ranked();
+    const auto holds = [this](const Beam* beam) {
+      return std::any_of(commitments_.begin(), commitments_.end(), [&](const Commitment& each) { return each.holds_for(*beam->prefix); });
+    };
+    return hypothesis_of(**std::find_if(beams.begin(), beams.end(), holds));
+  }
+
+  Settled settled(const std::vector<unsigned char>& word_starts) const override {
+    std::vector<int> tokens = best().tokens;
+    tokens.erase(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(commitments_[0].num_tokens()));
+    std::size_t least = 2 * tokens.size();
+    for (std::size_t i = 0; i < searches_.size(); ++i) least = std::min(least, commitments_[i].num_settled(searches_[i], tokens, word_starts));
+    tokens.resize(least / 2);
+    return {std::move(tokens), least % 2 > 0};
+  }
+
+  void commit(const std::vector<int>& tokens) override {
+    for (Commitment& each : commitments_) each.extend(tokens);
+  }
+
+  int next_peak() const override {
+    int earliest = num_frames_;
+    for (std::size_t i = 0; i < searches_.size(); ++i) earliest = commitments_[i].next_peak(searches_[i], earliest);
+    return earliest;
+  }
+
+ private:
+  // The beams of the first search, and those of the second that have a bonus, best first.
+  std::vector<const Beam*> ranked() const {
     std::vector<const Beam*> beams;
     for (const Beam& beam : searches_[0].beams()) beams.push_back(&beam);
     if (searches_.size() > 1) {
@@ -142,12 +203,9 @@ class PrefixBeamSearch : public CtcSearch {
     }
     const auto better = [](const Beam* one, const Beam* other) { return one->score() > other->score(); };
     if (sorts_) std::stable_sort(beams.begin(), beams.end(), better);
-    std::vector<Hypothesis> found;
-    for (std::size_t i = 0; i < std::min(limit, beams.size()); ++i) found.push_back(hypothesis_of(*beams[i]));
-    return found;
+    return beams;
   }
 
- private:
   static Hypothesis hypothesis_of(const Beam& beam) {
     Hypothesis found{beam.prefix->tokens(), beam.score(), beam.prefix->bonus, beam.prefix->language_score, {}, {}};
     for (const Peak* peak = beam.times.get(); peak; peak = peak->before.get()) {
@@ -161,7 +219,9 @@ class PrefixBeamSearch : public CtcSearch {
 
   std::size_t beam_size_;
   bool sorts_;
+  int num_frames_ = 0;
   std::vector<BeamSearch> searches_;
+  std::vector<Commitment> commitments_;  // of each search
 };
 
 /// The frames of a token.

@@ -110,7 +110,7 @@ class Recognition {
       : manifest_(&manifest), vocabulary_(&vocabulary), options_(options.for_bundle(manifest, vocabulary)),
         extractor_(m(), extractor_chunk_size(), has_full_context(), options_.padding_s), search_(new_search()),
         endpointer_(options_.rules, m().frame_s(), m().blank),
-        pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000) {}
+        pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000), commits_(!has_full_context()) {}
 
   const StreamOptions& options() const { return options_; }
   bool is_finished() const { return extractor_.is_finished(); }
@@ -158,11 +158,13 @@ class Recognition {
     if (last_) return *last_;
     Result result;
     result.segment = number_;
-    const std::vector<Hypothesis> best = search_->hypotheses(1);
-    if (best.empty()) return result;
-    result.text = vocabulary_->text(best[0].tokens);
-    result.tokens = best[0].tokens;
-    result.times = seconds(best[0].times);
+    const Hypothesis best = search_->best();
+    result.text = vocabulary_->text(best.tokens);
+    result.tokens = best.tokens;
+    result.times = seconds(best.times);
+    result.committed = vocabulary_->text(committed_);
+    result.num_committed = static_cast<int>(vocabulary_->words(committed_).size());
+    result.committed_end = seconds({commits_ ? search_->next_peak() : 0})[0];
     return presented(std::move(result));
   }
 
@@ -303,7 +305,19 @@ class Recognition {
     num_frames_ += num;
     output_.insert(output_.end(), frames.output.begin(), frames.output.begin() + static_cast<std::ptrdiff_t>(num * dim()));
     search_->advance(frames.log_probs.data(), num, vocab());
+    commit();
     if (options_.endpoint && !endpoint_) endpoint_ = pause_rule_.endpoint(start_ + num_frames_, endpointer_.trailing_silence());
+  }
+
+  // Find the words that no later partial result changes.
+  void commit() {
+    if (!commits_) return;
+    auto [tokens, ends] = search_->settled(vocabulary_->word_starts());
+    const std::vector<WordSpan> words = vocabulary_->complete_words(tokens, ends);
+    if (words.empty()) return;
+    tokens.resize(words.back().end);
+    search_->commit(tokens);
+    committed_.insert(committed_.end(), tokens.begin(), tokens.end());
   }
 
   // An utterance that ends within speech ends between two of its words instead, if there are two.
@@ -316,6 +330,10 @@ class Recognition {
     surplus_ = std::move(rest);
     output_.resize(*num * dim());
     num_frames_ = *num;
+    std::size_t num_before = 0;
+    for (const int time : search_->best().times) num_before += static_cast<std::size_t>(time) < *num ? 1 : 0;
+    committed_.resize(std::min(committed_.size(), num_before));
+    commits_ = false;
     search_ = new_search();
     search_->advance(log_probs.data(), *num, vocab());
   }
@@ -354,6 +372,8 @@ class Recognition {
     endpoint_.reset();
     endpointer_.reset();
     search_ = new_search();
+    committed_.clear();
+    commits_ = !has_full_context();
   }
 
   Result final_result(const std::vector<Ranked>& ranked) const {
@@ -381,12 +401,17 @@ class Recognition {
     }
     result.text = result.nbest[0].text;
     result.score = result.nbest[0].score;
+    result.committed = result.text;
+    const std::vector<WordSpan> spans = vocabulary_->words(result.tokens);
+    result.num_committed = static_cast<int>(spans.size());
+    result.committed_end = seconds({static_cast<int>(num)})[0];
+    result.revised = num_revised(vocabulary_->words(committed_), spans);
     return result;
   }
 
   // A result with times of the source, without the silence before it, and written as it is wanted.
   Result presented(Result result) const {
-    if (options_.written) result = written(std::move(result));
+    if (options_.written) result = written(std::move(result), *vocabulary_);
     if (options_.padding_s <= 0) return result;
     const double lead = extractor_.lead_s(), end = extractor_.end_s();
     return timed(std::move(result), [=](double time) { return rounded(std::min(std::max(time - lead, 0.0), end)); });
@@ -427,6 +452,8 @@ class Recognition {
   int number_ = 0;                          // of the current utterance
   std::size_t start_ = 0, num_frames_ = 0;  // its encoder frames
   Floats output_;
+  std::vector<int> committed_;  // tokens of words that no later partial result changes
+  bool commits_ = false;        // whether its frames are never encoded again
   std::optional<Endpoint> endpoint_;
   Frames frames_;                 // of the last window
   Frames surplus_;                // frames after its end, with which the next one begins

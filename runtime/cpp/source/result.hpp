@@ -30,6 +30,10 @@ struct Result {
   std::vector<double> times;  ///< seconds at which each token peaks
   std::vector<Word> words;
   std::vector<Alternative> nbest;  ///< best first
+  std::string committed;           ///< the beginning of the text that no later partial result changes; all of a final one
+  int num_committed = 0;           ///< its words
+  double committed_end = 0;        ///< seconds before which the first pass changes nothing any more
+  int revised = 0;                 ///< committed words that a final result changes
 };
 
 /// The result with times by another clock, a function from seconds to seconds.
@@ -37,6 +41,7 @@ template <class Clock>
 Result timed(Result result, Clock clock) {
   for (double& time : result.times) time = clock(time);
   for (Alternative& each : result.nbest) std::transform(each.times.begin(), each.times.end(), each.times.begin(), clock);
+  result.committed_end = clock(result.committed_end);
   for (Word& word : result.words) word.start = clock(word.start), word.end = clock(word.end);
   if (result.is_final && !result.text.empty()) result.start = clock(result.start), result.end = clock(result.end);
   return result;
@@ -56,7 +61,9 @@ inline std::string as_json(const Result& result) {
   return "{\"text\": " + json_text(result.text) + ", \"is_final\": " + (result.is_final ? "true" : "false") + ", \"segment\": " +
          std::to_string(result.segment) + ", \"start\": " + json_text(result.start) + ", \"end\": " + json_text(result.end) +
          ", \"confidence\": " + json_text(result.confidence) + ", \"score\": " + json_text(result.score) + ", \"tokens\": " + json_text(result.tokens) + ", \"times\": " +
-         json_text(result.times) + ", \"words\": " + json_list(result.words, word) + ", \"nbest\": " + json_list(result.nbest, alternative) + "}";
+         json_text(result.times) + ", \"words\": " + json_list(result.words, word) + ", \"nbest\": " + json_list(result.nbest, alternative) +
+         ", \"committed\": " + json_text(result.committed) + ", \"num_committed\": " + std::to_string(result.num_committed) +
+         ", \"committed_end\": " + json_text(result.committed_end) + ", \"revised\": " + std::to_string(result.revised) + "}";
 }
 
 /// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders, and from left to right those of each token as
@@ -103,6 +110,21 @@ inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypothese
   return ranked;
 }
 
+/// The minimum number of words that differ, are missing or are new, if `words` are to begin a revised sequence.
+inline int num_revised(const std::vector<WordSpan>& words, const std::vector<WordSpan>& revised) {
+  std::vector<int> row(revised.size() + 1);
+  std::iota(row.begin(), row.end(), 0);
+  for (std::size_t number = 1; number <= words.size(); ++number) {
+    int diagonal = std::exchange(row[0], static_cast<int>(number));
+    for (std::size_t column = 1; column < row.size(); ++column) {
+      const int differs = words[number - 1].text == revised[column - 1].text ? 0 : 1;
+      const int least = std::min({row[column] + 1, row[column - 1] + 1, diagonal + differs});
+      diagonal = std::exchange(row[column], least);
+    }
+  }
+  return *std::min_element(row.begin(), row.end());
+}
+
 inline double rounded(double seconds) { return std::round(seconds * 1000) / 1000; }
 
 /// Words of the best hypothesis of an utterance that begins at encoder frame `start` and has `num_frames`.
@@ -142,6 +164,7 @@ inline std::vector<Word> words_of(const Manifest& m, const Vocabulary& vocabular
 
 /// The result in English as people write it: digits for numbers, times, dates and money, and capitals. Tokens, their times and
 /// scores stay, and so do other languages. In written_text.cpp.
-Result written(Result result);
+/// Words stay committed that are written alike whatever follows; the vocabulary is that of a partial result.
+Result written(Result result, const Vocabulary& vocabulary);
 
 }  // namespace u2moe::runtime

@@ -67,6 +67,8 @@ class Vocabulary {
       }
       vocabulary.symbols_.push_back(decode_utf8(symbol));
       vocabulary.texts_.push_back(encode_utf8(vocabulary.symbols_.back()));
+      vocabulary.note_letters(vocabulary.symbols_.back());
+      vocabulary.word_starts_.push_back(vocabulary.begins(static_cast<int>(id)) ? 1 : 0);
       vocabulary.fingerprint_ = vocabulary.fingerprint_ * 16777619U + std::hash<std::string>{}(symbol);
     }
     const std::size_t num = vocabulary.symbols_.size();
@@ -107,23 +109,54 @@ class Vocabulary {
       if (!text.empty()) words.push_back({encode_utf8(text), begin, end});
       text.clear();
     };
-    for (std::size_t index = 0, alone = 0; index < tokens.size(); ++index) {
-      const std::u32string& whole = symbol(tokens[index]);
-      const std::u32string bare = stripped(whole, is_blank);
-      const bool symbol_alone = !bare.empty() && std::all_of(bare.begin(), bare.end(), is_spaceless);
-      if (is_mark(whole.front()) || symbol_alone || alone) end_word(index);
+    for (std::size_t index = 0; index < tokens.size(); ++index) {
+      if (begins(tokens[index]) || (index > 0 && ends(tokens[index - 1]))) end_word(index);
       if (text.empty()) begin = index;
-      text += bare;
-      alone = symbol_alone || is_mark(whole.back());
+      text += stripped(symbol(tokens[index]), is_blank);
     }
     end_word(tokens.size());
     return words;
   }
 
+  /// The same without the last word if it may go on. It may not if the next word begins (`has_ended`).
+  std::vector<WordSpan> complete_words(const std::vector<int>& tokens, bool has_ended) const {
+    std::vector<WordSpan> found = words(tokens);
+    if (!found.empty() && found.back().end == tokens.size() && !has_ended && !ends(tokens.back())) found.pop_back();
+    return found;
+  }
+
+  /// Whether it has symbols of scripts without spaces.
+  bool has_spaceless() const { return has_spaceless_; }
+
+  /// Whether its symbols have capital and small letters.
+  bool has_both_cases() const { return has_capital_ && has_small_; }
+
+  /// By token, whether it begins a word.
+  const std::vector<unsigned char>& word_starts() const { return word_starts_; }
+
  private:
+  static bool is_alone(const std::u32string& symbol) {
+    const std::u32string bare = stripped(symbol, is_blank);
+    return !bare.empty() && std::all_of(bare.begin(), bare.end(), is_spaceless);
+  }
+
+  void note_letters(const std::u32string& symbol) {
+    const bool is_special = symbol.size() > 2 && symbol.front() == U'<' && symbol.back() == U'>';
+    for (const char32_t c : symbol) {
+      has_spaceless_ |= is_spaceless(c);
+      has_capital_ |= !is_special && lower(c) != c;
+      has_small_ |= !is_special && upper(c) != c;
+    }
+  }
+
+  bool begins(int token) const { return is_mark(symbol(token).front()) || is_alone(symbol(token)); }
+  bool ends(int token) const { return is_mark(symbol(token).back()) || is_alone(symbol(token)); }
+
   const std::u32string& symbol(int token) const { return symbols_[static_cast<std::size_t>(token)]; }
 
   std::vector<std::u32string> symbols_;
+  std::vector<unsigned char> word_starts_;
+  bool has_spaceless_ = false, has_capital_ = false, has_small_ = false;
   std::vector<std::string> texts_;
   std::size_t fingerprint_ = 0;
 };

@@ -37,6 +37,7 @@ const Words kTeens = split("ten eleven twelve thirteen fourteen fifteen sixteen 
 const Words kTens = split("ten twenty thirty forty fifty sixty seventy eighty ninety");
 const Words kScales = split("thousand million billion trillion");
 const Words kMonths = split("january february march april may june july august september october november december");
+const Words kWithin = split("and point of hundred thousand million billion trillion p dollar dollars euro euros");
 const Words kAfterDates = split(
     "and or but so then at on in to from until till by for with as the i you he she it we they this that there is was will would if when "
     "because before after today tonight tomorrow yesterday please monday tuesday wednesday thursday friday saturday sunday");
@@ -90,7 +91,20 @@ class Spoken {
     return all;
   }
 
+  // How many words are written as they are now, whatever follows: those before the words that a rule may read on from.
+  Place num_settled() const {
+    Place begin = words_.size();
+    while (begin && is_read_on(begin - 1)) --begin;
+    while (begin < words_.size() && is_in(kWithin, at(begin))) ++begin;
+    return begin;
+  }
+
  private:
+  bool is_read_on(Place place) const {
+    const std::string& word = at(place);
+    return is_number(place) || is_in(kMonths, word) || is_in(kWithin, word) || word == "a" || !of_ordinal(word).empty();
+  }
+
   // Empty beyond either end.
   const std::string& at(Place place) const {
     static const std::string none;
@@ -350,8 +364,8 @@ std::string text_of(const Parts& parts) {
   return joined(parts, " ", [](const Part& part) { return part.text; });
 }
 
-// Capitals of a sentence, and of words that always have them.
-void capitalize(Parts& parts) {
+// Words that always have capitals: in small letters, and as they are written.
+const std::vector<std::pair<std::string, Words>>& phrases() {
   static const std::vector<std::pair<std::string, Words>> listed = [] {
     std::vector<std::pair<std::string, Words>> all;
     for (std::string phrase : kCapitalized) {
@@ -360,8 +374,24 @@ void capitalize(Parts& parts) {
     }
     return all;
   }();
+  return listed;
+}
+
+// How many words keep their letter case, whatever follows: those before the beginning of a phrase.
+std::size_t num_settled(const Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
-    for (const auto& [found, words] : listed) {
+    const std::string rest = text_of({parts.begin() + static_cast<std::ptrdiff_t>(place), parts.end()}) + " ";
+    for (const auto& each : phrases()) {
+      if (each.first.compare(0, rest.size(), rest) == 0) return place;
+    }
+  }
+  return parts.size();
+}
+
+// Capitals of a sentence, and of words that always have them.
+void capitalize(Parts& parts) {
+  for (std::size_t place = 0; place < parts.size(); ++place) {
+    for (const auto& [found, words] : phrases()) {
       if (place + words.size() > parts.size()) continue;
       const auto first = parts.begin() + static_cast<std::ptrdiff_t>(place);
       const std::string text = text_of({first, first + static_cast<std::ptrdiff_t>(words.size())});
@@ -385,11 +415,20 @@ bool is_english(const Words& words) {
   return std::none_of(all.begin(), all.end(), is_spaceless);
 }
 
-Parts parts_of(const Words& spoken) {
+Words small_words(const Words& spoken) {
   Words plain;
   for (const std::string& word : spoken) plain.push_back(small(word));
+  return plain;
+}
+
+bool is_capital(const Words& words) {
+  return std::all_of(words.begin(), words.end(), [](const std::string& word) { return word == mapped(word, upper); });
+}
+
+Parts parts_of(const Words& spoken) {
+  const Words plain = small_words(spoken);
   Parts parts = Spoken(plain).written();
-  if (std::all_of(spoken.begin(), spoken.end(), [](const std::string& word) { return word == mapped(word, upper); })) {
+  if (is_capital(spoken)) {
     capitalize(parts);
     return parts;
   }
@@ -404,9 +443,28 @@ std::string written_text(const std::string& text) {
   return is_english(spoken) ? text_of(parts_of(spoken)) : text;
 }
 
+// How many written words of committed ones stay as they are, whatever follows.
+std::size_t num_settled(const Words& spoken, const Vocabulary& vocabulary) {
+  // Another script, or another letter case, may still follow.
+  if (vocabulary.has_spaceless() || (vocabulary.has_both_cases() && is_capital(spoken))) return 0;
+  Words plain = small_words(spoken);
+  plain.resize(Spoken(plain).num_settled());
+  return num_settled(Spoken(plain).written());
+}
+
+void commit(Result& result, const Vocabulary& vocabulary) {
+  const Words spoken = split(result.text);
+  if (!is_english(spoken)) return;
+  Parts parts = parts_of(spoken);
+  if (!result.is_final) parts.resize(num_settled(split(result.committed), vocabulary));
+  result.committed = text_of(parts);
+  result.num_committed = static_cast<int>(parts.size());
+}
+
 }  // namespace
 
-Result written(Result result) {
+Result written(Result result, const Vocabulary& vocabulary) {
+  commit(result, vocabulary);
   Words spoken;
   for (const Word& word : result.words) spoken.push_back(word.text);
   if (!spoken.empty() && is_english(spoken) && joined(spoken, " ") == result.text) {

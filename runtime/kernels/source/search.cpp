@@ -84,6 +84,22 @@ auto guarded(Make make) -> decltype(make()) {
 
 CtcSearch& search_of(Handle* handle) { return *static_cast<SearchHandle*>(handle)->content; }
 
+size_t write(const std::vector<double>& numbers, double* to, size_t room) {
+  if (numbers.size() <= room) std::copy(numbers.begin(), numbers.end(), to);
+  return numbers.size();
+}
+
+size_t write(const std::vector<Hypothesis>& hypotheses, double* to, size_t room) {
+  std::vector<double> found = {static_cast<double>(hypotheses.size())};
+  for (const Hypothesis& each : hypotheses) {
+    found.insert(found.end(), {static_cast<double>(each.tokens.size()), each.score, each.context_score, each.language_score});
+    found.insert(found.end(), each.tokens.begin(), each.tokens.end());
+    found.insert(found.end(), each.times.begin(), each.times.end());
+    found.insert(found.end(), each.probabilities.begin(), each.probabilities.end());
+  }
+  return write(found, to, room);
+}
+
 }  // namespace
 
 /// Why the last call of this thread returned null.
@@ -144,19 +160,35 @@ U2MOE_EXPORT Handle* u2moe_search_finish(Handle* search) {
 /// Writes at most `limit` hypotheses, best first, if there is room; returns the numbers that they take, 0 if it has failed. Each is
 /// the number of its tokens, score, bonus of hotwords, score of the language model, then its tokens, times and probabilities.
 U2MOE_EXPORT size_t u2moe_search_hypotheses(Handle* search, size_t limit, double* to, size_t room) {
-  return guarded([&]() -> size_t {
-    std::vector<double> found = {0};
-    for (const Hypothesis& each : search_of(search).hypotheses(limit)) {
-      found[0] += 1;
-      found.insert(found.end(), {static_cast<double>(each.tokens.size()), each.score, each.context_score, each.language_score});
-      found.insert(found.end(), each.tokens.begin(), each.tokens.end());
-      found.insert(found.end(), each.times.begin(), each.times.end());
-      found.insert(found.end(), each.probabilities.begin(), each.probabilities.end());
-    }
-    if (found.size() <= room) std::copy(found.begin(), found.end(), to);
-    return found.size();
+  return guarded([&] { return write(search_of(search).hypotheses(limit), to, room); });
+}
+
+/// The best hypothesis that begins with the committed tokens, in the same way.
+U2MOE_EXPORT size_t u2moe_search_best(Handle* search, double* to, size_t room) {
+  return guarded([&] { return write(std::vector<Hypothesis>{search_of(search).best()}, to, room); });
+}
+
+/// Writes whether a word begins after the settled tokens, and these, if there is room; returns the numbers that they take, 0 if it
+/// has failed. `word_starts` says by token [vocab] whether it begins a word.
+U2MOE_EXPORT size_t u2moe_search_settled(Handle* search, const unsigned char* word_starts, size_t vocab_size, double* to, size_t room) {
+  return guarded([&] {
+    const Settled settled = search_of(search).settled({word_starts, word_starts + vocab_size});
+    std::vector<double> found = {settled.ends ? 1.0 : 0.0};
+    found.insert(found.end(), settled.tokens.begin(), settled.tokens.end());
+    return write(found, to, room);
   });
 }
+
+/// Commits further tokens, of those that are settled; null: it has failed.
+U2MOE_EXPORT Handle* u2moe_search_commit(Handle* search, const int* tokens, size_t num) {
+  return guarded([&] {
+    search_of(search).commit({tokens, tokens + num});
+    return search;
+  });
+}
+
+/// The earliest frame at which a token may follow the committed ones.
+U2MOE_EXPORT int u2moe_search_next_peak(Handle* search) { return search_of(search).next_peak(); }
 
 /// Frees any of these.
 U2MOE_EXPORT void u2moe_search_free(Handle* handle) { delete handle; }

@@ -78,6 +78,10 @@ pub struct u2moe_result_view {
     pub num_nbest: usize,
     pub score: f64,
     pub nbest_times: *const *const f64,
+    pub committed: *const c_char,
+    pub num_committed: i32,
+    pub revised: i32,
+    pub committed_end: f64,
 }
 
 pub type u2moe_on_result = extern "C" fn(context: *mut c_void, result: u2moe_result);

@@ -1,0 +1,120 @@
+// The tokens with which each hypothesis of a beam search begins that may still become the best: runtime/decoding/commitment.py says
+// why later frames cannot change them.
+#pragma once
+
+#include "beam_search.hpp"
+
+namespace u2moe::runtime {
+
+/// Tokens that can be committed, and whether a word begins after them, whichever token follows.
+struct Settled {
+  std::vector<int> tokens;
+  bool ends = false;
+};
+
+/// The committed tokens of a beam search, with which its best hypothesis begins from now on.
+class Commitment {
+ public:
+  explicit Commitment(const BeamSearch& search) : last_(search.beams()[0].prefix) {}
+
+  std::size_t num_tokens() const { return last_->depth; }
+
+  bool holds_for(const Prefix& prefix) const { return prefix.ancestor(last_->depth) == last_.get(); }
+
+  /// Commit further tokens, of those that are settled.
+  void extend(const std::vector<int>& tokens) {
+    if (std::shared_ptr<Prefix> longer = extension(last_, tokens)) last_ = std::move(longer);
+  }
+
+  /// The earliest frame at which any token peaks that may follow the committed ones; `most` without any.
+  int next_peak(const BeamSearch& search, int most) const {
+    for (const Beam& beam : search.beams()) {
+      if (holds_for(*beam.prefix)) most = std::min(most, beam.earliest_peak(num_tokens(), most));
+    }
+    return most;
+  }
+
+  /// Twice the number of tokens that can be committed, too, of those that follow the committed ones in the best hypothesis; and one
+  /// if a word begins after them, whichever token follows.
+  std::size_t num_settled(const BeamSearch& search, const std::vector<int>& tokens, const std::vector<unsigned char>& word_starts) const {
+    Beams beams;
+    std::map<const Prefix*, std::size_t> shared;
+    std::size_t least_depth = search.beams()[0].prefix->depth;
+    for (const Beam& beam : search.beams()) {
+      beams[beam.prefix.get()] = &beam;
+      least_depth = std::min(least_depth, beam.prefix->depth);
+      if (holds_for(*beam.prefix)) shared[beam.prefix.get()] = num_shared(tokens, beam.prefix->tokens(num_tokens()), word_starts);
+    }
+    std::size_t settled = 2 * tokens.size();
+    for (const auto& [prefix, own] : shared) {
+      if (own >= settled) continue;
+      const std::vector<const Beam*> line = line_of(prefix, beams, least_depth);
+      std::size_t most = own;
+      for (const auto& [rival, theirs] : shared) {
+        if (theirs > most && beats(*beams.at(rival), line, beams)) most = theirs;
+      }
+      settled = std::min(settled, most);
+    }
+    return settled;
+  }
+
+ private:
+  using Beams = std::map<const Prefix*, const Beam*>;
+
+  static constexpr double kRounding = 1e-6;  // far more than rounding errors add up to
+
+  static std::shared_ptr<Prefix> extension(std::shared_ptr<Prefix> prefix, const std::vector<int>& tokens) {
+    for (std::size_t i = 0; prefix && i < tokens.size(); ++i) {
+      const auto found = prefix->children.find(tokens[i]);
+      prefix = found == prefix->children.end() ? nullptr : found->second.lock();
+    }
+    return prefix;
+  }
+
+  static std::size_t num_shared(const std::vector<int>& tokens, const std::vector<int>& others, const std::vector<unsigned char>& word_starts) {
+    const std::size_t least = std::min(tokens.size(), others.size());
+    std::size_t num = 0;
+    while (num < least && tokens[num] == others[num]) ++num;
+    const auto begins_word = [&](int token) { return word_starts[static_cast<std::size_t>(token)] != 0; };
+    return 2 * num + (num < least && begins_word(tokens[num]) && begins_word(others[num]) ? 1 : 0);
+  }
+
+  // The beams of a prefix and of those with which it begins, the shortest first.
+  static std::vector<const Beam*> line_of(const Prefix* prefix, const Beams& beams, std::size_t least_depth) {
+    std::vector<const Beam*> line;
+    for (; prefix && prefix->depth >= least_depth; prefix = prefix->parent.get()) {
+      if (const auto found = beams.find(prefix); found != beams.end()) line.push_back(found->second);
+    }
+    std::reverse(line.begin(), line.end());
+    return line;
+  }
+
+  // Whether the scores of further tokens are the same after both.
+  static bool has_same_future(const Prefix& one, const Prefix& other) {
+    if (one.token != other.token || one.state != other.state || !one.language != !other.language) return false;
+    return !one.language || (one.language->history == other.language->history && one.language->begun == other.language->begun);
+  }
+
+  static bool is_better(const Beam& beam, const Beam& other) {
+    const double ahead = beam.prefix->extra - other.prefix->extra - kRounding;
+    return beam.blank + ahead >= other.blank && beam.token + ahead >= other.token && beam.prefix->bonus >= other.prefix->bonus;
+  }
+
+  // Whether a beam beats the first of some prefixes, each an extension of the one before, and so on.
+  static bool beats(const Beam& rival, const std::vector<const Beam*>& line, const Beams& beams) {
+    if (!has_same_future(*rival.prefix, *line[0]->prefix)) return false;
+    std::shared_ptr<Prefix> better = rival.prefix;
+    std::size_t depth = line[0]->prefix->depth;
+    for (const Beam* beam : line) {
+      better = extension(std::move(better), beam->prefix->tokens(depth));
+      const auto ours = beams.find(better.get());
+      if (ours == beams.end() || !is_better(*ours->second, *beam)) return false;
+      depth = beam->prefix->depth;
+    }
+    return true;
+  }
+
+  std::shared_ptr<Prefix> last_;
+};
+
+}  // namespace u2moe::runtime
