@@ -1,5 +1,6 @@
 """How times are taken and summed up: spreads, stages, chunks, and what a listener waits for."""
 
+import dataclasses
 import time
 from types import SimpleNamespace
 
@@ -25,8 +26,10 @@ def observed(*, wall_s=1.0, events=(), segments=(), final_s=0.5, audio_s=10.0, t
     )  # fmt: skip
 
 
-def event(audio_s, compute_s, tokens=(), segment=0):
-    return Event(audio_s=audio_s, compute_s=compute_s, tokens=tuple(tokens), segment=segment)
+def event(audio_s, compute_s, tokens=(), segment=0, num_committed=0):
+    return Event(
+        audio_s=audio_s, compute_s=compute_s, tokens=tuple(tokens), segment=segment, num_committed=num_committed
+    )
 
 
 def test_spread_and_percentiles():
@@ -135,6 +138,16 @@ def test_a_word_is_there_when_it_and_all_before_it_stay(vocabulary):
     assert latency.flicker(segment, [event(1.0, 0.1, [1, 2, 3])], vocabulary) == (2, 0)
     assert latency.first_partial(utterance([], []), events, final) == []
     assert latency.first_partial(segment, [event(1.0, 0.1)], final) == [(4.75, 0.5)]
+
+
+def test_a_word_is_committed_by_the_first_result_that_counts_it(vocabulary):
+    events = [event(1.0, 0.1, [1], num_committed=0), event(2.0, 0.2, [1, 3], num_committed=1)]
+    segment = utterance([1, 3], [(0.25, 0.5), (1.0, 1.5)])
+    assert latency.commitments(segment, events, event(5.0, 0.5)) == [(1.5, 0.2), (3.5, 0.5)]
+    revised = dataclasses.replace(segment, revised=1)
+    assert latency.commitments(revised, events, event(5.0, 0.5)) == []
+    found = latency.summary([observed(events=events, segments=[segment, revised])], vocabulary, chunk_s=0.25)
+    assert found["revised"] == 1 / 4
 
 
 def test_waits_end_with_their_utterance(vocabulary):

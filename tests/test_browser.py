@@ -329,7 +329,7 @@ def test_a_long_transcript_has_words_where_one_looks(page):
         page.keyboard.press(key)
         expect(page.locator(".word:focus")).to_have_text(word)
     page.wait_for_function("document.querySelectorAll('.word').length < 1200")
-    page.evaluate("transcript.showPartial('more')")
+    page.evaluate("transcript.showPartial({ text: 'more', committed: '' })")
     expect(page.locator(".word:focus")).to_be_in_viewport()  # whoever reads back is left there
     page.evaluate("transcript.mark(9 * 200 + 0.6)")
     expect(page.locator(".word.playing")).to_have_text("W200.1")

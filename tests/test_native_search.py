@@ -41,6 +41,15 @@ def fusions(tmp_path_factory):
     return found
 
 
+def assert_same_commitment(native, python):
+    found = [search.settled(VOCABULARY.word_starts) for search in (native, python)]
+    assert found[0] == found[1]
+    for search in (native, python):
+        search.commit(found[0][0][:2])
+    assert native.best() == python.best()
+    assert native.next_peak() == python.next_peak()
+
+
 @given(
     seed=st.integers(0, 1 << 16),
     beam_size=st.integers(1, 20),
@@ -58,8 +67,10 @@ def test_hypotheses_equal_those_of_python(library, fusions, seed, beam_size, siz
         frames = random_frames(seed + number, size)
         found = [(search.advance(frames), search.hypotheses(), search.hypotheses(1))[1:] for search in searches]
         assert found[0] == found[1]
+        assert_same_commitment(*searches)
     for search in searches:
         search.finish()
+    assert_same_commitment(*searches)
     assert searches[0].hypotheses() == searches[1].hypotheses()
 
 

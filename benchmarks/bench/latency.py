@@ -57,19 +57,21 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
         first_partial_s: from the start of the first word to the first partial result with a word.
         word_s: from the end of each word to the partial (or final) result from which on it is shown permanently;
             first_word_s, last_word_s: the same of the first and the last word of each utterance.
+        committed_s: from the end of each word to the result that commits it.
         finalisation_s: from the end of the last word of an utterance to its final result. Audio after that word is
             algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and the
             second pass are compute.
         flicker: share of the words shown in partial results that changed afterwards.
+        revised: share of the words that the second pass changed although they were committed.
 
         The waits have percentiles of "algorithmic", "compute" and "total"; keys without any speech are missing.
     """
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:
         result |= {"chunk_latency_s": latencies([chunks], chunk_s), "chunk_budget_s": chunk_s}
-    names = ("first_partial_s", "word_s", "first_word_s", "last_word_s", "finalisation_s")
+    names = ("first_partial_s", "word_s", "first_word_s", "last_word_s", "committed_s", "finalisation_s")
     waits: dict[str, list[Wait]] = {name: [] for name in names}
-    shown = changed = 0
+    shown = changed = revised = 0
     for item in observed:
         end = Event(audio_s=item.audio_s, compute_s=item.final_s, tokens=(), segment=-1)
         for segment in item.segments:
@@ -78,15 +80,16 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
             final = later[0] if later else end
             words = emissions(segment, events, final, vocabulary)
             last = [(final.audio_s - word.end, final.compute_s) for word in segment.words[-1:]]
-            for name, found in zip(
-                names, (first_partial(segment, events, final), words, words[:1], words[-1:], last), strict=True
-            ):
+            committed = commitments(segment, events, final)
+            found_by_name = (first_partial(segment, events, final), words, words[:1], words[-1:], committed, last)
+            for name, found in zip(names, found_by_name, strict=True):
                 waits[name] += found
+            revised += segment.revised
             numbers = flicker(segment, events, vocabulary)
             shown, changed = shown + numbers[0], changed + numbers[1]
     result |= {name: _parts(found) for name, found in waits.items() if found}
     if shown:
-        result["flicker"] = changed / shown
+        result |= {"flicker": changed / shown, "revised": revised / max(len(waits["word_s"]), 1)}
     return result
 
 
@@ -121,6 +124,15 @@ def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary
                 break
             settled = event
         waits.append((settled.audio_s - result.end, settled.compute_s))
+    return waits
+
+
+def commitments(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
+    """The waits for the words of an utterance, each until it is committed, unless some of these were revised."""
+    waits = []
+    for number, word in enumerate([] if segment.revised else segment.words):
+        event = next((event for event in events if event.num_committed > number), final)
+        waits.append((event.audio_s - word.end, event.compute_s))
     return waits
 
 

@@ -12,7 +12,7 @@ Report = Mapping[str, Any]
 
 WAITS = {
     "first_partial_s": "first partial", "word_s": "word", "first_word_s": "first word", "last_word_s": "last word",
-    "finalisation_s": "final",
+    "committed_s": "committed", "finalisation_s": "final",
 }  # fmt: skip
 STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s": "first recording"}
 MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
@@ -130,13 +130,13 @@ def _latency(report: Report) -> Iterator[str]:
         [
             *_of_chunks(entry),
             *(_wait(entry.get(name)) for name in WAITS),
-            f"{entry['flicker']:.0%}" if "flicker" in entry else "-",
+            *(f"{entry[name]:.0%}" if name in entry else "-" for name in ("flicker", "revised")),
         ]
         for entry in report["latency"]
     ]
     yield ""
     yield "In real time, ms: a chunk; what a listener waits for, as audio that must come first + compute"
-    yield from table([*_CHUNKS, *WAITS.values(), "flicker"], rows)
+    yield from table([*_CHUNKS, *WAITS.values(), "flicker", "revised"], rows)
 
 
 def _of_chunks(entry: Mapping[str, Any]) -> list[str]:

@@ -63,12 +63,14 @@ class Event:
             sample was due, so that falling behind counts, too.
         tokens: tokens of the current utterance at that time.
         segment: number of that utterance.
+        num_committed: words of it that are committed.
     """
 
     audio_s: float
     compute_s: float
     tokens: tuple[int, ...]
     segment: int
+    num_committed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +220,10 @@ class Probe:
                 result = stream.get_result()
             if was_ready:
                 compute_s, audio_s = time.perf_counter() - arrived, end / self.sample_rate
-                shown = tuple(result.tokens)
-                events.append(Event(audio_s=audio_s, compute_s=compute_s, tokens=shown, segment=result.segment))
+                tokens, segment, num = tuple(result.tokens), result.segment, result.num_committed
+                events.append(
+                    Event(audio_s=audio_s, compute_s=compute_s, tokens=tokens, segment=segment, num_committed=num)
+                )
             segments += stream.take_segments()
         before, done = self.watch.wall_s, begin + len(samples) / self.sample_rate
         with self.watch.call():

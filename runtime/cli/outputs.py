@@ -129,7 +129,8 @@ class _Events(Output):
     """Prints a line of JSON for every event."""
 
     def partial(self, item: Input, result: Result) -> None:
-        _print_event("partial", item, {"segment": result.segment, "text": result.text, "words": result.words})
+        names = ("segment", "text", "words", "committed", "num_committed", "committed_end")
+        _print_event("partial", item, {name: getattr(result, name) for name in names})
 
     def segment(self, item: Input, segment: Result) -> None:
         _print_event("segment", item, dataclasses.asdict(segment))

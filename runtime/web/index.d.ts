@@ -46,7 +46,7 @@ export interface Alternative {
   languageScore: number;
 }
 
-/** The result of an utterance. A partial one, which may still change, has text, tokens and times only. */
+/** The result of an utterance. A partial one, which may still change, has text, tokens and times, and what is committed. */
 export interface Result {
   text: string;
   isFinal: boolean;
@@ -64,6 +64,14 @@ export interface Result {
   score: number;
   /** Alternatives, best first, each text once. */
   nbest: Alternative[];
+  /** The beginning of the text that no later partial result of this segment changes; all of a final text. */
+  committed: string;
+  /** Number of its words. */
+  numCommitted: number;
+  /** Seconds before which the first pass changes nothing any more. */
+  committedEnd: number;
+  /** In a final result, how many of the words that the first pass had committed are now others, missing or new. */
+  revised: number;
 }
 
 /** A rule fires when all its conditions hold; seconds. */

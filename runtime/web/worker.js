@@ -181,7 +181,10 @@ class Source {
   #object;
   #emit;
   #created;
-  result = { text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, tokens: [], times: [], words: [], nbest: [] };
+  result = {
+    text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, score: 0, tokens: [], times: [], words: [], nbest: [],
+    committed: '', numCommitted: 0, committedEnd: 0, revised: 0,
+  };
 
   constructor(connection, emit, options, model) {
     this.#connection = connection;

@@ -13,7 +13,7 @@ const controls = new Controls(async (hotwords, on) => {
   return new Recognition({ hotwords, numLeftChunks: LEFT_CHUNKS, written: true }, on);
 });
 
-// on: {partial(text), final(result), done(), problem(text)}
+// on: {partial(result), final(result), done(), problem(text)}
 class Recognition {
   waiting = 0; // samples that the worker has not recognised yet
 
@@ -21,7 +21,7 @@ class Recognition {
     this.on = on;
     this.stream = recognizer.createStream(options);
     const heard = (type, take) => this.stream.addEventListener(type, ({ detail }) => this.on && take(detail));
-    heard('partial', ({ text }) => this.on.partial(text));
+    heard('partial', (result) => this.on.partial(result));
     heard('final', (result) => this.on.final(result));
     heard('error', (error) => this.fail(error));
   }

@@ -331,7 +331,7 @@ class Recognition {
     output_.resize(*num * dim());
     num_frames_ = *num;
     std::size_t num_before = 0;
-    for (const int time : search_->best().times) num_before += static_cast<std::size_t>(time) < *num ? 1 : 0;
+    for (const int time : search_->best().times) num_before += static_cast<std::size_t>(time) < *num ? 1U : 0U;
     committed_.resize(std::min(committed_.size(), num_before));
     commits_ = false;
     search_ = new_search();

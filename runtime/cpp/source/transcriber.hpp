@@ -86,8 +86,8 @@ class Transcriber {
       }
       if (failure) std::rethrow_exception(failure);
       Result partial = stream->result();
-      const std::string before = has_segment ? "" : shown;
-      shown = partial.is_final ? "" : partial.text;
+      const auto before = has_segment ? std::pair<std::string, int>() : shown;
+      shown = partial.is_final ? std::pair<std::string, int>() : std::pair(partial.text, partial.num_committed);
       if (shown == before) return;
       partial.is_final = false;
       tell(events.on_result, std::move(partial));
@@ -97,7 +97,7 @@ class Transcriber {
     const Events events;
     std::atomic<std::thread::id> worker;
     std::atomic<bool> is_silent{false};
-    std::string shown;  // the last partial result; empty after a segment
+    std::pair<std::string, int> shown;  // text and committed words of the last partial result; empty after a segment
     std::promise<void> ended;
     const std::shared_future<void> end = ended.get_future().share();
   };

@@ -9,7 +9,7 @@ const FULL = 1013;
 const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;  // what the name of a subprotocol may be made of
 
 export class Recognition {
-  // on: {partial(text), final(result), state(name, detail), done(), problem(text)}
+  // on: {partial(result), final(result), state(name, detail), done(), problem(text)}
   constructor({ hotwords, model, written, key, on }) {
     this.options = { sample_rate: RATE, hotwords, model, written };
     this.key = key;
@@ -71,7 +71,7 @@ export class Recognition {
       this.on.state("connected");
       this.flush();
     } else if (event.type === "partial") {
-      this.on.partial(event.text);
+      this.on.partial(event);
     } else if (event.type === "final") {
       this.settle(event);
     } else if (event.type === "error") {

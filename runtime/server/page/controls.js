@@ -24,7 +24,7 @@ export function complain(text) {
 
 export class Controls {
   // recognise(hotwords, on): a recognition {push(int16), finish(), close(), waiting}, or null; `on` is what it calls:
-  // {partial(text), final(result), progress(text), done(), problem(text)}. recogniseFile(file, hotwords, on), if there is
+  // {partial(result), final(result), progress(text), done(), problem(text)}. recogniseFile(file, hotwords, on), if there is
   // one, takes files as they are.
   constructor(recognise, recogniseFile = null) {
     this.recognise = recognise;
@@ -68,7 +68,7 @@ export class Controls {
     complain("");
     const hotwords = find("hotwords").value.split(/[,;]/).map((word) => word.trim()).filter(Boolean);
     const on = {
-      partial: (text) => this.transcript.showPartial(text),
+      partial: (result) => this.transcript.showPartial(result),
       final: (result) => {
         this.transcript.add(moved(result, this.offset));
         find("spoken").textContent = result.text;
@@ -98,7 +98,7 @@ export class Controls {
     this.stopMicrophone();
     this.recognition?.close();
     this.recognition = null;
-    this.transcript.showPartial("");
+    this.transcript.showPartial({ text: "", committed: "" });
     show("idle", "Ready");
     this.refresh();
   }

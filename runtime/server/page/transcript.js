@@ -37,8 +37,12 @@ export class Transcript {
     this.partial.textContent = "";
   }
 
-  showPartial(text) {
-    this.atEnd(() => (this.partial.textContent = text));
+  // Words that no later partial result changes are as dark as those of segments.
+  showPartial({ text, committed }) {
+    const certain = document.createElement("span");
+    certain.className = "committed";
+    certain.textContent = committed;
+    this.atEnd(() => this.partial.replaceChildren(certain, text.slice(committed.length)));
   }
 
   add(segment) {

@@ -1,6 +1,7 @@
 """OpenAI's realtime transcription over WebSocket: JSON events with audio in base64, on `/v1/realtime`.
 
-Deltas cannot retract words, so they are sent with the final result, as with whisper-1.
+Deltas cannot retract words, so they have those that are committed. What the second pass revises of them, only the whole
+transcript says, with which an item is completed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import soundfile
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.options import EndpointConfig, EndpointRule
-from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
     Connection,
     converse,
@@ -95,6 +95,14 @@ class _Source:
     def is_between_turns(self) -> bool:
         """Whether the server detects turns, and knows of none that has begun."""
         return self.settings.turn_detection is not None and not self.session.partial_text
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Item:
+    """An item of the conversation, while it is spoken."""
+
+    id: str = dataclasses.field(default_factory=lambda: _new_id("item"))
+    sent: str = ""  # the text of its deltas
 
 
 async def run(connection: Connection) -> None:
@@ -223,40 +231,55 @@ class _Conversation:
                 return
 
     async def _write_turns(self, source: _Source) -> None:
-        item = ""
+        item: _Item | None = None
         async for result in source.session:
-            if not item and result.text:
-                item = _new_id("item")
+            if item is None and result.text:
+                item = _Item()
                 start_s = source.begin_s + (result.start if result.is_final else min(result.times, default=0.0))
                 started = "input_audio_buffer.speech_started"
-                await self.send(started, audio_start_ms=round(start_s * 1000), item_id=item)
-            if result.is_final and item:
+                await self.send(started, audio_start_ms=round(start_s * 1000), item_id=item.id)
+            if item is None:
+                continue
+            if result.is_final:
                 stopped, end_s = "input_audio_buffer.speech_stopped", source.begin_s + result.end
-                await self.send(stopped, audio_end_ms=round(end_s * 1000), item_id=item)
-                await self._complete(item, [result], result.end - result.start)
+                await self.send(stopped, audio_end_ms=round(end_s * 1000), item_id=item.id)
+                await self._complete(item, result.text, result.end - result.start)
                 source.num_items += 1
-                item = ""
+                item = None
+            else:
+                await self._append_to(item, result.committed)
         if source.num_before_commit == source.num_items:  # the client waits for an answer, but there were no words
-            await self._complete(_new_id("item"), [], 0.0)
+            await self._complete(_Item(), "", 0.0)
 
     async def _write_item(self, session: ServedStream) -> None:
-        results = [result async for result in session if result.is_final]
+        item, texts = _Item(), [""]
+        async for result in session:
+            texts[-1] = result.committed
+            await self._append_to(item, join_texts([text for text in texts if text]))
+            if result.is_final:
+                texts.append("")
         if not session.is_closed:
-            await self._complete(_new_id("item"), results, session.duration)
+            await self._complete(item, join_texts([text for text in texts if text]), session.duration)
 
-    async def _complete(self, item: str, results: list[Result], seconds: float) -> None:
-        text = join_texts([result.text for result in results])
-        await self.send("input_audio_buffer.committed", item_id=item, previous_item_id=self._last_item)
+    async def _append_to(self, item: _Item, text: str) -> None:
+        """Send what a text has beyond the deltas of an item, unless these are not its beginning any more."""
+        delta = text.removeprefix(item.sent)
+        if delta and text.startswith(item.sent):
+            kind = "conversation.item.input_audio_transcription.delta"
+            await self.send(kind, item_id=item.id, content_index=0, delta=delta)
+            item.sent = text
+
+    async def _complete(self, item: _Item, text: str, seconds: float) -> None:
+        await self.send("input_audio_buffer.committed", item_id=item.id, previous_item_id=self._last_item)
         content = [{"type": "input_audio", "transcript": None}]
-        added = {"id": item, "type": "message", "status": "completed", "role": "user", "content": content}
+        added = {"id": item.id, "type": "message", "status": "completed", "role": "user", "content": content}
         await self.send("conversation.item.added", item=added, previous_item_id=self._last_item)
         await self.send("conversation.item.done", item=added, previous_item_id=self._last_item)
-        self._last_item = item
-        kind, place = "conversation.item.input_audio_transcription", {"item_id": item, "content_index": 0}
-        if text:
-            await self.send(f"{kind}.delta", **place, delta=text)
+        self._last_item = item.id
+        await self._append_to(item, text)
+        kind = "conversation.item.input_audio_transcription.completed"
         usage = {"type": "duration", "seconds": round(seconds, 3)}
-        await self.send(f"{kind}.completed", **place, transcript=text, usage=usage)
+        await self.send(kind, item_id=item.id, content_index=0, transcript=text, usage=usage)
 
 
 @refusing()
