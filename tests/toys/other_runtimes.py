@@ -20,7 +20,7 @@ def assert_same_segments(found, expected):
     """Segments from JSON are those of Python; scores and confidences to single precision."""
     assert len(found) == len(expected)
     for theirs, ours in zip(found, expected, strict=True):
-        for field in ("text", "tokens", "segment", "times"):
+        for field in ("text", "tokens", "segment", "times", "committed", "revised"):
             assert theirs[field] == getattr(ours, field)
         words = [(word["word"], word["start"], word["end"]) for word in theirs["words"]]
         assert words == [(word.word, word.start, word.end) for word in ours.words]
