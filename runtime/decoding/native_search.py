@@ -66,7 +66,8 @@ class _Library:
             found = np.empty(room)
             size = getattr(self._functions, f"u2moe_search_{name}")(*arguments, found.ctypes.data, room)
             if 0 < size <= room:
-                return found[:size].tolist()
+                numbers: list[float] = found[:size].tolist()
+                return numbers
             if not size:
                 raise MemoryError
             room = size
