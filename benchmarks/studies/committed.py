@@ -1,0 +1,77 @@
+"""How far behind the speaker are committed words, and how many does the second pass revise?
+
+    python -m u2moe.benchmarks.studies.committed BUNDLE TEST.tsv ...
+
+Recordings are recognised in chunks, as fast as it goes: only audio that must arrive first counts, which is the same on
+every machine. `u2moe bench` adds what the computation takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from u2moe.benchmarks.bench.latency import summary
+from u2moe.benchmarks.instruments.probe import Mode, Observation, Probe
+from u2moe.benchmarks.results.files import publish
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
+from u2moe.runtime import Bundle
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import read_recordings
+
+MODES = (Mode(chunk_size=16, num_left_chunks=4), Mode(chunk_size=8, num_left_chunks=4))
+KEYS = ("p50", "p95")
+QUIET_S = 2.0
+"""Quiet noise after each recording, so that an endpoint ends it as in a conversation."""
+
+
+def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[str, Any]:
+    """Seconds from the end of a word to the result that shows it for good, and that commits it, by audio alone."""
+    found = summary(observed, probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0)
+    waits = {name: found[f"{name}_s"]["algorithmic"] for name in ("word", "committed")}
+    segments = [segment for item in observed for segment in item.segments]
+    return {
+        **waits,
+        "revised": sum(each.revised for each in segments),
+        "words": sum(len(each.words) for each in segments),
+    }
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """Values for the pages: a row for each set and chunk size, and the medians of the first set."""
+    header = ("set", "in chunks of", "shown for good, p50, p95", "committed, p50, p95", "revised")
+    rows: list[Sequence[object]] = []
+    numbers: dict[str, str] = {}
+    for name, modes in results["sets"].items():
+        for size, found in modes.items():
+            waits = [
+                ", ".join(f"{1000 * found[wait][key]:.0f}" for key in KEYS) + " ms" for wait in ("word", "committed")
+            ]
+            share = f"{found['revised'] / found['words']:.1%}"
+            rows.append((name, size, *waits, share))
+            numbers.setdefault(f"median_{size}", f"{found['committed']['p50']:.2f}")
+            numbers.setdefault(f"revised_{size}", share)
+    return {"table": table(header, rows), **numbers}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    args = recognition_parser("committed", __doc__).parse_args(argv)
+    probe = Probe(Bundle.open(args.bundle))
+    sets: dict[str, Any] = {}
+    for path in args.lists:
+        recordings = [read_audio(item.path, probe.sample_rate) for item in read_recordings(path)]
+        quiet = np.zeros(round(QUIET_S * probe.sample_rate), np.float32)
+        spoken = [np.concatenate([samples, quiet]) for samples in recordings]
+        sets[path.stem] = {
+            str(mode.chunk_size): delays([probe.recognise(samples, mode) for samples in spoken], probe, mode)
+            for mode in MODES
+        }
+    publish(args.results, {"sets": sets}, values, bundle=args.bundle)
+
+
+if __name__ == "__main__":
+    run_script(main)
