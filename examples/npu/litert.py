@@ -22,7 +22,7 @@ def compile_graph(folder: str) -> None:
     stated = json.loads(Path(folder, "static.json").read_text())
     names = [each["name"] for each in stated["inputs"]]
     with tempfile.TemporaryDirectory() as target:
-        graph = str(Path(folder, "static.onnx"))
+        graph = shutil.copy(Path(folder, "static.onnx"), target)  # onnx2tf writes over what it reads
         subprocess.run(["onnx2tf", "-i", graph, "-o", target, "-kat", *names, "-coion", "-n"], check=True)
         shutil.copy(next(Path(target).glob("*_float32.tflite")), Path(folder, "static.tflite"))
 
