@@ -213,6 +213,7 @@ class DamageMeter:
                 part.keep()
                 done += (len(part.graphs) - 1) * (len(graph.parts) - number)
                 progress(done / max(sum(work), 1))
+            trim_memory()
         return list(found.values())
 
     def _layer(self, name: str, number: int, states: Sequence[Sequence[Run]]) -> LayerDamage:

@@ -125,6 +125,7 @@ class SwitchedGraph:
             kernels: of the sessions; None: onnxruntime alone.
         """
         self._observed, self._kernels, self.seen = frozenset(observed), kernels, dict[str, Array]()
+        self._switched: set[str] = set()
         self.bytes: dict[str, list[int]] = {}
         self.groups: dict[str, str] = {}
         self.inputs: dict[str, list[str]] = {}
@@ -138,6 +139,7 @@ class SwitchedGraph:
                 options.pop()
             if len(options) > 1 or (len(versions) == 1 and _weight_bytes(options[0])):
                 self._describe(options)
+                self._switched.add(str(options[0].outputs[0].name))
         self.results = [str(value.name) for value in versions[0].graph.outputs]
         self.parts = self._cut(versions)
 
@@ -158,7 +160,7 @@ class SwitchedGraph:
         slices: list[tuple[str, list[str]]] = [("", [])]
         for node in versions[0].graph:
             layer = layer_of(node)
-            if layer in self.bytes and layer != slices[-1][0]:
+            if str(node.outputs[0].name) in self._switched and layer != slices[-1][0]:
                 slices.append((layer, []))
             slices[-1][1].extend(str(value.name) for value in node.outputs)
         known = {str(value.name) for value in versions[0].graph.inputs}
