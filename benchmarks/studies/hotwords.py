@@ -4,13 +4,16 @@
 
 Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
 without hotwords; with its own rare words in a list filled up with words from other recordings; and with a list of words
-from other recordings only, none of which is said.
+from other recordings only, none of which is said. Longer lists are the same for all recordings: the rare words of all,
+filled up with words of the bundle's language model, and such words alone.
 """
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
 from u2moe.runtime import Recognizer
 from u2moe.runtime.corpus.lists import Recording, read_recordings
-from u2moe.runtime.decoding.context import DEFAULT_WEIGHT
+from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph
 from u2moe.runtime.text.word_errors import edit_distance, matches, words
 
 SHORTEST = 5
@@ -29,6 +32,8 @@ MOST_RECORDINGS = 3
 """Maximum number of recordings of a set that contain a rare word."""
 LIST_LENS = (10, 100)
 """Words in a list: the names in a meeting, and those in a company."""
+LONG_LISTS = (1000, 10_000)
+"""Words in a list for all recordings: the names of a directory."""
 
 
 def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
@@ -57,32 +62,66 @@ def others(everywhere: Sequence[str], said: set[str], num: int, random: np.rando
     return [word for word in drawn if word not in said][:num]
 
 
-def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: float, list_len: int) -> dict[str, Any]:
-    """Recognise every recording under the three conditions."""
+Lists = dict[str, Sequence[str]]
+"""Hotwords by condition, but for "without"."""
+
+
+def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Lists]:
+    """Lists for each recording: of its rare words, and of those of others."""
     random = np.random.default_rng(0)
     rare = rare_words(recordings)
     everywhere = sorted(set().union(*rare))
-    counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
-    num_changed = 0
     for recording, own in zip(recordings, rare, strict=True):
-        said = set(words(recording.transcript))
-        unrelated = others(everywhere, said, list_len, random)
-        named = [*sorted(own), *unrelated[: max(list_len - len(own), 0)]]
-        texts = {"without": recognizer.transcribe(recording.path).text}
-        for name, hotwords in (("with", named), ("unrelated", unrelated)):
-            weighted = [(word, weight) for word in hotwords]
-            texts[name] = recognizer.transcribe(recording.path, hotwords=weighted or None).text
-        for name, text in texts.items():
-            counts[name].update(counted(recording.transcript, text, own, named if name == "with" else unrelated))
+        unrelated = others(everywhere, set(words(recording.transcript)), list_len, random)
+        yield {"with": [*sorted(own), *unrelated[: max(list_len - len(own), 0)]], "unrelated": unrelated}
+
+
+def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Iterable[str]) -> Lists:
+    """The same lists for all recordings, filled up with words that are in no transcript."""
+    said = {word for recording in recordings for word in words(recording.transcript)}
+    unsaid = sorted({word.upper() for word in vocabulary if word.isalpha() and len(word) >= SHORTEST} - said)
+    fillers = [unsaid[place] for place in np.random.default_rng(0).permutation(len(unsaid)).tolist()]
+    named = sorted(set().union(*rare_words(recordings)))
+    return {"with": [*named, *fillers][:list_len], "unrelated": fillers[:list_len]}
+
+
+def measure(
+    recognizer: Recognizer, recordings: Sequence[Recording], weight: float, lists: Iterable[Lists] | Lists
+) -> dict[str, Any]:
+    """Recognise every recording under the three conditions, with lists for each, or with the same for all.
+
+    `times` is how many times as long, in processor time, recognising with hotwords takes; of the same lists for all.
+    """
+    counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
+    seconds: Counter[str] = Counter()
+    num_changed = num_listed = 0
+    made: dict[str, ContextGraph | None] = {"without": None}
+    if isinstance(lists, dict):
+        made |= {name: _graph(recognizer, own, weight) for name, own in lists.items()}
+        lists = itertools.repeat(lists, len(recordings))
+    for recording, own, named in zip(recordings, rare_words(recordings), lists, strict=True):
+        texts = {}
+        for name, count in counts.items():
+            graph = made[name] if name in made else _graph(recognizer, named[name], weight)
+            begin = time.process_time()
+            texts[name] = recognizer.transcribe(recording.path, hotwords=graph).text
+            seconds[name] += time.process_time() - begin
+            count.update(counted(recording.transcript, texts[name], own, named.get(name, named["unrelated"])))
         num_changed += texts["unrelated"] != texts["without"]
+        num_listed = max(num_listed, len(named["with"]))
     return {
         "num_recordings": len(recordings),
-        "num_listed": min(list_len, len(everywhere)),
+        "num_listed": num_listed,
         "num_changed_by_unrelated": num_changed,
+        **({"times": round(seconds["with"] / seconds["without"], 3)} if len(made) > 1 else {}),
         **{
             name: {**own, "wer": round(own["num_errors"] / max(own["num_words"], 1), 4)} for name, own in counts.items()
         },
     }
+
+
+def _graph(recognizer: Recognizer, hotwords: Sequence[str], weight: float) -> ContextGraph | None:
+    return ContextGraph([(word, weight) for word in hotwords], recognizer.vocabulary) if hotwords else None
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
@@ -96,25 +135,32 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
                 f"{without['wer']:.1%}, {named['wer']:.1%}",
                 f"{found['num_changed_by_unrelated']} of {found['num_recordings']}", f"{unrelated['wer']:.1%}",
                 f"{unrelated['num_false']} in {unrelated['num_words']} words",
+                f"{found['times']:.2f}" if "times" in found else "",
             )
         )  # fmt: skip
     header = (
         "set", "list", "rare words found without, with", "word errors without, with", "texts changed by others",
-        "word errors then", "others recognised",
+        "word errors then", "others recognised", "times as long",
     )  # fmt: skip
-    longest = [list(lists.values())[-1] for lists in results["sets"].values()]
 
-    def share(condition: str, key: str, of: str) -> float:
-        above, below = (sum(int(found[condition][name]) for found in longest) for name in (key, of))
+    def share(num: int, condition: str, key: str, of: str) -> float:
+        found = [lists[str(num)][condition] for lists in results["sets"].values() if str(num) in lists]
+        above, below = (sum(int(item[name]) for item in found) for name in (key, of))
         return above / max(below, 1)
 
+    shown = {}
+    for num in (LIST_LENS[-1], *LONG_LISTS):
+        name = "" if num == LIST_LENS[-1] else f"_{num}"
+        shown |= {
+            f"found_with{name}": f"{share(num, 'with', 'num_rare_found', 'num_rare'):.0%}",
+            f"errors_unrelated{name}": f"{share(num, 'unrelated', 'num_errors', 'num_words'):.1%}",
+        }
     return {
         "table": table(header, rows),
         "weight": f"{results['weight']:g}",
-        "found_without": f"{share('without', 'num_rare_found', 'num_rare'):.0%}",
-        "found_with": f"{share('with', 'num_rare_found', 'num_rare'):.0%}",
-        "errors_without": f"{share('without', 'num_errors', 'num_words'):.1%}",
-        "errors_unrelated": f"{share('unrelated', 'num_errors', 'num_words'):.1%}",
+        "found_without": f"{share(LIST_LENS[-1], 'without', 'num_rare_found', 'num_rare'):.0%}",
+        "errors_without": f"{share(LIST_LENS[-1], 'without', 'num_errors', 'num_words'):.1%}",
+        **shown,
     }
 
 
@@ -124,10 +170,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
-    sets = {
-        path.stem: {str(num): measure(recognizer, read_recordings(path), args.weight, num) for num in LIST_LENS}
-        for path in args.lists
-    }
+    model = recognizer.bundle.language_model()
+    sets: dict[str, dict[str, Any]] = {}
+    for path in args.lists:
+        recordings = read_recordings(path)
+        lists: dict[int, Iterable[Lists] | Lists] = {num: lists_of_each(recordings, num) for num in LIST_LENS}
+        if model is not None:
+            lists |= {num: lists_of_all(recordings, num, model.model.ngrams.words) for num in LONG_LISTS}
+        sets[path.stem] = {str(num): measure(recognizer, recordings, args.weight, own) for num, own in lists.items()}
     publish(args.results, {"weight": args.weight, "sets": sets}, values, bundle=args.bundle)
 
 

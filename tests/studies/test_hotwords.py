@@ -6,6 +6,7 @@ import soundfile
 from u2moe.benchmarks.studies import hotwords
 from u2moe.runtime import Transcript
 from u2moe.runtime.corpus.lists import Recording
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 RECORDINGS = [
     Recording(path="0", transcript="THE OLD HARBOUR LIES THERE"),
@@ -18,18 +19,26 @@ RECORDINGS = [
 class Hearer:
     """In the place of a recogniser: hears "OLD" only, and of hotwords those that `hears` says."""
 
+    vocabulary = Vocabulary(["<blank>", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"], TextConfig())
+
     def __init__(self, hears):
         self.hears = hears
 
     def transcribe(self, path, *, hotwords=None):
         said = RECORDINGS[int(path)].transcript.split()
-        named = [word for word, weight in hotwords or () if self.hears(word, said) and weight == 1.25]
+        named = [
+            word
+            for word, weight in (hotwords.hotwords if hotwords else ())
+            if self.hears(word, said) and weight == 1.25
+        ]
         return Transcript(text=" ".join(["OLD", *named]), duration=1.0, segments=[])
 
 
 def test_names_are_long_and_in_few_recordings_and_found_where_they_are_said():
     assert hotwords.rare_words(RECORDINGS)[:3] == [{"HARBOUR"}, {"KITCHEN"}, {"GARDEN", "HARBOUR", "KITCHEN"}]
-    found = hotwords.measure(Hearer(lambda word, said: word in said), RECORDINGS, 1.25, 100)
+    found = hotwords.measure(
+        Hearer(lambda word, said: word in said), RECORDINGS, 1.25, hotwords.lists_of_each(RECORDINGS, 100)
+    )
     assert (found["without"]["num_rare"], found["without"]["num_rare_found"]) == (5, 0)
     assert found["with"]["num_rare_found"] == 5
     assert found["with"]["num_false"] == found["unrelated"]["num_false"] == 0
@@ -38,11 +47,22 @@ def test_names_are_long_and_in_few_recordings_and_found_where_they_are_said():
 
 
 def test_names_that_are_not_said_and_heard_are_counted():
-    found = hotwords.measure(Hearer(lambda word, said: word not in said), RECORDINGS, 1.25, 100)
+    found = hotwords.measure(
+        Hearer(lambda word, said: word not in said), RECORDINGS, 1.25, hotwords.lists_of_each(RECORDINGS, 100)
+    )
     assert found["with"]["num_rare_found"] == 0
     assert found["num_changed_by_unrelated"] == 5  # for the third there are no others
     assert found["unrelated"]["num_false"] == 2 + 2 + 3 * 3
     assert found["unrelated"]["num_errors"] > found["without"]["num_errors"]
+
+
+def test_long_lists_are_the_same_for_all_recordings():
+    lists = hotwords.lists_of_all(RECORDINGS, 5, ["there", "window", "candle", "it", "<unk>", "ladder"])
+    assert lists["with"] == ["GARDEN", "HARBOUR", "KITCHEN", *lists["unrelated"][:2]]
+    assert sorted(lists["unrelated"]) == ["CANDLE", "LADDER", "WINDOW"]
+    found = hotwords.measure(Hearer(lambda word, said: word in said), RECORDINGS, 1.25, lists)
+    assert (found["num_listed"], found["with"]["num_rare_found"], found["with"]["num_false"]) == (5, 5, 0)
+    assert found["times"] > 0
 
 
 def test_others_are_never_said():
