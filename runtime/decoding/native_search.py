@@ -15,6 +15,7 @@ import numpy.typing as npt
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, check_log_probs
 from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.model.calls import NATIVE_CALLS
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 _SIGNATURES: dict[str, tuple[type, ...]] = {
@@ -82,7 +83,8 @@ class _Handle:
 
     def __init__(self, library: _Library, name: str, *arguments: Any) -> None:
         self.value = library.call(name, *arguments)
-        weakref.finalize(self, library.free, self.value)
+        # At exit a thread may still use it.
+        weakref.finalize(self, library.free, self.value).atexit = False
 
 
 @cache
@@ -138,7 +140,8 @@ class NativeSearch:
             rows = np.ascontiguousarray(log_probs, np.float32)
             if np.isnan(rows.max()):
                 raise ValueError("log_probs hold NaN")
-            self._library.call("advance", self._handle.value, rows.ctypes.data, *rows.shape)
+            with NATIVE_CALLS:
+                self._library.call("advance", self._handle.value, rows.ctypes.data, *rows.shape)
 
     def finish(self) -> None:
         """End the input; see `PrefixBeamSearch`."""
