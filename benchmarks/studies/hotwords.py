@@ -93,7 +93,7 @@ def measure(
     `times` is how many times as long, in processor time, recognising with hotwords takes; of the same lists for all.
     """
     counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
-    seconds: Counter[str] = Counter()
+    seconds = dict.fromkeys(counts, 0.0)
     num_changed = num_listed = 0
     made: dict[str, ContextGraph | None] = {"without": None}
     if isinstance(lists, dict):
@@ -148,7 +148,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         above, below = (sum(int(item[name]) for item in found) for name in (key, of))
         return above / max(below, 1)
 
-    shown = {}
+    shown: dict[str, str] = {}
     for num in (LIST_LENS[-1], *LONG_LISTS):
         name = "" if num == LIST_LENS[-1] else f"_{num}"
         shown |= {
