@@ -47,7 +47,7 @@ EXAMPLES = {
     "Add an encoder": Example(
         words="efficient_conformer|efficientConformer",
         name="efficient_conformer",
-        uses=("tests/test_training_config.py",),
+        uses=("tests/test_training_config.py", "docs/npu.md"),
     ),
     "Add a recipe": Example(words="int8-experts", uses=("tests/*",)),
     "Add a format for experts": Example(words="Int4Conversion|'int4'", name="int4", most=8),
@@ -65,7 +65,7 @@ EXAMPLES = {
         words="chunk_multiple",
         uses=(
             "export/*", "docs/export.md", "runtime/model/encoder.py", "runtime/decoding/*",
-            "runtime/cpp/source/recognition.hpp",
+            "runtime/cpp/source/recognition.hpp", "tests/test_static.py",
         ),
     ),
     "Add a measurement": Example(

@@ -69,8 +69,8 @@ def test_the_code_runs_in_order_and_says_what_was_said(names, clip, capsys):
     for block in BLOCKS:
         exec(block, names)
         printed.append(capsys.readouterr().out)
-    assert len(BLOCKS) == 12
-    one_shot, by_segment, captions, microphone = printed[0], printed[1], printed[9], printed[10]
+    assert len(BLOCKS) == 13
+    one_shot, by_segment, committed, captions, microphone = (printed[place] for place in (0, 1, 5, 10, 11))
     text = names["recognizer"].transcribe("talk.wav").text
     assert text in one_shot
     assert [line.split(" ", 1)[1] for line in by_segment.splitlines()] == [
@@ -79,6 +79,8 @@ def test_the_code_runs_in_order_and_says_what_was_said(names, clip, capsys):
     assert "None" not in one_shot  # every confidence and both scores are there
     heard = set(words(text)) & set(words(transcript))
     assert heard
+    assert committed == names["shown"]
+    assert heard & set(words(committed))
     assert Path("talk.srt").read_text(encoding="utf-8").startswith("1\n00:00:0")
     assert names["vad"].options.min_silence == 0.8
     assert names["result"].is_final
@@ -105,7 +107,11 @@ def test_its_names_are_public():
     }
     assert {"Recognizer", "Transcriber", "Microphone"} <= imported <= set(u2moe.runtime.__all__)
     # What stands between backticks and looks like a class of ours is one.
-    classes = set(re.findall(r"`([A-Z]\w+(?:Error|Options|Config|Rule))`", TEXT)) - {"ValueError", "TypeError"}
+    classes = set(re.findall(r"`([A-Z]\w+(?:Error|Options|Config|Rule))`", TEXT)) - {
+        "ModuleNotFoundError",
+        "ValueError",
+        "TypeError",
+    }
     assert classes <= set(u2moe.runtime.__all__)
 
 

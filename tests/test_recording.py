@@ -6,7 +6,7 @@ import soundfile
 from feeding import TINY
 
 from u2moe.runtime import AudioError
-from u2moe.runtime import recognizer as recognizer_module
+from u2moe.runtime import recognition as recognition_module
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def damaged(monkeypatch):
     """A function after which files break off when so many seconds of them are read."""
 
     def break_off(seconds):
-        read_blocks = recognizer_module.read_blocks
+        read_blocks = recognition_module.read_blocks
 
         def broken(path, rate, *args, **kwargs):
             num_left = round(seconds * rate)
@@ -32,7 +32,7 @@ def damaged(monkeypatch):
                 if not num_left:
                     raise AudioError(f"{path}: breaks off")
 
-        monkeypatch.setattr(recognizer_module, "read_blocks", broken)
+        monkeypatch.setattr(recognition_module, "read_blocks", broken)
 
     return break_off
 

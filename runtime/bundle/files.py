@@ -163,8 +163,8 @@ def _digests_of_blocks(file: Path, size: int) -> Iterator[str]:
         found = hashlib.sha256()
         with file.open("rb") as stream:
             stream.seek(begin)
-            for _ in range(0, BLOCK, _PIECE):
-                found.update(stream.read(_PIECE))
+            for place in range(0, BLOCK, _PIECE):
+                found.update(stream.read(min(_PIECE, BLOCK - place)))
         return found.hexdigest()
 
     with ThreadPoolExecutor() as threads:

@@ -296,6 +296,7 @@ class StreamState:
     def _advance(self, frames: Frames) -> None:
         """Add frames to the current utterance, up to its end."""
         self.utterance.advance(frames, self._endpointer)
+        self.utterance.commit(self._vocabulary)
         if self.utterance.endpoint is None and self._endpointer is not None:
             silence = self._endpointer.trailing_silence
             self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, silence)

@@ -150,7 +150,6 @@ class Utterance:
             frame_s: seconds per encoder frame.
         """
         if self._result is None:
-            self._commit(vocabulary)
             best = self._search.best()
             settled = self._search.next_peak() if self._commits else 0
             self._result = Result(
@@ -168,12 +167,11 @@ class Utterance:
 
     def num_revised(self, vocabulary: Vocabulary, tokens: Sequence[int]) -> int:
         """How many committed words the final tokens revise, see `Result.revised`; only words before a cut count."""
-        self._commit(vocabulary)
         committed, final = vocabulary.words(self._committed), vocabulary.words(tokens)
         return num_revised([word.text for word in committed], [word.text for word in final])
 
-    def _commit(self, vocabulary: Vocabulary) -> None:
-        """Find the words that no later partial result changes."""
+    def commit(self, vocabulary: Vocabulary) -> None:
+        """Find the words that no later partial result changes; after every chunk, whoever asks for results."""
         if self._commits:
             tokens, ends = self._search.settled(vocabulary.word_starts)
             words = vocabulary.complete_words(tokens, ends=ends)
