@@ -81,7 +81,7 @@ def test_memory_does_not_grow_with_the_weights(tmp_path):
         sizes = {"encoder_conf": {"output_size": 256, "linear_units": hidden, "num_blocks": 3, **MIXTURE}}
         config = random_config(**sizes, decoder=None)
         recipe_of(tmp_path / name, **{key: config[key] for key in ("encoder_conf", "decoder")})
-    sounds = sorted(write_noise(tmp_path / "sounds", 8, 32_000).iterdir())
+    sounds = sorted(write_noise(tmp_path / "sounds", 4, 32_000).iterdir())
     for step, most in (("export", 0.75), ("quantize", 1.5)):
         command = [sys.executable, "-c", MEMORY, step, *sounds]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
