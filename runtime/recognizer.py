@@ -191,10 +191,8 @@ class Recognizer:
         """
         options = checked_options("options", options, self.options)
         options = dataclasses.replace(options, endpoint=options.endpoint or self.default_endpoint)
-        chunk_size = options.chunk_size
-        if chunk_size is None and self.model.config.streaming:
-            chunk_size = self.model.config.static_chunk_size or None
-        return self._stream(options, chunk_size, hotwords)
+        static_chunk_size = self.model.config.static_chunk_size if self.model.config.streaming else 0
+        return self._stream(options, options.chunk_size or static_chunk_size or None, hotwords)
 
     def decode_streams(self, streams: Sequence[Stream]) -> None:
         """Do all work that is ready: every complete chunk, and the second pass of every finished utterance.
@@ -276,8 +274,7 @@ class Recognizer:
             AudioError: also for a file that is damaged after some seconds of audio, after all segments before.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
-        reader, results = self._recognize(samples, options, hotwords, vad, on_progress)
-        return self._until_damage(reader, results)
+        return self._until_damage(*self._recognize(samples, options, hotwords, vad, on_progress))
 
     def align(
         self,
@@ -311,10 +308,9 @@ class Recognizer:
         stream = self.create_recording_stream(options, hotwords=())
         reader = RecordingReader(samples_of(audio, self._rate, sample_rate, channel, track), self._rate, on_progress)
         pipeline = Pipeline(self.bundle, self.model, Observer(concluded=lambda _: aligner.advance(stream.state)))
-        for _ in recognize(lambda streams: pipeline.decode([each.state for each in streams]), stream, reader):
+        found = recognize(lambda streams: pipeline.decode([each.state for each in streams]), stream, reader)
+        for _ in self._until_damage(reader, found):
             pass
-        if reader.error is not None:
-            raise reader.error
         return aligner.finish(stream.state, min_score)
 
     def _recognize(
@@ -378,10 +374,9 @@ class Recognizer:
         chosen = options.language_model
         if not isinstance(chosen, LanguageModelOptions):
             return None
-        fusion = self._fusions.get(chosen)
-        if fusion is None:
-            fusion = self._fusions[chosen] = Fusion(chosen, self.vocabulary)
-        return fusion
+        if chosen not in self._fusions:
+            self._fusions[chosen] = Fusion(chosen, self.vocabulary)
+        return self._fusions[chosen]
 
     def _definite(self, options: DecodingOptions, chunk_size: int | None) -> DefiniteOptions:
         """Options with the bundle's defaults for what they leave open."""
