@@ -77,7 +77,9 @@ def check_stream(seed, fusions):
 
 
 def test_no_frame_changes_what_is_committed(fusions):
-    found = np.array([check_stream(seed, fusions) for seed in range(60)])
+    # In the last ones a hypothesis comes back that is behind another in blanks alone.
+    seeds = (*range(60), 764, 1540, 1576, 1834)
+    found = np.array([check_stream(seed, fusions) for seed in seeds])
     committed, recognised = found.sum(axis=0)
     assert committed > recognised / 3
 
