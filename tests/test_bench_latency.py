@@ -181,8 +181,9 @@ def test_hearing_changes_no_result(probe, recognizer, sound):
     assert found.text == recognizer.transcribe(sound).text
     changed = with_decoding(probe.bundle.manifest, padding_s=0.3)
     padded = Bundle(probe.bundle.path, changed, probe.bundle.tokens)
-    expected = Recognizer(padded, padded.load()).transcribe(sound)
-    measured = Probe(padded).recognise(sound, Mode())
+    model, own = padded.load(), Probe(padded)
+    assert own.model.search_library == model.search_library
+    expected, measured = Recognizer(padded, model).transcribe(sound), own.recognise(sound, Mode())
     assert [vars(segment) for segment in measured.segments] == [vars(segment) for segment in expected.segments]
     assert measured.segments != found.segments
     assert found.audio_s == 4.0

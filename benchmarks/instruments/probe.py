@@ -175,7 +175,8 @@ class Probe:
             for graph in bundle.manifest.model.graphs()
         }
         self.kernels = {name: session.kernels for name, session in sessions.items()}
-        self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
+        three = (sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
+        self.model = Model(bundle.manifest, *three, search_library=settings.search_library)
         self.options = replace(options or DecodingOptions(), endpoint=bundle.manifest.decoding.endpoint)
         observer = Observer(features=partial(self.watch, "features"), searching=partial(self.watch, "search"))
         self.recognizer = Recognizer(bundle, self.model, self.options, hotwords=hotwords, observer=observer)
