@@ -12,8 +12,8 @@ it is beaten, and all hypotheses that are not beaten begin with the tokens that 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 
 from u2moe.runtime.decoding.beam_search import Beam, BeamSearch, Prefix
 
@@ -50,21 +50,38 @@ class Commitment:
 
         And a half if a word begins after them, whichever token follows.
         """
-        shared: dict[Prefix, float] = {}
-        alike: defaultdict[object, list[Beam]] = defaultdict(list)
-        for beam in self._live():
-            shared[beam.prefix] = _num_shared(tokens, beam.prefix.tokens(self.num_tokens), word_starts)
-            alike[_future(beam.prefix)].append(beam)
+        live = sorted(self._shared(tokens, word_starts), key=itemgetter(0))
         beams = {beam.prefix: beam for beam in self._search.beams}
         least_depth = min(prefix.depth for prefix in beams)
         settled: float = len(tokens)
-        for prefix, own in shared.items():
-            if own < settled:
-                line = list(_line(prefix, beams, least_depth))[::-1]
-                rivals = (rival for rival in alike[_future(line[0].prefix)] if shared[rival.prefix] > own)
-                beaten = [shared[rival.prefix] for rival in rivals if self._beats(rival, line, beams)]
-                settled = min(settled, max(beaten, default=own))
+        for own, beam in live:
+            if own >= settled:
+                break
+            line = list(_line(beam.prefix, beams, least_depth))[::-1]
+            first, most = line[0].prefix, own
+            for theirs, rival in live:
+                if theirs > most and _have_same_future(rival.prefix, first) and self._beats(rival, line, beams):
+                    most = theirs
+            settled = min(settled, most)
         return settled
+
+    def _shared(self, tokens: Sequence[int], word_starts: bytes) -> Iterator[tuple[float, Beam]]:
+        """How many of these tokens, see `num_settled`, each hypothesis has that begins with the committed ones."""
+        base, node = self._last.depth, self._last
+        numbers = {node: 0}
+        for number, token in enumerate(tokens, start=1):
+            longer = self._search.extension(node, (token,))
+            if longer is None:
+                break
+            numbers[longer], node = number, longer
+        for beam in self._search.beams:
+            node, following = beam.prefix, -1
+            while node not in numbers and node.parent is not None and node.depth > base:
+                following, node = node.token, node.parent
+            if node in numbers:
+                number = numbers[node]
+                differs = following >= 0 and number < len(tokens)
+                yield number + 0.5 * (differs and word_starts[tokens[number]] and word_starts[following]), beam
 
     def _live(self) -> list[Beam]:
         return [beam for beam in self._search.beams if self.holds_for(beam.prefix)]
@@ -82,13 +99,6 @@ class Commitment:
         return True
 
 
-def _num_shared(tokens: Sequence[int], others: Sequence[int], word_starts: bytes) -> float:
-    pairs = enumerate(zip(tokens, others, strict=False))
-    num = next((place for place, (token, other) in pairs if token != other), min(len(tokens), len(others)))
-    following = [*tokens[num : num + 1], *others[num : num + 1]]
-    return num + 0.5 * (len(following) == 2 and all(word_starts[token] for token in following))
-
-
 def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Iterator[Beam]:
     """The beams of a prefix and of the prefixes with which it begins, the longest first."""
     node: Prefix | None = prefix
@@ -98,10 +108,12 @@ def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Ite
         node = node.parent
 
 
-def _future(prefix: Prefix) -> object:
-    """All on which the scores of further tokens depend."""
-    language = prefix.language
-    return prefix.token, prefix.state, language and (language.history, language.begun)
+def _have_same_future(one: Prefix, other: Prefix) -> bool:
+    """Whether the scores of further tokens are the same after both."""
+    mine, theirs = one.language, other.language
+    if one.token != other.token or one.state != other.state:
+        return False
+    return mine is theirs or bool(mine and theirs and (mine.history, mine.begun) == (theirs.history, theirs.begun))
 
 
 def _is_better(beam: Beam, other: Beam) -> bool:

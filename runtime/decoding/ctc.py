@@ -227,12 +227,11 @@ class PrefixBeamSearch:
 
         It is the best of all, unless hotwords have brought in one that both searches know with different scores.
         """
-        beams = (beam for beam in self._beams() if any(each.holds_for(beam.prefix) for each in self._commitments))
-        return _hypothesis(next(beams))
+        return _hypothesis(self._best())
 
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
         """The tokens after the committed ones that no later frame changes, and whether a word begins after them."""
-        tokens = self.best().tokens[self._commitments[0].num_tokens :]
+        tokens = self._best().prefix.tokens(self._commitments[0].num_tokens)
         num = min(each.num_settled(tokens, word_starts) for each in self._commitments)
         return tokens[: int(num)], num % 1 > 0
 
@@ -251,6 +250,10 @@ class PrefixBeamSearch:
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The prefixes so far, best first; at most `limit`."""
         return [_hypothesis(beam) for beam in self._beams()[:limit]]
+
+    def _best(self) -> Beam:
+        beams = (beam for beam in self._beams() if any(each.holds_for(beam.prefix) for each in self._commitments))
+        return next(beams)
 
     def _beams(self) -> list[Beam]:
         """Those of the first search, and those of the second that have a bonus, best first."""

@@ -119,7 +119,7 @@ class Vocabulary:
         words: list[Word] = []
         text, begin, has_ended = "", 0, False
         for index, token in enumerate(tokens):
-            part, begins, ends = self._part(token)
+            part, begins, ends = self._parts[token]
             if begins or has_ended:
                 if text:
                     words.append(Word(text=text, begin=begin, end=index))
@@ -135,21 +135,25 @@ class Vocabulary:
     def complete_words(self, tokens: Sequence[int], *, ends: bool) -> list[Word]:
         """The words of token ids, without the last if it may go on. It may not if the next word begins (`ends`)."""
         words = self.words(tokens)
-        if words and words[-1].end == len(tokens) and not (ends or self._part(tokens[-1])[2]):
+        if words and words[-1].end == len(tokens) and not (ends or self._parts[tokens[-1]][2]):
             words.pop()
         return words
 
     @functools.cached_property
     def word_starts(self) -> bytes:
         """By token, whether it begins a word: 1 or 0."""
-        return bytes(self._part(token)[1] for token in range(len(self)))
+        return bytes(begins for _, begins, _ in self._parts)
 
-    def _part(self, token: int) -> tuple[str, bool, bool]:
-        """What a token adds to a word, and whether it begins and ends one."""
-        symbol = self.symbols[token].replace(WORD_BOUNDARY, " ")
-        part = symbol.strip()
-        alone = stands_alone(part)
-        return part, alone or symbol.startswith(" "), alone or symbol.endswith(" ")
+    @functools.cached_property
+    def _parts(self) -> list[tuple[str, bool, bool]]:
+        """What each token adds to a word, and whether it begins and ends one."""
+        parts = []
+        for spelled in self.symbols:
+            symbol = spelled.replace(WORD_BOUNDARY, " ")
+            part = symbol.strip()
+            alone = stands_alone(part)
+            parts.append((part, alone or symbol.startswith(" "), alone or symbol.endswith(" ")))
+        return parts
 
 
 def join_texts(texts: Sequence[str]) -> str:
