@@ -54,6 +54,8 @@ def test_rules_can_be_switched_off():
     assert EndpointConfig().min_pause == 0.5
     assert EndpointConfig(pause=None).min_pause is None
     assert Endpointer(off, FRAME_S).advance(log_probs("x" + "_" * 1000)) is None
+    never = EndpointConfig(rule1=EndpointRule(min_trailing_silence=1e308), rule2=None, rule3=None)
+    assert Endpointer(never, FRAME_S).advance(log_probs("x" + "_" * 1000)) is None
     only3 = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=2, min_trailing_silence=0.2))
     endpoint = Endpointer(only3, FRAME_S).advance(log_probs("x" * 70 + "_" * 9))
     assert endpoint == Endpoint(num_frames=75, rule=3, trailing_silence=5)

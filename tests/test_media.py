@@ -236,6 +236,19 @@ def test_what_was_cut_off_gives_what_is_there(tmp_path, suffix):
         assert 3 * RATE < len(read_audio(tmp_path / f"cut.{suffix}", RATE)) < 7 * RATE
 
 
+@pytest.mark.parametrize(("form", "kind"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")])
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_files_in_a_row_are_read_to_the_last(form, kind, num_channels):
+    """libsndfile ends with the first, as if it were all."""
+    files = [io.BytesIO() for _ in range(2)]
+    for file in files:
+        soundfile.write(file, np.stack(num_channels * [SPEECH], axis=1), RATE, format=form, subtype=kind)
+    first, second = (file.getvalue() for file in files)
+    assert len(read_audio(first, RATE)) == len(SPEECH)
+    assert len(read_audio(first + b"TAG" + bytes(125), RATE)) == len(SPEECH)
+    assert 2 * len(SPEECH) <= len(read_audio(first + second, RATE)) < 2.2 * len(SPEECH)
+
+
 def test_damaged_packets_become_silence(tmp_path):
     content = bytearray(write_media(tmp_path / "a.m4a", [np.tile(SPEECH, 2)]).read_bytes())
     begin = content.index(b"mdat") + 4

@@ -91,12 +91,17 @@ def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sou
         except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
             refused = error
         else:
+            with _open_binary(source) as stream:
+                position = stream.tell()
+                is_chain = sound.format in ("OGG", "MP3") and _is_chain(stream)
+                stream.seek(position)
             # Otherwise soundfile seeks after each read, and libsndfile then decodes some of an MP3 file again: nearly
             # twice the time, and complaints on stderr about the frames before that.
             sound.seekable = lambda: False
             with sound:
-                yield sound
-            return
+                if not is_chain:
+                    yield sound
+                    return
     with _open_binary(source) as stream:
         stream.seek(0)
         head = stream.read(16)
@@ -115,6 +120,25 @@ def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sou
             raise AudioError(f"{name}: cannot be read as audio: {reason}") from error
         with contextlib.closing(media):
             yield media
+
+
+def _is_chain(stream: BinaryIO) -> bool:
+    """Whether an Ogg or MP3 file is several ones in a row, as from radio stations: libsndfile ends with the first."""
+    stream.seek(0)
+    head = stream.read(_LONGEST_HEADER)
+    if head.startswith(b"OggS"):
+        before, block = b"", head[1:]
+        while block and _OGG_FIRST_PAGE not in before + block:
+            before, block = block[-len(_OGG_FIRST_PAGE) :], stream.read(_LONGEST_HEADER)
+        return bool(block)
+    for tag in re.finditer(b"Xing|Info", head):
+        begin = head.rfind(b"\xff", 0, tag.start())
+        flags, _, num_bytes = struct.unpack_from(">III", head + bytes(12), tag.end())
+        if flags & 3 == 3 and tag.start() - begin in _XING_PLACES:
+            stream.seek(begin + num_bytes)
+            following = stream.read(3)
+            return following == b"ID3" or following[:2] == head[begin : begin + 2]
+    return False
 
 
 def _reason(error: Exception) -> str:
@@ -192,7 +216,9 @@ _OGG_TAIL = 1 << 17
 """Bytes at the end of an Ogg file that contain its last page, which has at most 65307."""
 _OGG_HEADER = 27
 """Bytes of a page header before the segment lengths; the last is their number, the sixth holds flags."""
-_OGG_LAST_PAGE = 4
+_OGG_FIRST_PAGE, _OGG_LAST_PAGE = b"OggS\0\2", 4
+_XING_PLACES = (13, 21, 36)
+"""Bytes from the start of an MP3 file's first frame to its length, as mono or stereo of MPEG 1 and 2 have them."""
 
 
 class SoundBytes(io.BytesIO):

@@ -6,6 +6,7 @@ Pure arithmetic on frames. If an utterance is ended within speech, `alignment.fi
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,4 +146,4 @@ class PauseRule:
 
 
 def _frames(seconds: float, frame_s: float) -> int:
-    return math.ceil(round(seconds / frame_s, 6))
+    return math.ceil(min(round(seconds / frame_s, 6), sys.maxsize))  # what overflows is never reached

@@ -154,6 +154,8 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or pass it to the application. Its answer bears its id, which is also in the log."""
+        if scope["path"].startswith(("http://", "https://")):  # as clients of proxies ask
+            scope = {**scope, "path": _parts_of(scope["path"]).path or "/"}
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         REQUEST_ID.set(name)

@@ -64,7 +64,13 @@ def make_app(service: Service) -> ASGIApp:
     )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await scope["state"][CONNECTION].serve(access, scope, receive, send)
+        try:
+            await scope["state"][CONNECTION].serve(access, scope, receive, send)
+        except OSError:  # the client has gone
+            raise
+        except Exception as error:
+            service.incidents.bug("a request", error)
+            raise
 
     return app
 

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import copy_context
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -163,7 +164,8 @@ async def _serve(
     loop = asyncio.get_running_loop()
 
     def ready() -> None:
-        handle_signals(*(partial(loop.call_soon_threadsafe, call) for call in (server.stop, server.reload)))
+        later = partial(loop.call_soon_threadsafe, context=copy_context())  # not in that of the request at hand
+        handle_signals(partial(later, server.stop), partial(later, server.reload))
         if rows is None:
             LOGGER.info("ready: %d live streams at a time", service.admission.num_slots)
             notify("READY=1")

@@ -144,7 +144,8 @@ class ServedStream:
         accepted, rate = as_samples(samples), self.sample_rate
         if self.duration + len(accepted) / rate > self._limits.duration_s:
             raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
-        self._small.append(accepted)
+        if len(accepted):  # else nothing would bound how many
+            self._small.append(accepted)
         if self._num_small < _LEAST_S * rate:
             self._check()
             return

@@ -65,7 +65,7 @@ class Server:
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
-            log_level="error",  # below it says what clients do wrong, once for each
+            log_level="critical",  # below it says what clients do wrong; mistakes of ours are logged by the application
             access_log=False,
             server_header=False,
             proxy_headers=options.is_behind_proxy,

@@ -94,6 +94,7 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End it."""
+        self._rest = b""  # of what comes later there is no more to hand on, and a lost transport of TLS reads no more
         if self._timer is not None:
             self._timer.cancel()
         self._detach(exc)
@@ -170,7 +171,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         self._spent_s += charged_s
         if not self._has_ended:
             self._transport.resume_reading()
-        elif not self.eof_received():
+        elif not (self._transport.is_closing() or self.eof_received()):  # twice, it would be no transport of TLS more
             self._transport.close()
 
     def charge(self, seconds: float) -> None:
@@ -187,10 +188,9 @@ class PacedConnection(asyncio.BufferedProtocol):
             self._fail(RequestError("this is no request"))
         self._deadline = self._loop.time() + _CLOSE_S
         self._loop.call_soon(self._detach, None)
+        can_wait = self._transport.can_write_eof() and not self._has_ended
         with contextlib.suppress(OSError):  # the client has gone
-            self._transport.write_eof() if self._transport.can_write_eof() else self._transport.close()
-        if self._has_ended:
-            self._transport.close()
+            self._transport.write_eof() if can_wait else self._transport.close()
 
     def replace(self, inner: asyncio.BaseProtocol) -> None:
         """Become a WebSocket; one that was not even asked for properly ends here."""
@@ -213,7 +213,7 @@ class PacedConnection(asyncio.BufferedProtocol):
                 self._transport.abort()
             self._unread = now, size
         has_left = self._has_ended and self._request is not None and not self._is_whole
-        if not self._transport.is_reading():  # nobody else looks at it
+        if not (self._transport.is_closing() or self._transport.is_reading()):  # nobody else looks at it
             tcp: socket.socket = self._transport.get_extra_info("socket")
             has_left = has_left or bool(tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         if has_left or (now > self._deadline and self.is_closing):
@@ -242,6 +242,9 @@ class PacedConnection(asyncio.BufferedProtocol):
             return message
 
         async def answer(message: Message) -> None:
+            if is_http and self.is_closing:  # uvicorn has answered what was no request
+                await asyncio.sleep(0)  # after which it knows that nothing more will be sent
+                return
             if message["type"] in _ANSWERS:
                 self._is_answered = True
                 self.visit.settle()

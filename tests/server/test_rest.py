@@ -195,6 +195,7 @@ def test_a_form_that_asks_for_what_there_is_not(server, talk, values, parameter)
         ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "a file named"),
         ({"content": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "the form"),
         ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "Missing boundary"),
+        ({"content": b"", "headers": {"Content-Encoding": "gzip"}}, "must not be compressed"),
         ({"files": {"file": ("empty.wav", b"")}}, "empty.wav: cannot be read as audio"),
     ],
 )

@@ -191,6 +191,8 @@ def test_what_is_fed_late_or_wrong(demo, options):
                 await session.feed(np.zeros(10, np.int64))
             with pytest.raises(TooLargeError, match="2 seconds"):
                 await session.feed(np.zeros(40_000, np.int16))
+            await session.feed(np.zeros(0, np.int16))
+            assert not session._small  # nothing is kept, however often
             session.finish()
             session.finish()
             await session.feed(np.zeros(1000, np.int16))  # dropped

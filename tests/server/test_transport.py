@@ -1,6 +1,7 @@
 """Connections: requests that are no requests, clients that vanish or listen only, and what is charged to whom."""
 
 import ast
+import asyncio
 import contextlib
 import re
 import signal
@@ -12,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ from dialects import upload, wyoming_event
 
 from u2moe.runtime import server as server_package
 from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.server import accounts, workers
+from u2moe.runtime.server import accounts, log, workers
 from u2moe.runtime.server.launch import open_sockets
 from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.transport import PacedConnection
 
 PATIENCE_S = 120
 UPGRADE = (
@@ -58,6 +61,76 @@ def test_an_upgrade_that_is_no_request_is_answered(server, name):
         plain.sendall((UPGRADE + BEYOND[name]).encode())
         assert everything(plain).startswith(b"HTTP/1.1 400 ")
     server.wait_until(lambda: server.metric("failures", "request") == before + 1)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (
+            POST.format(version="1.1", length=9, more="").replace("Content-Length: 9", "Transfer-Encoding: chunked")
+            + "5\r\nhelloXX",
+            400,
+        ),
+        (UPGRADE + "Origin: http://elsewhere\r\n\r\n", 403),
+        ("GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
+    ],
+)
+def test_what_is_odd_is_no_error_of_the_server(server, caplog, sent, status):
+    with server.open_plain() as plain:
+        plain.sendall(sent.encode() + b"\r\n")
+        assert everything(plain).startswith(f"HTTP/1.1 {status} ".encode())
+    server.wait_until(lambda: not server.server.connections.num_open)
+    assert not [each for each in caplog.records if each.levelname == "ERROR" or "by an error" in each.getMessage()]
+
+
+def test_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
+    monkeypatch.setattr(server.service.incidents, "_rate", log._Rate())
+    monkeypatch.setattr(server.service.metrics, "text", lambda: 1 / 0)
+    assert server.get("/metrics").status_code == 500
+    assert any("a request was ended by an error" in record.getMessage() for record in caplog.records)
+
+
+class LostTransport(asyncio.Transport):
+    """One of TLS: once it is closed twice, or lost, it knows neither socket nor whether it is read."""
+
+    num_closed = 0
+
+    def close(self):
+        assert not self.num_closed
+        self.num_closed += 1
+
+    def is_closing(self):
+        return self.num_closed > 0
+
+    def can_write_eof(self):
+        return False
+
+    def pause_reading(self):
+        assert not self.num_closed
+
+    is_reading = resume_reading = pause_reading
+
+
+def test_a_connection_of_tls_that_is_lost_is_left_alone():
+    async def lose():
+        for is_lost in (False, True):
+            connection = PacedConnection(
+                accounts.Connections(10).enter(SimpleNamespace(getpeername=lambda: ("10.0.0.1", 0))), lambda _: None
+            )
+            connection.inner, transport = asyncio.Protocol(), LostTransport()
+            connection.connection_made(transport)
+            connection.hold(is_held=True)
+            connection.get_buffer(0)[:5] = b"GET /"
+            connection.buffer_updated(5)
+            connection.eof_received()
+            transport.close() if is_lost else connection.close()
+            if is_lost:
+                connection.connection_lost(None)
+            connection.hold(is_held=False)
+            await asyncio.sleep(0.01)
+            connection.check(time.monotonic())
+
+    asyncio.run(lose())
 
 
 def test_a_form_is_utf_8(server, body):

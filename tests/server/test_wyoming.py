@@ -130,6 +130,7 @@ def test_languages_by_vocabulary(symbols, languages):
         (event("audio-start", RAW) + event("audio-chunk", RAW, b"\0"), "multiple of 2"),
         (event("audio-chunk", {**RAW, "channels": 2}, b"\0\0"), "multiple of 4"),
         (event("transcribe", {"transcript_names": [3]}), "lists of phrases"),
+        (event("transcribe", {"transcript_terms": 3}), "lists of phrases"),
         (event("ping", payload_length=-1), "payload_length must be"),
         (event("ping", payload_length=1 << 40), "payload_length may be"),
         (event("ping", data_length="x"), "data_length must be"),

@@ -140,6 +140,8 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> For
     declared = request.headers.get("content-length", "")
     check(int(declared) if declared.isdecimal() else 0)
     _, settings = parse_options_header(request.headers.get("content-type"))
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise RequestError("a form must not be compressed (Content-Encoding)")
     if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # some are decoded in quadratic time
         raise RequestError("a form must be UTF-8")
     try:

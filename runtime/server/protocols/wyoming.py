@@ -231,10 +231,10 @@ class _Format:
 
 def _names(data: dict[str, Any]) -> list[str]:
     """Phrases that the client wants to be preferred."""
-    names = [*(data.get("transcript_names") or []), *(data.get("transcript_terms") or [])]
-    if not all(isinstance(name, str) for name in names):
+    lists = [data.get(name) or [] for name in ("transcript_names", "transcript_terms")]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise RequestError("transcript_names and transcript_terms must be lists of phrases")
-    return names
+    return [name for names in lists for name in names]
 
 
 def _info(service: Service) -> dict[str, Any]:
