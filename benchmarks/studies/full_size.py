@@ -39,6 +39,7 @@ from u2moe.benchmarks.studies.shared.random_models import (
     LARGE,
     MIXTURE,
     NAMES,
+    SIZES,
     SMALL,
     GateSettings,
     even_gates,
@@ -46,7 +47,7 @@ from u2moe.benchmarks.studies.shared.random_models import (
     touched,
 )
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
-from u2moe.export.random_checkpoint import PRESETS, num_parameters, random_config
+from u2moe.export.random_checkpoint import num_parameters, random_config
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.native import CPU, KERNELS, choose_kernels
 from u2moe.runtime.model.settings import SessionSettings
@@ -77,7 +78,7 @@ class Case:
     @property
     def parameters(self) -> str:
         """Millions of parameters, and of those that are active for a token."""
-        config = random_config(**PRESETS[self.model])
+        config = random_config(**SIZES[self.model])
         return " / ".join(f"{num_parameters(config, active=active) / 1e6:.0f}" for active in (False, True))
 
     @property
@@ -97,7 +98,7 @@ INT8, PLAIN_INT8, INT4, _, DENSE, PLAIN_DENSE, NATIVE_LARGE, PLAIN_LARGE = CASES
 EQUALS = {"native": (INT8, DENSE), "even": (PLAIN_INT8, PLAIN_DENSE)}
 """A mixture and a dense network on the same engine in the same format: what the architecture itself costs."""
 PACKED = Case(MIXTURE, "packed", NATIVE)  # in advance, as native kernels use them: only its start is measured
-TITLES = {case.key: case.title for case in (*CASES, PACKED)}
+STARTED = {case.key: case for case in (*CASES, PACKED)}
 
 
 def measure(root: Path) -> dict[str, Any]:
@@ -256,10 +257,12 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         shares = [", ".join(f"{value:.2f}" for value in own) for own in (bounds, gains)]
         times = [f"{item[name]['median']:.2f}" for name in ("verify_s", "load_s")]
         sizes = [f"{item[name]['median'] / 1e6:.0f}" for name in ("loaded_bytes", "peak_bytes")]
-        rows.append([TITLES[key], *shares, f"{item['files'] / 1e6:.0f}", *times, *sizes])
+        rows.append(
+            [STARTED[key].title, STARTED[key].parameters, *shares, f"{item['files'] / 1e6:.0f}", *times, *sizes]
+        )
     header = (
-        "pairs: chunks, full", "encoder / bound", "gain of two threads", "bundle, MB", "sha256, s", "sessions, s",
-        "memory then, MB", "at its peak",
+        "pairs: chunks, full", "million parameters / active", "encoder / bound", "gain of two threads", "bundle, MB",
+        "sha256, s", "sessions, s", "memory then, MB", "at its peak",
     )  # fmt: skip
     yield table(header, rows)
 

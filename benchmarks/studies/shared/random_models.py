@@ -31,6 +31,16 @@ SMALL, MIXTURE, LARGE = MODELS
 NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", LARGE: "Dense-1B"}
 FLOAT = "bundle"
 """Folder of the bundle in float32."""
+SIZES = PRESETS | {
+    f"{experts}x{top_k}x{hidden}": {
+        name: {**part, "n_expert": experts, "n_expert_activated": top_k, "linear_units": hidden}
+        if isinstance(part, dict)
+        else part
+        for name, part in PRESETS[MIXTURE].items()
+    }
+    for experts, top_k, hidden in ((8, 1, 1920), (16, 2, 960), (32, 4, 480))
+}
+"""Arguments of `random_config`, of mixtures of as many parameters, too: experts x top-k x hidden units."""
 RECIPES = {
     "int8": recipe("int8"),
     "int4": recipe("int4-experts"),

@@ -1,0 +1,185 @@
+"""What does a mixture of a billion parameters cost on the edge, by how many experts there are, work, and how wide?
+
+    python -m u2moe.benchmarks.studies.edge FOLDER [--prepare]
+
+FOLDER holds the bundles, which `u2moe export --random` and `quantize` make if they are missing, and what was measured
+so far: a run that was stopped goes on. With --prepare nothing is timed. Work is that of `full_size`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from u2moe.benchmarks.instruments.statistics import interleaved, show_progress, timed
+from u2moe.benchmarks.instruments.workload import one_round, random_frames
+from u2moe.benchmarks.results.files import machine_key, measured, publish, record, resumed
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.studies.full_size import (
+    MODES,
+    NATIVE,
+    PLAIN,
+    SECOND_PASS,
+    Case,
+    both_passes,
+    factor,
+    ratio,
+    starts_of,
+)
+from u2moe.benchmarks.studies.shared.random_models import LARGE, MIXTURE, SIZES, SMALL, touched
+from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.export.random_checkpoint import random_config
+from u2moe.quantize.quantizer import quantize_bundle
+from u2moe.quantize.recipes import recipe
+from u2moe.runtime import Bundle
+from u2moe.runtime.model.native import CPU, choose_kernels
+from u2moe.runtime.model.settings import SessionSettings
+
+TITLES = {
+    SMALL: "Dense-225M",
+    MIXTURE: "8 x top-2 x 1920",
+    "8x1x1920": "8 x top-1 x 1920",
+    "16x2x960": "16 x top-2 x 960",
+    "32x4x480": "32 x top-4 x 480",
+    LARGE: "Dense-1B",
+}
+"""Networks by name: number of experts, how many work for a token, and their hidden units."""
+FORMATS = ("int8", "int4")
+"""In 4 bits are experts, or the feed-forward layers that a dense network has in their place."""
+KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
+ROUNDS = 5
+AS_FAST = 1.05
+"""Time beside Dense-225M up to which a network counts as as fast."""
+STATE = "edge.json"
+
+
+def is_mixture(model: str) -> bool:
+    """Whether a network has experts."""
+    return "n_expert" in SIZES[model]["encoder_conf"]
+
+
+def groups() -> Iterator[list[Case]]:
+    """Networks that are measured in turn: in the same format on the same engine."""
+    for form in FORMATS:
+        for kernels in KERNELS:
+            yield [Case(model, form, kernels) for model in TITLES]
+
+
+def prepare(root: Path, model: str) -> None:
+    """Make the bundles of a network; the one in float32 is removed.
+
+    Raises:
+        CalledProcessError: the export failed; its message is on stderr.
+    """
+    folder, float32 = root / model, root / model / "fp32"
+    missing = [form for form in FORMATS if not (folder / form).is_dir()]
+    if missing and not float32.is_dir():
+        show_progress(f"{TITLES[model]}: random weights")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train.yaml").write_text(yaml.dump(random_config(**SIZES[model])), encoding="utf-8")
+        export = ["-m", "u2moe", "export", "--random", str(folder / "train.yaml"), str(float32)]
+        subprocess.run([sys.executable, *export], check=True, stderr=subprocess.DEVNULL)  # noqa: S603 - ourselves
+    for form in missing:
+        show_progress(f"{TITLES[model]}: {form}")
+        group = {"experts" if is_mixture(model) else "feed_forward": "int4"} if form == "int4" else {}
+        quantize_bundle(float32, folder / form, recipe("int8", group))
+    shutil.rmtree(float32, ignore_errors=True)
+
+
+def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of cases by key the seconds of each round by mode, see `full_size.measure`, and what `starts_of` finds."""
+    bundles = {case.key: Bundle.open(root / case.model / case.format, verify=False) for case in cases}
+    starts = starts_of(bundles, cases[0].kernels)
+    settings = SessionSettings(num_threads=1, kernels=cases[0].kernels)
+    loaded = {key: (bundle.load(settings), random_frames(bundle)) for key, bundle in bundles.items()}
+    title = f"{cases[0].format}, {KERNELS[cases[0].kernels]}"
+    seconds = {
+        mode: interleaved(
+            {key: timed(one_round(mode, *own)) for key, own in loaded.items()}, ROUNDS, title=f"{title}, {name}"
+        )
+        for mode, name in MODES.items()
+    }
+    return seconds, starts
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """Values for the page: tables of all machines; of the last one the networks that are as fast as Dense-225M."""
+    machines, found = list(results["machines"].values()), {}
+    found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
+    for content in machines:
+        for case in next(groups()):
+            for mode in MODES:
+                if spread := ratio(content, mode, case, Case(SMALL, case.format, case.kernels)):
+                    found[f"{case.model}.{mode}"] = f"{spread.median:.2f}"
+        for mode in MODES:
+            fast = [TITLES[model] for model in list(TITLES)[1:] if _number(found, f"{model}.{mode}") <= AS_FAST]
+            found[f"fast.{mode}"] = ", ".join(fast) or "none"
+    return found
+
+
+def _number(found: Mapping[str, str], name: str) -> float:
+    return float(found.get(name, "inf"))
+
+
+def _page(content: Mapping[str, Any]) -> Iterator[str]:
+    """A table for each format and engine: in brackets shares of what Dense-225M takes."""
+    yield f"## {machine_key(content)}"
+    yield measured(content)
+    for cases in groups():
+        rows = []
+        for case in cases:
+            if (start := content["starts"].get(case.key)) is None:
+                continue
+            first, used = Case(SMALL, case.format, case.kernels), content["touched"].get(case.model)
+            sizes = [f"{start['files'] / 1e6:.0f}", f"{start['peak_bytes']['median'] / 1e6:.0f}"]
+            times = [
+                f"{own.median:.3f} ({share.median:.2f})"
+                for mode in MODES
+                if (own := factor(content, mode, case)) and (share := ratio(content, mode, case, first))
+            ]
+            both = [f"{both_passes(content, mode, case):.3f}" for mode in MODES if mode in ("streaming", "full")]
+            rows.append([TITLES[case.model], case.parameters, "" if used is None else f"{used:.1f}", *sizes, *times,
+                         " / ".join(both)])  # fmt: skip
+        header = (
+            f"{cases[0].format}, {KERNELS[cases[0].kernels]}", "million parameters / active", "experts of a chunk",
+            "files, MB", "memory, MB", *(name for mode, name in MODES.items() if mode != SECOND_PASS),
+            "second pass, s", "both passes: chunks / full",
+        )  # fmt: skip
+        if rows:
+            yield table(header, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = study_parser("edge", __doc__)
+    parser.add_argument("folder", type=Path, help="folder of bundles and of what was measured, created if missing")
+    parser.add_argument("--prepare", action="store_true", help="make what is missing in FOLDER, and measure nothing")
+    args = parser.parse_args(arguments)
+    chosen = choose_kernels("auto", [CPU])
+    for model in TITLES:
+        prepare(args.folder, model)
+    state = args.folder / STATE
+    content = resumed(state, {"kernels": chosen.data(), "touched": {}, "seconds": {}, "starts": {}})
+    for model in TITLES:
+        if is_mixture(model) and model not in content["touched"]:
+            bundle = Bundle.open(args.folder / model / "int8", verify=False)
+            content["touched"][model] = touched(bundle, random_frames(bundle), {})
+            record(state, content)
+    for cases in groups() if not args.prepare else ():
+        if (chosen.native or cases[0].kernels == PLAIN) and cases[-1].key not in content["starts"]:
+            seconds, starts = measure(args.folder, cases)
+            content["seconds"] = {mode: {**content["seconds"].get(mode, {}), **own} for mode, own in seconds.items()}
+            content["starts"] |= starts
+            record(state, content)
+    if not args.prepare:
+        publish(args.results, content, values, per_machine=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,50 @@
+"""The study that compares mixtures for the edge, on results that are made up."""
+
+import pytest
+
+from u2moe.benchmarks.results.files import measured_here
+from u2moe.benchmarks.studies import edge
+from u2moe.benchmarks.studies.full_size import MODES, audio_seconds
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def results():
+    """Mixtures take as long as Dense-225M for each second of speech, but the paper's, and that in chunks alone."""
+    seconds = {mode: {} for mode in MODES}
+    starts = {}
+    for case in (case for cases in edge.groups() for case in cases if case.model != edge.LARGE):
+        for mode, own in seconds.items():
+            times = 2.0 if case.model == edge.MIXTURE and mode == "streaming" else 1.0
+            own[case.key] = [times * 0.05 * audio_seconds(mode)] * 3
+        starts[case.key] = {"files": 5e8, "peak_bytes": {"median": 7e8}}
+    content = {"kernels": {"isa": "x"}, "touched": {"16x2x960": 14.2}, "seconds": seconds, "starts": starts}
+    return {"machines": {"made up": {**measured_here(), **content}}}
+
+
+def test_networks_that_are_as_fast_are_named(results):
+    shown = edge.values(results)
+    assert (shown["moe-1b.streaming"], shown["16x2x960.streaming"]) == ("2.00", "1.00")
+    assert shown["fast.streaming"] == "8 x top-1 x 1920, 16 x top-2 x 960, 32 x top-4 x 480"
+    assert shown["fast.full"].startswith("8 x top-2 x 1920, ")
+
+
+def test_tables_hold_what_was_measured(results):
+    rows = [line for line in edge.values(results)["tables"].splitlines() if line.startswith("| 16 x top-2 x 960")]
+    row = "1061 / 224 | 14.2 | 500 | 700 | 0.050 (1.00) | 0.050 (1.00) | 0.050 (1.00) | 0.500 (1.00) | 0.100 / 0.100 |"
+    assert rows == [f"| 16 x top-2 x 960 | {row}"] * 4
+
+
+def test_what_exists_is_neither_made_nor_measured_again(results, tmp_path, monkeypatch):
+    (content,) = results["machines"].values()
+    edge.record(tmp_path / edge.STATE, content | {"touched": dict.fromkeys(edge.TITLES, 1.0)})
+    for model in edge.TITLES:
+        for form in edge.FORMATS:
+            (tmp_path / model / form).mkdir(parents=True)
+    measured = []
+    monkeypatch.setattr(edge, "measure", lambda _, cases: (measured.append(cases), ({}, {}))[1])
+    monkeypatch.setattr(edge, "TITLES", {model: title for model, title in edge.TITLES.items() if model != edge.LARGE})
+    edge.main([str(tmp_path), "--results", str(tmp_path / "edge.json")])
+    assert not measured
+    assert (tmp_path / "edge.json").exists()
