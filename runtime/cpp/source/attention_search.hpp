@@ -28,12 +28,14 @@ class AttentionSearch {
     const auto vocab_size = static_cast<std::size_t>(m_->vocab_size);
     std::vector<Sequence> grown;
     const float* row = next.data();
+    LikelyTokens likely;
     for (const Sequence& beam : beams_) {
       if (beam.has_ended) {
         grown.push_back(beam);
         continue;
       }
-      for (const int token : most_probable(row, vocab_size, beam_size_)) {
+      likely.find(row, vocab_size, beam_size_);
+      for (const int token : likely.tokens) {
         Sequence& longer = grown.emplace_back(beam);
         longer.score += static_cast<double>(row[token]);
         longer.has_ended = token == m_->eos;

@@ -19,11 +19,13 @@ class Commitment {
 
   std::size_t num_tokens() const { return last_->depth; }
 
-  bool holds_for(const Prefix& prefix) const { return prefix.ancestor(last_->depth) == last_.get(); }
+  bool holds_for(const Prefix& prefix) const { return prefix.ancestor(last_->depth) == last_; }
 
   /// Commit further tokens, of those that are settled.
   void extend(const std::vector<int>& tokens) {
-    if (std::shared_ptr<Prefix> longer = extension(last_, tokens)) last_ = std::move(longer);
+    Prefix* longer = extension(last_, tokens);
+    for (Prefix* each = longer; each && each != last_; each = each->before) each->needed = Nodes<Prefix>::kAlways;
+    if (longer) last_ = longer;
   }
 
   /// The earliest frame at which any token peaks that may follow the committed ones; `most` without any.
@@ -41,9 +43,9 @@ class Commitment {
     std::map<const Prefix*, std::size_t> shared;
     std::size_t least_depth = search.beams()[0].prefix->depth;
     for (const Beam& beam : search.beams()) {
-      beams[beam.prefix.get()] = &beam;
+      beams[beam.prefix] = &beam;
       least_depth = std::min(least_depth, beam.prefix->depth);
-      if (holds_for(*beam.prefix)) shared[beam.prefix.get()] = num_shared(tokens, beam.prefix->tokens(num_tokens()), word_starts);
+      if (holds_for(*beam.prefix)) shared[beam.prefix] = num_shared(tokens, beam.prefix->tokens(num_tokens()), word_starts);
     }
     std::size_t settled = 2 * tokens.size();
     for (const auto& [prefix, own] : shared) {
@@ -63,11 +65,8 @@ class Commitment {
 
   static constexpr double kRounding = 1e-6;  // far more than rounding errors add up to
 
-  static std::shared_ptr<Prefix> extension(std::shared_ptr<Prefix> prefix, const std::vector<int>& tokens) {
-    for (std::size_t i = 0; prefix && i < tokens.size(); ++i) {
-      const auto found = prefix->children.find(tokens[i]);
-      prefix = found == prefix->children.end() ? nullptr : found->second.lock();
-    }
+  static Prefix* extension(Prefix* prefix, const std::vector<int>& tokens) {
+    for (std::size_t i = 0; prefix && i < tokens.size(); ++i) prefix = prefix->extension(tokens[i]);
     return prefix;
   }
 
@@ -82,7 +81,7 @@ class Commitment {
   // The beams of a prefix and of those with which it begins, the shortest first.
   static std::vector<const Beam*> line_of(const Prefix* prefix, const Beams& beams, std::size_t least_depth) {
     std::vector<const Beam*> line;
-    for (; prefix && prefix->depth >= least_depth; prefix = prefix->parent.get()) {
+    for (; prefix && prefix->depth >= least_depth; prefix = prefix->before) {
       if (const auto found = beams.find(prefix); found != beams.end()) line.push_back(found->second);
     }
     std::reverse(line.begin(), line.end());
@@ -103,18 +102,18 @@ class Commitment {
   // Whether a beam beats the first of some prefixes, each an extension of the one before, and so on.
   static bool beats(const Beam& rival, const std::vector<const Beam*>& line, const Beams& beams) {
     if (!has_same_future(*rival.prefix, *line[0]->prefix)) return false;
-    std::shared_ptr<Prefix> better = rival.prefix;
+    Prefix* better = rival.prefix;
     std::size_t depth = line[0]->prefix->depth;
     for (const Beam* beam : line) {
-      better = extension(std::move(better), beam->prefix->tokens(depth));
-      const auto ours = beams.find(better.get());
+      better = extension(better, beam->prefix->tokens(depth));
+      const auto ours = beams.find(better);
       if (ours == beams.end() || !is_better(*ours->second, *beam)) return false;
       depth = beam->prefix->depth;
     }
     return true;
   }
 
-  std::shared_ptr<Prefix> last_;
+  Prefix* last_;
 };
 
 }  // namespace u2moe::runtime

@@ -14,20 +14,6 @@ struct Hypothesis {
   std::vector<double> probabilities;  ///< of each token at that frame
 };
 
-/// The most probable tokens of a row, most probable first, ties by id.
-inline std::vector<int> most_probable(const float* row, std::size_t vocab_size, std::size_t num) {
-  std::vector<int> tokens;
-  num = std::min(num, vocab_size);
-  for (std::size_t token = 0; token < vocab_size; ++token) {
-    if (tokens.size() == num && !(row[token] > row[tokens.back()])) continue;
-    if (tokens.size() == num) tokens.pop_back();
-    auto place = tokens.end();
-    while (place != tokens.begin() && row[*(place - 1)] < row[token]) --place;
-    tokens.insert(place, static_cast<int>(token));
-  }
-  return tokens;
-}
-
 /// Rows of log-probabilities [frames, vocab] with the blank's score before the softmax lower by a penalty. Python's is alike.
 inline std::vector<float> penalize_blank(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, int blank, double penalty) {
   std::vector<float> rows(log_probs, log_probs + num_frames * vocab_size);
@@ -140,13 +126,9 @@ class PrefixBeamSearch : public CtcSearch {
   }
 
   void search(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override {
-    std::vector<double> scores;
     for (std::size_t frame = 0; frame < num_frames; ++frame) {
-      const float* row = log_probs + frame * vocab_size;
-      const std::vector<int> tokens = most_probable(row, vocab_size, beam_size_);
-      scores.clear();
-      for (const int token : tokens) scores.push_back(static_cast<double>(row[token]));
-      for (BeamSearch& search : searches_) search.advance(tokens, scores);
+      likely_.find(log_probs + frame * vocab_size, vocab_size, beam_size_);
+      for (BeamSearch& search : searches_) search.advance(likely_);
     }
     num_frames_ += static_cast<int>(num_frames);
   }
@@ -208,7 +190,7 @@ class PrefixBeamSearch : public CtcSearch {
 
   static Hypothesis hypothesis_of(const Beam& beam) {
     Hypothesis found{beam.prefix->tokens(), beam.score(), beam.prefix->bonus, beam.prefix->language_score, {}, {}};
-    for (const Peak* peak = beam.times.get(); peak; peak = peak->before.get()) {
+    for (const Peak* peak = beam.times; peak; peak = peak->before) {
       found.times.push_back(peak->frame);
       found.probabilities.push_back(std::min(std::exp(peak->score), 1.0));
     }
@@ -220,7 +202,8 @@ class PrefixBeamSearch : public CtcSearch {
   std::size_t beam_size_;
   bool sorts_;
   int num_frames_ = 0;
-  std::vector<BeamSearch> searches_;
+  LikelyTokens likely_;
+  std::deque<BeamSearch> searches_;
   std::vector<Commitment> commitments_;  // of each search
 };
 

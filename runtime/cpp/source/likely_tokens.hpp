@@ -1,0 +1,54 @@
+// The most probable tokens of a frame, from which searches go on.
+#pragma once
+
+#include "standard.hpp"
+
+namespace u2moe::runtime {
+
+constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();  // instead of an index: greater than all
+
+/// The most probable tokens of a row and their log-probabilities, in descending order, ties by id.
+class LikelyTokens {
+ public:
+  std::vector<int> tokens;
+  std::vector<double> scores;
+
+  /// Find at most `num` of a row [vocab].
+  void find(const float* row, std::size_t vocab_size, std::size_t num) {
+    num = std::min(num, vocab_size);
+    // Those as good as the `num` best, if scores were rounded, and then all of these in order.
+    std::array<std::size_t, kSteps> counts{};
+    for (std::size_t token = 0; token < vocab_size; ++token) ++counts[step_of(row[token])];
+    std::size_t least = 0;
+    for (std::size_t found = counts[0]; found < num; found += counts[least]) ++least;
+    found_.clear();
+    for (std::size_t token = 0; token < vocab_size; ++token) {
+      if (step_of(row[token]) <= least) found_.emplace_back(-row[token], static_cast<int>(token));
+    }
+    const auto end = found_.begin() + static_cast<std::ptrdiff_t>(num);
+    if (end != found_.end()) std::nth_element(found_.begin(), end, found_.end());
+    std::sort(found_.begin(), end);
+    for (const int token : tokens) ranks_[static_cast<std::size_t>(token)] = kNone;
+    ranks_.resize(vocab_size, kNone);
+    tokens.clear();
+    scores.clear();
+    for (auto each = found_.begin(); each != end; ++each) {
+      ranks_[static_cast<std::size_t>(each->second)] = tokens.size();
+      tokens.push_back(each->second);
+      scores.push_back(-static_cast<double>(each->first));
+    }
+  }
+
+  /// The place of a token among them; kNone if it is not.
+  std::size_t rank_of(int token) const { return token < 0 ? kNone : ranks_[static_cast<std::size_t>(token)]; }
+
+ private:
+  static constexpr std::size_t kSteps = 256;
+
+  static std::size_t step_of(float score) { return static_cast<std::size_t>(std::min(255.0F, std::max(0.0F, -8 * score))); }
+
+  std::vector<std::pair<float, int>> found_;
+  std::vector<std::size_t> ranks_;
+};
+
+}  // namespace u2moe::runtime
