@@ -24,6 +24,8 @@ DOUBT = 0.05
 PASSES = ("greedy", "second_pass")
 MOST_LONGER = 1000
 """Times as much audio as there is: beyond, a limit is out of reach."""
+MOST_SCORES = 1 << 23
+"""Log-probabilities that the decoders give at a time, in a second pass over long hypotheses."""
 
 
 @dataclass(frozen=True)
@@ -175,16 +177,22 @@ def hear(model: Model, frames: Array) -> Heard:
 
 def combined_scores(model: Model, output: Array, hypotheses: Sequence[Hypothesis]) -> Array:
     """The second pass's scores of hypotheses, in their order."""
-    token_scores = model.token_scores(output, [hypothesis.tokens for hypothesis in hypotheses])
-    found = attention_rescoring(hypotheses, token_scores, model.manifest.decoding.weights())
-    scores = {id(item.hypothesis): item.score for item in found}
+    longest = 1 + max((len(hypothesis.tokens) for hypothesis in hypotheses), default=0)
+    scores, at_once = {}, max(MOST_SCORES // (longest * model.manifest.model.vocab_size), 1)
+    for begin in range(0, len(hypotheses), at_once):
+        some = hypotheses[begin : begin + at_once]
+        token_scores = model.token_scores(output, [hypothesis.tokens for hypothesis in some])
+        found = attention_rescoring(some, token_scores, model.manifest.decoding.weights())
+        scores |= {id(item.hypothesis): item.score for item in found}
     return np.array([scores[id(hypothesis)] for hypothesis in hypotheses])
 
 
 def first_divergence(expected: Heard, log_probs: Array) -> float:
     """Of CTC log-probabilities from those of a model, in nats, summed over frames."""
     logs = expected.log_probs.astype(np.float64)
-    return float((np.exp(logs) * (logs - log_probs)).sum())
+    products = np.exp(logs)
+    products *= np.subtract(logs, log_probs, out=logs)
+    return float(products.sum())
 
 
 def second_divergence(expected: Heard, scores: Array) -> float:

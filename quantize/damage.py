@@ -25,8 +25,10 @@ from u2moe.runtime.bundle_folder import Bundle
 OUTLIER = 8.0
 """A channel is an outlier if its largest magnitude is this many times the median of all channels'."""
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
-MOST_THREADS = 4
-"""Recordings that are measured at a time: each needs memory for what its layers give."""
+MOST_THREADS, MOST_BYTES = 4, 60_000_000
+"""Recordings that are measured at a time, and bytes that an output layer of the decoders gives for all of them."""
+PIECE = 1 << 20
+"""Numbers whose errors are summed at a time, in float64."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -133,12 +135,19 @@ class DamageMeter:
 
     @cached_property
     def _references(self) -> list[_Reference]:
-        return list(_each(self._refer, self._features))
+        return list(map(self._refer, self._features))
 
     def _refer(self, frames: Array) -> _Reference:
         sessions = {name: SwitchedSession(graph, {}) for name, graph in self._graphs.items()}
         heard = hear(observed_model(self._manifest, sessions), frames)
         return _Reference(frames, heard, {name: session.feeds for name, session in sessions.items()})
+
+    def _each(self, measure: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """A measurement of every item, one for each recording, and as many at a time as memory allows."""
+        runs = [feeds["hyps"].size for own in self._references for feeds in own.feeds.get("decoder", ())]
+        size = max([1, *runs]) * self._manifest.model.vocab_size * np.dtype(np.float32).itemsize
+        with ThreadPoolExecutor(max(min(os.cpu_count() or 1, MOST_THREADS, MOST_BYTES // size), 1)) as pool:
+            yield from pool.map(measure, items)
 
     @property
     def _num_frames(self) -> int:
@@ -151,7 +160,7 @@ class DamageMeter:
             references, nats = self._references, 0.0
             for graph in self._graphs.values():
                 graph.keep(levels)
-            for number, own in enumerate(_each(lambda own: self._nats(own, levels), references), 1):
+            for number, own in enumerate(self._each(lambda own: self._nats(own, levels), references), 1):
                 nats += own
                 progress(number / len(references))
             return nats / self._num_frames
@@ -222,22 +231,26 @@ class DamageMeter:
         part, layer = graph.parts[number], graph.parts[number].layer
         inputs, levels = graph.inputs[layer], range(1, len(graph.bytes[layer]))
 
-        def of_recording(pair: tuple[_Reference, Sequence[Run]]) -> tuple[list[float], list[Any], list[Any]]:
+        def of_recording(pair: tuple[_Reference, Sequence[Run]]) -> tuple[list[float], Any, list[Any]]:
             own, state = pair
-            before = [values for _, values in state]
-            expected, nats, squares = [part.run(values, 0) for values in before], [], []
-            for level in levels:
-                found = [part.run(values, level) for values in before]
-                squares.append([_squares(expected, found, output) for output in graph.outputs[layer]])
-                known = [(feeds, part.after(values, made)) for (feeds, values), made in zip(state, found, strict=True)]
-                nats.append(self._nats(own, {layer: level}, name, number + 1, known))
-            read = [
-                [{**values, **made}[each] for values, made in zip(before, expected, strict=True)] for each in inputs
+            squares, largest = np.zeros((len(levels), len(graph.outputs[layer]), 2)), []
+            known: list[list[Run]] = [[] for _ in levels]
+            for feeds, values in state:  # one after the other: what the decoders' last layer gives is large
+                expected = part.run(values, 0)
+                largest.append([_channel_sizes({**values, **expected}[each]) for each in inputs])
+                for number_of, level in enumerate(levels):
+                    found = part.run(values, level)
+                    squares[number_of] += [_squares(expected[each], found[each]) for each in graph.outputs[layer]]
+                    known[number_of].append((feeds, part.after(values, found)))
+            nats = [
+                self._nats(own, {layer: level}, name, number + 1, runs)
+                for level, runs in zip(levels, known, strict=True)
             ]
-            return nats, squares, [_channel_sizes(values) for values in read]
+            return nats, squares, [np.max(sizes, axis=0) for sizes in zip(*largest, strict=True)]
 
         def measure() -> Any:
-            nats, squares, largest = zip(*_each(of_recording, zip(self._references, states, strict=True)), strict=True)
+            measured = self._each(of_recording, zip(self._references, states, strict=True))
+            nats, squares, largest = zip(*measured, strict=True)
             errors = [_largest_ratio(own) for own in np.sum(squares, axis=0)]
             outliers = {
                 each: _outliers(np.max(own, axis=0))
@@ -256,24 +269,18 @@ class DamageMeter:
         )
 
 
-def _each(measure: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """A measurement of every item, several at a time."""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
-        yield from pool.map(measure, items)
-
-
 def _digest(frames: Array) -> str:
     return hashlib.sha256(frames.tobytes()).hexdigest()
 
 
-def _squares(expected: Sequence[Values], found: Sequence[Values], name: str) -> list[float]:
-    """Squares of the error of a value in all runs, and of itself."""
-    pairs = [(own[name].astype(np.float64), other[name]) for own, other in zip(expected, found, strict=True)]
-    return [sum(_square(other - own) for own, other in pairs), sum(_square(own) for own, _ in pairs)]
-
-
-def _square(values: Array) -> float:
-    return float(np.square(values).sum())
+def _squares(expected: Array, found: Array) -> list[float]:
+    """Squares of the error of a value, and of itself."""
+    squares = [0.0, 0.0]
+    for begin in range(0, expected.size, PIECE):
+        own, other = (each.reshape(-1)[begin : begin + PIECE].astype(np.float64) for each in (expected, found))
+        squares[0] += float(np.square(other - own).sum())
+        squares[1] += float(np.square(own).sum())
+    return squares
 
 
 def _largest_ratio(squares: Array) -> float:
@@ -281,9 +288,9 @@ def _largest_ratio(squares: Array) -> float:
     return float(np.sqrt(squares[:, 0] / np.maximum(squares[:, 1], NOTHING)).max(initial=0.0))
 
 
-def _channel_sizes(values: Sequence[Array]) -> Array:
-    """The largest magnitude of each channel of a value [..., channels] in all runs."""
-    sizes: Array = np.max([np.abs(own).reshape(-1, own.shape[-1]).max(axis=0) for own in values], axis=0)
+def _channel_sizes(values: Array) -> Array:
+    """The largest magnitude of each channel of a value [..., channels]."""
+    sizes: Array = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
     return sizes
 
 

@@ -30,7 +30,7 @@ from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import Kernels, choose_kernels
 from u2moe.runtime.model.session import Session
-from u2moe.runtime.model.settings import DEFAULT_PROVIDER
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +39,16 @@ def trim_memory() -> None:
     """Return what was freed to the system: glibc keeps it for the thread that had it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class LeanSettings(SessionSettings):
+    """Sessions that give back the memory of a run, of which they would keep what the largest took."""
+
+    def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
+        """Those of others, without an arena."""
+        options = super().session_options(kernels)
+        options.enable_cpu_mem_arena = False
+        return options
 
 
 class PartGraph:
@@ -77,11 +87,12 @@ class PartGraph:
                 tensor.raw.madvise(mmap.MADV_DONTNEED)
         return session
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """As `Session.run`."""
+    def run(self, feeds: Mapping[str, Array], wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
+        """As `Session.run`; of its outputs those that are wanted, or all."""
         with self._lock:
             session = self._session = self._session or self._load(feeds)
-        return dict(zip(self._outputs, session.run(self._outputs, dict(feeds)), strict=True))
+        names = [name for name in self._outputs if wanted is None or name in wanted]
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
     def unload(self) -> None:
         """Give its memory back until the next run."""
@@ -187,7 +198,7 @@ class SwitchedGraph:
         """
         seen = {name: values[name] for name in self._observed & values.keys()}
         for part in self.parts[begin:]:
-            found = part.run(values, levels.get(part.layer, 0))
+            found = part.run(values, levels.get(part.layer, 0), part.later | self._observed)
             seen |= {name: found[name] for name in self._observed & found.keys()}
             values = part.after(values, found)
         self.seen = seen
@@ -213,10 +224,10 @@ class Part:
     graphs: Sequence[PartGraph]
     later: AbstractSet[str]
 
-    def run(self, values: Values, level: int) -> dict[str, Array]:
-        """What it gives for the values before it."""
+    def run(self, values: Values, level: int, wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
+        """What it gives for the values before it, or what is wanted of it."""
         graph = self.graphs[min(level, len(self.graphs) - 1)]
-        return graph.run({name: values[name] for name in graph.reads})
+        return graph.run({name: values[name] for name in graph.reads}, wanted)
 
     def after(self, values: Values, found: Values) -> Values:
         """The values behind it, for those before it and those that it gives."""

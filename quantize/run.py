@@ -23,6 +23,7 @@ from u2moe.quantize.comparison import Difference, compare
 from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.layers import Change, layer_of
+from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.progress import shares
@@ -37,7 +38,6 @@ from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError, QuantizationError
 from u2moe.runtime.graph.file import group_of, save_graph, shape_of, with_external
 from u2moe.runtime.model.model import Model
-from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.whole_file import locked
 
 Progress = Callable[[str], None]
@@ -79,7 +79,7 @@ class QuantizedBundle:
 
     def load(self) -> Model:
         """What is to be written, as a model."""
-        return self.written.load(SessionSettings(kernels="native") if self.packed else None)
+        return self.written.load(LeanSettings(kernels="native" if self.packed else None))
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,9 @@ class QuantizationRun:
         """
         judges, show = self.heard.judges, shares(self.progress, "comparing with float32")
         with finite_numbers("on the recordings"):
-            return compare(self.source.load(), made.load(), judges, lambda number: show(number / len(judges)))
+            return compare(
+                self.source.load(LeanSettings()), made.load(), judges, lambda number: show(number / len(judges))
+            )
 
     def damage(self, made: QuantizedBundle) -> dict[str, Any]:
         """The damage of every layer, and of what is to be written, as plain data."""

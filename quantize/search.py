@@ -13,7 +13,7 @@ from u2moe.quantize.arithmetic import NOTHING
 from u2moe.quantize.comparison import DOUBT, Difference, compare, times_needed
 from u2moe.quantize.damage import Damage
 from u2moe.quantize.goals import Goal, Ladder, Step
-from u2moe.quantize.observed import Levels
+from u2moe.quantize.observed import LeanSettings, Levels
 from u2moe.quantize.progress import shares
 from u2moe.quantize.recordings import Audio
 from u2moe.quantize.report import encoder_times
@@ -94,7 +94,9 @@ class FormatSearch:
         Each that is tried may take half of the doubt that is left, so that all intervals together are as sure as one.
         """
         self._meter.unload()
-        found, doubt = compare(self._run.source.load(), self._versions[-1].load(), self._audio.chooses), DOUBT
+        models = [bundle.load(LeanSettings()) for bundle in (self._run.source, self._versions[-1])]
+        found, doubt = compare(*models, self._audio.chooses), DOUBT
+        del models
         more = sum(map(len, self._audio.judges)) / sum(map(len, self._audio.chooses))
         target = self._damage.divergence * self._bearable(found, doubt, more)
         while True:

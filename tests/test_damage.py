@@ -14,7 +14,7 @@ import pytest
 from noise import write_noise
 
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
-from u2moe.quantize import Goal, inspect_bundle, quantize_bundle, quantizer, recipe
+from u2moe.quantize import Goal, comparison, damage, inspect_bundle, quantize_bundle, quantizer, recipe
 from u2moe.quantize.comparison import Difference, compare, share_of
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
 from u2moe.quantize.features import features_of
@@ -172,6 +172,21 @@ def test_recordings_calibrate_choose_or_judge(bundle, monkeypatch):
 
 def test_nothing_quantized_is_no_damage(hurt, features):
     assert DamageMeter(hurt, features).divergence({}) == 0
+
+
+def test_large_outputs_are_compared_in_pieces(hurt, features, monkeypatch):
+    """Of a value, of hypotheses, and of recordings: one at a time gives the same damage."""
+    whole = DamageMeter(hurt, features).measure()
+    for module, name in ((damage, "PIECE"), (damage, "MOST_BYTES"), (comparison, "MOST_SCORES")):
+        monkeypatch.setattr(module, name, 100 if name == "PIECE" else 1)
+    meter = DamageMeter(hurt, features)
+    for own, other in zip(meter.measure().layers, whole.layers, strict=True):
+        assert own.alone == pytest.approx(other.alone, rel=1e-3, abs=1e-6)
+        assert own.errors == pytest.approx(other.errors, rel=0.02)  # the padding of hypotheses counts, too
+        assert own.outliers == other.outliers
+    runs = [feeds["hyps"] for own in meter._references for feeds in own.feeds["decoder"]]
+    assert len(runs) > len(features)
+    assert {hyps.shape[1] for hyps in runs} == {1}
 
 
 def test_a_calibrated_bundle_reports_its_damage(hurt, recordings, tmp_path, capsys):
