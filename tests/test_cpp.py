@@ -1,5 +1,6 @@
 """The C++ library, its C interface and its programs beside the Python runtime: what they give and refuse."""
 
+import functools
 import hashlib
 import json
 import os
@@ -29,11 +30,14 @@ from manifests import (
 from other_runtimes import assert_same_segments, recognized
 from signing import written_key
 from silero import write_vad
+from static_damage import DAMAGED_SHAPES, damaged
+from wenet_directories import write_configuration
 
 import u2moe
+from u2moe.export import convert_static
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, SessionSettings
+from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer, SessionSettings
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
 from u2moe.runtime.options import SEARCHES
@@ -629,6 +633,45 @@ def test_a_function_that_the_kernels_refuse_leaves_the_others_native(program, qu
     assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, later.path, talk)), expected)
     message = problem(program, "--kernels", "native", later.path, talk)
     assert "encoder.onnx: native kernels cannot run it, onnxruntime alone can: " in message
+
+
+@pytest.fixture(scope="module")
+def static(exported, export_quickly, tmp_path_factory):
+    """A function from the name of a network to the folder of its bundle of fixed shape, made once."""
+
+    @functools.cache
+    def convert(name):
+        folder = tmp_path_factory.mktemp(name)
+        if name.endswith("_tiny"):
+            source = exported(name)
+        else:
+            checkpoint = write_configuration(name, folder / "checkpoint", blank_bias=4.0)
+            source = export_quickly(checkpoint, folder / "bundle")
+        return convert_static(source, folder / "static", num_left_chunks=2).path
+
+    return convert
+
+
+@pytest.mark.parametrize(
+    "name", ["moe_tiny", "dense_tiny", "efficient_conformer_stream_three_rates", "stack_n_frames_whisper_positions"]
+)
+def test_graphs_of_fixed_shape(program, static, talk, name):
+    """With all frame rates, positions and caches, where utterances end within a chunk, and a short last chunk."""
+    bundle = Bundle.open(static(name))
+    size = bundle.manifest.model.static.chunk_size
+    samples = soundfile.read(talk, dtype="int16")[0]
+    expected = recognized(bundle, bundle.load(), samples, chunk_size=size, num_left_chunks=2)
+    assert len(expected) > 1
+    found = segments(run(program, "--json", "--left-chunks", 2, bundle.path, talk))
+    assert_same_segments(found, expected)
+    refused = problem(program, "--left-chunks", 3, bundle.path, talk)
+    assert f"this bundle has chunks of {size} frames and 2 chunks of left context alone, got" in refused
+
+
+@pytest.mark.parametrize(("file", "change", "told"), DAMAGED_SHAPES)
+def test_damaged_graphs_of_fixed_shape_are_refused_by_name(program, static, talk, tmp_path, file, change, told):
+    folder = damaged(static("moe_tiny"), tmp_path / "damaged", file, change)
+    assert re.search(rf"damaged/{told[1]}", problem(program, folder, talk))
 
 
 def test_files_in_ort_format(program, bundle, model, talk, tmp_path):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result
 from u2moe.runtime.decoding.context import Hotwords
 from u2moe.runtime.decoding.pipeline import Observer
+from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.model.device import DeviceArray
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
@@ -151,6 +152,7 @@ class Probe:
         BundleError: not a bundle, or a damaged one.
         ProviderError: a provider is not installed or did not start.
         StreamError: the bundle does not support the search.
+        UnsupportedError: its graph is of fixed shape.
     """
 
     def __init__(
@@ -166,6 +168,11 @@ class Probe:
         """
         self.bundle = bundle
         self.watch = Stopwatch()
+        if bundle.manifest.model.static is not None:
+            raise UnsupportedError(
+                f"{bundle.path}: model.static: a graph of fixed shape is for a device, where this measures nothing: "
+                "give the bundle that it was made from"
+            )
         settings = settings or SessionSettings()
         stages = {"encoder": "encoder", "ctc": "ctc", "decoder": "rescoring"}
         sessions = {

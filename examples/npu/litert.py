@@ -1,6 +1,6 @@
 """A bundle of fixed shape with LiteRT (TensorFlow Lite), on a phone's CPU, GPU or NPU, as its delegates have it.
 
-python litert.py compile FOLDER                     # needs onnx2tf; writes static.tflite
+python litert.py compile FOLDER [int8]              # needs onnx2tf; writes static.tflite
 python litert.py run FOLDER recording.wav           # needs u2moe and ai-edge-litert
 """
 
@@ -17,14 +17,20 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 
-def compile_graph(folder: str) -> None:
-    """Write static.tflite in float32, every input as it is in the graph."""
+def compile_graph(folder: str, *, quantize: bool = False) -> None:
+    """Write static.tflite, every input as it is in the graph, in float32 or in int8 as the recordings say."""
     stated = json.loads(Path(folder, "static.json").read_text())
     names = [each["name"] for each in stated["inputs"]]
     with tempfile.TemporaryDirectory() as target:
         graph = shutil.copy(Path(folder, "static.onnx"), target)  # onnx2tf writes over what it reads
-        subprocess.run(["onnx2tf", "-i", graph, "-o", target, "-kat", *names, "-coion", "-n"], check=True)
-        shutil.copy(next(Path(target).glob("*_float32.tflite")), Path(folder, "static.tflite"))
+        command = [sys.executable, "-m", "onnx2tf", "-i", graph, "-o", target, "-kat", *names, "-coion", "-n"]
+        if quantize:
+            command.append("-oiqt")
+            for name in names:
+                command += ["-cind", name, str(Path(folder, "calibration", f"{name}.npy")), "[0.0]", "[1.0]"]
+        subprocess.run(command, check=True)
+        kind = "integer_quant" if quantize else "float32"
+        shutil.copy(Path(target, f"static_{kind}.tflite"), Path(folder, "static.tflite"))
 
 
 class LiteRtRunner:
@@ -57,10 +63,17 @@ class LiteRtRunner:
         }
 
 
+def simulated(folder: str, *options: str) -> LiteRtRunner:
+    """The graph on this machine, compiled if it is not yet."""
+    if not Path(folder, "static.tflite").exists():
+        compile_graph(folder, quantize="int8" in options)
+    return LiteRtRunner(folder)
+
+
 def main(command: str, folder: str, *rest: str) -> None:
     """See above."""
     if command == "compile":
-        compile_graph(folder)
+        compile_graph(folder, quantize="int8" in rest)
         return
     from u2moe import Recognizer
 

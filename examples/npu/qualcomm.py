@@ -47,6 +47,13 @@ class QualcommRunner:
         return dict(zip(self.outputs, self.session.run(self.outputs, inputs), strict=True))
 
 
+def simulated(folder: str, *options: str) -> QualcommRunner:
+    """The context binary in the simulator of the HTP; nothing is left to the CPU, or it would fail."""
+    if not Path(folder, "static_ctx.onnx").exists():
+        main("compile", folder, *options)
+    return QualcommRunner(folder)
+
+
 def main(command: str, folder: str, *rest: str) -> None:
     """See above."""
     if command == "compile":

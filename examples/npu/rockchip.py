@@ -6,6 +6,7 @@ python rockchip.py run FOLDER recording.wav         # needs u2moe, and rknn-tool
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,25 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 
-def compile_graph(folder: str, platform: str, *, quantize: bool = False) -> int:
-    """Write static.rknn, in float16 or in int8 as the recordings of `--calibration` say."""
+def built(folder: str, platform: str, *, quantize: bool = False, log: Path | None = None) -> Any:
+    """The compiled graph, in float16 or in int8 as the recordings of `--calibration` say."""
     from rknn.api import RKNN
 
-    rknn, place = RKNN(), Path(folder).absolute()
+    place = Path(folder).absolute()
+    rknn = RKNN(verbose=True, verbose_file=str(log)) if log else RKNN()
     rknn.config(target_platform=platform)
     done = rknn.load_onnx(model=str(place / "static.onnx"))
     if quantize:
         os.chdir(place / "calibration")  # where the files are that dataset.txt lists
-    done = done or rknn.build(do_quantization=quantize, dataset="dataset.txt" if quantize else None)
-    return done or rknn.export_rknn(str(place / "static.rknn"))
+    if done or rknn.build(do_quantization=quantize, dataset="dataset.txt" if quantize else None):
+        raise OSError("rknn-toolkit2 cannot build the graph")
+    return rknn
+
+
+def compile_graph(folder: str, platform: str, *, quantize: bool = False) -> int:
+    """Write static.rknn."""
+    place = Path(folder).absolute() / "static.rknn"
+    return built(folder, platform, quantize=quantize).export_rknn(str(place))
 
 
 class RockchipRunner:
@@ -36,6 +45,7 @@ class RockchipRunner:
         stated = json.loads(Path(folder, "static.json").read_text())
         self.outputs = {each["name"]: each["shape"] for each in stated["outputs"]}
         self.rknn = simulated
+        self.on_cpu: list[str] = []
         if simulated is None:
             from rknnlite.api import RKNNLite
 
@@ -50,6 +60,16 @@ class RockchipRunner:
         found = self.rknn.inference(inputs=list(inputs.values()), data_format=["nchw"] * len(inputs))
         pairs = zip(self.outputs.items(), found, strict=True)
         return {name: np.asarray(value, np.float32).reshape(shape) for (name, shape), value in pairs}
+
+
+def simulated(folder: str, platform: str, *options: str) -> RockchipRunner:
+    """The compiled graph in the simulator for PCs, with the operators that the compiler leaves to the CPU."""
+    place = Path(folder).absolute()
+    log = place / "build.log"
+    runner = RockchipRunner(str(place), built(folder, platform, quantize="int8" in options, log=log))
+    found = re.findall(r" (\w+) +(?:FLOAT16|INT8) +CPU ", log.read_text(errors="replace"))
+    runner.on_cpu = sorted(set(found) - {"InputOperator", "OutputOperator"})
+    return runner
 
 
 def main(command: str, folder: str, *rest: str) -> None:

@@ -88,18 +88,22 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
         logging.disable(logging.NOTSET)
 
 
+def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, float]:
+    """The cosine of log-probabilities [1, time, vocab], and the share of frames with the same best token."""
+    one, other = expected.astype(np.float64), found.astype(np.float64)
+    cosine = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
+    return float(cosine), float((one.argmax(-1) == other.argmax(-1)).mean())
+
+
 def damage(graph: Path, quantized: Path, samples: Samples, texts: list[str], others: list[str]) -> dict[str, float]:
     """What quantization changes: of the chunks, each with the caches of the float graph; and of the words of all texts.
 
     Returns the least and the mean cosine of log-probabilities, the share of frames with the same best token, and the
     share of words that differ.
     """
-    cosines, same = [], []
     runs = session_of(graph), session_of(quantized)
-    for sample in samples:
-        one, other = (run(sample)["log_probs"].astype(np.float64) for run in runs)
-        cosines.append(float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())))
-        same.append(float((one.argmax(-1) == other.argmax(-1)).mean()))
+    pairs = [alike(*(run(sample)["log_probs"] for run in runs)) for sample in samples]
+    cosines, same = zip(*pairs, strict=True)
     edits = sum(edit_distance(one.split(), other.split()) for one, other in zip(texts, others, strict=True))
     return {
         "least_cosine": min(cosines),

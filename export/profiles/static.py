@@ -25,6 +25,7 @@ from u2moe.runtime.bundle.manifest import MASKED, TOKENS_FILE, Manifest, StaticF
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import UnsupportedError
+from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.encoder import Windows, check_chunks, required_cache_size
 from u2moe.runtime.model.model import Model
@@ -157,6 +158,7 @@ def _first_position(model: Model, form: StaticForm) -> int:
 def _copy(bundle: Bundle, staging: BundleWriter, manifest: Manifest) -> None:
     """The other files of the bundle, with the metadata of this one, and the decoder with fixed shapes."""
     staging.add(TOKENS_FILE, bundle.path / TOKENS_FILE)
+    save_graph(features_graph(manifest), staging.path / "features.onnx")  # for the other languages
     if (language_model := manifest.decoding.language_model) is not None:
         staging.add(language_model.file, bundle.path / language_model.file)
     for graph in manifest.model.graphs()[1:]:

@@ -156,7 +156,7 @@ class StaticGraph:
             frames = _array(source)[_number(first) : _number(last)]
         else:
             frames = _array(value)
-        start = np.broadcast_to(frames[:, 0], (cache.num_blocks, past, channels)).astype(np.float32)
+        start = np.broadcast_to(frames[:, 0], (cache.num_blocks, past, channels)).astype(np.float32, order="C")
         return start.reshape(self.form.cache_shape(self.config, cache))
 
     def _split(self, cache: Cache) -> Sequence[ir.Value]:

@@ -31,8 +31,6 @@ STRUCTS = {
     "VadNumbers": (VadOptions, "u2moe_vad_options"),
 }
 """Structs of C++ with the numbers of a class, and those of C."""
-PYTHON_ALONE = ("static",)
-"""Fields of bundles that the other languages refuse, as they do what they do not know."""
 BY_HAND = "chunk_size"
 """Means more than a number in other languages."""
 
@@ -55,8 +53,6 @@ def records(kind: type) -> dict[str, str]:
     """Fields of a class and of those in it, as JSON, by the name of the class."""
     fields, inner, hints = {}, {}, get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if field.name in PYTHON_ALONE:
-            continue
         (prefix, found), default = class_in(hints[field.name]), default_of(field)
         defaults = [] if default is dataclasses.MISSING else [plain(default)]
         fields[field.name] = [prefix + (found.__name__ if found else ""), *defaults]

@@ -87,6 +87,7 @@ std::optional<VadOptions> vad_of(const Json& json) {
 EXPORT(manifest_parse) const char* manifest_parse(const char* text, std::size_t size) {
   Json json = Json::parse({text, size}, "bundle.json");
   const Manifest manifest = Manifest::of(json);
+  if (manifest.form) fail<BundleError>("bundle.json: model: static: JavaScript runs no graphs of fixed shape: open the bundle that this one was made from");
   return told("{\"manifest\": " + text_of(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
 }
 

@@ -131,8 +131,11 @@ struct VadNumbers {
 /// Fields of the objects in bundle.json: the class of what is in them, after {} for a map, and their default.
 constexpr const char* kDeclared = R"({
 "Manifest": {"model": ["ModelConfig"], "features": ["FeatureConfig"], "text": ["TextConfig"], "decoding": ["DecodingConfig"], "producer": [""], "files": ["{}FileDigest"], "external": ["{}ExternalTensor", {}], "architecture": ["", {}], "quantization": ["", {}], "calibration": ["Calibration", null], "random_weights": ["", false], "version": ["", 4]},
-"ModelConfig": {"streaming": [""], "decoder": [""], "feature_size": [""], "output_size": [""], "num_blocks": [""], "vocab_size": [""], "subsampling_rate": [""], "right_context": [""], "static_chunk_size": [""], "blank": [""], "sos": [""], "eos": [""], "caches": ["Cache", []], "chunk_multiple": ["", 1], "frame_reduction": ["", 1], "max_position": ["", 5000]},
+"ModelConfig": {"streaming": [""], "decoder": [""], "feature_size": [""], "output_size": [""], "num_blocks": [""], "vocab_size": [""], "subsampling_rate": [""], "right_context": [""], "static_chunk_size": [""], "blank": [""], "sos": [""], "eos": [""], "caches": ["Cache", []], "chunk_multiple": ["", 1], "frame_reduction": ["", 1], "max_position": ["", 5000], "static": ["StaticForm", null]},
 "Cache": {"name": [""], "num_blocks": [""], "shape": [""], "rate": ["", 1.0]},
+"StaticForm": {"chunk_size": ["", 16], "num_left_chunks": ["", 4], "first_position": ["", 0], "rates": ["StaticRate", [{}]], "histories": ["StaticHistory", []], "frequencies": ["", []], "interleaved": ["", true]},
+"StaticRate": {"step": ["", 1], "mask": ["", "mask"], "positions": ["", ""]},
+"StaticHistory": {"cache": [""], "start": [""], "steps": [""]},
 "FeatureConfig": {"sample_rate": ["", 16000], "num_mel_bins": ["", 80], "frame_length_ms": ["", 25.0], "frame_shift_ms": ["", 10.0], "window": ["", "povey"], "num_ceps": ["", 0], "low_hz": ["", 20.0], "high_hz": ["", 0.0]},
 "TextConfig": {"tokenizer": ["", "char"], "unk": ["", null]},
 "DecodingConfig": {"ctc_weight": ["", 0.3], "reverse_weight": ["", 0.3], "beam_size": ["", 10], "padding_s": ["", 0.0], "blank_penalty": ["", 0.0], "endpoint": ["EndpointConfig", {}], "hotwords": ["", []], "language_model": ["BundledLanguageModel", null]},

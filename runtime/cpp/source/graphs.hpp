@@ -6,6 +6,7 @@
 #include "bundle.hpp"
 #include "recognition.hpp"
 #include "settings.hpp"
+#include "static_encoder.hpp"
 
 namespace u2moe::runtime {
 
@@ -35,7 +36,8 @@ class Graphs {
   /// @throws KernelsError native kernels were asked for, or weights are packed for them, and they cannot run.
   Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manifest()), env_(ort::environment()) {
     Names inputs = {"chunk", "chunk_lens"}, outputs = {"output"};
-    if (m_.streaming) {
+    const char* const encoder = m_.form ? "static" : "encoder";
+    if (m_.streaming && !m_.form) {
       inputs.insert(inputs.end(), {"offset", "required_cache_size"});
       outputs.push_back("next_offset");
     }
@@ -43,12 +45,17 @@ class Graphs {
       inputs.push_back(cache.name);
       outputs.push_back("r_" + cache.name);
     }
+    if (m_.form) inputs = static_.emplace(bundle).names();
     // Sessions one after another: onnxruntime crashes where two start at once and memory is short. But the largest file is read and
     // compared while onnxruntime starts with the smallest graph.
     const auto read = [&bundle](const char* graph) { return bundle.verified(file_of(bundle, graph)); };
-    std::future<std::string> largest = std::async([&read] { return read("encoder"); });
+    std::future<std::string> largest = std::async([&] { return read(encoder); });
     features_ = open(bundle, settings, "features", read("features"), {"samples"}, {"features"});
-    encoder_ = open(bundle, settings, "encoder", largest.get(), inputs, outputs);
+    encoder_ = open(bundle, settings, encoder, largest.get(), inputs, outputs);
+    for (std::size_t i = 0; static_ && i < inputs.size(); ++i) {
+      const std::string found = shown(ort::input_shape(*encoder_.session, i)), expected = shown(static_->shape(inputs[i]));
+      if (found != expected) throw BundleError(encoder_.path + ": input " + inputs[i] + ": is " + found + ", expected " + expected);
+    }
     ctc_ = open(bundle, settings, "ctc", read("ctc"), {"encoder_out"}, {"log_probs"});
     if (!m_.has_decoder) return;
     const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
@@ -63,13 +70,19 @@ class Graphs {
   /// Caches at the beginning of a stream.
   Caches start() const {
     Caches caches;
-    for (const CacheLayout& cache : m_.caches) caches.tensors.push_back(tensor(Floats(ort::count(cache.shape)), cache.shape));
+    for (const CacheLayout& cache : m_.caches) {
+      if (static_) caches.tensors.push_back(tensor(static_->start(cache.name), static_->shape(cache.name)));
+      else caches.tensors.push_back(tensor(Floats(ort::count(cache.shape)), cache.shape));
+    }
     return caches;
   }
 
   /// Encoder output [time, dim] of a chunk each of several streams; the caches become those for the next.
   /// @param required frames of left context to keep; negative: all.
   std::vector<Floats> encode(const std::vector<Chunk>& chunks, std::int64_t required) const {
+    std::vector<Floats> outputs;
+    for (std::size_t i = 0; static_ && i < chunks.size(); ++i) outputs.push_back(encode_static(*chunks[i].window, *chunks[i].caches));
+    if (static_) return outputs;
     const std::int64_t num = length(chunks);
     std::int64_t longest = 0;
     std::vector<std::int64_t> frames, offsets, kept = {required};
@@ -96,7 +109,6 @@ class Graphs {
     const ort::Shape shape = ort::shape_of(*found[0]);
     const Floats output = ort::numbers_of<float>(*found[0]);
     const auto next = m_.streaming ? ort::numbers_of<std::int64_t>(*found[1]) : std::vector<std::int64_t>();
-    std::vector<Floats> outputs;
     for (std::int64_t row = 0; row < num; ++row) {
       const auto index = static_cast<std::size_t>(row);
       Caches& caches = *chunks[index].caches;
@@ -118,7 +130,8 @@ class Graphs {
     caches.offset = num_frames;
     caches.num_cached = std::min(num_frames, caches.num_cached);
     for (std::size_t i = 0; i < m_.caches.size(); ++i) {
-      if (m_.caches[i].time_axis >= 0) caches.tensors[i] = split(*caches.tensors[i].value, i, 0, num_frames);
+      if (static_) static_->keep_last(m_.caches[i], num_frames, ort::data_of<float>(*caches.tensors[i].value));
+      else if (m_.caches[i].time_axis >= 0) caches.tensors[i] = split(*caches.tensors[i].value, i, 0, num_frames);
     }
   }
 
@@ -174,6 +187,28 @@ class Graphs {
   }
 
  private:
+  // Log-probabilities are not asked for: `ctc` gives them, as for any other bundle.
+  Floats encode_static(const Floats& window, Caches& caches) const {
+    const std::int64_t num_frames = static_->num_frames(window), num = static_->num_outputs(num_frames);
+    const std::int64_t position = static_->position(caches.offset, num_frames);
+    std::map<std::string, Floats> feeds = static_->feeds(window, position, caches.num_cached);
+    ort::Values inputs;
+    for (std::size_t i = 0; i + m_.caches.size() < encoder_.inputs.size(); ++i) {
+      inputs.push_back(ort::tensor(feeds[encoder_.inputs[i]], static_->shape(encoder_.inputs[i])));
+    }
+    for (std::size_t i = 0; i < m_.caches.size(); ++i) {
+      static_->begin_history(m_.caches[i], position, ort::data_of<float>(*caches.tensors[i].value));
+      inputs.push_back(std::move(caches.tensors[i].value));
+    }
+    ort::Values found = run(encoder_, inputs);
+    for (std::size_t i = 0; i < m_.caches.size(); ++i) caches.tensors[i] = {{}, std::move(found[1 + i])};
+    caches.offset = position / m_.frame_reduction + num;
+    caches.num_cached = std::min(caches.num_cached + num, static_->num_left());
+    Floats output = ort::numbers_of<float>(*found[0]);
+    output.resize(static_cast<std::size_t>(num * m_.output_size));
+    return output;
+  }
+
   template <class Items>
   static std::int64_t length(const Items& items) {
     return static_cast<std::int64_t>(items.size());
@@ -339,6 +374,7 @@ class Graphs {
   }
 
   Manifest m_;
+  std::optional<StaticEncoder> static_;  // of a bundle of fixed shape
   ort::Owned<OrtEnv> env_;
   Graph features_, encoder_, ctc_, decoder_;
 };

@@ -45,10 +45,41 @@ struct CacheLayout {
   std::int64_t num_cached(std::int64_t num_frames) const { return static_cast<std::int64_t>(std::ceil(static_cast<double>(num_frames) * rate)); }
 };
 
+/// Of `static.onnx`, which a bundle may have in the place of an encoder of any shape; see StaticForm in runtime/bundle/manifest.py.
+struct StaticForm {
+  struct Rate {
+    std::int64_t step;
+    std::string mask, positions;
+  };
+  struct History {
+    std::string start;
+    std::vector<std::int64_t> steps;
+  };
+
+  explicit StaticForm(const Json& json)
+      : chunk_size(json["chunk_size"].integer(1, 10000)), num_left_chunks(json["num_left_chunks"].integer(1, 10000)),
+        first_position(json["first_position"].integer(0, 1 << 20)), interleaved(json["interleaved"].boolean()) {
+    for (const Json& each : json["rates"].array()) rates.push_back({each["step"].integer(1, 1000), each["mask"].string(), each["positions"].string()});
+    for (const Json& each : json["histories"].array()) {
+      History& own = histories[each["cache"].string()];
+      own.start = each["start"].string();
+      for (const Json& step : each["steps"].array()) own.steps.push_back(step.integer(1, 1000));
+    }
+    for (const Json& each : json["frequencies"].array()) frequencies.push_back(static_cast<float>(each.number()));
+  }
+
+  std::int64_t chunk_size, num_left_chunks, first_position;
+  std::vector<Rate> rates;
+  std::map<std::string, History> histories;
+  Floats frequencies;
+  bool interleaved;
+};
+
 /// Names and meanings are those of bundle.json; see docs/export.md.
 struct Manifest : ModelNumbers, FeatureNumbers {
   bool streaming = false, has_decoder = false, bidirectional = false;
   std::vector<CacheLayout> caches;
+  std::optional<StaticForm> form;  ///< of the encoder, if its shape is fixed
   StreamNumbers numbers;  ///< like all up to `weights` defaults of StreamOptions
   EndpointRules rules;
   double pause = 0;
@@ -113,6 +144,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
         cache.shape.push_back(size.integer(0, 1 << 20));
       }
     }
+    if (model.given("static")) m.form.emplace(model["static"]);
     read_numbers<FeatureNumbers>(features, m);
     features["frame_shift_ms"].number(1, m.frame_length_ms);
     const Json& size = features[m.num_ceps > 0 ? "num_ceps" : "num_mel_bins"];

@@ -144,10 +144,14 @@ inline Shape sizes(const OrtTensorTypeAndShapeInfo* info) {
 inline Shape shape_of(const OrtValue& value) { return sizes(made<OrtTensorTypeAndShapeInfo>(api().GetTensorTypeAndShape, &value).get()); }
 
 template <class T>
-const T* data_of(const OrtValue& value) {
+T* data_of(OrtValue& value) {
   void* data = nullptr;
-  check(api().GetTensorMutableData(const_cast<OrtValue*>(&value), &data));
-  return static_cast<const T*>(data);
+  check(api().GetTensorMutableData(&value, &data));
+  return static_cast<T*>(data);
+}
+template <class T>
+const T* data_of(const OrtValue& value) {
+  return data_of<T>(const_cast<OrtValue&>(value));
 }
 
 template <class T>
@@ -169,12 +173,14 @@ inline Values run(OrtSession& session, const std::vector<std::string>& inputs, c
   return Values(found.begin(), found.end());
 }
 
-/// Sizes of an input; 1 where any is allowed.
+/// Sizes of an input of floats; 1 where any is allowed, and none at all of other types.
 inline Shape input_shape(const OrtSession& session, std::size_t index) {
   const auto type = made<OrtTypeInfo>(api().SessionGetInputTypeInfo, &session, index);
   const OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api().CastTypeInfoToTensorInfo(type.get(), &info));
-  Shape shape = info ? sizes(info) : Shape();
+  ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  if (info) check(api().GetTensorElementType(info, &element));
+  Shape shape = element == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? sizes(info) : Shape();
   for (std::int64_t& size : shape) size = std::max<std::int64_t>(size, 1);
   return shape;
 }

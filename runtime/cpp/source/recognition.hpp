@@ -63,6 +63,11 @@ struct StreamOptions : StreamNumbers {
     if (definite.chunk_size != kFullContext && !m.streaming) {
       fail<StreamError>("this bundle's encoder cannot stream: it was trained for full context (chunk_size U2MOE_FULL_CONTEXT)");
     }
+    if (m.form && (definite.chunk_size != m.form->chunk_size || (num_left_chunks >= 0 && num_left_chunks != m.form->num_left_chunks))) {
+      fail<StreamError>("this bundle has chunks of " + std::to_string(m.form->chunk_size) + " frames and " + std::to_string(m.form->num_left_chunks) +
+                        " chunks of left context alone, got chunk_size " + std::to_string(definite.chunk_size) + " and num_left_chunks " +
+                        std::to_string(num_left_chunks));
+    }
     if (definite.chunk_size != kFullContext && definite.chunk_size % m.chunk_multiple) {
       fail<StreamError>("chunk_size must be a multiple of " + std::to_string(m.chunk_multiple) + " for this encoder, got " +
                         std::to_string(definite.chunk_size));

@@ -1,0 +1,85 @@
+"""A runner in an environment of its own, for compilers of NPUs that need other versions of packages than u2moe.
+
+python remote.py ADDRESS EXAMPLE.py FOLDER [OPTION ...]     # is what RemoteRunner starts there
+"""
+
+import io
+import json
+import runpy
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+
+class RemoteRunner:
+    """Runs what `simulated(folder, *options)` of an example gives, by the Python of another environment.
+
+    Attributes:
+        on_cpu: operators that the toolchain leaves to the CPU.
+    """
+
+    def __init__(self, python: str, example: Path, folder: Path, *options: str) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
+        with Listener() as listener:
+            command = [python, __file__, listener.address, example, folder, *options]
+            # there, for some compilers leave files wherever they run
+            self.process = subprocess.Popen(command, cwd=folder, stdout=self.log, stderr=self.log)
+            self.connection = listener.accept()
+        self.on_cpu: list[str] = json.loads(self._received())
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Outputs by name for inputs by name."""
+        self.connection.send_bytes(packed(inputs))
+        return unpacked(self._received())
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self.process.wait()
+        self.log.close()
+
+    def _received(self) -> bytes:
+        try:
+            return self.connection.recv_bytes()
+        except EOFError:
+            self.process.wait()
+            self.log.seek(0)
+            last = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise OSError(f"the runner ended with {self.process.returncode}: {''.join(last)[-300:]}") from None
+
+
+def packed(arrays: dict[str, Array]) -> bytes:
+    """Arrays as bytes that any version of numpy reads."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def unpacked(content: bytes) -> dict[str, Array]:
+    """The arrays in such bytes."""
+    with np.load(io.BytesIO(content)) as arrays:
+        return dict(arrays)
+
+
+def main(address: str, example: str, folder: str, *options: str) -> None:
+    """See above."""
+    connection = Client(address)
+    runner = runpy.run_path(example)["simulated"](folder, *options)
+    connection.send_bytes(json.dumps(getattr(runner, "on_cpu", [])).encode())
+    while True:
+        try:
+            inputs = unpacked(connection.recv_bytes())
+        except EOFError:
+            return
+        connection.send_bytes(packed(runner.run(inputs)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

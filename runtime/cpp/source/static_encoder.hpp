@@ -1,0 +1,144 @@
+// What `static.onnx` is given for a chunk of one stream, and what is kept of it, as runtime/model/static_encoder.py has it.
+#pragma once
+
+#include "bundle.hpp"
+#include "ort.hpp"
+
+namespace u2moe::runtime {
+
+/// Sizes of an input, for messages; none: it holds something else than floats.
+inline std::string shown(const ort::Shape& shape) {
+  if (shape.empty()) return "not of floats";
+  return "float32 [" + joined(shape, ", ", [](std::int64_t size) { return std::to_string(size); }) + "]";
+}
+
+/// Between calls, too, caches have the shapes of the graph: of those that grow in other bundles, the last frames are kept.
+class StaticEncoder {
+ public:
+  /// @throws BundleError a first cache is missing, or of another type or shape.
+  explicit StaticEncoder(const Bundle& bundle) : m_(bundle.manifest()), form_(*m_.form) {
+    const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
+    shapes_["chunk"] = {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size};
+    names_.push_back("chunk");
+    for (const StaticForm::Rate& each : form_.rates) {
+      const std::int64_t num_keys = (form_.num_left_chunks + 1) * frames(each.step);
+      add(each.mask, {1, 1, 1, num_keys});
+      if (!each.positions.empty()) add(each.positions, {1, num_keys, 2 * static_cast<std::int64_t>(form_.frequencies.size())});
+    }
+    for (const CacheLayout& cache : m_.caches) {
+      const ort::Shape& own = cache.shape;
+      add(cache.name, cache.time_axis < 0 ? ort::Shape{1, own[0] * own[3], own[2]} : ort::Shape{1, own[0] * own[2], left(step(cache)), own[4]});
+      const auto history = form_.histories.find(cache.name);
+      starts_[cache.name] = history == form_.histories.end() ? Floats(ort::count(shapes_[cache.name])) : array_of(bundle, history->second.start, shapes_[cache.name]);
+    }
+  }
+
+  /// Inputs of the graph in order, and the shape of each.
+  const std::vector<std::string>& names() const { return names_; }
+  const ort::Shape& shape(const std::string& name) const { return shapes_.at(name); }
+
+  /// A cache before the first chunk.
+  const Floats& start(const std::string& cache) const { return starts_.at(cache); }
+
+  /// Frames after the subsampling for a window of features, and those of the output for them.
+  std::int64_t num_frames(const Floats& window) const {
+    const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
+    return (static_cast<std::int64_t>(window.size()) / m_.feature_size - m_.right_context - 1) / rate + 1;
+  }
+  std::int64_t num_outputs(std::int64_t num_frames) const { return (num_frames - 1) / m_.frame_reduction + 1; }
+
+  /// The position of a chunk of `num_frames` after the subsampling, whose stream has had `offset` frames of output.
+  std::int64_t position(std::int64_t offset, std::int64_t num_frames) const {
+    const std::int64_t begin = offset * m_.frame_reduction, limit = std::int64_t{m_.max_position} * m_.frame_reduction;
+    const std::int64_t base = form_.first_position * m_.frame_reduction;
+    if (begin + num_frames <= limit) return begin;
+    if (begin <= limit) return std::min(begin, base);
+    return base + (begin - limit / num_frames * num_frames) % std::max((limit - base) / num_frames * num_frames, std::int64_t{1});
+  }
+
+  /// Inputs but for caches, for a window at a position after `num_cached` frames of output.
+  std::map<std::string, Floats> feeds(const Floats& window, std::int64_t position, std::int64_t num_cached) const {
+    std::map<std::string, Floats> found = {{"chunk", window}};
+    found["chunk"].resize(ort::count(shape("chunk")));
+    for (const StaticForm::Rate& rate : form_.rates) {
+      const std::int64_t before = left(rate.step), kept = std::min(before, (num_cached * m_.frame_reduction + rate.step - 1) / rate.step);
+      const std::int64_t num = (num_frames(window) - 1) / rate.step + 1;
+      for (std::int64_t place = -before; place < frames(rate.step); ++place) {
+        const std::int64_t key = position + place * rate.step;
+        found[rate.mask].push_back(key >= 0 && place >= -kept && place < num ? 0.0F : kMasked);
+        if (!rate.positions.empty()) add_encoding(found[rate.positions], static_cast<float>(key));
+      }
+    }
+    return found;
+  }
+
+  /// Puts what stands for frames before the first into a history, for a chunk at a position.
+  void begin_history(const CacheLayout& cache, std::int64_t position, float* data) const {
+    const auto history = form_.histories.find(cache.name);
+    if (history == form_.histories.end()) return;
+    const float* start = starts_.at(cache.name).data();
+    const std::int64_t past = cache.shape[3], width = cache.shape[2];
+    for (const std::int64_t step : history->second.steps) {
+      for (std::int64_t frame = -past; frame < 0; ++frame, data += width, start += width) {
+        if (position + frame * step < 0) std::copy_n(start, width, data);
+      }
+    }
+  }
+
+  /// Of a cache that grows in other bundles, nothing but the frames for the last `num_cached` of the output.
+  void keep_last(const CacheLayout& cache, std::int64_t num_cached, float* data) const {
+    if (cache.time_axis < 0) return;
+    const std::int64_t num = left(step(cache)), width = cache.shape[4], rows = cache.shape[0] * cache.shape[2];
+    const std::int64_t lost = num - std::min(num, cache.num_cached(num_cached));
+    for (std::int64_t row = 0; row < rows; ++row) std::fill_n(data + row * num * width, lost * width, 0.0F);
+  }
+
+  /// Frames of left context.
+  std::int64_t num_left() const { return form_.num_left_chunks * form_.chunk_size; }
+
+ private:
+  static constexpr float kMasked = -24;
+
+  void add(const std::string& name, const ort::Shape& shape) {
+    names_.push_back(name);
+    shapes_[name] = shape;
+  }
+
+  // Frames of a chunk and of its left context, `step` frames after the subsampling apart.
+  std::int64_t frames(std::int64_t step) const { return (form_.chunk_size * m_.frame_reduction - 1) / step + 1; }
+  std::int64_t left(std::int64_t step) const { return form_.num_left_chunks * frames(step); }
+  std::int64_t step(const CacheLayout& cache) const { return std::llround(m_.frame_reduction / cache.rate); }
+
+  void add_encoding(Floats& all, float position) const {
+    const auto wave = [position](float frequency, bool is_cosine) { return is_cosine ? std::cos(position * frequency) : std::sin(position * frequency); };
+    for (const bool second : {false, true}) {
+      for (const float frequency : form_.frequencies) {
+        all.push_back(wave(frequency, second));
+        if (form_.interleaved) all.push_back(wave(frequency, true));
+      }
+      if (form_.interleaved) return;
+    }
+  }
+
+  // An array as numpy writes it: magic, version, length of the header, header, floats.
+  static Floats array_of(const Bundle& bundle, const std::string& file, const ort::Shape& shape) {
+    const std::string content = bundle.verified(file), sizes = joined(shape, ", ", [](std::int64_t size) { return std::to_string(size); });
+    const std::string expected = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + sizes + "), }";
+    Floats found(ort::count(shape));
+    const std::size_t size = found.size() * sizeof(float), begin = content.size() < size ? 0 : content.size() - size;
+    const std::string header = content.substr(std::min<std::size_t>(content.size(), 10), std::min<std::size_t>(begin, 200));
+    if (content.compare(0, 6, "\x93NUMPY") != 0 || header.compare(0, expected.size(), expected) != 0) {
+      throw BundleError(bundle.path(file) + ": is no array of numpy with " + expected);
+    }
+    std::memcpy(found.data(), content.data() + begin, size);
+    return found;
+  }
+
+  Manifest m_;
+  StaticForm form_;
+  std::vector<std::string> names_;
+  std::map<std::string, ort::Shape> shapes_;
+  std::map<std::string, Floats> starts_;
+};
+
+}  // namespace u2moe::runtime

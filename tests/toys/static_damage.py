@@ -1,0 +1,71 @@
+"""Bundles of fixed shape with a file that does not fit the others."""
+
+import shutil
+
+import numpy as np
+import onnx_ir as ir
+
+from u2moe.runtime import Bundle
+from u2moe.runtime.bundle_writer import write_manifest
+
+
+def damaged(folder, target, file, change):
+    """A copy of a bundle with a file changed; digests are made anew."""
+    shutil.copytree(folder, target)
+    change(target / file)
+    write_manifest(target, Bundle.open(folder).manifest)
+    return target
+
+
+def with_input(name, operator, axes=None, dtype=ir.DataType.FLOAT, **attributes):
+    """Changes a graph to one that is right in itself, but has another input of this name."""
+
+    def change(file):
+        model = ir.load(file)
+        old = next(each for each in model.graph.inputs if each.name == name)
+        sizes = axes or tuple(old.shape)
+        node = ir.node(operator, [ir.val(name, dtype=dtype, shape=sizes)], attributes=attributes)
+        if operator == "Concat":
+            node = ir.node(operator, [node.inputs[0]] * 2, attributes=attributes)
+        node.outputs[0].name = "changed"
+        ir.convenience.replace_all_uses_with(old, node.outputs[0])
+        model.graph.inputs[list(model.graph.inputs).index(old)] = node.inputs[0]
+        model.graph.insert_before(model.graph[0], node)
+        ir.save(model, file)
+
+    return change
+
+
+def is_half(name):
+    """Makes an input one of float16."""
+    return with_input(name, "Cast", None, ir.DataType.FLOAT16, to=1)
+
+
+DAMAGED_SHAPES = [
+    (
+        "static.onnx",
+        with_input("mask", "Concat", (1, 1, 1, 24), axis=3),
+        (
+            "input mask: axis 48 is 24, expected 48",
+            r"static.onnx: input mask: is float32 \[1, 1, 1, 24\], expected",
+        ),
+    ),
+    (
+        "static.onnx",
+        is_half("att_cache"),
+        (
+            r"input att_cache: type is tensor\(float16\), expected tensor\(float\)",
+            "static.onnx: input att_cache: is not of floats, expected float32",
+        ),
+    ),
+    (
+        "cnn_cache0.npy",
+        lambda file: np.save(file, np.zeros((1, 42, 64))),
+        (
+            "cnn_cache0.npy: found float64",
+            "cnn_cache0.npy: is no array of numpy with {'descr': '<f4', 'fortran_order': F",
+        ),
+    ),
+    ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), ("cnn_cache0.npy: is no array",) * 2),
+]
+"""Of a file, how it is changed, and what Python and C++ say."""
