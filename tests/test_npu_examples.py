@@ -132,6 +132,38 @@ def test_runners(folder, device, sound, vendor, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out == expected + "\n"
 
 
+EXAMPLE = """
+import onnxruntime
+
+class Runner:
+    on_cpu = ["Min"]
+
+    def __init__(self, folder, kind):
+        self.session = onnxruntime.InferenceSession(f"{folder}/{kind}.onnx")
+
+    def run(self, inputs):
+        names = [each.name for each in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, inputs)))
+
+simulated = Runner
+"""
+
+
+def test_a_runner_in_another_process(folder, sound, tmp_path):
+    """Gives what it gives here; if it ends, its last words are the error."""
+    (tmp_path / "example.py").write_text(EXAMPLE)
+    remote = runpy.run_path(str(EXAMPLES / "remote.py"))["RemoteRunner"]
+    runner = remote(sys.executable, tmp_path / "example.py", folder, "static")
+    assert runner.on_cpu == ["Min"]
+    expected = Recognizer.from_pretrained(folder).transcribe(sound, 16_000).text
+    assert Recognizer.load(folder, runner=runner).transcribe(sound, 16_000).text == expected
+    with pytest.raises(OSError, match=r"the runner ended with 1: .*Required inputs"):
+        runner.run({})
+    runner.close()
+    with pytest.raises(OSError, match=r"the runner ended with 1: .*none\.onnx"):
+        remote(sys.executable, tmp_path / "example.py", folder, "none")
+
+
 def test_calibration_of_rockchip(bundle, clips, tmp_path, monkeypatch):
     """The compiler gets the files that dataset.txt lists, from where it lists them."""
     files = sorted(clips.glob("*.wav"))
