@@ -52,6 +52,7 @@ class RemoteRunner:
             self.process.wait()
             self.log.seek(0)
             last = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
+            self.close()
             raise OSError(f"the runner ended with {self.process.returncode}: {''.join(last)[-300:]}") from None
 
 
