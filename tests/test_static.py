@@ -119,6 +119,7 @@ def test_runner_of_somebody_else(folder, sound):
             "output r_att_cache: found float16",
         ),
         (lambda found: {"output": found["output"]}, "output log_probs: found nothing"),
+        (lambda found: list(found.values()), "static: found list, expected a dict of outputs by name"),
     ],
 )
 def test_outputs_of_a_runner_are_checked(folder, sound, change, told):

@@ -159,6 +159,11 @@ class ModelConfig:
         for name in ("blank", "sos", "eos"):
             if getattr(self, name) >= self.vocab_size:
                 raise ValueError(f"{name} must be a token id below {self.vocab_size}, got {getattr(self, name)}")
+        if self.static is not None:
+            found = {each.cache: len(each.steps) for each in self.static.histories}
+            expected = {each.name: each.num_blocks for each in self.caches if each.time_axis is None}
+            if found != expected:
+                raise ValueError(f"static: histories must have steps for the blocks of {expected}, got {found}")
 
     @property
     def bidirectional(self) -> bool:

@@ -92,7 +92,9 @@ class StaticEncoder(Encoder):
         config = self.config
         frames = (len(features) - config.window) // self._rate + 1
         position = self.position(offset, frames)
-        given = self.runner.run(self.feeds(features, position, tensors))
+        given: object = self.runner.run(self.feeds(features, position, tensors))
+        if not isinstance(given, Mapping):
+            raise ProviderError(f"static: found {type(given).__name__}, expected a dict of outputs by name")
         found = {name: _checked(name, given.get(name), shape) for name, shape in self._outputs.items()}
         outputs = {name: found[name] for name in ("log_probs", "output")}
         outputs |= {f"r_{name}": self._taken(found[f"r_{name}"], tensor) for name, tensor in tensors.items()}

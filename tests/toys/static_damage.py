@@ -1,5 +1,6 @@
 """Bundles of fixed shape with a file that does not fit the others."""
 
+import json
 import shutil
 
 import numpy as np
@@ -13,7 +14,8 @@ def damaged(folder, target, file, change):
     """A copy of a bundle with a file changed; digests are made anew."""
     shutil.copytree(folder, target)
     change(target / file)
-    write_manifest(target, Bundle.open(folder).manifest)
+    if file != "bundle.json":
+        write_manifest(target, Bundle.open(folder).manifest)
     return target
 
 
@@ -32,6 +34,17 @@ def with_input(name, operator, axes=None, dtype=ir.DataType.FLOAT, **attributes)
         model.graph.inputs[list(model.graph.inputs).index(old)] = node.inputs[0]
         model.graph.insert_before(model.graph[0], node)
         ir.save(model, file)
+
+    return change
+
+
+def edited_form(**fields):
+    """Changes fields of the form in the manifest."""
+
+    def change(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["model"]["static"] |= fields
+        file.write_text(json.dumps(content), encoding="utf-8")
 
     return change
 
@@ -65,6 +78,19 @@ DAMAGED_SHAPES = [
             "cnn_cache0.npy: found float64",
             "cnn_cache0.npy: is no array of numpy with {'descr': '<f4', 'fortran_order': F",
         ),
+    ),
+    (
+        "bundle.json",
+        edited_form(histories=[]),
+        (
+            r"static: histories must have steps for the blocks of {'cnn_cache': \d+}, got {}",
+            "bundle.json: model: static: histories: expected steps for the blocks of cnn_cache",
+        ),
+    ),
+    (
+        "bundle.json",
+        edited_form(num_left_chunks=0),
+        ("num_left_chunks must be at least 1, got 0", "model: static: num_left_chunks: found 0, expected an integer"),
     ),
     ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), ("cnn_cache0.npy: is no array",) * 2),
 ]

@@ -15,7 +15,7 @@ inline std::string shown(const ort::Shape& shape) {
 /// Between calls, too, caches have the shapes of the graph: of those that grow in other bundles, the last frames are kept.
 class StaticEncoder {
  public:
-  /// @throws BundleError a first cache is missing, or of another type or shape.
+  /// @throws BundleError a first cache or its blocks are missing, or it is of another type or shape.
   explicit StaticEncoder(const Bundle& bundle) : m_(bundle.manifest()), form_(*m_.form) {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     shapes_["chunk"] = {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size};
@@ -28,8 +28,15 @@ class StaticEncoder {
     for (const CacheLayout& cache : m_.caches) {
       const ort::Shape& own = cache.shape;
       add(cache.name, cache.time_axis < 0 ? ort::Shape{1, own[0] * own[3], own[2]} : ort::Shape{1, own[0] * own[2], left(step(cache)), own[4]});
-      const auto history = form_.histories.find(cache.name);
-      starts_[cache.name] = history == form_.histories.end() ? Floats(ort::count(shapes_[cache.name])) : array_of(bundle, history->second.start, shapes_[cache.name]);
+      if (cache.time_axis >= 0) {
+        starts_[cache.name].resize(ort::count(shapes_[cache.name]));
+        continue;
+      }
+      const StaticForm::History& history = form_.histories[cache.name];
+      if (history.steps.size() != static_cast<std::size_t>(own[0])) {
+        throw BundleError(bundle.path("bundle.json") + ": model: static: histories: expected steps for the blocks of " + cache.name);
+      }
+      starts_[cache.name] = array_of(bundle, history.start, shapes_[cache.name]);
     }
   }
 
@@ -74,11 +81,10 @@ class StaticEncoder {
 
   /// Puts what stands for frames before the first into a history, for a chunk at a position.
   void begin_history(const CacheLayout& cache, std::int64_t position, float* data) const {
-    const auto history = form_.histories.find(cache.name);
-    if (history == form_.histories.end()) return;
+    if (cache.time_axis >= 0) return;
     const float* start = starts_.at(cache.name).data();
     const std::int64_t past = cache.shape[3], width = cache.shape[2];
-    for (const std::int64_t step : history->second.steps) {
+    for (const std::int64_t step : form_.histories.at(cache.name).steps) {
       for (std::int64_t frame = -past; frame < 0; ++frame, data += width, start += width) {
         if (position + frame * step < 0) std::copy_n(start, width, data);
       }
