@@ -90,7 +90,7 @@ DAMAGED_SHAPES = [
     (
         "bundle.json",
         edited_form(num_left_chunks=0),
-        ("num_left_chunks must be at least 1, got 0", "model: static: num_left_chunks: found 0, expected an integer"),
+        ("num_left_chunks must be at least 1, got 0", "bundle.json: model: static: num_left_chunks: found 0"),
     ),
     ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), ("cnn_cache0.npy: is no array",) * 2),
 ]
