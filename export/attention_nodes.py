@@ -48,6 +48,22 @@ class AttentionNodes:
         context, *kept = self.g.call(function, self._query(x), key_value, *cache, bias, *tensors)
         return linear(self.g, context, self.layer.linear_out, "linear_out"), *kept
 
+    def gathered(
+        self, x: ir.Value, memory: ir.Value | None, bias: ir.Value, rows: ir.Value, places: ir.Value
+    ) -> ir.Value:
+        """`attend` of vectors [n, dim], which the query takes by their numbers `rows` [batch, time]; to [n, dim].
+
+        `places` [n] are those of the vectors in the query, row by row. Without a `memory` the query is its own.
+        """
+        g = self.g
+        query = g.op("Gather", self._query(x), rows, axis=0)
+        key_value = self.key_value(x if memory is None else memory)
+        if memory is None:
+            key_value = g.op("Gather", key_value, rows, axis=0)
+        (context,) = g.call(attention(self.heads), query, key_value, bias)
+        flat = g.op("Reshape", context, [-1, self.heads.num_heads * self.heads.size])
+        return linear(g, g.op("Gather", flat, places, axis=0), self.layer.linear_out, "linear_out")
+
     def _positions(self, positions: Sequence[ir.Value]) -> tuple[PositionUse, Sequence[ir.Value]]:
         """How the scores depend on positions, and the inputs for it."""
         if self.config.relative and positions:

@@ -14,10 +14,11 @@ from u2moe.export.model import AttentionDecoder, DecoderBlock, SpeechModel
 from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.prefixes import Prefixes, shared_prefixes
 
 
 class DecoderNodes:
-    """Builds both directions of the decoder over the same hypotheses."""
+    """Builds both directions of the decoder over the same hypotheses; what they have in common is computed once."""
 
     def __init__(self, g: GraphBuilder, model: SpeechModel, inputs: dict[str, ir.Value]) -> None:
         self.g = g
@@ -25,13 +26,9 @@ class DecoderNodes:
         self.memory = inputs["encoder_out"]
         self.hyps = inputs["hyps"]
         with g.scope("hypotheses"):
-            self.lens = g.op("Reshape", inputs["hyps_lens"], [-1, 1])
-            num_tokens = g.op("Shape", self.hyps, start=2, end=3)
-            rows = g.op("Shape", self.lens, end=1)
-            self.tokens = g.op("Reshape", self.hyps, g.op("Concat", rows, num_tokens, axis=0), allowzero=1)
-            length = g.op("Add", num_tokens, 1)
-            self.length = length
-            self.steps = g.op("Range", 0, g.op("Squeeze", length, [0]), 1)
+            self.lens = g.op("Unsqueeze", inputs["hyps_lens"], [2])
+            self.length = g.op("Add", g.op("Shape", self.hyps, start=2, end=3), 1)
+            self.steps = g.op("Range", 0, g.op("Squeeze", self.length, [0]), 1)
             self.scored = g.op("LessOrEqual", self.steps, self.lens)
             queries = g.op("Unsqueeze", self.steps, [1])
             # the causal mask already hides padding, which comes last: the lengths need no mask of their own
@@ -51,16 +48,17 @@ class DecoderNodes:
             inside = g.op("Less", self.steps, self.lens)
             last = g.op("Sub", self.lens, 1)
             mirror = g.op("Where", inside, g.op("Sub", last, self.steps), self.steps)
-            reverse = g.op("GatherElements", targets, mirror, axis=1)
+            reverse = g.op("GatherElements", targets, mirror, axis=2)
         bidirectional = self.model.right_decoder is not None
-        left_log_probs = self._log_probs(self.model.left_decoder, targets, "left_decoder" if bidirectional else "")
-        outputs = {
-            "score": self._scores(left_log_probs, targets, None),
-            "next_log_probs": self._following(left_log_probs),
-        }
+        name = "left_decoder" if bidirectional else ""
+        scores, log_probs, prefixes = self._scores(self.model.left_decoder, targets, name)
+        with g.scope("following"):
+            whole = g.op("Squeeze", g.op("GatherElements", prefixes.of_tokens, self.lens, axis=2), [2])
+            outputs = {"score": scores, "next_log_probs": g.op("Gather", log_probs, whole, axis=0)}
         if self.model.right_decoder is not None:
-            right_log_probs = self._log_probs(self.model.right_decoder, reverse, "right_decoder")
-            outputs["r_score"] = self._scores(right_log_probs, reverse, mirror)
+            scores, *_ = self._scores(self.model.right_decoder, reverse, "right_decoder")
+            with g.scope("decoder", "right_decoder", "scores"):
+                outputs["r_score"] = g.op("GatherElements", scores, mirror, axis=2)
         return outputs
 
     def _without_blanks(self, valid: ir.Value) -> ir.Value:
@@ -79,77 +77,66 @@ class DecoderNodes:
             return g.op("And", valid, g.op("Or", spoken, is_silent))
 
     def _targets(self) -> ir.Value:
-        """Tokens [rows, length+1], with eos in every position after the end of each hypothesis."""
+        """Tokens [batch, nbest, length+1], with eos in every position after the end of each hypothesis."""
         g, eos = self.g, self.model.config.eos
-        column = g.op("Expand", eos, g.op("Shape", self.lens))
-        extended = g.op("Concat", self.tokens, column, axis=1)
+        extended = g.op("Concat", self.hyps, g.op("Expand", eos, g.op("Shape", self.lens)), axis=2)
         return g.op("Where", g.op("Less", self.steps, self.lens), extended, eos)
 
-    def _log_probs(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> ir.Value:
-        """Predictions [rows, length+1, vocab] after sos and after each token of `targets` except the last."""
-        g = self.g
+    def _scores(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> tuple[ir.Value, ir.Value, Prefixes]:
+        """Log-probabilities of `targets` [batch, nbest, length+1], zero after eos, and of what follows each prefix."""
+        g, vocab_size = self.g, self.model.config.vocab_size
         with g.scope("decoder", *([name] if name else [])):
-            start = g.op("Expand", self.model.config.sos, g.op("Shape", self.lens))
-            tokens = g.op("Concat", start, g.op("Slice", targets, [0], [-1], [1]), axis=1)
-            with g.scope(group="embeddings"):
-                table = vector(g, "embed.0.weight", decoder.embedding.weight)
-            (x,) = g.call(layers.embedding(), table, tokens)
-            if decoder.config.learned_positions:
-                with g.scope("embed.1"):
-                    encodings = cast("LearnedPositions", decoder.embed[1]).nodes(g, self.steps)
-            else:
-                x = g.op("Mul", x, math.sqrt(decoder.config.dim))
-                encodings = sinusoids(g, self.steps, decoder.config.dim)
-            x = g.op("Add", x, encodings)
-            residual = Residual(g, x, pre_norm=decoder.config.pre_norm)
-            for index, block in enumerate(decoder.decoders):
-                with g.scope(f"decoders.{index}"):
-                    self._block(residual, cast("DecoderBlock", block), decoder.config)
-            if decoder.config.pre_norm:
-                residual.normalize(decoder.after_norm, "after_norm")
-            with g.scope(group="output_layers"):
-                logits = linear(g, residual.total, decoder.output_layer, "output_layer")
-            return g.op("LogSoftmax", logits, axis=-1)
+            with g.scope("prefixes"):
+                start = g.op("Expand", self.model.config.sos, g.op("Shape", self.lens))
+                tokens = g.op("Concat", start, g.op("Slice", targets, [0], [-1], [2]), axis=2)
+                prefixes = Prefixes(*g.call(shared_prefixes(), tokens, self.lens))
+            log_probs = self._log_probs(decoder, tokens, prefixes)
+            with g.scope("scores"):
+                index = g.op("Add", g.op("Mul", prefixes.of_tokens, vocab_size), targets)
+                scores = g.op("Gather", g.op("Reshape", log_probs, [-1]), index, axis=0)
+                return g.op("Where", self.scored, scores, 0.0), log_probs, prefixes
 
-    def _block(self, residual: Residual, block: DecoderBlock, config: Decoder) -> None:
+    def _log_probs(self, decoder: AttentionDecoder, tokens: ir.Value, prefixes: Prefixes) -> ir.Value:
+        """What follows each prefix of `tokens` [batch, nbest, length+1], which start with sos: [prefixes, vocab]."""
+        g = self.g
+        with g.scope("prefixes"):
+            own = g.op("Gather", g.op("Reshape", tokens, [-1]), prefixes.ends, axis=0)
+        with g.scope(group="embeddings"):
+            table = vector(g, "embed.0.weight", decoder.embedding.weight)
+        (x,) = g.call(layers.embedding(), table, own)
+        if decoder.config.learned_positions:
+            with g.scope("embed.1"):
+                encodings = cast("LearnedPositions", decoder.embed[1]).nodes(g, self.steps)
+        else:
+            x = g.op("Mul", x, math.sqrt(decoder.config.dim))
+            encodings = sinusoids(g, self.steps, decoder.config.dim)
+        with g.scope("prefixes"):
+            x = g.op("Add", x, g.op("Gather", encodings, g.op("Mod", prefixes.ends, self.length), axis=0))
+        residual = Residual(g, x, pre_norm=decoder.config.pre_norm)
+        for index, block in enumerate(decoder.decoders):
+            with g.scope(f"decoders.{index}"):
+                self._block(residual, cast("DecoderBlock", block), decoder.config, prefixes)
+        if decoder.config.pre_norm:
+            residual.normalize(decoder.after_norm, "after_norm")
+        with g.scope(group="output_layers"):
+            logits = linear(g, residual.total, decoder.output_layer, "output_layer")
+        return g.op("LogSoftmax", logits, axis=-1)
+
+    def _block(self, residual: Residual, block: DecoderBlock, config: Decoder, prefixes: Prefixes) -> None:
         g, kind = self.g, config.feed_forward.activation
 
         def self_attention(x: ir.Value) -> ir.Value:
+            """As rows of tokens: a prefix is as often a key as there are hypotheses that begin with it."""
             with g.scope("self_attn", group="attention"):
-                return AttentionNodes(g, block.self_attn).attend(x, x, self.bias)[0]
+                places = g.op("Reshape", prefixes.of_tokens, g.op("Concat", [-1], self.length, axis=0))
+                return AttentionNodes(g, block.self_attn).gathered(x, None, self.bias, places, prefixes.ends)
+
+        def cross_attention(x: ir.Value) -> ir.Value:
+            """All prefixes of an utterance are one query: its keys are computed once."""
+            with g.scope("src_attn", group="attention"):
+                layer, rows = AttentionNodes(g, block.src_attn), prefixes.of_utterances
+                return layer.gathered(x, self.memory, self.memory_bias, rows, prefixes.places)
 
         residual.add(self_attention, block.norm1, "norm1")
-        residual.add(lambda x: self._cross_attention(x, block, config.dim), block.norm2, "norm2")
+        residual.add(cross_attention, block.norm2, "norm2")
         residual.add(lambda x: feed_forward(g, x, block.feed_forward, kind, "feed_forward"), block.norm3, "norm3")
-
-    def _cross_attention(self, x: ir.Value, block: DecoderBlock, dim: int) -> ir.Value:
-        """Attention to the encoder output, all hypotheses of an utterance as one query: its keys are computed once."""
-        g = self.g
-        with g.scope("src_attn", group="attention"):
-            batch = g.op("Shape", self.memory, start=0, end=1)
-            folded = g.op("Reshape", x, g.op("Concat", batch, [-1], [dim], axis=0))
-            context = AttentionNodes(g, block.src_attn).attend(folded, self.memory, self.memory_bias)[0]
-            return g.op("Reshape", context, g.op("Shape", x))
-
-    def _scores(self, log_probs: ir.Value, targets: ir.Value, order: ir.Value | None) -> ir.Value:
-        """Log-probabilities of `targets` [batch, nbest, length+1], zero after eos, reordered by `order` if given."""
-        g = self.g
-        with g.scope("scores"):
-            picked = g.op("GatherElements", log_probs, g.op("Unsqueeze", targets, [2]), axis=2)
-            scores = g.op("Squeeze", picked, [2])
-            scores = scores if order is None else g.op("GatherElements", scores, order, axis=1)
-            return self._per_utterance(g.op("Where", self.scored, scores, 0.0))
-
-    def _following(self, log_probs: ir.Value) -> ir.Value:
-        """The distribution after the last token of each hypothesis [batch, nbest, vocab]."""
-        g = self.g
-        with g.scope("following"):
-            index = g.op("Unsqueeze", self.lens, [2])
-            index = g.op("Expand", index, [1, 1, self.model.config.vocab_size])
-            return self._per_utterance(g.op("Squeeze", g.op("GatherElements", log_probs, index, axis=1), [1]))
-
-    def _per_utterance(self, rows: ir.Value) -> ir.Value:
-        """[rows, n] to [batch, nbest, n]."""
-        g = self.g
-        shape = g.op("Concat", g.op("Shape", self.hyps, end=2), g.op("Shape", rows, start=1), axis=0)
-        return g.op("Reshape", rows, shape)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from layers import layer_model, session_with
 from quantized import IN_TORCH, LOWEST
 
@@ -14,6 +16,7 @@ from u2moe.runtime.bundle.functions import FUNCTIONS, MOST_NUMBERS, NATIVE, is_r
 from u2moe.runtime.graph.activation import ACTIVATIONS, lowest_of
 from u2moe.runtime.graph.builder import build_function
 from u2moe.runtime.graph.layers import activation_layer
+from u2moe.runtime.graph.prefixes import Prefixes, shared_prefixes
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,3 +72,22 @@ def test_an_unknown_activation_is_an_error():
     for use in (lowest_of, activation_layer):
         with pytest.raises(ValueError, match=r"activation must be one of relu, swish, .*, got 'cube'"):
             use("cube")
+
+
+@given(st.lists(st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=3, max_size=3), min_size=1, max_size=3))
+def test_prefixes_are_there_once_in_each_utterance(utterances):
+    """Hypotheses that begin alike, that are equal, or empty, or of which one begins another."""
+    session = session_with(layer_model(shared_prefixes(), dict.fromkeys(("tokens", "lens"), np.int64), {}, {}))
+    tokens = np.array([[[9, *own, *[1] * (4 - len(own))] for own in each] for each in utterances])
+    lens = np.array([[[len(own)] for own in each] for each in utterances])
+    found = Prefixes(*session.run(None, {"tokens": tokens, "lens": lens}))
+    prefixes = [{(u, *own[:n]): None for own in each for n in range(len(own) + 1)} for u, each in enumerate(utterances)]
+    places = [np.unravel_index(end, tokens.shape) for end in found.ends]
+    assert {(u, *tokens[u, n, 1 : last + 1]) for u, n, last in places} == {key for own in prefixes for key in own}
+    assert len(places) == sum(map(len, prefixes))
+    assert found.of_utterances.shape == (len(utterances), max(map(len, prefixes)))
+    assert found.of_utterances.ravel()[found.places].tolist() == list(range(len(places)))
+    assert (found.places // found.of_utterances.shape[1]).tolist() == [u for u, _, _ in places]
+    for place in np.argwhere(np.arange(5) <= lens):
+        u, n, last = places[found.of_tokens[tuple(place)]]
+        assert (u, *tokens[u, n, : last + 1]) == (place[0], *tokens[place[0], place[1], : place[2] + 1])

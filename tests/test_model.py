@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2moe.runtime import (
@@ -89,6 +89,27 @@ def test_rescore_sums_the_token_scores(golden, golden_model):
     extended = golden_model.token_scores(encoder_out, [[5, 6], [5, 6, 7]])
     assert extended.next[0, 7] == pytest.approx(extended.left[1, 2], abs=1e-5)
     assert extended.left[0, 2] == pytest.approx(extended.next[0, golden_model.config.eos], abs=1e-5)
+
+
+def same_number(num):
+    """Hypotheses of one to three utterances, as many of each: equal, empty, with eos, or one begins or ends another."""
+    hypotheses = st.lists(st.lists(st.integers(1, 3), max_size=6), min_size=num, max_size=num)
+    return st.lists(hypotheses, min_size=1, max_size=3)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 5).flatmap(same_number))
+def test_hypotheses_that_share_tokens_have_the_scores_that_they_have_alone(golden_model, utterances):
+    random = np.random.default_rng(0)
+    outputs = [random.standard_normal((9 + n, golden_model.config.output_size), np.float32) for n in range(3)]
+    found = golden_model._decode(golden_model._decoder, list(zip(outputs, utterances, strict=False)))
+    for row, hypotheses in enumerate(utterances):
+        for column, tokens in enumerate(hypotheses):
+            alone = golden_model.token_scores(outputs[row], [tokens])
+            for name, values in {"score": alone.left, "r_score": alone.right, "next_log_probs": alone.next}.items():
+                if values is not None:
+                    own = found[name][row, column, : values.shape[1]]
+                    np.testing.assert_allclose(own, values[0], atol=1e-5)
 
 
 class Counted:

@@ -33,6 +33,9 @@ NUM_STREAMS = 8
 UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
 """For the second pass; ten seconds of fast speech have 40 tokens."""
+ALTERNATIVES = (36, 32, 28, 24)
+"""Tokens in which hypotheses differ: they share half of their prefixes, as the first ten do that the demo finds for ten
+seconds, from left to right a quarter stays, from right to left three quarters."""
 LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
 """Of log-mel energies, as the random checkpoints normalise them."""
 NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
@@ -83,11 +86,21 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
         return lambda: model.ctc(model.encode(frames))
     if mode == "second-pass":
         encoder_out = model.encode(frames)
-        draw = np.random.default_rng(0).integers(3, model.config.vocab_size, (NUM_HYPOTHESES, NUM_TOKENS))
-        hypotheses: list[list[int]] = draw.tolist()
+        hypotheses = nbest(model.config.vocab_size)
         return lambda: model.rescore(encoder_out, hypotheses)
     rounds = streaming_round(model.encoder, frames, NUM_STREAMS if mode == "streaming-8" else 1, NUM_CHUNKS[mode])
     return lambda: [model.ctc(row) for output in rounds() for row in output]
+
+
+def nbest(vocab_size: int) -> list[list[int]]:
+    """Hypotheses that share what those of a beam share."""
+    first, others = np.random.default_rng(0).permutation(np.arange(3, vocab_size))[: 2 * NUM_TOKENS].reshape(2, -1)
+    hypotheses = np.tile(first, (NUM_HYPOTHESES, 1))
+    for bit, place in enumerate(ALTERNATIVES):
+        differs = np.arange(NUM_HYPOTHESES) >> bit & 1 == 1
+        hypotheses[differs, place] = others[place]
+    found: list[list[int]] = hypotheses.tolist()
+    return found
 
 
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:

@@ -119,6 +119,9 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 def _simplify(graph: ir.Graph, node: ir.Node) -> None:
     """Let readers of a node that changes nothing read its input; write shapes and axes as compilers want them."""
     output = node.outputs[0]
+    if node.op_type == "Gather" and _takes_all(node):
+        node.op_type = "Reshape"
+        node.attributes.clear()
     if (same := _passed_on(node)) is not None and output not in graph.outputs:
         ir.convenience.replace_all_uses_with(output, same)
     elif node.op_type == "Reshape":
@@ -130,6 +133,15 @@ def _simplify(graph: ir.Graph, node: ir.Node) -> None:
         if axes is not None:
             node.attributes["axes"] = ir.AttrInt64s("axes", axes.numpy().tolist())
             node.resize_inputs(1)
+
+
+def _takes_all(node: ir.Node) -> bool:
+    """Whether a Gather of rows takes them all in their order."""
+    table, rows = node.inputs
+    indices = rows.const_value.numpy().ravel() if rows is not None and rows.const_value is not None else np.zeros(0)
+    size = table.shape[0] if table is not None and table.shape is not None else None
+    axis = node.attributes.get_int("axis", 0)
+    return axis == 0 and size == indices.size and bool((indices == np.arange(indices.size)).all())
 
 
 def _passed_on(node: ir.Node) -> ir.Value | None:

@@ -241,6 +241,12 @@ def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[st
                 with g.scope(str(node.name)):
                     x, gate, *weights = (_value(each) for each in node.inputs)
                     _replace(node.outputs[0], fixed_mixture(g, mixture, x, gate, weights))
+            if _kind(node) == "SharedPrefixes":  # the size of what they have in common is not fixed
+                batch, nbest, length = sizes["batch"], sizes["nbest"], sizes["length"] + 1
+                every = np.arange(batch * nbest * length)
+                of_tokens, of_utterances = every.reshape(batch, nbest, length), every.reshape(batch, -1)
+                for value, fixed in zip(node.outputs, (every, of_tokens, of_utterances, every), strict=True):
+                    _replace(value, g.constant(fixed))
         for value in decoder.graph.inputs:
             _replace(value, inputs[str(value.name)])
         return {str(value.name): value for value in decoder.graph.outputs}, (decoder,)

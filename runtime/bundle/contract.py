@@ -170,6 +170,8 @@ def ctc() -> Graph:
 def decoder(*, bidirectional: bool) -> Graph:
     """Attention decoder: scores of given hypotheses, for several utterances and all their hypotheses in one call.
 
+    What hypotheses of an utterance begin with is computed once, and so is what they end with from right to left.
+
     Inputs:
         hyps: tokens without sos and eos, padded at the end with any valid id [batch, nbest, length].
         hyps_lens: valid tokens of each hypothesis [batch, nbest].

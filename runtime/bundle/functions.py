@@ -116,6 +116,7 @@ _DECLARED = (
     *_all("Activation", "x", "activation", _NO_PRODUCTS),
     *_all("Embedding", "table tokens", why=_NO_PRODUCTS),
     *_all("Sinusoids SinesAndCosines", "positions", "dim", _NO_PRODUCTS),
+    *_all("SharedPrefixes", "tokens lens", "", _NO_PRODUCTS),
     *_all("StackedFrames", "features", "num_frames bins", _NO_PRODUCTS),
     *_all("TimeWindows", "x valid", "stride", _NO_PRODUCTS),
     *_all("HalfMixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS, exported=False),

@@ -62,7 +62,7 @@ def _model(
             ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         )
     own = ir.node(operator, [*fed, *initial], attributes, domain="u2moe", num_outputs=len(outputs))
-    kinds = [ir.DataType.FLOAT] * len(outputs)
+    kinds = [ir.DataType.INT64 if operator == "SharedPrefixes" else ir.DataType.FLOAT] * len(outputs)
     if operator == "Int8Rows":
         kinds[0] = ir.DataType.UINT8
     for made, name, kind in zip(own.outputs, outputs, kinds, strict=True):
