@@ -94,11 +94,11 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
 
 def nbest(vocab_size: int) -> list[list[int]]:
     """Hypotheses that share what those of a beam share."""
-    first, others = np.random.default_rng(0).permutation(np.arange(3, vocab_size))[: 2 * NUM_TOKENS].reshape(2, -1)
+    first, last = np.random.default_rng(0).integers(3, vocab_size, NUM_TOKENS), vocab_size - 1
     hypotheses = np.tile(first, (NUM_HYPOTHESES, 1))
     for bit, place in enumerate(ALTERNATIVES):
         differs = np.arange(NUM_HYPOTHESES) >> bit & 1 == 1
-        hypotheses[differs, place] = others[place]
+        hypotheses[differs, place] = 2 if first[place] == last else last
     found: list[list[int]] = hypotheses.tolist()
     return found
 
