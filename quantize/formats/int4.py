@@ -67,7 +67,7 @@ class Int4Conversion(WeightConversion):
         return g.op("Add", y, biases[0]) if biases else y
 
     def embedding(self, dim: int) -> ir.Function:
-        """Columns, for tokens [batch, length], of a weight [dim, vocab]."""
+        """Columns, for tokens [...], of a weight [dim, vocab]."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             weight, steps, scale, tokens = inputs
@@ -76,7 +76,8 @@ class Int4Conversion(WeightConversion):
             step, zero = (g.op("Unsqueeze", part, [-1, -2]) for part in both)
             factors = g.op("Mul", step, g.op("Unsqueeze", g.op("Gather", scale, tokens, axis=0), [-1, -2, -3]))
             blocks = g.op("Mul", g.op("Sub", g.op("Concat", *digits, axis=-1), zero), factors)
-            rows = g.op("Reshape", blocks, [0, 0, -(-dim // self.block_size) * self.block_size])
+            width = -(-dim // self.block_size) * self.block_size
+            rows = g.op("Reshape", blocks, g.op("Concat", g.op("Shape", tokens), [width], axis=0))
             return g.op("Slice", rows, [0], [dim], [-1])
 
         names = [*self.names("weight", bias=False, prefix=""), "tokens"]
