@@ -28,6 +28,7 @@ from u2moe.runtime.errors import (
     BundleWarning,
     CheckpointError,
     CorpusError,
+    GrammarError,
     IntegrityError,
     KernelsError,
     LanguageModelError,
@@ -48,9 +49,10 @@ from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.model.static_encoder import Runner
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule, RescoringWeights
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.result import Alignment, Alternative, Result, Transcript, WordResult
+from u2moe.runtime.result import Alignment, Alternative, PhraseResult, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.text.formats import format_transcript
+from u2moe.runtime.text.grammar import Grammar
 from u2moe.runtime.text.subtitles import SubtitleOptions
 from u2moe.runtime.text.written.formatter import TextFormat, TextFormatter
 from u2moe.runtime.transcriber import Transcriber
@@ -73,6 +75,8 @@ __all__ = [
     "EndpointConfig",
     "EndpointRule",
     "Fusion",
+    "Grammar",
+    "GrammarError",
     "Hypothesis",
     "IntegrityError",
     "Kernels",
@@ -84,6 +88,7 @@ __all__ = [
     "MicrophoneError",
     "Model",
     "ParityError",
+    "PhraseResult",
     "PrefixBeamSearch",
     "ProviderError",
     "QuantizationError",

@@ -13,6 +13,7 @@ U2moeError
 ├── CheckpointError          a checkpoint directory that cannot be read
 │   └── UnsupportedError     a valid checkpoint of a kind that is not supported
 ├── CorpusError              a list of recordings that cannot be read, or a folder of results that cannot be used
+├── GrammarError             a grammar that cannot be read or used; a ValueError, too
 ├── LanguageModelError       a file that is not a language model, or a damaged one
 ├── ParityError              a graph differs from the network it was exported from
 ├── QuantizationError        a quantized bundle with a larger loss of accuracy than allowed; carries the report
@@ -38,6 +39,7 @@ __all__ = [
     "BundleWarning",
     "CheckpointError",
     "CorpusError",
+    "GrammarError",
     "IntegrityError",
     "KernelsError",
     "LanguageModelError",
@@ -120,6 +122,10 @@ class UnsupportedError(CheckpointError):
 
 class CorpusError(U2moeError):
     """A list of recordings that cannot be read, or a folder of results that cannot be used; names file and line."""
+
+
+class GrammarError(U2moeError, ValueError):
+    """A grammar that cannot be read or used; names the phrase, the slot, what was found and what was expected."""
 
 
 class ParityError(U2moeError):

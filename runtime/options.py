@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, Never, TypeVar, get_args
 
 from u2moe.runtime.declarations import check_options, option, options_of, take_defaults
 from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.text.grammar import Grammar
 from u2moe.runtime.text.written.formatter import TextFormat
 
 SearchMethod = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
@@ -15,7 +16,7 @@ SEARCHES: tuple[SearchMethod, ...] = get_args(SearchMethod)
 NONE: Literal["none"] = "none"
 """Says that nothing is used, not even what the bundle has."""
 WITHOUT_BEAM: tuple[SearchMethod, ...] = ("ctc_greedy", "attention")
-"""Searches that can use neither hotwords nor a language model."""
+"""Searches that can use neither hotwords, nor a language model, nor a grammar."""
 
 STREAM_CHUNK_SIZE = 16
 """Default encoder frames per chunk of a stream: 640 ms with encoder frames of 40 ms."""
@@ -151,12 +152,18 @@ class AnyOptions(BundledOptions[Open]):
     language_model: LanguageModelOptions | Literal["none"] | Open = option(
         "record", record=LanguageModelOptions, choices=(NONE,), in_bundle=True, flag="--lm", client=_LM_WEIGHT
     )
+    grammar: Grammar | None = option("record", record=Grammar, flag="--grammar", client={})
     text_format: TextFormat | None = option("record", record=TextFormat, flag="--format-text", client=_WRITTEN)
 
     def __post_init__(self) -> None:
         check_options(self)
         if self.language_model not in (None, NONE) and self.search in WITHOUT_BEAM:
             raise ValueError(f"language_model needs a prefix beam search or rescoring, search is {self.search!r}")
+        if self.grammar is not None:
+            if self.search in WITHOUT_BEAM:
+                raise ValueError(f"grammar needs a prefix beam search or rescoring, search is {self.search!r}")
+            if self.language_model not in (None, NONE):
+                raise ValueError("a grammar takes the place of a language model: expected one of both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +194,7 @@ class DecodingOptions(AnyOptions[None]):
             count the silence.
         blank_penalty: taken from the score of the blank before the softmax, in the first pass, so that fewer words are
             left out and more are inserted. Endpoint rules hear silence without it.
+        grammar: what may be said, in place of hotwords and a language model. None: anything.
         text_format: how results are written: numbers as digits, English sentences with small letters. None: as spoken.
     """
 

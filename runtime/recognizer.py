@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +14,15 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.runtime.audio.raw import File, RawAudio
-from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import find_bundle
-from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotwords
-from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.context import ContextGraph, Hotwords
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
 from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.decoding.text_alignment import MIN_SCORE, TextAligner
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
-from u2moe.runtime.errors import BundleError, BundleWarning, StreamError
+from u2moe.runtime.decoding.words import SearchWords
+from u2moe.runtime.errors import BundleWarning, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
@@ -37,6 +34,7 @@ from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteO
 from u2moe.runtime.recognition import Buffers, RecordingReader, recognize, samples_of, transcript_of
 from u2moe.runtime.result import Alignment, Result, Transcript
 from u2moe.runtime.stream import Stream
+from u2moe.runtime.text.grammar import Grammar
 from u2moe.runtime.text.written.formatter import formatter_of
 from u2moe.runtime.validation import checked_number, checked_options, checked_text
 
@@ -76,11 +74,13 @@ class Recognizer:
         self.vocabulary = bundle.vocabulary
         self._rate = bundle.manifest.features.sample_rate
         self.options = checked_options("options", options, DecodingOptions())
-        self._fusions: weakref.WeakKeyDictionary[LanguageModelOptions, Fusion] = weakref.WeakKeyDictionary()
+        self._words = SearchWords(bundle, model.config.blank)
         self._check(self.options)
         self._has_own_hotwords = hotwords is not None
-        self.context = self._bundled_hotwords() if hotwords is None else self._context(hotwords)
-        self._fusion(self._definite(self.options, None))
+        self.context = self._words.context(hotwords)
+        definite = self._definite(self.options, None)
+        self._words.graph(definite, hotwords)
+        self._words.fusion(definite)
         self._pipeline = Pipeline(bundle, model, observer)
         constants_of(bundle.manifest.features)  # fails here rather than with the first sample
 
@@ -163,25 +163,35 @@ class Recognizer:
         self.decode_streams([stream])
 
     def create_stream(
-        self, options: DecodingOptions | None = None, *, hotwords: Hotwords | ContextGraph | None = None
+        self,
+        options: DecodingOptions | None = None,
+        *,
+        hotwords: Hotwords | ContextGraph | None = None,
+        grammar: Grammar | Iterable[str] | None = None,
     ) -> Stream:
         """A stream for one source at a time.
 
         Args:
             options: how to decode; None: the recogniser's.
             hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
+            grammar: what may be said, see `Grammar`, in place of hotwords and a language model; None: as in `options`.
 
         Raises:
             StreamError: the bundle cannot stream, or does not support `options`.
+            GrammarError: the grammar cannot be read or used.
             ValueError: the vocabulary cannot spell a hotword.
         """
-        options = checked_options("options", options, self.options)
+        options = self._chosen(options, grammar)
         chunk_size = options.chunk_size or self.model.config.stream_chunk_size
         check_chunks(self.model.config, chunk_size, options.num_left_chunks)
         return self._stream(options, chunk_size, hotwords)
 
     def create_recording_stream(
-        self, options: DecodingOptions | None = None, *, hotwords: Hotwords | ContextGraph | None = None
+        self,
+        options: DecodingOptions | None = None,
+        *,
+        hotwords: Hotwords | ContextGraph | None = None,
+        grammar: Grammar | Iterable[str] | None = None,
     ) -> Stream:
         """A stream that decodes as `transcribe` does: with full context unless told otherwise, in segments.
 
@@ -189,7 +199,7 @@ class Recognizer:
         was not decoded yet stays in memory. Arguments and errors are those of `create_stream`; without `chunk_size`,
         full context is used.
         """
-        options = checked_options("options", options, self.options)
+        options = self._chosen(options, grammar)
         options = dataclasses.replace(options, endpoint=options.endpoint or self.default_endpoint)
         static_chunk_size = self.model.config.static_chunk_size if self.model.config.streaming else 0
         return self._stream(options, options.chunk_size or static_chunk_size or None, hotwords)
@@ -209,13 +219,14 @@ class Recognizer:
             raise ValueError("this stream was created by a recogniser with another model: decode it with that one")
         self._pipeline.decode([stream.state for stream in dict.fromkeys(streams)])
 
-    def transcribe(
+    def transcribe(  # noqa: PLR0913 - what may be said of words, of the file, and of progress
         self,
         audio: File | RawAudio | npt.ArrayLike | Buffers,
         sample_rate: float | None = None,
         *,
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
+        grammar: Grammar | Iterable[str] | None = None,
         vad: VoiceActivityDetector | None = None,
         on_progress: Callable[[float], object] | None = None,
         channel: int | None = None,
@@ -236,6 +247,7 @@ class Recognizer:
             sample_rate: sample rate of an array in Hz; None: the model's. Files have their own.
             options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
             hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
+            grammar: what may be said, see `Grammar`, in place of hotwords and a language model; None: as in `options`.
             vad: detects speech; each stretch of speech is recognised separately, and cut further at endpoints.
             on_progress: called from time to time with the seconds of the recording processed so far.
             channel: index of the only channel of a file to recognise, 0 for the left one; None: the average of all.
@@ -244,22 +256,25 @@ class Recognizer:
         Raises:
             AudioError: none of the audio can be read or used.
             StreamError: the bundle does not support `options`.
+            GrammarError: the grammar cannot be read or used.
             ValueError: the vocabulary cannot spell a hotword.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
+        options = self._chosen(options, grammar)
         reader, results = self._recognize(samples, options, hotwords, vad, on_progress)
         segments = list(results)
         return transcript_of(segments, reader.duration, reader.error)
 
     __call__ = transcribe
 
-    def segments(
+    def segments(  # noqa: PLR0913 - as `transcribe`
         self,
         audio: File | RawAudio | npt.ArrayLike | Buffers,
         sample_rate: float | None = None,
         *,
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
+        grammar: Grammar | Iterable[str] | None = None,
         vad: VoiceActivityDetector | None = None,
         on_progress: Callable[[float], object] | None = None,
         channel: int | None = None,
@@ -274,6 +289,7 @@ class Recognizer:
             AudioError: also for a file that is damaged after some seconds of audio, after all segments before.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
+        options = self._chosen(options, grammar)
         return self._until_damage(*self._recognize(samples, options, hotwords, vad, on_progress))
 
     def align(
@@ -304,7 +320,7 @@ class Recognizer:
         min_score = checked_number("min_score", min_score, least=0, most=1)
         aligner = TextAligner(checked_text("text", text), self.vocabulary, self.model.config.blank)
         options = checked_options("options", options, self.options)
-        options = dataclasses.replace(options, search="ctc_greedy", language_model=None, text_format=None)
+        options = dataclasses.replace(options, search="ctc_greedy", language_model=None, grammar=None, text_format=None)
         stream = self.create_recording_stream(options, hotwords=())
         reader = RecordingReader(samples_of(audio, self._rate, sample_rate, channel, track), self._rate, on_progress)
         pipeline = Pipeline(self.bundle, self.model, Observer(concluded=lambda _: aligner.advance(stream.state)))
@@ -316,7 +332,7 @@ class Recognizer:
     def _recognize(
         self,
         samples: Buffers,
-        options: DecodingOptions | None,
+        options: DecodingOptions,
         hotwords: Hotwords | ContextGraph | None,
         vad: VoiceActivityDetector | None,
         on_progress: Callable[[float], object] | None,
@@ -332,6 +348,13 @@ class Recognizer:
         if reader.error is not None:
             raise reader.error
 
+    def _chosen(self, options: DecodingOptions | None, grammar: Grammar | Iterable[str] | None) -> DecodingOptions:
+        options = checked_options("options", options, self.options)
+        if grammar is None:
+            return options
+        grammar = grammar if isinstance(grammar, Grammar) else Grammar(lines=grammar)  # type: ignore[arg-type]  # checked
+        return dataclasses.replace(options, grammar=grammar)
+
     def _check(self, options: DecodingOptions) -> None:
         if options.search in ("attention_rescoring", "attention") and not self.model.has_decoder:
             raise StreamError(f"search {options.search!r} needs a decoder, and this bundle has none (CTC only)")
@@ -340,50 +363,18 @@ class Recognizer:
         if options.text_format is not None:
             formatter_of(options.text_format)  # what it needs may not be installed
 
-    def _context(self, hotwords: Hotwords | ContextGraph) -> ContextGraph | None:
-        if isinstance(hotwords, ContextGraph):
-            if hotwords.symbols != self.vocabulary.symbols:
-                raise ValueError("hotwords are a ContextGraph for the vocabulary of another bundle")
-            return hotwords
-        is_empty = isinstance(hotwords, list | tuple | Mapping) and not hotwords
-        return None if is_empty else ContextGraph(hotwords, self.vocabulary)
-
-    def _bundled_hotwords(self) -> ContextGraph | None:
-        lines = self.bundle.manifest.decoding.hotwords
-        try:
-            return ContextGraph(parse_hotwords("\n".join(lines)), self.vocabulary) if lines else None
-        except ValueError as error:
-            raise BundleError(f"{self.bundle.path / MANIFEST_FILE}: decoding: hotwords: {error}") from error
-
     @property
     def language_model(self) -> LanguageModelOptions | None:
         """The language model of searches for which no other is chosen; None: there is none."""
-        chosen = self.options.language_model or self._bundled_language_model
+        chosen = self.options.language_model or self._words.language_model
         return chosen if isinstance(chosen, LanguageModelOptions) else None
-
-    @functools.cached_property
-    def _bundled_language_model(self) -> LanguageModelOptions | None:
-        found = self.bundle.language_model() if self.bundle.manifest.decoding.language_model else None
-        if found is not None:
-            fusion = self._fusions[found] = Fusion(found, self.vocabulary)
-            fusion.check_words(f"{self.bundle.path / MANIFEST_FILE}: decoding: language_model")
-        return found
-
-    def _fusion(self, options: DefiniteOptions) -> Fusion | None:
-        """The language model of definite options for this vocabulary; streams with the same model share it."""
-        chosen = options.language_model
-        if not isinstance(chosen, LanguageModelOptions):
-            return None
-        if chosen not in self._fusions:
-            self._fusions[chosen] = Fusion(chosen, self.vocabulary)
-        return self._fusions[chosen]
 
     def _definite(self, options: DecodingOptions, chunk_size: int | None) -> DefiniteOptions:
         """Options with the bundle's defaults for what they leave open."""
         search = options.search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
         language_model = options.language_model
-        if language_model is None and search not in WITHOUT_BEAM:
-            language_model = self._bundled_language_model
+        if language_model is None and search not in WITHOUT_BEAM and options.grammar is None:
+            language_model = self._words.language_model
         chosen = {"search": search, "language_model": language_model or NONE, "chunk_size": chunk_size}
         return DefiniteOptions.of(options, self.bundle.manifest.decoding, **chosen)
 
@@ -392,9 +383,10 @@ class Recognizer:
     ) -> Stream:
         self._check(options)
         chosen = self._definite(options, chunk_size)
-        context = self.context if hotwords is None else self._context(hotwords)
+        graph = self._words.graph(chosen, hotwords)
+        context = None if graph else self.context if hotwords is None else self._words.context(hotwords)
         if context is not None and chosen.search in WITHOUT_BEAM:
             if self._has_own_hotwords or hotwords is not None:
                 raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")
             context = None
-        return Stream(StreamState(self.model, self.vocabulary, chosen, context, self._fusion(chosen)))
+        return Stream(StreamState(self.model, self.vocabulary, chosen, context, self._words.fusion(chosen), graph))

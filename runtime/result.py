@@ -24,6 +24,19 @@ class WordResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhraseResult:
+    """A phrase of a grammar, its times in seconds from the start of the audio, and the least confidence of its words.
+
+    In a partial result it begins and ends at the peaks of its first and last token.
+    """
+
+    phrase: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Alternative:
     """One hypothesis of the n-best list.
 
@@ -70,6 +83,7 @@ class Result:
         committed_end: seconds from the start of the audio before which the first pass changes nothing any more.
         revised: in a final result, how many of the words that the first pass had committed are now others, missing or
             new.
+        phrases: the phrases of a grammar; in a partial result, those that no later result of this segment takes back.
     """
 
     text: str
@@ -87,6 +101,7 @@ class Result:
     num_committed: int = 0
     committed_end: float = 0.0
     revised: int = 0
+    phrases: list[PhraseResult] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +165,7 @@ def without_padding(result: Result, lead_s: float, end_s: float) -> Result:
 def _timed(result: Result, clock: Callable[[float], float]) -> Result:
     """The result with times by another clock."""
     words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in result.words]
+    phrases = [replace(each, start=clock(each.start), end=clock(each.end)) for each in result.phrases]
     return replace(
         result,
         start=clock(result.start) if result.text else 0.0,
@@ -157,5 +173,6 @@ def _timed(result: Result, clock: Callable[[float], float]) -> Result:
         committed_end=clock(result.committed_end),
         times=[clock(time) for time in result.times],
         words=words,
+        phrases=phrases,
         nbest=[replace(each, times=[clock(time) for time in each.times]) for each in result.nbest],
     )

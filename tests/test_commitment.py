@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from feeding import CHUNKED, RATE, TINY
+from feeding import CHUNKED, RATE, TINY, partials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_models import random_arpa
@@ -102,26 +102,6 @@ def test_beaten_hypotheses_hold_nothing_back():
     tokens, _ = search.settled(VOCABULARY.word_starts)
     assert hypotheses[0][: len(tokens)] == tokens
     assert len(tokens) >= 4
-
-
-def partials(recognizer, samples, splits, options, others=()):
-    """What is committed after each chunk that was seen, by segment and by encoder frame; and the final results."""
-    stream, seen, finals, start = recognizer.create_stream(options), {}, [], 0
-    for length in (*splits, len(samples)):
-        stream.accept_waveform(RATE, samples[start : start + length])
-        for other in others:
-            other.accept_waveform(RATE, samples[start : start + length][::-1])
-        start += length
-        if start >= len(samples):
-            stream.input_finished()
-        recognizer.decode_streams([stream, *others])
-        finals += stream.take_segments()
-        found = stream.get_result()
-        if not found.is_final:
-            seen[found.segment, stream.state.utterance.end] = found
-        if start >= len(samples):
-            break
-    return seen, finals
 
 
 TONES, _ = say("ABCDABCDABBA", [0.3, 0.3, 1.5, 0.3, 3.0, 0.1, 0.1, 0.1, 0.1, 2.0, 0.3, 0.3])

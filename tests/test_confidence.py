@@ -12,7 +12,7 @@ from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.manifest import Calibration
 from u2moe.runtime.bundle_location import DEMO_FOLDER
-from u2moe.runtime.decoding.second_pass import word_confidence
+from u2moe.runtime.decoding.confidence import word_confidence
 
 
 def test_a_word_is_as_sure_as_its_least_sure_token():

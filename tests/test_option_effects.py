@@ -6,13 +6,14 @@ Clients of the server: `tests/server/test_models.py`. The other runtimes: `tests
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import soundfile
 from manifests import with_decoding
 
 from u2moe.quantize import comparison, damage
-from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, TextFormat, cli
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Grammar, Recognizer, TextFormat, cli
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.declarations import options_of
@@ -32,6 +33,7 @@ OTHERS = {
     "language_model": "none",
     "padding_s": 0.5,
     "blank_penalty": 4.0,
+    "grammar": Grammar(lines=("back to work", "[unk]")),
     "text_format": TextFormat(),
 }
 """For each option a value that is not its default; a new one fails here until it has its own."""
@@ -41,7 +43,7 @@ BESIDE = {
     "endpoint": {"chunk_size": 16},
 }
 """What must be chosen, too, for an option to mean something."""
-VALUES = {"--lm": ["none"], "--format-text": []}
+VALUES = {"--lm": ["none"], "--format-text": [], "--grammar": [str(Path(__file__).parent / "toys" / "commands.txt")]}
 OPTIONS = options_of(DecodingOptions)
 
 

@@ -52,7 +52,7 @@ def add_align(subparsers: Subparsers) -> None:
     add_declared(experts, DecodingOptions, {"chunk_size", "num_left_chunks"}, chunk_size="full context")
     add_session(experts)
     add_channel(experts)
-    parser.set_defaults(run=run_align, raw=None, hotwords=Path(NONE), lm=NONE, format_text=None)
+    parser.set_defaults(run=run_align, raw=None, hotwords=Path(NONE), grammar=None, lm=NONE, format_text=None)
 
 
 def run_align(args: argparse.Namespace) -> int:

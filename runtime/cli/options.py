@@ -20,6 +20,7 @@ from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import FusionWeights, LanguageModelOptions
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import NONE, DecodingOptions
+from u2moe.runtime.text.grammar import Grammar
 from u2moe.runtime.text.written.formatter import LANGUAGES, TextFormat
 from u2moe.runtime.validation import refused_as
 
@@ -159,12 +160,18 @@ def public_keys_in(args: argparse.Namespace) -> tuple[str, ...] | None:
 
 
 def add_words(parser: Options) -> None:
-    """Options for words: hotwords, a language model, and how they are written."""
+    """Options for words: hotwords, a grammar, a language model, and how they are written."""
     parser.add_argument(
         "--hotwords",
         type=Path,
         metavar="FILE",
         help='phrases to prefer, one per line ("NAME :2.5"); none: not even those of the bundle',
+    )
+    parser.add_argument(
+        "--grammar",
+        type=Path,
+        metavar="FILE",
+        help='what may be said, one phrase per line ("lights (on | off)", "[unk]" for all else, "<slot> = a | b")',
     )
     parser.add_argument(
         "--lm",
@@ -192,6 +199,9 @@ def decoding_choice(
         LanguageModelError: the language model cannot be read.
     """
     hotwords, chosen = _hotwords_in(args.hotwords), declared_in(args, kind)
+    if args.grammar is not None:
+        with refused_as(ValueError, args.grammar):
+            chosen["grammar"] = Grammar.parse(args.grammar.read_text(encoding="utf-8"))
     if args.lm is not None:
         chosen["language_model"] = NONE if args.lm == NONE else language_model_options(args.lm)
     if args.format_text:

@@ -128,11 +128,15 @@ class _Stdout(Output):
 class _Events(Output):
     """Prints a line of JSON for every event."""
 
+    _told = ("", 0, 0)  # recording, segment, and how many of its phrases
+
     def partial(self, item: Input, result: Result) -> None:
+        self._phrases(item, result)
         names = ("segment", "text", "words", "committed", "num_committed", "committed_end")
         _print_event("partial", item, {name: getattr(result, name) for name in names})
 
     def segment(self, item: Input, segment: Result) -> None:
+        self._phrases(item, segment)
         _print_event("segment", item, dataclasses.asdict(segment))
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
@@ -141,6 +145,14 @@ class _Events(Output):
 
     def failure(self, item: Input, message: str) -> None:
         _print_event("error", item, {"error": message})
+
+    def _phrases(self, item: Input, result: Result) -> None:
+        """Each phrase once, as soon as it is certain."""
+        place = (item.name, result.segment)
+        num = self._told[2] if self._told[:2] == place else 0
+        for phrase in result.phrases[num:]:
+            _print_event("phrase", item, {"segment": result.segment, **dataclasses.asdict(phrase)})
+        self._told = (*place, max(num, len(result.phrases)))
 
 
 def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:

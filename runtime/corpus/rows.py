@@ -67,7 +67,8 @@ class RowMaker:
 def options_as_json(options: DecodingOptions) -> dict[str, Any]:
     """Decoding options as a run states them; null: the default of the bundle."""
     model = options.language_model
-    content = dataclasses.asdict(dataclasses.replace(options, language_model=None))
+    content = dataclasses.asdict(dataclasses.replace(options, language_model=None, grammar=None))
+    content["grammar"] = options.grammar and options.grammar.lines
     content["language_model"] = model.digest if isinstance(model, LanguageModelOptions) else model
     as_json: dict[str, Any] = json.loads(json.dumps(content))
     return as_json

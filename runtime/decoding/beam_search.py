@@ -15,8 +15,11 @@ from heapq import heappushpop
 
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.fusion import Fusion, FusionState
+from u2moe.runtime.decoding.phrases import PhraseGraph, PhraseState
 
 _NEVER = -math.inf
+_SURE, _SURE_AFTER = 0.99, 4
+"""A phrase is decided on if it has this share of the beam's probability, more frames after its last peak."""
 
 _Times = tuple["_Times", int, float] | None
 """Peaks of a prefix's tokens, (frame, log-probability), as a linked list from the last token, shared by prefixes."""
@@ -35,12 +38,12 @@ class Prefix:
     `state` is the hotword state after it, `earned` the bonus of complete hotwords, and `bonus` the bonus for ranking,
     which includes the share of an incomplete one. `language`, `spoken` and `language_score` are the same for the
     language model: its state, the score of complete words, and the score for ranking. `extra` is what the search adds
-    to the log-probability of its alignments.
+    to the log-probability of its alignments. `phrase` is the state of a grammar.
     """
 
     __slots__ = (
-        "__weakref__", "bonus", "depth", "earned", "extra", "language", "language_score", "parent", "spoken", "state",
-        "token",
+        "__weakref__", "bonus", "depth", "earned", "extra", "language", "language_score", "parent", "phrase", "spoken",
+        "state", "token",
     )  # fmt: skip
 
     def __init__(self, parent: Prefix | None, token: int, state: int = 0, language: FusionState | None = None) -> None:
@@ -49,6 +52,7 @@ class Prefix:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.state = state
         self.language = language
+        self.phrase: PhraseState | None = None
         self.earned = self.bonus = self.spoken = self.language_score = self.extra = 0.0
 
     def tokens(self, begin: int = 0) -> list[int]:
@@ -139,6 +143,7 @@ class BeamSearch:
         context: ContextGraph | None = None,
         fusion: Fusion | None = None,
         *,
+        grammar: PhraseGraph | None = None,
         ranks_by_bonus: bool = False,
     ) -> None:
         self.beam_size = beam_size
@@ -146,18 +151,26 @@ class BeamSearch:
         self.num_frames = 0
         self.context = context
         self.fusion = fusion
+        self._grammar = grammar
+        self._rest = -2 if grammar is None or grammar.rest is None else grammar.rest
+        self._rest_start = _NEVER
         self._ranking = context if ranks_by_bonus else None
         self._most_bonus = 0.0 if self._ranking is None else self._ranking.most_gain
         self._most_gain = self._most_bonus + (0.0 if fusion is None else fusion.most_gain)
         state, language = 0 if context is None else context.start, None if fusion is None else fusion.start
         root = Beam(Prefix(None, -1, state, language))
+        root.prefix.phrase = None if grammar is None else grammar.start
         root.blank = root.total = root.rank = root.best = root.best_blank = root.best_token = 0.0
         self.beams = [root]
         # A prefix may leave the beam and return while longer prefixes survive: it must then be the same node.
         self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
 
-    def advance(self, tokens: list[int], scores: list[float]) -> None:
-        """Process one frame: its most probable tokens and their log-probabilities, in descending order."""
+    def advance(self, tokens: list[int], scores: list[float], rest_start: float = _NEVER) -> None:
+        """Process one frame: its most probable tokens and their log-probabilities, in descending order.
+
+        `rest_start` is that of the grammar's `rest` where it begins a word.
+        """
+        self._rest_start = rest_start
         beams = self.beams
         rank_of = {token: rank for rank, token in enumerate(tokens)}
         index_of: dict[Prefix | None, int] = {beam.prefix: index for index, beam in enumerate(beams)}
@@ -178,7 +191,7 @@ class BeamSearch:
                 if parent is not None:
                     merged.add((parent, rank))
                     order = min(order, rank * width + 2 * parent + 1)
-                if parent is not None or beam.token > _NEVER:
+                if parent is not None or beam.token > _NEVER or prefix.token == self._rest:
                     moved[index] = self._stay(index, parent, scores[rank], blank_score)
                     total = moved[index].total
             if total > _NEVER:
@@ -203,8 +216,24 @@ class BeamSearch:
             node = None if node is None else self._prefixes.get((node, token))
         return node
 
+    def decide(self) -> None:
+        """Keep only what begins with the phrase of a grammar that is sure, the last one of the best prefix, if any."""
+        best = self.beams[0]
+        node, times = best.prefix, best.times
+        while times is not None and node.parent is not None:
+            is_phrase = node.phrase and node.phrase.accepts and node.token != self._rest
+            if is_phrase and times[1] + _SURE_AFTER < self.num_frames:
+                kept = [beam for beam in self.beams if beam.prefix.ancestor(node.depth) is node]
+                ours, all_of = (sum(math.exp(each.rank - best.rank) for each in part) for part in (kept, self.beams))
+                if ours >= _SURE * all_of:
+                    self.beams = kept
+                    return
+            node, times = node.parent, times[0]
+
     def finish(self) -> None:
-        """Keep only the earned bonus, and score the last word by the language model."""
+        """Keep only the earned bonus, score the last word by the language model, and drop what a grammar forbids."""
+        if self._grammar is not None:
+            self.beams = [beam for beam in self.beams if beam.prefix.phrase and beam.prefix.phrase.accepts]
         for beam in self.beams:
             prefix = beam.prefix
             if self.context is not None:
@@ -219,7 +248,7 @@ class BeamSearch:
 
         `merged` are those, as index of the prefix and rank of the token, that lead to a prefix that stays.
         """
-        fusion = self.fusion
+        fusion, grammar = self.fusion, self._grammar
         # The best so far, as a heap. What is below the least of them is not among the best. (What equals it may be: the
         # order decides.)
         best = sorted([_NEVER] * self.beam_size + [-stays[0] for stays in kept])[-self.beam_size :]
@@ -239,9 +268,11 @@ class BeamSearch:
             for rank, token, log_prob, gain, ends in likely:
                 if most + log_prob < best[0]:
                     break
-                if (index, rank) in merged:
+                if (index, rank) in merged or (grammar and not self._allows(prefix, token)):
                     continue
-                total = (beam.blank if token == prefix.token else beam.total) + log_prob
+                total = (beam.blank if token == prefix.token else beam.total) + (
+                    log_prob if grammar is None else self._entered(prefix, token, log_prob)
+                )
                 score = total if self._ranking is None else total + self._bonus(prefix, token)
                 if fusion is not None and prefix.language is not None:
                     if score + (prefix.language_score + gain + losses[ends]) < best[0]:
@@ -260,14 +291,17 @@ class BeamSearch:
         """
         old = self.beams[index]
         new = Beam(old.prefix)
-        new.blank, new.token = old.total + blank_score, old.token + score
+        goes_on = old.prefix.token == self._rest  # after blanks, too
+        new.blank, new.token = old.total + blank_score, (old.total if goes_on else old.token) + score
         new.best_blank, new.blank_times = old.best + blank_score, old.times
         if parent is not None and parent < index:
             self._grow(new, self.beams[parent], score)
-        repeats = old.best_token + score
+        repeats = (old.best if goes_on else old.best_token) + score
         if new.best_token < repeats:
             # The peak moves to this frame, unless the token was already reached from the parent in this frame.
-            if new.best_token == _NEVER and old.token_times is not None:
+            if goes_on:
+                new.token_times = old.times
+            elif new.best_token == _NEVER and old.token_times is not None:
                 new.token_times = (old.token_times[0], self.num_frames, score)
             new.best_token = repeats
         if parent is not None and parent > index:
@@ -290,6 +324,7 @@ class BeamSearch:
 
     def _grow(self, new: Beam, parent: Beam, score: float) -> None:
         """Add to `new` the alignments of `parent` extended by a token with log-probability `score` in this frame."""
+        score = self._entered(parent.prefix, new.prefix.token, score)
         if parent.prefix.token == new.prefix.token:  # the same token again: only after a blank
             total, best, times = parent.blank, parent.best_blank, parent.blank_times
         else:
@@ -298,6 +333,16 @@ class BeamSearch:
         if new.best_token < best + score:
             new.best_token = best + score
             new.token_times = (times, self.num_frames, score)
+
+    def _allows(self, prefix: Prefix, token: int) -> bool:
+        """Whether the grammar allows to extend a prefix by a token."""
+        if self._grammar is None or prefix.phrase is None:
+            return True
+        return not token == prefix.token == self._rest and self._grammar.advance(prefix.phrase, token) is not None
+
+    def _entered(self, prefix: Prefix, token: int, score: float) -> float:
+        """The log-probability `score` of a token that extends a prefix; the words of `rest` begin as words do."""
+        return score if token != self._rest or (prefix.phrase and prefix.phrase.is_apart) else self._rest_start
 
     def _bonus(self, prefix: Prefix, token: int) -> float:
         """The hotword bonus in the rank of a prefix extended by a token."""
@@ -310,6 +355,8 @@ class BeamSearch:
         prefix = self._prefixes.get((parent, token))
         if prefix is None:
             prefix = Prefix(parent, token)
+            if self._grammar is not None and parent.phrase is not None:
+                prefix.phrase = self._grammar.advance(parent.phrase, token)
             if self.context is not None:
                 prefix.state, bonus = self.context.advance(parent.state, token)
                 prefix.earned = parent.earned + bonus

@@ -111,7 +111,7 @@ def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Ite
 def _have_same_future(one: Prefix, other: Prefix) -> bool:
     """Whether the scores of further tokens are the same after both."""
     mine, theirs = one.language, other.language
-    if one.token != other.token or one.state != other.state:
+    if one.token != other.token or one.state != other.state or one.phrase is not other.phrase:
         return False
     return mine is theirs or bool(mine and theirs and (mine.history, mine.begun) == (theirs.history, theirs.begun))
 

@@ -18,6 +18,7 @@ from u2moe.runtime.decoding.beam_search import Beam, BeamSearch
 from u2moe.runtime.decoding.commitment import Commitment
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.phrases import MIN_TOKENS, REST_PENALTY, PhraseGraph
 
 _NUM_BLOCKS = 8
 """Blocks per wanted token into which the vocabulary is divided: few enough to save work."""
@@ -86,6 +87,7 @@ def ctc_prefix_beam_search(
     context: ContextGraph | None = None,
     fusion: Fusion | None = None,
     *,
+    grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> list[Hypothesis]:
     """The most probable token sequences over all their alignments, best first.
@@ -98,9 +100,10 @@ def ctc_prefix_beam_search(
         blank: id of the blank token.
         context: hotwords to prefer.
         fusion: language model to follow.
+        grammar: what the hypotheses may be.
         blank_penalty: see `penalize_blank`.
     """
-    search = PrefixBeamSearch(beam_size, blank, context, fusion, blank_penalty=blank_penalty)
+    search = PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)
     search.advance(log_probs)
     search.finish()
     return search.hypotheses()
@@ -176,6 +179,8 @@ class PrefixBeamSearch:
     With hotwords two searches run side by side. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
     second prune). The hypotheses are all of the first, and those of the second that have a bonus. Hotwords that no
     hypothesis contains therefore change nothing, to the last bit. `finish` removes the bonus of incomplete phrases.
+
+    With a grammar, only what it allows is searched; `finish` removes incomplete phrases, perhaps all hypotheses.
     """
 
     def __init__(
@@ -185,6 +190,7 @@ class PrefixBeamSearch:
         context: ContextGraph | None = None,
         fusion: Fusion | None = None,
         *,
+        grammar: PhraseGraph | None = None,
         blank_penalty: float = 0.0,
     ) -> None:
         if beam_size < 1:
@@ -195,7 +201,8 @@ class PrefixBeamSearch:
         self.num_frames = 0
         self.context = context
         self.fusion = fusion
-        self._searches = [BeamSearch(beam_size, blank, context, fusion)]
+        self._grammar = grammar
+        self._searches = [BeamSearch(beam_size, blank, context, fusion, grammar=grammar)]
         if context is not None:
             self._searches.append(BeamSearch(beam_size, blank, context, fusion, ranks_by_bonus=True))
         self._commitments = [Commitment(search) for search in self._searches]
@@ -205,16 +212,20 @@ class PrefixBeamSearch:
         check_log_probs(log_probs, self.blank)
         if len(log_probs):
             log_probs = penalize_blank(log_probs, self.blank_penalty, self.blank)
+            if self._grammar is not None:
+                self.advance_by(*_allowed(self._grammar, log_probs, self.beam_size))
+                return
             self.advance_by(*most_probable(log_probs, min(self.beam_size, log_probs.shape[1])))
 
-    def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> None:
+    def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], *more: list[float]) -> None:
         """Continue the search with the most probable tokens of the next frames and their log-probabilities.
 
-        Both are [time, n], n the beam size, as `most_probable` gives them, any penalty of the blank included.
+        Both are [time, n], n the beam size, as `most_probable` gives them, any penalty of the blank included; `more`
+        are further arguments of `BeamSearch.advance`.
         """
-        for frame_tokens, frame_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
+        for frame in zip(tokens.tolist(), scores.tolist(), *more, strict=True):
             for search in self._searches:
-                search.advance(frame_tokens, frame_scores)
+                search.advance(*frame)
             self.num_frames += 1
 
     def finish(self) -> None:
@@ -227,13 +238,19 @@ class PrefixBeamSearch:
 
         It is the best of all, unless hotwords have brought in one that both searches know with different scores.
         """
-        return _hypothesis(self._best())
+        return _hypothesis(self._best()) if self._searches[0].beams else Hypothesis(tokens=[], score=0.0, times=[])
 
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
-        """The tokens after the committed ones that no later frame changes, and whether a word begins after them."""
+        """The tokens after the committed ones that no later frame changes, and whether a word begins after them.
+
+        With a grammar, first decides on the phrase that is sure, if any (`BeamSearch.decide`).
+        """
+        if self._grammar is not None:
+            self._searches[0].decide()
         tokens = self._best().prefix.tokens(self._commitments[0].num_tokens)
         num = min(each.num_settled(tokens, word_starts) for each in self._commitments)
-        return tokens[: int(num)], num % 1 > 0
+        phrase = self._searches[0].beams[0].prefix.phrase if num == len(tokens) else None
+        return tokens[: int(num)], num % 1 > 0 or bool(self._grammar and phrase and self._grammar.is_whole(phrase))
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Commit further tokens, of those that are settled."""
@@ -265,6 +282,22 @@ class PrefixBeamSearch:
         if self.context is not None or self.fusion is not None:
             beams = sorted(beams, key=_score_of, reverse=True)
         return beams
+
+
+def _allowed(
+    grammar: PhraseGraph, log_probs: npt.NDArray[np.float32], beam_size: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
+    """As `most_probable`, of the tokens that a grammar may allow, with its `rest`; and that where it begins a word."""
+    tokens, starts = grammar.tokens, [-math.inf] * len(log_probs)
+    rows = log_probs[:, tokens]
+    if grammar.rest is not None:
+        words = log_probs - np.float32(REST_PENALTY)
+        words[:, grammar.blank] = -math.inf
+        rows = np.concatenate([rows, words.max(axis=1, keepdims=True)], axis=1)
+        tokens = np.append(tokens, grammar.rest)
+        starts = words[:, grammar.word_starts].max(axis=1).tolist()
+    places, scores = most_probable(rows, min(max(beam_size, MIN_TOKENS), len(tokens)))
+    return tokens[places], scores, starts
 
 
 def _hypothesis(beam: Beam) -> Hypothesis:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, check_log_probs
 from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.phrases import PhraseGraph
 from u2moe.runtime.model.calls import NATIVE_CALLS
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
@@ -103,12 +104,13 @@ def new_search(
     context: ContextGraph | None = None,
     fusion: Fusion | None = None,
     *,
+    grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """A prefix beam search by the library in `file`; by Python without one, and for classes of words."""
+    """A prefix beam search by the library in `file`; by Python without one, for classes of words, and a grammar."""
     library = None if file is None else _library(file)
-    if library is None or (fusion is not None and fusion.has_classes):
-        return PrefixBeamSearch(beam_size, blank, context, fusion, blank_penalty=blank_penalty)
+    if library is None or grammar is not None or (fusion is not None and fusion.has_classes):
+        return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)
     return NativeSearch(library, beam_size, blank, context, fusion, blank_penalty=blank_penalty)
 
 

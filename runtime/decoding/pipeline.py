@@ -126,7 +126,7 @@ class Pipeline:
     def _cut(self, stream: StreamState) -> None:
         """End the current utterance between two of its words, if there are two, so that no word is cut."""
         log_probs = self._model.ctc(stream.utterance.encoder_out())
-        best = stream.utterance.hypotheses()[0]
+        best, _ = stream.utterance.heard(stream.utterance.hypotheses()[0])
         num_frames = find_cut(self._vocabulary, best.tokens, log_probs, self._model.config.blank)
         if num_frames is not None:
             stream.cut(num_frames, log_probs)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
-from u2moe.runtime.bundle.manifest import Calibration
+import numpy as np
+
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.alignment import align
+from u2moe.runtime.decoding.confidence import word_confidence
 from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.pauses import word_spans
 from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
@@ -16,7 +17,8 @@ from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.model.device import Value
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import DefiniteOptions
-from u2moe.runtime.result import Alternative, Result, WordResult
+from u2moe.runtime.result import Alternative, PhraseResult, Result, WordResult
+from u2moe.runtime.text.vocabulary import Word
 
 
 class SecondPass:
@@ -24,7 +26,6 @@ class SecondPass:
 
     def __init__(self, bundle: Bundle, model: Model) -> None:
         self._manifest = bundle.manifest
-        self._vocabulary = bundle.vocabulary
         self._model = model
 
     def results(self, streams: Sequence[StreamState], hypotheses: Sequence[list[Hypothesis]]) -> list[Result]:
@@ -38,14 +39,17 @@ class SecondPass:
         rescored = [
             index
             for index, stream in enumerate(streams)
-            if stream.options.search == "attention_rescoring" and len(outputs[index])
+            if stream.options.search == "attention_rescoring" and len(outputs[index]) and hypotheses[index]
         ]
-        utterances = [(outputs[index], [found.tokens for found in hypotheses[index]]) for index in rescored]
+        heard = {index: [streams[index].utterance.heard(each) for each in hypotheses[index]] for index in rescored}
+        utterances = [(outputs[index], [found.tokens for found, _ in own]) for index, own in heard.items()]
         scores = dict(zip(rescored, self._model.token_scores_of(utterances) if utterances else [], strict=True))
         results = []
         for index, (stream, output, found) in enumerate(zip(streams, outputs, hypotheses, strict=True)):
             if index in scores:
-                second = attention_rescoring(found, scores[index], stream.weights)
+                second = attention_rescoring([each for each, _ in heard[index]], scores[index], stream.weights)
+                if stream.grammar is not None and stream.grammar.rest is not None:
+                    second = [_as_found(each, found, heard[index]) for each in second]
                 results.append(self._result(stream, [item.hypothesis for item in second], second))
             elif stream.options.search == "attention" and len(output):
                 results.append(self._result(stream, self._attention_search(output, stream.options)))
@@ -76,16 +80,23 @@ class SecondPass:
         self, stream: StreamState, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None
     ) -> Result:
         """Text, words and alternatives from hypotheses, best first, with their second-pass scores."""
-        frame_s, utterance = stream.frame_s, stream.utterance
+        frame_s, utterance, vocabulary = stream.frame_s, stream.utterance, stream.vocabulary
         begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
         if not hypotheses:
             return Result(text="", is_final=True, segment=utterance.number, committed_end=round(end_s, 3))
         best = hypotheses[0]
         probabilities = rescored[0].token_probabilities if rescored else best.probabilities
-        words = self._words(stream, best, probabilities) if best.times else []
+        spans = vocabulary.words(best.tokens) if best.times else []
+        words = self._words(stream, spans, best.times, probabilities)
+        phrases = []
+        for begin, end in stream.grammar.phrases(best.tokens) if stream.grammar else ():
+            own = [word for span, word in zip(spans, words, strict=True) if begin <= span.begin < end]
+            confidence = min(word.confidence or 0.0 for word in own)
+            text = vocabulary.text(best.tokens[begin:end])
+            phrases.append(PhraseResult(phrase=text, start=own[0].start, end=own[-1].end, confidence=confidence))
         nbest: dict[str, Alternative] = {}
         for i, hypothesis in enumerate(hypotheses):
-            text = self._vocabulary.text(hypothesis.tokens)
+            text = vocabulary.text(hypothesis.tokens)
             if text in nbest:  # the same text from other tokens, less probable
                 continue
             nbest[text] = Alternative(
@@ -111,16 +122,19 @@ class SecondPass:
             score=alternatives[0].score,
             nbest=alternatives,
             committed=alternatives[0].text,
-            num_committed=len(self._vocabulary.words(best.tokens)),
+            num_committed=len(vocabulary.words(best.tokens)),
             committed_end=round(end_s, 3),
-            revised=utterance.num_revised(self._vocabulary, best.tokens),
+            revised=utterance.num_revised(vocabulary, best.tokens),
+            phrases=phrases,
         )
 
-    def _words(self, stream: StreamState, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:
+    def _words(
+        self, stream: StreamState, words: list[Word], times: Sequence[int], probabilities: Sequence[float]
+    ) -> list[WordResult]:
         """Words of a hypothesis with times; boundaries are refined by the pauses between words."""
-        utterance, words = stream.utterance, self._vocabulary.words(best.tokens)
+        utterance = stream.utterance
         spans = word_spans(
-            words, best.times, stream.frame_s, stream.pauses(), start=utterance.start, num_frames=utterance.num_frames
+            words, times, stream.frame_s, stream.pauses(), start=utterance.start, num_frames=utterance.num_frames
         )
         return [
             WordResult(
@@ -133,20 +147,11 @@ class SecondPass:
         ]
 
 
-_SMALLEST = 1e-6
-"""Confidences are clipped to this distance from 0 and 1, so that their odds are finite."""
-
-
-def word_confidence(probabilities: Sequence[float], calibration: Calibration | None) -> float:
-    """Confidence of a word, given the probabilities of its tokens: the smallest of them, calibrated (Platt scaling).
-
-    A word is correct only if all its tokens are. On real recordings the minimum separated correct from incorrect words
-    better than the usual geometric mean. The calibration scales and shifts its log-odds to the expected share of
-    correct words.
-    """
-    confidence = min(probabilities)
-    if calibration is None:
-        return confidence
-    clipped = min(max(confidence, _SMALLEST), 1 - _SMALLEST)
-    odds = calibration.scale * math.log(clipped / (1 - clipped)) + calibration.bias
-    return 1 / (1 + math.exp(-min(max(odds, -700.0), 700.0)))
+def _as_found(
+    rescored: Rescored, found: Sequence[Hypothesis], heard: Sequence[tuple[Hypothesis, list[int]]]
+) -> Rescored:
+    """The second pass of a hypothesis that was rescored as it was heard, see `Utterance.heard`."""
+    place = next(place for place, (each, _) in enumerate(heard) if each is rescored.hypothesis)
+    probabilities = rescored.token_probabilities
+    least = np.minimum.reduceat(probabilities, heard[place][1]).tolist() if probabilities else []
+    return dataclasses.replace(rescored, hypothesis=found[place], token_probabilities=least)

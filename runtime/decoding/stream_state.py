@@ -19,6 +19,7 @@ from u2moe.runtime.decoding.feature_extractor import FeatureExtractor
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.native_search import new_search
 from u2moe.runtime.decoding.pauses import find_pauses
+from u2moe.runtime.decoding.phrases import PhraseGraph
 from u2moe.runtime.decoding.utterance import Frames, Phase, Search, Utterance
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.encoder import CacheRow, split_rows
@@ -53,6 +54,8 @@ class StreamState:
         options: definite options, see `Stream.options`; `chunk_size` None means full context.
         context: hotwords.
         fusion: language model.
+        grammar: of what may be said.
+        vocabulary: that of results.
         weights: of the second pass.
         caches: caches of the encoder for the next chunk.
         extractor: the samples, as windows of features.
@@ -70,8 +73,11 @@ class StreamState:
         options: DefiniteOptions,
         context: ContextGraph | None = None,
         fusion: Fusion | None = None,
+        grammar: PhraseGraph | None = None,
     ) -> None:
         self.options = options
+        self.grammar = grammar
+        self.vocabulary = vocabulary if grammar is None else grammar.vocabulary
         self.context = context
         self.fusion = fusion
         self.weights = options.weights() if fusion is None else options.weights(fusion.rescoring_weight)
@@ -80,7 +86,6 @@ class StreamState:
         self._padding_s = options.padding_s
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self.model = model
-        self._vocabulary = vocabulary
         self.lock = threading.RLock()
         self._released = threading.Condition(self.lock)
         self._decoder: int | None = None
@@ -130,12 +135,12 @@ class StreamState:
     def result(self, num_alternatives: int = 0) -> Result:
         """The partial or final result of the current utterance; a partial one with alternatives of the first pass."""
         with self.lock:
-            result = self.utterance.result(self._vocabulary, self.frame_s)
+            result = self.utterance.result(self.vocabulary, self.frame_s, self.model.manifest.calibration)
             if result.is_final:
                 return result
             nbest: dict[str, Alternative] = {}
             for each in self.utterance.hypotheses(num_alternatives) if num_alternatives else ():
-                text = self._vocabulary.text(each.tokens)
+                text = self.vocabulary.text(each.tokens)
                 score = each.score
                 own = Alternative(text=text, tokens=each.tokens, score=score, ctc_score=score, attention_score=None)
                 nbest.setdefault(text, own)
@@ -145,7 +150,7 @@ class StreamState:
         """A result for programs: with times of the source, and written as `DefiniteOptions.text_format` has it."""
         if self._padding_s:
             result = without_padding(result, self.extractor.lead_s, self.extractor.end_s)
-        return result if self._formatter is None else self._formatter.result(result, self._vocabulary)
+        return result if self._formatter is None else self._formatter.result(result, self.vocabulary)
 
     def take_segments(self) -> list[Result]:
         """Final results of the utterances that ended since the last call, except those without words."""
@@ -278,9 +283,8 @@ class StreamState:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         output_size = self.model.config.output_size
         # Not a method: an utterance that referred to its stream would keep the model until the garbage is collected.
-        search = partial(
-            _search, self.model.search_library, self.options, self.model.config.blank, self.context, self.fusion
-        )
+        library, blank = self.model.search_library, self.model.config.blank
+        search = partial(_search, library, self.options, blank, self.context, self.fusion, self.grammar)
         self.utterance = Utterance(
             number,
             start,
@@ -288,6 +292,7 @@ class StreamState:
             output_size=output_size,
             keeps_output=needs_output,
             commits=self.options.chunk_size is not None,
+            grammar=self.grammar,
         )
         self.extractor.forget(start)
         if self._endpointer is not None:
@@ -296,7 +301,7 @@ class StreamState:
     def _advance(self, frames: Frames) -> None:
         """Add frames to the current utterance, up to its end."""
         self.utterance.advance(frames, self._endpointer)
-        self.utterance.commit(self._vocabulary)
+        self.utterance.commit(self.vocabulary)
         if self.utterance.endpoint is None and self._endpointer is not None:
             silence = self._endpointer.trailing_silence
             self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, silence)
@@ -312,8 +317,14 @@ class StreamState:
 
 
 def _search(
-    library: Path | None, options: DefiniteOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
+    library: Path | None,
+    options: DefiniteOptions,
+    blank: int,
+    context: ContextGraph | None,
+    fusion: Fusion | None,
+    grammar: PhraseGraph | None,
 ) -> Search:
+    penalty = options.blank_penalty
     if options.search in WITHOUT_BEAM:
-        return GreedySearch(blank, blank_penalty=options.blank_penalty)
-    return new_search(library, options.beam_size, blank, context, fusion, blank_penalty=options.blank_penalty)
+        return GreedySearch(blank, blank_penalty=penalty)
+    return new_search(library, options.beam_size, blank, context, fusion, grammar=grammar, blank_penalty=penalty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -9,11 +10,14 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle.manifest import Calibration
+from u2moe.runtime.decoding.confidence import word_confidence
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
 from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
 from u2moe.runtime.decoding.native_search import NativeSearch
+from u2moe.runtime.decoding.phrases import REST_PENALTY, PhraseGraph
 from u2moe.runtime.model.device import Value, joined
-from u2moe.runtime.result import Result
+from u2moe.runtime.result import PhraseResult, Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 from u2moe.runtime.text.word_errors import num_revised
 
@@ -66,7 +70,7 @@ class Utterance:
         surplus: frames after its end, with which the next utterance begins; None: none.
 
     `new_search` creates its first-pass search. `keeps_output` says whether `encoder_out` will be needed, `commits`
-    whether its frames are never encoded again.
+    whether its frames are never encoded again. `grammar` is that of the search, if it has one.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Utterance:
         output_size: int,
         keeps_output: bool,
         commits: bool,
+        grammar: PhraseGraph | None = None,
     ) -> None:
         self.number = number
         self.start = start
@@ -92,6 +97,9 @@ class Utterance:
         self._commits = commits
         self._committed: list[int] = []
         self._num_committed = 0
+        self._grammar = grammar
+        self._phrases: list[tuple[int, int, float]] = []  # places of committed tokens, and their least probability
+        self._loudest: list[int] = []  # by frame, the most probable token; if blank is more probable, minus one and it
 
     @property
     def end(self) -> int:
@@ -108,7 +116,7 @@ class Utterance:
         self.num_frames += len(frames)
         if self._keeps_output:
             self._outputs.append(frames.output)
-        self._search.advance(frames.log_probs)
+        self._advance(frames.log_probs)
         self._result = None
 
     def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
@@ -125,9 +133,10 @@ class Utterance:
         self._outputs = [frames.output[:num_frames]]
         times = self._search.best().times
         self._committed = self._committed[: sum(time < num_frames for time in times)]
+        self._phrases = [each for each in self._phrases if each[1] <= len(self._committed)]
         self._commits = False
-        self._search = self._new_search()
-        self._search.advance(log_probs[:num_frames])
+        self._search, self._loudest = self._new_search(), []
+        self._advance(log_probs[:num_frames])
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """First-pass hypotheses so far, best first; times count from its first frame."""
@@ -142,12 +151,45 @@ class Utterance:
         """Encoder output [time, dim]."""
         return joined(self._outputs, 0)
 
-    def result(self, vocabulary: Vocabulary, frame_s: float) -> Result:
+    def heard(self, found: Hypothesis) -> tuple[Hypothesis, list[int]]:
+        """A hypothesis with the most probable tokens where it has a grammar's `rest`, and where its tokens begin then.
+
+        Each of them has its penalty in `context_score`; times and probabilities are left out.
+        """
+        rest = None if self._grammar is None else self._grammar.rest
+        if rest not in found.tokens:
+            return found, [*range(len(found.tokens))]
+        tokens: list[int] = []
+        begins, num = [], 0
+        for token, begin, end in zip(found.tokens, found.times, [*found.times[1:], None], strict=True):
+            begins.append(len(tokens))
+            if token != rest:
+                tokens.append(token)
+                continue
+            path = self._loudest[begin : None if end is None else end + 1]
+            runs = [each for each, _ in itertools.groupby([max(path[0], ~path[0]), *path[1:]])]
+            if end is not None and len(runs) > 1:
+                runs.pop()  # of the token that follows
+            tokens += [each for each in runs if each >= 0]
+            num += len(tokens) - begins[-1]
+        return Hypothesis(tokens=tokens, score=found.score, times=[], context_score=-num * REST_PENALTY), begins
+
+    def _advance(self, log_probs: npt.NDArray[np.float32]) -> None:
+        self._search.advance(log_probs)
+        if self._grammar is not None and self._grammar.rest is not None and len(log_probs):
+            blank = self._grammar.blank
+            words = log_probs.copy()
+            words[:, blank] = -np.inf
+            best = words.argmax(axis=1)
+            self._loudest += np.where(words.max(axis=1) > log_probs[:, blank], best, ~best).tolist()
+
+    def result(self, vocabulary: Vocabulary, frame_s: float, calibration: Calibration | None = None) -> Result:
         """The partial result, or the final one once it is concluded.
 
         Args:
             vocabulary: turns tokens into text.
             frame_s: seconds per encoder frame.
+            calibration: of confidences.
         """
         if self._result is None:
             best = self._search.best()
@@ -162,6 +204,15 @@ class Utterance:
                 committed=vocabulary.text(self._committed),
                 num_committed=self._num_committed,
                 committed_end=round((self.start + settled) * frame_s, 3),
+                phrases=[
+                    PhraseResult(
+                        phrase=vocabulary.text(self._committed[begin:end]),
+                        start=round((self.start + best.times[begin]) * frame_s, 3),
+                        end=round((self.start + best.times[end - 1] + 1) * frame_s, 3),
+                        confidence=word_confidence([probability], calibration),
+                    )
+                    for begin, end, probability in self._phrases
+                ],
             )
         return self._result
 
@@ -179,6 +230,10 @@ class Utterance:
                 self._search.commit(tokens[: words[-1].end])
                 self._committed += tokens[: words[-1].end]
                 self._num_committed += len(words)
+                if self._grammar is not None:
+                    probabilities = self._search.best().probabilities
+                    phrases = self._grammar.phrases(self._committed, is_final=False)[len(self._phrases) :]
+                    self._phrases += [(begin, end, min(probabilities[begin:end])) for begin, end in phrases]
 
     @property
     def is_concluded(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import in_thread
+from u2moe.runtime.text.grammar import UNKNOWN, Grammar
 from u2moe.runtime.text.written.formatter import TextFormat
 
 _LEFT_CHUNKS = 4
@@ -24,6 +26,7 @@ _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _LATIN = re.compile("[A-Za-z]")
 _EDGES = " \t.!?\"'()[]:\u3002"
+_SYNTAX = re.compile(r"[][()<>|]")
 _HOTWORDS = Option(kind="record", help="phrases, each a string or [phrase, weight]", otherwise="the server's")
 REQUEST_OPTIONS = {"hotwords": _HOTWORDS} | {
     name: replace(declared, otherwise="the server's")
@@ -87,16 +90,24 @@ class ServedModel:
         """
         changes: dict[str, Any] = {}
         for name, (field, declared) in client_options_of(DecodingOptions).items():
-            if given.get(name) is not None:
+            if name == "grammar" and given.get(name) is not None:
+                changes |= {field: self._grammar(given[name]), "language_model": NONE}
+            elif given.get(name) is not None:
                 with refusing():
                     changes[field] = declared.checked(name, given[name])
         if "text_format" in changes:
             changes["text_format"] = (default.text_format or TextFormat()) if changes["text_format"] else None
-        if "language_model" in changes:
+        if changes.get("language_model", NONE) != NONE:
             changes["language_model"] = await self._language_model(round(changes["language_model"], 1))
         hotwords = given.get("hotwords")
-        words = self.writable_hotwords(phrases_of(prompt)) if hotwords is None else self._hotwords(hotwords)
-        return replace(default, **changes), await words
+        if "grammar" in changes and hotwords is None:
+            prompt = ""
+        words = await (self.writable_hotwords(phrases_of(prompt)) if hotwords is None else self._hotwords(hotwords))
+        options = replace(default, **changes)
+        if "grammar" in changes:
+            with refusing("grammar"):  # made once, outside the event loop
+                await in_thread(partial(self.recognizer.create_stream, options, hotwords=words))
+        return options, words
 
     def cost(self, options: DecodingOptions, hotwords: ContextGraph | None) -> float:
         """How many plain streams a stream costs as much as, at most: in between, costs grow ever faster.
@@ -120,6 +131,24 @@ class ServedModel:
             await in_thread(self.recognizer.create_stream, options)
             self._weighted.setdefault(weight, weighted)
         return self._weighted[weight] if weight else NONE
+
+    def _grammar(self, value: Any) -> Grammar:
+        """A grammar from JSON."""
+        if self._is_greedy:
+            raise RequestError("a grammar needs a search with a beam, and this server's has none", "grammar")
+        with refusing("grammar"):
+            grammar = Grammar(lines=value)
+        if len(self.shortened(grammar.lines)) < len({*grammar.lines}):
+            most = f"{self._limits.hotwords} phrases of {self._limits.hotword_letters} characters in all"
+            raise RequestError(f"a grammar may have {most}, each of {LONGEST_PHRASE} at most", "grammar")
+        return grammar
+
+    async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
+        """How streams are decoded in which only some phrases are said, as far as they can be written; None: as ever."""
+        spoken = [phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)]
+        kept = await in_thread(lambda: writable(spoken, self.recognizer.vocabulary))
+        lines = [*kept, *[UNKNOWN] * (UNKNOWN in phrases)]
+        return (await self.decoding(self.stream_options, {"grammar": lines}))[0] if kept and not self._is_greedy else None
 
     async def _hotwords(self, value: Any) -> ContextGraph | None:
         """Hotwords from JSON."""

@@ -10,7 +10,7 @@ import soundfile
 from dialects import END, START, WYOMING_AUDIO, audio_messages, wyoming_event
 from tones import say, toy_recognizer
 
-from u2moe.runtime import DecodingOptions, Recognizer, TextFormat
+from u2moe.runtime import DecodingOptions, Grammar, Recognizer, TextFormat
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
@@ -97,7 +97,10 @@ def with_words(running, demo):
 ASKED = {"written": True, "beam_size": 3, "lm_weight": 1.5, "blank_penalty": 8.0, "hotwords": [["BACK", 9.0], "THREE"]}
 
 
-@pytest.mark.parametrize("asked", [{}, ASKED, {"lm_weight": 0}])
+GRAMMAR = {"grammar": ["back to work", "[unk]"]}
+
+
+@pytest.mark.parametrize("asked", [{}, ASKED, {"lm_weight": 0}, GRAMMAR])
 def test_a_request_says_how_it_is_decoded(with_words, speech, demo, tmp_path, asked):
     """In a file, in our own protocol, and in OpenAI's realtime one."""
     model, samples = with_words.service.default, speech()
@@ -107,6 +110,8 @@ def test_a_request_says_how_it_is_decoded(with_words, speech, demo, tmp_path, as
         changes["text_format"] = TextFormat()
     if (weight := asked.get("lm_weight")) is not None:
         changes["language_model"] = dataclasses.replace(demo.language_model, weight=weight) if weight else "none"
+    if "grammar" in asked:
+        changes |= {"grammar": Grammar(lines=asked["grammar"]), "language_model": "none"}
     live, whole = (
         demo.transcribe(samples, options=dataclasses.replace(default, **changes), hotwords=hotwords or None)
         for default in (model.stream_options, model.recognizer.options)
@@ -137,20 +142,21 @@ def test_every_option_of_clients_changes_results(with_words, speech, name):
             client.play(speech())
             return client.finish()
 
-    assert finals(**{name: ASKED[name]}) != finals()
+    assert finals(**{name: {**ASKED, **GRAMMAR}[name]}) != finals()
 
 
 def test_a_server_that_searches_without_a_beam(running):
     """It takes neither hotwords nor a language model; what is only a hint is passed over."""
     with running(Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))) as server:
-        for name in ("hotwords", "lm_weight"):
+        for name in ("hotwords", "lm_weight", "grammar"):
             with server.connect() as client:
-                client.tell(**{name: ASKED[name]})
+                client.tell(**{name: {**ASKED, **GRAMMAR}[name]})
                 assert client.receive()["parameter"] == name
         assert server.post(data={"prompt": "SEVEN"}, files={"file": b"RIFF"}).json()["error"]["param"] == "file"
 
 
-WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "blank_penalty": 11, "hotwords": ["\u4e2d"], "language": "de"}
+WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "blank_penalty": 11, "hotwords": ["\u4e2d"], "language": "de",
+         "grammar": ["<digit>"]}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -98,3 +98,23 @@ class Gate:
         self.calls.append(argument)
         self.reached.set()
         assert self.open.wait(LIMIT_S)
+
+
+def partials(recognizer, samples, splits, options, others=()):
+    """What is committed after each chunk that was seen, by segment and by encoder frame; and the final results."""
+    stream, seen, finals, start = recognizer.create_stream(options), {}, [], 0
+    for length in (*splits, len(samples)):
+        stream.accept_waveform(RATE, samples[start : start + length])
+        for other in others:
+            other.accept_waveform(RATE, samples[start : start + length][::-1])
+        start += length
+        if start >= len(samples):
+            stream.input_finished()
+        recognizer.decode_streams([stream, *others])
+        finals += stream.take_segments()
+        found = stream.get_result()
+        if not found.is_final:
+            seen[found.segment, stream.state.utterance.end] = found
+        if start >= len(samples):
+            break
+    return seen, finals

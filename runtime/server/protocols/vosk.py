@@ -18,8 +18,6 @@ from u2moe.runtime.validation import checked_number, checked_object
 
 _PART_S = 2.0
 """Seconds of a message after which its final results are taken."""
-_UNKNOWN = "[unk]"
-"""In vosk's lists of phrases, any other speech; here that is always allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ async def run(connection: Connection) -> None:
 
     The sample rate and the phrases of a configuration apply to the next source, the rest of it immediately.
     """
-    config, hotwords = _Config(), None
+    config, restricted = _Config(), None
     stream = None
     while True:
         finals: list[Result] = []
@@ -46,11 +44,10 @@ async def run(connection: Connection) -> None:
             config = _read_config(command["config"], config)
             if config.model:
                 connection.slot.model = connection.service.model(config.model)
-            # a list of phrases restricts vosk to them; here they are only preferred, as far as they can be written
-            hotwords = await connection.slot.model.writable_hotwords(config.phrases)
+            restricted = await connection.slot.model.restricted(config.phrases)
             continue
         if stream is None:
-            stream = await connection.slot.open_stream(config.sample_rate, hotwords=hotwords)
+            stream = await connection.slot.open_stream(config.sample_rate, restricted)
         if command is None:
             finals += await _feed(stream, int16_samples(message))  # type: ignore[arg-type]
         elif "eof" in command or "reset" in command:
@@ -90,7 +87,7 @@ def _read_config(value: Any, before: _Config) -> _Config:
         sample_rate=_number(given, "sample_rate", before.sample_rate),
         words=bool(given.get("words", before.words)),
         max_alternatives=int(_number(given, "max_alternatives", before.max_alternatives)),
-        phrases=tuple(phrase for phrase in phrases if phrase != _UNKNOWN),
+        phrases=tuple(phrases),
         model=given.get("model", before.model),
     )
 

@@ -1,0 +1,225 @@
+"""A grammar for the search: which tokens may follow, as an automaton over characters. Independent of acoustics.
+
+As for hotwords, a token advances it by the characters of its symbol. A phrase is therefore allowed in any tokenization,
+because a bundle does not say how its training text was divided, and a model does not always divide words alike.
+
+The automaton is made deterministic where searches come by. Phrases share the states of their common beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from u2moe.runtime.errors import GrammarError
+from u2moe.runtime.text.grammar import UNKNOWN, Expression, Grammar
+from u2moe.runtime.text.spelling import Spelling
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_boundaries
+
+REST_PENALTY = 2.0
+"""Taken from the log-probability of the most probable token where it counts as a part of `[unk]`."""
+MOST_PLACES = 1 << 18
+"""Places in all phrases, characters that they do not share: memory grows with them."""
+MIN_TOKENS = 64
+"""Tokens of the grammar that are considered in each frame, if there are as many; more with a wider beam."""
+
+_MAX_STATES = 1 << 16
+_ROOT = 0
+
+
+class PhraseState:
+    """Where a hypothesis is in the grammar.
+
+    Attributes:
+        places: places of phrases that its last characters may have reached.
+        is_apart: whether it ends in a word boundary.
+        accepts: whether it may end here: with a complete phrase, or before any.
+        moves: cache by token of the next state; None: not allowed.
+    """
+
+    __slots__ = ("accepts", "is_apart", "moves", "places")
+
+    def __init__(self, places: frozenset[int], is_apart: bool, accepts: bool) -> None:
+        self.places = places
+        self.is_apart = is_apart
+        self.accepts = accepts
+        self.moves: dict[int, PhraseState | None] = {}
+
+
+class PhraseGraph:
+    """The automaton of a grammar for a vocabulary. Thread-safe: a race computes a state twice.
+
+    Attributes:
+        start: state of an empty hypothesis.
+        rest: token that stands for other words, the one after the vocabulary's; None: they are not allowed.
+        vocabulary: the vocabulary, with that token.
+        blank: id of the blank token.
+        tokens: its id and those of tokens that may be parts of a phrase, in order.
+        word_starts: ids of those that begin a word.
+
+    Raises:
+        GrammarError: a slot is not defined or contains itself, a phrase may be empty or has characters that the
+            vocabulary lacks, or the grammar is too large.
+    """
+
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, blank: int = 0) -> None:
+        self.blank = blank
+        self.rest = len(vocabulary) if grammar.has_rest else None
+        symbols = [*vocabulary.symbols, f"{WORD_BOUNDARY}{UNKNOWN}{WORD_BOUNDARY}"] if grammar.has_rest else None
+        self.vocabulary = Vocabulary(symbols, vocabulary.config) if symbols else vocabulary
+        self._spellings = [with_boundaries(symbol) for symbol in vocabulary.symbols]
+        self._slots = grammar.slots
+        self._spelling = Spelling(vocabulary)
+        self._words: dict[str, list[str]] = {}
+        self._arcs: list[dict[str, list[int]]] = [{}]
+        self._single = {_ROOT}  # places with one way to them
+        self._ends: set[int] = set()
+        for line, expression in grammar.phrases.items():
+            what = f"grammar: phrase {line!r:.80}"
+            ends = self._add(expression, frozenset((_ROOT,)), (), what)
+            if _ROOT in ends:
+                raise GrammarError(f"{what}: may be empty, expected words")
+            self._ends |= ends
+        self._states: dict[tuple[frozenset[int], bool, bool], PhraseState] = {}
+        root = frozenset((_ROOT,))
+        self.start = PhraseState(self._after(root, WORD_BOUNDARY), True, True)  # noqa: FBT003
+        self._outside = PhraseState(root, False, True)  # noqa: FBT003
+        words = {word for words in self._words.values() for word in words}
+        longest = max(map(len, self._spellings))
+        parts = {word[i : i + size] for word in words for i in range(len(word)) for size in range(longest + 1)}
+        spelled = enumerate(self._spellings)
+        is_part = [token == blank or symbol.strip(WORD_BOUNDARY) in parts for token, symbol in spelled]
+        self.tokens = np.flatnonzero(is_part)
+        self.word_starts = np.flatnonzero(np.frombuffer(vocabulary.word_starts, np.uint8))
+
+    def advance(self, state: PhraseState, token: int) -> PhraseState | None:
+        """State after `token`; None: it is not allowed."""
+        try:
+            return state.moves[token]
+        except KeyError:
+            pass
+        following: PhraseState | None = state
+        if token == self.rest:
+            following = self._outside if state.accepts else None
+        else:
+            for character in self._spellings[token]:
+                following = following and self._step(following, character)
+        state.moves[token] = following
+        return following
+
+    def is_whole(self, state: PhraseState) -> bool:
+        """Whether the last word is complete, whatever follows."""
+        return state.accepts and (
+            state.is_apart or all(self._arcs[place].keys() <= {WORD_BOUNDARY} for place in state.places)
+        )
+
+    def phrases(self, tokens: Sequence[int], *, is_final: bool = True) -> list[tuple[int, int]]:
+        """Begin and end of each complete phrase in tokens that are allowed; the longest where there is a choice.
+
+        Unless they are final, without the one at the end that may become a longer one.
+        """
+        num = len(tokens)
+        following: dict[int, int | None] = {num: None}  # by place, the end of the phrase that begins there
+        for begin in range(num - 1, -1, -1):
+            ends, may_go_on = self._read(tokens, begin)
+            if may_go_on and not is_final:
+                ends = [end for end in ends if end < num]
+            end = next((end for end in reversed(ends) if end in following), None)
+            if end is not None or may_go_on:
+                following[begin] = end
+        found, begin = [], 0
+        while (end := following.get(begin)) is not None:
+            if not self._is_between(tokens[begin]):
+                found.append((begin, end))
+            begin = end
+        return found
+
+    def _read(self, tokens: Sequence[int], begin: int) -> tuple[list[int], bool]:
+        """Where a phrase may end that begins at `begin`, and whether it may go on after the last token."""
+        if self._is_between(tokens[begin]):
+            return [begin + 1], False
+        places, is_apart, is_complete = self.start.places, True, False
+        ends: list[int] = []
+        for end, token in enumerate(tokens[begin:], begin + 1):
+            for character in "" if token == self.rest else self._spellings[token]:
+                if character != WORD_BOUNDARY or not is_apart:
+                    is_apart = character == WORD_BOUNDARY
+                    places = self._after(places, character)
+                    is_complete = bool(places & self._ends) or (is_apart and is_complete)
+            if token == self.rest or not (places or is_complete):
+                return ends, False
+            if is_complete:
+                ends.append(end)
+        return ends, any(self._arcs[place] for place in places)
+
+    def _is_between(self, token: int) -> bool:
+        """Whether a token is no part of a phrase where none has begun."""
+        return token == self.rest or self._spellings[token] == WORD_BOUNDARY
+
+    def _step(self, state: PhraseState, character: str) -> PhraseState | None:
+        is_apart = character == WORD_BOUNDARY
+        if is_apart and state.is_apart:
+            return state
+        places = self._after(state.places, character)
+        if places & self._ends:
+            places |= {_ROOT}
+        return self._state(places, is_apart, _ROOT in places or (is_apart and state.accepts)) if places else None
+
+    def _state(self, places: frozenset[int], is_apart: bool, accepts: bool) -> PhraseState:
+        if len(self._states) >= _MAX_STATES:
+            self._states = {}
+        return self._states.setdefault((places, is_apart, accepts), PhraseState(places, is_apart, accepts))
+
+    def _after(self, places: Iterable[int], character: str) -> frozenset[int]:
+        return frozenset(following for place in places for following in self._arcs[place].get(character, ()))
+
+    def _add(
+        self, expression: Expression, places: frozenset[int], within: tuple[str, ...], what: str
+    ) -> frozenset[int]:
+        """Places at the ends of an expression that begins at `places`; `within` are the slots that it is in."""
+        ends: set[int] = set()
+        for alternative in expression:
+            reached = places
+            for item in alternative:
+                if not isinstance(item, str):
+                    reached = self._add(item, reached, within, what)
+                elif not item.startswith("<"):
+                    for word in self._spelled(item, what):
+                        reached = self._add_word(word, reached, what)
+                elif item in within:
+                    raise GrammarError(f"{what}: slot {item}: found itself in it, expected no recursion")
+                elif item not in self._slots:
+                    expected = f"one of {', '.join(self._slots)}" if self._slots else "none: none is defined"
+                    raise GrammarError(f"{what}: found slot {item}, expected {expected}")
+                else:
+                    reached = self._add(self._slots[item], reached, (*within, item), what)
+            ends |= reached
+        return frozenset(ends)
+
+    def _add_word(self, word: str, places: frozenset[int], what: str) -> frozenset[int]:
+        for character in WORD_BOUNDARY + word:
+            arcs = [self._arcs[place].setdefault(character, []) for place in places]
+            shared = [each for each in arcs[0] if each in self._single] if len(arcs) == 1 else []
+            if not shared:
+                if len(self._arcs) >= MOST_PLACES:
+                    raise GrammarError(f"{what}: found more than {MOST_PLACES} characters up to here, expected fewer")
+                shared = [len(self._arcs)]
+                self._arcs.append({})
+                self._single.update(shared * (len(arcs) == 1))
+                for each in arcs:
+                    each.append(shared[0])
+            places = frozenset(shared[:1])
+        return places
+
+    def _spelled(self, text: str, what: str) -> list[str]:
+        """The words of a text in the characters of the vocabulary."""
+        if text not in self._words:
+            try:
+                words = with_boundaries(text).replace(WORD_BOUNDARY, " ").split()
+                self._words[text] = [self._spelling.word(word, what) for word in words]
+                for word in self._words[text]:
+                    self._spelling.num_tokens(word, what)
+            except ValueError as error:
+                raise GrammarError(str(error)) from None
+        return self._words[text]

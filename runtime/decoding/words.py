@@ -1,0 +1,72 @@
+"""The words of searches: hotwords, language models and grammars, made once for the vocabulary of a bundle."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Mapping
+
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotwords
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.phrases import PhraseGraph
+from u2moe.runtime.errors import BundleError
+from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.options import DefiniteOptions
+from u2moe.runtime.text.grammar import Grammar
+
+
+class SearchWords:
+    """What streams with the same language model, or the same grammar, share."""
+
+    def __init__(self, bundle: Bundle, blank: int) -> None:
+        self._bundle = bundle
+        self._blank = blank
+        self._fusions: weakref.WeakKeyDictionary[LanguageModelOptions, Fusion] = weakref.WeakKeyDictionary()
+        self._graphs: weakref.WeakKeyDictionary[Grammar, PhraseGraph] = weakref.WeakKeyDictionary()
+
+    def context(self, hotwords: Hotwords | ContextGraph | None) -> ContextGraph | None:
+        """Hotwords; None: those of the bundle."""
+        vocabulary = self._bundle.vocabulary
+        if hotwords is None:
+            lines = self._bundle.manifest.decoding.hotwords
+            try:
+                return ContextGraph(parse_hotwords("\n".join(lines)), vocabulary) if lines else None
+            except ValueError as error:
+                raise BundleError(f"{self._bundle.path / MANIFEST_FILE}: decoding: hotwords: {error}") from error
+        if isinstance(hotwords, ContextGraph):
+            if hotwords.symbols != vocabulary.symbols:
+                raise ValueError("hotwords are a ContextGraph for the vocabulary of another bundle")
+            return hotwords
+        is_empty = isinstance(hotwords, list | tuple | Mapping) and not hotwords
+        return None if is_empty else ContextGraph(hotwords, vocabulary)
+
+    @functools.cached_property
+    def language_model(self) -> LanguageModelOptions | None:
+        """The bundle's language model; None: it has none."""
+        found = self._bundle.language_model() if self._bundle.manifest.decoding.language_model else None
+        if found is not None:
+            fusion = self._fusions[found] = Fusion(found, self._bundle.vocabulary)
+            fusion.check_words(f"{self._bundle.path / MANIFEST_FILE}: decoding: language_model")
+        return found
+
+    def fusion(self, options: DefiniteOptions) -> Fusion | None:
+        """The language model of definite options."""
+        chosen = options.language_model
+        if not isinstance(chosen, LanguageModelOptions):
+            return None
+        if chosen not in self._fusions:
+            self._fusions[chosen] = Fusion(chosen, self._bundle.vocabulary)
+        return self._fusions[chosen]
+
+    def graph(self, options: DefiniteOptions, hotwords: object) -> PhraseGraph | None:
+        """The grammar of definite options; ValueError: there are hotwords beside it."""
+        chosen = options.grammar
+        if chosen is None:
+            return None
+        if hotwords:
+            raise ValueError("a grammar takes the place of hotwords: expected one of both")
+        if chosen not in self._graphs:
+            self._graphs[chosen] = PhraseGraph(chosen, self._bundle.vocabulary, self._blank)
+        return self._graphs[chosen]

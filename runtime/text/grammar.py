@@ -1,0 +1,115 @@
+"""Grammars as people write them: phrases with alternatives and slots, in the style of JSGF and of vosk's lists.
+
+    set the timer to <number> (minute | minutes) [please]
+    <number> = one | two | twenty [five]
+    [unk]
+
+Says what they mean, and what is wrong with them. Knows no vocabulary; the search is in `decoding/phrases.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from u2moe.runtime.errors import GrammarError
+
+UNKNOWN = "[unk]"
+"""In a grammar, the line that allows any other words; in texts, the word that stands for them."""
+LONGEST_LINE = 20_000
+"""Characters of a line."""
+
+Expression = tuple[tuple[Any, ...], ...]
+"""Alternatives, each a sequence of words, slots ("<number>") and nested alternatives."""
+
+_DEFINITION = re.compile(r"\s*(<[^<>=|]+>)\s*=(.*)", re.DOTALL)
+_PART = re.compile(r"\s*(\[unk\]|<[^<>]*>|[()\[\]|]|[^\s()\[\]|<>]+)")
+_CLOSING = {"(": ")", "[": "]"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grammar:
+    """What may be said: any number of phrases, one after the other.
+
+    Attributes:
+        lines: phrases; definitions of slots, "<name> = one | two"; "[unk]" if other words may be said, too. In a phrase
+            "(a | b)" are alternatives, "[a]" may be left out, and "<name>" is a slot.
+        phrases: by their line, what each phrase may be.
+        slots: the same by the name of each slot, "<name>".
+        has_rest: whether other words may be said.
+
+    Raises:
+        GrammarError: a line cannot be read, a slot is defined twice, or there is no phrase.
+    """
+
+    lines: tuple[str, ...]
+    phrases: dict[str, Expression] = field(init=False, repr=False, compare=False)
+    slots: dict[str, Expression] = field(init=False, repr=False, compare=False)
+    has_rest: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        given: object = self.lines
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise GrammarError(f"grammar must be a list of phrases, got {given!r:.80}")
+        lines = tuple(given)
+        phrases: dict[str, Expression] = {}
+        slots: dict[str, Expression] = {}
+        for line in lines:
+            if not isinstance(line, str) or len(line) > LONGEST_LINE:
+                expected = f"phrases of at most {LONGEST_LINE} characters"
+                raise GrammarError(f"grammar must be a list of {expected}, got {line!r:.80}")
+            if line.strip() == UNKNOWN:
+                continue
+            if (definition := _DEFINITION.fullmatch(line)) is None:
+                phrases[line] = _parsed(line, f"phrase {line!r:.80}")
+            elif definition[1] in slots:
+                raise GrammarError(f"grammar: slot {definition[1]}: found a second definition, expected one")
+            else:
+                slots[definition[1]] = _parsed(definition[2], f"slot {definition[1]}")
+        if not phrases:
+            raise GrammarError("grammar: found no phrase, expected at least one")
+        has_rest = any(line.strip() == UNKNOWN for line in lines)
+        for name, value in {"lines": lines, "phrases": phrases, "slots": slots, "has_rest": has_rest}.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def parse(cls, content: str) -> Grammar:
+        """A grammar from the lines of a file; skips "# ..." and empty lines."""
+        lines = (line.strip() for line in content.removeprefix("\ufeff").splitlines())
+        return cls(lines=tuple(line for line in lines if line and not line.startswith("#")))
+
+
+def _parsed(text: str, what: str) -> Expression:
+    parts, place = [], 0
+    while found := _PART.match(text, place):
+        parts.append(found[1])
+        place = found.end()
+    if text[place:].strip():
+        raise GrammarError(f"grammar: {what}: found {text[place:].strip()[0]!r}, expected words, (), [], | or <slot>")
+    return _alternatives(iter(parts), "", what)
+
+
+def _alternatives(parts: Iterator[str], closing: str, what: str) -> Expression:
+    """Alternatives up to the bracket that closes them."""
+    found: list[list[Any]] = [[]]
+    for part in parts:
+        if part in _CLOSING:
+            nested = _alternatives(parts, _CLOSING[part], what)
+            found[-1].append((*nested, ()) if part == "[" else nested)
+        elif part == "|":
+            found.append([])
+        elif part == closing:
+            closing = ""
+            break
+        elif part in (*_CLOSING.values(), UNKNOWN):
+            expected = f"{UNKNOWN} in a line of its own" if part == UNKNOWN else f"{closing!r} or words"
+            raise GrammarError(f"grammar: {what}: found {part!r}, expected {expected}")
+        else:
+            found[-1].append(part)
+    if closing:
+        raise GrammarError(f"grammar: {what}: found its end, expected {closing!r}")
+    if not all(found):
+        raise GrammarError(f"grammar: {what}: found nothing, expected words")
+    return tuple(map(tuple, found))
