@@ -31,6 +31,8 @@ STRUCTS = {
     "VadNumbers": (VadOptions, "u2moe_vad_options"),
 }
 """Structs of C++ with the numbers of a class, and those of C."""
+NOT_YET = ("grammar",)
+"""Options that the other languages do not have."""
 BY_HAND = "chunk_size"
 """Means more than a number in other languages."""
 
@@ -170,7 +172,8 @@ def names() -> str:
     """declared.js."""
     text = "/** Names of options. Written by runtime/cpp/declared.py: do not change it here. */\n\n"
     for name, kind in (("STREAM", DecodingOptions), ("LANGUAGE_MODEL", LanguageModelOptions), ("VAD", VadOptions)):
-        text += f"export const {name}_OPTIONS = {json.dumps(list(map(camel, options_of(kind))))};\n"
+        own = [camel(each) for each in options_of(kind) if each not in NOT_YET]
+        text += f"export const {name}_OPTIONS = {json.dumps(own)};\n"
     return text
 
 

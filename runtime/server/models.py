@@ -145,10 +145,12 @@ class ServedModel:
 
     async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
         """How streams are decoded in which only some phrases are said, as far as they can be written; None: as ever."""
+        if self._is_greedy:
+            return None
         spoken = [phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)]
         kept = await in_thread(lambda: writable(spoken, self.recognizer.vocabulary))
         lines = [*kept, *[UNKNOWN] * (UNKNOWN in phrases)]
-        return (await self.decoding(self.stream_options, {"grammar": lines}))[0] if kept and not self._is_greedy else None
+        return (await self.decoding(self.stream_options, {"grammar": lines}))[0] if kept else None
 
     async def _hotwords(self, value: Any) -> ContextGraph | None:
         """Hotwords from JSON."""
