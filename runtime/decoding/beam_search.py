@@ -19,7 +19,8 @@ from u2moe.runtime.decoding.phrases import PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
-"""A phrase is decided on if it has this share of the beam's probability, more frames after its last peak."""
+"""A phrase is decided on if it has this share of the probability of all phrases in the beam, and half of that of the
+whole beam, more frames after its last peak."""
 
 _Times = tuple["_Times", int, float] | None
 """Peaks of a prefix's tokens, (frame, log-probability), as a linked list from the last token, shared by prefixes."""
@@ -224,8 +225,11 @@ class BeamSearch:
             is_phrase = node.phrase and node.phrase.accepts and node.token != self._rest
             if is_phrase and times[1] + _SURE_AFTER < self.num_frames:
                 kept = [beam for beam in self.beams if beam.prefix.ancestor(node.depth) is node]
-                ours, all_of = (sum(math.exp(each.rank - best.rank) for each in part) for part in (kept, self.beams))
-                if ours >= _SURE * all_of:
+                named = [beam for beam in self.beams if beam in kept or self._rest not in beam.prefix.tokens()]
+                ours, phrases, all_of = (
+                    sum(math.exp(each.rank - best.rank) for each in part) for part in (kept, named, self.beams)
+                )
+                if ours >= max(_SURE * phrases, all_of / 2):
                     self.beams = kept
                     return
             node, times = node.parent, times[0]
