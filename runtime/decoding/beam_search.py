@@ -173,7 +173,7 @@ class BeamSearch:
         """
         self._rest_start = rest_start
         beams = self.beams
-        rank_of = {token: rank for rank, token in enumerate(tokens)}
+        rank_of = dict(zip(tokens, range(len(tokens)), strict=True))
         index_of: dict[Prefix | None, int] = {beam.prefix: index for index, beam in enumerate(beams)}
         blank_rank = rank_of.get(self.blank, len(tokens))
         blank_score = scores[blank_rank] if blank_rank < len(tokens) else _NEVER
@@ -256,6 +256,9 @@ class BeamSearch:
         # The best so far, as a heap. What is below the least of them is not among the best. (What equals it may be: the
         # order decides.)
         best = sorted([_NEVER] * self.beam_size + [-stays[0] for stays in kept])[-self.beam_size :]
+        first = next((score for token, score in zip(tokens, scores, strict=True) if token != self.blank), _NEVER)
+        if self.beams[0].rank + self._most_gain + first < best[0]:
+            return []
         likely = [
             (rank, token, score, *((0.0, False) if fusion is None else (fusion.gains[token], fusion.ends_word[token])))
             for rank, (token, score) in enumerate(zip(tokens, scores, strict=True))

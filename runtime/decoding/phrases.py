@@ -21,7 +21,7 @@ REST_PENALTY = 1.0
 """Taken from the log-probability of the most probable token of a frame where it counts as a part of `[unk]`."""
 MOST_PLACES = 1 << 18
 """Places in all phrases, characters that they do not share: memory grows with them."""
-MIN_TOKENS = 64
+MIN_TOKENS = 32
 """Tokens of the grammar that are considered in each frame, if there are as many; more with a wider beam."""
 
 _MAX_STATES = 1 << 16
