@@ -1,4 +1,4 @@
-"""Grammars as people write them: phrases with alternatives and slots, in the style of JSGF and of vosk's lists.
+"""Grammars as people write them: phrases with alternatives and slots, in the style of JSGF.
 
     set the timer to <number> (minute | minutes) [please]
     <number> = one | two | twenty [five]
