@@ -38,6 +38,9 @@ def fusions(tmp_path_factory):
         file.write_text(random_arpa(7, words, 3, positive_backoffs=True), encoding="utf-8")
         options = LanguageModelOptions(model=file, level=level, weight=0.7, word_bonus=0.4, unknown_score=-3)
         found[name] = Fusion(options, VOCABULARY)
+    file.write_text(random_arpa(7, WORDS, 3, markers=("<s>", "</s>", "<unk>", "<name>")), encoding="utf-8")
+    classes = {"<name>": ["ABBA", "CAB", "CA CAB", "ba"], "AB": ["ABBA", "É", "C"]}
+    found["classes"] = Fusion(LanguageModelOptions(model=file, word_bonus=0.4, classes=classes), VOCABULARY)
     return found
 
 
@@ -56,7 +59,7 @@ def assert_same_commitment(native, python):
     sizes=st.lists(st.integers(0, 9), max_size=6),
     penalty=st.sampled_from((0.0, 1.5)),
     has_hotwords=st.booleans(),
-    model=st.sampled_from(("", "word", "token")),
+    model=st.sampled_from(("", "word", "token", "classes")),
 )
 def test_hypotheses_equal_those_of_python(library, fusions, seed, beam_size, sizes, penalty, has_hotwords, model):
     context = ContextGraph(parse_hotwords(HOTWORDS), VOCABULARY) if has_hotwords else None
@@ -98,11 +101,7 @@ def test_what_cannot_be_searched_is_an_error(library, native):
         new_search(library if native else None, 0)
 
 
-def test_classes_of_words_and_older_libraries_are_left_to_python(library, fusions, tmp_path, monkeypatch):
-    file = tmp_path / "classes.arpa"
-    file.write_text(random_arpa(7, WORDS, 2, markers=("<s>", "</s>", "<unk>", "<name>")), encoding="utf-8")
-    fusion = Fusion(LanguageModelOptions(model=file, classes={"<name>": ["ABBA"]}), VOCABULARY)
-    assert isinstance(new_search(library, 3, fusion=fusion), PrefixBeamSearch)
+def test_older_libraries_are_left_to_python(library, fusions, monkeypatch):
     native_search._library.cache_clear()
     monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())
     assert isinstance(new_search(library, 3, fusion=fusions["word"]), PrefixBeamSearch)

@@ -70,7 +70,7 @@ class Fusion:
         symbols: symbols of the vocabulary.
         numbers: weight, word bonus, score of unknown words, and rescoring weight.
         is_by_token: whether it predicts tokens rather than words.
-        has_classes: whether it has lists of words for classes.
+        classes: words by class.
     """
 
     def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
@@ -85,15 +85,14 @@ class Fusion:
         self.ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
         words = self.ngrams.words
         self._classes: dict[str, list[tuple[int, float]]] = {}
-        for name, listed in options.classes.items():
-            entries = tuple(listed)
-            for entry in entries:
-                share = (words.index(name), -math.log10(len(entries)))
+        self.classes = {name: tuple(options.classes[name]) for name in sorted(options.classes)}
+        for name, listed in self.classes.items():
+            share = (words.index(name), -math.log10(len(listed)))
+            for entry in listed:
                 self._classes.setdefault(spell(entry), []).append(share)
         self._listed = sorted(self._classes)
         self._by_token: list[int | None] = []
         self.is_by_token = (options.level or options.model.level) == "token"
-        self.has_classes = bool(self._classes)
         if self.is_by_token:
             ids = {word: number for number, word in enumerate(words)}
             self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols]

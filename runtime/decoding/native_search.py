@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import weakref
 from collections.abc import Sequence
 from functools import cache
@@ -21,7 +22,15 @@ from u2moe.runtime.model.calls import NATIVE_CALLS
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "hotwords": (ctypes.c_char_p, _POINTER, _POINTER, _SIZE),
-    "language_model": (ctypes.c_char_p, ctypes.c_char_p, *[_POINTER] * 4, _SIZE, _POINTER, ctypes.c_int),
+    "language_model": (
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        *[_POINTER] * 4,
+        _SIZE,
+        _POINTER,
+        ctypes.c_int,
+        ctypes.c_char_p,
+    ),
     "create": (_SIZE, ctypes.c_int, ctypes.c_double, _POINTER, _POINTER),
     "advance": (_POINTER, _POINTER, _SIZE, _SIZE),
     "finish": (_POINTER,),
@@ -107,9 +116,9 @@ def new_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """A prefix beam search by the library in `file`; by Python without one, for classes of words, and a grammar."""
+    """A prefix beam search by the library in `file`; by Python without one, and for a grammar."""
     library = None if file is None else _library(file)
-    if library is None or grammar is not None or (fusion is not None and fusion.has_classes):
+    if library is None or grammar is not None:
         return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)
     return NativeSearch(library, beam_size, blank, context, fusion, blank_penalty=blank_penalty)
 
@@ -218,7 +227,7 @@ def _model_of(library: _Library, fusion: Fusion) -> _Handle:
         words = "\n".join(ngrams.words).encode()
         handle = _Handle(
             library, "language_model", _tokens(fusion.symbols), words, *(row.ctypes.data for row in rows),
-            len(ngrams.word), numbers.ctypes.data, fusion.is_by_token,
+            len(ngrams.word), numbers.ctypes.data, fusion.is_by_token, json.dumps({"classes": fusion.classes}).encode(),
         )  # fmt: skip
         _models[fusion] = handle
     return handle

@@ -34,6 +34,7 @@ def searches():
         "positive": random_arpa(2, WORDS, 2, positive_backoffs=True),
         "tokens": random_arpa(3, TOKENS, 3),
         "bare": random_arpa(4, WORDS, 2, markers=("<s>", "</s>")),
+        "classes": random_arpa(5, WORDS, 3, markers=("<s>", "</s>", "<unk>", "<name>")),
     }
     cases = []
 
@@ -59,6 +60,10 @@ def searches():
         both = HOTWORDS if seed % 3 == 0 else None
         options = weights(model, **change)
         add(f"{model}-{seed}", random_frames(40 + seed, 30), beam_size=2 + seed, hotwords=both, language_model=options)
+    classes = {"<name>": ["ABBA", "CAB", "DA", "dab"], "AB": ["ABBA", "DC"]}
+    for seed in range(3):
+        options = weights("classes", classes=classes, weight=1.0, word_bonus=1.0)
+        add(f"classes-{seed}", random_frames(100 + seed, 30), beam_size=4 + 5 * seed, language_model=options)
     add("level", random_frames(60, 25), language_model=weights("words", level="token"))
     for seed in range(3):
         add(f"greedy-{seed}", random_frames(70 + seed, 1 + 12 * seed), search="ctc_greedy")

@@ -204,7 +204,7 @@ class BeamSearch {
     for (Beam& beam : beams_) {
       Prefix& prefix = *beam.prefix;
       if (context_) prefix.bonus = prefix.earned + context_->finish(prefix.state);
-      if (states_ && prefix.before) prefix.language_score = prefix.spoken + states_->finish(prefix.language);
+      if (states_ && prefix.before) prefix.language_score = prefix.spoken + states_->finish(*prefix.language);
     }
   }
 
@@ -254,8 +254,8 @@ class BeamSearch {
           const Fusion& fusion = states_->fusion();
           const double loss = fusion.ends_word(token) ? losses.ending : losses.going_on;
           if (score + bonus_of_both + (prefix.language_score + fusion.gain(token) + loss) < best_.front()) continue;
-          const FusionState::Move& move = states_->advance(prefix.language, token);
-          score += prefix.spoken + move.score + move.state->open + bonus_of_both;
+          const FusionState::Move& move = states_->advance(*prefix.language, token);
+          score += prefix.spoken + move.score + move.open + bonus_of_both;
         } else {
           score += bonus(prefix, token);
         }
@@ -336,10 +336,10 @@ class BeamSearch {
       prefix->bonus = prefix->earned + context_->partial(move.state);
     }
     if (states_) {
-      const FusionState::Move& move = states_->advance(parent->language, token);
+      const FusionState::Move& move = states_->advance(*parent->language, token);
       prefix->language = move.state;
       prefix->spoken = parent->spoken + move.score;
-      prefix->language_score = prefix->spoken + move.state->open;
+      prefix->language_score = prefix->spoken + move.open;
     }
     prefix->extra = prefix->language_score + (ranking_ ? prefix->bonus : 0);
     return prefix;

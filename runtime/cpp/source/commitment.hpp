@@ -91,7 +91,7 @@ class Commitment {
   // Whether the scores of further tokens are the same after both.
   static bool has_same_future(const Prefix& one, const Prefix& other) {
     if (one.token != other.token || one.state != other.state || !one.language != !other.language) return false;
-    return !one.language || (one.language->history == other.language->history && one.language->begun == other.language->begun);
+    return !one.language || (one.language->history == other.language->history && one.language->begun->letters == other.language->begun->letters);
   }
 
   static bool is_better(const Beam& beam, const Beam& other) {

@@ -11,6 +11,7 @@ namespace u2moe::runtime {
 /// See u2moe_language_model_options.
 struct LanguageModelOptions : LanguageModelNumbers {
   std::string level;  ///< "word", "token" or "": as the model
+  std::map<std::string, std::vector<std::string>> classes;  ///< words that are as probable as a word of the model, together
 
   /// Take what an object has.
   /// @throws BundleError names the field.
@@ -18,6 +19,10 @@ struct LanguageModelOptions : LanguageModelNumbers {
     read_numbers<LanguageModelNumbers>(json, *this);
     if (json.given("level")) level = json["level"].string();
     if (!is_level()) json["level"].fail("'word', 'token' or null");
+    if (!json.given("classes")) return;
+    for (const auto& [name, words] : json["classes"].object()) {
+      for (const Json& word : words.array()) classes[name].push_back(word.string());
+    }
   }
 
   /// @throws InvalidArgument an option is out of range.
@@ -29,6 +34,8 @@ struct LanguageModelOptions : LanguageModelNumbers {
  private:
   bool is_level() const { return level.empty() || level == "word" || level == "token"; }
 };
+
+using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of a share of its probability
 
 inline const std::string kUnreadable(1, '\0');  // symbols that are no text, and beginnings of words that the model does not have
 inline const std::string kBoundary;
@@ -54,7 +61,13 @@ class Fusion {
     const bool has_marks = std::any_of(words.begin(), words.end(), [&](const std::string& word) { return word.find(mark) != word.npos; });
     by_token_ = options.level.empty() ? has_marks : options.level == "token";
     std::unordered_map<std::string, Id> ids;
-    for (Id id = 0; by_token_ && id < words.size(); ++id) ids.emplace(words[id], id);
+    for (Id id = 0; id < words.size(); ++id) ids.emplace(words[id], id);
+    for (const auto& [name, listed] : options.classes) {
+      const auto found = ids.find(name);
+      if (found == ids.end()) fail<InvalidArgument>("classes: the language model has no word '" + name + "'");
+      const double share = -std::log10(static_cast<double>(listed.size()));
+      for (const std::string& word : listed) listed_[spell(word)].emplace_back(found->second, share);
+    }
     for (std::size_t token = 0; token < symbols.size(); ++token) {
       const std::vector<std::string>& pieces = pieces_.emplace_back(pieces_of(vocabulary.symbols()[token]));
       const auto starts = std::count_if(pieces.begin(), pieces.end(), [](const std::string& piece) { return !piece.empty(); });
@@ -146,6 +159,7 @@ class Fusion {
   std::optional<Ngrams> ngrams_;
   double scale_, word_bonus_, unknown_score_, rescoring_weight_, bonus_;
   std::vector<std::string> spelled_;                   // words in the letter case of the vocabulary, in their order
+  std::map<std::string, std::vector<WordShare>> listed_;    // the same of words of classes, and their classes
   bool by_token_ = false;
   std::vector<std::optional<Id>> token_words_;         // the word of each token, if the model predicts tokens
   std::vector<std::vector<std::string>> pieces_;       // of each token: letters, and "" for a boundary between words
@@ -155,14 +169,20 @@ class Fusion {
   std::size_t fingerprint_;
 };
 
-struct FusionState;
-using FusionStatePtr = std::shared_ptr<FusionState>;
+/// Letters with which words begin.
+struct Beginning {
+  std::string letters;
+  std::uint64_t number = 0;           ///< not that of any other
+  Ngrams::Id low = 0, high = 0;       ///< words of the model that begin so
+  double best_alone = 0;              ///< the largest probability of one of them without a history
+  std::vector<WordShare> words, listed;  ///< words that are no longer; words of classes that begin so
+};
 
 /// What the scores of further tokens depend on: the words so far and the beginning of the current one.
 struct FusionState {
   struct Move {
-    FusionStatePtr state;
-    double score;  ///< of the words that the token ends
+    std::shared_ptr<FusionState> state;
+    double score, open;  ///< of the words that the token ends; of the best completion of the next one
   };
   /// Upper bounds of what the next token adds to the score: besides its gain, if it goes on with the current word and if it
   /// ends that word; and at most, with its gain.
@@ -170,57 +190,53 @@ struct FusionState {
     double going_on = 0, ending = 0, most = 0;
   };
 
-  Ngrams::Id history = 0;  ///< words before the current one, as a node of the model
-  std::string begun;       ///< the letters of the current word; empty between words
-  double open = 0;         ///< score of its best completion; 0 between words
-  std::map<int, Move> moves;
-  std::optional<std::pair<double, Ngrams::Id>> ended;  ///< score of the current word if it ends here, and the history after it
-  std::optional<Losses> losses;
+  Ngrams::Id history = 0;                  ///< words before the current one, as a node of the model
+  std::shared_ptr<const Beginning> begun;  ///< the current word; without letters between words
+  std::uint64_t number = 0;                ///< not that of any other
+  double open = 0;                         ///< score of its best completion; 0 between words
+  std::optional<std::pair<double, Ngrams::Id>> ended = {};  ///< score of the current word if it ends here, and the history after it
+  std::optional<Losses> losses = {};
 };
+using FusionStatePtr = std::shared_ptr<FusionState>;
 
 /// The states of the hypotheses of one stream, cached up to a number. Not thread-safe.
 class FusionStates {
  public:
   explicit FusionStates(std::shared_ptr<const Fusion> fusion)
-      : fusion_(std::move(fusion)), ngrams_(*fusion_->ngrams_), start_(std::make_shared<FusionState>()) {
-    start_->history = ngrams_.begin();
-  }
-
-  FusionStates(const FusionStates&) = delete;
-  FusionStates& operator=(const FusionStates&) = delete;
-  ~FusionStates() { forget(); }
+      : fusion_(std::move(fusion)), ngrams_(*fusion_->ngrams_), start_(std::make_shared<FusionState>(FusionState{ngrams_.begin(), nothing_, 0})) {}
 
   const Fusion& fusion() const { return *fusion_; }
   const FusionStatePtr& start() const { return start_; }
   std::size_t size() const { return states_.size(); }
 
-  /// State after a token, and the score of the words that it ends.
-  const FusionState::Move& advance(const FusionStatePtr& state, int token) {
-    const auto known = state->moves.find(token);
-    if (known != state->moves.end()) return known->second;
+  /// State after a token, and the score of the words that it ends; until the next call.
+  const FusionState::Move& advance(FusionState& state, int token) {
     const auto index = static_cast<std::size_t>(token);
-    FusionState::Move move;
-    if (fusion_->by_token_) {
-      const std::optional<Id> word = fusion_->token_words_[index];
-      const auto [score, history] = word ? ngrams_.step(state->history, *word) : unknown(state->history);
-      move = {state_of(history, ""), fusion_->scale_ * score + fusion_->word_bonus_};
-    } else {
-      move = read(*state, fusion_->pieces_[index]);
+    const std::uint64_t key = state.number * fusion_->pieces_.size() + index;
+    const auto known = moves_.find(key);
+    if (known != moves_.end()) return known->second;
+    if (std::max(states_.size(), beginnings_.size()) >= kMostStates) {  // those that are in use remain
+      moves_.clear();
+      states_.clear();
+      beginnings_.clear();
     }
-    return state->moves.emplace(token, std::move(move)).first->second;
+    if (!fusion_->by_token_) return moves_.emplace(key, read(state, fusion_->pieces_[index])).first->second;
+    const std::optional<Id> word = fusion_->token_words_[index];
+    const auto [score, history] = word ? ngrams_.step(state.history, *word) : unknown(state.history);
+    return moves_.emplace(key, FusionState::Move{state_of(history, nothing_), fusion_->scale_ * score + fusion_->word_bonus_, 0}).first->second;
   }
 
   /// The score of the last word, and of the end of the sentence, for a hypothesis that ends in `state`.
-  double finish(const FusionStatePtr& state) {
-    const FusionState::Move last = read(*state, {kBoundary});
+  double finish(FusionState& state) {
+    const FusionState::Move last = read(state, {kBoundary});
     double score = last.score;
     if (const std::optional<Id>& end = ngrams_.end()) score += fusion_->scale_ * ngrams_.step(last.state->history, *end).first;
     return score;
   }
 
-  FusionState::Losses losses(FusionState& state) {
+  const FusionState::Losses& losses(FusionState& state) {
     if (!state.losses) {
-      const bool is_open = !state.begun.empty();
+      const bool is_open = state.begun != nothing_;
       const double going_on = is_open ? -fusion_->bonus_ : 0, ending = is_open ? ended(state).first - state.open : 0;
       state.losses = {going_on, ending, std::max(going_on + fusion_->most_going_on_, ending + fusion_->most_ending_)};
     }
@@ -229,116 +245,90 @@ class FusionStates {
 
  private:
   using Id = Ngrams::Id;
+  using BeginningPtr = std::shared_ptr<const Beginning>;
   static constexpr std::size_t kMostStates = std::size_t{1} << 17;
   static constexpr const char* kLast = "\xf4\x8f\xbf\xbf";  // U+10FFFF
 
-  // The words that begin in the same way.
-  struct Beginning {
-    Id low, high;       // of the model
-    double best_alone;  // the largest probability of one of them without a history
-    Id whole;           // after those that are no longer
-  };
-
-  FusionState::Move read(const FusionState& state, const std::vector<std::string>& pieces) {
+  FusionState::Move read(FusionState& state, const std::vector<std::string>& pieces) {
     Id history = state.history;
-    std::string begun = state.begun;
+    BeginningPtr begun = state.begun;
     double score = 0;
     for (const std::string& piece : pieces) {
       if (piece != kBoundary) {
-        begun += piece;
-      } else if (!begun.empty()) {
-        const auto [word_score, after] = word(history, begun);
+        begun = beginning(begun->letters + piece);
+      } else if (begun != nothing_) {
+        const auto [word_score, after] = begun == state.begun ? ended(state) : word(history, *begun);
         score += word_score;
         history = after;
-        begun.clear();
+        begun = nothing_;
       }
     }
-    return {state_of(history, std::move(begun)), score};
+    const FusionStatePtr& next = state_of(history, begun);
+    return {next, score, next->open};
   }
 
-  FusionStatePtr state_of(Id history, std::string begun) {
-    const Beginning* found = begun.empty() ? nullptr : beginning(begun);
-    if (!begun.empty() && !found) begun = kUnreadable;
-    const std::pair<Id, std::string> key(history, begun);
-    const auto known = states_.find(key);
-    if (known != states_.end()) return known->second;
-    if (states_.size() >= kMostStates) forget();
-    const auto state = std::make_shared<FusionState>();
-    state->history = history;
-    state->begun = begun;
-    if (!begun.empty()) {  // the most probable word with this beginning; never below that of an actual one
+  const FusionStatePtr& state_of(Id history, const BeginningPtr& begun) {
+    FusionStatePtr& state = states_[begun->number << 32 | history];
+    if (state) return state;
+    state = std::make_shared<FusionState>(FusionState{history, begun, ++num_made_});
+    if (begun != nothing_) {  // the most probable word with this beginning; never below that of an actual one
       double best = unknown(history).first;
-      if (found) best = std::max(best, ngrams_.best(history, found->low, found->high, found->best_alone));
+      if (begun->low < begun->high) best = std::max(best, ngrams_.best(history, begun->low, begun->high, begun->best_alone));
+      for (const auto& [word, share] : begun->listed) best = std::max(best, ngrams_.step(history, word).first + share);
       state->open = fusion_->scale_ * best + fusion_->word_bonus_;
     }
-    states_.emplace(key, state);
     return state;
   }
 
   // The score of the current word if it ends here: the same for every token that begins another.
   std::pair<double, Id> ended(FusionState& state) {
-    if (!state.ended) state.ended = word(state.history, state.begun);
+    if (!state.ended) state.ended = word(state.history, *state.begun);
     return *state.ended;
   }
 
   // The score of a word, and the history after it; if it may be read in several ways, of the most probable.
-  std::pair<double, Id> word(Id history, const std::string& spelled) {
-    const Beginning* found = beginning(spelled);
-    double best = -std::numeric_limits<double>::infinity();
-    Id following = 0;
-    if (!found || found->low == found->whole) std::tie(best, following) = unknown(history);
-    for (Id word = found ? found->low : 0; found && word < found->whole; ++word) {
+  std::pair<double, Id> word(Id history, const Beginning& spelled) {
+    std::pair<double, Id> best(-std::numeric_limits<double>::infinity(), 0);
+    if (spelled.words.empty()) best = unknown(history);
+    for (const auto& [word, share] : spelled.words) {
       const auto [score, after] = ngrams_.step(history, word);
-      if (score > best) {
-        best = score;
-        following = after;
-      }
+      if (score + share > best.first) best = {score + share, after};
     }
-    return {fusion_->scale_ * best + fusion_->word_bonus_, following};
+    return {fusion_->scale_ * best.first + fusion_->word_bonus_, best.second};
   }
 
   // The log10 probability of a word that the model does not have, and the history after it.
-  std::pair<double, Id> unknown(Id history) {
-    const auto known = unknowns_.find(history);
-    if (known != unknowns_.end()) return known->second;
+  std::pair<double, Id> unknown(Id history) const {
     std::pair<double, Id> found(0.0, 0);
     if (ngrams_.unknown()) found = ngrams_.step(history, *ngrams_.unknown());
-    found.first += fusion_->unknown_score_;
-    if (unknowns_.size() >= kMostStates) unknowns_.clear();
-    unknowns_.emplace(history, found);
-    return found;
+    return {found.first + fusion_->unknown_score_, found.second};
   }
 
-  // None: no word of the model begins so.
-  const Beginning* beginning(const std::string& begun) {
-    auto known = beginnings_.find(begun);
-    if (known == beginnings_.end()) {
-      const auto& spelled = fusion_->spelled_;
-      const auto first = spelled.begin(), low = std::lower_bound(first, spelled.end(), begun), high = std::lower_bound(low, spelled.end(), begun + kLast);
-      std::unique_ptr<Beginning> found;
-      if (low != high) {
-        const Id from = static_cast<Id>(low - first), to = static_cast<Id>(high - first);
-        found.reset(new Beginning{from, to, ngrams_.best_alone(from, to), static_cast<Id>(std::upper_bound(low, high, begun) - first)});
-      }
-      if (beginnings_.size() >= kMostStates) beginnings_.clear();
-      known = beginnings_.emplace(begun, std::move(found)).first;
+  // How words begin; that of all beginnings that no word has is one.
+  const BeginningPtr& beginning(const std::string& letters) {
+    BeginningPtr& known = beginnings_[letters];
+    if (known) return known;
+    const auto& spelled = fusion_->spelled_;
+    const auto first = spelled.begin(), low = std::lower_bound(first, spelled.end(), letters), high = std::lower_bound(low, spelled.end(), letters + kLast);
+    Beginning found{letters, ++num_made_, static_cast<Id>(low - first), static_cast<Id>(high - first), 0, {}, {}};
+    if (low != high) found.best_alone = ngrams_.best_alone(found.low, found.high);
+    for (Id word = found.low; word < found.high && spelled[word] == letters; ++word) found.words.emplace_back(word, 0);
+    for (auto each = fusion_->listed_.lower_bound(letters); each != fusion_->listed_.end() && each->first < letters + kLast; ++each) {
+      found.listed.insert(found.listed.end(), each->second.begin(), each->second.end());
+      if (each->first == letters) found.words.insert(found.words.end(), each->second.begin(), each->second.end());
     }
-    return known->second.get();
-  }
-
-  // States that are in use remain, and reach no others.
-  void forget() {
-    for (auto& [key, state] : states_) state->moves.clear();
-    start_->moves.clear();
-    states_.clear();
+    const bool is_read = low != high || !found.listed.empty();
+    return known = is_read ? std::make_shared<const Beginning>(std::move(found)) : unreadable_;
   }
 
   std::shared_ptr<const Fusion> fusion_;
   const Ngrams& ngrams_;
+  std::uint64_t num_made_ = 1;
+  BeginningPtr nothing_ = std::make_shared<const Beginning>(), unreadable_ = std::make_shared<const Beginning>(Beginning{kUnreadable, 1, 0, 0, 0, {}, {}});
   FusionStatePtr start_;
-  std::map<std::pair<Id, std::string>, FusionStatePtr> states_;
-  std::unordered_map<std::string, std::unique_ptr<Beginning>> beginnings_;
-  std::unordered_map<Id, std::pair<double, Id>> unknowns_;
+  std::unordered_map<std::uint64_t, FusionStatePtr> states_;   // by numbers of histories and beginnings
+  std::unordered_map<std::uint64_t, FusionState::Move> moves_;  // by numbers of states and tokens
+  std::unordered_map<std::string, BeginningPtr> beginnings_;
 };
 
 }  // namespace u2moe::runtime
