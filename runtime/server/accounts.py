@@ -32,6 +32,9 @@ _THIS_MACHINE = ("127.0.0.1", "::/64")
 """Also a proxy that nobody has named; "::/64" is the network of ::1."""
 _LONGEST_WAIT_S = 10.0
 """Seconds that a new connection may wait; it is closed if it would be more."""
+_LONG_S = 0.001
+"""Seconds of work after which it is looked how much of them others had the processor, or Python's lock. To look each
+time would take longer than most of the work."""
 _MOST_LOST = 16 << 20
 """Bytes of incomplete messages after which garbage is collected: parsers refer to themselves."""
 _IPV6_SITE = 64
@@ -118,6 +121,15 @@ class Connections:
         self.served: dict[Visit, Served] = {}
         self._accounts: dict[str, Account] = {}
         self._num_lost = 0
+        self._looked_s = 0.0  # processor time of the event loop when it was last looked at
+
+    def since(self, begin: float) -> float:
+        """Seconds of processor time that the event loop has taken since a moment of `time.monotonic`, at most."""
+        took_s = time.monotonic() - begin
+        if took_s > _LONG_S:
+            before, self._looked_s = self._looked_s, time.thread_time()
+            took_s = min(took_s, self._looked_s - before)
+        return took_s
 
     def enter(self, connection: socket.socket) -> Visit | None:
         """Count a connection; None if there are too many, or its address owes too much."""
@@ -156,7 +168,7 @@ class Connections:
 
     def check(self) -> None:
         """Look after all connections; to be called once a second."""
-        now = time.monotonic()
+        now, self._looked_s = time.monotonic(), time.thread_time()
         for served in list(self.served.values()):
             served.check(now)
 
@@ -180,6 +192,7 @@ class Visit:
         self._account = account
         self._own = Account(*_OWN)
         self._has_place = False
+        self.since = connections.since
         self._connections = connections
         self._address = address
         self._is_new = self._is_here = True
@@ -207,7 +220,7 @@ class Visit:
 
     def wait_s(self, now: float) -> float:
         """Seconds until more may be done for it."""
-        wait_s = self._connections.together.wait_s(now) if self._own.wait_s(now) else 0.0
+        wait_s = min(self._own.wait_s(now), self._connections.together.wait_s(now))
         if self._account is None or self._has_place:
             return wait_s
         return max(wait_s, self._account.wait_s(now))

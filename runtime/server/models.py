@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 from u2moe.runtime.declarations import Option, client_options_of
 from u2moe.runtime.decoding.context import LONGEST_PHRASE, ContextGraph, writable
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.server.errors import RequestError, refusing
+from u2moe.runtime.server.errors import RequestError, UnavailableError, refusing
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import in_thread
 from u2moe.runtime.text.grammar import UNKNOWN, Grammar
 from u2moe.runtime.text.written.formatter import TextFormat
 
+_MOST_WEIGHTS = 4
+"""Weights of a language model at once, besides its own: each takes as much memory as the model."""
 _LEFT_CHUNKS = 4
 """Chunks of left context of live streams, which bounds their memory and time."""
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
@@ -63,7 +68,9 @@ class ServedModel:
         self.beam_size: int = self.stream_options.beam_size or recognizer.bundle.manifest.decoding.beam_size
         self._is_greedy = self.stream_options.search in WITHOUT_BEAM
         self.costs = (1.0, 1.0, 1.0, 1.0)
-        self._weighted: dict[float, LanguageModelOptions] = {}
+        self._weighted: WeakValueDictionary[float, LanguageModelOptions] = WeakValueDictionary()
+        self._kept: list[LanguageModelOptions] = []  # of these, though no stream has them
+        self._preparing = asyncio.Lock()
 
     def check_language(self, language: Any) -> None:
         """Check the language that a client names, such as "en" or "en-GB", if it does and those of the model are known.
@@ -121,16 +128,29 @@ class ServedModel:
         return least + (most - least) * min(wider / max(MOST_BEAM - self.beam_size, 1), 1.0)
 
     async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
-        """The language model with another weight; prepared once for each, outside the event loop."""
+        """The language model with another weight; prepared outside the event loop, and kept for some.
+
+        Raises:
+            RequestError: there is none.
+            UnavailableError: streams have too many other weights.
+        """
         chosen = self.recognizer.language_model
         if chosen is None or self._is_greedy:
             raise RequestError(f"the model {self.name} has no language model here", "lm_weight")
-        if weight and weight not in self._weighted:
-            weighted = replace(chosen, weight=weight)
-            options = replace(self.stream_options, language_model=weighted)
-            await in_thread(self.recognizer.create_stream, options)
-            self._weighted.setdefault(weight, weighted)
-        return self._weighted[weight] if weight else NONE
+        if not weight:
+            return NONE
+        async with self._preparing:
+            if (found := self._weighted.get(weight)) is None:
+                for let_go in (self._kept.clear, gc.collect):  # what a stream has had may be in circles
+                    if len(self._weighted) >= _MOST_WEIGHTS:
+                        let_go()
+                if len(self._weighted) >= _MOST_WEIGHTS:
+                    raise UnavailableError(f"the server is full: {_MOST_WEIGHTS} other values of lm_weight are in use")
+                found = replace(chosen, weight=weight)
+                await in_thread(self.recognizer.create_stream, replace(self.stream_options, language_model=found))
+                self._weighted[weight] = found
+                self._kept.append(found)
+            return found
 
     def _grammar(self, value: Any) -> Grammar:
         """A grammar from JSON."""

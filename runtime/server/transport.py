@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
@@ -47,6 +48,8 @@ _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _buffer = memoryview(bytearray(_MOST_BYTES))
+_thread = ThreadPoolExecutor(1, "u2moe-clients")
+"""For all clients: several would keep Python's lock from the event loop for most of the time."""
 _current: ContextVar[PacedConnection | None] = ContextVar("u2moe_connection", default=None)
 
 
@@ -158,12 +161,12 @@ class PacedConnection(asyncio.BufferedProtocol):
             self._size = max(self._size // 2, _LEAST_BYTES)
         elif self._spent_s < _TURN_S / 4 and len(piece) >= self._size:
             self._size = min(2 * self._size, _MOST_BYTES)
-        self._spent_s, begin = 0.0, self._loop.time()
+        self._spent_s, begin = 0.0, time.monotonic()
         if not self.is_closing and (wanted := piece[: self._num_left]):
             self._num_left -= len(wanted)
             self._num_open += len(wanted)
             cast("asyncio.Protocol", self.inner).data_received(wanted)
-        took_s = self._loop.time() - begin
+        took_s = self.visit.since(begin)
         self._open_s += took_s
         if self._open_s > _MOST_OPEN_S:
             self.close()
@@ -310,7 +313,7 @@ def _in_steps(work: Generator[Any, Any, _Value], connection: PacedConnection | N
             return cast("_Value", end.value)
         finally:
             if connection is not None:
-                connection.charge(time.monotonic() - begin)
+                connection.charge(connection.visit.since(begin))
         value = error = None
         try:
             value = yield awaited
@@ -338,7 +341,7 @@ async def in_thread(work: Callable[..., _Value], *given: Any) -> _Value:
             spent.append(time.thread_time() - begin)
 
     try:
-        return await asyncio.to_thread(do)
+        return await asyncio.get_running_loop().run_in_executor(_thread, do)
     finally:
         if (connection := _current.get()) is not None:
             connection.charge(sum(spent))

@@ -10,11 +10,12 @@ import struct
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dialects import wyoming_event
 
-from u2moe.runtime.server import log
+from u2moe.runtime.server import accounts, log
 from u2moe.runtime.server.accounts import Connections
 
 PATIENCE_S = 120
@@ -260,11 +261,24 @@ def test_who_takes_more_than_a_share_waits_for_the_others_who_do():
         speaker.charge(0.0001, now)
     assert [visit.wait_s(now) > 5 for visit in (speaker, *greedy)] == [False, True, True, True]  # 0.3 s, at a twentieth
     assert speaker.wait_s(now) == 0.0
+    speaker.charge(0.0905, now)
+    assert 0.4 < speaker.wait_s(now) < 0.6  # for its own, however much the others owe
     assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) == 0.0  # who has a place does not take from the address
     for visit in greedy:  # it pays when it leaves the place
         visit.take_place(is_taken=False)
     greedy[0].charge(0.3, now)
     assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) > 0.5
+
+
+def test_nobody_pays_for_time_in_which_others_had_the_processor(monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: 10.0, thread_time=lambda: 3.0)
+    monkeypatch.setattr(accounts, "time", clock)
+    connections = Connections(1000)
+    connections.check()
+    assert connections.since(9.9995) == pytest.approx(0.0005)
+    clock.thread_time = lambda: 3.004
+    assert connections.since(9.9) == pytest.approx(0.004)  # of 0.1 s
+    assert connections.since(9.9) == 0.0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a loopback interface has one address")

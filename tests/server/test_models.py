@@ -1,6 +1,8 @@
 """Several models in one server, chosen in each protocol, and what clients ask of the decoding."""
 
+import contextlib
 import dataclasses
+import gc
 import json
 
 import httpx
@@ -153,6 +155,24 @@ def test_a_server_that_searches_without_a_beam(running):
                 client.tell(**{name: {**ASKED, **GRAMMAR}[name]})
                 assert client.receive()["parameter"] == name
         assert server.post(data={"prompt": "SEVEN"}, files={"file": b"RIFF"}).json()["error"]["param"] == "file"
+
+
+def test_few_weights_of_a_language_model_are_kept(with_words):
+    """Each takes as much memory as the model: those that no stream has are forgotten, others are not too many."""
+    prepared = with_words.service.default.recognizer._fusions
+    for number in range(1, 12):
+        with with_words.connect() as client:
+            client.start(lm_weight=number / 10)
+    with_words.wait_until_empty()
+    gc.collect()
+    assert len(prepared) <= 6
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(with_words.connect()) for _ in range(5)]
+        for number, client in enumerate(clients):
+            client.tell(lm_weight=1 + number / 10)
+            answer = client.receive()
+        assert (answer["type"], answer["code"]) == ("error", 1013)
+    with_words.wait_until_empty()
 
 
 WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "blank_penalty": 11, "hotwords": ["\u4e2d"], "language": "de",

@@ -87,7 +87,7 @@ def test_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
     monkeypatch.setattr(server.service.incidents, "_rate", log._Rate())
     monkeypatch.setattr(server.service.metrics, "text", lambda: 1 / 0)
     assert server.get("/metrics").status_code == 500
-    assert any("a request was ended by an error" in record.getMessage() for record in caplog.records)
+    server.wait_until(lambda: any("a request was ended by an error" in each.getMessage() for each in caplog.records))
 
 
 class LostTransport(asyncio.Transport):
