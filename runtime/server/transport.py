@@ -187,7 +187,8 @@ class PacedConnection(asyncio.BufferedProtocol):
         if self.is_closing:
             return
         self.is_closing = True
-        if self._deadline < math.inf and self._num_open and self._request is None:
+        is_before_request = self._deadline < math.inf and self._request is None and self._num_left > _DEAF_BYTES
+        if is_before_request and self._num_open:
             self._fail(RequestError("this is no request"))
         self._deadline = self._loop.time() + _CLOSE_S
         self._loop.call_soon(self._detach, None)
