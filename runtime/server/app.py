@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import Access
 from u2moe.runtime.server.errors import RequestError, error_response
 from u2moe.runtime.server.models import REQUEST_OPTIONS
@@ -67,6 +68,9 @@ def make_app(service: Service) -> ASGIApp:
         try:
             await scope["state"][CONNECTION].serve(access, scope, receive, send)
         except OSError:  # the client has gone
+            raise
+        except U2moeError as error:  # after the answer has begun, which is cut off
+            service.incidents.fail(error)
             raise
         except Exception as error:
             service.incidents.bug("a request", error)
