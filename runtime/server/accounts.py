@@ -220,10 +220,11 @@ class Visit:
 
     def wait_s(self, now: float) -> float:
         """Seconds until more may be done for it."""
-        wait_s = min(self._own.wait_s(now), self._connections.together.wait_s(now))
-        if self._account is None or self._has_place:
-            return wait_s
-        return max(wait_s, self._account.wait_s(now))
+        own_s = self._own.wait_s(now)
+        wait_s = self._connections.together.wait_s(now) if own_s else 0.0
+        if self._has_place:  # who speaks does not wait for what others owe
+            return min(wait_s, own_s)
+        return wait_s if self._account is None else max(wait_s, self._account.wait_s(now))
 
     def settle(self) -> None:
         """It counts as a stream from now on, or is known not to become one. Idempotent."""

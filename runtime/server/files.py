@@ -104,7 +104,8 @@ class FileQueue:
                 self._incidents.refuse("full")
                 raise UnavailableError(f"you have {len(places)} files here, and others need places", code="rate_limit")
             places.append(task := FileTask(self, client, places))
-            self._pool.submit(self._warm_up)  # while the file comes
+            if self._decoders:
+                self._pool.submit(self._decoders[0].start)  # while the file comes
             try:
                 with in_place(lambda: None):  # while it is received and recognised, its request notices by itself
                     yield task
@@ -116,10 +117,6 @@ class FileQueue:
                 places.remove(task)
                 if not places:
                     self._places.pop(client, None)
-
-    def _warm_up(self) -> None:
-        for decoder in self._decoders[:1]:
-            decoder.start()
 
     def add(self, task: FileTask) -> None:
         """Begin with a task, or as soon as there is room for it."""

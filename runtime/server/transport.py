@@ -299,9 +299,6 @@ class _Wire:
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._connection.replace(protocol)
 
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._connection.inner
-
 
 @types.coroutine
 def _in_steps(work: Generator[Any, Any, _Value], connection: PacedConnection | None) -> Generator[Any, Any, _Value]:

@@ -1,6 +1,7 @@
-"""sherpa-onnx's protocol, in the messages that its Python clients send and read."""
+"""sherpa-onnx's protocols, in the messages that its Python clients send and read: streams, and whole recordings."""
 
 import json
+import struct
 
 import numpy as np
 
@@ -51,3 +52,31 @@ def test_nothing_said(server):
         found = answers(client)
     assert found[-1]["is_final"]  # its Python client parses the last one
     assert [answer["text"] for answer in found if answer["text"]] == []
+
+
+def recording(samples, sample_rate=16_000):
+    data = (samples.astype(np.float32) / np.float32(32768)).tobytes()
+    return struct.pack("<ii", sample_rate, len(data)) + data
+
+
+def test_recordings_in_sequence(server, speech, expected):
+    """Cut as its Python clients cut them, and anywhere."""
+    with server.connect("/sherpa-offline") as client:
+        for sample_rate, block_len in ((16_000, 10_240), (8000, 9999)):
+            data = recording(speech(sample_rate), sample_rate)
+            for start in range(0, len(data), block_len):
+                client.send(data[start : start + block_len])
+            answer = client.receive()
+            segments = expected(sample_rate).segments
+            assert answer["text"] == expected(sample_rate).text
+            assert answer["timestamps"] == [time for segment in segments for time in segment.times]
+            assert len(answer["tokens"]) == len(answer["timestamps"])
+        client.send("Done")
+        assert client.close_code() == 1000
+
+
+def test_nothing_said_in_recordings(server):
+    with server.connect("/sherpa-offline") as client:
+        for num_samples in (0, 16_000):
+            client.send(recording(np.zeros(num_samples)))
+            assert client.receive()["text"] == ""

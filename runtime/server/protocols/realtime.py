@@ -91,11 +91,6 @@ class _Source:
     num_items: int = 0  # that are completed
     num_before_commit: int | None = None  # completed when the client committed it; None: it did not
 
-    @property
-    def is_between_turns(self) -> bool:
-        """Whether the server detects turns, and knows of none that has begun."""
-        return self.settings.turn_detection is not None and not self.session.partial_text
-
 
 @dataclasses.dataclass(kw_only=True)
 class _Item:
@@ -175,8 +170,10 @@ class _Conversation:
             data = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RequestError(f"audio is no base64: {error}", "audio") from error
-        if self._source is not None and self._source.settings != self._settings and self._source.is_between_turns:
-            await self._end(self._source)
+        if (source := self._source) is not None and source.settings != self._settings:
+            is_within_turn = source.settings.turn_detection is None or source.session.partial_text
+            if not is_within_turn:
+                await self._end(source)
         source = self._source or await self._open()
         await source.session.feed(source.settings.samples(data))
 

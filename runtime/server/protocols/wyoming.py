@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +46,11 @@ _Value = TypeVar("_Value")
 _HOME = "https://github.com/rhasspy/wyoming"
 
 
-@dataclass(frozen=True, kw_only=True)
-class WyomingEvent:
+class WyomingEvent(NamedTuple):
     """One event of the protocol, without its payload."""
 
     type: str
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any]
 
 
 async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,7 +71,7 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
 
 
 class _Client:
-    """One connection with any number of requests in sequence."""
+    """One connection, which ends with the first request that has audio."""
 
     def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._service = service
@@ -114,9 +113,8 @@ class _Client:
         self._patience = patience_for_audio(slot, self._limits.idle_s)
         audio = _Format.of(first.data)
         slot.model = self._model
-        hotwords = await self._model.writable_hotwords(
-            filter(None, self._names.split("\0"))
-        )  # not before there is a place
+        # not before there is a place
+        hotwords = await self._model.writable_hotwords(filter(None, self._names.split("\0")))
         stream = await slot.open_stream(audio.rate, hotwords=hotwords, is_whole=True)
         await converse(self._read(stream, audio, first), self._write(stream))
 
