@@ -128,8 +128,8 @@ def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recordi
 def summary(lines: Sequence[str], plain: Sequence[str], recordings: Sequence[Recording]) -> dict[str, Any]:
     """What the lines of a variant say, beside those of `PLAIN`."""
     about, *rows = map(json.loads, lines)
-    if "refused" in about or not rows:
-        return {"refused": "not run", **about}
+    if "refused" in about:
+        return about
     pairs = np.array([pair for row in rows for pair in row["alike"]])
     texts = [words(row["text"]) for row in rows]
     expected = [words(json.loads(line)["text"]) for line in plain[1 : len(lines)]]
@@ -157,7 +157,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         if "refused" in own:
             rows.append([*row, own["refused"], *[""] * 5])
             continue
-        row += [", ".join(own["on_cpu"]) or "nothing", f"{own['cosine']:.4f} ({own['least_cosine']:.3f})"]
+        row += [", ".join(own["on_cpu"]) or "nothing", f"{own['cosine']:.4f} ({own['least_cosine']:.4f})"]
         row += [f"{own['same_best_tokens']:.1%}", str(own["recordings"])]
         row.append(f"{own['different']} of {own['words']} ({own['different'] / own['words']:.1%})")
         rows.append([*row, f"{own['errors'] / own['spoken']:.1%}"])

@@ -17,12 +17,11 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 
-def built(folder: str, platform: str, *, quantize: bool = False, log: Path | None = None) -> Any:
+def built(folder: str, platform: str, *, quantize: bool = False, verbose: bool = False) -> Any:
     """The compiled graph, in float16 or in int8 as the recordings of `--calibration` say."""
     from rknn.api import RKNN
 
-    place = Path(folder).absolute()
-    rknn = RKNN(verbose=True, verbose_file=str(log)) if log else RKNN()
+    rknn, place = RKNN(verbose=True) if verbose else RKNN(), Path(folder).absolute()
     rknn.config(target_platform=platform)
     done = rknn.load_onnx(model=str(place / "static.onnx"))
     if quantize:
@@ -62,13 +61,22 @@ class RockchipRunner:
         return {name: np.asarray(value, np.float32).reshape(shape) for (name, shape), value in pairs}
 
 
+def left_to_cpu(log: str) -> list[str]:
+    """Operators that the compiler's table gives to the CPU."""
+    return sorted(set(re.findall(r" (\w+) +(?:FLOAT16|INT8) +CPU ", log)) - {"InputOperator", "OutputOperator"})
+
+
 def simulated(folder: str, platform: str, *options: str) -> RockchipRunner:
     """The compiled graph in the simulator for PCs, with the operators that the compiler leaves to the CPU."""
     place = Path(folder).absolute()
-    log = place / "build.log"
-    runner = RockchipRunner(str(place), built(folder, platform, quantize="int8" in options, log=log))
-    found = re.findall(r" (\w+) +(?:FLOAT16|INT8) +CPU ", log.read_text(errors="replace"))
-    runner.on_cpu = sorted(set(found) - {"InputOperator", "OutputOperator"})
+    log, kept = place / "build.log", (os.dup(1), os.dup(2))
+    with log.open("wb") as file:  # the compiler writes its table of operators past Python's streams
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        runner = RockchipRunner(str(place), built(folder, platform, quantize="int8" in options, verbose=True))
+    for number, old in zip((1, 2), kept, strict=True):
+        os.dup2(old, number)
+    runner.on_cpu = left_to_cpu(log.read_text(errors="replace"))
     return runner
 
 
