@@ -187,7 +187,7 @@ DAMAGES = [
     ),
     (edited("features", frame_shift_ms=0), "BundleError: bundle.json: features: frame_shift_ms: found 0, expected"),
     (edited("", calibration={"scale": 0}), "BundleError: bundle.json: calibration: scale: found 0, expected a number"),
-    (edited("model", static={}), "BundleError: bundle.json: model: static"),
+    (edited("model", static={}), "BundleError: bundle.json: model: static: JavaScript runs no graphs"),
     (edited("decoding", ctc_weight="a"), "BundleError: bundle.json: decoding: ctc_weight: found 'a', expected"),
     (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files: ctc.ort: field 'sha256' is missing"),
     (
