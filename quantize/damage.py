@@ -148,6 +148,7 @@ class DamageMeter:
         size = max([1, *runs]) * self._manifest.model.vocab_size * np.dtype(np.float32).itemsize
         with ThreadPoolExecutor(max(min(os.cpu_count() or 1, MOST_THREADS, MOST_BYTES // size), 1)) as pool:
             yield from pool.map(measure, items)
+        trim_memory()
 
     @property
     def _num_frames(self) -> int:
@@ -210,7 +211,7 @@ class DamageMeter:
         work = [(len(part.graphs) - 1) * (len(graph.parts) - number) for graph in self._graphs.values()
                 for number, part in enumerate(graph.parts)]  # fmt: skip
         for graph in self._graphs.values():
-            graph.keep({})
+            graph.keep()  # each part is loaded when it runs: for layers of the encoder no decoder does
         done = 0
         for name, graph in self._graphs.items():
             states = [[(feeds, feeds) for feeds in own.feeds[name]] for own in self._references]

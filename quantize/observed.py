@@ -167,13 +167,21 @@ class SwitchedGraph:
         self.outputs.setdefault(layer, []).extend(str(value.name) for value in options[0].outputs)
 
     def _cut(self, versions: Sequence[ir.Model]) -> list[Part]:
-        """Parts in order: each begins with a layer, and nodes that belong to none follow."""
+        """Parts in order: each begins with a layer; nodes that belong to none are where all that they read is made.
+
+        What the left decoder gives is so reduced to scores before the right one runs.
+        """
         slices: list[tuple[str, list[str]]] = [("", [])]
+        places: dict[str, int] = {}
         for node in versions[0].graph:
-            layer = layer_of(node)
-            if str(node.outputs[0].name) in self._switched and layer != slices[-1][0]:
-                slices.append((layer, []))
-            slices[-1][1].extend(str(value.name) for value in node.outputs)
+            layer, made = layer_of(node), [str(value.name) for value in node.outputs]
+            place = max((places.get(str(value.name), 0) for value in node.inputs if value is not None), default=0)
+            if made[0] in self._switched:
+                if layer != slices[-1][0]:
+                    slices.append((layer, []))
+                place = len(slices) - 1
+            slices[place][1].extend(made)
+            places |= dict.fromkeys(made, place)
         known = {str(value.name) for value in versions[0].graph.inputs}
         before = [known := known | set(made) for _, made in [("", []), *slices[:-1]]]
         measured = (*self.inputs.values(), *self.outputs.values()) if len(versions) > 1 else ()
