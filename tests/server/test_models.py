@@ -159,13 +159,13 @@ def test_a_server_that_searches_without_a_beam(running):
 
 def test_few_weights_of_a_language_model_are_kept(with_words):
     """Each takes as much memory as the model: those that no stream has are forgotten, others are not too many."""
-    prepared = with_words.service.default.recognizer._fusions
+    prepared = with_words.service.default._weighted
     for number in range(1, 12):
         with with_words.connect() as client:
             client.start(lm_weight=number / 10)
     with_words.wait_until_empty()
     gc.collect()
-    assert len(prepared) <= 6
+    assert len(prepared) <= 4
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(with_words.connect()) for _ in range(5)]
         for number, client in enumerate(clients):
