@@ -1,11 +1,16 @@
 """Do hotwords find names that would be missed, without affecting the rest? Measured on recordings with transcripts.
 
     python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv ...
+    python -m u2moe.benchmarks.studies.hotwords BUNDLE COMMANDS.tsv SPEECH.tsv ... --commands
 
 Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
 without hotwords; with its own rare words in a list filled up with words from other recordings; and with a list of words
 from other recordings only, none of which is said. Longer lists are the same for all recordings: the rare words of all,
 filled up with words of the bundle's language model, and such words alone.
+
+Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
+its group as hotwords, as a grammar, and as one with `[unk]`; so are those of the other lists, with the first group,
+for false alarms: commands that are recognised more often than they are said.
 """
 
 from __future__ import annotations
@@ -18,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.results.files import publish
+from u2moe.benchmarks.results.files import publish, read_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
-from u2moe.runtime import Recognizer
+from u2moe.runtime import Recognizer, Transcript
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph
+from u2moe.runtime.text.grammar import UNKNOWN
 from u2moe.runtime.text.word_errors import edit_distance, matches, words
 
 SHORTEST = 5
@@ -34,6 +40,10 @@ LIST_LENS = (10, 100)
 """Words in a list: the names in a meeting, and those in a company."""
 LONG_LISTS = (1000, 10_000)
 """Words in a list for all recordings: the names of a directory."""
+
+
+GROUP = 50
+"""Commands in a grammar."""
 
 
 def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
@@ -120,12 +130,69 @@ def measure(
     }
 
 
+def measure_commands(
+    recognizer: Recognizer, recordings: Sequence[Recording], others: Sequence[Recording]
+) -> dict[str, Any]:
+    """Errors and false alarms of commands under four conditions; `num_taken`: words for commands of another group."""
+    named = sorted({recording.transcript for recording in recordings})
+    order = np.random.default_rng(0).permutation(len(named))
+    groups = [[named[place] for place in part] for part in np.array_split(order, max(round(len(named) / GROUP), 1))]
+    counts = {name: Counter[str]() for name in ("without", "hotwords", "grammar", "with_rest")}
+    duration, num_taken, num_untaken = 0.0, 0, 0
+    for number, group in enumerate(groups):
+        chosen: dict[str, Any] = {"without": {}, "hotwords": {"hotwords": group}, "grammar": {"grammar": group},
+                                  "with_rest": {"grammar": [*group, UNKNOWN]}}  # fmt: skip
+        for recording in recordings:
+            if recording.transcript not in group:
+                num_taken += bool(phrases_in(recognizer.transcribe(recording.path, **chosen["with_rest"]), group))
+                num_untaken += 1
+                continue
+            for name, count in counts.items():
+                text = recognizer.transcribe(recording.path, **chosen[name]).text
+                count["num_errors"] += text != recording.transcript
+        for recording in others if number == 0 else ():
+            said = Counter({command: f" {recording.transcript} ".count(f" {command} ") for command in group})
+            for name in ("without", "hotwords", "with_rest"):
+                transcript = recognizer.transcribe(recording.path, **chosen[name])
+                counts[name]["num_false"] += (phrases_in(transcript, group) - said).total()
+            duration += transcript.duration
+    return {
+        "num_recordings": len(recordings), "num_groups": len(groups), "group": max(map(len, groups)),
+        "hours": round(duration / 3600, 3), "num_taken": num_taken, "num_untaken": num_untaken,
+        "conditions": {name: dict(count) for name, count in counts.items()},
+    }  # fmt: skip
+
+
+def phrases_in(transcript: Transcript, group: Sequence[str]) -> Counter[str]:
+    """How often each command is recognised."""
+    text = f" {transcript.text} "
+    return Counter({command: text.count(f" {command} ") for command in group})
+
+
+def command_values(found: Mapping[str, Any]) -> dict[str, str]:
+    """Values for the pages: a row for each condition."""
+    told = {"without": "none", "hotwords": "hotwords", "grammar": "grammar", "with_rest": "grammar with [unk]"}
+    rows = []
+    for name, own in found["conditions"].items():
+        false = own.get("num_false", 0) / max(found["hours"], 1e-9)
+        rows.append((told[name], f"{own.get('num_errors', 0)} of {found['num_recordings']}",
+                     "" if name == "grammar" else f"{false:.0f}"))  # fmt: skip
+    return {
+        "commands": table(("commands as", "wrong", "false alarms in an hour of other speech"), rows),
+        "commands_taken": f"{found['num_taken']} of {found['num_untaken']}",
+        "commands_group": f"{found['group']}",
+    }
+
+
 def _graph(recognizer: Recognizer, hotwords: Sequence[str], weight: float) -> ContextGraph | None:
     return ContextGraph([(word, weight) for word in hotwords], recognizer.vocabulary) if hotwords else None
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Values for the pages: a row for each set and length of the list, and those of all sets with the longest list."""
+    commands = command_values(results["commands"]) if "commands" in results else {}
+    if "sets" not in results:
+        return commands
     rows = []
     for name, list_len, found in ((name, *item) for name, lists in results["sets"].items() for item in lists.items()):
         without, named, unrelated = found["without"], found["with"], found["unrelated"]
@@ -161,6 +228,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "found_without": f"{share(LIST_LENS[-1], 'without', 'num_rare_found', 'num_rare'):.0%}",
         "errors_without": f"{share(LIST_LENS[-1], 'without', 'num_errors', 'num_words'):.1%}",
         **shown,
+        **commands,
     }
 
 
@@ -168,8 +236,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = recognition_parser("hotwords", __doc__)
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
+    parser.add_argument("--commands", action="store_true", help="measure the first list as commands, not hotwords")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
+    if args.commands:
+        named, *others = map(read_recordings, args.lists)
+        found = measure_commands(recognizer, list(named), [recording for each in others for recording in each])
+        publish(args.results, found, values, bundle=args.bundle, part="commands")
+        return
     model = recognizer.bundle.language_model()
     sets: dict[str, dict[str, Any]] = {}
     for path in args.lists:
@@ -178,7 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if model is not None:
             lists |= {num: lists_of_all(recordings, num, model.model.ngrams.words) for num in LONG_LISTS}
         sets[path.stem] = {str(num): measure(recognizer, recordings, args.weight, own) for num, own in lists.items()}
-    publish(args.results, {"weight": args.weight, "sets": sets}, values, bundle=args.bundle)
+    kept = {name: part for name, part in read_json(args.results).items() if name == "commands"}
+    publish(args.results, {"weight": args.weight, "sets": sets, **kept}, values, bundle=args.bundle)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ class Hearer:
     def __init__(self, hears):
         self.hears = hears
 
-    def transcribe(self, path, *, hotwords=None):
+    def transcribe(self, path, *, hotwords=None, grammar=None):
+        if grammar or isinstance(hotwords, list):
+            return Transcript(text=next(iter(grammar or hotwords)), duration=1800.0, segments=[])
         said = RECORDINGS[int(path)].transcript.split()
         named = [
             word
@@ -82,3 +84,14 @@ def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
     assert results["weight"] == 9
     assert {length: found["num_recordings"] for length, found in results["sets"]["test"].items()} == {"10": 1, "100": 1}
     assert hotwords.values(results)["table"] in capsys.readouterr().out
+
+
+def test_commands_are_counted_in_each_condition():
+    """Hears "OLD" without commands, and with them the first."""
+    found = hotwords.measure_commands(Hearer(lambda *_: False), RECORDINGS[2:], RECORDINGS[:2])
+    assert found["num_groups"] == 1
+    assert found["hours"] == 1.0
+    assert found["conditions"]["without"] == {"num_errors": 4, "num_false": 0}
+    assert found["conditions"]["grammar"]["num_errors"] == found["conditions"]["hotwords"]["num_errors"] in (1, 3)
+    assert found["conditions"]["with_rest"]["num_false"] == 2 * (found["conditions"]["grammar"]["num_errors"] == 3)
+    assert "grammar with [unk]" in hotwords.values({"commands": found})["commands"]
