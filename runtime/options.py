@@ -71,12 +71,16 @@ class EndpointConfig:
         pause: with full context, seconds of quiet audio at which a recording of more than 30 s is cut before encoding,
             so that each stretch of speech is encoded separately; at least 0.4, because words contain shorter pauses.
             Without rules nothing is cut.
+        turn: the language model's probability of the end of a sentence from which rule 2 needs half of its silence;
+            below it, it needs half as much again. Without a model that knows sentences, rule 2 stays as it is. None:
+            silence alone decides.
     """
 
     rule1: EndpointRule | None = option("record", _RULES[0], record=EndpointRule, can_be_off=True)
     rule2: EndpointRule | None = option("record", _RULES[1], record=EndpointRule, can_be_off=True)
     rule3: EndpointRule | None = option("record", _RULES[2], record=EndpointRule, can_be_off=True)
     pause: float | None = option("number", 0.5, least=SHORTEST_PAUSE_S, unit="seconds", can_be_off=True)
+    turn: float | None = option("number", above=0, most=1, can_be_off=True, lost="silence alone ends utterances")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -484,6 +484,7 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_INVALID_ARGUMENT: padding_s must be from 0 to 10, got 10.5",
         "U2MOE_INVALID_ARGUMENT: ctc_weight must be from 0 to 1000000000, got nan",
         "U2MOE_INVALID_ARGUMENT: pause must be from 0.4 to 1000000000, got 0.1",
+        "U2MOE_INVALID_ARGUMENT: turn must be from 0 to 1, got 1.5",
         f"U2MOE_INVALID_ARGUMENT: search must be one of {', '.join(SEARCHES)}, got 'viterbi'",
         "U2MOE_INVALID_ARGUMENT: length_penalty must be from -10 to 10, got 11",
         "U2MOE_INVALID_ARGUMENT: endpoint rules need silence or a length above 0 seconds",

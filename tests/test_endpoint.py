@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
 from u2moe.runtime.options import EndpointConfig, EndpointRule
 
@@ -59,6 +62,51 @@ def test_rules_can_be_switched_off():
     only3 = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=2, min_trailing_silence=0.2))
     endpoint = Endpointer(only3, FRAME_S).advance(log_probs("x" * 70 + "_" * 9))
     assert endpoint == Endpoint(num_frames=75, rule=3, trailing_silence=5)
+
+
+class SayingFusion:
+    """A language model that finds what it is told of each number of tokens."""
+
+    def __init__(self, *ends):
+        self.ends, self.ngrams = ends, SimpleNamespace(end=None if None in ends else 1)
+
+    def end_probability(self, tokens):
+        return self.ends[len(tokens)]
+
+
+def heard(*scores):
+    """Hypotheses with 1, 2, ... tokens."""
+    return [Hypothesis(tokens=[1] * num, score=score, times=[0] * num) for num, score in enumerate(scores, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("ends", "hypotheses", "num_frames"),
+    [
+        ((0, 0.3), heard(-5.0), 16),
+        ((0, 0.1), heard(-5.0), 16),
+        ((0, 0.09), heard(-5.0), 46),
+        ((0, 0.3, 0.0), heard(-5.0, -5.5), 16),
+        ((0, 0.3, 0.0), heard(-5.0, -4.0), 46),
+        ((None, 0.3), heard(-5.0), 31),
+    ],
+)
+def test_the_end_of_a_turn_is_early_where_a_sentence_ends_and_late_where_it_does_not(ends, hypotheses, num_frames):
+    """After half of the silence of rule 2, or half as much again; of several hypotheses by their shares."""
+    asked, frames = [], log_probs("x" + "_" * 59)
+    for fusion in (SayingFusion(*ends), None):
+        endpointer = Endpointer(EndpointConfig(turn=0.1), FRAME_S, fusion=fusion)
+        found = endpointer.advance(frames, lambda num: asked.append(num) or hypotheses)
+        assert found == Endpoint(num_frames=num_frames, rule=2, trailing_silence=num_frames - 1)
+        num_frames = 31
+    assert asked == ([] if None in ends else [16])
+
+
+def test_a_turn_is_asked_about_once_in_each_silence():
+    asked = []
+    endpointer = Endpointer(EndpointConfig(turn=0.1), FRAME_S, fusion=SayingFusion(0, 0.05))
+    pattern = "x" + "_" * 20 + "x_x" + "_" * 44
+    assert endpointer.advance(log_probs(pattern), lambda num: asked.append(num) or heard(0.0)) is None
+    assert asked == [16, 39]
 
 
 @given(st.lists(st.sampled_from("___x"), min_size=1, max_size=400), st.lists(st.integers(0, 50), max_size=20))

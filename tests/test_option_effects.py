@@ -68,6 +68,15 @@ def test_every_option_changes_results(demo, clip, name):
     assert demo.transcribe(clip, options=after) != demo.transcribe(clip, options=before)
 
 
+def test_turn_moves_the_ends_of_utterances_by_a_language_model(demo, clip):
+    rule2 = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=0.36)
+    before = DecodingOptions(chunk_size=16, endpoint=EndpointConfig(rule2=rule2))
+    after = dataclasses.replace(before, endpoint=EndpointConfig(rule2=rule2, turn=1e-6))
+    assert demo.transcribe(clip, options=after) != demo.transcribe(clip, options=before)
+    alone = [dataclasses.replace(each, language_model="none") for each in (before, after)]
+    assert demo.transcribe(clip, options=alone[0]) == demo.transcribe(clip, options=alone[1])
+
+
 @pytest.mark.parametrize("name", [name for name, declared in OPTIONS.items() if declared.in_bundle])
 def test_a_bundle_chooses_the_default(demo, clip, name):
     bundle, value = copy.copy(demo.bundle), None if name == "language_model" else OTHERS[name]

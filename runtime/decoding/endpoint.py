@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.decoding.ctc import Hypothesis
+from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pauses import first_pause
 from u2moe.runtime.options import SHORTEST_PAUSE_S, EndpointConfig
 
@@ -22,6 +25,8 @@ PAUSE = 0
 
 _SILENT_BEFORE_CUT_S = 0.12
 """A pause with a token this close before its middle is quiet speech."""
+_EARLY, _LATE = 0.5, 1.5
+"""Factors of the silence of rule 2 where a sentence is likely to have ended, and where it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +49,30 @@ class Endpoint:
 
 
 class Endpointer:
-    """Finds the first frame at which a rule fires, for any split of the frames."""
+    """Finds the first frame at which a rule fires, for any split of the frames.
 
-    def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0) -> None:
-        """Start an utterance with frames `frame_s` seconds apart."""
+    With `EndpointConfig.turn`, whether a sentence has ended is asked once in each silence, when it is long enough for
+    an early end. All hypotheses of the first pass are asked: only those that agree say it clearly.
+    """
+
+    def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0, fusion: Fusion | None = None) -> None:
+        """Start an utterance with frames `frame_s` seconds apart; the language model is for `EndpointConfig.turn`."""
         self._blank = blank
+        self._fusion = fusion if config.turn and fusion and fusion.ngrams.end is not None else None
+        self._turn = config.turn or 1.0
+
         # Seconds as whole frames: 1.2 s of 40 ms is 30 frames although 30 * 0.04 < 1.2 in floating point.
-        self._rules = [
-            (number, rule.must_contain_nonsilence, _frames(rule.min_trailing_silence, frame_s),
-             _frames(rule.min_utterance_length, frame_s))
-            for number, rule in config.rules
-        ]  # fmt: skip
+        def in_frames(factor: float) -> list[tuple[int, bool, int, int]]:
+            """The rules, with the silence of rule 2 times `factor`."""
+            return [
+                (number, rule.must_contain_nonsilence,
+                 _frames(rule.min_trailing_silence * (factor if number == 2 else 1), frame_s),
+                 _frames(rule.min_utterance_length, frame_s))
+                for number, rule in config.rules
+            ]  # fmt: skip
+
+        self._early, self._late = (in_frames(factor if self._fusion else 1) for factor in (_EARLY, _LATE))
+        self._num_asked = next((silence for number, _, silence, _ in self._early if number == 2), 0)
         self.reset()
 
     def reset(self) -> None:
@@ -62,21 +80,31 @@ class Endpointer:
         self._num_frames = 0
         self._num_silent = 0
         self._has_speech = False
+        self._rules = self._late
 
     @property
     def trailing_silence(self) -> int:
         """Number of silent frames at the end so far."""
         return self._num_silent
 
-    def advance(self, log_probs: npt.NDArray[np.float32]) -> Endpoint | None:
+    def advance(
+        self, log_probs: npt.NDArray[np.float32], search_to: Callable[[int], Sequence[Hypothesis]] | None = None
+    ) -> Endpoint | None:
         """Continue through log-probabilities [time, vocab]; None while no rule fires.
 
         When a rule fires, the utterance has ended: call `reset`, and pass the frames after `Endpoint.num_frames` again.
+        For `EndpointConfig.turn`, `search_to` gives the hypotheses after some of these frames; their number rises from
+        call to call.
         """
         for index, silent in enumerate((log_probs[:, self._blank] > SILENCE_LOG_PROB).tolist(), start=1):
             self._num_frames += 1
             self._num_silent = self._num_silent + 1 if silent else 0
             self._has_speech = self._has_speech or not silent
+            if not silent:
+                self._rules = self._late
+            elif search_to and self._fusion and self._num_silent == self._num_asked:
+                is_over = end_probability(search_to(index), self._fusion) >= self._turn
+                self._rules = self._early if is_over else self._late
             for number, needs_speech, silence, length in self._rules:
                 if (
                     self._num_silent >= silence
@@ -85,6 +113,13 @@ class Endpointer:
                 ):
                     return Endpoint(num_frames=index, rule=number, trailing_silence=self._num_silent)
         return None
+
+
+def end_probability(hypotheses: Sequence[Hypothesis], fusion: Fusion) -> float:
+    """The language model's probability that a sentence ends here, over hypotheses of a beam, best first."""
+    shares = [math.exp(each.score - hypotheses[0].score) for each in hypotheses]
+    ends = (share * fusion.end_probability(each.tokens) for share, each in zip(shares, hypotheses, strict=True))
+    return sum(ends) / sum(shares)
 
 
 class PauseRule:

@@ -141,6 +141,14 @@ class Fusion:
             score += self._scale * self.ngrams.step(state.history, self.ngrams.end)[0]
         return score
 
+    def end_probability(self, tokens: Sequence[int]) -> float:
+        """The probability that a sentence ends after these tokens; 0 if the model knows no ends."""
+        state = self.start
+        for token in tokens:
+            state, _ = self.advance(state, token)
+        state, _ = self._read(state, WORD_BOUNDARY)
+        return 0.0 if self.ngrams.end is None else math.pow(10, self.ngrams.step(state.history, self.ngrams.end)[0])
+
     def score(self, tokens: Sequence[int]) -> float:
         """The score of a finished hypothesis; 0 for an empty one."""
         state, total = self.start, 0.0

@@ -90,7 +90,8 @@ class StreamState:
         self._released = threading.Condition(self.lock)
         self._decoder: int | None = None
         self._num_resets = 0
-        self._endpointer = Endpointer(options.endpoint, self.frame_s, model.config.blank) if options.endpoint else None
+        blank, endpoint = model.config.blank, options.endpoint
+        self._endpointer = Endpointer(endpoint, self.frame_s, blank, fusion) if endpoint else None
         self.reset()
 
     def reset(self) -> None:

@@ -108,15 +108,23 @@ class Utterance:
 
     def advance(self, frames: Frames, endpointer: Endpointer | None) -> None:
         """Add frames and search them, up to the point where the rules of `endpointer` end the utterance."""
+        num_searched = 0
+
+        def search_to(num_frames: int) -> list[Hypothesis]:
+            nonlocal num_searched
+            self._advance(frames.log_probs[num_searched:num_frames])
+            num_searched = num_frames
+            return self._search.hypotheses()
+
         if endpointer is not None:
-            self.endpoint = endpointer.advance(frames.log_probs)
+            self.endpoint = endpointer.advance(frames.log_probs, search_to)
         if self.endpoint is not None:
             self.surplus = frames[self.endpoint.num_frames :]
             frames = frames[: self.endpoint.num_frames]
         self.num_frames += len(frames)
         if self._keeps_output:
             self._outputs.append(frames.output)
-        self._advance(frames.log_probs)
+        self._advance(frames.log_probs[num_searched:])
         self._result = None
 
     def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:

@@ -60,6 +60,7 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
       const Json rules = Records().completed(endpoint, "EndpointConfig");
       options.rules = rules_of(rules);
       options.pause = pause_of(rules);
+      options.turn = turn_of(rules);
     }
   }
   if (json.given("hotwords")) {

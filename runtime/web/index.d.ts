@@ -93,6 +93,9 @@ export interface EndpointConfig {
   rule3?: EndpointRule | null;
   /** With full context, the shortest pause that ends an utterance of a long recording, in seconds; null: none does. Default: 0.5. */
   pause?: number | null;
+  /** The language model's probability of the end of a sentence from which rule 2 needs half of its silence, below half as much
+   * again; null: silence alone decides. Default: null. */
+  turn?: number | null;
 }
 
 export interface LanguageModelOptions {

@@ -90,6 +90,16 @@ def endpoints():
     return {"symbols": SYMBOLS, "cases": cases}
 
 
+def partials():
+    """Utterances that are ended within speech: what is shown of them until their final results."""
+    cases = []
+    for seed in range(4):
+        rules = {"rule1": None, "rule2": None, "rule3": {**LONG, "min_utterance_length": 1.0 + seed / 5}}
+        frames = listed(random_frames(60 + seed, 120))
+        cases.append({"name": str(seed), "endpoint": rules, "chunk_size": 4 + seed, "frames": frames})
+    return {"symbols": SYMBOLS, "cases": cases}
+
+
 def pauses():
     random = np.random.default_rng(2)
     cases = []
@@ -178,6 +188,7 @@ def recordings():
         "left chunks": (1, {"chunk_size": 8, "num_left_chunks": 2, "beam_size": 4, "endpoint": {}}),
         "one utterance": (1, {"chunk_size": 16, "endpoint": None}),
         "rules": (1, {"chunk_size": 16, "endpoint": {"rule1": None, "rule2": SILENT, "rule3": LONG}}),
+        "turn": (1, {"chunk_size": 16, "endpoint": {"turn": 0.1}, "language_model": weights}),
         "padding": (1, {"chunk_size": 16, "padding_s": 0.5, "endpoint": {}}),
         "blank penalty": (1, {"chunk_size": 16, "blank_penalty": 8.0, "endpoint": {}}),
         "one pass": (1, {"chunk_size": 16, "search": "ctc_prefix_beam", "endpoint": {}}),
@@ -231,7 +242,8 @@ def defaults():
 
 def write():
     kinds = {
-        "search": searches(), "endpoint": endpoints(), "pauses": pauses(), "padding": paddings(),
+        "search": searches(), "endpoint": endpoints(), "partials": partials(), "pauses": pauses(),
+        "padding": paddings(),
         "resampling": resamplings(), "rescoring": rescorings(), "written": writings(), "recordings": recordings(),
         "defaults": defaults(),
     }  # fmt: skip

@@ -12,9 +12,8 @@
 #include "endpoint.hpp"
 #include "errors.hpp"
 #include "json.hpp"
-#include "feature_extractor.hpp"
+#include "recognition.hpp"
 #include "resampler.hpp"
-#include "result.hpp"
 
 using namespace u2moe::runtime;
 
@@ -116,17 +115,64 @@ std::optional<EndpointRule> rule_of(const Json& json) {
   return EndpointRule{json["must_contain_nonsilence"].boolean(), json["min_trailing_silence"].number(), json["min_utterance_length"].number()};
 }
 
+EndpointRules all_rules(const Json& json) { return {rule_of(json["rule1"]), rule_of(json["rule2"]), rule_of(json["rule3"])}; }
+
 std::string endpoint(const Json& json, const Json& shared) {
   const Vocabulary vocabulary = vocabulary_of(shared);
   const std::vector<float> frames = matrix(json["frames"]);
-  const Json& rules = json["endpoint"];
-  Endpointer endpointer({rule_of(rules["rule1"]), rule_of(rules["rule2"]), rule_of(rules["rule3"])}, json["frame_s"].number(), 0);
-  const auto found = endpointer.advance(frames.data(), frames.size() / vocabulary.size(), vocabulary.size());
+  Endpointer endpointer(all_rules(json["endpoint"]), json["frame_s"].number(), 0);
+  const auto found = endpointer.advance(frames.data(), frames.size() / vocabulary.size(), vocabulary.size(), [](std::size_t) { return 0; });
   const auto cut = find_cut(vocabulary, numbers<int>(json["tokens"]), frames, vocabulary.size(), 0);
   return object({{"endpoint", found ? object({{"num_frames", std::to_string(found->num_frames)},
                                               {"trailing_silence", std::to_string(found->trailing_silence)}})
                                     : "null"},
                  {"cut", cut ? std::to_string(*cut) : "null"}});
+}
+
+// What is shown of each utterance when its second pass begins. The encoder numbers frames, for which the CTC head has those given.
+std::string partials(const Json& json, const Json& shared) {
+  const Vocabulary vocabulary = vocabulary_of(shared);
+  const std::vector<float> frames = matrix(json["frames"]);
+  Manifest m;
+  m.streaming = m.has_decoder = true;
+  m.output_size = 1;
+  m.vocab_size = static_cast<int>(vocabulary.size());
+  m.feature_size = m.num_mel_bins;
+  m.subsampling_rate = 4;
+  m.right_context = 6;
+  StreamOptions options(m);
+  options.chunk_size = json["chunk_size"].integer(1, 100);
+  options.rules = all_rules(json["endpoint"]);
+  Recognition recognition(m, vocabulary, options);
+  recognition.accept(Floats(240 + (4 * frames.size() / vocabulary.size() + 3) * 160));
+  recognition.finish();
+  std::vector<Result> found;
+  float number = 0;
+  while (const std::optional<Request> request = recognition.next()) {
+    const std::size_t num = request->input->size(), bins = static_cast<std::size_t>(m.num_mel_bins);
+    Floats output;
+    if (request->graph == Request::Graph::kFeatures) {
+      output.resize(((num - 400) / 160 + 1) * bins);
+    } else if (request->graph == Request::Graph::kEncoder) {
+      output.resize((num / bins - 7) / 4 + 1);
+      for (float& each : output) each = number++;
+    } else if (request->graph == Request::Graph::kCtc) {
+      for (const float each : *request->input) {
+        const auto row = frames.begin() + static_cast<std::ptrdiff_t>(each) * m.vocab_size;
+        output.insert(output.end(), row, row + m.vocab_size);
+      }
+    } else {
+      found.push_back(recognition.result());
+      const std::size_t width = request->sequences->longest + 1;
+      recognition.give(TokenScores{Floats(request->sequences->lengths.size() * width), {}, width, {}});
+      continue;
+    }
+    recognition.give(std::move(output));
+  }
+  const auto shown = [](const Result& each) {
+    return "[" + json_text(each.text) + ", " + json_text(each.tokens) + ", " + std::to_string(each.num_committed) + ", " + json_text(each.committed_end) + "]";
+  };
+  return object({{"partials", json_list(found, shown)}});
 }
 
 std::string pauses(const Json& json, const Json&) {
@@ -221,7 +267,7 @@ std::string written_case(const Json& json, const Json&) {
 std::string case_results(const std::string& kind, const Json& content);
 std::string case_results(const std::string& kind, const Json& content) {
   const std::map<std::string, std::string (*)(const Json&, const Json&)> kinds = {
-      {"search", search}, {"endpoint", endpoint}, {"pauses", pauses}, {"padding", padding}, {"resampling", resampling}, {"rescoring", rescoring},
+      {"search", search}, {"endpoint", endpoint}, {"partials", partials}, {"pauses", pauses}, {"padding", padding}, {"resampling", resampling}, {"rescoring", rescoring},
       {"written", written_case}};
   return json_list(content["cases"].array(), [&](const Json& each) { return kinds.at(kind)(each, content); });
 }

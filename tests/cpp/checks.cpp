@@ -220,6 +220,7 @@ void misuse(char** argv) {
   refuse([](u2moe::StreamOptions& options) { options.padding_s = 10.5; });
   refuse([](u2moe::StreamOptions& options) { options.ctc_weight = std::nan(""); });
   refuse([](u2moe::StreamOptions& options) { options.pause = 0.1; });
+  refuse([](u2moe::StreamOptions& options) { options.turn = 1.5; });
   refuse([](u2moe::StreamOptions& options) { options.search = "viterbi"; });
   refuse([](u2moe::StreamOptions& options) { options.length_penalty = 11; });
   refuse([](u2moe::StreamOptions& options) { options.rules[1] = {0, std::nan(""), 1}; });

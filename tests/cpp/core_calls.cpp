@@ -23,7 +23,7 @@ const T& any(const T (&items)[kSize]) {
 
 const char* const kOptions[] = {
     R"({"hotwords": ["A", ["a", 2.5]], "beam_size": 4, "chunk_size": 8, "num_left_chunks": 4, "written": true})",
-    R"({"search": "attention", "length_penalty": 1, "endpoint": {"rule1": null, "rule2": {"min_trailing_silence": 0.3}, "pause": 0.5}})",
+    R"({"search": "attention", "length_penalty": 1, "endpoint": {"rule1": null, "rule2": {"min_trailing_silence": 0.3}, "pause": 0.5, "turn": 0.1}})",
     R"({"search": "attention_rescoring", "ctc_weight": 0.5, "reverse_weight": 0.3, "padding_s": 0.3, "endpoint": true, "chunk_size": -1})",
     R"({"search": "ctc_greedy", "endpoint": {"rule1": {"must_contain_nonsilence": true, "min_utterance_length": 0.5}, "pause": null}})",
     R"({"vad": {"threshold": 0.5, "end_threshold": 0.3, "min_silence": 0.2, "padding": 0.1}, "search": "ctc_prefix_beam"})",

@@ -79,6 +79,7 @@ class Caller {
     if (rarely()) options.padding_s = odd_number();
     if (rarely()) options.ctc_weight = odd_number();
     if (rarely()) options.pause = odd_number();
+    if (rarely()) options.turn = odd_number();
     if (rarely()) options.search = rarely() ? "none" : number(2) ? "ctc_greedy" : "attention";
     if (rarely()) options.length_penalty = odd_number();
     if (rarely()) options.rules[number(3)] = {1, odd_number(), odd_number()};

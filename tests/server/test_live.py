@@ -56,7 +56,7 @@ def test_options(server, speech, expected):
 
 
 def test_endpoint_rules_of_the_client(server, speech):
-    rules = {"rule1": None, "rule2": None, "rule3": {"min_utterance_length": 3.0}}
+    rules = {"rule1": None, "rule2": None, "rule3": {"min_utterance_length": 3.0}, "pause": None, "turn": 0.1}
     with server.connect() as client:
         client.start(endpoint=rules)
         client.play(speech())

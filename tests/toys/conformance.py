@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from manifests import edited
 from searches import SYMBOLS, VOCABULARY
+from tones import CONFIG, MANIFEST, RATE, ToySession
 
 from u2moe.runtime import (
     Bundle,
@@ -22,6 +23,7 @@ from u2moe.runtime import (
     EndpointConfig,
     EndpointRule,
     LanguageModelOptions,
+    Recognizer,
     TextFormat,
     TextFormatter,
     VadOptions,
@@ -37,8 +39,10 @@ from u2moe.runtime.decoding.endpoint import Endpointer
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.language_model_weights import attach
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
+from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModel
+from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.options import RescoringWeights
 from u2moe.runtime.result import Alternative, Result, WordResult
@@ -93,8 +97,9 @@ def _search(case, shared, folder):
 
 def rules_of(options):
     """An EndpointConfig from JSON."""
-    rules = {name: value and EndpointRule(**value) for name, value in options.items() if name != "pause"}
-    return EndpointConfig(**rules, **({"pause": options["pause"]} if "pause" in options else {}))
+    return EndpointConfig(
+        **{name: EndpointRule(**value) if isinstance(value, dict) else value for name, value in options.items()}
+    )
 
 
 def demo_with_defaults(kind, folder):
@@ -154,6 +159,41 @@ def _endpoint(case, _shared, _folder):
         "endpoint": found and {"num_frames": found.num_frames, "trailing_silence": found.trailing_silence},
         "cut": find_cut(VOCABULARY, case["tokens"], frames_of(case)),
     }
+
+
+class NumberedModel(ToySession):
+    """Its encoder numbers frames from 0, for which its CTC head has given log-probabilities."""
+
+    has_decoder, search_library = False, None
+
+    def __init__(self, frames):
+        super().__init__()
+        self.config = dataclasses.replace(CONFIG, output_size=1, vocab_size=len(SYMBOLS))
+        self.manifest, self.vocabulary = dataclasses.replace(MANIFEST, model=self.config), VOCABULARY
+        self.encoder, self.frames, self.num_encoded = Encoder(self, self.config), frames, 0
+
+    def run(self, feeds):
+        found = super().run(feeds)
+        num = found["output"].shape[1]
+        self.num_encoded += num
+        numbers = np.arange(self.num_encoded - num, self.num_encoded, dtype=np.float32)
+        return {**found, "output": numbers.reshape(1, -1, 1)}
+
+    def ctc(self, encoder_out):
+        return self.frames[encoder_out[:, 0].astype(int)]
+
+
+def _partials(case, _shared, _folder):
+    model, partials = NumberedModel(frames_of(case)), []
+    observer = Observer(concluded=lambda _: partials.append(stream.get_result()))
+    recognizer = Recognizer(model, model, observer=observer)
+    stream = recognizer.create_stream(
+        DecodingOptions(chunk_size=case["chunk_size"], endpoint=rules_of(case["endpoint"]))
+    )
+    stream.accept_waveform(RATE, np.zeros(240 + (4 * len(model.frames) + 3) * 160, np.float32))
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    return {"partials": [[each.text, each.tokens, each.num_committed, each.committed_end] for each in partials]}
 
 
 def _pauses(case, _shared, _folder):
@@ -216,6 +256,7 @@ def _written(case, _shared, _folder):
 COMPUTED = {
     "search": _search,
     "endpoint": _endpoint,
+    "partials": _partials,
     "pauses": _pauses,
     "padding": _padding,
     "resampling": _resampling,

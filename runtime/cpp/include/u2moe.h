@@ -250,6 +250,8 @@ typedef struct u2moe_stream_options {
   double blank_penalty;      /* taken from the score of the blank before the softmax, in the first pass, so that fewer words are
                               * left out and more are inserted; negative: as in the bundle */
   double max_queue_s;        /* seconds of audio that may wait in u2moe_stream_feed and u2moe_transcriber_feed; 10 */
+  double turn;               /* the language model's probability of the end of a sentence from which the second rule needs half of
+                              * its silence, below half as much again; 0: silence alone decides; negative: as in the bundle */
 } u2moe_stream_options;
 
 U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, size_t size);

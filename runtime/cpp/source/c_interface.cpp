@@ -218,7 +218,7 @@ const Defaults<u2moe_stream_options> kStreamOptions = [] {
   auto options = with_defaults<StreamNumbers>(u2moe_stream_options{});
   options.endpoint = 1;
   for (u2moe_endpoint_rule& rule : options.rules) rule = {-1, -1, -1};
-  options.pause = -1;
+  options.pause = options.turn = -1;
   options.max_queue_s = 10;
   return Defaults<u2moe_stream_options>{options, "u2moe_stream_options"};
 }();
@@ -263,6 +263,7 @@ StreamOptions options_of(const u2moe_stream_options& options, const Model& model
   if (options.search) found.search = search_of(options.search);
   found.endpoint = options.endpoint != 0;
   if (!(options.pause < 0)) found.pause = options.pause;
+  if (!(options.turn < 0)) found.turn = options.turn;
   found.written = options.written != 0;
   for (std::size_t i = 0; i < found.rules.size(); ++i) {
     const u2moe_endpoint_rule& rule = options.rules[i];

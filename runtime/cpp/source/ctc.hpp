@@ -207,6 +207,17 @@ class PrefixBeamSearch : public CtcSearch {
   std::vector<Commitment> commitments_;  // of each search
 };
 
+/// The language model's probability that a sentence ends here, over hypotheses of a beam, best first.
+inline double end_probability(const std::vector<Hypothesis>& hypotheses, FusionStates& states) {
+  double total = 0, ends = 0;
+  for (const Hypothesis& each : hypotheses) {
+    const double share = std::exp(each.score - hypotheses[0].score);
+    total += share;
+    ends += share * states.end_probability(each.tokens);
+  }
+  return ends / total;
+}
+
 /// The frames of a token.
 struct FrameSpan {
   std::ptrdiff_t start = -1, end = -1;

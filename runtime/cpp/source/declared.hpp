@@ -139,7 +139,7 @@ constexpr const char* kDeclared = R"({
 "FeatureConfig": {"sample_rate": ["", 16000], "num_mel_bins": ["", 80], "frame_length_ms": ["", 25.0], "frame_shift_ms": ["", 10.0], "window": ["", "povey"], "num_ceps": ["", 0], "low_hz": ["", 20.0], "high_hz": ["", 0.0]},
 "TextConfig": {"tokenizer": ["", "char"], "unk": ["", null]},
 "DecodingConfig": {"ctc_weight": ["", 0.3], "reverse_weight": ["", 0.3], "beam_size": ["", 10], "padding_s": ["", 0.0], "blank_penalty": ["", 0.0], "endpoint": ["EndpointConfig", {}], "hotwords": ["", []], "language_model": ["BundledLanguageModel", null]},
-"EndpointConfig": {"rule1": ["EndpointRule", {"min_trailing_silence": 2.4}], "rule2": ["EndpointRule", {"must_contain_nonsilence": true, "min_trailing_silence": 1.2}], "rule3": ["EndpointRule", {"min_utterance_length": 20.0}], "pause": ["", 0.5]},
+"EndpointConfig": {"rule1": ["EndpointRule", {"min_trailing_silence": 2.4}], "rule2": ["EndpointRule", {"must_contain_nonsilence": true, "min_trailing_silence": 1.2}], "rule3": ["EndpointRule", {"min_utterance_length": 20.0}], "pause": ["", 0.5], "turn": ["", null]},
 "EndpointRule": {"must_contain_nonsilence": ["", false], "min_trailing_silence": ["", 0.0], "min_utterance_length": ["", 0.0]},
 "BundledLanguageModel": {"weight": ["", 0.5], "word_bonus": ["", 0.5], "unknown_score": ["", -5.0], "rescoring_weight": ["", 1.0], "level": ["", null], "file": [""]},
 "FileDigest": {"sha256": [""], "size": [""], "blocks": ["", []]},

@@ -83,7 +83,8 @@ struct Endpoint {
 
 class Endpointer {
  public:
-  Endpointer(const EndpointRules& rules, double frame_s, int blank) : blank_(blank) {
+  /// @param turn probability of the end of a sentence from which rule 2 needs half of its silence, below half as much again; 0: none.
+  Endpointer(const EndpointRules& rules, double frame_s, int blank, double turn = 0) : blank_(blank), turn_(turn) {
     const auto frames = [frame_s](double seconds) {
       constexpr int never = std::numeric_limits<int>::max();
       // 1.2 s of 40 ms is 30 frames although 30 * 0.04 < 1.2 in floating point
@@ -92,26 +93,35 @@ class Endpointer {
     };
     for (const std::optional<EndpointRule>& rule : rules) {
       if (!rule) continue;
-      rules_.push_back({rule->must_contain_nonsilence, frames(rule->min_trailing_silence), frames(rule->min_utterance_length)});
+      const bool asks = turn > 0 && &rule == &rules[1];
+      const double silence = rule->min_trailing_silence;
+      const Rule early{rule->must_contain_nonsilence, frames(silence * (asks ? 0.5 : 1)), frames(rule->min_utterance_length)};
+      early_.push_back(early);
+      late_.push_back({early.needs_speech, frames(silence * (asks ? 1.5 : 1)), early.length});
+      if (asks) num_asked_ = early.silence;
     }
   }
 
   void reset() {
     num_frames_ = num_silent_ = 0;
-    has_speech_ = false;
+    has_speech_ = is_over_ = false;
   }
 
   int trailing_silence() const { return num_silent_; }
 
   /// Continue through log-probabilities [frames, vocab], up to the frame at which a rule fires.
-  std::optional<Endpoint> advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) {
+  /// @param end_probability of a sentence after so many of these frames: a function that is called with more from call to call.
+  template <class EndProbability>
+  std::optional<Endpoint> advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, EndProbability end_probability) {
     static const double silence_log_prob = std::log(0.8);
     for (std::size_t index = 0; index < num_frames; ++index) {
       const bool silent = static_cast<double>(log_probs[index * vocab_size + static_cast<std::size_t>(blank_)]) > silence_log_prob;
       ++num_frames_;
       num_silent_ = silent ? num_silent_ + 1 : 0;
       has_speech_ |= !silent;
-      for (const Rule& rule : rules_) {
+      if (!silent) is_over_ = false;
+      else if (num_silent_ == num_asked_) is_over_ = end_probability(index + 1) >= turn_;
+      for (const Rule& rule : is_over_ ? early_ : late_) {
         if (num_silent_ >= rule.silence && num_frames_ >= rule.length && (has_speech_ || !rule.needs_speech)) {
           return Endpoint{index + 1, num_silent_};
         }
@@ -126,10 +136,11 @@ class Endpointer {
     int silence, length;  // frames
   };
 
-  std::vector<Rule> rules_;
-  int blank_;
+  std::vector<Rule> early_, late_;
+  int blank_, num_asked_ = 0;  // silent frames after which it is asked whether a sentence is over
+  double turn_;
   int num_frames_ = 0, num_silent_ = 0;
-  bool has_speech_ = false;
+  bool has_speech_ = false, is_over_ = false;
 };
 
 /// With full context, ends a window of a long recording, and the utterance, in the middle of its first pause: `end_of_window`

@@ -106,6 +106,7 @@ class Fusion {
   }
 
   double rescoring_weight() const { return rescoring_weight_; }
+  bool knows_ends() const { return ngrams_->end().has_value(); }  ///< of sentences
   /// Whether it was made for this vocabulary.
   bool is_of(const Vocabulary& vocabulary) const { return fingerprint_ == vocabulary.fingerprint(); }
 
@@ -232,6 +233,14 @@ class FusionStates {
     double score = last.score;
     if (const std::optional<Id>& end = ngrams_.end()) score += fusion_->scale_ * ngrams_.step(last.state->history, *end).first;
     return score;
+  }
+
+  /// The probability that a sentence ends after tokens; 0 if the model knows no ends.
+  double end_probability(const std::vector<int>& tokens) {
+    FusionStatePtr state = start_;
+    for (const int token : tokens) state = FusionStatePtr(advance(*state, token).state);
+    const std::optional<Id>& end = ngrams_.end();
+    return end ? std::pow(10, ngrams_.step(read(*state, {kBoundary}).state->history, *end).first) : 0;
   }
 
   const FusionState::Losses& losses(FusionState& state) {

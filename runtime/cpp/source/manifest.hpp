@@ -35,6 +35,9 @@ inline EndpointRules rules_of(const Json& json) {
 /// The shortest pause of a complete EndpointConfig in seconds; 0: none.
 inline double pause_of(const Json& json) { return json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9); }
 
+/// What a complete EndpointConfig has as `turn`; 0: none.
+inline double turn_of(const Json& json) { return json["turn"].is_null() ? 0 : json["turn"].number(1e-9, 1); }
+
 /// What a stream keeps from chunk to chunk in one tensor: zeros [blocks, 1, ...] at the start.
 struct CacheLayout {
   std::string name;
@@ -82,7 +85,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
   std::optional<StaticForm> form;  ///< of the encoder, if its shape is fixed
   StreamNumbers numbers;  ///< like all up to `weights` defaults of StreamOptions
   EndpointRules rules;
-  double pause = 0;
+  double pause = 0, turn = 0;
   std::string hotwords;          ///< lines for `parse_hotwords`
   std::string language_model;    ///< name of a file; empty: none
   LanguageModelOptions weights;  ///< of the language model
@@ -152,6 +155,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
     read_numbers(decoding, m.numbers);
     m.rules = rules_of(decoding["endpoint"]);
     m.pause = pause_of(decoding["endpoint"]);
+    m.turn = turn_of(decoding["endpoint"]);
     for (const Json& line : decoding["hotwords"].array()) m.hotwords += line.string() + "\n";
     if (decoding.given("language_model")) {
       const Json& own = decoding["language_model"];

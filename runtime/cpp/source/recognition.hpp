@@ -21,13 +21,13 @@ struct StreamOptions : StreamNumbers {
   static constexpr int kFullContext = U2MOE_FULL_CONTEXT;
 
   /// Those of a bundle.
-  explicit StreamOptions(const Manifest& m) : StreamNumbers(m.numbers), rules(m.rules), pause(m.pause) {}
+  explicit StreamOptions(const Manifest& m) : StreamNumbers(m.numbers), rules(m.rules), pause(m.pause), turn(m.turn) {}
 
   int chunk_size = 0;
   Search search = Search::kDefault;
   bool endpoint = true;
   EndpointRules rules;
-  double pause;
+  double pause, turn;
   std::shared_ptr<const ContextGraph> hotwords = nullptr;
   std::shared_ptr<const Fusion> language_model = nullptr;
   bool written = false;
@@ -42,6 +42,7 @@ struct StreamOptions : StreamNumbers {
     check_range("chunk_size", chunk_size, kFullContext, 10000);
     check_numbers<StreamNumbers>(*this);
     if (pause != 0) check_range("pause", pause, kShortestPauseS, 1e9);
+    check_range("turn", turn, 0, 1);
     for (const std::optional<EndpointRule>& rule : rules) {
       if (rule && !rule->is_valid()) fail<InvalidArgument>("endpoint rules need silence or a length above 0 seconds");
     }
@@ -114,7 +115,7 @@ class Recognition {
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options)
       : manifest_(&manifest), vocabulary_(&vocabulary), options_(options.for_bundle(manifest, vocabulary)),
         extractor_(m(), extractor_chunk_size(), has_full_context(), options_.padding_s), search_(new_search()),
-        endpointer_(options_.rules, m().frame_s(), m().blank),
+        endpointer_(options_.rules, m().frame_s(), m().blank, knows_ends() ? options_.turn : 0),
         pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000), commits_(!has_full_context()) {}
 
   const StreamOptions& options() const { return options_; }
@@ -161,6 +162,7 @@ class Recognition {
 
   Result result() const {
     if (last_) return *last_;
+    if (partial_) return *partial_;
     Result result;
     result.segment = number_;
     const Hypothesis best = search_->best();
@@ -193,6 +195,7 @@ class Recognition {
   std::size_t vocab() const { return static_cast<std::size_t>(m().vocab_size); }
   std::size_t dim() const { return static_cast<std::size_t>(m().output_size); }
   bool has_full_context() const { return options_.chunk_size == StreamOptions::kFullContext; }
+  bool knows_ends() const { return options_.language_model && options_.language_model->knows_ends(); }
 
   std::unique_ptr<CtcSearch> new_search() const {
     if (!options_.has_beam()) return std::make_unique<GreedySearch>(m().blank, options_.blank_penalty);
@@ -301,15 +304,24 @@ class Recognition {
   // Add encoder frames to the current utterance, up to its end.
   void advance(const Frames& frames) {
     const std::size_t all = frames.output.size() / dim();
-    std::size_t num = all;
-    if (options_.endpoint) endpoint_ = endpointer_.advance(frames.log_probs.data(), all, vocab());
+    std::size_t num = all, num_searched = 0;
+    const auto search_to = [&](std::size_t end) {
+      search_->advance(frames.log_probs.data() + num_searched * vocab(), end - num_searched, vocab());
+      num_searched = end;
+    };
+    const auto end_of_sentence = [&](std::size_t end) {
+      search_to(end);
+      FusionStates states(options_.language_model);
+      return end_probability(search_->hypotheses(), states);
+    };
+    if (options_.endpoint) endpoint_ = endpointer_.advance(frames.log_probs.data(), all, vocab(), end_of_sentence);
     if (endpoint_) {
       num = endpoint_->num_frames;
       surplus_ = after(frames.output, frames.log_probs, num);
     }
     num_frames_ += num;
     output_.insert(output_.end(), frames.output.begin(), frames.output.begin() + static_cast<std::ptrdiff_t>(num * dim()));
-    search_->advance(frames.log_probs.data(), num, vocab());
+    search_to(num);
     commit();
     if (options_.endpoint && !endpoint_) endpoint_ = pause_rule_.endpoint(start_ + num_frames_, endpointer_.trailing_silence());
   }
@@ -329,6 +341,7 @@ class Recognition {
   void cut(const Floats& log_probs) {
     const auto num = find_cut(*vocabulary_, search_->hypotheses(1)[0].tokens, log_probs, vocab(), m().blank);
     if (!num) return;
+    partial_ = result();
     Frames rest = after(output_, log_probs, *num);
     append(rest.output, surplus_.output);
     append(rest.log_probs, surplus_.log_probs);
@@ -375,6 +388,7 @@ class Recognition {
     num_frames_ = 0;
     output_.clear();
     endpoint_.reset();
+    partial_.reset();
     endpointer_.reset();
     search_ = new_search();
     committed_.clear();
@@ -462,6 +476,7 @@ class Recognition {
   std::optional<Endpoint> endpoint_;
   Frames frames_;                 // of the last window
   Frames surplus_;                // frames after its end, with which the next one begins
+  std::optional<Result> partial_; // of an utterance that was cut, until its final one
   std::optional<Result> last_;    // the result of the last utterance, once it is concluded
   std::vector<Result> segments_;
 };

@@ -132,7 +132,9 @@ def _event(result: Result, request: StreamRequest) -> dict[str, Any]:
 
 def _parse_endpoint(value: Any) -> EndpointConfig:
     try:
-        rules: dict[str, Any] = {name: None if rule is None else EndpointRule(**rule) for name, rule in value.items()}
+        rules: dict[str, Any] = {
+            name: EndpointRule(**given) if isinstance(given, dict) else given for name, given in value.items()
+        }
         config = EndpointConfig(**rules)
     except (AttributeError, TypeError, ValueError) as error:
         raise RequestError(f"endpoint: {error}", "endpoint") from error

@@ -1,0 +1,138 @@
+"""When do utterances end by the language model (`EndpointConfig.turn`), and how often within a sentence?
+
+    python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
+
+A pause is put between two words of each sentence, drawn at random, and silence after its end; both are quiet noise. The
+encoder runs once, in chunks; each rule then searches its output. Delays count audio, the same on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.benchmarks.results.files import publish
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
+from u2moe.runtime import EndpointConfig, EndpointRule, Recognizer
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.decoding.endpoint import Endpointer
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.native_search import new_search
+from u2moe.runtime.decoding.utterance import Frames, Utterance
+from u2moe.runtime.model.features import fbank
+
+RATE = 16_000
+SHORTEST = 4
+"""Words of a sentence."""
+PAUSES_S, SILENCE_S = (0.3, 2.0), 3.0
+_NOISE = 1e-4
+"""Standard deviation of the noise in pauses: no microphone records digital silence."""
+SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)
+"""Seconds of rule 2, and probabilities of a sentence's end beside its default."""
+
+
+def rules() -> dict[str, EndpointConfig]:
+    """Configurations to compare, by name."""
+    found = {f"silence of {each:g} s": EndpointConfig(rule2=_rule(each)) for each in SILENCES}
+    return found | {f"turn={each:g}": EndpointConfig(turn=each) for each in TURNS}
+
+
+def _rule(silence: float) -> EndpointRule:
+    return EndpointRule(must_contain_nonsilence=True, min_trailing_silence=silence)
+
+
+def with_pause(
+    recognizer: Recognizer, recording: Recording, random: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], float] | None:
+    """Samples of a sentence with a pause and silence after it, and when its last word ends; None: it is too short."""
+    samples = read_audio(recording.path, RATE)
+    words = [word for segment in recognizer.align(samples, recording.transcript).segments for word in segment.words]
+    if len(words) < SHORTEST:
+        return None
+    place, pause_s = int(random.integers(1, len(words) - 1)), random.uniform(*PAUSES_S)
+    cut = round((words[place].end + words[place + 1].start) / 2 * RATE)
+    end = round(words[-1].end * RATE)
+    silences = [np.zeros(round(seconds * RATE), np.float32) for seconds in (pause_s, SILENCE_S)]
+    whole = np.concatenate([samples[:cut], silences[0], samples[cut:end], silences[1]])
+    return whole + _NOISE * random.standard_normal(len(whole)).astype(np.float32), end / RATE + len(silences[0]) / RATE
+
+
+def endpoints(
+    recognizer: Recognizer, log_probs: npt.NDArray[np.float32], config: EndpointConfig, fusion: Fusion
+) -> list[float]:
+    """Seconds at which utterances of a stream with these log-probabilities [time, vocab] end."""
+    model, beam_size = recognizer.model, recognizer.bundle.manifest.decoding.beam_size
+    search = partial(new_search, model.search_library, beam_size, model.config.blank, None, fusion)
+    found: list[float] = []
+    start = 0
+    while True:
+        rest = Frames(output=np.zeros((len(log_probs) - start, 1), np.float32), log_probs=log_probs[start:])
+        utterance = Utterance(0, start, search, output_size=1, keeps_output=False, commits=False)
+        utterance.advance(rest, Endpointer(config, model.manifest.frame_s, model.config.blank, fusion))
+        if utterance.endpoint is None:
+            return found
+        start = utterance.end
+        found.append(start * model.manifest.frame_s)
+
+
+def measure(recognizer: Recognizer, recordings: Sequence[Recording], fusion: Fusion, seed: int = 0) -> dict[str, Any]:
+    """How long after the end of the sentence the first utterance ends, and in how many sentences one ends before."""
+    random = np.random.default_rng(seed)
+    delays: dict[str, list[float]] = {name: [] for name in rules()}
+    num_cut = dict.fromkeys(delays, 0)
+    for recording in recordings:
+        if (made := with_pause(recognizer, recording, random)) is None:
+            continue
+        samples, end = made
+        features = fbank(samples, recognizer.bundle.manifest.features)
+        log_probs = recognizer.model.ctc(recognizer.model.encode(features, chunk_size=16, num_left_chunks=4))
+        for name, config in rules().items():
+            found = endpoints(recognizer, log_probs, config, fusion)
+            num_cut[name] += any(each < end for each in found)
+            delays[name] += [each - end for each in found if each >= end][:1]
+    return {
+        name: {"num_cut": num_cut[name], "num_sentences": len(own), **_percentiles(own)} for name, own in delays.items()
+    }
+
+
+def _percentiles(delays: Sequence[float]) -> dict[str, float]:
+    return {f"p{share}": round(float(np.percentile(delays, share)), 2) for share in (50, 90)}
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """Values for the pages: a row for each set and rule, and numbers of all sets for the rules that pages name."""
+    header = ("set", "rule", "delay of the end, median, 90 %", "cut within the sentence")
+    rows = [
+        (name, rule, f"{own['p50']:.2f}, {own['p90']:.2f} s", f"{own['num_cut']} of {own['num_sentences']}")
+        for name, found in results["sets"].items()
+        for rule, own in found.items()
+    ]
+    numbers = {}
+    for key, rule in (("short", "silence of 0.6 s"), ("rule2", "silence of 1.2 s"), ("turn", "turn=0.1")):
+        found = [own[rule] for own in results["sets"].values()]
+        cut, num = (sum(each[name] for each in found) for name in ("num_cut", "num_sentences"))
+        numbers |= {f"{key}_cut": f"{cut / num:.0%}", f"{key}_delay": f"{found[0]['p50']:.2f}"}
+    return {"table": table(header, rows), **numbers}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = recognition_parser("turn", __doc__)
+    parser.add_argument("--most", type=int, help="recordings of each list (default: all)")
+    args = parser.parse_args(argv)
+    recognizer = Recognizer.from_pretrained(args.bundle)
+    if recognizer.language_model is None:
+        raise ValueError(f"{args.bundle}: has no language model")
+    fusion = Fusion(recognizer.language_model, recognizer.vocabulary)
+    sets = {path.stem: measure(recognizer, read_recordings(path)[: args.most], fusion) for path in args.lists}
+    publish(args.results, {"sets": sets}, values, bundle=args.bundle)
+
+
+if __name__ == "__main__":
+    run_script(main)
