@@ -178,7 +178,8 @@ def hear(model: Model, frames: Array) -> Heard:
 def combined_scores(model: Model, output: Array, hypotheses: Sequence[Hypothesis]) -> Array:
     """The second pass's scores of hypotheses, in their order."""
     longest = 1 + max((len(hypothesis.tokens) for hypothesis in hypotheses), default=0)
-    scores, at_once = {}, max(MOST_SCORES // (longest * model.manifest.model.vocab_size), 1)
+    at_once = max(MOST_SCORES // (longest * model.manifest.model.vocab_size), 1)
+    scores: dict[int, float] = {}
     for begin in range(0, len(hypotheses), at_once):
         some = hypotheses[begin : begin + at_once]
         token_scores = model.token_scores(output, [hypothesis.tokens for hypothesis in some])

@@ -95,7 +95,7 @@ class FormatSearch:
         """
         self._meter.unload()
         models = [bundle.load(LeanSettings()) for bundle in (self._run.source, self._versions[-1])]
-        found, doubt = compare(*models, self._audio.chooses), DOUBT
+        found, doubt = compare(models[0], models[1], self._audio.chooses), DOUBT
         del models
         more = sum(map(len, self._audio.judges)) / sum(map(len, self._audio.chooses))
         target = self._damage.divergence * self._bearable(found, doubt, more)
