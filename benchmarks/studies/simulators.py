@@ -53,7 +53,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 """The example and its options."""
 LIMITS = {"qualcomm float16": 1, "qualcomm 16 and 8 bits": 5, "rockchip float16": 1}
 """Of a hundred words, those that may differ from onnxruntime's."""
-HEADER = ("toolchain", "numbers", "on the CPU", "cosine, mean (least)", "same best tokens", "recordings")
+HEADER: tuple[str, ...] = (
+    "toolchain",
+    "numbers",
+    "on the CPU",
+    "cosine, mean (least)",
+    "same best tokens",
+    "recordings",
+)
 HEADER = (*HEADER, "words unlike onnxruntime's", "word errors")
 
 
@@ -127,7 +134,8 @@ def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recordi
 
 def summary(lines: Sequence[str], plain: Sequence[str], recordings: Sequence[Recording]) -> dict[str, Any]:
     """What the lines of a variant say, beside those of `PLAIN`."""
-    about, *rows = map(json.loads, lines)
+    about: dict[str, Any] = json.loads(lines[0])
+    rows = [json.loads(line) for line in lines[1:]]
     if "refused" in about:
         return about
     pairs = np.array([pair for row in rows for pair in row["alike"]])
