@@ -6,7 +6,8 @@
 Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
 without hotwords; with its own rare words in a list filled up with words from other recordings; and with a list of words
 from other recordings only, none of which is said. Longer lists are the same for all recordings: the rare words of all,
-filled up with words of the bundle's language model, and such words alone.
+filled up with words of the bundle's language model, and such words alone. The longest is also tried with half the
+weight, and with only those of its words that sound like what is recognised without hotwords.
 
 Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
 its group as hotwords, as a grammar, and as one with `[unk]`; so are those of the other lists, with the first group,
@@ -40,6 +41,10 @@ LIST_LENS = (10, 100)
 """Words in a list: the names in a meeting, and those in a company."""
 LONG_LISTS = (1000, 10_000)
 """Words in a list for all recordings: the names of a directory."""
+ALIKE = 0.5
+"""Minimum share of their pairs of letters that words have in common which sound alike."""
+BY_SOUND, AT_HALF = (f"{LONG_LISTS[-1]} {how}" for how in ("by sound", "at half weight"))
+"""Names of the longest list where only those words are used, and where all are, with half the weight."""
 
 
 GROUP = 50
@@ -93,6 +98,30 @@ def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Ite
     fillers = [unsaid[place] for place in np.random.default_rng(0).permutation(len(unsaid)).tolist()]
     named = sorted(set().union(*rare_words(recordings)))
     return {"with": [*named, *fillers][:list_len], "unrelated": fillers[:list_len]}
+
+
+def lists_by_sound(recognizer: Recognizer, recordings: Sequence[Recording], lists: Lists) -> Iterator[Lists]:
+    """For each recording, the words of lists for all that are spelled like words, or two in a row, of the n-best."""
+    indexes: dict[str, dict[str, list[str]]] = {name: {} for name in lists}
+    for name, listed in lists.items():
+        for word in listed:
+            for pair in _pairs(word):
+                indexes[name].setdefault(pair, []).append(word)
+    for recording in recordings:
+        transcript = recognizer.transcribe(recording.path)
+        heard = {transcript.text, *(each.text for segment in transcript.segments for each in segment.nbest)}
+        runs = {run for text in map(words, heard) for run in (*text, *map("".join, itertools.pairwise(text)))}
+        yield {name: sorted(set().union(*(_alike(run, index) for run in runs))) for name, index in indexes.items()}
+
+
+def _alike(run: str, index: Mapping[str, Sequence[str]]) -> set[str]:
+    own = _pairs(run)
+    shared = Counter(word for pair in own for word in index.get(pair, ()))
+    return {word for word, num in shared.items() if 2 * num >= ALIKE * (len(own) + len(_pairs(word)))}
+
+
+def _pairs(word: str) -> set[str]:
+    return set(map("".join, itertools.pairwise(f" {word} ")))
 
 
 def measure(
@@ -206,14 +235,14 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "word errors then", "others recognised", "times as long",
     )  # fmt: skip
 
-    def share(num: int, condition: str, key: str, of: str) -> float:
+    def share(num: int | str, condition: str, key: str, of: str) -> float:
         found = [lists[str(num)][condition] for lists in results["sets"].values() if str(num) in lists]
         above, below = (sum(int(item[name]) for item in found) for name in (key, of))
         return above / max(below, 1)
 
     shown: dict[str, str] = {}
-    for num in (LIST_LENS[-1], *LONG_LISTS):
-        name = "" if num == LIST_LENS[-1] else f"_{num}"
+    names = {LIST_LENS[-1]: "", **{num: f"_{num}" for num in LONG_LISTS}, BY_SOUND: "_by_sound", AT_HALF: "_at_half"}
+    for num, name in names.items():
         shown |= {
             f"found_with{name}": f"{share(num, 'with', 'num_rare_found', 'num_rare'):.0%}",
             f"errors_unrelated{name}": f"{share(num, 'unrelated', 'num_errors', 'num_words'):.1%}",
@@ -233,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = recognition_parser("hotwords", __doc__)
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
     parser.add_argument("--commands", action="store_true", help="measure the first list as commands, not hotwords")
+    parser.add_argument("--most", type=int, help="recordings of each list (default: all)")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     if args.commands:
@@ -243,11 +273,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = recognizer.bundle.language_model()
     sets: dict[str, dict[str, Any]] = {}
     for path in args.lists:
-        recordings = read_recordings(path)
-        lists: dict[int, Iterable[Lists] | Lists] = {num: lists_of_each(recordings, num) for num in LIST_LENS}
+        recordings = read_recordings(path)[: args.most]
+        lists: dict[str, Iterable[Lists] | Lists] = {str(num): lists_of_each(recordings, num) for num in LIST_LENS}
+        weights = {AT_HALF: args.weight / 2}
         if model is not None:
-            lists |= {num: lists_of_all(recordings, num, model.model.ngrams.words) for num in LONG_LISTS}
-        sets[path.stem] = {str(num): measure(recognizer, recordings, args.weight, own) for num, own in lists.items()}
+            long = {num: lists_of_all(recordings, num, model.model.ngrams.words) for num in LONG_LISTS}
+            lists |= {str(num): own for num, own in long.items()}
+            longest = long[LONG_LISTS[-1]]
+            lists |= {AT_HALF: longest, BY_SOUND: lists_by_sound(recognizer, recordings, longest)}
+        sets[path.stem] = {
+            name: measure(recognizer, recordings, weights.get(name, args.weight), own) for name, own in lists.items()
+        }
     kept = {name: part for name, part in read_json(args.results).items() if name == "commands"}
     publish(args.results, {"weight": args.weight, "sets": sets, **kept}, values, bundle=args.bundle)
 
