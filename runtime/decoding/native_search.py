@@ -22,15 +22,7 @@ from u2moe.runtime.model.calls import NATIVE_CALLS
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "hotwords": (ctypes.c_char_p, _POINTER, _POINTER, _SIZE),
-    "language_model": (
-        ctypes.c_char_p,
-        ctypes.c_char_p,
-        *[_POINTER] * 4,
-        _SIZE,
-        _POINTER,
-        ctypes.c_int,
-        ctypes.c_char_p,
-    ),
+    "language_model": (*[ctypes.c_char_p] * 2, *[_POINTER] * 4, _SIZE, _POINTER, ctypes.c_int, ctypes.c_char_p),
     "create": (_SIZE, ctypes.c_int, ctypes.c_double, _POINTER, _POINTER),
     "advance": (_POINTER, _POINTER, _SIZE, _SIZE),
     "finish": (_POINTER,),
