@@ -113,7 +113,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         for name, found in results["sets"].items()
         for rule, own in found.items()
     ]
-    numbers = {}
+    numbers: dict[str, str] = {}
     for key, rule in (("short", "silence of 0.6 s"), ("rule2", "silence of 1.2 s"), ("turn", "turn=0.1")):
         found = [own[rule] for own in results["sets"].values()]
         cut, num = (sum(each[name] for each in found) for name in ("num_cut", "num_sentences"))

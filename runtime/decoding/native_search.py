@@ -22,14 +22,14 @@ from u2moe.runtime.model.calls import NATIVE_CALLS
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "hotwords": (ctypes.c_char_p, _POINTER, _POINTER, _SIZE),
-    "language_model": (*[ctypes.c_char_p] * 2, *[_POINTER] * 4, _SIZE, _POINTER, ctypes.c_int, ctypes.c_char_p),
+    "fusion": (*[ctypes.c_char_p] * 2, *[_POINTER] * 4, _SIZE, _POINTER, ctypes.c_int, ctypes.c_char_p),
     "create": (_SIZE, ctypes.c_int, ctypes.c_double, _POINTER, _POINTER),
     "advance": (_POINTER, _POINTER, _SIZE, _SIZE),
     "finish": (_POINTER,),
     "commit": (_POINTER, _POINTER, _SIZE),
     "free": (_POINTER,),
 }
-"""Functions that return a handle, or null if they have failed."""
+"""Functions that return a handle, or null if they have failed. One whose arguments change gets another name."""
 _WRITERS: dict[str, tuple[type, ...]] = {
     "hypotheses": (_POINTER, _SIZE, _POINTER, _SIZE),
     "best": (_POINTER, _POINTER, _SIZE),
@@ -218,7 +218,7 @@ def _model_of(library: _Library, fusion: Fusion) -> _Handle:
         numbers = np.array(fusion.numbers)
         words = "\n".join(ngrams.words).encode()
         handle = _Handle(
-            library, "language_model", _tokens(fusion.symbols), words, *(row.ctypes.data for row in rows),
+            library, "fusion", _tokens(fusion.symbols), words, *(row.ctypes.data for row in rows),
             len(ngrams.word), numbers.ctypes.data, fusion.is_by_token, json.dumps({"classes": fusion.classes}).encode(),
         )  # fmt: skip
         _models[fusion] = handle

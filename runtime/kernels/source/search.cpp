@@ -116,7 +116,7 @@ U2MOE_EXPORT Handle* u2moe_search_hotwords(const char* tokens, const char* const
 
 /// A model from its words, a line each, and its nodes; see `Ngrams`. `numbers` are weight, word bonus, unknown score and rescoring
 /// weight; `classes` is JSON.
-U2MOE_EXPORT Handle* u2moe_search_language_model(const char* tokens, const char* words, const uint64_t* num_children, const uint32_t* word,
+U2MOE_EXPORT Handle* u2moe_search_fusion(const char* tokens, const char* words, const uint64_t* num_children, const uint32_t* word,
                                                  const float* log_prob, const float* backoff, size_t num_nodes, const double* numbers,
                                                  int is_by_token, const char* classes) {
   return guarded([&]() -> Handle* {
