@@ -241,8 +241,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         return above / max(below, 1)
 
     shown: dict[str, str] = {}
-    names = {LIST_LENS[-1]: "", **{num: f"_{num}" for num in LONG_LISTS}, BY_SOUND: "_by_sound", AT_HALF: "_at_half"}
-    for num, name in names.items():
+    suffixes: list[tuple[int | str, str]] = [(LIST_LENS[-1], ""), *((num, f"_{num}") for num in LONG_LISTS)]
+    for num, name in [*suffixes, (BY_SOUND, "_by_sound"), (AT_HALF, "_at_half")]:
         shown |= {
             f"found_with{name}": f"{share(num, 'with', 'num_rare_found', 'num_rare'):.0%}",
             f"errors_unrelated{name}": f"{share(num, 'unrelated', 'num_errors', 'num_words'):.1%}",
