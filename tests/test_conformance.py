@@ -36,7 +36,7 @@ def names_in(value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in options_of(DecodingOptions) if name != "grammar"])
+@pytest.mark.parametrize("name", options_of(DecodingOptions))
 def test_a_case_of_recordings_shows_every_option(name, tmp_path):
     """So that C++ and JavaScript, which give the results of all cases, cannot lack it."""
     recognizer, model = Recognizer.from_pretrained(), DEMO_FOLDER / "language.lm"

@@ -37,12 +37,26 @@ import u2moe
 from u2moe.export import convert_static
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer, SessionSettings
+from u2moe.runtime import (
+    Bundle,
+    DecodingOptions,
+    EndpointConfig,
+    Grammar,
+    GrammarError,
+    Recognizer,
+    SessionSettings,
+)
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
+from u2moe.runtime.decoding.phrases import PhraseGraph
 from u2moe.runtime.options import SEARCHES
 
 FULL = Path("/dev/full")
+BAD_GRAMMARS = (
+    ["[unk]"], ["a Ж"], ["a )"], ["(a | b"], ["a || b"], ["[a]"], ["a [unk]"], ["<x"], ["a > b"], ["<x>"],
+    ["<x> = a", "<y>"],
+    ["<x> = a <x>", "<x>"], ["<x> = a", "<x> = b"], ["<x> ="], ["[" + "a" * 30000],
+)  # fmt: skip
 HAS_OPENSSL = Path("/usr/include/openssl/evp.h").is_file()
 PROGRAM = ROOT / "examples" / "cpp"
 CONSUMER = CHECKS / "consumer"
@@ -546,6 +560,11 @@ def test_what_is_wrong_is_said(program, bundle, talk, tmp_path):
     ):
         (tmp_path / "hotwords.txt").write_text(content, encoding="utf-8")
         assert message in problem(program, "--hotwords", tmp_path / "hotwords.txt", bundle.path, talk)
+    for lines in BAD_GRAMMARS:
+        with pytest.raises(GrammarError) as expected:
+            PhraseGraph(Grammar(lines=lines), Bundle.open(bundle.path).vocabulary)
+        (tmp_path / "grammar.txt").write_text("\n".join(["# wrong", "", *lines]), encoding="utf-8")
+        assert str(expected.value) in problem(program, "--grammar", tmp_path / "grammar.txt", bundle.path, talk), lines
 
 
 def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk_is_an_error(

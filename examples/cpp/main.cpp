@@ -26,6 +26,7 @@ constexpr const char* kUsage =
     "usage: u2moe_transcribe [options] BUNDLE [FILE.wav... | -]\n"
     "Recognises files or standard input as they stream in: partial results on stderr, final ones with times on stdout.\n"
     "  --hotwords FILE    phrases to prefer, one a line, \"kubernetes :2.5\"\n"
+    "  --grammar FILE     all that may be said: phrases, one a line, \"lights (on | off)\"\n"
     "  --raw              samples of 16 bits without a header, one channel\n"
     "  --rate HZ          rate of raw samples; without it, that of the model\n"
     "  --left-chunks N    chunks of the past that the encoder sees; -1: all\n"
@@ -46,7 +47,7 @@ struct Arguments {
   int num_threads = 1, rate = 0;
   u2moe::LanguageModelOptions weights;
   u2moe::StreamOptions options;
-  std::string bundle, hotwords, language_model, kernels;
+  std::string bundle, hotwords, grammar, language_model, kernels;
   std::vector<std::string> files;
 };
 
@@ -77,6 +78,7 @@ Arguments parse(int argc, char** argv) {
     else if (argument == "--raw") arguments.raw = true;
     else if (argument == "--rate") arguments.rate = integer(value(), 1000, 384000);
     else if (argument == "--hotwords") arguments.hotwords = value();
+    else if (argument == "--grammar") arguments.grammar = value();
     else if (argument == "--full") arguments.options.chunk_size = U2MOE_FULL_CONTEXT;
     else if (argument == "--lm") arguments.language_model = value();
     else if (argument == "--lm-weight") arguments.weights.weight = quantity(value());
@@ -155,6 +157,8 @@ bool transcribe(const Arguments& arguments) {
   u2moe::LanguageModel language_model;
   if (!arguments.hotwords.empty()) hotwords = recognizer.parse_hotwords(read(arguments.hotwords));
   if (!arguments.language_model.empty()) language_model = recognizer.language_model(arguments.language_model, arguments.weights);
+  const std::string grammar = arguments.grammar.empty() ? "" : read(arguments.grammar);
+  if (!arguments.grammar.empty()) options.grammar = grammar.c_str();
   options.hotwords = hotwords.get();
   options.language_model = language_model.get();
   const int raw_rate = !arguments.raw ? 0 : arguments.rate ? arguments.rate : recognizer.sample_rate();

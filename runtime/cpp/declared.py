@@ -18,7 +18,8 @@ from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.declarations import Option, default_of, options_of, plain
-from u2moe.runtime.decoding import context
+from u2moe.runtime.decoding import context, phrases
+from u2moe.runtime.text import grammar
 from u2moe.runtime.validation import MOST_INTEGER
 
 RUNTIME = Path(__file__).parents[1]
@@ -31,8 +32,6 @@ STRUCTS = {
     "VadNumbers": (VadOptions, "u2moe_vad_options"),
 }
 """Structs of C++ with the numbers of a class, and those of C."""
-NOT_YET = ("grammar",)
-"""Options that the other languages do not have."""
 BY_HAND = "chunk_size"
 """Means more than a number in other languages."""
 
@@ -94,6 +93,9 @@ constexpr int kStreamChunkSize = {options.STREAM_CHUNK_SIZE};
 constexpr double kShortestPauseS = {options.SHORTEST_PAUSE_S};
 constexpr double kHotwordWeight = {context.DEFAULT_WEIGHT}, kMostHotwordWeight = {context.MOST_WEIGHT:g};
 constexpr std::size_t kLongestHotword = {context.LONGEST_PHRASE};
+constexpr float kRestPenalty = {phrases.REST_PENALTY}F;
+constexpr std::size_t kMinGrammarTokens = {phrases.MIN_TOKENS}, kMostPlaces = {phrases.MOST_PLACES};
+constexpr std::size_t kLongestGrammarLine = {grammar.LONGEST_LINE};
 
 enum class Search {{ kDefault, {", ".join(searches.values())} }};
 struct SearchName {{
@@ -172,7 +174,7 @@ def names() -> str:
     """declared.js."""
     text = "/** Names of options. Written by runtime/cpp/declared.py: do not change it here. */\n\n"
     for name, kind in (("STREAM", DecodingOptions), ("LANGUAGE_MODEL", LanguageModelOptions), ("VAD", VadOptions)):
-        own = [camel(each) for each in options_of(kind) if each not in NOT_YET]
+        own = [camel(each) for each in options_of(kind)]
         text += f"export const {name}_OPTIONS = {json.dumps(own)};\n"
     return text
 

@@ -63,14 +63,19 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
       options.turn = turn_of(rules);
     }
   }
+  if (json.given("grammar")) {
+    std::vector<std::string> lines;
+    for (const Json& each : json["grammar"].array()) lines.push_back(each.string());
+    options.grammar = std::make_shared<PhraseGraph>(lines, model.vocabulary, model.manifest.blank);
+  }
   if (json.given("hotwords")) {
     std::vector<Hotword> hotwords;
     for (const Json& each : json["hotwords"].array()) hotwords.push_back(hotword_of(each));
     if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
-  } else if (!json.has("hotwords") && options.has_beam()) {
+  } else if (!json.has("hotwords") && options.has_beam() && !options.grammar) {
     options.hotwords = model.hotwords;
   }
-  if (bundled && options.has_beam()) options.language_model = *bundled;
+  if (bundled && options.has_beam() && !options.grammar) options.language_model = *bundled;
   if (given) options.language_model = *given;
   options.written = json.given("written") && json["written"].boolean();
   return options;

@@ -1,10 +1,10 @@
 /** The C++ core as WebAssembly: everything of recognition but graphs, files and events. See core.cpp. */
 
 import { bytesOf, checkRate, floats, refuseModel, tag } from './arguments.js';
-import { AudioError, BundleError, IntegrityError, LanguageModelError, SignatureError, StreamError, U2moeError } from './errors.js';
+import { AudioError, BundleError, GrammarError, IntegrityError, LanguageModelError, SignatureError, StreamError, U2moeError } from './errors.js';
 
 /** Errors by the codes of u2moe.h. */
-const ERRORS = { 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError };
+const ERRORS = { 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError, 15: GrammarError };
 
 /** The error for a message of the core; names of options are those of JavaScript. */
 function told(code, message) {

@@ -5,6 +5,7 @@ export class BundleError extends U2moeError { static { this.prototype.name = 'Bu
 export class IntegrityError extends BundleError { static { this.prototype.name = 'IntegrityError'; } }
 export class SignatureError extends BundleError { static { this.prototype.name = 'SignatureError'; } }
 export class LanguageModelError extends U2moeError { static { this.prototype.name = 'LanguageModelError'; } }
+export class GrammarError extends U2moeError { static { this.prototype.name = 'GrammarError'; } }
 export class InferenceError extends U2moeError { static { this.prototype.name = 'InferenceError'; } }
 export class AudioError extends U2moeError { static { this.prototype.name = 'AudioError'; } }
 export class AudioOverflowError extends AudioError { static { this.prototype.name = 'AudioOverflowError'; } }

@@ -10,6 +10,8 @@ export class IntegrityError extends BundleError {}
 export class SignatureError extends BundleError {}
 /** A language model that is damaged, or none. */
 export class LanguageModelError extends U2moeError {}
+/** A grammar that cannot be read or used. */
+export class GrammarError extends U2moeError {}
 /** onnxruntime failed while it ran a graph, or gave what no graph of a bundle gives; names the file of the graph. */
 export class InferenceError extends U2moeError {}
 /** Invalid samples or sample rate. */
@@ -30,6 +32,9 @@ export interface Word {
   end: number;
   confidence: number;
 }
+
+/** A phrase of a grammar, and the least confidence of its words. */
+export type Phrase = Omit<Word, 'word'> & { phrase: string };
 
 /** One hypothesis of the n-best list. */
 export interface Alternative {
@@ -72,6 +77,8 @@ export interface Result {
   committedEnd: number;
   /** In a final result, how many of the words that the first pass had committed are now others, missing or new. */
   revised: number;
+  /** Of a grammar; in a partial result, those that no later result of this segment takes back. */
+  phrases: Phrase[];
 }
 
 /** A rule fires when all its conditions hold; seconds. */
@@ -144,6 +151,8 @@ export class Vad {
 export interface StreamOptions {
   /** Phrases to prefer, each alone or with a weight above 0 and at most 100. Default: those of the bundle. */
   hotwords?: ReadonlyArray<string | readonly [string, number]> | null;
+  /** All that may be said, in place of hotwords and a language model: phrases, slots and '[unk]', as for Python. Default: null, anything. */
+  grammar?: readonly string[] | null;
   /** When an utterance ends; false: only with the input. Default: true, the rules of the bundle, or Kaldi's. */
   endpoint?: boolean | EndpointConfig | null;
   /** Encoder frames per chunk. Default: as in training, or 16. 'full': whole utterances, of recordings in windows of 30 s. */

@@ -20,6 +20,16 @@ from test_writing import EXAMPLES
 WORDS = ("A", "B", "CA", "CAB", "AB", "中", "BAC", "D")
 SILENT = {"must_contain_nonsilence": True, "min_trailing_silence": 0.3, "min_utterance_length": 0.0}
 LONG = {"must_contain_nonsilence": False, "min_trailing_silence": 0.0, "min_utterance_length": 2.0}
+GRAMMARS = (
+    ("a b", "cab", "[unk]"),
+    ("a (b | cab) [a]", "<x> = a | ba", "<x> 中文"),
+    ("<x> <x>", "<x> = ab | a b | c [d]", "[unk]"),
+    ("中 文", "é 한d", "a", "a b c", "[unk]"),
+)
+COMMANDS = [
+    "[now | please] get back to work", "what do you want [to (know | see)]", "<digit>", "get",
+    "<digit> = one | two | three | five | six | seven", "<digit> <digit>",
+]  # fmt: skip
 TOKENS = ("▁A", "A", "▁B", "B", "C", "▁CA", "中", "D")
 
 
@@ -69,6 +79,9 @@ def searches():
         add(f"greedy-{seed}", random_frames(70 + seed, 1 + 12 * seed), search="ctc_greedy")
         add(f"greedy-penalty-{seed}", random_frames(80 + seed, 20), search="ctc_greedy", blank_penalty=0.5 + seed)
         add(f"penalty-{seed}", random_frames(90 + seed, 20), blank_penalty=0.5 + seed, hotwords=HOTWORDS)
+    for seed in range(24):
+        lines = GRAMMARS[seed % len(GRAMMARS)]
+        add(f"grammar-{seed}", random_frames(110 + seed, 4 + 2 * seed), beam_size=1 + seed % 7, grammar=lines)
     ties = np.full((6, len(SYMBOLS)), np.log(1 / len(SYMBOLS)), np.float32)
     for name, frames in (("empty", ties[:0]), ("one frame", ties[:1]), ("ties", ties)):
         add(name, frames, beam_size=3)
@@ -194,6 +207,20 @@ def recordings():
         "one pass": (1, {"chunk_size": 16, "search": "ctc_prefix_beam", "endpoint": {}}),
         "weights": (1, {"chunk_size": 16, "ctc_weight": 1.5, "reverse_weight": 0.0, "endpoint": {}}),
         "hotwords": (1, {"chunk_size": 16, "beam_size": 10, "endpoint": {}, "hotwords": "time :2\nthe date"}),
+        "grammar": (1, {"chunk_size": 16, "endpoint": {}, "grammar": COMMANDS}),
+        "grammar, full context": (4, {"chunk_size": None, "endpoint": {}, "grammar": COMMANDS}),
+        "grammar, first pass": (
+            1,
+            {"chunk_size": 8, "search": "ctc_prefix_beam", "endpoint": {}, "grammar": [*COMMANDS, "[unk]"]},
+        ),
+        "grammar, other words": (
+            1,
+            {"chunk_size": 16, "blank_penalty": 2.0, "endpoint": {}, "grammar": [*COMMANDS, "[unk]"]},
+        ),
+        "grammar, other words, full context": (
+            4,
+            {"chunk_size": None, "endpoint": {"pause": None}, "grammar": [*COMMANDS, "[unk]"]},
+        ),
         "language model": (1, {"chunk_size": 16, "endpoint": {}, "language_model": weights}),
         "written": (1, {"chunk_size": 16, "endpoint": {}, "text_format": {}}),
         "full context": (1, {"chunk_size": None, "endpoint": {}}),

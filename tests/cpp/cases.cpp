@@ -72,20 +72,28 @@ std::shared_ptr<const Fusion> fusion_of(const Json& options, const Json& shared,
 }
 
 std::string search(const Json& json, const Json& shared) {
-  const Vocabulary vocabulary = vocabulary_of(shared);
+  Vocabulary vocabulary = vocabulary_of(shared);
+  const std::size_t width = vocabulary.size();  // of a row
   const std::vector<float> frames = matrix(json["frames"]);
   std::shared_ptr<const ContextGraph> context;
   if (!json["hotwords"].is_null()) context = std::make_shared<const ContextGraph>(parse_hotwords(json["hotwords"].string()), vocabulary);
+  std::shared_ptr<PhraseGraph> grammar;
+  if (json.given("grammar")) {
+    std::vector<std::string> lines;
+    for (const Json& each : json["grammar"].array()) lines.push_back(each.string());
+    grammar = std::make_shared<PhraseGraph>(lines, vocabulary, 0);
+    vocabulary = grammar->vocabulary();
+  }
   const double penalty = json["blank_penalty"].number();
   std::unique_ptr<CtcSearch> beams = std::make_unique<GreedySearch>(0, penalty);
   if (json["search"].string() == "ctc_prefix_beam") {
     const auto size = static_cast<std::size_t>(json["beam_size"].integer(1, 1000));
-    beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion_of(json["language_model"], shared, vocabulary), penalty);
+    beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion_of(json["language_model"], shared, vocabulary), penalty, grammar);
   }
   std::vector<std::vector<int>> committed;  // after each chunk: the number of tokens, and the first frame that may still change
   int num_tokens = 0;
-  for (std::size_t place = 0, num = frames.size() / vocabulary.size(); place <= num; place += 4) {
-    beams->advance(frames.data() + place * vocabulary.size(), std::min<std::size_t>(4, num - place), vocabulary.size());
+  for (std::size_t place = 0, num = frames.size() / width; place <= num; place += 4) {
+    beams->advance(frames.data() + place * width, std::min<std::size_t>(4, num - place), width);
     auto [tokens, ends] = beams->settled(vocabulary.word_starts());
     const std::vector<WordSpan> words = vocabulary.complete_words(tokens, ends);
     tokens.resize(words.empty() ? 0 : words.back().end);
@@ -96,7 +104,9 @@ std::string search(const Json& json, const Json& shared) {
   const std::vector<int> partial = beams->hypotheses(1)[0].tokens;
   beams->finish();
   const std::vector<Hypothesis> found = beams->hypotheses();
+  const std::vector<int> best = found.empty() ? std::vector<int>() : found[0].tokens;
   const auto of_each = [&](auto field) { return json_list(found, [&](const Hypothesis& each) { return json_text(field(each)); }); };
+  const auto phrases = grammar ? grammar->phrases(best, true) : std::vector<std::pair<std::size_t, std::size_t>>();
   const auto word = [](const WordSpan& each) {
     return "[" + json_text(each.text) + ", " + std::to_string(each.begin) + ", " + std::to_string(each.end) + "]";
   };
@@ -106,8 +116,9 @@ std::string search(const Json& json, const Json& shared) {
                  {"times", of_each([](const Hypothesis& each) { return each.times; })},
                  {"scores", of_each([](const Hypothesis& each) { return std::vector<double>{each.score, each.context_score, each.language_score}; })},
                  {"probabilities", of_each([](const Hypothesis& each) { return each.probabilities; })},
-                 {"text", json_text(vocabulary.text(found[0].tokens))},
-                 {"words", json_list(vocabulary.words(found[0].tokens), word)}});
+                 {"text", json_text(vocabulary.text(best))},
+                 {"phrases", json_list(phrases, [](const auto& each) { return "[" + std::to_string(each.first) + ", " + std::to_string(each.second) + "]"; })},
+                 {"words", json_list(vocabulary.words(best), word)}});
 }
 
 std::optional<EndpointRule> rule_of(const Json& json) {

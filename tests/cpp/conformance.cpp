@@ -77,6 +77,9 @@ void recognize_cases(const std::string& file, const u2moe::Recognizer& recognize
     options.hotwords = chosen.has("hotwords") && !has_own ? U2MOE_NO_HOTWORDS : hotwords.get();
     options.language_model = has_none ? U2MOE_NO_LANGUAGE_MODEL : language_model.get();
     options.vad = vad.get();
+    std::string lines;
+    for (std::size_t i = 0; chosen.has("grammar") && i < chosen["grammar"].array().size(); ++i) lines += chosen["grammar"][i].string() + "\n";
+    if (chosen.has("grammar")) options.grammar = lines.c_str();
     u2moe::Stream stream = recognizer.create_stream(options);
     for (int i = 0; i < each["repeats"].integer(1, 100); ++i) stream.accept_waveform(16000, samples.data(), samples.size());
     stream.input_finished();

@@ -22,6 +22,7 @@ const T& any(const T (&items)[kSize]) {
 }
 
 const char* const kOptions[] = {
+    R"({"grammar": ["A [<a>]", "<a> = (a | b) a", "[unk]"], "chunk_size": 8})",
     R"({"hotwords": ["A", ["a", 2.5]], "beam_size": 4, "chunk_size": 8, "num_left_chunks": 4, "written": true})",
     R"({"search": "attention", "length_penalty": 1, "endpoint": {"rule1": null, "rule2": {"min_trailing_silence": 0.3}, "pause": 0.5, "turn": 0.1}})",
     R"({"search": "attention_rescoring", "ctc_weight": 0.5, "reverse_weight": 0.3, "padding_s": 0.3, "endpoint": true, "chunk_size": -1})",

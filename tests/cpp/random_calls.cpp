@@ -84,6 +84,7 @@ class Caller {
     if (rarely()) options.length_penalty = odd_number();
     if (rarely()) options.rules[number(3)] = {1, odd_number(), odd_number()};
     if (rarely()) options.hotwords = any(hotwords_);
+    if (rarely()) options.grammar = "A [A]\n[unk]";
     if (rarely()) options.language_model = any(models_);
     u2moe_stream handle = nullptr;
     keep(u2moe_stream_create(any(recognizers_), unless_rare(&options), unless_rare(&handle)), streams_, handle);

@@ -22,6 +22,7 @@ from u2moe.runtime import (
     DecodingOptions,
     EndpointConfig,
     EndpointRule,
+    Grammar,
     LanguageModelOptions,
     Recognizer,
     TextFormat,
@@ -39,6 +40,7 @@ from u2moe.runtime.decoding.endpoint import Endpointer
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.language_model_weights import attach
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
+from u2moe.runtime.decoding.phrases import PhraseGraph
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModel
@@ -68,31 +70,35 @@ def _search(case, shared, folder):
         fusion = Fusion(LanguageModelOptions(**{**options, "model": LanguageModel.open(file)}), VOCABULARY)
     context = ContextGraph(parse_hotwords(case["hotwords"]), VOCABULARY) if case["hotwords"] else None
     penalty = case["blank_penalty"]
+    lines = case.get("grammar")
+    grammar = PhraseGraph(Grammar(lines=lines), VOCABULARY) if lines else None
+    vocabulary = grammar.vocabulary if grammar else VOCABULARY
     search = GreedySearch(0, blank_penalty=penalty)
     if case["search"] == "ctc_prefix_beam":
-        search = PrefixBeamSearch(case["beam_size"], 0, context, fusion, blank_penalty=penalty)
+        search = PrefixBeamSearch(case["beam_size"], 0, context, fusion, grammar=grammar, blank_penalty=penalty)
     committed, num_tokens, frames = [], 0, frames_of(case)
     for place in range(0, len(frames) + 1, 4):
         search.advance(frames[place : place + 4])
-        tokens, ends = search.settled(VOCABULARY.word_starts)
-        words = VOCABULARY.complete_words(tokens, ends=ends)
+        tokens, ends = search.settled(vocabulary.word_starts)
+        words = vocabulary.complete_words(tokens, ends=ends)
         search.commit(tokens[: words[-1].end if words else 0])
         num_tokens += words[-1].end if words else 0
         committed.append([num_tokens, search.next_peak()])
     partial = search.hypotheses(1)[0].tokens
     search.finish()
     found = search.hypotheses()
-    best = found[0].tokens
-    return {
+    best = found[0].tokens if found else []
+    shown = {
         "partial": partial,
         "committed": committed,
         "tokens": [each.tokens for each in found],
         "times": [each.times for each in found],
         "scores": [[each.score, each.context_score, each.language_score] for each in found],
         "probabilities": [each.probabilities for each in found],
-        "text": VOCABULARY.text(best),
-        "words": [[word.text, word.begin, word.end] for word in VOCABULARY.words(best)],
+        "text": vocabulary.text(best),
+        "words": [[word.text, word.begin, word.end] for word in vocabulary.words(best)],
     }
+    return shown | {"phrases": [list(each) for each in grammar.phrases(best)]} if grammar else shown
 
 
 def rules_of(options):
@@ -132,6 +138,8 @@ def recognized_case(recognizer, case, samples, model, networks):
     if "language_model" in options:  # null: none
         weights = options["language_model"]
         options["language_model"] = LanguageModelOptions(model=model, **weights) if weights else "none"
+    if "grammar" in options:
+        options["grammar"] = Grammar(lines=options["grammar"])
     if "text_format" in options:
         options["text_format"] = TextFormat(**options["text_format"])
     rules = options.pop("endpoint", recognizer.default_endpoint)

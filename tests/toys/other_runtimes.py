@@ -24,6 +24,8 @@ def assert_same_segments(found, expected):
             assert theirs[field] == getattr(ours, field)
         words = [(word["word"], word["start"], word["end"]) for word in theirs["words"]]
         assert words == [(word.word, word.start, word.end) for word in ours.words]
+        phrases = [(each["phrase"], each["start"], each["end"]) for each in theirs["phrases"]]
+        assert phrases == [(each.phrase, each.start, each.end) for each in ours.phrases]
         confidences = [word["confidence"] for word in theirs["words"]]
         assert confidences == pytest.approx([word.confidence for word in ours.words], abs=1e-3)
         assert [item["tokens"] for item in theirs["nbest"]] == [item.tokens for item in ours.nbest]

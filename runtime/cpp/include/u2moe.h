@@ -74,7 +74,8 @@ typedef enum u2moe_error {
   U2MOE_INTERNAL_ERROR = 11,      /* a fault of this library */
   U2MOE_QUEUE_FULL = 12,          /* more audio would wait than may; nothing was taken */
   U2MOE_CANCELLED = 13,           /* a stream that was cancelled, until it is reset */
-  U2MOE_SIGNATURE_ERROR = 14      /* a bundle that none of the demanded keys has signed */
+  U2MOE_SIGNATURE_ERROR = 14,     /* a bundle that none of the demanded keys has signed */
+  U2MOE_GRAMMAR_ERROR = 15        /* a grammar that cannot be read, or has words that the vocabulary cannot write */
 } u2moe_error;
 
 typedef struct u2moe_recognizer_handle *u2moe_recognizer;
@@ -252,6 +253,9 @@ typedef struct u2moe_stream_options {
   double max_queue_s;        /* seconds of audio that may wait in u2moe_stream_feed and u2moe_transcriber_feed; 10 */
   double turn;               /* the language model's probability of the end of a sentence from which the second rule needs half of
                               * its silence, below half as much again; 0: silence alone decides; negative: as in the bundle */
+  const char *grammar;       /* all that may be said, in place of hotwords and a language model, as lines: phrases with (a | b) and
+                              * [a], which may be left out; slots, <name> = one | two; and [unk], if other words may be said, too;
+                              * "# ..." is skipped; NULL: anything. A wrong one is U2MOE_GRAMMAR_ERROR */
 } u2moe_stream_options;
 
 U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, size_t size);
@@ -375,6 +379,8 @@ typedef struct u2moe_result_view {
   int32_t num_committed;   /* its words */
   int32_t revised;         /* in a final result, how many of the words that the first pass had committed are now others, missing or new */
   double committed_end;    /* seconds before which the first pass changes nothing any more */
+  const u2moe_word *phrases; /* of a grammar; in a partial result, those that no later result of this segment takes back */
+  size_t num_phrases;
 } u2moe_result_view;
 
 U2MOE_API u2moe_error u2moe_result_get(u2moe_result result, u2moe_result_view *view);

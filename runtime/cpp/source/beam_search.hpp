@@ -3,12 +3,16 @@
 #pragma once
 
 #include "fusion.hpp"
-#include "hotwords.hpp"
-#include "likely_tokens.hpp"
+#include "grammar.hpp"
 
 namespace u2moe::runtime {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
+
+// A phrase of a grammar is decided on if it has this share of the probability of all phrases in the beam, and half of that of the whole
+// beam, more frames after its last peak.
+constexpr double kSure = 0.99;
+constexpr int kSureAfter = 4;
 
 /// A token sequence as a node of a tree. Equal sequences share one node while any beam needs it.
 struct Prefix {
@@ -25,6 +29,7 @@ struct Prefix {
   double spoken = 0;                              ///< score of complete words
   double language_score = 0;                      ///< the same and that of the best completion of the last one
   double extra = 0;                               ///< what the search adds to the log-probability of its alignments
+  const PhraseState* phrase = nullptr;            ///< state of the grammar, after it
 
   /// Token ids from the first, or from number `begin`, to the last.
   std::vector<int> tokens(std::size_t begin = 0) const {
@@ -140,9 +145,10 @@ class BeamSearch {
  public:
   /// @param states of the language model, or null.
   /// @param ranks_by_bonus prefixes are ranked with the bonus of hotwords.
+  /// @param grammar in place of both; null: none.
   BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, std::shared_ptr<FusionStates> states,
-                         bool ranks_by_bonus)
-      : beam_size_(beam_size), blank_(blank), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
+                         bool ranks_by_bonus, PhraseGraph* grammar = nullptr)
+      : beam_size_(beam_size), blank_(blank), grammar_(grammar), rest_(grammar ? grammar->rest() : kNoRest), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
         most_bonus_(ranking_ ? ranking_->most_gain() : 0), most_gain_(most_bonus_ + (states_ ? states_->fusion().most_gain() : 0)) {
     Beam root;
     root.prefix = prefixes_.add({});
@@ -150,12 +156,15 @@ class BeamSearch {
     root.prefix->place = 0;
     if (context_) root.prefix->state = context_->start();
     if (states_) root.prefix->language = states_->start();
+    if (grammar_) root.prefix->phrase = grammar_->begin();
     root.blank = root.total = root.rank = root.best = root.best_blank = root.best_token = 0;
     beams_.push_back(root);
   }
 
   /// Process one frame.
-  void advance(const LikelyTokens& likely) {
+  /// @param rest_start log-probability of the grammar's `rest` where it begins a word.
+  void advance(const LikelyTokens& likely, double rest_start = kNever) {
+    rest_start_ = rest_start;
     const std::size_t blank_rank = std::min(likely.rank_of(blank_), likely.tokens.size()), width = 2 * beams_.size();
     const double blank_score = blank_rank < likely.tokens.size() ? likely.scores[blank_rank] : kNever;
     moved_.resize(beams_.size());
@@ -168,7 +177,7 @@ class BeamSearch {
         const std::size_t parent = beam.prefix->before->place;
         stays.order = std::min(stays.order, rank * width + 2 * index);
         if (parent != kNone) stays.order = std::min(stays.order, rank * width + 2 * parent + 1);
-        if (parent != kNone || beam.token > kNever) {
+        if (parent != kNone || beam.token > kNever || beam.prefix->token == rest_) {
           moved_[index] = stay(index, parent, likely.scores[rank], blank_score);
           stays.rank = moved_[index].total;
           stays.token = kMoved;
@@ -192,15 +201,35 @@ class BeamSearch {
         if (each.token == kNone) next_.back().add_blank(blank_score);
       }
     }
-    for (const Beam& beam : beams_) beam.prefix->place = kNone;
-    beams_.swap(next_);
-    for (std::size_t index = 0; index < beams_.size(); ++index) beams_[index].prefix->place = index;
+    take_next();
     ++num_frames_;
     collect();
   }
 
-  /// Keep only the bonus of complete hotwords, and score the last word by the language model.
+  /// Keep only what begins with the phrase of a grammar that is sure, the last one of the best prefix, if any.
+  void decide() {
+    const Prefix* node = beams_[0].prefix;
+    for (const Peak* peak = beams_[0].times; peak && node->before; peak = peak->before, node = node->before) {
+      if (!node->phrase->accepts || node->token == rest_ || peak->frame + kSureAfter >= num_frames_) continue;
+      double ours = 0, phrases = 0, all = 0;
+      next_.clear();
+      for (const Beam& beam : beams_) {
+        const double share = std::exp(beam.rank - beams_[0].rank);
+        const std::vector<int> tokens = beam.prefix->tokens();
+        const bool is_kept = beam.prefix->ancestor(node->depth) == node;
+        if (is_kept) next_.push_back(beam);
+        ours += is_kept ? share : 0;
+        phrases += is_kept || std::find(tokens.begin(), tokens.end(), rest_) == tokens.end() ? share : 0;
+        all += share;
+      }
+      if (ours >= std::max(kSure * phrases, all / 2)) return take_next();
+    }
+  }
+
+  /// Keep only the bonus of complete hotwords, score the last word by the language model, and drop what a grammar forbids.
   void finish() {
+    const auto is_open = [this](const Beam& beam) { return grammar_ && !beam.prefix->phrase->accepts; };
+    beams_.erase(std::remove_if(beams_.begin(), beams_.end(), is_open), beams_.end());
     for (Beam& beam : beams_) {
       Prefix& prefix = *beam.prefix;
       if (context_) prefix.bonus = prefix.earned + context_->finish(prefix.state);
@@ -212,6 +241,24 @@ class BeamSearch {
   const std::vector<Beam>& beams() const { return beams_; }
 
  private:
+  static constexpr int kNoRest = -2;
+
+  void take_next() {
+    for (const Beam& beam : beams_) beam.prefix->place = kNone;
+    beams_.swap(next_);
+    for (std::size_t index = 0; index < beams_.size(); ++index) beams_[index].prefix->place = index;
+  }
+
+  // Whether the grammar allows to extend a prefix by a token.
+  bool allows(const Prefix& prefix, int token) {
+    return !grammar_ || (!(token == rest_ && prefix.token == rest_) && grammar_->advance(*prefix.phrase, token));
+  }
+
+  // The log-probability of a token that extends a prefix: other words begin as words do.
+  double entered(const Prefix& prefix, int token, double score) const {
+    return token != rest_ || prefix.phrase->is_apart ? score : rest_start_;
+  }
+
   static double log_add(double a, double b) {
     if (a < b) std::swap(a, b);
     return b == kNever ? a : a + std::log1p(std::exp(b - a));
@@ -244,8 +291,8 @@ class BeamSearch {
       for (std::size_t rank = first; rank < tokens.size() && most + likely.scores[rank] >= best_.front(); ++rank) {
         const int token = tokens[rank];
         const Prefix* known = prefix.extension(token);
-        if (token == blank_ || (known && known->place != kNone)) continue;  // it stays
-        const double total = (token == prefix.token ? beam.blank : beam.total) + likely.scores[rank];
+        if (token == blank_ || (known && known->place != kNone) || !allows(prefix, token)) continue;  // it stays, or is forbidden
+        const double total = (token == prefix.token ? beam.blank : beam.total) + entered(prefix, token, likely.scores[rank]);
         double score = total;
         if (known) {
           score += known->extra;
@@ -275,14 +322,16 @@ class BeamSearch {
     Beam beam;
     beam.prefix = old.prefix;
     beam.blank = old.total + blank_score;
-    beam.token = old.token + score;
+    const bool goes_on = old.prefix->token == rest_;  // after blanks, too
+    beam.token = (goes_on ? old.total : old.token) + score;
     beam.best_blank = old.best + blank_score;
     beam.blank_times = old.times;
     if (parent < index) grow(beam, beams_[parent], score);
-    const double repeats = old.best_token + score;
+    const double repeats = (goes_on ? old.best : old.best_token) + score;
     if (beam.best_token < repeats) {
       // The peak moves to this frame, unless the token was already reached from the parent in this frame.
-      if (beam.best_token == kNever && old.token_times) beam.token_times = peaks_.add({old.token_times->before, num_frames_, score});
+      if (goes_on) beam.token_times = old.times;
+      else if (beam.best_token == kNever && old.token_times) beam.token_times = peaks_.add({old.token_times->before, num_frames_, score});
       beam.best_token = repeats;
     }
     if (parent != kNone && parent > index) grow(beam, beams_[parent], score);
@@ -309,6 +358,7 @@ class BeamSearch {
 
   // Add to a beam the alignments of its parent extended by its token.
   void grow(Beam& beam, const Beam& parent, double score) {
+    score = entered(*parent.prefix, beam.prefix->token, score);
     const bool again = parent.prefix->token == beam.prefix->token;  // the same token again: only after a blank
     const double total = again ? parent.blank : parent.total, best = again ? parent.best_blank : parent.best;
     beam.token = log_add(beam.token, total + score);
@@ -341,6 +391,7 @@ class BeamSearch {
       prefix->spoken = parent->spoken + move.score;
       prefix->language_score = prefix->spoken + move.open;
     }
+    if (grammar_) prefix->phrase = grammar_->advance(*parent->phrase, token);
     prefix->extra = prefix->language_score + (ranking_ ? prefix->bonus : 0);
     return prefix;
   }
@@ -365,6 +416,9 @@ class BeamSearch {
 
   std::size_t beam_size_;
   int blank_;
+  PhraseGraph* grammar_;
+  int rest_;
+  double rest_start_ = kNever;
   std::shared_ptr<const ContextGraph> context_;
   std::shared_ptr<FusionStates> states_;
   std::shared_ptr<const ContextGraph> ranking_;  // null if prefixes are ranked without hotwords

@@ -53,6 +53,7 @@ struct Recognizer {
 struct OpenResult {
   explicit OpenResult(Result made) : result(std::move(made)), json(as_json(result)) {
     for (const Word& word : result.words) words.push_back({word.text.c_str(), word.start, word.end, word.confidence});
+    for (const Word& phrase : result.phrases) phrases.push_back({phrase.text.c_str(), phrase.start, phrase.end, phrase.confidence});
     for (const Alternative& each : result.nbest) {
       nbest.push_back({each.text.c_str(), each.score, each.ctc_score, each.attention_score, each.language_score, each.tokens.data(), each.tokens.size()});
       nbest_times.push_back(each.times.empty() ? nullptr : each.times.data());
@@ -63,7 +64,7 @@ struct OpenResult {
 
   const Result result;
   const std::string json;
-  std::vector<u2moe_word> words;
+  std::vector<u2moe_word> words, phrases;
   std::vector<u2moe_alternative> nbest;
   std::vector<const double*> nbest_times;
 };
@@ -274,8 +275,9 @@ StreamOptions options_of(const u2moe_stream_options& options, const Model& model
     found.rules[i] = own;
     if (own.min_trailing_silence == 0 && own.min_utterance_length == 0) found.rules[i] = std::nullopt;
   }
-  if (found.has_beam()) found.hotwords = model.hotwords;
-  if (found.has_beam()) found.language_model = model.language_model;
+  if (options.grammar) found.grammar = std::make_shared<PhraseGraph>(grammar_lines(options.grammar), model.bundle.vocabulary(), m.blank);
+  if (found.has_beam() && !found.grammar) found.hotwords = model.hotwords;
+  if (found.has_beam() && !found.grammar) found.language_model = model.language_model;
   if (options.hotwords == U2MOE_NO_HOTWORDS) found.hotwords = nullptr;
   else if (options.hotwords) found.hotwords = registry().find(options.hotwords);
   if (options.language_model == U2MOE_NO_LANGUAGE_MODEL) found.language_model = nullptr;
@@ -387,7 +389,7 @@ const char* u2moe_error_name(u2moe_error error) {
   static const char* const names[] = {
       "U2MOE_OK", "U2MOE_INVALID_ARGUMENT", "U2MOE_INVALID_HANDLE", "U2MOE_BUNDLE_ERROR", "U2MOE_INTEGRITY_ERROR", "U2MOE_AUDIO_ERROR",
       "U2MOE_STREAM_ERROR", "U2MOE_PROVIDER_ERROR", "U2MOE_KERNELS_ERROR", "U2MOE_LANGUAGE_MODEL_ERROR", "U2MOE_OUT_OF_MEMORY", "U2MOE_INTERNAL_ERROR",
-      "U2MOE_QUEUE_FULL", "U2MOE_CANCELLED", "U2MOE_SIGNATURE_ERROR"};
+      "U2MOE_QUEUE_FULL", "U2MOE_CANCELLED", "U2MOE_SIGNATURE_ERROR", "U2MOE_GRAMMAR_ERROR"};
   const auto index = static_cast<std::size_t>(error);
   return index < sizeof names / sizeof *names ? names[index] : "unknown";
 }
@@ -612,7 +614,7 @@ u2moe_error u2moe_result_get(u2moe_result result, u2moe_result_view* view) {
     const u2moe_result_view all = {size, it.text.c_str(), it.is_final, it.segment, it.start, it.end, it.confidence,
              it.tokens.data(), it.times.data(), it.tokens.size(), it.times.size(), open.words.data(), open.words.size(),
              open.nbest.data(), open.nbest.size(), it.score, open.nbest_times.data(), it.committed.c_str(), it.num_committed,
-             it.revised, it.committed_end};
+             it.revised, it.committed_end, open.phrases.data(), open.phrases.size()};
     std::memcpy(view, &all, size);
   });
 }

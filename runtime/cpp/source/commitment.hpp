@@ -90,7 +90,7 @@ class Commitment {
 
   // Whether the scores of further tokens are the same after both.
   static bool has_same_future(const Prefix& one, const Prefix& other) {
-    if (one.token != other.token || one.state != other.state || !one.language != !other.language) return false;
+    if (one.token != other.token || one.state != other.state || one.phrase != other.phrase || !one.language != !other.language) return false;
     return !one.language || (one.language->history == other.language->history && one.language->begun->letters == other.language->begun->letters);
   }
 

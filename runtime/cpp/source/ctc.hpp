@@ -51,9 +51,9 @@ class CtcSearch {
   /// both searches know with different scores.
   virtual Hypothesis best() const = 0;
 
-  /// The tokens after the committed ones that no later frame changes.
+  /// The tokens after the committed ones that no later frame changes. First decides on the phrase of a grammar that is sure, if any.
   /// @param word_starts by token, whether it begins a word.
-  virtual Settled settled(const std::vector<unsigned char>& word_starts) const = 0;
+  virtual Settled settled(const std::vector<unsigned char>& word_starts) = 0;
 
   /// Commit further tokens, of those that are settled.
   virtual void commit(const std::vector<int>& tokens) = 0;
@@ -93,7 +93,7 @@ class GreedySearch : public CtcSearch {
   std::vector<Hypothesis> hypotheses(std::size_t) const override { return {found_}; }
   Hypothesis best() const override { return found_; }
 
-  Settled settled(const std::vector<unsigned char>&) const override {
+  Settled settled(const std::vector<unsigned char>&) override {
     return {{found_.tokens.begin() + static_cast<std::ptrdiff_t>(num_committed_), found_.tokens.end()}, false};
   }
 
@@ -112,23 +112,27 @@ class PrefixBeamSearch : public CtcSearch {
  public:
   /// @param context null: no hotwords.
   /// @param fusion null: no language model.
+  /// @param grammar all that may be said, in place of both, and of no other search that goes on; null: anything.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
-                   const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0)
-      : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty) {}
+                   const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0, std::shared_ptr<PhraseGraph> grammar = nullptr)
+      : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty, std::move(grammar)) {}
 
   /// @param states of a language model, which no other search uses meanwhile; null: none.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
-                   const std::shared_ptr<FusionStates>& states, double blank_penalty = 0)
-      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states) {
-    searches_.emplace_back(beam_size, blank, context, states, false);
+                   const std::shared_ptr<FusionStates>& states, double blank_penalty = 0, std::shared_ptr<PhraseGraph> grammar = nullptr)
+      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(std::move(grammar)) {
+    searches_.emplace_back(beam_size, blank, context, states, false, grammar_.get());
     if (context) searches_.emplace_back(beam_size, blank, context, states, true);
     for (const BeamSearch& search : searches_) commitments_.emplace_back(search);
   }
 
   void search(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) override {
     for (std::size_t frame = 0; frame < num_frames; ++frame) {
-      likely_.find(log_probs + frame * vocab_size, vocab_size, beam_size_);
-      for (BeamSearch& search : searches_) search.advance(likely_);
+      const float* const row = log_probs + frame * vocab_size;
+      double rest_start = kNever;
+      if (grammar_) rest_start = grammar_->find(row, beam_size_, likely_);
+      else likely_.find(row, vocab_size, beam_size_);
+      for (BeamSearch& search : searches_) search.advance(likely_, rest_start);
     }
     num_frames_ += static_cast<int>(num_frames);
   }
@@ -152,13 +156,15 @@ class PrefixBeamSearch : public CtcSearch {
     return hypothesis_of(**std::find_if(beams.begin(), beams.end(), holds));
   }
 
-  Settled settled(const std::vector<unsigned char>& word_starts) const override {
+  Settled settled(const std::vector<unsigned char>& word_starts) override {
+    if (grammar_) searches_[0].decide();
     std::vector<int> tokens = best().tokens;
     tokens.erase(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(commitments_[0].num_tokens()));
     std::size_t least = 2 * tokens.size();
     for (std::size_t i = 0; i < searches_.size(); ++i) least = std::min(least, commitments_[i].num_settled(searches_[i], tokens, word_starts));
+    const bool is_whole = grammar_ && least == 2 * tokens.size() && grammar_->is_whole(*searches_[0].beams()[0].prefix->phrase);
     tokens.resize(least / 2);
-    return {std::move(tokens), least % 2 > 0};
+    return {std::move(tokens), least % 2 > 0 || is_whole};
   }
 
   void commit(const std::vector<int>& tokens) override {
@@ -201,6 +207,7 @@ class PrefixBeamSearch : public CtcSearch {
 
   std::size_t beam_size_;
   bool sorts_;
+  std::shared_ptr<PhraseGraph> grammar_;
   int num_frames_ = 0;
   LikelyTokens likely_;
   std::deque<BeamSearch> searches_;

@@ -36,6 +36,7 @@ using LanguageModelError = ErrorOf<U2MOE_LANGUAGE_MODEL_ERROR>;
 using QueueFull = ErrorOf<U2MOE_QUEUE_FULL>;
 using Cancelled = ErrorOf<U2MOE_CANCELLED>;
 using SignatureError = ErrorOf<U2MOE_SIGNATURE_ERROR>;
+using GrammarError = ErrorOf<U2MOE_GRAMMAR_ERROR>;
 
 #ifdef __wasm__
 /// Throws a JavaScript error, which unwinds the stack without destructors.

@@ -58,37 +58,42 @@ class Symbols {
     }
   }
 
-  // The words of a phrase in the characters of the vocabulary, and its bonus.
-  std::pair<Words, double> measured(const Hotword& hotword) const {
-    const std::u32string phrase = decode_utf8(hotword.phrase);
-    const auto fail = [&](const std::string& what) {
-      runtime::fail<InvalidArgument>("hotword '" + encode_utf8(phrase.substr(0, kLongestHotword)) + "'" + what);
-    };
-    if (phrase.size() > kLongestHotword) {
-      fail("...: may have " + std::to_string(kLongestHotword) + " characters, got " + std::to_string(phrase.size()));
-    }
-    if (!(hotword.weight > 0 && hotword.weight <= kMostHotwordWeight)) {
-      fail(": weight must be above 0 and at most " + shown_number(kMostHotwordWeight) + ", got " + shown_number(hotword.weight));
-    }
+  // The words of a text in the characters of the vocabulary. Messages begin with `what` it is.
+  template <class Kind>
+  Words spelled(const std::u32string& text, bool (*is_word)(char32_t), const std::string& what) const {
     Words words(1);
-    for (const char32_t c : with_boundaries(phrase, is_syllabic)) {
+    for (const char32_t c : with_boundaries(text, is_word)) {
       if (c == kWordBoundary) {
         if (!words.back().empty()) words.emplace_back();
         continue;
       }
       const char32_t forms[] = {c, upper(c), lower(c)};
       const auto form = std::find_if(std::begin(forms), std::end(forms), [&](char32_t each) { return characters_.count(each) > 0; });
-      if (form == std::end(forms)) fail(": the vocabulary has no '" + encode_utf8({c}) + "'");
+      if (form == std::end(forms)) runtime::fail<Kind>(what + ": the vocabulary has no '" + encode_utf8({c}) + "'");
       words.back() += *form;
     }
     if (words.back().empty()) words.pop_back();
+    for (const std::u32string& word : words) {
+      if (fewest_tokens(word) == kImpossible) runtime::fail<Kind>(what + ": the vocabulary cannot write '" + encode_utf8(word) + "'");
+    }
+    return words;
+  }
+
+  // The words of a phrase in the characters of the vocabulary, and its bonus.
+  std::pair<Words, double> measured(const Hotword& hotword) const {
+    const std::u32string phrase = decode_utf8(hotword.phrase);
+    const std::string name = "hotword '" + encode_utf8(phrase.substr(0, kLongestHotword)) + "'";
+    const auto fail = [&](const std::string& what) { runtime::fail<InvalidArgument>(name + what); };
+    if (phrase.size() > kLongestHotword) {
+      fail("...: may have " + std::to_string(kLongestHotword) + " characters, got " + std::to_string(phrase.size()));
+    }
+    if (!(hotword.weight > 0 && hotword.weight <= kMostHotwordWeight)) {
+      fail(": weight must be above 0 and at most " + shown_number(kMostHotwordWeight) + ", got " + shown_number(hotword.weight));
+    }
+    Words words = spelled<InvalidArgument>(phrase, is_syllabic, name);
     if (words.empty()) fail(" is empty");
     std::size_t num_tokens = 0;
-    for (const std::u32string& word : words) {
-      const std::size_t fewest = fewest_tokens(word);
-      if (fewest == kImpossible) fail(": the vocabulary cannot write '" + encode_utf8(word) + "'");
-      num_tokens += fewest;
-    }
+    for (const std::u32string& word : words) num_tokens += fewest_tokens(word);
     return {words, hotword.weight * static_cast<double>(num_tokens)};
   }
 

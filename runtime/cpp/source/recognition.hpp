@@ -30,6 +30,7 @@ struct StreamOptions : StreamNumbers {
   double pause, turn;
   std::shared_ptr<const ContextGraph> hotwords = nullptr;
   std::shared_ptr<const Fusion> language_model = nullptr;
+  std::shared_ptr<PhraseGraph> grammar = nullptr;  ///< of this stream alone
   bool written = false;
 
   bool has_beam() const {
@@ -50,9 +51,10 @@ struct StreamOptions : StreamNumbers {
     if (language_model && !language_model->is_of(vocabulary)) {
       fail<InvalidArgument>("the language model was opened for the vocabulary of another bundle");
     }
-    if (!has_beam() && (hotwords || language_model)) {
-      fail<InvalidArgument>("hotwords and a language model need a prefix beam search or rescoring");
+    if (!has_beam() && (hotwords || language_model || grammar)) {
+      fail<InvalidArgument>("hotwords, a grammar and a language model need a prefix beam search or rescoring");
     }
+    if (grammar && (hotwords || language_model)) fail<InvalidArgument>("a grammar takes the place of hotwords and of a language model: expected one of them");
     if (chunk_size == kFullContext && !endpoint) {
       fail<InvalidArgument>("full context needs endpoint rules: without them its memory grows with the square of the recording");
     }
@@ -113,7 +115,7 @@ struct Request {
 class Recognition {
  public:
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options)
-      : manifest_(&manifest), vocabulary_(&vocabulary), options_(options.for_bundle(manifest, vocabulary)),
+      : manifest_(&manifest), vocabulary_(options.grammar ? &options.grammar->vocabulary() : &vocabulary), options_(options.for_bundle(manifest, vocabulary)),
         extractor_(m(), extractor_chunk_size(), has_full_context(), options_.padding_s), search_(new_search()),
         endpointer_(options_.rules, m().frame_s(), m().blank, knows_ends() ? options_.turn : 0),
         pause_rule_(options_.endpoint ? options_.pause : 0, m().frame_s(), m().frame_shift_ms / 1000), commits_(!has_full_context()) {}
@@ -156,7 +158,16 @@ class Recognition {
       return search_alone();
     }
     const double rescoring_weight = options_.language_model ? options_.language_model->rescoring_weight() : 1;
-    conclude(attention_rescoring(std::move(hypotheses_), scores, options_, rescoring_weight));
+    std::vector<Ranked> ranked = attention_rescoring(std::move(hypotheses_), scores, options_, rescoring_weight);
+    for (Ranked& each : ranked) {
+      if (!has_rest()) break;
+      each.hypothesis = found_[each.place];
+      const std::vector<std::size_t>& begins = begins_[each.place];
+      std::vector<double> probabilities;
+      for (std::size_t i = 0; i + 1 < begins.size(); ++i) probabilities.push_back(least(each.probabilities, begins[i], begins[i + 1]));
+      each.probabilities = std::move(probabilities);
+    }
+    conclude(std::move(ranked));
   }
   std::vector<Result> take_segments() { return std::exchange(segments_, {}); }
 
@@ -172,6 +183,10 @@ class Recognition {
     result.committed = vocabulary_->text(committed_);
     result.num_committed = static_cast<int>(vocabulary_->words(committed_).size());
     result.committed_end = seconds({commits_ ? search_->next_peak() : 0})[0];
+    for (const auto& [begin, end, probability] : phrases_) {
+      const std::vector<double> times = seconds({best.times[begin], best.times[end - 1] + 1});
+      result.phrases.push_back({vocabulary_->text(part(committed_, begin, end)), times[0], times[1], calibrated(m(), probability)});
+    }
     return presented(std::move(result));
   }
 
@@ -181,6 +196,16 @@ class Recognition {
   struct Frames {
     Floats output, log_probs;
   };
+
+  template <class T>
+  static std::vector<T> part(const std::vector<T>& items, std::size_t begin, std::size_t end) {
+    return {items.begin() + static_cast<std::ptrdiff_t>(begin), items.begin() + static_cast<std::ptrdiff_t>(end)};
+  }
+
+  static double least(const std::vector<double>& items, std::size_t begin, std::size_t end) {
+    const std::vector<double> own = part(items, begin, end);
+    return *std::min_element(own.begin(), own.end());
+  }
 
   // What follows the first `num` rows [rows, width].
   static Floats after(const Floats& rows, std::size_t num, std::size_t width) {
@@ -195,12 +220,13 @@ class Recognition {
   std::size_t vocab() const { return static_cast<std::size_t>(m().vocab_size); }
   std::size_t dim() const { return static_cast<std::size_t>(m().output_size); }
   bool has_full_context() const { return options_.chunk_size == StreamOptions::kFullContext; }
+  bool has_rest() const { return options_.grammar && options_.grammar->rest() >= 0; }
   bool knows_ends() const { return options_.language_model && options_.language_model->knows_ends(); }
 
   std::unique_ptr<CtcSearch> new_search() const {
     if (!options_.has_beam()) return std::make_unique<GreedySearch>(m().blank, options_.blank_penalty);
     return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords,
-                                              options_.language_model, options_.blank_penalty);
+                                              options_.language_model, options_.blank_penalty, options_.grammar);
   }
 
   int extractor_chunk_size() const {
@@ -257,9 +283,13 @@ class Recognition {
       alone_.emplace(m(), num_frames_, static_cast<std::size_t>(options_.beam_size), options_.length_penalty);
       return search_alone();
     }
+    if (options_.grammar && !partial_) partial_ = result();  // the end may leave nothing of it
     search_->finish();
     hypotheses_ = search_->hypotheses();
-    if (options_.search == Search::kAttentionRescoring && !output_.empty()) {
+    if (options_.search == Search::kAttentionRescoring && !output_.empty() && !hypotheses_.empty()) {
+      if (has_rest()) found_ = hypotheses_;
+      begins_.clear();
+      for (Hypothesis& each : hypotheses_) begins_.push_back(hear(each));
       std::vector<std::vector<int>> sequences;
       for (const Hypothesis& hypothesis : hypotheses_) sequences.push_back(hypothesis.tokens);
       return ask_decoder(sequences);
@@ -301,12 +331,57 @@ class Recognition {
     return ranked;
   }
 
+  void search_on(const float* log_probs, std::size_t num) {
+    search_->advance(log_probs, num, vocab());
+    const auto blank = static_cast<std::size_t>(m().blank);
+    for (std::size_t frame = 0; frame < num && has_rest(); ++frame) {
+      const float* const row = log_probs + frame * vocab();
+      std::size_t best = blank == 0 ? 1 : 0;
+      for (std::size_t token = 0; token < vocab(); ++token) best = token != blank && row[token] > row[best] ? token : best;
+      loudest_.emplace_back(static_cast<int>(best), row[best] > row[blank]);
+    }
+  }
+
+  // Puts the most probable tokens where a hypothesis has other words of a grammar, each with its penalty, for the second pass; where its
+  // tokens begin then, and the end.
+  std::vector<std::size_t> hear(Hypothesis& found) const {
+    std::vector<std::size_t> begins;
+    const std::vector<int> tokens = found.tokens;
+    if (!has_rest() || std::find(tokens.begin(), tokens.end(), options_.grammar->rest()) == tokens.end()) {
+      begins.resize(tokens.size() + 1);
+      std::iota(begins.begin(), begins.end(), 0);
+      return begins;
+    }
+    found.tokens.clear();
+    found.probabilities.clear();
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      begins.push_back(found.tokens.size());
+      if (tokens[i] != options_.grammar->rest()) {
+        found.tokens.push_back(tokens[i]);
+        continue;
+      }
+      const auto begin = static_cast<std::size_t>(found.times[i]);
+      const bool is_last = i + 1 == tokens.size();
+      const std::size_t end = is_last ? loudest_.size() : static_cast<std::size_t>(found.times[i + 1]) + 1;
+      std::vector<std::pair<int, bool>> runs = {{loudest_[begin].first, true}};
+      for (std::size_t frame = begin + 1; frame < std::min(end, loudest_.size()); ++frame) {
+        if (loudest_[frame] != runs.back()) runs.push_back(loudest_[frame]);
+      }
+      if (!is_last && runs.size() > 1) runs.pop_back();  // of the token that follows
+      for (const auto& [token, is_heard] : runs) {
+        if (is_heard) found.tokens.push_back(token), found.context_score -= static_cast<double>(kRestPenalty);
+      }
+    }
+    begins.push_back(found.tokens.size());
+    return begins;
+  }
+
   // Add encoder frames to the current utterance, up to its end.
   void advance(const Frames& frames) {
     const std::size_t all = frames.output.size() / dim();
     std::size_t num = all, num_searched = 0;
     const auto search_to = [&](std::size_t end) {
-      search_->advance(frames.log_probs.data() + num_searched * vocab(), end - num_searched, vocab());
+      search_on(frames.log_probs.data() + num_searched * vocab(), end - num_searched);
       num_searched = end;
     };
     const auto end_of_sentence = [&](std::size_t end) {
@@ -335,11 +410,19 @@ class Recognition {
     tokens.resize(words.back().end);
     search_->commit(tokens);
     committed_.insert(committed_.end(), tokens.begin(), tokens.end());
+    if (!options_.grammar) return;
+    const auto found = options_.grammar->phrases(committed_, false);
+    const std::vector<double> probabilities = search_->best().probabilities;
+    for (std::size_t i = phrases_.size(); i < found.size(); ++i) {
+      phrases_.emplace_back(found[i].first, found[i].second, least(probabilities, found[i].first, found[i].second));
+    }
   }
 
   // An utterance that ends within speech ends between two of its words instead, if there are two.
   void cut(const Floats& log_probs) {
-    const auto num = find_cut(*vocabulary_, search_->hypotheses(1)[0].tokens, log_probs, vocab(), m().blank);
+    Hypothesis best = search_->hypotheses(1)[0];
+    hear(best);
+    const auto num = find_cut(*vocabulary_, best.tokens, log_probs, vocab(), m().blank);
     if (!num) return;
     partial_ = result();
     Frames rest = after(output_, log_probs, *num);
@@ -351,9 +434,11 @@ class Recognition {
     std::size_t num_before = 0;
     for (const int time : search_->best().times) num_before += static_cast<std::size_t>(time) < *num ? 1U : 0U;
     committed_.resize(std::min(committed_.size(), num_before));
+    while (!phrases_.empty() && std::get<1>(phrases_.back()) > committed_.size()) phrases_.pop_back();
     commits_ = false;
     search_ = new_search();
-    search_->advance(log_probs.data(), *num, vocab());
+    loudest_.clear();
+    search_on(log_probs.data(), *num);
   }
 
   // Give the current utterance its final result, and begin the next one where it ends.
@@ -392,11 +477,13 @@ class Recognition {
     endpointer_.reset();
     search_ = new_search();
     committed_.clear();
+    phrases_.clear();
+    loudest_.clear();
     commits_ = !has_full_context();
   }
 
   Result final_result(const std::vector<Ranked>& ranked) const {
-    const Ranked& best = ranked[0];
+    const Ranked& best = ranked.empty() ? Ranked{} : ranked[0];  // a grammar may allow nothing
     const auto start = static_cast<std::int64_t>(start_), num = static_cast<std::int64_t>(num_frames_);
     Result result;
     result.is_final = true;
@@ -418,13 +505,22 @@ class Recognition {
       result.nbest.push_back({text, each.hypothesis.tokens, each.score, is_alone ? 0 : each.hypothesis.score, each.attention_score, each.hypothesis.language_score,
                               seconds(each.hypothesis.times)});
     }
-    result.text = result.nbest[0].text;
-    result.score = result.nbest[0].score;
+    if (!result.nbest.empty()) result.text = result.nbest[0].text, result.score = result.nbest[0].score;
     result.committed = result.text;
     const std::vector<WordSpan> spans = vocabulary_->words(result.tokens);
     result.num_committed = static_cast<int>(spans.size());
     result.committed_end = seconds({static_cast<int>(num)})[0];
-    result.revised = num_revised(vocabulary_->words(committed_), spans);
+    result.revised = ranked.empty() ? 0 : num_revised(vocabulary_->words(committed_), spans);
+    if (!options_.grammar) return result;
+    for (const auto& [begin, end] : options_.grammar->phrases(result.tokens, true)) {
+      Word phrase{vocabulary_->text(part(result.tokens, begin, end)), -1, 0, 1};
+      for (std::size_t i = 0; i < spans.size(); ++i) {
+        if (spans[i].begin < begin || spans[i].begin >= end) continue;
+        const Word& word = result.words[i];
+        phrase = {phrase.text, phrase.start < 0 ? word.start : phrase.start, word.end, std::min(phrase.confidence, word.confidence)};
+      }
+      result.phrases.push_back(phrase);
+    }
     return result;
   }
 
@@ -472,6 +568,10 @@ class Recognition {
   std::size_t start_ = 0, num_frames_ = 0;  // its encoder frames
   Floats output_;
   std::vector<int> committed_;  // tokens of words that no later partial result changes
+  std::vector<std::tuple<std::size_t, std::size_t, double>> phrases_;  // places of committed tokens, and their least probability
+  std::vector<std::pair<int, bool>> loudest_;    // by frame, for other words of a grammar: the most probable token, and whether blank is not
+  std::vector<Hypothesis> found_;                // before they were heard
+  std::vector<std::vector<std::size_t>> begins_; // of their tokens in what was heard
   bool commits_ = false;        // whether its frames are never encoded again
   std::optional<Endpoint> endpoint_;
   Frames frames_;                 // of the last window

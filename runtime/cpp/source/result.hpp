@@ -34,6 +34,7 @@ struct Result {
   int num_committed = 0;           ///< its words
   double committed_end = 0;        ///< seconds before which the first pass changes nothing any more
   int revised = 0;                 ///< committed words that a final result changes
+  std::vector<Word> phrases;       ///< of a grammar; in a partial result, those that no later result of this segment takes back
 };
 
 /// The result with times by another clock, a function from seconds to seconds.
@@ -42,17 +43,21 @@ Result timed(Result result, Clock clock) {
   for (double& time : result.times) time = clock(time);
   for (Alternative& each : result.nbest) std::transform(each.times.begin(), each.times.end(), each.times.begin(), clock);
   result.committed_end = clock(result.committed_end);
-  for (Word& word : result.words) word.start = clock(word.start), word.end = clock(word.end);
+  for (std::vector<Word>* all : {&result.words, &result.phrases}) {
+    for (Word& word : *all) word.start = clock(word.start), word.end = clock(word.end);
+  }
   if (result.is_final && !result.text.empty()) result.start = clock(result.start), result.end = clock(result.end);
   return result;
 }
 
 /// As JSON, with the names that Python's results have.
 inline std::string as_json(const Result& result) {
-  const auto word = [](const Word& each) {
-    return "{\"word\": " + json_text(each.text) + ", \"start\": " + json_text(each.start) + ", \"end\": " + json_text(each.end) +
+  const auto named = [](const char* name, const Word& each) {
+    return "{\"" + std::string(name) + "\": " + json_text(each.text) + ", \"start\": " + json_text(each.start) + ", \"end\": " + json_text(each.end) +
            ", \"confidence\": " + json_text(each.confidence) + "}";
   };
+  const auto word = [&](const Word& each) { return named("word", each); };
+  const auto phrase = [&](const Word& each) { return named("phrase", each); };
   const auto alternative = [](const Alternative& each) {
     return "{\"text\": " + json_text(each.text) + ", \"tokens\": " + json_text(each.tokens) + ", \"times\": " + json_text(each.times) + ", \"score\": " + json_text(each.score) +
            ", \"ctc_score\": " + json_text(each.ctc_score) + ", \"attention_score\": " + json_text(each.attention_score) +
@@ -63,7 +68,8 @@ inline std::string as_json(const Result& result) {
          ", \"confidence\": " + json_text(result.confidence) + ", \"score\": " + json_text(result.score) + ", \"tokens\": " + json_text(result.tokens) + ", \"times\": " +
          json_text(result.times) + ", \"words\": " + json_list(result.words, word) + ", \"nbest\": " + json_list(result.nbest, alternative) +
          ", \"committed\": " + json_text(result.committed) + ", \"num_committed\": " + std::to_string(result.num_committed) +
-         ", \"committed_end\": " + json_text(result.committed_end) + ", \"revised\": " + std::to_string(result.revised) + "}";
+         ", \"committed_end\": " + json_text(result.committed_end) + ", \"revised\": " + std::to_string(result.revised) + ", \"phrases\": " +
+         json_list(result.phrases, phrase) + "}";
 }
 
 /// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders, and from left to right those of each token as
@@ -77,7 +83,8 @@ struct TokenScores {
 struct Ranked {
   Hypothesis hypothesis;
   double score, attention_score;
-  std::vector<double> probabilities;  ///< of each token, averaged over the decoders and the CTC head
+  std::vector<double> probabilities;  ///< of each token, averaged over the decoders and the CTC head, if that has some
+  std::size_t place = 0;              ///< among the hypotheses of the first pass
 };
 
 /// score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc + bonus
@@ -96,14 +103,15 @@ inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypothese
       from_left += static_cast<double>(left[i]);
       if (right) from_right += static_cast<double>(right[i]);
       if (i == hypothesis.tokens.size()) break;
-      double sum = std::exp(static_cast<double>(left[i])) + hypothesis.probabilities[i];
+      const bool has_own = !hypothesis.probabilities.empty();
+      double sum = std::exp(static_cast<double>(left[i])) + (has_own ? hypothesis.probabilities[i] : 0);
       if (right) sum += std::exp(static_cast<double>(right[i]));
-      probabilities.push_back(sum / (right ? 3 : 2));
+      probabilities.push_back(sum / ((right ? 2 : 1) + (has_own ? 1 : 0)));
     }
     const double attention = right ? (1 - weights.reverse_weight) * from_left + weights.reverse_weight * from_right : from_left;
     const double acoustic = hypothesis.score - hypothesis.context_score - hypothesis.language_score;
     const double score = attention + weights.ctc_weight * acoustic + hypothesis.context_score + rescoring_weight * hypothesis.language_score;
-    ranked.push_back({std::move(hypothesis), score, attention, std::move(probabilities)});
+    ranked.push_back({std::move(hypothesis), score, attention, std::move(probabilities), row});
   }
   const auto better = [](const Ranked& one, const Ranked& other) { return one.score > other.score; };
   std::stable_sort(ranked.begin(), ranked.end(), better);
@@ -126,6 +134,14 @@ inline int num_revised(const std::vector<WordSpan>& words, const std::vector<Wor
 }
 
 inline double rounded(double seconds) { return std::round(seconds * 1000) / 1000; }
+
+/// The confidence of a word by the least probability of its tokens.
+inline double calibrated(const Manifest& m, double probability) {
+  if (!m.calibrated) return probability;
+  const double clipped = std::clamp(probability, 1e-6, 1 - 1e-6);
+  const double odds = m.scale * std::log(clipped / (1 - clipped)) + m.bias;
+  return 1 / (1 + std::exp(-std::clamp(odds, -700.0, 700.0)));
+}
 
 /// Words of the best hypothesis of an utterance that begins at encoder frame `start` and has `num_frames`.
 inline std::vector<Word> words_of(const Manifest& m, const Vocabulary& vocabulary, const Ranked& best, std::int64_t start,
@@ -151,13 +167,8 @@ inline std::vector<Word> words_of(const Manifest& m, const Vocabulary& vocabular
   std::vector<Word> words;
   for (std::size_t i = 0; i < spans.size(); ++i) {
     const auto first = best.probabilities.begin();
-    double confidence = *std::min_element(first + static_cast<std::ptrdiff_t>(spans[i].begin), first + static_cast<std::ptrdiff_t>(spans[i].end));
-    if (m.calibrated) {
-      const double clipped = std::clamp(confidence, 1e-6, 1 - 1e-6);
-      const double odds = m.scale * std::log(clipped / (1 - clipped)) + m.bias;
-      confidence = 1 / (1 + std::exp(-std::clamp(odds, -700.0, 700.0)));
-    }
-    words.push_back({spans[i].text, rounded(meeting[i].first), rounded(meeting[i].second), confidence});
+    const double least = *std::min_element(first + static_cast<std::ptrdiff_t>(spans[i].begin), first + static_cast<std::ptrdiff_t>(spans[i].end));
+    words.push_back({spans[i].text, rounded(meeting[i].first), rounded(meeting[i].second), calibrated(m, least)});
   }
   return words;
 }

@@ -65,10 +65,7 @@ class Vocabulary {
       if (id != vocabulary.symbols_.size()) {
         runtime::fail<BundleError>(name + ": no symbol has id " + std::to_string(vocabulary.symbols_.size()));
       }
-      vocabulary.symbols_.push_back(decode_utf8(symbol));
-      vocabulary.texts_.push_back(encode_utf8(vocabulary.symbols_.back()));
-      vocabulary.note_letters(vocabulary.symbols_.back());
-      vocabulary.word_starts_.push_back(vocabulary.begins(static_cast<int>(id)) ? 1 : 0);
+      vocabulary.add(decode_utf8(symbol));
       vocabulary.fingerprint_ = vocabulary.fingerprint_ * 16777619U + std::hash<std::string>{}(symbol);
     }
     const std::size_t num = vocabulary.symbols_.size();
@@ -76,6 +73,16 @@ class Vocabulary {
       runtime::fail<BundleError>(name + ": has " + std::to_string(num) + " symbols, expected vocab_size " + std::to_string(*size));
     }
     return vocabulary;
+  }
+
+  /// Its id.
+  int add(const std::u32string& symbol) {
+    const auto id = static_cast<int>(symbols_.size());
+    symbols_.push_back(symbol);
+    texts_.push_back(encode_utf8(symbol));
+    note_letters(symbol);
+    word_starts_.push_back(begins(id) ? 1 : 0);
+    return id;
   }
 
   std::size_t size() const { return symbols_.size(); }

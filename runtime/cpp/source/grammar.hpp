@@ -1,0 +1,337 @@
+// Grammars: what may be said, as an automaton over characters; as runtime/text/grammar.py and runtime/decoding/phrases.py have them.
+#pragma once
+
+#include "hotwords.hpp"
+#include "likely_tokens.hpp"
+
+namespace u2moe::runtime {
+
+/// Where a hypothesis is in a grammar.
+struct PhraseState {
+  std::vector<std::size_t> places;  ///< of phrases that its last characters may have reached, in order
+  bool is_apart;                    ///< it ends in a word boundary
+  bool accepts;                     ///< it may end here: with a complete phrase, or before any
+  mutable std::map<int, const PhraseState*> moves = {};  ///< cache by token of the next state; null: not allowed
+
+  bool operator<(const PhraseState& other) const {
+    return std::tie(places, is_apart, accepts) < std::tie(other.places, other.is_apart, other.accepts);
+  }
+};
+
+/// The automaton of a grammar for a vocabulary, made deterministic where a search comes by. Of one thread at a time.
+class PhraseGraph {
+ public:
+  /// @param lines see u2moe_stream_options.
+  /// @throws GrammarError a line cannot be read, a slot is not defined or contains itself, a phrase may be empty or has characters
+  /// that the vocabulary lacks, there is none, or the grammar is too large.
+  PhraseGraph(const std::vector<std::string>& lines, const Vocabulary& vocabulary, int blank)
+      : vocabulary_(vocabulary), symbols_(vocabulary), blank_(blank), starts_(vocabulary.word_starts()) {
+    const std::vector<Phrase> phrases = read(lines);
+    if (phrases.empty()) fail("found no phrase, expected at least one");
+    for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(with_boundaries(symbol, is_spaceless));
+    for (const std::u32string& spelling : spellings_) longest_ = std::max(longest_, spelling.size());
+    add_place(true);
+    for (const Phrase& phrase : phrases) {
+      const Places ends = ends_of(phrase.parts, {0}, {}, phrase.name);
+      if (ends[0] == 0) fail(phrase.name + ": may be empty, expected words");
+      for (const std::size_t end : ends) is_end_[end] = true;
+    }
+    for (const std::u32string& spelling : spellings_) {
+      const bool is_blank = is_part_.size() == static_cast<std::size_t>(blank);
+      is_part_.push_back(is_blank || within_words_.count(stripped(spelling, is_mark)) > 0);
+    }
+    within_words_ = {};
+    num_tokens_ = static_cast<std::size_t>(std::count(is_part_.begin(), is_part_.end(), true)) + (rest_ >= 0 ? 1 : 0);
+  }
+
+  /// The vocabulary, with a token for other words.
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+
+  /// The token that stands for other words; negative: they are not allowed.
+  int rest() const { return rest_; }
+
+  /// State of an empty hypothesis. Older states may be forgotten: no search may go on.
+  const PhraseState* begin() {
+    if (states_.size() > kMostStates) states_.clear();
+    outside_ = state({0}, false, true);
+    return state(after({0}, kWordBoundary), true, true);
+  }
+
+  /// State after `token`; null: it is not allowed.
+  const PhraseState* advance(const PhraseState& from, int token) {
+    const auto [move, is_new] = from.moves.try_emplace(token, &from);
+    if (!is_new) return move->second;
+    const PhraseState*& following = move->second;
+    if (token == rest_) return following = from.accepts ? outside_ : nullptr;
+    for (const char32_t character : spellings_[static_cast<std::size_t>(token)]) following = following ? step(*following, character) : nullptr;
+    return following;
+  }
+
+  /// Whether the last word is complete, whatever follows.
+  bool is_whole(const PhraseState& state) const {
+    const auto is_over = [this](std::size_t place) { return arcs_[place].size() == arcs_[place].count(kWordBoundary); };
+    return state.accepts && (state.is_apart || std::all_of(state.places.begin(), state.places.end(), is_over));
+  }
+
+  /// The most probable of the tokens of a row [vocab] that may be allowed, and the log-probability of `rest` where it begins a word.
+  double find(const float* row, std::size_t beam_size, LikelyTokens& likely) const {
+    std::vector<float> allowed(vocabulary_.size(), -std::numeric_limits<float>::infinity());
+    float start = allowed[0];
+    for (std::size_t token = 0; token < is_part_.size(); ++token) {
+      if (is_part_[token]) allowed[token] = row[token];
+      if (rest_ < 0 || token == static_cast<std::size_t>(blank_)) continue;
+      const float score = row[token] - kRestPenalty;
+      allowed.back() = std::max(allowed.back(), score);
+      if (starts_[token]) start = std::max(start, score);
+    }
+    likely.find(allowed.data(), allowed.size(), std::min(std::max(beam_size, kMinGrammarTokens), num_tokens_));
+    return static_cast<double>(start);
+  }
+
+  /// Begin and end of each complete phrase in tokens that are allowed; the longest where there is a choice. Unless they are final,
+  /// without the one at the end that may become a longer one.
+  std::vector<std::pair<std::size_t, std::size_t>> phrases(const std::vector<int>& tokens, bool is_final) const {
+    const std::size_t num = tokens.size();
+    std::vector<std::pair<bool, std::size_t>> following(num + 1, {false, kNone});  // whether a phrase may begin, and its end
+    following[num].first = true;
+    for (std::size_t begin = num; begin-- > 0;) {
+      const std::pair<Places, bool> read = ends_in(tokens, begin);
+      const auto is_possible = [&](std::size_t end) { return following[end].first && (is_final || !read.second || end < num); };
+      const auto end = std::find_if(read.first.rbegin(), read.first.rend(), is_possible);
+      const bool has_end = end != read.first.rend();
+      following[begin] = {read.second || has_end, has_end ? *end : kNone};
+    }
+    std::vector<std::pair<std::size_t, std::size_t>> found;
+    for (std::size_t begin = 0, end; (end = following[begin].second) != kNone; begin = end) {
+      if (!is_between(tokens[begin])) found.emplace_back(begin, end);
+    }
+    return found;
+  }
+
+ private:
+  using Places = std::vector<std::size_t>;
+  using Parts = std::vector<std::u32string>;  // words, slots, brackets and |
+  struct Phrase {
+    std::string name;  // for messages
+    Parts parts;
+  };
+  static constexpr std::size_t kMostStates = 1 << 16, kMostNested = 100;
+
+  [[noreturn]] static void fail(const std::string& what) { runtime::fail<GrammarError>("grammar: " + what); }
+
+  // ---- Lines ----
+
+  std::vector<Phrase> read(const std::vector<std::string>& lines) {
+    std::vector<Phrase> phrases;
+    for (const std::string& line : lines) {
+      const std::u32string text = stripped(decode_utf8(line), is_space), quoted = U"'" + decode_utf8(line) + U"'";
+      const std::string shown = encode_utf8(quoted.substr(0, 80));
+      if (quoted.size() - 2 > kLongestGrammarLine) {
+        runtime::fail<GrammarError>("grammar must be a list of phrases of at most " + std::to_string(kLongestGrammarLine) + " characters, got " + shown);
+      }
+      if (text == kUnknown) {
+        if (rest_ < 0) rest_ = vocabulary_.add(kWordBoundary + (kUnknown + std::u32string(1, kWordBoundary)));
+        continue;
+      }
+      const std::size_t end = text.find_first_of(U"<>=|", 1), sign = end == std::u32string::npos ? end : text.find_first_not_of(U" \t", end + 1);
+      const bool is_slot = text.size() > 2 && text[0] == U'<' && end > 1 && sign < text.size() && text[end] == U'>' && text[sign] == U'=';
+      const std::u32string slot = is_slot ? text.substr(0, end + 1) : U"";
+      Phrase phrase{is_slot ? "slot " + encode_utf8(slot) : "phrase " + shown, {}};
+      if (is_slot && this->slot(slot)) fail(phrase.name + ": found a second definition, expected one");
+      phrase.parts = divided(is_slot ? text.substr(sign + 1) : text, phrase.name);
+      ends_of(phrase.parts, {}, {}, phrase.name);
+      if (is_slot) slots_.emplace_back(slot, std::move(phrase.parts));
+      else phrases.push_back(std::move(phrase));
+    }
+    return phrases;
+  }
+
+  static Parts divided(const std::u32string& text, const std::string& what) {
+    static const std::u32string signs = U"()[]|<>";
+    Parts parts;
+    for (std::size_t place = 0, end; place < text.size(); place = end) {
+      const char32_t first = text[place];
+      end = place + 1;
+      if (is_space(first)) continue;
+      const std::size_t close = first == U'<' ? text.find_first_of(U"<>", end) : place;
+      if (first == U'>' || close >= text.size() || (first == U'<' && text[close] == U'<')) {
+        fail(what + ": found '" + encode_utf8({first}) + "', expected words, (), [], | or <slot>");
+      }
+      if (first == U'<') end = close + 1;
+      else if (text.compare(place, kUnknown.size(), kUnknown) == 0) end = place + kUnknown.size();
+      else if (signs.find(first) == std::u32string::npos) while (end < text.size() && !is_space(text[end]) && signs.find(text[end]) == std::u32string::npos) ++end;
+      parts.push_back(text.substr(place, end - place));
+    }
+    return parts;
+  }
+
+  const Parts* slot(const std::u32string& name) const {
+    const auto found = std::find_if(slots_.begin(), slots_.end(), [&](const auto& each) { return each.first == name; });
+    return found == slots_.end() ? nullptr : &found->second;
+  }
+
+  // ---- The automaton ----
+
+  // Places at the ends of a phrase or slot that begins at `places`, within slots and brackets. Without places only its syntax is read.
+  Places ends_of(const Parts& parts, const Places& places, const Parts& within, const std::string& what) {
+    std::size_t place = 0;
+    return ends_of(parts, place, U"", places, within, what);
+  }
+
+  Places ends_of(const Parts& parts, std::size_t& place, const std::u32string& closing, const Places& places, Parts within, const std::string& what) {
+    if (within.size() > kMostNested) fail(what + ": found more than " + std::to_string(kMostNested) + " brackets or slots in one another, expected fewer");
+    const std::string close = "'" + encode_utf8(closing) + "'";
+    Places ends, reached = places;
+    bool is_empty = true, has_empty = false, is_open = !closing.empty();
+    while (place < parts.size()) {
+      const std::u32string& part = parts[place++];
+      if (part == closing) {
+        is_open = false;
+        break;
+      }
+      if (part == U"|") {
+        join(ends, std::exchange(reached, places));
+        has_empty |= std::exchange(is_empty, true);
+        continue;
+      }
+      is_empty = false;
+      if (part == U"(" || part == U"[") {
+        within.emplace_back();
+        Places after = ends_of(parts, place, part == U"(" ? U")" : U"]", reached, within, what);
+        within.pop_back();
+        if (part == U"[") join(after, reached);
+        reached = std::move(after);
+      } else if (part == U")" || part == U"]" || part == kUnknown) {
+        fail(what + ": found '" + encode_utf8(part) + "', expected " + (part == kUnknown ? "[unk] in a line of its own" : close + " or words"));
+      } else if (!places.empty()) {
+        reached = part[0] == U'<' ? ends_of_slot(part, reached, within, what) : add_words(part, std::move(reached), what);
+      }
+    }
+    if (is_open) fail(what + ": found its end, expected " + close);
+    if (is_empty || has_empty) fail(what + ": found nothing, expected words");
+    join(ends, reached);
+    return ends;
+  }
+
+  Places ends_of_slot(const std::u32string& name, const Places& places, Parts within, const std::string& what) {
+    const std::string shown = "slot " + encode_utf8(name);
+    if (std::find(within.begin(), within.end(), name) != within.end()) fail(what + ": " + shown + ": found itself in it, expected no recursion");
+    const Parts* const parts = slot(name);
+    if (!parts) {
+      const std::string names = joined(slots_, ", ", [](const auto& each) { return encode_utf8(each.first); });
+      fail(what + ": found " + shown + ", expected " + (slots_.empty() ? "none: none is defined" : "one of " + names));
+    }
+    within.push_back(name);
+    return ends_of(*parts, places, within, what);
+  }
+
+  static void join(Places& places, const Places& others) {
+    places.insert(places.end(), others.begin(), others.end());
+    std::sort(places.begin(), places.end());
+    places.erase(std::unique(places.begin(), places.end()), places.end());
+  }
+
+  void add_place(bool is_single) {
+    arcs_.emplace_back();
+    is_single_.push_back(is_single);
+    is_end_.push_back(false);
+  }
+
+  Places add_words(const std::u32string& text, Places places, const std::string& what) {
+    for (const std::u32string& word : symbols_.spelled<GrammarError>(text, is_spaceless, "grammar: " + what)) {
+      for (std::size_t begin = 0; begin <= word.size(); ++begin) {
+        for (std::size_t size = 0; size <= longest_; ++size) within_words_.insert(word.substr(begin, size));
+      }
+      for (const char32_t character : kWordBoundary + word) {
+        const Places& first = arcs_[places[0]][character];
+        const auto single = std::find_if(first.begin(), first.end(), [&](std::size_t each) { return places.size() == 1 && is_single_[each]; });
+        std::size_t next = arcs_.size();
+        if (single != first.end()) {
+          next = *single;
+        } else {
+          if (next >= kMostPlaces) fail(what + ": found more than " + std::to_string(kMostPlaces) + " characters up to here, expected fewer");
+          for (const std::size_t each : places) arcs_[each][character].push_back(next);
+          add_place(places.size() == 1);
+        }
+        places = {next};
+      }
+    }
+    return places;
+  }
+
+  Places after(const Places& places, char32_t character) const {
+    Places found;
+    for (const std::size_t place : places) {
+      if (const auto arc = arcs_[place].find(character); arc != arcs_[place].end()) found.insert(found.end(), arc->second.begin(), arc->second.end());
+    }
+    join(found, {});
+    return found;
+  }
+
+  bool has_end(const Places& places) const {
+    return std::any_of(places.begin(), places.end(), [this](std::size_t place) { return is_end_[place]; });
+  }
+
+  const PhraseState* state(Places places, bool is_apart, bool accepts) { return &*states_.insert({std::move(places), is_apart, accepts}).first; }
+
+  const PhraseState* step(const PhraseState& from, char32_t character) {
+    const bool is_apart = character == kWordBoundary;
+    if (is_apart && from.is_apart) return &from;
+    Places places = after(from.places, character);
+    const bool is_complete = has_end(places);
+    if (is_complete) places.insert(places.begin(), 0);
+    return places.empty() ? nullptr : state(std::move(places), is_apart, is_complete || (is_apart && from.accepts));
+  }
+
+  // ---- Phrases in tokens ----
+
+  // Whether a token is no part of a phrase where none has begun.
+  bool is_between(int token) const { return token == rest_ || spellings_[static_cast<std::size_t>(token)] == std::u32string(1, kWordBoundary); }
+
+  // Where a phrase may end that begins at `begin`, and whether it may go on after the last token.
+  std::pair<Places, bool> ends_in(const std::vector<int>& tokens, std::size_t begin) const {
+    if (is_between(tokens[begin])) return {{begin + 1}, false};
+    Places places = after({0}, kWordBoundary), ends;
+    bool is_apart = true, is_complete = false;
+    for (std::size_t end = begin; end < tokens.size(); ++end) {
+      if (tokens[end] == rest_) return {ends, false};
+      for (const char32_t character : spellings_[static_cast<std::size_t>(tokens[end])]) {
+        if (character == kWordBoundary && is_apart) continue;
+        is_apart = character == kWordBoundary;
+        places = after(places, character);
+        is_complete = has_end(places) || (is_apart && is_complete);
+      }
+      if (places.empty() && !is_complete) return {ends, false};
+      if (is_complete) ends.push_back(end + 1);
+    }
+    return {ends, std::any_of(places.begin(), places.end(), [this](std::size_t place) { return !arcs_[place].empty(); })};
+  }
+
+  static inline const std::u32string kUnknown = U"[unk]";
+
+  Vocabulary vocabulary_;
+  Symbols symbols_;
+  int blank_, rest_ = -2;
+  std::vector<unsigned char> starts_;  // by token, whether it begins a word
+  std::vector<std::pair<std::u32string, Parts>> slots_;
+  std::vector<std::u32string> spellings_;  // what each token adds to the text
+  std::size_t longest_ = 0, num_tokens_ = 0;
+  std::unordered_set<std::u32string> within_words_;
+  std::vector<bool> is_part_;                      // by token, whether a phrase may need it
+  std::vector<std::map<char32_t, Places>> arcs_;   // by place
+  std::vector<bool> is_single_, is_end_;           // by place: one way leads to it; a phrase ends there
+  std::set<PhraseState> states_;
+  const PhraseState* outside_ = nullptr;  // after other words
+};
+
+/// The lines of a file of a grammar, without "# ..." and empty ones.
+inline std::vector<std::string> grammar_lines(const std::string& content) {
+  std::vector<std::string> lines;
+  for (const std::string& line : lines_of(content)) {
+    const std::size_t first = line.find_first_not_of(" \t\r");
+    if (first != std::string::npos && line[first] != '#') lines.push_back(line);
+  }
+  return lines;
+}
+
+}  // namespace u2moe::runtime
