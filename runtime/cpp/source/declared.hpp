@@ -13,7 +13,8 @@ constexpr double kShortestPauseS = 0.4;
 constexpr double kHotwordWeight = 1.5, kMostHotwordWeight = 100;
 constexpr std::size_t kLongestHotword = 200;
 constexpr float kRestPenalty = 1.0F;
-constexpr std::size_t kMinGrammarTokens = 32, kMostPlaces = 262144, kLongestGrammarLine = 20000;
+constexpr std::size_t kMinGrammarTokens = 32, kMostPlaces = 262144;
+constexpr std::size_t kLongestGrammarLine = 20000;
 
 enum class Search { kDefault, kAttentionRescoring, kCtcPrefixBeam, kCtcGreedy, kAttention };
 struct SearchName {
