@@ -54,7 +54,7 @@ from u2moe.runtime.options import SEARCHES
 FULL = Path("/dev/full")
 BAD_GRAMMARS = (
     ["[unk]"], ["a Ж"], ["a )"], ["(a | b"], ["a || b"], ["[a]"], ["a [unk]"], ["<x"], ["a > b"], ["<x>"],
-    ["<x> = a", "<y>"],
+    ["<x> = a", "<y>"], ["[" * 9000], ["(<b0>)", *(f"<b{n}> = (a | <b{n + 1}>)" for n in range(60)), "<b60> = a"],
     ["<x> = a <x>", "<x>"], ["<x> = a", "<x> = b"], ["<x> ="], ["[" + "a" * 30000],
 )  # fmt: skip
 HAS_OPENSSL = Path("/usr/include/openssl/evp.h").is_file()

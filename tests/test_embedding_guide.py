@@ -69,8 +69,8 @@ def test_the_code_runs_in_order_and_says_what_was_said(names, clip, capsys):
     for block in BLOCKS:
         exec(block, names)
         printed.append(capsys.readouterr().out)
-    assert len(BLOCKS) == 13
-    one_shot, by_segment, committed, captions, microphone = (printed[place] for place in (0, 1, 5, 10, 11))
+    assert len(BLOCKS) == 14
+    one_shot, by_segment, committed, captions, microphone = (printed[place] for place in (0, 1, 5, 11, 12))
     text = names["recognizer"].transcribe("talk.wav").text
     assert text in one_shot
     assert [line.split(" ", 1)[1] for line in by_segment.splitlines()] == [

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from u2moe.runtime.errors import GrammarError
-from u2moe.runtime.text.grammar import UNKNOWN, Expression, Grammar
+from u2moe.runtime.text.grammar import UNKNOWN, Expression, Grammar, check_nested
 from u2moe.runtime.text.spelling import Spelling
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_boundaries
 
@@ -177,13 +177,14 @@ class PhraseGraph:
     def _add(
         self, expression: Expression, places: frozenset[int], within: tuple[str, ...], what: str
     ) -> frozenset[int]:
-        """Places at the ends of an expression that begins at `places`; `within` are the slots that it is in."""
+        """Places at the ends of an expression that begins at `places`; `within` are the slots and brackets, "", around."""
+        check_nested(len(within), what)
         ends: set[int] = set()
         for alternative in expression:
             reached = places
             for item in alternative:
                 if not isinstance(item, str):
-                    reached = self._add(item, reached, within, what)
+                    reached = self._add(item, reached, (*within, ""), what)
                 elif not item.startswith("<"):
                     for word in self._spelled(item, what):
                         reached = self._add_word(word, reached, what)

@@ -20,6 +20,8 @@ UNKNOWN = "[unk]"
 """In a grammar, the line that allows any other words; in texts, the word that stands for them."""
 LONGEST_LINE = 20_000
 """Characters of a line."""
+MOST_NESTED = 100
+"""Brackets and slots in one another."""
 
 Expression = tuple[tuple[Any, ...], ...]
 """Alternatives, each a sequence of words, slots ("<number>") and nested alternatives."""
@@ -91,12 +93,19 @@ def _parsed(text: str, what: str) -> Expression:
     return _alternatives(iter(parts), "", what)
 
 
-def _alternatives(parts: Iterator[str], closing: str, what: str) -> Expression:
+def check_nested(num: int, what: str) -> None:
+    """Raise a GrammarError if there are too many brackets and slots in one another."""
+    if num > MOST_NESTED:
+        raise GrammarError(f"{what}: found more than {MOST_NESTED} brackets or slots in one another, expected fewer")
+
+
+def _alternatives(parts: Iterator[str], closing: str, what: str, num_around: int = 0) -> Expression:
     """Alternatives up to the bracket that closes them."""
+    check_nested(num_around, f"grammar: {what}")
     found: list[list[Any]] = [[]]
     for part in parts:
         if part in _CLOSING:
-            nested = _alternatives(parts, _CLOSING[part], what)
+            nested = _alternatives(parts, _CLOSING[part], what, num_around + 1)
             found[-1].append((*nested, ()) if part == "[" else nested)
         elif part == "|":
             found.append([])
