@@ -177,7 +177,7 @@ class PhraseGraph:
     def _add(
         self, expression: Expression, places: frozenset[int], within: tuple[str, ...], what: str
     ) -> frozenset[int]:
-        """Places at the ends of an expression that begins at `places`; `within` are the slots and brackets, "", around."""
+        """Places at the ends of an expression that begins at `places`, in the slots and brackets ("") of `within`."""
         check_nested(len(within), what)
         ends: set[int] = set()
         for alternative in expression:
