@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from dialects import START
 
-from u2moe.runtime import Recognizer
+from u2moe.runtime.decoding.words import SearchWords
 from u2moe.runtime.server.admission import Admission, Lateness, measure_capacity, measure_costs
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
@@ -36,8 +36,8 @@ def test_a_place_is_free_again_when_its_client_leaves(running):
 
 def test_a_language_model_is_measured_with_all_else(demo, monkeypatch):
     """So a stream with one takes as many places as it costs, whatever else it asks for, and the capacity is of such."""
-    model, fusion, found = ServedModel("demo", demo, ServerOptions()), Recognizer._fusion, []
-    monkeypatch.setattr(Recognizer, "_fusion", lambda *given: found.append(fusion(*given)) or found[-1])
+    model, fusion, found = ServedModel("demo", demo, ServerOptions()), SearchWords.fusion, []
+    monkeypatch.setattr(SearchWords, "fusion", lambda *given: found.append(fusion(*given)) or found[-1])
     measure_costs(model)
     measure_capacity(model)
     assert found

@@ -3,6 +3,8 @@
 import asyncio
 import selectors
 import socket
+import threading
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -12,16 +14,20 @@ from u2moe.runtime.server.event_loop import GatheringSelector, run_in_loop
 
 
 class Clock:
-    """A clock that only sleeping moves."""
+    """A clock that only sleeping moves; servers that other tests have running in other threads keep the real one."""
 
     def __init__(self):
         self.now = 100.0
         self.slept = []
+        self.thread = threading.get_ident()
 
     def monotonic(self):
-        return self.now
+        return self.now if threading.get_ident() == self.thread else time.monotonic()
 
     def sleep(self, seconds):
+        if threading.get_ident() != self.thread:
+            time.sleep(seconds)
+            return
         self.slept.append(seconds)
         self.now += seconds
 
