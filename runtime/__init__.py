@@ -1,13 +1,13 @@
-"""Speech recognition with a U2++ bundle, using onnxruntime; needs neither torch nor onnx."""
+"""Speech recognition with U2++ bundles on onnxruntime. Does not need PyTorch or onnx."""
 
 try:
     import onnxruntime  # noqa: F401
 except ModuleNotFoundError as error:
     from u2moe.runtime.installation import install_command
 
-    # An extra, since the wheels for CPU and GPU overwrite each other: its name alone does not say what to install.
+    # onnxruntime is an extra because its CPU and GPU wheels overwrite each other. So the message names the extras.
     raise ModuleNotFoundError(
-        f"u2moe needs onnxruntime: {install_command('cpu')}, or with gpu", name=error.name
+        f"u2moe needs onnxruntime: {install_command('cpu')}, or the extra gpu", name=error.name
     ) from None
 
 from u2moe.runtime.audio.microphone import Microphone

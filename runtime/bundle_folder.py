@@ -1,4 +1,4 @@
-"""A bundle on disk, a folder of graphs and one manifest: open, verify, load. `bundle_writer` writes one."""
+"""Open, verify and load a bundle, which is a folder with graphs and a manifest. `bundle_writer` writes bundles."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _LANGUAGE_MODEL_LIMIT = 4 << 30
 
 
 class Bundle:
-    """A bundle on disk. If another replaces it, what is read later is refused, so that it does not mix with it.
+    """A bundle on disk. If the folder is replaced by another bundle, later reads fail instead of mixing the two.
 
     Attributes:
         path: the folder.
         manifest: the manifest.
         tokens: symbols of the vocabulary by id.
-        signer: the id of the public key that was demanded and has signed it; None: no key was demanded.
+        signer: id of the required public key that signed the bundle; None: no key was required.
     """
 
     def __init__(self, path: Path, manifest: Manifest, tokens: list[str], files: BundleFiles | None = None) -> None:
@@ -49,20 +49,21 @@ class Bundle:
         manifest_file: str = MANIFEST_FILE,
         public_keys: Collection[str] | None = None,
     ) -> Bundle:
-        """Look at every file of the bundle in folder `path`, and read the manifest and the vocabulary.
+        """Open the bundle in the folder `path`: check its files, and read the manifest and the vocabulary.
 
         Args:
             path: the folder.
-            verify: compare the sha256 of every file with the manifest, on all cores. False: only names and sizes, and
-                the sha256 of the vocabulary; `load` then verifies what it reads. No file is verified twice.
+            verify: compare the SHA-256 of every file with the manifest, on all cores. False: check only names and
+                sizes, and the SHA-256 of the vocabulary; `load` then verifies the files that it reads. No file is
+                verified twice.
             manifest_file: name of the manifest, which is different while a bundle is being written.
-            public_keys: who may have signed the bundle, in PEM: one of these keys must have signed the manifest, which
-                is seen to before anything of it is used; None: anybody, or nobody.
+            public_keys: accepted public keys in PEM. One of them must have signed the manifest. The signature is
+                checked before the manifest is used. None: no signature is required.
 
         Raises:
             BundleError: not a bundle, another version, incomplete, or with unknown or invalid fields.
-            SignatureError: none of `public_keys` has signed it.
-            IntegrityError: a file differs from its digest, or the bundle was replaced meanwhile.
+            SignatureError: the bundle is not signed with any of `public_keys`.
+            IntegrityError: a file differs from its digest, or the bundle was replaced while it was read.
         """
         folder = Path(path)
         described, where = BundleFiles(folder), folder / manifest_file
@@ -87,22 +88,22 @@ class Bundle:
                     files.verify(name)
             tokens = _read_tokens(files, manifest)
         finally:
-            described.look_at(manifest_file)  # if the bundle was replaced, that is the reason for all errors
+            described.look_at(manifest_file)  # a replaced bundle explains all other errors, so report it instead
         bundle = cls(folder, manifest, tokens, files)
         bundle.signer = signed_by
         return bundle
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary, with the rules for joining symbols."""
+        """Vocabulary with the rules for joining symbols."""
         return Vocabulary(self.tokens, self.manifest.text)
 
     def language_model(self) -> LanguageModelOptions | None:
-        """The language model in the bundle with its weights, compared with its digest; None: the bundle has none.
+        """Read and verify the language model of the bundle and its weights. Returns None if there is none.
 
         Raises:
             LanguageModelError: the file is not a compact language model.
-            IntegrityError: it differs from its digest, or was replaced.
+            IntegrityError: the file differs from its digest, or was replaced.
         """
         config = self.manifest.decoding.language_model
         if config is None:
@@ -113,23 +114,23 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the manifest, and so over the digest of every file: equal for bundles that recognise alike."""
+        """SHA-256 of the manifest, which covers the digests of all files. Equal bundles have equal fingerprints."""
         return hashlib.sha256(format_manifest(self.manifest).encode()).hexdigest()
 
     def load(self, settings: SessionSettings | None = None, *, runner: Runner | None = None) -> Model:
         """Create the onnxruntime sessions of the graphs.
 
-        Files on disk may change afterwards: the sessions keep what they have read. Exceptions keep reading external
-        weight files, which must then not be truncated or overwritten in place (`BundleWriter` does neither): sessions
-        with the caller's `sess_options`, and those of packed weights.
+        The sessions keep their data, so files on disk may change afterwards. Two kinds of sessions keep reading
+        external weight files: those with the caller's `sess_options`, and those with packed weights. These files must
+        not be truncated or overwritten in place; `BundleWriter` does neither.
 
         Args:
-            settings: where and how they run; None: on the CPU, see `SessionSettings`.
-            runner: runs the encoder of a bundle of fixed shape in the place of onnxruntime.
+            settings: providers, threads and kernels; None: on the CPU, see `SessionSettings`.
+            runner: runs the encoder of a bundle of fixed shape instead of onnxruntime.
 
         Raises:
             ProviderError: a provider did not start.
-            KernelsError: native kernels were requested, and cannot run the graphs.
+            KernelsError: native kernels were requested, but cannot run the graphs.
             BundleError: a graph differs from its contract or from the manifest.
             IntegrityError: a file differs from its digest, or was replaced after the bundle was opened.
         """
@@ -140,7 +141,7 @@ def _check_folder(folder: Path, manifest: Path) -> None:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder, expected a bundle")
     if (folder / "train.yaml").is_file() and not manifest.exists():
-        raise BundleError(f"{folder}: is a WeNet checkpoint, no bundle: 'u2moe export {folder} BUNDLE' makes one")
+        raise BundleError(f"{folder}: is a WeNet checkpoint, not a bundle: run 'u2moe export {folder} BUNDLE' first")
 
 
 def _decoded(file: Path, content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Where a bundle lies: the demo model, a folder, or a repository on a model hub."""
+"""Find a bundle: the demo model, a folder, or a repository on a model hub."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from u2moe.runtime.installation import install_command
 
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?")
 DEMO = "demo"
-"""The name of the demo model wherever a bundle is expected; ./demo is a folder."""
+"""Name of the demo model wherever a bundle is expected. A folder of that name is ./demo."""
 
 
 def _demo_folder() -> Path:
-    """The folder in a clone, also of an editable installation, or that of the installed u2moe-demo."""
+    """Return the folder in a clone or editable installation, or else the folder of the installed u2moe-demo."""
     in_clone = Path(__file__).parent / "demo"
     installed = None if in_clone.is_dir() else find_spec("u2moe_demo")
     folders = (installed and installed.submodule_search_locations) or [str(in_clone)]
@@ -24,20 +24,22 @@ def _demo_folder() -> Path:
 
 
 DEMO_FOLDER = _demo_folder()
-"""The demo model, with recordings in `clips/` to try it on; a distribution of its own, which may be missing."""
+"""Demo model, with sample recordings in `clips/`. It is a separate distribution, which may be missing."""
 
 
 def find_bundle(name: str | os.PathLike[str] | None) -> Path:
-    """The folder of a bundle.
+    """Return the folder of a bundle. Downloads repositories of the Hugging Face hub.
+
+    The hub's client (the extra [hub]) downloads the files that changed and shows progress on stderr. It obeys
+    `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` (where the folder is stored) and `HF_HUB_OFFLINE`. `Bundle` compares every file
+    with its digest.
 
     Args:
-        name: a folder; None or "demo": the demo model; "org/name" or "org/name@revision", where that is no folder: a
-            repository of the Hugging Face hub, of which the files that changed are fetched by its own client (the extra
-            [hub]). The client's environment holds: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` (there the folder lies),
-            `HF_HUB_OFFLINE`. It shows its progress on stderr. `Bundle` compares every file with its digest.
+        name: a folder, or a repository, "org/name" or "org/name@revision". A local folder of that name takes
+            precedence. None or "demo": the demo model.
 
     Raises:
-        BundleError: the demo model or the client is not installed, or there is no such repository or revision, or it
+        BundleError: the demo model or the client is not installed, or the repository or revision does not exist or
             cannot be reached.
     """
     if name is not None and os.fspath(name) != DEMO:
@@ -49,7 +51,7 @@ def find_bundle(name: str | os.PathLike[str] | None) -> Path:
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name may be that of a repository: "org/name", or "org/name@revision"."""
+    """Return whether a name has the form of a repository: "org/name" or "org/name@revision"."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -63,7 +65,7 @@ def _fetched(name: str) -> Path:
     folder = Path(constants.HF_HOME) / "u2moe" / name.replace("/", "--")
     try:
         snapshot_download(repository, revision=revision or None, local_dir=folder, ignore_patterns=[".*", "*.md"])
-    except Exception as error:  # the client's errors have no common base, and change with its versions
+    except Exception as error:  # the client's errors have no common base class, and differ between its versions
         message = str(error).strip().partition("\n")[0]
         raise BundleError(f"{name}: no such folder, and cannot be fetched from the hub: {message}") from error
     return folder

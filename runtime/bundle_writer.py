@@ -1,4 +1,4 @@
-"""Writes a folder whole or not at all: staged beside its target, sealed, and moved there by a rename."""
+"""Write a folder atomically: stage it next to its target, seal it, and rename it to the target."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SEALED_FILE = f"{MANIFEST_FILE}.staged"
-"""The manifest of a staged bundle: without `MANIFEST_FILE`, nothing else takes the folder for a bundle."""
+"""Manifest of a staged bundle. Without `MANIFEST_FILE`, other programs do not mistake the folder for a bundle."""
 
 
 class BundleWriter:
-    """Writes a bundle whole or not at all.
+    """Atomic writer of a bundle.
 
-    Files are staged in a temporary folder beside the target, which `finish` renames to the target::
+    Files are staged in a temporary folder next to the target; `finish` renames it to the target::
 
         with BundleWriter(out) as staging:
             staging.add("tokens.txt", content)              # or write into staging.path directly
             onnx.save(graph, staging.path / "encoder.onnx")
             bundle = staging.finish(with_external(manifest, staging.path))
 
-    Leaving the block without `finish`, or by an exception, removes the staged files and leaves the target as it was.
-    A target that exists and is not empty is refused, unless `overwrite` is true and it is a bundle, that is, holds the
-    file `marker`. Folders for other runtimes have another marker and end with `publish` instead of `finish`.
+    If the block is left by an exception or without `finish`, the staged files are removed and the target is unchanged.
+    A non-empty target is refused, unless `overwrite` is true and the target is a bundle, which contains the file
+    `marker`. Folders for other runtimes have another marker and end with `publish` instead of `finish`.
 
     Attributes:
         target: the folder to write.
         path: the temporary folder, within the block.
 
     Raises:
-        BundleError: on entering the block: the target is occupied or cannot be replaced.
+        BundleError: on entering the block, if the target is not empty or cannot be replaced.
     """
 
     def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = MANIFEST_FILE) -> None:
@@ -63,7 +63,7 @@ class BundleWriter:
                     parent.mkdir(exist_ok=True)
                     stack.callback(_remove_if_empty, parent)
             stack.enter_context(locked(self._beside("lock")))
-            self._clear()  # what a killed process left
+            self._clear()  # left over from a killed process
             self._check_target()
             stack.callback(self._clear)
             self.path.mkdir()
@@ -79,7 +79,7 @@ class BundleWriter:
                 raise error
 
     def add(self, name: str, content: str | bytes | Path) -> None:
-        """Stage one file from text (UTF-8), bytes, or an existing file to copy."""
+        """Stage a file from text (as UTF-8), from bytes, or by copying an existing file."""
         target = self.path / plain_name(name, "add")
         if isinstance(content, Path):
             shutil.copyfile(content, target)
@@ -89,7 +89,7 @@ class BundleWriter:
     def seal(self, manifest: Manifest) -> Bundle:
         """Hash every staged file, write the manifest, and open the staged bundle (still in the temporary folder).
 
-        `manifest.files` is replaced by the staged files. Sealing again after a change is allowed. Until `finish`, the
+        The staged files replace `manifest.files`. After changing a file, call `seal` again. Until `finish`, the
         manifest has a different name.
 
         Raises:
@@ -99,15 +99,15 @@ class BundleWriter:
         return Bundle.open(self.path, verify=False, manifest_file=SEALED_FILE)
 
     def finish(self, manifest: Manifest) -> Bundle:
-        """Seal, and move the staged folder to the target. Returns the bundle at the target."""
+        """Seal the staged folder and move it to the target. Returns the bundle at the target."""
         bundle = self.seal(manifest)
         (self.path / SEALED_FILE).replace(self.path / MANIFEST_FILE)
         return Bundle(self.publish(), bundle.manifest, bundle.tokens)
 
     def publish(self) -> Path:
-        """Move the staged folder to the target without sealing it, and one that is there aside. Returns the target.
+        """Replace the target with the staged folder, without sealing it. Returns the target.
 
-        In between, for the time of one rename, there is no target.
+        The target does not exist for the time of one rename.
         """
         for file in self.path.rglob("*"):
             if file.is_file():
@@ -119,7 +119,7 @@ class BundleWriter:
         return self.target
 
     def _clear(self) -> None:
-        """Remove what is staged and what was replaced; that is put back if nothing has taken its place."""
+        """Remove the staged folder and the replaced one. Restores the replaced folder if the target does not exist."""
         if not self.target.exists():
             with contextlib.suppress(FileNotFoundError):
                 self._old.rename(self.target)
@@ -142,11 +142,13 @@ class BundleWriter:
         if occupied and not self._overwrite:
             raise BundleError(f"{self.target}: is not empty: name another folder, or replace it (--overwrite)")
         if occupied and not (self.target / self._marker).is_file():
-            raise BundleError(f"{self.target}: holds no {self._marker}: only a folder of the same kind is overwritten")
+            raise BundleError(
+                f"{self.target}: contains no {self._marker}: only a folder of the same kind can be overwritten"
+            )
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """Turns errors of the file system, such as a full disk, into BundleErrors."""
+        """Turn file system errors, such as a full disk, into BundleErrors."""
         try:
             yield
         except OSError as error:
@@ -164,7 +166,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
-    """Hash every file of a folder, and write the manifest with their digests into its file `name`."""
+    """Hash every file of a folder, and write the manifest with the digests to the file `name`."""
     names = sorted(
         {file.name for file in folder.iterdir() if file.is_file()} - {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE}
     )

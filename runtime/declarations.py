@@ -1,10 +1,10 @@
-"""Declarations of options: a field of a dataclass says what it may be and who may choose it; all else follows by loop.
+"""Option declarations: a dataclass field states its type, its limits and who may set it.
 
     class Options:
         beam_size: int | None = option("integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size")
 
-`options_of(Options)` is `{"beam_size": Option(...)}`: commands, server, bundles, pages and the other runtimes' tables
-follow from it.
+`options_of(Options)` returns `{"beam_size": Option(...)}`. Commands, server, bundles, pages and the tables of the other
+runtimes are generated from it.
 """
 
 from __future__ import annotations
@@ -33,30 +33,32 @@ Kind = Literal["integer", "number", "flag", "choice", "text", "texts", "path", "
 _DECLARED = "option"
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 HARMLESS = "harmless"
-"""Key beside the fields of a record in JSON: those without which older programs still work, and what they then lose."""
+"""JSON key of a record: fields that older programs may ignore, and what they lose by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a field may be, and who may choose it.
+    """Declaration of an option: its type, its limits and who may set it.
 
     Attributes:
-        kind: "integer" and "number" have limits; a "choice" is one of `choices`; a "record" may be one of them, too.
-        default: the library's; MISSING: it has to be given; None: what depends on the model or the call (`otherwise`).
-        least: smallest value; None: any.
+        kind: type. "integer" and "number" have limits; a "choice" is one of `choices`, and so may be a "record".
+        default: the library's default. MISSING: required. None: depends on the model or the call, see `otherwise`.
+        least: smallest value; None: unlimited.
         above: alternatively, an exclusive lower limit.
-        most: largest value; None: any.
-        unit: of a number, such as "seconds".
-        choices: the texts that it may be.
-        record: the class of its values.
-        in_bundle: whether a bundle may choose the default: None stands for it where the option is left open.
-        can_be_off: whether None is a value, too.
-        client: what differs where a client of the server chooses it, and perhaps its "name" there; None: none may.
-        flag: option of the command line that sets it; None: none.
-        metavar: what the help of the command line calls its value.
-        help: the first sentence about it in the docstring of its class.
-        otherwise: what holds if it is None, by the same docstring.
-        lost: what a program loses that is older than the option and meets it in a bundle; empty: it must not go on.
+        most: largest value; None: unlimited.
+        unit: unit of a number, such as "seconds".
+        choices: allowed strings.
+        record: class of the values.
+        in_bundle: whether a bundle may set the default. If so, None means the bundle's default.
+        can_be_off: whether None is allowed as a value.
+        client: fields that differ for clients of the server, and optionally their "name" for it. None: clients may not
+            set it.
+        flag: command-line option; None: there is none.
+        metavar: name of the value in the command-line help.
+        help: first sentence about the option in the docstring of its class.
+        otherwise: meaning of None, from the same docstring.
+        lost: feature that an older program lacks if it ignores the option in a bundle. Empty: it must refuse the
+            bundle.
     """
 
     kind: Kind
@@ -78,17 +80,17 @@ class Option:
 
     @property
     def may_be_none(self) -> bool:
-        """Whether None is a value, or stands for a default that is found elsewhere."""
+        """Whether None is a value or stands for a default."""
         return self.in_bundle or self.can_be_off or self.default is None
 
     @property
     def about(self) -> str:
-        """What it means, and between what limits, for people."""
+        """Help text with the limits."""
         is_limited = self.least is not None and self.most is not None and self.most <= MOST_INTEGER
         return f"{self.help}; {self.least:g} to {self.most:g}" if is_limited else self.help
 
     def checked(self, name: str, value: Any) -> Any:
-        """A value as a plain one of Python; FieldError: it may not be this; names it."""
+        """Return a valid value as a plain Python type. Raises FieldError, which names the option, if it is invalid."""
         match self.kind:
             case "integer":
                 most = MOST_INTEGER if self.most is None else int(self.most)
@@ -112,14 +114,14 @@ class Option:
 
 
 def option(kind: Kind, default: Any = None, **declared: Any) -> Any:
-    """A field of a dataclass with its declaration, see `Option`; what a bundle may choose is None until then."""
+    """Return a dataclass field with its declaration, see `Option`. With `in_bundle`, the field defaults to None."""
     found = Option(kind=kind, default=default, **declared)
     return dataclasses.field(default=None if found.in_bundle else default, metadata={_DECLARED: found})
 
 
 @functools.cache
 def options_of(kind: Any) -> dict[str, Option]:
-    """The options that a dataclass declares and inherits, by name, in order, with what its docstring says of them."""
+    """Return the options that a dataclass declares and inherits, by name, with the help from its docstring."""
     told = dict(_ATTRIBUTE.findall(inspect.cleandoc(kind.__doc__ or "")))
     found = {}
     for each in dataclasses.fields(kind):
@@ -133,7 +135,7 @@ def options_of(kind: Any) -> dict[str, Option]:
 
 @functools.cache
 def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
-    """By the names that clients of the server use: the field, and what a client may choose for it."""
+    """Return the field and the declaration of each option for clients of the server, by the name that clients use."""
     found = {}
     for field, declared in options_of(kind).items():
         if declared.client is not None:
@@ -144,7 +146,7 @@ def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
 
 
 def check_options(options: Any) -> None:
-    """Check every option of a new dataclass, and store what was found; FieldError: one is wrong; names it."""
+    """Check every option of a new dataclass and store its plain value. Raises FieldError, which names the option."""
     for name, declared in options_of(options.__class__).items():
         value = getattr(options, name)
         if value is not None or not declared.may_be_none:
@@ -152,21 +154,21 @@ def check_options(options: Any) -> None:
 
 
 def take_defaults(options: Any) -> None:
-    """Give every option that a bundle may choose, and that is None, the library's default."""
+    """Set every `in_bundle` option that is None to the library's default."""
     for name, declared in options_of(options.__class__).items():
         if declared.in_bundle and getattr(options, name) is None:
             object.__setattr__(options, name, declared.default)
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The library's default of a field; `dataclasses.MISSING`: it has to be given."""
+    """Return the library's default of a field, or `dataclasses.MISSING` if it is required."""
     if _DECLARED in field.metadata:
         return field.metadata[_DECLARED].default
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def plain(value: Any) -> Any:
-    """Records as JSON, without fields that are at their default."""
+    """Return records as JSON values, without fields that have their default."""
     if dataclasses.is_dataclass(value):
         stated = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)
                   if getattr(value, each.name) != default_of(each)}  # fmt: skip

@@ -1,15 +1,15 @@
-"""Installation hints for missing packages. The one place that knows which names an index has."""
+"""Installation hints for missing packages. Package names are defined only here."""
 
 from __future__ import annotations
 
 IS_PUBLISHED = False
-"""Whether u2moe and its other distributions are on PyPI; until then they are installed from a clone."""
+"""Whether u2moe and its other distributions are on PyPI. If not, they are installed from a clone."""
 _FOLDERS = {"kernels": "runtime/kernels", "demo": "runtime/demo"}
-"""Distributions of their own, u2moe-NAME, and their folders in a clone."""
+"""Separate distributions, u2moe-NAME, and their folders in a clone."""
 
 
 def install_command(part: str) -> str:
-    """The command that installs a part of u2moe.
+    """Return the command that installs a part of u2moe.
 
     Args:
         part: "kernels", "demo", or extras of u2moe such as "cpu,server".

@@ -1,20 +1,20 @@
-"""The package's logger, which costs nothing where a program does not use `logging`: nobody could see a message then."""
+"""Logger of the package. `logging` is not imported here: unless the program imports it, messages are dropped."""
 
 from __future__ import annotations
 
 import sys
 
 NAME = "u2moe"
-"""Name of the logger. Messages are of level DEBUG and INFO, which `logging` does not show unless it is asked to."""
+"""Name of the logger. It logs at levels DEBUG and INFO, which `logging` hides by default."""
 
 
 def log_debug(message: str, *arguments: object) -> None:
-    """Log what explains a result, in the style of `logging.debug`."""
+    """Log a detail that explains a result; arguments are those of `logging.debug`."""
     if logging := sys.modules.get("logging"):
         logging.getLogger(NAME).debug(message, *arguments)
 
 
 def log_info(message: str, *arguments: object) -> None:
-    """Log what takes long or happens once, in the style of `logging.info`."""
+    """Log a slow or one-time event; arguments are those of `logging.info`."""
     if logging := sys.modules.get("logging"):
         logging.getLogger(NAME).info(message, *arguments)

@@ -1,4 +1,4 @@
-"""Options of decoding, each declared once (`declarations`). What they mean is written in `decoding/` and `model/`."""
+"""Decoding options, each declared once with `declarations.option`. `decoding/` and `model/` implement them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ SearchMethod = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "
 SEARCHES: tuple[SearchMethod, ...] = get_args(SearchMethod)
 
 NONE: Literal["none"] = "none"
-"""Says that nothing is used, not even what the bundle has."""
+"""Disables a feature, even if the bundle provides a default for it."""
 WITHOUT_BEAM: tuple[SearchMethod, ...] = ("ctc_greedy", "attention")
-"""Searches that can use neither hotwords, nor a language model, nor a grammar."""
+"""Searches that do not support hotwords, language models or grammars."""
 
 STREAM_CHUNK_SIZE = 16
 """Default encoder frames per chunk of a stream: 640 ms with encoder frames of 40 ms."""
 SHORTEST_PAUSE_S = 0.4
-"""Seconds: an utterance with less silence at its end may end within a word."""
+"""Shortest allowed pause in seconds. Shorter silences occur within words."""
 
 Open = TypeVar("Open")
-"""What stands for an option that is left to the bundle: None, or nothing (`Never`) where all are definite."""
+"""Type of an option left to the bundle: None, or `Never` if every option has a value."""
 
 _LM_WEIGHT = {
     "name": "lm_weight", "kind": "number", "least": 0, "most": 2,
-    "help": "weight of the server's language model, rounded to one decimal; 0: none",
+    "help": "weight of the server's language model, rounded to one decimal; 0 disables it",
 }  # fmt: skip
-_WRITTEN = {"name": "written", "kind": "flag", "help": "whether English has digits and small letters"}
+_WRITTEN = {"name": "written", "kind": "flag", "help": "write English with digits and sentence case"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointRule:
-    """A rule fires when all its conditions hold; names are as in Kaldi and sherpa-onnx.
+    """Endpoint rule that fires when all its conditions are met. Names follow Kaldi and sherpa-onnx.
 
     Attributes:
         must_contain_nonsilence: whether the utterance must contain a frame that is not silence.
-        min_trailing_silence: seconds of silence at the end.
-        min_utterance_length: seconds since the utterance began, silence included.
+        min_trailing_silence: minimum silence at the end, in seconds.
+        min_utterance_length: minimum length of the utterance in seconds, including silence.
     """
 
     must_contain_nonsilence: bool = option("flag", default=False)
@@ -62,18 +62,17 @@ _RULES = (
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """An utterance ends when any rule fires. Defaults are as in sherpa-onnx; None disables a rule.
+    """Endpoint rules. An utterance ends when any rule fires; None disables a rule. Defaults are those of sherpa-onnx.
 
     Attributes:
-        rule1: long silence without speech before it.
+        rule1: long silence, even without speech.
         rule2: shorter silence after speech.
-        rule3: the utterance has become too long.
-        pause: with full context, seconds of quiet audio at which a recording of more than 30 s is cut before encoding,
-            so that each stretch of speech is encoded separately; at least 0.4, because words contain shorter pauses.
-            Without rules nothing is cut.
-        turn: the language model's probability of the end of a sentence from which rule 2 needs half of its silence;
-            below it, it needs half as much again. Without a model that knows sentences, rule 2 stays as it is. None:
-            silence alone decides.
+        rule3: maximum length of an utterance.
+        pause: with full context, seconds of quiet audio at which a recording longer than 30 s is cut before encoding.
+            At least 0.4, because words contain shorter pauses. Without rules, recordings are not cut.
+        turn: threshold for the probability, from the language model, that the sentence has ended. At or above it,
+            rule 2 needs half of its silence; below it, one and a half times. Ignored if the language model does not
+            model sentence ends. None: only silence ends utterances.
     """
 
     rule1: EndpointRule | None = option("record", _RULES[0], record=EndpointRule, can_be_off=True)
@@ -87,19 +86,19 @@ class EndpointConfig:
 
     @property
     def rules(self) -> tuple[tuple[int, EndpointRule], ...]:
-        """The enabled rules with their numbers."""
+        """Enabled rules with their numbers."""
         rules = enumerate((self.rule1, self.rule2, self.rule3), start=1)
         return tuple((number, rule) for number, rule in rules if rule is not None)
 
     @property
     def min_pause(self) -> float | None:
-        """Seconds of quiet audio that end an utterance with full context; None: pauses do not end it."""
+        """Seconds of quiet audio that end an utterance with full context. None: pauses do not end it."""
         return self.pause if self.rules else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RescoringOptions(Generic[Open]):
-    """The weights of the second pass that a caller or a bundle chooses; `DecodingOptions` says what they mean."""
+    """Weights of the second pass that the caller or the bundle chooses; described in `DecodingOptions`."""
 
     ctc_weight: float | Open = option(
         "number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight", metavar="X"
@@ -111,12 +110,12 @@ class RescoringOptions(Generic[Open]):
 
 @dataclass(frozen=True, kw_only=True)
 class RescoringWeights(RescoringOptions[Never]):
-    """All weights of the second pass, as `attention_rescoring` takes them.
+    """All weights of the second pass, as taken by `attention_rescoring`.
 
     Attributes:
         ctc_weight: weight of the first-pass score.
         reverse_weight: weight of the right-to-left decoder, 0 to 1; ignored without that decoder.
-        rescoring_weight: factor for the score of the language model.
+        rescoring_weight: factor of the language model score.
     """
 
     rescoring_weight: float = 1.0
@@ -128,7 +127,7 @@ class RescoringWeights(RescoringOptions[Never]):
 
 @dataclass(frozen=True, kw_only=True)
 class BundledOptions(RescoringOptions[Open]):
-    """The options that are numbers and of which a bundle may choose the default."""
+    """Numeric options whose defaults a bundle may set."""
 
     beam_size: int | Open = option(
         "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", metavar="N", client={"most": 40}
@@ -139,14 +138,14 @@ class BundledOptions(RescoringOptions[Open]):
     )
 
     def weights(self: BundledOptions[Never], rescoring_weight: float = 1.0) -> RescoringWeights:
-        """The weights of the second pass, with that of the language model if there is one."""
+        """Return the weights of the second pass, including the factor of the language model score."""
         own = {name: getattr(self, name) for name in options_of(RescoringOptions)}
         return RescoringWeights(**own, rescoring_weight=rescoring_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnyOptions(BundledOptions[Open]):
-    """All options of decoding: `DecodingOptions` or `DefiniteOptions`."""
+    """Base of `DecodingOptions` and `DefiniteOptions`."""
 
     search: SearchMethod | Open = option("choice", choices=SEARCHES, flag="--search")
     length_penalty: float = option("number", 0.0, least=-10, most=10, flag="--length-penalty", metavar="X")
@@ -167,45 +166,45 @@ class AnyOptions(BundledOptions[Open]):
             if self.search in WITHOUT_BEAM:
                 raise ValueError(f"grammar needs a prefix beam search or rescoring, search is {self.search!r}")
             if self.language_model not in (None, NONE):
-                raise ValueError("a grammar takes the place of a language model: expected one of both")
+                raise ValueError("a grammar replaces the language model: pass only one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions(AnyOptions[None]):
-    """How a recogniser decodes.
+    """Decoding options of a recogniser.
 
-    `beam_size`, `ctc_weight`, `reverse_weight`, `padding_s`, `blank_penalty` and `language_model`: None means the
-    default of the bundle, which is that of the library unless another was chosen for it.
+    For `beam_size`, `ctc_weight`, `reverse_weight`, `padding_s`, `blank_penalty` and `language_model`, None means the
+    default of the bundle. If the bundle sets none, it is the library's default.
 
     Attributes:
-        search: `attention_rescoring`: prefix beam search, then the decoder rescores its n-best list; `ctc_prefix_beam`
-            and `ctc_greedy`: one pass; `attention`: beam search with only the decoder at the end of the utterance
-            (partial results come from greedy search). None: rescoring if the model has a decoder, else prefix beam.
+        search: search algorithm: `attention_rescoring` (prefix beam search, then the decoder rescores the n-best list),
+            `ctc_prefix_beam` or `ctc_greedy` (first pass only), or `attention` (beam search with only the decoder at
+            the end of the utterance; partial results come from greedy search). None: rescoring if the model has a
+            decoder, otherwise prefix beam.
         beam_size: prefixes kept by a beam search, and maximum length of the n-best list.
         ctc_weight: weight of the first pass in rescoring.
         reverse_weight: weight of the right-to-left decoder in rescoring.
-        length_penalty: exponent of the length by which scores of `attention` are divided.
+        length_penalty: power of the length by which `attention` divides scores.
         chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream, the chunk size that the
             encoder was trained for, or 16 if it was trained for any.
-        num_left_chunks: chunks of left context; -1: all. With unlimited left context a stream becomes slower and larger
-            over time, so limit it if utterances may last for minutes, or let them end by `endpoint`.
-        endpoint: rules by which an utterance ends and the next segment begins. None: a stream is one utterance, and
+        num_left_chunks: chunks of left context; -1: all. With unlimited left context, a stream slows down and uses more
+            memory over time. If utterances may last for minutes, limit it or set `endpoint`.
+        endpoint: rules that end an utterance and start the next segment. None: a stream is one utterance, and
             `transcribe` uses the bundle's rules.
-        language_model: language model for the prefix beam search and the second pass; "none": none, although the
-            bundle has one. Searches that cannot use that of the bundle ignore it.
-        padding_s: seconds of silence (zeros) that the model hears before a source that begins in the middle
-            of a sound, and after one that ends so; see `Padding`. Times are those of the source; endpoint rules
-            count the silence.
-        blank_penalty: taken from the score of the blank before the softmax, in the first pass, so that fewer words are
-            left out and more are inserted. Endpoint rules hear silence without it.
-        grammar: what may be said, in place of hotwords and a language model. None: anything.
-        text_format: how results are written: numbers as digits, English sentences with small letters. None: as spoken.
+        language_model: language model for the prefix beam search and the second pass; "none" disables the bundle's.
+            Searches that do not support language models ignore the bundle's.
+        padding_s: seconds of silence (zeros) added before a source that begins in the middle of a sound, and after one
+            that ends in it; see `Padding`. Times refer to the source. Endpoint rules count the silence.
+        blank_penalty: subtracted from the score of the blank before the softmax in the first pass: fewer deletions,
+            more insertions. Endpoint rules ignore it.
+        grammar: phrases that may be said; replaces hotwords and the language model. None: anything.
+        text_format: written form of results: numbers as digits, English in sentence case. None: as spoken.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefiniteOptions(AnyOptions[Never]):
-    """Options of decoding with nothing left to the bundle; `chunk_size` None means full context."""
+    """Decoding options with all defaults filled in. A `chunk_size` of None means full context."""
 
     def __post_init__(self) -> None:
         take_defaults(self)
@@ -213,10 +212,10 @@ class DefiniteOptions(AnyOptions[Never]):
 
     @classmethod
     def of(cls, options: DecodingOptions, defaults: BundledOptions[Never], **chosen: Any) -> DefiniteOptions:
-        """Options with defaults for what they leave open, and with what the caller has chosen."""
+        """Return `options` with `chosen` values, and with `defaults` for all that are None."""
         given = {name: value for name, value in vars(options).items() if value is not None}
         return cls(**{**{name: getattr(defaults, name) for name in options_of(BundledOptions)}, **given, **chosen})
 
 
 BUNDLED = {name: options_of(DecodingOptions)[name] for name in options_of(BundledOptions)}
-"""The numbers of which a bundle may choose the default, as `DecodingOptions` describes them."""
+"""Numeric options whose defaults a bundle may set, with the descriptions of `DecodingOptions`."""

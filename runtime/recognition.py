@@ -1,4 +1,4 @@
-"""The loops of recognition: of a recording, which is read to its end, and of a live source, fed as it comes."""
+"""Recognition loops for a recording, which is read to its end, and for a live source, which is fed over time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def samples_of(
     channel: int | None = None,
     track: int | None = None,
 ) -> Buffers:
-    """Samples of a file or array at the model's rate; for arguments and errors see `Recognizer.transcribe`."""
+    """Return buffers of a file or array at the model's sample rate. Arguments and errors: `Recognizer.transcribe`."""
     if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | RawAudio) or hasattr(audio, "read"):
         if sample_rate is not None:
             raise ValueError("sample_rate is only for arrays: a file has its own")
@@ -39,27 +39,27 @@ def samples_of(
         raise ValueError("channel and track are only for files: an array has one channel")
     if isinstance(audio, Iterator):
         if sample_rate is not None:
-            raise ValueError("sample_rate is only for arrays: buffers are at the model's")
+            raise ValueError("sample_rate is only for arrays: buffers must have the model's sample rate")
         return audio
     samples = cast("npt.ArrayLike", audio)
     return convert(samples, model_rate if sample_rate is None else sample_rate, model_rate)
 
 
 class RecordingReader:
-    """Buffers of samples up to the end of a recording, or to where it breaks off. Can be iterated over only once.
+    """Iterator over the buffers of a recording, up to its end or to a damaged place. Can be iterated over only once.
 
-    The first buffer is read immediately, so that an unreadable recording is refused before any work is done.
+    The first buffer is read immediately, so an unreadable recording fails before any other work is done.
 
     Attributes:
-        num_samples: samples so far.
-        sample_rate: the model's, in Hz.
-        has_ended: whether there are no more.
-        error: why no more can be read; None until then, and at the end of an undamaged recording.
+        num_samples: samples read so far.
+        sample_rate: the model's sample rate in Hz.
+        has_ended: whether all buffers have been read.
+        error: why reading stopped early; None for an undamaged recording.
 
     Args:
-        buffers: samples at the model's rate, float32 [n] each.
+        buffers: samples at the model's sample rate, float32 [n] each.
         sample_rate: as above.
-        on_progress: called with the seconds so far when the next buffer is requested.
+        on_progress: called with the seconds read so far when the next buffer is requested.
 
     Raises:
         AudioError: no samples can be read.
@@ -81,7 +81,7 @@ class RecordingReader:
 
     @property
     def duration(self) -> float:
-        """Seconds so far."""
+        """Seconds read so far."""
         return self.num_samples / self.sample_rate
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
@@ -104,14 +104,14 @@ def recognize(
     reader: RecordingReader,
     vad: VoiceActivityDetector | None = None,
 ) -> Iterator[Result]:
-    """Final results of the segments of a recording, each as soon as it is found.
+    """Return an iterator over the final results of a recording, each available as soon as its segment ends.
 
     Args:
-        decode: does the work that is ready, as `Recognizer.decode_streams`; it may leave some to the caller.
-        stream: receives the samples; new or reset.
-        reader: of the recording.
-        vad: detects speech, each span of which is recognised as a separate source; None: the whole recording is one
-            source.
+        decode: decodes streams, such as `Recognizer.decode_streams`. It may leave some work to the caller.
+        stream: receives the samples; must be new or reset.
+        reader: reads the recording.
+        vad: detects speech; each stretch of speech is recognised as a separate source. None: the whole recording is
+            one source.
     """
     if vad is None:
         return _whole(decode, stream, reader)
@@ -152,17 +152,19 @@ def _speech(
 
 
 class LiveRecognition:
-    """Recognises a source while it lasts. `accept` and `finish` yield its new results.
+    """Recogniser of one live source. `accept` and `finish` yield its new results.
 
-    These are each segment once, and after it a partial result of what follows if its text, or how many of its words
-    are committed, has changed. An empty text takes back a partial result that no segment has replaced. Where decoding
-    fails, the segments before come first.
-
-    `decode` is `Recognizer.decode_streams`.
+    New results are the final result of each segment, and a partial result if its text or its number of committed words
+    has changed. A partial result with an empty text withdraws the previous one. If decoding fails, the finished
+    segments are yielded before the error is raised.
 
     Attributes:
-        stream: of the source, with endpoint rules.
+        stream: stream of the source, with endpoint rules.
         shown: text of the last partial result; empty after a segment.
+
+    Args:
+        decode: `Recognizer.decode_streams`.
+        stream: as above.
     """
 
     def __init__(self, decode: Callable[[list[Stream]], None], stream: Stream) -> None:
@@ -182,7 +184,7 @@ class LiveRecognition:
         return self._decode()
 
     def results(self, num_alternatives: int = 0) -> list[Result]:
-        """The new results, where the stream is decoded elsewhere; the partial one with alternatives."""
+        """Return the new results of a stream that the caller decodes. The partial result has alternatives."""
         found = self.stream.take_segments()
         partial = self.stream.state.result(num_alternatives)
         before = ("", 0) if found else (self.shown, self._num_committed)
@@ -200,7 +202,7 @@ class LiveRecognition:
 
 
 def transcript_of(segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
-    """A transcript from final results in order, and the `error` with which the recording breaks off, if any."""
+    """Return a transcript from final results in order. `error` is set if the recording is damaged."""
     return Transcript(
         text=join_texts([segment.text for segment in segments]),
         duration=duration,

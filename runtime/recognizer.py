@@ -1,4 +1,4 @@
-"""The public interface: recognises files, arrays and streams with a bundle."""
+"""Public interface for recognising files, arrays and streams with a bundle."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ from u2moe.runtime.validation import checked_number, checked_options, checked_te
 
 
 class Recognizer:
-    """Recognises speech with the model of a bundle.
+    """Speech recogniser for the model of a bundle.
 
-    The model is stateless: any number of streams share it, and any thread may use it, each with its own streams.
+    The model is stateless. Any number of streams can share it, and several threads may use it, each with its own
+    streams.
 
     Raises:
         StreamError: the bundle does not support `options`.
@@ -57,14 +58,14 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """Create a recogniser from an open bundle and its loaded model; see also `from_pretrained`.
+        """Create a recogniser from an open bundle and its loaded model. `from_pretrained` does both.
 
         Args:
             bundle: the bundle.
-            model: its sessions.
-            options: how to decode; None: the bundle's defaults.
-            hotwords: phrases to prefer, each with an optional weight, see `ContextGraph`; None: those of the bundle; an
-                empty list: none.
+            model: its loaded model.
+            options: decoding options; None: the bundle's defaults.
+            hotwords: phrases to prefer, each with an optional weight, see `ContextGraph`. None: the bundle's hotwords.
+                An empty list: none.
             observer: hooks for measurements.
         """
         if bundle.manifest.random_weights:
@@ -82,10 +83,10 @@ class Recognizer:
         self._words.graph(definite, hotwords)
         self._words.fusion(definite)
         self._pipeline = Pipeline(bundle, model, observer)
-        constants_of(bundle.manifest.features)  # fails here rather than with the first sample
+        constants_of(bundle.manifest.features)  # fail here, not at the first sample
 
     @classmethod
-    def from_pretrained(  # noqa: PLR0913 - as users of other libraries know it; `load` has fewer
+    def from_pretrained(  # noqa: PLR0913 - the signature that other libraries have; `load` has fewer arguments
         cls,
         directory: str | os.PathLike[str] | None = None,
         *,
@@ -99,16 +100,25 @@ class Recognizer:
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
     ) -> Recognizer:
-        """A recogniser for the bundle in `directory`; None: the demo model.
+        """Load the bundle in `directory` and return a recogniser for it. `load` takes the settings as one object.
 
-        The directory is a folder, or a repository of a hub, "org/name", of which `revision` is a branch, tag or commit;
-        see `find_bundle`. What follows are fields of `SessionSettings`, then how to decode, as for the constructor.
-        `load` is the same with the settings as one object.
+        Args:
+            directory: a folder, or a repository of the Hugging Face hub, "org/name"; see `find_bundle`. None: the demo
+                model.
+            revision: branch, tag or commit of the repository.
+            providers: see `SessionSettings`, also for the following arguments.
+            provider_options: options of the providers.
+            num_threads: threads of the sessions.
+            sess_options: options of onnxruntime.
+            kernels: whether to use the native kernels.
+            public_keys: accepted public keys in PEM; the bundle must be signed with one of them.
+            options: decoding options; None: the bundle's defaults.
+            hotwords: phrases to prefer; None: the bundle's hotwords; an empty list: none.
 
         Raises:
-            BundleError: not a bundle, or a damaged one.
-            IntegrityError: a file is damaged, or the bundle was replaced meanwhile: load again.
-            SignatureError: none of `public_keys` has signed the bundle.
+            BundleError: the folder is not a bundle, or the bundle is damaged.
+            IntegrityError: a file is damaged, or the bundle was replaced while it was read. In that case, load again.
+            SignatureError: the bundle is not signed with any of `public_keys`.
             ProviderError: a provider is not installed or did not start.
             KernelsError: native kernels were requested, but are not installed or cannot run here.
         """
@@ -133,9 +143,14 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         runner: Runner | None = None,
     ) -> Recognizer:
-        """A recogniser for the bundle in `directory`, run as `settings` say; see `from_pretrained`.
+        """Load the bundle in `directory` and return a recogniser for it; see `from_pretrained`.
 
-        `runner` runs the encoder of a bundle of fixed shape (`u2moe convert --profile static`) on a device of its own.
+        Args:
+            directory: a folder or a repository; None: the demo model.
+            settings: providers, threads and kernels; None: on the CPU, see `SessionSettings`.
+            options: decoding options; None: the bundle's defaults.
+            hotwords: phrases to prefer; None: the bundle's hotwords; an empty list: none.
+            runner: runs the encoder of a bundle of fixed shape (`u2moe convert --profile static`) on another device.
         """
         begin = time.perf_counter()
         keys = None if settings is None else settings.public_keys
@@ -147,11 +162,11 @@ class Recognizer:
 
     @property
     def default_endpoint(self) -> EndpointConfig:
-        """Where utterances end if no rules are given: the bundle's."""
+        """Endpoint rules of the bundle, which apply if the options have none."""
         return self.bundle.manifest.decoding.endpoint
 
     def warm_up(self) -> None:
-        """Recognise two seconds of noise, so that the first audio takes no longer than later audio. Affects no results.
+        """Recognise two seconds of noise, so that the first audio takes no longer than later audio. Changes no results.
 
         Raises:
             ProviderError: running a graph failed.
@@ -169,12 +184,13 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         grammar: Grammar | Iterable[str] | None = None,
     ) -> Stream:
-        """A stream for one source at a time.
+        """Create a stream, which recognises one source at a time.
 
         Args:
-            options: how to decode; None: the recogniser's.
+            options: decoding options; None: the recogniser's.
             hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
-            grammar: what may be said, see `Grammar`, in place of hotwords and a language model; None: as in `options`.
+            grammar: phrases that may be said, see `Grammar`; replaces hotwords and the language model. None: that of
+                `options`.
 
         Raises:
             StreamError: the bundle cannot stream, or does not support `options`.
@@ -193,11 +209,11 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         grammar: Grammar | Iterable[str] | None = None,
     ) -> Stream:
-        """A stream that decodes as `transcribe` does: with full context unless told otherwise, in segments.
+        """Create a stream that decodes like `transcribe`: in segments, and by default with full context.
 
-        Several of them, each fed with a whole recording and finished, are decoded together by `decode_streams`. What
-        was not decoded yet stays in memory. Arguments and errors are those of `create_stream`; without `chunk_size`,
-        full context is used.
+        To decode several recordings together, feed each to its own stream, finish the streams, and pass them to
+        `decode_streams`. Audio stays in memory until it is decoded. Arguments and errors are those of `create_stream`.
+        Without `chunk_size`, the stream uses full context.
         """
         options = self._chosen(options, grammar)
         options = dataclasses.replace(options, endpoint=options.endpoint or self.default_endpoint)
@@ -207,19 +223,19 @@ class Recognizer:
     def decode_streams(self, streams: Sequence[Stream]) -> None:
         """Do all work that is ready: every complete chunk, and the second pass of every finished utterance.
 
-        Chunks of streams with the same chunk size and left context are encoded together. If that fails, they are
-        encoded apart, so that a stream fails alone: see `Stream.failure`.
+        Chunks of streams with the same chunk size and left context are encoded together. If that fails, each is
+        encoded separately, so only the faulty streams fail; see `Stream.failure`.
 
         Raises:
             ProviderError: running a graph failed; the streams that have a `failure` must be reset.
             StreamError: another thread is decoding one of the streams.
-            ValueError: one of the streams is of another model.
+            ValueError: one of the streams belongs to another model.
         """
         if not all(stream.state.model is self.model for stream in streams):
-            raise ValueError("this stream was created by a recogniser with another model: decode it with that one")
+            raise ValueError("this stream belongs to another model: decode it with the recogniser that created it")
         self._pipeline.decode([stream.state for stream in dict.fromkeys(streams)])
 
-    def transcribe(  # noqa: PLR0913 - what may be said of words, of the file, and of progress
+    def transcribe(  # noqa: PLR0913 - options for decoding, for the file and for progress
         self,
         audio: File | RawAudio | npt.ArrayLike | Buffers,
         sample_rate: float | None = None,
@@ -234,24 +250,25 @@ class Recognizer:
     ) -> Transcript:
         """Recognise a recording of any length.
 
-        It is cut into segments at pauses in the speech (`DecodingOptions.endpoint`, by default the bundle's
-        rules), so that memory is limited. With full context, recordings of up to 30 seconds are encoded as a
-        whole; longer ones are cut in pauses of half a second before they are encoded (`EndpointConfig.pause`).
+        It is cut into segments at pauses in the speech (`DecodingOptions.endpoint`, by default the bundle's rules),
+        which limits memory use. With full context, recordings of up to 30 seconds are encoded as a whole; longer ones
+        are cut at pauses before they are encoded (`EndpointConfig.pause`).
 
-        A file that is damaged after some seconds of audio is recognised up to that point: the transcript is then not
-        `complete`, and its `error` gives the reason.
+        If a file is damaged after some seconds of audio, the transcript ends there. Its `complete` is then False, and
+        its `error` states the reason.
 
         Args:
-            audio: an audio file (a path, its bytes, or a binary file object), `RawAudio`, samples of one channel
-                (float32 in [-1, 1] or int16), or an iterator of buffers of such samples, float32 at the model's rate.
-            sample_rate: sample rate of an array in Hz; None: the model's. Files have their own.
-            options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
+            audio: an audio file as a path, bytes or binary file object; `RawAudio`; an array of samples of one channel,
+                float32 in [-1, 1] or int16; or an iterator over float32 buffers at the model's sample rate.
+            sample_rate: sample rate of an array in Hz; None: the model's. Not allowed for files.
+            options: decoding options; None: the recogniser's. Without `chunk_size`, full context is used.
             hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
-            grammar: what may be said, see `Grammar`, in place of hotwords and a language model; None: as in `options`.
+            grammar: phrases that may be said, see `Grammar`; replaces hotwords and the language model. None: that of
+                `options`.
             vad: detects speech; each stretch of speech is recognised separately, and cut further at endpoints.
             on_progress: called from time to time with the seconds of the recording processed so far.
-            channel: index of the only channel of a file to recognise, 0 for the left one; None: the average of all.
-            track: index of the audio track of a media file, counted from 0; None: the default one.
+            channel: index of the channel of a file to recognise, 0 for the left one; None: the average of all.
+            track: index of the audio track of a media file, from 0; None: the default track.
 
         Raises:
             AudioError: none of the audio can be read or used.
@@ -280,13 +297,14 @@ class Recognizer:
         channel: int | None = None,
         track: int | None = None,
     ) -> Iterator[Result]:
-        """The final results that `transcribe` would return, one at a time, each as soon as it is found.
+        """Return an iterator over the segments of `transcribe`, each available as soon as it ends.
 
-        Memory use is constant for any length. Arguments and errors are those of `transcribe`; except for damaged audio,
-        errors are raised by the call itself, before the first segment is requested.
+        Memory use does not depend on the length. Arguments and errors are those of `transcribe`. The call itself raises
+        all errors, except those for damaged audio.
 
         Raises:
-            AudioError: also for a file that is damaged after some seconds of audio, after all segments before.
+            AudioError: also if a file is damaged after some seconds of audio; raised after the segments before the
+                damage.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
         options = self._chosen(options, grammar)
@@ -306,15 +324,24 @@ class Recognizer:
     ) -> Alignment:
         """Find when the words of a text are said in a recording of any length.
 
-        The alignment is the most probable one of the whole text with the whole recording, which is encoded as by
-        `transcribe`, whose other arguments and errors it has. Memory use is limited: what hours need is in a file.
+        The result is the most probable alignment of the whole text with the whole recording. The recording is encoded
+        as in `transcribe`; the arguments and errors not listed here are the same. Memory use is limited: long
+        recordings use a temporary file.
 
-        `text` is all that is said. Lines and full stops end sentences; punctuation and letter case do not matter;
-        numbers have to be written as words. Words with a score below `min_score` are `Alignment.misfits`.
+        Args:
+            audio: as for `transcribe`.
+            text: everything that is said. Lines and full stops end sentences. Punctuation and letter case do not
+                matter. Numbers must be written as words.
+            sample_rate: as for `transcribe`.
+            options: as for `transcribe`.
+            min_score: words with a lower score are `Alignment.misfits`.
+            on_progress: as for `transcribe`.
+            channel: as for `transcribe`.
+            track: as for `transcribe`.
 
         Raises:
-            AudioError: also for a file that is damaged after some seconds of audio.
-            AlignmentError: the text has no words, or words that the vocabulary cannot write; nothing is heard; the
+            AudioError: also if a file is damaged after some seconds of audio.
+            AlignmentError: the text has no words, or words outside the vocabulary; no speech is recognised; or the
                 recording is too short for the text.
         """
         min_score = checked_number("min_score", min_score, least=0, most=1)
@@ -361,16 +388,16 @@ class Recognizer:
         if options.chunk_size is not None:
             check_chunks(self.model.config, options.chunk_size, options.num_left_chunks)
         if options.text_format is not None:
-            formatter_of(options.text_format)  # what it needs may not be installed
+            formatter_of(options.text_format)  # raises if a package that it needs is not installed
 
     @property
     def language_model(self) -> LanguageModelOptions | None:
-        """The language model of searches for which no other is chosen; None: there is none."""
+        """Default language model of searches; None: there is none."""
         chosen = self.options.language_model or self._words.language_model
         return chosen if isinstance(chosen, LanguageModelOptions) else None
 
     def _definite(self, options: DecodingOptions, chunk_size: int | None) -> DefiniteOptions:
-        """Options with the bundle's defaults for what they leave open."""
+        """Return `options` with the bundle's defaults for all that are None."""
         search = options.search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
         language_model = options.language_model
         if language_model is None and search not in WITHOUT_BEAM and options.grammar is None:

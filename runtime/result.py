@@ -1,4 +1,4 @@
-"""Results as data: text, words with times and confidences, alternatives; and spans from token peaks."""
+"""Results: text, words with times and confidences, and alternatives."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 class WordResult:
     """A word, its times in seconds from the start of the audio, and its confidence between 0 and 1, if known.
 
-    Words begin and end at pauses in the audio; without a pause they meet halfway between the peaks of their tokens.
+    Words begin and end at pauses in the audio. Without a pause, they meet halfway between the peaks of their tokens.
 
-    The confidence is the probability of the word's least probable token: that of the CTC head at its peak or, with a
-    second pass, the mean of that and of each decoder's. If a bundle has a `Calibration`, seven in ten words with a
-    confidence of 0.7 are correct.
+    The confidence is the probability of the word's least probable token. Without a second pass, a token's probability
+    is that of the CTC head at the token's peak. With a second pass, it is the mean of that and of the probability from
+    each decoder. If the bundle has a `Calibration`, about 70 % of the words with a confidence of 0.7 are correct.
     """
 
     word: str
@@ -25,9 +25,9 @@ class WordResult:
 
 @dataclass(frozen=True, kw_only=True)
 class PhraseResult:
-    """A phrase of a grammar, its times in seconds from the start of the audio, and the least confidence of its words.
+    """A phrase of a grammar, its times in seconds from the start of the audio, and the lowest confidence of its words.
 
-    In a partial result it begins and ends at the peaks of its first and last token.
+    In a partial result, it begins and ends at the peaks of its first and last token.
     """
 
     phrase: str
@@ -43,11 +43,11 @@ class Alternative:
     Attributes:
         text: recognised text.
         tokens: token ids.
-        times: seconds at which each token peaks; empty where only the decoder searched.
-        score: score that the list is sorted by: of both passes, or of the first if there is no second.
+        times: time in seconds at which each token peaks; empty if only the decoder searched.
+        score: score by which the list is sorted: that of both passes, or without a second pass that of the first.
         ctc_score: score of the first pass; None if only the decoder searched.
         attention_score: score of the second pass; None without one.
-        language_score: score of the language model, part of `ctc_score`; None without one.
+        language_score: score of the language model, which is part of `ctc_score`; None without one.
     """
 
     text: str
@@ -65,25 +65,25 @@ class Result:
 
     Attributes:
         text: recognised text.
-        is_final: False: a partial result of the first pass, which may still change.
-        segment: number of the segment in its stream or recording, from 0. Each has exactly one final result. Utterances
-            without words are not counted and have none, except that the last result of a stream is always final.
-        start: start of the first word in seconds from the start of the audio; 0 without a text. Where the words of a
-            text have no times, that of the utterance.
-        end: end of the last word in seconds, in the same way.
+        is_final: whether the result is final. A partial result comes from the first pass and may still change.
+        segment: number of the segment in its stream or recording, from 0. Each segment has exactly one final result.
+            Utterances without words have no result and are not counted. The last result of a stream is always final.
+        start: start of the first word in seconds from the start of the audio; 0 without a text. If the words have no
+            times, the start of the utterance.
+        end: end of the last word in seconds; if the words have no times, the end of the utterance.
         tokens: token ids.
-        times: seconds at which each token peaks.
-        words: words with times. (Tokens found only by the decoder may have no alignment, and then no times.)
+        times: time in seconds at which each token peaks.
+        words: words with times. Tokens found only by the decoder may have no alignment, and then have no times.
         confidence: mean confidence of the words, roughly the share of correct ones; None without words.
         score: score of the best alternative.
         nbest: alternatives, best first, each text once (with its best tokenization); empty in a partial result.
-        committed: the beginning of `text` that no later partial result of this segment changes: all hypotheses of the
-            first pass begin with it, and its last word is complete. All of a final text.
-        num_committed: number of its words.
-        committed_end: seconds from the start of the audio before which the first pass changes nothing any more.
-        revised: in a final result, how many of the words that the first pass had committed are now others, missing or
-            new.
-        phrases: the phrases of a grammar; in a partial result, those that no later result of this segment takes back.
+        committed: beginning of `text` that no later partial result of this segment changes. All hypotheses of the first
+            pass begin with it, and its last word is complete. In a final result, the whole text.
+        num_committed: number of words in `committed`.
+        committed_end: time in seconds before which the first pass no longer changes its result.
+        revised: in a final result, number of words that were replaced, removed or added after the first pass had
+            committed them.
+        phrases: phrases of a grammar; in a partial result, only those that no later result of this segment removes.
     """
 
     text: str
@@ -112,9 +112,8 @@ class Transcript:
         text: text of all segments.
         duration: seconds of audio that were read.
         segments: final results, in order.
-        complete: whether the recording was read to its end; False: it is damaged, and this is the transcript up to the
-            damage.
-        error: what is wrong with the recording, if it is not complete.
+        complete: whether the recording was read to its end; False: the transcript ends where the recording is damaged.
+        error: the reason why the transcript is not complete; None if it is.
     """
 
     text: str
@@ -126,15 +125,14 @@ class Transcript:
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment(Transcript):
-    """The transcript of a recording that was given, with times; its segments are the sentences of the text.
+    """A given text aligned with its recording. Its segments are the sentences of the text.
 
-    Words are as they are written, with their punctuation. Their confidence is their score: the geometric mean of the
-    probabilities of their tokens, each where it is most probable.
+    Words keep their spelling and punctuation. Their confidence is their score: the geometric mean of the probabilities
+    of their tokens, each at its most probable frame.
 
     Attributes:
-        misfits: words with a lower score than is allowed, which are probably not said there: what was said instead is
-            heard at their times, or nothing.
-        unwritten: start and end in seconds of stretches in which the model hears words that are not in the text.
+        misfits: words with a score below the limit. Probably, other words or none were said at their times.
+        unwritten: start and end in seconds of stretches in which the model recognises words that are not in the text.
     """
 
     misfits: list[WordResult] = field(default_factory=list)
@@ -142,28 +140,28 @@ class Alignment(Transcript):
 
     @property
     def warnings(self) -> list[str]:
-        """A line for each of `misfits` and `unwritten`, for people."""
+        """A readable line for each of `misfits` and `unwritten`."""
         words = [
             f"{each.word!r} at {each.start:.2f} s does not fit (score {each.confidence:.4f})" for each in self.misfits
         ]
-        return [*words, *(f"{start:.2f} to {end:.2f} s: the text lacks what is heard" for start, end in self.unwritten)]
+        return [*words, *(f"{start:.2f} to {end:.2f} s: the text is missing words" for start, end in self.unwritten)]
 
 
 def moved(result: Result, seconds: float, segment: int) -> Result:
-    """The result as segment number `segment` of a longer recording, shifted by `seconds`."""
+    """Return the result as segment number `segment` of a longer recording, shifted by `seconds`."""
     return replace(_timed(result, lambda time: round(time + seconds, 3)), segment=segment)
 
 
 def without_padding(result: Result, lead_s: float, end_s: float) -> Result:
-    """The result with times within the audio, which ends at `end_s`.
+    """Return the result with times relative to the audio, without the padding of `lead_s` seconds before it.
 
-    Those of this one count from the start of `lead_s` seconds of silence before it.
+    Times are limited to the range from 0 to `end_s`, the end of the audio.
     """
     return _timed(result, lambda time: round(min(max(time - lead_s, 0.0), end_s), 3))
 
 
 def _timed(result: Result, clock: Callable[[float], float]) -> Result:
-    """The result with times by another clock."""
+    """Return the result with all times mapped by `clock`."""
     words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in result.words]
     phrases = [replace(each, start=clock(each.start), end=clock(each.end)) for each in result.phrases]
     return replace(

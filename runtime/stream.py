@@ -1,4 +1,4 @@
-"""The public interface of one source: samples in, results out. The work is done in `stream_state` and `pipeline`."""
+"""Public interface for recognising one source. `stream_state` and `pipeline` do the work."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from u2moe.runtime.result import Result
 
 
 class Stream:
-    """Recognises one source, one utterance at a time. Created by `Recognizer.create_stream`.
+    """A stream that recognises one source, one utterance at a time. `Recognizer.create_stream` creates it.
 
-    `accept_waveform` takes samples in any buffers; the split does not matter. `Recognizer.decode_streams` does the
-    work; `get_result` returns the partial or final result of the current utterance. After `input_finished` and a decode
-    it is final, and `reset` prepares the stream for another source.
+    `accept_waveform` takes samples; their split into buffers does not matter. `Recognizer.decode_streams` does the
+    work. `get_result` returns the partial or final result of the current utterance. After `input_finished` and a call
+    of `decode_streams`, the result is final. `reset` prepares the stream for another source.
 
-    With `DecodingOptions.endpoint`, utterances end by its rules, exact to the frame. `take_segments` returns each
-    finished one once, and the stream continues, with times from its first sample. Otherwise there is one utterance.
+    With `DecodingOptions.endpoint`, its rules end utterances, exact to the frame. `take_segments` returns each finished
+    utterance once. The stream continues, with times from its first sample. Without it, the stream is one utterance.
 
-    One thread may feed while another decodes; a second decoding thread gets a StreamError. Memory use is constant,
-    except for the encoder output needed by the second pass (dim * 4 bytes per encoder frame, until the utterance ends)
-    and caches as long as the left context.
+    One thread may feed while another decodes; a second decoding thread gets a StreamError. Memory use is constant with
+    two exceptions. Until an utterance ends, the second pass needs dim * 4 bytes per encoder frame. Caches grow with the
+    left context.
 
     Attributes:
-        state: what the recogniser decodes. Not public: it may change with any version.
+        state: state of the stream. Not public: it may change with any version.
     """
 
     def __init__(self, state: StreamState) -> None:
@@ -34,14 +34,14 @@ class Stream:
 
     @property
     def options(self) -> DecodingOptions:
-        """How this stream is decoded, with all defaults filled in; `chunk_size` None means full context."""
+        """Decoding options with all defaults filled in. A `chunk_size` of None means full context."""
         return DecodingOptions(**vars(self.state.options))
 
     def accept_waveform(self, sample_rate: float, samples: npt.ArrayLike) -> None:
         """Append samples of one channel.
 
         Args:
-            sample_rate: sample rate in Hz, constant throughout; converted to the model's.
+            sample_rate: sample rate in Hz, the same in every call. Samples are converted to the model's rate.
             samples: float32 in [-1, 1] or int16 [n], any length.
 
         Raises:
@@ -62,28 +62,28 @@ class Stream:
             extractor.finish()
 
     def get_result(self) -> Result:
-        """The partial or final result of the current utterance. Cheap; processes no audio."""
+        """Return the partial or final result of the current utterance. Cheap; does not decode."""
         return self.state.result()
 
     def is_endpoint(self) -> bool:
-        """Whether an utterance has ended, so that `take_segments` returns something."""
+        """Return whether an utterance has ended and `take_segments` has a result."""
         return bool(self.state.segments)
 
     def take_segments(self) -> list[Result]:
-        """Final results of the utterances that ended since the last call, each once, except those without words."""
+        """Return the final results of utterances that ended since the last call. Omits utterances without words."""
         return self.state.take_segments()
 
     def reset(self) -> None:
-        """Discard everything: the next samples start a new source at time zero. Waits for a thread that is decoding.
+        """Discard everything. The next samples start a new source at time zero. Waits for a thread that is decoding.
 
         Raises:
-            StreamError: it is this thread that is decoding.
+            StreamError: this thread is decoding the stream.
         """
         self.state.reset()
 
     @property
     def failure(self) -> BaseException | None:
-        """The error by which decoding has failed, so that audio was lost and only `reset` helps; None: it has not."""
+        """Error that made decoding fail; None: no failure. Audio was lost, and the stream must be reset."""
         return self.state.failure
 
     @property
@@ -93,9 +93,9 @@ class Stream:
 
     @property
     def missing_s(self) -> float:
-        """Seconds of audio that the next chunk still needs: feeding less gives `decode_streams` nothing to do.
+        """Seconds of audio that the next chunk still needs before `decode_streams` has work; 0 if it is complete.
 
-        An underestimate before the first sound and while the resampler holds samples back; 0 if a chunk is complete.
+        An underestimate before the first sound and while the resampler holds back samples.
         """
         with self.state.lock:
             return self.state.extractor.missing_s

@@ -1,4 +1,4 @@
-"""Events for applications: audio is fed from any thread and recognised in its own; results by callback or iteration."""
+"""Recognition in a thread for applications, which feed audio and get results by callback or iteration."""
 
 from __future__ import annotations
 
@@ -26,36 +26,35 @@ if TYPE_CHECKING:
     import threading
 
 _MAX_KEPT = 1000
-"""Maximum results waiting for `async for`, about an hour of speech: a program that takes none has a bug."""
+"""Maximum results waiting for `async for`, about an hour of speech. A program that takes none has a bug."""
 
 
 class Transcriber:
-    """Recognises one source in its own thread, and calls back with the results.
+    """A recogniser of one source that runs in its own thread and passes results to callbacks.
 
-    `feed` accepts samples and never waits, so that it can be called from an audio callback. `on_partial` gets the
-    result of the current utterance whenever its text has changed (and an empty text if it turns out to contain no
-    speech); `on_final` gets each finished segment exactly once, in order, with times from the first sample. Both are
-    called in the transcriber's thread, one at a time.
+    `feed` never waits, so audio callbacks can call it. Any thread may call it; each call is processed as a whole, in
+    order. Any number of transcribers can share a recogniser.
 
-    `on_error` gets failures of decoding (which end the transcriber), exceptions from callbacks, and errors reported by
-    a source (after both of which it continues). An error that cannot be reported, because there is no `on_error` or it
-    raises an exception, also ends the transcriber, and `close` raises it. A transcriber that has ended refuses audio
-    with StreamError.
+    `on_partial` receives the result of the current utterance whenever its text changes. The text is empty if the
+    utterance turns out to contain no speech. `on_final` receives each finished segment exactly once, in order, with
+    times from the first sample. Both are called in the transcriber's thread, one at a time.
+
+    `on_error` receives three kinds of errors. Decoding failures end the transcriber; after an exception from a callback
+    or an error reported by the source, it continues. If there is no `on_error`, or it raises an exception, the error
+    also ends the transcriber, and `close` raises it. A transcriber that has ended refuses audio with StreamError.
 
     Within `async with`, `async for` yields the partial and final results that have no callback, and raises errors.
 
-    Close it, or use it in a `with` block: it first recognises everything it was fed. If it is garbage-collected
-    without being closed, there is a ResourceWarning, as for files; but callbacks that lead to it, such as methods of an
-    object that has it, keep it alive. An interpreter that exits waits only for the chunk in progress. Any
-    number of transcribers can share a recogniser; any thread may feed one, and calls of `feed` are processed whole and
-    in order.
+    Call `close` or use a `with` block. Both wait until all audio is recognised. A transcriber that is garbage-collected
+    without being closed causes a ResourceWarning. Callbacks that refer to the transcriber, such as methods of its
+    owner, keep it alive. When the interpreter exits, it waits only for the chunk in progress.
 
     Args:
         recognizer: the recogniser to use.
         on_partial: called with a `Result`.
         on_final: called with a `Result`.
         on_error: called with an exception.
-        options: how to decode; None: the recogniser's. Utterances always end by endpoints, by default the bundle's.
+        options: decoding options; None: the recogniser's. Without endpoint rules, the bundle's rules apply.
         hotwords: phrases to prefer; None: the recogniser's.
         max_queue_s: seconds of audio that may wait to be recognised. Beyond that, `feed` raises AudioOverflowError.
 
@@ -88,16 +87,16 @@ class Transcriber:
         self._is_closed = False
 
     def feed(self, sample_rate: float, samples: npt.ArrayLike) -> None:
-        """Append samples of one channel: either all of them or, on an error, none. Never waits for recognition.
+        """Append samples of one channel. On an error, none are appended. Never waits for recognition.
 
         Args:
-            sample_rate: sample rate in Hz, constant throughout.
+            sample_rate: sample rate in Hz, the same in every call.
             samples: float32 in [-1, 1] or int16 [n]; they are copied.
 
         Raises:
             AudioOverflowError: the queue is full; the caller may feed the samples later or drop them.
-            AudioError: invalid samples or rate.
-            StreamError: the transcriber is closed, or was ended by an error, which is this one's cause.
+            AudioError: invalid samples or sample rate.
+            StreamError: the transcriber is closed, or an error ended it; that error is the `__cause__`.
         """
         self._thread.feed(checked_rate(sample_rate), as_samples(samples))
 
@@ -108,14 +107,14 @@ class Transcriber:
 
         Raises:
             StreamError: the transcriber is closed or has ended.
-            ValueError: it is no exception.
+            ValueError: `error` is not an exception.
         """
         if not isinstance(error, Exception):
-            raise ValueError(f"error must be an exception, got {error!r}")  # noqa: TRY004 - of this method, not a bug
+            raise ValueError(f"error must be an exception, got {error!r}")  # noqa: TRY004 - invalid arguments raise ValueError
         self._thread.report(error)
 
     def input_finished(self) -> None:
-        """Finish the input without waiting. The last segment follows, and `async for` ends.
+        """Finish the input without waiting. The last segment follows; then `async for` ends.
 
         Raises:
             StreamError: the input is already finished, or the transcriber is closed or has ended.
@@ -124,7 +123,7 @@ class Transcriber:
             self._thread.finish()
 
     def close(self) -> None:
-        """Recognise everything that was fed, up to the last event; within a callback, does not wait. Idempotent.
+        """Wait until all audio is recognised and all callbacks have returned. Idempotent; does not wait in a callback.
 
         Raises:
             Exception: the error that ended the transcriber, if it could not be reported.
@@ -135,7 +134,7 @@ class Transcriber:
 
     @property
     def sample_rate(self) -> float:
-        """Sample rate of the input in Hz; the model's before there is any input."""
+        """Sample rate of the input in Hz; before the first input, the model's."""
         return self._thread.sample_rate
 
     @property
@@ -163,16 +162,16 @@ class Transcriber:
     def __del__(self) -> None:
         if not self._is_closed:
             warnings.warn(f"unclosed transcriber {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self._thread.finish()  # recognise what was fed, as files flush what was written
+            self._thread.finish()  # recognise the remaining audio, as closing a file flushes it
 
-    # The rest is for programs with an event loop.
+    # The methods below are for programs with an event loop.
 
     async def __aenter__(self) -> Self:
-        import asyncio  # noqa: PLC0415 - programs without an event loop need not wait for its import
+        import asyncio  # noqa: PLC0415 - programs without an event loop do not need this slow import
 
         with self._thread.changed:
             if self._thread.num_fed:
-                raise StreamError("enter `async with` before feeding: results were called back or dropped")
+                raise StreamError("enter `async with` before feeding: earlier results went to callbacks or were lost")
             self._kept = _KeptResults(self._thread.changed, asyncio.get_running_loop(), asyncio.Event())
             thread, kept = self._thread, self._kept
             thread.on_partial = thread.on_partial or kept.keep
@@ -188,9 +187,9 @@ class Transcriber:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
     async def feed_async(self, sample_rate: float, samples: npt.ArrayLike) -> None:
-        """Append samples of any length, waiting while the queue is full; otherwise like `feed`.
+        """Append samples of any length, like `feed`, but wait while the queue is full.
 
-        If the task is cancelled, some of the samples may have been accepted.
+        If the task is cancelled, some of the samples may already be appended.
         """
         rate, accepted = checked_rate(sample_rate), as_samples(samples)
         news = self._async_kept().news
@@ -222,12 +221,12 @@ class Transcriber:
 
     def _async_kept(self) -> _KeptResults:
         if self._kept is None:
-            raise StreamError("this needs `async with` around it")
+            raise StreamError("call this method within `async with`")
         return self._kept
 
 
 class _KeptResults:
-    """Results waiting for `async for`, under a lock, and the event that wakes tasks waiting for a change."""
+    """Results waiting for `async for`, protected by a lock, and the event that wakes waiting tasks."""
 
     def __init__(self, lock: threading.Condition, loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
         self._lock = lock
@@ -236,17 +235,17 @@ class _KeptResults:
         self._loop = loop
 
     def keep(self, result: Result) -> None:
-        """Keep a result; of partial results only the last."""
+        """Keep a result. A new result replaces a partial one."""
         with self._lock:
             if self.results and not self.results[-1].is_final:
                 self.results.pop()
             if len(self.results) >= _MAX_KEPT:
-                raise StreamError(f"{_MAX_KEPT} results are waiting and none is taken: iterate while you feed")
+                raise StreamError(f"{_MAX_KEPT} results are waiting: iterate over the results while feeding")
             self.results.append(result)
         self.announce()
 
     def passing(self, on_final: Callable[[Result], object]) -> Callable[[Result], object]:
-        """A callback for final results, which also discards the partial one that is out of date with them."""
+        """Wrap a callback for final results, so that it also discards the outdated partial result."""
 
         def call(result: Result) -> None:
             with self._lock:
@@ -257,5 +256,5 @@ class _KeptResults:
 
     def announce(self) -> None:
         """Wake tasks that wait for space in the queue, a result or the end."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is waiting
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is waiting
             self._loop.call_soon_threadsafe(self.news.set)

@@ -1,4 +1,4 @@
-"""The thread behind a `Transcriber`: a bounded queue of audio, processed in order, with a callback for each event."""
+"""Thread of a `Transcriber`: a bounded queue of audio, processed in order, with a callback for each event."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ _LONGEST_EXIT_S = 5.0
 
 
 class TranscriberThread:
-    """Recognises its input in its own thread. Holds no reference to its `Transcriber`, which may be collected.
+    """Thread that recognises queued audio. It does not refer to its `Transcriber`, which can be garbage-collected.
 
     Attributes:
         thread: the thread.
         on_partial, on_final, on_error: called in the thread with results and errors; may be set until audio is fed.
-        on_change: called after audio was taken from the queue, and at the end.
+        on_change: called after audio is taken from the queue, and at the end.
         changed: lock for all state, notified when there is something to do.
-        sample_rate: sample rate of the input in Hz; the model's before there is any.
+        sample_rate: sample rate of the input in Hz; before the first input, the model's.
         max_queue_s: maximum seconds of audio in the queue.
-        num_queued: samples in the queue; `num_fed`: samples fed in total.
-        has_ended: whether it has stopped recognising.
+        num_queued: samples in the queue.
+        num_fed: samples fed in total.
+        has_ended: whether the thread has stopped recognising.
     """
 
     def __init__(self, recognizer: Recognizer, stream: Stream, max_queue_s: float) -> None:
@@ -60,7 +61,7 @@ class TranscriberThread:
         self.thread.start()
         atexit.register(self._abandon)
 
-    # Called in the program's threads.
+    # The caller's threads call the methods below.
 
     def feed(self, rate: float, samples: npt.NDArray[np.float32]) -> None:
         """Append samples to the queue; see `Transcriber.feed`."""
@@ -91,7 +92,7 @@ class TranscriberThread:
                 self.changed.notify()
 
     def finish(self) -> None:
-        """Finish the input. Idempotent; does not wait, and does nothing in a child process."""
+        """Finish the input without waiting. Idempotent. Does nothing in a child process."""
         if os.getpid() != self._process:
             return
         with self.changed:
@@ -99,40 +100,40 @@ class TranscriberThread:
             self.changed.notify()
 
     def join(self) -> None:
-        """Wait until everything is recognised, unless this is the thread itself."""
+        """Wait until all audio is recognised, unless called in the thread itself."""
         if threading.current_thread() is not self.thread:
             self.thread.join()
             self.raise_unreported()
 
     def raise_unreported(self) -> None:
-        """Raise the error that ended it, only once, unless it was reported."""
+        """Raise the error that ended the thread, once, unless it was reported."""
         if self._error is not None and not self._is_reported:
             self._is_reported = True
             raise self._error
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """With the lock, unless it has ended, or this is a child process, which has no copy of the thread.
+        """Enter the lock, unless the input is finished or this is a forked child process, which lacks the thread.
 
         Raises:
-            StreamError: it cannot be used any more.
+            StreamError: the transcriber can no longer be used.
         """
-        if os.getpid() != self._process:  # where another thread may have held the lock when it was forked
-            raise StreamError("this transcriber belongs to the process that forked this one: create another")
+        if os.getpid() != self._process:  # checked before locking: the lock may have been held when the process forked
+            raise StreamError("this transcriber belongs to the process that forked this one: create a new one")
         with self.changed:
             if self._error is not None:
                 raise StreamError(f"this transcriber was ended by an error: {self._error}") from self._error
             if self._input_finished:
-                raise StreamError("the input of this transcriber is finished: create another")
+                raise StreamError("the input of this transcriber is finished: create a new one")
             yield
 
-    # Called in the thread itself.
+    # The thread itself calls the methods below.
 
     def _work(self) -> None:
         error: BaseException | None = None
         try:
             self._recognize()
-        except BaseException as caught:  # noqa: BLE001 - of whatever kind: it is raised again by `join`
+        except BaseException as caught:  # noqa: BLE001 - `join` raises it again
             error = caught
         atexit.unregister(self._abandon)
         with self.changed:
@@ -152,7 +153,7 @@ class TranscriberThread:
             self._tell(self.live.finish())
 
     def _take(self) -> npt.NDArray[np.float32] | Exception | None:
-        """The next samples or report from the queue; None at the end."""
+        """Take the next samples or reported error from the queue. Returns None at the end."""
         with self.changed:
             self.changed.wait_for(lambda: self._items or self._input_finished)
             if not self._items:
@@ -166,7 +167,7 @@ class TranscriberThread:
         return item
 
     def _tell(self, results: Iterator[Result]) -> None:
-        """Call back with results as they are found; what fails then is recognition."""
+        """Pass results to the callbacks as they are found. If `results` raises an error, recognition has failed."""
         while True:
             try:
                 result = next(results, None)
@@ -180,11 +181,11 @@ class TranscriberThread:
             try:
                 if callback is not None:
                     callback(result)
-            except Exception as error:  # noqa: BLE001 - of the program; recognition continues if it can be reported
+            except Exception as error:  # noqa: BLE001 - an error of the caller; recognition continues if it can be reported
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Report an error, or raise it if there is no `on_error`."""
+        """Report an error, or raise it if `on_error` is None."""
         if self.on_error is None:
             raise error
         self.on_error(error)

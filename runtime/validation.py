@@ -1,8 +1,8 @@
-"""Checks values that come from outside: options, and fields of manifests, train.yaml, lists and messages.
+"""Validation of external values: options, and fields of manifests, train.yaml, lists and messages.
 
-Each check returns the value as a plain one of Python, or raises `FieldError`: "FIELD must be EXPECTED, got FOUND". That
-is a ValueError, which is all that options need. What reads a file turns it into its own error, which begins with the
-name of the file (and the line): `with refused_as(BundleError, path)`. The server's names the field as a parameter, too.
+Each check returns the value as a plain Python type, or raises `FieldError`: "FIELD must be EXPECTED, got FOUND". That
+is a ValueError, which suffices for options. Readers of files turn it into their own error, which begins with the name
+of the file (and the line): `with refused_as(BundleError, path)`. The server also names the field as a parameter.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ T = TypeVar("T")
 Choice = TypeVar("Choice", bound=str)
 
 MOST_INTEGER = 1_000_000
-"""Above every sensible count, and low enough for products of two of them to be exact everywhere."""
+"""Upper limit of counts: more than any sensible count, and the product of two is exact in double precision."""
 _LONGEST_QUOTE = 80
 _SHORT = reprlib.Repr()
-"""Of nested lists it prints a part: with aliases of yaml, all would be too large for the memory."""
+"""Prints nested lists only in part, because YAML aliases can make them too large for memory."""
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _LONGEST_QUOTE
 
 
 class FieldError(ValueError):
-    """A field has a value that it must not have.
+    """A field has an invalid value.
 
     Attributes:
-        field: its name, after those of the mappings that it is in, such as "model.blank"; empty: the whole content.
-        expected: what it must be.
-        found: its value, quoted.
+        field: name of the field with those of its mappings, such as "model.blank"; empty: the whole content.
+        expected: description of valid values.
+        found: the value, quoted.
     """
 
     def __init__(self, field: str, expected: str, found: str) -> None:
@@ -45,13 +45,13 @@ class FieldError(ValueError):
 
 
 def wrong(field: str, expected: str, found: object) -> FieldError:
-    """The error of a field whose value is not as expected."""
+    """Return the error for a field with an invalid value."""
     return FieldError(field, expected, quoted(found))
 
 
 @contextlib.contextmanager
 def refused_as(error: Callable[[str], Exception], where: object) -> Iterator[None]:
-    """Turn a ValueError of what is read inside into another error, whose message begins with `where`."""
+    """Turn a ValueError raised inside into another error, whose message begins with `where`."""
     try:
         yield
     except ValueError as refusal:
@@ -59,7 +59,7 @@ def refused_as(error: Callable[[str], Exception], where: object) -> Iterator[Non
 
 
 def quoted(value: object) -> str:
-    """A value for a message, shortened."""
+    """Return a value as shortened text for a message."""
     try:
         text = _SHORT.repr(value)
     except ValueError:  # Python refuses to print huge integers
@@ -68,12 +68,12 @@ def quoted(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text, for a message."""
+    """Shorten a text for a message."""
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
 
 
 def checked_integer(name: str, value: object, *, least: int, most: int = MOST_INTEGER) -> int:
-    """Check a count: an integer of Python or numpy, but not a bool.
+    """Check a count: a Python or numpy integer, but not a bool.
 
     Raises:
         FieldError: another type, or out of range.
@@ -98,7 +98,7 @@ def checked_number(
     unit: str = "",
     from_text: bool = False,
 ) -> float:
-    """Check a quantity: a finite number of Python or numpy, but not a bool.
+    """Check a quantity: a finite Python or numpy number, but not a bool.
 
     Args:
         name: name of the field, for the error.
@@ -107,7 +107,7 @@ def checked_number(
         above: alternatively, an exclusive lower limit.
         most: largest allowed value.
         unit: unit for the error, such as "seconds".
-        from_text: whether the digits of a number are one, too.
+        from_text: whether to accept numbers as text.
 
     Raises:
         FieldError: another type, NaN, infinite, or out of range.
@@ -129,21 +129,21 @@ def checked_number(
 
 
 def checked_flag(name: str, value: object) -> bool:
-    """Check a bool; FieldError: anything else."""
+    """Check a bool. Raises FieldError for anything else."""
     if not isinstance(value, bool):
         raise wrong(name, "true or false", value)
     return value
 
 
 def checked_text(name: str, value: object) -> str:
-    """Check a text that is not empty; FieldError: anything else."""
+    """Check a non-empty text. Raises FieldError for anything else."""
     if not isinstance(value, str) or not value:
         raise wrong(name, "a text", value)
     return value
 
 
 def checked_choice(name: str, value: object, choices: Collection[Choice]) -> Choice:
-    """Check a text that is one of the choices; FieldError: anything else."""
+    """Check a text that must be one of the choices. Raises FieldError for anything else."""
     for choice in choices if isinstance(value, str) else ():
         if value == choice:
             return choice
@@ -151,14 +151,14 @@ def checked_choice(name: str, value: object, choices: Collection[Choice]) -> Cho
 
 
 def checked_object(name: str, value: object) -> dict[str, Any]:
-    """Check a mapping, as an object of JSON is; FieldError: anything else."""
+    """Check a mapping, such as a JSON object. Raises FieldError for anything else."""
     if not isinstance(value, dict):
         raise wrong(name, "an object", value)
     return value
 
 
 def checked_options(name: str, value: T | None, default: T) -> T:
-    """Options of the same class as the default, which stands for None; FieldError: anything else."""
+    """Return `value`, or the default if it is None. Raises FieldError if its class differs from the default's."""
     if value is None:
         return default
     if not isinstance(value, type(default)):
@@ -167,15 +167,15 @@ def checked_options(name: str, value: T | None, default: T) -> T:
 
 
 class Record:
-    """A mapping whose fields are checked as they are read, and which knows those that nobody has read.
+    """A mapping that checks its fields as they are read, and records which fields were read.
 
     Attributes:
-        name: its name in the mappings around it, which begins those of its fields in errors; empty: outermost.
+        name: name of the mapping with those of its parents, a prefix of field names in errors; empty: outermost.
         values: the mapping.
         known: the fields that have been read.
 
     Raises:
-        FieldError: `values` is no mapping.
+        FieldError: `values` is not a mapping.
     """
 
     def __init__(self, values: object, name: str = "") -> None:
@@ -187,43 +187,43 @@ class Record:
         return key in self.values
 
     def field(self, key: str) -> str:
-        """Name of a field, for errors."""
+        """Return the full name of a field, for errors."""
         return f"{self.name}.{key}" if self.name else key
 
     def value(self, key: str, default: object = None) -> Any:
-        """The value of a field, or the default if there is none."""
+        """Return the value of a field, or the default if it is missing."""
         self.known.add(key)
         return self.values.get(key, default)
 
     def wrong(self, key: str, found: object, expected: str) -> FieldError:
-        """The error of a field."""
+        """Return the error for a field with an invalid value."""
         return wrong(self.field(key), expected, found)
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = MOST_INTEGER) -> int:
-        """A whole number; required when there is no default."""
+        """Return an integer field. Required without a default."""
         return checked_integer(self.field(key), self.value(key, default), least=least, most=most)
 
     def number(
         self, key: str, default: float | None = None, *, least: float | None = None, most: float | None = None
     ) -> float:
-        """A finite number, or its digits (yaml 1.1 reads 1e-5, without a dot, as text)."""
+        """Return a field that is a finite number or its text, because YAML 1.1 reads 1e-5 (without a dot) as text."""
         return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
 
     def seconds(self, key: str) -> float | None:
-        """A time in seconds, or its digits; None: there is none."""
+        """Return a field that is a time in seconds or its text. Returns None if it is missing."""
         value = self.value(key)
         return None if value is None else checked_seconds(self.field(key), value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Return a boolean field."""
         return checked_flag(self.field(key), self.value(key, default))
 
     def text(self, key: str) -> str:
-        """A text that is not empty."""
+        """Return a field that is a non-empty text."""
         return checked_text(self.field(key), self.value(key))
 
     def label(self, key: str) -> str | None:
-        """A text, or the digits of a number; None: there is none."""
+        """Return a field that is a text or a number, as text. Returns None if it is missing."""
         value = self.value(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
@@ -232,28 +232,28 @@ class Record:
         return value
 
     def record(self, key: str) -> Record:
-        """An object; required."""
+        """Return a field that is an object. Required."""
         return Record(self.value(key), self.field(key))
 
     def records(self, key: str) -> list[Record]:
-        """A list of objects; null, or nothing, is an empty one."""
+        """Return a field that is a list of objects. Null or a missing field is an empty list."""
         values = self.value(key)
         if not isinstance(values, list | None):
             raise self.wrong(key, values, "a list of objects")
         return [Record(value, self.field(key)) for value in values or []]
 
     def unread(self) -> dict[str, Any]:
-        """The fields that have not been read."""
+        """Return the fields that have not been read."""
         return {key: value for key, value in self.values.items() if key not in self.known}
 
 
 def checked_seconds(name: str, value: object) -> float:
-    """Check a time in seconds, or its digits; FieldError: it cannot be one."""
+    """Check a time in seconds or its text. Raises FieldError for anything else."""
     return checked_number(name, value, least=0, unit="seconds", from_text=True)
 
 
 def first_difference(one: object, other: object, name: str) -> tuple[str, object, object]:
-    """Where two values of options or of JSON differ first, such as ("options.beam_size", 10, 5)."""
+    """Return the first difference between two options or JSON values, such as ("options.beam_size", 10, 5)."""
     pair = [vars(each) if dataclasses.is_dataclass(each) else each for each in (one, other)]
     one, other = pair
     if isinstance(one, dict) and isinstance(other, dict):

@@ -1,7 +1,7 @@
-"""Writes files whole or not at all: beside their place, and moved there by a rename.
+"""Write files atomically, by renaming a temporary file.
 
-Until then their content is in a hidden file such as ".0123456789abcdef.part". Processes that are killed leave theirs;
-later ones remove it.
+The temporary file is hidden and next to the target, such as ".0123456789abcdef.part". A killed process leaves it; a
+later process removes it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _STALE_S = 3600.0
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """The file to write instead of `file`, whose place it takes at the end; after an error `file` is as it was.
+    """Yield a temporary file to write, which replaces `file` at the end. After an error, `file` is unchanged.
 
-    Its content is on the disk before it takes the place; after a power failure the old one may be back. A link stays,
-    and what it leads to is replaced. What is no plain file, such as a pipe, is written as it is.
+    The content is flushed to disk before the rename. After a power failure, the old content may reappear. The target of
+    a symbolic link is replaced, not the link. Pipes and other special files are written directly.
 
     Raises:
-        OSError: it cannot be written; names the file.
+        OSError: the file cannot be written; the message names it.
     """
     with failures_named(file):
-        if file.exists() and not file.is_file():  # by its own name: that of a pipe, as of /dev/stdout, is no path
+        if file.exists() and not file.is_file():  # not resolved: /dev/stdout may link to a pipe, which has no path
             yield file
             return
         target = Path(os.path.realpath(file))
@@ -47,45 +47,48 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all; see `replacing`."""
+    """Write a file atomically; see `replacing`."""
     with replacing(file) as part:
         part.write_bytes(content)
 
 
 def write_text(file: Path, content: str) -> None:
-    """Write text in UTF-8, whole or not at all; see `replacing`."""
+    """Write a text file in UTF-8 atomically; see `replacing`."""
     write_bytes(file, content.encode())
 
 
 def write_first(file: Path, content: bytes) -> bool:
-    """Write a file whole, unless it exists; of several processes that try at once one succeeds.
+    """Write a file atomically unless it exists. If several processes try at once, one succeeds.
+
+    Returns:
+        Whether this call wrote the file.
 
     Raises:
-        OSError: it cannot be written; names the file.
+        OSError: the file cannot be written; the message names it.
     """
     with failures_named(file), _part(file.parent) as part:
         part.write_bytes(content)
         flush(part)
         try:
-            os.link(part, file)  # unlike a rename it never replaces
+            os.link(part, file)  # unlike a rename, a link never replaces a file
         except OSError:
             if file.exists():
                 return False
-            part.replace(file)  # a file system without links
+            part.replace(file)  # the file system does not support links
         return True
 
 
 def flush(file: Path) -> None:
-    """Wait until the content of a file is on the disk."""
-    with file.open("rb+") as stream:  # Windows flushes only what may be written
+    """Wait until the content of a file is on disk."""
+    with file.open("rb+") as stream:  # Windows can only flush a file that is open for writing
         os.fsync(stream.fileno())
 
 
 def probe(folder: Path) -> float:
-    """Current time of a folder's file system, from a temporary file.
+    """Return the current time of a folder's file system, as the modification time of a temporary file.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: the folder is not writable.
     """
     with failures_named(folder), _part(folder) as part:
         part.touch(exist_ok=False)
@@ -93,7 +96,7 @@ def probe(folder: Path) -> float:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove what killed processes left in a folder, but not below it: parts that nobody has changed for an hour."""
+    """Remove temporary files of killed processes from a folder, not recursively, if unchanged for an hour."""
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
             if _PART.fullmatch(file.name) and time.time() - file.stat().st_mtime > _STALE_S:
@@ -102,12 +105,12 @@ def remove_stale_parts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock, in a file that is removed at the end; the system releases that of a process that is killed.
+    """Hold a lock on a file, which is removed at the end. The system releases the lock of a killed process.
 
-    On Windows, and on file systems without locks, it keeps nobody out.
+    On Windows, and on file systems without locks, it has no effect.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds the lock.
     """
     if sys.platform == "win32":
         yield
@@ -117,10 +120,10 @@ def locked(file: Path) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
-        except OSError:  # no locks
+        except OSError:  # the file system does not support locks
             pass
         if not file.exists() or not os.path.samestat(file.stat(), os.fstat(held.fileno())):
-            raise BlockingIOError  # whoever held it has just removed the file
+            raise BlockingIOError  # the previous holder has just removed the file
         try:
             yield
         finally:
@@ -129,7 +132,7 @@ def locked(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failures_named(file: Path) -> Iterator[None]:
-    """An OSError inside becomes one that names the file which cannot be written, and has the same number."""
+    """Turn an OSError raised inside into one whose message names the file. The error number stays."""
     try:
         yield
     except OSError as error:
@@ -140,7 +143,7 @@ def failures_named(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _part(folder: Path) -> Iterator[Path]:
-    """The name of a file in a folder that no other process writes to; if it is there at the end, it is removed."""
+    """Yield a unique name for a temporary file in a folder. The file is removed at the end if it exists."""
     part = folder / f".{secrets.token_hex(8)}.part"
     try:
         yield part

@@ -96,7 +96,7 @@ def test_existing_target(tmp_path, folder):
 
 def test_only_a_bundle_is_overwritten(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(BundleError, match="only a folder of the same kind is overwritten"):
+    with pytest.raises(BundleError, match="only a folder of the same kind can be overwritten"):
         write(tmp_path, overwrite=True)
     assert (tmp_path / "precious.txt").read_text() == "mine"
 

@@ -215,7 +215,7 @@ def test_errors_are_one_line(bundle, clips, capsys, arguments, message):
 
 def test_no_bundle(tmp_path, golden_checkpoint, capsys):
     checkpoint = golden_checkpoint("moe_tiny")
-    told = f"is a WeNet checkpoint, no bundle: 'u2moe export {checkpoint} BUNDLE' makes one"
+    told = f"is a WeNet checkpoint, not a bundle: run 'u2moe export {checkpoint} BUNDLE' first"
     for folder, message in ((tmp_path, "bundle.json: missing"), (checkpoint, told)):
         assert cli.main(["transcribe", "--model", str(folder), "a.wav"]) == 1
         assert message in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_bad_grammars_are_refused_by_name(toy, message):
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
-    [({"hotwords": ["a"]}, "takes the place of hotwords"),
+    [({"hotwords": ["a"]}, "replaces hotwords"),
      ({"options": DecodingOptions(search="ctc_greedy")}, "needs a prefix beam")],
 )  # fmt: skip
 def test_a_grammar_stands_alone(toy, chosen, message):

@@ -225,7 +225,7 @@ def test_targets_and_names(bundle, tmp_path):
         convert_bundle(bundle.path, bundle.path, "offline", overwrite=True)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("")
-    with pytest.raises(BundleError, match=r"holds no tokens\.txt"):
+    with pytest.raises(BundleError, match=r"contains no tokens\.txt"):
         convert_bundle(bundle.path, tmp_path / "precious", "offline", overwrite=True)
 
 

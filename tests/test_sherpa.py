@@ -334,7 +334,7 @@ def test_command(exported, tmp_path, capsys):
 
 def test_a_foreign_folder_is_not_overwritten(bundle, tmp_path):
     (tmp_path / "precious.json").write_text(json.dumps({}))
-    with pytest.raises(BundleError, match=r"holds no tokens\.txt"):
+    with pytest.raises(BundleError, match=r"contains no tokens\.txt"):
         export_sherpa(bundle.path, tmp_path, overwrite=True)
 
 

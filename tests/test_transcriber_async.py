@@ -93,7 +93,7 @@ def test_results_that_nobody_takes_are_an_error_not_a_leak(own, blocks, monkeypa
         async with Transcriber(own) as transcriber:
             feed_each(transcriber, blocks)
             await asyncio.to_thread(transcriber._thread.thread.join, LIMIT_S)
-            with pytest.raises(StreamError, match="2 results are waiting and none is taken"):
+            with pytest.raises(StreamError, match="2 results are waiting: iterate"):
                 await take_all(transcriber, events)
         return events
 

@@ -66,7 +66,7 @@ class SearchWords:
         if chosen is None:
             return None
         if hotwords:
-            raise ValueError("a grammar takes the place of hotwords: expected one of both")
+            raise ValueError("a grammar replaces hotwords: pass only one of them")
         if chosen not in self._graphs:
             self._graphs[chosen] = PhraseGraph(chosen, self._bundle.vocabulary, self._blank)
         return self._graphs[chosen]

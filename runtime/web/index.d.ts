@@ -86,9 +86,9 @@ export interface EndpointRule {
   // declared: EndpointRule
   /** Whether the utterance must contain a frame that is not silence. Default: false. */
   mustContainNonsilence?: boolean;
-  /** Seconds of silence at the end. Default: 0.0. */
+  /** Minimum silence at the end, in seconds. Default: 0.0. */
   minTrailingSilence?: number;
-  /** Seconds since the utterance began, silence included. Default: 0.0. */
+  /** Minimum length of the utterance in seconds, including silence. Default: 0.0. */
   minUtteranceLength?: number;
   // end
 }
@@ -164,15 +164,15 @@ export interface StreamOptions {
   reverseWeight?: number | null;
   /** Prefixes kept by a beam search, and maximum length of the n-best list. Default: that of the bundle. */
   beamSize?: number | null;
-  /** Seconds of silence (zeros) that the model hears before a source that begins in the middle of a sound, and after one that
-   * ends so. Default: that of the bundle. */
+  /** Seconds of silence (zeros) added before a source that begins in the middle of a sound, and after one that ends in it.
+   * Default: that of the bundle. */
   paddingS?: number | null;
-  /** Taken from the score of the blank before the softmax, in the first pass, so that fewer words are left out and more are
-   * inserted. Default: that of the bundle. */
+  /** Subtracted from the score of the blank before the softmax in the first pass: fewer deletions, more insertions. Default:
+   * that of the bundle. */
   blankPenalty?: number | null;
-  /** Default: rescoring if the model has a decoder, else prefix beam. */
+  /** Default: rescoring if the model has a decoder, otherwise prefix beam. */
   search?: 'attention_rescoring' | 'ctc_prefix_beam' | 'ctc_greedy' | 'attention' | null;
-  /** Exponent of the length by which scores of attention are divided. Default: 0.0. */
+  /** Power of the length by which attention divides scores. Default: 0.0. */
   lengthPenalty?: number;
   /** Chunks of left context; -1: all. Default: -1. */
   numLeftChunks?: number;

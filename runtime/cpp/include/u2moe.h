@@ -237,9 +237,9 @@ typedef struct u2moe_stream_options {
   int32_t beam_size;         /* prefixes kept by a beam search, and maximum length of the n-best list; 0: as in the bundle */
   double ctc_weight;         /* weight of the first pass in rescoring; negative: as in the bundle */
   double reverse_weight;     /* weight of the right-to-left decoder in rescoring; negative: as in the bundle */
-  double length_penalty;     /* exponent of the length by which scores of attention are divided; 0 */
-  double padding_s;          /* seconds of silence (zeros) that the model hears before a source that begins in the middle of a
-                              * sound, and after one that ends so; negative: as in the bundle */
+  double length_penalty;     /* power of the length by which attention divides scores; 0 */
+  double padding_s;          /* seconds of silence (zeros) added before a source that begins in the middle of a sound, and after
+                              * one that ends in it; negative: as in the bundle */
   int32_t endpoint;          /* whether utterances end by the rules; 0: the input is one utterance */
   u2moe_endpoint_rule rules[3];
   double pause;              /* with full context, quiet seconds that cut recordings of more than 30 s; 0: none, else at least 0.4;
@@ -248,8 +248,8 @@ typedef struct u2moe_stream_options {
   u2moe_language_model language_model; /* NULL: that of the bundle; or U2MOE_NO_LANGUAGE_MODEL */
   u2moe_vad vad;                       /* each speech segment is recognised as a source of its own; or NULL */
   int32_t written;           /* whether English is written with digits and small letters: "at 10:30"; 0 */
-  double blank_penalty;      /* taken from the score of the blank before the softmax, in the first pass, so that fewer words are
-                              * left out and more are inserted; negative: as in the bundle */
+  double blank_penalty;      /* subtracted from the score of the blank before the softmax in the first pass: fewer deletions,
+                              * more insertions; negative: as in the bundle */
   double max_queue_s;        /* seconds of audio that may wait in u2moe_stream_feed and u2moe_transcriber_feed; 10 */
   double turn;               /* the language model's probability of the end of a sentence from which the second rule needs half of
                               * its silence, below half as much again; 0: silence alone decides; negative: as in the bundle */
