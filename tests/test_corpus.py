@@ -85,13 +85,13 @@ def test_workers_that_load_the_model_themselves_give_the_same(corpus, undisturbe
 )
 def test_another_run_is_refused(corpus, undisturbed, tmp_path, changed, message):
     list_path = write_list(tmp_path / "data.list", [changed["list"]]) if "list" in changed else corpus
-    with pytest.raises(CorpusError, match=f"was begun with {message}"):
+    with pytest.raises(CorpusError, match=f"the run began with {message}"):
         run_corpus(list_path, undisturbed, changed.get("model", ToyChoice()), changed.get("options", ONE))
 
 
 def test_folders_of_something_else_are_refused(corpus, tmp_path):
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(CorpusError, match=r"holds files, but no run\.json"):
+    with pytest.raises(CorpusError, match=r"contains files but no run\.json"):
         run_corpus(corpus, tmp_path, ToyChoice(), ONE)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(CorpusError, match=r"run\.json: does not describe a run"):
@@ -287,7 +287,7 @@ def test_a_file_that_kills_its_reader_becomes_a_row(corpus, tmp_path):
     progress = run_corpus(list_path, tmp_path / "out", ToyChoice(), options)
     rows = rows_in(tmp_path / "out")
     assert (progress.num_deaths, progress.num_failed) == (2, 1)
-    assert rows[2]["error"] == "left out: the process that recognised it died (SIGSEGV)"
+    assert rows[2]["error"] == "left out: processes that recognised it died (SIGSEGV)"
     expected = [line["txt"] for line in listed(corpus)[:6]]
     assert [row["text"] for row in rows] == [*expected[:2], "", *expected[3:]]
 
@@ -336,7 +336,7 @@ def test_a_program_that_is_not_guarded_is_told_so(corpus, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.endswith(
-        "worker processes die as they begin (exit status 1): does the program call run_corpus only under "
+        "worker processes die at startup (exit status 1): does the program call run_corpus only under "
         "`if __name__ == '__main__':`?\n"
     )
 

@@ -142,9 +142,9 @@ def test_a_list_of_transcripts(tmp_path):
     assert [warning.partition(" ")[0] for warning in other["warnings"]] == ["'D'"]
     assert [bad["error"], none["error"]] == [
         "text: line 1, 'E': the vocabulary has no 'E': write what is spoken, numbers as words",
-        "the list has no transcript of it",
+        "the list contains no transcript for it",
     ]
-    with pytest.raises(CorpusError, match="begun with align true, now it is false"):
+    with pytest.raises(CorpusError, match="began with align true, now it is false"):
         run_corpus(tmp_path / "list", tmp_path / "out", ToyChoice(), dataclasses.replace(options, align=False))
 
 

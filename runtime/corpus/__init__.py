@@ -1,6 +1,6 @@
-"""Corpora: lists, runs over them by many processes and machines, their results, and word errors.
+"""Corpora: lists of recordings, runs by many processes or machines, their results, and word errors.
 
-`ray` and `parquet` need their extras, and are imported by their names.
+Import `ray` and `parquet` explicitly: they need extras.
 """
 
 from u2moe.runtime.corpus.entry import Entry, Shard

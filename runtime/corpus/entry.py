@@ -1,6 +1,6 @@
-"""Entries of a list: the source of their audio and their metadata, how to read them, and how a list is divided.
+"""Entries of a list: where their audio is, their metadata, and how a list is divided into blocks.
 
-All machines agree on the blocks of a list without communicating. Reads no audio; `sources` does.
+The division is deterministic, so machines agree on the blocks without communicating. `sources` reads the audio.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class AudioFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TarMember:
-    """A file within a tar archive; its bytes are read in place, nothing is unpacked.
+    """A file in a tar archive. Its bytes are read in place; nothing is unpacked.
 
     Attributes:
-        archive: the archive, a path or URL.
+        archive: path or URL of the archive.
         name: name of the member.
-        offset: position of its first byte in the (decompressed) archive.
-        size: number of bytes.
+        offset: position of the member's first byte in the decompressed archive.
+        size: size in bytes.
     """
 
     archive: str
@@ -49,7 +49,7 @@ class TarMember:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioBytes:
-    """The bytes of a sound file, already in memory."""
+    """An audio file in memory."""
 
     content: bytes = field(repr=False)
     name: str
@@ -60,7 +60,7 @@ class AudioBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A shell command that writes a sound file to its standard output; needs `ListOptions.allow_pipes`."""
+    """A shell command that writes an audio file to its standard output. Requires `ListOptions.allow_pipes`."""
 
     command: str
 
@@ -70,7 +70,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """Placeholder for a line that cannot be parsed; reading it raises AudioError."""
+    """Placeholder for a line that cannot be parsed. Reading it raises AudioError."""
 
     error: str
 
@@ -83,18 +83,18 @@ AudioSource = AudioFile | AudioBytes | TarMember | Command | Unreadable
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An entry of a list: a recording, or a part of one.
+    """An entry of a list: a recording, or part of one.
 
     Attributes:
-        key: its name in the list.
-        source: source of its audio.
-        start: seconds into the source at which it begins.
-        end: seconds into the source at which it ends; None: at the end of the source.
-        channel: index of the only channel to use; None: the average of all.
-        text: its transcript, if the list has one.
-        speaker: its speaker, if the list names one.
-        duration: its length in seconds, if the list states it.
-        fields: all other fields of the list, as JSON; of a NeMo list all fields.
+        key: name in the list.
+        source: where the audio is.
+        start: where the entry begins, in seconds from the beginning of the source.
+        end: where the entry ends, in seconds from the beginning of the source; None: at the end of the source.
+        channel: index of the channel to use; None: the average of all channels.
+        text: transcript, if the list contains one.
+        speaker: speaker, if the list names one.
+        duration: length in seconds, if the list states it.
+        fields: all other fields of the list, as JSON. For a NeMo list, all fields.
     """
 
     key: str
@@ -114,8 +114,9 @@ class ListOptions:
 
     Attributes:
         root: folder to which paths are relative. None: the folder of the list.
-        allow_pipes: whether entries that are shell commands (ending in "|") may be run.
-        channel: use only this channel, 0 for the left one, whatever the list says. None: as it says, or the average.
+        allow_pipes: whether to run entries that are shell commands (ending in "|").
+        channel: channel to use for every recording, 0 for the left one. None: the channel that the list names, or the
+            average of all.
     """
 
     root: str | None = option("text", flag="--root", metavar="DIR")
@@ -126,14 +127,14 @@ class ListOptions:
         check_options(self)
 
     def path(self, path: str, list_path: str) -> str:
-        """The path of an entry of a list."""
+        """Resolve the path of an entry of a list."""
         return resolve(path, self.root if self.root is not None else parent(list_path))
 
     def source(self, entry: str, list_path: str) -> AudioSource:
-        """The audio of an entry: a path, or a command that ends in "|".
+        """Return the source of an entry, which is a path, or a command that ends in "|".
 
         Raises:
-            CorpusError: a command, and those are not allowed.
+            CorpusError: the entry is a command, and commands are not allowed.
             ValueError: the entry is empty.
         """
         if checked_text("path", entry).endswith("|"):
@@ -141,9 +142,9 @@ class ListOptions:
         return AudioFile(path=self.path(entry, list_path))
 
     def command(self, command: str, list_path: str) -> Command:
-        """A command, if those are allowed; raises CorpusError otherwise."""
+        """Return a command, or raise CorpusError if commands are not allowed."""
         if not self.allow_pipes:
-            raise CorpusError(f"{list_path}: found the command {command!r:.80}: --allow-pipes runs what a list says")
+            raise CorpusError(f"{list_path}: command {command!r:.80} needs --allow-pipes")
         return Command(command=command)
 
 
@@ -156,9 +157,9 @@ class Block:
     """Consecutive entries of a list.
 
     Attributes:
-        number: index among the blocks.
+        number: index of the block.
         start: position of its first entry in the list.
-        entries: at least one.
+        entries: the entries, at least one.
     """
 
     number: int
@@ -167,17 +168,17 @@ class Block:
 
     @property
     def stop(self) -> int:
-        """Position after its last entry."""
+        """Position after the last entry."""
         return self.start + len(self.entries)
 
     @property
     def file_name(self) -> str:
-        """Path of its file in the folder of results; names the positions that it covers."""
+        """Path of the block's file below the folder of blocks. The name contains the positions that it covers."""
         return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
 
 
 def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
-    """Blocks of `size` entries, the last one shorter; holds one at a time."""
+    """Yield blocks of `size` entries, the last one perhaps shorter. Only one block is in memory at a time."""
     remaining = iter(entries)
     number = 0
     while content := tuple(islice(remaining, size)):
@@ -186,7 +187,7 @@ def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
 
 
 def range_of(file_name: str) -> tuple[int, int] | None:
-    """The positions (first, after the last) in the name of a file of results; None: it is another file."""
+    """Return the positions (first, after the last) in the name of a file of results; None for any other file."""
     found = _NAME.fullmatch(file_name)
     return (int(found[1]), int(found[2])) if found else None
 
@@ -208,7 +209,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """A shard from "i/n"; raises ValueError for anything else."""
+        """Parse a shard from "i/n"; raise ValueError for anything else."""
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if found is None:
             raise ValueError(f"shard must be i/n, such as 0/4, got {text!r}")

@@ -1,4 +1,4 @@
-"""Rows as Parquet, with the same columns for every list. Needs pyarrow (extra `parquet`)."""
+"""Results as Parquet, with the same columns for every list. Needs pyarrow (extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ SCHEMA = pa.schema(
         **_RESULTS,
     }
 )
-"""Columns of results; `options` and `fields` hold JSON."""
+"""Columns of results. `options` and `fields` contain JSON."""
 NEMO_SCHEMA = pa.schema(
     {"key": pa.string(), "pred_text": pa.string(), "read_duration": pa.float64(), "fields": pa.string(), **_RESULTS}
 )
-"""Columns for a NeMo list, whose own fields are JSON in `fields`."""
+"""Columns for a NeMo list. `fields` contains the fields of the list as JSON."""
 _JSON_COLUMNS = ("options", "fields")
 
 
 def to_table(rows: Iterable[Row]) -> pa.Table:
-    """A table of rows, all of one kind."""
+    """Convert rows, all from the same kind of list, to a table."""
     flat = list(rows)
     is_nemo = bool(flat) and "pred_text" in flat[0]
     schema = NEMO_SCHEMA if is_nemo else SCHEMA
@@ -72,7 +72,7 @@ def _flat(name: str, value: Any) -> Any:
 
 
 def _valid(text: str) -> str:
-    """A text that Parquet can hold: bytes that are not UTF-8, and halves of characters, are shown as escapes."""
+    """Escape bytes that are not UTF-8, and lone surrogates, which Parquet cannot store."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -80,7 +80,7 @@ def _valid(text: str) -> str:
 
 
 def write(blocks: Iterable[Iterable[Row]], file: Path) -> int:
-    """Write the rows of blocks, all of one kind, into a Parquet file; returns their number."""
+    """Write the rows of blocks, all from the same kind of list, to a Parquet file; return the number of rows."""
     num_rows, writer = 0, None
     for table in map(to_table, blocks):
         writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")

@@ -1,8 +1,7 @@
 """A pool of worker processes for blocks. A worker that dies is replaced, and its block is repeated.
 
-Workers note the entries that they are about to read or decode in shared memory. So an entry whose file kills
-each reader is identified after some deaths, and becomes a row with an error; a batch is first split into single
-entries.
+Before a worker reads or decodes entries, it notes them in shared memory. If workers keep dying at a batch, its entries
+are decoded separately. If they keep dying at one entry, it becomes a row with an error.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL} if os.name == "posix" else set()
 _MOST_CRASHES = 2
 _MOST_KILLS = 5
-"""Deaths at one entry after which it is left out. More kills than crashes: a kill may come from outside (an
-operator, or another process that exhausted the memory)."""
+"""Number of deaths at one entry after which it is left out. Kills are allowed more often than crashes: they may come
+from outside, such as from an operator or the out-of-memory killer."""
 _MOST_STARTS = 5
 
 
 class _Report(ctypes.Structure):
-    """Progress of a worker on its block, in memory shared with the parent."""
+    """A worker's progress on its block, in memory shared with the parent."""
 
     _fields_ = (
         ("is_ready", ctypes.c_bool),
@@ -57,7 +56,7 @@ class _Report(ctypes.Structure):
 
 @dataclass(kw_only=True, eq=False)
 class _Worker:
-    """A process, and the block it works on."""
+    """A process and the block that it works on."""
 
     process: BaseProcess
     connection: connection.Connection
@@ -69,17 +68,17 @@ class _Worker:
 class WorkerPool:
     """A fixed number of worker processes. Close it, or use it in a `with` block.
 
-    Forked workers share the memory of a model that was loaded once; otherwise each worker loads it.
+    Forked workers share the memory of a model that was loaded once. Otherwise each worker loads the model.
 
     Args:
-        folder: the folder of the run.
-        run: its description.
+        folder: folder of the run.
+        run: description of the run.
         model: the model.
-        recognizer: the loaded model, for workers that are forked; None: they are spawned.
+        recognizer: the loaded model, for forked workers; None: workers are spawned.
         num_workers: number of processes.
 
     Attributes:
-        num_deaths: workers that died and were replaced.
+        num_deaths: number of workers that died and were replaced.
     """
 
     def __init__(
@@ -98,16 +97,16 @@ class WorkerPool:
         self.close()
 
     def in_progress(self) -> tuple[int, float]:
-        """Numbers of entries and of seconds of audio recognised in unfinished blocks."""
+        """Return the number of entries and the seconds of audio recognised in unfinished blocks."""
         busy = [worker.report for worker in self._workers if worker.block is not None]
         return sum(report.num_utterances for report in busy), sum(report.seconds for report in busy)
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Do all blocks; yields each when it is done, and None about once a second. Blocks are requested when needed.
+        """Process all blocks: yield each when done, and None about once a second. Blocks are requested when needed.
 
         Raises:
-            CorpusError: workers die before they have begun.
-            Exception: that of a worker that cannot go on, such as OSError for a full disk.
+            CorpusError: workers die before they are ready.
+            Exception: raised in a worker that cannot continue, such as OSError for a full disk.
         """
         while True:
             for worker in self._workers:
@@ -125,7 +124,7 @@ class WorkerPool:
                 yield self._receive(busy[end])
 
     def close(self) -> None:
-        """End all workers at once; what they have written is whole."""
+        """Kill all workers. Files that they have written are complete."""
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
@@ -139,7 +138,7 @@ class WorkerPool:
             target=_work, args=(*self._setup, theirs, report, os.getpid()), name="u2moe-corpus", daemon=True
         )
         with warnings.catch_warnings():
-            # Python warns of threads. Those of numpy's OpenBLAS are stopped before a fork and started after it.
+            # Python warns about threads, but numpy's OpenBLAS stops its own before a fork and restarts them after it.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
@@ -148,7 +147,7 @@ class WorkerPool:
     def _assign(self, worker: _Worker, block: Block) -> None:
         worker.block = block
         worker.report.num_utterances, worker.report.seconds, worker.report.num_attempted = 0, 0.0, 0
-        with contextlib.suppress(ConnectionError):  # a worker that died meanwhile is noticed in `_receive`
+        with contextlib.suppress(ConnectionError):  # `_receive` notices a worker that has died
             worker.connection.send((block, self._cautions.get(block.number)))
 
     def _receive(self, worker: _Worker) -> BlockDone | None:
@@ -165,15 +164,15 @@ class WorkerPool:
         return done
 
     def _replace(self, old: _Worker) -> None:
-        """Start another process in place of one that died, and give it the block."""
+        """Replace a process that died, and give its block to the new one."""
         old.process.join()
         old.connection.close()
         exit_code, report = old.process.exitcode or 0, old.report
         if not report.is_ready and old.num_starts >= _MOST_STARTS:
-            reason = "is there memory for the model?"
-            if exit_code == 1:  # as of an exception of Python's
+            reason = "is there enough memory for the model?"
+            if exit_code == 1:  # a Python exception
                 reason = "does the program call run_corpus only under `if __name__ == '__main__':`?"
-            raise CorpusError(f"worker processes die as they begin ({_named(exit_code)}): {reason}")
+            raise CorpusError(f"worker processes die at startup ({_named(exit_code)}): {reason}")
         self.num_deaths += 1
         new = self._start()
         self._workers[self._workers.index(old)] = new
@@ -190,7 +189,7 @@ def _blame(caution: Caution, attempt: tuple[int, ...], exit_code: int) -> None:
     if not attempt or caution.deaths[attempt] < (_MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS):
         return
     if len(attempt) == 1:
-        caution.left_out[attempt[0]] = f"left out: the process that recognised it died ({_named(exit_code)})"
+        caution.left_out[attempt[0]] = f"left out: processes that recognised it died ({_named(exit_code)})"
     else:
         caution.alone.update(attempt)
 
@@ -199,8 +198,8 @@ def _work(
     path: str, run: RunDescription, model: ModelChoice, loaded: Recognizer | None, parent: connection.Connection,
     report: Any, parent_id: int,
 ) -> None:  # fmt: skip
-    """The worker process: do the blocks that come through the connection until it ends, or the parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
+    """Run a worker process: recognise blocks from the connection until it closes or the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent_id,), daemon=True).start()
 
@@ -209,7 +208,7 @@ def _work(
         report.seconds += seconds
 
     def attempt(indices: Sequence[int]) -> None:
-        report.num_attempted = 0  # nobody, if it dies meanwhile
+        report.num_attempted = 0  # no entry is blamed if the worker dies here
         report.attempted[: len(indices)] = indices
         report.num_attempted = len(indices)
 
@@ -222,7 +221,7 @@ def _work(
         while True:
             block, caution = parent.recv()
             parent.send(write_block(folder, block, recognizer.recognize(block.entries, caution)))
-    except (EOFError, ConnectionError):  # the parent is gone; what was written is whole
+    except (EOFError, ConnectionError):  # the parent is gone; written files are complete
         return
     except Exception as error:  # noqa: BLE001 - the parent raises it
         error.add_note(traceback.format_exc())
@@ -230,24 +229,24 @@ def _work(
 
 
 def _end_with(parent_id: int) -> None:
-    """End this process with its parent. The pipe may stay open, as forked siblings hold its other end."""
+    """End this process when its parent ends. The pipe may stay open, because forked siblings have its other end."""
     while os.getppid() == parent_id:
         time.sleep(_TICK_S)
     os._exit(1)
 
 
 def may_fork() -> bool:
-    """Whether this process can be forked: on Linux, with no threads of Python's."""
+    """Return whether this process can be forked: on Linux, without other Python threads."""
     return os.name == "posix" and hasattr(os, "sched_getaffinity") and threading.active_count() == 1
 
 
 def num_cores(quota: Path = _QUOTA) -> int:
-    """How many cores this process can keep busy, at least 1; a container with a quota has fewer than it sees."""
+    """Return how many cores this process can keep busy, at least 1. Honours the CPU quota of a container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         allowed, period = quota.read_text(encoding="ascii").split()
         count = min(count, math.ceil(int(allowed) / int(period)))
-    except (OSError, ValueError):  # no quota ("max"), or no container
+    except (OSError, ValueError):  # no quota ("max"), or not in a container
         pass
     return max(count, 1)
 

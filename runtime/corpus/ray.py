@@ -1,7 +1,7 @@
-"""A run on a Ray cluster (extra `ray`), and the recogniser as a step of Ray Data pipelines.
+"""Runs on a Ray cluster (extra `ray`), and the recogniser as a step of Ray Data pipelines.
 
-The program reads the list and gives blocks to actors, which Ray starts, and restarts when they die. Files are those of
-a run on one machine, so that a folder may be begun on a cluster and finished on one machine, or the other way round.
+The program reads the list and assigns blocks to actors, which Ray starts and restarts. The files are those of a run on
+one machine. A run may therefore begin on a cluster and finish on one machine, or the other way round.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from u2moe.runtime.validation import checked_options
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider")
 _MOST_RETRIES = 3
-"""How often a block is tried again whose actor died. After that it is left out, for a run on one machine to find the
-entry that kills its reader."""
+"""How often a block is retried after its actor died. Then it is left out: a run on one machine can find the entry that
+kills its reader."""
 _TICK_S = 1.0
 
 
@@ -40,21 +40,21 @@ def run_on_ray(
     address: str | None = None,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise what is missing of a corpus on a Ray cluster; otherwise like `run_corpus`.
+    """Recognise the missing entries of a corpus on a Ray cluster; otherwise like `run_corpus`.
 
-    Each actor loads the model, and takes as many CPUs as it has threads and, with a provider for GPUs, one GPU.
+    Each actor loads the model. It takes a CPU for each thread and, with a GPU provider, one GPU.
 
     Args:
-        list_path: a list, folder or URL; the audio that it names must be readable on all nodes.
+        list_path: a list, folder or URL. All nodes must be able to read the audio that it names.
         output: folder or URL that all nodes can write.
-        model: the model, on all nodes in the same folder; None: the demo model.
-        options: how the corpus is read, divided and written; `num_workers` None: as many actors as fit.
-        address: of the cluster, as for `ray.init`; None: that of this program, or this machine alone.
+        model: the model, in the same folder on all nodes; None: the demo model.
+        options: how to read, divide and write the corpus. `num_workers` None: as many actors as fit.
+        address: address of the cluster, as for `ray.init`; None: the cluster of this program, or only this machine.
         on_progress: called about once a second.
 
     Raises:
-        CorpusError: the list cannot be read, the folder belongs to another run, there is no room for an actor, or
-            entries are left out because their actors died again and again.
+        CorpusError: the list cannot be read, the folder belongs to another run, the cluster is too small, or entries
+            are left out because actors died repeatedly.
         OSError: results cannot be written.
     """
     model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
@@ -65,20 +65,20 @@ def run_on_ray(
         run.work(actors, on_progress)
     if actors.num_left_out:
         raise CorpusError(
-            f"{run.folder.path}: {actors.num_left_out} utterances are missing, as their actors died again and again: "
-            "run 'u2moe corpus' without --ray, which finds those at which this happens"
+            f"{run.folder.path}: {actors.num_left_out} utterances are missing because actors died repeatedly: "
+            "run 'u2moe corpus' without --ray to find the utterances that cause it"
         )
     return run.progress
 
 
 def _resources(model: ModelChoice) -> dict[str, Any]:
-    """The arguments of an actor."""
+    """Return the resources of an actor, as arguments of `ray.remote`."""
     is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.settings.providers)
     return {"num_cpus": model.num_threads, **({"num_gpus": 1} if is_for_gpus else {})}
 
 
 def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:
-    """As many as are wanted or fit; more than fit would be waited for without end."""
+    """Return the number of actors: `wanted`, or as many as fit. Ray would wait forever for more."""
     cluster = ray.cluster_resources()
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
     room = min(int(cluster.get(names[name], 0) // amount) for name, amount in resources.items())
@@ -92,8 +92,8 @@ class _Actors:
     """The workers of a run on a cluster.
 
     Attributes:
-        num_deaths: 0: Ray restarts actors without telling.
-        num_left_out: entries in blocks whose actors died again and again.
+        num_deaths: always 0, since Ray does not report restarts.
+        num_left_out: number of entries in blocks whose actors died repeatedly.
     """
 
     def __init__(self, run: CorpusRun, model: ModelChoice, num_actors: int | None) -> None:
@@ -104,11 +104,11 @@ class _Actors:
         self._actors = [remote.remote(*arguments) for _ in range(_num_actors(resources, num_actors))]
 
     def in_progress(self) -> tuple[int, float]:
-        """Nothing: only finished blocks are counted."""
+        """Return zeros: only finished blocks are counted."""
         return 0, 0.0
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Do all blocks; an exception of an actor is raised here."""
+        """Process all blocks. Exceptions of actors are raised here."""
         idle, tasks = list(self._actors), {}
         while True:
             while idle and (block := next(blocks, None)) is not None:
@@ -129,7 +129,7 @@ class _Actors:
 
 
 class _Actor:
-    """Holds a model, and does one block after the other."""
+    """Loads a model, and recognises one block after another."""
 
     def __init__(self, folder: str, run: RunDescription, model: ModelChoice) -> None:
         self._folder = OutputFolder(folder)
@@ -143,11 +143,11 @@ class _Actor:
 class Recognize:
     """A step of a Ray Data pipeline: `dataset.map_batches(Recognize, fn_constructor_args=(ModelChoice(),), ...)`.
 
-    Takes batches of rows with a `path` (or URL), or with `bytes` and perhaps a `path`, as `ray.data.read_binary_files`
-    gives them, and perhaps a `key`, which is otherwise the path. Returns a table of results with the columns of
-    `parquet.SCHEMA`; damaged files are rows with an `error`.
+    A batch needs a column `path` (paths or URLs) or `bytes`, as from `ray.data.read_binary_files`. It may have both,
+    and a column `key`, which defaults to the path. Returns a table with the columns of `parquet.SCHEMA`. Damaged files
+    are rows with an `error`.
 
-    Leave CPUs free for reading and writing: a pipeline whose actors take all of them waits for ever.
+    Leave CPUs free for reading and writing. A pipeline whose actors take all of them waits forever.
 
     Args:
         model: the model; None: the demo model.
@@ -159,13 +159,13 @@ class Recognize:
         self._recognizer = BlockRecognizer(recognizer, RowMaker(model=recognizer.bundle.fingerprint, options=options))
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> pa.Table:
-        """A table of results, a row for each row of the batch, in order.
+        """Return a table of results, a row for each row of the batch, in order.
 
         Raises:
             CorpusError: the batch has neither paths nor bytes.
         """
         if "path" not in batch and "bytes" not in batch:
-            raise CorpusError(f"a batch has the columns {', '.join(batch)}, expected path or bytes")
+            raise CorpusError(f"a batch must have a column path or bytes; found {', '.join(batch)}")
         size = len(next(iter(batch.values())))
         paths = [str(path) for path in batch["path"]] if "path" in batch else [f"row {i}" for i in range(size)]
         keys = [str(key) for key in batch["key"]] if "key" in batch else paths

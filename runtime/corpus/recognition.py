@@ -1,4 +1,4 @@
-"""Recognises the entries of a block, short ones in batches, and writes a row for each."""
+"""Recognition of the entries of a block, short ones in batches."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class ModelChoice:
 
     Attributes:
         directory: folder of the bundle; None: the demo model.
-        settings: where and how the graphs run; without `sess_options`, which other processes cannot be given.
+        settings: where and how the graphs run. `sess_options` must be None, since other processes cannot receive it.
         options: how to decode.
-        hotwords: phrases to prefer, with or without weights; None: those of the bundle.
+        hotwords: phrases to prefer, with or without weights; None: the hotwords of the bundle.
     """
 
     directory: str | None = None
@@ -38,41 +38,41 @@ class ModelChoice:
     hotwords: tuple[str | tuple[str, float], ...] | None = None
 
     def load(self) -> Recognizer:
-        """A recogniser; see `Recognizer.load` for errors."""
+        """Load a recogniser; see `Recognizer.load` for errors."""
         hotwords = list(self.hotwords) if self.hotwords is not None else None
         return Recognizer.load(self.directory, self.settings, options=self.options, hotwords=hotwords)
 
     @property
     def can_be_forked(self) -> bool:
-        """Whether forked processes can use a loaded model: on the CPU, without threads of onnxruntime."""
+        """Whether forked processes can use a loaded model: only on the CPU, with one thread."""
         return self.settings.providers == (DEFAULT_PROVIDER,) and self.num_threads == 1
 
     @property
     def num_threads(self) -> int:
-        """Threads within one operator."""
+        """Number of threads within one operator."""
         return self.settings.num_threads or 1
 
     @property
     def hotwords_digest(self) -> str | None:
-        """SHA-256 of the hotwords; None: those of the bundle."""
+        """SHA-256 of the hotwords; None: the hotwords of the bundle."""
         return None if self.hotwords is None else hashlib.sha256(json.dumps(self.hotwords).encode()).hexdigest()
 
 
 LONGEST_BATCHED_S = 30.0
-"""Longer entries are decoded as they are read, so that memory does not grow with their length."""
+"""Longer entries are decoded while they are read, which bounds memory."""
 BATCH_LEN = 64
 _BATCH_S = 300.0
-"""Number and seconds of the entries that are decoded together. The pipeline sorts them by length."""
+"""Most entries, and most seconds of audio, that are decoded together. The pipeline sorts them by length."""
 
 
 @dataclass(kw_only=True)
 class Caution:
-    """How to repeat a block at which processes died; see `pool`.
+    """How to repeat a block after processes died at it; see `pool`.
 
     Attributes:
-        left_out: why entries, by their index, are not tried again.
-        alone: indices of entries that are decoded alone.
-        deaths: number of processes that died while they tried these indices.
+        left_out: entries to skip, by index, and why.
+        alone: indices of entries to decode separately.
+        deaths: number of processes that died while they worked on these indices.
     """
 
     left_out: dict[int, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Caution:
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """An entry whose audio was read; the stream holds what is not decoded yet."""
+    """An entry whose audio was read. The stream contains the audio that is not decoded yet."""
 
     index: int
     entry: Entry
@@ -94,14 +94,14 @@ class _Read:
 
 
 class BlockRecognizer:
-    """Recognises blocks. The same block gives the same rows, since batches depend on nothing but the block.
+    """Recognises blocks. Batches depend only on the block, so the same block always produces the same rows.
 
     Args:
         recognizer: the recogniser.
         rows: makes the rows.
-        align: align the transcripts of entries, each alone, instead of recognising their audio.
-        on_progress: called with numbers of entries and seconds of audio that were recognised since the last call.
-        on_attempt: called with the indices of the entries that are about to be read or decoded, at most `BATCH_LEN`.
+        align: whether to align the transcripts of entries, one at a time, instead of recognising their audio.
+        on_progress: called with the number of entries and the seconds of audio recognised since the last call.
+        on_attempt: called with the indices of entries before they are read or decoded, at most `BATCH_LEN`.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class BlockRecognizer:
         self._sample_rate = recognizer.bundle.manifest.features.sample_rate
 
     def recognize(self, entries: Sequence[Entry], caution: Caution | None = None) -> list[Row]:
-        """A row for each entry, in order; one that cannot be recognised has an `error`, whatever it is."""
+        """Return a row for each entry, in order. Entries that cannot be recognised have an `error`."""
         caution = caution or Caution()
         rows: dict[int, Row] = {}
         waiting: list[_Read] = []
@@ -134,7 +134,7 @@ class BlockRecognizer:
                 else:
                     try:
                         waiting.append(self._read(index, entry, sources))
-                    except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
+                    except Exception as error:  # noqa: BLE001 - one bad file must not stop the others
                         rows[index] = self._failed(entry, error)
                 is_full = len(waiting) == BATCH_LEN or sum(read.duration for read in waiting) > _BATCH_S
                 if is_full or index + 1 == len(entries):
@@ -143,7 +143,7 @@ class BlockRecognizer:
         return [rows[index] for index in range(len(entries))]
 
     def _read(self, index: int, entry: Entry, sources: Sources) -> _Read:
-        """Read an entry; a long one is decoded while it is read."""
+        """Read an entry; decode a long one while it is read."""
         self._on_attempt([index])
         warnings: dict[str, None] = {}  # each once, in order
         with handing_warnings_to(warnings.setdefault):
@@ -166,11 +166,11 @@ class BlockRecognizer:
         )
 
     def _decode(self, reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
-        """Decode entries together or, if that fails, each alone."""
+        """Decode entries together; if that fails, separately."""
         self._on_attempt([read.index for read in reads])
         try:
             self._recognizer.decode_streams([read.stream for read in reads])
-        except Exception:  # noqa: BLE001 - one of them: each is tried alone
+        except Exception:  # noqa: BLE001 - one of them caused it: try each separately
             return {read.index: self._alone(read.index, read.entry, sources) for read in reads}
         rows = {read.index: self._row(read) for read in reads}
         self._on_progress(len(reads), sum(read.duration for read in reads))
@@ -184,14 +184,14 @@ class BlockRecognizer:
                 read = self._read(index, entry, sources)
                 self._recognizer.decode_streams([read.stream])
                 row = self._row(read)
-        except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
+        except Exception as error:  # noqa: BLE001 - one bad file must not stop the others
             return self._failed(entry, error)
         self._on_progress(1, duration_of(row))
         return row
 
     def _aligned(self, index: int, entry: Entry, sources: Sources) -> Row:
         if not entry.text:
-            raise AlignmentError("the list has no transcript of it")
+            raise AlignmentError("the list contains no transcript for it")
         self._on_attempt([index])
         warnings: dict[str, None] = {}
         with handing_warnings_to(warnings.setdefault):
@@ -209,13 +209,13 @@ class BlockRecognizer:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockDone:
-    """A block was recognised and written.
+    """A block that was recognised and written.
 
     Attributes:
-        number: the block.
-        num_utterances: its entries.
-        num_failed: those with an error.
-        num_warned: those with warnings.
+        number: index of the block.
+        num_utterances: number of entries.
+        num_failed: number of entries with an error.
+        num_warned: number of entries with warnings.
         seconds: seconds of audio.
     """
 
@@ -227,7 +227,7 @@ class BlockDone:
 
 
 def write_block(folder: OutputFolder, block: Block, rows: Sequence[Row]) -> BlockDone:
-    """Write the rows of a block, which finishes it.
+    """Write the rows of a block; after that, the block is finished.
 
     Raises:
         OSError: the file cannot be written.

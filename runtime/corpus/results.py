@@ -1,4 +1,4 @@
-"""The results of a run: read in order, merged into one file, and scored."""
+"""The results of a run: reading them in order, merging them into one file, and scoring."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from u2moe.runtime.text.word_errors import WordErrors
 from u2moe.runtime.whole_file import replacing
 
 _LENGTHS_S = (2, 5, 10, 20, 30)
-"""Limits between the groups of entries of like length."""
+"""Limits between groups of entries by length."""
 _NUM_SAMPLES = 1000
 _CONFIDENCE = 0.95
 
 
 def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
-    """The rows of each block of a run, in the order of the list.
+    """Yield the rows of each block of a run, in the order of the list.
 
     Raises:
-        CorpusError: there is no run in the folder, or a file of its results is damaged.
+        CorpusError: the folder contains no run, or a file of results is damaged.
     """
     folder.description()
     for _, file, content in folder.contents():
@@ -40,19 +40,19 @@ def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
                 outcome_of(row)
         except (ValueError, TypeError, KeyError) as error:
             raise CorpusError(
-                f"{file}: is damaged: {error}: recognise its utterances again with --retry-failed"
+                f"{file}: is damaged: {error}: use --retry-failed to recognise its utterances again"
             ) from error
         yield rows
 
 
 def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
-    """The rows of a run, in the order of the list; for errors see `rows_by_block`."""
+    """Yield the rows of a run, in the order of the list; see `rows_by_block` for errors."""
     for rows in rows_by_block(folder):
         yield from map(outcome_of, rows)
 
 
 def is_faultless(content: bytes) -> bool:
-    """Whether the content of a block's file is undamaged, and none of its rows has an error."""
+    """Return whether a block's file is undamaged and none of its rows has an error."""
     try:
         return all(json.loads(line)["error"] is None for line in content.splitlines())
     except (ValueError, TypeError, KeyError):
@@ -60,22 +60,22 @@ def is_faultless(content: bytes) -> bool:
 
 
 def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
-    """Write all rows into one file, in the order of the list. Returns their number.
+    """Write all rows into one file, in the order of the list. Return their number.
 
     Args:
         folder: the folder of a run.
-        target: the file, which appears when it is whole. Its name says what it is: .jsonl, a JSON object on a line for
-            each row; .csv, the fields that are one value; .parquet, which needs pyarrow.
+        target: the file, which appears only when it is complete. Its suffix selects the format: .jsonl (a JSON object
+            per row), .csv (only fields with a single value) or .parquet (needs pyarrow).
 
     Raises:
-        CorpusError: there is no run in the folder, entries are missing, or a file of the results is damaged.
+        CorpusError: the folder contains no run, entries are missing, or a file of results is damaged.
         OSError: the file cannot be written.
     """
     num_missing = folder.num_missing()
     folder.description()
     if num_missing != 0:
-        missing = "the list was not read to its end" if num_missing is None else f"{num_missing} are missing"
-        raise CorpusError(f"{folder.path}: {missing}: run it to its end")
+        missing = "the list was not read completely" if num_missing is None else f"{num_missing} are missing"
+        raise CorpusError(f"{folder.path}: {missing}: complete the run first")
     target = Path(target)
     if target.suffix not in (".jsonl", ".csv", ".parquet"):
         raise ValueError(f"{target}: the name must end in .jsonl, .csv or .parquet")
@@ -95,7 +95,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
 
 
 def _write_csv(rows: Iterator[Row], file: Path) -> int:
-    """Write a table with the fields of all rows that are one value; returns the number of rows."""
+    """Write a table with the fields that have a single value in all rows; return the number of rows."""
     num_rows, first = 0, next(rows, {})
     columns = [name for name in first if name not in ("segments", "options", "fields", "warnings", "model")]
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
@@ -109,7 +109,7 @@ def _write_csv(rows: Iterator[Row], file: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredEntry:
-    """Word errors of an entry."""
+    """The word errors of an entry."""
 
     key: str
     num_errors: int
@@ -120,19 +120,19 @@ class ScoredEntry:
 
 @dataclass(kw_only=True)
 class GroupScore:
-    """Word errors of a group of entries.
+    """The word errors of a group of entries.
 
     Attributes:
-        num_utterances: entries with a transcript.
-        num_errors: substitutions, deletions and insertions.
-        num_words: words of the transcripts.
+        num_utterances: number of entries with a transcript.
+        num_errors: number of substitutions, deletions and insertions.
+        num_words: number of words in the transcripts.
     """
 
     num_utterances: int = 0
     num_errors: int = 0
     num_words: int = 0
     _pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Number of entries by errors and words: all that the bootstrap needs."""
+    """Number of entries by errors and words, for the bootstrap."""
 
     def add(self, num_errors: int, num_words: int) -> None:
         """Count an entry."""
@@ -147,7 +147,7 @@ class GroupScore:
         return self.num_errors / self.num_words if self.num_words else 0.0
 
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the rate, by a bootstrap over entries."""
+        """Return the 95 % confidence interval of the rate, by a bootstrap over entries."""
         if not self.num_words:
             return 0.0, 0.0
         pairs = np.array(list(self._pairs), np.float64)
@@ -161,15 +161,15 @@ class GroupScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Word errors of a corpus.
+    """The word errors of a corpus.
 
     Attributes:
-        total: of all entries.
-        groups: of each group, in the order of their names.
-        worst: the entries with most errors, worst first.
-        num_without_transcript: entries that could not be scored.
-        num_failed: scored entries with an error; what is missing of their text counts as deleted.
-        report: word errors by kind, and the words that are confused.
+        total: the errors of all entries.
+        groups: the errors of each group, in the order of their names.
+        worst: the entries with the most errors, worst first.
+        num_without_transcript: number of entries without a transcript, which are not scored.
+        num_failed: number of scored entries with an error. Words missing from their text count as deletions.
+        report: word errors by kind, and words that are confused.
     """
 
     total: GroupScore
@@ -181,13 +181,12 @@ class Score:
 
 
 def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int = 0) -> Score:
-    """Score recognised texts against their transcripts, as words of `word_errors.words`.
+    """Score recognised texts against their transcripts, both split by `word_errors.words`.
 
     Args:
-        outcomes: rows of results; only counts and the worst entries stay in memory.
-        by: what makes a group: "speaker", "length", or the name of a field of the list, such as "set"; None: no
-            groups.
-        num_worst: number of entries to name.
+        outcomes: rows of results. Only counts and the worst entries stay in memory.
+        by: how to group: "speaker", "length", or the name of a field of the list, such as "set"; None: no groups.
+        num_worst: number of entries to return as the worst.
 
     Raises:
         CorpusError: no entry has a transcript.
@@ -218,7 +217,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
             item = (errors, errors / max(num_words, 1), -number, scored)
             (heapq.heappush if len(worst) < num_worst else heapq.heappushpop)(worst, item)
     if not total.num_utterances:
-        raise CorpusError("no utterance has a transcript: the list must name them (see docs/corpora.md)")
+        raise CorpusError("no utterance has a transcript: the list must contain them (see docs/corpora.md)")
     return Score(
         total=total,
         groups={name: groups[name] for name in sorted(groups, key=_natural)} if by is not None else {},
@@ -247,6 +246,6 @@ def _length(duration: float) -> str:
 
 
 def _natural(name: str) -> tuple[float, str]:
-    """Sort key: names that begin with a number sort by it."""
+    """Return a sort key: names that begin with a number are sorted by it."""
     digits = name.split(" ", 1)[0]
     return (float(digits), name) if digits.isdigit() else (float("inf"), name)

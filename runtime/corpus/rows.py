@@ -1,4 +1,4 @@
-"""Rows of results, one per entry: made, and read. Parquet is in `parquet`."""
+"""Rows of results, one per entry: making and reading them. For Parquet see `parquet`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class RowMaker:
     Attributes:
         model: fingerprint of the bundle.
         options: decoding options that differ from the defaults, as JSON.
-        is_nemo: whether rows are for NeMo's tools: all fields of the list, in which `text` is the transcript, and
-            the recognised text as `pred_text`.
+        is_nemo: whether rows are for NeMo's tools. They contain all fields of the list, including the transcript as
+            `text`; the recognised text is `pred_text`.
     """
 
     model: str
@@ -37,11 +37,11 @@ class RowMaker:
 
     @classmethod
     def of_run(cls, run: RunDescription) -> Self:
-        """A maker of the rows of a run."""
+        """Return the row maker of a run."""
         return cls(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
 
     def of_transcript(self, entry: Entry, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
-        """The row of a recognised entry; one that breaks off has both a text and an error."""
+        """Return the row of a recognised entry. If its audio ends early, the row has both a text and an error."""
         row = self._row(
             entry,
             transcript.text,
@@ -52,7 +52,7 @@ class RowMaker:
         return {**row, "warnings": list(warnings)} if warnings else row
 
     def of_error(self, entry: Entry, error: Exception | str) -> Row:
-        """The row of an entry that cannot be recognised."""
+        """Return the row of an entry that cannot be recognised."""
         return self._row(entry, "", 0.0, [], " ".join(str(error).split()) or type(error).__name__)
 
     def _row(self, entry: Entry, text: str, duration: float, segments: list[dict[str, Any]], error: str | None) -> Row:
@@ -65,7 +65,7 @@ class RowMaker:
 
 
 def options_as_json(options: DecodingOptions) -> dict[str, Any]:
-    """Decoding options as a run states them; null: the default of the bundle."""
+    """Return decoding options as a run records them; null means the default of the bundle."""
     model = options.language_model
     content = dataclasses.asdict(dataclasses.replace(options, language_model=None, grammar=None))
     content["grammar"] = options.grammar and options.grammar.lines
@@ -75,13 +75,13 @@ def options_as_json(options: DecodingOptions) -> dict[str, Any]:
 
 
 def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that differ from the defaults; rows repeat only these."""
+    """Return the options of a run that differ from the defaults; rows repeat only these."""
     defaults = options_as_json(DecodingOptions())
     return {name: value for name, value in options.items() if value != defaults.get(name)}
 
 
 def _rounded(item: Result | WordResult, *names: str) -> dict[str, Any]:
-    """Fields of a segment or word, the confidence without decimals that are noise, and a fifth of a row."""
+    """Return fields of a segment or word, with the confidence rounded: further decimals are noise."""
     confidence = None if item.confidence is None else round(item.confidence, _DIGITS)
     return {**{name: getattr(item, name) for name in names}, "confidence": confidence}
 
@@ -92,7 +92,7 @@ def _segment(segment: Result) -> dict[str, Any]:
 
 
 def as_line(row: Row) -> bytes:
-    """A row as a line of JSON in UTF-8, or in ASCII with escapes if it holds invalid Unicode."""
+    """Return a row as a line of JSON in UTF-8, or in ASCII with escapes if it contains invalid Unicode."""
     try:
         return as_json(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
@@ -100,7 +100,7 @@ def as_line(row: Row) -> bytes:
 
 
 def as_json(value: Any, *, ensure_ascii: bool = True) -> str:
-    """A value as JSON; NaN and infinity, which JSON lacks, become null."""
+    """Return a value as JSON. NaN and infinity, which JSON lacks, become null."""
     options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": (",", ":"), "allow_nan": False}
     try:
         return json.dumps(value, **options)
@@ -118,7 +118,7 @@ def _without_nan(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The content of a row, in the same form for lists of NeMo and all others.
+    """The content of a row, in the same form for NeMo and other lists.
 
     Attributes:
         key: key of the entry.
@@ -127,8 +127,8 @@ class Outcome:
         reference: transcript in the list.
         speaker: speaker in the list.
         fields: other fields of the list.
-        error: why it was not, or not completely, recognised.
-        warnings: warnings about its audio.
+        error: why recognition failed or ended early.
+        warnings: warnings about the audio.
     """
 
     key: str
@@ -142,13 +142,13 @@ class Outcome:
 
 
 def duration_of(row: Row) -> float:
-    """Seconds of audio that were read for a row."""
+    """Return the seconds of audio that were read for a row."""
     duration: float = row["read_duration" if "pred_text" in row else "duration"]
     return duration
 
 
 def outcome_of(row: Row) -> Outcome:
-    """The content of a row; raises KeyError or TypeError if it is malformed."""
+    """Parse a row; raise KeyError or TypeError if it is malformed."""
     key, is_nemo = row["key"], "pred_text" in row
     reference, speaker = row.get("text" if is_nemo else "reference"), row.get("speaker")
     return Outcome(

@@ -1,14 +1,14 @@
-"""The folder of a run: its description, a file for each finished block, and how many entries there are in all.
+"""The folder of a run: its description, a file for each finished block, and the number of entries.
 
-    run.json                                    what the run is, written first
+    run.json                                    description of the run, written first
     blocks/000000/000000000000-000000000256.jsonl   results of the entries at these positions of the list
-    end.json                                    number of entries, written by the first to read the whole list
-    claims/                                     which block is being worked on, and by whom (local folders only)
+    end.json                                    number of entries, written by the first process to read the whole list
+    claims/                                     who works on which block (local folders only)
 
-A block is done when its file exists. Files appear as a whole, so a run may be killed at any moment.
+A block is done when its file exists. Files are written atomically, so a run may be killed at any moment.
 
-Claims only save work. Two processes that do the same block write the same bytes, each atomically, so that no locks are
-needed; on a file system where claims fail (no hard links, delayed listings) only time is lost.
+Claims only save work. Two processes that do the same block write the same bytes atomically, so no locks are needed.
+Where claims fail (no hard links, delayed listings), the only cost is time.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from u2moe.runtime.validation import first_difference
 from u2moe.runtime.whole_file import probe
 
 _INFORMATION = ("u2moe", "list_path")
-"""Fields that may differ when a run is continued."""
+"""Fields that may differ when a run continues."""
 _LONGEST_VALUE = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """Everything that the results of a run depend on; a run is only continued with the same description.
+    """Everything that the results of a run depend on. A run continues only with the same description.
 
     Attributes:
-        u2moe: version that began it.
-        list_path: the list that it was begun with.
-        list_format: name of its format.
-        list_digest: SHA-256 of what it lists.
-        channel: the only channel that is used of every recording; None: as the list says.
+        u2moe: version of u2moe that began the run.
+        list_path: path of the list when the run began.
+        list_format: name of the format of the list.
+        list_digest: SHA-256 of the content of the list.
+        channel: channel used for every recording; None: as the list says, or the average.
         model: fingerprint of the bundle.
         providers: execution providers.
-        kernels: "native" for those of u2moe-kernels, else "onnxruntime".
+        kernels: "native" for u2moe-kernels, else "onnxruntime".
         options: decoding options, as JSON.
-        hotwords: SHA-256 of the hotwords; None: those of the bundle.
-        block_size: entries in a block.
+        hotwords: SHA-256 of the hotwords; None: the hotwords of the bundle.
+        block_size: number of entries in a block.
         align: whether transcripts of the list are aligned.
     """
 
@@ -76,12 +76,12 @@ class RunDescription:
     align: bool = False
 
     def to_json(self) -> bytes:
-        """The content of run.json."""
+        """Return the content of run.json."""
         return json.dumps(dataclasses.asdict(self), indent=1).encode() + b"\n"
 
     @classmethod
     def from_json(cls, content: bytes, name: str) -> RunDescription:
-        """Parse the content of run.json; raises CorpusError, naming the file, if it does not describe a run."""
+        """Parse the content of run.json; raise CorpusError, naming the file, if it does not describe a run."""
         try:
             record = json.loads(content)
             return cls(**record | {"providers": tuple(record["providers"])})
@@ -89,20 +89,20 @@ class RunDescription:
             raise CorpusError(f"{name}: does not describe a run of this version of u2moe: {error}") from error
 
     def check(self, other: RunDescription, folder: str) -> None:
-        """Raise CorpusError if `other` describes another run than this one, of `folder`."""
+        """Raise CorpusError if `other` describes another run than this one, which is that of `folder`."""
         ours, theirs = (json.loads(run.to_json()) for run in (self, other))
         for name, value in ours.items():
             if name not in _INFORMATION and value != theirs[name]:
                 where, before, after = first_difference(value, theirs[name], name.replace("_", " "))
                 was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (before, after))
-                raise CorpusError(f"{folder}: was begun with {where} {was}, now it is {now}: choose another folder")
+                raise CorpusError(f"{folder}: the run began with {where} {was}, now it is {now}: choose another folder")
 
 
 class OutputFolder:
-    """The folder of a run; any number of processes and machines may use it at once.
+    """The folder of a run. Any number of processes and machines may use it at the same time.
 
     Args:
-        path: a folder, or a URL that fsspec knows.
+        path: a folder, or a URL that fsspec supports.
     """
 
     def __init__(self, path: str) -> None:
@@ -111,41 +111,41 @@ class OutputFolder:
         self._blocks = join(path, "blocks")
 
     def begin(self, run: RunDescription) -> None:
-        """Write the description of a run, or compare it with the one that is there.
+        """Write the description of a run, or compare it with the existing one.
 
         Raises:
-            CorpusError: the folder belongs to another run, or has files of something else.
-            OSError: it cannot be written.
+            CorpusError: the folder belongs to another run, or contains other files.
+            OSError: the description cannot be written.
         """
         name = join(self.path, "run.json")
         if read_bytes(name) is None and "run.json" not in (files := list_files(self.path)) and files:
-            raise CorpusError(f"{self.path}: holds files, but no run.json: choose an empty folder")
+            raise CorpusError(f"{self.path}: contains files but no run.json: choose an empty folder")
         if not write_first(name, run.to_json()):
             self.description().check(run, self.path)
         remove_stale_parts(self.path)
 
     def description(self) -> RunDescription:
-        """The run of this folder; raises CorpusError if there is none."""
+        """Return the run of this folder; raise CorpusError if there is none."""
         name = join(self.path, "run.json")
         content = read_bytes(name)
         if content is None:
-            raise CorpusError(f"{self.path}: holds no run.json: 'u2moe corpus LIST {self.path}' begins a run")
+            raise CorpusError(f"{self.path}: contains no run.json: start a run with 'u2moe corpus LIST {self.path}'")
         return RunDescription.from_json(content, name)
 
     def finished_blocks(self) -> dict[int, int]:
-        """First position of each finished block, and the position after its last, in order."""
+        """Return the first position of each finished block, and the position after its last, in order."""
         return dict(found for found, _ in self._files())
 
     def write_block(self, block: Block, content: bytes) -> None:
-        """Write the results of a block, which finishes it."""
+        """Write the results of a block; after that, the block is finished."""
         write_whole(join(self._blocks, block.file_name), content)
 
     def is_finished(self, block: Block) -> bool:
-        """Whether a block is finished now; another machine may have written it since `finished_blocks`."""
+        """Return whether a block is finished now. Another machine may have written it since `finished_blocks`."""
         return exists(join(self._blocks, block.file_name))
 
     def contents(self) -> Iterator[tuple[int, str, bytes]]:
-        """First positions, files and contents of the finished blocks, in the order of the list."""
+        """Yield the first position, file and content of each finished block, in the order of the list."""
         for (start, _), file in self._files():
             content = read_bytes(file)
             if content is not None:
@@ -153,7 +153,7 @@ class OutputFolder:
 
     @property
     def num_utterances(self) -> int | None:
-        """The number of entries in the list; None: no process has read it to its end."""
+        """Number of entries in the list; None: no process has read it completely."""
         content = read_bytes(join(self.path, "end.json"))
         return None if content is None else int(json.loads(content)["num_utterances"])
 
@@ -162,30 +162,30 @@ class OutputFolder:
         write_whole(join(self.path, "end.json"), json.dumps({"num_utterances": number}).encode() + b"\n")
 
     def num_missing(self) -> int | None:
-        """Number of entries without results; None: unknown, see `num_utterances`."""
+        """Return the number of entries without results; None: unknown, see `num_utterances`."""
         total = self.num_utterances
         return None if total is None else total - sum(stop - start for start, stop in self.finished_blocks().items())
 
     def _files(self) -> list[tuple[tuple[int, int], str]]:
-        """Ranges and files of the finished blocks, in order."""
+        """Return ranges and files of the finished blocks, in order."""
         ranged = ((range_of(name), join(self._blocks, name)) for name in list_files(self._blocks))
         return sorted((found, file) for found, file in ranged if found is not None)
 
 
 LEASE_S = 600.0
-"""Seconds without renewal after which a claim is void."""
+"""A claim that is not renewed for this many seconds is void."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim on a block, by a process on some machine.
+    """A claim of a process on a block.
 
     Attributes:
-        number: the block.
+        number: index of the block.
         host: name of the machine.
         process: id of the process.
-        started: its start in clock ticks since boot, which tells a reused process id; None: unknown.
-        age_s: seconds since the claim was renewed, by the clock of the file system.
+        started: start of the process in clock ticks since boot, which detects a reused id; None: unknown.
+        age_s: seconds since the last renewal, by the clock of the file system.
     """
 
     number: int
@@ -196,7 +196,7 @@ class Claim:
 
     @property
     def is_void(self) -> bool:
-        """Whether it was not renewed, or its process, on this machine, has ended."""
+        """Whether the claim has expired, or its process ran on this machine and has ended."""
         if self.age_s > LEASE_S:
             return True
         if self.host != socket.gethostname() or os.name != "posix":
@@ -211,7 +211,7 @@ class Claim:
 
 
 class Claims:
-    """The claims of this process in a folder."""
+    """The claims of this process on blocks of a run."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
@@ -219,7 +219,7 @@ class Claims:
         self._me = {"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())}
 
     def take(self, number: int) -> bool:
-        """Claim a block; False if another process that seems to be alive has it."""
+        """Claim a block. Return False if another process has it and seems to be alive."""
         content = json.dumps(self._me).encode()
         with contextlib.suppress(OSError):  # claims that cannot be written do not conflict
             if not write_first(str(self._path(number)), content):
@@ -231,25 +231,25 @@ class Claims:
         return True
 
     def renew(self) -> None:
-        """Renew all claims of this process; must be called several times within `LEASE_S`."""
+        """Renew all claims of this process. Call it several times within `LEASE_S`."""
         for number in self._own:
             with contextlib.suppress(OSError):
                 os.utime(self._path(number))
 
     def release(self, number: int) -> None:
-        """Release a block, done or not."""
+        """Release a block, whether finished or not."""
         self._own.discard(number)
         with contextlib.suppress(OSError):
             self._path(number).unlink()
 
     def close(self, finished: Container[int]) -> None:
-        """Release all blocks of this process, and finished ones whose owners were killed before they could do that."""
+        """Release this process's blocks, and finished blocks whose owners were killed before releasing them."""
         void = [claim.number for claim in self.held() if claim.number in finished and claim.is_void]
         for number in (*self._own, *void):
             self.release(number)
 
     def held(self) -> list[Claim]:
-        """All claims in the folder."""
+        """Return all claims on blocks of the run."""
         try:
             numbers = sorted(int(file.name) for file in self._folder.iterdir() if file.name.isdigit())
         except OSError:
@@ -260,7 +260,7 @@ class Claims:
         return self._folder / f"{number:012}"
 
     def _read(self, number: int) -> Claim | None:
-        """The claim on a block; None: it was released meanwhile, or cannot be read."""
+        """Return the claim on a block; None: it was released in the meantime, or cannot be read."""
         try:
             owner = json.loads(self._path(number).read_bytes())
             age_s = probe(self._folder) - self._path(number).stat().st_mtime

@@ -1,4 +1,4 @@
-"""Runs over a corpus: worker processes do what is missing in the folder of results."""
+"""Runs over a corpus: worker processes recognise the blocks that are missing in the folder of results."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from u2moe.runtime.recognizer import Recognizer
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions:
-    """How a corpus is read, divided and written.
+    """How to read, divide and write a corpus.
 
     Attributes:
         list_options: how to interpret the entries of the list.
-        block_size: entries in a block, the unit that is written, and lost if the machine fails.
-        shard: the share of the blocks to do.
-        num_workers: processes. None: all cores that may be used.
-        retry_failed: whether blocks with failed entries are done again.
-        align: align the transcripts of the list with their recordings instead of recognising these.
+        block_size: number of entries in a block, which is the unit of writing and of loss when a process is killed.
+        shard: which blocks to recognise.
+        num_workers: number of processes. None: one per available core.
+        retry_failed: whether to repeat blocks with failed entries.
+        align: whether to align the transcripts of the list with the audio instead of recognising it.
     """
 
     list_options: ListOptions = option("record", ListOptions(), record=ListOptions)
@@ -47,19 +47,19 @@ class CorpusOptions:
 
 @dataclass(kw_only=True)
 class RunProgress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        total: entries in the list, if it can be known before it is read.
-        num_before: entries whose results were there before.
-        num_done: entries recognised by this call, in blocks that are finished.
-        num_failed: those of them with an error.
-        num_warned: those of them whose audio gave warnings.
-        num_elsewhere: entries that other processes were working on when this one had nothing left to do.
-        num_deaths: workers that died and were replaced.
-        num_recognized: entries recognised by this call, also in blocks that are not finished.
+        total: number of entries in the list, if known before it is read.
+        num_before: number of entries that already had results.
+        num_done: number of entries in blocks that this call has finished.
+        num_failed: number of these with an error.
+        num_warned: number of these with warnings about their audio.
+        num_elsewhere: number of entries that other processes were working on when this one had nothing left to do.
+        num_deaths: number of workers that died and were replaced.
+        num_recognized: number of entries that this call has recognised, including those of unfinished blocks.
         seconds: seconds of audio of these.
-        elapsed_s: seconds since workers began.
+        elapsed_s: seconds since the workers began.
     """
 
     total: int | None = None
@@ -82,15 +82,15 @@ def run_corpus(
     *,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise what is missing of a corpus, each entry exactly once, whatever was interrupted before.
+    """Recognise the missing entries of a corpus. Each entry gets exactly one row, even if runs are interrupted.
 
-    Entries that cannot be recognised become rows with an `error`; they stop nothing.
+    Entries that cannot be recognised become rows with an `error`. They do not stop the run.
 
     Args:
-        list_path: a list of any of the formats, a folder or a URL.
+        list_path: a list of any supported format, a folder or a URL.
         output: folder of the results, or a URL; see `OutputFolder`. Any number of machines may share one.
         model: the model; None: the demo model.
-        options: how the corpus is read, divided and written.
+        options: how to read, divide and write the corpus.
         on_progress: called about once a second.
 
     Raises:
@@ -109,30 +109,30 @@ def run_corpus(
 
 
 class Workers(Protocol):
-    """Does blocks: a `WorkerPool`, or actors on a cluster.
+    """Processors of blocks: a `WorkerPool`, or actors on a cluster.
 
     Attributes:
-        num_deaths: workers that died and were replaced.
+        num_deaths: number of workers that died and were replaced.
     """
 
     num_deaths: int
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Do all blocks; yields each that is done, and None about once a second."""
+        """Process all blocks: yield each when it is done, and None about once a second."""
 
     def in_progress(self) -> tuple[int, float]:
-        """Entries, and seconds of audio, that are recognised of blocks that are not finished."""
+        """Return the number of entries and the seconds of audio recognised in unfinished blocks."""
 
 
 class CorpusRun:
-    """The work of one call on a run; begins it, or goes on with the one in the folder.
+    """The work of one call on a run: begins a run, or continues the one in the folder.
 
-    For arguments and errors see `run_corpus`. `close` releases the blocks that are not done.
+    For arguments and errors see `run_corpus`. `close` releases unfinished blocks.
 
     Attributes:
-        description: the run.
-        folder: its folder.
-        progress: how far it is.
+        description: description of the run.
+        folder: folder of the run.
+        progress: progress of the run.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class CorpusRun:
         self._num_taken = 0
 
     def work(self, workers: Workers, on_progress: Callable[[RunProgress], object]) -> None:
-        """Go through the list until all that is left is being done by others."""
+        """Process the list until only blocks that other processes work on are left."""
         progress = self.progress
         while True:
             self._num_taken = progress.num_before = progress.num_elsewhere = 0
@@ -194,12 +194,12 @@ class CorpusRun:
                 return
 
     def close(self) -> None:
-        """Release the blocks that are not done."""
+        """Release unfinished blocks."""
         if self._claims is not None:
             self._claims.close({start // self.description.block_size for start in self._finished | self._own})
 
     def _missing(self) -> Iterator[Block]:
-        """Blocks to do, in order, each claimed. Reads the list to its end."""
+        """Yield the missing blocks in order, and claim each. Reads the list completely."""
         position = 0
         run = self.description
         entries = read_utterances(run.list_path, file_format=run.list_format, options=self._options.list_options)

@@ -1,4 +1,4 @@
-"""Reads the audio of entries from files, URLs, tar archives and commands."""
+"""The audio of entries, from files, URLs, tar archives and commands."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _LONGEST_COMPLAINT = 200
 _MOST_BYTES = 4 << 30
-"""Largest copy of a recording in memory: what is longer belongs into a file."""
+"""Largest recording that is copied into memory. Larger ones must be local files."""
 LONGEST_COMMAND_S = 600.0
-"""Seconds that a command may take: one that hangs must not stop the run."""
+"""Timeout of a command in seconds: one that hangs must not stop the run."""
 
 
 class Sources:
-    """Reads the audio of entries.
+    """Reads the audio of entries. Close it, or use it in a `with` block.
 
-    Caches the last recording, as the next entry may be another part of it, and keeps one archive open, so that a
-    compressed archive is read in one pass. Close it, or use it in a `with` block.
+    It caches the last recording, since the next entry may be another part of it. It also keeps one archive open, to
+    read a compressed archive in one pass.
     """
 
     def __init__(self) -> None:
@@ -49,10 +49,10 @@ class Sources:
         self._opened.close()
 
     def read_blocks(self, entry: Entry, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Samples of an entry at `sample_rate`, one channel, float32, in buffers of about ten seconds.
+        """Yield samples of an entry at `sample_rate`, one channel, float32, in buffers of about ten seconds.
 
         Raises:
-            AudioError: its audio cannot be read, or breaks off; then raised after the last samples.
+            AudioError: the audio cannot be read, or ends early; then it is raised after the last samples.
         """
         yield from read_blocks(
             self.open(entry),
@@ -63,24 +63,24 @@ class Sources:
         )
 
     def open(self, entry: Entry) -> str | SoundBytes:
-        """The sound file of an entry: a path, or its bytes.
+        """Return the audio file of an entry: a path, or its bytes.
 
         Raises:
-            AudioError: it cannot be read; names it.
+            AudioError: the audio cannot be read; the message names it.
         """
         source = entry.source
         if isinstance(source, Unreadable):
             raise AudioError(source.error)
         if isinstance(source, AudioFile) and not is_url(source.path):
             if os.path.exists(source.path) and not os.path.isfile(source.path):  # noqa: PTH110, PTH113 - any name
-                raise AudioError(f"{source}: is no regular file: a device or a pipe may never end")
+                raise AudioError(f"{source}: not a regular file: a device or a pipe may never end")
             return source.path
         if self._fetched is None or self._fetched[0] != source:
             try:
                 self._fetched = (source, self._fetch(source))
             except AudioError:
                 raise
-            except Exception as error:  # of fsspec's file systems, which raise errors of their own
+            except Exception as error:  # fsspec's file systems raise their own errors
                 raise AudioError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
         return SoundBytes(self._fetched[1], str(source))
 
@@ -104,18 +104,18 @@ class Sources:
         content = self._stream.read(min(member.size, _MOST_BYTES + 1))
         _bounded(content, member)
         if len(content) < member.size:
-            raise AudioError(f"{member}: the archive breaks off")
+            raise AudioError(f"{member}: the archive ends early")
         return content
 
 
 def _bounded(content: bytes, source: object) -> bytes:
     if len(content) > _MOST_BYTES:
-        raise AudioError(f"{source}: holds more than {_MOST_BYTES >> 20} MB, which is not copied: name it as a file")
+        raise AudioError(f"{source}: more than {_MOST_BYTES >> 20} MB cannot be copied: use a local file")
     return content
 
 
 def _output_of(command: str) -> bytes:
-    """The standard output of a shell command."""
+    """Run a shell command and return its standard output."""
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this list
@@ -139,15 +139,15 @@ def _output_of(command: str) -> bytes:
         complaints.seek(0)
         complaint = complaints.read().decode(errors="replace").strip()[-_LONGEST_COMPLAINT:]
     if time.monotonic() - begin >= LONGEST_COMMAND_S:
-        raise AudioError(f"{command}: was ended after {LONGEST_COMMAND_S:.0f} s")
+        raise AudioError(f"{command}: timed out after {LONGEST_COMMAND_S:.0f} s")
     _bounded(output, command)
     if run.returncode or not output:
-        raise AudioError(f"{command}: ended with status {run.returncode}, {len(output)} bytes: {complaint}")
+        raise AudioError(f"{command}: exited with status {run.returncode} after {len(output)} bytes: {complaint}")
     return output
 
 
 def _kill_all(run: subprocess.Popen[bytes]) -> None:
-    """Kill a shell with all that it started, which would otherwise keep its output open."""
+    """Kill a shell and everything that it started, which would otherwise keep its output open."""
     if hasattr(os, "killpg"):
         os.killpg(run.pid, signal.SIGKILL)
     else:

@@ -1,4 +1,4 @@
-"""Access to files by path (standard library) or by URL (fsspec, if installed)."""
+"""Access to files by path (standard library) or URL (fsspec, if installed)."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 def is_url(path: str) -> bool:
-    """Whether fsspec opens it, as "s3://bucket/name"."""
+    """Return whether fsspec must open the path, such as "s3://bucket/name"."""
     return "://" in path
 
 
 def resolve(path: str, folder: str) -> str:
-    """A path relative to `folder`, unless it is absolute or a URL."""
-    return path if is_url(path) or os.path.isabs(path) else join(folder, path)  # noqa: PTH117 - a URL is no Path
+    """Resolve a path relative to `folder`, unless it is absolute or a URL."""
+    return path if is_url(path) or os.path.isabs(path) else join(folder, path)  # noqa: PTH117 - a URL is not a Path
 
 
 def join(folder: str, name: str) -> str:
-    """A path below a folder or URL."""
+    """Join a folder or URL with a relative path."""
     return posixpath.join(folder, name) if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118
 
 
 def parent(path: str) -> str:
-    """The folder or URL in which a file lies."""
+    """Return the folder or URL that contains a file."""
     return (posixpath.dirname(path) if is_url(path) else os.path.dirname(path)) or "."  # noqa: PTH120
 
 
 def base_name(path: str) -> str:
-    """The last component of a path or URL."""
+    """Return the last component of a path or URL."""
     return posixpath.basename(path.rstrip("/")) if is_url(path) else os.path.basename(path)  # noqa: PTH119
 
 
@@ -47,13 +47,13 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
     """Open a file for reading.
 
     Raises:
-        OSError: it cannot be opened.
-        CorpusError: a URL, and fsspec (or its part for this kind of URL) is not installed.
+        OSError: the file cannot be opened.
+        CorpusError: the path is a URL, and fsspec or its backend for this kind of URL is not installed.
     """
     if is_url(path):
         filesystem, name = filesystem_of(path)
         with filesystem.open(name, "rb") as stream, io.BufferedReader(stream) as buffered:
-            yield buffered  # fsspec's own readline takes no limit
+            yield buffered  # fsspec's readline takes no limit
     else:
         with open(path, "rb") as stream:  # noqa: PTH123
             yield stream
@@ -61,13 +61,13 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def open_decompressed(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading, decompressed if it is compressed with gzip; errors as for `open_binary`."""
+    """Open a file for reading, decompressed if it is gzip; errors as for `open_binary`."""
     with open_binary(path) as stream:
         yield decompressed(stream)
 
 
 def size_of(path: str) -> int:
-    """Size of a file in bytes; OSError: there is no such file."""
+    """Return the size of a file in bytes; raise OSError if it does not exist."""
     if is_url(path):
         filesystem, name = filesystem_of(path)
         return int(filesystem.size(name))
@@ -75,13 +75,13 @@ def size_of(path: str) -> int:
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the name of the file in it.
+    """Return the fsspec file system of a URL, and the name of the file in it.
 
     Raises:
-        CorpusError: fsspec, or its part for this kind of URL, is not installed, or does not know it.
+        CorpusError: fsspec or its backend for this kind of URL is not installed, or the kind is unknown.
     """
     try:
-        import fsspec  # noqa: PLC0415 - local files need none
+        import fsspec  # noqa: PLC0415 - not needed for local files
 
         filesystem, name = fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -92,7 +92,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 
 def read_bytes(path: str) -> bytes | None:
-    """The content of a file; None if there is no such file."""
+    """Return the content of a file, or None if it does not exist."""
     try:
         with open_binary(path) as stream:
             return stream.read()
@@ -101,15 +101,15 @@ def read_bytes(path: str) -> bytes | None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Return whether a file exists."""
     if is_url(path):
         filesystem, name = filesystem_of(path)
         return bool(filesystem.exists(name))
-    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for names that are too long
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for overlong names
 
 
 def list_files(folder: str) -> list[str]:
-    """Paths of all files below a folder, from that folder, without hidden ones; none if there is no such folder."""
+    """Return the relative paths of all files below a folder, except hidden ones. A missing folder has none."""
     if is_url(folder):
         filesystem, name = filesystem_of(folder)
         filesystem.invalidate_cache()
@@ -128,12 +128,12 @@ def list_files(folder: str) -> list[str]:
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file whole or not at all; replaces one that exists. Folders are created.
+    """Write a file atomically, replacing an existing one. Missing folders are created.
 
-    Object stores show an object when it is whole.
+    Object stores write objects atomically.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     if is_url(path):
         filesystem, name = filesystem_of(path)
@@ -145,9 +145,10 @@ def write_whole(path: str, content: bytes) -> None:
 
 
 def write_first(path: str, content: bytes) -> bool:
-    """Write a file unless it exists, otherwise as `write_whole`; of several processes that try at once one succeeds.
+    """Write a file like `write_whole` unless it exists; return whether it was written.
 
-    On object stores this is not atomic: two processes may both succeed.
+    Of several processes that try at the same time, one succeeds. On object stores this is not atomic: two processes may
+    both succeed.
     """
     if is_url(path):
         if exists(path):
@@ -159,6 +160,6 @@ def write_first(path: str, content: bytes) -> bool:
 
 
 def remove_stale_parts(folder: str) -> None:
-    """Remove what killed writers left below a folder; see `whole_file`."""
+    """Remove temporary files of killed writers below a folder; see `whole_file`."""
     for place, _, _ in os.walk(folder) if not is_url(folder) else ():
         whole_file.remove_stale_parts(Path(place))

@@ -1,8 +1,8 @@
-"""Files of n-gram models: ARPA, a text format, plain or compressed with gzip, and a binary one, a few bytes per n-gram.
+"""Files of n-gram models: ARPA, a text format (plain or gzip), and a compact binary format, a few bytes per n-gram.
 
-Layout of the binary format, whose numbers are quantized: magic bytes, SHA-256 of the rest, length of the header, header
-in JSON (words and sizes), then arrays of little-endian integers: numbers of children, words, probabilities and
-backoffs. Probabilities and backoffs are indices into tables of at most 256 or 65536 values, one table per order.
+Layout of the binary format: magic bytes, SHA-256 of the rest, length of the header, JSON header (words and sizes), and
+arrays of little-endian integers. The arrays are numbers of children, words, probabilities and backoffs. Probabilities
+and backoffs are indices into tables of at most 256 or 65536 values, one table per order.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from u2moe.runtime.text.lines import read_lines
 from u2moe.runtime.whole_file import replacing
 
 _ZERO = -99.0
-"""Stands for the logarithm of 0 in ARPA files."""
+"""The logarithm of 0 in ARPA files."""
 
 
 def read_arpa(path: Path) -> Ngrams:
     """Read a model from an ARPA file.
 
     Raises:
-        LanguageModelError: the file cannot be read or is malformed; names file and line.
+        LanguageModelError: the file cannot be read or is malformed; the message names file and line.
     """
     return _Reader(path).model()
 
@@ -41,7 +41,7 @@ def write_arpa(ngrams: Ngrams, path: Path) -> None:
     """Write a model as an ARPA file, compressed if its name ends in .gz.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with replacing(path) as part, _create(part, is_compressed=path.suffix.lower() == ".gz") as file:
         file.write("\\data\\\n")
@@ -81,14 +81,14 @@ class _Reader:
         return Ngrams.of(list(self._ids), orders, source=str(self._path))
 
     def _lines(self) -> Iterator[str]:
-        """Lines without surrounding blanks, except empty ones."""
+        """Yield lines that are not empty, without surrounding blanks."""
         for number, line in read_lines(self._path, "an ARPA file", LanguageModelError):
             self._number = number
             if stripped := line.strip(" \t\r"):
                 yield stripped
 
     def _counts(self, lines: Iterator[str]) -> list[int]:
-        """The numbers of n-grams of each order, from the header."""
+        """Read the number of n-grams of each order from the header."""
         for line in lines:  # comments may come first
             if line == "\\data\\":
                 break
@@ -111,7 +111,7 @@ class _Reader:
         return counts
 
     def _order(self, lines: Iterator[str], length: int, count: int, highest: int) -> Order:
-        """The n-grams of one order. The title of the unigrams has been read with the header."""
+        """Read the n-grams of one order. The title of the unigrams was already read with the header."""
         if length > 1:
             self._expect(next(lines, ""), f"\\{length}-grams:")
         ids, log_probs, backoffs = array("I"), array("f"), array("f")
@@ -149,18 +149,18 @@ class _Reader:
 
 MAGIC = b"u2moe-lm\x01"
 BITS = (8, 16)
-"""Allowed sizes of the index of a probability or backoff."""
+"""Allowed sizes of the index of a probability or backoff, in bits."""
 DIGEST_SIZE = 32
 _LENGTH_SIZE = 4
 _NUM_STEPS = 20
 
 
 def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
-    """Write a model with `bits` per probability and per backoff.
+    """Write a model as a compact file, with `bits` per probability and per backoff.
 
     Raises:
         ValueError: `bits` is neither 8 nor 16.
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     if bits not in BITS:
         raise ValueError(f"bits must be 8 or 16, got {bits!r}")
@@ -191,10 +191,10 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
 
 
 def parse_compact(content: bytes, source: str) -> Ngrams:
-    """The model in the content of a compact file; `source` names it in errors.
+    """Parse the content of a compact file; `source` names it in errors.
 
     Raises:
-        LanguageModelError: it is of another version, or damaged.
+        LanguageModelError: the file has another version, or is damaged.
     """
     start = len(MAGIC) + DIGEST_SIZE
     if not content.startswith(MAGIC):
@@ -208,7 +208,7 @@ def parse_compact(content: bytes, source: str) -> Ngrams:
 
 
 def is_compact(content: bytes) -> bool:
-    """Whether the content of a file starts with the magic bytes of the format, in any version."""
+    """Return whether the content of a file starts with the magic bytes of the format, in any version."""
     return content.startswith(MAGIC[:-1])
 
 
@@ -217,7 +217,7 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
     header = json.loads(content[start + _LENGTH_SIZE : place])
     words, num_ngrams = header["words"], header["num_ngrams"]
     if not (isinstance(words, list) and all(isinstance(word, str) and word.split() == [word] for word in words)):
-        raise ValueError("its words are no list of words")
+        raise ValueError("its words are not a list of words")
     blocks: list[npt.NDArray[Any]] = []
     for dtype, length in header["blocks"]:
         if dtype not in ("|u1", "<u2", "<u4", "<f4"):
@@ -241,10 +241,10 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
 
 
 def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """A table of distinct values, and the index of each value in it; lossless if the distinct values fit.
+    """Return a table of distinct values, and the index of each value in it. Lossless if the distinct values fit.
 
-    Otherwise values are clustered. 0 (no backoff, or probability 1), the smallest and the largest value stay exact, and
-    no other value becomes 0.
+    Otherwise values are clustered. Zero (no backoff, or probability 1), the smallest and the largest value stay exact,
+    and no other value becomes 0.
     """
     table, codes = np.unique(values, return_inverse=True)
     if len(table) > 1 << bits:
@@ -255,13 +255,13 @@ def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[n
 
 
 def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
-    """Sorted cluster centres by one-dimensional k-means, including the smallest and the largest value."""
+    """Return sorted cluster centres from one-dimensional k-means, including the smallest and the largest value."""
     distinct, weights = np.unique(values.astype(np.float64), return_counts=True)
     if len(distinct) <= count:
         return distinct.astype(np.float32)
     sums = np.concatenate([[0.0], np.cumsum(distinct * weights)])
     sizes = np.concatenate([[0], np.cumsum(weights)])
-    # Initial density of centres: the cube root of the density of values, which is optimal for many centres.
+    # Centres start with a density of the cube root of the density of values, which is optimal for many centres.
     steps = np.cumsum(np.cbrt(weights[1:] * np.diff(distinct) ** 2))
     centres = np.interp(np.linspace(0, steps[-1], count), np.concatenate([[0.0], steps]), distinct)
     for _ in range(_NUM_STEPS):
@@ -274,6 +274,6 @@ def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.floa
 
 
 def _smallest(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Cast to the smallest unsigned type that holds all values."""
+    """Cast to the smallest unsigned type that fits all values."""
     most = int(values.max(initial=0))
     return values.astype("|u1" if most < 1 << 8 else "<u2" if most < 1 << 16 else "<u4")

@@ -1,13 +1,13 @@
-"""Counts n-grams, and estimates models by interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998).
+"""Counting n-grams, and estimating models by interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998).
 
-Results are those of KenLM's lmplz.
+The results are those of KenLM's lmplz.
 
 Lower orders use continuation counts: the number of distinct words that precede the n-gram. N-grams that begin with <s>
-keep their counts. With discounts D, and b(h) the probability mass that they free, an n-gram h w with count c has::
+keep their counts. D are discounts, and b(h) is the probability mass that they free. An n-gram h w with count c has::
 
     p(w | h) = (c(h w) - D(c(h w))) / c(h) + b(h) p(w | h without its first word)
 
-Unigrams are interpolated with the uniform distribution, which gives <unk> its probability.
+Unigrams are interpolated with the uniform distribution, from which <unk> gets its probability.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MARKERS = (UNKNOWN[0], BEGIN, END)
 """Special words, with ids 0, 1 and 2."""
 _BEGIN, _END = 1, 2
 _BLOCK = 1 << 20
-"""Words per block: blocks are counted one at a time."""
+"""Number of words that are counted at a time."""
 
 Rows = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
@@ -35,12 +35,12 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NgramCounts:
-    """Counts of the n-grams of one order.
+    """The counts of the n-grams of one order.
 
     Attributes:
         words: words by id, `MARKERS` first.
         rows: distinct n-grams as word ids [n, order]. Each sentence is padded with `order` - 1 times <s> and one </s>.
-        counts: number of occurrences of each [n].
+        counts: number of occurrences of each n-gram [n].
         num_sentences: number of sentences.
     """
 
@@ -54,9 +54,9 @@ def count_ngrams(sentences: Iterable[Sequence[str]], order: int, *, min_word_cou
     """Count n-grams.
 
     Args:
-        sentences: words of each sentence; <s> and </s> among them are ignored.
+        sentences: the words of each sentence; <s> and </s> are ignored.
         order: length of the n-grams.
-        min_word_count: words that are rarer become <unk>.
+        min_word_count: rarer words become <unk>.
     """
     counter = _Counter(order)
     for sentence in sentences:
@@ -65,7 +65,7 @@ def count_ngrams(sentences: Iterable[Sequence[str]], order: int, *, min_word_cou
 
 
 def merge_equal(rows: Rows, counts: Counts) -> tuple[Rows, Counts]:
-    """Sorted distinct rows, with the sums of their counts."""
+    """Return the distinct rows, sorted, with the sums of their counts."""
     if not len(rows):
         return rows, counts
     order = np.lexsort(rows.T[::-1])
@@ -110,7 +110,7 @@ class _Counter:
         return NgramCounts(words=words, rows=rows, counts=counts, num_sentences=self._num_sentences)
 
     def _count_block(self) -> None:
-        """Count the block. N-grams that end in <s> would span two sentences, and are skipped."""
+        """Count the block, except n-grams that end in <s>, which would span two sentences."""
         tokens = np.array(self._block, np.uint32)
         self._block = array("I")
         if len(tokens) < self._order:
@@ -118,7 +118,7 @@ class _Counter:
         windows = np.lib.stride_tricks.sliding_window_view(tokens, self._order)
         rows = windows[windows[:, -1] != _BEGIN]
         self._parts.append(merge_equal(rows, np.ones(len(rows), np.int64)))
-        # Merging only parts of similar size bounds how often an n-gram is sorted by a logarithm.
+        # Parts are merged only with parts of similar size, so each n-gram is sorted O(log n) times.
         while len(self._parts) > 1 and len(self._parts[-2][0]) < 2 * len(self._parts[-1][0]):
             self._merge_last()
 
@@ -140,9 +140,9 @@ class TrainingOptions:
 
     Attributes:
         order: length of the longest n-grams.
-        prune: for each order, n-grams with at most this count are removed. The first, of unigrams, must be 0; the last
-            applies to all longer n-grams. Must not decrease.
-        min_word_count: words that are rarer become <unk>.
+        prune: for each order, n-grams with at most this count are removed. Values must not decrease. The first, for
+            unigrams, must be 0; the last applies to all longer n-grams.
+        min_word_count: rarer words become <unk>.
     """
 
     order: int = option("integer", 3, least=1, most=MOST_ORDER, flag="--order", metavar="N")
@@ -163,9 +163,8 @@ class TrainingOptions:
 class _Level:
     """The n-grams of one order, sorted by history and word.
 
-    `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are the indices, one order
-    below, of the n-grams without their last and without their first word. `keys` are sorted, for look-up by parent and
-    word.
+    `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are indices one order below, of
+    the n-grams without their last and without their first word. `keys` are sorted, for look-up by parent and word.
     """
 
     rows: Rows
@@ -182,11 +181,11 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
     Args:
         counts: counts of the highest order.
         options: options of the estimation.
-        warn: called with a message if the text is too small or too regular to estimate discounts, so that those of
-            lmplz's `--discount_fallback` are used.
+        warn: called with a message if the text is too small or too regular to estimate discounts. The fallback is
+            lmplz's `--discount_fallback`.
 
     Raises:
-        ValueError: the text has no words.
+        ValueError: the text contains no words.
     """
     if not len(counts.rows):
         raise ValueError("the text has no words")
@@ -226,7 +225,7 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
 
 
 def _levels(counts: NgramCounts) -> list[_Level]:
-    """N-grams of all orders, derived from those of the highest."""
+    """Derive the n-grams of all orders from those of the highest order."""
     num_words, order = len(counts.words), counts.rows.shape[1]
     by_ending = np.lexsort(counts.rows.T)
     rows, occurrences = counts.rows[by_ending], counts.counts[by_ending]
@@ -265,7 +264,7 @@ def _levels(counts: NgramCounts) -> list[_Level]:
 
 
 def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> _Level:
-    """All words, including <s> and <unk>, which may not occur."""
+    """Return the unigrams: all words, including <s> and <unk>, which may not occur."""
     of_word, occurrences = np.zeros(num_words, np.int64), np.zeros(num_words, np.int64)
     of_word[endings[:, 0]], occurrences[endings[:, 0]] = adjusted, seen
     ids = np.arange(num_words, dtype=np.uint32)
@@ -277,7 +276,7 @@ def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> 
 
 
 def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:
-    """Indices of n-grams in the level of their order."""
+    """Return the indices of n-grams in the level of their order."""
     places = rows[:, 0].astype(np.int64)
     for column in range(1, rows.shape[1]):
         places = find_nodes(levels[column].keys, places, rows[:, column], num_words) - 1
@@ -285,7 +284,7 @@ def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:
 
 
 def _discounts(counts: Counts, length: int, warn: Callable[[str], object]) -> Floats:
-    """Discounts of n-grams with counts 0, 1, 2 and 3 or more (equation 26 of Chen and Goodman)."""
+    """Estimate the discounts for counts 0, 1, 2 and 3 or more (equation 26 of Chen and Goodman)."""
     number = np.bincount(np.minimum(counts, 5), minlength=6).astype(np.float64)
     if number[1:4].all():
         y = number[1] / (number[1] + 2 * number[2])

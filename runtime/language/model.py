@@ -1,4 +1,4 @@
-"""A language model, and the options for its use in the search."""
+"""Language models, and options for their use in the search."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Level = Literal["word", "token"]
 
 
 class LanguageModel:
-    """An n-gram model of words or of tokens. Immutable; recognisers may share it.
+    """An n-gram model of words or tokens. It is immutable, so recognisers may share it.
 
     Attributes:
-        ngrams: the probabilities.
+        ngrams: the n-grams and their probabilities.
         fingerprint: SHA-256 of the file.
     """
 
@@ -33,10 +33,10 @@ class LanguageModel:
 
     @classmethod
     def open(cls, file: str | os.PathLike[str]) -> Self:
-        """Read an ARPA file (plain or .gz) or a compact file, which `u2moe lm build` writes, into memory.
+        """Read an ARPA file (plain or .gz), or a compact file as written by `u2moe lm build`, into memory.
 
         Raises:
-            LanguageModelError: it cannot be read, or is damaged.
+            LanguageModelError: the file cannot be read, or is damaged.
         """
         path = Path(file)
         try:
@@ -49,23 +49,23 @@ class LanguageModel:
 
     @classmethod
     def parse(cls, content: bytes, source: str) -> Self:
-        """The model in the content of a compact file; `source` names it in errors.
+        """Parse the content of a compact file; `source` names it in errors.
 
         Raises:
-            LanguageModelError: it is not a compact file of this version, or damaged.
+            LanguageModelError: the file is not compact, has another version, or is damaged.
         """
         return cls(parse_compact(content, source), hashlib.sha256(content).hexdigest())
 
     @property
     def level(self) -> Level:
-        """The unit of the model: tokens if any of its words contains U+2581, else words."""
+        """Unit of the model: "token" if any of its words contains U+2581, else "word"."""
         return "token" if any(WORD_BOUNDARY in word for word in self.ngrams.words) else "word"
 
     def capitalized(self) -> tuple[str, ...]:
-        """Words whose capitalised form is more probable than their lower-case form.
+        """Return the words whose capitalised form is more probable than their lower-case form.
 
-        Unigrams of a Kneser-Ney model count distinct preceding words, so that capitals at the beginning of sentences
-        have little weight.
+        Unigrams of a Kneser-Ney model count distinct preceding words, so capitals at the beginning of sentences have
+        little weight.
         """
         log_probs = self.ngrams.log_prob[1 : 1 + len(self.ngrams.words)].tolist()
         best: dict[str, tuple[float, str]] = {}
@@ -84,7 +84,7 @@ class ModelOrFile:
 
     def __get__(self, options: object, _owner: type) -> LanguageModel:
         if options is None:
-            raise AttributeError("model")  # how dataclasses learn that there is no default
+            raise AttributeError("model")  # tells dataclasses that the field has no default
         model: LanguageModel = options.__dict__["model"]
         return model
 
@@ -92,7 +92,7 @@ class ModelOrFile:
         if isinstance(value, str | os.PathLike):
             value = LanguageModel.open(value)
         elif not isinstance(value, LanguageModel):
-            raise ValueError(  # noqa: TRY004 - wrong options are all one error
+            raise ValueError(  # noqa: TRY004 - all wrong options raise ValueError
                 f"model must be a LanguageModel or the path of a file, got {value!r}"
             )
         options.__dict__["model"] = value
@@ -100,7 +100,7 @@ class ModelOrFile:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FusionWeights:
-    """How the search weighs a language model; see `LanguageModelOptions`."""
+    """Weights of a language model in the search; see `LanguageModelOptions`."""
 
     weight: float = option("number", 0.5, least=0, most=100)
     word_bonus: float = option("number", 0.5, least=-100, most=100)
@@ -113,7 +113,7 @@ class FusionWeights:
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The fields of this class by name."""
+        """The weights by name."""
         return {name: getattr(self, name) for name in options_of(FusionWeights)}
 
 
@@ -121,18 +121,18 @@ class FusionWeights:
 class LanguageModelOptions(FusionWeights):
     """Options for shallow fusion of a language model.
 
-    Adds to the score of a hypothesis `weight` times the natural logarithm of its probability, plus `word_bonus` per
-    word. (For a model of tokens: per token.)
+    The search adds to the score of a hypothesis `weight` times its log-probability (natural logarithm) and `word_bonus`
+    per word. For a model of tokens, the bonus is per token.
 
     Attributes:
         model: the model, or the file to read it from.
         weight: weight of its log-probabilities relative to those of the CTC head, 0 to 100.
-        word_bonus: added per word, -100 to 100; compensates for the preference of language models for short texts.
+        word_bonus: bonus per word, -100 to 100. It compensates for the preference of language models for short texts.
         unknown_score: added to the log-probability of out-of-vocabulary words before `weight`, -1000 to 0.
-        rescoring_weight: factor on the score of the model in the second pass.
-        level: the unit of the model; None: tokens if any of its words contains U+2581, else words.
-        classes: words by class: `{"<name>": ["Kowalski", "Nguyen"]}`. The words of a class share the probability of the
-            class, a word of the model, equally. Phrases are split into words.
+        rescoring_weight: factor on the model's score in the second pass, 0 to 100.
+        level: unit of the model; None: tokens if any of its words contains U+2581, else words.
+        classes: words by class: `{"<name>": ["Kowalski", "Nguyen"]}`. The class name is a word of the model; the words
+            of the class share its probability equally. Phrases are split into words.
     """
 
     model: ModelOrFile = ModelOrFile()
@@ -144,7 +144,7 @@ class LanguageModelOptions(FusionWeights):
 
     @property
     def digest(self) -> dict[str, Any]:
-        """All that affects results, as JSON."""
+        """Everything that affects results, as JSON."""
         return {
             "model": self.model.fingerprint,
             **self.weights,
@@ -153,9 +153,9 @@ class LanguageModelOptions(FusionWeights):
 
 
 def _checked_classes(classes: Any, model: LanguageModel) -> dict[str, tuple[str, ...]]:
-    """The distinct words of each class, in order."""
+    """Return the distinct words of each class, in order."""
     if not isinstance(classes, Mapping):
-        raise ValueError(f"classes must be a mapping from words of the model to lists of words, got {classes!r}")  # noqa: TRY004 - wrong options are all one error
+        raise ValueError(f"classes must be a mapping from words of the model to lists of words, got {classes!r}")  # noqa: TRY004 - all wrong options raise ValueError
     checked = {}
     for name, phrases in classes.items():
         if name not in model.ngrams.words:

@@ -1,8 +1,8 @@
 """A backoff n-gram model as a trie in arrays: word probabilities, and bounds for all words with a common prefix.
 
-Node 0 is the root (empty history). The nodes of each order follow those of the order below, sorted by history and word,
-so that the children of a node are consecutive and a range of words is found by bisection. Ordinary words come before
-special ones and are sorted by their upper-case spelling, so that words with a common prefix form such a range.
+Node 0 is the root (empty history). The nodes of each order follow those of the order below, sorted by history and word.
+The children of a node are thus consecutive, and a range of words is found by bisection. Ordinary words come before
+special ones, sorted by their upper-case spelling, so words with a common prefix form a range.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LN10 = math.log(10)
 _MOST_NODES = 1 << 31
 _FEW = 64
 MOST_LOG = 1e-4
-"""Upper limit of log-probabilities: values slightly above 0 come from rounding."""
+"""Upper limit of log-probabilities. Values slightly above 0 are rounding errors."""
 
 Order = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """N-grams of one order: word ids [n, order], log10 probabilities [n], log10 backoffs [n]."""
@@ -46,13 +46,13 @@ class Ngrams:
         backoff: log10 of each node's backoff weight [nodes].
         first_child: index of each node's first child [nodes + 1].
         begin: history at the beginning of a sentence.
-        end: id of </s>; None: the model has none.
-        unknown: id of <unk>; None: the model has none.
+        end: id of </s>; None: the model lacks it.
+        unknown: id of <unk>; None: the model lacks it.
 
     Args:
         words: see above.
         num_children: number of children of each node.
-        word: see above; that of the root is ignored.
+        word: see above; the root's value is ignored.
         log_prob: see above.
         backoff: see above.
         source: name of the file, for errors.
@@ -110,7 +110,7 @@ class Ngrams:
         source: str = "language model",
         spell: Callable[[str], str] = str.upper,
     ) -> Ngrams:
-        """Build a model from unsorted n-grams. Each word needs a unigram, and each n-gram its own prefix."""
+        """Build a model from unsorted n-grams. Each word needs a unigram, and each n-gram needs its prefix."""
         places = sorted(
             range(len(words)), key=lambda place: (is_special(words[place]), spell(words[place]), words[place])
         )
@@ -150,12 +150,12 @@ class Ngrams:
         return cls([words[place] for place in places], children, word, log_probs, backoffs, source=source)
 
     def spelled_by(self, spell: Callable[[str], str]) -> Ngrams:
-        """This model with its words sorted by another spelling."""
+        """Return this model with its words sorted by another spelling."""
         orders = [self.rows(length) for length in range(1, self.order + 1)]
         return Ngrams.of(self.words, orders, spell=spell)
 
     def step(self, history: int, word: int) -> tuple[float, int]:
-        """The log10 probability of a word given a history, and the next history."""
+        """Return the log10 probability of a word given a history, and the next history."""
         penalty = 0.0
         while True:
             child = self._child(history, word)
@@ -165,11 +165,11 @@ class Ngrams:
             history = self._shorter[history]
 
     def best_alone(self, low: int, high: int) -> float:
-        """The largest unigram log10 probability of the words with `low` <= id < `high`, which must not be empty."""
+        """Return the largest unigram log10 probability of words with `low` <= id < `high`; not empty."""
         return float(self.log_prob[1 + low : 1 + high].max())
 
     def best(self, history: int, low: int, high: int, alone: float) -> float:
-        """An upper bound of the log10 probabilities, given a history, of the words with `low` <= id < `high`.
+        """Return an upper bound of the log10 probabilities, given a history, of words with `low` <= id < `high`.
 
         `alone` is their `best_alone`.
         """
@@ -180,7 +180,7 @@ class Ngrams:
             begin = bisect_left(words, low, first[history], end)
             if begin < end and words[begin] < high:
                 end = bisect_left(words, high, begin, end)
-                few = end - begin < _FEW  # where Python is faster than numpy
+                few = end - begin < _FEW  # Python is faster than numpy for few words
                 most = max(self._log_probs[begin:end]) if few else float(self.log_prob[begin:end].max())
                 best = max(best, penalty + most)
             penalty += self._backoffs[history]
@@ -188,12 +188,12 @@ class Ngrams:
         return min(max(best, penalty + alone), 0.0)
 
     def num_children(self) -> npt.NDArray[np.int64]:
-        """Number of children of each node [nodes]."""
+        """Return the number of children of each node [nodes]."""
         first = self.first_child.astype(np.int64)
         return first[1:] - first[:-1]
 
     def rows(self, length: int) -> Order:
-        """The n-grams of this length, sorted."""
+        """Return the n-grams of a length, sorted."""
         start = 1 + sum(self.num_ngrams[: length - 1])
         end = start + self.num_ngrams[length - 1]
         parent = np.repeat(np.arange(len(self.word), dtype=np.uint32), self.num_children())
@@ -205,7 +205,7 @@ class Ngrams:
         return ids, self.log_prob[start:end], self.backoff[start:end]
 
     def _child(self, history: int, word: int) -> int:
-        """The child of a node for a word; 0: none."""
+        """Return the child of a node for a word; 0: none."""
         if history == 0:
             return 1 + word
         end = self._first[history + 1]
@@ -213,7 +213,7 @@ class Ngrams:
         return place if place < end and self._words[place] == word else 0
 
     def _state(self, node: int) -> int:
-        """The shortest history equivalent to a node: without children and backoff, its suffix link."""
+        """Return the shortest history equivalent to a node: its suffix link if it has neither children nor backoff."""
         if self._first[node] != self._first[node + 1] or self._backoffs[node]:
             return node
         return int(self._shorter[node])
@@ -233,7 +233,7 @@ class Ngrams:
             raise LanguageModelError(f"{source}: a backoff is not finite")
 
     def _counts(self) -> list[int]:
-        """Number of n-grams of each order."""
+        """Count the n-grams of each order."""
         counts, begin, end = [], 1, int(self.first_child[1])
         while begin < end:
             counts.append(end - begin)
@@ -241,7 +241,7 @@ class Ngrams:
         return counts
 
     def _links(self, parent: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """Suffix links: for each node, the longest proper suffix that is a history, to which it backs off."""
+        """Compute suffix links: for each node, the longest proper suffix that is a history, to which it backs off."""
         keys = parent.astype(np.uint64) * np.uint64(len(self.words)) + self.word[1:]
         suffix = np.zeros(len(self.word), np.int64)
         state = np.arange(len(self.word), dtype=np.int64)
@@ -265,7 +265,7 @@ class Ngrams:
 def find_nodes(
     keys: npt.NDArray[np.uint64], parents: npt.NDArray[np.int64], words: npt.NDArray[np.uint32], num_words: int
 ) -> npt.NDArray[np.int64]:
-    """The child of each parent for a word; -1: none. `keys` are sorted, parent * `num_words` + word."""
+    """Return the child of each parent for a word; -1: none. `keys` are sorted, parent * `num_words` + word."""
     wanted = parents.astype(np.uint64) * np.uint64(num_words) + words
     places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
     if not len(keys):

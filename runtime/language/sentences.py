@@ -1,4 +1,4 @@
-"""Splits ordinary text into sentences of words without punctuation, normalised as a recogniser writes them."""
+"""Splitting ordinary text into sentences of words without punctuation, normalised to a recogniser's output."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _END_OF_SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=[\"')\]\u201d\u2019]*
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How text is read.
+    """How to read text.
 
     Attributes:
-        raw: each line is one sentence, split at white space and not normalised.
-        keep_case: keep letter case; otherwise text is lower-cased. (Either works with a vocabulary in capitals.)
+        raw: whether each line is one sentence, split at white space and not normalised.
+        keep_case: whether to keep the letter case; otherwise text becomes lower case. Both work with an upper-case
+            vocabulary.
     """
 
     raw: bool = option("flag", default=False, flag="--raw")
@@ -35,7 +36,7 @@ class TextOptions:
 
 
 def read_sentences(files: Iterable[Path], options: TextOptions | None = None) -> Iterator[list[str]]:
-    """Sentences of text files, plain or .gz, read line by line.
+    """Yield the sentences of text files, plain or .gz, which are read line by line.
 
     Raises:
         LanguageModelError: a file cannot be read, or is not UTF-8.
@@ -47,10 +48,10 @@ def read_sentences(files: Iterable[Path], options: TextOptions | None = None) ->
 
 
 def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
-    """Sentences of a line, split at sentence-final punctuation, without punctuation.
+    """Yield the sentences of a line, split at sentence-final punctuation, without punctuation.
 
-    Class names (<name>) are kept. Hyphens separate words, and each character of a script without spaces is a word.
-    Words with digits, whose spoken form is unknown, become <unk>. Text is normalised to Unicode's form C.
+    Class names (<name>) are kept. Hyphens separate words. In scripts without spaces, each character is a word.
+    Words with digits become <unk>, since their spoken form is unknown. Text is normalised to NFC.
     """
     for sentence in _sentences(unicodedata.normalize("NFC", text)):
         words = []
@@ -66,14 +67,14 @@ def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
 
 
 class WrittenWord(NamedTuple):
-    """A word with its punctuation, and the words without it that are spoken: "twenty-one," has two."""
+    """A word with its punctuation, and the spoken words in it: "twenty-one," contains two."""
 
     text: str
     spoken: tuple[str, ...]
 
 
 def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
-    """Sentences of a line, split as by `sentences_of`, as they are written; and their words."""
+    """Yield each sentence of a line as written, and its words. Sentences are split as by `sentences_of`."""
     text = unicodedata.normalize("NFC", text)
     parts = [[part for word, start in sentence for part in _parts(word, start)] for sentence in _sentences(text)]
     sentences = [sentence for sentence in parts if sentence]
@@ -87,7 +88,7 @@ def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
             place += 1
             is_last = place == len(spans)
             between = text[end : len(text) if is_last else spans[place][1]]
-            opening = re.search(r"(?<=\s)\S+$", between)  # a quotation mark, for example, which the next word has
+            opening = re.search(r"(?<=\s)\S+$", between)  # such as a quotation mark, which belongs to the next word
             is_written = number == len(sentence) or any(map(str.isspace, between))
             if is_written or stands_alone(word) or stands_alone(spans[place][0]):
                 cut = end + (opening.start() if opening and not is_last else len(between))
@@ -98,7 +99,7 @@ def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
 
 
 def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
-    """Words and class names of each sentence, each with its place in the text. Some sentences have none.
+    """Yield the words and class names of each sentence, with their positions in the text. A sentence may have none.
 
     A final apostrophe belongs to its word ("dogs'") unless it closes a quotation.
     """
@@ -115,7 +116,7 @@ def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
 
 
 def _parts(word: str, start: int) -> Iterator[tuple[str, int, int]]:
-    """A word, split around characters of scripts without spaces, with the places of the parts."""
+    """Yield the parts of a word, split around characters of scripts without spaces, with their positions."""
     begin = 0
     for part in _split(word):
         begin = word.index(part, begin)
@@ -134,6 +135,6 @@ def _word() -> re.Pattern[str]:
 
 
 def _split(word: str) -> list[str]:
-    """A word, split around characters of scripts without spaces."""
+    """Split a word around characters of scripts without spaces."""
     spaced = "".join(f" {character} " if stands_alone(character) else character for character in word)
     return spaced.split()

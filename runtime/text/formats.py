@@ -1,4 +1,4 @@
-"""Transcripts as text: the table of output formats. Cutting subtitles is elsewhere."""
+"""Transcripts as text: the table of output formats. For cutting subtitles see `subtitles`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from u2moe.runtime.text.subtitles import SubtitleOptions, make_cues, timed_words
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFormat:
-    """One way to write transcripts.
+    """A format of transcripts.
 
     Attributes:
-        write: returns the content of a file, given a transcript, the name of the recording, and subtitle options.
-        segment: returns the lines of a segment, given the name, where segments are written as they are found; None:
-            they depend on others.
-        header: a file is this line and those of all segments: the names of columns, or ""; None: a file is something
-            else.
-        media_type: what an answer of a server calls it.
+        write: returns the content of a file from a transcript, the name of the recording, and subtitle options.
+        segment: returns the lines of a segment, from the segment and the name, if segments can be written as they are
+            found; None: they depend on each other.
+        header: the first line of a file, such as column names, or "", if the rest are the lines of segments; None: a
+            file has another structure.
+        media_type: media type in responses of a server.
     """
 
     write: Callable[[Transcript, str, SubtitleOptions | None], str]
@@ -33,23 +33,23 @@ class OutputFormat:
 
     @property
     def is_json(self) -> bool:
-        """Whether characters may be written as JSON's escapes."""
+        """Whether characters may be written as JSON escapes."""
         return self.media_type == "application/json"
 
 
 def format_transcript(
     transcript: Transcript, file_format: str, *, name: str = "audio", options: SubtitleOptions | None = None
 ) -> str:
-    """The content of a file in a format; it ends in a line feed, unless it is empty.
+    """Return a transcript as the content of a file, which ends in a line feed unless it is empty.
 
     Args:
         transcript: the transcript.
-        file_format: one of `FORMATS`, where each is described.
+        file_format: one of `FORMATS`.
         name: name of the recording, for json and ctm.
         options: how to cut subtitles.
 
     Raises:
-        ValueError: an unknown format.
+        ValueError: the format is unknown.
     """
     if file_format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {file_format!r}")
@@ -57,7 +57,7 @@ def format_transcript(
 
 
 def _by_segment(segment: Callable[[Result, str], str], header: str = "") -> OutputFormat:
-    """A format whose files are a header and the lines of each segment."""
+    """Return a format whose files consist of a header and the lines of each segment."""
 
     def write(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
         return header + "".join(segment(each, name) for each in transcript.segments)
@@ -66,12 +66,12 @@ def _by_segment(segment: Callable[[Result, str], str], header: str = "") -> Outp
 
 
 def _txt(segment: Result, _name: str) -> str:
-    """The text of a segment."""
+    """Return the text of a segment."""
     return f"{segment.text}\n"
 
 
 def _json(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
-    """An object that has everything, on one line."""
+    """Return the whole transcript as a JSON object on one line."""
     return json.dumps({"file": name, **dataclasses.asdict(transcript)}, ensure_ascii=False) + "\n"
 
 
@@ -80,7 +80,7 @@ def _json_segment(segment: Result, _name: str) -> str:
 
 
 def _tsv(segment: Result, _name: str) -> str:
-    """Start and end in milliseconds, and the text."""
+    """Return start and end in milliseconds, and the text."""
     return f"{to_ms(segment.start)}\t{to_ms(segment.end)}\t{segment.text}\n"
 
 
@@ -99,7 +99,7 @@ def _vtt(transcript: Transcript, _name: str, options: SubtitleOptions | None) ->
 
 
 def _ctm(segment: Result, name: str) -> str:
-    """For each word "file channel start duration word confidence", in seconds, as NIST's tools read it."""
+    """Return "file channel start duration word confidence" for each word, in seconds, for NIST's tools."""
     recording = re.sub(r"\s+", "_", name) or "audio"
     lines = []
     confidences = [word.confidence for word in segment.words] or [None] * len(segment.text.split())
@@ -110,7 +110,7 @@ def _ctm(segment: Result, name: str) -> str:
 
 
 def _textgrid(transcript: Transcript, _name: str, _options: SubtitleOptions | None) -> str:
-    """For Praat: a tier of segments and a tier of words, in the short form."""
+    """Return a short-form TextGrid for Praat, with a tier of segments and a tier of words."""
     words = [word for segment in transcript.segments for word in timed_words(segment)]
     segments = [(each.text, to_ms(each.start), to_ms(each.end)) for each in transcript.segments]
     tiers = {"segments": segments, "words": words}
@@ -125,7 +125,7 @@ def _textgrid(transcript: Transcript, _name: str, _options: SubtitleOptions | No
 
 
 def _intervals(content: Sequence[tuple[str, int, int]], end: int) -> list[tuple[str, int, int]]:
-    """Texts with their times in milliseconds, and what is between them, without gaps, overlaps and empty intervals."""
+    """Return texts with times in milliseconds, and the intervals between them, without overlaps or empty intervals."""
     intervals: list[tuple[str, int, int]] = []
     position = 0
     for text, start, last in content:
@@ -161,5 +161,5 @@ FORMATS: Mapping[str, OutputFormat] = MappingProxyType(
         "TextGrid": OutputFormat(write=_textgrid),
     }
 )
-"""The output formats by name, which is also the file suffix. A new format is a function and a line here: the command
-line and the server follow."""
+"""The output formats by name, which is also the file suffix. To add one, write a function and add a line here; the
+command line and the server use this table."""

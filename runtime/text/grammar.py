@@ -1,10 +1,10 @@
-"""Grammars as people write them: phrases with alternatives and slots, in the style of JSGF.
+"""Grammars in a style like JSGF: phrases with alternatives and slots.
 
     set the timer to <number> (minute | minutes) [please]
     <number> = one | two | twenty [five]
     [unk]
 
-Says what they mean, and what is wrong with them. Knows no vocabulary; the search is in `decoding/phrases.py`.
+Parses and checks them, without a vocabulary. For the search see `decoding/phrases.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from u2moe.runtime.errors import GrammarError
 
 UNKNOWN = "[unk]"
-"""In a grammar, the line that allows any other words; in texts, the word that stands for them."""
+"""In a grammar, the line that allows any other words. In texts, the word that represents them."""
 LONGEST_LINE = 20_000
-"""Characters of a line."""
+"""Longest line in characters."""
 MOST_NESTED = 100
-"""Brackets and slots in one another."""
+"""Deepest nesting of brackets and slots."""
 
 Expression = tuple[tuple[Any, ...], ...]
 """Alternatives, each a sequence of words, slots ("<number>") and nested alternatives."""
@@ -33,17 +33,17 @@ _CLOSING = {"(": ")", "[": "]"}
 
 @dataclass(frozen=True, kw_only=True)
 class Grammar:
-    """What may be said: any number of phrases, one after the other.
+    """The sentences to recognise: any number of phrases, one after the other.
 
     Attributes:
-        lines: phrases; definitions of slots, "<name> = one | two"; "[unk]" if other words may be said, too. In a phrase
-            "(a | b)" are alternatives, "[a]" may be left out, and "<name>" is a slot.
-        phrases: by their line, what each phrase may be.
-        slots: the same by the name of each slot, "<name>".
-        has_rest: whether other words may be said.
+        lines: phrases, definitions of slots ("<name> = one | two"), and "[unk]" to allow other words. In a phrase,
+            "(a | b)" are alternatives, "[a]" is optional, and "<name>" is a slot.
+        phrases: the parsed phrases, by line.
+        slots: the parsed definitions of slots, by name ("<name>").
+        has_rest: whether other words are allowed.
 
     Raises:
-        GrammarError: a line cannot be read, a slot is defined twice, or there is no phrase.
+        GrammarError: a line cannot be parsed, a slot is defined twice, or there are only definitions.
     """
 
     lines: tuple[str, ...]
@@ -78,7 +78,7 @@ class Grammar:
 
     @classmethod
     def parse(cls, content: str) -> Grammar:
-        """A grammar from the lines of a file; skips "# ..." and empty lines."""
+        """Parse the lines of a file; comments ("# ...") and empty lines are skipped."""
         lines = (line.strip() for line in content.removeprefix("\ufeff").splitlines())
         return cls(lines=tuple(line for line in lines if line and not line.startswith("#")))
 
@@ -94,13 +94,13 @@ def _parsed(text: str, what: str) -> Expression:
 
 
 def check_nested(num: int, what: str) -> None:
-    """Raise a GrammarError if there are too many brackets and slots in one another."""
+    """Raise GrammarError if brackets and slots are nested too deeply."""
     if num > MOST_NESTED:
         raise GrammarError(f"{what}: found more than {MOST_NESTED} brackets or slots in one another, expected fewer")
 
 
 def _alternatives(parts: Iterator[str], closing: str, what: str, num_around: int = 0) -> Expression:
-    """Alternatives up to the bracket that closes them."""
+    """Parse alternatives up to the closing bracket."""
     check_nested(num_around, f"grammar: {what}")
     found: list[list[Any]] = [[]]
     for part in parts:

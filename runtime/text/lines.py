@@ -1,4 +1,4 @@
-"""Reads text files by lines, plain or compressed by gzip: lists, language models, sentences."""
+"""Reading text files by lines, plain or gzip: lists, language models, sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, cast
 
 _GZIP = b"\x1f\x8b"
 _LONGEST_LINE = 1 << 24
-"""Longest line in bytes, so that a file of another kind is not read into memory."""
+"""Longest line in bytes. It prevents reading a whole binary file as one line."""
 
 
 def read_lines(
@@ -23,14 +23,14 @@ def read_lines(
     opened: AbstractContextManager[IO[bytes]] | None = None,
     errors: str = "strict",
 ) -> Iterator[tuple[int, str]]:
-    """Numbers and contents of the lines that are not blank, without their ends and a byte order mark.
+    """Yield numbers and contents of the lines that are not blank, without line ends and a byte order mark.
 
     Args:
-        file: a text in UTF-8.
-        what: what it should be, for errors: "a list of recordings".
+        file: a text file in UTF-8.
+        what: kind of file, for errors, such as "a list of recordings".
         error: makes the error for a file that cannot be read.
-        opened: its content; None: that on this machine.
-        errors: what to do with other bytes, as for `bytes.decode`.
+        opened: the opened file; None: `file` is opened.
+        errors: how to handle other bytes, as for `bytes.decode`.
     """
     try:
         with opened or open(file, "rb") as stream, contextlib.closing(decompressed(stream)) as content:  # noqa: PTH123
@@ -49,7 +49,7 @@ def read_lines(
 
 
 def decompressed(stream: IO[bytes]) -> IO[bytes]:
-    """A seekable stream, decompressed if its content is compressed by gzip."""
+    """Return a seekable stream of the decompressed content, if it is gzip, or else the stream itself."""
     is_compressed = stream.read(2) == _GZIP
     stream.seek(0)
     return cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if is_compressed else stream

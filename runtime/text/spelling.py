@@ -1,4 +1,4 @@
-"""Spells words with the symbols of a vocabulary: the reverse of `Vocabulary.text`."""
+"""Spelling words with the symbols of a vocabulary: the reverse of `Vocabulary.text`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_special,
 
 
 class Spelling:
-    """The symbols of a vocabulary as parts of words. Errors are ValueErrors that begin with `what` is spelled."""
+    """The symbols of a vocabulary as parts of words. The `what` of its methods begins the messages of ValueErrors."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         symbols = enumerate(vocabulary.symbols)
@@ -19,7 +19,7 @@ class Spelling:
         self._longest = max(map(len, self._ids), default=0)
 
     def word(self, word: str, what: str) -> str:
-        """A word in the letter case of the vocabulary."""
+        """Return a word in the letter case of the vocabulary."""
         found = ""
         for character in word:
             forms = [form for form in (character, character.upper(), character.lower()) if form in self._characters]
@@ -29,17 +29,17 @@ class Spelling:
         return found
 
     def num_tokens(self, word: str, what: str) -> int:
-        """Number of tokens in the shortest tokenization of a word in the letter case of the vocabulary."""
+        """Return the number of tokens in the shortest tokenization of a word in the vocabulary's letter case."""
         spelled = list(filter(None, map(self._shortest, (word, WORD_BOUNDARY + word))))
         if not spelled:
             raise ValueError(f"{what}: the vocabulary cannot write {word!r}")
         return min(map(len, spelled))
 
     def tokens(self, each: str, before: str, what: str) -> list[int]:
-        """Token ids of a word in any letter case as a model writes it after the word `before`; "": there is none.
+        """Return the token ids of a word, in any letter case, as a model writes it after the word `before` ("": none).
 
-        If the order of ids is that in which BPE merges symbols, that is how words are divided, as by SentencePiece;
-        otherwise into as few tokens as possible.
+        If ids are in the order in which BPE merges symbols, words are divided by BPE, as in SentencePiece. Otherwise
+        they are divided into as few tokens as possible.
         """
         word = self.word(each, what)
         is_apart = self._is_bpe or bool(before and not stands_alone(word) and not stands_alone(before))
@@ -52,11 +52,11 @@ class Spelling:
 
     @functools.cached_property
     def _is_merged(self) -> bool:
-        """Whether ids are in the order of merges: only then does each symbol result from its own characters."""
+        """Whether ids are in the order of merges. Only then does BPE turn each symbol's characters into that symbol."""
         return all(self._merged(symbol) == [symbol] for symbol in self._ids)
 
     def _merged(self, text: str) -> list[str] | None:
-        """The symbols of a text by BPE, the pair with the lowest id first; None: there are none."""
+        """Divide a text into symbols by BPE, merging the pair with the lowest id first; None: impossible."""
         parts = list(text)
         while pairs := [(self._ids[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in self._ids]:
             _, place = min(pairs)
@@ -64,7 +64,7 @@ class Spelling:
         return parts if all(part in self._ids for part in parts) else None
 
     def _shortest(self, text: str) -> list[str] | None:
-        """The fewest symbols of a text; None: there are none."""
+        """Divide a text into as few symbols as possible; None: impossible."""
         found: list[list[str] | None] = [[]]
         for end in range(1, len(text) + 1):
             begins = range(max(end - self._longest, 0), end)

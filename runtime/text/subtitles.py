@@ -1,4 +1,4 @@
-"""Cuts segments into subtitles: their text, lines and times. Writes no file format."""
+"""Cutting segments into subtitles: their text, lines and times."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MOST_S = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class SubtitleOptions:
-    """How subtitles are cut; the defaults follow broadcasters' guidelines.
+    """How to cut subtitles. The defaults follow broadcasters' guidelines.
 
     Attributes:
-        max_line_width: columns per line; East Asian wide characters take two.
-        max_lines: lines shown at once.
+        max_line_width: columns per line. East Asian wide characters take two.
+        max_lines: number of lines shown at once.
         min_duration: minimum seconds of a subtitle, if the next one leaves time.
-        max_duration: maximum seconds spanned by the words of a subtitle, unless it is a single word.
-        max_chars_per_s: reading speed in columns per second; a subtitle stays longer if the next one leaves time.
-        max_pause: seconds of silence that a subtitle never spans.
-        gap: seconds between an extended subtitle and the next one: two frames at 24 per second.
+        max_duration: maximum seconds from the first to the last word of a subtitle, unless it has only one word.
+        max_chars_per_s: reading speed in columns per second. A subtitle stays longer if the next one leaves time.
+        max_pause: a subtitle never spans a pause longer than this, in seconds.
+        gap: seconds between an extended subtitle and the next one. The default is two frames at 24 per second.
     """
 
     max_line_width: int = option("integer", 42, least=2)
@@ -44,7 +44,7 @@ class SubtitleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Cue:
-    """One subtitle: its lines, and milliseconds from the start of the audio."""
+    """A subtitle: its lines, and its times in milliseconds from the start of the audio."""
 
     start_ms: int
     end_ms: int
@@ -53,7 +53,7 @@ class Cue:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A word, or the part of it that fits on a line, with the space before it, if any, its columns, and its times."""
+    """A word, or a part of it that fits on a line, with the space before it, its width in columns, and its times."""
 
     text: str
     space: str
@@ -63,7 +63,7 @@ class _Part:
 
 
 def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None) -> list[Cue]:
-    """Cut segments into subtitles, in order, not overlapping. Every word is in exactly one; none spans two segments."""
+    """Cut segments into subtitles, in order and without overlaps. No subtitle spans two segments."""
     options = checked_options("options", options, SubtitleOptions())
     groups = [group for segment in segments for group in _cut(_parts(segment, options), options)]
     cues: list[Cue] = []
@@ -81,7 +81,7 @@ def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None
 
 
 def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
-    """The cheapest way to cut the parts of a segment: few subtitles, ending at pauses, none nearly empty."""
+    """Find the cheapest way to cut a segment: few subtitles, ending at pauses, none nearly empty."""
     costs, begins = [0.0], [0]
     for end in range(1, len(parts) + 1):
         best, best_begin = math.inf, end - 1
@@ -119,7 +119,7 @@ def _fits(group: list[_Part], options: SubtitleOptions) -> bool:
 
 
 def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
-    """Lines of a subtitle: as few as possible, as even as possible, lower ones longer."""
+    """Return the lines of a subtitle: as few as possible, of similar width, lower ones longer."""
     lines = _fill(group, options.max_line_width)
     for width in range(_columns(group) // len(lines), options.max_line_width):
         narrower = _fill(group, width)
@@ -130,7 +130,7 @@ def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
 
 
 def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
-    """Lines filled from the last word upwards, so that the first line is the short one."""
+    """Fill lines from the last word upwards, which makes the first line the shortest."""
     starts = [len(group)]
     width, space = 0, 0
     for index in range(len(group) - 1, -1, -1):
@@ -144,7 +144,7 @@ def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
 
 
 def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
-    """Words of a segment with the spaces between them in its text, split if wider than a line."""
+    """Return the words of a segment with the spaces between them, split if wider than a line."""
     parts: list[_Part] = []
     position = 0
     for word, start, end in timed_words(segment):
@@ -168,7 +168,7 @@ def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
 
 
 def timed_words(segment: Result) -> list[tuple[str, int, int]]:
-    """Words with start and end in milliseconds; without word times, the segment's time is divided evenly."""
+    """Return words with start and end in milliseconds. Without word times, the segment's time is divided evenly."""
     if segment.words:
         return [(word.word, to_ms(word.start), max(to_ms(word.start), to_ms(word.end))) for word in segment.words]
     words = segment.text.split()
@@ -194,7 +194,7 @@ def _columns(group: list[_Part]) -> int:
 
 
 def _width(text: str) -> int:
-    """Columns of a text; combining marks take no column."""
+    """Return the width of a text in columns. Combining marks take no column."""
     if text.isascii():
         return len(text)
     return sum(
@@ -204,5 +204,5 @@ def _width(text: str) -> int:
 
 
 def to_ms(seconds: float) -> int:
-    """Whole milliseconds, not below 0."""
+    """Convert seconds to whole milliseconds, at least 0."""
     return max(round(seconds * 1000), 0)

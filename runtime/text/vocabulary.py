@@ -1,4 +1,4 @@
-"""The vocabulary, and conversion of token ids to text and words. Does not tokenize."""
+"""The vocabulary: conversion of token ids to text and words. For the reverse see `spelling`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Literal
 from u2moe.runtime.errors import BundleError
 
 WORD_BOUNDARY = "\u2581"
-"""LOWER ONE EIGHTH BLOCK: begins a word in BPE vocabularies, stands for a space in character vocabularies."""
+"""LOWER ONE EIGHTH BLOCK: begins a word in BPE vocabularies, and is a space in character vocabularies."""
 UNREADABLE = "\0"
-"""Stands for symbols that are not text, such as <unk>: part of no word, and no word boundary."""
+"""Replaces symbols that are not text, such as <unk>: neither part of a word nor a word boundary."""
 
 _SPACELESS = (
     (0x2E80, 0x312F),  # radicals, kana, bopomofo
@@ -34,13 +34,13 @@ _HANGUL = (
 def parse_tokens(
     content: str, *, file: str = "tokens.txt", error: Callable[[str], Exception] = BundleError
 ) -> list[str]:
-    """Symbols in the order of their ids, from lines of "symbol id", as in tokens.txt and units.txt.
+    """Return symbols in the order of their ids, from lines of "symbol id", as in tokens.txt and units.txt.
 
-    A symbol may be any text without a line feed, even a space: the id is what follows the last blank.
+    A symbol may be any text without a line feed, even a space. The id follows the last blank.
 
     Args:
-        content: the content of the file.
-        file: its name, for errors.
+        content: content of the file.
+        file: name of the file, for errors.
         error: makes the error for a line without an id, or ids that are not exactly 0..n-1.
     """
     symbols: dict[int, str] = {}
@@ -63,10 +63,10 @@ def parse_tokens(
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How token ids become text."""
+    """How to convert token ids to text."""
 
     tokenizer: Literal["char", "bpe"] = "char"
-    """char: symbols are concatenated; bpe: U+2581 starts a word."""
+    """"char": symbols are concatenated; "bpe": U+2581 begins a word."""
     unk: int | None = None
 
     def __post_init__(self) -> None:
@@ -86,9 +86,9 @@ class Word:
 class Vocabulary:
     """Symbols by id, and the rules for joining them into text and words.
 
-    Character vocabularies (WeNet's `char`) concatenate symbols; U+2581, which WeNet leaves in its output, becomes the
-    space that it represents. In BPE vocabularies U+2581 begins a word. In both, every symbol of a script without spaces
-    (Chinese, Japanese) is a word.
+    Character vocabularies (WeNet's `char`) concatenate symbols. U+2581 becomes a space there; WeNet leaves it in its
+    output. In BPE vocabularies, U+2581 begins a word. In both, every symbol of a script without spaces (Chinese,
+    Japanese) is a word.
     """
 
     def __init__(self, symbols: Sequence[str], config: TextConfig) -> None:
@@ -100,22 +100,22 @@ class Vocabulary:
 
     @functools.cached_property
     def has_spaceless(self) -> bool:
-        """Whether it has symbols of scripts without spaces."""
+        """Whether any symbol belongs to a script without spaces."""
         return any(stands_alone(character) for symbol in self.symbols for character in symbol)
 
     @functools.cached_property
     def has_both_cases(self) -> bool:
-        """Whether its symbols have capital and small letters."""
+        """Whether the symbols contain both upper and lower case."""
         text = "".join(symbol for symbol in self.symbols if not is_special(symbol))
         return text not in (text.upper(), text.lower())
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, without leading and trailing spaces."""
+        """Return the text of token ids, without leading and trailing spaces."""
         joined = "".join(self.symbols[token] for token in tokens)
         return " ".join(joined.replace(WORD_BOUNDARY, " ").split())
 
     def words(self, tokens: Sequence[int]) -> list[Word]:
-        """Token ids split into words: at U+2581 and spaces, and around symbols of scripts without spaces."""
+        """Split token ids into words: at U+2581 and spaces, and around symbols of scripts without spaces."""
         words: list[Word] = []
         text, begin, has_ended = "", 0, False
         for index, token in enumerate(tokens):
@@ -133,7 +133,7 @@ class Vocabulary:
         return words
 
     def complete_words(self, tokens: Sequence[int], *, ends: bool) -> list[Word]:
-        """The words of token ids, without the last if it may go on. It may not if the next word begins (`ends`)."""
+        """Return the words of token ids, except a last one that may continue; with `ends`, the last is complete."""
         words = self.words(tokens)
         if words and words[-1].end == len(tokens) and not (ends or self._parts[tokens[-1]][2]):
             words.pop()
@@ -141,12 +141,12 @@ class Vocabulary:
 
     @functools.cached_property
     def word_starts(self) -> bytes:
-        """By token, whether it begins a word: 1 or 0."""
+        """For each token, 1 if it begins a word, else 0."""
         return bytes(begins for _, begins, _ in self._parts)
 
     @functools.cached_property
     def _parts(self) -> list[tuple[str, bool, bool]]:
-        """What each token adds to a word, and whether it begins and ends one."""
+        """For each token, its part of a word, and whether it begins and ends one."""
         parts = []
         for spelled in self.symbols:
             symbol = spelled.replace(WORD_BOUNDARY, " ")
@@ -166,15 +166,15 @@ def join_texts(texts: Sequence[str]) -> str:
 
 
 def stands_alone(symbol: str) -> bool:
-    """Whether a symbol belongs to a script without spaces, so that it is a word by itself."""
+    """Return whether a symbol belongs to a script without spaces, which makes it a word by itself."""
     return _is_within(symbol, _SPACELESS)
 
 
 @functools.cache
 def combining_marks() -> str:
-    """Marks that belong to a letter (accents, vowel signs) and joiners, for a character class of `re`.
+    """Return marks that belong to a letter (accents, vowel signs), and joiners, for a character class of `re`.
 
-    To `re` they are no letters: without them the words of Hindi, Tamil or decomposed Latin fall into pieces.
+    `re` does not count them as letters. Without them, words of Hindi, Tamil or decomposed Latin fall into pieces.
     """
     blocks = (range(0x300, 0x1F000), range(0xE0100, 0xE01F0))
     marks = (chr(code) for block in blocks for code in block if unicodedata.category(chr(code))[0] == "M")
@@ -182,12 +182,12 @@ def combining_marks() -> str:
 
 
 def is_special(symbol: str) -> bool:
-    """Whether a symbol or word is a marker such as <s>, <unk> or the name of a class, and not text."""
+    """Return whether a symbol or word is a marker, such as <s>, <unk> or the name of a class."""
     return len(symbol) > 2 and symbol.startswith("<") and symbol.endswith(">")
 
 
 def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) -> str:
-    """Characters of a symbol or phrase, with one `WORD_BOUNDARY` for spaces and around characters that are words."""
+    """Return a symbol or phrase with one `WORD_BOUNDARY` in place of spaces and around characters that are words."""
     if is_special(symbol):
         return UNREADABLE
     spaced = "".join(f" {character} " if is_word(character) else character for character in symbol)
@@ -200,7 +200,7 @@ def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) 
 
 
 def is_syllabic(symbol: str) -> bool:
-    """Whether a symbol belongs to a script without spaces, or to Korean, whose words have endings."""
+    """Return whether a symbol belongs to a script without spaces, or to Korean, whose words have endings."""
     return _is_within(symbol, _SPACELESS + _HANGUL)
 
 

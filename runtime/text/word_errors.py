@@ -1,4 +1,4 @@
-"""Word errors of recognised text. Independent of models."""
+"""Word errors of recognised text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _DIAGONAL, _DELETION, _INSERTION = range(3)
 
 
 def words(text: str) -> list[str]:
-    """The words to compare: upper case, without punctuation except apostrophes, CJK characters as single words.
+    """Split a text into words to compare: upper case, no punctuation except apostrophes, CJK characters separate.
 
-    Letters with accents are equal whether they are written as one character or as two (Unicode's normal form C).
+    Accented letters are equal whether written as one character or as two (Unicode's normal form C).
     """
     plain = unicodedata.normalize("NFC", text.upper()).replace("\u2019", "'")
     spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", plain)
@@ -31,17 +31,17 @@ def _word() -> re.Pattern[str]:
 
 
 def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
-    """The minimum number of substitutions, deletions and insertions between the two sequences."""
+    """Return the minimum number of substitutions, deletions and insertions between two sequences."""
     return _distances(reference, hypothesis)[-1]
 
 
 def num_revised(words: Sequence[object], revised: Sequence[object]) -> int:
-    """The minimum number of words that differ, are missing or are new, if `words` are to begin a revised sequence."""
+    """Return the minimum number of words to change, add or remove for `words` to become a beginning of `revised`."""
     return 0 if words == revised[: len(words)] else min(_distances(words, revised))
 
 
 def _distances(reference: Sequence[object], hypothesis: Sequence[object]) -> list[int]:
-    """The edit distances between a sequence and each beginning of another, from the empty one."""
+    """Return the edit distances between a sequence and each beginning of another, from the empty one."""
     row = list(range(len(hypothesis) + 1))
     for number, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], number
@@ -54,12 +54,12 @@ def _distances(reference: Sequence[object], hypothesis: Sequence[object]) -> lis
 
 
 def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int | None, int | None]]:
-    """Index pairs of an alignment with the minimum number of edits, in order.
+    """Return index pairs of an alignment with the minimum number of edits, in order.
 
-    (place, None) is a deletion, (None, place) an insertion, all others are matches and substitutions.
+    (place, None) is a deletion, (None, place) an insertion. All others are matches and substitutions.
     """
     above = list(range(len(hypothesis) + 1))
-    steps: list[bytearray] = []  # how each cell is reached; a byte, since recordings of an hour have 10,000 words
+    steps: list[bytearray] = []  # how each cell is reached; bytes, since an hour of speech has 10,000 words
     for number, expected in enumerate(reference, 1):
         row, step = [number], bytearray(len(hypothesis))
         for column, found in enumerate(hypothesis):
@@ -81,7 +81,7 @@ def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list
 
 
 def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int, int]]:
-    """Index pairs of equal items in an alignment with the minimum number of edits, in order."""
+    """Return index pairs of equal items in an alignment with the minimum number of edits, in order."""
     return [
         (place, column)
         for place, column in alignment(reference, hypothesis)
@@ -94,8 +94,10 @@ class WordErrors:
     """Word errors, accumulated over texts.
 
     Attributes:
-        num_errors: errors in them; `num_words`: words of their transcripts.
-        num_texts: texts so far; `num_wrong_texts`: those with an error.
+        num_errors: number of errors.
+        num_words: number of words in the transcripts.
+        num_texts: number of texts.
+        num_wrong_texts: number of texts with an error.
         confusions: how often a word of a transcript (empty for an insertion) was recognised as another (empty for a
             deletion).
     """
@@ -127,21 +129,21 @@ class WordErrors:
 
     @property
     def num_insertions(self) -> int:
-        """Words that were not spoken."""
+        """Number of recognised words that were not spoken."""
         return sum(count for (expected, _), count in self.confusions.items() if not expected)
 
     @property
     def num_deletions(self) -> int:
-        """Words that were not recognised."""
+        """Number of spoken words that were not recognised."""
         return sum(count for (_, found), count in self.confusions.items() if not found)
 
     @property
     def num_substitutions(self) -> int:
-        """Words that were recognised as others."""
+        """Number of words that were recognised as other words."""
         return self.num_errors - self.num_insertions - self.num_deletions
 
     def data(self, num_confusions: int = 20) -> dict[str, Any]:
-        """All numbers, and the most frequent confusions, as JSON."""
+        """Return all numbers, and the most frequent confusions, as JSON."""
         most = sorted(self.confusions.items(), key=lambda item: (-item[1], item[0]))[:num_confusions]
         return {
             "texts": self.num_texts,

@@ -1,4 +1,4 @@
-"""Lists of entries as people have them: one file for each format, and the table of them."""
+"""Lists of entries: a module for each format, and the table of formats."""
 
 from u2moe.runtime.corpus.entry import ListOptions
 from u2moe.runtime.corpus.lists.lines import Recording, read_recordings

@@ -1,4 +1,4 @@
-"""The audio files below a folder, in the order of their names."""
+"""A folder as a list: the audio files below it, sorted by name."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from u2moe.runtime.corpus.entry import AudioFile, Entry, ListOptions
 from u2moe.runtime.errors import CorpusError
 
 SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))
-"""Suffixes of recordings, independent of installed extras: without `media` some give errors."""
+"""Suffixes of recordings, independent of installed extras. Without `media`, some cannot be read."""
 
 
 def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
-    """Entries of a folder: each audio file below it; the key is its path from the folder.
+    """Yield an entry for each audio file below a folder. Its key is the path relative to the folder.
 
-    Only the names of one folder and of those above it are in memory. Links to folders are not followed.
+    Only the names in one folder and in its parents are in memory. Links to folders are not followed.
 
     Raises:
-        CorpusError: a folder cannot be read, or there are no audio files.
+        CorpusError: a folder cannot be read, or contains no audio files.
     """
     is_empty = True
     for path in _walk(list_path):
         is_empty = False
         yield Entry(key=Path(path).relative_to(list_path).as_posix(), source=AudioFile(path=path))
     if is_empty:
-        raise CorpusError(f"{list_path}: holds no audio files")
+        raise CorpusError(f"{list_path}: contains no audio files")
 
 
 def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
-    """The keys of the files."""
+    """Yield the keys of the files."""
     for entry in read(list_path, options):
         yield f"{entry.key}\n".encode("utf-8", "surrogateescape")
 
 
 def count(list_path: str) -> int:
-    """The number of files."""
+    """Return the number of files."""
     return sum(1 for _ in read(list_path, ListOptions()))
 
 

@@ -1,4 +1,4 @@
-"""Kaldi's data folders: wav.scp, and beside it perhaps `segments`, `text` and `utt2spk`."""
+"""Kaldi data folders: wav.scp, and optionally `segments`, `text` and `utt2spk`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BESIDE = ("segments", "text", "utt2spk")
 
 
 class _Table:
-    """A table of "key value" lines, read in parallel with another; both sorted by `LC_ALL=C sort`, as in Kaldi."""
+    """A table of "key value" lines, read in parallel with a list; both sorted by `LC_ALL=C sort`, as in Kaldi."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -25,15 +25,15 @@ class _Table:
         self._wanted = b""
 
     def find(self, key: str) -> str | None:
-        """The value of a key, which must not precede the last one; None: the table lacks it.
+        """Return the value of a key, or None if the table lacks it. Keys must be looked up in order.
 
         Raises:
-            CorpusError: the table, or the list beside it, is not sorted.
+            CorpusError: the table or the list is not sorted.
         """
         wanted = _bytes(key)
         if wanted < self._wanted:
             raise CorpusError(
-                f"{self._path}: the list beside it is not sorted as by LC_ALL=C sort: {key!r} is too late"
+                f"{self._path}: the list next to it is not sorted by LC_ALL=C sort: {key!r} is out of order"
             )
         self._wanted = wanted
         while _bytes(self._key) < wanted:
@@ -42,14 +42,14 @@ class _Table:
                 return None
             before, (self._key, self._value) = self._key, _split(line)
             if _bytes(self._key) < _bytes(before):
-                raise CorpusError(f"{self._path}: is not sorted as by LC_ALL=C sort: {self._key!r} is too late")
+                raise CorpusError(f"{self._path}: not sorted by LC_ALL=C sort: {self._key!r} is out of order")
         return self._value if self._key == key else None
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Entries of a data folder, or of its wav.scp: one for each segment or, without segments, each recording.
+    """Read the entries of a data folder or its wav.scp: one for each segment or, without `segments`, each recording.
 
-    With segments the recordings are kept in memory; all other tables are read side by side.
+    With `segments`, wav.scp is kept in memory. All other tables are read in parallel.
 
     Raises:
         CorpusError: a table is not sorted.
@@ -81,21 +81,21 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def files(list_path: str) -> list[str]:
-    """The files of a data folder: wav.scp first, then those beside it that are there."""
+    """Return the files of a data folder: wav.scp, then the optional ones that exist."""
     recordings = join(list_path, "wav.scp") if os.path.isdir(list_path) else list_path  # noqa: PTH112
     beside = [join(parent(recordings), name) for name in _BESIDE]
     return [recordings, *(path for path in beside if os.path.isfile(path))]  # noqa: PTH113
 
 
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
-    """The files, each but the first after its name."""
+    """Yield the content of the files, with the name before each but the first."""
     for number, file in enumerate(files(list_path)):
         yield f"{base_name(file)}\n".encode() if number else b""
         yield from lines.content_of(file)
 
 
 def count(list_path: str) -> int:
-    """The number of segments or, without those, of recordings."""
+    """Return the number of segments or, without `segments`, of recordings."""
     found = files(list_path)
     segments = [file for file in found if base_name(file) == "segments"]
     return lines.count_lines((segments or found)[0])
@@ -106,7 +106,7 @@ def _bytes(key: str) -> bytes:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """Key and value of a line."""
+    """Split a line into key and value."""
     key, *value = line.split(maxsplit=1)
     return key, value[0] if value else ""
 

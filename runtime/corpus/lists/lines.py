@@ -1,6 +1,6 @@
-"""Lists with an entry on each line: WeNet's, NeMo's and Lhotse's objects of JSON, and paths.
+"""Lists with an entry per line: WeNet, NeMo and Lhotse lists (JSON objects), and paths.
 
-A line that cannot be understood becomes an unreadable entry.
+A line that cannot be parsed becomes an unreadable entry.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _PIECE = 1 << 20
 
 
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
-    """Numbers and contents of the lines of a text file, compressed by gzip or not, without those that are blank.
+    """Return numbers and contents of the lines of a text file, without blank ones. The file may be gzip.
 
-    Names of files need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`.
+    File names need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`.
 
     Raises:
         CorpusError: the file cannot be read.
@@ -35,26 +35,26 @@ def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
 
 
 def count_lines(list_path: str) -> int:
-    """The number of lines that are not blank."""
+    """Return the number of lines that are not blank."""
     return sum(1 for _ in read_lines(list_path))
 
 
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
-    """The content of a file; OSError: it cannot be read."""
+    """Yield the content of a file; raise OSError if it cannot be read."""
     with open_binary(list_path) as stream:
         while piece := stream.read(_PIECE):
             yield piece
 
 
 def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry]:
-    """Entries from lines; a line that cannot be understood becomes an `Unreadable` one, named by its number.
+    """Yield the entries of lines. A line that cannot be parsed becomes an `Unreadable` entry, named by its number.
 
     Args:
         list_path: the file.
-        parse: from a line to an entry; raises ValueError with what was found and expected.
+        parse: parses a line; raises ValueError with what was found and expected.
 
     Raises:
-        CorpusError: already the first line cannot be understood: it is a list of another kind.
+        CorpusError: the first line cannot be parsed, so the list has another format.
     """
     is_first = True
     for number, line in read_lines(list_path):
@@ -70,7 +70,7 @@ def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry
 
 
 def json_record(line: str) -> Record:
-    """The fields of the JSON object in a line; raises ValueError for anything else."""
+    """Parse the JSON object in a line; raise ValueError for anything else."""
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -79,7 +79,7 @@ def json_record(line: str) -> Record:
 
 
 def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Entries of a list of paths, each perhaps with a transcript after a tab; the path as written is the key."""
+    """Read a list of paths, each optionally followed by a tab and a transcript. The path as written is the key."""
 
     def parse(line: str) -> Entry:
         path, tab, transcript = line.partition("\t")
@@ -90,7 +90,7 @@ def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Entries of a data.list of the kind "raw": `key`, `wav`, `txt`, perhaps `start` and `end` in seconds."""
+    """Read a WeNet data.list of the type "raw": `key`, `wav`, `txt`, and optionally `start` and `end` in seconds."""
 
     def parse(line: str) -> Entry:
         record = json_record(line)
@@ -110,9 +110,9 @@ def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Entries of a NeMo list; they keep all fields, since NeMo's tools expect them in the output.
+    """Read a NeMo list. Entries keep all fields, since NeMo's tools expect them in the output.
 
-    NeMo has no keys: the path as written is the key, with "#offset" where the line is a part of a file.
+    NeMo has no keys. The path as written is the key, with "#offset" if the line is part of a file.
     """
 
     def parse(line: str) -> Entry:
@@ -124,7 +124,7 @@ def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
             key=path if offset is None else f"{path}#{record.value('offset')}",
             source=options.source(path, list_path),
             start=start,
-            # Without an offset the duration describes the file, and is rounded: nothing is to be cut off.
+            # Without an offset, the duration is the rounded length of the file, and cutting there could lose audio.
             end=None if duration is None or offset is None else start + duration,
             duration=duration,
             text=record.label("text"),
@@ -136,21 +136,21 @@ def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Entries of cuts, read without lhotse: parts of recordings, not mixed or transformed.
+    """Read Lhotse cuts, without lhotse. Mixed or transformed cuts are not supported.
 
-    Supervisions of one cut are joined in their order.
+    The texts of several supervisions of a cut are joined in order.
     """
 
     def parse(line: str) -> Entry:
         record = json_record(line)
         if "tracks" in record:
-            raise record.wrong("type", record.value("type"), "that of a cut that is not mixed")
+            raise record.wrong("type", record.value("type"), "a cut that is not mixed")
         recording = record.record("recording")
         if recording.value("transforms"):
             raise recording.wrong("transforms", recording.value("transforms"), "empty: only lhotse can compute them")
         sources = recording.records("sources")
         if len(sources) != 1:
-            raise recording.wrong("sources", recording.value("sources"), "a list of one")
+            raise recording.wrong("sources", recording.value("sources"), "a list with one element")
         (source,) = sources
         channel = record.value("channel")
         start, duration = record.seconds("start") or 0.0, record.seconds("duration")
@@ -189,13 +189,13 @@ class Recording:
 
 
 def read_recordings(file: str | os.PathLike[str]) -> list[Recording]:
-    """Recordings for measurements, from a text file with lines of "path<TAB>transcript" relative to its folder.
+    """Read recordings for measurements from a text file with lines of "path<TAB>transcript".
 
-    A folder is the list of all recordings in it, whose transcripts are empty.
+    Paths are relative to the folder of the file. A folder stands for all recordings in it, with empty transcripts.
 
     Raises:
-        AudioError: the folder has no recordings.
-        CorpusError: the file cannot be read, or a line is malformed; names file and line.
+        AudioError: the folder contains no recordings.
+        CorpusError: the file cannot be read, or a line is malformed; the message names file and line.
     """
     path = Path(file)
     if path.is_dir():

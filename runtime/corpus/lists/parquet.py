@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face stores data sets: `audio` with bytes or a path, and a transcript. Needs pyarrow."""
+"""Parquet files of Hugging Face data sets: `audio` with bytes or a path, and a transcript. Needs pyarrow."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from u2moe.runtime.corpus.storage import open_binary
 from u2moe.runtime.errors import CorpusError
 
 _ROWS = 16
-"""Rows that are in memory at once, with their audio."""
+"""Number of rows, with their audio, that are in memory at once."""
 _TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text")
 _KEYS = ("key", "id", "segment_id")
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Entries of a Parquet file; without a column `key`, `id` or `segment_id` the number of the row is the key.
+    """Yield the entries of a Parquet file. Without a column `key`, `id` or `segment_id`, the row number is the key.
 
     Raises:
-        CorpusError: it is no Parquet file, or has no column `audio`.
+        CorpusError: the file is not Parquet, or has no column `audio`.
     """
     import pyarrow as pa  # noqa: PLC0415 - an extra
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -37,7 +37,7 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def count_rows(list_path: str) -> int:
-    """The number of rows, from the end of the file."""
+    """Return the number of rows, read from the end of the file."""
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     with open_binary(list_path) as stream:
@@ -70,4 +70,4 @@ def _source(audio: Any, key: str, list_path: str, options: ListOptions) -> Audio
         return AudioBytes(content=audio["bytes"], name=f"{list_path}: {audio.get('path') or key}")
     if isinstance(audio, Mapping) and isinstance(audio.get("path"), str):
         return options.source(audio["path"], list_path)
-    return Unreadable(error=f"{list_path}: {key}: audio holds neither bytes nor a path")
+    return Unreadable(error=f"{list_path}: {key}: audio contains neither bytes nor a path")

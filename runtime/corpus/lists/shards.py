@@ -1,4 +1,4 @@
-"""WeNet's shards: tar archives with KEY.wav (or another suffix) and KEY.txt side by side, and lists of those."""
+"""WeNet's shards: tar archives of pairs of KEY.wav (or another suffix) and KEY.txt, and lists of archives."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _LONGEST_TEXT = 1 << 20
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Entries of an archive, or of all archives in a list. Nothing is unpacked: audio is read where it lies.
+    """Yield the entries of an archive, or of all archives in a list. Nothing is unpacked: audio is read in place.
 
-    Members that are links, devices or folders are passed over. An archive that breaks off becomes an `Unreadable`
-    entry after those before.
+    Links, devices and folders are skipped. If an archive is damaged, its readable entries are followed by an
+    `Unreadable` one.
     """
     for archive in archives(list_path, options):
         yield from _members(archive)
 
 
 def archives(list_path: str, options: ListOptions) -> Iterator[str]:
-    """The archives of a list: itself, or those that it lists."""
+    """Yield the archives of a list: the list itself if it is an archive, or the archives that it names."""
     if is_archive(list_path):
         yield list_path
         return
@@ -37,13 +37,13 @@ def archives(list_path: str, options: ListOptions) -> Iterator[str]:
 
 
 def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
-    """Names and sizes of the archives."""
+    """Yield names and sizes of the archives."""
     for archive in archives(list_path, options):
         yield f"{base_name(archive)} {size_of(archive)}\n".encode("utf-8", "surrogateescape")
 
 
 def is_archive(path: str) -> bool:
-    """Whether a name is that of a tar archive."""
+    """Return whether a file name is that of a tar archive."""
     return path.lower().endswith(ARCHIVE_SUFFIXES)
 
 
@@ -54,15 +54,15 @@ def _members(archive: str) -> Iterator[Entry]:
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise CorpusError(f"{archive}: no such file") from error
-        message = f"{archive}: cannot be read to its end as a tar archive: {error}"
+        message = f"{archive}: cannot be read completely as a tar archive: {error}"
         yield Entry(key=base_name(archive), source=Unreadable(error=message))
 
 
 def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
-    """Members that follow each other and differ only in their suffixes are one entry."""
+    """Yield the entries of an archive. Consecutive members that differ only in their suffixes form one entry."""
     stem, source, text = "", None, None
     for member in tar:
-        tar.members.clear()  # type: ignore[attr-defined]  # which would otherwise grow with the archive
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members otherwise
         if not member.isreg():
             continue
         name, _, suffix = member.name.rpartition(".")
@@ -84,5 +84,5 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _entry(archive: str, stem: str, source: TarMember | None, text: str | None) -> Entry:
-    missing = Unreadable(error=f"{archive}: {stem}: holds no audio file of this name")
+    missing = Unreadable(error=f"{archive}: {stem}: contains no audio file of this name")
     return Entry(key=stem, source=source or missing, text=text)

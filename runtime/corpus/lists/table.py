@@ -1,4 +1,4 @@
-"""The table of list formats, their detection, and the digest that identifies a list."""
+"""The table of list formats, format detection, and the digest that identifies a list."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from u2moe.runtime.validation import checked_options, refused_as
 
 @dataclass(frozen=True, kw_only=True)
 class ListFormat:
-    """One kind of list.
+    """A format of lists.
 
     Attributes:
-        read: yields the entries, given path and options; memory does not grow with their number.
-        description: what it is, for people.
-        content: what it lists, in bytes that are the list's identity.
-        count: the number of entries, if it can be known before they are read.
-        field: a field that the JSON objects of its lines have, by which it is recognised.
+        read: yields the entries, from path and options. Memory does not grow with their number.
+        description: description for help texts.
+        content: yields bytes that identify the list.
+        count: returns the number of entries, or None if they have to be read first.
+        field: a field of the JSON objects in its lines that identifies the format.
     """
 
     read: Callable[[str, ListOptions], Iterator[Entry]]
@@ -43,43 +43,43 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
         "shards": ListFormat(
             read=shards.read,
             content=shards.content_of,
-            count=lambda _: None,  # the members of all archives have to be read for it
-            description="a tar shard of WeNet's, or a list of them",
+            count=lambda _: None,  # counting requires reading all archives
+            description="a WeNet tar shard, or a list of them",
         ),
         "kaldi": ListFormat(
             read=kaldi.read,
             content=kaldi.content_of,
             count=kaldi.count,
-            description="a data folder of Kaldi's, or its wav.scp",
+            description="a Kaldi data folder, or its wav.scp",
         ),
         "lhotse": ListFormat(read=lines.read_lhotse, field="recording", description="Lhotse's cuts"),
         "parquet": ListFormat(
             read=parquet.read,
             count=parquet.count_rows,
-            description="Parquet as of Hugging Face's data sets (audio, text)",
+            description="Parquet of Hugging Face data sets (audio, text)",
         ),
         "folder": ListFormat(
             read=folder.read, content=folder.content_of, count=folder.count, description="a folder of audio files"
         ),
-        "paths": ListFormat(read=lines.read_paths, description="a path for each line, perhaps with tab and transcript"),
+        "paths": ListFormat(read=lines.read_paths, description="a path per line, optionally with tab and transcript"),
     }
 )
-"""The formats of lists by name. A new format is a file with a generator, and a line here."""
+"""The list formats by name. To add one, write a module with a generator, and add a line here."""
 
 
 def read_utterances(
     list_path: str | os.PathLike[str], *, file_format: str | None = None, options: ListOptions | None = None
 ) -> Iterator[Entry]:
-    """The entries of a list, as a stream.
+    """Read the entries of a list, as a stream.
 
     Args:
         list_path: a file, folder or URL.
         file_format: one of `FORMATS`; None: detected from the name and the first line.
-        options: how to interpret its entries.
+        options: how to interpret the entries.
 
     Raises:
-        CorpusError: it cannot be read, or is no list of this format. A later line that cannot be understood is
-            an entry whose source is `Unreadable`.
+        CorpusError: the list cannot be read, or has another format. A later line that cannot be parsed is an entry
+            whose source is `Unreadable`.
     """
     path, options = os.fspath(list_path), checked_options("options", options, ListOptions())
     entries = FORMATS[file_format or find_format(path)].read(path, options)
@@ -89,10 +89,10 @@ def read_utterances(
 
 
 def find_format(list_path: str) -> str:
-    """The name of a list's format.
+    """Detect the format of a list, and return its name.
 
     Raises:
-        CorpusError: it cannot be read, or is empty or of no known format.
+        CorpusError: the list cannot be read, is empty, or has no known format.
     """
     if os.path.isdir(list_path):  # noqa: PTH112
         return "kaldi" if os.path.isfile(os.path.join(list_path, "wav.scp")) else "folder"  # noqa: PTH113, PTH118
@@ -104,7 +104,7 @@ def find_format(list_path: str) -> str:
     if not line:
         raise CorpusError(f"{list_path}: lists no recordings")
     if "\0" in line:
-        raise CorpusError(f"{list_path}: is no list of recordings, but a binary file, such as a recording itself")
+        raise CorpusError(f"{list_path}: not a list of recordings, but a binary file, perhaps a recording")
     if not line.startswith("{"):
         if base_name(list_path).endswith(".scp"):
             return "kaldi"
@@ -114,14 +114,14 @@ def find_format(list_path: str) -> str:
         for name, known in FORMATS.items():
             if known.field is not None and known.field in record:
                 return name
-        if "tracks" in record:  # a mixed cut, which is refused with its reason
+        if "tracks" in record:  # a mixed cut, which `read_lhotse` refuses with a reason
             return "lhotse"
         expected = ", ".join(f"{known.field} ({name})" for name, known in FORMATS.items() if known.field is not None)
-        raise ValueError(f"the fields must have one of {expected}, got {', '.join(record.values):.80}")
+        raise ValueError(f"the fields must include one of {expected}, got {', '.join(record.values):.80}")
 
 
 def digest(list_path: str, file_format: str, options: ListOptions) -> str:
-    """SHA-256 of what a list lists: the contents of its files, with the sizes of shards.
+    """Return the SHA-256 of the content of a list: its files, or the names and sizes of shards.
 
     Raises:
         CorpusError: one of its files cannot be read.

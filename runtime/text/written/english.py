@@ -14,17 +14,17 @@ MONTHS = (
     "december",
 )  # fmt: skip
 _VERBS = ("march", "may")
-"""Months that are more often something else, unless an ordinal follows."""
+"""Month names that usually mean something else, unless an ordinal follows."""
 _CURRENCIES = {"dollar": "$", "dollars": "$", "euro": "\u20ac", "euros": "\u20ac"}
 _WITHIN = ("and", "point", "of", "hundred", "thousand", "million", "billion", "trillion", "p", *_CURRENCIES)
-"""Words with which no rule begins, and after which one may go on."""
+"""Words that begin no rule, but may continue one."""
 _AFTER_DATES = (
     "", "and", "or", "but", "so", "then", "at", "on", "in", "to", "from", "until", "till", "by", "for", "with", "as",
     "the", "i", "you", "he", "she", "it", "we", "they", "this", "that", "there", "is", "was", "will", "would", "if",
     "when", "because", "before", "after", "today", "tonight", "tomorrow", "yesterday", "please", "monday", "tuesday",
     "wednesday", "thursday", "friday", "saturday", "sunday",
 )  # fmt: skip
-"""Words that may follow a date or a time, but are nothing that is counted; the empty one is the end."""
+"""Words that may follow a date or time, and cannot be counted. The empty word is the end of the text."""
 _COUNTED = ("percent", "cent", "cents", "degrees", *_CURRENCIES)
 _HALVES = ("half", "quarter", "quarters")
 _PLURALS = (
@@ -44,11 +44,11 @@ class Written(NamedTuple):
 
 
 Rule = Callable[[Sequence[str], int], list[Written] | None]
-"""Converts the spoken words from a position on; None: the rule does not apply."""
+"""Converts the spoken words from a position; None: the rule does not apply."""
 
 
 def write(words: Sequence[str]) -> list[Written]:
-    """Written words for spoken ones in small letters. Every spoken word is part of exactly one, in order."""
+    """Convert spoken words in lower case to written words. Every spoken word is part of exactly one, in order."""
     written: list[Written] = []
     place = 0
     while place < len(words):
@@ -59,9 +59,9 @@ def write(words: Sequence[str]) -> list[Written]:
 
 
 def num_settled(words: Sequence[str]) -> int:
-    """How many of the spoken words are written as they are now, whatever follows.
+    """Return how many of the spoken words are written the same way whatever follows.
 
-    Rules read words of numbers, dates and amounts up to the first other word: before it, all is decided.
+    Rules read words of numbers, dates and amounts up to the first other word. Before that word, the result is final.
     """
     begin = len(words)
     while begin and _is_read_on(words[begin - 1]):
@@ -72,12 +72,12 @@ def num_settled(words: Sequence[str]) -> int:
 
 
 def _is_read_on(word: str) -> bool:
-    """Whether a rule that reads a word may read the next, too."""
+    """Return whether a rule that reads a word may also read the next one."""
     return _is_number((word,), 0) or word in MONTHS or word in _WITHIN or word == "a" or bool(ordinal((word,), 0))
 
 
 def _date(words: Sequence[str], place: int) -> list[Written] | None:
-    """Month, day and perhaps year: "may fifth twenty twenty six" -> "may 5, 2026"."""
+    """Convert month, day and optional year: "may fifth twenty twenty six" -> "may 5, 2026"."""
     month = words[place]
     if month not in MONTHS:
         return None
@@ -96,14 +96,14 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _day(words: Sequence[str], place: int) -> tuple[int, int] | None:
-    """A day of the month as "twenty five", unless it counts what follows: "in june two people"."""
+    """Read a day of the month such as "twenty five", unless it counts the next word: "in june two people"."""
     found = below_hundred(words, place)
     is_day = found and (word_at(words, found[1]) in _AFTER_DATES or _year(words, found[1]))
     return found if is_day else None
 
 
 def _time(words: Sequence[str], place: int) -> list[Written] | None:
-    """A time with a.m., p.m. or o'clock after it, or a word such as "at" before it and minutes."""
+    """Convert a time before a.m., p.m. or o'clock, or one with minutes after a word such as "at"."""
     hour = below_hundred(words, place)
     if hour is None or not 1 <= hour[0] <= 12:
         return None
@@ -121,7 +121,7 @@ def _time(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
-    """Minutes as in ":30", and the place after; empty without minutes."""
+    """Read minutes as ":30"; return them and the position after them. Empty if there are none."""
     if word_at(words, place) == "oh" and word_at(words, place + 1) in UNITS:
         return f":0{UNITS[words[place + 1]]}", place + 2
     found = below_hundred(words, place)
@@ -129,7 +129,7 @@ def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
 
 
 def _half_of_day(words: Sequence[str], place: int) -> tuple[str, int]:
-    """Whether "a.m." or "p.m." follows, spelled or as a word, and the place after; empty if neither is there."""
+    """Read "a.m." or "p.m.", spelled or as a word; return it and the position after it. Empty if there is none."""
     for letter in "ap":
         if word_at(words, place) in (f"{letter}m", f"{letter}.m."):
             return f"{letter}.m.", place + 1
@@ -139,20 +139,20 @@ def _half_of_day(words: Sequence[str], place: int) -> tuple[str, int]:
 
 
 def _year(words: Sequence[str], place: int) -> tuple[int, int] | None:
-    """A year, also as "two thousand five" or "nineteen hundred"."""
+    """Read a year, also in the form "two thousand five" or "nineteen hundred"."""
     found = year(words, place) or cardinal(words, place)
     is_year = found is not None and 1000 <= found[0] <= 2999 and word_at(words, place) != "a"
     return found if is_year else None
 
 
 def _spoken_year(words: Sequence[str], place: int) -> list[Written] | None:
-    """A year in two halves."""
+    """Convert a year in two halves."""
     found = year(words, place)
     return None if found is None or _goes_on(words, found[1]) else [Written(str(found[0]), place, found[1])]
 
 
 def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
-    """Numbers with a decimal point, and what follows them: currency, percent, million."""
+    """Convert a number, perhaps with a decimal point, and a currency, percent or scale after it."""
     before = word_at(words, place - 1)
     found = cardinal(words, place, with_and=before != "between")
     if found is None:
@@ -184,7 +184,7 @@ def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
-    """A number in digits, with the digits after "point" if there are any, and the place after."""
+    """Return a number in digits, with the decimals after "point", if any, and the position after it."""
     if word_at(words, end) != "point":
         return f"{number:,}" if number >= 10_000 else str(number), end
     spoken = digits(words, end + 1)
@@ -198,7 +198,7 @@ def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
 
 
 def _scaled(words: Sequence[str], place: int, number: int, text: str, end: int) -> tuple[str, str, int]:
-    """Scale, digits and their end: "million" and "2" for "two million", but all digits where a number needs them."""
+    """Return scale, digits and their end: "million" and "2" for "two million"; "" if all digits are needed."""
     scale = words[end - 1]
     if scale in SCALES and scale != "thousand" and number % SCALES[scale] == 0 and end - 1 > place:
         return scale, f"{number // SCALES[scale]:,}", end - 1
@@ -206,10 +206,10 @@ def _scaled(words: Sequence[str], place: int, number: int, text: str, end: int) 
 
 
 def _money(words: Sequence[str], place: int, text: str, end: int, scale: str) -> list[Written]:
-    """An amount, with cents if they follow."""
+    """Convert an amount of money, with cents if they follow."""
     after = end + bool(scale)
     sign = _CURRENCIES[words[after]]
-    if scale:  # the currency goes with the sign, but the words stay in order
+    if scale:  # the sign replaces the currency, and the words stay in order
         return [Written(f"{sign}{text}", place, end), Written(scale, end, after + 1)]
     following = after + 1 + (word_at(words, after + 1) == "and")
     cents = below_hundred(words, following)
@@ -223,7 +223,7 @@ def _money(words: Sequence[str], place: int, text: str, end: int, scale: str) ->
 
 
 def _digits(words: Sequence[str], place: int) -> list[Written] | None:
-    """Digits that are spoken one by one, as those of a telephone number."""
+    """Convert digits spoken one by one, such as a telephone number."""
     found = digits(words, place)
     if not found or len(found[0]) < _FEWEST_DIGITS:
         return None
@@ -231,7 +231,7 @@ def _digits(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
-    """Ordinals from tenth on, and smaller ones before "of" and a month."""
+    """Convert ordinals from tenth, and smaller ones before "of" and a month."""
     found = ordinal(words, place)
     if found is None:
         return None
@@ -244,7 +244,7 @@ def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
-    """The words of numbers from a place on, or up to `end`: which of them belong together is not known."""
+    """Keep the number words from a position, or up to `end`, because their grouping is ambiguous."""
     if not end:
         end = place + 1
         while _is_number(words, end):
@@ -253,7 +253,7 @@ def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
 
 
 def _goes_on(words: Sequence[str], place: int) -> bool:
-    """Whether a number goes on after what was read of it; an "oh" only with a number after it."""
+    """Return whether a number continues at a position. An "oh" continues it only before another number."""
     return _is_number(words, place) and (words[place] != "oh" or _is_number(words, place + 1))
 
 
@@ -263,7 +263,7 @@ def _is_number(words: Sequence[str], place: int) -> bool:
 
 
 RULES: tuple[Rule, ...] = (_date, _time, _spoken_year, _digits, _ordinal, _quantity)
-"""All rules; the first that applies counts."""
+"""All rules. The first that applies wins."""
 
 
 _UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -281,18 +281,18 @@ _IRREGULAR = {
 }  # fmt: skip
 _ZEROS = ("zero", "oh")
 _MOST_WORDS = 20
-"""Words of an ordinal: of numbers below a billion, with "and"."""
+"""Most words of an ordinal: numbers below a billion, with "and"."""
 
 Found = tuple[int, int] | None
 
 
 def word_at(words: Sequence[str], place: int) -> str:
-    """The word at a place; an empty one after the last."""
+    """Return the word at a position, or "" outside the text."""
     return words[place] if 0 <= place < len(words) else ""
 
 
 def below_hundred(words: Sequence[str], place: int) -> Found:
-    """A number from 1 to 99."""
+    """Read a number from 1 to 99."""
     word = word_at(words, place)
     if word in TENS:
         unit = UNITS.get(word_at(words, place + 1), 0)
@@ -302,7 +302,7 @@ def below_hundred(words: Sequence[str], place: int) -> Found:
 
 
 def cardinal(words: Sequence[str], place: int, *, with_and: bool = True) -> Found:
-    """A number from 0: "two thousand five hundred and six", "a hundred", "zero"; or without "and" in it."""
+    """Read a number from 0, optionally with "and": "two thousand five hundred and six", "a hundred", "zero"."""
     if word_at(words, place) == "zero":
         return 0, place + 1
     total, scale, end = 0, 10**15, None
@@ -323,7 +323,7 @@ def cardinal(words: Sequence[str], place: int, *, with_and: bool = True) -> Foun
 
 
 def ordinal(words: Sequence[str], place: int) -> Found:
-    """A number from 1 as in "twenty first" or "hundredth"; also without a number before: "third"."""
+    """Read an ordinal such as "twenty first" or "hundredth", also without a number before: "third"."""
     for end in range(min(len(words), place + _MOST_WORDS), place, -1):
         last = _of_ordinal(words[end - 1])
         if last is None:
@@ -340,7 +340,7 @@ def ordinal(words: Sequence[str], place: int) -> Found:
 
 
 def digits(words: Sequence[str], place: int) -> tuple[str, int] | None:
-    """Digits that are spoken one by one, at least two: "oh five", "one two three"; "oh" alone is none."""
+    """Read at least two digits spoken one by one: "oh five", "one two three". Only "oh" is not enough."""
     found, end = "", place
     while (word := word_at(words, end)) in UNITS or word in _ZEROS:
         found += str(UNITS.get(word, 0))
@@ -350,7 +350,7 @@ def digits(words: Sequence[str], place: int) -> tuple[str, int] | None:
 
 
 def year(words: Sequence[str], place: int) -> Found:
-    """A year from 1300 to 2099 in two halves: "nineteen eighty four", "twenty oh five"."""
+    """Read a year from 1300 to 2099 in two halves: "nineteen eighty four", "twenty oh five"."""
     first = below_hundred(words, place)
     if first is None or not 13 <= first[0] <= 20:
         return None
@@ -362,13 +362,13 @@ def year(words: Sequence[str], place: int) -> Found:
 
 
 def suffixed(number: int) -> str:
-    """An ordinal in digits: 21 -> "21st"."""
+    """Return an ordinal in digits: 21 -> "21st"."""
     suffix = "th" if 10 <= number % 100 < 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{suffix}"
 
 
 def _group(words: Sequence[str], place: int, *, with_and: bool) -> Found:
-    """A number from 1 to 9999 without thousands: "five hundred and six", "nineteen hundred", "a" before hundred."""
+    """Read a number from 1 to 9999 without thousands: "five hundred and six", "nineteen hundred", "a hundred"."""
     following = word_at(words, place + 1)
     if word_at(words, place) == "a" and (following == "hundred" or following in SCALES):
         found: Found = (1, place + 1)
@@ -378,12 +378,12 @@ def _group(words: Sequence[str], place: int, *, with_and: bool) -> Found:
         return found
     number, end = 100 * found[0], found[1] + 1
     rest = below_hundred(words, end + (with_and and word_at(words, end) == "and"))
-    # not the beginning of another number: "five hundred and six hundred"
+    # unless it begins another number: "five hundred and six hundred"
     return (number + rest[0], rest[1]) if rest and word_at(words, rest[1]) != "hundred" else (number, end)
 
 
 def _of_ordinal(word: str) -> str | None:
-    """The cardinal of the last word of an ordinal."""
+    """Return the cardinal of the last word of an ordinal."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if word.endswith("ieth") and word[:-4] + "y" in TENS:

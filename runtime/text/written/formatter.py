@@ -1,4 +1,4 @@
-"""Formats results for reading: numbers as digits, and in English sentence case. Keeps scores and times."""
+"""Formatting results for reading: numbers as digits and, in English, sentence case. Scores and times are kept."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LANGUAGES = ("en", "zh", "ja")
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """How results are written.
+    """How to write results.
 
     Attributes:
-        language: language of the text; "zh" and "ja" need the extra `written`, and change only numbers.
-        numbers: numbers, times, dates and money as digits.
-        casing: small letters for text in capitals, which remain where sentences begin and in words of a list.
-        capitalized: further words and phrases with capitals, as they are written.
+        language: language of the text. "zh" and "ja" need the extra `written`, and change only numbers.
+        numbers: whether to write numbers, times, dates and money with digits.
+        casing: whether to change text in capitals to sentence case. Listed words keep their capitals.
+        capitalized: further words and phrases with capitals, as they should be written.
     """
 
     language: str = option("choice", "en", choices=LANGUAGES)
@@ -48,12 +48,16 @@ class TextFormat:
 
 @lru_cache(maxsize=16)
 def formatter_of(text_format: TextFormat) -> TextFormatter:
-    """The formatter of a format; streams with the same format share it."""
+    """Return the formatter of a format. Streams with the same format share it."""
     return TextFormatter(text_format)
 
 
 class TextFormatter:
-    """Writes results in a format; ModuleNotFoundError: that of a language needs a package that is not installed."""
+    """Writes results in a format.
+
+    Raises:
+        ModuleNotFoundError: the language needs a package that is not installed.
+    """
 
     def __init__(self, text_format: TextFormat | None = None) -> None:
         self.format = checked_options("text_format", text_format, TextFormat())
@@ -62,7 +66,7 @@ class TextFormatter:
         self._grammars = Grammars(self.format.language) if has_grammars else None
 
     def text(self, text: str) -> str:
-        """A formatted text."""
+        """Format a text."""
         if self.format.language != "en":
             for part in reversed(self._replaced(text)):
                 text = text[: part.start] + part.text + text[part.end :]
@@ -71,14 +75,14 @@ class TextFormatter:
         return " ".join(part.text for part in self._written(spoken)) if _is_english(spoken) else text
 
     def result(self, result: Result, vocabulary: Vocabulary | None = None) -> Result:
-        """A result with formatted texts and words.
+        """Format the texts and words of a result.
 
-        A written word has the span and the lowest confidence of the spoken words that it replaces. Tokens, their times,
-        and scores are unchanged. Words stay committed that are written alike whatever follows.
+        A written word has the span and the lowest confidence of the spoken words that it replaces. Tokens, their
+        times, and scores are unchanged. Words stay committed if no later words can change how they are written.
 
         Args:
             result: the result.
-            vocabulary: of the model, if the result is a partial one; None: all its text is in capital letters.
+            vocabulary: the model's vocabulary, if the result is partial; None: upper-case text in a script with spaces.
         """
         nbest: dict[str, Alternative] = {}
         for alternative in result.nbest:
@@ -89,7 +93,7 @@ class TextFormatter:
             parts = self._replaced(result.text)
             covered = _covered(parts, result.text, [word.word for word in result.words])
             words, text = [_joined(part, result.words) for part in covered], self.text(result.text)
-            # Any number may go on.
+            # Any number may continue.
             committed, num = (text, len(words)) if result.is_final else ("", 0)
             return dataclasses.replace(result, text=text, words=words, committed=committed, num_committed=num)
         spoken = result.text.split()
@@ -108,13 +112,13 @@ class TextFormatter:
         return self._grammars.replaced(text) if self._grammars else []
 
     def transcript(self, transcript: Transcript) -> Transcript:
-        """A transcript with formatted segments."""
+        """Format the segments of a transcript."""
         segments = [self.result(segment) for segment in transcript.segments]
         text = join_texts([segment.text for segment in segments if segment.text])
         return dataclasses.replace(transcript, text=text, segments=segments)
 
     def _num_settled(self, spoken: Sequence[str], vocabulary: Vocabulary | None) -> int:
-        """How many written words of committed ones stay as they are, whatever follows."""
+        """Return how many written words of the committed ones no later words can change."""
         is_capital = self.format.casing and all(word == word.upper() for word in spoken)
         if vocabulary and (vocabulary.has_spaceless or (vocabulary.has_both_cases and is_capital)):
             return 0  # another script, or another letter case, may still follow
@@ -129,7 +133,7 @@ class TextFormatter:
         if not (self.format.casing and all(word == word.upper() for word in spoken)):
             return [part._replace(text=_kept(part, spoken)) for part in written]
         texts = self._casing.of([part.text for part in written])
-        for place, text in enumerate(texts):  # in a date also March and May are months
+        for place, text in enumerate(texts):  # in a date, March and May are also months
             is_before_day = texts[place + 1 : place + 2] and texts[place + 1][0].isdigit()
             is_after_day = place >= 2 and texts[place - 1] == "of" and texts[place - 2][0].isdigit()
             if text in MONTHS and (is_before_day or is_after_day):
@@ -138,7 +142,7 @@ class TextFormatter:
 
 
 def _covered(parts: Sequence[Replaced], text: str, spoken: Sequence[str]) -> Iterator[Written]:
-    """Words as they are written, given the parts of a text that are, and its spoken words."""
+    """Yield words as written, from the parts of a text that change and its spoken words."""
     position, places = 0, []
     for word in spoken:
         places.append(text.find(word, position))
@@ -152,20 +156,20 @@ def _covered(parts: Sequence[Replaced], text: str, spoken: Sequence[str]) -> Ite
 
 
 def _kept(part: Written, spoken: Sequence[str]) -> str:
-    """A written word, in the spoken letter case if it is unchanged."""
+    """Return a written word, in the spoken letter case if it is unchanged."""
     is_same = part.end == part.begin + 1 and part.text == spoken[part.begin].lower()
     return spoken[part.begin] if is_same else part.text
 
 
 def _joined(part: Written, words: Sequence[WordResult]) -> WordResult:
-    """A written word with the span of the spoken ones."""
+    """Return a written word with the span of the spoken ones."""
     own = words[part.begin : part.end]
     confidences = [word.confidence for word in own if word.confidence is not None]
     return WordResult(word=part.text, start=own[0].start, end=own[-1].end, confidence=min(confidences, default=None))
 
 
 def _is_english(words: Sequence[str]) -> bool:
-    """Whether none of the words is of a script without spaces."""
+    """Return whether no word contains characters of scripts without spaces."""
     return not any(stands_alone(character) for word in words for character in word)
 
 
@@ -173,7 +177,7 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 _MONTHS = (
     "January", "February", "April", "June", "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
-"""Without March and May, which are more often something else; in a date they are known by the day after."""
+"""Except March and May, which usually mean something else. In a date, the day identifies them."""
 _OTHERS = (
     "I", "I'm", "I've", "I'll", "I'd", "Christmas", "Easter", "English", "American", "British", "French", "German",
     "Spanish", "Chinese", "Japanese", "America", "Europe", "Africa", "Asia", "England", "Britain", "France", "Germany",
@@ -188,7 +192,7 @@ class Casing:
     """The letter case of words.
 
     Args:
-        phrases: words, or phrases of several words, as they are written: "Kowalski", "McDonald", "New York".
+        phrases: words or phrases as they should be written: "Kowalski", "McDonald", "New York".
     """
 
     def __init__(self, phrases: Iterable[str] = ()) -> None:
@@ -201,12 +205,12 @@ class Casing:
             listed.sort(key=len)
 
     def of(self, words: Sequence[str]) -> list[str]:
-        """Words in small letters with the capitals of a sentence."""
+        """Return lower-case words with the capitals of a sentence."""
         cased: list[str] = []
         small = [word.lower() for word in words]
         while len(cased) < len(words):
             place = len(cased)
-            for phrase in reversed(self._phrases.get(_bare(small[place]), [])):  # the longest, and of these the last
+            for phrase in reversed(self._phrases.get(_bare(small[place]), [])):  # longest first, then the last listed
                 following = small[place : place + len(phrase)]
                 if [word.lower() for word in phrase] == [*following[:-1], _bare(following[-1])]:
                     cased += [*phrase[:-1], phrase[-1] + words[place + len(phrase) - 1][len(phrase[-1]) :]]
@@ -218,7 +222,7 @@ class Casing:
         return cased
 
     def num_settled(self, words: Sequence[str]) -> int:
-        """How many of the words keep their letter case, whatever follows: those before the beginning of a phrase."""
+        """Return how many words keep their letter case whatever follows: those before the beginning of a phrase."""
         small = [word.lower() for word in words]
         for place, word in enumerate(small):
             rest = small[place:]
@@ -229,5 +233,5 @@ class Casing:
 
 
 def _bare(word: str) -> str:
-    """A word without the possessive."""
+    """Return a word without the possessive."""
     return word.removesuffix("'s")

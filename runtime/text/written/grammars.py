@@ -1,4 +1,4 @@
-"""Numbers, dates and money of Chinese and Japanese as people write them, by wetext's grammars (extra `written`)."""
+"""Written numbers, dates and money in Chinese and Japanese, by wetext's grammars (extra `written`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _AS_SPOKEN = {
     "zh": ("十分", "十有八九", "一千零一夜", "十一长假", "三百六十行"),
     "ja": ("十分", "八百屋", "七五三", "百人一首", "千葉", "百合"),
 }
-"""Words and names of which the grammars take numerals for numbers. (Of minutes, 十分 is part of a time.)"""
+"""Words and names in which the grammars mistake numerals for numbers. (As minutes, 十分 is part of a time.)"""
 _QUARTER = re.compile("点[一三]刻")
 
 
 class Replaced(NamedTuple):
-    """Characters `start` to `end` (exclusive) of a spoken text, and what is written for them."""
+    """Characters `start` to `end` (exclusive) of a spoken text, and their replacement."""
 
     start: int
     end: int
@@ -22,10 +22,14 @@ class Replaced(NamedTuple):
 
 
 class Grammars:
-    """What is written differently than it is spoken, in "zh" or "ja"; ModuleNotFoundError: wetext is not installed.
+    """Finds the parts of a text in "zh" or "ja" whose written form differs from the spoken one.
 
-    Left as spoken are single numerals (千葉), approximate numbers (五六个人), which GB/T 15835 wants in characters,
-    quarters of hours, which the grammars take for decimals, and some words and names.
+    Left as spoken are single numerals (千葉), approximate numbers (五六个人), quarters of hours, and some words and
+    names. GB/T 15835 wants approximate numbers in characters. The grammars mistake quarters of
+    hours for decimals.
+
+    Raises:
+        ModuleNotFoundError: wetext is not installed.
     """
 
     def __init__(self, language: str) -> None:
@@ -35,15 +39,15 @@ class Grammars:
         self._as_spoken = re.compile("|".join(_AS_SPOKEN[language]))
 
     def replaced(self, text: str) -> list[Replaced]:
-        """The parts of a text that change, in order."""
+        """Return the parts of a text that change, in order."""
         kept = [found.span() for found in self._as_spoken.finditer(text)]
         parts: list[Replaced] = []
         for each in self._normalizer.normalize_with_mapping(text).mappings:
             start, end, spoken, written = each.input_start, each.input_end, each.input_text, each.output_text
-            if each.token_type == "time":  # noqa: S105 - the mapping fills hours and seconds with zeros
+            if each.token_type == "time":  # noqa: S105 - the mapping pads with zeros
                 written = self._normalizer.normalize(spoken)
             is_number = end - start > 1 and "~" not in written and not _QUARTER.search(spoken)
             if is_number and not any(first <= start and end <= last for first, last in kept):
-                is_next = parts and parts[-1].end == start and parts[-1].text[-1].isalnum()  # as a time after a date
+                is_next = parts and parts[-1].end == start and parts[-1].text[-1].isalnum()  # a time after a date
                 parts.append(Replaced(start, end, f" {written}" if is_next else written))
         return parts
