@@ -1,4 +1,4 @@
-"""Quantization that understands mixtures of experts: one bundle in, another out. Needs onnx, never torch."""
+"""Quantization of bundles with mixtures of experts. Needs onnx, but not torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # loaded on first use: the command line imports this package for its sub-commands' arguments, without onnx
+    # imported on first use: the command line reads this package's arguments without loading onnx
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

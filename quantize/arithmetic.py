@@ -11,19 +11,19 @@ Float = npt.NDArray[np.float32]
 WEIGHT_LEVELS = 127
 """Weights in int8 are integers from -WEIGHT_LEVELS to WEIGHT_LEVELS."""
 ACTIVATION_LEVELS = 127
-"""Activations are uint8 around `ACTIVATION_ZERO`; the largest magnitude is this far from it."""
+"""Activations are uint8 values at most this far from `ACTIVATION_ZERO`."""
 ACTIVATION_ZERO = 128
-"""The uint8 that represents 0, in the middle of the range."""
+"""The uint8 value that represents 0."""
 POSITIVE_LEVELS = 255
-"""The largest uint8 for activations that are never negative, whose zero is 0: those of the front end."""
+"""Largest uint8 value of activations that are never negative (the front end's). Their zero point is 0."""
 NOTHING = 1e-30
-"""Weights up to this magnitude are treated as zeros: their scale would be subnormal."""
+"""Weights up to this magnitude become zero because their scale would be subnormal."""
 INT4_ZEROS = (6, 7, 8, 9)
-"""Zero point of a block of 4-bit weights, which are integers from 0 to 15."""
+"""Possible zero points of a block of 4-bit weights, whose integers range from 0 to 15."""
 
 
 class Int8(NamedTuple):
-    """A weight [in, out] as integers from -127 to 127 times the scale of their column.
+    """A weight [in, out]: integers from -127 to 127, times a scale per column.
 
     Attributes:
         integers: int8 [in, out].
@@ -35,13 +35,13 @@ class Int8(NamedTuple):
 
 
 class Int4(NamedTuple):
-    """A weight [in, out] in 4 bits, in blocks of rows. Each column has a scale, each of its blocks a step and a zero.
+    """A weight [in, out] in 4 bits. Columns are split into blocks of rows, each with its own step and zero point.
 
-    A weight is (integer - zero) * step * scale. Without the scale it fits in 8 bits, in which native kernels multiply.
+    A weight is (integer - zero) * step * scale. Without the scale it fits in int8, which the native kernels multiply.
 
     Attributes:
-        integers: uint8 [out, blocks, block_size / 2], the even row in the low half, as MatMulNBits reads them.
-        steps: uint8 [out, blocks], the step in the low half and the zero in the high half.
+        integers: uint8 [out, blocks, block_size / 2] in the layout of MatMulNBits: even rows in the low 4 bits.
+        steps: uint8 [out, blocks], the step in the low 4 bits and the zero point in the high 4 bits.
         scale: float32 [out].
     """
 
@@ -51,12 +51,13 @@ class Int4(NamedTuple):
 
 
 def int8_columns(weight: Float) -> Int8:
-    """A weight [in, out] with one scale per column (output channel).
+    """Quantize a weight [in, out] to int8 with one scale per column (output channel).
 
-    x86 without VNNI multiplies rows 2k and 2k + 1 by two uint8 at once and adds the products in 16 bits, which hold
-    255 * 128 but not 255 * 129. The scale therefore comes from the largest weight of the column or, if that is larger,
-    from the largest sum of such a pair: two roundings turn 127 into at most 128. Weights of 7 bits would also work,
-    with half as much error again; activations of 7 bits have the largest error.
+    x86 processors without VNNI multiply rows 2k and 2k + 1 together and add both products in 16 bits. The sum fits if
+    the two weights add up to at most 128; at 129 it may overflow. The scale is therefore derived from the largest
+    weight of the column or from the largest sum of such a pair, whichever is larger. Rounding both weights turns a sum
+    of 127 into at most 128. Alternatives are less exact: 7-bit weights have 50 % more error, 7-bit activations even
+    more.
 
     A column of zeros gets scale 1 and stays zero.
     """
@@ -66,22 +67,22 @@ def int8_columns(weight: Float) -> Int8:
 
 
 def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
-    """Symmetric int8 with one scale per row, for embeddings: [rows, dim] to integers and scales [rows, 1].
+    """Quantize embeddings [rows, dim] to symmetric int8; return integers and scales [rows, 1].
 
-    They are multiplied only by their scale, so there are no sums of pairs.
+    Embeddings are only multiplied by their scale, so sums of pairs cannot overflow.
     """
     integers, scale = _integers(weight.T, np.abs(weight).max(axis=1))
     return np.ascontiguousarray(integers.T), scale[:, np.newaxis]
 
 
 def _integers(weight: Float, largest: Float) -> tuple[npt.NDArray[np.int8], Float]:
-    """Integers and scales of columns, in which `largest` becomes `WEIGHT_LEVELS`."""
+    """Return integers and scales of columns such that `largest` becomes `WEIGHT_LEVELS`."""
     scale = np.where(largest > NOTHING, largest / WEIGHT_LEVELS, 1).astype(np.float32)
     return np.clip(np.rint(weight / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8), scale
 
 
 def int4_blocks(weight: Float, block_size: int) -> Int4:
-    """A weight [in, out] in 4 bits; the last block is padded with zeros."""
+    """Quantize a weight [in, out] to 4 bits. The last block is padded with zeros."""
     blocks = _blocks(weight, block_size)
     scale = int4_scale(weight, block_size)
     steps = int4_steps(blocks, scale[:, np.newaxis])
@@ -89,16 +90,16 @@ def int4_blocks(weight: Float, block_size: int) -> Int4:
 
 
 def int4_scale(weight: Float, block_size: int) -> Float:
-    """The scale of each column [out], with which no block of a weight [in, out] is clipped; 1 for columns of zeros."""
+    """Return the smallest scale per column [out] that clips no block of a weight [in, out]; 1 for columns of zeros."""
     ranges = np.min([_ranges(_blocks(weight, block_size), zero) for zero in INT4_ZEROS], axis=0)
     largest = ranges.max(axis=1)
     return np.where(largest > NOTHING, largest / _most(INT4_ZEROS[0]), 1).astype(np.float32)
 
 
 def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
-    """Steps and zeros with the smallest squared error for blocks [..., block_size] of columns with scales [...].
+    """Return steps and zero points with the least squared error for blocks [..., block_size] and scales [...].
 
-    Clipping the largest weights a little often pays off.
+    Smaller steps are tried too: clipping the largest weights slightly often reduces the error.
     """
     best = np.zeros(blocks.shape[:-1], np.uint8)
     least = np.full(best.shape, np.inf, np.float32)
@@ -113,35 +114,35 @@ def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
 
 
 def int4_integers(weights: Float, scale: Float, steps: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The integers, one a byte, that represent weights with these scales and steps."""
+    """Return the integers of weights for these scales and steps, one per byte."""
     integers: Float = np.clip(np.rint(weights / (scale * (steps & 15))) + (steps >> 4), 0, 15)
     return integers.astype(np.uint8)
 
 
 def restored_int4(integers: npt.NDArray[np.uint8], scale: Float, steps: npt.NDArray[np.uint8]) -> Float:
-    """The weights that integers, one a byte, represent with these scales and steps."""
+    """Return the weights that integers, one per byte, represent with these scales and steps."""
     weights: Float = (integers.astype(np.float32) - (steps >> 4)) * (scale * (steps & 15))
     return weights
 
 
 def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[np.uint8]:
-    """Integers [in, out] from 0 to 15 as in `Int4`."""
+    """Pack integers [in, out] from 0 to 15 into the layout of `Int4`."""
     return _packed(_blocks(integers, block_size))
 
 
 def _ranges(blocks: Float, zero: int) -> Float:
-    """The smallest steps with which the weights of blocks [..., block_size] fit around a zero, times their scale."""
+    """Return the smallest steps, times scale, that cover blocks [..., block_size] around a zero point."""
     ranges: Float = np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
     return ranges
 
 
 def _most(zero: int) -> int:
-    """The largest step with which all weights of a block fit in 8 bits."""
+    """Return the largest step for which all weights of a block fit in int8."""
     return min(15, 127 // max(zero, 15 - zero))
 
 
 def _blocks(values: npt.NDArray[Any], block_size: int) -> npt.NDArray[Any]:
-    """Rows of each column in blocks, the last of which is padded with zeros: [in, out] to [out, blocks, block_size]."""
+    """Split [in, out] into blocks [out, blocks, block_size]; the last block is padded with zeros."""
     rows, columns = values.shape
     num_blocks = -(-rows // block_size)
     padded = np.zeros((columns, num_blocks * block_size), values.dtype)
@@ -155,7 +156,7 @@ def _packed(integers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def from_int4_blocks(weight: Int4, rows: int) -> Float:
-    """The weights [rows, out] that a weight in 4 bits represents."""
+    """Return the weights [rows, out] that a 4-bit weight represents."""
     packed, steps, scale = weight
     integers = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
     blocks = restored_int4(integers, scale[:, np.newaxis, np.newaxis], steps[..., np.newaxis])
@@ -163,7 +164,7 @@ def from_int4_blocks(weight: Int4, rows: int) -> Float:
 
 
 def relative_error(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
-    """Norm of the difference over the norm of the reference; 0 when both are zeros."""
+    """Return the norm of the difference over the norm of the reference; 0 if both norms are zero."""
     size = float(np.linalg.norm(reference.astype(np.float64)))
     difference = float(np.linalg.norm(reference.astype(np.float64) - found))
     return difference / size if size > 0 else (0.0 if difference == 0 else np.inf)

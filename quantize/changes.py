@@ -1,4 +1,4 @@
-"""What a written bundle changes, in a few lines: how many tokens, which layers do most of it, and what repairs it."""
+"""Effects of quantization in a few lines: how many tokens change, which layers cause it, and how to reduce it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
 
 MOST = 0.1
-"""Share of tokens beyond which a bundle is taken for broken."""
+"""Share of changed tokens above which a bundle is considered broken."""
 MOST_NATS, FEWEST_TOKENS = 0.01, 10
-"""The same in nats a frame, where there are fewer tokens than this."""
+"""The same limit in nats per frame, used if there are fewer than this many tokens."""
 NUM_NAMED, MEASURED_FRAMES, HEARD_FRAMES = 3, 400, 1500
-"""Layers and recordings that are named, and feature frames on which layers are found; and those that are heard without
+"""Layers and recordings to name, feature frames on which layers are measured, and feature frames to recognise without
 a report."""
 CLIPS = DEMO_FOLDER / "clips"
-"""Recordings of the demo model, if it is installed."""
+"""The demo model's recordings, if it is installed."""
 NOISE_S, NUM_NOISES = 2, 3
-"""Seconds of a piece of noise, and pieces."""
+"""Duration of a noise signal in seconds, and number of signals."""
 
 
 def noise(manifest: Manifest) -> list[Array]:
-    """Features of noise that is loud and soft in turn, as speech is."""
+    """Return features of noise whose loudness varies like that of speech."""
     size = NOISE_S * manifest.features.sample_rate
     random, loudness = np.random.default_rng(0), 0.1 * np.abs(np.sin(np.arange(size) / size * 20))
     samples = (random.standard_normal((NUM_NOISES, size)) * loudness).astype(np.float32)
@@ -45,17 +45,17 @@ def noise(manifest: Manifest) -> list[Array]:
 def what_changes(
     models: tuple[Model, Model], features: Sequence[Array], files: Sequence[Path] = (), noisy: Sequence[Array] = ()
 ) -> dict[str, Any]:
-    """What the second model changes of the results of the first, as plain data.
+    """Measure how the results of the second model differ from those of the first, as plain data.
 
     Args:
-        models: in float32, and quantized.
-        features: of recordings or of noise.
-        files: the recordings, which come before noise.
-        noisy: features of the recordings with noise of half a step of 16 bits.
+        models: the float32 model and the quantized one.
+        features: features of recordings, then of noise.
+        files: the recordings, in the order of `features`.
+        noisy: features of the recordings with noise of half a 16-bit step.
 
     Returns:
-        See `Difference.data`; `heard`: names of the recordings; `changed_texts_by_noise`: texts of the first model that
-        such noise changes, if it was given.
+        See `Difference.data`; also `heard`: names of the recordings, and, if `noisy` is given,
+        `changed_texts_by_noise`: texts of the float32 model that such noise changes.
     """
     changes = {"heard": [file.name for file in files], **compare(*models, features).data()}
     if noisy:
@@ -67,9 +67,9 @@ def what_changes(
 
 @contextmanager
 def finite_numbers(where: str) -> Iterator[None]:
-    """Raise QuantizationError, whose message begins with `where`, for numbers that are not finite or not probabilities.
+    """Turn a ProviderError about invalid numbers into a QuantizationError whose message starts with `where`.
 
-    All weights of the bundles have been looked at: it is what graphs compute that is beyond their formats.
+    The weights have been checked before, so the numbers overflow while a graph is computed.
     """
     try:
         yield
@@ -78,10 +78,10 @@ def finite_numbers(where: str) -> Iterator[None]:
 
 
 def check_runs(made: Bundle) -> None:
-    """Run each graph of a staged bundle for noise and, if they are installed, for the demo model's clips.
+    """Run each graph of a staged bundle on noise and, if the demo model is installed, on its clips.
 
     Raises:
-        QuantizationError: a graph gives numbers that are not finite.
+        QuantizationError: a graph returns numbers that are not finite.
     """
     model = made.load()
     for file, frames in [*((Path("noise"), frames) for frames in noise(made.manifest)), *_clips(made)]:
@@ -92,7 +92,7 @@ def check_runs(made: Bundle) -> None:
             "decoder": lambda: np.stack(model.rescore(output, [[0, 1]])),  # noqa: B023
         }
         for graph in made.manifest.model.graphs():
-            with finite_numbers(f"{graph.file}, for {file.name}"):
+            with finite_numbers(f"{graph.file} on {file.name}"):
                 if not np.isfinite(runs[graph.name]()).all():
                     raise ProviderError("numbers that are not finite")
 
@@ -102,46 +102,47 @@ def _clips(bundle: Bundle) -> list[tuple[Path, Array]]:
 
 
 def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ()) -> dict[str, Any]:
-    """As `what_changes` on files or, if there are none, on noise and the demo model's clips, if they are installed.
+    """Measure changes on files or, without files, on noise and the demo model's clips if they are installed.
 
-    It has `layers` where both bundles have the same ones.
+    Returns:
+        As `what_changes`; also `layers` if both bundles have the same layers.
     """
     heard = read_features(source, files, HEARD_FRAMES) or _clips(source)
     features = [*(frames for _, frames in heard), *(() if files else noise(source.manifest))]
     quantization = made.manifest.quantization
     changes = what_changes((source.load(), made.load()), features, [file for file, _ in heard])
-    is_other = contract.PACKED in quantization or "calibration" in quantization  # whose channels are scaled
+    is_other = contract.PACKED in quantization or "calibration" in quantization  # its channels are scaled
     return changes if is_other else {**changes, "layers": worst_layers(source, made, features[0])}
 
 
 def worst_layers(source: Bundle, made: Bundle, frames: Array) -> list[dict[str, Any]]:
-    """The layers that cost most by themselves at the beginning of a recording, see `worst_of`."""
+    """Return the most damaging layers at the beginning of a recording, see `worst_of`."""
     if made.manifest.quantization.get("whole"):
-        return []  # there, no layer is left that can be compared
+        return []  # these bundles have no layers to compare
     meter = DamageMeter([source, made], [frames[: max(MEASURED_FRAMES, source.manifest.model.window)]])
     return worst_of([dataclasses.asdict(item) for item in meter.layers()])
 
 
 def worst_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The `layer` and the `divergence` of those that cost most by themselves, in nats a frame."""
+    """Return `layer` and `divergence` (nats per frame) of the layers that do most damage when quantized alone."""
     ordered = sorted(layers, key=lambda item: -item["alone"][-1])[:NUM_NAMED]
     return [{"layer": item["layer"], "divergence": item["alone"][-1]} for item in ordered]
 
 
 def share_changed(changes: Mapping[str, Any]) -> float:
-    """Of the tokens, by the pass that changes more."""
+    """Return the share of changed tokens in the pass that changes more."""
     return float(max(found["value"] for found in changes["changed_tokens"].values()))
 
 
 def is_severe(changes: Mapping[str, Any]) -> bool:
-    """Whether so much changes that the bundle is of no use."""
+    """Return whether so much changes that the bundle is useless."""
     if changes["tokens"] < FEWEST_TOKENS:
         return bool(changes["divergence"]["value"] > MOST_NATS)
     return share_changed(changes) > MOST
 
 
 def describe_changes(changes: Mapping[str, Any]) -> list[str]:
-    """Lines: on what it was measured, what changes, and the layers that do most of it."""
+    """Return lines that state what was measured, what changes, and which layers cause most of it."""
     count = changes["recordings"]
     names = changes["heard"]
     shown = ", ".join(names[:NUM_NAMED]) + f" and {len(names) - NUM_NAMED} more" * (len(names) > NUM_NAMED)
@@ -151,14 +152,14 @@ def describe_changes(changes: Mapping[str, Any]) -> list[str]:
         f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
         for name, found in changes["changed_tokens"].items()
     )
-    tokens = f"of {changes['tokens']} tokens change {passes}" if changes["tokens"] else "no tokens"
+    tokens = f"changed of {changes['tokens']} tokens: {passes}" if changes["tokens"] else "no tokens"
     number = changes.get("changed_texts_by_noise")
-    by_noise = "" if number is None else f" (half a step of 16-bit noise changes {number})"
+    by_noise = "" if number is None else f" (noise of half a 16-bit step changes {number})"
     nats = changes["divergence"]["value"]
     lines = [
         f"on {heard}, {changes['seconds']:.1f} s, {changes['frames']} encoder frames:",
-        f"  {tokens}; divergence {nats:.2g} nats a frame",
-        f"  of {count} texts change {changes['changed_texts']}{by_noise}",
+        f"  {tokens}; divergence {nats:.2g} nats per frame",
+        f"  changed of {count} texts: {changes['changed_texts']}{by_noise}",
     ]
     if layers := changes.get("layers"):
         lines.append("  most by " + ", ".join(f"{item['layer']} ({item['divergence']:.2g} nats)" for item in layers))

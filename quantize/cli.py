@@ -1,4 +1,4 @@
-"""The sub-commands quantize and inspect: parse, one call, print. Imports onnx only when one runs."""
+"""The sub-commands quantize and inspect. They import onnx only when they run."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ if TYPE_CHECKING:
     from u2moe.quantize.recipes import Recipe
     from u2moe.runtime.corpus.lists import Recording
 
-Subparsers = Any  # argparse has no public name for it
+Subparsers = Any  # argparse has no public name for this type
 _LIMITS = (
     ("max_damage", "--max-damage", "PERCENT", (1, 100), (
-        "with --calibrate: the smallest bundle with which at most so many percent of the tokens change, as those of "
-        "its recordings show that choose nothing; layers that hurt get a better format than the recipe's")),
+        "with --calibrate: write the smallest bundle that changes at most this percentage of tokens, measured on "
+        "recordings that choose no formats; layers that do damage get a better format than the recipe's")),
     ("max_divergence", "--max-divergence", "NATS", (1, 1), (
-        "the same for the divergence of both passes from float32, in nats for each encoder frame")),
+        "the same for the divergence of both passes from float32, in nats per encoder frame")),
     ("max_bytes", "--max-size", "MB", (1e6, 1), (
-        "with --calibrate: at most so many megabytes, of which the layers that hurt most get more")),
+        "with --calibrate: write at most this many megabytes; layers that do most damage get better formats")),
     ("target_rtf", "--target-rtf", "X", (1, 1), (
-        "the same for the encoder's time for a second of audio, with one thread on this machine")),
+        "the same for the encoder's time per second of audio, with one thread on this machine")),
     ("max_wer_increase", "--max-wer-increase", "POINTS", (1, 100), (
-        "fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate, "
-        "use better formats until it does not")),
+        "fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate: "
+        "use better formats until the limit is met")),
 )  # fmt: skip
-"""Fields of `Goal`, their options, what these count, factor and divisor from that to the field, and help."""
+"""Field of `Goal`, option, unit, factor and divisor from the unit to the field's, and help."""
 
 
 def add_quantize(subparsers: Subparsers) -> None:
-    """`u2moe quantize BUNDLE OUT`."""
+    """Add `u2moe quantize BUNDLE OUT`."""
     parser = subparsers.add_parser(
         "quantize",
         help="make a smaller, faster bundle",
-        description="Quantize a float32 bundle into a new one, and report the cost and the savings.",
+        description="Quantize a float32 bundle into a new bundle and report what it costs and saves.",
     )
     parser.add_argument("bundle", help="folder of a float32 bundle")
     parser.add_argument("out", help="folder to write the quantized bundle to")
     parser.add_argument(
         "--recipe",
         choices=(*RECIPES, NO_RECIPE),
-        help="default: int8, or int4 where limits choose a better format for each layer; "
-        f"{NO_RECIPE}: change only what the other options say",
+        help="default: int8, or int4 if limits choose a format for each layer; "
+        f"{NO_RECIPE}: change only what other options name",
     )
     parser.add_argument(
         "--calibrate",
@@ -56,34 +56,34 @@ def add_quantize(subparsers: Subparsers) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="fit to these recordings: large activation channels move into the weights, and layers are rounded "
-        "so that their outputs change least; audio files, folders, or lists (.tsv) as --list takes; a few minutes of "
-        f"typical speech, of which at most {LONGEST_S // 60} are used (default: round each weight by itself)",
+        help="fit the bundle to these recordings: move large activation channels into the weights and round layers "
+        "so that their outputs change least; audio files, folders, or lists (.tsv) as for --list; a few minutes of "
+        f"typical speech, at most {LONGEST_S // 60} are used (default: round each weight to the nearest value)",
     )
     parser.add_argument(
         "--list",
         metavar="PATH",
-        help="measure errors on these: lines of path<TAB>transcript, or a folder of recordings (default: the demo "
+        help="measure errors on these recordings: lines of path<TAB>transcript, or a folder (default: the demo "
         "model's clips)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument(
-        "--dry-run", action="store_true", help="say how large each group of weights would be, and write nothing"
+        "--dry-run", action="store_true", help="print the size of each group of weights and write nothing"
     )
     experts = parser.add_argument_group("for experts")
     experts.add_argument(
         "--calibration",
         metavar="FILE",
         type=Path,
-        help="with --calibrate: keep what it needs of these recordings in FILE (.npz); without: use FILE in their "
-        "place, for the same float32 bundle by any recipe",
+        help="with --calibrate: save the features of the recordings in FILE (.npz); without: read FILE instead of "
+        "recordings; valid for the same float32 bundle and any recipe",
     )
     experts.add_argument(
         "--group",
         metavar="GROUP=FORMAT",
         action="append",
         default=[],
-        help="use another format for one group of weights: "
+        help="set the format of one group of weights: "
         + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
     )
     experts.add_argument(
@@ -91,8 +91,7 @@ def add_quantize(subparsers: Subparsers) -> None:
         metavar="LAYER=FORMAT",
         action="append",
         default=[],
-        help="use another format for one layer, by its name in the report or in `u2moe inspect`: "
-        f"{', '.join(WEIGHT_FORMATS)}",
+        help=f"set the format of one layer, named as in the report or in `u2moe inspect`: {', '.join(WEIGHT_FORMATS)}",
     )
     experts.add_argument("--layers", metavar="FILE", type=Path, help="the same for many: JSON of formats by layer")
     for name, flag, metavar, _, about in _LIMITS:
@@ -100,16 +99,16 @@ def add_quantize(subparsers: Subparsers) -> None:
     experts.add_argument(
         "--resume",
         action="store_true",
-        help="keep measurements of damage in OUT.damage.jsonl until OUT is written, and go on after an interruption",
+        help="keep damage measurements in OUT.damage.jsonl until OUT is written, and continue an interrupted run",
     )
     experts.add_argument(
         "--packed",
         action="store_true",
-        help="write weights as native kernels (u2moe-kernels) use them: the bundle loads at once, processes share its "
-        "memory, and it cannot run without these kernels",
+        help="write weights in the layout of the native kernels (u2moe-kernels): the bundle loads faster, processes "
+        "share its memory, and it cannot run without these kernels",
     )
     experts.add_argument(
-        "--accept-damage", action="store_true", help="exit code 0 even if more than 10 %% of the tokens change"
+        "--accept-damage", action="store_true", help="exit with code 0 even if more than 10 %% of the tokens change"
     )
     experts.add_argument(
         "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
@@ -118,15 +117,15 @@ def add_quantize(subparsers: Subparsers) -> None:
 
 
 def add_inspect(subparsers: Subparsers) -> None:
-    """`u2moe inspect BUNDLE`."""
-    parser = subparsers.add_parser("inspect", help="show what is in a bundle: sizes, parameters, experts, tensors")
+    """Add `u2moe inspect BUNDLE`."""
+    parser = subparsers.add_parser("inspect", help="show the content of a bundle: sizes, parameters, experts, tensors")
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="default: txt")
     parser.set_defaults(run=run_inspect)
 
 
 def run_quantize(args: argparse.Namespace) -> int:
-    """Quantize, print the report and what changes; exit code 3 if that is too much to be of use."""
+    """Quantize, print the report and what changes; return exit code 3 if the bundle is useless."""
     from u2moe.quantize.changes import MOST, changes_unreported, describe_changes, is_severe
     from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle
@@ -181,18 +180,18 @@ def run_quantize(args: argparse.Namespace) -> int:
         print(f"to change less: {repair}")
     if not is_severe(changes) or args.accept_damage:
         return 0
-    warn(f"{bundle.path}: more than {MOST:.0%} of the tokens change: hardly of use (--accept-damage: exit code 0)")
+    warn(f"{bundle.path}: more than {MOST:.0%} of the tokens change; use --accept-damage for exit code 0")
     return 3
 
 
 def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
-    """Print what would be written."""
+    """Print the sizes of what would be written."""
     from u2moe.quantize.quantizer import sizes_of
     from u2moe.quantize.report import describe_bytes
     from u2moe.runtime.cli.terminal import show_latest, show_progress
 
     if goal.limits:
-        raise ValueError("--dry-run measures nothing, but limits choose formats by what is measured")
+        raise ValueError("--dry-run measures nothing and cannot be combined with limits, which need measurements")
     sizes = sizes_of(find_bundle(args.bundle), args.out, chosen, overwrite=args.overwrite, progress=show_latest)
     show_progress("")
     print(*describe_bytes(sizes, {}), sep="\n")
@@ -201,7 +200,7 @@ def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
 
 
 def _limit(name: str, flag: str, value: float, factor: float) -> float:
-    """The value of a field of `Goal`, checked in the unit of its option; `factor`: to that of the field."""
+    """Return the value of a field of `Goal`, checked in its option's unit; `factor` converts it to the field's unit."""
     from u2moe.quantize.goals import Goal
     from u2moe.runtime.declarations import options_of
     from u2moe.runtime.validation import checked_number
@@ -212,7 +211,7 @@ def _limit(name: str, flag: str, value: float, factor: float) -> float:
 
 
 def _repair(args: argparse.Namespace) -> str:
-    """The command that makes a better bundle of the same; "" if limits were given already."""
+    """Return the command that makes a better bundle; "" if limits were given already."""
     if args.max_damage is not None or args.max_divergence is not None:
         return ""
     if args.recipe == "fp16":
@@ -226,19 +225,19 @@ def _repair(args: argparse.Namespace) -> str:
 
 
 def _measured(args: argparse.Namespace) -> list[Recording]:
-    """The recordings of the report; by default the demo model's clips, if they are installed."""
+    """Return the recordings for the report; by default the demo model's clips, if installed."""
     from u2moe.runtime.corpus.lists import read_recordings
 
     clips = DEMO_FOLDER / "clips"
     if args.no_report:
         if args.list:
-            raise ValueError("--no-report measures nothing, so that --list has no use")
+            raise ValueError("--no-report measures nothing and cannot be combined with --list")
         return []
     return read_recordings(args.list or clips) if args.list or clips.is_dir() else []
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """Inspect and print."""
+    """Inspect a bundle and print its content."""
     from u2moe.quantize.inspection import describe, inspect_bundle
 
     content = inspect_bundle(find_bundle(args.bundle))
@@ -247,7 +246,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def _calibration(args: argparse.Namespace) -> list[Path]:
-    """The recordings that calibrate, or the file that is kept of them."""
+    """Return the recordings that calibrate, or the file that stores their features."""
     from u2moe.quantize.features import KEPT
     from u2moe.quantize.recordings import keep_calibration
 
@@ -255,14 +254,14 @@ def _calibration(args: argparse.Namespace) -> list[Path]:
     if args.calibration is None:
         return found
     if args.calibration.suffix != KEPT:
-        raise ValueError(f"--calibration must be the name of a file that ends with {KEPT}, got {args.calibration}")
+        raise ValueError(f"--calibration must name a file that ends with {KEPT}, got {args.calibration}")
     if found:
         keep_calibration(find_bundle(args.bundle), found, args.calibration)
     return [args.calibration]
 
 
 def _recordings(paths: list[Path]) -> list[Path]:
-    """Audio files, those in folders, and those that lists name."""
+    """Return audio files, including those in folders and lists."""
     from u2moe.runtime.audio.files import find_audio
     from u2moe.runtime.corpus.lists import read_recordings
 
@@ -285,10 +284,10 @@ def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:
 
 
 def _formats_in(file: Path | None) -> dict[str, str]:
-    """Formats by layer of a JSON file."""
+    """Return formats by layer from a JSON file."""
     if file is None:
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not all(isinstance(kind, str) for kind in content.values()):
-        raise ValueError(f"{file}: must hold formats by the names of layers")
+        raise ValueError(f"{file}: must be a JSON object of formats by layer name")
     return content

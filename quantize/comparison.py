@@ -1,4 +1,4 @@
-"""What another bundle changes of a model's results on recordings: divergence and tokens, with intervals."""
+"""Differences between the results of two models on recordings: divergence and changed tokens, with intervals."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from u2moe.runtime.text.word_errors import edit_distance
 
 Array = npt.NDArray[Any]
 DOUBT = 0.05
-"""Probability that an interval does not hold the value: of 5 % half lies above it."""
+"""Probability that the value lies outside an interval, half of it on each side."""
 PASSES = ("greedy", "second_pass")
 MOST_LONGER = 1000
-"""Times as much audio as there is: beyond, a limit is out of reach."""
+"""A limit is out of reach if it needs more than this many times the available audio."""
 MOST_SCORES = 1 << 23
-"""Log-probabilities that the decoders give at a time, in a second pass over long hypotheses."""
+"""Log-probabilities that one run of the decoders returns at most, in a second pass over long hypotheses."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over recordings, between the limits of its interval."""
+    """A mean over recordings, with the limits of its interval."""
 
     value: float
     low: float
@@ -42,16 +42,16 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of two models on recordings.
+    """The difference between two models on recordings.
 
     Attributes:
-        edits: between the texts of both, for each of `PASSES` that the model has [recordings, passes].
-        tokens: of the texts of the first [recordings, passes].
-        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]: of the CTC
-            log-probabilities, summed over frames, and of what the second pass chooses among, the first's hypotheses
-            with their combined scores as a distribution.
+        edits: edits between the texts of both, for each of `PASSES` that the model has [recordings, passes].
+        tokens: tokens of the first model's texts [recordings, passes].
+        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It is the sum
+            of two: that of the CTC log-probabilities, summed over frames, and that of the second pass. For the latter,
+            the combined scores of the first model's hypotheses are taken as a distribution.
         frames: encoder frames [recordings].
-        seconds: of all recordings.
+        seconds: duration of all recordings.
     """
 
     edits: Array
@@ -62,37 +62,37 @@ class Difference:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the search that finds the fewest."""
+        """Number of tokens in the pass that finds the fewest."""
         return int(self.tokens.sum(axis=0).min())
 
     def passes(self, doubt: float = DOUBT, times: float = 1.0) -> dict[str, Estimate]:
-        """Share of tokens that each pass changes; as if there were so many times as much audio of the same kind."""
+        """Return the share of changed tokens by pass, extrapolated to `times` as much audio of the same kind."""
         return {
             name: share_of(edits, tokens, doubt, times)
             for name, edits, tokens in zip(PASSES, self.edits.T, self.tokens.T, strict=False)
         }
 
     def changed_tokens(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
-        """Of the pass whose interval ends highest."""
+        """Return the share of changed tokens in the pass with the highest upper limit."""
         return max(self.passes(doubt, times).values(), key=lambda found: found.high)
 
     def divergence(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
-        """In nats for each encoder frame; the interval is that of a ratio of sums (normal distribution)."""
+        """Return the divergence in nats per encoder frame, with the normal interval of a ratio of sums."""
         value = float(self.divergences.sum() / max(self.frames.sum(), 1))
         margin = NormalDist().inv_cdf(1 - doubt / 2) * math.sqrt(_variance(self.divergences, self.frames) / times)
         return Estimate(value, max(value - margin, 0.0), value + margin)
 
     def scaled(self, share: float) -> Difference:
-        """As if there were this share of the divergence: edits fall with its square root."""
+        """Return the difference at this share of the divergence; edits scale with its square root."""
         return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
 
     def summary(self) -> dict[str, Any]:
-        """What the report says of the written bundle, in the section of damage."""
+        """Return the entries of the report's damage section for the written bundle."""
         changed = self.changed_tokens()
         return {"changed_tokens": changed.value, "changed_tokens_at_most": changed.high, "written": self.data()}
 
     def data(self) -> dict[str, Any]:
-        """All numbers, with intervals."""
+        """Return all numbers, with intervals."""
         passes = {name: vars(found) for name, found in self.passes().items()}
         texts = int((self.edits > 0).any(axis=1).sum())
         return {
@@ -107,11 +107,11 @@ class Difference:
 
 
 def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
-    """Edits for each token in recordings [n], with an interval.
+    """Return edits per token over recordings [n], with an interval.
 
-    Edits count as a Poisson variable, whose limits are Byar's (Breslow and Day 1987: nearly exact, without edits, too).
-    Those of one recording come together: edits and tokens are divided by the design effect (Korn and Graubard 1998),
-    the variance between recordings over that of single edits, if it is above 1.
+    The number of edits counts as a Poisson variable with Byar's limits (Breslow and Day 1987), which are nearly exact
+    even without edits. Edits within a recording are correlated. Edits and tokens are therefore divided by the design
+    effect (Korn and Graubard 1998) if it exceeds 1: the variance between recordings over that of independent edits.
     """
     total, size = float(edits.sum()), max(float(tokens.sum()), 1.0)
     effect = max(_variance(edits, tokens) * size**2 / total, 1.0) if total else 1.0
@@ -125,7 +125,7 @@ def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1
 
 
 def _variance(values: Array, sizes: Array) -> float:
-    """Variance of the ratio of two sums over recordings [n] that are drawn independently; 0 of a single one."""
+    """Return the variance of a ratio of two sums over independent recordings [n]; 0 for a single recording."""
     if len(values) < 2:
         return 0.0
     ratio = values.sum() / max(sizes.sum(), 1)
@@ -134,7 +134,7 @@ def _variance(values: Array, sizes: Array) -> float:
 
 
 def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """About how many times as much audio is enough; None: no amount."""
+    """Return about how many times as much audio is enough, or None if no amount is."""
     times = 1.0
     while not is_enough(times):
         times *= 1.1
@@ -148,11 +148,11 @@ class Heard:
     """A model's results for a recording.
 
     Attributes:
-        output: the encoder's [time, dim].
-        log_probs: of the CTC head [time, vocab].
-        hypotheses: of the prefix beam search, best first; empty without a decoder.
-        scores: combined score of both passes for each.
-        texts: tokens by each of `PASSES` that the model has.
+        output: output of the encoder [time, dim].
+        log_probs: log-probabilities of the CTC head [time, vocab].
+        hypotheses: results of the prefix beam search, best first; empty without a decoder.
+        scores: combined score of both passes for each hypothesis.
+        texts: tokens of the best result, for each of `PASSES` that the model has.
     """
 
     output: Array
@@ -163,7 +163,7 @@ class Heard:
 
 
 def hear(model: Model, frames: Array) -> Heard:
-    """Recognise features [frames, mel] with full context, and the bundle's beam and weights."""
+    """Recognise features [frames, mel] with full context and the bundle's beam size and weights."""
     output = model.encode(frames)
     log_probs = model.ctc(output)
     greedy = ctc_greedy_search(log_probs).tokens
@@ -176,7 +176,7 @@ def hear(model: Model, frames: Array) -> Heard:
 
 
 def combined_scores(model: Model, output: Array, hypotheses: Sequence[Hypothesis]) -> Array:
-    """The second pass's scores of hypotheses, in their order."""
+    """Return the combined scores of hypotheses after the second pass, in their order."""
     longest = 1 + max((len(hypothesis.tokens) for hypothesis in hypotheses), default=0)
     at_once = max(MOST_SCORES // (longest * model.manifest.model.vocab_size), 1)
     scores: dict[int, float] = {}
@@ -189,7 +189,7 @@ def combined_scores(model: Model, output: Array, hypotheses: Sequence[Hypothesis
 
 
 def first_divergence(expected: Heard, log_probs: Array) -> float:
-    """Of CTC log-probabilities from those of a model, in nats, summed over frames."""
+    """Return the divergence of CTC log-probabilities from the expected ones, in nats, summed over frames."""
     logs = expected.log_probs.astype(np.float64)
     products = np.exp(logs)
     products *= np.subtract(logs, log_probs, out=logs)
@@ -197,7 +197,7 @@ def first_divergence(expected: Heard, log_probs: Array) -> float:
 
 
 def second_divergence(expected: Heard, scores: Array) -> float:
-    """Of the choice among hypotheses by these scores from the choice by those of a model, in nats."""
+    """Return the divergence of the second pass's scores from the expected ones, taken as distributions, in nats."""
     if not len(scores):
         return 0.0
     logs, others = (each - each.max() - np.log(np.exp(each - each.max()).sum()) for each in (expected.scores, scores))
@@ -207,10 +207,10 @@ def second_divergence(expected: Heard, scores: Array) -> float:
 def compare(
     reference: Model, made: Model, features: Sequence[Array], progress: Callable[[int], None] = lambda _: None
 ) -> Difference:
-    """What `made` changes of the results of `reference` for features [frames, mel] of recordings; at least one.
+    """Compare the results of `made` with those of `reference` for features [frames, mel] of at least one recording.
 
-    Each model's second pass rescores what its own first pass finds. `progress` is called with the number of recordings
-    that are done.
+    Each model's second pass rescores its own first-pass hypotheses. `progress` is called with the number of finished
+    recordings.
     """
     rows = []
     for number, frames in enumerate(features, 1):
@@ -232,5 +232,5 @@ def compare(
 
 
 def seconds_of(manifest: Manifest, features: Sequence[Array]) -> float:
-    """Duration of features [frames, mel]."""
+    """Return the duration of features [frames, mel] in seconds."""
     return sum(map(len, features)) * manifest.features.frame_shift_ms / 1000

@@ -23,27 +23,28 @@ from u2moe.quantize.picture import bar_picture
 from u2moe.runtime.bundle_folder import Bundle
 
 OUTLIER = 8.0
-"""A channel is an outlier if its largest magnitude is this many times the median of all channels'."""
+"""A channel is an outlier if its largest magnitude exceeds this many times the median over channels."""
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
 MOST_THREADS, MOST_BYTES = 4, 60_000_000
-"""Recordings that are measured at a time, and bytes that an output layer of the decoders gives for all of them."""
+"""Recordings measured at a time, and bytes that an output layer of the decoders returns for all of them."""
 PIECE = 1 << 20
-"""Numbers whose errors are summed at a time, in float64."""
+"""Number of values whose errors are summed at a time, in float64."""
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDamage:
-    """One layer by itself; lists have an element for each level.
+    """The damage of one layer. Lists have an element for each level.
 
     Attributes:
-        layer: its name in the graph.
-        group: of its weights, see `recipes.FORMATS`.
-        bytes: of its weights; at level 0 in float32.
-        alone: divergence from float32 if only this layer is quantized, in nats a frame; see `Difference`. For layers of
-            encoder and CTC head that of the log-probabilities, for decoders that of the second pass.
-        errors: relative error of what the layer gives for inputs in float32.
+        layer: name of the layer in the graph.
+        group: group of its weights, see `recipes.FORMATS`.
+        bytes: bytes of its weights; float32 at level 0.
+        alone: divergence from float32 if only this layer is quantized, in nats per frame; see `Difference`. Layers of
+            the encoder and CTC head count the divergence of the log-probabilities, layers of decoders that of the
+            second pass.
+        errors: relative error of the layer's outputs for float32 inputs.
         outliers: channels that are much larger than the others, the largest first, by the value that the layer reads.
     """
 
@@ -57,12 +58,12 @@ class LayerDamage:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Of a quantized bundle on the recordings by which formats are chosen.
+    """The damage of a quantized bundle, measured on the recordings that choose formats.
 
     Attributes:
-        divergence: of both passes from float32, in nats a frame, with all layers at their last levels.
+        divergence: divergence of both passes from float32 with all layers at their last levels, in nats per frame.
         frames: encoder frames.
-        layers: the damage of each, in the order of the graphs.
+        layers: damage of each layer, in the order of the graphs.
     """
 
     divergence: float
@@ -72,7 +73,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Reference:
-    """A recording in float32: features [frames, mel], results, and by graph the feeds of each run."""
+    """A recording in float32: features [frames, mel], results, and the feeds of each run by graph."""
 
     frames: Array
     heard: Heard
@@ -80,27 +81,27 @@ class _Reference:
 
 
 Run = tuple[Values, Values]
-"""Of a graph for a recording: its feeds, and the values before one of its parts."""
+"""One run of a graph for a recording: its feeds, and the values before one of its parts."""
 
 
 class DamageMeter:
-    """Measures any choice of formats of the layers of a model on recordings.
+    """Measures the damage of any choice of layer formats on recordings.
 
-    In memory there are the graphs in one format at a time, and what lies between two layers.
+    Memory holds the graphs in one format at a time and the values between two layers.
 
     Attributes:
-        bytes: by layer, in order, the bytes of its weights at each level.
-        most: the last level of each layer.
+        bytes: bytes of each layer's weights at each level, by layer, in order.
+        most: last level of each layer.
     """
 
     def __init__(self, versions: Sequence[Bundle], features: Sequence[Array], journal: Path | None = None) -> None:
         """Read the graphs.
 
         Args:
-            versions: the bundle in float32, and others made from it, each quantized more than the one before, and none
+            versions: the float32 bundle, then bundles made from it, each quantized more than the one before and not
                 packed.
-            features: of recordings [frames, mel], each long enough for the encoder.
-            journal: a file of measurements that are not made again, and to which new ones are added; None: none.
+            features: features of recordings [frames, mel], each long enough for the encoder.
+            journal: file of earlier measurements, which are reused; new ones are appended. None: no journal.
         """
         trim_memory()
         self._manifest, self._features, self._journal = versions[0].manifest, features, journal
@@ -118,13 +119,13 @@ class DamageMeter:
         self.most = {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
 
     def unload(self) -> None:
-        """Give memory back until the next measurement."""
+        """Free memory until the next measurement."""
         for graph in self._graphs.values():
             graph.keep()
         trim_memory()
 
     def _measured(self, what: Any, measure: Callable[[], Any]) -> Any:
-        """A measurement, out of the journal where it has it."""
+        """Return a measurement, from the journal if it is there."""
         key = json.dumps([self._of_these, what])
         if key not in self._known:
             self._known[key] = measure()
@@ -143,7 +144,7 @@ class DamageMeter:
         return _Reference(frames, heard, {name: session.feeds for name, session in sessions.items()})
 
     def _each(self, measure: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """A measurement of every item, one for each recording, and as many at a time as memory allows."""
+        """Measure items, one per recording, as many in parallel as memory allows."""
         runs = [feeds["hyps"].size for own in self._references for feeds in own.feeds.get("decoder", ())]
         size = max([1, *runs]) * self._manifest.model.vocab_size * np.dtype(np.float32).itemsize
         with ThreadPoolExecutor(max(min(os.cpu_count() or 1, MOST_THREADS, MOST_BYTES // size), 1)) as pool:
@@ -155,7 +156,7 @@ class DamageMeter:
         return max(sum(len(own.heard.log_probs) for own in self._references), 1)
 
     def divergence(self, levels: Levels, progress: Callable[[float], None] = lambda _: None) -> float:
-        """Of both passes from float32 with layers at these levels, in nats a frame."""
+        """Return the divergence of both passes from float32 with layers at these levels, in nats per frame."""
 
         def measure() -> float:
             references, nats = self._references, 0.0
@@ -177,9 +178,9 @@ class DamageMeter:
         begin: int = 0,
         known: Sequence[Run] = (),
     ) -> float:
-        """Divergence at these levels, of the pass that a graph belongs to; None: of both, from all graphs.
+        """Return the divergence at these levels in the pass of the `changed` graph; None: in both passes.
 
-        Of that graph only the parts from `begin` on are run, see `SwitchedSession`.
+        The changed graph runs from part `begin`, see `SwitchedSession`.
         """
         sessions = {name: SwitchedSession(graph, levels) for name, graph in self._graphs.items()}
         if changed is not None:
@@ -193,25 +194,25 @@ class DamageMeter:
         return nats
 
     def share(self, layer: str) -> float:
-        """The layer's share of the float32 weights of the encoder's layers; 0 for layers of other graphs."""
+        """Return the layer's share of the encoder's float32 weight bytes; 0 for layers of other graphs."""
         sizes = {name: own[0] for name, own in self._graphs["encoder"].bytes.items()}
         return sizes.get(layer, 0) / max(sum(sizes.values()), 1)
 
     def measure(self, progress: Callable[[float], None] = lambda _: None) -> Damage:
-        """The damage of every layer at each level, and of all at their last ones."""
+        """Measure the damage of every layer at each level, and of all layers at their last levels."""
         layers = self.layers(progress)
         return Damage(divergence=self.divergence(self.most), frames=self._num_frames, layers=layers)
 
     def layers(self, progress: Callable[[float], None] = lambda _: None) -> list[LayerDamage]:
-        """The damage of every layer at each level: for each only those run that come after it.
+        """Measure the damage of every layer at each level. Layers before it are not run again.
 
-        `progress` is called with the share of the work that is done.
+        `progress` is called with the finished share of the work.
         """
         found: dict[str, LayerDamage] = {}
         work = [(len(part.graphs) - 1) * (len(graph.parts) - number) for graph in self._graphs.values()
                 for number, part in enumerate(graph.parts)]  # fmt: skip
         for graph in self._graphs.values():
-            graph.keep()  # each part is loaded when it runs: for layers of the encoder no decoder does
+            graph.keep()  # each part is loaded when it runs; encoder layers need no decoder
         done = 0
         for name, graph in self._graphs.items():
             states = [[(feeds, feeds) for feeds in own.feeds[name]] for own in self._references]
@@ -227,7 +228,7 @@ class DamageMeter:
         return list(found.values())
 
     def _layer(self, name: str, number: int, states: Sequence[Sequence[Run]]) -> LayerDamage:
-        """The damage of the layer of a part of a graph."""
+        """Measure the damage of the layer in one part of a graph."""
         graph = self._graphs[name]
         part, layer = graph.parts[number], graph.parts[number].layer
         inputs, levels = graph.inputs[layer], range(1, len(graph.bytes[layer]))
@@ -236,7 +237,7 @@ class DamageMeter:
             own, state = pair
             squares, largest = np.zeros((len(levels), len(graph.outputs[layer]), 2)), []
             known: list[list[Run]] = [[] for _ in levels]
-            for feeds, values in state:  # one after the other: what the decoders' last layer gives is large
+            for feeds, values in state:  # one at a time: outputs of the decoders' last layer are large
                 expected = part.run(values, 0)
                 largest.append([_channel_sizes({**values, **expected}[each]) for each in inputs])
                 for number_of, level in enumerate(levels):
@@ -275,7 +276,7 @@ def _digest(frames: Array) -> str:
 
 
 def _squares(expected: Array, found: Array) -> list[float]:
-    """Squares of the error of a value, and of itself."""
+    """Return the sums of squares of a value's error and of the value itself."""
     squares = [0.0, 0.0]
     for begin in range(0, expected.size, PIECE):
         own, other = (each.reshape(-1)[begin : begin + PIECE].astype(np.float64) for each in (expected, found))
@@ -285,12 +286,12 @@ def _squares(expected: Array, found: Array) -> list[float]:
 
 
 def _largest_ratio(squares: Array) -> float:
-    """The largest relative error of squares of errors and values [values, 2]."""
+    """Return the largest relative error, from squares of errors and values [values, 2]."""
     return float(np.sqrt(squares[:, 0] / np.maximum(squares[:, 1], NOTHING)).max(initial=0.0))
 
 
 def _channel_sizes(values: Array) -> Array:
-    """The largest magnitude of each channel of a value [..., channels]."""
+    """Return the largest magnitude of each channel of a value [..., channels]."""
     sizes: Array = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
     return sizes
 
@@ -301,11 +302,11 @@ def _outliers(sizes: Array) -> list[int]:
 
 
 def describe_damage(damage: Mapping[str, Any]) -> list[str]:
-    """Lines of a table of `Damage` as plain data: the layers that cost most, with a bar for what each costs alone."""
+    """Return a table of `Damage` (plain data) as lines: the most damaging layers, with a bar for each."""
     written = damage["written"]
     lines = [
-        f"damage, divergence on {damage['frames']} encoder frames: {damage['divergence']:.4f} nats a frame",
-        f"of {written['tokens']} tokens in {written['seconds']:.0f} s of {written['recordings']} recordings change "
+        f"damage (divergence on {damage['frames']} encoder frames): {damage['divergence']:.4f} nats per frame",
+        f"changed of {written['tokens']} tokens in {written['seconds']:.0f} s of {written['recordings']} recordings: "
         + ", ".join(
             f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
             for name, found in written["changed_tokens"].items()
@@ -329,10 +330,10 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
 
 
 def damage_picture(damage: Mapping[str, Any]) -> str:
-    """A bar for what each layer costs alone, in each format, in the order of the network.
+    """Draw a bar for the damage of each layer alone, in each format, in the order of the network.
 
     Args:
-        damage: the report's, with the names of `formats`.
+        damage: damage section of the report, with the names of `formats`.
     """
     rows = []
     for item in damage["layers"]:
@@ -341,4 +342,4 @@ def damage_picture(damage: Mapping[str, Any]) -> str:
         first, *others = reversed(item["alone"][1:])
         bars = [(0, first, "; ".join([f"{first:.4f}", *notes])), *((1, alone, "") for alone in others)]
         rows.append((item["layer"], bars))
-    return bar_picture("divergence of each layer alone, nats a frame", damage["formats"][:0:-1], rows)
+    return bar_picture("divergence if only this layer is quantized, nats per frame", damage["formats"][:0:-1], rows)

@@ -1,4 +1,4 @@
-"""Audio files as features, for calibration and measurements, and features that are kept in a file."""
+"""Features of audio files for calibration and measurements, and files that store them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from u2moe.runtime.model.features import FeatureStream
 
 Array = npt.NDArray[Any]
 KEPT, FORMAT = ".npz", "u2moe calibration 1"
-"""Suffix of the files that `keep_calibration` writes; and what these say that they are."""
+"""Suffix and format name of the files that `keep_calibration` writes."""
 
 
 def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> list[Array]:
-    """Features of audio files, float32 [frames, mel] each: the first `limit` frames of all; skips too short files.
+    """Return features of audio files, float32 [frames, mel] each. Files that are too short for the encoder are skipped.
+
+    Reading stops after `limit` frames in total.
 
     Raises:
         AudioError: a file cannot be read.
@@ -33,9 +35,9 @@ def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> lis
 def read_features(
     bundle: Bundle, files: Sequence[Path], limit: int = 6000, *, is_noisy: bool = False
 ) -> list[tuple[Path, Array]]:
-    """As `features_of`, with the files; `is_noisy` adds noise of half a step of 16 bits.
+    """Return files and their features, as `features_of`; `is_noisy` adds noise of half a 16-bit step.
 
-    A file that `keep_calibration` wrote stands for its recordings.
+    A file written by `keep_calibration` is replaced by its recordings.
     """
     random = np.random.default_rng(0)
     result: list[tuple[Path, Array]] = []
@@ -52,7 +54,7 @@ def read_features(
 
 
 def _heard(bundle: Bundle, file: Path, limit: int, random: np.random.Generator | None) -> Array:
-    """At least the first `limit` frames of a file, or all; with noise, if there is a generator."""
+    """Return at least the first `limit` frames of a file, or all; with noise if there is a generator."""
     config = bundle.manifest.features
     stream = FeatureStream(config)
     for block in read_blocks(file, config.sample_rate):
@@ -64,7 +66,7 @@ def _heard(bundle: Bundle, file: Path, limit: int, random: np.random.Generator |
 
 
 def _kept(bundle: Bundle, file: Path) -> Iterator[tuple[Path, Array]]:
-    """The names and the features of recordings that were kept of this bundle."""
+    """Yield the names and features of recordings stored for this bundle."""
     try:
         with file.open("rb") as stream, np.load(stream) as arrays:
             about, *features = (arrays[name] for name in arrays.files)
@@ -75,11 +77,11 @@ def _kept(bundle: Bundle, file: Path) -> Iterator[tuple[Path, Array]]:
         )
         names, owner = about["recordings"], about["bundle"]
     except (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise AudioError(f"{file}: cannot be read as a calibration: {error}") from error
+        raise AudioError(f"{file}: cannot be read as a calibration file: {error}") from error
     if owner != bundle.fingerprint:
         raise AudioError(
-            f"{file}: is a calibration of bundle {owner[:16]}, expected {bundle.fingerprint[:16]} ({bundle.path})"
+            f"{file}: was made for bundle {owner[:16]}, expected {bundle.fingerprint[:16]} ({bundle.path})"
         )
     if not is_ours or len(names) != len(features):
-        raise AudioError(f"{file}: is not a whole calibration of this version")
+        raise AudioError(f"{file}: is incomplete or was written by another version of u2moe")
     yield from zip(map(Path, names), features, strict=True)

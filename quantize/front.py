@@ -1,4 +1,4 @@
-"""The sizes and the damage of the choices that a search met: which limit takes which size, as text and as a picture."""
+"""Sizes and damage of the choices that a search evaluated, as text and as a picture."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 from u2moe.quantize.picture import bar_picture
 
 Front = Sequence[Mapping[str, Any]]
-"""Choices by size: `bytes`, `divergence` in nats a frame, `at_most` (the upper end of the interval of the share of
-tokens that change, which a limit must allow), and whether it was `written`."""
+"""Choices by size: `bytes`, `divergence` in nats per frame, `at_most` (upper limit of the interval for the share of
+changed tokens, which `--max-damage` must allow), and whether it was `written`."""
 
 
 def describe_front(front: Front) -> list[str]:
-    """A table: which limit takes which size."""
-    head = "choices that the search met: size, divergence, and the least --max-damage that allows them"
+    """Return a table of sizes and the limits that allow them, as lines."""
+    head = "choices of the search: size, divergence, and the smallest --max-damage that allows them"
     lines = []
     for point in front:
         share = ("" if point["written"] else "about ") + f"{point['at_most']:.2%}"
-        lines.append(f"{point['bytes'] / 1e6:9.2f} MB {point['divergence']:12.5f} nats a frame {share:>15}")
+        lines.append(f"{point['bytes'] / 1e6:9.2f} MB {point['divergence']:12.5f} nats per frame {share:>15}")
     return [head, *lines] if lines else []
 
 
 def front_picture(front: Front, limit: float | None) -> str:
-    """A bar for the share of changed tokens of each choice, by size, and one for the limit."""
+    """Draw a bar for the share of changed tokens of each choice, by size, and one for the limit."""
     rows = []
     for point in front:
         bar = (0 if point["written"] else 1, 100 * point["at_most"], f"{point['at_most']:.2%}")
         rows.append((f"{point['bytes'] / 1e6:.2f} MB", [bar]))
     if limit is not None:
         rows.append(("limit", [(2, 100 * limit, f"{limit:.2%}")]))
-    title = "% of the tokens that change, upper end of the interval, by the size of all files"
+    title = "changed tokens in %, upper limit of the interval, by total file size"
     return bar_picture(title, ["written and compared", "estimated from the divergence", "--max-damage"], rows)

@@ -1,4 +1,4 @@
-"""From the damage of each layer to a choice of formats that meets a goal: a greedy search. Independent of graphs."""
+"""A greedy search from the damage of each layer to formats that meet a goal. Independent of graphs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from u2moe.runtime.declarations import check_options, option
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """Limits that a bundle must keep. The smallest that keeps them is wanted; without limits on damage, the best one.
+    """Limits for a quantized bundle: the smallest that meets them is chosen; without a limit on damage, the best.
 
     Attributes:
-        max_damage: limit on `Difference.changed_tokens` on recordings that chose nothing (0.005: 0.5 %); the upper end
-            of the interval keeps it.
-        max_divergence: the same for `Difference.divergence`, in nats a frame.
+        max_damage: limit on `Difference.changed_tokens` on recordings that chose nothing (0.005: 0.5 %). The upper
+            limit of the interval must meet it.
+        max_divergence: the same for `Difference.divergence`, in nats per encoder frame.
         max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
             percentage point).
         max_bytes: limit on the size of the bundle.
-        target_rtf: limit on the encoder's time over the duration of the audio, with one thread on this machine.
-        resume: keep measurements in a file beside the bundle until it is written, and use those of an interrupted run.
+        target_rtf: limit on the encoder's time per second of audio, with one thread on this machine.
+        resume: keep measurements in a file next to the bundle until it is written, and reuse those of an interrupted
+            run.
     """
 
     max_damage: float | None = option("number", None, above=0, most=1)
@@ -43,19 +44,19 @@ class Goal:
 
     @property
     def searched(self) -> dict[str, float]:
-        """Those that choose formats by what layers change."""
+        """Limits that choose formats by the damage of layers."""
         return {name: value for name, value in self.limits.items() if name != "max_wer_increase"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A better format for one layer.
+    """A change to a better format for one layer.
 
     Attributes:
-        layer: its name.
-        after: the level before it; `level`: the new one, which is lower.
-        gain: divergence that it takes away, in nats.
-        bytes: by which the bundle grows.
+        layer: name of the layer.
+        after: level before the step; `level`: level after it, which is lower.
+        gain: divergence that the step removes, in nats per frame.
+        bytes: growth of the bundle.
     """
 
     layer: str
@@ -66,10 +67,10 @@ class Step:
 
 
 class Ladder:
-    """Better formats for one layer after the other, those that gain most for their size first.
+    """Steps to better formats, ordered by gain per byte, the largest first.
 
     Attributes:
-        steps: in this order; with none, each layer is at its last level, with all, at level 0.
+        steps: steps in this order. Before the first, each layer is at its last level; after the last, at level 0.
     """
 
     def __init__(self, damage: Damage) -> None:
@@ -77,26 +78,26 @@ class Ladder:
         self.steps: list[Step] = []
         for item in damage.layers:
             self.steps += _steps(item.layer, item.bytes, item.alone)
-        # stable, and rounded: processors differ in the last digits
+        # stable and rounded, because processors differ in the last digits
         self.steps.sort(key=lambda step: -float(f"{step.gain / max(step.bytes, 1):.3g}"))
 
     def levels(self, steps: Sequence[Step]) -> Levels:
-        """The level of each layer after these steps."""
+        """Return the level of each layer after these steps."""
         levels = dict(self._most)
         for step in steps:
             levels[step.layer] = min(levels[step.layer], step.level)
         return levels
 
     def fewest(self, is_enough: Callable[[Levels], bool]) -> list[Step]:
-        """The fewest steps from the first that are enough, by bisection; all if these are not."""
+        """Return the shortest prefix of steps that is enough, by bisection; all steps if none is."""
         numbers = range(len(self.steps))
         number = bisect.bisect_left(numbers, 1, key=lambda number: is_enough(self.levels(self.steps[:number])))
         return self.steps[:number]
 
     def most(self, costs: Callable[[Step], Sequence[float]], budgets: Sequence[float]) -> list[Step] | None:
-        """All steps, in this order, that several budgets allow; those that cost less than nothing come first.
+        """Return the steps, in order, that fit the budgets. Steps that save cost are taken first.
 
-        None: there are none, and a budget is below zero.
+        Returns None if a budget is below zero and no steps make up for it.
         """
         levels, chosen, left = dict(self._most), [], list(budgets)
         for step in sorted(self.steps, key=lambda step: min(costs(step)) >= 0):
@@ -109,7 +110,7 @@ class Ladder:
 
 
 def _steps(layer: str, sizes: Sequence[int], alone: Sequence[float]) -> list[Step]:
-    """Steps of a layer whose gain for each byte falls; a level that gains less than a later one is left out."""
+    """Return steps of a layer with decreasing gain per byte; levels that gain less than a later one are skipped."""
     level, steps = len(sizes) - 1, []
     while level > 0:
         options = [

@@ -24,14 +24,14 @@ from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels,
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 _SCALES = {part for conversion in CONVERSIONS.values() for part in conversion.others}
-"""Last names of what is stored beside weights."""
+"""Last names of initializers that belong to weights, such as scales."""
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a bundle as plain data.
+    """Return the content of a bundle as plain data.
 
     Raises:
-        BundleError: not a bundle, or damaged.
+        BundleError: the folder is not a bundle, or is damaged.
     """
     bundle = Bundle.open(path)
     graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
@@ -52,7 +52,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def count_parameters(bundle: Bundle) -> dict[str, int] | None:
-    """Of all graphs, whatever the format of weights: `total`, and `active` for a token; None: weights are packed."""
+    """Return the parameters of all graphs, `total` and `active` per token; None if weights are packed."""
     if PACKED in bundle.manifest.quantization:
         return None
     graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
@@ -60,7 +60,7 @@ def count_parameters(bundle: Bundle) -> dict[str, int] | None:
 
 
 def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Parameters of graphs, and those that a token passes through: of each mixture a few experts."""
+    """Return the number of parameters, and of those active for a token: in each mixture only the chosen experts."""
     total = active = 0
     for graph in graphs:
         own, mixtures = sum(graph["parameters"].values()), graph["moe_layers"]
@@ -70,7 +70,7 @@ def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 
 
 def _num_weights(name: str, size: int) -> int:
-    """Of a stored weight: two in 4 bits share a byte, and scales are no weights."""
+    """Return the number of weights in an initializer: two per byte in 4 bits, none in scales."""
     kind = name.removesuffix(".half").rpartition(".")[2]
     if kind in _SCALES or name.startswith("const_"):
         return 0
@@ -78,7 +78,7 @@ def _num_weights(name: str, size: int) -> int:
 
 
 def _kernels_here(bundle: Bundle) -> Kernels:
-    """What would compute the functions of the graphs here: when these are loaded, kernels say what they cannot."""
+    """Return the kernels that run the graphs here. Loading the graphs shows what they refuse."""
     kernels = choose_kernels(checked_kernels(None), [DEFAULT_PROVIDER])
     try:
         return bundle.load().kernels if kernels.native else kernels
@@ -114,7 +114,7 @@ def _tensor(value: ir.Value) -> dict[str, Any]:
 
 
 def describe(content: dict[str, Any]) -> str:
-    """`inspect_bundle`'s result as text."""
+    """Return the result of `inspect_bundle` as text."""
     manifest = content["manifest"]
     model = manifest["model"]
     streaming = "streaming and full context" if model["streaming"] else "full context only"
@@ -123,18 +123,18 @@ def describe(content: dict[str, Any]) -> str:
     for layer, kind in manifest["quantization"].get("exceptions", {}).items():
         by_format.setdefault(kind, []).append(layer)
     if beyond := manifest["quantization"].get("beyond_half_precision"):
-        by_format["float32 beyond half precision"] = beyond
+        by_format["float32 (exceeds half precision)"] = beyond
     goal = manifest["quantization"].get("goal", {})
     chosen = [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in content["decoding"].items()]
     counted = "stored numbers" if packed else "parameters"
     active = "" if packed else f", active for a token: {content['num_active_parameters']:,}"
     lines = [
         f"{content['path']}: bundle version {manifest['version']} by {manifest['producer']}",
-        *["weights: random, for measuring only"] * manifest["random_weights"],
+        *["weights: random, for measurements only"] * manifest["random_weights"],
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
-        f"defaults of decoding that were chosen: {', '.join(chosen) or 'none'}",
+        f"chosen decoding defaults: {', '.join(chosen) or 'none'}",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
         *(f"  {kind}: {', '.join(layers)}" for kind, layers in by_format.items()),
@@ -164,7 +164,7 @@ def describe(content: dict[str, Any]) -> str:
 
 
 def _limit(name: str, value: float) -> str:
-    """A limit or what was measured, in the unit of its option."""
+    """Return a line with a limit or a measured value, in the unit of its option."""
     if name == "max_bytes":
         return f"  max size: {value / 1e6:g} MB"
     unit = name in {"max_damage", "max_wer_increase", "changed_tokens", "changed_tokens_at_most"}
@@ -172,7 +172,7 @@ def _limit(name: str, value: float) -> str:
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:
-    """Which functions of the graphs would run in native kernels here, and why others would not."""
+    """Return lines that list the functions that run in native kernels here, and the reason for each other one."""
     kernels = content["kernels"]
     functions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for graph in content["graphs"]:
@@ -190,7 +190,7 @@ def _kernels(content: dict[str, Any]) -> list[str]:
 
 
 def _reason(function: str, operators: Collection[str]) -> str:
-    """Why a function has no native kernel here; "": it has one."""
+    """Return why a function has no native kernel here, or "" if it has one."""
     declared = FUNCTIONS.get(plain_name(function))
-    without = declared.without_kernel if declared else "unknown to this version of u2moe"
-    return "" if is_replaced(function, operators) else without or "these kernels are not here"
+    without = declared.without_kernel if declared else "not known to this version of u2moe"
+    return "" if is_replaced(function, operators) else without or "native kernels are not available"

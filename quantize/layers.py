@@ -1,6 +1,6 @@
-"""Layers of a graph, which are calls of functions: found, named, swapped for others, and added, with their weights.
+"""The layers of a graph, which are calls of functions: find, name, replace and insert them, with their weights.
 
-Weights in other formats are computed lazily, one at a time, when the graph is saved.
+Converted weights are computed lazily, one at a time, when the graph is saved.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _PART = re.compile(r".*?\.\d+\.[^.]+")
 
 
 def scope(node: ir.Node) -> str:
-    """The scope of a node's name, dotted as in a state dict."""
+    """Return the scope of a node's name, dotted as in a state dict."""
     return (node.name or "").rsplit("/", 1)[0].replace("/", ".")
 
 
 def layer_of(node: ir.Node) -> str:
-    """The layer of a call, as recipes and reports name it.
+    """Return the layer that a call belongs to, as recipes and reports name it.
 
-    Within a block it is a part of the block, such as `encoder.encoders.3.self_attn` with all its projections; elsewhere
-    the call's scope.
+    Within a block, the layer is a part of the block such as `encoder.encoders.3.self_attn`, with all its projections.
+    Elsewhere it is the call's scope.
     """
     name = scope(node)
     found = _PART.match(name)
@@ -46,15 +46,15 @@ def layer_of(node: ir.Node) -> str:
 
 
 def calls(model: ir.Model, *names: str) -> list[ir.Node]:
-    """The calls of functions of ours with one of these names, in order."""
+    """Return the calls of our functions with one of these names, in order."""
     return [node for node in model.graph if node.domain == MOE_DOMAIN and plain_name(node.op_type) in names]
 
 
 def inputs_of(node: ir.Node) -> list[ir.Value]:
-    """The inputs of a call.
+    """Return the inputs of a call.
 
     Raises:
-        BundleError: one is missing.
+        BundleError: an input is missing.
     """
     values = [value for value in node.inputs if value is not None]
     if len(values) < len(node.inputs):
@@ -63,7 +63,7 @@ def inputs_of(node: ir.Node) -> list[ir.Value]:
 
 
 def swap(model: ir.Model, node: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> None:
-    """Make a node a call of another function; its outputs stay."""
+    """Turn a node into a call of another function; its outputs stay."""
     called = _defined(model, function)
     node.op_type, node.name = called.name, _name(node, called)
     node.resize_inputs(len(inputs))
@@ -74,7 +74,7 @@ def swap(model: ir.Model, node: ir.Node, function: ir.Function, inputs: Sequence
 
 
 def insert(model: ir.Model, before: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
-    """Add a call in front of a node and in its scope; returns the outputs."""
+    """Insert a call before a node and in its scope; return its outputs."""
     called = _defined(model, function)
     call = ir.Node(
         called.domain, called.name, inputs, _attributes(function),
@@ -103,15 +103,15 @@ def _name(near: ir.Node, called: ir.Function) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertLayer:
-    """One mixture of experts in a float32 graph.
+    """A mixture of experts in a float32 graph.
 
     Attributes:
-        node: the call of the model-local function.
-        mixture: its description.
-        x: the layer's input [..., dim].
-        gate: the router's weight [dim, experts].
-        w1: first weight [dim, hidden] of each expert; `w2`: second [hidden, dim].
-        b1: first bias [hidden] of each; `b2`: second [dim]; empty if the layer has no biases.
+        node: call of the model-local function.
+        mixture: description of the mixture.
+        x: input of the layer [..., dim].
+        gate: weight of the router [dim, experts].
+        w1: first weight [dim, hidden] of each expert; `w2`: second weight [hidden, dim].
+        b1: first bias [hidden] of each expert; `b2`: second bias [dim]; empty if the layer has no biases.
     """
 
     node: ir.Node
@@ -125,10 +125,10 @@ class ExpertLayer:
 
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:
-    """The float32 mixtures of experts of a graph, in order.
+    """Return the float32 mixtures of experts of a graph, in order.
 
     Raises:
-        BundleError: one of them is not in the form that the exporter writes.
+        BundleError: a mixture does not have the form that the exporter writes.
     """
     layers = []
     for node in model.graph:
@@ -147,9 +147,9 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
 
 
 def check_all_float(model: ir.Model) -> None:
-    """Raise a BundleError unless all layers of a graph are in float32, and of kinds that the exporter writes."""
+    """Raise a BundleError unless all layers of a graph are float32 and of kinds that the exporter writes."""
     calls = [(node, _mixture(node)) for node in model.graph if node.domain == contract.MOE_DOMAIN]
-    for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first, which say most
+    for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first: their errors say most
         if plain_name(node.op_type) not in PLAIN_LAYERS if mixture is None else mixture.weights != "fp32":
             raise BundleError(f"node {node.name}: {node.op_type} is not a layer in float32")
 
@@ -165,13 +165,13 @@ _EXPERT_NUMBER = re.compile(r"experts\.\d+\.")
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One weight that was replaced.
+    """A weight that was replaced.
 
     Attributes:
         group: group of the weight, see `contract.WEIGHT_GROUPS`.
-        original: reads the float32 weight, in the layout of the new one.
+        original: reads the float32 weight in the layout of the new one.
         parts: last names of the initializers that belong to the integers.
-        restored: the float32 weights that stored integers and these parts represent.
+        restored: computes the float32 weights that stored integers and parts represent.
     """
 
     group: str
@@ -184,8 +184,8 @@ class Weights:
     """The weights that replace those of one graph.
 
     Attributes:
-        changes: the replaced weights, by the name of the new one.
-        kept: layers with a weight, scale or bias in float32 because half precision does not hold it.
+        changes: the replaced weights, by the name of the new weight.
+        kept: layers with a weight, scale or bias that stays float32 because float16 cannot represent it.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -196,7 +196,7 @@ class Weights:
     def add(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array], group: str
     ) -> ir.Value:
-        """A new initializer, or the existing one of that name."""
+        """Add an initializer, or return the existing one of that name."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
 
@@ -218,13 +218,13 @@ class Weights:
         read: Callable[[], Array] | None = None,
         made: Callable[[], Parts] | None = None,
     ) -> list[ir.Value]:
-        """A weight [in, out] in another format: its integers, and what belongs to them.
+        """Convert a weight [in, out] to another format; return its integers and the other parts.
 
         Args:
             weight: the initializer.
-            conversion: to the format.
-            read: supplies it if it has another order or shape.
-            made: reads its parts, if calibrated.
+            conversion: conversion to the format.
+            read: reads the weight if its order or shape changes.
+            made: reads calibrated parts.
         """
         source, shape = read or (lambda: array_of(weight)), read().shape if read else shape_of(weight)
         if len(shape) != 2:
@@ -241,7 +241,7 @@ class Weights:
         return [self.add(f"{name}.{part}", dtype, sizes, reader, group) for part, (dtype, sizes), reader in parts]
 
     def stacked(self, values: Sequence[ir.Value]) -> ir.Value:
-        """One float32 initializer of those of all experts, named without the expert's number."""
+        """Stack the float32 initializers of all experts; the name omits the expert's number."""
         name, shape = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1), shape_of(values[0])
 
         def stack() -> Array:
@@ -251,9 +251,9 @@ class Weights:
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:
-    """Functions that return the integers and the other parts, and together quantize the weight once.
+    """Return functions that read the integers and the other parts; together they quantize the weight once.
 
-    The integers are kept until they are read, the other parts, which are small, for good.
+    The integers are released when they are read. The other parts are small and stay in memory.
     """
     waiting: dict[int, Array] = {}
 

@@ -1,4 +1,4 @@
-"""Graphs as sessions of which values inside are seen, also cut into layers of any format, and the tokens of experts."""
+"""Sessions that show inner values of graphs, graphs cut into layers of any format, and the tokens of experts."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ Array = npt.NDArray[Any]
 
 
 def trim_memory() -> None:
-    """Return what was freed to the system: glibc keeps it for the thread that had it."""
+    """Return freed memory to the system; glibc keeps it for the thread that allocated it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class LeanSettings(SessionSettings):
-    """Sessions that give back the memory of a run, of which they would keep what the largest took."""
+    """Settings of sessions that free the memory of each run instead of keeping the largest amount used."""
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
-        """Those of others, without an arena."""
+        """Return the usual options without a memory arena."""
         options = super().session_options(kernels)
         options.enable_cpu_mem_arena = False
         return options
 
 
 class PartGraph:
-    """A graph as a session; it is loaded on its first run, when the types of its inputs are known.
+    """A graph as a session. It is loaded on the first run, when the types of its inputs are known.
 
     Attributes:
         reads: names of its inputs.
     """
 
     def __init__(self, model: ir.Model, kernels: Kernels | None = None) -> None:
-        """`kernels` are those of the session; None: onnxruntime alone."""
+        """Prepare a session with these native kernels; None: only onnxruntime."""
         self._model, self._kernels, self._lock = model, kernels, Lock()
         self._session: onnxruntime.InferenceSession | None = None
         self._outputs = [str(value.name) for value in model.graph.outputs]
@@ -68,12 +68,12 @@ class PartGraph:
     def _load(self, feeds: Mapping[str, Array]) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
-        options.enable_cpu_mem_arena = False  # which keeps what it once had
+        options.enable_cpu_mem_arena = False  # the arena never returns memory
         if self._kernels is not None:
             self._kernels.register(options)
         for value in self._model.graph.inputs:
             value.type = ir.TensorType(ir.DataType.from_numpy(feeds[str(value.name)].dtype))
-        # passed as values: a hard link beside the changed graph would make onnx-ir refuse the file in other processes
+        # passed as values: with a hard link next to the changed graph, onnx-ir would refuse the file in other processes
         weights = {
             name: (value.const_value, onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy()))
             for name, value in self._model.graph.initializers.items()
@@ -82,58 +82,58 @@ class PartGraph:
         options.add_external_initializers(list(weights), [value for _, value in weights.values()])
         content = ir.to_proto(self._model).SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
-        for tensor, _ in weights.values():  # most were copied: what is read again comes from the file again
+        for tensor, _ in weights.values():  # most were copied; unmapped pages are read from the file again
             if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
                 tensor.raw.madvise(mmap.MADV_DONTNEED)
         return session
 
     def run(self, feeds: Mapping[str, Array], wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
-        """As `Session.run`; of its outputs those that are wanted, or all."""
+        """Run as `Session.run` does; return the wanted outputs, or all."""
         with self._lock:
             session = self._session = self._session or self._load(feeds)
         names = [name for name in self._outputs if wanted is None or name in wanted]
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
     def unload(self) -> None:
-        """Give its memory back until the next run."""
+        """Free the session's memory until the next run."""
         self._session = None
 
 
 def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
-    """The model of a bundle whose graphs are these, by the names of the contract."""
-    sessions = (cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder"))  # all that it needs is run
+    """Return the model of a bundle that runs these graphs, by the names of the contract."""
+    sessions = (cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder"))  # only `run` is needed
     return Model(manifest, *sessions)
 
 
 Levels = Mapping[str, int]
-"""By layer, the number of the version that it is computed in."""
+"""The number of the version that computes each layer, by layer."""
 Values = Mapping[str, Array]
 
 
 class SwitchedGraph:
-    """Versions of a graph, cut into parts at the layers in which they differ: each part runs in any version.
+    """Versions of a graph, cut into parts at the layers in which they differ. Each part runs in any version.
 
     A layer's level is the number of a version, 0 for the first.
 
     Attributes:
-        bytes: by layer, in order, the bytes of its weights at each level. Layers that the last versions have in common
-            have fewer levels.
-        groups: by layer, the group of its weights, see `recipes.FORMATS`.
-        inputs: by layer, the names of the values that its products read.
-        outputs: by layer, the names of the values that it gives.
+        bytes: bytes of each layer's weights at each level, by layer, in order. Layers that are equal in the last
+            versions have fewer levels.
+        groups: group of each layer's weights, by layer, see `recipes.FORMATS`.
+        inputs: names of the values that each layer's products read, by layer.
+        outputs: names of the values that each layer returns, by layer.
         results: names of the graph's outputs.
-        parts: in order.
-        seen: the values that are observed, by name, as the last run had them.
+        parts: parts in order.
+        seen: the observed values of the last run, by name.
     """
 
     def __init__(self, *versions: ir.Model, observed: Collection[str] = (), kernels: Kernels | None = None) -> None:
-        """Cut them.
+        """Cut the graphs.
 
         Args:
-            versions: that `read_single` reads; values that all of them have are equal but for rounding. One alone is
-                cut at every layer, so that it is never in memory twice while it is loaded.
+            versions: graphs from `read_single`; the values that all versions share differ only by rounding. A single
+                version is cut at every layer, so that it is never in memory twice while it is loaded.
             observed: names of values that runs show.
-            kernels: of the sessions; None: onnxruntime alone.
+            kernels: native kernels of the sessions; None: only onnxruntime.
         """
         self._observed, self._kernels, self.seen = frozenset(observed), kernels, dict[str, Array]()
         self._switched: set[str] = set()
@@ -167,9 +167,9 @@ class SwitchedGraph:
         self.outputs.setdefault(layer, []).extend(str(value.name) for value in options[0].outputs)
 
     def _cut(self, versions: Sequence[ir.Model]) -> list[Part]:
-        """Parts in order: each begins with a layer; nodes that belong to none are where all that they read is made.
+        """Return parts in order. Each begins with a layer; other nodes join the first part that has all their inputs.
 
-        What the left decoder gives is so reduced to scores before the right one runs.
+        The output of the left decoder is thus reduced to scores before the right decoder runs.
         """
         slices: list[tuple[str, list[str]]] = [("", [])]
         places: dict[str, int] = {}
@@ -197,12 +197,12 @@ class SwitchedGraph:
         return parts[::-1]
 
     def run(self, values: Values, levels: Levels = MappingProxyType({}), begin: int = 0) -> Values:
-        """Its outputs, with layers that are not named at level 0.
+        """Run the graph; layers that `levels` does not name run at level 0.
 
         Args:
-            values: as for `Session.run`, or those before part `begin`.
-            levels: of the layers.
-            begin: the first part that runs.
+            values: feeds as for `Session.run`, or the values before part `begin`.
+            levels: level of each layer.
+            begin: the first part to run.
         """
         seen = {name: values[name] for name in self._observed & values.keys()}
         for part in self.parts[begin:]:
@@ -213,7 +213,7 @@ class SwitchedGraph:
         return values
 
     def keep(self, levels: Levels | None = None) -> None:
-        """Give back the memory of layers at other levels than these; None: of all."""
+        """Free the memory of layers at other levels than these; None: of all layers."""
         for part in self.parts:
             part.keep(None if levels is None else levels.get(part.layer, 0))
 
@@ -223,9 +223,9 @@ class Part:
     """A part of a graph.
 
     Attributes:
-        layer: with which it begins; "" for none.
-        graphs: what computes it at each level.
-        later: names of the values that the parts behind it read or the graph gives.
+        layer: layer with which the part begins; "" for none.
+        graphs: graph of the part at each level.
+        later: names of the values that later parts read or that the graph returns.
     """
 
     layer: str
@@ -233,37 +233,37 @@ class Part:
     later: AbstractSet[str]
 
     def run(self, values: Values, level: int, wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
-        """What it gives for the values before it, or what is wanted of it."""
+        """Run the part on the values before it; return all outputs or the wanted ones."""
         graph = self.graphs[min(level, len(self.graphs) - 1)]
         return graph.run({name: values[name] for name in graph.reads}, wanted)
 
     def after(self, values: Values, found: Values) -> Values:
-        """The values behind it, for those before it and those that it gives."""
+        """Return the values after the part, from those before it and its outputs."""
         return {name: value for name, value in {**values, **found}.items() if name in self.later}
 
     def keep(self, level: int | None = None) -> None:
-        """Give back the memory of other levels than this; None: of all."""
+        """Free the memory of other levels than this; None: of all levels."""
         for number, graph in enumerate(self.graphs):
             if level is None or number != min(level, len(self.graphs) - 1):
                 graph.unload()
 
 
 class SwitchedSession:
-    """A switched graph at some levels as a session for one recording.
+    """A session for one recording that runs a switched graph at some levels.
 
     Attributes:
-        feeds: those of each run.
+        feeds: feeds of each run.
     """
 
     def __init__(
         self, graph: SwitchedGraph, levels: Levels, begin: int = 0, known: Sequence[tuple[Values, Values]] = ()
     ) -> None:
-        """Runs begin with part `begin` where `known` has their feeds, with the values before that part."""
+        """Start runs at part `begin` if `known` has the same feeds, with the values before that part."""
         self._graph, self._levels, self._begin, self._known = graph, levels, begin, known
         self.feeds: list[Values] = []
 
     def run(self, feeds: Values) -> Values:
-        """As `Session.run`."""
+        """Run as `Session.run` does."""
         number, values, begin = len(self.feeds), feeds, 0
         self.feeds.append(feeds)
         if number < len(self._known):
@@ -274,7 +274,7 @@ class SwitchedSession:
 
 
 def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ir.Model:
-    """The part of a graph between values outside of it and its outputs, with the weights that it reads."""
+    """Extract the part of a graph between outside values and its outputs, with the weights that it reads."""
     known = {str(value.name) for value in model.graph.inputs}
     known.update(str(value.name) for node in model.graph for value in node.outputs)
     graph = ir.convenience.extract(model.graph, sorted(outside & known), outputs)
@@ -300,12 +300,12 @@ class RoutedLayer:
     """A mixture of experts of an encoder.
 
     Attributes:
-        name: the layer's scope.
+        name: scope of the layer.
         tokens: name of its input.
         gate: weight of the router, float32 [dim, experts].
-        gate_name: its name in the graph.
+        gate_name: name of that weight in the graph.
         top_k: experts per token.
-        expert_bytes: bytes of one expert's weights as stored.
+        expert_bytes: bytes of one expert's stored weights.
     """
 
     name: str
@@ -316,12 +316,12 @@ class RoutedLayer:
     expert_bytes: int
 
     def choices(self, tokens: Array) -> Array:
-        """Experts [n, k] of tokens [..., dim], the most likely first."""
+        """Return the experts [n, k] of tokens [..., dim], the most likely first."""
         logits = tokens.astype(np.float32).reshape(-1, len(self.gate)) @ self.gate
         return np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
 
     def shares(self, tokens: Array) -> Array:
-        """Routing weights [n, experts] of tokens [n, dim]; 0 for experts that are not chosen."""
+        """Return the routing weights [n, experts] of tokens [n, dim]; 0 for experts that are not chosen."""
         logits, chosen = tokens @ self.gate, self.choices(tokens)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = np.zeros_like(odds)
@@ -330,12 +330,12 @@ class RoutedLayer:
         return weights
 
     def counts(self, tokens: Array) -> npt.NDArray[np.int64]:
-        """Number of tokens [..., dim] routed to each expert: [experts]."""
+        """Return the number of tokens [..., dim] routed to each expert [experts]."""
         return np.bincount(self.choices(tokens).ravel(), minlength=self.gate.shape[1]).astype(np.int64)
 
 
 class ExpertInputs:
-    """The encoder of a bundle, with the inputs of its mixtures of experts as extra outputs; float32 or quantized.
+    """The encoder of a float32 or quantized bundle, with the inputs of its mixtures of experts as extra outputs.
 
     Attributes:
         layers: the mixtures by scope, in order; empty for a dense model.
@@ -346,7 +346,7 @@ class ExpertInputs:
     """
 
     def __init__(self, bundle: Bundle, gates: Mapping[str, Array] = MappingProxyType({})) -> None:
-        """Read the graph, and run it with `gates` in place of routers of these names; with native kernels if packed."""
+        """Read the graph. `gates` replace the routers of these names. Packed bundles run with native kernels."""
         self.config = bundle.manifest.model
         model = ir.load(bundle.path / self.config.graphs()[0].file)
         self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
@@ -359,11 +359,11 @@ class ExpertInputs:
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> Iterator[dict[str, Array]]:
-        """Tokens [time, dim] that each layer reads, by its name, for every chunk of features; of full context one."""
+        """Yield the tokens [time, dim] that each layer reads, by layer, for every chunk (full context: one chunk)."""
         windows = Windows(self.config, chunk_size)
         windows.accept(frames)
         windows.finish()
-        encoder = Encoder(cast("Session", self._graph), self.config)  # it needs only `run`
+        encoder = Encoder(cast("Session", self._graph), self.config)  # only `run` is needed
         caches, required = encoder.start(), required_cache_size(chunk_size or 1, num_left_chunks)
         while (window := windows.take()) is not None:
             _, caches = encoder.step(window[np.newaxis], caches, required_cache_size=required)
@@ -371,19 +371,19 @@ class ExpertInputs:
             yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Sorted experts [time, k] of each layer's tokens, with full context; none of too few frames for a chunk."""
+        """Return the sorted experts [time, k] of each layer's tokens with full context; empty if frames are too few."""
         tokens = next(self.chunks(frames), {}) if self.layers else {}
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
 
 
 def routed_layer(node: ir.Node) -> RoutedLayer | None:
-    """The mixture of experts that a node calls, or None."""
+    """Return the mixture of experts that a node calls, or None."""
     mixture = mixture_of(node)
     if mixture is None:
         return None
     x, gate, *weights = node.inputs
     if x is None or gate is None or gate.const_value is None:
-        raise BundleError(f"{node.name} has no router among its weights")
+        raise BundleError(f"{node.name} has no weight for its router")
     makers = [weight.producer() if weight is not None else None for weight in weights]
     stored = [maker.inputs[0] if maker else weight for maker, weight in zip(makers, weights, strict=True)]
     num_bytes = sum(weight.const_value.nbytes for weight in stored if weight is not None and weight.const_value)

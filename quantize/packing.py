@@ -1,6 +1,6 @@
-"""Packs weights in the layout of the native kernels, which then map them from the file.
+"""Packing of weights in the layout of the native kernels, which map them from the file.
 
-A packed graph calls native operators instead of our functions, which it no longer contains.
+A packed graph calls native operators instead of our functions, and contains no functions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from u2moe.runtime.graph.file import group_of, shape_of
 from u2moe.runtime.model.native import CPU, choose_kernels
 
 ALIGNMENT = 4096
-"""Alignment of packed weights in bytes: onnxruntime maps pages."""
+"""Alignment of packed weights in bytes, because onnxruntime maps whole pages."""
 _LINE = 64
 _SMALLEST = 1024
-"""Smaller weights, in bytes, stay in the graph: shape inference needs some small constants."""
+"""Weights smaller than this many bytes stay in the graph, because shape inference needs some small constants."""
 
 
 @cache
@@ -42,13 +42,13 @@ def _library() -> ctypes.CDLL:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """One weight and its bias.
+    """A weight and its bias.
 
     Attributes:
-        conversion: to the weight's format; `parts`: what is stored of it.
-        bias: None without one.
+        conversion: conversion to the weight's format; `parts`: its stored parts.
+        bias: the bias; None without one.
         sizes: rows and columns.
-        expert: index of this expert's bias in `bias`; None: all of it.
+        expert: index of this expert's bias in `bias`; None: `bias` belongs to this weight only.
     """
 
     conversion: WeightConversion
@@ -58,7 +58,7 @@ class Product:
     expert: int | None = None
 
     def packed(self) -> Array:
-        """The packed weight, uint8 [bytes]."""
+        """Return the packed weight, uint8 [bytes]."""
         bias = None if self.bias is None else stored_array(self.bias)
         if bias is not None and self.expert is not None:
             bias = np.ascontiguousarray(bias[self.expert])
@@ -67,7 +67,7 @@ class Product:
         return to
 
     def pack(self, *arrays: Array | None) -> int:
-        """Pack parts and bias into an array, the last; without arrays, nothing. Returns the bytes that it takes."""
+        """Pack parts and bias into the last array; return the packed size in bytes. Without arrays: only the size."""
         given = arrays or [None] * (len(self.parts) + 2)
         *pointers, to = (ctypes.c_void_p(None if array is None else array.ctypes.data) for array in given)
         block = [self.conversion.block_size] if self.conversion.block_size else []
@@ -77,10 +77,10 @@ class Product:
 
 
 def pack_graph(model: ir.Model, layout: int) -> int:
-    """Pack the weights of all calls that native kernels compute, in place; returns the number of calls.
+    """Pack the weights of all calls that native kernels compute, in place; return the number of calls.
 
     Args:
-        model: a quantized graph; its weights are read and packed one at a time when it is saved.
+        model: a quantized graph. Its weights are read and packed one at a time when it is saved.
         layout: version of the layout.
     """
     calls = [node for node in model.graph if node.domain == contract.MOE_DOMAIN and plain_name(node.op_type) in _PACKED]
@@ -101,12 +101,12 @@ def pack_graph(model: ir.Model, layout: int) -> int:
         before.replace_all_uses_with(after, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
         model.functions.pop(node.op_identifier(), None)
-    RemoveUnusedNodesPass()(model)  # with their weights
+    RemoveUnusedNodesPass()(model)  # and their weights
     return len(calls)
 
 
 def _packed(products: Sequence[Product]) -> Array:
-    """All these weights, one after the other."""
+    """Pack these weights and concatenate them."""
     return np.concatenate([product.packed() for product in products])
 
 
@@ -124,7 +124,7 @@ _PACKED = {
 
 
 def _read(node: ir.Node, values: Sequence[ir.Value]) -> tuple[int, dict[str, int], list[Product]]:
-    """The number of inputs before the weights of a call, further attributes, and the weights."""
+    """Return the number of inputs before the weights of a call, further attributes, and the weights."""
     kind, layer = _PACKED[plain_name(node.op_type)]
     settings = {
         name: node.attributes[name].as_int() for name in ("block_size", "in", "bias") if name in node.attributes
@@ -156,7 +156,7 @@ def _read(node: ir.Node, values: Sequence[ir.Value]) -> tuple[int, dict[str, int
 
 
 def stored_array(value: ir.Value) -> Array:
-    """The values of an initializer, of halves in float32; a mapped file does not stay in memory."""
+    """Return the values of an initializer, float16 as float32, and release a mapped file."""
     tensor: Any = value.const_value
     array = np.array(tensor.numpy(), np.float32 if tensor.dtype == ir.DataType.FLOAT16 else None)
     if isinstance(tensor, ir.ExternalTensor):
@@ -165,7 +165,7 @@ def stored_array(value: ir.Value) -> Array:
 
 
 def save_mapped(model: ir.Model, file: Path, progress: Callable[[str], None] = lambda _: None) -> None:
-    """Write a graph and, beside it, its weights: large ones begin with a page, others with a cache line."""
+    """Write a graph and a file with its weights. Large weights start at a page, others at a cache line."""
     location = f"{file.name}.data"
     with (file.parent / location).open("wb") as data:
         for number, (name, value) in enumerate(model.graph.initializers.items()):

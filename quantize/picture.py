@@ -1,4 +1,4 @@
-"""Pictures of reports as SVG: bars in rows, with an axis and a legend. Independent of graphs."""
+"""Bar charts of reports as SVG, with an axis and a legend. Independent of graphs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 LINE, LEFT, WIDTH, NOTES = 16, 330, 460, 320
-"""Pixels: of a bar's row, to the left of bars, of the longest bar, and to the right of it."""
+"""Sizes in pixels: height of a row, margin to the left of bars, longest bar, and margin to its right."""
 NUM_TICKS = 4
 COLOURS = ("#e8a33d", "#4c78a8", "#54a24b", "#b279a2", "#9d755d", "#e45756", "#72b7b2", "#bab0ac")
-"""Of series; later ones begin again."""
+"""Colours of series, in turn."""
 
 Bar = tuple[int, float, str]
-"""The number of its series, the value, and a note behind it."""
+"""Number of the series, value, and a note to the right of the bar."""
 
 
 def bar_picture(title: str, series: Sequence[str], rows: Sequence[tuple[str, Sequence[Bar]]]) -> str:
-    """Rows with a label and bars; `title` says what bars measure, with its unit."""
+    """Draw rows of bars with labels; `title` names the quantity and its unit."""
     begin = y = LINE * (len(series) + 3)
     most = max([value for _, bars in rows for _, value, _ in bars if value > 0], default=1.0)
     lines = [_text(LEFT, LINE, title)]

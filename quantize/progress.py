@@ -1,4 +1,4 @@
-"""Long work as lines of text: the share that is done, and the time that is left."""
+"""Progress of long work as lines of text: the finished share and the remaining time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 BAR_WIDTH = 20
 LEAST_SHARE = 0.1
-"""Of the work, between two lines."""
+"""Share of the work between two lines."""
 
 
 def shares(progress: Callable[[str], None], title: str) -> Callable[[float], None]:
-    """A function that reports a share of work that is done, with the time that is left."""
+    """Return a function that reports a finished share of the work, with the remaining time."""
     begin, last = time.monotonic(), [0.0]
 
     def report(share: float) -> None:

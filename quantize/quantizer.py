@@ -1,4 +1,4 @@
-"""From a float32 bundle to a quantized one, never in place: read, rewrite, save weight by weight, load, report."""
+"""Quantization of a float32 bundle into a new one: read, rewrite, save weight by weight, load, report."""
 
 from __future__ import annotations
 
@@ -48,42 +48,43 @@ def quantize_bundle(
 
     Args:
         bundle: folder of a float32 bundle.
-        out: folder to write; left as it was if anything fails.
-        recipe: what to quantize, and how.
-        audio: files for the measurements in the report.
+        out: folder to write; unchanged if anything fails.
+        recipe: weights to quantize and their formats.
+        audio: audio files for the measurements in the report.
         recordings: recordings with transcripts, for word error rates in the report; their audio is added to `audio`.
-        goal: what the bundle must hold; None: no limits. With a recipe for calibration, layers get better formats than
-            the recipe's where it demands or allows that; otherwise only `max_wer_increase` is checked.
-        overwrite: replace a bundle that is already there.
+        goal: limits of the bundle; None: no limits. If the recipe has recordings for calibration, layers get better
+            formats where the goal demands or allows them. Otherwise only `max_wer_increase` is checked.
+        overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
     Returns:
-        The new bundle and its report, which the bundle also holds as report.json; None without audio.
+        The new bundle and its report, which the bundle also contains as report.json; None without audio.
 
     Raises:
-        AudioError: audio that cannot be read, or all of it is too short for the encoder.
-        BundleError: not a float32 bundle, weights in a file with several names (hard links), a requested group that no
-            graph has, or a target that cannot be written.
+        AudioError: audio cannot be read, or all of it is too short for the encoder.
+        BundleError: the bundle is not float32, a file of weights has several names (hard links), no graph has a
+            requested group, or the target cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
-        QuantizationError: a weight is not finite or a written graph gives numbers that are not, the word error rate
-            rose beyond `max_wer_increase` (it then carries the report), or no choice of formats meets the goal.
+        QuantizationError: a weight is not finite, a written graph returns numbers that are not finite, the word error
+            rate rose beyond `max_wer_increase` (the error then carries the report), or no choice of formats meets the
+            goal.
     """
     goal = goal or Goal()
     if goal.max_wer_increase is not None and not any(words(recording.transcript) for recording in recordings):
-        raise ValueError("max_wer_increase needs recordings whose transcripts have words")
+        raise ValueError("max_wer_increase needs recordings with transcripts that contain words")
     if goal.searched and not recipe.calibration:
         raise ValueError("limits on damage, size and time need recordings for calibration")
     if goal.resume and not (goal.limits and recipe.calibration):
-        raise ValueError("resume keeps measurements of damage, which need limits and recordings for calibration")
+        raise ValueError("resume needs limits and recordings for calibration, without which no damage is measured")
     kept = next((file for file in recipe.calibration if file.suffix == KEPT), None)
     journal = Path(f"{kept or os.fspath(out)}.damage.jsonl") if kept or goal.resume else None
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
-    with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
+    with BundleWriter(out, overwrite=overwrite) as staging:  # rejects an invalid target before any work
         measured = [*audio, *(recording.path for recording in recordings)]
         heard = read_features(source, measured)
         if measured and not heard:
-            raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
+            raise AudioError(f"{measured[0]} and all others are too short for the encoder; nothing can be measured")
         with opened_run(source, recipe, goal, staging.path.parent, progress, journal=journal, layout=layout) as run:
             made, search = run.smallest(recipe, staging, goal.max_bytes), None
             if recipe.calibration and goal.limits:
@@ -103,7 +104,7 @@ def quantize_bundle(
             if report is not None and recipe.calibration:
                 report["damage"] = search.report() if search else run.damage(made)
             if report is not None:
-                progress("the layers that change most")
+                progress("most damaging layers")
                 damage = report.get("damage")
                 layers = worst_of(damage["layers"]) if damage else worst_layers(run.source, made.bundle, heard[0][1])
                 report["changes"]["layers"] = layers
@@ -138,12 +139,12 @@ def sizes_of(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The bytes of what `quantize_bundle` would write with the same arguments, without goal and report.
+    """Return the sizes that `quantize_bundle` would write with the same arguments, without goal and report.
 
-    Weights are converted, in a folder beside `out` that is removed; nothing is measured.
+    Weights are converted in a temporary folder next to `out`; nothing is measured.
 
     Returns:
-        `groups`: of the weights of each group, and `files`: of all files, each `before` and `after`; `ratio` of all.
+        Bytes `before` and `after`: `groups` for the weights of each group, `files` for all files; `ratio` of all files.
     """
     source = _open_float32(bundle, out)
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
@@ -160,10 +161,10 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
         found = source.manifest.quantization.get("recipe")
         raise BundleError(f"{source.path}: is already quantized ({found}), expected a float32 bundle")
     if Path(out).resolve() == source.path.resolve():
-        raise BundleError(f"{source.path}: a bundle is not quantized in place; name another folder")
+        raise BundleError(f"{source.path}: a bundle cannot be quantized in place; choose another folder")
     for name in source.manifest.files:
         names = (source.path / name).stat().st_nlink
-        if name.endswith(".onnx.data") and names > 1:  # onnx-ir takes that for an attack
+        if name.endswith(".onnx.data") and names > 1:  # onnx-ir rejects hard links as an attack
             raise BundleError(f"{source.path / name}: has {names} names (hard links), expected one; copy the bundle")
     for graph in source.manifest.model.graphs():
         weights = ir.load(source.path / graph.file).graph.initializers.items()
@@ -173,7 +174,7 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
 
 
 def _risen(report: dict[str, Any], limit: float | None) -> str:
-    """Message about a word error rate that rose beyond the limit; "" if none did."""
+    """Return a message about a word error rate that rose beyond the limit; "" if none did."""
     for name, item in report.get("text", {}).items():
         if limit is not None and item["wer_after"] - item["wer_before"] > limit:
             return (

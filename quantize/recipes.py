@@ -1,4 +1,4 @@
-"""Recipes: which groups of weights get which number format, as validated data. Independent of graphs."""
+"""Recipes: the number format of each group of weights, as validated data. Independent of graphs."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ from u2moe.runtime.validation import checked_choice
 FORMATS: Mapping[str, tuple[str, ...]] = {
     group: tuple(name for name, kind in WEIGHT_FORMATS.items() if group in kind.groups) for group in MATRICES
 }
-"""Formats for each group of weights, the best first. Routers, biases, norms and depthwise convolutions are always fp32;
-in int4, the convolutions of the front end, which few weights belong to, are int8.
-"""
+"""Formats for each group of weights, the best first. Routers, biases, norms and depthwise convolutions are always fp32.
+In int4, the convolutions of the front end, which have few weights, are int8."""
 BLOCK_SIZES = tuple(sorted({size for kind in WEIGHT_FORMATS.values() for size in kind.block_sizes}))
 _INTEGERS = " and ".join(name for name, kind in WEIGHT_FORMATS.items() if kind.bits < HALF.bits)
 LONGEST_S = 900
-"""Maximum seconds of calibration audio; the rest is not read."""
+"""Maximum duration of calibration audio in seconds; the rest is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A format for each group of weights; groups that are not named stay fp32.
+    """A number format for each group of weights. Groups that are not named stay fp32.
 
     Attributes:
-        name: as recorded in the manifest.
+        name: name recorded in the manifest.
         groups: format by group, see `FORMATS`.
-        block_size: rows of a weight that share one step, in formats where some do.
-        whole: "fp16" converts everything but routers and positions to half precision (for CUDA) and excludes `groups`;
-            None: only what `groups` says.
+        block_size: rows of a weight that share one step, in formats with such steps.
+        whole: "fp16" converts everything except routers and positions to half precision (for CUDA) and excludes
+            `groups`; None: only `groups` are converted.
         required: groups that were requested by name; a network without one of them is an error.
-        packed: write weights in the layout of the native kernels, which then map them from the file. The bundle cannot
-            be loaded without these kernels, and its files must not change in place while it is loaded.
-        calibration: audio files that show which activation channels are large, to be moved into the weights
-            (SmoothQuant), and on which the output error of products is minimised (GPTQ). Empty: each weight is
-            rounded to the nearest value.
-        exceptions: formats of single layers, by the names of `layer_of`; in "fp16" they compute in float32 with weights
-            that are float16 in files.
+        packed: write weights in the layout of the native kernels, which map them from the file. The bundle cannot be
+            loaded without these kernels, and its files must not change in place while it is loaded.
+        calibration: audio files for two methods. SmoothQuant moves large activation channels into the weights, and GPTQ
+            minimises the output error of products. Empty: each weight is rounded to the nearest value.
+        exceptions: formats of single layers, by the names of `layer_of`. In "fp16" they are stored as float16 and
+            compute in float32.
     """
 
     name: str
@@ -64,20 +62,20 @@ class Recipe:
             checked_choice("whole", self.whole, (HALF.name,))
         for name in ("groups", "packed", "calibration"):
             if self.whole and getattr(self, name):
-                raise ValueError(f"{name} is for weights in {_INTEGERS}, got whole {self.whole!r}")
+                raise ValueError(f"{name} applies only to weights in {_INTEGERS}, got whole {self.whole!r}")
         if not self.whole and not self.quantized and not self.exceptions:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
         for layer, kind in self.exceptions.items():
             checked_choice(f"exceptions: {layer}", kind, WEIGHT_FORMATS)
 
     def format_of(self, layer: str, group: str) -> str:
-        """The format of a layer's weights that belong to a group."""
+        """Return the format of a layer's weights in this group."""
         wanted = self.exceptions.get(layer, self.groups.get(group, FLOAT32.name))
         return wanted if wanted in FORMATS.get(group, ()) else FLOAT32.name
 
     @property
     def quantized(self) -> dict[str, str]:
-        """The groups that do not stay in fp32."""
+        """Groups that do not stay fp32."""
         return {group: kind for group, kind in self.groups.items() if kind != FLOAT32.name}
 
 
@@ -94,7 +92,7 @@ RECIPES: Mapping[str, Recipe] = {
     )
 }
 NO_RECIPE = FLOAT32.name
-"""The empty base recipe, which needs a format for at least one group."""
+"""Name of the empty recipe, which needs a format for at least one group."""
 
 
 def recipe(
@@ -105,10 +103,10 @@ def recipe(
     calibration: Sequence[Path] = (),
     exceptions: Mapping[str, str] | None = None,
 ) -> Recipe:
-    """The recipe of that name, optionally with other formats for some groups, and with other options of `Recipe`.
+    """Return the recipe of that name, optionally with other formats for some groups and other options of `Recipe`.
 
     Raises:
-        ValueError: no such recipe, group or format, or the recipe changes nothing.
+        ValueError: unknown recipe, group or format, or the recipe changes nothing.
     """
     checked_choice("recipe", name, (*RECIPES, NO_RECIPE))
     base = RECIPES.get(name)

@@ -1,4 +1,4 @@
-"""The recordings of the calibration as features: kept in a file, in pieces, and which of them are for what."""
+"""Recordings for calibration as features: stored in a file, cut into pieces, and divided by purpose."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.whole_file import write_bytes
 
 CHOSEN_S, JUDGED_S = 120, 1800
-"""Limits in seconds of what formats are chosen by, and of what judges them."""
+"""Maximum seconds of the recordings that choose formats, and of those that judge them."""
 PIECE_S, SHORT_PIECE_S, NUM_PIECES = 20, 5, 8
-"""Longer recordings are cut into equal pieces, so that one long recording is as good as several: of at most so many
-seconds, or fewer down to the second number where there would be fewer pieces than the third."""
+"""Longer recordings are cut into equal pieces of at most the first number of seconds. If this gives fewer pieces than
+the third number, pieces are shorter, down to the second number of seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,11 @@ class Audio:
     """Features [frames, mel] of recordings or their pieces.
 
     Attributes:
-        calibrates: what layers read in these decides how they are scaled and rounded.
-        chooses: on these the damage of each layer is measured, by which formats are chosen.
-        judges: on these written bundles are compared with float32. With a goal they choose nothing; without one they
-            are those of `chooses`. If there are less than four minutes, and no goal, they calibrate, too.
-        seconds: of those that calibrate.
+        calibrates: decides how layers are scaled and rounded.
+        chooses: measures the damage of each layer, which chooses formats.
+        judges: compares written bundles with float32. With a goal, these pieces choose nothing. Without one, they are
+            those of `chooses`, and they also calibrate if there are less than four minutes in total.
+        seconds: duration of the pieces that calibrate.
     """
 
     calibrates: Sequence[Array]
@@ -48,21 +48,21 @@ class Audio:
 
 
 def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path], file: Path) -> None:
-    """Write what calibration needs of recordings to a file, which takes their place in `Recipe.calibration`.
+    """Write the features of recordings to a file that can replace the recordings in `Recipe.calibration`.
 
-    It holds the features of all that any goal reads, 32 kB for a second, and is of use for this bundle alone. With it
-    quantized bundles are the same, to the bit, as with the recordings.
+    The file contains everything that any goal reads, 32 kB per second of audio. It is valid only for this bundle.
+    Quantized bundles are identical to the bit to those made from the recordings.
 
     Args:
         bundle: folder of the float32 bundle.
         recordings: audio files.
-        file: what to write; its name must end with ".npz".
+        file: file to write; its name must end with ".npz".
 
     Raises:
         AudioError: a recording cannot be read, or all of them are too short for the encoder.
     """
     if file.suffix != KEPT:
-        raise ValueError(f"{file}: the name of a calibration must end with {KEPT}")
+        raise ValueError(f"{file}: the name of a calibration file must end with {KEPT}")
     source = Bundle.open(bundle)
     frames_s = 1000 / source.manifest.features.frame_shift_ms
     found = read_features(source, recordings, round((LONGEST_S + CHOSEN_S + JUDGED_S) * frames_s))
@@ -75,14 +75,14 @@ def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path],
 
 
 def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
-    """The recordings of a recipe, in their order: first those that choose, then those that judge.
+    """Read the recordings of a recipe and divide them in order: some choose, some judge, some calibrate.
 
-    With limits that choose formats, a quarter chooses (at most `CHOSEN_S` seconds), and of the rest half judges, or as
-    much more as calibration does not read.
+    With limits that choose formats, a quarter chooses (at most `CHOSEN_S` seconds). Half of the rest judges, or more if
+    calibration does not read all of the other half.
 
     Raises:
         AudioError: a recording cannot be read, all of them are too short for the encoder, or those that judge have too
-            few tokens to show that a limit on damage is kept.
+            few tokens to show that a limit on damage is met.
     """
     frames_s = 1000 / bundle.manifest.features.frame_shift_ms
     read_s = LONGEST_S + (CHOSEN_S + JUDGED_S if goal.searched else 0)
@@ -108,20 +108,20 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
 
 
 def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s: float) -> None:
-    """Raise AudioError if the recordings could not even show that nothing changes."""
+    """Raise AudioError if the recordings are too short to show a limit even if nothing changes."""
     model = bundle.load(SessionSettings())
     found = sum(len(ctc_greedy_search(model.ctc(model.encode(frames))).tokens) for frames in judges)
     needed = math.ceil(share_of(np.zeros(1), np.ones(1), DOUBT).high / limit)
     if found < needed:
         more = f", about {total_s * needed / found:.0f} s of recordings like these" if found else ""
         raise AudioError(
-            f"calibration: found {found} tokens in the recordings that are kept back to judge, out of {total_s:.0f} s: "
-            f"to show that at most {limit:.2%} of the tokens change takes at least {needed} tokens{more}"
+            f"calibration: found {found} tokens in the recordings reserved for judging, of {total_s:.0f} s in total; "
+            f"showing that at most {limit:.2%} of the tokens change needs at least {needed} tokens{more}"
         )
 
 
 def _divided(pieces: Sequence[Array], limit: float) -> tuple[list[Array], list[Array]]:
-    """The first pieces, until they have `limit` frames, and the others."""
+    """Split off the first pieces, until they have `limit` frames; return them and the others."""
     first: list[Array] = []
     for piece in pieces:
         if sum(map(len, first)) >= limit:

@@ -1,4 +1,4 @@
-"""Compares a quantized bundle with its float32 bundle: bytes, errors, routing, word error rate, speed.
+"""Comparison of a quantized bundle with its float32 bundle: bytes, errors, routing, word error rate, speed.
 
 Everything is measured on the written files. A packed bundle is measured before packing, except for its size.
 """
@@ -38,7 +38,7 @@ from u2moe.runtime.text.word_errors import WordErrors, edit_distance
 Array = npt.NDArray[Any]
 NUM_TIMINGS = 9
 NUM_LEFT_CHUNKS = 4
-"""For the timing of streams, in chunks of the default size."""
+"""Left chunks in the timing of streams, in chunks of the default size."""
 
 
 def build_report(
@@ -55,9 +55,9 @@ def build_report(
     Args:
         reference: the float32 bundle.
         quantized: the bundle made from it.
-        changes: the weights that the rewrites replaced, by the name of the new weight.
+        changes: the replaced weights, by the name of the new weight.
         audio: files of real speech and their features, float32 [frames, mel] each, for errors, routing and timing.
-        recordings: recordings with transcripts, for word error rates; if empty, that section is left out.
+        recordings: recordings with transcripts, for word error rates; without them the report has no such section.
         progress: called with a line for each section.
     """
     progress("weights")
@@ -83,7 +83,7 @@ def build_report(
 
 
 def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
-    """Bytes of the weights by group, and of all files, before and after."""
+    """Return the bytes of the weights by group, and of all files, before and after."""
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for index, bundle in enumerate((reference, quantized)):
         for graph in bundle.manifest.model.graphs():
@@ -96,7 +96,7 @@ def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
 
 
 def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str, Any]:
-    """Relative error of the stored weights by group: norm of the difference over norm of the weights, and the worst."""
+    """Return the relative errors of the stored weights by group, overall and the worst."""
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     worst: dict[str, float] = defaultdict(float)
     for graph in quantized.manifest.model.graphs():
@@ -117,7 +117,7 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
 
 
 def output_errors(reference: Model, quantized: Model, features: Sequence[Array]) -> dict[str, float]:
-    """Errors of encoder output and log-probabilities with full context, and the share of equal best tokens."""
+    """Return errors of encoder output and log-probabilities with full context, and the share of equal best tokens."""
     outputs, log_probs = [], []
     for frames in features:
         pair = reference.encode(frames), quantized.encode(frames)
@@ -125,7 +125,7 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
         log_probs.append((reference.ctc(pair[0]), quantized.ctc(pair[1])))
     expected, found = (np.concatenate(part) for part in zip(*log_probs, strict=True))
     encoder = [np.concatenate(part) for part in zip(*outputs, strict=True)]
-    # Also the best tokens: an untrained network with a large vocabulary has no token above 1 %.
+    # the best token always counts: untrained networks with a large vocabulary have no token above 1 %
     likely = (expected > np.log(0.01)) | (expected == expected.max(axis=1, keepdims=True))
     return {
         "frames": len(expected),
@@ -137,9 +137,9 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
 
 
 def routing_agreement(reference: Bundle, quantized: Bundle, features: Sequence[Array]) -> dict[str, float]:
-    """Share of tokens whose set of experts is unchanged, for each mixture of experts of the encoder."""
+    """Return the share of tokens whose set of experts is unchanged, for each mixture of experts of the encoder."""
     chosen: list[dict[str, Array]] = []
-    for bundle in (reference, quantized):  # one after the other: both at once would need the memory of both
+    for bundle in (reference, quantized):  # one after the other, to save memory
         router = ExpertInputs(bundle)
         found = [router.experts(frames) for frames in features]
         chosen.append({layer: np.concatenate([own[layer] for own in found if own]) for layer in router.layers})
@@ -153,7 +153,7 @@ def compare_text(
     recordings: Sequence[Recording],
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Word error rates of both, and the agreement of their tokens, for each search with full context and in chunks."""
+    """Return word error rates of both bundles and their token agreement, by search, with full context and in chunks."""
     recognizers = [Recognizer(bundle, model) for bundle, model in zip((reference, quantized), models, strict=True)]
     searches: tuple[SearchMethod, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
     if not models[0].has_decoder:
@@ -182,7 +182,7 @@ def compare_text(
 
 
 def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str, Any]:
-    """Median seconds of both encoders for the same features, with one thread."""
+    """Return the median seconds of both encoders for the same features, with one thread."""
     cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
     if reference.config.streaming:
         size = reference.config.stream_chunk_size
@@ -200,7 +200,7 @@ def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str
 def encoder_times(
     models: Sequence[Model], frames: Array, chunks: tuple[int | None, int], repetitions: int
 ) -> list[list[float]]:
-    """Seconds of each model's encoder, in turn, for features in chunks of a size with so many left chunks."""
+    """Return the seconds of each model's encoder in turn, for a chunk size and a number of left chunks."""
     times: list[list[float]] = [[] for _ in models]
     for _ in range(repetitions + 1):
         for series, model in zip(times, models, strict=True):
@@ -211,7 +211,7 @@ def encoder_times(
 
 
 def describe_bytes(sizes: Mapping[str, Any], errors: Mapping[str, Any]) -> list[str]:
-    """A table of what `compare_bytes` and `weight_errors` found."""
+    """Return a table of the results of `compare_bytes` and `weight_errors`, as lines."""
     head = f" {'error':>8} {'worst':>8}" if errors else ""
     lines = [f"{'weights':24} {'before':>14} {'after':>14} {'ratio':>7}{head}"]
     for group, size in sizes["groups"].items():
@@ -225,12 +225,12 @@ def describe_bytes(sizes: Mapping[str, Any], errors: Mapping[str, Any]) -> list[
 
 
 def describe(report: Mapping[str, Any]) -> str:
-    """The report as a table."""
+    """Return the report as a table."""
     lines = describe_bytes(report["bytes"], report["weight_error"])
     if calibration := report["recipe"].get("calibration"):
         lines.append(
             f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_products']} products; "
-            f"{calibration['plain_products']} got too few tokens for it, fewer than they have inputs"
+            f"{calibration['plain_products']} were not, because they received fewer tokens than they have inputs"
         )
     if damage := report.get("damage"):
         lines += [*describe_damage(damage), *describe_front(damage.get("front", []))]
@@ -255,7 +255,7 @@ def describe(report: Mapping[str, Any]) -> str:
             f"token agreement {item['token_agreement']:.2%}"
         )
     for name, item in report["speed"]["encoder"].items():
-        verdict = "about as fast" if not item["differs"] else "faster" if item["speedup"] > 1 else "SLOWER"
+        verdict = "about equally fast" if not item["differs"] else "faster" if item["speedup"] > 1 else "SLOWER"
         lines.append(
             f"encoder, {name:22} {item['before_s'] * 1e3:8.1f} ms -> {item['after_s'] * 1e3:8.1f} ms: "
             f"{item['speedup']:.2f} x, {verdict} on this machine"

@@ -1,8 +1,8 @@
-"""Layers rounded for what they read in recordings, if there was enough of it: GPTQ (Frantar et al. 2022) in any format.
+"""Rounding of layers for their inputs in recordings: GPTQ (Frantar et al. 2022) in any format.
 
 Rows are rounded one after the other, and later rows compensate for the errors so far. The second product is fitted to
-the hidden activations of the rounded first one, and the biases, which stay in float32, absorb the mean error. What
-layers read is in temporary files.
+the hidden activations of the rounded first one. The biases stay in float32 and absorb the mean error. The inputs of
+layers are kept in temporary files.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 PRODUCTS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts", "Subsampling")
 PIECE_FRAMES = 3000
-"""Feature frames per encoder call: attention over a whole long recording would need too much memory."""
+"""Maximum feature frames per encoder call, because attention over a long recording needs too much memory."""
 PIECE_ROWS = 8192
-"""Rows that are in memory at a time."""
+"""Maximum rows in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows [n, channels] of a value in a file, read when they are asked for.
+    """Rows [n, channels] of a value, read from a file on demand.
 
     Attributes:
-        file: all rows, float32; `channels`: numbers of each.
-        exponents: powers of two by which channels are divided; None: none are.
-        chosen: numbers of rows in the file; None: all.
+        file: file of all rows, float32; `channels`: numbers per row.
+        exponents: powers of two by which channels are divided; None: not divided.
+        chosen: numbers of the chosen rows in the file; None: all.
     """
 
     file: Path
@@ -67,28 +67,28 @@ class Rows:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A rounded weight: a file of its parts, and its bias; None without one."""
+    """A rounded weight: a file of its parts, and its bias (None without one)."""
 
     file: Path
     bias: Float | None
 
     def parts(self) -> Parts:
-        """What is stored of the weight."""
+        """Return the stored parts of the weight."""
         with np.load(self.file) as arrays:
             return [arrays[name] for name in arrays.files]
 
 
 class Activations:
-    """Rows [n, channels] of values, by name, and the weights that were rounded for them.
+    """Recorded rows [n, channels] of values, by name, and the weights that were rounded for them.
 
     Attributes:
-        products: numbers of products: those rounded for their rows, `compensated_products`, and those that had too
-            few, `plain_products`.
-        done: called with the number of weights of each product that was rounded.
+        products: number of products rounded for their rows (`compensated_products`) and of those with too few rows
+            (`plain_products`).
+        done: called with the number of weights of each rounded product.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Keeps both in files in `folder`."""
+        """Keep rows and weights in files in `folder`."""
         self._folder = folder
         self._sizes: dict[str, int] = {}
         self._exponents: dict[str, Array] = {}
@@ -107,14 +107,14 @@ class Activations:
         self._exponents[name] = exponents
 
     def rows(self, name: str | None) -> Rows | None:
-        """All rows of a value; None: nothing was recorded."""
+        """Return all rows of a value; None if nothing was recorded."""
         if name not in self._sizes:
             return None
         found = Rows(file=self._file(name), channels=self._sizes[name], exponents=self._exponents.get(name))
         return found if len(found) else None
 
     def rounded(self, key: Any, fit: Callable[[], Iterable[RoundedWeight]]) -> Sequence[StoredWeight]:
-        """What `fit` makes, computed once for each key."""
+        """Return the result of `fit`, computed once for each key."""
         if key not in self._rounded:
             stored = []
             for number, product in enumerate(fit()):
@@ -125,13 +125,15 @@ class Activations:
         return self._rounded[key]
 
     def _file(self, name: str) -> Path:
-        return self._folder / str(list(self._sizes).index(name))  # systems differ in which names they allow
+        return self._folder / str(
+            list(self._sizes).index(name)
+        )  # not by name: file systems differ in the names they allow
 
 
 def recorded(
     bundle: Bundle, features: Sequence[Array], folder: Path, progress: Callable[[str], None] = lambda _: None
 ) -> Activations:
-    """Run a float32 bundle over features [frames, mel] of recordings, with full context, and the decoders on its texts.
+    """Run a float32 bundle on features [frames, mel] with full context, and its decoders on the resulting texts.
 
     Activations are kept in a new folder in `folder`.
 
@@ -163,29 +165,31 @@ def recorded(
 
 
 class _Recorder:
-    """A graph as a session, which adds what its products read to `activations`, but for what `others` record."""
+    """A graph as a session that adds the inputs of its products to `activations`, except those that `others` record."""
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
         self._activations = activations
         read = [(str(x.name), layer_of(node)) for node in calls(model, *PRODUCTS) if (x := node.inputs[0]) is not None]
-        self._layers = {name: layer for name, layer in reversed(read) if name not in others}  # of two, the first counts
+        self._layers = {
+            name: layer for name, layer in reversed(read) if name not in others
+        }  # of two readers, the first counts
         others.update(self._layers)
         self._graph = SwitchedGraph(model, observed=self._layers)
 
     def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """As `Session.run`."""
+        """Run as `Session.run` does."""
         found = self._graph.run(feeds)
         for name, rows in self._graph.seen.items():
             if not np.isfinite(rows).all():
                 layer = self._layers[name]
-                raise QuantizationError(f"calibration: {layer} reads numbers that are not finite for the recordings")
+                raise QuantizationError(f"calibration: {layer} reads numbers that are not finite from the recordings")
             self._activations.add(name, rows)
         return found
 
 
 Double = npt.NDArray[np.float64]
 DAMPING = 0.05
-"""Regularisation: this fraction of the mean second moment of the inputs is added to each of them."""
+"""Regularisation: fraction of the mean second moment of the inputs that is added to each of them."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class RoundedWeight:
     """The weight of a product in another format, and its bias.
 
     Attributes:
-        parts: what is stored of the weight; `weight`: what they stand for [in, out].
+        parts: stored parts of the weight; `weight`: the weight [in, out] that they represent.
         bias: float32 [out]; None without one.
     """
 
@@ -202,7 +206,7 @@ class RoundedWeight:
     bias: Float | None
 
     def __call__(self, inputs: Float) -> Float:
-        """Inputs [n, in] to outputs [n, out], in float32."""
+        """Compute outputs [n, out] of inputs [n, in], in float32."""
         y: Float = inputs @ self.weight
         return y if self.bias is None else y + self.bias
 
@@ -214,15 +218,15 @@ def fitted_layer(
     shares: Float,
     conversion: WeightConversion,
 ) -> list[RoundedWeight]:
-    """All products of an expert or a feed-forward layer, or one alone.
+    """Round all products of an expert or a feed-forward layer, or a single product.
 
     Args:
-        products: weight [in, out] and bias [out] (None: no bias) of each product: the first; of a gated layer the gate
-            and the first; and the second, unless the first is alone.
-        activation: the non-linearity of hidden units [n, hidden]; with a gate, of the gate.
+        products: weight [in, out] and bias [out] (None: no bias) of each product. The order is: the gate of a gated
+            layer, the first product, the second product. A single product has no second.
+        activation: non-linearity of the hidden units [n, hidden]; in gated layers that of the gate.
         tokens: inputs [n, dim], at least one.
-        shares: weight of the layer in the output of each [n].
-        conversion: to their format.
+        shares: weight of the layer in the output of each token [n].
+        conversion: conversion to the format of the products.
     """
 
     def hidden(values: Sequence[Float]) -> Float:
@@ -252,9 +256,12 @@ def fitted(
     bias: Float | None,
     conversion: WeightConversion,
 ) -> RoundedWeight:
-    """The rounded product that best approximates, on the second inputs [n, in], `weight` and `bias` on the first.
+    """Return the rounded product that best reproduces `weight` and `bias`.
 
-    Errors of rows count by `shares` [n]. Without a bias the mean error remains. `inputs` gives some rows of both.
+    It reads the second inputs [n, in], while `weight` and `bias` read the first.
+
+    Errors of rows are weighted by `shares` [n]. Without a bias the mean error remains. `inputs` returns some rows of
+    both.
     """
     pieces = [slice(begin, begin + PIECE_ROWS) for begin in range(0, len(shares), PIECE_ROWS)]
     read = lru_cache(1)(lambda number: inputs(pieces[number]))
@@ -284,14 +291,14 @@ def fitted(
 
 
 def compensated(weight: npt.NDArray[Any], moments: Double, conversion: WeightConversion) -> Parts:
-    """The weight that minimises the error of the outputs instead of its own.
+    """Round a weight to minimise the error of the outputs instead of the weight's own error.
 
     Args:
-        weight: [in, out].
+        weight: weight [in, out].
         moments: sums of products of the inputs [in, in], positive definite.
-        conversion: to its format.
+        conversion: conversion to the format of the weight.
     """
-    # row i, divided by the diagonal: the corrections of later rows for an error of 1 in row i
+    # row i divided by the diagonal: corrections of later rows for an error of 1 in row i
     factors = np.linalg.cholesky(np.linalg.inv(moments)).T
     sizes = factors.diagonal()
     left, rounding = weight.astype(np.float64), conversion.rounding(weight.astype(np.float32))
@@ -315,10 +322,10 @@ def rounded_products(
     rows: tuple[Rows, Float] | None,
     activations: Activations | None,
 ) -> list[ir.Value]:
-    """Integers, what belongs to them, and bias, if there is one, of each product of a layer, see `fitted_layer`.
+    """Return integers, other parts and any bias of each product of a layer, see `fitted_layer`.
 
-    Where `rows`, what the layer reads [n, in] and its weight in the output of each [n], are none or fewer than inputs,
-    each weight is rounded to the nearest value. `activations` count which of both it was.
+    `rows` are the inputs of the layer [n, in] and its weight in the output of each row [n]. If there are fewer rows
+    than inputs, each weight is rounded to the nearest value. `activations` counts both cases.
     """
     made: Sequence[StoredWeight | None] = [None] * len(products)
     if activations is not None:
@@ -346,7 +353,7 @@ def rounded_products(
 def rounded_experts(
     layer: ExpertLayer, weights: Weights, conversion: WeightConversion, activations: Activations | None
 ) -> list[list[ir.Value]]:
-    """As `rounded_products`, for each expert, calibrated on the tokens that it received."""
+    """Round each expert as `rounded_products` does, calibrated on the tokens that the expert received."""
     tokens, router = None if activations is None else activations.rows(layer.x.name), routed_layer(layer.node)
     shares = None
     if tokens is not None and router is not None:
@@ -366,7 +373,7 @@ def rounded_experts(
 
 @cache
 def _activation(kind: str) -> Callable[[Float], Float]:
-    """The activation as computed in graphs, as a function of arrays; "": none."""
+    """Return an activation, computed as in graphs, as a function of arrays; "": no activation."""
     if not kind:
         return lambda values: values
     function = activation_layer(kind)

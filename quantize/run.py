@@ -1,4 +1,4 @@
-"""The graphs of one bundle in other formats: smoothed, quantized, packed and measured."""
+"""Versions of one bundle in other formats: smoothed, quantized, packed and measured."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from u2moe.runtime.whole_file import locked
 Progress = Callable[[str], None]
 GOAL_BYTES = 400
 TEMPORARY = "quantizing-"
-"""What the names of folders for temporary files begin with."""
+"""Prefix of the names of temporary folders."""
 LOCK_FILE = "lock"
 UNROUNDED = {"embeddings", "subsampling"}
-"""Groups of weights that recordings do not help to round."""
+"""Groups of weights that are rounded without recordings."""
 UNLOCKED_S = 10
-"""Seconds for which a process may not have locked such a folder."""
+"""Seconds that a process may take to lock its temporary folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class QuantizedBundle:
     """A staged bundle.
 
     Attributes:
-        recipe: what it was made by.
-        bundle: still in its temporary folder, not packed.
-        changes: the replaced weights, by the name of the new one.
-        packed: the same, packed, in another temporary folder; None: the recipe does not ask for it.
+        recipe: recipe of the bundle.
+        bundle: the bundle in its temporary folder, not packed.
+        changes: the replaced weights, by the name of the new weight.
+        packed: the same bundle, packed, in another temporary folder; None if the recipe does not pack.
     """
 
     recipe: Recipe
@@ -69,30 +69,30 @@ class QuantizedBundle:
 
     @property
     def written(self) -> Bundle:
-        """What is to be written."""
+        """The bundle to write."""
         return self.packed or self.bundle
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files that are to be written, with what the manifest will say of the goal."""
+        """Bytes of all files to write, with an allowance for the goal in the manifest."""
         return sum(file.stat().st_size for file in self.written.path.iterdir()) + GOAL_BYTES
 
     def load(self) -> Model:
-        """What is to be written, as a model."""
+        """Load the bundle to write as a model."""
         return self.written.load(LeanSettings(kernels="native" if self.packed else None))
 
 
 @dataclass(frozen=True)
 class QuantizationRun:
-    """Makes quantized versions of one float32 bundle, and measures their damage; see `opened_run`.
+    """Makes quantized versions of one float32 bundle and measures their damage; see `opened_run`.
 
     Attributes:
         source: the bundle, smoothed if there are recordings.
-        folder: for temporary files.
+        folder: folder for temporary files.
         progress: called with a line for each step.
-        audio: the recordings; None: none.
-        activations: what layers read in those that calibrate.
-        journal: the file of what was measured; None: none.
+        audio: the recordings, or None.
+        activations: inputs of layers in the recordings that calibrate.
+        journal: file of measurements, or None.
         layout: version of the native kernels' layout, for recipes that pack.
     """
 
@@ -105,7 +105,7 @@ class QuantizationRun:
     layout: int | None = None
 
     def quantize(self, recipe: Recipe, staging: BundleWriter) -> QuantizedBundle:
-        """Stage the bundle with its graphs quantized, in place of what was staged before.
+        """Stage the bundle with quantized graphs, replacing what was staged before.
 
         The manifest records the recipe.
 
@@ -137,7 +137,7 @@ class QuantizationRun:
             _check_found(self.source, recipe, counts)
         staged = tuple(graph.file for graph in graphs)
         for name in self.source.manifest.files:
-            if not name.startswith(staged):  # nor the weights beside a graph
+            if not name.startswith(staged):  # without the graphs' external weights
                 staging.add(name, self.source.path / name)
         record = self._record(recipe, counts)
         if kept:
@@ -147,7 +147,7 @@ class QuantizationRun:
         return dataclasses.replace(made, packed=self._packed(made.bundle)) if recipe.packed else made
 
     def smallest(self, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
-        """The quantized bundle, with wider blocks as long as it is larger than the limit."""
+        """Quantize the bundle, with larger blocks while it exceeds the limit; keep the smallest."""
         made = self.quantize(recipe, staging)
         sizes = {made.num_bytes: recipe}
         has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
@@ -155,14 +155,14 @@ class QuantizationRun:
             if size > recipe.block_size and made.num_bytes > (limit or 0):
                 made = self.quantize(dataclasses.replace(recipe, block_size=size), staging)
                 sizes.setdefault(made.num_bytes, made.recipe)
-        best = sizes[min(sizes)]  # layers with few rows do not fill wide blocks
+        best = sizes[min(sizes)]  # layers with few rows do not fill large blocks
         return made if best == made.recipe else self.quantize(best, staging)
 
     def compare(self, made: QuantizedBundle) -> Difference:
-        """What is to be written, with float32, on the recordings that judge.
+        """Compare the bundle to write with float32 on the recordings that judge.
 
         Raises:
-            QuantizationError: a graph gives numbers that are not finite.
+            QuantizationError: a graph returns numbers that are not finite.
         """
         judges, show = self.heard.judges, shares(self.progress, "comparing with float32")
         with finite_numbers("on the recordings"):
@@ -171,26 +171,30 @@ class QuantizationRun:
             )
 
     def damage(self, made: QuantizedBundle) -> dict[str, Any]:
-        """The damage of every layer, and of what is to be written, as plain data."""
+        """Return the damage of every layer and of the bundle to write, as plain data."""
         damage = self.meter([self.source, made.bundle]).measure(shares(self.progress, "damage of each layer"))
         written = self.compare(made)
         return {**dataclasses.asdict(damage), "formats": ["fp32", made.recipe.name], **written.summary()}
 
     def meter(self, versions: Sequence[Bundle]) -> DamageMeter:
-        """Of these versions, on the recordings that choose."""
+        """Return a meter of these versions on the recordings that choose."""
         return DamageMeter(versions, self.heard.chooses, self.journal)
 
     @property
     def heard(self) -> Audio:
-        """The recordings, of which there must be some."""
+        """The recordings.
+
+        Raises:
+            ValueError: there are none.
+        """
         if self.audio is None:
-            raise ValueError("damage is measured on the recordings of a calibration, of which there are none")
+            raise ValueError("damage is measured on recordings for calibration; found none")
         return self.audio
 
     def _packed(self, made: Bundle) -> Bundle:
-        """A copy with packed weights."""
+        """Write a copy with packed weights."""
         if self.layout is None:
-            raise ValueError("packing needs the version of a layout")
+            raise ValueError("packing needs a layout version")
         num_packed = 0
         with BundleWriter(self.folder / "packed", overwrite=True) as other:
             for graph in made.manifest.model.graphs():
@@ -200,7 +204,7 @@ class QuantizationRun:
                 save_mapped(model, other.path / graph.file, self.progress)
             if not num_packed:
                 found = made.manifest.quantization["recipe"]
-                raise BundleError(f"native kernels use no weights of recipe {found}, so none can be packed")
+                raise BundleError(f"recipe {found} has no weights that native kernels use; nothing can be packed")
             for name in made.manifest.files:
                 if not (other.path / name).exists() and not name.endswith(".onnx.data"):
                     other.add(name, made.path / name)
@@ -209,7 +213,7 @@ class QuantizationRun:
             return other.finish(with_external(manifest, other.path))
 
     def _record(self, recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
-        """The recipe as the manifest records it."""
+        """Return the recipe as recorded in the manifest."""
         record: dict[str, Any] = {
             "recipe": recipe.name,
             "groups": dict(recipe.quantized),
@@ -228,7 +232,7 @@ class QuantizationRun:
 
 
 def _rounding(model: ir.Model, recipe: Recipe, file: str, progress: Progress) -> Callable[[int], None]:
-    """A function that reports the share of a graph's products that are rounded; see `Activations.done`."""
+    """Return a function that reports the rounded share of a graph's products; see `Activations.done`."""
     sizes = [math.prod(shape_of(value)) for value in model.graph.initializers.values()
              if group_of(value) in recipe.quantized.keys() - UNROUNDED and len(shape_of(value)) == 2]  # fmt: skip
     show, done = shares(progress, f"rounding {file}"), 0
@@ -252,14 +256,15 @@ def opened_run(
     journal: Path | None = None,
     layout: int | None = None,
 ) -> Iterator[QuantizationRun]:
-    """A run for a float32 bundle, which is smoothed first if the recipe has recordings for calibration.
+    """Open a run for a float32 bundle, which is smoothed first if the recipe has recordings for calibration.
 
-    Temporary files are in a folder in `beside`, because the system's is often in memory: a copy of the bundle, and what
-    its layers read. Measurements are kept in the file `journal`, if there is one; `layout` is for packing.
+    Temporary files are kept in a folder in `beside`, because the system's temporary folder is often in memory. They are
+    a copy of the bundle and the inputs of its layers. Measurements are kept in the file `journal`, if given; `layout`
+    is for packing.
 
     Raises:
-        AudioError: a recording cannot be read, all of them are too short for the encoder or for the goal, or nobody
-            speaks in them.
+        AudioError: a recording cannot be read, all recordings are too short for the encoder or the goal, or they
+            contain no speech.
         QuantizationError: the smallest formats are too large for the goal.
     """
     with temporary_folder(beside) as folder:
@@ -268,7 +273,7 @@ def opened_run(
             yield run
             return
         if goal.max_bytes is not None:
-            with BundleWriter(folder / "smallest") as other:  # calibration makes no bundle smaller
+            with BundleWriter(folder / "smallest") as other:  # calibration does not shrink a bundle
                 size = run.smallest(dataclasses.replace(recipe, calibration=()), other, goal.max_bytes).num_bytes
             if size > goal.max_bytes:
                 raise QuantizationError(
@@ -288,10 +293,10 @@ def opened_run(
 
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """A folder for temporary files; those of processes that were killed are removed."""
+    """Create a folder for temporary files; remove those that killed processes left."""
     for other in beside.glob(f"{TEMPORARY}*"):
         is_new = not (other / LOCK_FILE).exists() and time.time() - other.stat().st_mtime < UNLOCKED_S
-        if not is_new and sys.platform != "win32":  # where nothing tells whether its process lives
+        if not is_new and sys.platform != "win32":  # on Windows it is unknown whether the process lives
             with contextlib.suppress(OSError), locked(other / LOCK_FILE):
                 shutil.rmtree(other, ignore_errors=True)
     made = tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=beside, ignore_cleanup_errors=True)
@@ -300,7 +305,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
-    """Raise BundleError if a group requested by name is missing; recipes for all groups accept networks with some."""
+    """Raise BundleError if a group requested by name is missing; other groups may be absent."""
     missing = recipe.quantized.keys() - changed.keys()
     by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
     if missing - by_nature or not changed:

@@ -1,4 +1,4 @@
-"""A search for formats of layers: chosen by divergence, which is smooth, and judged by tokens on other recordings."""
+"""A search for layer formats: chosen by divergence, which is smooth, and judged by tokens of other recordings."""
 
 from __future__ import annotations
 
@@ -25,26 +25,28 @@ from u2moe.runtime.errors import QuantizationError
 from u2moe.runtime.model.settings import SessionSettings
 
 NUM_TIMINGS, TIMED_FRAMES, CHUNK_SIZE, NUM_LEFT_CHUNKS = 5, 3000, 16, 4
-"""Of the real-time factor: the median of how many, feature frames at most, and chunk size and left chunks."""
+"""Settings of the real-time factor: number of timings (the median counts), maximum feature frames, chunk size, left
+chunks."""
 LEAST_FALL, LEAST_SHARE = 0.5, 0.01
-"""The share of a bundle's divergence that the next one may have at most, and the least that is aimed at."""
+"""Maximum share of a bundle's divergence that the next bundle may have, and the smallest share to aim for."""
 
 
 class FormatSearch:
     """A search for the formats of one bundle.
 
     Attributes:
-        made: the bundle as it is now, in the staging folder.
+        made: the current bundle, in the staging folder.
     """
 
     def __init__(self, run: QuantizationRun, made: QuantizedBundle, staging: BundleWriter, goal: Goal) -> None:
         """Measure the damage of all layers.
 
         Args:
-            run: makes and measures.
-            made: all layers in the smallest formats; each can get a better one: int8 instead of fewer bits, or float16.
-            staging: where to put others.
-            goal: what the bundle must hold.
+            run: makes and measures bundles.
+            made: bundle with all layers in the smallest formats. Better formats are int8, if a layer has fewer bits,
+                and float16.
+            staging: folder for other bundles.
+            goal: limits of the bundle.
         """
         self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
         versions = {HALF.name: run.source}
@@ -55,7 +57,7 @@ class FormatSearch:
                 recipe = dataclasses.replace(made.recipe, groups={**groups, **middle}, packed=False)
                 versions[INT8.name] = other.finish(run.quantize(recipe, other).bundle.manifest)
         self._formats = list(versions)
-        with BundleWriter(run.folder / "last") as other:  # what is staged will change
+        with BundleWriter(run.folder / "last") as other:  # the staged files will change
             for name in made.bundle.manifest.files:
                 other.add(name, made.bundle.path / name)
             self._versions = [*versions.values(), other.finish(made.bundle.manifest)]
@@ -73,10 +75,10 @@ class FormatSearch:
         self._difference: Difference | None = None
 
     def choose(self) -> QuantizedBundle:
-        """The bundle for the goal.
+        """Return a bundle that meets the goal.
 
         Raises:
-            QuantizationError: none meets it; the nearest is described.
+            QuantizationError: no bundle meets it; the message describes the nearest.
         """
         goal = self._goal
         if goal.max_damage is not None or goal.max_divergence is not None:
@@ -89,9 +91,9 @@ class FormatSearch:
         return self.made
 
     def _keep_limits_on_damage(self) -> None:
-        """Build the smallest bundle of which the recordings that judge show that it keeps the limits on damage.
+        """Build the smallest bundle that keeps the limits on damage on the recordings that judge.
 
-        Each that is tried may take half of the doubt that is left, so that all intervals together are as sure as one.
+        Each attempt may use half of the remaining doubt, so that all intervals together are as sure as one.
         """
         self._meter.unload()
         models = [bundle.load(LeanSettings()) for bundle in (self._run.source, self._versions[-1])]
@@ -111,7 +113,7 @@ class FormatSearch:
             target, doubt = now * min(self._bearable(found, doubt / 2), LEAST_FALL), doubt / 2
 
     def _use_budgets(self) -> None:
-        """Build the best bundle that keeps the limits on size and time, with less to spend as long as it does not."""
+        """Build the best bundle that keeps the limits on size and time; reduce the budgets until it does."""
         goal, ladder = self._goal, self._ladder
         times = (
             [real_time_factor(version, self._audio.chooses) for version in self._versions] if goal.target_rtf else []
@@ -131,12 +133,12 @@ class FormatSearch:
             if not found:
                 raise QuantizationError(self._nearest())
             for index, (size, limit) in enumerate(zip(sizes, limits, strict=True)):
-                if size > limit:  # at last nothing is left, for which the smallest formats may be enough
+                if size > limit:  # the budget may reach zero, which forces the smallest formats
                     least = 0.0 if budgets[index] > 0 else -math.inf
                     budgets[index] = max(budgets[index] - max(1.1 * (size - limit), 0.02 * limit), least)
 
     def improve(self) -> bool:
-        """Take twice as many steps; False: there are no more, or the goal allows none."""
+        """Take twice as many steps; return False if no steps are left or the goal allows none."""
         others = [step for step in self._ladder.steps if step not in self._steps]
         if not others or self._goal.max_bytes or self._goal.target_rtf:
             return False
@@ -144,7 +146,7 @@ class FormatSearch:
         return True
 
     def report(self) -> dict[str, Any]:
-        """The damage of all layers, and what was chosen why, as plain data."""
+        """Return the damage of all layers, the choice and its reasons, as plain data."""
         steps = [
             {"layer": step.layer, "format": self._formats[step.level], "gain": step.gain, "bytes": step.bytes}
             for step in self._steps
@@ -154,7 +156,7 @@ class FormatSearch:
         return {**damage, **found.summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
 
     def _front(self, found: Difference, divergence: float) -> list[dict[str, Any]]:
-        """What was met, see `front.Front`; where nothing was written, as if this bundle had another divergence."""
+        """Return the evaluated choices, see `front.Front`; those not written are estimated from their divergence."""
 
         def at_most(nats: float) -> float:
             return min(found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high, 1.0)
@@ -166,7 +168,7 @@ class FormatSearch:
         )  # fmt: skip
 
     def goal(self) -> dict[str, float]:
-        """What the manifest records: limits, and what was measured, without the digits in which processors differ."""
+        """Return the limits and measurements for the manifest, rounded to digits in which processors agree."""
         changed = self._compared().changed_tokens()
         return {
             **self._goal.limits,
@@ -187,14 +189,14 @@ class FormatSearch:
         return nats
 
     def _compared(self) -> Difference:
-        """The bundle as it is now, on the recordings that judge."""
+        """Compare the current bundle on the recordings that judge."""
         if self._difference is None:
             self._difference = self._run.compare(self.made)
             self._divergence(self._levels)
             written = {"bytes": self.made.num_bytes, "at_most": self._difference.changed_tokens().high}
             self._met[frozenset(self._levels.items())].update(written)
             self._run.progress(
-                f"of {self._difference.num_tokens} tokens of other recordings {self._described()} change"
+                f"changed of {self._difference.num_tokens} tokens of other recordings: {self._described()}"
             )
         return self._difference
 
@@ -203,14 +205,14 @@ class FormatSearch:
         return ", ".join(f"{found} ({name.replace('_', ' ')})" for name, found in passes)
 
     def _holds(self, found: Difference, doubt: float, times: float = 1.0) -> bool:
-        """Whether the upper ends of intervals keep the limits, with so many times as much audio."""
+        """Return whether the upper limits of the intervals keep the goal's limits, with `times` as much audio."""
         goal = self._goal
         return found.changed_tokens(doubt, times).high <= (goal.max_damage or math.inf) and (
             found.divergence(doubt, times).high <= (goal.max_divergence or math.inf)
         )
 
     def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
-        """The share of its divergence with which a bundle would keep the limits."""
+        """Return the share of its divergence at which the bundle would keep the limits."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
             share *= 0.95
@@ -227,7 +229,7 @@ class FormatSearch:
         self.made = self._run.quantize(recipe, self._staging)
 
     def _costs(self) -> tuple[float, float]:
-        """Bytes, and the real-time factor if it has a limit."""
+        """Return the bytes, and the real-time factor if it has a limit."""
         factor = real_time_factor(self.made.bundle, self._audio.chooses) if self._goal.target_rtf else 0.0
         return self.made.num_bytes, factor
 
@@ -245,17 +247,17 @@ class FormatSearch:
         }
         wanted = ", ".join(text for text, limit in limits.items() if limit is not None)
         chosen = "; ".join(f"{kind} for {', '.join(names)}" for kind, names in layers.items())
-        speed = f", its real-time factor is {factor:.3f}" if factor else ""
+        speed = f", a real-time factor of {factor:.3f}" if factor else ""
         return (
-            f"no choice of formats meets the goal ({wanted}); the nearest has {size / 1e6:.1f} MB{speed}, and "
-            f"{self._described()} of the tokens change: {self._recipe.name}{', ' + chosen if chosen else ''}"
+            f"no choice of formats meets the goal ({wanted}); the nearest has {size / 1e6:.1f} MB{speed} and changes "
+            f"{self._described()} of the tokens: {self._recipe.name}{', ' + chosen if chosen else ''}"
         )
 
     def _audio_needed(self, found: Difference, doubt: float) -> str:
         times = times_needed(lambda times: self._holds(found, doubt, times))
         if times is None:
             return "more recordings would not change that"
-        return f"{found.seconds:.0f} s of recordings judge, about {times * found.seconds:.0f} s would show it"
+        return f"{found.seconds:.0f} s of recordings judge; about {times * found.seconds:.0f} s would be enough"
 
     @property
     def _audio(self) -> Audio:
@@ -263,7 +265,7 @@ class FormatSearch:
 
 
 def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:
-    """Seconds of the encoder, with one thread, for a second of audio; in chunks if it can stream."""
+    """Return the encoder's seconds per second of audio, with one thread; in chunks if the model can stream."""
     model = bundle.load(SessionSettings(num_threads=1))
     frames = max(features, key=len)[:TIMED_FRAMES]
     config = model.config

@@ -1,8 +1,8 @@
-"""Moves large activation channels into the weights beside them, by powers of two: the network stays equal in float32.
+"""Scaling that moves large activation channels into neighbouring weights, without changing the network in float32.
 
-A token has one scale for all its channels: one that is a hundred times as large as the others leaves these two of 127
-steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is made, and multiplies the weights that read it.
-With powers of two nothing rounds: all products and sums are the same numbers, scaled.
+A token has one scale for all its channels. A channel a hundred times as large as the others leaves them only two of 127
+steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is made and multiplies the weights that read it.
+Scales are powers of two, so that nothing is rounded: all products and sums are the same numbers, scaled.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of, w
 Exponents = npt.NDArray[np.int64]
 NORMALIZATIONS = ("Normalization", "RmsNormalization", "AddNormalization")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Candidate shares of the differences between channels that move into the weights."""
+"""Candidate shares of the channels' differences in size to move into the weights."""
 UNSEEN, LEAST_EXPONENT = 0.5, 3
-"""The share where no recordings tell, and the least exponent then: a guess is good enough for true outliers only."""
+"""Share and smallest exponent used without recordings, where estimates are reliable only for large outliers."""
 LEAST_GAIN = 0.02
-"""Part of a layer's error that smoothing must take away: less is chance."""
+"""Share of a layer's error that smoothing must remove; less may be chance."""
 LEAST_GAIN_OF_OUTPUT = 0.25
-"""The same for the encoder output, whose channels programs see."""
+"""The same for the encoder output, whose channels other programs may read."""
 NUM_ROWS = 512
-"""Rows of each value on which candidates are judged, besides those with the largest channels."""
+"""Rows of each value for judging candidates, in addition to those with the largest channels."""
 NUM_WINDOWS = 96
-"""Windows of features on which those of the front end are judged."""
+"""Windows of features for judging candidates in the front end."""
 LARGEST_EXPONENT = 32
-"""Limit of a channel's exponent: nothing becomes subnormal or infinite."""
+"""Limit of a channel's exponent, so that nothing becomes subnormal or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,15 @@ class ChannelSite:
     """Channels between the parameters that make them and the weights that read them.
 
     Attributes:
-        value: the value [..., rows] that the weights read; None inside a function.
+        value: value [..., rows] that the weights read; None inside a function.
         made: parameters [..., columns] that make the channels, or kernels [columns, in, time, frequency]; `columns`:
-            that of each channel.
+            column of each channel.
         read: weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency,
             in); `channels`: the channel that each row reads.
-        size: estimates the size of each channel where there are no recordings.
-        rows: finds some of what the weights read [n, rows] in the front end; None: recorded under the name of `value`.
-        least_gain: part of the error of products in int8 that smoothing must take away.
+        size: estimates the size of each channel without recordings.
+        rows: returns some inputs of the weights [n, rows] in the front end; None: they are recorded under the name of
+            `value`.
+        least_gain: share of the int8 error of products that smoothing must remove.
     """
 
     value: ir.Value | None = None
@@ -75,10 +76,10 @@ class ChannelSite:
 
 
 def sites_of(*models: ir.Model) -> list[ChannelSite]:
-    """All sites of float32 graphs; of all graphs of a network, also its encoder output.
+    """Return all sites of float32 graphs; with all graphs of a network, also its encoder output.
 
-    These are outputs of normalisations that only products, feed-forward layers and mixtures read; channels of the front
-    end; values of attention; and hidden units of feed-forward layers and experts behind relu or a gate.
+    Sites are outputs of normalisations that only products, feed-forward layers and mixtures read; channels of the front
+    end; values of attention; and hidden units of feed-forward layers and experts after relu or a gate.
     """
     sites = [site for model in models for site in _sites_of(model)] + list(_encoder_output(models))
     return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]
@@ -107,11 +108,10 @@ def _sites_of(model: ir.Model) -> Iterator[ChannelSite]:
 def smooth(
     models: Sequence[ir.Model], activations: Activations, progress: Callable[[float], None] = lambda _: None
 ) -> int:
-    """Scale the channels of float32 graphs in place, and what their layers read; returns the number of scaled channels.
+    """Scale the channels of float32 graphs in place, and the recorded inputs; return the number of scaled channels.
 
-    Log-probabilities and scores stay the same numbers; channels of the encoder output are scaled if all graphs of a
-    network are given. Sites of which nothing was recorded are scaled by their weights alone. `progress` is called with
-    the share that is done.
+    Log-probabilities and scores do not change. Channels of the encoder output are scaled if all graphs of a network are
+    given. Sites without recorded rows are scaled by their weights only. `progress` is called with the finished share.
     """
     num_scaled, sites = 0, sites_of(*models)
     for number, site in enumerate(sites):
@@ -127,7 +127,7 @@ def smooth(
 
 
 def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[ir.Model], None]) -> Bundle:
-    """Write a bundle with other weights: `rewrite` changes each graph in place."""
+    """Write a bundle with other weights; `rewrite` changes each graph in place."""
 
     def rewrite_all(models: Sequence[ir.Model]) -> None:
         for model in models:
@@ -137,7 +137,7 @@ def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[ir.Model],
 
 
 def rewritten_together(bundle: Bundle, folder: Path, rewrite: Callable[[Sequence[ir.Model]], None]) -> Bundle:
-    """As `rewritten_bundle`, by a function that changes all graphs."""
+    """Write a bundle as `rewritten_bundle` does, with a function that changes all graphs together."""
     graphs = bundle.manifest.model.graphs()
     models = [ir.load(bundle.path / graph.file) for graph in graphs]
     rewrite(models)
@@ -151,7 +151,7 @@ def rewritten_together(bundle: Bundle, folder: Path, rewrite: Callable[[Sequence
 
 
 def _sample(rows: Rows | None) -> Float | None:
-    """Some rows, evenly from all, and for each channel the one in which it is largest."""
+    """Return some rows, evenly spaced, and for each channel the row in which it is largest."""
     if rows is None:
         return None
     evenly = np.linspace(0, len(rows) - 1, min(NUM_ROWS, len(rows))).astype(int)
@@ -172,13 +172,13 @@ def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Itera
 
 
 def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> ChannelSite:
-    """The output of a normalisation, which is `value` where the weights read it."""
+    """Return the site of a normalisation's output, which is `value` where the weights read it."""
     made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
     return _in_order(made, read, lambda: np.sum([np.abs(array_of(parameter)) for parameter in made], axis=0), value)
 
 
 def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
-    """What CTC head and decoders read, if a normalisation makes it and all they do is multiply it by weights."""
+    """Yield the encoder output if a normalisation makes it and CTC head and decoders only multiply it by weights."""
     graphs = {model.graph.name: model.graph for model in models}
     if not {"encoder", "ctc"} <= graphs.keys():
         return
@@ -197,13 +197,13 @@ def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
 
 
 def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
-    """Channels behind each convolution, of which relu passes on any multiple, for the next and the projection."""
+    """Yield channels after each convolution. Relu preserves their scale for the next convolution or the projection."""
     features, *parameters = inputs_of(node)
     count = len(node.attributes["kernels"].as_ints())
     for number in range(1, count + 1):
         made, value = parameters[2 * number - 2 : 2 * number], None
         read = parameters[2 * number : 2 * number + 1]
-        if not read:  # the projection is a layer of its own
+        if not read:  # the projection is a separate layer
             value = node.outputs[0]
             weights = [_weights_of(value, use.node, {}) for use in value.uses()]
             read = [weight for each in weights for weight in each] if all(weights) else []
@@ -218,18 +218,18 @@ def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
 
 
 def _kernel_sizes(made: Sequence[ir.Value]) -> Float:
-    """About the size of the channels that a kernel [out, in, time, frequency] and a bias make."""
+    """Estimate the size of the channels that a kernel [out, in, time, frequency] and a bias make."""
     sizes: Float = np.linalg.norm(_matrix(array_of(made[0])), axis=0) + np.abs(array_of(made[1]))
     return sizes
 
 
 def _matrix(weight: Float) -> Float:
-    """A kernel [out, in, time, frequency] as [time * frequency * in, out]; a matrix as it is."""
+    """Return a kernel [out, in, time, frequency] as [time * frequency * in, out]; a matrix unchanged."""
     return weight if weight.ndim == 2 else weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
 
 
 def _windows(node: ir.Node, features: str, number: int, activations: Activations) -> Float | None:
-    """What is read behind the first `number` convolutions of a front end, for evenly chosen windows of the features."""
+    """Compute the values after `number` convolutions of a front end, for evenly spaced windows of the features."""
     frames, parameters = activations.rows(features), inputs_of(node)[1:]
     if frames is None:
         return None
@@ -248,13 +248,16 @@ def _windows(node: ir.Node, features: str, number: int, activations: Activations
 
 
 def _patches(x: Float, kernel: int, stride: int) -> Float:
-    """Windows of x [n, time, frequency, in] as rows [n, time', frequency', time * frequency * in] of a convolution."""
+    """Return windows of x [n, time, frequency, in] as the rows of a convolution.
+
+    The shape is [n, time', frequency', time * frequency * in].
+    """
     views = np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
     return views.transpose(0, 1, 2, 4, 5, 3).reshape(*views.shape[:3], -1)
 
 
 def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Sequence[ir.Value]:
-    """The weights with which a node multiplies a value; none if it does anything else with it."""
+    """Return the weights by which a node multiplies a value; none if it does anything else with the value."""
     if list(reader.inputs).count(value) > 1 or reader.inputs[0] is not value:
         return []
     if reader in mixtures:
@@ -264,7 +267,7 @@ def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, Exp
 
 
 def _values(node: ir.Node) -> Iterator[ChannelSite]:
-    """Values of attention, head by head after the keys in what one product makes; groups of heads share them."""
+    """Yield the values of attention. They follow the keys in one product, head by head; groups of heads share them."""
     context, key_value = node.outputs[0], inputs_of(node)[1]
     maker, readers = key_value.producer(), [use.node for use in context.uses()]
     if maker is None or [plain_name(each.op_type) for each in (maker, *readers)] != ["Linear", "Linear"]:
@@ -284,7 +287,7 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
 
 
 def _hidden(made: Sequence[ir.Value], weight: ir.Value) -> ChannelSite:
-    """Hidden units between a first product, with or without a bias, and the weight of a second."""
+    """Return the hidden units between a first product, with or without a bias, and the weight of a second."""
     return _in_order(made, [weight], lambda: np.abs(array_of(made[0])).max(axis=0))
 
 
@@ -296,7 +299,7 @@ def _in_order(
 
 
 def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
-    """The power of two by which each channel is divided, the best of those for `STRENGTHS`; zeros if none helps."""
+    """Return the exponents by which to divide channels, the best of those for `STRENGTHS`; zeros if none helps."""
     # routers stay in float32
     weights = [_matrix(array_of(weight)) for weight in site.read if group_of(weight) != "routers"]
     weight_size = _by_channel(site, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
@@ -311,7 +314,7 @@ def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
 
 
 def _by_channel(site: ChannelSite, sizes: Float) -> Float:
-    """The largest of the rows' sizes that belong to each channel."""
+    """Return the largest of the sizes of the rows that read each channel."""
     result = np.zeros(len(site.columns), np.float32)
     np.maximum.at(result, site.channels, sizes)
     return result
@@ -327,7 +330,7 @@ def _balanced(size: Float, weight_size: Float, strength: float) -> Exponents:
 
 
 def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float:
-    """Relative error, summed over the weights, of their products with these rows in int8."""
+    """Return the relative int8 error of the products with these rows, summed over the weights."""
     scaled = np.ldexp(rows, -exponents)
     step = np.maximum(np.abs(scaled).max(axis=1, keepdims=True), NOTHING) / ACTIVATION_LEVELS
     rounded = np.rint(scaled / step) * step
@@ -341,7 +344,7 @@ def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float
 
 
 def scale(site: ChannelSite, exponents: Exponents) -> None:
-    """Divide each channel of a site by a power of two, in place; its float32 graph computes the same numbers."""
+    """Divide each channel of a site by a power of two, in place; the float32 graph still computes the same numbers."""
 
     def divided(array: Float) -> Float:
         by_column = np.zeros(array.shape[0 if array.ndim > 2 else -1], np.int64)
@@ -359,7 +362,7 @@ def scale(site: ChannelSite, exponents: Exponents) -> None:
 
 
 def _replace(value: ir.Value, change: Callable[[Float], Float]) -> None:
-    """Make an initializer one that is read and changed when the graph is saved."""
+    """Replace an initializer by one that is read and changed when the graph is saved."""
     before = ir.Value(name=value.name, const_value=value.const_value)
 
     def load() -> ir.TensorProtocol:

@@ -194,7 +194,7 @@ def test_manifest_and_report_say_what_was_calibrated(bundle, recordings, tmp_pat
     assert said["plain_products"] + said["compensated_products"] == NUM_PRODUCTS
     assert said["plain_products"] > 0
     assert 3.9 < said["seconds"] <= 4
-    assert f"{said['plain_products']} got too few tokens" in describe(report)
+    assert f"{said['plain_products']} were not, because they received fewer tokens" in describe(report)
 
 
 @pytest.mark.slow
@@ -241,4 +241,4 @@ def test_command_takes_files_folders_and_lists(bundle, recordings, tmp_path, cap
     found = Bundle.open(tmp_path / "out").manifest.quantization["calibration"]
     assert found["seconds"] == pytest.approx(8 * 4, abs=0.5)
     assert main([*arguments, "--overwrite", "--recipe", "fp16"]) == 1
-    assert "calibration is for weights in int8 and int4" in capsys.readouterr().err
+    assert "calibration applies only to weights in int8 and int4" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     assert main(["quantize", str(broken.path), str(out), *options]) == 3
     shown = capsys.readouterr()
     assert shown.err.endswith(
-        f"u2moe: warning: {out}: more than 10% of the tokens change: hardly of use (--accept-damage: exit code 0)\n"
+        f"u2moe: warning: {out}: more than 10% of the tokens change; use --accept-damage for exit code 0\n"
     )
     wrote, heard, tokens, texts, layers, repair = shown.out.splitlines()[-6:]
     assert wrote.startswith(f"wrote {out} (")
@@ -62,10 +62,10 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     kind = r"3 recordings \(0.wav, 1.wav, 2.wav\), 8.9 s" if has_recordings else clips
     assert re.fullmatch(rf"on {kind}, \d+ encoder frames:", heard)
     assert re.fullmatch(
-        r"  of \d+ tokens change greedy \d+\.\d+%.*, second pass .*; divergence \d.* nats a frame", tokens
+        r"  changed of \d+ tokens: greedy \d+\.\d+%.*, second pass .*; divergence \d.* nats per frame", tokens
     )
-    by_noise = r" \(half a step of 16-bit noise changes [0-3]\)" if has_recordings else ""
-    assert re.fullmatch(rf"  of {3 if has_recordings else 6} texts change \d{by_noise}", texts)
+    by_noise = r" \(noise of half a 16-bit step changes [0-3]\)" if has_recordings else ""
+    assert re.fullmatch(rf"  changed of {3 if has_recordings else 6} texts: \d{by_noise}", texts)
     assert re.fullmatch(r"  most by ctc\.ctc_lo \(.* nats\), .* nats\), .* nats\)", layers)
     assert Bundle.open(out)
     assert main(["quantize", str(broken.path), str(out), *options, "--overwrite", "--accept-damage"]) == 0
@@ -79,10 +79,10 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     ("--max-damage=200", "--max-damage must be a number above 0 and at most 100, got 200.0"),
     ("--max-damage=nan", "--max-damage must be a number above 0 and at most 100, got nan"),
     ("--max-size=-1", "--max-size must be a number above 0, got -1.0"),
-    ("--max-size=1 --dry-run", "--dry-run measures nothing, but limits choose formats by what is measured"),
+    ("--max-size=1 --dry-run", "--dry-run measures nothing and cannot be combined with limits"),
     ("--layer=ctc.ctc_lo", "--layer must be LAYER=FORMAT, got 'ctc.ctc_lo'"),
     ("--layer=ctc.nothing=int8", "has no layer ctc.nothing; layers are ctc.ctc_lo, "),
-    ("--layers=LIST", "must hold formats by the names of layers"),
+    ("--layers=LIST", "must be a JSON object of formats by layer name"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_the_words_of_the_options(option, message, exported, recordings, tmp_path, capsys):
     (tmp_path / "list.json").write_text('["ctc.ctc_lo"]', encoding="utf-8")
@@ -154,10 +154,10 @@ def _of_another_version(file):
 
 
 @pytest.mark.parametrize(("network", "damage", "message"), [
-    ("dense_tiny", None, "is a calibration of bundle"),
-    ("moe_tiny", _cut, "cannot be read as a calibration: "),
-    ("moe_tiny", _without_names, "cannot be read as a calibration: "),
-    ("moe_tiny", _of_another_version, "is not a whole calibration of this version"),
+    ("dense_tiny", None, "was made for bundle"),
+    ("moe_tiny", _cut, "cannot be read as a calibration file: "),
+    ("moe_tiny", _without_names, "cannot be read as a calibration file: "),
+    ("moe_tiny", _of_another_version, "is incomplete or was written by another version of u2moe"),
 ])  # fmt: skip
 def test_what_is_no_calibration_of_this_bundle_is_refused(
     network, damage, message, exported, recordings, tmp_path, capsys
@@ -170,7 +170,7 @@ def test_what_is_no_calibration_of_this_bundle_is_refused(
     assert main(arguments) == 1
     assert f"{kept}: {message}" in capsys.readouterr().err
     assert main([*arguments[:-1], "kept.wav"]) == 1
-    assert "--calibration must be the name of a file that ends with .npz, got kept.wav" in capsys.readouterr().err
+    assert "--calibration must name a file that ends with .npz, got kept.wav" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--recipe", "fp16"], ["--recipe", "int4", "--calibrate", "LIST"]])

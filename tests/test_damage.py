@@ -286,7 +286,7 @@ def test_a_limit_on_time_gives_the_layers_that_hurt_as_much_of_it(bundle, record
     assert main([*arguments, "0.05", "--max-size", "9"]) == 1
     shown = capsys.readouterr().err
     assert "(at most 9 MB, real-time factor at most 0.05); the nearest has " in shown
-    assert "MB, its real-time factor is 0.100, and " in shown
+    assert "MB, a real-time factor of 0.100 and changes " in shown
 
 
 def test_measurements_are_kept_for_the_next_run(bundle, many, tmp_path, monkeypatch):
@@ -435,7 +435,7 @@ def test_what_cannot_be_met_is_refused_before_anything_is_measured(bundle, many,
     ):
         quantize_bundle(bundle.path, out, calibrated, goal=Goal(max_damage=0.005))
     for own in (recipe("int8"), calibrated):
-        with pytest.raises(ValueError, match="resume keeps measurements of damage, which need limits and recordings"):
+        with pytest.raises(ValueError, match="resume needs limits and recordings for calibration"):
             quantize_bundle(bundle.path, out, own, goal=Goal(resume=True))
     assert not list(tmp_path.iterdir())
 
@@ -461,7 +461,7 @@ def test_a_limit_holds_if_the_end_of_its_interval_does(bundle, many, tmp_path, m
     search = FormatSearch.__new__(FormatSearch)
     search._goal = Goal(max_damage=0.005)
     assert not search._holds(few, 0.05)
-    assert re.search(r"100 s of recordings judge, about \d\d\d s would show it", search._audio_needed(few, 0.05))
+    assert re.search(r"100 s of recordings judge; about \d\d\d s would be enough", search._audio_needed(few, 0.05))
     many_edits = measured_difference(edits=10, tokens=500)
     assert search._audio_needed(many_edits, 0.05) == "more recordings would not change that"
 
@@ -519,7 +519,7 @@ def test_goals_are_checked(bundle, recordings, tmp_path):
     """Too few tokens to tell, limits that are none, and numbers that are not finite; nothing is written."""
     few = recipe("int8", calibration=[recordings / "0.wav"])
     with pytest.raises(
-        AudioError, match=r"found 0 tokens in the recordings that are kept back to judge.*takes at least 36681 tokens"
+        AudioError, match=r"found 0 tokens in the recordings reserved for judging.*needs at least 36681 tokens"
     ):
         quantize_bundle(bundle.path, tmp_path / "out", few, goal=Goal(max_damage=1e-4))
     for limit in (0, -1, 1.5):

@@ -169,7 +169,7 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantiz
     out = tmp_path / "out"
     with pytest.raises(BundleError, match="is already quantized"):
         quantize_bundle(quantized("int8").path, out, RECIPES["int8"])
-    with pytest.raises(BundleError, match="not quantized in place"):
+    with pytest.raises(BundleError, match="cannot be quantized in place"):
         quantize_bundle(float32.path, float32.path, RECIPES["int8"], overwrite=True)
     for name in ("int8-experts", "int4-experts"):
         with pytest.raises(BundleError, match="quantizes experts, but no graph has such weights"):
@@ -263,7 +263,7 @@ def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
     with pytest.raises(AudioError, match=r"short\.wav and all others are too short for the encoder"):
         quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[short], goal=Goal(max_wer_increase=0))
     silent = Recording(path=clip, transcript=" - ")
-    with pytest.raises(ValueError, match="whose transcripts have words"):
+    with pytest.raises(ValueError, match="transcripts that contain words"):
         quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[silent], goal=Goal(max_wer_increase=0))
     assert not out.exists()
 
@@ -271,12 +271,12 @@ def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--no-report", "--list", "a.tsv"], "--no-report measures nothing, so that --list has no use"),
+        (["--no-report", "--list", "a.tsv"], "--no-report measures nothing and cannot be combined with --list"),
         (
             ["--group", "experts=int4", "--group", "experts=int8"],
             "--group must name each group once, got experts twice",
         ),
-        (["--packed", "--recipe", "fp16"], "packed is for weights in int8 and int4, got whole 'fp16'"),
+        (["--packed", "--recipe", "fp16"], "packed applies only to weights in int8 and int4, got whole 'fp16'"),
     ],
 )
 def test_options_without_use_are_refused(float32, tmp_path, capsys, options, message):
@@ -313,7 +313,7 @@ def test_what_half_precision_does_not_hold_stays_float32(kind, exponent, float32
     assert np.abs(expected - found).mean() < (0.01 if kind == "fp16" else 0.5)
     is_lost = kind == "fp16" or exponent > 0  # scales are smaller than weights
     assert made.manifest.quantization.get("beyond_half_precision", []) == ["ctc.ctc_lo"] * is_lost
-    assert ("float32 beyond half precision: ctc.ctc_lo" in describe(inspect_bundle(made.path))) == is_lost
+    assert ("float32 (exceeds half precision): ctc.ctc_lo" in describe(inspect_bundle(made.path))) == is_lost
     names = ir.load(made.path / "encoder.onnx").graph.initializers
     assert any(name.startswith(other) and name.endswith(".half") for name in names)
 
@@ -359,7 +359,7 @@ def test_graphs_that_overflow_are_not_written(graph, name, exponents, sound, flo
     if sound != "noise":
         monkeypatch.setattr("u2moe.quantize.changes.noise", lambda _: [])
     assert main(["quantize", str(source.path), str(out), "--recipe", name, "--no-report"]) == 1
-    assert re.search(rf"{graph}\.onnx, for {sound}: .*; all weights of the float32 bundle are", capsys.readouterr().err)
+    assert re.search(rf"{graph}\.onnx on {sound}: .*; all weights of the float32 bundle are", capsys.readouterr().err)
     assert not out.exists()
 
 
@@ -378,7 +378,7 @@ def test_nodes_of_a_graph_in_half_precision_stay_float32_with_such_weights(float
 
 def test_a_weight_that_would_be_clipped_is_an_error():
     value = ir.Value(name="weight", const_value=ir.tensor(np.array([1e6], np.float32)))
-    with pytest.raises(BundleError, match=r"weight: a weight is 1e\+06, beyond half precision \(65504\)"):
+    with pytest.raises(BundleError, match=r"weight: a weight is 1e\+06, but half precision ends at 65504"):
         half_of(value)
     value.const_value = ir.tensor(np.array([-MASK, 1], np.float32))
     np.testing.assert_array_equal(half_of(value), [-65504, 1])

@@ -127,7 +127,7 @@ def test_a_bundle_says_that_it_is_for_measuring_only(written, tmp_path, capsys):
     with pytest.warns(BundleWarning, match="random weights, for measuring only"):
         Recognizer.from_pretrained(written.path).transcribe(np.zeros(16_000, np.float32))
     quantized, _ = quantize_bundle(written.path, tmp_path / "int8", recipe("int8"))
-    assert "weights: random, for measuring only" in describe(inspect_bundle(quantized.path))
+    assert "weights: random, for measurements only" in describe(inspect_bundle(quantized.path))
     assert (
         cli.main(["export", "--random", str(recipe_of(tmp_path)), str(tmp_path / "bundle"), "--vocab-size", "30"]) == 0
     )

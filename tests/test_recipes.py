@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
         ({"groups": {"embeddings": "int3"}}, r"embeddings must be one of fp32, int8, int4.*, got 'int3'"),
         ({"groups": {"attention": "fp32"}}, "quantizes nothing"),
         ({"groups": {"experts": "int4"}, "block_size": 20}, "block_size"),
-        ({"groups": {"experts": "int4"}, "whole": "fp16"}, "groups is for weights in int8 and int4"),
+        ({"groups": {"experts": "int4"}, "whole": "fp16"}, "groups applies only to weights in int8 and int4"),
         (
             {"whole": "fp16", "calibration": (Path("a.wav"),)},
-            "calibration is for weights in int8 and int4.*, got whole 'fp16'",
+            "calibration applies only to weights in int8 and int4.*, got whole 'fp16'",
         ),
         ({"groups": {"experts": "int4"}, "exceptions": {"ctc": "int3"}}, "exceptions: ctc must be one of fp32, fp16"),
     ],

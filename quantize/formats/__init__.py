@@ -1,4 +1,4 @@
-"""How weights become those of each format, and layers those that read them."""
+"""Conversions of weights, and of the layers that read them, to each format."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 CONVERSIONS: Mapping[str, type[WeightConversion]] = MappingProxyType(
     {made.form.name: made for made in (Int8Conversion, Int4Conversion)}
 )
-"""By name; formats of floats need none."""
+"""Conversions by format name; floating-point formats need none."""
 
 
 def conversion(name: str, block_size: int = 32) -> WeightConversion:
-    """The conversion of a format; `block_size` is of no account where no rows share a step."""
+    """Return the conversion to a format. Formats without steps ignore `block_size`."""
     return CONVERSIONS[name](block_size if WEIGHT_FORMATS[name].block_sizes else 0)
 
 
 def conversion_for(recipe: Recipe, layer: str, group: str) -> WeightConversion | None:
-    """What a recipe asks for the weights of a layer that belong to a group; None: nothing."""
+    """Return the conversion that a recipe requests for a layer's weights in a group; None if there is none."""
     name = recipe.format_of(layer, group)
     return conversion(name, recipe.block_size) if name in CONVERSIONS else None

@@ -1,4 +1,4 @@
-"""What a format of weights says: how numbers are made, stored, rounded for recordings, and multiplied in graphs."""
+"""Interface of a weight format: how weights are converted, stored, rounded for recordings, and multiplied in graphs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
 Array = npt.NDArray[Any]
 Parts = Sequence[Array]
-"""What is stored of a weight: its integers, and what they are multiplied with."""
+"""Stored parts of a weight: the integers and their factors."""
 
 
 class Rounding(ABC):
-    """A weight [in, out] that is rounded row by row; what is left of it may change before a row's turn comes.
+    """A weight [in, out] that is rounded row by row. Rows that are not yet rounded may still change.
 
     Attributes:
         num_rows: rows that are announced and rounded together.
@@ -33,15 +33,15 @@ class Rounding(ABC):
 
     @abstractmethod
     def begin(self, rows: Float) -> None:
-        """The next rows [num_rows or fewer, out] as they are now, for what they share."""
+        """Announce the current values of the next rows [num_rows or fewer, out], for their shared parameters."""
 
     @abstractmethod
     def restored(self, index: int, row: Float) -> Float:
-        """Round row `index`; returns the weights that its integers stand for."""
+        """Round row `index`; return the weights that its integers represent."""
 
     @abstractmethod
     def parts(self) -> Parts:
-        """The rounded weight."""
+        """Return the stored parts of the rounded weight."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class WeightConversion(ABC):
     """Weights and layers in one format.
 
     Attributes:
-        form: what bundles say of it.
-        others: last names of what is stored beside the integers.
+        form: description of the format in bundles.
+        others: last names of the parts stored with the integers.
         joins_biases: whether the second biases of all experts are one input.
-        block_size: rows that share a step; 0: none do.
+        block_size: rows that share a step; 0: none.
     """
 
     form: ClassVar[WeightFormat]
@@ -62,36 +62,39 @@ class WeightConversion(ABC):
 
     @abstractmethod
     def parts(self, weight: Float) -> Parts:
-        """What is stored of a weight [in, out], each number rounded to the nearest."""
+        """Return the stored parts of a weight [in, out], each number rounded to the nearest."""
 
     @abstractmethod
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """Types and shapes of the parts of a weight [rows, columns]."""
+        """Return types and shapes of the parts of a weight [rows, columns]."""
 
     @abstractmethod
     def restored(self, parts: Parts, rows: int) -> Float:
-        """The weights [rows, out] that the parts stand for."""
+        """Return the weights [rows, out] that the parts represent."""
 
     @abstractmethod
     def rounding(self, weight: Float) -> Rounding:
-        """To round a weight [in, out] for recordings."""
+        """Return an object that rounds a weight [in, out] for recordings."""
 
     @abstractmethod
     def product(
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
         sizes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """Y = x @ weight + bias for parts and any bias; `sizes`: attributes of a function for K, N and block_size."""
+        """Compute y = x @ weight + bias from parts and any bias; `sizes` are attributes for K, N and block_size."""
 
     def names(self, weight: str, *, bias: bool, prefix: str | None = None) -> list[str]:
-        """Names of a weight's inputs of a function; `prefix`: of those beside the integers, by default the weight's."""
+        """Return the names of a weight's inputs of a function.
+
+        `prefix` replaces the weight's name in all but the integers.
+        """
         own = f"{weight}_" if prefix is None else prefix
         return [weight, *(f"{own}{part}" for part in self.others), *[f"{own}bias"] * bias]
 
     def linear(self, rows: int, columns: int, *, bias: bool, after: str | None = None) -> ir.Function:  # noqa: ARG002
-        """Y = x @ weight + bias, where x comes from the activation `after`, if that is known.
+        """Build the function y = x @ weight + bias; `after` is the activation that x comes from, if known.
 
-        Products of all sizes share the function, which reads them from attributes.
+        Products of all sizes share the function, which reads the sizes from attributes.
         """
         attributes = {"in": rows, "out": columns, "block_size": self.block_size}
         sizes = {
@@ -105,7 +108,10 @@ class WeightConversion(ABC):
         return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, attributes)
 
     def feed_forward(self, dim: int, hidden: int, kind: str, *, bias: bool, gated: bool) -> ir.Function:
-        """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias; gated: with (kind(x @ gate) * (x @ w1 + w1_bias)) in it."""
+        """Build y = hidden @ w2 + w2_bias, with hidden units kind(x @ w1 + w1_bias).
+
+        In gated layers the hidden units are kind(x @ gate) * (x @ w1 + w1_bias).
+        """
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             x, *weights = inputs
@@ -131,7 +137,7 @@ class WeightConversion(ABC):
         return build_function(self.form.function(layer), ["x", *names], body, attributes)
 
     def mixture(self, mixture: Mixture, dim: int, hidden: int) -> ir.Function:
-        """The function of a mixture whose experts have these sizes; after the router its inputs are their weights."""
+        """Build a mixture with experts of these sizes. Its inputs after the router are the experts' weights."""
 
         def experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
             g, size = dispatch.g, len(weights) // mixture.num_experts
@@ -146,16 +152,16 @@ class WeightConversion(ABC):
         return mixture_function(mixture, self.names_of_experts(mixture), experts)
 
     def names_of_experts(self, mixture: Mixture) -> list[str]:
-        """Names of the inputs of a mixture's function after the router."""
+        """Return the names of the inputs of a mixture's function after the router."""
         second = mixture.bias and not self.joins_biases
         parts = [*self.names("w1", bias=mixture.bias), *self.names("w2", bias=second)]
         names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
         return [*["w2_bias"] * (mixture.bias and self.joins_biases), *names]
 
     def of_tables(self) -> WeightConversion:
-        """That of embeddings, whose columns are the tokens'."""
+        """Return the conversion of embeddings, whose columns belong to tokens."""
         return self
 
     def embedding(self, dim: int) -> ir.Function:
-        """Rows for tokens [batch, length] of the table of which `of_tables` makes the parts."""
-        raise NotImplementedError(f"{self.form.name} has no embeddings, of {dim}")
+        """Build a function that returns the rows of tokens [batch, length] from a table that `of_tables` converted."""
+        raise NotImplementedError(f"{self.form.name} has no embeddings (requested dimension {dim})")

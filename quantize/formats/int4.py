@@ -1,7 +1,7 @@
 """Weights in 4 bits, with one step per block of rows (MatMulNBits).
 
-MatMulNBits itself rounds each row of activations in blocks to int8, so that a token's result depends on it alone.
-Native kernels multiply rows in int8, with one scale each.
+MatMulNBits rounds each row of activations to int8 in blocks, so that a token's result depends only on the token. Native
+kernels multiply rows in int8 with one scale each.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 
 
 class Int4Conversion(WeightConversion):
-    """Stored as `arithmetic.Int4`."""
+    """Conversion to 4 bits, stored as `arithmetic.Int4`."""
 
     form = WEIGHT_FORMATS["int4"]
     others = ("steps", "scale")
 
     def parts(self, weight: Float) -> Int4:
-        """The last block is padded with zeros."""
+        """Return the parts of a weight; the last block is padded with zeros."""
         return int4_blocks(weight, self.block_size)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """See `arithmetic.Int4`."""
+        """Return types and shapes as in `arithmetic.Int4`."""
         blocks = -(-rows // self.block_size)
         integers = ir.DataType.UINT8, (columns, blocks, self.block_size // 2)
         return [integers, (ir.DataType.UINT8, (columns, blocks)), (ir.DataType.FLOAT, (columns,))]
 
     def restored(self, parts: Parts, rows: int) -> Float:
-        """As MatMulNBits does."""
+        """Return the weights as MatMulNBits computes them."""
         return from_int4_blocks(Int4(*parts), rows)
 
     def rounding(self, weight: Float) -> Rounding:
-        """Scales of columns are those of plain rounding, steps those of the rows as they have become."""
+        """Return a rounding with the column scales of plain rounding and with steps of the corrected rows."""
         return _Int4Rounding(weight, self.block_size)
 
     def product(
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
         sizes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """Weights, steps and scale are constants where onnxruntime runs it."""
+        """Compute a product. Weights, steps and scales must be constants where onnxruntime runs it."""
         weight, steps, scale, *biases = inputs
         rows, columns = shape
         is_odd = bool(-(-rows // self.block_size) % 2)
@@ -67,7 +67,7 @@ class Int4Conversion(WeightConversion):
         return g.op("Add", y, biases[0]) if biases else y
 
     def embedding(self, dim: int) -> ir.Function:
-        """Columns, for tokens [...], of a weight [dim, vocab]."""
+        """Build a function that returns the columns of tokens [...] from a weight [dim, vocab]."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             weight, steps, scale, tokens = inputs
@@ -104,9 +104,9 @@ class _Int4Rounding(Rounding):
 
 
 def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_odd: bool) -> list[ir.Value]:
-    """The scales of all blocks and, two in a byte, their zeros.
+    """Compute the scales of all blocks and their zeros, two per byte.
 
-    Onnxruntime computes them when it loads the graph, but not what a DequantizeLinear gives.
+    Onnxruntime folds these operators when it loads the graph; it would not fold a DequantizeLinear.
     """
     factors = g.op("Cast", g.op("BitwiseAnd", steps, np.array(15, np.uint8)), to=ir.DataType.FLOAT)
     scales = g.op("Mul", factors, g.op("Unsqueeze", scale, [-1]))
@@ -119,7 +119,7 @@ def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_o
 
 
 def _nibbles(g: GraphBuilder, both: ir.Value) -> list[ir.Value]:
-    """The low and the high 4 bits of bytes, as float32."""
+    """Compute the low and the high 4 bits of bytes, as float32."""
     low = g.op("BitwiseAnd", both, np.array(15, np.uint8))
     high = g.op("BitShift", both, np.array(4, np.uint8), direction="RIGHT")
     return [g.op("Cast", part, to=ir.DataType.FLOAT) for part in (low, high)]

@@ -1,14 +1,14 @@
-"""Weights in int8 with one scale per column, times activations with one scale per token (row).
+"""Weights in int8 with one scale per column, and activations with one scale per token (row).
 
-A token's result then depends neither on its chunk nor on its batch. Rows are divided by their scales before they are
-rounded, and products are multiplied by them. The scale of a row of zeros is 0: its integers are then meaningless, but 0
-times their product is correct.
+A token's result therefore does not depend on its chunk or batch. Rows are divided by their scales before they are
+rounded, and products are multiplied by them. A row of zeros has scale 0. Its integers are meaningless, but 0 times
+their product is correct.
 
-Native kernels replace whole functions: a product whose input has no other reader is one function with its quantization
-and bias, and so is a feed-forward layer, gated or not.
+Native kernels replace whole functions. A product whose input has no other reader is one function with its quantization
+and bias. The same applies to feed-forward layers, gated or not.
 """
 
-# ruff: noqa: ARG002 - products need no sizes but those of their weights
+# ruff: noqa: ARG002 - products need only the sizes of their weights
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -35,45 +35,45 @@ from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
 ZERO = np.array(ACTIVATION_ZERO, np.uint8)
 Rows = tuple[ir.Value, ir.Value]
-"""Rows [..., in] as uint8, and the scale of each [..., 1]."""
+"""Rows [..., in] as uint8, and the scale of each row [..., 1]."""
 
 
 class Int8Conversion(WeightConversion):
-    """Stored as `arithmetic.Int8`."""
+    """Conversion to int8, stored as `arithmetic.Int8`."""
 
     form = INT8
     joins_biases = True
 
     def parts(self, weight: Float) -> Int8:
-        """Pairs of rows leave room for sums in 16 bits."""
+        """Return integers and scales, which leave room for sums of row pairs in 16 bits."""
         return int8_columns(weight)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """See `arithmetic.Int8`."""
+        """Return types and shapes as in `arithmetic.Int8`."""
         return [(ir.DataType.INT8, (rows, columns)), (ir.DataType.FLOAT, (columns,))]
 
     def restored(self, parts: Parts, rows: int) -> Float:
-        """Integers times scales."""
+        """Return integers times scales."""
         integers, scale = parts
         return integers[:rows].astype(np.float32) * scale
 
     def rounding(self, weight: Float) -> Rounding:
-        """Scales of columns are those of plain rounding."""
+        """Return a rounding with the column scales of plain rounding."""
         return _Int8Rounding(weight)
 
     def rows(self, after: str | None = None) -> ir.Function:
-        """What products of x [..., in] read, so that several of one x quantize it only once: x = scale * (q - zero).
+        """Build the function that quantizes x [..., in] once for several products: x = scale * (q - zero).
 
         Args:
-            after: the activation that x comes from, one of `ACTIVATIONS`: where it has a lowest value, a row's
-                magnitude is bounded by that and the largest value of the row.
+            after: activation that x comes from, one of `ACTIVATIONS`. If it has a lowest value, this value and the
+                largest of a row bound the row's magnitude.
         """
         return build_function(
             "Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), {"activation": after or ""}
         )
 
     def product_of_rows(self, *, bias: bool = False) -> ir.Function:
-        """Y = x @ weight + bias of `rows` of x."""
+        """Build y = x @ weight + bias for the result of `rows` of x."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             q, row_scale, *others = inputs
@@ -85,11 +85,11 @@ class Int8Conversion(WeightConversion):
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
         sizes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """`rows` and `product_of_rows` in one."""
+        """Compute `rows` and `product_of_rows` together."""
         return _product(g, _rows(g, x, None), inputs)
 
     def linear(self, rows: int, columns: int, *, bias: bool, after: str | None = None) -> ir.Function:
-        """Y = x @ weight + bias, as `product`."""
+        """Build y = x @ weight + bias, as `product`."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             x, *others = inputs
@@ -98,7 +98,7 @@ class Int8Conversion(WeightConversion):
         return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, {"activation": after or ""})
 
     def feed_forward(self, dim: int, hidden: int, kind: str, *, bias: bool, gated: bool) -> ir.Function:
-        """X and hidden units are quantized once each."""
+        """Build a feed-forward layer that quantizes x and hidden units once each."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             x, *weights = inputs
@@ -112,15 +112,15 @@ class Int8Conversion(WeightConversion):
         return self._feed_forward(body, {"activation": kind, "bias": int(bias)}, bias=bias, gated=gated)
 
     def mixture(self, mixture: Mixture, dim: int, hidden: int) -> ir.Function:
-        """`w2_bias` holds the second biases of all experts [experts, dim]."""
+        """Build a mixture; `w2_bias` contains the second biases of all experts [experts, dim]."""
         return mixture_function(mixture, self.names_of_experts(mixture), _experts)
 
     def of_tables(self) -> WeightConversion:
-        """One scale for each token's row."""
+        """Return a conversion with one scale for each token's row."""
         return _Int8Table()
 
     def embedding(self, dim: int) -> ir.Function:
-        """Of a table [vocab, dim] with a scale per row [vocab, 1]."""
+        """Build a look-up in a table [vocab, dim] with a scale per row [vocab, 1]."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             weight, scale, tokens = inputs
@@ -131,7 +131,7 @@ class Int8Conversion(WeightConversion):
 
 
 class _Int8Table(Int8Conversion):
-    """Of a table [dim, vocab], stored as [vocab, dim]; multiplied only by its scales, so there are no sums of pairs."""
+    """Conversion of a table [dim, vocab], stored as [vocab, dim]. Pairs of rows are not summed."""
 
     def parts(self, weight: Float) -> Int8:
         return Int8(*int8_rows(weight.T))
@@ -151,10 +151,10 @@ class _Int8Rounding(Rounding):
         self._integers = np.zeros(weight.shape, np.int8)
 
     def begin(self, rows: Float) -> None:
-        """They share nothing."""
+        """Do nothing: int8 rows share no parameters."""
 
     def restored(self, index: int, row: Float) -> Float:
-        """The nearest integers; sums of a pair of rows are limited, see `int8_columns`."""
+        """Round a row to the nearest integers; sums of row pairs are limited, see `int8_columns`."""
         other = self._integers[index - 1].astype(np.float32) if index % 2 else 0
         nearest = np.clip(np.rint(row / self._scale), -WEIGHT_LEVELS, WEIGHT_LEVELS)
         self._integers[index] = np.clip(nearest, -WEIGHT_LEVELS - 1 - other, WEIGHT_LEVELS + 1 - other)
@@ -181,16 +181,16 @@ def _product(g: GraphBuilder, rows: Rows, inputs: Sequence[ir.Value]) -> ir.Valu
 
 
 def _integer_product(g: GraphBuilder, q: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
-    """Times the scales of the weight's columns; those of the rows are applied later."""
+    """Multiply rows and weight, with the weight's column scales; row scales are applied later."""
     return g.op("MatMulIntegerToFloat", q, weight, 1.0, scale, ZERO, domain=CONTRIB)
 
 
 def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
-    """Tokens are quantized once, before they are sorted.
+    """Compute a mixture. Tokens are quantized once, before they are sorted.
 
-    Hidden activations and their peaks are computed expert by expert, so that they fit in the cache, but the scales of
-    all experts are computed together: with the few tokens of a chunk, starting an operator takes longer than running
-    it. The scales and the second biases are applied in the weighted sum over a token's experts.
+    Hidden activations and their peaks are computed expert by expert, so that they fit in the cache. The scales of all
+    experts are computed together: for the few tokens of a chunk, starting an operator takes longer than running it.
+    Scales and second biases are applied in the weighted sum over a token's experts.
     """
     g, mixture = dispatch.g, dispatch.mixture
     second_biases, weights = weights[: int(mixture.bias)], weights[int(mixture.bias) :]
@@ -219,10 +219,10 @@ def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
 
 
 def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
-    """The largest magnitude of each row, for all experts.
+    """Compute the largest magnitude of each row, for all experts.
 
-    Before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix; concatenating it with the
-    others corrects this, because it holds no elements.
+    Before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix. Concatenating it with the
+    others corrects this, because it has no elements.
     """
     g, lowest = dispatch.g, lowest_of(dispatch.mixture.activation)
     sizes = hidden if lowest is not None else [g.op("Abs", y) for y in hidden]
@@ -231,6 +231,6 @@ def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
 
 
 def _scales(g: GraphBuilder, peaks: ir.Value) -> Rows:
-    """Scales and zeros [rows] of rows with these largest magnitudes: x = scale * (q - zero)."""
+    """Compute scales and zeros [rows] of rows with these largest magnitudes: x = scale * (q - zero)."""
     scale = g.op("Mul", peaks, 1 / ACTIVATION_LEVELS)
     return scale, g.op("Expand", ZERO, g.op("Shape", scale))

@@ -1,6 +1,6 @@
-"""How a graph is quantized: each named layer is swapped for one that computes the same with other numbers.
+"""Quantization of a graph: each named layer is replaced by one that computes the same in another format.
 
-Weights belong to the groups that the exporter assigned.
+The exporter assigned weights to groups.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 
 def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None) -> None:
-    """Replace each mixture in float32 by one in the recipe's format; `activations` are for its calibration."""
+    """Replace each float32 mixture by one in the recipe's format; `activations` calibrate it."""
     for layer in expert_layers(model):
         conversion = conversion_for(recipe, layer_of(layer.node), "experts")
         if conversion:
@@ -62,20 +62,20 @@ def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> No
 
 
 def _columns(table: ir.Value) -> Array:
-    """The table with a column for each token [dim, vocab]."""
+    """Return the table with a column for each token [dim, vocab]."""
     return array_of(table).T
 
 
 _FEED_FORWARD = ("FeedForward", "GatedFeedForward")
 _ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")
 _WITH_KNOWN_LOWEST = ("relu", "swish")
-"""Activations whose lowest value is used for the scale of a product alone."""
+"""Activations with a lowest value that determines the scale of a single product."""
 
 
 def quantize_products(
     model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None
 ) -> None:
-    """Replace each linear or feed-forward layer in the recipe's format; `activations` are for its calibration.
+    """Replace each linear or feed-forward layer by one in the recipe's format; `activations` calibrate it.
 
     In int8, rows that several layers read are quantized once.
     """
@@ -104,7 +104,7 @@ def quantize_products(
 def _rounded(
     node: ir.Node, weights: Weights, conversion: WeightConversion, activations: Activations | None
 ) -> list[ir.Value]:
-    """The inputs that take the place of a layer's matrices and biases; each bias follows its matrix."""
+    """Return the inputs that replace a layer's matrices and biases; each bias follows its matrix."""
     x, *parameters = inputs_of(node)
     biases = {index: value for index, value in enumerate(parameters, 1) if len(shape_of(value)) == 1}
     products = [(value, biases.get(index)) for index, value in enumerate(parameters, 2) if index - 1 not in biases]
@@ -115,7 +115,7 @@ def _rounded(
 
 
 def _activation_of(x: ir.Value) -> str | None:
-    """The activation that a layer's output x comes from, if its lowest value is used."""
+    """Return the activation that a layer's input x comes from, if its lowest value is used."""
     producer = x.producer()
     if producer is None or plain_name(producer.op_type) not in _ENDING_WITH_ACTIVATION:
         return None
@@ -124,12 +124,12 @@ def _activation_of(x: ir.Value) -> str | None:
 
 
 def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | None = None) -> Weights:
-    """Quantize a graph in place; weights are read and converted only when the graph is saved.
+    """Quantize a graph in place; weights are read and converted when the graph is saved.
 
     Args:
         model: the graph.
-        recipe: what to quantize, and how.
-        activations: what layers read in recordings, for the recipe's calibration: layers are then converted at once.
+        recipe: weights to quantize and their formats.
+        activations: recorded inputs of layers for calibration. With them, layers are converted at once.
 
     Returns:
         The new weights.

@@ -1,8 +1,8 @@
-"""The front end with its convolutions as integer products, and the projection after them.
+"""The front end with convolutions as integer products, and the projection after them.
 
-Convolutions are matrix products over [batch, time, frequency, channels]. Each output frame has one activation scale,
-for its whole receptive field, so that its values do not depend on its chunk. Inputs are never negative, except for the
-features themselves: the first convolution stays in float32.
+Convolutions are matrix products over [batch, time, frequency, channels]. Each output frame has one activation scale for
+its whole receptive field, so that its values do not depend on its chunk. The first convolution stays in float32,
+because it reads features. All other inputs are never negative.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 STEP = 1 / POSITIVE_LEVELS
 ZERO = np.array(0, np.uint8)
 NUM_PORTIONS = 4
-"""Portions in which frames go through the first convolution. Its float32 output would take the most memory with full
-context, so only one portion exists at a time. If there are few frames, some portions are empty."""
+"""Portions in which frames pass through the first convolution. With full context its float32 output would need the most
+memory, so only one portion exists at a time. With few frames some portions are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Window:
     stride: int
 
     def length(self, size: int) -> int:
-        """Output positions for `size` input positions."""
+        """Return the number of output positions for `size` input positions."""
         return (size - self.kernel) // self.stride + 1
 
 
@@ -48,15 +48,15 @@ class Window:
 class FirstConvolutions:
     """Y = relu(conv(relu(conv(x)))) over features x [batch, time, bins], to [batch, time, frequency, channels].
 
-    The first convolution is in float32 and recomputed for every output frame of the second: the receptive field is then
-    contiguous and is quantized in one step, and nothing has to be gathered in float32. It is one matrix product per
-    output frame, small enough for the cache. Its relu is part of the rounding, which maps negative values to zero.
-    Frames go through it in portions, so that little of its output exists at a time.
+    The first convolution is in float32 and recomputed for every output frame of the second. The receptive field is then
+    contiguous and quantized in one step, and no float32 values are gathered. It is one matrix product per output frame,
+    small enough for the cache. Its relu is part of the rounding, which maps negative values to zero. Frames pass
+    through it in portions, so that little of its output exists at a time.
 
     Attributes:
         bins: mel bins of a feature frame.
         channels: channels between the two convolutions.
-        first: window of the first convolution; `second`: that of the second.
+        first: window of the first convolution; `second`: window of the second.
     """
 
     bins: int
@@ -75,7 +75,7 @@ class FirstConvolutions:
         return self.second.length(self.inner)
 
     def attributes(self) -> dict[str, Any]:
-        """The attributes of the node."""
+        """Return the attributes of the node."""
         return {
             "bins": self.bins,
             "channels": self.channels,
@@ -84,11 +84,10 @@ class FirstConvolutions:
         }
 
     def function(self) -> ir.Function:
-        """The function, with four more inputs after x.
+        """Build the function, which has four more inputs after x.
 
-        `first_weight` [kernel * kernel + 1, channels] has the rows (time, frequency), and the bias in the last;
-        `weight` is int8 [kernel * kernel * channels, out] in the order (time, frequency, channels), `scale` and `bias`
-        are [out].
+        `first_weight` [kernel * kernel + 1, channels] has the rows (time, frequency), then the bias. `weight` is int8
+        [kernel * kernel * channels, out] in the order (time, frequency, channels); `scale` and `bias` are [out].
         """
         parameters = ["x", "first_weight", "weight", "scale", "bias"]
         return build_function("Int8FirstConvolutions", parameters, self._body, self.attributes())
@@ -103,9 +102,9 @@ class FirstConvolutions:
         return g.op("Reshape", y, shape, allowzero=1)
 
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The inputs of the first convolution for each frame, with a 1 for its bias, and the number of frames.
+        """Compute the inputs of the first convolution for each frame, with a 1 for its bias, and the number of frames.
 
-        [batch * frames, kernel of the second * frequencies, kernel * kernel + 1]
+        The shape is [batch * frames, kernel of the second * frequencies, kernel * kernel + 1].
         """
         length = self.first.stride * (self.second.kernel - 1) + self.first.kernel
         stride = self.first.stride * self.second.stride
@@ -120,14 +119,14 @@ class FirstConvolutions:
         return g.op("Reshape", patches, shape), num_frames
 
     def _first(self, g: GraphBuilder, patches: ir.Value, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The output of the first convolution as integers for each frame, and the scale of each frame."""
+        """Compute the output of the first convolution as integers, and the scale of each frame."""
         num_frames = g.op("Shape", patches, start=0, end=1)
         sizes = g.op("Div", g.op("Add", num_frames, np.arange(NUM_PORTIONS)), [NUM_PORTIONS])
         portions = g.ops("Split", patches, sizes, axis=0, num_outputs=NUM_PORTIONS)
         integers: list[ir.Value] = []
         scales: list[ir.Value] = []
         for portion in portions:
-            # adding and subtracting this makes a portion wait until the one before is rounded and its output freed
+            # adding and subtracting this delays a portion until the one before is rounded and its output freed
             before = g.op("Shape", integers[-1] if integers else patches, start=0, end=1)
             size = g.op("Sub", g.op("Add", g.op("Shape", portion, start=0, end=1), before), before)
             weights = g.op("Expand", weight, g.op("Concat", size, g.op("Shape", weight), axis=0))
@@ -141,7 +140,7 @@ class FirstConvolutions:
     def _second(
         self, g: GraphBuilder, q: ir.Value, row_scale: ir.Value, parameters: tuple[ir.Value, ir.Value, ir.Value]
     ) -> ir.Value:
-        """[frames, frequencies, out]."""
+        """Compute the output of the second convolution [frames, frequencies, out]."""
         weight, scale, bias = parameters
         places = g.op("Reshape", q, [0, self.second.kernel * self.inner, self.channels])
         seen = g.op("Gather", places, self._seen_by_second(), axis=1)
@@ -151,7 +150,10 @@ class FirstConvolutions:
         return g.op("Relu", g.op("Add", product, bias))
 
     def _seen_by_first(self) -> npt.NDArray[np.int64]:
-        """Indices into a window [time * bins] and the 1 after it, [kernel of second * inner, kernel ** 2 + 1]."""
+        """Return indices into a window [time * bins] and the 1 after it.
+
+        The shape is [kernel of second * inner, kernel ** 2 + 1].
+        """
         first, second = self.first, self.second
         time, frequency = np.meshgrid(np.arange(second.kernel), np.arange(self.inner), indexing="ij")
         corner = (time * self.bins + frequency).ravel() * first.stride
@@ -160,17 +162,17 @@ class FirstConvolutions:
         return np.column_stack((corner[:, np.newaxis] + inside, np.full(len(corner), end)))
 
     def _seen_by_second(self) -> npt.NDArray[np.int64]:
-        """Indices into the first convolution's output for a window [kernel of second * inner], [outer, kernel ** 2]."""
+        """Return indices [outer, kernel ** 2] into the first convolution's output [kernel of second * inner]."""
         kernel = self.second.kernel
         inside = (np.arange(kernel)[:, np.newaxis] * self.inner + np.arange(kernel)).ravel()
         return np.arange(self.outer)[:, np.newaxis] * self.second.stride + inside
 
 
 def int8_convolution(window: Window) -> ir.Function:
-    """Y = relu(conv(x)) over [batch, time, frequency, channels] of x >= 0, without padding, as one matrix product.
+    """Build y = relu(conv(x)) for x >= 0 [batch, time, frequency, channels], without padding, as one matrix product.
 
-    `weight` is int8 [kernel * kernel * in, out] in the order (time, frequency, in). Windows are
-    gathered in time before quantization, and in frequency after it, as bytes.
+    `weight` is int8 [kernel * kernel * in, out] in the order (time, frequency, in). Windows are gathered in time before
+    quantization, and in frequency after it, as bytes.
     """
     kernel, stride = window.kernel, [window.stride]
     slices = [([index], [index - kernel + 1 if index < kernel - 1 else END]) for index in range(kernel)]
@@ -195,8 +197,8 @@ def int8_convolution(window: Window) -> ir.Function:
 def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
     """Replace the convolutions and the projection of the front end; convolutions are int8 in any format.
 
-    The convolutions become products over [batch, time, frequency, channels], and the projection reads its input
-    frequency by frequency instead of channel by channel. The first convolution stays in float32.
+    The convolutions become products over [batch, time, frequency, channels]. The projection reads its input frequency
+    by frequency instead of channel by channel. The first convolution stays in float32.
     """
     for node in calls(model, "Subsampling"):
         conversion = conversion_for(recipe, layer_of(node), "subsampling")
@@ -225,7 +227,7 @@ def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> Non
 
 
 def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequence[ir.Value]) -> list[ir.Value]:
-    """The inputs of the first two convolutions in one call, after the features."""
+    """Return the inputs of the first two convolutions in one call, after the features."""
     weight, bias, second, second_bias = convolutions[:4]
     shape = (form.first.kernel**2 + 1, form.channels)
 
@@ -237,7 +239,7 @@ def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequ
 
 
 def _convolution_weight(weights: Weights, weight: ir.Value) -> list[ir.Value]:
-    """The weight of a convolution as [time * frequency * in, out]."""
+    """Convert the weight of a convolution as [time * frequency * in, out]."""
     out, inner, kernel, _ = shape_of(weight)
 
     def read() -> Array:
@@ -247,7 +249,7 @@ def _convolution_weight(weights: Weights, weight: ir.Value) -> list[ir.Value]:
 
 
 def _permuted(weight: ir.Value, channels: int) -> Array:
-    """The weight of the projection, its rows in the order [frequency, channel]."""
+    """Return the weight of the projection with rows in the order [frequency, channel]."""
     array = array_of(weight)
     permuted: Array = array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
     return permuted

@@ -1,4 +1,4 @@
-"""Weights in float16: graphs that compute in half precision, and weights of others that are float16 in files alone."""
+"""Weights in float16: graphs that compute in half precision, and weights that are float16 only in files."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from u2moe.runtime.graph.dispatch import float_mixture, mixture_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 POSITIONS = "Sinusoids"
-"""The layer that stays in float32: half precision is exact for integers only up to 2048."""
+"""The layer that stays in float32, because half precision represents integers exactly only up to 2048."""
 LARGEST = float(np.finfo(np.float16).max)
 MASK = float(np.finfo(np.float32).max)
-"""Masks hold its negative, which becomes the lowest number of half precision."""
+"""Masks contain the negative of this, which becomes the lowest half-precision number."""
 WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5
-"""Largest relative errors of stored halves; a bias near zero matters less than the weights beside it."""
+"""Largest relative errors of stored halves. A bias near zero matters less than a weight."""
 
 
 def in_half_precision(model: ir.Model, weights: Weights) -> None:
     """Convert weights and everything between them; inputs and outputs of the graph stay float32.
 
-    All layers but mixtures become plain nodes. Nodes with weights that half precision does not hold stay float32, and
-    what passes between two of them.
+    All layers except mixtures become plain nodes. Nodes with weights that half precision cannot represent stay float32,
+    as do values that pass between two such nodes.
     """
     kept = {node.op_identifier() for node in model.graph if mixture_of(node) or _is_position(node)}
     InlinePass(lambda function: function.identifier() not in kept)(model)
@@ -48,22 +48,23 @@ def in_half_precision(model: ir.Model, weights: Weights) -> None:
 
 
 def half_of(value: ir.Value) -> Array:
-    """The values of an initializer in half precision; beyond it are only those of masks.
+    """Return the values of an initializer in half precision. Only masks may exceed its range.
 
     Raises:
         BundleError: a weight would be clipped.
     """
     largest = float(np.abs(array_of(value)).max(initial=0))
     if largest > LARGEST and (largest < MASK or GROUP_METADATA in value.metadata_props):
-        raise BundleError(f"{value.name}: a weight is {largest:g}, beyond half precision ({LARGEST:g})")
+        raise BundleError(f"{value.name}: a weight is {largest:g}, but half precision ends at {LARGEST:g}")
     half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
     return half
 
 
 def fits_half(value: ir.Value, tolerance: float) -> bool:
-    """Whether half precision changes each number by at most this share of it, or of what is usual in its place.
+    """Return whether half precision changes each number by at most this share of it or of a typical number.
 
-    That is the product of the norms of its row and column: rescaled channels do not hide how small a number is.
+    A typical number is the product of the norms of its row and column, over the norm of the matrix. It makes the test
+    independent of how channels are scaled.
     """
     array = array_of(value)
     if not np.abs(array).max(initial=0) <= LARGEST:
@@ -81,20 +82,20 @@ class _Converter:
         self.graph = model.graph
         self.weights = weights
         self.halves: dict[ir.Value, ir.Value] = {}
-        """The half-precision copies of float32 inputs, weights and positions."""
+        """Half-precision copies of float32 inputs, weights and positions."""
         self.single: set[ir.Value] = set()
-        """Values that stay float32: those computed from log-probabilities."""
+        """Values that stay float32 because they are computed from log-probabilities."""
         self.kept = {node for node in model.graph if any(map(_is_lost, node.inputs))}
         """Nodes that compute in float32 because of their weights."""
         self.floats: dict[ir.Value, ir.Value] = {}
-        """What they give, by its copy in half precision."""
+        """Float32 outputs of these nodes, by their copy in half precision."""
         if self.kept:
-            ShapeInferencePass()(model)  # for types
+            ShapeInferencePass()(model)  # infers types
             lost = [value for node in self.kept for value in node.inputs if value is not None and _is_lost(value)]
             weights.kept |= {str(value.name).rpartition(".")[0] for value in lost}
 
     def run(self) -> None:
-        """All nodes in order, then the outputs."""
+        """Convert all nodes in order, then the outputs."""
         for node in list(self.graph):
             if _is_position(node):
                 continue
@@ -113,10 +114,10 @@ class _Converter:
                 self._keep_single(producer)
         for value in (value for node in self.graph for value in node.outputs if self.kept):
             if not value.is_graph_output():
-                value.type = value.shape = None  # those of float32
+                value.type = value.shape = None  # these were inferred for float32
 
     def _convert(self, node: ir.Node) -> None:
-        """Of its inputs, weights, the graph's inputs and positions are in float32 until now."""
+        """Convert a node, with those inputs that are still float32: weights, inputs of the graph and positions."""
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
         for index, value in enumerate(node.inputs):
@@ -129,7 +130,7 @@ class _Converter:
                 node.replace_input_with(index, self.halves[value])
 
     def _keep(self, node: ir.Node) -> None:
-        """Its inputs and outputs that are numbers in half precision until now or from now on."""
+        """Keep a node in float32; cast its half-precision inputs before it and its outputs after it."""
         for index, value in enumerate(node.inputs):
             maker = None if value is None else value.producer()
             if maker is not None and value is not None and value.dtype == ir.DataType.FLOAT and not _is_position(maker):
@@ -143,7 +144,7 @@ class _Converter:
                 self.floats[half] = value
 
     def _single(self, node: ir.Node, value: ir.Value) -> ir.Value:
-        """A value as float32 in front of a node: as it was computed, if it was in float32."""
+        """Return a value as float32 before a node; without a cast if it was computed in float32."""
         if value not in self.floats:
             cast = _cast(value, ir.DataType.FLOAT, f"{node.name}/{value.name}/single")
             self.graph.insert_before(node, cast)
@@ -175,11 +176,11 @@ class _Converter:
 
 
 def _is_lost(value: ir.Value | None) -> bool:
-    """Whether half precision does not hold a weight that is float32."""
+    """Return whether half precision cannot represent a float32 weight."""
     if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
         return False
     array = array_of(value)
-    if GROUP_METADATA not in value.metadata_props:  # constants, of which masks become the lowest number
+    if GROUP_METADATA not in value.metadata_props:  # constants; masks among them become the lowest number
         return LARGEST < float(np.abs(array).max(initial=0)) < MASK
     if array.ndim > 1:
         return group_of(value) != "routers" and not fits_half(value, WEIGHT_ERROR)
@@ -197,7 +198,7 @@ def _is_position(node: ir.Node) -> bool:
 
 
 def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
-    """Put a Cast behind each of these weights; those that half precision does not hold stay float32."""
+    """Store weights in float16 with a Cast after each; those that half precision cannot represent stay float32."""
     for node in [node for node in model.graph if node.domain == MOE_DOMAIN]:
         is_kept = recipe.exceptions.get(layer_of(node)) == HALF.name
         kind = format_of(plain_name(node.op_type))
@@ -218,7 +219,7 @@ def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
 
 
 def stored_value(value: ir.Value) -> ir.Value:
-    """The initializer in halves that a Cast makes this value of; of others, the value itself."""
+    """Return the float16 initializer from which a Cast makes this value, or the value itself."""
     maker = value.producer()
     half = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else None
     is_half = half is not None and half.const_value is not None and half.const_value.dtype == ir.DataType.FLOAT16
@@ -226,7 +227,7 @@ def stored_value(value: ir.Value) -> ir.Value:
 
 
 def read_single(file: Path) -> ir.Model:
-    """Read a graph with these weights in float32 again."""
+    """Read a graph with float16 weights restored to float32."""
     model = ir.load(file)
     weights = Weights(model)
     for node in list(model.graph):
