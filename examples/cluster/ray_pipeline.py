@@ -1,7 +1,7 @@
-"""The recogniser as a step of a Ray Data pipeline of your own: python ray_pipeline.py s3://corpora/in s3://corpora/out.
+"""The recogniser as a step of your Ray Data pipeline: python ray_pipeline.py s3://corpora/in s3://corpora/out.
 
-Needs u2moe[cpu,ray]. Reading, writing and what a second run skips are Ray's; where each utterance has to be there
-exactly once whatever is killed, `u2moe corpus --ray` does more.
+Needs u2moe[cpu,ray]. Ray handles reading, writing and resuming. To get each utterance exactly once even if processes
+are killed, use `u2moe corpus --ray`.
 """
 
 import sys
@@ -14,7 +14,7 @@ from u2moe.runtime.corpus.ray import Recognize
 
 def main(source: str, target: str) -> None:
     """Recognise all files of a folder or bucket, and write a Parquet file for each batch."""
-    num_actors = max(int(ray.cluster_resources()["CPU"]) - 2, 1)  # CPUs for reading and writing, or it waits for ever
+    num_actors = max(int(ray.cluster_resources()["CPU"]) - 2, 1)  # CPUs to read and write; otherwise it waits forever
     (
         ray.data.read_binary_files(source, include_paths=True)
         .map_batches(
