@@ -13,9 +13,9 @@ from torch import Tensor
 from u2moe.runtime.errors import CheckpointError
 
 AdapterUse = Literal["add", "contained"]
-"""add: the weights of the file are without the adapters; contained: the adapters have been added to them."""
+"""add: the weights in the file do not include the adapters; contained: they do."""
 DOWN, UP = ".lora_A", ".lora_B"
-CONTAINED = "an adapter that its weight contains already"
+CONTAINED = "an adapter that its weight already contains"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class Adapters:
 def with_adapters(
     path: Path, state: Mapping[str, Tensor], adapters: Adapters | None, use: AdapterUse | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors without adapters, merged into their weights, and the reason why each adapter is ignored, if it is.
+    """Return the tensors with adapters merged into their weights, and the names of ignored adapters with the reason.
 
-    WeNet saves after each epoch in evaluation mode, which adds the adapters to the weights, and after a number of steps
-    in training mode, which takes them out again. Only the name of the file tells: `use` is for files with other names.
+    WeNet saves each epoch in evaluation mode, which adds the adapters to the weights. It saves steps in training mode,
+    which removes them again. Only the file name tells which; `use` is for files with other names.
 
     Raises:
-        CheckpointError: nothing tells whether the weights contain the adapters, or an adapter does not fit its weight.
+        CheckpointError: it is unknown whether the weights contain the adapters, or an adapter does not fit its weight.
     """
     names = sorted(name.removesuffix(DOWN) for name in state if name.endswith(DOWN))
     if adapters is None or not names:
@@ -56,13 +56,13 @@ def _use_by_name(path: Path) -> AdapterUse:
     if re.fullmatch(r"(step_\d+|init|lora_init)\.pt", name):
         return "add"
     raise CheckpointError(
-        f"{path}: has LoRA adapters, and its name is not one of training, which tells whether the weights contain them "
-        "(epoch_N.pt) or not (step_N.pt): say so with --lora contained or --lora add"
+        f"{path}: has LoRA adapters, but its name does not tell whether the weights contain them, as epoch_N.pt and "
+        "step_N.pt do: use --lora contained or --lora add"
     )
 
 
 def _adapted(path: Path, state: Mapping[str, Tensor], name: str, adapters: Adapters) -> Tensor:
-    """The weight of one layer with its adapter, in float32."""
+    """Return the weight of one layer with its adapter, in float32."""
     parts = [state.get(name + ending) for ending in (".weight", UP, DOWN)]
     shapes = [None if part is None else tuple(part.shape) for part in parts]
     weight, up, down = parts

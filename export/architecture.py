@@ -1,4 +1,4 @@
-"""The architecture of a network: validated sizes and kinds, no tensors. Read from train.yaml by `checkpoint`."""
+"""The architecture of a network: validated sizes and kinds, without tensors. `checkpoint` reads it from train.yaml."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ SUBSAMPLINGS: dict[SubsamplingKind, tuple[int, int]] = {
     "conv2d2": (2, 2),
     "conv2d6": (6, 10),
     "conv2d8": (8, 14),
-    "conv1d2": (2, 0),  # it looks ahead, but beyond the end of an utterance there are zeros
+    "conv1d2": (2, 0),  # it looks ahead, but past the end of an utterance it sees zeros
     "linear": (1, 0),
     "stack_n_frames": (2, 1),
 }
-"""Feature frames per encoder frame, and feature frames that an encoder frame needs beyond its first one."""
+"""Feature frames per encoder frame, and the feature frames that an encoder frame needs after its first one."""
 PositionKind = Literal["rel_pos", "abs_pos", "no_pos", "abs_pos_whisper", "rope_pos", "embed_learnable_pe"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A normalisation over the last axis. `rms_norm` multiplies by 1 + weight, as WeNet's does."""
+    """A normalisation over the last axis. Like WeNet's, `rms_norm` multiplies by 1 + weight."""
 
     kind: NormKind = "layer_norm"
     eps: float = 1e-5
@@ -30,7 +30,7 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Multi-head attention; fewer key/value heads than heads make it grouped (one: multi-query)."""
+    """Multi-head attention. With fewer key/value heads than heads it is grouped; with one it is multi-query."""
 
     num_heads: int
     num_kv_heads: int
@@ -40,11 +40,11 @@ class Attention:
     key_bias: bool = True
     value_bias: bool = True
     relative: bool = False
-    """WeNet's rel_selfattn: a learned position term added to the scores."""
+    """WeNet's rel_selfattn: a learned position term is added to the scores."""
     rotary: bool = False
-    """WeNet's rope_abs_selfattn: queries and keys are rotated by their positions (arXiv 2104.09864)."""
+    """WeNet's rope_abs_selfattn: queries and keys are rotated according to their positions (arXiv 2104.09864)."""
     by_distance: bool = False
-    """WeNet's shaw_rel_selfattn: learned vectors for the distances of keys (arXiv 1803.02155)."""
+    """WeNet's shaw_rel_selfattn: learned vectors for the distances between frames (arXiv 1803.02155)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +75,23 @@ class Convolution:
 
     @property
     def has_history(self) -> bool:
-        """Whether it sees frames before those of a chunk, and none after them."""
+        """Whether it reads frames before a chunk and none after them."""
         return self.causal and self.kernel > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderArchitecture:
-    """An encoder: normalisation and subsampling of the features, then blocks of one kind."""
+    """An encoder: normalisation and subsampling of the features, followed by blocks of one kind."""
 
     kind: str
-    """WeNet's name of it, one of `encoders.kinds.KINDS`."""
+    """WeNet's name, one of `encoders.kinds.KINDS`."""
     input_size: int
     """Mel bins of a feature frame."""
     dim: int
     num_blocks: int
     subsampling: SubsamplingKind
     positions: PositionKind
-    """WeNet's name of the encodings. Only those of attention that uses them, and those that are added, count."""
+    """WeNet's name of the positional encodings. Some attention kinds ignore it."""
     attention: Attention
     feed_forward: FeedForward
     macaron: bool
@@ -100,24 +100,24 @@ class EncoderArchitecture:
     pre_norm: bool
     final_norm: bool
     static_chunk_size: int
-    """The only chunk size that the encoder was trained for; 0: any, or none."""
+    """The only chunk size that the encoder was trained for. 0 means any size, or no chunks."""
     dynamic_chunk: bool
     normalized_input: bool
     """Whether mean and variance normalisation of the features is part of the network."""
     causal: bool
-    """Whether no layer looks ahead beyond the current chunk."""
+    """Whether no layer looks beyond the current chunk."""
     embed_eps: float = 1e-5
-    """Of the normalisation before the blocks that some kinds of subsampling have, whatever `norm` says."""
+    """Epsilon of the normalisation before the blocks, which some kinds of subsampling have. Independent of `norm`."""
     frame_reduction: int = 1
-    """Frames after the subsampling for one of the output."""
+    """Number of frames after subsampling that become one output frame."""
     chunk_multiple: int = 1
-    """Chunk sizes must be multiples of it."""
+    """Chunk sizes must be multiples of this."""
     own: Any = None
-    """Settings of this kind of encoder alone: a frozen dataclass of its file."""
+    """Settings that only this kind of encoder has: a frozen dataclass from its module."""
 
     @property
     def streaming(self) -> bool:
-        """Whether this encoder was trained on chunks and never looks ahead beyond the current one."""
+        """Whether this encoder was trained on chunks and never looks beyond the current one."""
         return self.causal and (self.dynamic_chunk or self.static_chunk_size > 0)
 
     @property
@@ -127,18 +127,18 @@ class EncoderArchitecture:
 
     @property
     def right_context(self) -> int:
-        """Feature frames that an encoder frame needs beyond its first one."""
+        """Feature frames that an encoder frame needs after its first one."""
         return SUBSAMPLINGS[self.subsampling][1]
 
     @property
     def absolute_positions(self) -> bool:
-        """Whether encodings of positions are added to the input of blocks: WeNet drops the sum of stacked frames."""
+        """Whether positional encodings are added to the blocks' input. For stacked frames, WeNet discards that sum."""
         is_added = self.positions in ("abs_pos", "abs_pos_whisper") or self.learned_positions
         return is_added and self.subsampling != "stack_n_frames"
 
     @property
     def learned_positions(self) -> bool:
-        """Whether encodings of positions are weights, of which there is a limited number."""
+        """Whether the positional encodings are weights. Their number is limited."""
         return self.positions == "embed_learnable_pe"
 
 
@@ -155,7 +155,7 @@ class Decoder:
     norm: Norm
     pre_norm: bool
     learned_positions: bool = False
-    """Whether encodings of positions are weights, of which there is a limited number."""
+    """Whether the positional encodings are weights. Their number is limited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,4 +170,4 @@ class Architecture:
     eos: int
     blank: int
     non_blank_memory: bool = False
-    """The decoders see only the frames whose likeliest token is not 0 (WeNet's apply_non_blank_embedding)."""
+    """The decoders see only the frames whose most likely token is not 0 (WeNet's apply_non_blank_embedding)."""

@@ -22,12 +22,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] to [..., dim]."""
+        """Normalise [..., dim]."""
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
 
 
 def norm(dim: int, config: Norm) -> nn.Module:
-    """The normalisation of the configured kind."""
+    """Return the normalisation of the configured kind."""
     if config.kind == "rms_norm":
         return RMSNorm(dim, config.eps)
     if config.kind == "batch_norm":
@@ -36,29 +36,29 @@ def norm(dim: int, config: Norm) -> nn.Module:
 
 
 def added(x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
-    """X and what a layer makes of it, normalised before (pre_norm) or after."""
+    """Return `x` plus the layer's output, normalised before (pre_norm) or after."""
     return x + layer(norm(x)) if pre_norm else cast("Tensor", norm(x + layer(x)))
 
 
 def inverse_frequencies(dim: int) -> Tensor:
-    """Angular frequencies of the sinusoids [ceil(dim / 2)], from float32 exponents, as in WeNet's table.
+    """Return the angular frequencies of the sinusoids [ceil(dim / 2)], from float32 exponents as in WeNet's table.
 
-    The exponentials are computed in float64 and rounded: the last bit of torch's depends on the processor.
+    The exponentials are computed in float64 and rounded, because the last bit of torch's depends on the processor.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim)
     return torch.tensor([math.exp(exponent) for exponent in exponents.tolist()], dtype=torch.float32)
 
 
 def positional_encoding(positions: Tensor, dim: int) -> Tensor:
-    """Sinusoids [..., dim] of integer positions [...]: sine in even, cosine in odd channels; any position."""
+    """Return the sinusoids [..., dim] of any integer positions [...]: sine in even channels, cosine in odd ones."""
     angles = positions.to(torch.float32).unsqueeze(-1) * inverse_frequencies(dim).to(positions.device)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
 
 
 def rotated(x: Tensor, angles: Tensor) -> Tensor:
-    """[batch, heads, time, size], each pair of a channel and its fellow in the other half rotated by its angle.
+    """Rotate each pair of channels (i, i + size / 2) of `x` [batch, heads, time, size] by its angle.
 
-    `angles` are [batch or 1, time, size / 2].
+    `angles` has shape [batch or 1, time, size / 2].
     """
     first, second = x.chunk(2, dim=-1)
     cosines, sines = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
@@ -66,15 +66,18 @@ def rotated(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def distances(time: int, num_keys: int) -> Tensor:
-    """How far each key is from each query, which are the last of the keys: [time, keys], within WeNet's limits."""
+    """Return the distance of each key from each query [time, keys], clamped to WeNet's limits.
+
+    The queries are the last `time` keys.
+    """
     keys = torch.arange(num_keys)
     return (keys - keys[num_keys - time :].unsqueeze(1)).clamp(-FURTHEST_LEFT, FURTHEST_RIGHT)
 
 
 def attended(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """The context [batch, time, heads * size] of scores [batch, heads, time, keys] and values like keys.
+    """Return the context [batch, time, heads * size] for scores [batch, heads, time, keys] and values.
 
-    Scores are divided by the root of the size here. Rows that may attend to nothing (padding) become zero, not NaN.
+    The scores are divided by the root of the size here. Rows that may attend to nothing (padding) become zero, not NaN.
     """
     scores = scores if scores.dtype == torch.float64 else scores.float()
     scores = (scores / math.sqrt(values.shape[-1])).masked_fill(~mask, -math.inf)
@@ -108,29 +111,29 @@ class MultiHeadAttention(nn.Module):
             self.rel_k_embed = nn.Embedding(FURTHEST_LEFT + FURTHEST_RIGHT + 1, config.head_dim)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[batch, time, heads * head_dim] to [batch, heads, time, head_dim]."""
+        """Reshape [batch, time, heads * head_dim] to [batch, heads, time, head_dim]."""
         return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)
 
     def relative_scores(self, query: Tensor, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of the scores by content, and that by position, for arguments [batch, heads, time, size]."""
+        """Return the content part and the position part of the scores, for arguments [batch, heads, time, size]."""
         content = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
         return content, (query + self.pos_bias_v.unsqueeze(1)) @ positions.transpose(-2, -1)
 
     def keys_values(self, memory: Tensor) -> Tensor:
-        """Keys and values [batch, kv_heads, time, 2 * head_dim] of [batch, time, dim]."""
+        """Return keys and values [batch, kv_heads, time, 2 * head_dim] for [batch, time, dim]."""
         return torch.cat((self._heads(self.linear_k(memory)), self._heads(self.linear_v(memory))), dim=-1)
 
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Attend from `x` [batch, time, dim] to `keys_values`.
 
-        `mask` is true where a query may see a key, broadcast to [batch, heads, time, keys]; `positions` are what
-        `positions.encodings` gives for the keys [batch or 1, keys, ...], needed by relative and rotary attention.
+        `mask` is true where a query may see a key, and is broadcast to [batch, heads, time, keys]. Relative and rotary
+        attention need `positions`: the result of `positions.encodings` for the keys [batch or 1, keys, ...].
         """
         repeats = self.config.num_heads // self.config.num_kv_heads
         keys, values = keys_values.repeat_interleave(repeats, dim=1).chunk(2, dim=-1)
         query = self._heads(self.linear_q(x))
         if (self.config.relative or self.config.rotary) and positions is None:
-            raise ValueError("relative and rotary attention need the positions of their keys")
+            raise ValueError("relative and rotary attention need positions of the keys")
         if self.config.rotary and positions is not None:
             query, keys = rotated(query, positions[:, -x.shape[1] :]), rotated(keys, positions)
         if self.config.relative and positions is not None:

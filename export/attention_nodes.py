@@ -1,4 +1,4 @@
-"""Attention layers as calls of named functions, and the fold of WeNet's position term into their weights."""
+"""Attention layers as calls of named functions. WeNet's position term is folded into their weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from u2moe.runtime.graph.builder import GraphBuilder
 class AttentionNodes:
     """One attention layer, which encoder and decoder call with their own caches and masks.
 
-    The scores of WeNet's relative attention, ((q_i + u) k_j + (q_i + v) p_j) / s with p_j = W_pos pe_j, are computed as
-    (q_i + u) / s (k_j + p_j) + (v - u) / s p_j: one product of queries and keys instead of two, plus a term that
-    depends only on the position, see `position_biases`. u and the division are folded into the query projection.
+    WeNet computes the scores of relative attention as ((q_i + u) k_j + (q_i + v) p_j) / s with p_j = W_pos pe_j. Here
+    they are (q_i + u) / s (k_j + p_j) + (v - u) / s p_j. This needs one product of queries and keys instead of two,
+    plus a term that depends only on the position (see `position_biases`). u and the division are folded into the query
+    projection.
     """
 
     def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
@@ -37,10 +38,10 @@ class AttentionNodes:
         positions: Sequence[ir.Value] = (),
         cache: Sequence[ir.Value] = (),
     ) -> tuple[ir.Value, ...]:
-        """From [batch, time, dim] to `memory` [batch, keys, dim]: [batch, time, dim], and what is to be cached of it.
+        """Attend from `x` [batch, time, dim] to `memory` [batch, keys, dim]; return the output and what to cache.
 
-        `bias` is added to the scores; `positions` are what `positions.encoding_nodes` gives for the keys; `cache`: the
-        inputs `cache`, `block` and `first_kept` of `cached_attention`, or nothing: nothing is cached then.
+        `bias` is added to the scores. `positions` is the result of `positions.encoding_nodes` for the keys. `cache`
+        contains the inputs `cache`, `block` and `first_kept` of `cached_attention`; if it is empty, nothing is cached.
         """
         key_value = self.key_value(memory)
         use, tensors = self._positions(positions)
@@ -51,9 +52,10 @@ class AttentionNodes:
     def gathered(
         self, x: ir.Value, memory: ir.Value | None, bias: ir.Value, rows: ir.Value, places: ir.Value
     ) -> ir.Value:
-        """`attend` of vectors [n, dim], which the query takes by their numbers `rows` [batch, time]; to [n, dim].
+        """Attend for vectors [n, dim], which `rows` [batch, time] arranges into queries; return [n, dim].
 
-        `places` [n] are those of the vectors in the query, row by row. Without a `memory` the query is its own.
+        `places` [n] are the positions of the vectors in the flattened query. Without `memory` the query attends to
+        itself.
         """
         g = self.g
         query = g.op("Gather", self._query(x), rows, axis=0)
@@ -65,7 +67,7 @@ class AttentionNodes:
         return linear(g, g.op("Gather", flat, places, axis=0), self.layer.linear_out, "linear_out")
 
     def _positions(self, positions: Sequence[ir.Value]) -> tuple[PositionUse, Sequence[ir.Value]]:
-        """How the scores depend on positions, and the inputs for it."""
+        """Return how the scores depend on positions, and the inputs needed for it."""
         if self.config.relative and positions:
             return "relative", [linear(self.g, positions[0], self.layer.linear_pos, "linear_pos")]
         if self.config.rotary:
@@ -92,7 +94,7 @@ class AttentionNodes:
             return product(g, x, *weights)
 
     def key_value(self, x: ir.Value) -> ir.Value:
-        """Keys and values [batch, time, kv_heads * 2 * head_dim], head by head, as they are cached."""
+        """Return keys and values [batch, time, kv_heads * 2 * head_dim], head by head, in the layout of the cache."""
         g, layer, config = self.g, self.layer, self.config
         width = 2 * config.num_kv_heads * config.head_dim
 
@@ -119,9 +121,10 @@ def _any_bias(*layers: nn.Linear) -> bool:
 
 
 def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
-    """The part of relative attention's scores that does not depend on the query: [batch, layers * heads, 1, keys].
+    """Return the query-independent part of relative attention's scores: [batch, layers * heads, 1, keys].
 
-    This is the last term of `AttentionNodes`, for all layers in one product with the sinusoids [batch, keys, dim].
+    This is the last term of `AttentionNodes`, computed for all layers in one product with the sinusoids [batch, keys,
+    dim].
     """
 
     def weight() -> torch.Tensor:
@@ -134,9 +137,9 @@ def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[Multi
 
 
 def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:
-    """(v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim].
+    """Return (v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim].
 
-    Summed up in this order everywhere: that of torch's products depends on the processor.
+    The order of summation is fixed, because that of torch's products depends on the processor.
     """
     difference = (layer.pos_bias_v.double() - layer.pos_bias_u.double()) / math.sqrt(layer.config.head_dim)
     projection = layer.linear_pos.weight.double().reshape(*difference.shape, -1)

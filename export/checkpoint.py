@@ -1,4 +1,4 @@
-"""A WeNet checkpoint directory (train.yaml, final.pt, units.txt, global_cmvn), read strictly into one value."""
+"""Reads a WeNet checkpoint directory (train.yaml, final.pt, units.txt, global_cmvn) strictly into one value."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from u2moe.runtime.text.vocabulary import TextConfig, parse_tokens
 WEIGHTS_FILE = "final.pt"
 CMVN_FILE = "global_cmvn"
 VOCABULARY_FILES = ("units.txt", "lang_char.txt", "words.txt")
-"""File names of the vocabulary, newest first; `words.txt` may belong to a language model and so comes last."""
+"""File names of the vocabulary, newest first. `words.txt` comes last because it may belong to a language model."""
 WORD_START = "\u2581"
 BLANK, BOTH_ENDS = "<blank>", "<sos/eos>"
-NOT_NORMALIZED = "train.yaml says cmvn: null, with which WeNet ignores statistics"
+NOT_NORMALIZED = "train.yaml has cmvn: null, so WeNet ignores statistics"
 UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
 
 
@@ -44,15 +44,15 @@ class Checkpoint:
     path: Path
     """The directory."""
     weights: Path
-    """The file the tensors were read from."""
+    """The file that the tensors were read from."""
     architecture: Architecture
     features: FeatureConfig
     text: TextConfig
     tokens: list[str]
-    """Symbols by id; where each is a word, they begin with U+2581 as the pieces that begin words do."""
+    """Symbols by id. If each token is a word, symbols begin with U+2581, like BPE pieces that begin words."""
     decoding: DecodingConfig
     tensors: dict[str, Tensor]
-    """The tensors the network uses, by WeNet's names, float32; memory-mapped unless stored in another precision."""
+    """The tensors that the network uses, by WeNet's names, in float32; memory-mapped if the file stores float32."""
     ignored: dict[str, str]
     """The unused tensors of the file by name, each with the reason."""
 
@@ -67,14 +67,14 @@ class Checkpoint:
         """Read a directory in WeNet's layout.
 
         Args:
-            directory: the folder with train.yaml, or with a yaml file named after the weights, such as epoch_9.yaml.
-            weights: the state dict, such as avg_30.pt: its name in the directory, or the path of a file elsewhere.
-            units: the vocabulary, given the same way; by default the one named in train.yaml, or units.txt.
-            lora: whether adapters in the file are to be added to its weights; None: as its name tells.
+            directory: the directory with train.yaml, or with a yaml file named after the weights, such as epoch_9.yaml.
+            weights: the state dict, such as avg_30.pt: a name in the directory, or the path of a file elsewhere.
+            units: the vocabulary, as a name or a path; default: the file named in train.yaml, or units.txt.
+            lora: whether to add the adapters in the file to its weights; None: decide by the file name.
 
         Raises:
-            CheckpointError: a file is missing, damaged, or does not fit the others.
-            UnsupportedError: a kind of checkpoint that is not supported.
+            CheckpointError: a file is missing or damaged, or does not match the others.
+            UnsupportedError: this kind of checkpoint is not supported.
         """
         path = Path(directory)
         if not path.is_dir():
@@ -85,7 +85,7 @@ class Checkpoint:
         state, contained = with_adapters(weights_path, load_state_dict(weights_path), config.adapters, lora)
         if config.without_cmvn:
             contained |= {name: NOT_NORMALIZED for name in (CMVN_MEAN, CMVN_ISTD) if state.pop(name, None) is not None}
-        # if the state dict uses other names, `select_tensors` gives a better message than "has no statistics"
+        # if the state dict uses other names, `select_tensors` reports a clearer error than "has no statistics"
         fits = any(name.startswith("encoder.") for name in state)
         if fits and not _has_statistics(weights_path, state):
             state.update(_statistics(path, config))
@@ -112,7 +112,7 @@ class Checkpoint:
         )
 
     def network(self) -> SpeechModel:
-        """The network in evaluation mode; it shares the memory of `tensors`."""
+        """Return the network in evaluation mode; it shares the memory of `tensors`."""
         with torch.device("meta"):
             network = SpeechModel(self.architecture)
         state = dict(self.tensors)
@@ -123,7 +123,7 @@ class Checkpoint:
         return network.requires_grad_(requires_grad=False).eval()
 
     def model_config(self) -> ModelConfig:
-        """Sizes and kinds for the bundle's manifest."""
+        """Return the sizes and kinds for the bundle's manifest."""
         encoder = self.architecture.encoder
         kind, reduction = KINDS[encoder.kind].network, encoder.frame_reduction
         decoder: Literal["bitransformer", "transformer", "none"] = "none"
@@ -150,14 +150,14 @@ class Checkpoint:
 
 
 def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
-    """A file given by the user: relative to the directory, or else to the current folder."""
+    """Return the path of a file named by the user: in the directory if it exists there, otherwise as given."""
     inside, elsewhere = directory / name, Path(name)
     is_path = os.path.lexists(elsewhere) or elsewhere.parent != Path()
     return elsewhere if is_path and not os.path.lexists(inside) else inside
 
 
 def _config_path(directory: Path, weights: Path) -> Path:
-    """train.yaml, or else the yaml file that training wrote beside the weights, or beside what they are a link to."""
+    """Return train.yaml, or the yaml file that training wrote beside the weights or beside the target of their link."""
     if not (directory / CONFIG_FILE).exists():
         for file in (weights, Path(os.path.realpath(weights))):
             beside = file.with_suffix(".yaml")
@@ -167,7 +167,7 @@ def _config_path(directory: Path, weights: Path) -> Path:
 
 
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
-    """The file named in train.yaml, looked up by its base name, or else one with a usual name."""
+    """Return the vocabulary file named in train.yaml, looked up by its base name, or one with a common name."""
     named = [_plain_name(config.symbol_table)] if config.symbol_table else []
     candidates = list(dict.fromkeys([*named, *VOCABULARY_FILES]))
     for name in candidates:
@@ -181,14 +181,14 @@ def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
 
 
 def _plain_name(path: str) -> str:
-    """The last component of a path on the machine used for training."""
+    """Return the last component of a path from the training machine, Windows or POSIX."""
     return re.split(r"[\\/]", path)[-1]
 
 
 def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
-    """Symbols by id, from a file with one "symbol id" per line, in any order."""
+    """Return the symbols by id, from a file with one "symbol id" per line, in any order."""
     vocab_size = config.architecture.vocab_size
-    text = read_text(path, purpose="it holds the vocabulary")
+    text = read_text(path, purpose="it contains the vocabulary")
     tokens = parse_tokens(text, file=str(path), error=CheckpointError)
     if len(tokens) != vocab_size:
         raise CheckpointError(f"{path}: has {len(tokens)} symbols, expected output_dim {vocab_size} of {CONFIG_FILE}")
@@ -200,7 +200,7 @@ def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
 
 
 def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig) -> None:
-    """Special tokens in the vocabulary must have the ids of train.yaml; `<sos/eos>` may stand for both ends."""
+    """Check that special tokens in the vocabulary have the ids of train.yaml; `<sos/eos>` may stand for both ends."""
     stated = dict(config.special_tokens)
     if config.blank is not None:
         stated[BLANK] = config.blank
@@ -216,7 +216,10 @@ def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig)
 
 
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
-    """Old files do not name their tokenizer: a sentencepiece model, or symbols that start words, mean bpe."""
+    """Return the tokenizer and the id of `<unk>`.
+
+    Old files do not name their tokenizer. A sentencepiece model, or symbols that start words, mean BPE.
+    """
     pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
     known = "bpe" if config.separate else config.tokenizer
     kind = known or ("bpe" if pieces or any(directory.glob("*.model")) else "char")
@@ -225,7 +228,7 @@ def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> 
 
 
 def _as_words(tokens: list[str], architecture: Architecture) -> list[str]:
-    """Each token as the beginning of a word, except those that are never part of a text."""
+    """Return each token as the beginning of a word, except tokens that are never part of a text."""
     silent = {architecture.blank, architecture.sos, architecture.eos}
     return [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
 
@@ -238,7 +241,7 @@ def _has_statistics(path: Path, state: Mapping[str, Tensor]) -> bool:
 
 
 def _statistics(directory: Path, config: TrainingConfig) -> dict[str, Tensor]:
-    """Statistics from the file when the state dict has none; empty if the network was trained without them."""
+    """Return the statistics from the file; empty if the network was trained without them."""
     encoder = config.architecture.encoder
     if not encoder.normalized_input:
         return {}

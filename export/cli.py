@@ -1,4 +1,4 @@
-"""The sub-commands export, convert and validate: parse, one call, print. Imports torch and onnx only when one runs."""
+"""The sub-commands export, convert and validate. torch and onnx are imported only when one of them runs."""
 
 from __future__ import annotations
 
@@ -15,49 +15,53 @@ if TYPE_CHECKING:
 Subparsers = Any  # argparse has no public name for it
 
 PROFILES = ("streaming", "offline", "clip", "ort", "sherpa-onnx", "static")
-_ORT_HELP = "also write the graphs in ORT format, and the operators that a reduced build of onnxruntime needs"
+_ORT_HELP = "also write ORT format, and the list of operators for a reduced build of onnxruntime"
 
 
 def add_export(subparsers: Subparsers) -> None:
-    """`u2moe export CHECKPOINT OUT`."""
+    """Add `u2moe export CHECKPOINT OUT`."""
     parser = subparsers.add_parser(
         "export",
-        help="turn a WeNet checkpoint into a bundle of ONNX graphs, checked against torch",
-        description="Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX. Ends with a comparison "
-        "of torch and onnxruntime; a bundle that differs by more than 1e-4 is not written.",
+        help="export a WeNet checkpoint to a bundle of ONNX graphs, checked against torch",
+        description="Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX, and compare the graphs "
+        "with torch. A bundle that differs by more than 1e-4 is not written.",
     )
     parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
     parser.add_argument("out", help="folder to write the bundle to")
     parser.add_argument(
         "--random",
         action="store_true",
-        help="random weights instead of trained ones, for measuring only: CHECKPOINT may be a train.yaml alone",
+        help="random weights, for measuring only; CHECKPOINT may be just a train.yaml",
     )
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="with --random (default: as stated, or 5000)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the random weights (default: 0)")
+    parser.add_argument(
+        "--vocab-size", type=int, metavar="N", help="with --random: tokens (default: as in file, or 5000)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the random weights (default: 0)")
     parser.add_argument(
         "--padding",
         type=float,
         metavar="S",
         default=0.0,
-        help="seconds of silence around recordings that are cut off in a sound (default: 0, as in WeNet)",
+        help="seconds of silence to add where a recording starts or ends within a sound (default: 0, as in WeNet)",
     )
     _add_files(parser)
-    _add_overwrite(parser, "a bundle")
+    _add_overwrite(parser, "bundle")
     parser.set_defaults(run=run_export)
 
 
 def add_convert(subparsers: Subparsers) -> None:
-    """`u2moe convert BUNDLE OUT`."""
+    """Add `u2moe convert BUNDLE OUT`."""
     parser = subparsers.add_parser(
         "convert",
-        help="make one graph of a bundle, for programs that want fewer",
-        description="Make fewer graphs of a bundle, quantized or not, and prove them equal to it. streaming: one chunk "
-        "of samples and caches in, log-probabilities, encoder frames and caches out. offline: samples in, greedy "
-        "tokens, times and log-probabilities out. clip: bytes of a WAV, FLAC or MP3 file of less than 30 seconds in, "
-        "text out, with onnxruntime-extensions. ort: the graphs of the bundle as they are, in ORT format. sherpa-onnx: "
-        "encoder and CTC head as sherpa-onnx's WeNet clients load them. static: encoder and CTC head for a chunk as "
-        "one graph of fixed shape for NPUs, in a folder that is a bundle, too.",
+        help="convert a bundle to fewer graphs or to another runtime's format",
+        description="Convert a bundle, quantized or not, to fewer graphs, and check that they are equal to it. "
+        "streaming: one chunk of samples and caches in; log-probabilities, encoder frames and caches out. "
+        "offline: samples in; greedy tokens, times and log-probabilities out. "
+        "clip: a WAV, FLAC or MP3 file shorter than 30 seconds in, text out; needs onnxruntime-extensions. "
+        "ort: the graphs of the bundle, unchanged, in ORT format. "
+        "sherpa-onnx: encoder and CTC head for the WeNet clients of sherpa-onnx. "
+        "static: encoder and CTC head for one chunk, as one graph of fixed shapes for NPUs, in a folder that is also "
+        "a bundle.",
     )
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("out", help="folder to write")
@@ -66,34 +70,34 @@ def add_convert(subparsers: Subparsers) -> None:
     parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx and static (default: 16)")
     parser.add_argument("--num-left-chunks", type=int, metavar="N", help="for sherpa-onnx and static (default: 4)")
     recordings = parser.add_mutually_exclusive_group()
-    recordings.add_argument("--calibration", nargs="+", metavar="FILE", help="for static: write chunks of recordings")
+    recordings.add_argument("--calibration", nargs="+", metavar="FILE", help="for static: write chunks for calibration")
     recordings.add_argument(
-        "--qdq", nargs="+", metavar="FILE", help="for static: the same, and quantize for QNN by them"
+        "--qdq", nargs="+", metavar="FILE", help="for static: the same, and use them to quantize for QNN"
     )
-    _add_overwrite(parser, "a folder of this kind")
+    _add_overwrite(parser, "folder of this kind")
     parser.set_defaults(run=run_convert)
 
 
 def add_validate(subparsers: Subparsers) -> None:
-    """`u2moe validate BUNDLE`."""
+    """Add `u2moe validate BUNDLE`."""
     parser = subparsers.add_parser(
         "validate",
-        help="check a bundle: digests, contract, and parity with its checkpoint",
+        help="check a bundle: digests, contracts, and parity with its checkpoint",
         description="Check every file of a bundle against its manifest and every graph against its contract; "
-        "with --checkpoint compare the graphs with torch too.",
+        "with --checkpoint, also compare the graphs with torch.",
     )
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
-    parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory the bundle was exported from")
+    parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory that the bundle was exported from")
     _add_files(parser)
     parser.set_defaults(run=run_validate)
 
 
 def _add_overwrite(parser: argparse.ArgumentParser, target: str) -> None:
-    parser.add_argument("--overwrite", action="store_true", help=f"replace {target} that is already there")
+    parser.add_argument("--overwrite", action="store_true", help=f"replace an existing {target}")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    """Options for checkpoint files with other names or in other places."""
+    """Add options for checkpoint files with other names or in other places."""
     parser.add_argument(
         "--weights", metavar="FILE", help="state dict, in the checkpoint directory or elsewhere (default: final.pt)"
     )
@@ -105,24 +109,24 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora",
         choices=("add", "contained"),
-        help="whether the LoRA adapters of the state dict are to be added to its weights or are contained in them "
-        "(default: contained in epoch_N.pt, not in step_N.pt)",
+        help="whether to add the LoRA adapters of the state dict to its weights, or they are already contained in them "
+        "(default: contained for epoch_N.pt, add for step_N.pt)",
     )
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Export and print what was compared."""
+    """Export and print the comparison."""
     from u2moe.export.exporter import export_bundle, export_random
 
     given = {"vocab_size": args.vocab_size, "seed": args.seed}
     given = {name: value for name, value in given.items() if value is not None}
     if args.random:
         if any((args.weights, args.units, args.lora, args.padding)):
-            raise ValueError("--random has weights and vocabulary of its own: no --weights, --units, --lora, --padding")
+            raise ValueError("--random cannot be combined with --weights, --units, --lora or --padding")
         _print_written(export_random(args.checkpoint, args.out, **given, overwrite=args.overwrite, progress=tell))
         return 0
     if given:
-        raise ValueError("--vocab-size and --seed need --random")
+        raise ValueError("--vocab-size and --seed require --random")
     bundle, report = export_bundle(
         args.checkpoint,
         args.out,
@@ -144,22 +148,22 @@ def _print_written(bundle: Bundle) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Convert a bundle and print what was compared."""
+    """Convert a bundle and print the comparison."""
     given = {"chunk_size": args.chunk_size, "num_left_chunks": args.num_left_chunks}
     options = {name: value for name, value in given.items() if value is not None}
     if args.profile == "sherpa-onnx":
         return _run_sherpa(args, options)
     if options and args.profile != "static":
-        raise ValueError("--chunk-size and --num-left-chunks need --profile sherpa-onnx or static")
+        raise ValueError("--chunk-size and --num-left-chunks require --profile sherpa-onnx or static")
     from u2moe.export.profiles.conversion import convert_bundle
     from u2moe.export.profiles.static import convert_static
 
     bundle, common = find_bundle(args.bundle), {"overwrite": args.overwrite, "progress": tell}
     if args.profile != "static" and (args.qdq or args.calibration):
-        raise ValueError("--calibration and --qdq need --profile static")
+        raise ValueError("--calibration and --qdq require --profile static")
     if args.profile == "static":
         if args.ort:
-            raise ValueError("--ort is not for --profile static, whose graph is for other compilers")
+            raise ValueError("--ort does not apply to --profile static: its graph is for other compilers")
         options |= {"recordings": args.qdq or args.calibration or (), "qdq": args.qdq is not None}
         written = convert_static(bundle, args.out, **options, **common)
     else:
@@ -175,7 +179,7 @@ def _run_sherpa(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from u2moe.export.sherpa_graphs import SherpaOptions
 
     if args.ort:
-        raise ValueError("--ort is not for --profile sherpa-onnx, which reads no ORT format")
+        raise ValueError("--ort does not apply to --profile sherpa-onnx, which does not read ORT format")
     written = export_sherpa(
         find_bundle(args.bundle), args.out, SherpaOptions(**options), overwrite=args.overwrite, progress=tell
     )
@@ -186,7 +190,7 @@ def _run_sherpa(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
 
 def run_validate(args: argparse.Namespace) -> int:
-    """Validate and print what was checked."""
+    """Validate and print the checks."""
     from u2moe.runtime.bundle_folder import Bundle
 
     bundle = Bundle.open(find_bundle(args.bundle))
@@ -202,7 +206,7 @@ def run_validate(args: argparse.Namespace) -> int:
 
 
 def _print_report(report: ParityReport) -> None:
-    """The summary; each comparison beside the progress."""
+    """Print the summary to stdout, and each comparison to stderr with the progress."""
     width = max(len(item.case) for item in report.comparisons)
     for item in report.comparisons:
         tell(f"{item.case:{width}}  {item.tensor:14} {item.difference:9.2e} of {item.limit:.1e}")
@@ -215,4 +219,4 @@ def _print_report(report: ParityReport) -> None:
         f"{worst.tensor} in {worst.case}, {worst.difference:.2e} of {worst.limit:.1e}"
     )
     if report.num_redrawn:
-        print(f"{report.num_redrawn} inputs hit a near tie in a router and were replaced")
+        print(f"{report.num_redrawn} inputs hit a near tie in a router and were drawn again")

@@ -1,4 +1,4 @@
-"""Expected against found values of tensors: their largest difference and its limit. Needs no torch."""
+"""Compares expected and found values of tensors: the largest difference and its limit. Does not need torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from u2moe.runtime.model.settings import SessionSettings
 Array = npt.NDArray[Any]
 
 LIMIT = 1e-4
-"""Largest absolute difference for values in the usual range; for larger ones the limit grows in proportion, as
+"""Largest absolute difference for values in the usual range. For larger values the limit grows in proportion, as
 float32 rounding does. Two correct float32 programs that add in different orders differ by 1e-6 to 3e-5 after 24
 blocks."""
 LOG_PROBABILITIES = ("log_probs", "score", "r_score", "next_log_probs")
 REACH_OF_LOG_PROBABILITIES = 100.0
-"""In trained networks they reach down to -30 and so differ by 1e-4 at most. In an untrained network with tied
-embeddings they reach -330, where float32 has steps of 3e-5."""
+"""Log-probabilities of trained networks reach about -30 and differ by at most 1e-4. Those of an untrained network with
+tied embeddings reach -330, where float32 has steps of 3e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Comparison:
     limit: float
     num_values: int
     rounding: float | None = None
-    """Where the difference is from torch in float64: that of torch in float32 from it."""
+    """If the difference is from torch in float64: the difference between torch in float32 and torch in float64."""
 
     @property
     def is_equal(self) -> bool:
@@ -47,7 +47,7 @@ class Comparison:
         return self.difference <= self.limit
 
     def told(self, sides: str) -> str:
-        """The difference between these sides and its limit, in words."""
+        """Describe the difference between these sides and its limit."""
         if self.rounding is None:
             return f"largest difference {self.difference:.3g} between {sides}, limit {self.limit:.3g}"
         return (
@@ -65,13 +65,13 @@ class ParityReport:
     tokens_per_expert: dict[str, list[int]] = field(default_factory=dict)
     """Number of tokens that each expert of each layer processed during the comparisons."""
     num_redrawn: int = 0
-    """Inputs that were replaced because of a near tie in a router."""
+    """Number of inputs that were drawn again because of a near tie in a router."""
 
     def add(self, found: Comparison, where: object, sides: str, reason: str = "") -> None:
-        """Take a comparison of these sides.
+        """Add a comparison of these sides.
 
         Raises:
-            ParityError: its difference is beyond its limit; names `where`, case, tensor, difference and limit.
+            ParityError: the difference exceeds its limit; names `where`, case, tensor, difference and limit.
         """
         if not found.is_equal:
             raise ParityError(f"{where}: {found.case}: {found.tensor}: {found.told(sides)}{reason}")
@@ -84,13 +84,13 @@ class ParityReport:
 
 
 def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Comparison:
-    """The largest difference between expected and found values, with its limit."""
+    """Return the largest difference between expected and found values, with its limit."""
     difference = largest = 0.0
     for expected, found in pairs:
         if expected.shape != found.shape:
             raise ParityError(f"{case}: {tensor}: shape is {found.shape}, expected {expected.shape}")
         if expected.size:
-            # NaN counts as the largest difference, so that it never passes
+            # NaN counts as an infinite difference, so it never passes
             difference = max(difference, float(np.nan_to_num(np.abs(expected - found), nan=np.inf).max()))
             largest = max(largest, float(np.abs(expected).max()))
     limit = LIMIT * max(1.0, largest / (REACH_OF_LOG_PROBABILITIES if tensor in LOG_PROBABILITIES else 1.0))
@@ -99,15 +99,17 @@ def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Compar
 
 
 def compare_features(file: Path, manifest: Manifest) -> Comparison:
-    """Compare on noise, and on the shortest inputs: no sample, one sample, one less than a frame, and a frame.
+    """Compare the feature graph with the runtime's features, on noise and on the shortest inputs.
+
+    The shortest inputs are no sample, one sample, one less than a frame, and a frame.
 
     Args:
         file: the graph.
         manifest: manifest of its bundle.
 
     Raises:
-        ParityError: a difference beyond the limit, or another number of frames.
-        BundleError: the configuration is impossible.
+        ParityError: the difference exceeds the limit, or the number of frames differs.
+        BundleError: the feature configuration is impossible.
     """
     session = Session(file, contract.features(), manifest, SessionSettings())
     noise, length = parity_samples(manifest, 2.0), manifest.features.frame_len
@@ -116,7 +118,7 @@ def compare_features(file: Path, manifest: Manifest) -> Comparison:
         expected = fbank(samples, manifest.features)
         found = session.run({"samples": samples[np.newaxis]})["features"][0]
         if found.shape != expected.shape:
-            raise ParityError(f"{file}: {len(samples)} samples gave features {found.shape}, expected {expected.shape}")
+            raise ParityError(f"{file}: {len(samples)} samples yield features {found.shape}, expected {expected.shape}")
         difference = max(difference, float(np.abs(found - expected).max(initial=0.0)))
         num_values += expected.size
     if not difference <= LIMIT:
@@ -125,7 +127,7 @@ def compare_features(file: Path, manifest: Manifest) -> Comparison:
 
 
 def parity_samples(manifest: Manifest, seconds: float) -> Array:
-    """Seeded noise [samples] that swells and fades as speech does."""
+    """Return seeded noise [samples] that swells and fades as speech does."""
     num_samples = int(seconds * manifest.features.sample_rate)
     noise = np.random.default_rng(0).standard_normal(num_samples)
     swell = np.abs(np.sin(np.arange(num_samples) / 3000)) * 0.2
@@ -133,5 +135,5 @@ def parity_samples(manifest: Manifest, seconds: float) -> Array:
 
 
 def parity_features(manifest: Manifest, seconds: float) -> Array:
-    """Features [frames, mel] of `parity_samples`."""
+    """Return features [frames, mel] of `parity_samples`."""
     return fbank(parity_samples(manifest, seconds), manifest.features)

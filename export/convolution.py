@@ -1,4 +1,4 @@
-"""Convolutions over time, in plain torch and as layers of the graph: alone, and in the module of conformer blocks."""
+"""Convolutions over time, in plain torch and as layers of the graph: standalone, and in the conformer's module."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class ConvolutionModule(nn.Module):
             channels, channels, config.kernel, padding=padding, groups=channels, bias=config.bias
         )
         self.stride = 1
-        """Frames of which it leaves one."""
+        """Every `stride`th output frame is computed."""
         self.norm = norm(channels, config.norm)
         self.pointwise_conv2 = nn.Conv1d(channels, dim, 1, bias=config.bias)
         self.activation = activation(config.activation)
 
     def gated(self, x: Tensor) -> Tensor:
-        """The gated linear unit of the first projection: [batch, time, dim] to [batch, channels, time]."""
+        """Apply the first projection and gated linear unit: [batch, time, dim] to [batch, channels, time]."""
         return nn.functional.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
 
     def initial_cache(self, batch: int) -> Tensor:
-        """The depthwise convolution's history before the first frame: the gated unit's output for zeros, not zeros.
+        """Return the depthwise convolution's history before the first frame [batch, channels, kernel-1].
 
-        [batch, channels, kernel-1].
+        It is the gated unit's output for zeros, not zeros.
         """
         bias = self.pointwise_conv1.bias
         frame = torch.zeros(2 * self.config.channels) if bias is None else bias
@@ -53,7 +53,7 @@ class ConvolutionModule(nn.Module):
         return start.view(1, -1, 1).expand(batch, -1, self.config.kernel - 1)
 
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[batch, time, dim], true for valid frames [batch, time], cache [batch, channels, kernel-1] if causal."""
+        """Convolve `x` [batch, time, dim], `valid` [batch, time]; `cache` [batch, channels, kernel-1] if causal."""
         gated = self.gated(x.masked_fill(~valid.unsqueeze(-1), 0.0))
         if self.config.causal:
             history = self.initial_cache(len(x)) if cache is None else cache
@@ -67,7 +67,7 @@ class ConvolutionModule(nn.Module):
 
 
 def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.Value | None:
-    """The frame that each convolution sees before the first one [modules, 1, 1, channels]; None: it sees none."""
+    """Return the frame that each convolution sees before the first one [modules, 1, 1, channels], or None."""
     if not modules or not modules[0].config.has_history:
         return None
     shape = (len(modules), 1, 1, modules[0].config.channels)
@@ -82,10 +82,11 @@ class Surroundings:
     """The frames around those of a call, for one convolution in each block.
 
     Attributes:
-        histories: frames before a chunk [blocks, batch, kernel - 1, channels], or for whole utterances the one that
-            stands for all before the first [blocks, 1, 1, channels]; None: a convolution does not see them.
+        histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that
+            stands for all frames before the first [blocks, 1, 1, channels]. None: convolutions do not see earlier
+            frames.
         valid: 1 for frames that exist [batch, time, 1], for whole utterances.
-        streaming: whether this is a chunk.
+        streaming: whether this call processes a chunk.
     """
 
     histories: ir.Value | None
@@ -103,7 +104,7 @@ class Surroundings:
         channels: int,
         causal: bool,
     ) -> tuple[ir.Value, ir.Value | None]:
-        """A convolution of these inputs, and what is to be cached; `row` is its block's in the histories."""
+        """Convolve `inputs`; return the output and the frames to cache. `row` is the block's row in the histories."""
         if not causal:
             beside, kind = [self.valid], "centred"
         else:
@@ -115,17 +116,17 @@ class Surroundings:
 
 
 class TimeDepthwise(nn.Conv1d):
-    """A depthwise convolution that stands alone; it sees frames before each (causal), or as many after it as before."""
+    """A standalone depthwise convolution. It is causal, or sees as many frames after each frame as before."""
 
     def __init__(self, channels: int, kernel: int, *, causal: bool) -> None:
         super().__init__(channels, channels, kernel, padding=0 if causal else (kernel - 1) // 2, groups=channels)
         self.causal = causal
 
     def over(self, x: Tensor, valid: Tensor, history: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[batch, time, channels] to the same, and the last frames [batch, channels, kernel-1] if it is causal.
+        """Convolve `x` [batch, time, channels]; if causal, also return its last frames [batch, channels, kernel-1].
 
-        `history` holds the frames before, [batch or 1, channels, kernel-1]; `valid` is true for frames that exist
-        [batch, time]: others look like the end.
+        `history` contains the frames before, [batch or 1, channels, kernel-1]. `valid` [batch, time] is true for frames
+        that exist; the others count as zeros after the end.
         """
         if not self.causal:
             return self(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)).transpose(1, 2), None
@@ -136,7 +137,7 @@ class TimeDepthwise(nn.Conv1d):
     def nodes(
         self, g: GraphBuilder, x: ir.Value, around: Surroundings, row: int, name: str
     ) -> tuple[ir.Value, ir.Value | None]:
-        """The same as a layer of the graph; see `Surroundings.convolved`."""
+        """Return the same as a layer of the graph; see `Surroundings.convolved`."""
         channels, kernel = self.in_channels, self.kernel_size[0]
         with g.scope(name, group="depthwise_convolutions"):
             weights = [
@@ -150,10 +151,10 @@ class TimeDepthwise(nn.Conv1d):
 def convolution(
     g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """The module's layers on [batch, time, dim], and what is to be cached; `row` is the module's in the histories."""
+    """Return the module's output for [batch, time, dim], and the frames to cache; `row` is its row in the histories."""
     config = module.config
     with g.scope("conv_module", group="pointwise_convolutions"):
-        # both halves of the gated linear unit as separate products: nothing has to be split
+        # both halves of the gated linear unit are separate products, so no split is needed
         inputs = [_half(g, x, module, half) for half in range(2)]
         weights = _weights(g, module)
         is_rms = isinstance(module.norm, RMSNorm)
@@ -169,24 +170,24 @@ def convolution(
         if is_rms:
             y = normalization(g, y, module.norm, "norm")
             y = g.call(layers.activation_layer(config.activation), y)[0]
-        # padded frames may hold anything from here on: no valid frame depends on them
+        # padded frames may contain anything from here on: no valid frame depends on them
         return linear(g, y, module.pointwise_conv2, "pointwise_conv2"), kept
 
 
 @dataclass(frozen=True)
 class ConvolutionParts:
-    """The module's layers around its depthwise convolution, where that is another than `convolution` has."""
+    """The module's layers around a depthwise convolution that differs from the one in `convolution`."""
 
     gated: ir.Value
     """Input of the convolution [batch, time, channels]."""
     taps: tuple[ir.Value, ir.Value]
     """Its weight [channels, 1, 1, kernel] and bias [channels]."""
     finish: Callable[[ir.Value], ir.Value]
-    """From the convolution's output on."""
+    """Applies the layers after the convolution."""
 
 
 def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -> ConvolutionParts:
-    """The layers of a module with biases on [batch, time, dim]."""
+    """Return the layers of a module with biases, applied to [batch, time, dim]."""
     with g.scope("conv_module", group="pointwise_convolutions"):
         value, gate = (_half(g, x, module, half) for half in range(2))
         weight, bias = _weights(g, module)[:2]
@@ -201,7 +202,7 @@ def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -
 
 
 def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, half: int) -> ir.Value:
-    """One half of the gated linear unit's projection: 0 the linear one, 1 the gate."""
+    """Return one half of the gated linear unit's projection: 0 for the linear half, 1 for the gate."""
     layer, size = module.pointwise_conv1, module.config.channels
     rows, bias = slice(half * size, (half + 1) * size), layer.bias
     with g.scope("pointwise_conv1", ("linear", "gate")[half]):
@@ -212,7 +213,7 @@ def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, half: int) ->
 
 
 def _weights(g: GraphBuilder, module: ConvolutionModule) -> list[ir.Value]:
-    """Of the depthwise convolution, which batch normalisation is folded into, and of a layer normalisation."""
+    """Return the weights of the depthwise convolution, including batch normalisation, and of a layer normalisation."""
     config, layer, norm = module.config, module.depthwise_conv, module.norm
     folded = isinstance(norm, nn.BatchNorm1d)
 
@@ -236,16 +237,16 @@ def _weights(g: GraphBuilder, module: ConvolutionModule) -> list[ir.Value]:
 
 
 def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scale and shift that batch normalisation applies to each channel at inference."""
+    """Return the scale and shift that batch normalisation applies to each channel at inference."""
     variance, mean = cast("torch.Tensor", layer.running_var), cast("torch.Tensor", layer.running_mean)
     scale = layer.weight.double() / (variance.double() + layer.eps).sqrt()
     return scale, layer.bias.double() - mean.double() * scale
 
 
 def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:
-    """The frame that `initial_cache` repeats [1, 1, channels].
+    """Return the frame that `initial_cache` repeats [1, 1, channels].
 
-    Computed in float64 and rounded: sigmoids of torch depend on the processor in their last bit.
+    It is computed in float64 and rounded, because the last bit of torch's sigmoid depends on the processor.
     """
     bias, channels = module.pointwise_conv1.bias, module.config.channels
     if bias is None:

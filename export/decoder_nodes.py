@@ -1,4 +1,4 @@
-"""The attention decoders as ONNX nodes, both directions over the same hypotheses."""
+"""Builds the attention decoders as ONNX nodes, both directions over the same hypotheses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from u2moe.runtime.graph.prefixes import Prefixes, shared_prefixes
 
 
 class DecoderNodes:
-    """Builds both directions of the decoder over the same hypotheses; what they have in common is computed once."""
+    """Builds both directions of the decoder over the same hypotheses. Shared values are computed once."""
 
     def __init__(self, g: GraphBuilder, model: SpeechModel, inputs: dict[str, ir.Value]) -> None:
         self.g = g
@@ -31,7 +31,7 @@ class DecoderNodes:
             self.steps = g.op("Range", 0, g.op("Squeeze", self.length, [0]), 1)
             self.scored = g.op("LessOrEqual", self.steps, self.lens)
             queries = g.op("Unsqueeze", self.steps, [1])
-            # the causal mask already hides padding, which comes last: the lengths need no mask of their own
+            # the causal mask already hides padding, which comes last: lengths need no mask
             self.bias = mask_bias(g, g.op("LessOrEqual", self.steps, queries))
         with g.scope("memory"):
             frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", self.memory, start=1, end=2), [0]), 1)
@@ -41,7 +41,7 @@ class DecoderNodes:
             self.memory_bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
 
     def build(self) -> dict[str, ir.Value]:
-        """All nodes; returns the outputs by name."""
+        """Build all nodes and return the outputs by name."""
         g = self.g
         with g.scope("hypotheses"):
             targets = self._targets()
@@ -62,10 +62,10 @@ class DecoderNodes:
         return outputs
 
     def _without_blanks(self, valid: ir.Value) -> ir.Value:
-        """The valid frames [batch, time] whose likeliest token is not 0, or all of them if there is none.
+        """Return the valid frames [batch, time] whose most likely token is not 0; if none exist, all valid frames.
 
-        The graph has a CTC head of its own for this, so that no program needs to know. Frames have no positions here:
-        to hide one is to leave it out.
+        The graph has its own CTC head for this, so callers need not know. Frames have no positions here, so hiding a
+        frame is the same as removing it.
         """
         g = self.g
         with g.scope("ctc", group="output_layers"):
@@ -77,13 +77,16 @@ class DecoderNodes:
             return g.op("And", valid, g.op("Or", spoken, is_silent))
 
     def _targets(self) -> ir.Value:
-        """Tokens [batch, nbest, length+1], with eos in every position after the end of each hypothesis."""
+        """Return tokens [batch, nbest, length+1], with eos in every position after the end of each hypothesis."""
         g, eos = self.g, self.model.config.eos
         extended = g.op("Concat", self.hyps, g.op("Expand", eos, g.op("Shape", self.lens)), axis=2)
         return g.op("Where", g.op("Less", self.steps, self.lens), extended, eos)
 
     def _scores(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> tuple[ir.Value, ir.Value, Prefixes]:
-        """Log-probabilities of `targets` [batch, nbest, length+1], zero after eos, and of what follows each prefix."""
+        """Score `targets` [batch, nbest, length+1].
+
+        Returns their log-probabilities, zero after eos; the log-probabilities [prefixes, vocab]; and the prefixes.
+        """
         g, vocab_size = self.g, self.model.config.vocab_size
         with g.scope("decoder", *([name] if name else [])):
             with g.scope("prefixes"):
@@ -97,7 +100,10 @@ class DecoderNodes:
                 return g.op("Where", self.scored, scores, 0.0), log_probs, prefixes
 
     def _log_probs(self, decoder: AttentionDecoder, tokens: ir.Value, prefixes: Prefixes) -> ir.Value:
-        """What follows each prefix of `tokens` [batch, nbest, length+1], which start with sos: [prefixes, vocab]."""
+        """Return the log-probabilities [prefixes, vocab] after each prefix of `tokens` [batch, nbest, length+1].
+
+        `tokens` start with sos.
+        """
         g = self.g
         with g.scope("prefixes"):
             own = g.op("Gather", g.op("Reshape", tokens, [-1]), prefixes.ends, axis=0)
@@ -126,13 +132,13 @@ class DecoderNodes:
         g, kind = self.g, config.feed_forward.activation
 
         def self_attention(x: ir.Value) -> ir.Value:
-            """As rows of tokens: a prefix is as often a key as there are hypotheses that begin with it."""
+            """Attend within hypotheses. A prefix is a key once for each hypothesis that begins with it."""
             with g.scope("self_attn", group="attention"):
                 places = g.op("Reshape", prefixes.of_tokens, g.op("Concat", [-1], self.length, axis=0))
                 return AttentionNodes(g, block.self_attn).gathered(x, None, self.bias, places, prefixes.ends)
 
         def cross_attention(x: ir.Value) -> ir.Value:
-            """All prefixes of an utterance are one query: its keys are computed once."""
+            """Attend to the encoder. All prefixes of an utterance form one query, so its keys are computed once."""
             with g.scope("src_attn", group="attention"):
                 layer, rows = AttentionNodes(g, block.src_attn), prefixes.of_utterances
                 return layer.gathered(x, self.memory, self.memory_bias, rows, prefixes.places)

@@ -1,4 +1,4 @@
-"""From a checkpoint directory to a verified bundle: read, build the graphs, compare with torch, write."""
+"""Exports a checkpoint directory to a verified bundle: read, build the graphs, compare with torch, write."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def export_bundle(
 
     Args:
         checkpoint: directory with train.yaml, units.txt and the weights.
-        out: folder to write; left as it was if anything fails.
-        weights: the state dict in the directory, or the path of one elsewhere; final.pt by default.
-        units: the vocabulary, given the same way; by default the one named in train.yaml, or units.txt.
-        lora: whether LoRA adapters in the state dict are to be added to its weights; by default, its name tells.
-        padding_s: default of `DecodingOptions.padding_s` for this bundle.
-        overwrite: replace a bundle that is already there.
+        out: folder to write; left unchanged on failure.
+        weights: the state dict, a name in the directory or a path elsewhere; default: final.pt.
+        units: the vocabulary, as a name or a path; default: the file named in train.yaml, or units.txt.
+        lora: whether to add the LoRA adapters in the state dict to its weights; default: decide by its name.
+        padding_s: this bundle's default of `DecodingOptions.padding_s`, in seconds.
+        overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
     Raises:
         ValueError: `padding_s` is out of range.
         CheckpointError: the checkpoint cannot be read.
-        UnsupportedError: a kind of checkpoint that is not supported, or not proved equal to WeNet.
+        UnsupportedError: this kind of checkpoint is not supported, or not proved equal to WeNet.
         ParityError: a graph differs from torch.
         BundleError: `out` cannot be written.
     """
@@ -84,22 +84,22 @@ def export_random(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Write a bundle of seeded random weights for the network of a train.yaml, to measure what it costs.
+    """Write a bundle of seeded random weights for the network of a train.yaml, to measure its cost.
 
-    Nothing is compared with torch, since nothing was trained. Routers spread tokens evenly. Bundle and results say that
-    they are for measuring only.
+    Nothing is compared with torch, since nothing was trained. Routers spread tokens evenly. The bundle and its results
+    state that they are for measuring only.
 
     Args:
-        config_file: a train.yaml, of a recipe or as training writes it, or the folder of one.
-        out: folder to write; left as it was if anything fails.
-        vocab_size: number of tokens; None: as the file states, or 5000.
-        seed: the same seed gives the same weights.
-        overwrite: replace a bundle that is already there.
+        config_file: a train.yaml, from a recipe or from training, or its folder.
+        out: folder to write; left unchanged on failure.
+        vocab_size: number of tokens; None: as in the file, or 5000.
+        seed: the same seed yields the same weights.
+        overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
     Raises:
         CheckpointError: the file cannot be read, or contradicts itself or `vocab_size`.
-        UnsupportedError: a kind of network that is not supported.
+        UnsupportedError: this kind of network is not supported.
         BundleError: `out` cannot be written.
     """
     source = random_source(config_file, vocab_size=vocab_size, seed=seed)
@@ -114,8 +114,8 @@ def export_random(
 def _write(
     source: Checkpoint, network: SpeechModel, manifest: Manifest, staging: BundleWriter, progress: Callable[[str], None]
 ) -> Manifest:
-    """Write all files but the manifest, and return it with what they are."""
-    num_graphs = len(manifest.model.graphs()) + 1  # with that of the features
+    """Write all files except the manifest; return the manifest with their sizes and digests."""
+    num_graphs = len(manifest.model.graphs()) + 1  # including the feature graph
     for number, model in enumerate(build_graphs(network, manifest), start=1):
         progress(f"[{number}/{num_graphs}] writing {model.graph.name}.onnx")
         save_graph(model, staging.path / f"{model.graph.name}.onnx", progress=progress)
@@ -134,7 +134,7 @@ def validate_bundle(
     lora: AdapterUse | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
-    """Compare an existing fp32 bundle with the checkpoint it was exported from.
+    """Compare an existing float32 bundle with the checkpoint that it was exported from.
 
     Raises:
         BundleError: the bundle is damaged, quantized, or from another checkpoint.
@@ -144,20 +144,20 @@ def validate_bundle(
     opened = Bundle.open(bundle)
     source = Checkpoint.open(checkpoint, weights, units, lora)
     if opened.manifest.quantization:
-        raise BundleError(f"{opened.path}: is quantized; parity with torch is defined for fp32 bundles")
+        raise BundleError(f"{opened.path}: is quantized; only float32 bundles can be compared with torch")
     expected = bundle_manifest(source)
     for section in ("model", "features", "text"):
         found, wanted = getattr(opened.manifest, section), getattr(expected, section)
         if found != wanted:
             field, found, wanted = first_difference(found, wanted, section)
-            raise BundleError(f"{opened.path}: {field} is {found}, but the checkpoint gives {wanted}")
+            raise BundleError(f"{opened.path}: {field} is {found}, but the checkpoint has {wanted}")
     if opened.tokens != source.tokens:
         raise BundleError(f"{opened.path / TOKENS_FILE}: differs from the vocabulary of {source.path}")
     return Parity(source.network(), opened.path, opened.manifest, subject=opened.path).run(progress)
 
 
 def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
-    """The manifest for a bundle of this checkpoint, without its files."""
+    """Return the manifest for a bundle of this checkpoint, without its files."""
     return Manifest(
         model=checkpoint.model_config(),
         features=checkpoint.features,
@@ -170,10 +170,10 @@ def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
 
 
 def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]:
-    """The graphs of a bundle, one at a time; their weights are read when they are saved.
+    """Yield the graphs of a bundle, one at a time; their weights are read when they are saved.
 
-    Built node by node rather than traced: tracing would freeze a mixture of experts at the token counts of its example,
-    and leave names, sharing and dynamic axes to the tracer.
+    Graphs are built node by node, not traced. Tracing would fix a mixture of experts to the token counts of its
+    example, and would leave names, sharing and dynamic axes to the tracer.
     """
     config, metadata = manifest.model, manifest.metadata()
 

@@ -1,4 +1,4 @@
-"""Graphs of a bundle as parts of one: the encoder reading given values, and the CTC head reading the encoder."""
+"""Joins graphs of a bundle into one: the encoder reads given values, and the CTC head reads the encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.graph.builder import GraphBuilder, build_model, define
 
 Joined = tuple[dict[str, ir.Value], tuple[ir.Model, ...]]
-"""Values by name, and the parts that compute them."""
+"""Values by name, and the partial graphs that compute them."""
 
 
 def joined_model(
@@ -27,7 +27,7 @@ def joined_model(
     metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined],
 ) -> ir.Model:
-    """As `build_model`, of nodes, named by the scope, and parts that `body` joins."""
+    """Build a model like `build_model`, from nodes named by the scope and the parts that `body` joins."""
     parts: list[ir.Model] = []
 
     def whole(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
@@ -40,9 +40,9 @@ def joined_model(
 
 
 def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None = None) -> Joined:
-    """The outputs of the bundle's encoder, which reads `feeds` by name, and of its CTC head, which reads those.
+    """Return the outputs of the bundle's encoder, which reads `feeds` by name, and of its CTC head.
 
-    `encoder`: that of the bundle, if it has been read already.
+    `encoder` is the bundle's encoder, if it has already been read.
     """
     encoder = encoder or ir.load(bundle.path / "encoder.onnx")
     ctc = ir.load(bundle.path / "ctc.onnx")
@@ -54,7 +54,7 @@ def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None 
 
 
 def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
-    """The model with the nodes, weights and functions of its parts, without those that no output depends on."""
+    """Move the nodes, weights and functions of the parts into the model; remove those that no output depends on."""
     graph = model.graph
     nodes = {node.name for node in graph}
     values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
@@ -76,7 +76,7 @@ def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
 
 
 def inlined(model: ir.Model) -> ir.Model:
-    """The model with the nodes of its functions in the place of their calls, for programs that read no functions."""
+    """Inline all functions of the model, for programs that do not support functions."""
     InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     DeduplicateInitializersPass()(model)
@@ -84,7 +84,7 @@ def inlined(model: ir.Model) -> ir.Model:
 
 
 def _take_functions(model: ir.Model, part: ir.Model) -> None:
-    """Add the functions of a part; functions that differ may have the same name in two parts."""
+    """Add the functions of a part. Different functions may have the same name in two parts."""
     called = {identifier: define(model.functions, function) for identifier, function in list(part.functions.items())}
     for node in part.graph:
         if node.op_identifier() in called:
@@ -98,7 +98,7 @@ def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None
 
 
 def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
-    """Move initializers; small constants are named by their values, so that equal ones are shared."""
+    """Move initializers. Small constants are named by their values, so equal ones are shared."""
     for name, value in list(part.initializers.items()):
         del part.initializers[name]
         if name not in graph.initializers:

@@ -1,4 +1,4 @@
-"""Reads from a train.yaml what several kinds of encoder have in common, and the decoders."""
+"""Reads the settings that several kinds of encoder share, and the decoders, from a train.yaml."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUBSAMPLING_KINDS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
 POSITIONS: tuple[PositionKind, ...] = get_args(PositionKind)
 MOST_BLOCKS = 256
 MOST_EXPERTS = 8192
-"""Limit on the experts of all layers of an encoder or decoder. Large mixtures have about 1,000; each is a module, and
+"""Limit on the experts of all layers of an encoder or decoder. Large mixtures have about 1,000. Each is a module, and
 building 2,000 modules takes a second even without weights."""
 FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
     "position_wise_feed_forward": "dense",
@@ -34,7 +34,7 @@ FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
 }
 
 
-def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
+def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of encoder
     conf: Section,
     top: Section,
     *,
@@ -50,22 +50,22 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
     causal: bool = True,
     feed_forward: FeedForward | None = None,
 ) -> EncoderArchitecture:
-    """The settings that all encoders have, from a train.yaml.
+    """Return the settings that all encoders have, from a train.yaml.
 
     Args:
-        conf: its section encoder_conf.
+        conf: the section encoder_conf.
         top: the file.
         normalized: whether feature statistics are part of the network.
         attentions: supported kinds of attention layer, the default first.
-        activation: the default, as are `positions` and `num_blocks`.
-        positions: the default.
-        attention_key: the key that chooses among them.
-        num_blocks: the default.
+        activation: the default activation.
+        positions: the default positional encoding.
+        attention_key: the key that selects the kind of attention.
+        num_blocks: the default number of blocks.
         has_macaron: whether blocks of this kind may have a second feed-forward layer.
         has_convolution: whether they may have a convolution module, as conformers do.
         has_order: whether they may normalise after each layer instead of before it.
-        causal: whether what else they have looks at no later frames.
-        feed_forward: what they have in the place of one that is configured.
+        causal: whether the remaining layers see no later frames.
+        feed_forward: the layer that replaces a configured one.
     """
     dim = conf.integer("output_size", 256)
     if dim % 2:
@@ -106,7 +106,7 @@ def encoder_architecture(  # noqa: PLR0913 - what kinds of encoder differ in
 
 
 def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
-    """The attention of an encoder's blocks, of WeNet's kind."""
+    """Return the attention of an encoder's blocks, of WeNet's `kind`."""
     if kind == "shaw_rel_selfattn":  # WeNet ignores n_kv_head and head_dim here
         conf.refuse(("n_kv_head", "head_dim"), "shaw_rel_selfattn ignores it")
     attention = read_attention(conf, dim, relative=kind == "rel_selfattn")
@@ -116,14 +116,17 @@ def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
 
 
 def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:
-    """The convolutions reach as far in frequency as in time."""
+    """Check that the features have enough bins: the convolutions span as many bins as frames."""
     if encoder.input_size <= encoder.right_context:
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)
 
 
 def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
-    """WeNet adds such positions to the stacked frames themselves, and drops the sum: sizes must still be equal."""
+    """Check that positions fit stacked frames.
+
+    WeNet adds such positions to the stacked frames and discards the sum, but the sizes must still be equal.
+    """
     is_added = encoder.positions in ("abs_pos", "abs_pos_whisper", "embed_learnable_pe")
     stacked = encoder.input_size * encoder.subsampling_rate
     if encoder.subsampling == "stack_n_frames" and is_added and encoder.dim != stacked:
@@ -132,24 +135,24 @@ def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
 
 
 def check_static_chunk(conf: Section, encoder: EncoderArchitecture) -> None:
-    """A convolution that looks beyond the chunk mask: no streaming can reproduce what WeNet computes."""
+    """Refuse a convolution that looks beyond the chunk mask: streaming cannot reproduce WeNet's output."""
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
         found = encoder.static_chunk_size
         raise conf.unsupported("static_chunk_size", found, ("0 with causal: false", "any with causal: true"))
 
 
 def read_norm(conf: Section) -> Norm:
-    """The normalisation of a network's layers."""
+    """Return the normalisation of a network's layers."""
     return Norm(kind=conf.choice("layer_norm_type", "layer_norm", LAYER_NORMS), eps=read_eps(conf, "norm_eps"))
 
 
 def read_eps(conf: Section, key: str) -> float:
-    """The number under a root that keeps a norm from dividing by zero."""
+    """Return the epsilon that keeps a norm from dividing by zero."""
     return conf.number(key, 1e-5, least=0.0, most=1.0)
 
 
 def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = False) -> Attention:
-    """Heads as configured; `prefix` chooses the biases of cross-attention."""
+    """Return the configured attention; `prefix` selects the biases of cross-attention."""
     num_heads = conf.integer("attention_heads", 4)
     head_dim = conf.optional_integer("head_dim")
     num_kv_heads = conf.optional_integer("n_kv_head")
@@ -168,7 +171,7 @@ def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool 
 
 
 def read_feed_forward(conf: Section, activation: str, *, num_layers: int) -> FeedForward:
-    """The layer, which occurs `num_layers` times in the network."""
+    """Return the feed-forward layer, which occurs `num_layers` times in the network."""
     kind = FEED_FORWARDS[conf.choice("mlp_type", "position_wise_feed_forward", tuple(FEED_FORWARDS))]
     hidden, bias = conf.integer("linear_units", 2048), conf.flag("mlp_bias", default=True)
     num_experts, chosen = conf.integer("n_expert", 8), conf.integer("n_expert_activated", 2)
@@ -191,7 +194,7 @@ def read_feed_forward(conf: Section, activation: str, *, num_layers: int) -> Fee
 
 
 def read_convolution(conf: Section, dim: int, activation: str) -> Convolution | None:
-    """The convolution module of conformer blocks; None if they have none."""
+    """Return the convolution module of conformer blocks; None if they have none."""
     used = conf.flag("use_cnn_module", default=True)
     kernel, causal = conf.integer("cnn_module_kernel", 15), conf.flag("causal", default=False)
     factor = conf.integer("conv_inner_factor", 2)
@@ -209,7 +212,7 @@ def read_convolution(conf: Section, dim: int, activation: str) -> Convolution | 
 
 
 def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | None, Decoder | None, bool]:
-    """Left and right decoder, and whether their output weights are tied to their embeddings."""
+    """Return the left and right decoder, and whether their output weights are tied to their embeddings."""
     if "decoder" in top and top.value("decoder") is None:
         top.section("decoder_conf", is_whole=False)
         return None, None, False

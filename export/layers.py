@@ -1,4 +1,4 @@
-"""The layers of the network as calls of named functions (`runtime.graph.layers`), with the weights that they need."""
+"""The layers of the network as calls of named functions (`runtime.graph.layers`), with their weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.dispatch import float_mixture
 
 MASKED = float(np.finfo(np.float32).min)
-"""Added to masked scores: its exponential is exactly zero, yet a fully masked row does not become NaN."""
+"""Added to masked scores. Its exponential is exactly zero, yet a fully masked row does not become NaN."""
 
 
 def parameter(g: GraphBuilder, name: str, shape: Sequence[int], read: Callable[[], torch.Tensor]) -> ir.Value:
-    """A weight that `read` supplies when the graph is saved; see `GraphBuilder.weight`."""
+    """Add a weight that `read` supplies when the graph is saved; see `GraphBuilder.weight`."""
     return g.weight(name, shape, lambda: read().detach().to(torch.float32).numpy())
 
 
 def transposed(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
-    """A torch weight [out, in], times `scale`, as the right operand of MatMul [in, out]."""
+    """Add a torch weight [out, in], times `scale`, as the right operand of MatMul [in, out]."""
     return parameter(g, name, (weight.shape[1], weight.shape[0]), lambda: _scaled(weight, scale).T)
 
 
 def vector(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
-    """A weight as it is, times `scale`."""
+    """Add an unchanged weight, times `scale`."""
     return parameter(g, name, tuple(weight.shape), lambda: _scaled(weight, scale))
 
 
@@ -41,18 +41,18 @@ def _scaled(weight: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear | nn.Conv1d, name: str) -> ir.Value:
-    """X W^T + b on the last axis; a convolution of kernel 1 over [batch, time, channels] is the same."""
+    """Compute X W^T + b on the last axis. A convolution of kernel 1 over [batch, time, channels] is equivalent."""
     with g.scope(name):
         return product(g, x, *_affine(g, layer, ""))
 
 
 def product(g: GraphBuilder, x: ir.Value, weight: ir.Value, *biases: ir.Value) -> ir.Value:
-    """A call of `Linear`."""
+    """Call `Linear`."""
     return g.call(layers.linear(bias=bool(biases)), x, weight, *biases)[0]
 
 
 def _affine(g: GraphBuilder, layer: nn.Linear | nn.Conv1d, prefix: str, scale: float = 1.0) -> list[ir.Value]:
-    """The weight [in, out] of a layer and its bias, if it has one, both times `scale`."""
+    """Return the weight [in, out] of a layer and its bias, if any, both times `scale`."""
     weight = transposed(g, f"{prefix}weight", layer.weight.flatten(1), scale)
     return [weight] if layer.bias is None else [weight, vector(g, f"{prefix}bias", layer.bias, scale)]
 
@@ -60,7 +60,7 @@ def _affine(g: GraphBuilder, layer: nn.Linear | nn.Conv1d, prefix: str, scale: f
 class Residual:
     """The sum that the layers of a block read and add to.
 
-    The last addition waits for the normalisation that follows it, to be one call with it.
+    The last addition is deferred until the next normalisation, so that both are one call.
     """
 
     def __init__(self, g: GraphBuilder, x: ir.Value, *, pre_norm: bool) -> None:
@@ -70,18 +70,18 @@ class Residual:
         self._branch: ir.Value | None = None
 
     def add(self, layer: Callable[[ir.Value], ir.Value], norm: nn.Module, name: str) -> None:
-        """Add what a layer makes of the sum, which is normalised before (pre_norm) or after the addition."""
+        """Add the layer's output to the sum, which is normalised before (pre_norm) or after the addition."""
         branch = layer(self.normalized(norm, name) if self.pre_norm else self._x)
         self._branch = branch
         if not self.pre_norm:
             self.normalize(norm, name)
 
     def add_branch(self, branch: ir.Value) -> None:
-        """Add what has been made of several normalisations of the sum."""
+        """Add a branch that was computed from several normalisations of the sum."""
         self._x, self._branch = self.total, branch
 
     def replace(self, x: ir.Value, branch: ir.Value) -> None:
-        """Go on with another sum, of x and a branch."""
+        """Continue with another sum, of x and a branch."""
         self._x, self._branch = x, branch
 
     def normalize(self, norm: nn.Module, name: str) -> None:
@@ -89,7 +89,7 @@ class Residual:
         self._x = self.normalized(norm, name)
 
     def normalized(self, norm: nn.Module, name: str) -> ir.Value:
-        """Layer or RMS normalisation of the sum over the last axis."""
+        """Return the layer or RMS normalisation of the sum over the last axis."""
         if self._branch is None:
             return normalization(self.g, self._x, norm, name)
         if isinstance(norm, RMSNorm):
@@ -109,7 +109,7 @@ class Residual:
 
 
 def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> ir.Value:
-    """Layer or RMS normalisation over the last axis."""
+    """Apply layer or RMS normalisation over the last axis."""
     with g.scope(name, group="normalization"):
         if isinstance(layer, RMSNorm):
             weight = parameter(g, "weight", tuple(layer.weight.shape), lambda: 1 + layer.weight)
@@ -123,7 +123,7 @@ def _norm_weights(g: GraphBuilder, layer: nn.Module) -> list[ir.Value]:
 
 
 def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name: str, scale: float = 1.0) -> ir.Value:
-    """A dense, gated or mixture-of-experts layer on [..., dim], times `scale`, which the last weights include."""
+    """Apply a dense, gated or mixture-of-experts layer to [..., dim]. The last weights include `scale`."""
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             return mixture_of_experts(g, x, layer, kind, scale)
@@ -135,7 +135,7 @@ def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name
 
 
 def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: str, scale: float) -> ir.Value:
-    """The router and all experts in one call."""
+    """Apply the router and all experts in one call."""
     experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
     mixture = Mixture(
         num_experts=len(experts),
@@ -153,11 +153,11 @@ def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, ki
 
 
 def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:
-    """Positional encodings [..., dim] of int64 positions [...]."""
+    """Return positional encodings [..., dim] of int64 positions [...]."""
     with g.scope("positional_encoding"):
         return g.call(layers.sinusoids(inverse_frequencies(dim).tolist()), positions)[0]
 
 
 def mask_bias(g: GraphBuilder, visible: ir.Value) -> ir.Value:
-    """The bias to add to scores: 0 where `visible` is true, `MASKED` elsewhere."""
+    """Return the bias to add to scores: 0 where `visible` is true, `MASKED` elsewhere."""
     return g.op("Where", visible, 0.0, MASKED)

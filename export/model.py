@@ -16,7 +16,7 @@ from u2moe.export.positions import LearnedPositions
 
 
 class DecoderBlock(nn.Module):
-    """Causal self-attention, attention to the encoder, feed-forward, each residual."""
+    """Causal self-attention, attention to the encoder, and feed-forward, each residual."""
 
     def __init__(self, config: Decoder) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class DecoderBlock(nn.Module):
         self.norm3 = norm(config.dim, config.norm)
 
     def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """[rows, length, dim] to the same; `memory` [rows, time, dim]; masks broadcast to [rows, 1, length, keys]."""
+        """Apply the block to [rows, length, dim], with `memory` [rows, time, dim] and masks [rows, 1, length, keys]."""
         own, source = self.self_attn, self.src_attn
         x = added(x, lambda y: cast("Tensor", own(y, own.keys_values(y), mask)), self.norm1, self.pre_norm)
         x = added(
@@ -56,9 +56,10 @@ class AttentionDecoder(nn.Module):
         return cast("nn.Embedding", self.embed[0])
 
     def forward(self, inputs: Tensor, lengths: Tensor, memory: Tensor, visible: Tensor) -> Tensor:
-        """Logits [rows, length, vocab] for the token after each of `inputs` [rows, length], which start with sos.
+        """Return logits [rows, length, vocab] for the token after each of `inputs` [rows, length].
 
-        `visible` is true for the frames of `memory` [rows, time, dim] to attend to [rows, time].
+        `inputs` start with sos. `visible` [rows, time] is true for the frames of `memory` [rows, time, dim] to attend
+        to.
         """
         length = inputs.shape[1]
         steps = torch.arange(length, device=inputs.device)
@@ -91,7 +92,7 @@ class CTCHead(nn.Module):
         self.ctc_lo = nn.Linear(dim, vocab_size)
 
     def forward(self, encoder_out: Tensor) -> Tensor:
-        """[batch, time, dim] to log-probabilities [batch, time, vocab]."""
+        """Return log-probabilities [batch, time, vocab] for [batch, time, dim]."""
         return torch.log_softmax(self.ctc_lo(encoder_out), dim=-1)
 
 
@@ -124,20 +125,20 @@ class SpeechModel(nn.Module):
         return self.decoder.right_decoder if isinstance(self.decoder, BidirectionalDecoder) else None
 
     def _visible(self, encoder_out: Tensor, encoder_lengths: Tensor) -> Tensor:
-        """Frames that the decoders attend to [rows, time]: all valid ones, or those that are no blank."""
+        """Return the frames that the decoders attend to [rows, time]: all valid ones, or only the non-blank ones."""
         valid = torch.arange(encoder_out.shape[1], device=encoder_out.device) < encoder_lengths.unsqueeze(1)
         if not self.config.non_blank_memory:
             return valid
         spoken = valid & (self.ctc.ctc_lo(encoder_out).argmax(dim=-1) != 0)
-        # WeNet fails where all frames are blank; to attend to them all is one answer to a question without any
+        # WeNet fails if all frames are blank; attending to all of them is our choice
         return torch.where(spoken.any(dim=1, keepdim=True), spoken, valid)
 
     def score(
         self, hypotheses: Tensor, lengths: Tensor, encoder_out: Tensor, encoder_lengths: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Token scores as the decoder graph gives them, see `u2moe.runtime.bundle.contract.decoder`.
+        """Return token scores in the layout of the decoder graph; see `u2moe.runtime.bundle.contract.decoder`.
 
-        `hypotheses` [rows, length] without sos and eos, `encoder_out` [rows, time, dim].
+        `hypotheses` [rows, length] exclude sos and eos; `encoder_out` is [rows, time, dim].
         """
         rows, length = hypotheses.shape
         steps = torch.arange(length + 1, device=hypotheses.device)

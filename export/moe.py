@@ -12,7 +12,7 @@ from u2moe.runtime.graph.activation import ACTIVATIONS
 
 
 def activation(kind: str) -> nn.Module:
-    """The module of one of `ACTIVATIONS`."""
+    """Return the module of one of `ACTIVATIONS`."""
     declared = ACTIVATIONS[kind]
     return cast("nn.Module", getattr(nn, declared.module)(**declared.arguments))
 
@@ -27,7 +27,7 @@ class DenseFeedForward(nn.Module):
         self.activation = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] to [..., dim]."""
+        """Map [..., dim] to [..., dim]."""
         return cast("Tensor", self.w_2(self.activation(self.w_1(x))))
 
 
@@ -39,15 +39,15 @@ class GatedFeedForward(DenseFeedForward):
         self.gate = nn.Linear(dim, config.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] to [..., dim]."""
+        """Map [..., dim] to [..., dim]."""
         return cast("Tensor", self.w_2(self.activation(self.gate(x)) * self.w_1(x)))
 
 
 class MixtureOfExperts(nn.Module):
     """The sum of the top-k experts of each token, weighted by a softmax over the k selected router logits.
 
-    No noise, no capacity limit: every token gets its k experts (arXiv 2404.16407). Assignments are sorted by expert,
-    so that each expert runs once, on only its own tokens, as one matrix.
+    There is no noise and no capacity limit: every token reaches its k experts (arXiv 2404.16407). Assignments are
+    sorted by expert, so each expert runs once, as one matrix product over its own tokens.
     """
 
     def __init__(self, dim: int, config: FeedForward) -> None:
@@ -57,14 +57,14 @@ class MixtureOfExperts(nn.Module):
         self.num_experts_per_token = config.num_experts_per_token
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Experts [tokens, k] and their weights [tokens, k] for tokens [tokens, dim]; in float32 under autocast too."""
+        """Return experts and weights [tokens, k] for tokens [tokens, dim]; in float32 even under autocast."""
         with torch.autocast(tokens.device.type, enabled=False):
             logits = self.gate(tokens.to(self.gate.weight.dtype))
         values, experts = torch.topk(logits, self.num_experts_per_token)
         return experts, torch.softmax(values, dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] to [..., dim]."""
+        """Map [..., dim] to [..., dim]."""
         tokens = x.reshape(-1, x.shape[-1])
         experts, weights = self.route(tokens)
         order = torch.argsort(experts.flatten(), stable=True)
@@ -77,6 +77,6 @@ class MixtureOfExperts(nn.Module):
 
 
 def feed_forward(dim: int, config: FeedForward) -> nn.Module:
-    """The layer of the configured kind."""
+    """Return the layer of the configured kind."""
     kinds = {"dense": DenseFeedForward, "gated": GatedFeedForward, "moe": MixtureOfExperts}
     return kinds[config.kind](dim, config)

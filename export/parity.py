@@ -1,4 +1,4 @@
-"""Torch against onnxruntime for every graph of a bundle: chunk by chunk, batch by batch, expert by expert."""
+"""Compares torch with onnxruntime for every graph of a bundle: chunk by chunk, batch by batch, expert by expert."""
 
 from __future__ import annotations
 
@@ -29,19 +29,21 @@ from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
 Pairs = dict[str, list[tuple[Array, Array]]]
-"""For each tensor, the values of torch and of onnxruntime."""
+"""For each tensor, the values from torch and from onnxruntime."""
 
 NEAR_TIE = 1e-4
-"""If a router's k-th and next logits are closer than this, two correct programs may choose different experts, and then
-everything downstream differs. An input that hits such a tie and exceeds the limit proves nothing: it is redrawn."""
+"""If a router's k-th and next logits are closer than this, two correct programs may choose different experts, and
+everything downstream differs. An input that hits such a tie and exceeds the limit proves nothing, so it is drawn
+again."""
 MAX_DRAWS = 8
 ROUNDING = 4
-"""How much further from torch in float64 than torch in float32 is a graph may be where it exceeds its limit: the errors
-of two programs that round in other places have the same size, but not in the same values."""
+"""Factor for graphs that exceed their limit: they may differ from torch in float64 by this multiple of the difference
+of torch in float32. Programs that round in different places have errors of the same size, but not in the same
+values."""
 MOST_ROUNDING = 100
-"""In limits: a network whose float32 is further from its float64 proves nothing."""
+"""In multiples of the limit. If float32 is further from float64 than this, the comparison proves nothing."""
 CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
-"""(chunk size, left chunks) for the comparison of streams: upstream's usual values and odd ones."""
+"""(chunk size, left chunks) for the comparison of streams: upstream's usual values and some unusual ones."""
 
 
 class RouterWatch:
@@ -54,7 +56,7 @@ class RouterWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Record what happens inside."""
+        """Record routing decisions inside this context."""
         with ExitStack() as stack:
             for name, layer in self.layers.items():
                 handle = layer.register_forward_pre_hook(self._hook(name))
@@ -79,7 +81,7 @@ class RouterWatch:
 class Parity:
     """Compares one network with the graphs in one folder.
 
-    Errors name `subject`, a file or folder that still exists after graphs that differ have been discarded.
+    Errors name `subject`: a file or folder that still exists after differing graphs have been discarded.
     """
 
     def __init__(self, network: SpeechModel, folder: Path, manifest: Manifest, seed: int = 0, *, subject: Path) -> None:
@@ -100,16 +102,16 @@ class Parity:
 
     @torch.inference_mode()
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare everything.
+        """Run all comparisons.
 
         Raises:
-            ParityError: a difference beyond its limit; names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; names case, tensor, difference and limit.
         """
         config = self.config
         progress("features")
         self.report.comparisons.append(compare_features(*self.features))
         longest = config.num_features(config.max_position)
-        # learned positions end, and each of them is compared
+        # the table of learned positions has an end, so each of them is compared
         long = longest if self.network.config.encoder.learned_positions else 700
         for frames in (config.window, config.window + 1, 150, long):
             self._case(f"full context, {frames} frames", partial(self._full_context, frames), progress)
@@ -144,7 +146,7 @@ class Parity:
                 break
             self.report.num_redrawn += 1
         is_tie, sides = self.watch.margin < NEAR_TIE, self.report.sides
-        tie = f"; a router has near ties between experts on all of {MAX_DRAWS} inputs" if is_tie else ""
+        tie = f"; a router has near ties between experts for all {MAX_DRAWS} inputs" if is_tie else ""
         for item in sorted(comparisons, key=lambda item: item.difference / item.limit, reverse=True):
             self.report.add(item, self.subject, sides, tie)
             if item.rounding is not None:
@@ -153,7 +155,7 @@ class Parity:
     def _compared_exactly(
         self, compare: Callable[[], Pairs], drawn: Any, pairs: Pairs, comparisons: list[Comparison]
     ) -> list[Comparison]:
-        """The comparisons, and in the place of those beyond their limits such with torch in float64."""
+        """Return the comparisons; those beyond their limits are made again, with torch in float64."""
         self.random.bit_generator.state = drawn
         single, self.network = self.network, copy.deepcopy(self.network).double()
         try:
@@ -173,11 +175,11 @@ class Parity:
         return [settled(found) for found in comparisons]
 
     def _torch(self, values: Array) -> Tensor:
-        """Values in the precision of the network."""
+        """Return the values in the precision of the network."""
         return torch.from_numpy(values).to(self.network.ctc.ctc_lo.weight.dtype)
 
     def _features(self, *shape: int) -> Array:
-        """Seeded features [*shape, mel] with the statistics of the training data, smooth in time as speech is."""
+        """Return seeded features [*shape, mel] with the statistics of the training data, smooth in time like speech."""
         noise = self.random.standard_normal((*shape, self.config.feature_size))
         smooth = noise.copy()
         smooth[..., 1:, :] = 0.6 * noise[..., 1:, :] + 0.8 * noise[..., :-1, :]
@@ -190,7 +192,7 @@ class Parity:
         return np.asarray(self.sessions["ctc"].run({"encoder_out": encoder_out})["log_probs"])
 
     def _encoded(self, pairs: list[tuple[Array, Array]]) -> Pairs:
-        """Encoder outputs [1, time, dim] of torch and onnxruntime, and the log-probabilities that follow from them."""
+        """Return pairs of encoder outputs [1, time, dim], and pairs of the resulting log-probabilities."""
         log_probs = [
             (self.network.ctc(self._torch(torch_out)).numpy(), self._log_probs(out)) for torch_out, out in pairs
         ]
@@ -206,7 +208,7 @@ class Parity:
         return output.numpy()
 
     def _whole(self, features: Array) -> Array:
-        """Encodes a whole utterance as the runtime does: in one call, or in static chunks."""
+        """Encode a whole utterance as the runtime does: in one call, or in static chunks."""
         static = self.config.static_chunk_size
         if static and self.config.streaming:
             return self.encoder.chunked(features[0], static, -1)[np.newaxis]
@@ -239,7 +241,7 @@ class Parity:
         return [features[:, start : start + length] for start in range(0, features.shape[1] - window + 1, stride)]
 
     def _stream(self, chunk_size: int, left: int, frames: int) -> Pairs:
-        """Each side carries its own caches from chunk to chunk; outputs and caches are compared after every chunk."""
+        """Compare streams. Each side carries its own caches; outputs and caches are compared after every chunk."""
         required = chunk_size * left if left >= 0 else -1
         caches, torch_caches = self.encoder.start(), None
         outputs: list[tuple[Array, Array]] = []
@@ -256,7 +258,7 @@ class Parity:
         return {**self._encoded(outputs), **result}
 
     def _stream_batch(self) -> Pairs:
-        """Streams after 0, 1, 3 and 7 chunks, in one call; the last chunk of one of them is short."""
+        """Compare streams after 0, 1, 3 and 7 chunks, in one call; the last chunk of one of them is short."""
         chunk_size, left = self.config.whole_chunk(8), 3
         required = chunk_size * left
         past = (0, 1, 3, 7)
@@ -286,9 +288,9 @@ class Parity:
         return self._encoded([(each, rows_found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
-        """Hypotheses for two utterances of different length, in torch one at a time.
+        """Compare hypotheses of two utterances of different lengths; torch scores one utterance at a time.
 
-        Of 0 to 24 tokens, or to as many as have learned positions.
+        Hypotheses have 0 to 24 tokens, or as many as there are learned positions.
         """
         is_learned = self.network.left_decoder.config.learned_positions
         frames, num, longest = (40, 23), *((2, NUM_LEARNED - 1) if is_learned else (6, 24))
@@ -312,7 +314,7 @@ class Parity:
         return pairs
 
     def _experts(self, name: str) -> Pairs:
-        """The layer's node, cut out of the saved graph, on one, a few and many tokens directed to each expert."""
+        """Compare the layer's node, cut out of the saved graph, on one, a few and many tokens for each expert."""
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
         block, layer = self.network.get_submodule(name.rpartition(".")[0]), self.network.get_submodule(name)
         scale = getattr(block, "scale", 1.0)  # the layer's weights include it
@@ -330,7 +332,7 @@ class Parity:
 
 
 def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
-    """An onnxruntime session for one mixture-of-experts layer, cut out of a saved graph.
+    """Return an onnxruntime session for one mixture-of-experts layer, cut out of a saved graph.
 
     `layer` is its path in the state dict, such as encoder.encoders.0.feed_forward.
 
@@ -341,7 +343,7 @@ def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
         if node.domain == contract.MOE_DOMAIN and (node.name or "").replace("/", ".").startswith(f"{layer}."):
             break
     else:
-        raise ParityError(f"graph {model.graph.name}: has no node for the layer {layer}")
+        raise ParityError(f"graph {model.graph.name}: has no node for layer {layer}")
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("tokens", "dim"))
     y = ir.val("y", dtype=ir.DataType.FLOAT, shape=("tokens", "dim"))
     weights = [_in_memory(value) for value in node.inputs[1:] if value is not None]
@@ -354,7 +356,7 @@ def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
 
 
 def _in_memory(value: ir.Value) -> ir.Value:
-    """A copy of a weight that refers to no file: a model in memory has no folder to look in."""
+    """Return a copy of a weight that does not refer to a file: a model in memory has no folder."""
     if value.const_value is None:
         raise ParityError(f"weight {value.name}: has no value")
     tensor = ir.tensor(value.const_value.numpy(), name=value.name)

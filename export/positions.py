@@ -1,4 +1,4 @@
-"""Encodings of positions: what is added to the input of the blocks, or what their attention reads."""
+"""Positional encodings: added to the input of the blocks, or read by their attention."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
 TABLE_LENGTHS = {"rel_pos": 5000, "abs_pos": 5000, "abs_pos_whisper": 1500, "rope_pos": 3000}
-"""Positions in the tables that WeNet saves. Ours are computed and have no end."""
+"""Positions in the tables that WeNet saves. Here encodings are computed, so positions are unlimited."""
 NUM_LEARNED = 448
-"""Positions that can be learned; WeNet has no setting for it."""
+"""Number of positions that can be learned. WeNet has no setting for it."""
 
 
 class LearnedPositions(nn.Module):
-    """An encoding for each position, which are weights. An utterance that has more positions is an error."""
+    """A learned encoding for each position. An utterance with more positions is an error."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.pe = nn.Parameter(torch.zeros(1, NUM_LEARNED, dim))
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Positions [...] to encodings [..., dim]."""
+        """Return encodings [..., dim] of positions [...]."""
         return self.pe[0][positions]
 
     def nodes(self, g: GraphBuilder, positions: ir.Value) -> ir.Value:
-        """The same as nodes; the padding at negative positions, which no frame sees, gets the first encoding."""
+        """Return the same as nodes. Padding at negative positions, which no frame sees, has the first encoding."""
         with g.scope(group="positions"):
             table = parameter(g, "pe", tuple(self.pe.shape[1:]), lambda: self.pe[0])
-        with g.scope(f"REFUSED: there are {NUM_LEARNED} learned positions"):  # where onnxruntime names what failed
+        with g.scope(f"REFUSED: there are {NUM_LEARNED} learned positions"):  # onnxruntime's error names this node
             return g.op("Gather", table, g.op("Max", positions, 0), axis=0)
 
 
 def encodings(config: EncoderArchitecture, positions: Tensor) -> Tensor:
-    """Inputs of the blocks for positions [...]: encodings [..., dim], or the angles of rotary positions [..., size]."""
+    """Return encodings [..., dim] of positions [...], or angles [..., size] of rotary positions."""
     if config.positions == "no_pos":
         return torch.zeros(*positions.shape, config.dim, device=positions.device)
     if config.positions in ("rel_pos", "abs_pos"):
@@ -51,7 +51,7 @@ def encodings(config: EncoderArchitecture, positions: Tensor) -> Tensor:
 
 
 def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.Value) -> Sequence[ir.Value]:
-    """The same as nodes, of int64 positions [batch, keys]: nothing, encodings, or cosines and sines."""
+    """Return the same as nodes for int64 positions [batch, keys]: nothing, encodings, or cosines and sines."""
     if config.positions == "no_pos":
         return []
     with g.scope("positional_encoding"):
@@ -66,12 +66,12 @@ def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.V
 
 
 def input_scale(config: EncoderArchitecture) -> float:
-    """The factor by which WeNet's positional encodings scale the input of the blocks."""
+    """Return the factor by which WeNet's positional encodings scale the input of the blocks."""
     return math.sqrt(config.dim) if config.positions in ("rel_pos", "abs_pos", "rope_pos") else 1.0
 
 
 def position_table(config: EncoderArchitecture, length: int) -> Tensor | None:
-    """The table that WeNet saves, if it saves one: [1, length, dim], or [1, length, size, 2] of rotary positions."""
+    """Return the table that WeNet saves, if any: [1, length, dim], or [1, length, size, 2] for rotary positions."""
     if config.positions == "no_pos" or config.learned_positions:
         return None
     table = encodings(config, torch.arange(length)).unsqueeze(0)
@@ -79,7 +79,7 @@ def position_table(config: EncoderArchitecture, length: int) -> Tensor | None:
 
 
 def _frequencies(config: EncoderArchitecture) -> list[float]:
-    """Angular frequencies, computed number by number: the last bit of torch's functions depends on the processor."""
+    """Return angular frequencies, computed one by one: the last bit of torch's functions depends on the processor."""
 
     def single(value: float) -> float:
         return torch.tensor(value, dtype=torch.float32).item()
@@ -87,5 +87,5 @@ def _frequencies(config: EncoderArchitecture) -> list[float]:
     if config.positions == "rope_pos":
         number = config.attention.head_dim // 2
         return [1 / single(10000.0 ** single(index / number)) for index in range(number)]
-    number = config.dim // 2  # of abs_pos_whisper
+    number = config.dim // 2  # abs_pos_whisper
     return [math.exp(single(-(math.log(10000) / (number - 1)) * index)) for index in range(number)]

@@ -1,6 +1,6 @@
-"""The pairs of settings of which a network has been compared with WeNet's own code; what has other pairs is refused.
+"""Refuses networks with a pair of settings that has never been compared with WeNet's own code.
 
-`proved.json` lists them: tests/golden/configurations/pairs.py writes it from the golden outputs of WeNet.
+`proved.json` lists the compared pairs; tests/golden/configurations/pairs.py writes it from the golden outputs of WeNet.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ OWN = {
     "shifted": "do_rel_shift",
     "depthwise_subsampling": "dw_stride",
 }
-"""Settings of one kind of encoder alone, by the field that holds them."""
+"""Settings that only one kind of encoder has, by the name of their field."""
 
 
 def settings(architecture: Architecture) -> dict[str, list[Setting]]:
-    """What a network is made of, for its encoder and, if it has one, its decoder: all choices, and no sizes."""
+    """Return the settings of a network's encoder and, if present, decoder: all choices, but no sizes."""
     encoder, left = architecture.encoder, architecture.left_decoder
     gating, convolution = getattr(encoder.own, "gating", None), encoder.convolution
     causal = gating or convolution
@@ -88,14 +88,17 @@ def _attention_kind(attention: Attention) -> str:
 
 @cache
 def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    """By part of the network and by the first setting, "key value": the values of each later key, with spaces."""
+    """Return the proved pairs: by part of the network and first setting ("key value"), the values of each later key.
+
+    Values are separated by spaces.
+    """
     text = resources.files("u2moe.export").joinpath(FILE).read_text(encoding="utf-8")
     table: dict[str, dict[str, dict[str, str]]] = json.loads(text)
     return table
 
 
 def check_proved(file: str | PathLike[str], architecture: Architecture) -> None:
-    """Refuse a network with a pair of settings of which none has been compared with WeNet.
+    """Refuse a network with a pair of settings that no compared network has.
 
     Raises:
         UnsupportedError: names `file` and the pair.
@@ -105,5 +108,5 @@ def check_proved(file: str | PathLike[str], architecture: Architecture) -> None:
             if wanted not in proved()[part].get(f"{key} {value}", {}).get(other, "").split():
                 raise UnsupportedError(
                     f"{file}: {part} with {key} {value} and {other} {wanted} is not proved equal to WeNet: "
-                    "no network with both has been compared with what WeNet computes"
+                    "no network with both has been compared with WeNet's output"
                 )

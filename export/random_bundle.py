@@ -1,7 +1,6 @@
-"""Bundles of seeded random weights from a train.yaml alone, to measure what a network costs before it is trained.
+"""Builds bundles of seeded random weights from just a train.yaml, to measure a network's cost before training.
 
-A tensor is drawn whenever something computes with it or writes it, and not kept: a billion parameters need little
-memory.
+A tensor is drawn whenever it is used or written, and not kept, so a billion parameters need little memory.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from u2moe.runtime.text.vocabulary import TextConfig
 from u2moe.runtime.validation import refused_as
 
 VOCAB_SIZE = 5000
-"""Of a train.yaml that does not state it, such as a recipe before training."""
+"""Used if train.yaml does not state it, such as in a recipe before training."""
 _NUM_FRAMES, _NUM_TOKENS = 600, 40
 """Feature frames and tokens on which routers are adjusted."""
 
 
 class DrawnTensor(Tensor):
-    """A float32 tensor that is drawn whenever something computes with it."""
+    """A float32 tensor that is drawn whenever an operation uses it."""
 
     draw: Callable[[], Tensor]
 
     @classmethod
     def of(cls, draw: Callable[[], Tensor], shape: torch.Size) -> Self:
-        """A tensor that `draw` gives, the same each time."""
+        """Return a tensor with the values that `draw` returns, the same each time."""
         made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # noqa: SLF001 - as torch describes it
         made.draw = draw
         return made
@@ -48,36 +47,36 @@ class DrawnTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stubs describe a method of an instance
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Compute with what is drawn; what only detaches it draws nothing."""
+        """Run the operation on drawn values; detaching draws nothing."""
         if func is torch.ops.aten.detach.default:
             return cls.of(args[0].draw, args[0].shape)
         drawn_args, drawn_kwargs = tree_map_only(cls, lambda each: each.draw(), (args, dict(kwargs or {})))
         return func(*drawn_args, **drawn_kwargs)
 
     def __deepcopy__(self, _memo: object) -> Self:
-        """Itself anew: it never changes."""
+        """Return another reference to the same values, which never change."""
         return self.of(self.draw, self.shape)
 
     def numpy(self, *, force: bool = False) -> Any:
-        """The values."""
+        """Return the values."""
         return self.draw().numpy(force=force)
 
 
 def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None = None, seed: int = 0) -> Checkpoint:
-    """What `export_bundle` would read from a checkpoint of this train.yaml, with random weights.
+    """Return the `Checkpoint` of this train.yaml, with random weights.
 
     Args:
-        config_file: a train.yaml as training writes it, a recipe's, or the folder of one.
-        vocab_size: number of tokens; None: as it states, or 5000.
-        seed: the same seed gives the same weights.
+        config_file: a train.yaml, from a recipe or from training, or its folder.
+        vocab_size: number of tokens; None: as in the file, or 5000.
+        seed: the same seed yields the same weights.
 
     Raises:
-        CheckpointError: the file is missing, damaged or contradicts itself or `vocab_size`.
-        UnsupportedError: a kind of network that is not supported.
+        CheckpointError: the file is missing or damaged, or contradicts itself or `vocab_size`.
+        UnsupportedError: this kind of network is not supported.
     """
     path = Path(config_file)
     path = path / CONFIG_FILE if path.is_dir() else path
-    values = _completed(read_yaml(path, purpose="it says what the network is"), path, vocab_size)
+    values = _completed(read_yaml(path, purpose="it describes the network"), path, vocab_size)
     config = parse_training_config(values, path.name)
     architecture = config.architecture
     tensors: dict[str, Tensor] = {
@@ -103,9 +102,9 @@ def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None
 
 
 def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, Any]:
-    """The content of a recipe's train.yaml with the sizes that training would add."""
+    """Return the content of a recipe's train.yaml with the sizes that training would add."""
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: is not a mapping, expected what train.yaml describes")
+        raise CheckpointError(f"{path}: is not a mapping, expected the content of a train.yaml")
     stated = values.get("output_dim", values.get("vocab_size"))
     if None not in (stated, vocab_size) and stated != vocab_size:
         raise CheckpointError(f"{path}: output_dim is {stated!r}, expected --vocab-size {vocab_size}, or neither")
@@ -118,7 +117,8 @@ def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, 
 def spread_routers(network: SpeechModel, seed: int = 0) -> None:
     """Adjust random routers so that they spread tokens evenly over their experts, the worst case for reading weights.
 
-    They favour some experts for what tokens have in common, their mean. A router without that direction does not.
+    Random routers favour some experts because tokens share a mean. Removing that direction from the router spreads
+    them.
     """
 
     def turn(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

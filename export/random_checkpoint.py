@@ -1,11 +1,12 @@
-"""Writes checkpoints of seeded random weights in WeNet's layout, of any size and kind: for tests and benchmarks.
+"""Writes checkpoints of seeded random weights in WeNet's layout, of any size and kind, for tests and benchmarks.
 
-The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with, but
-their layer sizes are not public. Those of the presets are ours, chosen so that dense-225m has 223 million and moe-1b,
-the same network with 8 experts instead of each feed-forward layer, 1.06 billion; dense-1b has as many without experts.
+The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with them,
+but their layer sizes are not public. The presets use sizes of our own. dense-225m has 223 million parameters. moe-1b,
+the same network with 8 experts in place of each feed-forward layer, has 1.06 billion. dense-1b has as many without
+experts.
 
-The same seed gives the same bytes: values are uniform, 24 random bits each, because uniform numbers are exact on every
-processor while normal ones depend on its logarithm and cosine.
+The same seed yields the same bytes. Values are uniform, with 24 random bits each, because uniform numbers are exact on
+every processor. Normal ones depend on its logarithm and cosine.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from u2moe.export.training_config import parse_training_config
 from u2moe.export.weights import expected_shapes
 
 GAINS = {
-    # logits spread widely enough for two implementations to choose the same experts and for tokens to differ
+    # logits spread widely enough that two implementations choose the same experts and tokens differ
     "gate.weight": 3.0,
     "output_layer.weight": 3.0,
     "ctc_lo.weight": 3.0,
     # the ends of the residual branches: rounding errors must not grow through two dozen blocks
     "w_2.weight": 0.5,
-    "self_attn.linear_out.weight": 0.25,  # averages over time, which would make all frames alike
+    "self_attn.linear_out.weight": 0.25,  # it averages over time, which would make all frames alike
     "src_attn.linear_out.weight": 0.5,
     "pointwise_conv2.weight": 0.5,
     "merge_proj.weight": 0.5,
 }
-"""Standard deviation of an output relative to that of the input, by the end of the weight's name; 1 for the others."""
+"""Standard deviation of an output relative to its input, by the end of the weight's name; 1 for all others."""
 
 
 def _sizes(dim: int, hidden: int, heads: int, *, blocks: int, decoder_blocks: tuple[int, int]) -> dict[str, Any]:
@@ -92,7 +93,7 @@ ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "linear_units": None},
 }  # fmt: skip
-"""Keys of encoder_conf that only some kinds of encoder have; None: a key that this kind does not have."""
+"""Keys of encoder_conf that only some kinds of encoder have. None removes a key that this kind does not have."""
 
 
 def random_config(
@@ -105,7 +106,7 @@ def random_config(
     num_mel_bins: int = 80,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of a train.yaml as WeNet's training writes it: by default, a small causal U2++ model.
+    """Return the content of a train.yaml as WeNet's training writes it; by default, for a small causal U2++ model.
 
     `changes` replaces top-level keys.
     """
@@ -156,7 +157,7 @@ def random_config(
 
 
 def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same train.yaml as WeNet wrote it before the end of 2023; sos and eos are then the last token."""
+    """Return the same train.yaml as WeNet wrote it before the end of 2023; sos and eos are then the last token."""
     newer = {"tokenizer", "tokenizer_conf", "ctc", "ctc_conf", "cmvn", "cmvn_conf", "model", "dataset"}
     newer |= {"vocab_size", "dtype"}
     kept = {key: value for key, value in config.items() if key not in newer}
@@ -164,9 +165,9 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_parameters(config: Mapping[str, Any], *, active: bool = False) -> int:
-    """Number of weights in the network that a train.yaml describes; `active`: of those that a token passes through.
+    """Return the number of weights in the network of a train.yaml; `active`: only those that each token uses.
 
-    A mixture counts with as many experts as it activates for each token.
+    A mixture then counts with as many experts as it activates for each token.
     """
     shapes = expected_shapes(parse_training_config(dict(config)).architecture)
     total = 0
@@ -194,7 +195,7 @@ def write_random_checkpoint(directory: Path, config: Mapping[str, Any], *, seed:
 
 
 def random_vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
-    """Symbols that differ, and the special ones in their places."""
+    """Return distinct symbols, with the special ones in their places."""
     symbols: list[str] = []
     for token in range(architecture.vocab_size):
         if token == architecture.blank:
@@ -211,7 +212,7 @@ def random_vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
 
 
 def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str, Tensor]:
-    """A state dict as WeNet saves it, with its tables and counters; built tensor by tensor to save memory."""
+    """Return a state dict as WeNet saves it, with its tables and counters; built tensor by tensor to save memory."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
     state = {name: draw() for name, (_, draw) in drawn_tensors(architecture, seed).items()}
@@ -226,7 +227,7 @@ def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str,
 
 
 def drawn_tensors(architecture: Architecture, seed: int) -> dict[str, tuple[torch.Size, Callable[[], Tensor]]]:
-    """Shapes of the network's tensors, and functions that draw them, without counters."""
+    """Return the shapes of the network's tensors and functions that draw them, without counters."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
     unit_offset = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, RMSNorm)}
@@ -238,7 +239,7 @@ def drawn_tensors(architecture: Architecture, seed: int) -> dict[str, tuple[torc
 
 
 def random_statistics(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation of features, [size] each."""
+    """Return mean and inverse standard deviation of features, [size] each."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "global_cmvn"
         file.write_text(json.dumps(_statistics(size, seed)), encoding="utf-8")
@@ -251,18 +252,18 @@ def _decoder_parts(network: nn.Module) -> list[str]:
 
 
 def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Numbers from -1 to 1 that depend only on the seed and the name."""
+    """Return numbers from -1 to 1 that depend only on the seed and the name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
     return torch.rand(shape, generator=generator).mul_(2).sub_(1)
 
 
 def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) -> Tensor:
-    """A tensor scaled for its place in the network: activations stay about 1 from block to block."""
+    """Return a tensor scaled for its place in the network: activations stay about 1 from block to block."""
     values = _uniform(name, shape, seed)
     if name.endswith("running_var"):
         return values.mul_(0.5).add_(1)
-    if name.endswith("ada_scale"):  # of a layer's input
+    if name.endswith("ada_scale"):  # scale of a layer's input
         return values.mul_(0.3).add_(1)
     if name.endswith(".pe"):
         return values
@@ -273,13 +274,13 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
             pairs = values.view(shape[0], shape[1] // 2, 2, -1)
             pairs[:, :, 1] = -pairs[:, :, 0]
         return values.mul_(gain * math.sqrt(3 / math.prod(shape[1:])))
-    if name.endswith(".weight"):  # of a normalisation
+    if name.endswith(".weight"):  # normalisation
         return values.mul_(0.3).add_(0 if around_zero else 1)
     return values.mul_(0.5 if "pos_bias" in name else 0.1)
 
 
 def _statistics(size: int, seed: int) -> dict[str, Any]:
-    """Sums over 100 000 frames of log-mel energies: means of 8 to 14, deviations of 2 to 4."""
+    """Return sums over 100 000 frames of log-mel energies, with means of 8 to 14 and deviations of 2 to 4."""
     frames = 100_000
     means = (_uniform("mean", (size,), seed) * 3 + 11).tolist()
     deviations = (_uniform("deviation", (size,), seed) + 3).tolist()

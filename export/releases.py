@@ -1,4 +1,4 @@
-"""What WeNet's old releases computed otherwise than today's code, as the layout of train.yaml and the tensors tell."""
+"""Reproduces WeNet's old releases, recognised by the layout of train.yaml and the tensors."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from u2moe.export.weights import CONCATENATION
 from u2moe.runtime.errors import CheckpointError
 
 OLD_EPS = 1e-12
-"""Of all layer normalisations but those of convolutions, until WeNet's commit 6d574b39 of January 2022."""
+"""Epsilon of all layer normalisations except those of convolutions, until WeNet's commit 6d574b39 (January 2022)."""
 KINDS = ("conformer", "transformer")
 """The encoders of that time; Squeezeformers and others came later."""
 POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 
 def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) -> Architecture:
-    """The network as the release computed it that wrote this train.yaml and this state dict.
+    """Return the network as computed by the release that wrote this train.yaml and state dict.
 
-    Until 2023 a conformer's `selfattention_layer_type` had no effect: attention was relative with `rel_pos`, and, until
-    2022, with `abs_pos`; otherwise it was plain.
+    Until 2023 a conformer's `selfattention_layer_type` had no effect. Attention was relative with `rel_pos` and, until
+    2022, with `abs_pos`. Otherwise it was plain.
 
     Raises:
-        CheckpointError: two releases would have written the same, and computed with different eps.
+        CheckpointError: two releases with different epsilons would have written the same files.
     """
     architecture = config.architecture
     encoder = architecture.encoder
@@ -41,9 +41,9 @@ def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) 
     if config.layout == "dataset_conf":
         if unstated and any(CONCATENATION.fullmatch(name) for name in state):
             raise CheckpointError(
-                f"{path}: nothing tells the eps of its layer normalisations: it is of September 2021 to May 2022, and "
-                f"WeNet had {OLD_EPS:g} until January 2022 (commit 6d574b39) and 1e-05 since; say which with "
-                f"norm_eps: 1.0e-12 or norm_eps: 1.0e-5 in {' and '.join(sorted(unstated))} of train.yaml"
+                f"{path}: the eps of its layer normalisations is unknown: it dates from September 2021 to May 2022. "
+                f"WeNet used {OLD_EPS:g} until January 2022 (commit 6d574b39) and 1e-05 since. Add "
+                f"norm_eps: 1.0e-12 or norm_eps: 1.0e-5 to {' and '.join(sorted(unstated))} of train.yaml"
             )
         unstated = set()
     if "encoder_conf" in unstated:

@@ -1,4 +1,7 @@
-"""A folder for sherpa-onnx, made from a bundle: read, check, build, compare as sherpa-onnx's C++ calls it, write."""
+"""Makes a folder for sherpa-onnx from a bundle: read, check, build, compare, write.
+
+The comparison calls the graphs as sherpa-onnx's C++ does.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ ONE_FILE_LIMIT = 256_000_000
 
 
 Pairs = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-"""Log-probabilities of the bundle and of a written graph."""
+"""Log-probabilities from the bundle and from a written graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +41,10 @@ class SherpaExport:
 
     Attributes:
         path: the folder.
-        graphs: those of `ONLINE` and `OFFLINE` that it holds.
+        graphs: the written graphs, `ONLINE` or `OFFLINE` or both.
         options: the chunks of the online graph.
-        manifest: the manifest of the bundle that the graphs were made from.
-        report: how close the graphs are to the bundle's own, as the runtime runs them.
+        manifest: manifest of the source bundle.
+        report: comparison of the graphs with those of the bundle.
     """
 
     path: Path
@@ -51,7 +54,7 @@ class SherpaExport:
     report: ParityReport
 
     def usage(self) -> str:
-        """How to load the graphs, and what a user of the client should know."""
+        """Return code that loads the graphs, with notes for users of the client."""
         features, rate = self.manifest.features, self.manifest.model.subsampling_rate
         tokens, shared = self.path / TOKENS_FILE, (features.sample_rate, features.num_mel_bins)
         lines = []
@@ -62,7 +65,7 @@ class SherpaExport:
                 f"chunk_size={self.options.chunk_size}, num_left_chunks={self.options.num_left_chunks})"
             )
             if rate != 4:
-                lines.append(f"# it assumes frames of 40 ms: multiply its timestamps by {rate / 4:g}")
+                lines.append(f"# the client assumes frames of 40 ms: multiply its timestamps by {rate / 4:g}")
         if OFFLINE in self.graphs:
             lines.append(
                 f"sherpa_onnx.OfflineRecognizer.from_wenet_ctc(model={str(self.path / OFFLINE.file)!r}, "
@@ -70,13 +73,11 @@ class SherpaExport:
             )
         if ONLINE in self.graphs:
             lines.append(
-                "# before input_finished, 0.66 s of silence: the client drops what the last chunk lacks\n"
+                "# before input_finished, add 0.66 s of silence: the client drops an incomplete last chunk\n"
                 f"stream.accept_waveform({shared[0]}, numpy.zeros({shared[0]} * 66 // 100, numpy.float32))"
             )
         if chosen := plain(self.manifest.decoding):
-            lines.append(
-                f"# left out of what the bundle has, since the client has a search of its own: {', '.join(chosen)}"
-            )
+            lines.append(f"# settings of the bundle that the client's search does not use: {', '.join(chosen)}")
         return "\n".join(lines)
 
 
@@ -94,9 +95,9 @@ def export_sherpa(
 
     Args:
         source: a bundle, quantized or not.
-        out: folder to write; left as it was if anything fails.
+        out: folder to write; left unchanged on failure.
         options: the chunks of the online graph.
-        overwrite: replace a folder of this kind that is already there.
+        overwrite: replace an existing folder of this kind.
         progress: called with a line for each step.
 
     Raises:
@@ -142,7 +143,7 @@ class OnlineClient:
         self.cnn = np.zeros(self._cnn_shape, np.float32)
 
     def step(self, window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Log-probabilities [time, vocab] of one window [length, mel]."""
+        """Return log-probabilities [time, vocab] for one window [length, mel]."""
         options = self.options
         mask = np.ones((1, 1, self.required + options.chunk_size), np.bool_)
         num_chunks = int(self.offset[0]) // options.chunk_size - options.num_left_chunks
@@ -155,7 +156,7 @@ class OnlineClient:
         return first
 
     def run(self, features: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-        """All complete windows of features [frames, mel], one at a time."""
+        """Run all complete windows of features [frames, mel], one at a time."""
         starts = range(0, len(features) - self.length + 1, self.stride)
         return [self.step(features[start : start + self.length]) for start in starts]
 
@@ -168,17 +169,17 @@ class SherpaParity:
         self.config = bundle.manifest.model
         self.folder = folder
         self.options = options
-        self.settings = SessionSettings(kernels="onnxruntime")  # sherpa-onnx has no others
+        self.settings = SessionSettings(kernels="onnxruntime")  # sherpa-onnx has no other kernels
         self.model = bundle.load(self.settings)
         chunk_s = options.chunk_size * bundle.manifest.frame_s
         self.features = parity_features(bundle.manifest, 1 + chunk_s * (2 * options.num_left_chunks + 3))
         self.report = ParityReport(sides="the bundle and the graphs for sherpa-onnx")
 
     def run(self, graphs: Collection[Graph], progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare those of `ONLINE` and `OFFLINE` that were written.
+        """Compare the written graphs, `ONLINE` or `OFFLINE` or both.
 
         Raises:
-            ParityError: a difference beyond its limit; names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; names case, tensor, difference and limit.
         """
         if ONLINE in graphs:
             client = OnlineClient(self._session(ONLINE), self.options)
@@ -197,10 +198,10 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
-        """Caches of a new stream, as long as the client's: negative positions are masked.
+        """Return the caches of a new stream, as long as the client's: negative positions are masked.
 
-        The lengths must match because sums over other shapes round differently, and in a quantized graph a value that
-        rounds the other way is a whole step off.
+        The lengths must match because sums over other shapes round differently. In a quantized graph, a value that
+        rounds the other way is off by a whole step.
         """
         start = self.model.encoder.start()
         required = required_cache_size(self.options.chunk_size, self.options.num_left_chunks)
@@ -217,7 +218,7 @@ class SherpaParity:
         return pairs
 
     def _round(self, client: OnlineClient) -> Pairs:
-        """A long stream, starting three chunks before its position is moved back."""
+        """Compare a long stream, starting three chunks before its position is moved back."""
         start, chunk = self._start(), self.options.chunk_size
         offset = np.array([(self.config.max_position // chunk - 3) * chunk])
         client.start()

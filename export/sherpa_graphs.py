@@ -1,7 +1,7 @@
-"""A bundle's encoder and CTC head as one graph for sherpa-onnx's WeNet clients, online and offline.
+"""Makes a bundle's encoder and CTC head into one graph for sherpa-onnx's WeNet clients, online and offline.
 
-The bundle's graphs are used as they are, quantized or not, with different inputs and outputs. Whatever a client cannot
-run is refused with the reason: loading a file that it does not accept would end the whole process.
+The bundle's graphs are used unchanged, quantized or not, with different inputs and outputs. A network that a client
+cannot run is refused with the reason, because a client that loads an unsuitable file ends the whole process.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ OFFLINE = Graph(
 """Whole utterances, padded at the end."""
 
 BLANKS = ("<blk>", "<eps>", "<blank>")
-"""Symbols that the client accepts as the blank; it uses the first that it finds."""
+"""Symbols that the client accepts as the blank; it uses the first one that it finds."""
 WHITE_SPACE = frozenset(" \t\n\r\f\v")
 MODEL_TYPE = "wenet_ctc"
-INSTEAD = "u2moe convert --profile streaming makes a graph that begins with samples and has all caches"
-"""Advice where a client cannot run the network."""
+INSTEAD = "u2moe convert --profile streaming makes a graph that reads samples and has all caches"
+"""Advice if a client cannot run the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ class SherpaOptions:
     """The chunks of the online graph for sherpa-onnx.
 
     Attributes:
-        chunk_size: encoder frames per chunk. The client must be given the same number, because it
-            does not read it from the graph.
-        num_left_chunks: chunks of left context; the same holds.
+        chunk_size: encoder frames per chunk. Pass the same number to the client, because it does not read it from the
+            graph.
+        num_left_chunks: chunks of left context. Pass the same number to the client.
     """
 
     chunk_size: int = option("integer", 16, least=1)
@@ -88,17 +88,17 @@ def supported_graphs(
     options: SherpaOptions,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Graph, ...]:
-    """Those of `ONLINE` and `OFFLINE` that the clients can run.
+    """Return the graphs that the clients can run, `ONLINE` or `OFFLINE` or both.
 
     Args:
         source: path of the bundle or checkpoint, for messages.
         manifest: describes its network and features.
         tokens: its vocabulary.
         options: the chunks of the online graph.
-        progress: called with a line for a graph that its client cannot run, which says why.
+        progress: called with the reason if a client cannot run its graph.
 
     Raises:
-        UnsupportedError: names the property, its value, and what the clients support.
+        UnsupportedError: names the property, its value, and the supported values.
     """
     config, where = manifest.model, f"{source}: sherpa-onnx"
     features = manifest.features
@@ -123,12 +123,12 @@ def supported_graphs(
 def _why_not_online(config: ModelConfig) -> str | None:
     if not config.streaming:
         return (
-            "causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, which the online client "
-            "needs: let the offline client recognise what a detector of speech cuts"
+            "causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, as the online client "
+            "requires: cut speech with a voice activity detector, then use the offline client"
         )
     unknown = [cache.name for cache in config.caches if cache.name not in (ATT_CACHE, CNN_CACHE)]
     if unknown:
-        return f"caches: the encoder keeps {', '.join(unknown)}, for which the online client has no place: {INSTEAD}"
+        return f"caches: the encoder keeps {', '.join(unknown)}, which the online client does not support: {INSTEAD}"
     heads, _, width = _sizes(config, ATT_CACHE)
     if heads * width != 2 * config.output_size:
         return (
@@ -156,8 +156,7 @@ def _why_not_offline(config: ModelConfig) -> str | None:
 def _check_chunks(config: ModelConfig, options: SherpaOptions, where: str) -> None:
     if config.static_chunk_size not in (0, options.chunk_size):
         raise UnsupportedError(
-            f"{where}: static_chunk_size is {config.static_chunk_size}, but chunk_size {options.chunk_size} was asked "
-            "for"
+            f"{where}: static_chunk_size is {config.static_chunk_size}, but chunk_size is {options.chunk_size}"
         )
     keys = (options.num_left_chunks + 1) * options.chunk_size
     if keys > config.max_position:
@@ -177,14 +176,14 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
     broken = next((symbol for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), None)
     if broken is not None:
         raise UnsupportedError(
-            f"{where}: tokens.txt: symbol {broken!r} holds white space, which its client cannot read"
+            f"{where}: tokens.txt: symbol {broken!r} contains white space, which its client cannot read"
         )
 
 
 def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
-    """The streaming graph.
+    """Return the streaming graph.
 
-    No node reads the input `attn_mask`: which frames lie before the start follows from `offset`.
+    No node reads the input `attn_mask`: `offset` tells which frames precede the start.
     """
 
     def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
@@ -208,7 +207,7 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
 
 
 def offline_graph(bundle: Bundle) -> ir.Model:
-    """The graph for whole utterances; a streaming encoder gets empty caches."""
+    """Return the graph for whole utterances; a streaming encoder starts with empty caches."""
     config = bundle.manifest.model
 
     def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
@@ -238,7 +237,7 @@ def _graph(
 
 
 def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:
-    """Metadata that the online client reads from the graph, and some for people."""
+    """Return the metadata that the online client reads from the graph, with some for people."""
     values = {
         "head": _sizes(config, ATT_CACHE)[0],
         "num_blocks": config.num_blocks,
@@ -252,7 +251,7 @@ def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, st
 
 
 def offline_metadata(config: ModelConfig) -> dict[str, str]:
-    """Metadata that both clients read from the graph."""
+    """Return the metadata that both clients read from the graph."""
     return {
         "model_type": MODEL_TYPE,
         "version": "1",
@@ -262,13 +261,13 @@ def offline_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
-    """Last axes of a cache at the start; without convolutions theirs is as wide as the network and holds no frame."""
+    """Return the last axes of a cache at the start. Without convolutions, their cache has no frames."""
     missing = (0, 0, 0) if name == ATT_CACHE else (config.output_size, 0)
     return next((cache.shape for cache in config.caches if cache.name == name), missing)
 
 
 def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
-    """Sizes of the axes."""
+    """Return a function from the names of axes to their sizes."""
     heads, _, width = _sizes(config, ATT_CACHE)
     channels, past = _sizes(config, CNN_CACHE)
     fixed = {"one": 1, "num_kv_heads": heads, "kv_dim": width, "conv_dim": channels, "conv_cache": past}

@@ -1,4 +1,4 @@
-"""Subsampling, which reduces the frame rate before the blocks, a class for each kind: in torch, and as layers."""
+"""Subsampling, which reduces the frame rate before the blocks: a class for each kind, in torch and as layers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from u2moe.runtime.graph.builder import GraphBuilder
 
 
 class Subsampling(nn.Module):
-    """From features to the input of the blocks, times what the positional encodings multiply it by."""
+    """Maps features to the input of the blocks, including the scale of the positional encodings."""
 
     POSITIONS = "pos_enc"
-    """Where WeNet keeps encodings of positions."""
+    """WeNet's name of the module with positional encodings."""
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
@@ -32,32 +32,32 @@ class Subsampling(nn.Module):
 
     @property
     def learned(self) -> LearnedPositions | None:
-        """Encodings of positions, if they are weights."""
+        """The positional encodings, if they are weights."""
         return cast("LearnedPositions | None", getattr(self, self.POSITIONS, None))
 
     def output_length(self, length: int) -> int:
-        """Encoder frames of so many feature frames; 0 if they are fewer than a window."""
+        """Return the number of encoder frames for `length` feature frames; 0 if they are fewer than a window."""
         return max(length - self.window + self.rate, 0) // self.rate
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """`output_length` of each element."""
+        """Return `output_length` of each element."""
         return (lengths - self.window + self.rate).clamp(min=0) // self.rate
 
     def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
-        """`output_lengths` as nodes."""
+        """Return `output_lengths` as nodes."""
         with g.scope("output_lens"):
             return g.op("Div", g.op("Max", g.op("Sub", lengths, self.window - self.rate), 0), self.rate)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """[batch, frames, bins], valid frames [batch], to [batch, time, dim]."""
+        """Map [batch, frames, bins] to [batch, time, dim]; `lengths` [batch] are the valid frames."""
         raise NotImplementedError
 
     def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
-        """`forward` as layers of the graph."""
+        """Return `forward` as layers of the graph."""
         raise NotImplementedError
 
     def scaled(self, g: GraphBuilder, x: ir.Value) -> ir.Value:
-        """X times `scale`."""
+        """Return X times `scale`."""
         return x if self.scale == 1 else g.op("Mul", x, self.scale)
 
 
@@ -79,7 +79,7 @@ class Convolutions(Subsampling):
         for kernel, stride in self.layers:
             modules += [nn.Conv2d(config.dim if modules else 1, config.dim, kernel, stride), nn.ReLU()]
         self.conv = nn.Sequential(*modules)
-        # the convolutions do to frequencies what they do to time
+        # the convolutions reduce bins as they reduce frames
         projection = nn.Linear(config.dim * self.output_length(config.input_size), config.dim)
         old_name = config.subsampling in ("conv2d", "conv2d2")
         self.out = nn.Sequential(projection) if old_name else None
@@ -93,13 +93,13 @@ class Convolutions(Subsampling):
 
     @property
     def projection(self) -> tuple[nn.Linear, str]:
-        """The projection to `dim`, and what WeNet calls it."""
+        """The projection to `dim`, and WeNet's name for it."""
         if isinstance(self.out, nn.Sequential):
             return cast("nn.Linear", self.out[0]), "out.0"
         return cast("nn.Linear", self.linear), "linear"
 
     def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
-        """See `Subsampling`; convolution by convolution, as in the graphs of the demo."""
+        """See `Subsampling`. Computed for each convolution, as in the graphs of the demo."""
         with g.scope("output_lens"):
             for kernel, stride in self.layers:
                 lengths = g.op("Div", g.op("Max", g.op("Sub", lengths, kernel - stride), 0), stride)
@@ -116,7 +116,7 @@ class Convolutions(Subsampling):
                 layer = cast("nn.Conv2d", self.conv[index])
                 weights.append(vector(g, f"conv.{index}.weight", layer.weight))
                 weights.append(vector(g, f"conv.{index}.bias", cast("Tensor", layer.bias)))
-            if len(kernels) == 1:  # the projection is as large as any layer, and quantized as they are
+            if len(kernels) == 1:  # the projection is as large as any layer, and quantized like one
                 (x,) = g.call(form.convolutions(projection.in_features), features, *weights)
                 return self.scaled(g, linear(g, x, projection, name))
             weights.append(transposed(g, f"{name}.weight", projection.weight))
@@ -126,14 +126,14 @@ class Convolutions(Subsampling):
 
 
 class Projection(Subsampling):
-    """A projection and a layer normalisation of each frame: the rate stays."""
+    """A projection and a layer normalisation of each frame; the frame rate does not change."""
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)
         norm = nn.LayerNorm(config.dim, eps=config.embed_eps)
         self.out = nn.Sequential(nn.Linear(config.input_size, config.dim), norm)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - each frame by itself
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - frames are independent
         """See `Subsampling`."""
         return cast("Tensor", self.out(x)) * self.scale
 
@@ -145,7 +145,7 @@ class Projection(Subsampling):
 
 
 class StackedFrames(Subsampling):
-    """Pairs of frames as one, normalised and projected. WeNet leaves out the factor of the positional encodings."""
+    """Stacked pairs of frames, normalised and projected. WeNet omits the scale of the positional encodings here."""
 
     POSITIONS = "pos_enc_class"
 
@@ -208,9 +208,9 @@ KINDS: dict[SubsamplingKind, type[Subsampling]] = {
     "stack_n_frames": StackedFrames,
     "conv1d2": TimeConvolutions,
 }
-"""The classes by WeNet's names. A new one is a class and a line here, and its rate in `architecture.SUBSAMPLINGS`."""
+"""The classes by WeNet's names. A new kind also needs its rate in `architecture.SUBSAMPLINGS`."""
 
 
 def subsampling(config: EncoderArchitecture) -> Subsampling:
-    """The layer of the configured kind."""
+    """Return the layer of the configured kind."""
     return KINDS[config.subsampling](config)

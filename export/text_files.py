@@ -1,6 +1,6 @@
 """Reads the text files of a checkpoint, with limits on memory and time: yaml, and feature statistics.
 
-Statistics are in WeNet's global_cmvn, JSON or Kaldi text; only needed when the state dict has none.
+Statistics are in WeNet's global_cmvn, as JSON or Kaldi text. They are needed only if the state dict has none.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 from u2moe.runtime.errors import CheckpointError
 
 LARGEST_TEXT = 1 << 26
-"""Characters of a vocabulary or of statistics; a million symbols fit."""
+"""Characters of a vocabulary or of statistics; enough for a million symbols."""
 LARGEST_YAML = 1 << 18
-"""Characters of a yaml file; those of WeNet have 2,000 to 10,000."""
+"""Characters of a yaml file; WeNet's have 2,000 to 10,000."""
 
 
 LARGEST_MERGE = 100_000
-"""Keys of all mappings after merges ("<<"): without a limit, a few hundred characters would fill the memory."""
+"""Keys of all mappings after merges ("<<"). Without a limit, a few hundred characters could fill the memory."""
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Plain values, with merges up to a limit."""
+    """Loads plain values, and merges up to a limit."""
 
     num_keys = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put what is merged into the mapping; called for each mapping and, once more, each time it is merged."""
+        """Expand merges; called for each mapping, and again each time it is merged."""
         super().flatten_mapping(node)
         self.num_keys += len(node.value)
         if self.num_keys > LARGEST_MERGE:
@@ -41,13 +41,13 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
-    """The content of a UTF-8 file; if it cannot be read, the error says what it is needed for: `purpose`.
+    """Return the content of a UTF-8 file; errors state its `purpose`.
 
     Raises:
         CheckpointError: the file is missing, not a regular file, not UTF-8, or longer than `largest` characters.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block until written to, a device might never end
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, and a device might never end
             raise CheckpointError(f"{path}: is not a regular file; {purpose}")
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(largest + 1)
@@ -61,15 +61,15 @@ def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
 
 
 def read_yaml(path: Path, *, purpose: str) -> object:
-    """The content of a yaml file of plain values.
+    """Return the content of a yaml file of plain values.
 
     Raises:
-        CheckpointError: as for `read_text`; or the file is not yaml, or has Python tags or too large merges.
+        CheckpointError: as for `read_text`; or the file is not yaml, has Python tags, or expands to too many keys.
     """
     text = read_text(path, purpose=purpose, largest=LARGEST_YAML)
     try:
         return yaml.load(text, PlainLoader)  # noqa: S506 - a SafeLoader
-    except Exception as error:  # pyyaml raises KeyError, AttributeError and others for explicit tags that do not fit
+    except Exception as error:  # for explicit tags that do not fit, pyyaml raises KeyError, AttributeError and others
         raise CheckpointError(f"{path}: is not plain yaml: {type(error).__name__}: {error}") from error
 
 
@@ -82,11 +82,11 @@ ROUNDING = 1e-6
 
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation [size] each, of `size` mel bins."""
+    """Return mean and inverse standard deviation, [size] each."""
     text = read_text(
         path,
         purpose="the network was trained with feature statistics, and neither the state dict "
-        f"({CMVN_MEAN}) nor this file has them",
+        f"({CMVN_MEAN}) nor this file contains them",
     )
     try:
         sums, squares, count = _parse_json(text) if text.lstrip().startswith("{") else _parse_kaldi(text)
@@ -101,7 +101,7 @@ def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
         mean_square = squares / count
         variance = mean_square - mean * mean
         if (variance < -ROUNDING * mean_square).any():
-            raise CheckpointError(f"{path}: has sums of squares that are too small for its sums and {count:g} frames")
+            raise CheckpointError(f"{path}: has sums of squares too small for its sums and {count:g} frames")
         variance = np.maximum(variance, SMALLEST_VARIANCE)
         statistics = mean.astype(np.float32), (1.0 / np.sqrt(variance)).astype(np.float32)
     if not all(np.isfinite(values).all() for values in statistics):
@@ -116,7 +116,7 @@ def _parse_json(text: str) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _parse_kaldi(text: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """A matrix of two rows: sums and the count, sums of squares and 0."""
+    """Parse a matrix of two rows: sums and the count, sums of squares and 0."""
     words = text.split()
     if len(words) < 6 or words[0] != "[" or words[-1] != "]" or len(words) % 2:
         raise ValueError("expected '[ sums count sums-of-squares 0 ]'")

@@ -44,8 +44,8 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "ctl_weight", "logit_temp", "n_negatives",  # the loss of ctl_model
         ),
         "cmvn_conf": ("is_json_cmvn",),
-        "lora_conf": ("lora_modules", "lora_attn_attr", "lora_list", "lora_dropout"),  # the state dict tells
-        # how transcripts become tokens, not how tokens become text
+        "lora_conf": ("lora_modules", "lora_attn_attr", "lora_list", "lora_dropout"),  # visible in the tensors
+        # these control how transcripts become tokens, not how tokens become text
         "tokenizer_conf": ("bpe_path", "non_lang_syms_path", "split_with_space", "is_multilingual", "num_languages"),
         "dataset_conf.fbank_conf": ("dither",),  # WeNet turns it off for recognition
         "dataset_conf.mfcc_conf": ("dither",),
@@ -67,68 +67,68 @@ ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
 CONFIG_FILE = "train.yaml"
 DEFAULT_MEL_BINS = 23
 FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
-"""Milliseconds, unless stated."""
+"""Defaults in milliseconds."""
 MODELS = ("asr_model", "ctl_model")
-"""`ctl_model` has another loss, and the same network."""
+"""`ctl_model` has a different loss and the same network."""
 _FUNASR = "FunASR exports it to ONNX and sherpa-onnx runs it"
 _PRETRAINED = (
-    "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, and export that"
+    "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, then export the result"
 )
 OTHER_MODELS = {
-    "transducer": "is a transducer: train its encoder as asr_model, or let sherpa-onnx run a transducer of icefall",
-    "paraformer": f"is no CTC network: {_FUNASR}",
-    "sensevoice_small": f"has tasks and languages as inputs: {_FUNASR}",
-    "whisper": "has features and prompts of its own: whisper.cpp, faster-whisper and sherpa-onnx run Whisper",
+    "transducer": "is a transducer: train its encoder as asr_model, or use a transducer of icefall with sherpa-onnx",
+    "paraformer": f"is not a CTC network: {_FUNASR}",
+    "sensevoice_small": f"takes tasks and languages as inputs: {_FUNASR}",
+    "whisper": "uses its own features and prompts: whisper.cpp, faster-whisper and sherpa-onnx run Whisper",
     "firered": "has no CTC head: sherpa-onnx runs FireRedASR",
     "k2_model": "is trained for a decoding graph of k2: train it as asr_model",
-    "causal_lm": "is a language model: llama.cpp and onnxruntime-genai run those",
+    "causal_lm": "is a language model: llama.cpp and onnxruntime-genai run it",
     "w2vbert_model": _PRETRAINED,
     "wav2vec_model": _PRETRAINED,
     "bestrq_model": _PRETRAINED,
 }
-"""Kinds of model that WeNet trains and that stay outside, with what to use instead."""
+"""Other kinds of model that WeNet trains, which are not supported, with an alternative for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The content of train.yaml; with statistics in it, features are normalised (`normalized_input` of the encoder)."""
+    """The content of train.yaml. If it names feature statistics, the encoder has `normalized_input`."""
 
     architecture: Architecture
     features: FeatureConfig
     decoding: DecodingConfig
     blank: int | None
-    """Id of the blank; None: that of `<blank>` in the vocabulary."""
+    """Id of the blank; None: the id of `<blank>` in the vocabulary."""
     layout: Literal["collate_conf", "dataset_conf", "present"]
-    """Of the file: as before October 2021, as before the end of 2023, or as today."""
+    """Layout of the file: until October 2021, until the end of 2023, or present."""
     stated_eps: frozenset[str]
-    """The sections that state `norm_eps`."""
+    """The sections that specify `norm_eps`."""
     trained_decoder: bool
-    """False: trained with CTC alone (`ctc_weight` 1), so the decoders in the state dict are random."""
+    """False if trained with CTC only (`ctc_weight` 1): the decoders in the state dict are then random."""
     tokenizer: Literal["char", "bpe"] | None
-    """None in old files, which do not state it."""
+    """None for old files, which do not specify it."""
     separate: bool
-    """Each token is a word: a space between tokens (`connect_symbol`)."""
+    """Each token is a word: tokens are joined with a space (`connect_symbol`)."""
     special_tokens: dict[str, int]
-    """Ids by symbol, empty in old files."""
+    """Ids by symbol; empty for old files."""
     symbol_table: str | None
     """File name of the vocabulary."""
     cmvn_file: str | None
     """File name of the feature statistics; None if trained without them, or if the file is not named."""
     without_cmvn: bool
-    """`cmvn` is stated and null: WeNet ignores statistics then, even those in the state dict."""
+    """`cmvn` is null: WeNet then ignores statistics, even those in the state dict."""
     adapters: Adapters | None
-    """LoRA adapters that the state dict may hold."""
+    """LoRA adapters that the state dict may contain."""
     tied_embedding: bool
-    """The decoders' output weights are their embeddings, whatever the state dict holds."""
+    """The decoders' output weights are their embeddings, regardless of the state dict."""
 
 
 def read_training_config(path: Path) -> TrainingConfig:
-    """Read and check a train.yaml; every key is either used, known to be irrelevant, or refused by name."""
-    return parse_training_config(read_yaml(path, purpose="it says what the network is"), path.name)
+    """Read and check a train.yaml; every key is used, known to be irrelevant, or refused by name."""
+    return parse_training_config(read_yaml(path, purpose="it describes the network"), path.name)
 
 
 def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingConfig:
-    """Like `read_training_config`, for a mapping that is already loaded."""
+    """Parse like `read_training_config`, from a loaded mapping."""
     with refused_as(CheckpointError, file):
         return _parsed(Section(file, values))
 
@@ -187,7 +187,7 @@ def _parsed(top: Section) -> TrainingConfig:
 
 
 def _check_kind(top: Section) -> None:
-    """Refuse the models that are no CTC and attention networks, each with what to use instead."""
+    """Refuse models that are not CTC and attention networks, with an alternative for each."""
     model = top.value("model")
     if isinstance(model, str) and model in OTHER_MODELS:
         raise UnsupportedError(f"{top.file}: model is {model!r}, which {OTHER_MODELS[model]}")
@@ -195,10 +195,10 @@ def _check_kind(top: Section) -> None:
 
 
 def read_features(top: Section) -> FeatureConfig:
-    """The front end that dataset_conf and collate_conf describe."""
+    """Return the front end that dataset_conf and collate_conf describe."""
     dataset, collate = top.section("dataset_conf", is_whole=False), top.section("collate_conf", is_whole=False)
     if "fbank_conf" not in dataset and top.value("raw_wav") not in (None, True):
-        raise top.unsupported("raw_wav", top.value("raw_wav"), ("True",))  # Kaldi's, whose settings are not in the file
+        raise top.unsupported("raw_wav", top.value("raw_wav"), ("True",))  # made by Kaldi; settings unknown
     settings: dict[str, Any] = {"sample_rate": dataset.section("resample_conf").integer("resample_rate", 16000)}
     old = collate.section("feature_extraction_conf", is_whole=False)
     if dataset.choice("feats_type", "fbank", ("fbank", "mfcc")) == "mfcc":
@@ -221,13 +221,13 @@ def read_features(top: Section) -> FeatureConfig:
             features = FeatureConfig(**settings)
             constants_of(features)
     except BundleError as error:
-        raise UnsupportedError(f"{top.file}: dataset_conf: {error}; Kaldi refuses so many mel bins, too") from error
+        raise UnsupportedError(f"{top.file}: dataset_conf: {error}; Kaldi also refuses so many mel bins") from error
     return features
 
 
 def _normalization(top: Section) -> tuple[bool, str | None]:
-    """Whether the file names statistics, and their file. Old files have `cmvn_file` at the top level and no `cmvn`."""
-    # both are read, so that neither is unknown; WeNet prefers the first
+    """Return whether the file names statistics, and their file. Old files have only a top-level `cmvn_file`."""
+    # both are read, so that neither counts as unknown; WeNet prefers the first
     named, at_the_top = (conf.optional_text("cmvn_file") for conf in (top.section("cmvn_conf"), top))
     cmvn_file = named or at_the_top
     if "cmvn" in top:
@@ -252,7 +252,7 @@ def _adapters(top: Section) -> Adapters | None:
 
 
 def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | None, bool, dict[str, int], str | None]:
-    """The kind of tokens, whether each is a word, the special tokens, and the vocabulary's file."""
+    """Return the kind of tokens, whether each is a word, the special tokens, and the vocabulary's file."""
     conf = top.section("tokenizer_conf")
     kind: Literal["char", "bpe"] | None = None
     if "tokenizer" in top:
@@ -266,7 +266,7 @@ def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | 
 
 
 def _blank(top: Section, vocab_size: int, special_tokens: dict[str, int]) -> int | None:
-    """Id of the blank, if the file states it."""
+    """Return the id of the blank, if the file specifies it."""
     conf, special = top.section("ctc_conf"), special_tokens.get("<blank>")
     if "ctc_blank_id" not in conf:
         return special
@@ -284,11 +284,11 @@ def _token(conf: Section, key: str, vocab_size: int) -> int:
 
 
 def _decoding(top: Section) -> tuple[DecodingConfig, bool]:
-    """Weights of the second pass, and whether its decoders see only frames that are no blank."""
+    """Return the weights of the second pass, and whether its decoders see only non-blank frames."""
     conf = top.section("model_conf")
     ctc_weight = conf.number("ctc_weight", 0.5, least=0.0, most=1.0)
     if ctc_weight == 0:
-        raise conf.unsupported("ctc_weight", ctc_weight, ("more than 0: recognition begins with the CTC head",))
+        raise conf.unsupported("ctc_weight", ctc_weight, ("more than 0: recognition needs a trained CTC head",))
     reverse_weight = conf.number("reverse_weight", 0.0, least=0.0, most=1.0)
     non_blank_memory = conf.flag("apply_non_blank_embedding", default=False)
     return DecodingConfig(ctc_weight=ctc_weight, reverse_weight=reverse_weight), non_blank_memory

@@ -1,4 +1,4 @@
-"""Loads a WeNet state dict and selects the tensors that an architecture needs, each one checked."""
+"""Loads a WeNet state dict, and selects and checks the tensors that an architecture needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from u2moe.runtime.errors import CheckpointError, UnsupportedError
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that nn.DataParallel, DistributedDataParallel and torch.compile add to every tensor name."""
 WRAPPED = re.compile(r"(?<![^.])(module|model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""Parts of names that these, other programs and fully sharded training add."""
+"""Parts of names that these wrappers, other programs and fully sharded training add."""
 ENCODER_POSITIONS = re.compile(r"encoder\.embed\.pos_enc(_class)?\.pe")
 POSITION_TABLE = re.compile(ENCODER_POSITIONS.pattern + r"|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
@@ -35,12 +35,12 @@ TIED_OUTPUT = re.compile(r"(decoder\.(?:(?:left|right)_decoder\.)?)output_layer\
 MOST_NAMES = 5
 POSITION_ERRORS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-3}
 """Supported tensor types, each with the largest difference of a position table from our sinusoids. The angle 5000 has
-an error of 3e-4 in float32; a value near 1 has one of 2.4e-4 in float16 and of 2e-3 in bfloat16. Other kinds of table
-differ by about 1."""
+an error of 3e-4 in float32. A value near 1 has an error of 2.4e-4 in float16 and of 2e-3 in bfloat16. Other kinds of
+table differ by about 1."""
 
 
 def linked_weights(path: Path) -> Path:
-    """The file that holds the weights: final.pt, or final.pt.xz in its place, or what WeNet's dangling link means.
+    """Return the file with the weights: final.pt, final.pt.xz, or the file that WeNet's dangling link means.
 
     Training links final.pt to N.pt but writes epoch_N.pt.
     """
@@ -51,15 +51,13 @@ def linked_weights(path: Path) -> Path:
     meant = path.parent / f"epoch_{target}"
     if re.fullmatch(r"\d+\.pt", target) and meant.is_file():
         return meant
-    raise CheckpointError(f"{path}: is a link to {target}, which is not there{_choice(path.parent)}")
+    raise CheckpointError(f"{path}: is a link to {target}, which does not exist{_choice(path.parent)}")
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file written by torch.save, memory-mapped where its format allows. Runs no code from it.
+    """Return all tensors of a file written by torch.save, memory-mapped if its format allows. Runs no code from it.
 
-    A file that `xz` has compressed is read, too.
-
-    Prefixes in `WRAPPERS` are removed from the names if all names have one.
+    The file may be compressed by `xz`. Prefixes in `WRAPPERS` are removed if all names have one.
     """
     try:
         with path.open("rb") as stream:
@@ -69,22 +67,22 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if not start:
         raise CheckpointError(f"{path}: is empty")
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; run git lfs pull")
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
             packed = start.startswith(b"\xfd7zXZ\x00")
             file = io.BytesIO(lzma.decompress(path.read_bytes())) if packed else path
             # only the zip format of torch 1.6 and later can be mapped
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
-    except Exception as error:  # damaged files raise anything
+    except Exception as error:  # damaged files can raise any exception
         raise CheckpointError(f"{path}: {_refusal(error)}") from error
     return _checked_state_dict(path, state)
 
 
 def _refusal(error: Exception) -> str:
-    """Why torch cannot load a file: not in its own words, which advise to run what the file contains."""
+    """Return why torch cannot load a file. Torch's own message would advise running code from the file."""
     if "TorchScript" in str(error):
-        return "is a TorchScript program, as export_jit.py of WeNet writes: expected the state dict it was made of"
+        return "is a TorchScript program, as written by WeNet's export_jit.py: expected the state dict"
     if isinstance(error, pickle.UnpicklingError):
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it refers to {foreign[1]}" if foreign else "it cannot be unpickled without running code"
@@ -93,14 +91,14 @@ def _refusal(error: Exception) -> str:
 
 
 def _choice(directory: Path) -> str:
-    """The end of a message: the weights that exist."""
+    """Return the end of a message: the existing weights."""
     found = sorted(item.name for item in directory.glob("*.pt") if item.is_file())
     return f"; the directory has {', '.join(found)}: name one with --weights" if found else ""
 
 
 def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds {type(state).__name__}, expected a state dict")
+        raise CheckpointError(f"{path}: contains {type(state).__name__}, expected a state dict")
     wrapped = next((name for name, value in state.items() if _holds_tensors(value)), None)
     if wrapped is not None:
         raise CheckpointError(
@@ -109,7 +107,7 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
         )
     for name, tensor in state.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: has a key {name!r}, expected names of tensors")
+            raise CheckpointError(f"{path}: has the key {name!r}, expected tensor names")
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {name} is {type(tensor).__name__}, expected a tensor")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
@@ -117,12 +115,12 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
         if tensor.device.type != "cpu":
             raise CheckpointError(f"{path}: {name} is a {tensor.device.type} tensor, which has no values")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            # a few bytes would expand to as many as its shape says
+            # a few bytes would expand to its whole shape
             raise CheckpointError(
                 f"{path}: {name} {tuple(tensor.shape)} has repeated (expanded) elements, expected a plain tensor"
             )
     if not state:
-        raise CheckpointError(f"{path}: holds no tensors")
+        raise CheckpointError(f"{path}: contains no tensors")
     return {name: tensor.detach() for name, tensor in _unwrapped(state).items()}
 
 
@@ -138,7 +136,7 @@ def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that a checkpoint of this architecture must have, by its name in WeNet's state dict."""
+    """Return the shape of each tensor that this architecture needs, by its name in WeNet's state dict."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
     return {
@@ -149,10 +147,10 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def select_tensors(
     path: Path, state: Mapping[str, Tensor], architecture: Architecture, *, tied_embedding: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of the network in float32, and the reason why each other tensor of the file is ignored.
+    """Return the network's tensors in float32, and the reason for ignoring each other tensor of the file.
 
     Raises:
-        CheckpointError: a tensor is missing, of the wrong shape or type, not finite, or one that nothing uses.
+        CheckpointError: a tensor is missing, unused, of the wrong shape or type, or not finite.
     """
     expected = expected_shapes(architecture)
     sources = {name: name for name in expected}
@@ -173,31 +171,31 @@ def select_tensors(
 
 
 def _without_wrappers(unused: list[str], missing: list[str]) -> str:
-    """The end of a message: what some names have too much."""
+    """Return the end of a message: superfluous parts of the names."""
     fitting = [name for name in unused if WRAPPED.sub("", name) in missing]
     if not fitting:
         return ""
     added = ", ".join(sorted({f"{part}." for name in fitting for part in WRAPPED.findall(name)}))
-    return f"; {len(fitting)} of these names would fit without {added}: remove it from them and save the file again"
+    return f"; {len(fitting)} of these names would match without {added}: remove it and save the file again"
 
 
 def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str], architecture: Architecture) -> str:
-    """Why a tensor has no effect; empty if unknown."""
+    """Return why a tensor has no effect; empty if unknown."""
     if name in sources:
         return f"tied: replaced by {sources[name]}"
     if BATCH_COUNTER.fullmatch(name):
         return "count of training batches"
     if CONCATENATION.fullmatch(name):
-        return "belongs to concat_after, which is off; WeNet saved it anyway until 2022"
+        return "belongs to concat_after, which is off; until 2022 WeNet saved it anyway"
     if POSITION_TABLE.fullmatch(name):
         _check_position_table(path, name, tensor, architecture)
-        kind = "" if tensor.dtype == torch.float32 else f", not rounded as those in the file, {tensor.dtype}"
+        kind = "" if tensor.dtype == torch.float32 else f", not rounded to {tensor.dtype} as in the file"
         return f"sinusoids, computed from positions{kind}"
     return ""
 
 
 def _check_position_table(path: Path, name: str, table: Tensor, architecture: Architecture) -> None:
-    """WeNet would use this table, so it must equal what the network computes."""
+    """Check that the table equals our computed positions, because WeNet would use it."""
     _check_type(path, name, table)
     length, kind = table.shape[1] if table.ndim > 1 else 0, "abs_pos"
     if ENCODER_POSITIONS.fullmatch(name):

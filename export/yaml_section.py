@@ -1,4 +1,4 @@
-"""One mapping of a yaml file, read key by key with types checked; unknown keys are refused at the end."""
+"""Reads one mapping of a yaml file key by key, with types checked; unknown keys are refused at the end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from u2moe.runtime.validation import Record, quoted, shortened
 Choice = TypeVar("Choice", bound=str)
 MOST_NAMES = 10
 LARGEST_SIZE = 1 << 20
-"""Default limit for whole numbers in the file: the product of three such sizes fits in 64 bits."""
+"""Default limit for whole numbers in the file. The product of three such sizes fits in 64 bits."""
 NAMEABLE = re.compile("[^\0\ud800-\udfff]*")
 
 
 class Section(Record):
-    """A mapping of a file; without a name the top level. Unless it `is_whole`, not all of its keys have to be read."""
+    """A mapping of a file; without a name, the top level. If not `is_whole`, keys may remain unread."""
 
     def __init__(self, file: str, values: object, name: str = "", *, is_whole: bool = True) -> None:
         super().__init__(values, name)
@@ -26,45 +26,45 @@ class Section(Record):
         self._sections: list[Section] = []
 
     def names(self) -> list[str]:
-        """All keys that are text; others are refused in the end."""
+        """Return all keys that are text; others are refused at the end."""
         return [key for key in self.values if isinstance(key, str)]
 
     def unsupported(self, key: str, found: object, supported: Iterable[str]) -> UnsupportedError:
-        """The error for a value that WeNet supports and this project does not."""
+        """Return the error for a value that WeNet supports and this project does not."""
         return UnsupportedError(
             f"{self.file}: {self.field(key)} is {quoted(found)}, which is not supported; "
             f"supported: {', '.join(supported)}"
         )
 
     def refuse(self, keys: Iterable[str], reason: str) -> None:
-        """Refuse keys that are there and not null."""
+        """Refuse keys that are present and not null."""
         for key in keys:
             if self.value(key) is not None:
                 raise self.unsupported(key, self.value(key), (f"none: {reason}",))
 
     def section(self, key: str, *, is_whole: bool = True) -> Section:
-        """The mapping under `key`; an absent one reads as empty."""
+        """Return the mapping under `key`; a missing one reads as empty."""
         value = self.value(key)
         self._sections.append(Section(self.file, {} if value is None else value, self.field(key), is_whole=is_whole))
         return self._sections[-1]
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST_SIZE) -> int:
-        """A whole number; required when there is no default."""
+        """Return a whole number; required if there is no default."""
         return super().integer(key, default, least=least, most=most)
 
     def optional_integer(self, key: str) -> int | None:
-        """A whole number of at least 1, or null."""
+        """Return a whole number of at least 1, or None for null."""
         return None if self.value(key) is None else self.integer(key)
 
     def optional_text(self, key: str) -> str | None:
-        """A text without characters that a file name cannot have, or null."""
+        """Return a text without characters that a file name cannot have, or None for null."""
         value = self.value(key)
         if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
             raise self.wrong(key, value, "a text or null")
         return value
 
     def choice(self, key: str, default: Choice, supported: tuple[Choice, ...]) -> Choice:
-        """One of the supported names."""
+        """Return one of the supported names."""
         value = self.value(key, default)
         for name in supported:
             if value == name:
@@ -74,7 +74,7 @@ class Section(Record):
     def finish(
         self, without_effect: Mapping[str, Iterable[str]], one_value: Mapping[str, Mapping[str, object]]
     ) -> None:
-        """Refuse keys, here and in the sections below, that are unknown: they may change the network.
+        """Refuse unknown keys, here and in the sections below: they may change the network.
 
         Args:
             without_effect: by section, keys that have no effect.
@@ -99,7 +99,7 @@ class Section(Record):
 
 
 def _key(key: object) -> str:
-    """A key for use in a message, in quotes only if it needs them."""
+    """Return a key for use in a message, in quotes only if it needs them."""
     return shortened(key) if isinstance(key, str) and key.isprintable() else quoted(key)
 
 

@@ -31,7 +31,7 @@ def test_weights_of_an_epoch_contain_them(folder):
     checkpoint = Checkpoint.open(folder, "epoch_3.pt")
     state = torch.load(folder / "epoch_3.pt", weights_only=True)
     assert torch.equal(checkpoint.tensors[f"{LAYER}.weight"], state[f"{LAYER}.weight"])
-    assert checkpoint.ignored[f"{LAYER}.lora_A"] == "an adapter that its weight contains already"
+    assert checkpoint.ignored[f"{LAYER}.lora_A"] == "an adapter that its weight already contains"
     added = Checkpoint.open(folder, "epoch_3.pt", lora="add")
     assert not torch.equal(added.tensors[f"{LAYER}.weight"], state[f"{LAYER}.weight"])
 

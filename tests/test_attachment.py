@@ -166,7 +166,7 @@ def test_what_a_bundle_carries_is_shown_and_goes_with_it(attached, tmp_path):
     assert LANGUAGE_MODEL_FILE in converted.files
     notes = []
     convert_bundle(attached, tmp_path / "offline", "offline", progress=notes.append)
-    assert "left to the program, for graphs have none of it: beam_size, language_model" in notes
+    assert "settings that the graphs do not include, left to the program: beam_size, language_model" in notes
 
 
 def test_what_cannot_be_attached_leaves_the_bundle_as_it_is(copy, arpa):

@@ -212,7 +212,7 @@ def test_routers_that_cannot_choose_are_named(moe_bundle, moe_checkpoint):
     network = moe_checkpoint.network()
     gate = network.get_submodule("encoder.encoders.0.feed_forward.gate")
     gate.weight = torch.nn.Parameter(torch.zeros_like(gate.weight), requires_grad=False)
-    with pytest.raises(ParityError, match="a router has near ties between experts on all of 8 inputs"):
+    with pytest.raises(ParityError, match="a router has near ties between experts for all 8 inputs"):
         Parity(network, bundle.path, bundle.manifest, subject=bundle.path).run()
 
 
@@ -306,7 +306,7 @@ def test_validate_compares_with_the_right_checkpoint(golden_checkpoint, moe_bund
     other = write_like_moe_tiny(golden_checkpoint("moe_tiny"), tmp_path / "other")
     with pytest.raises(ParityError):
         validate_bundle(bundle.path, other)
-    with pytest.raises(BundleError, match=r"model\.streaming is True, but the checkpoint gives False"):
+    with pytest.raises(BundleError, match=r"model\.streaming is True, but the checkpoint has False"):
         validate_bundle(bundle.path, write_configuration("not_causal", tmp_path / "offline"))
 
 

@@ -186,7 +186,7 @@ def test_graphs_of_networks_of_any_kind(bundle, export_quickly, tmp_path):
     write_random_checkpoint(tmp_path / "ahead", looks_ahead, seed=1)
     ahead = export_quickly(tmp_path / "ahead", tmp_path / "ahead-bundle")
     convert_bundle(ahead, tmp_path / "4", "offline")
-    with pytest.raises(UnsupportedError, match="trained for full context: ask for the profile offline"):
+    with pytest.raises(UnsupportedError, match="trained for full context: use the profile offline"):
         convert_bundle(ahead, tmp_path / "5", "streaming")
     chunks = random_config(encoder_conf={"static_chunk_size": 4, "use_dynamic_chunk": False})
     write_random_checkpoint(tmp_path / "chunks", chunks, seed=1)
@@ -234,6 +234,6 @@ def test_commands(bundle, tmp_path, capsys):
     assert f"wrote {tmp_path / '1'}: offline.onnx, tokens.txt" in capsys.readouterr().out
     again = ["convert", str(bundle.path), str(tmp_path / "2"), "--profile"]
     assert main([*again, "streaming", "--chunk-size", "8"]) == 1
-    assert "--chunk-size and --num-left-chunks need --profile sherpa-onnx" in capsys.readouterr().err
+    assert "--chunk-size and --num-left-chunks require --profile sherpa-onnx" in capsys.readouterr().err
     assert main([*again, "sherpa-onnx", "--ort"]) == 1
-    assert "--ort is not for --profile sherpa-onnx" in capsys.readouterr().err
+    assert "--ort does not apply to --profile sherpa-onnx" in capsys.readouterr().err

@@ -153,9 +153,9 @@ def test_what_is_refused(tmp_path, changes, vocab_size, error, message):
 def test_options_that_do_not_go_together(tmp_path, capsys):
     file = str(recipe_of(tmp_path))
     assert cli.main(["export", file, str(tmp_path / "out"), "--seed", "1"]) == 1
-    assert "--vocab-size and --seed need --random" in capsys.readouterr().err
+    assert "--vocab-size and --seed require --random" in capsys.readouterr().err
     assert cli.main(["export", "--random", file, str(tmp_path / "out"), "--units", "units.txt"]) == 1
-    assert "--random has weights and vocabulary of its own" in capsys.readouterr().err
+    assert "--random cannot be combined with --weights" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("[1]", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"list\.yaml: is not a mapping"):
         export_random(tmp_path / "list.yaml", tmp_path / "out")

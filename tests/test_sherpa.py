@@ -208,9 +208,9 @@ def test_usage_tells_what_the_client_takes_for_granted(written):
     slower = dataclasses.replace(written.manifest.model, subsampling_rate=6)
     manifest = dataclasses.replace(written.manifest, model=slower)
     assert "multiply its timestamps by 1.5" in dataclasses.replace(written, manifest=manifest).usage()
-    assert "left out" not in written.usage()
+    assert "does not use" not in written.usage()
     manifest = with_decoding(written.manifest, beam_size=4, hotwords=("A",))
-    assert "search of its own: beam_size, hotwords" in dataclasses.replace(written, manifest=manifest).usage()
+    assert "search does not use: beam_size, hotwords" in dataclasses.replace(written, manifest=manifest).usage()
 
 
 def test_offline_graph_keeps_no_caches(bundle):
@@ -299,7 +299,7 @@ def test_symbols_that_the_client_would_take_for_others(bundle):
         checked(lambda tokens: ["_", *tokens[1:]])
     with pytest.raises(UnsupportedError, match="<eps> is 59"):
         checked(lambda tokens: [*tokens[:-1], "<eps>"])
-    with pytest.raises(UnsupportedError, match="'a b' holds white space"):
+    with pytest.raises(UnsupportedError, match="'a b' contains white space"):
         checked(lambda tokens: [*tokens[:-1], "a b"])
 
 

@@ -202,11 +202,11 @@ def test_unknown_keys_are_refused_by_name(path):
 @pytest.mark.parametrize(
     ("encoder", "conf", "message"),
     [
-        ("dual_conformer", {"final_norm": True}, "final_norm is True, .* this encoder does not know it in WeNet"),
+        ("dual_conformer", {"final_norm": True}, "final_norm is True, .* WeNet's dual conformer does not support it"),
         (
             "dual_conformer",
             {"conv_inner_factor": 2},
-            "conv_inner_factor is 2, .* this encoder does not know it in WeNet",
+            "conv_inner_factor is 2, .* WeNet's dual conformer does not support it",
         ),
         (
             "efficientConformer",

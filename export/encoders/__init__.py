@@ -1,1 +1,1 @@
-"""The encoders that WeNet can train, a kind in a file: read from train.yaml, in torch, and as layers of a graph."""
+"""The encoders that WeNet can train, one kind per module: read from train.yaml, in torch, and as layers of a graph."""

@@ -22,23 +22,23 @@ MERGE_METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
 
 @dataclass(frozen=True, kw_only=True)
 class Branches:
-    """Settings of this encoder alone."""
+    """Settings that only this encoder has."""
 
     gating: Gating
     merge: MergeMethod
-    """`learned_ave` weighs the branches by averages over the whole utterance, and so cannot stream."""
+    """`learned_ave` weights the branches by averages over the whole utterance, so it cannot stream."""
     gating_weights: tuple[float, ...]
-    """Weight of the gating MLP in each block, for `fixed_ave`; that of attention is the rest of 1."""
+    """Weight of the gating MLP in each block, for `fixed_ave`; attention has the rest of 1."""
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
-    """The architecture in a train.yaml."""
+    """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     gates = read_gating(conf)
     for branch in ("use_attn", "use_cgmlp"):
         if not conf.flag(branch, default=True):
             raise conf.unsupported(branch, conf.value(branch), ("true",))
-    for unused in ("stochastic_depth_rate", "attn_branch_drop_rate"):  # in training only
+    for unused in ("stochastic_depth_rate", "attn_branch_drop_rate"):  # training only
         conf.value(unused)
     merge = conf.choice("merge_method", "concat", MERGE_METHODS)
     shared = encoder_architecture(
@@ -50,7 +50,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         num_blocks=12,
         has_order=False,
         causal=gates.causal and merge != "learned_ave",
-        # blocks have the gating MLP in the place of a feed-forward layer
+        # blocks have the gating MLP in place of a feed-forward layer
         feed_forward=FeedForward(hidden=gates.hidden, activation="gelu"),
     )
     weights = _weights(conf, shared.num_blocks, needed=merge == "fixed_ave")
@@ -58,7 +58,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ...]:
-    """`cgmlp_weight`, a number or one for each block. At 0 or 1 WeNet leaves out a branch."""
+    """Return the values of `cgmlp_weight`: one number, or one per block. At 0 or 1 WeNet leaves out a branch."""
     found = conf.value("cgmlp_weight")
     found = 0.5 if found is None else found
     listed: list[Any] = found if isinstance(found, list) else [found] * num_blocks
@@ -71,19 +71,19 @@ def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ..
 
 
 class BranchformerBlock(TwoBranchBlock):
-    """Attention beside a gating MLP, residual."""
+    """Attention in parallel with a gating MLP, residual."""
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
         own, dim = cast("Branches", config.own), config.dim
         super().__init__(config, own.gating)
         self.dim, self.merge, self.gating_weight = dim, own.merge, own.gating_weights[index]
-        # WeNet has these four whatever the method
+        # WeNet creates these four for every method
         self.pooling_proj1, self.pooling_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
         self.weight_proj1, self.weight_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
         self.merge_proj = nn.Linear(2 * dim if own.merge == "concat" else dim, dim)
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """[batch, time, dim] to the same, and the caches with this call's frames appended."""
+        """Apply the block to [batch, time, dim]; also return the caches with this call's frames appended."""
         attended, gated, following = self.branches(x, context, caches)
         return self.norm_final(x + self.merge_proj(self._merged(attended, gated, context.valid))), following
 
@@ -115,7 +115,7 @@ class BranchformerEncoder(SpeechEncoder):
 
 
 class BranchformerNodes(TwoBranchNodes):
-    """The same as layers of a graph."""
+    """Builds the encoder as layers of a graph."""
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
         """See `EncoderNodes`."""
@@ -141,7 +141,7 @@ class BranchformerNodes(TwoBranchNodes):
         return g.op("Add", g.op("Mul", first, attended), g.op("Mul", second, gated))
 
     def _logit(self, branch: ir.Value, pooling: nn.Linear, weight: nn.Linear, number: str) -> ir.Value:
-        """The unnormalised weight of a branch [batch, 1, 1], from its average over the frames that exist."""
+        """Return the logit of a branch [batch, 1, 1], from its average over the existing frames."""
         g = self.g
         scores = g.op("Mul", linear(g, branch, pooling, f"pooling_proj{number}"), self.config.dim**-0.5)
         bias = g.op("Transpose", g.op("Squeeze", self.frames.bias, [1]), perm=[0, 2, 1])

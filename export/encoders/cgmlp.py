@@ -1,4 +1,4 @@
-"""Attention beside a convolutional gating MLP (arXiv 2105.08050), as branchformers have it: in torch, and as layers."""
+"""Attention in parallel with a convolutional gating MLP (arXiv 2105.08050), in torch and as layers of a graph."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Gating:
 
 
 def read_gating(conf: Section) -> Gating:
-    """The layer that an encoder_conf describes."""
+    """Return the layer that an encoder_conf describes."""
     hidden = conf.integer("cgmlp_linear_units", 2048)
     if hidden % 2:
         raise conf.wrong("cgmlp_linear_units", hidden, "even: half of it is the gate")
@@ -57,13 +57,13 @@ def read_gating(conf: Section) -> Gating:
 
 
 def attention_key(conf: Section) -> str:
-    """What branchformers call the kind of attention: `attention_layer_type` until WeNet 3.0.1."""
+    """Return the key that selects branchformers' attention: `attention_layer_type` until WeNet 3.0.1."""
     old = "attention_layer_type"
     return old if old in conf else "selfattention_layer_type"
 
 
 def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
-    """Taps of a convolution over time."""
+    """Return the number of taps of a convolution over time."""
     kernel = conf.integer(key, default)
     if not causal and kernel % 2 == 0:
         raise conf.wrong(key, kernel, "odd for a convolution that is not causal")
@@ -71,7 +71,7 @@ def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
 
 
 class SpatialGatingUnit(nn.Module):
-    """One half of the channels, times the other after a normalisation and a depthwise convolution."""
+    """One half of the channels, multiplied by the other half after normalisation and depthwise convolution."""
 
     def __init__(self, config: Gating) -> None:
         super().__init__()
@@ -81,9 +81,9 @@ class SpatialGatingUnit(nn.Module):
         self.act = nn.Identity() if config.activation == "identity" else activation(config.activation)
 
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[batch, time, 2 * channels], true for frames that exist [batch, time], cached frames of the gate."""
+        """Gate `x` [batch, time, 2 * channels]; `valid` [batch, time] is true for frames that exist."""
         value, gate = x.chunk(2, dim=-1)
-        if cache is None:  # WeNet pads with zeros before the normalisation, which makes its bias of them
+        if cache is None:  # WeNet pads zeros before the normalisation, which turns them into its bias
             cache = self.norm.bias.view(1, -1, 1).expand(-1, -1, self.conv.kernel_size[0] - 1)
         gate, kept = self.conv.over(self.norm(gate), valid, cache)
         gate = gate if self.linear is None else self.linear(gate)
@@ -91,7 +91,7 @@ class SpatialGatingUnit(nn.Module):
 
 
 class ConvolutionalGatingMLP(nn.Module):
-    """Projection, `SpatialGatingUnit` and projection."""
+    """A projection, a `SpatialGatingUnit` and a projection."""
 
     def __init__(self, dim: int, config: Gating) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class ConvolutionalGatingMLP(nn.Module):
         self.channel_proj2 = nn.Linear(config.channels, dim)
 
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[batch, time, dim] to the same, and what is to be cached."""
+        """Apply the layer to [batch, time, dim]; also return the frames to cache."""
         y, kept = self.csgu(self.channel_proj1(x), valid, cache)
         return self.channel_proj2(y), kept
 
@@ -109,7 +109,7 @@ class ConvolutionalGatingMLP(nn.Module):
 def gating(
     g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """The layers on [batch, time, dim], and what is to be cached; `row` is the block's in the histories."""
+    """Add the layers for [batch, time, dim]; also return the frames to cache. `row` is the block's row in them."""
     unit, kind = module.csgu, module.config.activation
     with g.scope("cgmlp", group="feed_forward"):
         value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
@@ -125,7 +125,7 @@ def gating(
 
 
 def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, half: int) -> ir.Value:
-    """One half of the first projection as a product of its own: nothing has to be split."""
+    """Return one half of the first projection as a separate product, so no split is needed."""
     layer, size = cast("nn.Linear", module.channel_proj1[0]), module.config.channels
     rows = slice(half * size, (half + 1) * size)
     with g.scope("channel_proj1", ("value", "gate")[half]):
@@ -134,7 +134,7 @@ def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, half: in
 
 
 class TwoBranchBlock(nn.Module):
-    """What blocks with attention beside a gating MLP have in common."""
+    """The common part of blocks with attention in parallel with a gating MLP."""
 
     def __init__(self, config: EncoderArchitecture, gates: Gating) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class TwoBranchBlock(nn.Module):
         self.norm_mha, self.norm_mlp, self.norm_final = (nn.LayerNorm(config.dim) for _ in range(3))
 
     def branches(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, Tensor, BlockCaches]:
-        """Outputs of attention and of the gating MLP for [batch, time, dim], and the caches with this call's frames."""
+        """Return the outputs of attention and of the gating MLP, and the caches with this call's frames."""
         branch = self.norm_mha(x)
         following = {ATT_CACHE: with_past(caches, ATT_CACHE, self.attn.keys_values(branch))}
         attended = self.attn(branch, following[ATT_CACHE], context.mask, context.positions)
@@ -152,7 +152,7 @@ class TwoBranchBlock(nn.Module):
 
 
 class TwoBranchNodes(EncoderNodes):
-    """The same as layers of a graph."""
+    """The common part as layers of a graph."""
 
     ATTENTION = "attn"
 
@@ -168,12 +168,12 @@ class TwoBranchNodes(EncoderNodes):
         self.gates = self.around(gates)
 
     def branches(self, residual: Residual, block: TwoBranchBlock, index: int) -> tuple[ir.Value, ir.Value]:
-        """Outputs of attention and of the gating MLP."""
+        """Return the outputs of attention and of the gating MLP."""
         attended = self.self_attention(residual.normalized(block.norm_mha, "norm_mha"), block, index)
         y = residual.normalized(block.norm_mlp, "norm_mlp")
         return attended, self.kept(gating(self.g, y, block.cgmlp, self.gates, index))
 
 
 def _before_first_frame(modules: Sequence[ConvolutionalGatingMLP]) -> Tensor:
-    """What each convolution sees before the first frame [modules, 1, 1, channels]."""
+    """Return the frame that each convolution sees before the first frame [modules, 1, 1, channels]."""
     return torch.stack([module.csgu.norm.bias for module in modules])[:, None, None]

@@ -22,10 +22,10 @@ NOT_DUAL = ("conv_norm_eps", "conv_inner_factor", "final_norm")
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
-    """The architecture in a train.yaml."""
+    """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     if top.value("encoder") == "dual_conformer":
-        conf.refuse(NOT_DUAL, "this encoder does not know it in WeNet, which fails")
+        conf.refuse(NOT_DUAL, "WeNet's dual conformer does not support it and fails")
     return encoder_architecture(
         conf,
         top,
@@ -37,7 +37,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def read_transformer(top: Section, *, normalized: bool) -> EncoderArchitecture:
-    """The same of an encoder without convolutions."""
+    """Return the architecture of an encoder without convolutions."""
     return encoder_architecture(
         top.section("encoder_conf"),
         top,
@@ -49,10 +49,10 @@ def read_transformer(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 class ConformerBlock(nn.Module):
-    """Half feed-forward (macaron), attention, convolution, feed-forward, each residual; first and third optional."""
+    """Half feed-forward (macaron, optional), attention, convolution (optional) and feed-forward, each residual."""
 
     NORMS: ClassVar[tuple[str, str]] = ("norm_mha", "norm_ff")
-    """What WeNet calls those of the attention and of the feed-forward layer."""
+    """WeNet's names of the normalisations of the attention and of the feed-forward layer."""
     norm_mha: nn.Module
     norm_ff: nn.Module
 
@@ -76,12 +76,12 @@ class ConformerBlock(nn.Module):
         self.attention_cache, self.convolution_cache = ATT_CACHE, CNN_CACHE
 
     def norms(self) -> tuple[nn.Module, nn.Module]:
-        """Those of `NORMS`."""
+        """Return the normalisations named by `NORMS`."""
         attention, last = (self.get_submodule(name) for name in self.NORMS)
         return attention, last
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """[batch, time, dim] to the same, and the caches with this call's frames appended."""
+        """Apply the block to [batch, time, dim]; also return the caches with this call's frames appended."""
         following: BlockCaches = {}
         norm_attention, norm_last = self.norms()
         if self.feed_forward_macaron is not None:
@@ -94,14 +94,14 @@ class ConformerBlock(nn.Module):
         return self.norm_final(x) if self.conv_module is not None else x, following
 
     def attended(self, x: Tensor, context: Context, caches: BlockCaches, following: BlockCaches) -> Tensor:
-        """The attention, whose keys and values `following` gets."""
+        """Return the output of attention, and put its keys and values into `following`."""
         seen = following[self.attention_cache] = with_past(caches, self.attention_cache, self.self_attn.keys_values(x))
         return cast("Tensor", self.self_attn(x, seen, context.mask, context.positions))
 
     def convolved(
         self, x: Tensor, module: ConvolutionModule, context: Context, caches: BlockCaches, following: BlockCaches
     ) -> Tensor:
-        """X and its convolution, whose last frames `following` gets."""
+        """Return `x` plus its convolution, and put the convolution's last frames into `following`."""
         branch = self.norm_conv(x) if self.pre_norm else x
         branch, history = module(branch, context.valid, caches.get(self.convolution_cache))
         following.update({} if history is None else {self.convolution_cache: history})
@@ -109,7 +109,7 @@ class ConformerBlock(nn.Module):
         return x if self.pre_norm else cast("Tensor", self.norm_conv(x))
 
     def beside(self, x: Tensor, context: Context) -> Tensor:  # noqa: ARG002 - see `EfficientBlock`
-        """What the convolution of x is added to."""
+        """Return the value that the convolution of x is added to."""
         return x
 
 
@@ -132,7 +132,7 @@ class TransformerEncoder(SpeechEncoder):
 
 
 class ConformerNodes(EncoderNodes):
-    """Both as layers of a graph."""
+    """Builds both encoders as layers of a graph."""
 
     def share(self, x: ir.Value) -> None:
         """See `EncoderNodes`."""

@@ -32,7 +32,7 @@ MERGE_CACHE = "merge_cache"
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """Settings of this encoder alone."""
+    """Settings that only this encoder has."""
 
     gating: Gating
     merge_kernel: int
@@ -42,7 +42,7 @@ class Merged:
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
-    """The architecture in a train.yaml."""
+    """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     gates = read_gating(conf)
     own = Merged(
@@ -50,7 +50,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         merge_kernel=read_kernel(conf, "merge_conv_kernel", 3, causal=gates.causal),
         feed_forward=conf.flag("use_ffn", default=True),
     )
-    for unused in ("stochastic_depth_rate", "conv_bias", "merge_method"):  # training only; others' layers
+    for unused in ("stochastic_depth_rate", "conv_bias", "merge_method"):  # training only, or for other layers
         conf.value(unused)
     shared = encoder_architecture(
         conf,
@@ -67,10 +67,11 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 class EBranchformerBlock(TwoBranchBlock):
-    """Half feed-forward (macaron), attention beside a gating MLP, feed-forward, each residual; first and last optional.
+    """Half feed-forward (macaron), attention in parallel with a gating MLP, feed-forward, each residual.
 
-    Between chunks, WeNet's forward_chunk forgets what the merging convolution has seen. Here it is cached, and the
-    output is that of the whole utterance under a mask of chunks, as the network was trained.
+    Both feed-forward layers are optional. Between chunks, WeNet's forward_chunk forgets the frames that the merging
+    convolution has seen. Here they are cached, and the output equals that of the whole utterance under a mask of
+    chunks, as in training.
     """
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:  # noqa: ARG002 - all are alike
@@ -87,7 +88,7 @@ class EBranchformerBlock(TwoBranchBlock):
         self.scale = 0.5 if config.macaron else 1.0
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """[batch, time, dim] to the same, and the caches with this call's frames appended."""
+        """Apply the block to [batch, time, dim]; also return the caches with this call's frames appended."""
         if self.feed_forward_macaron is not None:
             x = x + self.scale * self.feed_forward_macaron(self.norm_ff_macaron(x))
         attended, gated, following = self.branches(x, context, caches)
@@ -116,7 +117,7 @@ class EBranchformerEncoder(SpeechEncoder):
 
 
 class EBranchformerNodes(TwoBranchNodes):
-    """The same as layers of a graph."""
+    """Builds the encoder as layers of a graph."""
 
     def share(self, x: ir.Value) -> None:
         """See `EncoderNodes`."""

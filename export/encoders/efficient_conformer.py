@@ -1,8 +1,9 @@
 """The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions, attention over groups.
 
-Its layers as those of a graph are in `efficient_conformer_nodes`. WeNet's forward_chunk fails here at commit 0154699:
-the encoder gives tensors as caches to attention that reads pairs of them. With each cache in the form that its layer
-reads, it computes what is computed here, which is also the whole utterance under a mask of chunks.
+Its layers for a graph are in `efficient_conformer_nodes`. At commit 0154699, WeNet's forward_chunk fails here: the
+encoder passes tensors as caches to attention that expects pairs of them. If each layer receives its cache in the
+expected form, WeNet's output equals the one computed here. That is also the output for the whole utterance under a mask
+of chunks.
 """
 
 from __future__ import annotations
@@ -28,43 +29,43 @@ IGNORED = (
     "mlp_type", "mlp_bias", "n_expert", "n_expert_activated", "n_kv_head", "head_dim", "query_bias", "key_bias",
     "value_bias", "conv_bias", "layer_norm_type", "norm_eps", "conv_norm_eps", "conv_inner_factor", "final_norm",
 )  # fmt: skip
-"""Keys of conformers that WeNet reads without an error here and does not use."""
+"""Keys of conformers that WeNet accepts here and does not use."""
 GROUPED = tuple(range(4))
 CACHES = (ATT_CACHE, CNN_CACHE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strided:
-    """Settings of this encoder alone."""
+    """Settings that only this encoder has."""
 
     strides: tuple[int, ...]
-    """Frames of each block for one of the next."""
+    """For each block, the number of its frames that become one frame of the next block."""
     kernels: tuple[int, ...]
     """Taps of the convolution of each block."""
     group_sizes: tuple[int, ...]
-    """Frames that attend together, in each block."""
+    """For each block, the number of frames that attend together."""
 
     def step(self, index: int) -> int:
-        """Frames after the subsampling for one of a block."""
+        """Return the number of frames after subsampling per frame of a block."""
         return math.prod(self.strides[:index])
 
     @property
     def chunk_multiple(self) -> int:
-        """Frames after the subsampling of which a chunk must hold a multiple: it must not end within a group."""
+        """Chunks must be multiples of this number of frames after subsampling, so that none ends within a group."""
         groups = (self.step(index) * size for index, size in enumerate(self.group_sizes))
         return math.lcm(math.prod(self.strides), *groups)
 
     def rates(self) -> dict[int, range]:
-        """The blocks of each `step`."""
+        """Return the range of blocks for each `step`."""
         steps = [self.step(index) for index in range(len(self.strides))]
         return {step: range(steps.index(step), steps.index(step) + steps.count(step)) for step in steps}
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
-    """The architecture in a train.yaml."""
+    """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
-    conf.refuse(IGNORED, "WeNet ignores it in this encoder")
-    conf.choice("cnn_module_norm", "batch_norm", ("batch_norm", "layer_norm"))  # with others, WeNet fails
+    conf.refuse(IGNORED, "WeNet ignores it for this encoder")
+    conf.choice("cnn_module_norm", "batch_norm", ("batch_norm", "layer_norm"))  # WeNet fails with other norms
     shared = encoder_architecture(
         conf,
         top,
@@ -107,7 +108,7 @@ def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
 
 
 def _numbers(conf: Section, key: str, default: tuple[int, ...], *, least: int = 0, most: int) -> tuple[int, ...]:
-    """A list of whole numbers, or one."""
+    """Return a list of whole numbers, or a single number, as a tuple."""
     found = conf.value(key) if key in conf else list(default)
     listed = found if isinstance(found, list) else [found]
     if not all(isinstance(one, int) and not isinstance(one, bool) and least <= one <= most for one in listed):
@@ -116,7 +117,7 @@ def _numbers(conf: Section, key: str, default: tuple[int, ...], *, least: int = 
 
 
 class GroupedAttention(MultiHeadAttention):
-    """Relative attention in which several frames together are one query, one key and one value."""
+    """Relative attention in which several frames together form one query, one key and one value."""
 
     def __init__(self, dim: int, config: Attention, group_size: int) -> None:
         super().__init__(dim, config)
@@ -125,13 +126,13 @@ class GroupedAttention(MultiHeadAttention):
         self.pos_bias_u, self.pos_bias_v = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
 
     def _groups(self, x: Tensor) -> Tensor:
-        """[batch, time, dim] to [batch, heads, groups, group_size * head_dim]."""
+        """Reshape [batch, time, dim] to [batch, heads, groups, group_size * head_dim]."""
         missing = -x.shape[1] % self.group_size
         padded = nn.functional.pad(x, (0, 0, 0, missing))
         return padded.reshape(len(x), -1, *self.pos_bias_u.shape).transpose(1, 2)
 
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
-        """See `MultiHeadAttention`: all arguments are those of frames."""
+        """See `MultiHeadAttention`. All arguments refer to frames, not groups."""
         frames = (part.transpose(1, 2).flatten(2) for part in keys_values.chunk(2, dim=-1))
         query, keys, values, located = map(self._groups, (self.linear_q(x), *frames, self.linear_pos(positions)))
         scores = torch.add(*self.relative_scores(query, keys, located))
@@ -141,7 +142,7 @@ class GroupedAttention(MultiHeadAttention):
 
 
 class StridedConvolution(ConvolutionModule):
-    """A convolution module that leaves one of `stride` frames."""
+    """A convolution module that outputs one frame for every `stride` frames."""
 
     def __init__(self, dim: int, config: Convolution, stride: int) -> None:
         super().__init__(dim, config)
@@ -150,7 +151,7 @@ class StridedConvolution(ConvolutionModule):
 
 
 class EfficientBlock(ConformerBlock):
-    """A conformer block whose attention may be over groups, and whose convolution may leave out frames."""
+    """A conformer block with optional grouped attention and an optionally strided convolution."""
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
         own, dim = cast("Strided", config.own), config.dim
@@ -163,15 +164,15 @@ class EfficientBlock(ConformerBlock):
             self.self_attn = GroupedAttention(dim, config.attention, group_size)
         if self.stride > 1:
             self.conv_module = StridedConvolution(dim, convolution, self.stride)
-            self.concat_linear = nn.Linear(2 * dim, dim)  # in WeNet's state dict, and never used
+            self.concat_linear = nn.Linear(2 * dim, dim)  # in WeNet's state dict, but never used
 
     def beside(self, x: Tensor, context: Context) -> Tensor:
-        """See `ConformerBlock`: averages of the frames that the convolution makes one of."""
+        """See `ConformerBlock`. Returns averages of the frames that the convolution combines into one."""
         return averaged(x, context.valid, self.stride)
 
 
 def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
-    """The average of each `stride` frames of [batch, time, dim], of those that exist."""
+    """Return the average of every `stride` frames of [batch, time, dim], counting only existing frames."""
     if stride == 1:
         return x
     exists = valid.unsqueeze(-1).to(x.dtype)
@@ -185,12 +186,12 @@ def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
 
 
 def cache_name(name: str, step: int) -> str:
-    """The name of a cache of the blocks with a frame for `step` after the subsampling."""
+    """Return the name of a cache for blocks with one frame per `step` frames after subsampling."""
     return name if step == 1 else f"{name}_{step}"
 
 
 class EfficientConformerEncoder(SpeechEncoder):
-    """Conformer blocks, after some of which the frame rate is lower."""
+    """Conformer blocks, some of which lower the frame rate."""
 
     BLOCK = EfficientBlock
 

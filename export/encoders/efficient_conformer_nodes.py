@@ -21,11 +21,11 @@ from u2moe.runtime.graph.convolution import ReducingConvolution
 
 
 class EfficientConformerNodes(ConformerNodes):
-    """Builds the encoder."""
+    """Builds the encoder as layers of a graph."""
 
     @property
     def own(self) -> Strided:
-        """Settings of this encoder alone."""
+        """Settings that only this encoder has."""
         return cast("Strided", self.config.own)
 
     @property
@@ -47,7 +47,7 @@ class EfficientConformerNodes(ConformerNodes):
         self._enter(time, 1)
 
     def _enter(self, time: ir.Value, step: int) -> None:
-        """Begin with the blocks of one rate."""
+        """Begin the blocks of one frame rate."""
         g, blocks, start = self.g, self.own.rates().get(step, range(0)), self.start
         self.time, self.step, self.blocks = time, step, blocks
         attention, history = (self.inputs.get(cache_name(each, step)) for each in CACHES)
@@ -72,7 +72,7 @@ class EfficientConformerNodes(ConformerNodes):
         self.seen = Surroundings(start, self.frames.valid, self.streaming)
 
     def _leave(self) -> None:
-        """Note the caches of the blocks of one rate."""
+        """Store the new caches of the blocks of one frame rate."""
         attention, history = (f"r_{cache_name(each, self.step)}" for each in CACHES)
         if self.frames.kept:
             self.following[attention] = self.frames.next_attention_cache()
@@ -86,7 +86,7 @@ class EfficientConformerNodes(ConformerNodes):
         return self.following
 
     def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
-        """See `ConformerNodes`: with a stride, what stands on the other side of the sum is averages of frames."""
+        """See `ConformerNodes`. With a stride, the convolution is added to averages of frames."""
         g, row, stride = self.g, index - self.blocks.start, cast("EfficientBlock", block).stride
         if stride == 1:
             super().add_convolution(residual, block, module, row)
@@ -121,7 +121,7 @@ class EfficientConformerNodes(ConformerNodes):
         return parts.finish(y)
 
     def _averaged(self, x: ir.Value, stride: int) -> ir.Value:
-        """The average of each `stride` frames, of those that exist [batch, ceil(time / stride), dim]."""
+        """Return the average of every `stride` existing frames [batch, ceil(time / stride), dim]."""
         g, valid = self.g, self.valid
 
         def total(values: ir.Value, width: int) -> ir.Value:
@@ -132,7 +132,7 @@ class EfficientConformerNodes(ConformerNodes):
         return g.op("Div", total(g.op("Mul", x, valid), self.config.dim), number)
 
     def _padded(self, x: ir.Value, size: int) -> ir.Value:
-        """[batch, time, ...] with zeros at the end, so that `size` divides the time, as it divides that of caches."""
+        """Pad [batch, time, ...] with zeros at the end, so that `size` divides the time."""
         g = self.g
         missing = g.op("Mod", g.op("Sub", [0], self.time), [size])
         return g.op("Pad", x, g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))
@@ -147,7 +147,7 @@ class EfficientConformerNodes(ConformerNodes):
             return self.frames.attend(AttentionNodes(self.g, layer), x, bias, [self.encodings], row)
 
     def _grouped(self, x: ir.Value, layer: GroupedAttention, row: int) -> ir.Value:
-        """Attention between groups of frames: frames side by side are one vector, and heads are cut out of that."""
+        """Attend between groups of frames: adjacent frames form one vector, which is then split into heads."""
         g, size = self.g, layer.group_size
         num_heads, head_dim = layer.pos_bias_u.shape
         heads = Heads(num_heads=num_heads, num_kv_heads=num_heads, size=head_dim)
@@ -181,7 +181,7 @@ class EfficientConformerNodes(ConformerNodes):
 
 
 def _position_bias(layer: GroupedAttention) -> torch.Tensor:
-    """(v - u) / sqrt(size) of each head in the rows of its channels [heads * size, heads]."""
+    """Return (v - u) / sqrt(size) of each head in the rows of its channels [heads * size, heads]."""
     difference = (layer.pos_bias_v - layer.pos_bias_u) / math.sqrt(layer.pos_bias_u.shape[1])
     num_heads, size = difference.shape
     return (torch.eye(num_heads).unsqueeze(1) * difference.unsqueeze(2)).reshape(num_heads * size, num_heads)

@@ -1,4 +1,4 @@
-"""The table of the encoders by WeNet's names. A new one is a file beside this, and a line in the table."""
+"""The encoders by WeNet's names. To add one, add a module beside this one and an entry in the table."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Reader(Protocol):
     """Reads the architecture from a train.yaml; `normalized` says whether feature statistics are part of it."""
 
     def __call__(self, top: Section, *, normalized: bool) -> EncoderArchitecture:
-        """The architecture."""
+        """Return the architecture."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of encoder: how it is read from a train.yaml, in plain torch, and as layers of a graph."""
+    """A kind of encoder: its reader for train.yaml, its torch network, and its layers of a graph."""
 
     read: Reader
     network: type[SpeechEncoder]
@@ -50,11 +50,11 @@ KINDS = {
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
     "transformer": Kind(conformer.read_transformer, conformer.TransformerEncoder, conformer.ConformerNodes),
 }
-# trained by `ctl_model` on whole utterances and chunks at a time; otherwise the same
+# `ctl_model` trains these on whole utterances and chunks at the same time; otherwise they are the same
 KINDS |= {f"dual_{name}": KINDS[name] for name in ("conformer", "transformer")}
 
 
 def read_encoder(top: Section, *, normalized: bool) -> EncoderArchitecture:
-    """The encoder of a train.yaml, of the kind that it names."""
+    """Return the encoder that a train.yaml describes."""
     kind = top.choice("encoder", "conformer", tuple(KINDS))
     return KINDS[kind].read(top, normalized=normalized)

@@ -1,7 +1,7 @@
 """The common part of all encoders, in plain torch, with the names of WeNet's state dict.
 
-There are two ways to run an encoder: `forward` over whole (padded) utterances with an optional chunk mask, used for
-training and parity, and `forward_chunk` with explicit caches, the reference for the streaming graph.
+An encoder runs in two ways. `forward` processes whole (padded) utterances with an optional chunk mask, for training and
+parity. `forward_chunk` uses explicit caches and is the reference for the streaming graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from u2moe.export.subsampling import Subsampling, subsampling
 from u2moe.runtime.bundle.contract import Cache
 
 BlockCaches = dict[str, Tensor]
-"""State of one block between chunks, by the names of the caches in the manifest [batch, ...]."""
+"""State of one block between chunks [batch, ...], by the cache names in the manifest."""
 ATT_CACHE = "att_cache"
 CNN_CACHE = "cnn_cache"
 
@@ -37,7 +37,7 @@ class GlobalCMVN(nn.Module):
         self.register_buffer("istd", torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., mel] to [..., mel]."""
+        """Normalise [..., mel]."""
         return (x - self.mean) * self.istd
 
 
@@ -53,12 +53,12 @@ class Context:
     """Sinusoids of the keys [batch or 1, keys, dim]."""
 
     def strided(self, step: int) -> Context:
-        """That of every `step`th frame; axes of one stay as they are."""
+        """Return the context of every `step`th frame; axes of size one do not change."""
         return Context(self.mask[:, :, ::step, ::step], self.valid[:, ::step], self.positions[:, ::step])
 
 
 def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
-    """True where frame i may see frame j [time, time]: its chunk and `num_left_chunks` before it (negative: all)."""
+    """Return true where frame i may see frame j [time, time]: its chunk and `num_left_chunks` before (-1: all)."""
     chunks = torch.arange(time) // chunk_size
     distance = chunks.unsqueeze(1) - chunks.unsqueeze(0)
     visible = distance >= 0
@@ -66,12 +66,12 @@ def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
 
 
 class SpeechEncoder(nn.Module):
-    """Normalisation, subsampling and the blocks, which a kind of encoder supplies."""
+    """Normalisation, subsampling and the blocks. Each kind of encoder supplies its blocks."""
 
     BLOCK: ClassVar[type[nn.Module]]
-    """Made of a configuration and the number of the block.
+    """Class of the blocks, constructed from a configuration and the index of the block.
 
-    It is called with [batch, time, dim], the `Context` and its caches, empty at the start; it returns
+    A block is called with [batch, time, dim], the `Context` and its caches, which are empty at the start. It returns
     [batch, time, dim] and its caches with the frames of this call appended.
     """
 
@@ -84,18 +84,18 @@ class SpeechEncoder(nn.Module):
         self.after_norm = norm(config.dim, config.norm)
 
     def subsampling(self) -> Subsampling:
-        """The layers before the blocks."""
+        """Return the layers before the blocks."""
         return subsampling(self.config)
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """Cache, channels and kernel of each convolution of a block that sees frames before a chunk."""
+        """Return cache, channels and kernel of each convolution of a block that sees frames before a chunk."""
         own = config.convolution
         return [(CNN_CACHE, own.channels, own.kernel)] if own is not None and own.causal else []
 
     @classmethod
     def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
-        """The caches that a stream keeps from chunk to chunk."""
+        """Return the caches that a stream keeps from chunk to chunk."""
         histories = (
             Cache(name=name, num_blocks=config.num_blocks, shape=(channels, kernel - 1))
             for name, channels, kernel in cls.convolutions(config)
@@ -106,7 +106,7 @@ class SpeechEncoder(nn.Module):
     def run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
     ) -> tuple[Tensor, list[BlockCaches]]:
-        """All blocks on [batch, time, dim]."""
+        """Run all blocks on [batch, time, dim]."""
         following = []
         for block, own in zip(self.encoders, caches, strict=True):
             x, cache = block(x, context, own)
@@ -118,7 +118,7 @@ class SpeechEncoder(nn.Module):
         return cast("Tensor", self.embed(x, lengths))
 
     def _encodings(self, positions: Tensor) -> Tensor:
-        """Of positions [time]: [1, time, dim]."""
+        """Return the encodings [1, time, dim] of positions [time]."""
         learned = self.embed.learned
         return (encodings(self.config, positions) if learned is None else learned(positions)).unsqueeze(0)
 
@@ -126,16 +126,16 @@ class SpeechEncoder(nn.Module):
         return cast("Tensor", self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
 
     def start(self) -> list[BlockCaches]:
-        """The caches of the blocks before the first chunk."""
+        """Return the caches of the blocks before the first chunk."""
         return [{} for _ in self.encoders]
 
     def forward(
         self, features: Tensor, lengths: Tensor, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> tuple[Tensor, Tensor]:
-        """Whole utterances [batch, frames, mel], valid frames [batch], to [batch, time, dim] and valid times [batch].
+        """Encode whole utterances [batch, frames, mel]; return [batch, time, dim] and valid times [batch].
 
-        `chunk_size` counts frames of the output. None is full context, but an encoder with a static chunk size always
-        uses that size.
+        `lengths` [batch] are the valid feature frames. `chunk_size` counts output frames; None means full context. An
+        encoder with a static chunk size always uses that size.
         """
         x = self._embed(features, lengths)
         time = x.shape[1]
@@ -155,10 +155,10 @@ class SpeechEncoder(nn.Module):
     def forward_chunk(
         self, chunk: Tensor, offset: int, caches: list[BlockCaches] | None, required_cache_size: int
     ) -> tuple[Tensor, list[BlockCaches]]:
-        """One chunk of one stream: [1, frames, mel] to [1, time, dim] and the caches for the next call.
+        """Encode one chunk of one stream: [1, frames, mel] to [1, time, dim] and the caches for the next call.
 
-        `offset` is the number of encoder frames before this chunk; `required_cache_size` cached frames are kept,
-        all of them if it is negative.
+        `offset` is the number of encoder frames before this chunk. `required_cache_size` is the number of cached frames
+        to keep; if it is negative, all are kept.
         """
         caches, offset = self.start() if caches is None else caches, offset * self.config.frame_reduction
         x = self._embed(chunk, torch.tensor([chunk.shape[1]]))
@@ -171,7 +171,7 @@ class SpeechEncoder(nn.Module):
         return self._finish(x), [self._last(own, required_cache_size) for own in following]
 
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
-        """The caches with the frames for `required` encoder frames, where they grow."""
+        """Return the caches; growing ones are cut to the frames for `required` encoder frames."""
         kept = dict(caches)
         for cache in self.caches(self.config):
             if cache.time_axis is not None and cache.name in kept and required >= 0:
@@ -183,11 +183,11 @@ class SpeechEncoder(nn.Module):
 
 
 def attention_cache(config: EncoderArchitecture, num_blocks: int, name: str = ATT_CACHE, rate: float = 1.0) -> Cache:
-    """Keys and values of `num_blocks` blocks."""
+    """Return the cache for keys and values of `num_blocks` blocks."""
     heads = config.attention
     return Cache(name=name, num_blocks=num_blocks, shape=(heads.num_kv_heads, 0, 2 * heads.head_dim), rate=rate)
 
 
 def with_past(caches: BlockCaches, name: str, new: Tensor) -> Tensor:
-    """Cached frames and new ones [batch, heads, time, channels]."""
+    """Return cached frames and new ones [batch, heads, time, channels]."""
     return torch.cat((caches[name], new), dim=2) if name in caches else new

@@ -1,4 +1,4 @@
-"""The common part of all encoders as layers of a graph; a kind of encoder supplies its blocks."""
+"""The common part of all encoders as layers of a graph. Each kind of encoder supplies its blocks."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from u2moe.runtime.graph.builder import GraphBuilder, Operand
 
 
 class FrameNodes:
-    """The frames that blocks of one rate share, at positions `step` apart, and those in a cache before them.
+    """The frames shared by the blocks of one rate, at positions `step` apart, and the cached frames before them.
 
     Args:
         g: builds the nodes.
-        time: frames of this call [1]; `lens`: those of each row that exist [batch].
-        offset: position of the first [batch], or [0] for whole utterances.
+        time: number of frames of this call [1].
+        lens: number of existing frames in each row [batch].
+        offset: position of the first frame [batch], or [0] for whole utterances.
         step: encoder frames from one frame to the next.
-        cache: keys and values of the frames before [blocks, batch, heads, cache, channels]; None: there are none.
+        cache: keys and values of earlier frames [blocks, batch, heads, cache, channels]; None: there are none.
         required: encoder frames to cache for the next call, negative: all; None for whole utterances.
 
     Attributes:
-        positions: of the keys [batch, keys].
+        positions: positions of the keys [batch, keys].
         visible: true for keys that exist [batch, keys].
-        kept: what blocks keep of this call's keys and values.
+        kept: this call's keys and values that blocks keep.
         bias: added to scores [batch, 1, 1, keys].
-        valid: 1 for frames that exist [batch, time, 1], where there is no cache.
+        valid: 1 for frames that exist [batch, time, 1], if there is no cache.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class FrameNodes:
             self.first_kept_new = g.op("Max", g.op("Sub", surplus, self.cache_time), 0)
 
     def sinusoids(self, dim: int) -> ir.Value:
-        """Positional encodings of the keys [batch, keys, dim]."""
+        """Return positional encodings of the keys [batch, keys, dim]."""
         return sinusoids(self.g, self.positions, dim)
 
     def biases(self, layers: Sequence[MultiHeadAttention], encodings: Sequence[ir.Value]) -> Sequence[ir.Value]:
-        """The terms that each layer adds to its scores: `bias` and, if positions are relative, the position bias."""
+        """Return each layer's bias of the scores: `bias` and, if positions are relative, the position bias."""
         config = layers[0].config
         if not config.relative or not encodings:
             return [self.bias] * len(layers)
@@ -90,9 +91,9 @@ class FrameNodes:
         return self.g.ops("Split", biases, [config.num_heads] * len(layers), axis=1, num_outputs=len(layers))
 
     def history(self, cache: ir.Value, start: ir.Value) -> ir.Value:
-        """The frames before a chunk [blocks, batch, past, channels], `start` in the place of those that do not exist.
+        """Return the frames before a chunk [blocks, batch, past, channels], with `start` in place of missing ones.
 
-        `cache` holds them as [blocks, batch, channels, past].
+        `cache` contains them as [blocks, batch, channels, past].
         """
         g = self.g
         length = g.op("Shape", cache, start=3, end=4)
@@ -105,7 +106,7 @@ class FrameNodes:
     def attend(
         self, nodes: AttentionNodes, x: ir.Value, bias: ir.Value, positions: Sequence[ir.Value], row: int
     ) -> ir.Value:
-        """An attention on [batch, time, dim] whose block is at `row` of the cache, if there is one."""
+        """Attend on [batch, time, dim]; `row` is the block's row in the cache, if any."""
         y, *kept = nodes.attend(x, x, bias, positions, self._cache_of(row))
         self.kept += kept
         return y
@@ -114,22 +115,22 @@ class FrameNodes:
         return [] if self.cache is None else [self.cache, self.g.constant(row), self.first_kept_new]
 
     def next_attention_cache(self) -> ir.Value:
-        """Keys and values for the next call: from the past, and what blocks keep of this call, which `kept` lists."""
+        """Return the keys and values for the next call: past ones, and those of this call in `kept`."""
         if self.cache is None:
-            raise ValueError("frames without a cache have no next one")
+            raise ValueError("frames without a cache have no next cache")
         return self.g.call(next_cache(len(self.kept)), self.cache, self.first_kept_past, *self.kept)[0]
 
 
 def next_history(g: GraphBuilder, new: Sequence[ir.Value]) -> ir.Value:
-    """The cache of frames before a convolution for the next call, as [blocks, batch, channels, past]."""
+    """Return the next call's cache of frames before a convolution, as [blocks, batch, channels, past]."""
     return g.op("Transpose", g.op("Concat", *new, axis=0), perm=[0, 1, 3, 2])
 
 
 class EncoderNodes:
-    """Builds the encoder. What all blocks share is computed once, at the top."""
+    """Builds the encoder. Values that all blocks share are computed once."""
 
     ATTENTION: ClassVar[str] = "self_attn"
-    """What WeNet calls the attention of a block."""
+    """WeNet's name of a block's attention."""
 
     def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value], max_position: int) -> None:
         self.g = g
@@ -146,7 +147,7 @@ class EncoderNodes:
 
     @property
     def longest_history(self) -> int:
-        """Frames after the subsampling that a convolution sees before its chunk, at most; whole ones of the output."""
+        """The most frames after subsampling that a convolution sees before its chunk, in whole output frames."""
         return max((kernel - 1 for _, _, kernel in self.encoder.convolutions(self.config)), default=0)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
@@ -154,18 +155,18 @@ class EncoderNodes:
         raise NotImplementedError
 
     def attention_of(self, block: nn.Module) -> MultiHeadAttention:
-        """The attention of a block."""
+        """Return the attention of a block."""
         return cast("MultiHeadAttention", getattr(block, self.ATTENTION))
 
     def around(self, initial: ir.Value | None, cache: str = CNN_CACHE) -> Surroundings:
-        """The frames around those of this call, for a convolution with the frame `initial` before the first."""
+        """Return the frames around this call's frames, for a convolution with frame `initial` before the first."""
         if initial is not None and cache in self.inputs:
             with self.g.scope("frames"):
                 initial = self.frames.history(self.inputs[cache], initial)
         return Surroundings(initial, self.frames.valid, self.streaming)
 
     def build(self) -> dict[str, ir.Value]:
-        """All nodes; returns the outputs by name."""
+        """Build all nodes and return the outputs by name."""
         g = self.g
         with g.scope("encoder"):
             x = self._embed()
@@ -182,7 +183,7 @@ class EncoderNodes:
             return outputs
 
     def _embed(self) -> ir.Value:
-        """Normalised and subsampled features [batch, time, dim]."""
+        """Return the normalised and subsampled features [batch, time, dim]."""
         g, cmvn = self.g, self.encoder.global_cmvn
         x = self.inputs["chunk"]
         if cmvn is not None:
@@ -191,11 +192,11 @@ class EncoderNodes:
         return self.embed(x)
 
     def embed(self, x: ir.Value) -> ir.Value:
-        """Subsampled features [batch, time, dim] of normalised ones."""
+        """Return the subsampled features [batch, time, dim] of normalised features."""
         return self.encoder.embed.nodes(self.g, x, self.inputs["chunk_lens"])
 
     def share(self, x: ir.Value) -> None:
-        """Positions and masks that every block uses."""
+        """Build the positions and masks that every block uses."""
         g, cache = self.g, self.inputs.get(ATT_CACHE)
         with g.scope("frames"):
             time = g.op("Shape", x, start=1, end=2)
@@ -214,16 +215,16 @@ class EncoderNodes:
         self.biases = self.frames.biases(layers, self.positions)
 
     def _position(self, time: ir.Value) -> ir.Value:
-        """The position of each row's chunk [batch]: `offset`, or as `next_offset` in `contract.encoder` says.
+        """Return the position of each row's chunk [batch]: `offset`, or the one that `contract.encoder` specifies.
 
-        In frames after the subsampling, as everything here.
+        Like everything here, it counts frames after subsampling.
         """
         g, offset, reduction = self.g, self.inputs["offset"], self.config.frame_reduction
         offset = offset if reduction == 1 else g.op("Mul", offset, reduction)
         limit = [self.max_position * reduction]
         cache_time = g.op("Shape", self.inputs[ATT_CACHE], start=3, end=4)
         base = g.op("Max", cache_time, [self.longest_history])
-        # Equal chunks go from 0 to `first`, and from then on round from `base` to `base` + `length`.
+        # Equal chunks run from 0 to `first`, then cycle from `base` to `base` + `length`.
         first = g.op("Mul", g.op("Div", limit, time), time)
         length = g.op("Max", g.op("Mul", g.op("Div", g.op("Sub", limit, base), time), time), [1])
         of_count = g.op("Add", base, g.op("Mod", g.op("Sub", offset, first), length))
@@ -233,7 +234,7 @@ class EncoderNodes:
         return g.op("Where", g.op("And", is_late, is_limited), moved, offset)
 
     def run_blocks(self, x: ir.Value) -> ir.Value:
-        """From subsampled features [batch, time, dim] to the encoder's output."""
+        """Run the blocks on subsampled features [batch, time, dim] and return the encoder's output."""
         g = self.g
         if self.config.absolute_positions:
             x = g.op("Add", x, g.op("Slice", self.positions[0], self.frames.cache_time, [END], [1]))
@@ -246,23 +247,23 @@ class EncoderNodes:
         return residual.total
 
     def next_caches(self) -> dict[str, ir.Value]:
-        """The caches for the next call, by the names of their outputs."""
+        """Return the caches for the next call, by the names of their outputs."""
         caches = {f"r_{ATT_CACHE}": self.frames.next_attention_cache()}
         if self.next_cnn:
             caches[f"r_{CNN_CACHE}"] = next_history(self.g, self.next_cnn)
         return caches
 
     def feed_forward(self, layer: nn.Module, name: str, scale: float = 1.0) -> Callable[[ir.Value], ir.Value]:
-        """A feed-forward layer, times `scale`."""
+        """Return a function that applies a feed-forward layer, times `scale`."""
         return lambda x: feed_forward(self.g, x, layer, self.config.feed_forward.activation, name, scale)
 
     def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
-        """The attention of block `index` on [batch, time, dim]; what is to be cached of it is noted."""
+        """Apply the attention of block `index` to [batch, time, dim] and note the frames to cache."""
         with self.g.scope(self.ATTENTION, group="attention"):
             nodes = AttentionNodes(self.g, self.attention_of(block))
             return self.frames.attend(nodes, x, self.biases[index], self.positions, index)
 
     def kept(self, found: tuple[ir.Value, ir.Value | None]) -> ir.Value:
-        """The output of a convolution, of which is noted what is to be cached."""
+        """Note the frames to cache of a convolution, and return its output."""
         self.next_cnn += [] if found[1] is None else [found[1]]
         return found[0]

@@ -1,6 +1,6 @@
-"""The Squeezeformer encoder (arXiv 2206.00888) in plain torch: blocks in the middle run at half the frame rate.
+"""The Squeezeformer encoder (arXiv 2206.00888) in plain torch. The middle blocks run at half the frame rate.
 
-Its layers as those of a graph are in `squeezeformer_nodes`.
+Its layers for a graph are in `squeezeformer_nodes`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ NORMS: tuple[NormKind, ...] = ("batch_norm", "layer_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Squeezed:
-    """Settings of this encoder alone."""
+    """Settings that only this encoder has."""
 
     reduce: int
-    """The first block at half the frame rate; `recover`: the first after it at the full rate again."""
+    """The first block at half the frame rate. `recover` is the first block after it at the full rate."""
     recover: int
     reduction: Reduction
-    """`stream` leaves out every second frame, `conv1d` also sees the frames around."""
+    """`stream` keeps every second frame; `conv1d` also sees the frames around it."""
     adaptive: bool
     """Whether layers scale and shift their inputs."""
     shifted: bool
-    """Whether the position scores are shifted, as in Transformer-XL: then the encoder cannot stream."""
+    """Whether the position scores are shifted, as in Transformer-XL. The encoder then cannot stream."""
     depthwise_subsampling: bool
 
     def is_half(self, index: int) -> bool:
@@ -59,7 +59,7 @@ class Squeezed:
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
-    """The architecture in a train.yaml."""
+    """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     dim, num_heads = conf.integer("encoder_dim", 256), conf.integer("attention_heads", 4)
     if dim % 2:
@@ -68,7 +68,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         raise conf.unsupported("output_size", conf.value("output_size"), (f"that of encoder_dim, {dim}",))
     if dim % num_heads:
         raise conf.wrong("attention_heads", num_heads, f"a divisor of encoder_dim {dim}")
-    for unused in ("input_dropout_rate", "feed_forward_dropout_rate", "dropout", "init_weights"):  # in training only
+    for unused in ("input_dropout_rate", "feed_forward_dropout_rate", "dropout", "init_weights"):  # training only
         conf.value(unused)
     conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
     activation = conf.choice("activation_type", "swish", tuple(ACTIVATIONS))
@@ -114,7 +114,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def _block(conf: Section, key: str, default: int, *, least: int, most: int) -> int:
-    """The number of a block, which may be the only one of a list."""
+    """Return the index of a block, which may also be a list of one number."""
     found = conf.value(key) if key in conf else default
     number = found[0] if isinstance(found, list) and len(found) == 1 else found
     if not isinstance(number, int) or isinstance(number, bool):
@@ -133,7 +133,7 @@ def _convolution(conf: Section, dim: int) -> Convolution:
 
 
 class SqueezeSubsampling(Convolutions):
-    """Two convolutions, of which the second may be depthwise, and a projection of their output times sqrt(dim)."""
+    """Two convolutions, the second optionally depthwise, and a projection of their output times sqrt(dim)."""
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)
@@ -145,13 +145,13 @@ class SqueezeSubsampling(Convolutions):
         self.input_proj = nn.Sequential(projection)
 
     def forward(self, x: Tensor, *_: Tensor) -> Tensor:
-        """[batch, frames, mel] to [batch, time, dim]."""
+        """Map [batch, frames, mel] to [batch, time, dim]."""
         x = self.dw_conv(self.pw_conv(x.unsqueeze(1)).relu()).relu()
         return cast("Tensor", self.input_proj(x.transpose(1, 2).flatten(2) * self.scale))
 
 
 class Scaling(nn.Module):
-    """The scale and shift of a layer's input; WeNet has both tensors even if they are not used."""
+    """The scale and shift of a layer's input. WeNet creates both tensors even if they are not used."""
 
     ada_scale: nn.Parameter
     ada_bias: nn.Parameter
@@ -164,7 +164,7 @@ class Scaling(nn.Module):
         self.ada_bias = nn.Parameter(torch.zeros(1, 1, dim))
 
     def scaled(self, x: Tensor) -> Tensor:
-        """[batch, time, dim] to the same."""
+        """Scale [batch, time, dim]."""
         return self.ada_scale * x + self.ada_bias if self.adaptive else x
 
 
@@ -177,7 +177,7 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
         self.shifted = own.shifted
 
     def attend(self, x: Tensor, past: BlockCaches, name: str, context: Context) -> tuple[Tensor, Tensor]:
-        """From [batch, time, dim] to the same, and the keys and values with those of the cache `name`."""
+        """Attend on [batch, time, dim]; also return the keys and values, including those of the cache `name`."""
         x = self.scaled(x)
         keys_values = with_past(past, name, self.keys_values(x))
         if not self.shifted:
@@ -189,7 +189,7 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
 
 
 def shift(scores: Tensor) -> Tensor:
-    """The scores [batch, heads, time, keys] read row by row with a zero before each row, from the second row on."""
+    """Read the scores [batch, heads, time, keys] row by row, with a zero before each row, from the second row on."""
     padded = nn.functional.pad(scores, (1, 0))
     batch, heads, time, width = padded.shape
     return padded.view(batch, heads, width, time)[:, :, 1:].reshape(scores.shape)
@@ -203,7 +203,7 @@ class SqueezeFeedForward(DenseFeedForward, Scaling):
         self.add_scaling(dim, adaptive=own.adaptive)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] to [..., dim]."""
+        """Map [..., dim] to [..., dim]."""
         return super().forward(self.scaled(x))
 
 
@@ -234,7 +234,7 @@ class SqueezeformerBlock(nn.Module):
         self.layer_norm1, self.layer_norm2, self.layer_norm3, self.layer_norm4 = (nn.LayerNorm(dim) for _ in range(4))
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """[batch, time, dim] to the same, and the caches with this call's frames appended."""
+        """Apply the block to [batch, time, dim]; also return the caches with this call's frames appended."""
         following: BlockCaches = {}
 
         def attention(y: Tensor) -> Tensor:
@@ -253,11 +253,11 @@ class SqueezeformerBlock(nn.Module):
 
 
 class TimeReduction(nn.Module):
-    """Every second frame, or a convolution around it, and a projection."""
+    """Every second frame, or a convolution around it, followed by a projection."""
 
     KERNELS: ClassVar = {"conv1d": 5, "stream": 1}
     BEFORE: ClassVar = {"conv1d": 3, "stream": 0}
-    """Frames that it sees before the one that stays; WeNet drops what it computes after the last."""
+    """Frames that it sees before the one that it keeps. WeNet drops the outputs after the last frame."""
 
     def __init__(self, dim: int, kind: Reduction) -> None:
         super().__init__()
@@ -266,14 +266,14 @@ class TimeReduction(nn.Module):
         self.pw_conv = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """[batch, time, dim], true for frames that exist, to [batch, (time + 1) // 2, dim]."""
+        """Map [batch, time, dim] to [batch, (time + 1) // 2, dim]; `valid` is true for frames that exist."""
         time = (x.shape[1] + 1) // 2
         y = self.pw_conv(self.dw_conv(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)))
         return cast("Tensor", y.transpose(1, 2)[:, :time])
 
 
 class SqueezeformerEncoder(SpeechEncoder):
-    """Squeezeformer blocks, those in the middle at half the frame rate."""
+    """Squeezeformer blocks; the middle ones run at half the frame rate."""
 
     BLOCK = SqueezeformerBlock
 

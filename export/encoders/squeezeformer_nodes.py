@@ -1,4 +1,4 @@
-"""The Squeezeformer encoder as layers of a graph. Scales and shifts of inputs are folded into the layers after them."""
+"""The Squeezeformer encoder as layers of a graph. Scales and shifts of inputs are folded into the following layers."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ Scaled = TypeVar("Scaled", bound=Scaling)
 
 
 class SqueezeformerNodes(EncoderNodes):
-    """Builds the encoder."""
+    """Builds the encoder as layers of a graph."""
 
     @property
     def own(self) -> Squeezed:
-        """Settings of this encoder alone."""
+        """Settings that only this encoder has."""
         return cast("Squeezed", self.config.own)
 
     @property
     def longest_history(self) -> int:
-        """See `EncoderNodes`: of blocks at half the frame rate."""
+        """See `EncoderNodes`. It is that of the blocks at half the frame rate."""
         return 2 * super().longest_history
 
     def embed(self, x: ir.Value) -> ir.Value:
@@ -103,7 +103,7 @@ class SqueezeformerNodes(EncoderNodes):
         return feed_forward(self.g, x, folded(layer, "w_1"), self.config.feed_forward.activation, name)
 
     def _reduced(self, x: ir.Value) -> ir.Value:
-        """Half the frames [batch, (time + 1) // 2, dim]."""
+        """Return half of the frames [batch, (time + 1) // 2, dim]."""
         g, layer = self.g, cast("SqueezeformerEncoder", self.encoder).time_reduction_layer
         weights, bias = layer.dw_conv.weight, cast("Tensor", layer.dw_conv.bias)
         with g.scope("time_reduction_layer", group="pointwise_convolutions"):
@@ -120,7 +120,7 @@ class SqueezeformerNodes(EncoderNodes):
             return linear(g, g.call(form.function(self.config.dim), x, valid, *taps)[0], layer.pw_conv, "pw_conv")
 
     def _recovered(self, x: ir.Value) -> ir.Value:
-        """Each frame twice, as many as there were before."""
+        """Return each frame twice, cut to the original number of frames."""
         g, layer = self.g, cast("SqueezeformerEncoder", self.encoder).time_recover_layer
         with g.scope(group="pointwise_convolutions"):
             once = g.op("Unsqueeze", linear(g, x, layer, "time_recover_layer"), [2])
@@ -158,7 +158,7 @@ class Rate:
         self.seen = Surroundings(start, frames.valid, nodes.streaming)
 
     def attend(self, x: ir.Value, layer: SqueezeAttention) -> ir.Value:
-        """The attention of the next block of this rate."""
+        """Apply the attention of the next block of this rate."""
         g, row, adapted = self.g, self.row, folded(layer, "linear_q", "linear_k", "linear_v")
         self.row += 1
         with g.scope("self_attn", group="attention"):
@@ -188,7 +188,7 @@ class Rate:
 
 
 def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, bins: int) -> ir.Value:
-    """The convolutions and the projection; a depthwise convolution is written with all channels, most of them zero."""
+    """Apply convolutions and projection. A depthwise convolution is written with all channels, most of them zero."""
     channels = layer.pw_conv.out_channels
 
     def weight() -> Tensor:
@@ -211,7 +211,7 @@ def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, b
 
 
 def folded(layer: Scaled, *names: str) -> Scaled:
-    """A copy of a layer whose products `names` include the scale and shift of its input."""
+    """Return a copy of a layer whose products `names` include the scale and shift of its input."""
     adapted = copy.deepcopy(layer)
     if layer.adaptive:
         for name in names:
@@ -221,7 +221,7 @@ def folded(layer: Scaled, *names: str) -> Scaled:
 
 
 def scaled(layer: Product, scale: Tensor, shift: Tensor) -> Product:
-    """A product of `x * scale + shift`, as one of x alone."""
+    """Return a product of `x * scale + shift` as one of just x."""
     adapted = copy.deepcopy(layer)
     weight, width = layer.weight.double().flatten(1), (1, -1) if layer.weight.ndim == 2 else (1, -1, 1)
     bias = weight @ shift.double().flatten() + cast("Tensor", layer.bias).double()

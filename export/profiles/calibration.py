@@ -1,4 +1,4 @@
-"""Chunks of the user's recordings for the compilers of NPUs, a graph quantized by them, and what that changes."""
+"""Calibration for NPU compilers: chunks of the user's recordings, a graph quantized with them, and its damage."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.word_errors import edit_distance
 
 Samples = list[Mapping[str, npt.NDArray[np.float32]]]
-"""The inputs of chunks, by name."""
+"""Inputs of chunks, by name."""
 MOST_SAMPLES = 100
-"""Chunks that are kept of all recordings, evenly."""
+"""Number of chunks to keep, evenly spaced over all recordings."""
 
 
 class Recorder:
@@ -39,23 +39,23 @@ class Recorder:
 
 
 def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[str]]) -> tuple[list[str], Samples]:
-    """The texts of recordings, by the first pass alone, and the inputs of some of their chunks.
+    """Return the texts of recordings by the first pass, and the inputs of some of their chunks.
 
     Raises:
-        AudioError: a file cannot be read, or there are no chunks.
+        AudioError: a file cannot be read, or the recordings have no chunk.
     """
     recorder = Recorder(session_of(graph))
     model = bundle.load(SessionSettings(kernels="onnxruntime"), runner=recorder)
     recognizer = Recognizer(bundle, model, DecodingOptions(search="ctc_greedy"))
     texts = [recognizer.transcribe(os.fspath(file)).text for file in files]
     if not recorder.samples:
-        raise AudioError("the recordings are too short: they have no chunk")
+        raise AudioError("the recordings are too short for a single chunk")
     places = np.unique(np.linspace(0, len(recorder.samples) - 1, MOST_SAMPLES).astype(int))
     return texts, [recorder.samples[place] for place in places.tolist()]
 
 
 def write_samples(samples: Samples, folder: Path) -> None:
-    """Write each input of all chunks as an array, as onnx2tf takes it, and of each chunk, as dataset.txt lists them."""
+    """Write each input of all chunks as one array, for onnx2tf, and of each chunk, as listed in dataset.txt."""
     folder.mkdir()
     lines = []
     for number, sample in enumerate(samples):
@@ -68,7 +68,7 @@ def write_samples(samples: Samples, folder: Path) -> None:
 
 
 def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
-    """Quantize a graph for QNN: activations in 16 bits, weights in 8, but for `float_nodes`."""
+    """Quantize a graph for QNN: activations to 16 bits, weights to 8, except `float_nodes`."""
     from onnxruntime import quantization  # noqa: PLC0415 - loads slowly
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
 
     types = {"activation_type": quantization.QuantType.QUInt16, "weight_type": quantization.QuantType.QUInt8}
     config = get_qnn_qdq_config(str(graph), Reader(), **types, nodes_to_exclude=float_nodes)
-    logging.disable(logging.WARNING)  # it advises what is not for QNN
+    logging.disable(logging.WARNING)  # it gives advice that does not apply to QNN
     try:
         quantization.quantize(str(graph), str(target), config)
     finally:
@@ -89,17 +89,17 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
 
 
 def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, float]:
-    """The cosine of log-probabilities [1, time, vocab], and the share of frames with the same best token."""
+    """Return the cosine of log-probabilities [1, time, vocab], and the share of frames with the same best token."""
     one, other = expected.astype(np.float64), found.astype(np.float64)
     cosine = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
     return float(cosine), float((one.argmax(-1) == other.argmax(-1)).mean())
 
 
 def damage(graph: Path, quantized: Path, samples: Samples, texts: list[str], others: list[str]) -> dict[str, float]:
-    """What quantization changes: of the chunks, each with the caches of the float graph; and of the words of all texts.
+    """Compare the quantized graph with the float graph, on chunks and on the words of all texts.
 
-    Returns the least and the mean cosine of log-probabilities, the share of frames with the same best token, and the
-    share of words that differ.
+    Both graphs read each chunk with the caches of the float graph. Returns the least and the mean cosine of
+    log-probabilities, the share of frames with the same best token, and the share of words that differ.
     """
     runs = session_of(graph), session_of(quantized)
     pairs = [alike(*(run(sample)["log_probs"] for run in runs)) for sample in samples]

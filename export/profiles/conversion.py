@@ -1,6 +1,6 @@
-"""From a bundle to the folder of a profile: read, build, compare, write; also in ORT format.
+"""Converts a bundle to the folder of a profile: read, build, compare, write; optionally in ORT format.
 
-That is onnxruntime's own, which loads faster, and which builds without the optimizers can read.
+ORT format is onnxruntime's own. It loads faster, and builds without the optimizers can read it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 
 ONE_FILE_LIMIT = 1_500_000_000
-"""Bytes of weights up to which a graph is a single file: one file is what these profiles are for."""
+"""Bytes of weights up to which a graph is a single file, since these profiles are for programs that want one."""
 OPERATORS_FILE = "required_operators.config"
-"""For `--include_ops_by_config` of onnxruntime's build: the operators that the graphs use."""
+"""The operators that the graphs use, for `--include_ops_by_config` of onnxruntime's build."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class Conversion:
     Attributes:
         path: the folder.
         profile: the profile.
-        files: names of its files.
-        report: how close the graphs are to those of the bundle.
+        files: the names of its files.
+        report: comparison of the graphs with those of the bundle.
     """
 
     path: Path
@@ -63,18 +63,19 @@ def convert_bundle(
 
     Args:
         bundle: folder of a bundle, quantized or not.
-        out: folder to write; left as it was if anything fails.
-        profile: `streaming`, `offline` and `clip` write one graph and tokens.txt, `streaming` also the decoder's for
-            the second pass; `ort` writes every graph of the bundle in ORT format, with tokens.txt and a manifest.
-        ort: also write the graphs in ORT format, and the operators that they use.
-        overwrite: replace a folder of this kind that is already there.
+        out: folder to write; left unchanged on failure.
+        profile: `streaming`, `offline` and `clip` write one graph and tokens.txt; `streaming` also writes the
+            decoder graph for the second pass. `ort` writes every graph of the bundle in ORT format, with
+            tokens.txt and a manifest.
+        ort: also write the graphs in ORT format, and the list of operators that they use.
+        overwrite: replace an existing folder of this kind.
         progress: called with a line for each step.
 
     Raises:
-        UnsupportedError: the bundle's encoder cannot run that way.
+        UnsupportedError: the bundle's encoder does not support the profile.
         ParityError: a written graph differs from the bundle.
         BundleError: the bundle cannot be read, or `out` cannot be written.
-        ModuleNotFoundError: `clip` needs onnxruntime-extensions, and it is not installed.
+        ModuleNotFoundError: `clip` needs onnxruntime-extensions, which is not installed.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
@@ -98,11 +99,11 @@ def convert_bundle(
 def _write_one(
     bundle: Bundle, folder: Path, profile: Profile, *, ort: bool, progress: Callable[[str], None]
 ) -> ParityReport:
-    """Write the graph of a profile, and compare it in each format."""
+    """Write the graph of a profile, and compare each format."""
     file, needs_extensions = folder / f"{profile}.onnx", profile == "clip"
     has_padding = profile in ("offline", "clip")
     if chosen := [name for name in plain(bundle.manifest.decoding) if name != "padding_s" or not has_padding]:
-        progress(f"left to the program, for graphs have none of it: {', '.join(chosen)}")
+        progress(f"settings that the graphs do not include, left to the program: {', '.join(chosen)}")
     progress(f"writing {file.name}")
     save_graph(profile_graph(bundle, profile), file, limit=ONE_FILE_LIMIT)
     if profile == "streaming" and bundle.manifest.model.decoder != "none":
@@ -121,7 +122,7 @@ def _write_one(
 
 
 def write_operators(files: Iterable[Path], target: Path) -> None:
-    """Write the operators that graphs in ORT format use."""
+    """Write the list of operators that graphs in ORT format use."""
     from onnxruntime.tools.ort_format_model import create_config_from_models  # noqa: PLC0415 - loads slowly
 
     with warnings.catch_warnings():
@@ -129,14 +130,14 @@ def write_operators(files: Iterable[Path], target: Path) -> None:
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves the files that it reads to the garbage collector
         create_config_from_models(list(files), target, enable_type_reduction=False)
     lines = target.read_text(encoding="utf-8").splitlines(keepends=True)
-    target.write_text("".join(line for line in lines if not line.startswith("#")), encoding="utf-8")  # paths of today
+    target.write_text("".join(line for line in lines if not line.startswith("#")), encoding="utf-8")  # no local paths
 
 
 def write_bundle_as_ort(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> ParityReport:
     """Write all graphs of a bundle in ORT format, and compare each with the original on the same inputs.
 
     Raises:
-        ParityError: a difference beyond its limit.
+        ParityError: a difference exceeds its limit.
     """
     report = ParityReport(sides="the bundle and its graphs in ORT format")
     features = folder / "features.onnx"
@@ -160,17 +161,17 @@ def compare_with_ort(
     converted: Path | None = None,
     before: dict[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Compare a graph of a bundle with its ORT file on the same inputs; returns the outputs.
+    """Compare a graph of a bundle with its ORT file on the same inputs, and return the outputs.
 
     Args:
-        report: gets the comparisons.
+        report: receives the comparisons.
         file: the graph.
         bundle: its bundle.
-        converted: the ORT file; None: it lies beside the graph.
+        converted: the ORT file; None: it is beside the graph.
         before: outputs of the graph before it.
 
     Raises:
-        ParityError: a difference beyond its limit.
+        ParityError: a difference exceeds its limit.
     """
     converted = converted or file.with_suffix(".ort")
     feeds = _feeds(file.stem, bundle, before or {})
@@ -178,14 +179,14 @@ def compare_with_ort(
     expected = session_of(file, extensions=extensions, portable=True)(feeds)
     found = session_of(converted, extensions=extensions)(feeds)
     if "text" in expected and found.pop("text").tolist() != expected.pop("text").tolist():
-        raise ParityError(f"{converted.name}: its text differs from that of {file.name}")
+        raise ParityError(f"{converted.name}: its text differs from the text of {file.name}")
     for name, value in expected.items():
         report.add(compared(converted.name, name, [(value, found[name])]), file.parent, f"it and {file.name}")
     return expected
 
 
 def _feeds(graph: str, bundle: Bundle, before: dict[str, Array]) -> dict[str, Array]:
-    """Inputs of one graph from the outputs of the one before."""
+    """Return the inputs of one graph from the outputs of the graph before it."""
     config, samples = bundle.manifest.model, parity_samples(bundle.manifest, 4.0)
     if graph in ("features", "offline"):
         return {"samples": samples[np.newaxis]}

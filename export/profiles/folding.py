@@ -1,4 +1,4 @@
-"""Graphs of fixed shape: what depends on no input is made a constant, what changes nothing goes; checks the rest."""
+"""Folds graphs of fixed shape: computes constants, removes nodes without effect, and checks the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from u2moe.runtime.graph.file import save_graph
 Array = npt.NDArray[Any]
 
 OPSET = 17
-"""The newest that all compilers for NPUs read."""
+"""The newest opset that all NPU compilers read."""
 LARGEST = 65_504.0
 """The largest number of float16."""
 MOST_AXES = 4
@@ -41,22 +41,23 @@ _ARITHMETIC = {
 _FUNCTIONS = {"Relu", "Sigmoid", "Tanh", "Erf", "Clip", "Selu", "Softmax", "LogSoftmax", "LayerNormalization"}
 _PLACES = {"Concat", "Split", "Slice", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
 OPERATORS = frozenset(_ARITHMETIC | _FUNCTIONS | _PLACES)
-"""What compilers for NPUs are known to take; others are refused: If, Loop, Range, TopK, Gather, Where, Cast, Pad..."""
+"""Operators that NPU compilers are known to support. Others are refused: If, Loop, Range, TopK, Gather, Where, Cast,
+Pad..."""
 _WITH_AXES = ("ReduceMean", "ReduceMin", "ReduceMax")
-"""Operators whose axes were attributes in `OPSET`."""
+"""Operators whose axes are attributes in `OPSET`."""
 _ONE_FILE = 1_500_000_000
 _SHARED = 1 << 24
-"""Numbers of a constant up to which equal ones are shared."""
+"""Number of elements up to which equal constants are shared."""
 _COPIES = ("Identity", "Slice", "Pad", "Expand", "Reshape", "Concat")
 """Operators that change nothing if the output has the shape of the input."""
 _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
 
 
 def folded(model: ir.Model, feeds: dict[str, Array] | None = None) -> ir.Model:
-    """The model without functions and without what does not depend on its inputs, whose shapes are fixed, in `OPSET`.
+    """Fold the model: inline functions, make values that do not depend on inputs constants, and use `OPSET`.
 
-    onnxruntime computes each value once, without its optimizations: those that depend on no input are constants, and
-    of the others the shapes are known.
+    The shapes of the inputs must be fixed. onnxruntime computes each value once, without optimizations. Values that do
+    not depend on an input become constants; for the others the shapes are recorded.
 
     Args:
         model: the model.
@@ -88,7 +89,7 @@ def folded(model: ir.Model, feeds: dict[str, Array] | None = None) -> ir.Model:
 
 
 def _computed(model: ir.Model, feeds: dict[str, Array]) -> dict[str, Array]:
-    """Every value that a node of the graph gives."""
+    """Return every value that a node of the graph computes."""
     graph = model.graph
     outputs = list(graph.outputs)
     graph.outputs[:] = [value for node in graph for value in node.outputs if value.name]
@@ -117,7 +118,7 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 def _simplify(graph: ir.Graph, node: ir.Node) -> None:
-    """Let readers of a node that changes nothing read its input; write shapes and axes as compilers want them."""
+    """Bypass a node that changes nothing; write shapes and axes in the form that compilers expect."""
     output = node.outputs[0]
     if node.op_type == "Gather" and _takes_all(node):
         node.op_type = "Reshape"
@@ -136,7 +137,7 @@ def _simplify(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _takes_all(node: ir.Node) -> bool:
-    """Whether a Gather of rows takes them all in their order."""
+    """Return whether a Gather of rows takes all rows in order."""
     table, rows = node.inputs
     indices = rows.const_value.numpy().ravel() if rows is not None and rows.const_value is not None else np.zeros(0)
     size = table.shape[0] if table is not None and table.shape is not None else None
@@ -145,7 +146,7 @@ def _takes_all(node: ir.Node) -> bool:
 
 
 def _passed_on(node: ir.Node) -> ir.Value | None:
-    """The input that a node gives unchanged, if there is one."""
+    """Return the input that a node passes on unchanged, if any."""
     found = [value for value in node.inputs[:1] if node.op_type in _COPIES]
     if node.op_type in _NEUTRAL:
         pairs = [tuple(node.inputs), tuple(node.inputs[::-1])] if node.op_type in ("Mul", "Add") else [node.inputs]
@@ -158,7 +159,7 @@ def _passed_on(node: ir.Node) -> ir.Value | None:
 
 
 def _name_outputs(graph: ir.Graph) -> None:
-    """Let the nodes that compute the outputs have their names, in the place of copies."""
+    """Name the nodes that compute the outputs after them, instead of copies."""
     for output in list(graph.outputs):
         node = output.producer()
         value = node.inputs[0] if node is not None and node.op_type == "Identity" else None
@@ -171,7 +172,7 @@ def _name_outputs(graph: ir.Graph) -> None:
 
 
 def _name_nodes(graph: ir.Graph) -> None:
-    """Name each node, and what it gives, after the layer that it belongs to, which functions leave out."""
+    """Name each node and its outputs after its layer, since functions omit the path."""
     paths: dict[ir.Node, str] = {}
     for node in reversed(graph):
         path = next((str(value.name).rpartition("/")[0] for value in node.outputs if "/" in str(value.name)), "")
@@ -188,25 +189,25 @@ def _name_nodes(graph: ir.Graph) -> None:
 
 
 def check_fixed(model: ir.Model, where: object) -> None:
-    """Check that compilers for NPUs can read a graph.
+    """Check that NPU compilers can read a graph.
 
     Raises:
-        UnsupportedError: an operator that is not one of `OPERATORS`, a number beyond `LARGEST`, more than `MOST_AXES`
-            axes or one of unknown size; names the node.
+        UnsupportedError: an operator is not one of `OPERATORS`, a number exceeds `LARGEST`, or a value has more than
+            `MOST_AXES` axes or an axis of unknown size; names the node.
     """
     for node in model.graph:
         told = f"{where}: node {node.name} ({node.op_type})"
         if node.domain or node.op_type not in OPERATORS:
-            raise UnsupportedError(f"{told}: compilers for NPUs do not have this operator")
+            raise UnsupportedError(f"{told}: NPU compilers do not support this operator")
         for value in (*node.inputs, *node.outputs):
             if value is None:
                 continue
             if value.shape is None or not value.shape.is_static() or len(value.shape) > MOST_AXES:
                 raise UnsupportedError(
-                    f"{told}: {value.name} has shape {value.shape}, expected at most {MOST_AXES} axes"
+                    f"{told}: {value.name} has shape {value.shape}, expected at most {MOST_AXES} fixed axes"
                 )
             tensor = value.const_value
             if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
                 largest = float(np.abs(tensor.numpy()).max(initial=0))
                 if not largest <= LARGEST:
-                    raise UnsupportedError(f"{told}: {value.name} has {largest:g}, but float16 ends at {LARGEST:g}")
+                    raise UnsupportedError(f"{told}: {value.name} has {largest:g}, which exceeds float16 ({LARGEST:g})")

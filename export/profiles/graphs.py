@@ -1,4 +1,4 @@
-"""A bundle's graphs as one: `streaming` for a chunk of samples, `offline` for a recording, `clip` for a file."""
+"""Joins a bundle's graphs: `streaming` for a chunk of samples, `offline` for a recording, `clip` for a file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 EXTENSIONS = "ai.onnx.contrib"
 """Domain of the operators of onnxruntime-extensions."""
 LONGEST_CLIP_S = 30
-"""AudioDecoder cuts whatever is longer, without a message."""
+"""AudioDecoder silently cuts longer files."""
 _LONGEST_CLIP = 480_000
-"""The same in samples, whatever their rate."""
+"""Limit in samples, whatever their rate."""
 
 
 def _float(name: str, *axes: str) -> Tensor:
@@ -39,19 +39,21 @@ def _int(name: str, *axes: str) -> Tensor:
 
 
 def streaming_contract(config: ModelConfig) -> Graph:
-    """One chunk of a stream: samples and caches in, log-probabilities, encoder frames and caches out.
+    """Return the contract for one chunk of a stream.
 
     Inputs:
-        samples: the window of the chunk [batch, samples], in [-1, 1]. It begins `samples_per_frame` times the encoder
-            frames so far after the first sample, and has `window_samples` and `samples_per_frame` for every further
-            frame of the chunk (both are in the graph's metadata). The last window may be shorter.
-        offset: position of the chunk [batch]: 0, then `next_offset` of the chunk before.
+        samples: the window of the chunk [batch, samples], in [-1, 1]. It starts `samples_per_frame` times the number of
+            encoder frames so far after the first sample. It has `window_samples` samples plus `samples_per_frame` for
+            each further frame of the chunk. Both numbers are in the graph's metadata. The last window may be shorter.
+        offset: position of the chunk [batch]: 0, then `next_offset` of the previous chunk.
         required_cache_size: encoder frames of left context to keep; negative: all. Scalar.
         caches: as for a bundle's encoder.
 
     Outputs:
-        log_probs: [batch, time, vocab]; encoder_out: [batch, time, dim], for the decoder; next_offset: [batch], which
-            never exceeds `max_position` if the left context is limited; the new caches.
+        log_probs: [batch, time, vocab].
+        encoder_out: [batch, time, dim], for the decoder.
+        next_offset: [batch]; it never exceeds `max_position` if the left context is limited.
+        caches: the new caches.
     """
     return Graph(
         name="streaming",
@@ -71,10 +73,11 @@ def streaming_contract(config: ModelConfig) -> Graph:
 
 
 def offline_contract() -> Graph:
-    """A recording with full context: samples [1, samples] to the greedy tokens, when they begin, and log-probabilities.
+    """Return the contract for a recording with full context.
 
-    Any number of samples is allowed; too few give no tokens and no frames. Frames are those of the padded recording if
-    the bundle asks for padding; times are those of the recording.
+    It maps samples [1, samples] to the greedy tokens, their start times in seconds, and log-probabilities. Any number
+    of samples is allowed; too few yield no tokens and no frames. If the bundle specifies padding, frames are those of
+    the padded recording, but times are those of the original.
     """
     return Graph(
         name="offline",
@@ -89,10 +92,10 @@ def offline_contract() -> Graph:
 
 
 def clip_contract() -> Graph:
-    """A short file: its bytes [1, bytes] to text [1], and the tokens behind it with the seconds at which they begin.
+    """Return the contract for a short file: its bytes [1, bytes] to text [1], tokens, and their start times in seconds.
 
-    WAV, FLAC and MP3 of less than 30 seconds at the model's rate; channels are averaged. Others are refused: the run
-    fails, and the name of the failing node says why.
+    Files are WAV, FLAC or MP3, shorter than 30 seconds, at the model's rate; channels are averaged. Other files are
+    refused: the run fails, and the name of the failing node states why.
     """
     return Graph(
         name="clip",
@@ -106,10 +109,10 @@ def clip_contract() -> Graph:
 
 
 def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
-    """The graph of a profile that has one.
+    """Return the graph of a profile that has a single graph.
 
     Raises:
-        UnsupportedError: the bundle's encoder cannot run that way.
+        UnsupportedError: the bundle's encoder does not support the profile.
     """
     contract, nodes = {
         "streaming": (streaming_contract(bundle.manifest.model), _streaming),
@@ -121,9 +124,9 @@ def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
 
 
 def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
-    """Front end, encoder and CTC head for one chunk; see `streaming_contract`."""
+    """Build front end, encoder and CTC head for one chunk; see `streaming_contract`."""
     if not bundle.manifest.model.streaming:
-        raise UnsupportedError(f"{bundle.path}: this encoder was trained for full context: ask for the profile offline")
+        raise UnsupportedError(f"{bundle.path}: this encoder was trained for full context: use the profile offline")
     frames = fbank(g, inputs["samples"], bundle.manifest.features)
     feeds = {name: value for name, value in inputs.items() if name != "samples"}
     results, parts = joined(bundle, feeds | {"chunk": frames, "chunk_lens": _chunk_lens(g, frames)})
@@ -131,7 +134,7 @@ def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> 
 
 
 def _clip(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
-    """`_offline` between a decoder of files and one of tokens; see `clip_contract`."""
+    """Build `_offline` between a file decoder and a detokenizer; see `clip_contract`."""
     samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
     outputs, parts = _offline(g, bundle, samples)
     return {**outputs, "text": _text(g, outputs["tokens"], bundle.tokens)}, parts
@@ -142,16 +145,16 @@ def _chunk_lens(g: GraphBuilder, frames: ir.Value) -> ir.Value:
 
 
 def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
-    """All for a recording [1, samples] with full context, up to the greedy search; see `offline_contract`."""
+    """Build everything for a recording [1, samples], up to the greedy search; see `offline_contract`."""
     config, features = bundle.manifest.model, bundle.manifest.features
     if config.streaming and config.static_chunk_size:
         raise UnsupportedError(
             f"{bundle.path}: static_chunk_size is {config.static_chunk_size}: this encoder was trained only with "
-            "chunks: ask for the profile streaming"
+            "chunks: use the profile streaming"
         )
     length = g.op("Shape", samples, start=1, end=2)
     samples, num_before = _padded(g, bundle.manifest, samples)
-    # Too few samples for one encoder frame get zeros after them, and their one frame is discarded at the end.
+    # Too few samples for one encoder frame are padded with zeros; the single frame is discarded at the end.
     shortest = window_samples(bundle.manifest, config.window)
     missing = g.op("Max", g.op("Sub", [shortest], g.op("Shape", samples, start=1, end=2)), [0])
     zeros = g.op("ConstantOfShape", g.op("Concat", [1], missing, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
@@ -172,7 +175,7 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
         places = g.op("Squeeze", g.op("NonZero", begins), [0])
         frame_s = config.subsampling_rate * features.frame_shift_ms / 1000
         times = g.op("Mul", g.op("Cast", places, to=ir.DataType.FLOAT), float(frame_s))
-        if bundle.manifest.decoding.padding_s:  # times are those of the recording
+        if bundle.manifest.decoding.padding_s:  # times are relative to the original recording
             lead, end = (_seconds(g, num, features.sample_rate) for num in (num_before, length))
             times = g.op("Min", g.op("Max", g.op("Sub", times, lead), 0.0), end)
         outputs = {
@@ -185,7 +188,7 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
 
 
 def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Samples [1, samples] with the padding of the bundle, as `audio.padding` has it, and how many [1] come first."""
+    """Return samples [1, samples] with the bundle's padding, as in `audio.padding`, and the size of its start [1]."""
     frame_len, rate = manifest.features.frame_len, manifest.features.sample_rate
     num_silence = math.floor(manifest.decoding.padding_s * rate + 0.5)
     if not num_silence:
@@ -211,7 +214,7 @@ def _seconds(g: GraphBuilder, num_samples: ir.Value, rate: int) -> ir.Value:
 
 
 def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
-    """Samples [1, samples] of a file, or a node that fails."""
+    """Return the samples [1, samples] of a file, or fail in a named node."""
     with g.scope("decoder"):
         # A tag hides the format of an MP3 file from AudioDecoder.
         first = g.op("Slice", g.op("Pad", audio, [0, 0, 0, 3]), [0], [3], [1])
@@ -222,7 +225,7 @@ def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
         as_it_is = g.op("AudioDecoder", audio, kind, domain=EXTENSIONS, stereo_to_mono=1)
         samples = g.op("AudioDecoder", audio, kind, domain=EXTENSIONS, downsampling_rate=sample_rate, stereo_to_mono=1)
         length = g.op("Shape", samples, start=1, end=2)
-        # Its resampling folds what is above half the new rate back into speech, so files at other rates are refused.
+        # Its resampling has aliasing, so files at other rates are refused.
         other_rate = _not_equal(g, length, g.op("Shape", as_it_is, start=1, end=2))
         longest = min(LONGEST_CLIP_S * sample_rate, _LONGEST_CLIP)
         too_long = g.op("GreaterOrEqual", length, [longest])
@@ -232,13 +235,13 @@ def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
 
 
 def _refused(g: GraphBuilder, condition: ir.Value, value: ir.Value, reason: str) -> ir.Value:
-    """`value` [1], or a failing node named by the reason if `condition` holds: an index that does not exist."""
+    """Return `value` [1]; if `condition` is true, fail with an invalid index in a node that is named by the reason."""
     with g.scope(f"REFUSED: {reason}"):
         return g.op("Gather", value, g.op("Cast", condition, to=ir.DataType.INT64))
 
 
 def detokenizer_graph(bundle: Bundle) -> ir.Model:
-    """The last part of the profile clip alone: token ids [tokens] to text [1]."""
+    """Return the last part of the profile clip as a graph: token ids [tokens] to text [1]."""
     contract = Graph(
         name="detokenizer",
         inputs=(_int("tokens", "tokens"),),
@@ -253,10 +256,10 @@ _SPACES = r"[\s\v\x1c-\x1f\x{85}\p{Z}]+"
 
 
 def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:
-    """Text [1] of token ids, as `Vocabulary.text` gives it."""
+    """Return the text [1] of token ids, as `Vocabulary.text` does."""
     with g.scope("text"):
         table = g.constant_strings([*(symbol.replace(WORD_BOUNDARY, " ") for symbol in symbols), ""])
-        # An empty symbol after the last: without any string there is nothing to join.
+        # An empty symbol is appended: without any string, StringJoin would have no input.
         ids = g.op("Concat", tokens, [len(symbols)], axis=0)
         axis = g.constant([0])
         text = g.op("StringJoin", g.op("Gather", table, ids), _string(g, ""), axis, domain=EXTENSIONS)
@@ -283,12 +286,12 @@ def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
 
 
 def window_samples(manifest: Manifest, num_features: int) -> int:
-    """Samples that so many feature frames are computed from."""
+    """Return the number of samples that `num_features` feature frames are computed from."""
     return (num_features - 1) * manifest.features.shift_len + manifest.features.frame_len
 
 
 def samples_per_frame(manifest: Manifest) -> int:
-    """Samples from one encoder frame to the next."""
+    """Return the number of samples from one encoder frame to the next."""
     return manifest.model.subsampling_rate * manifest.features.shift_len
 
 

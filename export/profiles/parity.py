@@ -1,4 +1,4 @@
-"""Graphs of profiles against the graphs of the bundle that they were made from, run as the runtime runs those."""
+"""Compares graphs of profiles with the bundle's graphs, run as the runtime runs them."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
-"""From inputs by name to outputs by name."""
+"""Runs a graph: inputs by name to outputs by name."""
 
 CHUNKS = ((16, -1), (16, 4), (5, 2))
-"""(chunk size, left chunks) of the streams compared."""
+"""(chunk size, left chunks) of the compared streams."""
 _DETOKENIZED_ROWS = 3
-"""Orders in which the detokenizer reads the whole vocabulary."""
+"""Number of orders in which the detokenizer reads the whole vocabulary."""
 
 
 NOT_PORTABLE = ["NchwcTransformer"]
-"""Optimizers that graphs in ORT format go without: what they write runs only on some processors."""
+"""Optimizers disabled for graphs in ORT format, because their output runs only on some processors."""
 
 
 def session_of(
     file: Path | bytes, *, extensions: bool = False, portable: bool = False, target: Path | None = None
 ) -> Run:
-    """Runs a graph in either format.
+    """Return a function that runs a graph in either format.
 
     Args:
         file: the graph, or its content.
         extensions: register the operators of onnxruntime-extensions.
-        portable: optimize only as for the ORT format. Another sum of a convolution rounds differently, and in a
-            quantized network a last bit can turn into a whole step.
+        portable: use only the optimizations that ORT format allows. A convolution summed in another order rounds
+            differently, and in a quantized network that can change a value by a whole step.
         target: file to write the optimized graph to, in ORT format.
 
     Raises:
         ModuleNotFoundError: onnxruntime-extensions is needed and not installed.
     """
-    options = SessionSettings(kernels="onnxruntime").session_options()  # programs in other languages have no others
+    options = SessionSettings(kernels="onnxruntime").session_options()  # as in other languages
     if extensions:
         import onnxruntime_extensions  # noqa: PLC0415 - only the profile clip needs it
 
@@ -81,10 +81,10 @@ class ProfileParity:
         self.report = ParityReport(sides="the bundle and the graph made from it")
 
     def compare(self, profile: Profile, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare.
+        """Run all comparisons of a profile.
 
         Raises:
-            ParityError: a difference; names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; names case, tensor, difference and limit.
         """
         if profile == "streaming":
             for size, left in CHUNKS:
@@ -110,11 +110,11 @@ class ProfileParity:
         return self.report
 
     def features(self, samples: Array) -> Array:
-        """Features [frames, mel] of samples."""
+        """Return features [frames, mel] of samples."""
         return fbank(samples, self.bundle.manifest.features)
 
     def _stream(self, case: str, chunk_size: int, left: int, start: int) -> None:
-        """A stream that begins at position `start`, on either side with its own caches."""
+        """Compare a stream that begins at position `start`; each side has its own caches."""
         encoder, required = self.model.encoder, required_cache_size(chunk_size, left)
         caches = encoder.start()
         caches.offset[:] = start
@@ -168,13 +168,13 @@ class ProfileParity:
             raise ParityError(f"{self.subject}: {kind} file: text is {found['text'].tolist()}, expected {[text]}")
 
     def _padded(self, samples: Array) -> tuple[Array, int]:
-        """A recording with the padding of the bundle, and the number of samples before it."""
+        """Return a recording with the padding of the bundle, and the number of samples before it."""
         manifest = self.bundle.manifest
         padding = Padding(manifest.decoding.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
         return np.concatenate([padding.accept(samples), padding.finish()]), padding.num_before
 
     def _detokenizer(self) -> None:
-        """Every token of the vocabulary, among others in any order."""
+        """Compare the texts of every token of the vocabulary, in random order."""
         graph = detokenizer_graph(self.bundle)
         run = session_of(ir.to_proto(graph).SerializeToString(), extensions=True)
         random = np.random.default_rng(0)
@@ -185,12 +185,12 @@ class ProfileParity:
                     raise ParityError(f"{self.subject}: detokenizer, row {row}: text is {found}, expected {[expected]}")
 
     def _refusals(self) -> None:
-        """Clips that AudioDecoder would silently cut or fold must fail by name; an empty clip must not fail."""
+        """Check that clips that AudioDecoder would cut or alias fail in a named node, and that an empty clip passes."""
         rate = self.bundle.manifest.features.sample_rate
         refused = {
             "shorter than": encoded(np.zeros((LONGEST_CLIP_S + 1) * rate, np.float32), rate, "WAV"),
             f"must be {rate} Hz": encoded(np.zeros(rate, np.float32), 2 * rate, "WAV"),
-            "Cannot detect audio stream format": np.frombuffer(b"bytes that are no audio", np.uint8)[np.newaxis],
+            "Cannot detect audio stream format": np.frombuffer(b"bytes that are not audio", np.uint8)[np.newaxis],
         }
         for reason, content in refused.items():
             try:
@@ -198,11 +198,11 @@ class ProfileParity:
             except ONNXRUNTIME_ERRORS as error:
                 if reason in str(error):
                     continue
-                raise ParityError(f"{self.subject}: a file that {reason} failed with {error}") from error
-            raise ParityError(f"{self.subject}: a file was recognised that should have been refused: {reason}")
+                raise ParityError(f"{self.subject}: a file to refuse ({reason}) failed with {error}") from error
+            raise ParityError(f"{self.subject}: a file to refuse was recognised: {reason}")
         nothing = self.run({"audio": encoded(np.zeros(rate // 100, np.float32), rate, "WAV")})
         if nothing["text"].tolist() != [""]:
-            raise ParityError(f"{self.subject}: 10 ms of silence gave {nothing['text'].tolist()}, expected no text")
+            raise ParityError(f"{self.subject}: 10 ms of silence has text {nothing['text'].tolist()}, expected none")
 
     def _compare(self, case: str, values: Mapping[str, list[tuple[Array, Array]]]) -> None:
         for name, pairs in values.items():
@@ -210,7 +210,7 @@ class ProfileParity:
 
 
 def encoded(samples: Array, rate: int, kind: str) -> Array:
-    """Bytes [1, bytes] of a file."""
+    """Return the bytes [1, bytes] of a file."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype="PCM_16")
     return np.frombuffer(file.getvalue(), np.uint8)[np.newaxis]

@@ -12,11 +12,11 @@ GROUPS = {
         "corpus": ("u2moe.runtime.cli.corpus", "add_corpus", "recognise a corpus, each utterance exactly once"),
     },
     "Your own model": {
-        "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
+        "export": ("u2moe.export.cli", "add_export", "export a WeNet checkpoint to a bundle of ONNX graphs"),
         "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
         "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
         "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
-        "convert": ("u2moe.export.cli", "add_convert", "make one graph of a bundle, for programs that want fewer"),
+        "convert": ("u2moe.export.cli", "add_convert", "convert a bundle to fewer graphs or another format"),
         "sign": ("u2moe.runtime.cli.sign", "add_sign", "sign a bundle, so that programs can demand yours"),
         "verify": ("u2moe.runtime.cli.sign", "add_verify", "compare a bundle with its digests, and see who signed it"),
         "push": ("u2moe.runtime.cli.push", "add_push", "publish a bundle on the Hugging Face hub"),
