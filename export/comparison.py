@@ -101,7 +101,7 @@ def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Compar
 def compare_features(file: Path, manifest: Manifest) -> Comparison:
     """Compare the feature graph with the runtime's features, on noise and on the shortest inputs.
 
-    The shortest inputs are no sample, one sample, one less than a frame, and a frame.
+    The shortest inputs have 0 samples, 1 sample, one sample less than a frame, and a frame.
 
     Args:
         file: the graph.

@@ -49,7 +49,7 @@ class Section(Record):
         return self._sections[-1]
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST_SIZE) -> int:
-        """Return a whole number; required if there is no default."""
+        """Return a whole number; required without a default."""
         return super().integer(key, default, least=least, most=most)
 
     def optional_integer(self, key: str) -> int | None:

@@ -188,9 +188,7 @@ def test_an_eps_that_nothing_tells_is_asked_for(make, stated, missing):
     }
     directory.replace(**{"encoder.encoders.0.concat_linear.weight": torch.ones(32, 64)})
     directory.configure(**{f"{name}_conf": sections[f"{name}_conf"] for name in stated})
-    with pytest.raises(
-        CheckpointError, match=f"final.pt: the eps .* is unknown.* 1.0e-12 or .* to {missing} of train"
-    ):
+    with pytest.raises(CheckpointError, match=f"final.pt: the eps .* is unknown.* 1.0e-12 or .* to {missing} of train"):
         directory.open()
     directory.configure(**sections)
     encoder = directory.open().architecture.encoder

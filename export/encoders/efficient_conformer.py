@@ -191,7 +191,7 @@ def cache_name(name: str, step: int) -> str:
 
 
 class EfficientConformerEncoder(SpeechEncoder):
-    """Conformer blocks, some of which lower the frame rate."""
+    """Conformer blocks; some lower the frame rate."""
 
     BLOCK = EfficientBlock
 

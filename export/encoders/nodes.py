@@ -35,7 +35,7 @@ class FrameNodes:
         visible: true for keys that exist [batch, keys].
         kept: this call's keys and values that blocks keep.
         bias: added to scores [batch, 1, 1, keys].
-        valid: 1 for frames that exist [batch, time, 1], if there is no cache.
+        valid: 1 for frames that exist [batch, time, 1], without a cache.
     """
 
     def __init__(

@@ -192,8 +192,8 @@ def check_fixed(model: ir.Model, where: object) -> None:
     """Check that NPU compilers can read a graph.
 
     Raises:
-        UnsupportedError: an operator is not one of `OPERATORS`, a number exceeds `LARGEST`, or a value has more than
-            `MOST_AXES` axes or an axis of unknown size; names the node.
+        UnsupportedError: names a node with an operator that is not in `OPERATORS`, a number beyond `LARGEST`, more than
+            `MOST_AXES` axes, or an axis of unknown size.
     """
     for node in model.graph:
         told = f"{where}: node {node.name} ({node.op_type})"
