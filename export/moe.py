@@ -46,7 +46,7 @@ class GatedFeedForward(DenseFeedForward):
 class MixtureOfExperts(nn.Module):
     """The sum of the top-k experts of each token, weighted by a softmax over the k selected router logits.
 
-    Routing has neither noise nor a capacity limit: every token reaches its k experts (arXiv 2404.16407). Assignments are
+    Routing has no noise and no capacity limit: every token reaches its k experts (arXiv 2404.16407). Assignments are
     sorted by expert, so each expert runs once, as one matrix product over its own tokens.
     """
 
