@@ -245,7 +245,7 @@ ONLY_OFFLINE = {
 }
 STATIC = {"static_chunk_size": 4, "use_dynamic_chunk": False}
 REFUSED = {
-    "static_chunk_size is 4, but chunk_size 16": {"encoder_conf": STATIC},
+    "static_chunk_size is 4, but chunk_size is 16": {"encoder_conf": STATIC},
     "conv_inner_factor: 64 channels .*; static_chunk_size is 4: the offline client has no chunks": {
         "encoder_conf": {**STATIC, "conv_inner_factor": 4}
     },

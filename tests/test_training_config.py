@@ -167,7 +167,7 @@ def test_what_is_not_supported_is_refused_by_name(path, value):
 
 @pytest.mark.parametrize("model", sorted(OTHER_MODELS))
 def test_other_models_are_refused_with_what_to_use_instead(model):
-    with pytest.raises(UnsupportedError, match=rf"train.yaml: model is '{model}', which (is|has) .+: .+"):
+    with pytest.raises(UnsupportedError, match=rf"train.yaml: model is '{model}', which \w+ .+: .+"):
         parse_training_config(changed("model", model))
 
 

@@ -1,4 +1,4 @@
-"""A bundle of fixed shape with LiteRT (TensorFlow Lite), on a phone's CPU, GPU or NPU, as its delegates have it.
+"""Runs a bundle of fixed shape with LiteRT (TensorFlow Lite), on a phone's CPU, or on its GPU or NPU with a delegate.
 
 python litert.py compile FOLDER [int8]              # needs onnx2tf; writes static.tflite
 python litert.py run FOLDER recording.wav           # needs u2moe and ai-edge-litert
@@ -18,11 +18,11 @@ Array = npt.NDArray[np.float32]
 
 
 def compile_graph(folder: str, *, quantize: bool = False) -> None:
-    """Write static.tflite, every input as it is in the graph, in float32 or in int8 as the recordings say."""
+    """Write static.tflite, with the inputs of the graph, in float32 or calibrated to int8."""
     stated = json.loads(Path(folder, "static.json").read_text())
     names = [each["name"] for each in stated["inputs"]]
     with tempfile.TemporaryDirectory() as target:
-        graph = shutil.copy(Path(folder, "static.onnx"), target)  # onnx2tf writes over what it reads
+        graph = shutil.copy(Path(folder, "static.onnx"), target)  # onnx2tf overwrites its input
         command = [sys.executable, "-m", "onnx2tf", "-i", graph, "-o", target, "-kat", *names, "-coion", "-n"]
         if quantize:
             command.append("-oiqt")
@@ -42,12 +42,12 @@ class LiteRtRunner:
         stated = json.loads(Path(folder, "static.json").read_text())
         self.interpreter = Interpreter(str(Path(folder, "static.tflite")))
         self.interpreter.allocate_tensors()
-        # tensors are found by name: "serving_default_chunk:0"; outputs, whose names are lost, by shape
+        # inputs are found by name ("serving_default_chunk:0"); outputs have lost their names and are found by shape
         self.inputs = {each["name"]: each["index"] for each in self.interpreter.get_input_details()}
         self.outputs = {each["name"]: tuple(each["shape"]) for each in stated["outputs"]}
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Outputs by name for inputs by name."""
+        """Return outputs by name for inputs by name."""
         for name, array in inputs.items():
             (index,) = (
                 index
@@ -64,7 +64,7 @@ class LiteRtRunner:
 
 
 def simulated(folder: str, *options: str) -> LiteRtRunner:
-    """The graph on this machine, compiled if it is not yet."""
+    """Return a runner on this machine; compile the graph if needed."""
     if not Path(folder, "static.tflite").exists():
         compile_graph(folder, quantize="int8" in options)
     return LiteRtRunner(folder)

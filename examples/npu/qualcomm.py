@@ -1,4 +1,4 @@
-"""A bundle of fixed shape on the Hexagon NPU of a Qualcomm chip, or on the simulator in the package onnxruntime-qnn.
+"""Runs a bundle of fixed shape on a Qualcomm Hexagon NPU, or in the simulator of the package onnxruntime-qnn.
 
 python qualcomm.py compile FOLDER [qdq]             # writes static_ctx.onnx and its context binary
 python qualcomm.py run FOLDER recording.wav
@@ -13,11 +13,11 @@ import onnxruntime
 
 Array = npt.NDArray[np.float32]
 HTP = {"htp_arch": "75", "soc_model": "57", "vtcm_mb": "8", "enable_htp_fp16_precision": "1"}
-"""Snapdragon 8 Gen 3; for other chips see Qualcomm's table: 73 and 60, for example, are those of the X Elite."""
+"""Snapdragon 8 Gen 3. For other chips see Qualcomm's table; the X Elite, for example, has 73 and 60."""
 
 
 class QualcommRunner:
-    """Runs static_ctx.onnx if it has been compiled, or static.onnx."""
+    """Runs static_ctx.onnx if it has been compiled, otherwise static.onnx."""
 
     def __init__(self, folder: str, graph: Path | None = None, context: Path | None = None) -> None:
         import onnxruntime_qnn
@@ -28,9 +28,7 @@ class QualcommRunner:
             onnxruntime.register_execution_provider_library("QNNExecutionProvider", str(library))
         devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == "QNNExecutionProvider"]
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry(
-            "session.disable_cpu_ep_fallback", "1"
-        )  # or the CPU computes, and nothing says so
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # otherwise the CPU computes silently
         if context is not None:
             options.add_session_config_entry("ep.context_enable", "1")
             options.add_session_config_entry("ep.context_file_path", str(context))
@@ -43,12 +41,12 @@ class QualcommRunner:
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Outputs by name for inputs by name."""
+        """Return outputs by name for inputs by name."""
         return dict(zip(self.outputs, self.session.run(self.outputs, inputs), strict=True))
 
 
 def simulated(folder: str, *options: str) -> QualcommRunner:
-    """The context binary in the simulator of the HTP; nothing is left to the CPU, or it would fail."""
+    """Return a runner for the context binary in the HTP simulator; an operator left to the CPU would be an error."""
     if not Path(folder, "static_ctx.onnx").exists():
         main("compile", folder, *options)
     return QualcommRunner(folder)

@@ -1,6 +1,6 @@
-"""A runner in an environment of its own, for compilers of NPUs that need other versions of packages than u2moe.
+"""A runner in a separate environment, for NPU compilers that need other package versions than u2moe.
 
-python remote.py ADDRESS EXAMPLE.py FOLDER [OPTION ...]     # is what RemoteRunner starts there
+python remote.py ADDRESS EXAMPLE.py FOLDER [OPTION ...]     # started there by RemoteRunner
 """
 
 import io
@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float32]
 
 
 class RemoteRunner:
-    """Runs what `simulated(folder, *options)` of an example gives, by the Python of another environment.
+    """Runs the result of an example's `simulated(folder, *options)` with the Python of another environment.
 
     Attributes:
         on_cpu: operators that the toolchain leaves to the CPU.
@@ -29,13 +29,13 @@ class RemoteRunner:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
         with Listener() as listener:
             command = [python, __file__, listener.address, example, folder, *options]
-            # there, for some compilers leave files wherever they run
+            # run in the folder, because some compilers leave files in the working directory
             self.process = subprocess.Popen(command, cwd=folder, stdout=self.log, stderr=self.log)
             self.connection = listener.accept()
         self.on_cpu: list[str] = json.loads(self._received())
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Outputs by name for inputs by name."""
+        """Return outputs by name for inputs by name."""
         self.connection.send_bytes(packed(inputs))
         return unpacked(self._received())
 
@@ -53,18 +53,18 @@ class RemoteRunner:
             self.log.seek(0)
             last = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
             self.close()
-            raise OSError(f"the runner ended with {self.process.returncode}: {''.join(last)[-300:]}") from None
+            raise OSError(f"the runner exited with status {self.process.returncode}: {''.join(last)[-300:]}") from None
 
 
 def packed(arrays: dict[str, Array]) -> bytes:
-    """Arrays as bytes that any version of numpy reads."""
+    """Return the arrays as bytes that any version of numpy reads."""
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 
 
 def unpacked(content: bytes) -> dict[str, Array]:
-    """The arrays in such bytes."""
+    """Return the arrays in such bytes."""
     with np.load(io.BytesIO(content)) as arrays:
         return dict(arrays)
 

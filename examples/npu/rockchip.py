@@ -1,4 +1,4 @@
-"""A bundle of fixed shape on the NPU of a Rockchip board: compile on a PC, recognise there or on the board.
+"""Runs a bundle of fixed shape on the NPU of a Rockchip board. Compile on a PC, recognise there or on the board.
 
 python rockchip.py compile FOLDER rk3588 [int8]     # needs rknn-toolkit2
 python rockchip.py run FOLDER recording.wav         # needs u2moe, and rknn-toolkit-lite2 on the board
@@ -18,14 +18,14 @@ Array = npt.NDArray[np.float32]
 
 
 def built(folder: str, platform: str, *, quantize: bool = False, verbose: bool = False) -> Any:
-    """The compiled graph, in float16 or in int8 as the recordings of `--calibration` say."""
+    """Return the compiled graph, in float16 or calibrated to int8 on the recordings of `--calibration`."""
     from rknn.api import RKNN
 
     rknn, place = RKNN(verbose=True) if verbose else RKNN(), Path(folder).absolute()
     rknn.config(target_platform=platform)
     done = rknn.load_onnx(model=str(place / "static.onnx"))
     if quantize:
-        os.chdir(place / "calibration")  # where the files are that dataset.txt lists
+        os.chdir(place / "calibration")  # dataset.txt lists files of this folder
     if done or rknn.build(do_quantization=quantize, dataset="dataset.txt" if quantize else None):
         raise OSError("rknn-toolkit2 cannot build the graph")
     return rknn
@@ -38,7 +38,7 @@ def compile_graph(folder: str, platform: str, *, quantize: bool = False) -> int:
 
 
 class RockchipRunner:
-    """Runs the compiled graph. `simulated`: a PC's simulator of rknn-toolkit2, with this RKNN that has built it."""
+    """Runs the compiled graph. `simulated` is the RKNN that built it, to use the PC simulator of rknn-toolkit2."""
 
     def __init__(self, folder: str, simulated: Any = None) -> None:
         stated = json.loads(Path(folder, "static.json").read_text())
@@ -52,25 +52,25 @@ class RockchipRunner:
             if self.rknn.load_rknn(str(Path(folder, "static.rknn"))) != 0:
                 raise OSError(f"{folder}/static.rknn cannot be loaded")
         if self.rknn.init_runtime() != 0:
-            raise OSError("the NPU does not start")
+            raise OSError("the NPU runtime cannot be started")
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Outputs by name for inputs by name."""
+        """Return outputs by name for inputs by name."""
         found = self.rknn.inference(inputs=list(inputs.values()), data_format=["nchw"] * len(inputs))
         pairs = zip(self.outputs.items(), found, strict=True)
         return {name: np.asarray(value, np.float32).reshape(shape) for (name, shape), value in pairs}
 
 
 def left_to_cpu(log: str) -> list[str]:
-    """Operators that the compiler's table gives to the CPU."""
+    """Return the operators that the compiler's table assigns to the CPU."""
     return sorted(set(re.findall(r" (\w+) +(?:FLOAT16|INT8) +CPU ", log)) - {"InputOperator", "OutputOperator"})
 
 
 def simulated(folder: str, platform: str, *options: str) -> RockchipRunner:
-    """The compiled graph in the simulator for PCs, with the operators that the compiler leaves to the CPU."""
+    """Return a runner in the PC simulator, with the operators that the compiler leaves to the CPU."""
     place = Path(folder).absolute()
     log, kept = place / "build.log", (os.dup(1), os.dup(2))
-    with log.open("wb") as file:  # the compiler writes its table of operators past Python's streams
+    with log.open("wb") as file:  # the compiler bypasses Python's streams when it writes its table of operators
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         runner = RockchipRunner(str(place), built(folder, platform, quantize="int8" in options, verbose=True))
