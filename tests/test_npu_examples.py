@@ -157,10 +157,10 @@ def test_a_runner_in_another_process(folder, sound, tmp_path):
     assert runner.on_cpu == ["Min"]
     expected = Recognizer.from_pretrained(folder).transcribe(sound, 16_000).text
     assert Recognizer.load(folder, runner=runner).transcribe(sound, 16_000).text == expected
-    with pytest.raises(OSError, match=r"the runner ended with 1: .*Required inputs"):
+    with pytest.raises(OSError, match=r"the runner exited with status 1: .*Required inputs"):
         runner.run({})
     runner.close()
-    with pytest.raises(OSError, match=r"the runner ended with 1: .*none\.onnx"):
+    with pytest.raises(OSError, match=r"the runner exited with status 1: .*none\.onnx"):
         remote(sys.executable, tmp_path / "example.py", folder, "none")
 
 

@@ -1,6 +1,6 @@
-"""Augmentation of log-mel batches: other speakers, noise, loudness, colour, band limits and SpecAugment.
+"""Augments log-mel batches: other speakers, noise, loudness, colour, band limits and SpecAugment.
 
-All of it works on mel energies, where it costs next to nothing, so that every epoch hears new conditions.
+Everything works on mel energies and costs almost nothing, so every epoch has new conditions.
 """
 
 import math
@@ -15,13 +15,13 @@ LOW_MEL, HIGH_MEL = (1127 * math.log1p(hertz / 700) for hertz in (20.0, 8000.0))
 
 
 def mel_centers(num_mels: int) -> Tensor:
-    """Centre frequencies of Kaldi's filters at 16 kHz, in Hz."""
+    """Return the centre frequencies of Kaldi's filters at 16 kHz, in Hz."""
     step = (HIGH_MEL - LOW_MEL) / (num_mels + 1)
     return 700 * torch.expm1((LOW_MEL + step * torch.arange(1, num_mels + 1)) / 1127)
 
 
 def warps(num_mels: int, factors: Tensor) -> Tensor:
-    """Matrices that read the mel axis at frequencies times a factor for each [count, mels], by interpolation."""
+    """Return matrices [count, mels, mels] that scale the mel axis by the frequency factors [count, mels]."""
     step = (HIGH_MEL - LOW_MEL) / (num_mels + 1)
     mel = 1127 * torch.log1p(mel_centers(num_mels) * factors / 700)
     source = ((mel - LOW_MEL) / step - 1).clamp(0, num_mels - 1)
@@ -30,17 +30,17 @@ def warps(num_mels: int, factors: Tensor) -> Tensor:
 
 
 def smoothing(num_mels: int) -> Tensor:
-    """A matrix that takes the mean of each mel and the `SMOOTHED` mels on either side [mels, mels]."""
+    """Return the matrix [mels, mels] that averages each mel with the `SMOOTHED` mels on either side."""
     index = torch.arange(num_mels)
     near = ((index.unsqueeze(1) - index).abs() <= SMOOTHED).float()
     return near / near.sum(0)
 
 
 def tracts(num_mels: int, count: int) -> Tensor:
-    """Factors on the frequencies of speakers with other vocal tracts [count, mels]; always the same ones.
+    """Return frequency factors of speakers with other vocal tracts [count, mels], the same for every call.
 
-    A tract is up to 18 % shorter or longer on the whole; since throats and mouths differ by themselves, its formants do
-    not all move by the same factor (a smooth curve of at most 6 %).
+    A tract is up to 18 % shorter or longer overall. Throats and mouths vary independently, so its formants do not all
+    move by the same factor: a smooth curve adds at most 6 %.
     """
     generator = torch.Generator().manual_seed(1)
 
@@ -53,7 +53,7 @@ def tracts(num_mels: int, count: int) -> Tensor:
 
 
 class Augmenter:
-    """Draws new conditions. `noise` [frames, mels] are the log-mels of ambiences and music."""
+    """Draws new conditions. `noise` [frames, mels] contains log-mels of ambiences and music."""
 
     def __init__(self, noise: Tensor, share: float) -> None:
         self.noise = noise
@@ -64,7 +64,7 @@ class Augmenter:
         self.smoothing = smoothing(self.num_mels)
 
     def __call__(self, mels: Tensor, lengths: Tensor) -> Tensor:
-        """Log-mels [batch, frames, mels], a share of them under new conditions; `lengths` are the valid frames."""
+        """Return log-mels [batch, frames, mels], a share of them under new conditions; `lengths`: valid frames."""
         clean = mels
         batch, num_frames, _ = mels.shape
 
@@ -74,14 +74,14 @@ class Augmenter:
         def chance(probability: float) -> Tensor:
             return torch.rand(batch, 1, 1) < probability
 
-        # another speaker: the vocal tract, and how sharp its resonances are
+        # another speaker: the vocal tract, and the sharpness of its resonances
         tract = mels @ self.warps[torch.randint(len(self.warps), (batch,))]
         mels = torch.where(chance(0.75), tract, mels)
         sharpness = torch.where(chance(0.5), uniform(-0.4, 0.3), 0.0)
         mels = mels + sharpness * (mels - mels @ self.smoothing)
         level = (mels.exp().sum((1, 2)) / lengths / self.num_mels).log().view(-1, 1, 1)
 
-        # something else is heard: ambience or music, then the hiss of the room
+        # background: ambience or music, then the hiss of the room
         start = torch.randint(len(self.noise) - num_frames, (batch, 1))
         noise = self.noise[start + torch.arange(num_frames)]
         noise = noise - noise.exp().mean((1, 2), keepdim=True).log() + level - DECIBEL * uniform(3, 30)
@@ -90,7 +90,7 @@ class Augmenter:
         hiss = hiss + 0.35 * torch.randn_like(mels)
         mels = torch.logaddexp(mels, torch.logaddexp(noise, hiss))
 
-        # the channel: loudness, colour, band, and the floor that a digital recording has
+        # the channel: loudness, colour, band, and the floor of a digital recording
         position = torch.linspace(-1, 1, self.num_mels)
         colour = uniform(-1.5, 1.5) * position
         for _ in range(2):
@@ -106,7 +106,7 @@ class Augmenter:
         return torch.where(chance(self.share), self.masked(mels, lengths), clean)
 
     def masked(self, mels: Tensor, lengths: Tensor) -> Tensor:
-        """SpecAugment (arXiv 1904.08779): two bands of at most 12 mels, two spans of at most 40 frames or a fifth."""
+        """Apply SpecAugment (arXiv 1904.08779): two bands of up to 12 mels, two spans of up to 40 frames or a fifth."""
         bins, frames = torch.arange(self.num_mels), torch.arange(mels.shape[1])
         hidden = torch.zeros(mels.shape, dtype=torch.bool)
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Feature packs -> batches of similar length. Some utterances are joined, some change tempo, so that lengths vary."""
+"""Makes batches of similar length from feature packs. Some utterances are joined or change tempo, so lengths vary."""
 
 import math
 import random
@@ -19,18 +19,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 MAX_FRAMES = 1600
 FRAME_GRID = 96
-"""Batches are padded to multiples of this: 16 frames of the encoder."""
+"""Batches are padded to multiples of this: 16 encoder frames."""
 TOKEN_GRID = 8
 SUBSAMPLING, CENTER = 6, 5
-"""Mel frames of a frame of the encoder, and the middle one of those that the first of them sees."""
+"""Mel frames per encoder frame, and the middle one of the frames that the first encoder frame sees."""
 JOINED = 0.125
-"""Share of the utterances that others of the same pack follow."""
+"""Share of the utterances that are followed by others of the same pack."""
 ABRUPT, DRAWN_OUT = 0.2, 0.2
-"""Share of the items that begin, or end, within `CLOSE` frames of what is said, or with up to `SILENCE` frames more;
-none gets shorter than `SHORTEST`."""
+"""Shares of the items that begin, or end, within `CLOSE` frames of the speech, or with up to `SILENCE` extra frames. No
+item becomes shorter than `SHORTEST`."""
 CLOSE, SILENCE, SHORTEST = 3, 50, 40
 QUIET = 0.25
-"""Of the range of a clip's levels: what is below is silence."""
+"""Threshold of silence, as a share of a clip's range of levels."""
 TENSORS = ("mels", "lengths", "tokens", "token_lengths", "targets")
 NO_PORTIONS: Mapping[str, float] = {}
 
@@ -39,7 +39,8 @@ NO_PORTIONS: Mapping[str, float] = {}
 class Batch:
     """Padded log-mels [batch, frames, mels] and tokens [batch, tokens] with their lengths, and the texts.
 
-    `targets` are a teacher's for frames of the encoder [batch, frames / SUBSAMPLING, TARGETS.width]; nan: it has none.
+    `targets` are a teacher's targets for encoder frames [batch, frames / SUBSAMPLING, TARGETS.width]; nan if it has
+    none.
     """
 
     mels: Tensor
@@ -54,11 +55,11 @@ class Batch:
         return replace(self, **tensors, texts=texts)
 
     def to(self, device: str) -> Self:
-        """The batch with its tensors on a device."""
+        """Return the batch with its tensors on a device."""
         return self._changed(lambda tensor: tensor.to(device), self.texts)
 
     def twice(self) -> Self:
-        """All utterances of the batch, and once more."""
+        """Return the batch with all utterances twice."""
         return self._changed(lambda tensor: torch.cat([tensor] * 2), 2 * self.texts)
 
 
@@ -73,20 +74,20 @@ class Tokenizer:
         self.known: dict[str, tuple[int, ...]] = {}
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a normalized text; they are remembered, since every epoch asks for all of them again."""
+        """Return the token ids of a normalized text; they are cached, since every epoch needs them again."""
         if text not in self.known:
             pieces = self.model.encode(text, out_type=str)
             self.known[text] = tuple(self.ids.get(piece, self.ids["<unk>"]) for piece in pieces)
         return self.known[text]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         return "".join(self.units[token] for token in tokens).replace("\u2581", " ").strip()
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An utterance in memory-mapped form."""
+    """An utterance, memory-mapped."""
 
     pack: int
     number: int
@@ -99,20 +100,20 @@ class Clip:
 
 @dataclass(frozen=True)
 class Item:
-    """Clips that are heard one after the other, at one tempo."""
+    """Clips that follow each other, at one tempo."""
 
     clips: list[Clip]
     tempo: float
     edges: tuple[int, int] = (0, 0)
-    """Frames of silence that are added before and behind, or taken away where it is less than 0."""
+    """Frames of silence added before and after; negative numbers remove frames."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of all clips."""
+        """Number of frames of all clips."""
         return sum(num_frames(clip, self.tempo) for clip in self.clips) + sum(self.edges)
 
     def places(self) -> list[Tensor]:
-        """Where the frames of each clip lie in it."""
+        """Return the positions in each clip that its frames are read from."""
         found = [played(clip, self.tempo) for clip in self.clips]
         before, behind = self.edges
         found[0] = torch.cat([found[0][:1].expand(max(before, 0)), found[0][max(-before, 0) :]])
@@ -122,9 +123,9 @@ class Item:
 
 
 class Corpus:
-    """The utterances of some packs that `wanted` accepts; `sizes` is how many each pack had when they were read.
+    """The utterances of some packs that `wanted` accepts. `sizes` is the size of each pack at the time of reading.
 
-    Packs may grow while a network is trained on them. Who gives `sizes` gets the corpus as it was then. `targets` is
+    Packs may grow while a network is trained on them. Passing `sizes` restores the corpus as it was then. `targets` is
     the folder of a teacher's targets; without it batches have none.
     """
 
@@ -161,14 +162,14 @@ class Corpus:
         return sum(clip.length for clips in self.clips for clip in clips) / 360_000
 
     def frames(self, clip: Clip, places: Tensor) -> Tensor:
-        """Log-mels of a clip at some places."""
+        """Return the log-mels of a clip at some positions."""
         rows = torch.from_numpy(self.rows[clip.pack][clip.offset : clip.offset + clip.length].astype(np.float32))
         left = places.long()
         right = (left + 1).clamp(max=clip.length - 1)
         return torch.lerp(rows[left], rows[right], (places - left).unsqueeze(1)) * MEL_STEP + MEL_FLOOR
 
     def targets(self, lessons: list[Lessons], item: Item, places: list[Tensor]) -> Tensor:
-        """What a teacher makes of an item whose clips are read at some places [frames / SUBSAMPLING, TARGETS.width]."""
+        """Return a teacher's targets [frames / SUBSAMPLING, TARGETS.width] for an item read at `places`."""
         found, start = [], 0
         for clip, place in zip(item.clips, places, strict=True):
             centers = place[(CENTER - start) % SUBSAMPLING :: SUBSAMPLING]
@@ -177,7 +178,7 @@ class Corpus:
         return torch.cat(found)
 
     def batch(self, items: list[Item]) -> Batch:
-        """A batch of items, padded to a multiple of `FRAME_GRID` frames and `TOKEN_GRID` tokens."""
+        """Return a batch of items, padded to multiples of `FRAME_GRID` frames and `TOKEN_GRID` tokens."""
         places = [item.places() for item in items]
         mels = [
             torch.cat([self.frames(clip, place) for clip, place in zip(item.clips, own, strict=True)])
@@ -205,9 +206,9 @@ class Corpus:
         )
 
     def items(self, rng: random.Random, longest: int, portions: Mapping[str, float]) -> list[Item]:
-        """Clips up to a length, half of them at another tempo; one time in eight some of one voice are joined.
+        """Return clips up to a length, half of them at another tempo; one in eight joins several clips of one voice.
 
-        `portions` says how much of a pack is taken (1: every clip once, 0.5: every second one, 2: all of them twice).
+        `portions` is the share of each pack to take (1: every clip once, 0.5: every second one, 2: all of them twice).
         """
         items: list[Item] = []
         for name, clips in zip(self.names, self.clips, strict=True):
@@ -228,7 +229,7 @@ class Corpus:
         return [replace(item, edges=self.edges(item, rng)) for item in items]
 
     def edges(self, item: Item, rng: random.Random) -> tuple[int, int]:
-        """How much silence an item loses or gets: a recording may begin with a word, or long before it."""
+        """Return the silence that an item loses or gains: a recording may begin with a word, or long before it."""
         first, last = item.clips[0], item.clips[-1]
         if not first.tokens:
             return 0, 0
@@ -243,7 +244,7 @@ class Corpus:
         return int(some * SILENCE) if kind < ABRUPT + DRAWN_OUT else 0
 
     def silence(self, clip: Clip) -> tuple[int, int]:
-        """Frames before and behind all that is not `QUIET`."""
+        """Return the number of `QUIET` frames at the start and at the end."""
         levels = self.rows[clip.pack][clip.offset : clip.offset + clip.length].mean(1)
         low, high = np.quantile(levels, (0.02, 0.95))
         loud = np.flatnonzero(levels > low + QUIET * (high - low))
@@ -256,31 +257,31 @@ class Corpus:
         longest: int = MAX_FRAMES,
         portions: Mapping[str, float] = NO_PORTIONS,
     ) -> list[list[Item]]:
-        """What goes into each training batch of at most `batch_frames` padded frames, in random order."""
+        """Return the items of each training batch of at most `batch_frames` padded frames, in random order."""
         batches = bucketed(self.items(rng, longest, portions), batch_frames)
         rng.shuffle(batches)
         return batches
 
     def in_order(self, batch_frames: int) -> Iterator[Batch]:
-        """Batches of unchanged clips, short ones first."""
+        """Yield batches of unchanged clips, short ones first."""
         for items in bucketed([Item([clip], 1.0) for clips in self.clips for clip in clips], batch_frames):
             yield self.batch(items)
 
 
 def num_frames(clip: Clip, tempo: float) -> int:
-    """Frames of a clip that is played `tempo` times as fast."""
+    """Return the number of frames of a clip played `tempo` times as fast."""
     return clip.length if tempo == 1 else int((clip.length - 2) / tempo)
 
 
 def played(clip: Clip, tempo: float) -> Tensor:
-    """Where the frames of a clip lie that is played `tempo` times as fast, on the whole: see `rhythm`."""
+    """Return the positions of the frames of a clip that is played `tempo` times as fast overall; see `rhythm`."""
     return torch.arange(clip.length, dtype=torch.float32) if tempo == 1 else rhythm(num_frames(clip, tempo), tempo)
 
 
 def rhythm(count: int, tempo: float) -> Tensor:
-    """Where frames lie in a clip whose tempo comes and goes, as nobody's rhythm is another's.
+    """Return the positions of frames in a clip whose tempo varies, as rhythm varies between people.
 
-    Some parts are up to 30 % faster, others slower; on the whole the clip is `tempo` times as fast.
+    Some parts are up to 30 % faster, others slower; overall the clip is `tempo` times as fast.
     """
     steps = torch.arange(count)
     period = 50 + 150 * float(torch.rand(()))
@@ -291,9 +292,9 @@ def rhythm(count: int, tempo: float) -> Tensor:
 
 
 def bucketed(items: list[Item], batch_frames: int) -> list[list[Item]]:
-    """Batches of items whose padded lengths are alike; what does not fill a batch joins the next longer ones.
+    """Return batches of items with similar padded lengths; the rest of an incomplete batch joins the next longer ones.
 
-    Few different shapes matter more than little padding: oneDNN compiles a kernel for each shape that it meets.
+    Few different shapes matter more than little padding, because oneDNN compiles a kernel for each shape.
     """
     buckets: dict[int, list[Item]] = {}
     for item in items:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: exact ones, of which the last few are kept, and a compact one for the repository."""
+"""Checkpoints of a run: exact ones (the last few are kept) and a compact one for the repository."""
 
 import io
 import lzma
@@ -11,12 +11,12 @@ import torch
 KEPT = 5
 WEIGHTS, PACKED = "final.pt", "final.pt.xz"
 TWO_BYTES = {"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1}
-"""For xz, which then tells the first byte of a float16 from its second: a sixth smaller instead of a tenth."""
+"""Filter for xz that distinguishes the two bytes of a float16: a sixth smaller instead of a tenth."""
 STATISTICS = "encoder.global_cmvn."
 
 
 def save(state: dict[str, Any], folder: Path, step: int) -> Path:
-    """Writes `step_….pt`, whole or not at all, and removes what is older than the last `KEPT`."""
+    """Write `step_….pt` atomically, and remove all but the last `KEPT` checkpoints."""
     path = folder / f"step_{step:07d}.pt"
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").rename(path)
@@ -26,17 +26,17 @@ def save(state: dict[str, Any], folder: Path, step: int) -> Path:
 
 
 def all_of(folder: Path) -> list[Path]:
-    """The exact checkpoints in a folder, oldest first."""
+    """Return the exact checkpoints in a folder, oldest first."""
     return sorted(folder.glob("step_*.pt"))
 
 
 def load(path: Path, model: Path | None = None) -> dict[str, Any]:
-    """The state in an exact or a compact checkpoint.
+    """Return the state in an exact or a compact checkpoint.
 
-    `model` is the WeNet directory with the weights of one that was made without them.
+    `model` is the WeNet directory with the weights, for a checkpoint that was made without them.
     """
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    state["options"].pop("router_noise", None)  # what runs had before, and dense ones made no use of
+    state["options"].pop("router_noise", None)  # an option of earlier runs that dense ones did not use
     if digest := state.pop("weights_of", None):
         if model is None or digest != digest_of(model):
             raise ValueError(f"{path}: its weights are in another file: the final.pt with SHA-256 {digest}")
@@ -45,18 +45,18 @@ def load(path: Path, model: Path | None = None) -> dict[str, Any]:
 
 
 def weights_of(model: Path) -> dict[str, Any]:
-    """The weights in a WeNet directory, without the statistics of the features."""
+    """Return the weights in a WeNet directory, without the statistics of the features."""
     weights = torch.load(io.BytesIO(_content(model)), map_location="cpu", weights_only=True)
     return {name: weight for name, weight in weights.items() if not name.startswith(STATISTICS)}
 
 
 def digest_of(model: Path) -> str:
-    """What tells the weights in a WeNet directory from others."""
+    """Return a digest that identifies the weights in a WeNet directory."""
     return sha256(_content(model)).hexdigest()
 
 
 def pack(model: Path) -> None:
-    """Compresses the weights in a WeNet directory, as the repository has them."""
+    """Compress the weights in a WeNet directory, as the repository stores them."""
     (model / PACKED).write_bytes(lzma.compress(_content(model), filters=[TWO_BYTES]))
     (model / WEIGHTS).unlink()
 
@@ -67,16 +67,16 @@ def _content(model: Path) -> bytes:
 
 
 def finished_weights(state: dict[str, Any]) -> dict[str, Any]:
-    """The weights that make a finished model: at the end of a decay they themselves, else their average."""
+    """Return the weights of a finished model: after a decay the weights themselves, otherwise their average."""
     decayed = state["options"]["decay_from"] is not None
     weights: dict[str, Any] = state["optimizer"]["masters" if decayed else "average"]
     return weights
 
 
 def compact(state: dict[str, Any]) -> dict[str, Any]:
-    """A state in a sixth of its size: the averaged weights in float16, at the beginning of the next epoch.
+    """Return a state in a sixth of its size: the averaged weights in float16, at the beginning of the next epoch.
 
-    The moments of the optimizer are left out: they reach back 20 to 50 steps and are soon there again.
+    The moments of the optimizer are left out: they cover only 20 to 50 steps and recover quickly.
     """
     weights = {name: weight.half() for name, weight in state["optimizer"]["average"].items()}
     progress = state["progress"]
@@ -85,7 +85,7 @@ def compact(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_compact(state: dict[str, Any], path: Path, model: Path | None = None) -> None:
-    """Writes the compact form of a state; without the weights that a WeNet directory has, if one is given."""
+    """Write the compact form of a state, without its weights if `model` is a WeNet directory that has them."""
     small = compact(state)
     if model:
         average, known = small["optimizer"]["average"], weights_of(model)
@@ -96,7 +96,7 @@ def save_compact(state: dict[str, Any], path: Path, model: Path | None = None) -
 
 
 def unpacked(state: dict[str, Any]) -> dict[str, Any]:
-    """A state to go on from, out of a compact one."""
+    """Return a state to continue from, restored from a compact one."""
     average = {name: weight.float() for name, weight in state["optimizer"]["average"].items()}
     masters = {name: weight.clone() for name, weight in average.items()}
     return state | {"optimizer": {"masters": masters, "average": average, "parts": None}}

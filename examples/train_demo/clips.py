@@ -1,6 +1,6 @@
-"""Makes the human recordings that come with the demo model, out of the test sets, and says whose they are.
+"""Makes the human recordings of the demo model from the test sets, and states their origin.
 
-With `--understood` it lists the sentences to choose from: those that `evaluate.py` found to be heard without an error.
+With `--understood` it lists candidate sentences: those that `evaluate.py` found to be recognised without an error.
 """
 
 import argparse
@@ -30,14 +30,14 @@ CLIPS = {
 }
 """Parts, transcript and origin of every clip."""
 SHORTEST = 5
-"""Words of a sentence to choose."""
+"""Minimum number of words of a candidate sentence."""
 
 
 def understood(heard: Path) -> Iterator[str]:
-    """Sentences that the int8 bundle hears without an error in every context and by both passes, longest first."""
+    """Yield the sentences that the int8 bundle recognises without error in all contexts and passes, longest first."""
     found = []
     for file in sorted(heard.glob("*-int8.json")):
-        if file.stem.startswith("heldout"):  # nobody speaks there
+        if file.stem.startswith("heldout"):  # synthetic voices
             continue
         for recording in read_json(file)["recordings"]:
             transcript = recording["transcript"]
@@ -49,7 +49,7 @@ def understood(heard: Path) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
-    parser.add_argument("--understood", action="store_true", help="list sentences, and make nothing")
+    parser.add_argument("--understood", action="store_true", help="only list sentences")
     args = parser.parse_args()
     if args.understood:
         print("\n".join(understood(args.work_dir / "heard")))

@@ -1,7 +1,7 @@
-"""Rows for new routers out of the tokens that a dense layer sees: clusters of one size, one for each copy of the layer.
+"""Computes rows for new routers from the tokens that a dense layer sees: one balanced cluster for each copy.
 
-Random rows would cut the tokens at random, and unevenly. Clusters give every copy its own kind of token from the first
-step, and enough distance between the kinds that what the routers learn does not mix the halves of different copies.
+Random rows would split the tokens at random, and unevenly. Clusters give every copy its own kind of token from the
+first step. They are far enough apart that learning does not mix the halves of different copies.
 """
 
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ NUM_ROUNDS = 60
 NUM_TOKENS = 20_000
 BALANCE_RATE = 0.5
 TYPICAL_MARGIN = 1.0
-"""Median distance of the highest logit from the second, in the finished rows."""
+"""Median margin of the highest logit over the second, in the finished rows."""
 
 
 class TokenRecord:
-    """What feed-forward layers are given, layer by layer, while it is entered."""
+    """Context manager that records the inputs of feed-forward layers, by layer."""
 
     def __init__(self, layers: Iterable[tuple[str, nn.Module]]) -> None:
         self.layers = dict(layers)
@@ -38,13 +38,13 @@ class TokenRecord:
             hook.remove()
 
     def tokens(self, name: str, generator: torch.Generator) -> Tensor:
-        """At most `NUM_TOKENS` tokens [tokens, dim] of a layer, in random order."""
+        """Return at most `NUM_TOKENS` tokens [tokens, dim] of a layer, in random order."""
         tokens = torch.cat(self.seen[name])
         return tokens[torch.randperm(len(tokens), generator=generator)[:NUM_TOKENS]]
 
 
 def unit_direction(tokens: Tensor) -> Tensor:
-    """A vector [dim] whose product with every token [tokens, dim] is near 1: it lets rows have biases."""
+    """Return a vector [dim] whose product with every token [tokens, dim] is near 1: it gives rows a bias."""
     gram = tokens.T @ tokens
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
     solution: Tensor = torch.linalg.solve(gram + ridge, tokens.sum(0))
@@ -52,9 +52,9 @@ def unit_direction(tokens: Tensor) -> Tensor:
 
 
 def router_rows(tokens: Tensor, num_rows: int, generator: torch.Generator) -> Tensor:
-    """Rows [num_rows, dim] whose products with tokens [tokens, dim] are highest for about as many tokens each.
+    """Return rows [num_rows, dim], each with the highest product for about as many of the tokens [tokens, dim].
 
-    Spherical k-means with a bias for each cluster, which rises while the cluster is too small.
+    This is spherical k-means with a bias for each cluster, which rises while the cluster is too small.
     """
     centered = tokens - tokens.mean(0)
     rows = centered[torch.randperm(len(centered), generator=generator)[:num_rows]]
@@ -77,7 +77,7 @@ def router_rows(tokens: Tensor, num_rows: int, generator: torch.Generator) -> Te
 
 
 def balanced(tokens: Tensor, rows: Tensor, unit: Tensor, biases: Tensor) -> Tensor:
-    """Biases [rows] with which every row is chosen about as often, for rows that stay as they are."""
+    """Return biases [rows] with which every row is chosen about equally often; the rows do not change."""
     products = tokens @ rows.T
     heights = (tokens @ unit)[:, None]
     step = products.std()

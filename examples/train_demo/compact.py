@@ -1,4 +1,4 @@
-"""Writes the compact form of a run's last checkpoint, with all that a machine without its work directory needs."""
+"""Writes the compact form of a run's last checkpoint, with everything needed without its work directory."""
 
 import argparse
 import shutil

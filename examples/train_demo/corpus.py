@@ -1,4 +1,4 @@
-"""Packs: a flat file of rows (audio samples or mel frames), and a TSV of where each utterance lies and what it says."""
+"""Packs: a flat file of rows (audio samples or mel frames), and a TSV with the place and text of each utterance."""
 
 from dataclasses import dataclass
 from math import gcd
@@ -13,14 +13,14 @@ SAMPLE_RATE = 16000
 NUM_MELS = 80
 MEL_STEP, MEL_FLOOR = 0.16, -16.0
 FRAGMENTS = "-fragments"
-"""What the name of a pack of words and phrases out of another ends with."""
+"""Suffix for the name of a pack of words and phrases cut from another."""
 TARGET_ROW = SAMPLE_RATE // 25
-"""Samples of a row of a teacher's targets: two of its frames."""
+"""Samples per row of a teacher's targets: two of its frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the rows of a pack are: file suffix, type of a number and numbers per row."""
+    """The kind of a pack's rows: file suffix, number type and numbers per row."""
 
     suffix: str
     dtype: str
@@ -34,7 +34,7 @@ TARGETS = Kind(suffix=".teach", dtype="i1", width=128)
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """Where an utterance lies in its pack (in rows), who speaks, and the normalized text."""
+    """The place of an utterance in its pack (in rows), its speaker, and its normalized text."""
 
     offset: int
     length: int
@@ -43,7 +43,7 @@ class Utterance:
 
 
 class Pack:
-    """An appendable pack. It can be read while another process writes; a half-written last utterance does not count."""
+    """An appendable pack. It can be read while another process writes; an incomplete last utterance is ignored."""
 
     def __init__(self, path: Path, kind: Kind) -> None:
         self.kind = kind
@@ -72,11 +72,11 @@ class Pack:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all complete utterances."""
+        """Number of rows of all complete utterances."""
         return self.utterances[-1].offset + self.utterances[-1].length if self.utterances else 0
 
     def append(self, rows: NDArray[Any], voice: str, text: str) -> None:
-        """Adds one utterance, rows of the pack's own type."""
+        """Append one utterance; `rows` have the pack's type."""
         entry = Utterance(offset=self.num_rows, length=len(rows), voice=voice, text=text)
         self._rows.write(rows.astype(self.kind.dtype).tobytes())
         self._rows.flush()
@@ -85,7 +85,7 @@ class Pack:
         self.utterances.append(entry)
 
     def map(self) -> NDArray[Any]:
-        """All rows, memory-mapped: [rows] or [rows, width]."""
+        """Return all rows, memory-mapped: [rows] or [rows, width]."""
         if not self.utterances:  # an empty file cannot be mapped
             return np.empty((0,) if self.kind.width == 1 else (0, self.kind.width), self.kind.dtype)
         rows = np.memmap(self.rows_path, self.kind.dtype, "r")
@@ -93,22 +93,22 @@ class Pack:
 
 
 def to_pcm(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Samples in [-1, 1] as int16."""
+    """Convert samples in [-1, 1] to int16."""
     return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 
 def to_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Samples as int16, in [-1, 1]."""
+    """Convert int16 samples to [-1, 1]."""
     return np.asarray(samples, np.float32) / np.float32(32768)
 
 
 def to_bytes(mels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Log-mel energies in steps of `MEL_STEP`."""
+    """Return log-mel energies in steps of `MEL_STEP`."""
     return np.clip(np.round((mels - MEL_FLOOR) / MEL_STEP), 0, 255).astype(np.uint8)
 
 
 def resample(samples: NDArray[np.float32], rate: int, target: int = SAMPLE_RATE) -> NDArray[np.float32]:
-    """Band-limited conversion from one integer rate to another."""
+    """Convert from one integer rate to another, band-limited."""
     if rate == target:
         return samples
     step = gcd(rate, target)

@@ -1,4 +1,4 @@
-"""What a run hears: packs of features, read anew for every epoch, and the sets that validate it."""
+"""The data of a run: packs of features, read again for every epoch, and the validation sets."""
 # ruff: noqa: SIM905 - lists of words read better as words
 
 import random
@@ -13,14 +13,14 @@ from progress import Options, Progress
 from withheld import TESTS, VALIDATION, Withheld, read_sentences
 
 EASY_VOICES, EASY_FRAMES = ("hibari", "pico-us"), 250
-"""What a run begins with, and how long that may be."""
+"""The packs that a run starts with, and the longest clip in frames."""
 HALVED = "espeak espeak-words flite-kal16 flite-awb flite-rms hibari hibari-others pico-gb pico-us".split()
 PORTIONS = dict.fromkeys(HALVED, 0.5)
-"""How much of a pack is taken in an epoch, where it is not all of it."""
+"""Share of a pack that an epoch uses, if not all of it."""
 
 
 class Data:
-    """Packs of features, and what is read of them for an epoch."""
+    """Packs of features, and the batches of an epoch."""
 
     def __init__(self, work_dir: Path, options: Options) -> None:
         self.features = work_dir / "features"
@@ -34,7 +34,7 @@ class Data:
         self.noise = torch.from_numpy(Pack(self.features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
 
     def corpus(self, progress: Progress) -> Corpus:
-        """What there is to train on in this epoch; its sizes are noted when it begins."""
+        """Return the training data of this epoch; its sizes are noted when the epoch begins."""
         if progress.position == 0:
             names = sorted(path.stem for path in self.features.glob("*.mel"))
             progress.sizes = {}
@@ -47,7 +47,7 @@ class Data:
         return corpus
 
     def epoch(self, corpus: Corpus, progress: Progress) -> list[list[Item]]:
-        """The batches of an epoch, from the place that was reached."""
+        """Return the remaining batches of an epoch."""
         rng = random.Random(f"{self.options.seed} {progress.epoch}")
         if progress.easy:
             rest = {name: 0.0 for name in corpus.names if name not in EASY_VOICES}
@@ -57,7 +57,7 @@ class Data:
         return batches[progress.position :]
 
     def statistics(self, corpus: Corpus, augmenter: Augmenter) -> dict[str, Any]:
-        """WeNet's global_cmvn, from 60 augmented batches."""
+        """Return WeNet's global_cmvn, from 60 augmented batches."""
         torch.manual_seed(self.options.seed)
         total, square, count = torch.zeros(NUM_MELS, dtype=torch.double), torch.zeros(NUM_MELS, dtype=torch.double), 0
         for items in corpus.epoch(self.options.batch_frames, random.Random(0))[:60]:

@@ -1,9 +1,9 @@
-"""What is lost where recordings are cut at their first and last sound, and what silence around them gives back.
+"""Measures the loss from cutting recordings at their first and last sound, and the gain from silence around them.
 
     python edges.py exp/release/int8
 
-Words and phrases are cut out of the lines of `queen-dev`, actors whom training never hears, without the pauses around
-them. Beside them the sets on which decisions are made, as they are. Writes `edges.json`.
+Words and phrases are cut from the lines of `queen-dev`, without the pauses around them; training never uses its actors.
+The sets on which decisions are made are measured uncut. Writes `edges.json`.
 """
 
 import argparse
@@ -30,15 +30,15 @@ PADDINGS_S = (0.0, 0.06, 0.12, 0.18, 0.24, 0.3, 0.48)
 CHUNK_SIZES = (None, 16)
 WORDS_OF_LINE = 2
 LONGEST_PHRASE = 5
-"""Words."""
+"""In words."""
 SHORTEST = 15
-"""Frames of what is cut out."""
+"""In frames of a cut piece."""
 
 Item = tuple[Samples, str]
 
 
 def aligned(lines: list[Item]) -> Iterator[tuple[Samples, list[Stretch]]]:
-    """Each line, and when its words are said; none whose words the aligner does not know."""
+    """Yield each line with the times of its words, skipping lines with words unknown to the aligner."""
     aligner = Aligner()
     for samples, text in lines:
         if stretches := aligner.words(samples, text):
@@ -46,13 +46,13 @@ def aligned(lines: list[Item]) -> Iterator[tuple[Samples, list[Stretch]]]:
 
 
 def cut(samples: Samples, stretches: list[Stretch]) -> Item:
-    """Words of a line without what is around them."""
+    """Return words of a line without the audio around them."""
     text = " ".join(stretch.word or "" for stretch in stretches)
     return samples[stretches[0].first * FRAME : stretches[-1].end * FRAME], text.upper()
 
 
 def single_words(lines: list[tuple[Samples, list[Stretch]]]) -> list[Item]:
-    """Some words of each line."""
+    """Return some words of each line."""
     rng, found = random.Random(0), []
     for samples, stretches in lines:
         long = [stretch for stretch in stretches if stretch.word and stretch.end - stretch.first >= MIN_WORD]
@@ -61,7 +61,7 @@ def single_words(lines: list[tuple[Samples, list[Stretch]]]) -> list[Item]:
 
 
 def short_phrases(lines: list[tuple[Samples, list[Stretch]]]) -> list[Item]:
-    """What is said between two pauses of each line."""
+    """Return the speech between two pauses of each line."""
     found = []
     for samples, stretches in lines:
         for group in phrases(stretches, len(samples) // FRAME):
@@ -72,7 +72,7 @@ def short_phrases(lines: list[tuple[Samples, list[Stretch]]]) -> list[Item]:
 
 
 def heard(recognizer: Recognizer, items: list[Item]) -> dict[str, Any]:
-    """Word errors by padding and context."""
+    """Return word errors by padding and context."""
     results: dict[str, Any] = {}
     for padding_s in PADDINGS_S:
         for chunk_size in CHUNK_SIZES:

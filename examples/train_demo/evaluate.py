@@ -1,9 +1,9 @@
-"""Word error rates of bundles on every test set, by context and search, with intervals; and what they hear in silence.
+"""Measures word error rates of bundles on every test set, by context and search, and words found without speech.
 
     python evaluate.py float32=bundle int8=bundle-int8 --every-mode int8
 
-Writes `wer.json`. What a bundle hears of a set is kept in the work directory, and heard again only if one of the two
-has changed.
+Writes `wer.json`, with intervals. Results of a bundle on a set are cached in the work directory, and computed again
+only if one of the two has changed.
 """
 
 import argparse
@@ -38,14 +38,14 @@ Numbers = NDArray[np.float32]
 CHUNK_SIZES = (None, 16, 8)
 SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
 MODES = ("", NARROW, UNGUIDED, UNGUIDED + NARROW)
-"""What is changed of the bundle's defaults, as it is added to the name of a condition."""
+"""Changes of the bundle's defaults, as suffixes of a condition's name."""
 PLAIN = UNGUIDED + NARROW
-"""As the library decodes by default; float32 and int8 are compared like this."""
+"""The library's default decoding, used to compare float32 and int8."""
 TIMED = 12
-"""Of so many recordings one is timed."""
+"""One in this many recordings is timed."""
 SILENCE_S = 5.0
 LEVELS_DB = (None, -80, -60, -50, -40)
-"""Of silences, below full scale; None: zeros."""
+"""Levels of silences in dB below full scale; None: zeros."""
 
 
 @dataclass(kw_only=True)
@@ -55,12 +55,12 @@ class Count(GroupScore):
     num_exact: int = 0
 
     def add(self, num_errors: int, num_words: int) -> None:
-        """Counts one utterance."""
+        """Count one utterance."""
         super().add(num_errors, num_words)
         self.num_exact += not num_errors
 
     def data(self) -> dict[str, Any]:
-        """All numbers; `interval` has 95 % of the rates when as many utterances are drawn again (bootstrap)."""
+        """Return all numbers; `interval` contains 95 % of the rates of resampled utterances (bootstrap)."""
         return {
             "num_words": self.num_words, "num_errors": self.num_errors, "wer": round(self.rate, 6),
             "interval": [round(limit, 6) for limit in self.interval()],
@@ -70,7 +70,7 @@ class Count(GroupScore):
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What one search hears in a recording, and the processor time up to there, features included."""
+    """The text that one search finds in a recording, and the processor time up to it, features included."""
 
     condition: str
     text: str
@@ -78,7 +78,7 @@ class Heard:
 
 
 class Listener:
-    """A bundle that hears recordings under every condition, on onnxruntime alone and one thread."""
+    """A bundle that recognises recordings under every condition, with onnxruntime's kernels and one thread."""
 
     def __init__(self, path: Path, modes: Sequence[str] = ("",)) -> None:
         self.bundle = Bundle.open(path)
@@ -89,7 +89,7 @@ class Listener:
         self.fusion = None if language_model is None else Fusion(language_model, self.bundle.vocabulary)
 
     def hear(self, samples: Samples) -> Iterator[Heard]:
-        """What each search hears by context."""
+        """Yield the result of each search, by context."""
         begin = time.process_time()
         manifest = self.bundle.manifest
         frames = fbank(
@@ -108,7 +108,7 @@ class Listener:
     def _searched(
         self, chunk_size: int | None, mode: str, encoder_out: Numbers, log_probs: Numbers, encoded_s: float
     ) -> Iterator[Heard]:
-        """Both passes of one mode."""
+        """Yield the results of both passes of one mode."""
         decoding, fusion = self.bundle.manifest.decoding, None if UNGUIDED in mode else self.fusion
         beam_size = DecodingConfig().beam_size if NARROW in mode else decoding.beam_size
         factor = fusion.rescoring_weight if fusion else 1.0
@@ -125,7 +125,7 @@ class Listener:
 
 
 def hear_set(path: Path, manifest: Path, file: Path, modes: Sequence[str] = ("",)) -> dict[str, Any]:
-    """What a bundle hears of one set, from `file` if it is there: seconds of audio, and per recording all `Heard`."""
+    """Return results of a bundle on one set, cached in `file`: seconds of audio, and all `Heard` per recording."""
     of_set = hashlib.sha256(manifest.read_bytes()).hexdigest()
     made_of = {**of_bundle(path), "set": of_set, "modes": [*modes]}
     content = read_json(file)
@@ -143,7 +143,7 @@ def hear_set(path: Path, manifest: Path, file: Path, modes: Sequence[str] = ("",
 
 
 def scores(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Word errors and processor time of one set by condition."""
+    """Return word errors and processor time of one set by condition."""
     counts: dict[str, Count] = {}
     cpu_s: dict[str, float] = {}
     for recording in content["recordings"]:
@@ -160,7 +160,7 @@ def scores(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def silences(sample_rate: int) -> Iterator[tuple[str, Samples]]:
-    """Recordings without speech: zeros, white noise and hum."""
+    """Yield recordings without speech: zeros, white noise and hum."""
     rng, length = np.random.default_rng(0), int(SILENCE_S * sample_rate)
     hum = np.sin(2 * np.pi * 50 * np.arange(length) / sample_rate)
     for level in LEVELS_DB:
@@ -170,7 +170,7 @@ def silences(sample_rate: int) -> Iterator[tuple[str, Samples]]:
 
 
 def words_in_silence(path: Path) -> dict[str, list[str]]:
-    """What a bundle hears where nobody speaks: by condition, the texts that are not empty."""
+    """Return the non-empty texts of recordings without speech, by condition."""
     listener = Listener(path, [*MODES])
     found: dict[str, list[str]] = {}
     for name, samples in silences(listener.sample_rate):
@@ -180,7 +180,7 @@ def words_in_silence(path: Path) -> dict[str, list[str]]:
 
 
 def real_time_factors(path: Path, manifest: Path) -> dict[str, float]:
-    """Processor time of each condition over the time of some recordings, mode beside mode."""
+    """Return the real-time factor of each condition on some recordings, alternating the modes."""
     listener, audio_s = Listener(path, MODES), 0.0
     cpu_s: dict[str, float] = {}
     for recording in list(read_recordings(manifest))[::TIMED]:
@@ -192,7 +192,7 @@ def real_time_factors(path: Path, manifest: Path) -> dict[str, float]:
 
 
 def language_model_costs(path: Path) -> dict[str, float]:
-    """Median processor time of loading the language model of a bundle and of all else, and their bytes."""
+    """Return median processor time of loading, and bytes, of a bundle's language model and of everything else."""
     loads: dict[str, list[float]] = {"rest_s": [], "language_model_s": []}
     for _ in range(5):
         begin = time.process_time()
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--every-mode", metavar="NAME", help="bundle that also hears without its beam and language model"
+        "--every-mode", metavar="NAME", help="bundle to measure also without its beam and language model"
     )
     parser.add_argument("--time", metavar="LIST", type=Path, help="only time --every-mode, on a quiet machine")
     args = parser.parse_args()
@@ -247,7 +247,7 @@ def main() -> None:
             print(stem, name, {condition: f"{found['wer']:.1%}" for condition, found in own.items()}, flush=True)
     for name, bundle in args.bundles:
         results[name] |= {"num_silences": 2 * len(LEVELS_DB), "silence": words_in_silence(Path(bundle))}
-        print(name, "in silence:", results[name]["silence"])
+        print(name, "without speech:", results[name]["silence"])
     write_json(args.output / "wer.json", results)
 
 

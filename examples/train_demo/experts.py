@@ -1,6 +1,6 @@
-"""Which experts a checkpoint uses on the test sets: share of the choices by layer and expert, as JSON.
+"""Measures which experts a checkpoint uses on the test sets: share of the choices by layer and expert, as JSON.
 
-Decoders are given the transcripts. With `--least 2` it is an error if an expert takes less than 2 % of the choices.
+Decoders receive the transcripts. With `--least 2` it is an error if an expert takes less than 2 % of the choices.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from u2moe.runtime.model.features import fbank
 
 
 class Choices:
-    """Which experts the layers of a network chose in their last call [tokens, chosen], by the name of the layer."""
+    """The experts that each layer of a network chose in its last call [tokens, chosen], by layer name."""
 
     def __init__(self, model: SpeechModel) -> None:
         self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MixtureOfExperts)}
@@ -39,7 +39,7 @@ class Choices:
 
 @torch.inference_mode()
 def usage(checkpoint: Checkpoint, tokenizer: Tokenizer, recordings: list[Recording]) -> dict[str, list[float]]:
-    """Share of the chosen experts in every layer, over all frames and tokens of the recordings."""
+    """Return the share of each expert in the choices of every layer, over all frames and tokens of the recordings."""
     model = checkpoint.network()
     choices = Choices(model)
     counts = {name: torch.zeros(len(layer.experts), dtype=torch.long) for name, layer in choices.layers.items()}

@@ -1,6 +1,6 @@
-"""Words and short phrases out of what actors say, cut where PocketSphinx hears pauses, or where a word begins and ends.
+"""Cuts words and short phrases from actors' speech, where PocketSphinx finds pauses, or the borders of a word.
 
-Actors say sentences; menus, talking clocks and people who dictate say words. Run it again to resume.
+Actors speak in sentences, but menus, talking clocks and dictation contain single words. Run it again to resume.
 """
 
 import argparse
@@ -24,23 +24,23 @@ FRAME = SAMPLE_RATE // FRAMES_PER_S
 MAX_WORDS = 4
 """Of a phrase."""
 PAUSE = 8
-"""Frames of silence that part two phrases."""
+"""Minimum frames of silence between two phrases."""
 MARGIN = 20
-"""Frames at most that a phrase keeps of the pauses around it."""
+"""Maximum frames of the surrounding pauses that a phrase keeps."""
 MIN_WORD = 20
-"""Frames of a word that is cut out of fluent speech: shorter ones are hardly said."""
+"""Minimum frames of a word cut from fluent speech; shorter ones are barely pronounced."""
 FADE = SAMPLE_RATE // 100
 AROUND = SAMPLE_RATE // 10
-"""Samples of silence around a word that is cut out of fluent speech."""
+"""Samples of silence around a word that is cut from fluent speech."""
 
 
 def name_of(source: str) -> str:
-    """The pack of the fragments of a pack of speech."""
+    """Return the name of the pack with the fragments of a pack of speech."""
     return source.removesuffix("-train") + FRAGMENTS
 
 
 def phrases(stretches: list[Stretch], num_frames: int) -> list[list[Stretch]]:
-    """The words between one pause and the next, each group with the pauses around it as its first and last stretch."""
+    """Return the words between pauses; each group has the pauses around it as its first and last stretch."""
     groups: list[list[Stretch]] = [[Stretch(None, 0, 0)]]
     for stretch in stretches:
         if stretch.word is not None:
@@ -53,14 +53,14 @@ def phrases(stretches: list[Stretch], num_frames: int) -> list[list[Stretch]]:
 
 
 def phrase_borders(group: list[Stretch]) -> tuple[int, int]:
-    """First frame and end of a phrase, with half of the pauses around it but no more than `MARGIN`."""
+    """Return first frame and end of a phrase, with half of the pauses around it but at most `MARGIN`."""
     before, *_, after = group
     first = group[1].first - min((before.end - before.first) // 2, MARGIN)
     return first, group[-2].end + min((after.end - after.first) // 2, MARGIN)
 
 
 def alone(samples: Samples) -> Samples:
-    """A word cut out of fluent speech, with soft edges and silence around it."""
+    """Return a word cut from fluent speech, with soft edges and silence around it."""
     fade = np.linspace(0, 1, FADE, dtype=np.float32)
     word = samples.copy()
     word[:FADE] *= fade
@@ -69,7 +69,7 @@ def alone(samples: Samples) -> Samples:
 
 
 def fragments(samples: Samples, stretches: list[Stretch], rng: random.Random) -> Iterator[tuple[Samples, str]]:
-    """Phrases of at most `MAX_WORDS` words of a line that has more than one, and one of the words of its others."""
+    """Yield the phrases of at most `MAX_WORDS` words of a line with several, and a word of each of its others."""
     groups = phrases(stretches, len(samples) // FRAME)
     inner: list[Stretch] = []
     for group in groups:
@@ -85,7 +85,7 @@ def fragments(samples: Samples, stretches: list[Stretch], rng: random.Random) ->
 
 
 def cut(source: Pack, path: Path) -> str:
-    """Fills the pack of a pack's fragments; returns a line for the terminal."""
+    """Fill the pack of a pack's fragments and return a line for the terminal."""
     aligner, rows = Aligner(), source.map()
     with Pack(path, SPEECH) as pack:
         number = unaligned = 0

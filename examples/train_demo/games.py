@@ -1,6 +1,6 @@
-"""Acted dialogue of freeware games: what is said in which clip (`queen.tsv.xz` and the like), and readers of the clips.
+"""Acted dialogue of freeware games: a table of clips and texts (`queen.tsv.xz` and others), and readers of the clips.
 
-As a script it decodes what is for training and validation into packs of speech; run it again to resume.
+As a script it decodes the training and validation clips into packs of speech; run it again to resume.
 """
 
 import argparse
@@ -22,20 +22,20 @@ Samples = NDArray[np.float32]
 
 TABLES = Path(__file__).parent
 MAX_CER = 0.5
-"""Where a recogniser disagrees more with the script, something else is heard: a laugh, a cry, other words."""
+"""If a recogniser disagrees more with the script, the clip contains something else: a laugh, a cry, other words."""
 PCM_RATE = 11025
 SKY_HEADER_LEN = 22
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A clip, who speaks in it, and its normalized text."""
+    """A clip, its speaker, and its normalized text."""
 
     clip: str
     voice: str
     text: str
     samples: Samples
-    """[time] in [-1, 1] at `rate` Hz."""
+    """Samples [time] in [-1, 1] at `rate` Hz."""
     rate: int
 
     @property
@@ -45,29 +45,29 @@ class Line:
 
 
 def from_mp3(data: bytes) -> tuple[Samples, int]:
-    """Flight of the Amazon Queen: an MP3 file."""
+    """Decode a clip of Flight of the Amazon Queen: an MP3 file."""
     samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     return samples, rate
 
 
 def from_pcm(data: bytes) -> tuple[Samples, int]:
-    """Drascula: unsigned bytes."""
+    """Decode a clip of Drascula: unsigned bytes."""
     return np.asarray((np.frombuffer(data, "u1").astype(np.float32) - 128) / 128, np.float32), PCM_RATE
 
 
 def from_sky(data: bytes) -> tuple[Samples, int]:
-    """Beneath a Steel Sky: a header, then unsigned bytes, which are packed for most clips."""
+    """Decode a clip of Beneath a Steel Sky: a header, then unsigned bytes, compressed in most clips."""
     body = data[SKY_HEADER_LEN:]
     return from_pcm(rnc.unpack(body) if body.startswith(rnc.SIGNATURE) else body)
 
 
 @dataclass(frozen=True)
 class Game:
-    """Where a game's speech lies among the unpacked Debian packages, and how a clip is decoded."""
+    """The place of a game's speech among the unpacked Debian packages, and the decoder of its clips."""
 
     folder: str
     file: str
-    """With the name of the clip in it where each has its own."""
+    """Contains the name of the clip if each clip has its own file."""
     decode: Callable[[bytes], tuple[Samples, int]]
 
 
@@ -79,13 +79,13 @@ GAMES = {
 
 
 def table_rows(game: str, split: str) -> list[dict[str, str]]:
-    """Rows of the table of a game that belong to one split."""
+    """Return the rows of a game's table that belong to one split."""
     with lzma.open(TABLES / f"{game}.tsv.xz", "rt", encoding="utf-8") as file:
         return [row for row in DictReader(file, delimiter="\t", quoting=QUOTE_NONE) if row["split"] == split]
 
 
 def read_lines(game: str, split: str, debian: Path, start: int = 0) -> Iterator[Line]:
-    """The clips of a split, from the one of this number on, whose recording agrees with the script."""
+    """Yield the clips of a split from number `start` on, if the recording agrees with the script."""
     place = GAMES[game]
     folder = debian / "usr/share/scummvm" / place.folder
     rows = [row for row in table_rows(game, split) if float(row["cer"]) < MAX_CER and normalize(row["text"])]
@@ -98,7 +98,7 @@ def read_lines(game: str, split: str, debian: Path, start: int = 0) -> Iterator[
 
 
 def read_game(game: str, split: str, debian: Path, folder: Path) -> str:
-    """Decodes a game's clips of one split into a pack; returns a line for the terminal."""
+    """Decode a game's clips of one split into a pack and return a line for the terminal."""
     with Pack(folder / f"{game}-{split}", SPEECH) as pack:
         for line in read_lines(game, split, debian, start=len(pack.utterances)):
             pack.append(to_pcm(line.wideband), line.voice, line.text)

@@ -1,9 +1,8 @@
-"""Gradients of a step: a few batches, shared out among processes, each batch under conditions drawn for it alone.
+"""Computes the gradients of a step: a few batches, distributed over processes, each batch under its own conditions.
 
-The processes also share out the optimizer's work on matrices.
-
-What is drawn depends on the seed and on the batch's number only, never on the process that works on it or on what was
-drawn before. So a run that is stopped and resumed, or that goes on with more processes, takes the same steps.
+The processes also share the optimizer's work on matrices. Random numbers depend only on the seed and on the batch's
+number, not on the process or on earlier numbers. A run that is resumed, or continues with more processes, therefore
+takes the same steps.
 """
 
 import multiprocessing
@@ -30,18 +29,18 @@ LOGGED = ("ctc", "left", "right", "teacher")
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to do with one batch."""
+    """The work on one batch."""
 
     number: int
-    """Counts the batches of the run; with the seed it determines all that is drawn."""
+    """Number of the batch in the run. With the seed it determines all random numbers."""
     items: list[Item]
     easy: bool
-    """CTC alone, on clips as they are, with full context."""
+    """Use only CTC, on unchanged clips, with full context."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Losses of a batch (nan: not trained) and its frames."""
+    """Losses of a batch (nan: not trained) and its number of frames."""
 
     ctc: float
     left: float
@@ -51,7 +50,7 @@ class Outcome:
 
 
 class GradientSource:
-    """Works out the gradient of a task on a network."""
+    """Computes the gradient of a task on a network."""
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class GradientSource:
         self.objective, self.seed, self.device, self.two_views = objective, seed, device, two_views
 
     def losses(self, task: Task) -> tuple[Losses, int]:
-        """Losses of a batch, and its frames."""
+        """Return the losses of a batch, and its number of frames."""
         drawn = zlib.crc32(f"{self.seed} {task.number}".encode())
         rng = random.Random(drawn)
         torch.manual_seed(drawn)
@@ -87,7 +86,7 @@ class GradientSource:
         return parts, frames
 
     def add(self, task: Task, gradients: list[Tensor]) -> Outcome:
-        """Puts the gradient of a task into `gradients`, in order of the parameters."""
+        """Write the gradient of a task to `gradients`, in order of the parameters."""
         self.model.zero_grad()
         parts, frames = self.losses(task)
         parts.total(self.objective).backward()  # type: ignore[no-untyped-call]
@@ -103,7 +102,7 @@ class GradientSource:
 
 
 def serve(source: GradientSource, gradients: list[Tensor], pieces: Sequence[Tensor], requests: Connection) -> None:
-    """The loop of a helping process: a task, or numbers of pieces to make orthogonal; None ends it."""
+    """Run the loop of a helper process: it receives a task, or numbers of pieces to orthogonalize; None ends it."""
     torch.set_num_threads(1)
     while (request := requests.recv()) is not None:
         if isinstance(request, Task):
@@ -114,7 +113,7 @@ def serve(source: GradientSource, gradients: list[Tensor], pieces: Sequence[Tens
 
 
 def shares(pieces: Sequence[Tensor], count: int) -> list[list[int]]:
-    """Numbers of pieces in so many shares of about the same work."""
+    """Split the numbers of pieces into `count` shares of about equal work."""
     parts: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for number in sorted(range(len(pieces)), key=lambda number: -work(pieces[number])):
@@ -125,7 +124,7 @@ def shares(pieces: Sequence[Tensor], count: int) -> list[list[int]]:
 
 
 class GradientPool:
-    """This process and helpers that are forked from it, for one epoch.
+    """This process and the helpers forked from it, for one epoch.
 
     They share the network's weights, and the optimizer's `pieces`.
     """
@@ -161,7 +160,7 @@ class GradientPool:
             process.join()
 
     def step(self, tasks: Sequence[Task]) -> tuple[list[Tensor], list[Outcome]]:
-        """Mean gradient in float32 of some tasks, summed in their order, and the outcome of each."""
+        """Return the mean gradient of some tasks in float32, summed in their order, and the outcome of each."""
         outcomes: list[Outcome] = []
         for total in self.sums:
             total.zero_()
@@ -178,7 +177,7 @@ class GradientPool:
         return self.sums, outcomes
 
     def orthogonalize(self, pieces: Sequence[Tensor]) -> None:
-        """Makes the matrices of the pool's pieces orthogonal, in place."""
+        """Make the matrices of the pool's pieces orthogonal, in place."""
         own, *others = self.shares
         for (requests, _, _), share in zip(self.helpers, others, strict=True):
             requests.send(share)

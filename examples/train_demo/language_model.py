@@ -1,6 +1,6 @@
-"""Language models for the demo model, of text in Debian packages: three sizes of a general one, and two of domains.
+"""Trains the demo's language models on text in Debian packages: a general one in three sizes, and two for domains.
 
-No sentence of a test set is in the text. What the small one finds is in the table that `evaluate.py` makes.
+The text contains no sentence of a test set. The table by `evaluate.py` shows the effect of the small one.
 """
 
 import argparse
@@ -25,13 +25,13 @@ SIZES = {
     "game": (TrainingOptions(order=3), 8),
     "numbers": (TrainingOptions(order=4), 8),
 }
-"""Options of training, and bits of a probability. The first three are general."""
+"""Options of training, and bits per probability. The first three are general."""
 NUM_SPOKEN = 30_000
-"""Lines of the grammars of numbers, dates, times and commands."""
+"""Number of lines from the grammars of numbers, dates, times and commands."""
 
 
 def articles(folder: Path) -> Iterator[str]:
-    """All sentences of web pages and fortune cookies, of any length."""
+    """Yield all sentences of web pages and fortune cookies, of any length."""
     for path in sorted(folder.rglob("*.html")):
         text = html.unescape(re.sub(r"<[^>]*>", " ", path.read_text(encoding="utf-8", errors="replace")))
         for paragraph in re.split(r"\n\s*\n", text):
@@ -39,7 +39,7 @@ def articles(folder: Path) -> Iterator[str]:
 
 
 def general(debian: Path) -> Iterator[str]:
-    """Sentences of all packages, with repetitions."""
+    """Yield sentences of all packages, with repetitions."""
     share = debian / "usr/share"
     yield from wordnet_phrases(share / "wordnet")
     yield from wordnet_definitions(share / "wordnet")
@@ -50,20 +50,20 @@ def general(debian: Path) -> Iterator[str]:
 
 
 def spoken() -> Iterator[str]:
-    """Numbers, dates, times, letters and commands."""
+    """Yield numbers, dates, times, letters and commands."""
     rng = random.Random(0)
     for _ in range(NUM_SPOKEN):
         yield grammar_line(rng)
 
 
 def game() -> Iterator[str]:
-    """The lines of the characters that the demo model was trained on."""
+    """Yield the lines of the characters that the demo model was trained on."""
     for row in table_rows("queen", "train"):
         yield row["text"]
 
 
 def written(path: Path, sentences: Iterable[str], withheld: Withheld) -> list[list[str]]:
-    """Normalized sentences without those of the tests; also written to a file."""
+    """Return normalized sentences without those of the tests, and write them to a file."""
     allowed = [text for text in (normalize(sentence) for sentence in sentences) if text and withheld.allows(text)]
     path.write_text("".join(f"{text.lower()}\n" for text in allowed), encoding="utf-8")
     return [text.lower().split() for text in allowed]

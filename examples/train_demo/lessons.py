@@ -1,4 +1,4 @@
-"""What a teacher makes of the utterances of a pack of features: targets for frames of the encoder, see `teacher.py`."""
+"""A teacher's targets for the encoder frames of a pack of features; see `teacher.py`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +13,20 @@ from torch import Tensor
 
 BASIS = "basis.npz"
 LIMIT = 4.0
-"""Standard deviations that the largest number of a target stands for."""
+"""Standard deviations represented by the largest target value."""
 
 Numbers = NDArray[np.float32]
 
 
 class Basis:
-    """Principal components of what the teacher makes of speech: its numbers, in the size of `TARGETS`' numbers."""
+    """Principal components of the teacher's output, quantized to the type of `TARGETS`."""
 
     def __init__(self, mean: Numbers, matrix: Numbers, spread: Numbers) -> None:
         self.mean, self.matrix, self.spread = mean, matrix, spread
 
     @classmethod
     def of(cls, rows: Numbers) -> "Basis":
-        """The basis of rows [count, dim], of which every number counts alike."""
+        """Return the basis of rows [count, dim]; all numbers are weighted equally."""
         mean, deviation = rows.mean(0), rows.std(0)
         centered = (rows - mean) / deviation
         variances, vectors = np.linalg.eigh(np.cov(centered.T))
@@ -35,30 +35,30 @@ class Basis:
         return cls(mean, np.asarray(matrix, np.float32), np.asarray(spread, np.float32))
 
     def __call__(self, rows: Numbers) -> NDArray[np.int8]:
-        """Rows of targets: principal components in steps of their spread times `LIMIT` / 127."""
+        """Return rows of targets: principal components in steps of their spread times `LIMIT` / 127."""
         parts = (rows - self.mean) @ self.matrix / self.spread
         return np.clip(np.round(parts * (127 / LIMIT)), -127, 127).astype(np.int8)
 
     def save(self, path: Path) -> None:
-        """Writes it as `.npz`."""
+        """Write it as `.npz`."""
         np.savez(path, mean=self.mean, matrix=self.matrix, spread=self.spread)
 
     @property
     def scale(self) -> Numbers:
-        """Factors [TARGETS.width] on numbers of targets that make them components whose variances sum to 1."""
+        """Return factors [TARGETS.width] that turn targets into components whose variances sum to 1."""
         return np.asarray(self.spread * (LIMIT / 127) / np.sqrt((self.spread**2).sum()), np.float32)
 
     @classmethod
     def load(cls, path: Path) -> "Basis":
-        """What `save` wrote."""
+        """Read a file written by `save`."""
         with np.load(path) as parts:
             return cls(parts["mean"], parts["matrix"], parts["spread"])
 
 
 class Lessons:
-    """Targets of the utterances of one pack; what the teacher has not heard yet has none.
+    """Targets of the utterances of one pack; utterances that the teacher has not processed yet have none.
 
-    Variants of a recording share its targets: they say the same, only slower or faster.
+    Variants of a recording share its targets: they contain the same words, only slower or faster.
     """
 
     def __init__(self, folder: Path, name: str, utterances: Sequence[Utterance]) -> None:
@@ -73,7 +73,7 @@ class Lessons:
                 raise ValueError(f"utterance {number} of {name} is not what the teacher heard: {utterance.text!r}")
 
     def __call__(self, number: int, places: Tensor, length: int) -> Tensor:
-        """Targets at some places of an utterance of `length` mel frames [count, TARGETS.width]; nan if it has none."""
+        """Return targets [count, TARGETS.width] at positions of an utterance of `length` mel frames; nan if none."""
         if number // self.copies >= len(self.entries):
             return torch.full((len(places), TARGETS.width), torch.nan)
         entry = self.entries[number // self.copies]

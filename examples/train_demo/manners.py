@@ -1,4 +1,4 @@
-"""How one speaker differs from another who says the same words: by vocal tract and pitch."""
+"""How one speaker differs from another with the same words: vocal tract and pitch."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 REVOICED = "-revoiced"
-"""What the name of a pack of other speakers ends with."""
+"""Suffix for the name of a pack of other speakers."""
 VARIANTS = {
     "queen-train": 3,
     "sky-train": 3,
@@ -21,7 +21,7 @@ Track = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Manner:
-    """How a variant differs: factors on the frequencies of the vocal tract, on the pitch, and on its movement."""
+    """Differences of a variant: factors on the frequencies of the vocal tract, on the pitch, and on its movement."""
 
     tract: float
     pitch: float
@@ -29,13 +29,13 @@ class Manner:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Manner":
-        """Tracts up to 15 % shorter or longer, pitch up to 30 % higher or lower, mostly together."""
+        """Draw a manner: tracts up to 15 % shorter or longer, pitch up to 30 % higher or lower, mostly together."""
         tract = rng.uniform(-0.15, 0.15)
         pitch = np.clip(tract + rng.uniform(-0.25, 0.25), -0.3, 0.3)
         return cls(tract=float(np.exp(tract)), pitch=float(np.exp(pitch)), movement=rng.uniform(0.7, 1.4))
 
     def melody(self, pitch: Track) -> Track:
-        """The pitch [frames] in Hz of the same words in this manner; what is 0 has none."""
+        """Return the pitch [frames] in Hz of the same words in this manner; 0 means unvoiced."""
         voiced = pitch > 0
         other = pitch.copy()
         if voiced.any():
@@ -45,7 +45,7 @@ class Manner:
 
 
 def stretched(track: Track, factor: float) -> Track:
-    """A track [frames, bins] with what was at a frequency at a factor times that; above the highest, the last value."""
+    """Scale the frequency axis of a track [frames, bins]; above the highest frequency, repeat the last value."""
     position = np.minimum(np.arange(track.shape[1]) / factor, track.shape[1] - 1)
     left = np.minimum(position.astype(int), track.shape[1] - 2)
     share = position - left

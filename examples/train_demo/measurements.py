@@ -1,10 +1,10 @@
-"""What is measured of the demo model in `benchmarks/results`, and by which commands; lists what is missing.
+"""Commands for the measurements of the demo model in `benchmarks/results`; lists missing ones.
 
     python measurements.py
 
-Results of an earlier model are worth nothing: `release.py` removes them when it installs another one. TESTS are the
-lists of recordings in `exp/test`, WORDS and SENTENCES some of them; INT8, INT4, CALIBRATED, POINTWISE, ALL, SMALLEST
-and FLOAT32 the bundles in `exp/release`.
+Results of an earlier model are invalid: `release.py` removes them when it installs another one. TESTS are the lists of
+recordings in `exp/test`; WORDS and SENTENCES are some of them. INT8, INT4, CALIBRATED, POINTWISE, ALL, SMALLEST and
+FLOAT32 are the bundles in `exp/release`.
 """
 
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from u2moe.benchmarks.results.files import read_json, write_json
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
 CELLS = "demo/"
-"""Prefix of the cells of the demo model in results of several models."""
+"""Prefix of the demo model's cells in results of several models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How a file of results is made.
+    """How to make a file of results.
 
     Attributes:
         command: after `python -m u2moe.benchmarks.studies.`, or a whole command.
-        minutes: about, on two idle cores.
-        quiet: whether it measures time, for which nothing else may run.
-        needs: what it needs besides the bundles.
-        part: what of the file is of the demo model; empty: all of it.
+        minutes: approximate time, on two idle cores.
+        quiet: whether it measures time, so that nothing else may run.
+        needs: requirements besides the bundles.
+        part: the part of the file that belongs to the demo model; empty: all of it.
     """
 
     command: str
@@ -63,7 +63,7 @@ MEASUREMENTS = {
     ),
     "serving": Measurement(command="serving WORK --bundle runtime/demo --name demo --cores 0", minutes=60, quiet=True),
 }
-"""In the order in which they are best made."""
+"""In the recommended order."""
 
 
 def drop() -> None:
@@ -81,7 +81,7 @@ def drop() -> None:
 
 
 def missing() -> Iterator[str]:
-    """What is to be measured, and how."""
+    """Yield the missing measurements with their commands."""
     for name, own in MEASUREMENTS.items():
         content = read_json(FOLDER / f"{name}.json")
         found = any(key.startswith(CELLS) for key in content.get("cells", {})) or own.part in content
@@ -92,4 +92,4 @@ def missing() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(missing()) or "everything has been measured")
+    print("\n".join(missing()) or "all measurements exist")

@@ -1,7 +1,7 @@
-"""The network of `u2moe.export.model`, computed so that training on a CPU is fast: same weights, same results.
+"""The network of `u2moe.export.model`, computed for fast training on a CPU: same weights, same results.
 
-Only what the recipe's train.yaml uses is here: a pre-norm conformer with WeNet's relative attention and causal
-convolutions, dense or with experts, and two attention decoders.
+It supports only the settings in the recipe's train.yaml. These are a pre-norm conformer with WeNet's relative attention
+and causal convolutions, dense or with experts, and two attention decoders.
 """
 
 import math
@@ -25,53 +25,53 @@ from u2moe.export.subsampling import Convolutions, Subsampling
 Part = TypeVar("Part", bound=nn.Module)
 
 HEAD = "teacher"
-"""Name of the head that answers a teacher."""
+"""Name of the head that predicts a teacher's targets."""
 HIDDEN = -1e4
 """Added to the score of a key that a query may not see."""
 
 
 def present(part: Part | None) -> Part:
-    """A part that other configurations may lack; ValueError if this one does."""
+    """Return a part that other configurations may lack; ValueError if this one lacks it."""
     if part is None:
         raise ValueError("this recipe's networks have all parts of a conformer, and normalize their features")
     return part
 
 
 def front(layer: Subsampling) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """The two convolutions that the features meet first."""
+    """Return the first two convolutions on the features."""
     first, _, second, *_ = cast("Convolutions", layer).conv
     return cast("nn.Conv2d", first), cast("nn.Conv2d", second)
 
 
 @torch.no_grad()
 def narrow_front(model: SpeechModel, channels: int) -> None:
-    """Takes all but so many channels of the first convolution out of use, by zeros."""
+    """Zero all but the first `channels` channels of the first convolution."""
     first, second = front(model.encoder.embed)
     for unused in (first.weight[channels:], cast("Tensor", first.bias)[channels:], second.weight[:, channels:]):
         unused.zero_()
 
 
 def lower_precision(model: SpeechModel) -> None:
-    """Weights in bfloat16, but for the routers and the statistics of the features."""
+    """Convert weights to bfloat16, except those of the routers and the statistics of the features."""
     model.bfloat16()
     present(model.encoder.global_cmvn).float()
     for module in model.modules():
         if isinstance(module, MixtureOfExperts):
             module.gate.float()
-    # twice as fast on CPUs; the signatures of torch leave this one out
+    # twice as fast on CPUs; torch's type stubs omit this signature
     model.encoder.embed.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What the frames of one encoder call may see, and where they are."""
+    """The visible frames of one encoder call, and their positions."""
 
     keys: Tensor
     """0 for frames that exist, `HIDDEN` for padding [batch, 1, 1, time]."""
     chunks: Tensor | None
-    """0 inside the chunk and before it, `HIDDEN` behind it [1 or batch, 1, time, time]; None: full context."""
+    """0 inside the chunk and before it, `HIDDEN` after it [1 or batch, 1, time, time]; None: full context."""
     real: Tensor
-    """Whether frames exist, or are padding [batch, time]."""
+    """True for frames that exist, false for padding [batch, time]."""
     valid: Tensor
     """The same as numbers, 1 and 0 [batch, time, 1]."""
     positions: Tensor
@@ -79,25 +79,25 @@ class Sight:
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:
-    """[batch, time, heads * size] to [batch, heads, time, size]."""
+    """Reshape [batch, time, heads * size] to [batch, heads, time, size]."""
     return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Softmax of query times keys plus bias, times values: [batch, heads, time, size] to [batch, time, dim]."""
-    scores = (query @ keys.transpose(-2, -1)).float() + bias.float()  # softmax is slow, and coarse, in bfloat16
+    """Return the softmax of query times keys plus bias, times values [batch, time, dim]."""
+    scores = (query @ keys.transpose(-2, -1)).float() + bias.float()  # softmax is slow and imprecise in bfloat16
     return (scores.softmax(-1).to(values.dtype) @ values).transpose(1, 2).flatten(2)
 
 
 def projections(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """Several linear layers of one input as one product."""
+    """Return the results of several linear layers with one input, computed as one product."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
     return functional.linear(x, weight, bias).chunk(len(layers), dim=-1)
 
 
 def self_attention(layer: MultiHeadAttention, x: Tensor, sight: Sight) -> Tensor:
-    """WeNet's relative attention: (q + u) k + (q + v) p = q (k + p) + (u k + v p); the last is the key's alone."""
+    """Apply relative attention: (q + u) k + (q + v) p = q (k + p) + (u k + v p); the last part is per key."""
     scale = 1 / math.sqrt(layer.config.head_dim)
     query, keys, values = (
         heads(part, layer.config.num_heads) for part in projections(x, layer.linear_q, layer.linear_k, layer.linear_v)
@@ -110,13 +110,13 @@ def self_attention(layer: MultiHeadAttention, x: Tensor, sight: Sight) -> Tensor
 
 
 def convolution(layer: ConvolutionModule, x: Tensor, sight: Sight) -> Tensor:
-    """Pointwise, gated, depthwise over past frames, pointwise; channels stay last."""
+    """Apply pointwise, gated, depthwise (causal) and pointwise convolution; channels stay last."""
     first, last = layer.pointwise_conv1, layer.pointwise_conv2
     gated = functional.glu(functional.linear(x * sight.valid, first.weight.squeeze(-1), first.bias), dim=-1)
     start = functional.glu(cast("Tensor", first.bias), dim=0).expand(len(x), layer.config.kernel - 1, -1)
     history = torch.cat((start, gated), 1).transpose(1, 2).unsqueeze(2)
     depthwise = layer.depthwise_conv
-    # with two dimensions, of which one is empty, oneDNN takes channels where they lie: five times as fast
+    # with two dimensions, one of them empty, oneDNN uses channels in place: five times as fast
     y = functional.conv2d(history, depthwise.weight.unsqueeze(2), depthwise.bias, groups=history.shape[1])
     y = y.squeeze(2).transpose(1, 2)
     y = layer.activation(layer.norm(y))
@@ -124,7 +124,7 @@ def convolution(layer: ConvolutionModule, x: Tensor, sight: Sight) -> Tensor:
 
 
 def block(layer: ConformerBlock, x: Tensor, sight: Sight) -> Tensor:
-    """One conformer block [batch, time, dim]."""
+    """Apply one conformer block to [batch, time, dim]."""
     x = x + 0.5 * feed_forward(present(layer.feed_forward_macaron), layer.norm_ff_macaron(x), sight.real)
     x = x + self_attention(layer.self_attn, layer.norm_mha(x), sight)
     x = x + convolution(present(layer.conv_module), layer.norm_conv(x), sight)
@@ -133,7 +133,7 @@ def block(layer: ConformerBlock, x: Tensor, sight: Sight) -> Tensor:
 
 
 def subsample(layer: Subsampling, mels: Tensor, channels: int) -> Tensor:
-    """The convolutions, of whose first only some channels are in use (the others have no weights)."""
+    """Apply the convolutions; only some channels of the first are in use (the others have no weights)."""
     first, second = front(layer)
     x = mels.unsqueeze(1).contiguous(memory_format=torch.channels_last)
     x = functional.conv2d(x, first.weight[:channels], cast("Tensor", first.bias)[:channels], first.stride).relu()
@@ -143,9 +143,9 @@ def subsample(layer: Subsampling, mels: Tensor, channels: int) -> Tensor:
 
 
 def add_head(model: SpeechModel, width: int) -> None:
-    """Gives the network a head that answers a teacher; it helps in training and is no part of a finished model.
+    """Add a head that predicts a teacher's targets, for training only; a finished model does not have it.
 
-    It begins with zeros, and moves nothing but itself until it has learnt something.
+    Its weights start at zero, so it affects nothing else until it has learnt something.
     """
     answer = nn.Linear(model.config.encoder.dim, width)
     nn.init.zeros_(answer.weight)
@@ -154,12 +154,12 @@ def add_head(model: SpeechModel, width: int) -> None:
 
 
 def head(model: SpeechModel) -> nn.Module | None:
-    """The head that answers a teacher, if the network has one."""
+    """Return the head that predicts a teacher's targets, if the network has one."""
     return dict(model.named_children()).get(HEAD)
 
 
 def hidden_chunks(time: int, chunk_sizes: Sequence[int | None], batch_size: int) -> Tensor | None:
-    """What lies behind the chunk of each frame, see `Sight`; each size is for an equal share of the batch."""
+    """Return the mask of frames after each frame's chunk, see `Sight`; each size is for an equal share of the batch."""
     if not any(chunk_sizes):
         return None
     seen = torch.stack([chunk_mask(time, size or time, -1) for size in chunk_sizes]).unsqueeze(1)
@@ -169,9 +169,9 @@ def hidden_chunks(time: int, chunk_sizes: Sequence[int | None], batch_size: int)
 def block_outputs(
     encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_sizes: Sequence[int | None], channels: int
 ) -> tuple[list[Tensor], Tensor]:
-    """What each block of the encoder makes of some features [batch, time, dim], and their lengths.
+    """Return the output of each encoder block for some features [batch, time, dim], and their lengths.
 
-    Each of `chunk_sizes` (None: all frames are seen) is for an equal share of the batch.
+    Each of `chunk_sizes` (None: full context) is for an equal share of the batch.
     """
     kind = front(encoder.embed)[0].weight.dtype
     x = subsample(encoder.embed, present(encoder.global_cmvn)(mels).to(kind), channels)
@@ -196,7 +196,7 @@ def block_outputs(
 def encode(
     encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_size: int | None, channels: int
 ) -> tuple[Tensor, Tensor]:
-    """As `SpeechEncoder.forward`."""
+    """Encode like `SpeechEncoder.forward`."""
     outputs, times = block_outputs(encoder, mels, lengths, [chunk_size], channels)
     return encoder.after_norm(outputs[-1]), times
 
@@ -204,7 +204,7 @@ def encode(
 def decoder_block(
     layer: DecoderBlock, x: Tensor, real: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor
 ) -> Tensor:
-    """One decoder block [rows, length, dim]; `real` [rows, length] says what is no padding."""
+    """Apply one decoder block to [rows, length, dim]; `real` [rows, length] is false for padding."""
     own, other = layer.self_attn, layer.src_attn
     scale, num_heads = 1 / math.sqrt(own.config.head_dim), own.config.num_heads
     q, k, v = (heads(part, num_heads) for part in projections(layer.norm1(x), own.linear_q, own.linear_k, own.linear_v))
@@ -218,7 +218,7 @@ def decoder_block(
 def decode(
     decoder: AttentionDecoder, inputs: Tensor, lengths: Tensor, memory: Tensor, memory_lengths: Tensor
 ) -> Tensor:
-    """Logits as of `AttentionDecoder.forward`; what follows the length of a row [rows] is undefined."""
+    """Return logits like `AttentionDecoder.forward`; values after the length of a row [rows] are undefined."""
     length, kind = inputs.shape[1], memory.dtype
     steps = torch.arange(length, device=inputs.device)
     real = steps < lengths.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The loss of U2++: CTC, and attention decoders in both directions, of which every batch trains one at random."""
+"""The loss of U2++: CTC, and attention decoders in both directions; each batch trains one of them at random."""
 
 import random
 from collections.abc import Sequence
@@ -15,30 +15,31 @@ from u2moe.export.model import SpeechModel
 
 MAX_CHUNK = 25
 ANSWERING = 3 / 4
-"""Of the blocks: after so many the teacher is answered. The rest have words as their only aim."""
+"""Share of the blocks after which the teacher's targets are predicted. The remaining blocks are trained only on
+words."""
 DELAY = 1
-"""Frames by which the answer comes later, since the encoder's convolutions look back: see the README."""
+"""Frames by which the prediction is delayed, since the encoder's convolutions look back; see the README."""
 CONSISTENCY = 0.2
-"""Weight of the consistency of two views, beside their CTC loss (arXiv 2410.05101)."""
+"""Weight of the consistency of two views, relative to their CTC loss (arXiv 2410.05101)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Weights of the parts of the loss, and what of the network takes part in training."""
+    """Weights of the parts of the loss, and the parts of the network that are trained."""
 
     ctc_weight: float
     reverse_weight: float
     """Share of the right-to-left decoder in the attention loss."""
     smoothing: float
     channels: int
-    """Channels of the first convolution that are in use: it makes a third of all work with 128, a tenth with 32."""
+    """Channels of the first convolution in use: it makes up a third of all work with 128, a tenth with 32."""
 
     teacher_weight: float = 0.0
-    """Of the distance from what a teacher makes of the same speech."""
+    """Weight of the distance from a teacher's targets for the same speech."""
 
     @classmethod
     def of(cls, model_conf: dict[str, Any], channels: int, teacher_weight: float = 0.0) -> "Objective":
-        """The objective of WeNet's `model_conf`."""
+        """Return the objective of WeNet's `model_conf`."""
         return cls(
             ctc_weight=model_conf["ctc_weight"],
             reverse_weight=model_conf["reverse_weight"],
@@ -50,19 +51,19 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Mean loss per token of each part; a decoder that was left out has none."""
+    """Mean loss per token of each part; a decoder that is not trained has none."""
 
     ctc: Tensor
     left: Tensor | None = None
     right: Tensor | None = None
     consistency: Tensor | None = None
-    """How far two views of the same speech are from being understood alike; none if there is one view."""
+    """Divergence between two views of the same speech; None with one view."""
 
     teacher: Tensor | None = None
-    """Distance from what a teacher makes of the speech: 1 for who knows nothing, 0 for who knows all."""
+    """Distance from a teacher's targets: 1 for a network that knows nothing, 0 for a perfect one."""
 
     def total(self, objective: Objective) -> Tensor:
-        """The weighted sum. One decoder alone stands for both."""
+        """Return the weighted sum. A single decoder stands for both."""
         words = self._of_words(objective)
         return words if self.teacher is None else words + objective.teacher_weight * self.teacher
 
@@ -78,13 +79,13 @@ class Losses:
 
 
 def random_chunk(num_frames: int, rng: random.Random) -> int | None:
-    """WeNet's dynamic chunk: full context half of the time, else 1 to 25 encoder frames."""
+    """Draw WeNet's dynamic chunk: full context half of the time, otherwise 1 to 25 encoder frames."""
     chunk = rng.randint(1, max(num_frames - 1, 1))
     return None if chunk > num_frames // 2 else chunk % MAX_CHUNK + 1
 
 
 def ctc_loss(log_probs: Tensor, times: Tensor, batch: Batch, blank: int) -> Tensor:
-    """Mean CTC loss per token; a clip that says nothing counts as one."""
+    """Return the mean CTC loss per token; a clip without speech counts as one token."""
     total = functional.ctc_loss(
         log_probs.transpose(0, 1),
         batch.tokens.clamp(min=0),
@@ -98,9 +99,9 @@ def ctc_loss(log_probs: Tensor, times: Tensor, batch: Batch, blank: int) -> Tens
 
 
 def consistency(log_probs: Tensor, times: Tensor, batch: Batch) -> Tensor:
-    """Divergence of what two views say of each frame [2 * batch, time, vocab], per token as the CTC loss.
+    """Return the divergence between two views of each frame [2 * batch, time, vocab], per token like the CTC loss.
 
-    Each view is drawn to what the other says, as if that were given (arXiv 2410.05101).
+    Each view is trained toward the other, which is held constant (arXiv 2410.05101).
     """
     other = torch.cat(log_probs.detach().chunk(2)[::-1])
     divergence = (other.exp() * (other - log_probs)).sum(-1)
@@ -109,9 +110,9 @@ def consistency(log_probs: Tensor, times: Tensor, batch: Batch) -> Tensor:
 
 
 def teacher_loss(answer: nn.Module, states: Tensor, times: Tensor, targets: Tensor) -> Tensor | None:
-    """Mean squared distance of the answer to states [batch, time, dim] from targets whose variances sum to 1.
+    """Return the mean squared distance of the prediction from targets; None if no frame has a target.
 
-    None if no frame has a target.
+    The states are [batch, time, dim]; the variances of the targets sum to 1.
     """
     states, targets = states[:, DELAY:], targets[:, : states.shape[1] - DELAY]
     steps = torch.arange(states.shape[1], device=targets.device)
@@ -125,7 +126,7 @@ def teacher_loss(answer: nn.Module, states: Tensor, times: Tensor, targets: Tens
 def attention_loss(
     model: SpeechModel, encoder_out: Tensor, times: Tensor, batch: Batch, smoothing: float, *, backwards: bool
 ) -> Tensor:
-    """Mean cross entropy per token of the decoder that reads forwards, or backwards."""
+    """Return the mean cross entropy per token of the decoder that reads forwards, or backwards."""
     decoder = model.right_decoder if backwards else model.left_decoder
     if decoder is None:
         raise ValueError("this recipe trains decoders in both directions")
@@ -148,11 +149,11 @@ def losses(
     chunk_sizes: Sequence[int | None],
     directions: tuple[bool, ...],
 ) -> tuple[Losses, Tensor, Tensor]:
-    """Losses of a batch, the encoder's output and times.
+    """Return the losses of a batch, and the encoder's output and times.
 
-    `chunk_sizes` says how many frames the encoder sees at once (None: all), for each view of the speech: with two, the
-    second half of the batch is what the first says, under other conditions. `directions` are the decoders that take
-    part: False reads forwards, True backwards.
+    `chunk_sizes` is the number of frames that the encoder sees at once (None: all), for each view of the speech. With
+    two views, the second half of the batch repeats the first under other conditions. `directions` are the decoders to
+    train: False reads forwards, True backwards.
     """
     outputs, times = block_outputs(model.encoder, batch.mels, batch.lengths, chunk_sizes, objective.channels)
     encoder_out, answer = model.encoder.after_norm(outputs[-1]), head(model)

@@ -1,8 +1,8 @@
 """The optimizer: Muon for hidden matrices, AdamW for the rest, on float32 masters of a network in bfloat16.
 
 Muon (Jordan et al., 2024) makes the momentum of every matrix orthogonal before it is added to the weights. All
-directions then learn at one rate, which brings CTC to an alignment in a fraction of AdamW's time. Its steps are scaled
-to the size of AdamW's (arXiv 2502.16982), so that both share one learning rate.
+directions then learn at one rate, so CTC finds an alignment in a fraction of AdamW's time. Its steps are scaled to the
+size of AdamW's (arXiv 2502.16982), so both share one learning rate.
 """
 
 from collections import defaultdict
@@ -19,14 +19,15 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MAX_NORM = 5.0
 PIECE = 16
-"""Matrices in a piece, at most."""
+"""Maximum number of matrices in a piece."""
 ROUTER_RATE = 0.1
-"""Of the routers' learning rate to that of all else: at a full one the halves of a copied layer part in ten steps."""
+"""Ratio of the routers' learning rate to the others'. At the full rate the halves of a copied layer separate in ten
+steps."""
 AVERAGED_STEPS, AVERAGED_SHARE = 4000, 0.1
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Matrices [count, rows, columns], rows <= columns, with singular values near 1, by a quintic Newton-Schulz."""
+    """Return matrices [count, rows, columns], rows <= columns, with singular values near 1 (quintic Newton-Schulz)."""
     a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -38,23 +39,23 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 def orthogonalize(pieces: Sequence[Tensor]) -> None:
-    """Makes the matrices of some pieces orthogonal, in place."""
+    """Make the matrices of some pieces orthogonal, in place."""
     for piece in pieces:
         rows, columns = piece.shape[1:]
         piece.copy_(orthogonalized(piece.mT).mT if rows > columns else orthogonalized(piece))
 
 
 def work(piece: Tensor) -> int:
-    """How much there is to do for a piece: products in a step of Newton-Schulz."""
+    """Return the work for a piece: the products in a Newton-Schulz step."""
     count, (short, long) = len(piece), sorted(piece.shape[1:])
     return count * short**2 * (2 * long + short)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on weights seen as matrices [rows, everything else].
+    """Muon on weights viewed as matrices [rows, everything else].
 
-    Matrices of one shape are one product, up to `PIECE` of them: `pieces` [count, rows, columns] are what processes can
-    share out among themselves, and the same whoever works on them.
+    Up to `PIECE` matrices of one shape are one product. Processes can share the `pieces` [count, rows, columns]; the
+    result is the same for any distribution.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -71,7 +72,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, orthogonalize: Callable[[Sequence[Tensor]], None] = orthogonalize) -> None:  # type: ignore[override]
-        """Moves every weight along its gradient."""
+        """Update every weight along its gradient."""
         for members, piece in zip(self.members, self.pieces, strict=True):
             for weight, move in zip(members, piece, strict=True):
                 move.copy_(self._momentum(weight))
@@ -85,7 +86,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(weights, moves, alpha=-size)
 
     def _momentum(self, weight: nn.Parameter) -> Tensor:
-        """Nesterov's look ahead of the running mean of gradients [rows, columns]."""
+        """Return Nesterov's look-ahead of the running mean of gradients [rows, columns]."""
         assert weight.grad is not None
         state = self.state[weight]
         if not state:
@@ -95,26 +96,26 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_router(name: str) -> bool:
-    """Whether a weight is a router's."""
+    """Return whether a weight belongs to a router."""
     return name.endswith("gate.weight")
 
 
 def is_head(name: str) -> bool:
-    """Whether a weight is of the head that answers a teacher."""
+    """Return whether a weight belongs to the head that predicts a teacher's targets."""
     return name.startswith(f"{HEAD}.")
 
 
 def suits_muon(name: str, weight: Tensor) -> bool:
-    """Whether a weight is a hidden matrix: no router, and nothing that touches the vocabulary."""
+    """Return whether a weight is a hidden matrix: not a router, and not connected to the vocabulary."""
     others = (HEAD, "gate", "pos_bias", "embed.0", "output_layer", "ctc", "depthwise")
     return weight.ndim > 1 and weight[0].numel() > 9 and not any(part in name for part in others)
 
 
 class Optimizer:
-    """Float32 masters of a network's weights, moved by gradients that were found with the network's own type.
+    """Float32 masters of a network's weights, updated with gradients in the network's own type.
 
-    `average` follows the masters: a mean over about the last tenth of all steps, at most `AVERAGED_STEPS`, which is
-    smoother than any one of them. Steps before `averaged_from` are no part of it.
+    `average` follows the masters. It is a mean over about the last tenth of all steps, at most `AVERAGED_STEPS`, and
+    smoother than any single step. Steps before `averaged_from` are excluded.
     """
 
     def __init__(self, model: nn.Module, averaged_from: int = 0) -> None:
@@ -137,7 +138,7 @@ class Optimizer:
             torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
         ]
         self.rates = [1.0, 1.0]
-        for weights, rate in ((routers, ROUTER_RATE), (head, 1.0)):  # the head comes last: a run may get or lose it
+        for weights, rate in ((routers, ROUTER_RATE), (head, 1.0)):  # the head is last: a run may gain or lose it
             if weights:
                 self.parts.append(torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True))
                 self.rates.append(rate)
@@ -150,10 +151,10 @@ class Optimizer:
         num_steps: int,
         orthogonalize: Callable[[Sequence[Tensor]], None] = orthogonalize,
     ) -> float:
-        """Moves the masters along float32 gradients, in order of the parameters, and copies them into the network.
+        """Update the masters along float32 gradients, in order of the parameters, and copy them into the network.
 
         `num_steps` were taken before; `orthogonalize` works on the pieces of `muon`. Returns the norm of the gradient;
-        if it is not finite, nothing moves.
+        if it is not finite, nothing changes.
         """
         for weight, gradient in zip(self.masters.values(), gradients, strict=True):
             weight.grad = gradient
@@ -173,12 +174,12 @@ class Optimizer:
 
     @torch.no_grad()
     def write(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies weights, the masters or their average, into the network."""
+        """Copy weights, the masters or their average, into the network."""
         for name, weight in self.model.named_parameters():
             weight.copy_(weights[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on exactly."""
+        """Return everything that `load_state_dict` needs to continue exactly."""
         return {
             "masters": {name: weight.detach() for name, weight in self.masters.items()},
             "average": self.average,
@@ -187,9 +188,9 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state, and writes its masters into the network; without `parts` the momentum starts anew.
+        """Restore a state, and write its masters into the network; without `parts` the momentum starts again.
 
-        A head that the state lacks stays as it is, and one that the network lacks is left out.
+        A head that the state lacks does not change, and one that the network lacks is ignored.
         """
         for name, weight in self.masters.items():
             if is_head(name) and name not in state["masters"]:

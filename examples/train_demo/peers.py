@@ -1,7 +1,7 @@
-"""What other recognisers that install with a model hear of the test sets, and their word error rates, as JSON.
+"""Measures other recognisers that install with a model on the test sets: texts and word error rates, as JSON.
 
-Each is installed into an environment of its own and is given whole recordings. Numbers that they write as digits are
-read in the way that has the fewest errors.
+Each is installed into a separate environment and receives whole recordings. Numbers written as digits are read in the
+way that has the fewest errors.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from u2moe.runtime.text.word_errors import words
 
 SAMPLE_RATE = 16000
 WHOLE_S = 60.0
-"""Recordings are given in buffers of this length: none is longer."""
+"""Recordings are passed in buffers of this length, which exceeds every recording."""
 
 
 def hear(program: Program, recordings: list[Recording]) -> list[Line]:
-    """What a recogniser prints for each recording."""
+    """Return the output of a recogniser for each recording."""
     with tempfile.TemporaryDirectory() as folder:
         files = [write_wav(Path(folder) / f"{number}.wav", read_audio(recording.path, SAMPLE_RATE), SAMPLE_RATE)
                  for number, recording in enumerate(recordings)]  # fmt: skip
@@ -32,7 +32,7 @@ def hear(program: Program, recordings: list[Recording]) -> list[Line]:
 
 
 def count(recordings: list[Recording], lines: list[Line]) -> Count:
-    """Word errors of one test set."""
+    """Return the word errors of one test set."""
     found = Count()
     for recording, line in zip(recordings, lines, strict=True):
         errors = num_errors(recording.transcript, line["text"])

@@ -1,4 +1,4 @@
-"""Which word and which phone is heard when: recordings aligned with their transcripts by PocketSphinx."""
+"""Aligns recordings with their transcripts by PocketSphinx: the word and the phone of each frame."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ SAMPLE_RATE = 16000
 FRAMES_PER_S = 100
 SILENCE = "SIL"
 FILLERS = "<[+"
-"""What the names of pauses and noises begin with."""
+"""First characters of the names of pauses and noises."""
 CLASSES = {
     "vowels": "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW",
     "glides": "L R W Y",
@@ -19,13 +19,13 @@ CLASSES = {
     "stops": "B CH D G JH K P T",
     "silence": SILENCE,
 }
-"""Phones of the CMU dictionary (its affricates are with the stops), and pauses."""
+"""Phones of the CMU dictionary (affricates are with the stops), and pauses."""
 PHONES = tuple(phone for names in CLASSES.values() for phone in names.split())
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """The frames of 10 ms from `first` up to `end`, and the word that is said in them; None: a pause, or a noise."""
+    """The frames of 10 ms from `first` up to `end`, and their word; None: a pause or a noise."""
 
     word: str | None
     first: int
@@ -36,12 +36,12 @@ class Aligner:
     """PocketSphinx with its own English model and dictionary."""
 
     def __init__(self) -> None:
-        import pocketsphinx  # noqa: PLC0415 - the tables of phones are needed without it
+        import pocketsphinx  # noqa: PLC0415 - the tables of phones do not need it
 
         self.decoder = pocketsphinx.Decoder(lm=None, loglevel="FATAL", bestpath=False)
 
     def words(self, samples: Samples, transcript: str) -> list[Stretch] | None:
-        """When each word is said; None if the dictionary lacks one, or nothing fits the transcript."""
+        """Return the times of each word; None if the dictionary lacks one, or the transcript does not match."""
         try:
             self.decoder.set_align_text(transcript.lower())
             self._hear(samples)
@@ -52,11 +52,11 @@ class Aligner:
         return [Stretch(word, part.start_frame, part.end_frame + 1) for word, part in found] or None
 
     def phones(self, samples: Samples, transcript: str) -> list[str] | None:
-        """The phone in each frame of 10 ms; None as for `words`."""
+        """Return the phone in each frame of 10 ms; None as for `words`."""
         if self.words(samples, transcript) is None:
             return None
         try:
-            self.decoder.set_alignment()  # of the words that were just aligned: their phones
+            self.decoder.set_alignment()  # aligns the phones of the words aligned before
             self._hear(samples)
         except RuntimeError:
             return None

@@ -1,4 +1,4 @@
-"""Pictures of the documentation: word error rates of the demo model, how they fell in training, what experts choose."""
+"""Draws the documentation's pictures: word error rates, their course in training, and the choices of experts."""
 
 import csv
 from collections import defaultdict
@@ -20,12 +20,12 @@ SERIES = {
 }
 VALIDATION = {"queen-dev": ("actors", "#1b3a5c"), "heldout": ("synthetic voices", "#d08c3f")}
 LABELS = {"phone": "#1b3a5c", "speaker": "#d08c3f", "band": "#6a9f58"}
-"""Colours of what the choice of an expert says something of."""
+"""Colours of the properties that the choice of an expert reveals."""
 CONTEXTS = {"all": ("full context", "-"), "16": ("chunk 16", "--")}
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Writes a picture that is the same wherever it is drawn, with a palette, which makes it three times smaller."""
+    """Write a picture that is identical on every machine, with a palette, which makes it three times smaller."""
     file.parent.mkdir(exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None})
     plt.close(figure)
@@ -34,7 +34,7 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def draw_word_errors(results: Results, file: Path) -> None:
-    """Bars of word error rates of the shipped model with their intervals, best set at the bottom."""
+    """Draw word error rates of the shipped model with their intervals, best set at the bottom."""
     own = results["int8"]["sets"]
     names = sorted(
         SETS.keys() & own.keys(), key=lambda name: own[name]["full attention_rescoring"]["wer"], reverse=True
@@ -56,7 +56,7 @@ def draw_word_errors(results: Results, file: Path) -> None:
 
 
 def draw_training(tables: list[Path], file: Path) -> None:
-    """Word error rates in validation over the hours of training, of one run after the other, the dense one first."""
+    """Draw word error rates in validation over the hours of training, one run after another, the dense one first."""
     curves = defaultdict(list)
     for number, path in enumerate(tables):
         with path.open(encoding="utf-8", newline="") as rows:
@@ -73,7 +73,7 @@ def draw_training(tables: list[Path], file: Path) -> None:
     for start in starts[1:]:
         axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
     axes.plot([], [], "o", color="#777777", markersize=3, label="dense network")
-    axes.plot([], [], "s:", color="#777777", markersize=3, linewidth=0.8, label="what forked from it, and when")
+    axes.plot([], [], "s:", color="#777777", markersize=3, linewidth=0.8, label="forks, and when they started")
     axes.set_xlabel("hours of training")
     axes.set_ylabel("word error rate, %, first pass without beam")
     axes.set_ylim(0, 105)
@@ -85,7 +85,7 @@ def draw_training(tables: list[Path], file: Path) -> None:
 
 
 def draw_specialists(results: Results, file: Path) -> None:
-    """What the choice of an expert says in each layer, and which phones go to which expert of the best layer."""
+    """Draw the information of the experts' choice in each layer, and each expert's phones in the best layer."""
     figure, (bits, phones) = plt.subplots(2, figsize=(8, 5.4), layout="constrained", height_ratios=(1, 1.1))
     layers, best = results["layers"], results["best"]
     for label, color in LABELS.items():
@@ -94,7 +94,7 @@ def draw_specialists(results: Results, file: Path) -> None:
         bits.plot([item["chance"] for item in found], ":", color=color, linewidth=1)
     names = [layer_name(name) for name in layers]
     bits.set_xticks(range(len(names)), names, fontsize=8)
-    bits.set_xlabel("layers of experts, two in each block of the encoder")
+    bits.set_xlabel("layers of experts, two in each encoder block")
     bits.set_ylabel("bits (dotted: by chance)")
     bits.set_ylim(bottom=0)
     bits.legend(frameon=False, fontsize=8)
@@ -106,6 +106,6 @@ def draw_specialists(results: Results, file: Path) -> None:
     phones.set_xticks(range(len(columns)), columns, fontsize=7, rotation=90)
     phones.set_yticks(range(len(rows)), range(len(rows)), fontsize=7)
     phones.set_ylabel("expert")
-    phones.set_title(f"frames of a phone that an expert takes, layer {layer_name(best['layer'])}", fontsize=9)
+    phones.set_title(f"share of a phone's frames by expert, layer {layer_name(best['layer'])}", fontsize=9)
     figure.colorbar(shown, ax=phones, label="% (even: 25)", pad=0.01)
     save(figure, file)

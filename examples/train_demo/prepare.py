@@ -1,7 +1,7 @@
-"""Packs of speech -> packs of 8-bit log-mels at other speeds, in rooms and over telephones; and the vocabulary.
+"""Makes packs of 8-bit log-mels from packs of speech, at other speeds, in rooms and on telephones; and a vocabulary.
 
 Run it again when there is more speech. Noise, gain, band limits and masks are not applied here: `augment` draws them
-anew for every batch.
+for every batch.
 """
 
 import argparse
@@ -51,14 +51,14 @@ PLANS = {
     "noise": UNCHANGED,
     "silence": UNCHANGED,
 }
-"""Variants of each utterance, and how much their speed varies."""
+"""Variants of each utterance, and the variation of their speed."""
 KINDS = {REVOICED: (1, 0.05), FRAGMENTS: (2, 0.12)}
 """The same for packs by the ends of their names."""
 BLANKET_SOUNDS = "/com/rafaelmardojai/Blanket/sounds"
 
 
 def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech in a random room: an impulse followed by exponentially decaying noise, louder than it from far off."""
+    """Return the speech in a random room: an impulse, then exponentially decaying noise, louder at a distance."""
     decay = rng.uniform(0.1, 0.6) * SAMPLE_RATE
     tail = rng.standard_normal(int(0.7 * decay)) * np.exp(-6.9 * np.arange(int(0.7 * decay)) / decay)
     tail[: int(rng.uniform(0.001, 0.01) * SAMPLE_RATE)] = 0
@@ -69,7 +69,7 @@ def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDAr
 
 
 def coded(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech over a telephone or as a small file, at a random level, sometimes clipped."""
+    """Return the speech over a telephone or as a small file, at a random level, sometimes clipped."""
     container, codec, rate = CODECS[rng.integers(len(CODECS))]
     narrow = resample(samples, SAMPLE_RATE, rate)
     level = rng.uniform(0.05, 1.0) if rng.random() < 0.8 else rng.uniform(1.5, 4.0)
@@ -83,7 +83,7 @@ def coded(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 
 def variant(samples: NDArray[np.float32], spread: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech at a random speed (and pitch); one time in three in a random room, one in six through a codec."""
+    """Return the speech at a random speed (and pitch); one in three in a random room, one in six through a codec."""
     speed = round(40 * rng.uniform(1 - spread, 1 + spread))
     samples = resample(samples, speed, 40)
     samples = reverberated(samples, rng) if rng.random() < 0.33 else samples
@@ -91,13 +91,13 @@ def variant(samples: NDArray[np.float32], spread: float, rng: np.random.Generato
 
 
 def plan(name: str) -> tuple[int, float]:
-    """How many variants of an utterance of a pack there shall be, and how much their speed varies."""
+    """Return the number of variants of each utterance of a pack, and the variation of their speed."""
     by_kind = next((value for end, value in KINDS.items() if name.endswith(end)), (1, 0.16))
     return PLANS.get(name, by_kind)
 
 
 def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
-    """Features of all utterances of a pack, `copies` variants of each (none changed if spread is 0); resumes."""
+    """Extract features of all utterances of a pack, `copies` variants of each (unchanged if spread is 0); resumes."""
     speech = Pack(speech_path, SPEECH)
     utterances = [utterance for utterance in speech.utterances if utterance.length > SHORTEST]
     samples = speech.map()
@@ -112,7 +112,7 @@ def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
 
 
 def read_noises(blanket: Path, music: Path, folder: Path) -> None:
-    """Ambiences and music -> the pack `noise`, cut into pieces of 20 s."""
+    """Convert ambiences and music to the pack `noise`, cut into pieces of 20 s."""
     command = ["gresource", "list", str(blanket), BLANKET_SOUNDS]
     names = [name for name in subprocess.check_output(command, text=True).split() if name.endswith(".ogg")]
     tracks = [subprocess.check_output(["gresource", "extract", str(blanket), name]) for name in names]
@@ -130,7 +130,7 @@ def read_noises(blanket: Path, music: Path, folder: Path) -> None:
 
 
 def cut_silence(noise: Pack, folder: Path) -> None:
-    """Pieces of the noise, and of hiss, that say nothing -> the pack `silence`."""
+    """Write pieces of noise and of hiss, without speech, to the pack `silence`."""
     samples = noise.map()
     with Pack(folder / "silence", SPEECH) as pack:
         for number in range(len(pack.utterances), NUM_SILENCES):
@@ -144,7 +144,7 @@ def cut_silence(noise: Pack, folder: Path) -> None:
 
 
 def write_vocabulary(texts: Iterable[str], folder: Path, num_pieces: int = NUM_PIECES) -> None:
-    """`bpe.model` and `units.txt` in WeNet's present layout."""
+    """Write `bpe.model` and `units.txt` in WeNet's present layout."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(folder / "bpe"), model_type="bpe", vocab_size=num_pieces,
         character_coverage=1.0, bos_id=-1, eos_id=-1, minloglevel=1,

@@ -1,4 +1,4 @@
-"""What determines the steps of a run, and how far it has come."""
+"""The options that determine the steps of a run, and its progress."""
 
 from dataclasses import dataclass, field
 
@@ -7,18 +7,18 @@ from schedule import Schedule
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     step: int = 0
     batches: int = 0
-    """Batches worked on in all."""
+    """Number of batches processed so far."""
     epoch: int = 0
     position: int = 0
-    """Batches of this epoch that are done."""
+    """Number of finished batches of this epoch."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Utterances in each pack when the epoch began."""
+    """Number of utterances in each pack when the epoch began."""
     easy: bool = True
-    """Short, clean clips and CTC alone, until CTC has found its alignment."""
+    """Use short, clean clips and only CTC, until CTC has found its alignment."""
     ctc: float = 10.0
     """Running mean of the CTC loss."""
     seconds: float = 0.0
@@ -27,7 +27,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What determines the steps of a run besides its data."""
+    """The options that, with the data, determine the steps of a run."""
 
     lr: float = 3e-3
     warmup_steps: int = 300
@@ -40,15 +40,15 @@ class Options:
     augment: float = 0.7
     """Share of the utterances under new conditions."""
     views: int = 1
-    """2: every utterance is heard under two conditions in one batch, and should be understood alike in both."""
+    """With 2, every utterance occurs under two conditions in one batch, and the outputs should agree."""
     channels: int = 32
-    """Of the first convolution."""
+    """Channels of the first convolution in use."""
     restart: int | None = None
-    """Step at which a mixture forked from a dense run: the rate rises anew from 0."""
+    """Step at which a mixture forked from a dense run. The learning rate rises again from 0."""
     teacher_weight: float = 0.0
-    """Of the distance from what a teacher makes of the speech, see `teacher.py`."""
+    """Weight of the distance from a teacher's targets, see `teacher.py`."""
     averaged_from: int = 0
-    """Step from which weights are averaged: what they were before a change may lie in another valley."""
+    """First step to average. Weights from before a change may lie in another valley of the loss."""
     seed: int = 1
 
     def __post_init__(self) -> None:

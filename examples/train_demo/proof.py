@@ -1,10 +1,10 @@
-"""A mixture of experts beside its dense twin, on every test set: word errors, real-time factors, bytes.
+"""Compares a mixture of experts with its dense twin on every test set: word errors, real-time factors, bytes.
 
     python proof.py exp/mixture exp/dense
 
-Both are exported, quantized and heard in the same way; differences have 95 % intervals over utterances (paired
+Both are exported, quantized and measured in the same way. Differences have 95 % intervals over utterances (paired
 bootstrap). It is an error if the two took different numbers of steps. Real-time factors are processor time on one
-thread, of recordings that both recognise in turn; the smallest of some rounds counts.
+thread. Both recognise each recording in turn, and the fastest of several rounds counts.
 """
 
 import argparse
@@ -30,14 +30,14 @@ HERE = Path(__file__).parent
 PRECISIONS = ("float32", "int8")
 CONDITIONS = ("full attention_rescoring", "16 attention_rescoring")
 NUM_TIMED, NUM_ROUNDS = 20, 3
-"""Recordings whose recognition is timed, and how often."""
+"""Number of recordings that are timed, and number of rounds."""
 
 Counts = Sequence[tuple[int, int]]
 """Errors and words of every utterance."""
 
 
 def counts(content: dict[str, Any], condition: str) -> Counts:
-    """Errors and words of every recording of what `evaluate.hear_set` gives."""
+    """Return errors and words of every recording in the result of `evaluate.hear_set`."""
     found = []
     for recording in content["recordings"]:
         reference = words(recording["transcript"])
@@ -47,14 +47,14 @@ def counts(content: dict[str, Any], condition: str) -> Counts:
 
 
 def difference(one: Counts, other: Counts) -> dict[str, Any]:
-    """How much higher the word error rate of one is than of the other, on the same utterances."""
+    """Return the difference between the word error rates of one and of the other, on the same utterances."""
     more = [found - reference for (found, _), (reference, _) in zip(one, other, strict=True)]
     rate = ratio_of_sums(more, [length for _, length in one])
     return {"difference": round(rate.median, 6), "interval": [round(rate.low, 6), round(rate.high, 6)]}
 
 
 def make_bundles(run: Path, work_dir: Path, folder: Path) -> dict[str, Path]:
-    """The bundles of a run's last checkpoint by precision."""
+    """Return the bundles of a run's last checkpoint by precision."""
     wenet = folder / "wenet"
 
     def call(*arguments: str | Path) -> None:
@@ -67,7 +67,7 @@ def make_bundles(run: Path, work_dir: Path, folder: Path) -> dict[str, Path]:
 
 
 def real_time_factors(bundles: dict[str, Path], recordings: list[Path]) -> dict[str, dict[str, float]]:
-    """Processor time of each bundle by condition, over the time of the recordings."""
+    """Return the real-time factors of each bundle by condition."""
     listeners = {name: Listener(path) for name, path in bundles.items()}
     total = {name: dict.fromkeys(CONDITIONS, 0.0) for name in bundles}
     audio_s = 0.0
@@ -96,7 +96,7 @@ def main() -> None:
     progress = {name: checkpoints.load(checkpoints.all_of(run)[-1])["progress"] for name, run in runs.items()}
     if progress["mixture"]["step"] != progress["dense"]["step"]:
         steps = ", ".join(f"{name} {own['step']}" for name, own in progress.items())
-        sys.exit(f"twins take the same number of steps, found {steps}")
+        sys.exit(f"twins must have the same number of steps; found {steps}")
     bundles = {
         f"{name} {precision}": path
         for name, run in runs.items()

@@ -1,6 +1,6 @@
-"""Writes what was measured into the pages of docs/ and draws their pictures, from the JSON in `results/` and `run/`.
+"""Writes measurements into the pages of docs/ and draws their pictures, from the JSON in `results/` and `run/`.
 
-With `--check` it only says whether the pages show what was measured.
+With `--check` it only checks that the pages are up to date.
 """
 
 import argparse
@@ -21,20 +21,20 @@ DEMO = ROOT / "runtime" / "demo" / "bundle.json"
 
 
 def runs() -> list[Path]:
-    """The validation tables of the dense run, and of those that forked from it."""
+    """Return the validation tables of the dense run, and of its forks."""
     return [HERE / "run" / "validation.tsv", *sorted((HERE / "run").glob("*/validation.tsv"))]
 
 
 def trained(table: Path) -> str:
-    """How long a run was trained up to its last validation."""
+    """Return the duration of a run's training up to its last validation."""
     with table.open(encoding="utf-8", newline="") as rows:
         *_, last = csv.DictReader(rows, delimiter="\t")
     hours, heard = float(last["hours"]), float(last["hours heard"])
-    return f"{int(last['step']):,} steps in {hours:.1f} hours, in which it heard {heard:.0f} hours of speech"
+    return f"{int(last['step']):,} steps in {hours:.1f} hours, with {heard:.0f} hours of speech"
 
 
 def values() -> dict[str, dict[str, str]]:
-    """What stands between the marks of each page."""
+    """Return the text between the marks of each page."""
     found = {path.stem: read_json(path) for path in (HERE / "results").glob("*.json")}
     demo = {
         "wer": tables.wer_table(found["wer"], found.get("peers", {})),
@@ -62,8 +62,8 @@ def values() -> dict[str, dict[str, str]]:
 
 
 def draw() -> None:
-    """The pictures of the pages."""
-    import pictures  # noqa: PLC0415 - matplotlib is needed for drawing only
+    """Draw the pictures of the pages."""
+    import pictures  # noqa: PLC0415 - only drawing needs matplotlib
 
     pictures.draw_word_errors(read_json(HERE / "results" / "wer.json"), ROOT / "docs" / "wer.png")
     pictures.draw_training(runs(), ROOT / "docs" / "training.png")
@@ -80,7 +80,7 @@ def main() -> None:
             sys.exit(f"{page}: no marks for {', '.join(sorted(missing))}")
         new = filled(old, own)
         if args.check and new != old:
-            sys.exit(f"{page} does not show what examples/train_demo/results holds: run publish.py")
+            sys.exit(f"{page} does not match examples/train_demo/results: run publish.py")
         (ROOT / page).write_text(new, encoding="utf-8")
     if not args.check:
         draw()

@@ -1,4 +1,4 @@
-"""Possible readings of written text, and its word errors: recognisers differ in how they write the same numbers."""
+"""Possible readings of written text, and its word errors: recognisers write the same numbers in different ways."""
 
 import re
 from collections.abc import Callable
@@ -19,15 +19,15 @@ _SHORT = {"MR": "MISTER", "MRS": "MISSUS", "DR": "DOCTOR"}
 
 
 def num_errors(transcript: str, text: str) -> int:
-    """Number of word errors, for the reading of the text that is closest to the transcript."""
+    """Return the number of word errors of the reading that is closest to the transcript."""
     return min(edit_distance(words(transcript), reading) for reading in readings(text))
 
 
 def readings(text: str) -> list[list[str]]:
-    """The word sequences that a text may represent: with numbers as such, digit by digit, or in pairs.
+    """Return the word sequences that a text may represent: with numbers as such, digit by digit, or in pairs.
 
-    "735" is SEVEN HUNDRED THIRTY FIVE, SEVEN THREE FIVE, or SEVEN THIRTY FIVE. Scoring uses the reading with
-    the fewest errors, so that spelling conventions do not count.
+    "735" is SEVEN HUNDRED THIRTY FIVE, SEVEN THREE FIVE, or SEVEN THIRTY FIVE. Scoring uses the reading with the fewest
+    errors, so spelling conventions do not count.
     """
     found: list[list[str]] = []
     for read in (cardinal, _digits, _pairs):
@@ -47,14 +47,14 @@ def _read(text: str, read: Callable[[int], str]) -> list[str]:
 
 
 def _in_words(digits: str, read: Callable[[int], str]) -> str:
-    """A number in words; leading zeros are read one by one."""
+    """Return a number in words; leading zeros are read one by one."""
     number = digits.lstrip("0")
     zeros = ["ZERO"] * (len(digits) - len(number))
     return " ".join((*zeros, read(int(number)))) if number else " ".join(zeros)
 
 
 def cardinal(number: int) -> str:
-    """A number from 0 on in words, without "and": 1234 is ONE THOUSAND TWO HUNDRED THIRTY FOUR."""
+    """Return a number from 0 in words, without "and": 1234 is ONE THOUSAND TWO HUNDRED THIRTY FOUR."""
     if number < 20:
         return _UNITS[number]
     if number < 100:
@@ -64,7 +64,7 @@ def cardinal(number: int) -> str:
 
 
 def ordinal(number: int) -> str:
-    """An ordinal number in words: 21 is TWENTY FIRST."""
+    """Return an ordinal number in words: 21 is TWENTY FIRST."""
     *head, last = cardinal(number).split()
     regular = (last[:-1] + "IE" if last.endswith("Y") else last) + "TH"
     return " ".join((*head, _ORDINALS.get(last, regular)))
@@ -75,7 +75,7 @@ def _digits(number: int) -> str:
 
 
 def _pairs(number: int) -> str:
-    """A number read in pairs, like times and years: 1984 is NINETEEN EIGHTY FOUR."""
+    """Return a number read in pairs, like times and years: 1984 is NINETEEN EIGHTY FOUR."""
     text = str(number)
     parts = [text[: len(text) % 2], *(text[start : start + 2] for start in range(len(text) % 2, len(text), 2))]
     return " ".join(_in_words(part, cardinal) for part in parts if part)

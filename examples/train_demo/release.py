@@ -1,10 +1,10 @@
-"""From a WeNet directory to the demo model that ships, with all that is said of it.
+"""Releases a WeNet directory as the demo model, with its measurements and pages.
 
     python release.py checkpoint-new
 
-It takes about 12 minutes of one core. One that was stopped goes on with the steps that are named after the checkpoint.
-Numbers that need a quiet machine are made by `u2moe bench` and the scripts in `benchmarks/`: `measurements.py` names
-what is missing.
+It takes about 12 minutes on one core. To resume after an interruption, name the remaining steps after the checkpoint.
+Numbers that need a quiet machine come from `u2moe bench` and the scripts in `benchmarks/`; `measurements.py` lists the
+missing ones.
 """
 
 import argparse
@@ -20,17 +20,17 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DEMO = ROOT / "runtime" / "demo"
 DEV = "dev/queen-dev.tsv"
-"""The list of recordings that calibrate; nothing is chosen on the others."""
+"""The list of recordings for calibration; the others are used for no decision."""
 PADDING_S = 0.18
 """Three encoder frames; see the README."""
 LANGUAGE_MODEL = f"{DEMO / 'language.lm'},weight=0.3,word_bonus=2,unknown_score=-10,rescoring_weight=1"
 BEAM_SIZE = 40
-"""Like the weights of the language model, those with the fewest errors on queen-dev."""
+"""The beam and the weights of the language model with the fewest errors on queen-dev."""
 STEPS = ("bundle", "install", "results", "quantization", "pages")
 
 
 def call(*words: str | Path, cwd: Path = HERE) -> None:
-    """Runs Python with these arguments; its output is shown."""
+    """Run Python with these arguments and show its output."""
     subprocess.run([sys.executable, *map(str, words)], cwd=cwd, check=True)
 
 
@@ -44,28 +44,28 @@ class Release:
         self.dev = work_dir / DEV
 
     def bundle(self) -> None:
-        """Exports, quantizes, and calibrates confidences."""
+        """Export, quantize, and calibrate confidences."""
         call("-m", "u2moe", "export", self.source, self.float32, "--padding", str(PADDING_S), "--overwrite")
         call("-m", "u2moe", "lm", "attach", self.float32, LANGUAGE_MODEL, "--beam-size", str(BEAM_SIZE))
         call("-m", "u2moe", "quantize", self.float32, self.int8, "--no-report", "--overwrite")
         call("-m", "u2moe.benchmarks.studies.calibration", self.int8, self.dev, "--fit")
 
     def install(self) -> None:
-        """Puts checkpoint and bundle in their places."""
+        """Install checkpoint and bundle."""
         shutil.copytree(self.source, HERE / "checkpoint", dirs_exist_ok=True)
         checkpoints.pack(HERE / "checkpoint")
         shutil.copytree(self.int8, DEMO, dirs_exist_ok=True)
         drop()
 
     def results(self) -> None:
-        """Word error rates, and what experts are chosen for."""
+        """Measure word error rates and the choices of experts."""
         bundles, options = (f"float32={self.float32}", f"int8={self.int8}"), ("--work-dir", self.work_dir)
         call("evaluate.py", *bundles, "--every-mode", "int8", *options, "--processes", str(self.processes))
         call("experts.py", "--checkpoint", self.source, *options)
         call("specialists.py", "--checkpoint", self.source, *options)
 
     def quantization(self) -> None:
-        """Bundles in 4 bits, which the study of formats compares; none of its recordings calibrates them."""
+        """Make 4-bit bundles for the study of formats; none of its recordings calibrates them."""
         calibrate = ("--calibrate", self.dev)
         recipes: dict[str, tuple[str | Path, ...]] = {
             "int4": ("int4-experts",),
@@ -79,7 +79,7 @@ class Release:
             call("-m", "u2moe", "quantize", self.float32, out, "--recipe", *recipe, "--no-report", "--overwrite")
 
     def pages(self) -> None:
-        """Tables and pictures of the documentation."""
+        """Update tables and pictures of the documentation."""
         call("publish.py")
         call("-m", "u2moe.benchmarks.results.pages", cwd=ROOT)
 
@@ -87,12 +87,12 @@ class Release:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="WeNet directory, as wenet.py writes it")
-    parser.add_argument("steps", nargs="*", default=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)} (default: all)")
+    parser.add_argument("steps", nargs="*", default=STEPS, metavar="STEP", help=f"{', '.join(STEPS)} (default: all)")
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     if unknown := {*args.steps} - {*STEPS}:
-        parser.error(f"steps are {', '.join(STEPS)}, found {', '.join(sorted(unknown))}")
+        parser.error(f"steps must be in {', '.join(STEPS)}; found {', '.join(sorted(unknown))}")
     release = Release(args.checkpoint.resolve(), args.work_dir.resolve(), args.processes)
     for step in args.steps:
         print(f"- {step}", flush=True)

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: a log, a table of validation scores, and when something is due."""
+"""Reports of a running training: a log, a table of validation scores, and timers."""
 
 import math
 import shutil
@@ -19,13 +19,13 @@ class Log:
         self.path, self.table = (folder / name for name in LOGS)
 
     def __call__(self, line: str) -> None:
-        """Writes one line."""
+        """Write one line."""
         print(line, flush=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def score(self, progress: Progress, name: str, score: Score) -> None:
-        """Writes a line for a validation set, in the log and in the table."""
+        """Write a line for a validation set, in the log and in the table."""
         self(f"       {name} {score}")
         hours = f"{progress.seconds / 3600:.3f}\t{progress.speech_seconds / 3600:.1f}"
         with self.table.open("a", encoding="utf-8") as file:
@@ -35,7 +35,7 @@ class Log:
 
 
 def bring_logs(checkpoint: Path, folder: Path) -> None:
-    """Copies the logs beside a checkpoint of the run of this name into its folder, unless it has its own."""
+    """Copy the logs beside a checkpoint of the run of this name into its folder, unless it has its own."""
     for name in LOGS:
         source, target = checkpoint.with_name(name), folder / name
         if checkpoint.stem == folder.name and source.exists() and not target.exists():
@@ -51,7 +51,7 @@ class Report:
         self.since = time.monotonic()
 
     def add(self, outcomes: list[Outcome], norm: float) -> None:
-        """Counts one step."""
+        """Count one step."""
         self.outcomes += outcomes
         self.norms.append(norm)
 
@@ -68,14 +68,14 @@ class Report:
 
 
 class Clock:
-    """Says when something that happens every few minutes is due."""
+    """Timer of a periodic event."""
 
     def __init__(self, minutes: float) -> None:
         self.period = 60 * minutes
         self.since = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the time is up; then it starts anew."""
+        """Return whether the time is up; if so, restart the timer."""
         if time.monotonic() - self.since < self.period:
             return False
         self.since = time.monotonic()

@@ -1,6 +1,6 @@
-"""Turns speakers into others with a vocoder (WORLD): other vocal tracts, pitch and manner; run it again to resume.
+"""Changes the speakers of recordings with a vocoder (WORLD): vocal tract, pitch and manner. Run it again to resume.
 
-It reads packs of speech, of actors and of synthetic voices, and writes others. One analysis serves several variants.
+It reads packs of speech, of actors and of synthetic voices, and writes others. Several variants share one analysis.
 """
 
 import argparse
@@ -19,7 +19,7 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """A voice taken apart: pitch [frames] in Hz (0: none), spectral envelope and aperiodicity [frames, bins]."""
+    """The parts of a voice: pitch [frames] in Hz (0: none), spectral envelope and aperiodicity [frames, bins]."""
 
     pitch: Track
     envelope: Track
@@ -27,7 +27,7 @@ class Analysis:
 
     @classmethod
     def of(cls, samples: Samples) -> "Analysis":
-        """The analysis of a clip at `SAMPLE_RATE`; WORLD cannot tell voiced from unvoiced speech below 16 kHz."""
+        """Analyse a clip at `SAMPLE_RATE`; WORLD cannot separate voiced from unvoiced speech below 16 kHz."""
         rate = SAMPLE_RATE
         wave = samples.astype(np.float64)
         pitch, times = pyworld.dio(wave, rate, frame_period=FRAME_MS)
@@ -36,7 +36,7 @@ class Analysis:
         return cls(pitch=pitch, envelope=envelope, aperiodicity=pyworld.d4c(wave, pitch, times, rate))
 
     def spoken(self, manner: Manner) -> Samples:
-        """The same words by another speaker, at a peak of 0.5."""
+        """Return the same words by another speaker, at a peak of 0.5."""
         pitch = manner.melody(self.pitch)
         envelope, aperiodicity = (stretched(track, manner.tract) for track in (self.envelope, self.aperiodicity))
         wave = pyworld.synthesize(pitch, envelope, aperiodicity, SAMPLE_RATE, FRAME_MS)
@@ -44,7 +44,7 @@ class Analysis:
 
 
 def revoice(source: Pack, num_variants: int, path: Path) -> str:
-    """Fills the pack of a pack's other speakers; returns a line for the terminal."""
+    """Fill the pack of a pack's other speakers and return a line for the terminal."""
     samples = source.map()
     with Pack(path, SPEECH) as pack:
         start = len(pack.utterances) // num_variants

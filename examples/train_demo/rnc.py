@@ -6,12 +6,12 @@ SIGNATURE = b"RNC\x01"
 HEADER_LEN = 18
 
 Codes = dict[tuple[int, int], int]
-"""Huffman codes: (length, bits in the order of reading, the first one lowest) -> what they stand for."""
+"""Huffman codes: (length, bits in reading order, the first one lowest) to their values."""
 
 
 @dataclass
 class Bits:
-    """Bits from little-endian 16-bit words, low ones first; bytes taken in between come after the last word begun."""
+    """Bits from little-endian 16-bit words, low ones first. Interleaved bytes come after the last word begun."""
 
     data: bytes
     position: int = 0
@@ -19,7 +19,7 @@ class Bits:
     num_waiting: int = 0
 
     def take(self, count: int) -> int:
-        """The next bits as a number."""
+        """Return the next bits as a number."""
         while self.num_waiting < count:
             word = int.from_bytes(self.data[self.position : self.position + 2], "little")
             self.waiting |= word << self.num_waiting
@@ -31,13 +31,13 @@ class Bits:
         return value
 
     def take_bytes(self, count: int) -> bytes:
-        """Bytes as they are."""
+        """Return unencoded bytes."""
         self.position += count
         return self.data[self.position - count : self.position]
 
 
 def read_codes(bits: Bits) -> Codes:
-    """A canonical Huffman code, given by the length of each symbol's."""
+    """Return a canonical Huffman code, defined by the length of each symbol's code."""
     lengths = [bits.take(4) for _ in range(bits.take(5))]
     codes: Codes = {}
     code = 0
@@ -51,7 +51,7 @@ def read_codes(bits: Bits) -> Codes:
 
 
 def read_number(bits: Bits, codes: Codes) -> int:
-    """A number: its size in bits as a Huffman code, then all but its highest bit."""
+    """Return a number: its size in bits as a Huffman code, then all but its highest bit."""
     value = 0
     for length in range(1, 16):
         value |= bits.take(1) << (length - 1)
@@ -62,7 +62,7 @@ def read_number(bits: Bits, codes: Codes) -> int:
 
 
 def unpack(data: bytes) -> bytes:
-    """What is packed in `data`, which begins with `SIGNATURE`; ValueError if that is damaged."""
+    """Return the unpacked `data`, which begins with `SIGNATURE`; ValueError if it is damaged."""
     if data[:4] != SIGNATURE:
         raise ValueError(f"RNC data must begin with {SIGNATURE!r}, got {data[:4]!r}")
     size, packed = (int.from_bytes(data[start : start + 4], "big") for start in (4, 8))

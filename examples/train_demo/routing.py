@@ -1,4 +1,4 @@
-"""The mixture of experts for training: one step of autograd for the whole layer, and a loss on uneven loads."""
+"""The mixture of experts for training: one autograd step for the whole layer, and a loss on uneven loads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -9,41 +9,41 @@ from torch import Tensor, nn
 from u2moe.export.moe import DenseFeedForward, MixtureOfExperts
 
 ROW_GRID = 64
-"""Every expert gets a multiple of so many rows: oneDNN compiles a kernel for each shape that it meets."""
+"""Rows per expert are padded to a multiple of this, because oneDNN compiles a kernel for each shape."""
 LOAD_WEIGHT = 0.03
-"""Of the loss on uneven loads, beside the loss of the network."""
+"""Weight of the loss on uneven loads, relative to the loss of the network."""
 DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.SiLU: torch.ops.aten.silu_backward,
     nn.ReLU: lambda gradient, x: torch.ops.aten.threshold_backward(gradient, x, 0),
 }
-"""Of the activations that the recipe uses: gradients of outputs, inputs -> gradients of inputs."""
+"""Gradients of the recipe's activations: gradients of outputs and inputs to gradients of inputs."""
 
 
 class AddedLoss(torch.autograd.Function):
-    """Lets a loss take part in training that nobody adds up: it rides on a tensor that the main loss depends on."""
+    """Adds a loss to training through a tensor that the main loss depends on."""
 
     @staticmethod
     def forward(ctx: Any, carrier: Tensor, loss: Tensor) -> Tensor:  # noqa: ARG004
-        """The carrier [any shape] as it is; `loss` is a scalar."""
+        """Return the unchanged carrier [any shape]; `loss` is a scalar."""
         return carrier.view_as(carrier)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
-        """Gradients of both: the loss counts once."""
+        """Return the gradients of both: the loss has weight 1."""
         return gradient, gradient.new_ones(())
 
 
 def load_loss(logits: Tensor, counts: Tensor) -> Tensor:
-    """Experts x sum over experts of the share of choices [experts] times the mean probability (arXiv 2101.03961).
+    """Return experts x sum over experts of share of choices [experts] times mean probability (arXiv 2101.03961).
 
-    `logits` are [experts, tokens]; 1 if all is even.
+    `logits` are [experts, tokens]. The result is 1 for even loads.
     """
     shares = counts / counts.sum()
     return len(counts) * (shares * logits.softmax(0).mean(1)).sum()
 
 
 def places(experts: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
-    """Row of each choice [k * tokens] when experts take rows in turn, and how many rows [experts] each takes."""
+    """Return the row of each choice [k * tokens], grouped by expert, and each expert's number of rows [experts]."""
     rows = (counts + ROW_GRID - 1) // ROW_GRID * ROW_GRID
     shifts = (rows.cumsum(0) - rows) - (counts.cumsum(0) - counts)
     chosen, order = experts.flatten().sort(stable=True)
@@ -53,9 +53,9 @@ def places(experts: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
 
 
 class ExpertSum(torch.autograd.Function):
-    """Weighted sum of the chosen experts' outputs [tokens, dim]; the gradient of all is worked out here.
+    """The weighted sum of the chosen experts' outputs [tokens, dim], with an explicit gradient.
 
-    No reduction over the k choices: on CPUs one in bfloat16 takes ten times as long as k additions.
+    It uses k additions instead of a reduction over the k choices, which takes ten times as long in bfloat16 on CPUs.
     """
 
     @staticmethod
@@ -68,11 +68,11 @@ class ExpertSum(torch.autograd.Function):
         activation: nn.Module,
         *parts: Tensor,
     ) -> Tensor:
-        """`shares` [k, tokens], `place` [k * tokens], and for every expert w_1, b_1, w_2, b_2."""
+        """Sum for `shares` [k, tokens], `place` [k * tokens], and w_1, b_1, w_2, b_2 of every expert."""
         sources, row_shares = place.new_zeros(sum(rows)), shares.new_zeros(sum(rows), 1)
         sources[place] = torch.arange(len(tokens), device=place.device).repeat(len(shares))
         row_shares[place, 0] = shares.flatten()
-        inputs = tokens.index_select(0, sources)  # rows that no choice takes repeat the first token, with no share
+        inputs = tokens.index_select(0, sources)  # unused rows repeat the first token, with share 0
         hidden = inputs.new_empty(len(inputs), len(parts[0]))
         outputs = torch.empty_like(inputs)
         for (w_1, b_1, _, _), x, h in zip(
@@ -94,7 +94,7 @@ class ExpertSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the tokens, the shares and every expert's parts, from that of the output [tokens, dim]."""
+        """Return the gradients of tokens, shares and experts' parts, from that of the output [tokens, dim]."""
         sources, row_shares, place, inputs, hidden, active, chosen, *parts = ctx.saved_tensors
         rows = ctx.rows
         to_outputs = gradient.index_select(0, sources).mul_(row_shares)
@@ -114,14 +114,15 @@ class ExpertSum(torch.autograd.Function):
 
 
 def fours(parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """The parts of one expert after the other."""
+    """Yield the parts of one expert after the other."""
     return zip(*[iter(parts)] * 4, strict=True)
 
 
 def mixture(layer: MixtureOfExperts, x: Tensor, real: Tensor) -> Tensor:
-    """As `MixtureOfExperts.forward`, for those tokens of `x` [..., dim] that are `real` [...]; the others get zeros.
+    """Compute `MixtureOfExperts.forward` for the `real` [...] tokens of `x` [..., dim]; the others become zero.
 
-    In training the load loss comes with it. Padding must not count: experts that took nothing else would seem busy.
+    In training the load loss is added. Padding must not count, because experts that receive only padding would seem
+    busy.
     """
     flat = x.flatten(0, -2)
     numbers = real.flatten().nonzero().squeeze(1)
@@ -142,5 +143,5 @@ def mixture(layer: MixtureOfExperts, x: Tensor, real: Tensor) -> Tensor:
 
 
 def feed_forward(layer: nn.Module, x: Tensor, real: Tensor) -> Tensor:
-    """A layer of either kind on [..., dim], of which `real` [...] says what is no padding."""
+    """Apply a layer of either kind to [..., dim]; `real` [...] is false for padding."""
     return mixture(layer, x, real) if isinstance(layer, MixtureOfExperts) else cast("Tensor", layer(x))

@@ -1,4 +1,4 @@
-"""How the learning rate goes with the steps of a stage."""
+"""The learning rate over the steps of a stage."""
 
 import math
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ RESTART_STEPS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Warm-up, then constant, and when a stage is to end a decay to zero (WSD, arXiv 2404.06395).
+    """Warm-up, constant rate, and at the end of a stage a decay to zero (WSD, arXiv 2404.06395).
 
-    So the number of steps need not be known when training begins: it goes on for days at a constant rate, and at any
-    step a decay can be branched off that ends in a finished model.
+    The number of steps need not be known in advance. Training can continue for days at a constant rate, and a decay
+    that ends in a finished model can be branched off at any step.
     """
 
     peak: float
     warmup_steps: int
     decay_from: int | None = None
-    """Step at which the rate begins to fall; None: not yet."""
+    """Step at which the decay begins; None: not yet."""
     decay_steps: int = 0
     restart: int | None = None
-    """Step from which the rate rises once more: moments of the optimizer begin anew there."""
+    """Step at which the rate rises again, because the optimizer's moments start again there."""
 
     def __post_init__(self) -> None:
         if self.peak <= 0 or self.warmup_steps < 1:
@@ -29,7 +29,7 @@ class Schedule:
             raise ValueError(f"decay_steps must be at least 1, got {self.decay_steps}")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step (the first is 0); it falls as one minus a square root (arXiv 2405.18392)."""
+        """Return the learning rate of a step (from 0); the decay is one minus a square root (arXiv 2405.18392)."""
         rate = self.peak * min((step + 1) / self.warmup_steps, 1.0)
         if self.restart is not None:
             rate *= min((step - self.restart + 1) / RESTART_STEPS, 1.0)

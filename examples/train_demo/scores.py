@@ -1,4 +1,4 @@
-"""Scores networks on the sets that validate a run, as `wenet.py` would write them.
+"""Scores networks on the validation sets of a run, in the form that `wenet.py` would write.
 
 A network is a checkpoint of a run, exact or compact, or a WeNet directory. The set `queen-dev` is for decisions; the
 test sets are not scored here.
@@ -38,7 +38,7 @@ class Network:
 
     @classmethod
     def read(cls, path: Path, tokenizer: Tokenizer) -> Self:
-        """A checkpoint, of which the weights at the end of a decay count, else their average; or a WeNet directory."""
+        """Read a WeNet directory, or a checkpoint (its weights at the end of a decay, otherwise their average)."""
         folder = path if path.is_dir() else path.parent
         own = folder / "train.yaml"
         config = yaml.safe_load(own.read_text("utf-8")) if own.exists() else filled_config(DENSE, tokenizer)
@@ -50,7 +50,7 @@ class Network:
         return cls(config=config, statistics=state["statistics"], weights=checkpoints.finished_weights(state))
 
     def model(self) -> SpeechModel:
-        """The network in the precision of training."""
+        """Return the network in the precision of training."""
         model = SpeechModel(parse_training_config(self.config).architecture)
         set_statistics(model, self.statistics)
         with torch.no_grad():
@@ -60,7 +60,7 @@ class Network:
         return model
 
     def scores(self, corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Score]:
-        """Scores on a set, with each context."""
+        """Yield scores on a set, with each context."""
         options = Options()
         objective = Objective.of(self.config["model_conf"], options.channels)
         yield from validate(self.model(), corpus, tokenizer, objective, options.batch_frames)
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("networks", type=Path, nargs="+", help="checkpoints, or WeNet directories")
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--sets", nargs="+", default=VALIDATION, help="packs of features")
-    parser.add_argument("--first", type=int, help="only so many utterances of each")
+    parser.add_argument("--first", type=int, help="number of utterances of each")
     args = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(args.work_dir)

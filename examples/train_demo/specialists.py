@@ -1,9 +1,9 @@
-"""What experts specialise in: how much the choice of an expert says of phone, speaker and band, as JSON.
+"""Measures the specialisation of experts: the information of their choice about phone, speaker and band, as JSON.
 
-Actors whom training has not heard speak in three bands: as they were recorded, over a telephone, and dull. For each
-layer of the encoder it says how many bits of phone, speaker and band the choice of an expert holds (mutual
-information; a choice among eight has at most three bits). As many bits hold by chance what they hold of another
-recording: those are given beside them. Which phones go to which expert is told of the layer that knows most of them.
+Actors whom training has not heard speak in three bands: as recorded, over a telephone, and dull. For each layer of the
+encoder, the result is the mutual information in bits between the choice of an expert and phone, speaker and band. A
+choice among eight has at most three bits. The chance level beside it uses the labels of another recording. The phones
+of each expert are reported for the layer with the most information about phones.
 """
 
 import argparse
@@ -36,16 +36,16 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What experts chose in one recording, and what it was."""
+    """The choices of experts in one recording, and its labels."""
 
     experts: dict[str, NDArray[np.int64]]
-    """Of each layer [frames, chosen]."""
+    """Chosen experts of each layer [frames, chosen]."""
     labels: dict[str, NDArray[np.int64]]
     """Numbers of phones, speakers and bands [frames]."""
 
 
 def in_band(samples: Samples, band: tuple[float, float] | None) -> Samples:
-    """The samples [time] at 16 kHz without frequencies outside the band."""
+    """Return the samples [time] at 16 kHz without frequencies outside the band."""
     if band is None:
         return samples
     spectrum, frequencies = np.fft.rfft(samples), np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
@@ -55,7 +55,7 @@ def in_band(samples: Samples, band: tuple[float, float] | None) -> Samples:
 
 @torch.inference_mode()
 def listen(checkpoint: Checkpoint, manifest: Path, game: str) -> Iterator[Heard]:
-    """What the encoder chooses, in each recording of a game that can be aligned and in each band."""
+    """Yield the choices of the encoder, for each recording of a game that can be aligned and in each band."""
     model, aligner = checkpoint.network(), Aligner()
     who = {row["clip"].partition(".")[0]: row["speaker_group"] for row in table_rows(game, "test")}
     choices, names = Choices(model), sorted(set(who.values()))
@@ -81,14 +81,14 @@ def listen(checkpoint: Checkpoint, manifest: Path, game: str) -> Iterator[Heard]
 
 
 def counts(experts: NDArray[np.int64], labels: NDArray[np.int64], num_experts: int, num_labels: int) -> Counts:
-    """How often each expert was chosen for each label [experts, labels]; `experts` are [frames, chosen]."""
+    """Count the choices of each expert for each label [experts, labels]; `experts` are [frames, chosen]."""
     result = np.zeros((num_experts, num_labels), np.int64)
     np.add.at(result, (experts, labels[:, None]), 1)
     return result
 
 
 def information(table: Counts) -> float:
-    """Mutual information in bits of rows and columns."""
+    """Return the mutual information of rows and columns in bits."""
     shares = table / table.sum()
     even = shares.sum(1, keepdims=True) * shares.sum(0, keepdims=True)
     inside = shares > 0
@@ -97,19 +97,19 @@ def information(table: Counts) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """How often each expert of a layer was chosen for each label [experts, labels]."""
+    """Number of choices of each expert of a layer for each label [experts, labels]."""
 
     own: Counts
     chance: Counts
-    """With the labels of another recording."""
+    """Counts with the labels of another recording."""
 
     def bits(self) -> dict[str, float]:
-        """What the choices say of the labels."""
+        """Return the information of the choices about the labels, in bits."""
         return {"bits": round(information(self.own), 4), "chance": round(information(self.chance), 4)}
 
 
 def tables_of(heard: list[Heard], layer: str, label: str) -> Tables:
-    """The counts of a layer; the recording before lends its labels to chance, cut or repeated to the length."""
+    """Return the counts of a layer; chance uses the previous recording's labels, cut or repeated to length."""
     num_experts = 1 + max(int(item.experts[layer].max()) for item in heard)
     num_labels = 1 + max(int(item.labels[label].max()) for item in heard)
     own, chance = (np.zeros((num_experts, num_labels), np.int64) for _ in range(2))
@@ -121,8 +121,8 @@ def tables_of(heard: list[Heard], layer: str, label: str) -> Tables:
 
 
 def report(heard: list[Heard]) -> dict[str, Any]:
-    """Bits of every label that the choices of each layer hold; of the layer that knows most phones, who takes which."""
-    heard = random.Random(1).sample(heard, len(heard))  # the neighbour of a recording is to be any other
+    """Return the bits about every label in each layer, and the phones of each expert in the best layer."""
+    heard = random.Random(1).sample(heard, len(heard))  # so that the previous recording is a random one
     tables = {layer: {label: tables_of(heard, layer, label) for label in LABELS} for layer in heard[0].experts}
     layers = {layer: {label: table.bits() for label, table in own.items()} for layer, own in tables.items()}
     best = max(layers, key=lambda layer: layers[layer]["phone"]["bits"])

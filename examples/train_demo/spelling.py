@@ -1,4 +1,4 @@
-"""The one spelling that training, testing and scoring share: upper case, numbers in words."""
+"""The spelling that training, testing and scoring share: upper case, numbers in words."""
 # ruff: noqa: SIM905 - lists of words read better as words
 
 import re
@@ -15,7 +15,7 @@ ORDINALS = {
 
 
 def cardinal(number: int) -> str:
-    """The number in words, without "and": 1234 -> "one thousand two hundred thirty four"."""
+    """Return the number in words, without "and": 1234 -> "one thousand two hundred thirty four"."""
     if number < 20:
         return UNITS[number]
     if number < 100:
@@ -28,14 +28,14 @@ def cardinal(number: int) -> str:
 
 
 def ordinal(number: int) -> str:
-    """The ordinal in words: 21 -> "twenty first"."""
+    """Return the ordinal in words: 21 -> "twenty first"."""
     *head, last = cardinal(number).split()
     regular = (last[:-1] + "ie" if last.endswith("y") else last) + "th"
     return " ".join([*head, ORDINALS.get(last, regular)])
 
 
 def normalize(text: str) -> str:
-    """Upper case letters and apostrophes only, integers spelled out, single spaces."""
+    """Return upper-case letters and apostrophes only, with integers spelled out and single spaces."""
     text = text.replace("\u2019", "'").replace("&", " and ").replace("%", " percent ")
     text = re.sub(r"(\d+)(st|nd|rd|th)\b", lambda found: f" {ordinal(int(found[1]))} ", text)
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)

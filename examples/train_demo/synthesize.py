@@ -1,7 +1,7 @@
 """Speaks sentences with every installed synthetic voice into one pack per voice; run again to resume.
 
-What an utterance is depends on its voice and number alone, so that packs can be made again anywhere, in any number of
-sittings. Some voices are held out: they speak only in `heldout.pcm`, the synthetic test set.
+An utterance depends only on its voice and number, so packs can be reproduced anywhere, in any number of sessions. Some
+voices are held out: they speak only in `heldout.pcm`, the synthetic test set.
 """
 
 import argparse
@@ -33,14 +33,14 @@ KINDS: dict[str, Callable[[Sources], Text]] = {
     "-definitions": lambda sources: Written(sources.definitions()),
     "-dictionaries": lambda sources: Written(sources.dictionaries()),
 }
-"""What a pack says by the end of its name; others say sentences."""
+"""The texts of a pack by the end of its name; other packs contain sentences."""
 HELD_OUT = ("flite-slt", "festival-ked", "espeak-scotland")
 HELD_OUT_SENTENCES = 50
 MAX_ATTEMPTS = 20
 
 
 def trimmed(samples: Samples, rng: random.Random) -> Samples:
-    """The speech with at most 0.05-0.4 s of silence around it, at a peak of 0.5."""
+    """Return the speech with at most 0.05-0.4 s of silence around it, at a peak of 0.5."""
     loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max(initial=0))
     if len(loud) < SAMPLE_RATE // 8:
         return samples[:0]
@@ -54,13 +54,13 @@ def hours(pack: Pack) -> float:
 
 
 def plausible(samples: Samples, text: str) -> bool:
-    """Whether the speech is about as long as the text: 3 to 32 characters a second, besides pauses."""
+    """Return whether the duration of the speech fits the text: 3 to 32 characters a second, without pauses."""
     seconds = len(samples) / SAMPLE_RATE
     return len(text) / 32 < max(seconds - 0.3, 0.1) and seconds - 0.9 < len(text) / 3 and 0 < seconds < 16
 
 
 def speak_all(name: str, voice: str, pack: Pack, sentences: Text, wanted: Callable[[], bool]) -> None:
-    """Appends sentences to the pack while more is wanted; what is implausibly fast or slow is spoken anew."""
+    """Append sentences to the pack while more is wanted; implausibly fast or slow speech is repeated."""
     speak = speaker(voice)
     while wanted():
         for attempt in range(MAX_ATTEMPTS):
@@ -76,7 +76,7 @@ def speak_all(name: str, voice: str, pack: Pack, sentences: Text, wanted: Callab
 
 
 def speak_hours(name: str, sources: Sources, folder: Path, deadline: float) -> str:
-    """Fills the pack of a training voice; returns a line for the log."""
+    """Fill the pack of a training voice and return a line for the log."""
     kind = next((kind for kind in KINDS if name.endswith(kind)), "")
     voice, sentences = name.removesuffix(kind), KINDS.get(kind, Sentences)(sources)
     with Pack(folder / name, SPEECH) as pack:
@@ -85,7 +85,7 @@ def speak_hours(name: str, sources: Sources, folder: Path, deadline: float) -> s
 
 
 def speak_heldout(sources: Sources, folder: Path) -> str:
-    """Fills the synthetic test set, the same number of sentences by each held-out voice."""
+    """Fill the synthetic test set with the same number of sentences by each held-out voice."""
 
     def wanted(pack: Pack, goal: int) -> bool:
         return len(pack.utterances) < goal

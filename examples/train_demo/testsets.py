@@ -1,7 +1,7 @@
-"""Test sets of real people, and of held-out synthetic voices: 16 kHz FLAC files and one TSV of `path<TAB>text` per set.
+"""Makes test sets of real people and of held-out synthetic voices: 16 kHz FLAC files and a TSV of `path<TAB>text`.
 
-Nothing here is ever trained on. Texts come from the packages themselves: file names, scripts and transcriptions. The
-set in `dev` is for calibration.
+They are never used for training. Texts come from the packages: file names, scripts and transcriptions. The set in `dev`
+is for calibration.
 """
 
 import argparse
@@ -35,24 +35,24 @@ ASTERISK_UNCLEAR = {
     "conf-adminmenu-menu8", "demo-instruct", "demo-moreinfo", "queue-periodic-announce", "spy-dahdi", "spy-h323",
     "spy-iax", "spy-iax2", "spy-mgcp", "spy-sip", "spy-unistim", "spy-zap", "vm-INBOX",
 }  # fmt: skip
-"""Clips whose words the list does not give as they are spoken."""
+"""Clips whose words are not spoken as the list gives them."""
 
 
 def decoded(path: Path, *options: str) -> Samples:
-    """Any recording as 16 kHz mono."""
+    """Return any recording as 16 kHz mono."""
     output = ["-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE), "-"]
     pcm = subprocess.check_output(["ffmpeg", "-v", "error", *options, "-i", str(path), *output])
     return to_float(np.frombuffer(pcm, "<i2"))
 
 
 def queen(debian: Path) -> Iterator[Item]:
-    """Game characters that speak in no training clip."""
+    """Yield game characters that speak in no training clip."""
     for line in read_lines("queen", "test", debian):
         yield line.clip.removesuffix(".SB"), line.wideband, line.text
 
 
 def asterisk(debian: Path, *, words: bool) -> Iterator[Item]:
-    """The telephone voice: isolated words and letters, or sentences, after the package's own list."""
+    """Yield the telephone voice: isolated words and letters, or sentences, from the package's own list."""
     listing = gzip.decompress((debian / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz").read_bytes())
     for line in listing.decode("utf-8", errors="replace").splitlines():
         name, separator, text = line.partition(":")
@@ -65,18 +65,18 @@ def asterisk(debian: Path, *, words: bool) -> Iterator[Item]:
 
 
 def saytime(debian: Path) -> Iterator[Item]:
-    """Numbers and time words of the talking clock."""
+    """Yield numbers and time words of the talking clock."""
     for path in sorted((debian / "usr/share/saytime").glob("*.au")):
         yield path.stem, decoded(path, *au_options(path)), SAYTIME_WORDS.get(path.stem, path.stem)
 
 
 def au_options(path: Path) -> list[str]:
-    """Headerless files are 8 kHz mu-law."""
+    """Return the options for headerless files, which are 8 kHz mu-law."""
     return [] if path.read_bytes()[:4] == b".snd" else ["-f", "mulaw", "-ar", "8000"]
 
 
 def pocketsphinx(debian: Path) -> Iterator[Item]:
-    """Sentences of an audio book, playing cards, and commands to a robot."""
+    """Yield sentences of an audio book, playing cards, and commands to a robot."""
     folder = debian / "usr/share/pocketsphinx/test/data"
     for listing in (folder / "librivox/transcription", folder / "cards/cards.transcription"):
         for line in listing.read_text(encoding="utf-8").splitlines():
@@ -88,7 +88,7 @@ def pocketsphinx(debian: Path) -> Iterator[Item]:
 
 
 def packed(work_dir: Path, name: str) -> Iterator[Item]:
-    """What a pack of speech that is not trained on holds."""
+    """Yield the content of a pack of speech that is not used for training."""
     pack = Pack(work_dir / "speech" / name, SPEECH)
     rows = pack.map()
     for number, entry in enumerate(pack.utterances):
@@ -97,7 +97,7 @@ def packed(work_dir: Path, name: str) -> Iterator[Item]:
 
 
 def write(folder: Path, name: str, items: Iterator[Item]) -> str:
-    """The files of one set and its manifest; returns a line for the terminal."""
+    """Write the files of one set and its manifest, and return a line for the terminal."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     lines, seconds = [], 0.0
     for stem, samples, text in items:

@@ -26,9 +26,9 @@ SYMBOLS = (
     "forward slash|backslash|colon|semicolon|less than|greater than|equals sign|question mark|at sign|caret|circumflex|"
     "underscore|backtick|tick|grave accent|pipe|vertical bar|tilde|space|blank|tab|new line|new paragraph|enter|escape"
 ).split("|")
-"""The characters of a keyboard, as they are dictated."""
+"""The characters of a keyboard, as people dictate them."""
 MIN_COUNT = 30
-"""Of a word that is spoken on its own."""
+"""Minimum count of a word that is spoken on its own."""
 DICTIONARIES = "gcide foldoc jargon devil".split()
 """Webster's of 1913 and later, computing, hackers' slang, and Ambrose Bierce's."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -39,7 +39,7 @@ NAMES = (
 
 
 def digits(rng: random.Random, count: int) -> str:
-    """A string of spoken digits, sometimes in groups, with "oh" for zero now and then."""
+    """Return a string of spoken digits, sometimes in groups, with "oh" for zero now and then."""
     zero = rng.choice(["zero", "zero", "oh"])
     words = [zero if digit == 0 else UNITS[digit] for digit in (rng.randrange(10) for _ in range(count))]
     if count > 5 and rng.random() < 0.5:
@@ -48,7 +48,7 @@ def digits(rng: random.Random, count: int) -> str:
 
 
 def quantity(rng: random.Random) -> str:
-    """A number of random magnitude; small ones are the most frequent."""
+    """Return a number of random magnitude; small ones are the most frequent."""
     number = rng.randrange(rng.choice([20, 20, 100, 100, 100, 1000, 10_000, 1_000_000]))
     words = cardinal(number)
     if number > 100 and rng.random() < 0.3:
@@ -57,7 +57,7 @@ def quantity(rng: random.Random) -> str:
 
 
 def spoken_time(rng: random.Random) -> str:
-    """A time of day in one of its usual forms."""
+    """Return a time of day in one of its usual forms."""
     hour, minute = rng.randrange(1, 13), rng.randrange(60)
     half = rng.choice(["a.m.", "p.m.", "in the morning", "in the evening", "at night", ""])
     exact = "o'clock" if minute == 0 else f"oh {UNITS[minute]}" if minute < 10 else cardinal(minute)
@@ -74,7 +74,7 @@ def spoken_time(rng: random.Random) -> str:
 
 
 def spoken_year(rng: random.Random) -> str:
-    """A year: "nineteen eighty four", "two thousand five", "twenty twenty six"."""
+    """Return a year: "nineteen eighty four", "two thousand five", "twenty twenty six"."""
     year = rng.choice([rng.randrange(1700, 2000), rng.randrange(2000, 2050)])
     if 2000 <= year < 2010:
         return cardinal(year)
@@ -83,7 +83,7 @@ def spoken_year(rng: random.Random) -> str:
 
 
 def spoken_date(rng: random.Random) -> str:
-    """A day, a month, a date with or without the year."""
+    """Return a day, a month, or a date with or without the year."""
     day, month = ordinal(rng.randrange(1, 32)), rng.choice(MONTHS)
     forms = [
         f"{month} {day}",
@@ -102,7 +102,7 @@ def spoken_date(rng: random.Random) -> str:
 
 
 def spelled(rng: random.Random) -> str:
-    """Letters one by one, plain or in the spelling alphabet."""
+    """Return letters one by one, plain or in the spelling alphabet."""
     if rng.random() < 0.25:
         return " ".join(rng.choices(SPELLING, k=rng.choice([1, 1, 2, 3, 4])))
     return ", ".join(rng.choices(LETTERS, k=rng.choice([1, 2, 3, 3, 4, 5, 6])))
@@ -154,23 +154,23 @@ SLOTS: dict[str, Callable[[random.Random], str]] = {
 
 
 def expand(template: str, rng: random.Random) -> str:
-    """One sentence of a template: `[a|b]` is a choice (not nested), `<slot>` something of that kind."""
+    """Return one sentence of a template: `[a|b]` is a choice (not nested), `<slot>` something of that kind."""
     chosen = re.sub(r"\[([^]]*)\]", lambda found: rng.choice(found[1].split("|")), template)
     return re.sub(r"<(\w+)>", lambda found: SLOTS[found[1]](rng), chosen).replace(" ,", ",")
 
 
 def command(rng: random.Random) -> str:
-    """A command to a robot, a phone, a player or a light."""
+    """Return a command to a robot, a phone, a player or a light."""
     return expand(rng.choice(COMMANDS), rng)
 
 
 def prompt(rng: random.Random) -> str:
-    """A sentence of the kind that telephone menus and public announcements say."""
+    """Return a sentence like those of telephone menus and public announcements."""
     return expand(rng.choice(PROMPTS), rng)
 
 
 def isolated(rng: random.Random) -> str:
-    """One word or number on its own, as it is said to a telephone."""
+    """Return a single word or number, as said to a telephone."""
     kinds: list[Callable[[], str]] = [
         lambda: rng.choice(UNITS),
         lambda: rng.choice(UNITS[:10]),
@@ -194,7 +194,7 @@ def isolated(rng: random.Random) -> str:
 
 
 def brief(rng: random.Random) -> str:
-    """A few words at most, of the kind that is said on its own: a number, some letters, a time or a day."""
+    """Return a few words that are said on their own: a number, some letters, a time or a day."""
     kinds: list[Callable[[], str]] = [
         lambda: isolated(rng),
         lambda: digits(rng, rng.choice([1, 2, 2, 3, 3, 4])),
@@ -210,14 +210,14 @@ def brief(rng: random.Random) -> str:
 
 
 def spelled_name(rng: random.Random) -> str:
-    """A name and its letters, or its letters alone."""
+    """Return a name and its letters, or only its letters."""
     name = rng.choice(NAMES)
     letters = ", ".join(name.upper())
     return rng.choice([letters, f"{name}, {letters}", f"that is spelled {letters}", f"my name is {name}, {letters}"])
 
 
 def grammar_line(rng: random.Random) -> str:
-    """One random line of all grammars."""
+    """Return one random line of all grammars."""
     kind = rng.choices(
         [quantity, spoken_time, spoken_date, spelled, spelled_name, command, prompt, spoken_year, isolated, None],
         weights=[11, 12, 11, 7, 3, 15, 17, 2, 10, 12],
@@ -231,7 +231,7 @@ def grammar_line(rng: random.Random) -> str:
 
 
 def wordnet_phrases(folder: Path) -> list[str]:
-    """The quoted example phrases of WordNet that have 2 to 18 words and no digits."""
+    """Return the quoted example phrases of WordNet that have 2 to 18 words and no digits."""
     phrases = set()
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -243,7 +243,7 @@ def wordnet_phrases(folder: Path) -> list[str]:
 
 
 def wordnet_definitions(folder: Path) -> list[str]:
-    """What WordNet says that its words mean, where it is plain English of 3 to 14 words."""
+    """Return WordNet's definitions that are plain English of 3 to 14 words."""
     found = set()
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -254,7 +254,7 @@ def wordnet_definitions(folder: Path) -> list[str]:
 
 
 def prose_sentences(paths: Iterable[Path]) -> list[str]:
-    """Whole sentences of 3 to 20 plain words out of texts, packed or not, or web pages: sayings, jokes, articles."""
+    """Return whole sentences of 3 to 20 plain words from texts, packed or not, or web pages."""
     found = set()
     for path in paths:
         data = path.read_bytes()
@@ -270,7 +270,7 @@ def prose_sentences(paths: Iterable[Path]) -> list[str]:
 
 
 def without_capitals(line: str) -> str:
-    """A line without capitals for emphasis, lest a voice spells them: "I'M SURE" -> "I'm sure"."""
+    """Return a line without capitals for emphasis, because voices would spell them: "I'M SURE" -> "I'm sure"."""
     line = re.sub(r"\b[A-Z][A-Z']+\b", lambda found: found[0].lower(), line)
     line = re.sub(r"\bi\b", "I", line)
     return line[:1].upper() + line[1:]
@@ -278,50 +278,50 @@ def without_capitals(line: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where sentences come from: the tables of game lines, and the folder of the unpacked Debian packages."""
+    """Sources of sentences: the tables of game lines, and the folder of the unpacked Debian packages."""
 
     debian: Path
 
     def games(self) -> list[str]:
-        """What is said in the games, but for the characters of the test and validation sets."""
+        """Return the lines of the games, except those of characters in the test and validation sets."""
         rows = [row for game in GAMES for row in table_rows(game, "train")]
         return [without_capitals(row["text"]) for row in rows if float(row["cer"]) < 0.8]
 
     def wordnet(self) -> list[str]:
-        """WordNet's example phrases, and a quarter as many of its definitions."""
+        """Return WordNet's example phrases, and a quarter as many of its definitions."""
         folder = self.debian / "usr/share/wordnet"
         phrases, definitions = wordnet_phrases(folder), wordnet_definitions(folder)
         return phrases + definitions[:: max(4 * len(definitions) // len(phrases), 1)]
 
     def definitions(self) -> list[str]:
-        """All definitions of WordNet."""
+        """Return all definitions of WordNet."""
         return wordnet_definitions(self.debian / "usr/share/wordnet")
 
     def dictionaries(self) -> list[str]:
-        """Whole sentences out of dictionaries: definitions, and what Webster's quotes of older literature."""
+        """Return whole sentences from dictionaries: definitions, and Webster's quotations of older literature."""
         return prose_sentences(self.debian / f"usr/share/dictd/{name}.dict.dz" for name in DICTIONARIES)
 
     def prose(self) -> list[str]:
-        """Fortune cookies and articles."""
+        """Return fortune cookies and articles."""
         fortunes = (self.debian / "usr/share/games/fortunes").glob("*")
         articles = (self.debian / "usr/share/doc/anarchism").rglob("*.html")
         return prose_sentences(sorted([path for path in fortunes if not path.suffix] + list(articles)))
 
 
 class Sentences:
-    """Sentences to be spoken: 36 % of the grammars, 20 % of the games, the rest WordNet and prose."""
+    """Sentences to be spoken: 36 % from the grammars, 20 % from the games, the rest from WordNet and prose."""
 
     def __init__(self, sources: Sources) -> None:
         self.written = [sources.games(), sources.wordnet(), sources.prose()]
 
     def draw(self, rng: random.Random) -> str:
-        """A sentence."""
+        """Return a sentence."""
         kind = rng.choices([None, *self.written], weights=[36, 20, 20, 24])[0]
         return grammar_line(rng) if kind is None else rng.choice(kind)
 
 
 class Words:
-    """Words to be spoken on their own: nine in ten of the grammars, the rest frequent ones of the games and WordNet."""
+    """Words to be spoken on their own: nine in ten from the grammars, the rest from the games and WordNet."""
 
     def __init__(self, sources: Sources) -> None:
         counts = Counter(
@@ -330,16 +330,16 @@ class Words:
         self.frequent = sorted(word for word, count in counts.items() if count >= MIN_COUNT and len(word) > 2)
 
     def draw(self, rng: random.Random) -> str:
-        """One word, or a few."""
+        """Return one word, or a few."""
         return brief(rng) if rng.random() < 0.9 else rng.choice(self.frequent)
 
 
 class Written:
-    """Sentences to be spoken as they are written somewhere, each as likely as the others."""
+    """Sentences to be spoken from a written source, each with the same probability."""
 
     def __init__(self, sentences: list[str]) -> None:
         self.sentences = sentences
 
     def draw(self, rng: random.Random) -> str:
-        """A sentence."""
+        """Return a sentence."""
         return rng.choice(self.sentences)

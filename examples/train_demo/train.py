@@ -1,7 +1,7 @@
-"""Trains the demo model, step by step, for as long as it is left to run; `--resume` goes on exactly where it stopped.
+"""Trains the demo model step by step until it is stopped; `--resume` continues exactly where it stopped.
 
-It reads what `prepare.py` wrote and looks for more at the start of every epoch. `--decay-steps` ends a run: the
-learning rate falls to zero over so many steps.
+It reads the output of `prepare.py` and looks for more at the start of every epoch. `--decay-steps` ends a run: the
+learning rate falls to zero over that many steps.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 
 EASY_UNTIL = 2.5
-"""CTC loss at which a run turns from easy clips to all."""
+"""CTC loss at which a run changes from easy clips to all."""
 
 
 def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
-    """Puts global_cmvn into the encoder."""
+    """Set the encoder's global_cmvn."""
     if model.encoder.global_cmvn is None:
         raise ValueError("this recipe normalizes its features")
     mean = torch.tensor(statistics["mean_stat"], dtype=torch.double) / statistics["frame_num"]
@@ -50,7 +50,7 @@ def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
 
 
 class Trainer:
-    """A network, its optimizer and how far they have come."""
+    """A network, its optimizer and their progress."""
 
     def __init__(self, config: dict[str, Any], statistics: dict[str, Any], options: Options, device: str) -> None:
         self.options, self.schedule, self.statistics = options, options.schedule, statistics
@@ -68,7 +68,7 @@ class Trainer:
         self.progress = Progress()
 
     def step(self, pool: GradientPool, batches: list[list[Item]]) -> tuple[list[Outcome], float]:
-        """One step on some batches: their outcomes, and the norm of the gradient."""
+        """Take one step on some batches; return their outcomes and the norm of the gradient."""
         progress = self.progress
         rate = self.schedule.rate(progress.step)
         tasks = [
@@ -86,14 +86,14 @@ class Trainer:
         return outcomes, norm
 
     def next_epoch(self) -> None:
-        """Begins another epoch, on clips of all kinds if the easy ones are understood."""
+        """Begin another epoch, on clips of all kinds once the easy ones are learnt."""
         progress = self.progress
         progress.easy = progress.easy and progress.ctc > EASY_UNTIL
         progress.epoch += 1
         progress.position = 0
 
     def state(self) -> dict[str, Any]:
-        """All that `load` needs."""
+        """Return everything that `load` needs."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
@@ -102,7 +102,7 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from a state."""
+        """Continue from a state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
@@ -120,17 +120,17 @@ class Session:
         self.stopped = False
 
     def stop(self, _number: int, _frame: FrameType | None) -> None:
-        """Handles a signal: the run ends after this step, and is saved."""
+        """Handle a signal: the run ends after this step, and is saved."""
         self.stopped = True
 
     def finished(self) -> bool:
-        """Whether it is time to stop."""
+        """Return whether it is time to stop."""
         end, step = self.trainer.schedule.end, self.trainer.progress.step
         over = end is not None and step >= end
         return self.stopped or over or time.monotonic() > self.deadline or step >= self.args.until_step
 
     def run(self) -> None:
-        """Epoch after epoch until it is finished."""
+        """Run epochs until it is finished."""
         while not self.finished():
             corpus = self.data.corpus(self.trainer.progress)
             progress = self.trainer.progress
@@ -180,11 +180,11 @@ class Session:
         return f"{progress.seconds / 3600:7.3f} h step {progress.step} heard {progress.speech_seconds / 3600:.1f} h"
 
     def save(self) -> None:
-        """Writes a checkpoint."""
+        """Write a checkpoint."""
         checkpoints.save(self.trainer.state(), self.folder, self.trainer.progress.step)
 
     def validate(self) -> None:
-        """Scores the averaged weights; while the learning rate falls, the weights themselves."""
+        """Score the averaged weights or, while the learning rate falls, the weights themselves."""
         optimizer = self.trainer.optimizer
         decaying = self.trainer.schedule.decay_from is not None
         optimizer.write(optimizer.masters if decaying else optimizer.average)
@@ -197,7 +197,7 @@ class Session:
 
 
 def in_groups(batches: list[list[Item]], size: int) -> Iterator[list[list[Item]]]:
-    """The batches, so many at a time; what does not fill a group is left out."""
+    """Yield the batches in groups of `size`; an incomplete group is left out."""
     for start in range(0, len(batches) - size + 1, size):
         yield batches[start : start + size]
 
@@ -213,27 +213,27 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--validate-every", type=float, default=15, help="minutes between validations")
     parser.add_argument("--report-steps", type=int, default=50, help="steps between lines of the log")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--processes", type=int, default=1, help="how many share the batches of a step")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this name")
-    parser.add_argument("--start", type=Path, help="go on from this checkpoint, exact or compact, under a new name")
+    parser.add_argument("--processes", type=int, default=1, help="processes that share the batches of a step")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this name")
+    parser.add_argument("--start", type=Path, help="continue from this checkpoint, exact or compact, under a new name")
     parser.add_argument("--model", type=Path, help="WeNet directory with the weights of a checkpoint that has none")
     for name, kind, text in (
-        ("lr", float, "peak of the learning rate"),
-        ("decay-steps", int, "let the learning rate fall to zero in so many steps from here, then stop"),
-        ("batch-frames", int, "padded frames in a batch, of one view"),
-        ("num-batches", int, "batches in a step"),
+        ("lr", float, "peak learning rate"),
+        ("decay-steps", int, "decay the learning rate to zero in this many steps, then stop"),
+        ("batch-frames", int, "padded frames per batch and view"),
+        ("num-batches", int, "batches per step"),
         ("augment", float, "share of the utterances under new conditions"),
-        ("views", int, "2: every utterance under two conditions at once, see objective.py"),
-        ("teacher-weight", float, "of the distance from a teacher, see teacher.py; 0: none"),
-        ("averaged-from", int, "step from which weights are averaged"),
-        ("seed", int, "of all that is drawn"),
+        ("views", int, "2: each utterance under two conditions at once, see objective.py"),
+        ("teacher-weight", float, "weight of the distance from a teacher, see teacher.py; 0: none"),
+        ("averaged-from", int, "first step to average"),
+        ("seed", int, "seed of all random numbers"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: as before, or {Options.__name__})")
     return parser.parse_args(arguments)
 
 
 def chosen_options(args: argparse.Namespace, state: dict[str, Any] | None) -> Options:
-    """The options of a checkpoint, or their defaults, changed where the command line says so."""
+    """Return the options of a checkpoint, or their defaults, with the changes of the command line."""
     options = Options(**state["options"]) if state else Options()
     names = (
         "lr",
@@ -253,14 +253,14 @@ def chosen_options(args: argparse.Namespace, state: dict[str, Any] | None) -> Op
 
 
 def filled_config(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A configuration of the recipe, with the sizes of its features and of the vocabulary."""
+    """Return a configuration of the recipe, with the sizes of its features and of the vocabulary."""
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     size = len(tokenizer.units)
     return config | {"input_dim": NUM_MELS, "output_dim": size, "vocab_size": size}
 
 
 def prepared_folder(args: argparse.Namespace, data: Data, state: dict[str, Any] | None) -> Path:
-    """The run's folder with `train.yaml` and `global_cmvn` in it."""
+    """Return the run's folder with `train.yaml` and `global_cmvn` in it."""
     folder: Path = args.work_dir / args.name
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "train.yaml").exists():
@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = args.start
     earlier = checkpoints.all_of(args.work_dir / args.name)
     if earlier and not args.resume:
-        raise SystemExit(f"{earlier[-1]} exists: give --resume to go on from it, or another --name")
+        raise SystemExit(f"{earlier[-1]} exists: use --resume to continue from it, or another --name")
     path = earlier[-1] if earlier else path
     state = checkpoints.load(path, args.model) if path else None
     options = chosen_options(args, state)
@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
     count = sum(weight.numel() for weight in trainer.model.parameters()) / 1e6
     session.log(f"{time.strftime('%F %T')} {count:.2f} M parameters; {options}")
     machine = f"{processor(cpu_fields())}, {os.cpu_count()} cores, torch {torch.__version__}"
-    start = f"from step {trainer.progress.step} of {path.name}" if path else "from nothing"
+    start = f"from step {trainer.progress.step} of {path.name}" if path else "from scratch"
     session.log(f"{start}; {machine}, {args.device}, {args.processes} processes")
     before = signal.signal(signal.SIGTERM, session.stop)
     try:

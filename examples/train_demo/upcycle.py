@@ -1,11 +1,11 @@
-"""Turns a dense checkpoint of this recipe into a mixture of experts that computes the same (sparse upcycling).
+"""Turns a dense checkpoint of this recipe into a mixture of experts with the same output (sparse upcycling).
 
 Every feed-forward layer is cut into as many parts as experts are chosen for a token, and every part is copied into
-several experts. Experts that are parts of one copy share a row of the new router, so the two best of a token are always
-the parts of one copy, at equal weights: with their outputs doubled their sum is the dense layer (arXiv 2410.07524 calls
-it virtual groups). The rows come from clusters of the tokens that the dense layer sees. A little noise on the experts
-sets them apart; training does the rest. So a mixture and its dense
-twin start from one point, with the same work for every token.
+several experts. Experts from one copy share a row of the new router. The two best experts of a token are therefore
+always the parts of one copy, at equal weights. With doubled outputs, their sum is the dense layer (arXiv 2410.07524:
+virtual groups). The rows come from clusters of the tokens that the dense layer sees. A little noise separates the
+experts; training does the rest. So a mixture and its dense twin start from one point, with the same work for every
+token.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from u2moe.export.moe import DenseFeedForward
 
 NUM_EXPERTS, NUM_CHOSEN = 8, 2
 NUM_UTTERANCES = 400
-"""That show which tokens the layers of the dense network see, one at a time: padding is no token."""
+"""Number of utterances used to find the tokens of the dense network's layers, one at a time to avoid padding."""
 
 
 def mixture_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a dense network, with experts that are together as wide as its layers."""
+    """Return the configuration of a dense network, with experts that are together as wide as its layers."""
     experts = {"mlp_type": "moe", "n_expert": NUM_EXPERTS, "n_expert_activated": NUM_CHOSEN}
     return config | {
         part: config[part] | experts | {"linear_units": config[part]["linear_units"] // NUM_CHOSEN}
@@ -44,9 +44,9 @@ def mixture_config(config: dict[str, Any]) -> dict[str, Any]:
 def upcycled(
     weights: dict[str, Tensor], rows: Mapping[str, Tensor], noise: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The weights of a mixture of experts, out of those of a dense network.
+    """Return the weights of a mixture of experts, from those of a dense network.
 
-    `rows` holds the router [copies, dim] of every feed-forward layer; `noise` is relative to each matrix.
+    `rows` contains the router [copies, dim] of every feed-forward layer; `noise` is relative to each matrix.
     """
     result: dict[str, Tensor] = {}
     for name, weight in weights.items():
@@ -63,7 +63,7 @@ def upcycled(
 def experts(
     layer: str, weights: dict[str, Tensor], rows: Tensor, noise: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Router and experts of one feed-forward layer; `rows` [copies, dim]."""
+    """Return the router and experts of one feed-forward layer; `rows` are [copies, dim]."""
     result = {f"{layer}.gate.weight": rows.repeat_interleave(NUM_CHOSEN, 0)}
     halves = [weights[f"{layer}.{name}"].chunk(NUM_CHOSEN) for name in ("w_1.weight", "w_1.bias")]
     columns = (NUM_CHOSEN * weights[f"{layer}.w_2.weight"]).chunk(NUM_CHOSEN, 1)
@@ -83,7 +83,7 @@ def experts(
 def clustered_rows(
     state: dict[str, Any], config: dict[str, Any], work_dir: Path, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """A router [copies, dim] for every feed-forward layer, from what the dense network sees in training."""
+    """Return a router [copies, dim] for every feed-forward layer, from the dense network's inputs in training."""
     options = Options(**state["options"])
     trainer = Trainer(config, state["statistics"], options, "cpu")
     trainer.load(state)
@@ -102,11 +102,11 @@ def clustered_rows(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="of the dense network, exact or compact")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of the dense network, exact or compact")
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--dense", default="dense", help="folder of the dense run")
-    parser.add_argument("--name", default="mixture", help="folder of the new run, which train.py --resume goes on with")
-    parser.add_argument("--noise", type=float, default=0.05, help="on the experts, relative to their weights")
+    parser.add_argument("--name", default="mixture", help="folder of the new run, for train.py --resume")
+    parser.add_argument("--noise", type=float, default=0.05, help="noise on the experts, relative to their weights")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     state = checkpoints.load(args.checkpoint)

@@ -1,7 +1,7 @@
 """Acted dialogue of The Ur-Quan Masters: 27 voices, 11 hours, cut into the lines of the script.
 
-What is said, and when, lies in the packages of the game; `urquan.tsv.xz` says how far a recogniser disagreed with each
-line. As a script it cuts what agrees into a pack of speech; run it again to resume. With `--hear BUNDLE` it writes the
+Texts and times are in the packages of the game; `urquan.tsv.xz` lists a recogniser's disagreement with each line. As a
+script it cuts the agreeing lines into a pack of speech; run it again to resume. With `--hear BUNDLE` it writes the
 table instead.
 """
 
@@ -32,34 +32,34 @@ CONTENT = Path("usr/share/games/uqm/content")
 TEXTS, VOICES = "packages/uqm-0.8.0-content.uqm", "addons/uqm-0.8.0-voice.uqm"
 NAME = "urquan-train"
 MAX_CER = 0.6
-"""Of the demo model, which misunderstands a third of what is said by people it does not know."""
+"""Character error rate of the demo model, which misunderstands a third of unknown speakers' speech."""
 SLACK_S, WINDOW_S = 0.35, 0.04
-"""How far from its stated time a pause between two lines is looked for, and how much of it must be quiet."""
+"""Largest distance of a pause from its stated time, and the part of it that must be quiet."""
 SHORTEST_S, LONGEST_S = 0.4, 16.0
 ASIDE = re.compile(r"\([^)]*\)|\*[^*]*\*")
-"""What is not spoken as it is written: a noise, or a stage direction."""
+"""Text that is not spoken: a noise or a stage direction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the script, who speaks, and when, in seconds of its clip."""
+    """A line of the script, its speaker, and its times in seconds of its clip."""
 
     clip: str
     number: int
     voice: str
     text: str
     samples: Samples
-    """[time] in [-1, 1] at the rate of the packs."""
+    """Samples [time] in [-1, 1] at the rate of the packs."""
 
 
 def sections(text: str) -> dict[str, tuple[str, list[str]]]:
-    """`#(KEY) rest`, then lines, as key -> (rest, lines that are not empty)."""
+    """Parse `#(KEY) rest` followed by lines; return key -> (rest, non-empty lines)."""
     found = re.finditer(r"^#\((\w+)\)[ \t]*([^\n]*)\n?(.*?)(?=^#\(|\Z)", text, re.MULTILINE | re.DOTALL)
     return {match[1]: (match[2].strip(), [line for line in match[3].splitlines() if line.strip()]) for match in found}
 
 
 def quietest(samples: Samples, start: float) -> int:
-    """The middle of the quietest moment near a time in seconds."""
+    """Return the middle of the quietest moment near a time in seconds."""
     first = max(int((start - SLACK_S) * SAMPLE_RATE), 0)
     near = samples[first : int((start + SLACK_S) * SAMPLE_RATE)]
     window = int(WINDOW_S * SAMPLE_RATE)
@@ -70,7 +70,7 @@ def quietest(samples: Samples, start: float) -> int:
 
 
 def cut(samples: Samples, times_ms: list[int], num_lines: int) -> list[Samples]:
-    """A clip's samples by line; no pieces where the game does not say when its lines begin."""
+    """Return a clip's samples by line; empty if the game does not specify when its lines begin."""
     if len(times_ms) < num_lines - 1:
         return [samples] if num_lines == 1 else []
     begins = [quietest(samples, time / 1000) for time in accumulate(times_ms[: num_lines - 1])]
@@ -78,13 +78,13 @@ def cut(samples: Samples, times_ms: list[int], num_lines: int) -> list[Samples]:
 
 
 def clips(debian: Path) -> Iterator[tuple[str, str, Samples, list[int], list[str]]]:
-    """Every clip of the game: who speaks, its name, samples, how long its lines take in milliseconds, and the lines."""
+    """Yield every clip of the game: speaker, name, samples, durations of its lines in ms, and the lines."""
     with ZipFile(debian / CONTENT / TEXTS) as texts, ZipFile(debian / CONTENT / VOICES) as voices:
         names = set(voices.namelist())
         for voice in sorted({name.split("/")[1] for name in names if name.endswith(".ogg")}):
             folder = f"3dovoice/{voice}"
             times = sections(voices.read(f"{folder}/{voice}.ts").decode("latin-1"))
-            # where actors say something else than the first edition of the game, the voices bring their own script
+            # the voices include their own script where it differs from the first edition of the game
             own = f"{folder}/{voice}.txt"
             script = voices.read(own) if own in names else texts.read(f"base/comm/{voice}/{voice}.txt")
             for key, (clip, lines) in sections(script.decode("latin-1")).items():
@@ -95,7 +95,7 @@ def clips(debian: Path) -> Iterator[tuple[str, str, Samples, list[int], list[str
 
 
 def all_lines(debian: Path) -> Iterator[Line]:
-    """Every line of the script that is spoken."""
+    """Yield every spoken line of the script."""
     for voice, clip, samples, times_ms, lines in clips(debian):
         pieces = cut(samples, times_ms, len(lines))
         for number, (piece, text) in enumerate(zip(pieces, lines, strict=bool(pieces))):
@@ -105,14 +105,14 @@ def all_lines(debian: Path) -> Iterator[Line]:
 
 
 def agreed() -> set[tuple[str, int]]:
-    """Clip and number of the lines that a recogniser heard about as they are written."""
+    """Return clip and number of the lines that a recogniser hears about as written."""
     with lzma.open(TABLE, "rt", encoding="utf-8") as file:
         rows = DictReader(file, delimiter="\t")
         return {(row["clip"], int(row["line"])) for row in rows if float(row["cer"]) < MAX_CER}
 
 
 def hear(bundle: Path, debian: Path) -> Iterator[str]:
-    """Rows of the table: how much of each line a bundle gets wrong, in characters."""
+    """Yield rows of the table: a bundle's character error rate for each line."""
     yield "clip\tline\tcer\n"
     recognizer = Recognizer.from_pretrained(bundle, num_threads=1)
     for line in all_lines(debian):
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
-    parser.add_argument("--hear", type=Path, metavar="BUNDLE", help="write the table, with what this bundle hears")
+    parser.add_argument("--hear", type=Path, metavar="BUNDLE", help="write the table, with the texts of this bundle")
     args = parser.parse_args()
     if args.hear:
         TABLE.write_bytes(lzma.compress("".join(hear(args.hear, args.debian)).encode()))

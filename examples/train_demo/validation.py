@@ -1,4 +1,4 @@
-"""Losses and greedy word error rates of a network on sets that it is not trained on."""
+"""Losses and greedy word error rates of a network on sets that are not used for training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Score:
     right: float
     word_error_rate: float
     teacher: float | None = None
-    """Distance from a teacher, of a network that answers one."""
+    """Distance from a teacher, if the network has a head for it."""
 
     def __str__(self) -> str:
         losses = f"ctc {self.ctc:.3f} left {self.left:.3f} right {self.right:.3f}"
@@ -32,13 +32,13 @@ class Score:
         return f"chunk {self.chunk_size or 'all'}: {losses}{taught} WER {self.word_error_rate:.1%}"
 
     def columns(self) -> str:
-        """For a table: context, losses, word error rate."""
+        """Return context, losses and word error rate for a table."""
         losses = f"{self.ctc:.4f}\t{self.left:.4f}\t{self.right:.4f}"
         return f"{self.chunk_size or 'all'}\t{losses}\t{self.word_error_rate:.4f}"
 
 
 def greedy(log_probs: Tensor, blank: int) -> list[int]:
-    """Tokens of the best path [time, vocab]: repeats merged, blanks dropped."""
+    """Return the tokens of the best path [time, vocab]: repeats merged, blanks dropped."""
     best: list[int] = torch.unique_consecutive(log_probs.argmax(-1)).tolist()
     return [token for token in best if token != blank]
 
@@ -47,7 +47,7 @@ def greedy(log_probs: Tensor, blank: int) -> list[int]:
 def validate(
     model: SpeechModel, corpus: Corpus, tokenizer: Tokenizer, objective: Objective, num_frames: int
 ) -> Iterator[Score]:
-    """The scores of each context."""
+    """Yield the scores of each context."""
     device = next(model.parameters()).device
     model.eval()
     for chunk_size in CHUNK_SIZES:

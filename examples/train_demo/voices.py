@@ -1,4 +1,4 @@
-"""The synthetic voices: each is a function from a sentence to speech, with a random tempo, pitch or manner."""
+"""The synthetic voices: functions from a sentence to speech, with a random tempo, pitch or manner."""
 # ruff: noqa: PLC0415, SIM905 - engines load in the process that needs them; lists of words read better as words
 
 import io
@@ -27,18 +27,18 @@ ESPEAK_VARIANTS = (
     "victor"
 ).split()
 RHVOICES = "alan bdl clb".split()
-"""Those that are free; slt is too, but speaks in the test set with another engine."""
+"""The free voices; slt is also free, but another engine uses it in the test set."""
 KOKORO_VOICES = 40
-"""Mixtures of Kokoro's five styles."""
+"""Number of mixtures of Kokoro's five styles."""
 HIBARI_OTHERS = 1000
-"""Speakers that Hibari is turned into."""
+"""Number of speakers that Hibari is changed to."""
 UNVOICED = 40.0
-"""Hz below which its pitch means that there is none."""
+"""Hz below which its pitch means unvoiced."""
 
 
 @dataclass(frozen=True)
 class Speech:
-    """Samples [time] in [-1, 1], their rate in Hz, and who speaks where an engine has many voices."""
+    """Samples [time] in [-1, 1], their rate in Hz, and the speaker if an engine has many voices."""
 
     samples: Samples
     rate: int
@@ -116,7 +116,7 @@ def hibari() -> Speaker:
 
 
 def hibari_others() -> Speaker:
-    """Hibari as other speakers: its network gives pitch and spectra, of which another vocal tract makes speech."""
+    """Return Hibari as other speakers: its network predicts pitch and spectra, and another vocal tract speaks them."""
     from hibari import SAMPLE_RATE, Hibari, dsp
 
     engine = Hibari()
@@ -128,7 +128,7 @@ def hibari_others() -> Speaker:
             np.asarray(stretched(spectrum.T, manner.tract).T, np.float32)
             for spectrum in (harmonics, turns, noise, free)
         ]
-        # the phases of the free part belong to its own frequencies; it is noise for the most part
+        # phases of the free part belong to its own frequencies; it is mostly noise
         phases = rng.uniform(0, 2 * np.pi, free.shape).astype(np.float32)
         melody = manner.melody(np.where(pitch < UNVOICED, 0, pitch))
         return np.asarray(dsp.synth(*spectra, phases, melody, rng), np.float32)
@@ -159,16 +159,16 @@ def piper() -> Speaker:
 
 
 def kokoro_mixture(number: int, num_styles: int) -> NDArray[np.float64]:
-    """Weights of the styles in a mixed voice; they sum to 1, and some are a little below 0."""
+    """Return the weights of the styles in a mixed voice; they sum to 1, and some are slightly negative."""
     rng = np.random.default_rng(number)
     weights = rng.dirichlet(np.full(num_styles, 0.5))
     return (1 + num_styles * 0.06) * weights - 0.06
 
 
 def kokoro_other(number: int, num_styles: int) -> NDArray[np.float64]:
-    """Weights of the styles in a voice of its own [2, num_styles]: for how it sounds, and for how it speaks.
+    """Return the weights of the styles in a new voice [2, num_styles]: for its sound, and for its manner.
 
-    They sum to 1. A voice lies somewhere between the styles, or up to half as far again from their middle.
+    They sum to 1. A voice lies between the styles, or up to half as far again from their middle.
     """
     numbers = np.random.default_rng(number)
     weights = numbers.dirichlet(np.full(num_styles, 0.6), 2)
@@ -176,9 +176,9 @@ def kokoro_other(number: int, num_styles: int) -> NDArray[np.float64]:
 
 
 def kokoro(*, others: bool = False) -> Speaker:
-    """Kokoro's five packaged styles, mixed into many voices, fed with English phonemes.
+    """Return a speaker with Kokoro's five packaged styles, mixed into many voices, from English phonemes.
 
-    As `others` every sentence has a voice of its own.
+    With `others` every sentence has its own voice.
     """
     import onnxruntime
     from hibari import Hibari
@@ -211,7 +211,7 @@ def kokoro(*, others: bool = False) -> Speaker:
 
 
 def speaker(voice: str) -> Speaker:
-    """The engine of a voice, loaded."""
+    """Return the loaded engine of a voice."""
     engine, _, detail = voice.partition("-")
     if voice == "festival-ked":
         return festival_ked

@@ -1,9 +1,9 @@
-"""The weights of the language model that `queen-dev` chooses for each beam, with full context and in chunks of 16.
+"""Finds the best language model weights on `queen-dev` for each beam, with full context and in chunks of 16.
 
     python weights.py BUNDLE [--beams 10 20 40]
 
-Prints word errors of both passes without a language model, and the fewest with one. `u2moe lm tune` does the same with
-full context alone.
+Prints word errors of both passes without a language model, and the fewest with one. `u2moe lm tune` does the same, but
+only with full context.
 """
 
 import argparse
@@ -29,7 +29,7 @@ GRID = {
     "word_bonus": (0.5, 1.0, 1.5, 2.0),
     "rescoring_weight": (0.25, 0.5, 0.75, 1.0),
 }
-"""Tried for the errors of the second pass, once each pass has been tuned by itself."""
+"""Tried for the errors of the second pass, after each pass has been tuned separately."""
 
 
 class Contexts(EncodedRecordings):
@@ -48,7 +48,7 @@ class Contexts(EncodedRecordings):
     def word_errors(
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
     ) -> WordErrors:
-        """Word errors of all recordings, in the spelling of the recipe."""
+        """Return word errors of all recordings, in the spelling of the recipe."""
         errors = WordErrors()
         texts = self.texts(options, decoding, second_pass=second_pass)
         for recording, text in zip(self.recordings, texts, strict=True):

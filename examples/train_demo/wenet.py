@@ -19,7 +19,7 @@ EXACT = ("encoder.global_cmvn.mean", "encoder.global_cmvn.istd")
 
 
 def network(state: dict[str, Any], config: dict[str, Any]) -> SpeechModel:
-    """The network of a checkpoint."""
+    """Return the network of a checkpoint."""
     model = SpeechModel(parse_training_config(config).architecture)
     set_statistics(model, state["statistics"])
     with torch.no_grad():
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--name", default="dense", help="folder of the run, inside the work directory")
-    parser.add_argument("--checkpoint", type=Path, help="of that run, exact or compact (default: its last)")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint of that run, exact or compact (default: its last)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("checkpoint"))
     args = parser.parse_args()
     folder = args.work_dir / args.name

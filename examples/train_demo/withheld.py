@@ -1,4 +1,4 @@
-"""Keeps the sentences of the test sets out of training; run as a script, it writes how much remains in common."""
+"""Keeps the sentences of the test sets out of training. As a script, it writes the remaining overlap."""
 
 import argparse
 import json
@@ -10,17 +10,17 @@ from corpus import MELS, Pack
 TESTS = ("queen-test", "asterisk-words", "asterisk-sentences", "saytime", "pocketsphinx")
 VALIDATION = ("queen-dev", "heldout")
 SHORTEST = 4
-"""Words; shorter sentences are numbers, names of days and the like, which no speech recogniser may be kept from."""
+"""In words. Shorter sentences are numbers, names of days and the like, which every speech recogniser must learn."""
 
 
 def read_sentences(folder: Path, names: Iterable[str]) -> list[str]:
-    """Normalized sentences of the test sets that `testsets.py` wrote."""
+    """Return the normalized sentences of the test sets that `testsets.py` wrote."""
     lines = [line for name in names for line in (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()]
     return [line.partition("\t")[2] for line in lines]
 
 
 LENGTHS = range(1, 6)
-"""Of the n-grams that are counted."""
+"""Of the counted n-grams."""
 
 
 class Withheld:
@@ -31,7 +31,7 @@ class Withheld:
         self.lengths = sorted({len(words) for words in self.sentences})
 
     def allows(self, text: str) -> bool:
-        """Whether the text contains none of the sentences."""
+        """Return whether the text contains none of the sentences."""
         words = tuple(text.split())
         return not any(
             words[start : start + length] in self.sentences
@@ -41,7 +41,7 @@ class Withheld:
 
 
 def overlap(tests: Iterable[str], training: Iterable[str], length: int) -> float:
-    """Share of the tests' n-grams of a length that occur in the training texts."""
+    """Return the share of the tests' n-grams of a length that occur in the training texts."""
 
     def grams(texts: Iterable[str]) -> set[tuple[str, ...]]:
         rows = (text.split() for text in texts)
