@@ -303,7 +303,6 @@ class RoutedLayer:
         name: scope of the layer.
         tokens: name of its input.
         gate: weight of the router, float32 [dim, experts].
-        gate_name: name of that weight in the graph.
         top_k: experts per token.
         expert_bytes: bytes of one expert's stored weights.
     """
@@ -311,7 +310,6 @@ class RoutedLayer:
     name: str
     tokens: str
     gate: Array
-    gate_name: str
     top_k: int
     expert_bytes: int
 
@@ -345,13 +343,11 @@ class ExpertInputs:
         KernelsError: weights are packed for native kernels, which cannot run here.
     """
 
-    def __init__(self, bundle: Bundle, gates: Mapping[str, Array] = MappingProxyType({})) -> None:
-        """Read the graph. `gates` replace the routers of these names. Packed bundles run with native kernels."""
+    def __init__(self, bundle: Bundle) -> None:
+        """Read the graph. Packed bundles run with native kernels."""
         self.config = bundle.manifest.model
         model = ir.load(bundle.path / self.config.graphs()[0].file)
         self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
-        for name, gate in gates.items():
-            model.graph.initializers[name].const_value = ir.tensor(gate, name=name)
         kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in bundle.manifest.quantization else None
         observed = [layer.tokens for layer in self.layers.values()]
         self._graph = SwitchedGraph(model, observed=observed, kernels=kernels)
@@ -391,7 +387,6 @@ def routed_layer(node: ir.Node) -> RoutedLayer | None:
         name=scope(node),
         tokens=str(x.name),
         gate=gate.const_value.numpy().astype(np.float32),
-        gate_name=str(gate.name),
         top_k=mixture.top_k,
         expert_bytes=num_bytes // mixture.num_experts,
     )

@@ -19,7 +19,7 @@ STREAM = Mode(chunk_size=4, num_left_chunks=4)
 
 def layer(name="one", expert_bytes=10):
     gate = np.eye(4, dtype=np.float32)
-    return RoutedLayer(name=name, tokens="x", gate=gate, gate_name="g", top_k=2, expert_bytes=expert_bytes)
+    return RoutedLayer(name=name, tokens="x", gate=gate, top_k=2, expert_bytes=expert_bytes)
 
 
 def test_the_router_takes_the_largest_and_load_is_their_share():

@@ -2,22 +2,18 @@
 
     python -m u2moe.benchmarks.studies.edge FOLDER [--prepare]
 
-FOLDER holds the bundles, which `u2moe export --random` and `quantize` make if they are missing, and what was measured
+FOLDER holds the bundles of random weights (`random_models`), which are made if they are missing, and what was measured
 so far: a run that was stopped goes on. With --prepare nothing is timed. Work is that of `full_size`.
 """
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from u2moe.benchmarks.instruments.statistics import interleaved, show_progress, timed
+from u2moe.benchmarks.instruments.statistics import interleaved, timed
 from u2moe.benchmarks.instruments.workload import one_round, random_frames
 from u2moe.benchmarks.results.files import machine_key, measured, publish, record, resumed
 from u2moe.benchmarks.results.markdown import table
@@ -32,11 +28,16 @@ from u2moe.benchmarks.studies.full_size import (
     ratio,
     starts_of,
 )
-from u2moe.benchmarks.studies.shared.random_models import LARGE, MIXTURE, SIZES, SMALL, touched
+from u2moe.benchmarks.studies.shared.random_models import (
+    FLOAT,
+    LARGE,
+    MIXTURE,
+    SMALL,
+    is_mixture,
+    make_bundle,
+    touched,
+)
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
-from u2moe.export.random_checkpoint import random_config
-from u2moe.quantize.quantizer import quantize_bundle
-from u2moe.quantize.recipes import recipe
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.model.settings import SessionSettings
@@ -51,7 +52,7 @@ TITLES = {
 }
 """Networks by name: number of experts, how many work for a token, and their hidden units."""
 FORMATS = ("int8", "int4")
-"""In 4 bits are experts, or the feed-forward layers that a dense network has in their place."""
+"""See `make_bundle`."""
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
 AS_FAST = 1.05
@@ -59,37 +60,11 @@ AS_FAST = 1.05
 STATE = "edge.json"
 
 
-def is_mixture(model: str) -> bool:
-    """Whether a network has experts."""
-    return "n_expert" in SIZES[model]["encoder_conf"]
-
-
 def groups() -> Iterator[list[Case]]:
     """Networks that are measured in turn: in the same format on the same engine."""
     for form in FORMATS:
         for kernels in KERNELS:
             yield [Case(model, form, kernels) for model in TITLES]
-
-
-def prepare(root: Path, model: str) -> None:
-    """Make the bundles of a network; the one in float32 is removed.
-
-    Raises:
-        CalledProcessError: the export failed; its message is on stderr.
-    """
-    folder, float32 = root / model, root / model / "fp32"
-    missing = [form for form in FORMATS if not (folder / form).is_dir()]
-    if missing and not float32.is_dir():
-        show_progress(f"{TITLES[model]}: random weights")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "train.yaml").write_text(yaml.dump(random_config(**SIZES[model])), encoding="utf-8")
-        export = ["-m", "u2moe", "export", "--random", str(folder / "train.yaml"), str(float32)]
-        subprocess.run([sys.executable, *export], check=True, stderr=subprocess.DEVNULL)  # noqa: S603 - ourselves
-    for form in missing:
-        show_progress(f"{TITLES[model]}: {form}")
-        group = {"experts" if is_mixture(model) else "feed_forward": "int4"} if form == "int4" else {}
-        quantize_bundle(float32, folder / form, recipe("int8", group))
-    shutil.rmtree(float32, ignore_errors=True)
 
 
 def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -163,13 +138,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     chosen = choose_kernels("auto", [CPU])
     for model in TITLES:
-        prepare(args.folder, model)
+        for form in FORMATS:
+            make_bundle(model, form, args.folder)
+        shutil.rmtree(args.folder / model / FLOAT, ignore_errors=True)
     state = args.folder / STATE
     content = resumed(state, {"kernels": chosen.data(), "touched": {}, "seconds": {}, "starts": {}})
     for model in TITLES:
         if is_mixture(model) and model not in content["touched"]:
             bundle = Bundle.open(args.folder / model / "int8", verify=False)
-            content["touched"][model] = touched(bundle, random_frames(bundle), {})
+            content["touched"][model] = touched(bundle, random_frames(bundle))
             record(state, content)
     for cases in groups() if not args.prepare else ():
         if (chosen.native or cases[0].kernels == PLAIN) and cases[-1].key not in content["starts"]:

@@ -4,7 +4,7 @@
 
 FOLDER holds the bundles of random weights (`random_models`); missing ones are created, with --prepare nothing else is
 done. Times are those of the encoder and CTC head, without features and search: a search over random probabilities says
-nothing about a trained model. Routers are adjusted so that tokens spread evenly, the worst case.
+nothing about a trained model. Routers spread tokens evenly, the worst case.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ from u2moe.benchmarks.studies.shared.random_models import (
     NAMES,
     SIZES,
     SMALL,
-    GateSettings,
-    even_gates,
     make_bundle,
     touched,
 )
@@ -113,14 +111,13 @@ def measure(root: Path) -> dict[str, Any]:
     chosen = choose_kernels("auto", [CPU])
     cases = [case for case in CASES if chosen.native or case.kernels == PLAIN]
     bundles = {case: make_bundle(case.model, case.format, root) for case in cases}
-    settings = {case: GateSettings(even_gates(case.model, root)) for case in cases}  # must outlive the sessions
 
     def runs_of(case: Case, mode: str, num_threads: int = 1) -> Callable[[], Any]:
-        options = settings[case].options(num_threads, case.kernels)
-        return one_round(mode, bundles[case].load(SessionSettings(sess_options=options)), random_frames(bundles[case]))
+        settings = SessionSettings(num_threads=num_threads, kernels=case.kernels)
+        return one_round(mode, bundles[case].load(settings), random_frames(bundles[case]))
 
-    frames, gates = random_frames(bundles[PLAIN_INT8]), even_gates(MIXTURE, root)
-    content: dict[str, Any] = {"kernels": chosen.data(), "touched": touched(bundles[PLAIN_INT8], frames, gates)}
+    mixture = bundles[PLAIN_INT8]
+    content: dict[str, Any] = {"kernels": chosen.data(), "touched": touched(mixture, random_frames(mixture))}
     content["seconds"] = {
         mode: interleaved({case.key: timed(runs_of(case, mode)) for case in cases}, rounds, title=mode)
         for mode, rounds in ROUNDS.items()
@@ -145,7 +142,7 @@ def measure(root: Path) -> dict[str, Any]:
 def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
     """By name the `ms` of the encoder for a second of speech, and the `ratio` of its time to the bound of its parts.
 
-    One thread, the models' own routers, recorded speech.
+    One thread, recorded speech.
     """
     sizes = sorted({sum(file.size for file in probe.bundle.manifest.files.values()) for probe in probes.values()})
     rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS)
@@ -313,7 +310,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     packed = (PACKED,) if choose_kernels("auto", [CPU]).native else ()
     for model, form in dict.fromkeys((case.model, case.format) for case in (*CASES, *packed)):
         make_bundle(model, form, args.folder)
-        even_gates(model, args.folder)
     if not args.prepare:
         publish(args.results, measure(args.folder), values, per_machine=True)
 

@@ -12,6 +12,7 @@ or better.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,9 +36,9 @@ from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.random_models import FLOAT, MIXTURE, make_bundle
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
-from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.encoders.network import BlockCaches, SpeechEncoder
 from u2moe.export.moe import MixtureOfExperts
+from u2moe.export.random_bundle import random_source, spread_routers
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.encoder import Encoder, required_cache_size
@@ -107,7 +108,10 @@ class TorchEncoder:
 def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchEncoder]]:
     """The bundle of a preset in float32, created in `root` if missing; and the encoder by each of `PEERS`."""
     bundle, settings = make_bundle(model, FLOAT, root), SessionSettings(num_threads=1, kernels="onnxruntime")
-    network = Checkpoint.open(root / model / "checkpoint").network()
+    source = random_source(root / model)
+    tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in source.tensors.items()}  # drawn once
+    network = replace(source, tensors=tensors).network()
+    spread_routers(network)
     torch.set_num_threads(1)
     return bundle, {
         INT8: make_bundle(model, "int8", root).load(settings).encoder,

@@ -42,6 +42,7 @@ def test_what_exists_is_neither_made_nor_measured_again(results, tmp_path, monke
     for model in edge.TITLES:
         for form in edge.FORMATS:
             (tmp_path / model / form).mkdir(parents=True)
+    monkeypatch.setattr(edge.Bundle, "open", lambda *_, **__: None)
     measured = []
     monkeypatch.setattr(edge, "measure", lambda _, cases: (measured.append(cases), ({}, {}))[1])
     monkeypatch.setattr(edge, "TITLES", {model: title for model, title in edge.TITLES.items() if model != edge.LARGE})

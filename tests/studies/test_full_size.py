@@ -16,8 +16,7 @@ from u2moe.benchmarks.instruments.workload import (
 from u2moe.benchmarks.results.files import measured_here, read_json
 from u2moe.benchmarks.studies import full_size
 from u2moe.benchmarks.studies.shared import random_models
-from u2moe.benchmarks.studies.shared.random_models import FLOAT, GateSettings, even_gates, make_bundle, touched
-from u2moe.runtime import SessionSettings
+from u2moe.benchmarks.studies.shared.random_models import FLOAT, make_bundle, touched
 from u2moe.runtime.model.native import choose_kernels
 
 pytestmark = pytest.mark.slow
@@ -65,15 +64,10 @@ def test_rounds_work_on_as_much_audio_as_they_say(tiny, model):
     assert left.shape == right.shape == (10,)
 
 
-def test_adjusted_routers_spread_tokens_evenly(root):
+def test_a_chunk_uses_nearly_all_experts(root):
     bundle = make_bundle("tiny", "int8", root)
-    frames, gates = random_frames(bundle), even_gates("tiny", root)
     num_experts = bundle.manifest.architecture["encoder"]["feed_forward"]["num_experts"]
-    own, even = touched(bundle, frames, {}), touched(bundle, frames, gates)
-    assert num_experts >= even > max(own, 0.9 * num_experts)
-    settings = GateSettings(gates)  # must outlive the session
-    output = bundle.load(SessionSettings(sess_options=settings.options())).encode(frames)
-    assert not np.allclose(output, bundle.load().encode(frames))  # sessions use them
+    assert num_experts >= touched(bundle, random_frames(bundle)) > 0.9 * num_experts
 
 
 def test_ratios_are_of_rounds_and_factors_of_audio():
@@ -106,7 +100,7 @@ def test_a_machine_is_measured_with_native_kernels_and_without(native, tiny, tmp
     else:
         monkeypatch.setenv("U2MOE_KERNELS", "onnxruntime")
         monkeypatch.setattr(full_size, "choose_kernels", lambda _, providers: choose_kernels("onnxruntime", providers))
-    monkeypatch.setattr(random_models, "PRESETS", dict.fromkeys(random_models.MODELS, random_models.PRESETS["tiny"]))
+    monkeypatch.setattr(random_models, "SIZES", dict.fromkeys(random_models.MODELS, random_models.SIZES["tiny"]))
     monkeypatch.setattr(full_size, "ROUNDS", dict.fromkeys(full_size.ROUNDS, 1))
     for name in ("NUM_BOUNDS", "NUM_STARTS"):
         monkeypatch.setattr(full_size, name, 1)
