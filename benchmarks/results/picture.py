@@ -86,7 +86,7 @@ def draw(file: Path) -> None:
         "Seconds of one processor core for a second of speech: less is better\n"
         f"one thread of an {machine()}; random weights; sizes are ours\n"
         "million parameters / active for a token: "
-        + ", ".join(f"{NAMES[case.model]} {case.parameters}" for case in EQUALS[1]),
+        + ", ".join(f"{NAMES[case.model]} {case.size}" for case in EQUALS[1]),
         fontsize=10,
     )
     patches = [Patch(color=colour, label=by) for by, colour in COLOURS.items()]

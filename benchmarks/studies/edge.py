@@ -18,10 +18,12 @@ from u2moe.benchmarks.instruments.workload import one_round, random_frames
 from u2moe.benchmarks.results.files import machine_key, measured, publish, record, resumed
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.studies.full_size import (
+    FULL,
     MODES,
     NATIVE,
     PLAIN,
     SECOND_PASS,
+    STREAMING,
     Case,
     both_passes,
     factor,
@@ -51,6 +53,8 @@ TITLES = {
     LARGE: "Dense-1B",
 }
 """Networks by name: number of experts, how many work for a token, and their hidden units."""
+HALF = "8 x top-2 x 1920 in every second block, computed"
+"""Half of the blocks of the mixture, half of Dense-225M's: their mean, since no key of WeNet describes it."""
 FORMATS = ("int8", "int4")
 """See `make_bundle`."""
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
@@ -102,25 +106,33 @@ def _number(found: Mapping[str, str], name: str) -> float:
     return float(found.get(name, "inf"))
 
 
+def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
+    """Of a row: parameters, those active, files and memory, all in millions; by mode time and share; both passes."""
+    start, first = content["starts"][case.key], Case(SMALL, case.format, case.kernels)
+    times = [
+        spread.median
+        for mode in MODES
+        for spread in (factor(content, mode, case), ratio(content, mode, case, first))
+        if spread
+    ]
+    both = [value for mode in (STREAMING, FULL) if (value := both_passes(content, mode, case))]
+    return [*case.parameters, start["files"] / 1e6, start["peak_bytes"]["median"] / 1e6, *times, *both]
+
+
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
     """A table for each format and engine: in brackets shares of what Dense-225M takes."""
     yield f"## {machine_key(content)}"
     yield measured(content)
     for cases in groups():
+        found = {case.model: _numbers(content, case) for case in cases if case.key in content["starts"]}
+        if {SMALL, MIXTURE} <= found.keys():
+            found[HALF] = [(one + other) / 2 for one, other in zip(found[SMALL], found[MIXTURE], strict=True)]
         rows = []
-        for case in cases:
-            if (start := content["starts"].get(case.key)) is None:
-                continue
-            first, used = Case(SMALL, case.format, case.kernels), content["touched"].get(case.model)
-            sizes = [f"{start['files'] / 1e6:.0f}", f"{start['peak_bytes']['median'] / 1e6:.0f}"]
-            times = [
-                f"{own.median:.3f} ({share.median:.2f})"
-                for mode in MODES
-                if (own := factor(content, mode, case)) and (share := ratio(content, mode, case, first))
-            ]
-            both = [f"{both_passes(content, mode, case):.3f}" for mode in MODES if mode in ("streaming", "full")]
-            rows.append([TITLES[case.model], case.parameters, "" if used is None else f"{used:.1f}", *sizes, *times,
-                         " / ".join(both)])  # fmt: skip
+        for model, (total, active, files, peak, *times) in found.items():
+            used = f"{content['touched'][model]:.1f}" if model in content["touched"] else ""
+            shown = [f"{own:.3f} ({share:.2f})" for own, share in zip(times[:-2:2], times[1:-2:2], strict=True)]
+            rows.append([TITLES.get(model, HALF), f"{total:.0f} / {active:.0f}", used, f"{files:.0f}", f"{peak:.0f}",
+                         *shown, f"{times[-2]:.3f} / {times[-1]:.3f}"])  # fmt: skip
         header = (
             f"{cases[0].format}, {KERNELS[cases[0].kernels]}", "million parameters / active", "experts of a chunk",
             "files, MB", "memory, MB", *(name for mode, name in MODES.items() if mode != SECOND_PASS),

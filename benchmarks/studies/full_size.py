@@ -74,10 +74,15 @@ class Case:
         return f"{self.model}/{self.format}/{self.kernels}"
 
     @property
-    def parameters(self) -> str:
+    def parameters(self) -> tuple[float, float]:
         """Millions of parameters, and of those that are active for a token."""
         config = random_config(**SIZES[self.model])
-        return " / ".join(f"{num_parameters(config, active=active) / 1e6:.0f}" for active in (False, True))
+        return num_parameters(config) / 1e6, num_parameters(config, active=True) / 1e6
+
+    @property
+    def size(self) -> str:
+        """Its parameters in tables."""
+        return "{:.0f} / {:.0f}".format(*self.parameters)
 
     @property
     def title(self) -> str:
@@ -200,9 +205,9 @@ def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spr
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Values for the pages: the tables of all machines; ratios, memory and threads of the last one that has them."""
     machines = list(results["machines"].values())
-    sizes = {case.model: case.parameters.split(" / ") for case in CASES}
-    found = {name: total for name, (total, _) in sizes.items()} | {f"{MIXTURE}.active": sizes[MIXTURE][1]}
-    found["active"] = f"{float(sizes[MIXTURE][1]) / float(sizes[SMALL][1]):.2f}"
+    found = {case.model: f"{case.parameters[0]:.0f}" for case in CASES}
+    found[f"{MIXTURE}.active"] = f"{INT8.parameters[1]:.0f}"
+    found["active"] = f"{INT8.parameters[1] / DENSE.parameters[1]:.2f}"
     found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
     pairs = {
         **EQUALS, "gain": (PLAIN_INT8, INT8), "int4": (INT4, PLAIN_DENSE), "int8": (INT8, PLAIN_DENSE),
@@ -242,7 +247,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
             both = [both_passes(content, mode, case) for mode in (STREAMING, FULL)]
             shown = " / ".join("" if value is None else f"{value:.3f}" for value in both)
             row = [quartiles(cell, 3) if cell else "" for cell in cells]
-            rows.append([case.title, case.parameters, *row, shown])
+            rows.append([case.title, case.size, *row, shown])
     header = ("real-time factor", "million parameters / active", *list(MODES.values())[:-1], "second pass, s",
               "both passes: chunks / full")  # fmt: skip
     yield table(header, rows)
@@ -254,9 +259,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         shares = [", ".join(f"{value:.2f}" for value in own) for own in (bounds, gains)]
         times = [f"{item[name]['median']:.2f}" for name in ("verify_s", "load_s")]
         sizes = [f"{item[name]['median'] / 1e6:.0f}" for name in ("loaded_bytes", "peak_bytes")]
-        rows.append(
-            [STARTED[key].title, STARTED[key].parameters, *shares, f"{item['files'] / 1e6:.0f}", *times, *sizes]
-        )
+        rows.append([STARTED[key].title, STARTED[key].size, *shares, f"{item['files'] / 1e6:.0f}", *times, *sizes])
     header = (
         "pairs: chunks, full", "million parameters / active", "encoder / bound", "gain of two threads", "bundle, MB",
         "sha256, s", "sessions, s", "memory then, MB", "at its peak",

@@ -30,6 +30,12 @@ def test_networks_that_are_as_fast_are_named(results):
     assert shown["fast.full"].startswith("8 x top-2 x 1920, ")
 
 
+def test_experts_in_every_second_block_are_computed_from_half_of_the_blocks_each(results):
+    rows = [line for line in edge.values(results)["tables"].splitlines() if line.startswith(f"| {edge.HALF} ")]
+    row = "642 / 283 |  | 500 | 700 | 0.075 (1.50) | 0.050 (1.00) | 0.050 (1.00) | 0.500 (1.00) | 0.125 / 0.100 |"
+    assert rows == [f"| {edge.HALF} | {row}"] * 4
+
+
 def test_tables_hold_what_was_measured(results):
     rows = [line for line in edge.values(results)["tables"].splitlines() if line.startswith("| 16 x top-2 x 960")]
     row = "1061 / 224 | 14.2 | 500 | 700 | 0.050 (1.00) | 0.050 (1.00) | 0.050 (1.00) | 0.500 (1.00) | 0.100 / 0.100 |"
