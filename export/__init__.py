@@ -15,34 +15,16 @@ if TYPE_CHECKING:
     from u2moe.export.sherpa_graphs import SherpaOptions
 
 __all__ = [
-    "Checkpoint",
-    "Comparison",
-    "Conversion",
-    "ParityReport",
-    "SherpaExport",
-    "SherpaOptions",
-    "convert_bundle",
-    "convert_static",
-    "export_bundle",
-    "export_random",
-    "export_sherpa",
-    "validate_bundle",
-]
+    "Checkpoint", "Comparison", "Conversion", "ParityReport", "SherpaExport", "SherpaOptions", "convert_bundle",
+    "convert_static", "export_bundle", "export_random", "export_sherpa", "validate_bundle",
+]  # fmt: skip
 
 _HOMES = {
-    "Checkpoint": "checkpoint",
-    "Comparison": "comparison",
-    "Conversion": "profiles.conversion",
-    "ParityReport": "comparison",
-    "SherpaExport": "sherpa",
-    "SherpaOptions": "sherpa_graphs",
-    "convert_bundle": "profiles.conversion",
-    "convert_static": "profiles.static",
-    "export_bundle": "exporter",
-    "export_random": "exporter",
-    "export_sherpa": "sherpa",
-    "validate_bundle": "exporter",
-}
+    "Checkpoint": "checkpoint", "Comparison": "comparison", "Conversion": "profiles.conversion",
+    "ParityReport": "comparison", "SherpaExport": "sherpa", "SherpaOptions": "sherpa_graphs",
+    "convert_bundle": "profiles.conversion", "convert_static": "profiles.static", "export_bundle": "exporter",
+    "export_random": "exporter", "export_sherpa": "sherpa", "validate_bundle": "exporter",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

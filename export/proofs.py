@@ -20,15 +20,10 @@ BIASES = ("query_bias", "key_bias", "value_bias")
 Setting = tuple[str, str]
 """A key of encoder_conf or decoder_conf (or `encoder`, `decoder`), and its value."""
 OWN = {
-    "merge": "merge_method",
-    "linear": "use_linear_after_conv",
-    "activation": "gate_activation",
-    "feed_forward": "use_ffn",
-    "reduction": "time_reduction_layer_type",
-    "adaptive": "adaptive_scale",
-    "shifted": "do_rel_shift",
-    "depthwise_subsampling": "dw_stride",
-}
+    "merge": "merge_method", "linear": "use_linear_after_conv", "activation": "gate_activation",
+    "feed_forward": "use_ffn", "reduction": "time_reduction_layer_type", "adaptive": "adaptive_scale",
+    "shifted": "do_rel_shift", "depthwise_subsampling": "dw_stride",
+}  # fmt: skip
 """Settings that only one kind of encoder has, by the name of their field."""
 
 

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "RECIPES", "Goal", "Recipe", "inspect_bundle", "keep_calibration", "quantize_bundle", "recipe"]
 
 _HOMES = {
-    "Goal": "goals",
-    "inspect_bundle": "inspection",
-    "keep_calibration": "recordings",
-    "quantize_bundle": "quantizer",
-}
+    "Goal": "goals", "inspect_bundle": "inspection", "keep_calibration": "recordings", "quantize_bundle": "quantizer",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

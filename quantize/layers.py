@@ -231,10 +231,7 @@ class Weights:
             raise BundleError(f"weight {weight.name}: has shape {shape}, expected [in, out]")
         name, group, names = weight.name, group_of(weight), (conversion.form.name, *conversion.others)
         self.changes[f"{name}.{names[0]}"] = Change(
-            group=group,
-            original=source,
-            parts=names[1:],
-            restored=lambda *parts: conversion.restored(parts, shape[0]),
+            group=group, original=source, parts=names[1:], restored=lambda *parts: conversion.restored(parts, shape[0])
         )
         readers = _readers(made or (lambda: conversion.parts(source())), len(names))
         parts = zip(names, conversion.stored(*shape), readers, strict=True)

@@ -100,23 +100,20 @@ def test_a_bundle_has_hotwords_rules_and_weights(toy):
     assert ruled.create_stream().options.endpoint is None  # a stream is one utterance unless it is asked to end some
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"beams": 4}, BundleError, "decoding.beams"),
-        ({"beam_size": 2.5}, BundleError, "decoding.beam_size must be an integer, got 2.5"),
-        ({"beam_size": 0}, BundleError, "decoding: beam_size must be at least 1, got 0"),
-        ({"hotwords": "A"}, BundleError, "decoding.hotwords must be a list, got 'A'"),
-        ({"hotwords": ["A :x"]}, BundleError, "decoding: hotwords: hotwords line 1: weight must be a number, got 'x'"),
-        ({"hotwords": ["Ω"]}, BundleError, "decoding: hotwords: "),
-        ({"endpoint": {"rule4": None}}, BundleError, "decoding.endpoint.rule4"),
-        ({"endpoint": {"pause": 0.1}}, BundleError, "decoding.endpoint: pause must be "),
-        ({"language_model": {"weight": 1}}, BundleError, "decoding.language_model.file is missing"),
-        ({"language_model": {"file": "a.lm", "weight": -1}}, BundleError, "decoding.language_model: weight must be "),
-        ({"language_model": {"file": "../a.lm"}}, BundleError, "decoding: language_model: file is '../a.lm', which "),
-        ({"language_model": {"file": "tokens.txt"}}, LanguageModelError, "tokens.txt: is not a compact language model"),
-    ],
-)
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"beams": 4}, BundleError, "decoding.beams"),
+    ({"beam_size": 2.5}, BundleError, "decoding.beam_size must be an integer, got 2.5"),
+    ({"beam_size": 0}, BundleError, "decoding: beam_size must be at least 1, got 0"),
+    ({"hotwords": "A"}, BundleError, "decoding.hotwords must be a list, got 'A'"),
+    ({"hotwords": ["A :x"]}, BundleError, "decoding: hotwords: hotwords line 1: weight must be a number, got 'x'"),
+    ({"hotwords": ["Ω"]}, BundleError, "decoding: hotwords: "),
+    ({"endpoint": {"rule4": None}}, BundleError, "decoding.endpoint.rule4"),
+    ({"endpoint": {"pause": 0.1}}, BundleError, "decoding.endpoint: pause must be "),
+    ({"language_model": {"weight": 1}}, BundleError, "decoding.language_model.file is missing"),
+    ({"language_model": {"file": "a.lm", "weight": -1}}, BundleError, "decoding.language_model: weight must be "),
+    ({"language_model": {"file": "../a.lm"}}, BundleError, "decoding: language_model: file is '../a.lm', which "),
+    ({"language_model": {"file": "tokens.txt"}}, LanguageModelError, "tokens.txt: is not a compact language model"),
+])  # fmt: skip
 def test_defaults_that_are_wrong_are_named(copy, change, error, message):
     edited("decoding", **change)(copy)
     with pytest.raises(error) as caught:

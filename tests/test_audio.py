@@ -89,26 +89,23 @@ def test_arrays():
     assert as_samples(np.array([0.25], np.float16)).dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    ("samples", "message"),
-    [
-        (np.zeros((2, 3), np.float32), "one axis"),
-        (np.float32(1), "one axis"),
-        (np.array([np.nan], np.float32), "NaN"),
-        (np.array([-np.inf], np.float32), "NaN or infinity"),
-        (np.array([20_000.0], np.float32), "samples reach 20000"),
-        (np.zeros(3, np.int32), "got int32"),
-        (np.zeros(3, np.uint8), "got uint8"),
-        (np.zeros(3, bool), "got bool"),
-        (np.zeros(3, np.complex64), "got complex64"),
-        (["a"], "got <U1"),
-        ([[1.0], [1.0, 2.0]], "not an array"),
-        (None, "must be an array, got NoneType"),
-        ("talk.wav", r"must be an array, got str.*np\.frombuffer"),
-        (b"\0\0", r"must be an array, got bytes.*np\.frombuffer"),
-        (bytearray(2), r"must be an array, got bytearray.*np\.frombuffer"),
-    ],
-)
+@pytest.mark.parametrize(("samples", "message"), [
+    (np.zeros((2, 3), np.float32), "one axis"),
+    (np.float32(1), "one axis"),
+    (np.array([np.nan], np.float32), "NaN"),
+    (np.array([-np.inf], np.float32), "NaN or infinity"),
+    (np.array([20_000.0], np.float32), "samples reach 20000"),
+    (np.zeros(3, np.int32), "got int32"),
+    (np.zeros(3, np.uint8), "got uint8"),
+    (np.zeros(3, bool), "got bool"),
+    (np.zeros(3, np.complex64), "got complex64"),
+    (["a"], "got <U1"),
+    ([[1.0], [1.0, 2.0]], "not an array"),
+    (None, "must be an array, got NoneType"),
+    ("talk.wav", r"must be an array, got str.*np\.frombuffer"),
+    (b"\0\0", r"must be an array, got bytes.*np\.frombuffer"),
+    (bytearray(2), r"must be an array, got bytearray.*np\.frombuffer"),
+])  # fmt: skip
 def test_arrays_that_are_refused(samples, message):
     with pytest.raises(AudioError, match=message):
         as_samples(samples)

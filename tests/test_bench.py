@@ -240,22 +240,19 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
     assert [recording.transcript for recording in seen["recordings"]]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--num-threads", "one"], "--num-threads must be numbers separated by commas, got 'one'"),
-        (["--num-threads", "0"], "threads must be numbers from 1 on, got [0]"),
-        (["--chunk-sizes", "0"], "chunk sizes must be numbers from 1 on"),
-        (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
-        (["demo", "no.json"], "no.json: cannot be read as a report"),
-        (["a.json", "b.json", "c.json"], "no more than two reports"),
-        (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
-        (["-o", "/dev/null/a/now.json"], "Not a directory: '/dev/null/a'"),
-        (["--list", "no.tsv"], "no.tsv: cannot be read as a list of recordings"),
-        (["demo", "demo", "--fail-above", "1", "--quick", "--repetitions", "3"], "repetitions must be at least 4 for"),
-        (["demo", "demo", "--fail-above-words", "1", "--list", "CLIPS"], "--fail-above-words needs recordings with tr"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--num-threads", "one"], "--num-threads must be numbers separated by commas, got 'one'"),
+    (["--num-threads", "0"], "threads must be numbers from 1 on, got [0]"),
+    (["--chunk-sizes", "0"], "chunk sizes must be numbers from 1 on"),
+    (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
+    (["demo", "no.json"], "no.json: cannot be read as a report"),
+    (["a.json", "b.json", "c.json"], "no more than two reports"),
+    (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
+    (["-o", "/dev/null/a/now.json"], "Not a directory: '/dev/null/a'"),
+    (["--list", "no.tsv"], "no.tsv: cannot be read as a list of recordings"),
+    (["demo", "demo", "--fail-above", "1", "--quick", "--repetitions", "3"], "repetitions must be at least 4 for"),
+    (["demo", "demo", "--fail-above-words", "1", "--list", "CLIPS"], "--fail-above-words needs recordings with tr"),
+])  # fmt: skip
 def test_what_cannot_be_done_is_said_before_anything_is_measured(
     arguments, message, capsys, monkeypatch, recordings, tmp_path
 ):

@@ -192,16 +192,10 @@ def test_the_bound_is_the_larger_of_arithmetic_and_reading():
     assert sum(found["operators"].values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-    ("profiled", "measured", "expected"),
-    [
-        ([1, 2, 3], 3, [0, 1, 2]),
-        ([3, 1, 2], 12, [5, 3, 4]),
-        ([1, 1, 10], 8, [0, 0, 8]),
-        ([1, 2, 10], 10, [0, 1, 9]),
-        ([5], 2, [2]),
-    ],
-)
+@pytest.mark.parametrize(("profiled", "measured", "expected"), [
+    ([1, 2, 3], 3, [0, 1, 2]), ([3, 1, 2], 12, [5, 3, 4]), ([1, 1, 10], 8, [0, 0, 8]), ([1, 2, 10], 10, [0, 1, 9]),
+    ([5], 2, [2]),
+])  # fmt: skip
 def test_the_profilers_own_time_is_taken_off_all_kernels_alike(profiled, measured, expected):
     found = bound.without_profiler([kernel("ctc", seconds) for seconds in profiled], [measured, 0, measured])
     assert [item.seconds for item in found] == pytest.approx(expected)

@@ -262,10 +262,8 @@ def without_simd(site):
 
 
 PROBLEMS = [
-    (
-        damaged_digest,
-        r"is not the file that the model lists. Load the model again; if that does not help, it is damaged",
-    ),
+    (damaged_digest,
+     r"is not the file that the model lists. Load the model again; if that does not help, it is damaged"),
     (lambda site: (site / "model" / "decoder.ort").unlink(), "decoder.ort: the server answers 404"),
     (lambda site: (site / "model" / "bundle.json").unlink(), "bundle.json: the server answers 404"),
     (lambda site: (site / "ort" / "ort-wasm-simd-threaded.wasm").unlink(), "onnxruntime does not start: "),
@@ -273,7 +271,7 @@ PROBLEMS = [
     (lambda site: (site / "worker.js").unlink(), "the worker failed: it did not start"),
     (lambda site: (site / "u2moe" / "core.wasm").unlink(), "core.wasm: the server answers 404"),
     (without_simd, "WebAssembly with SIMD is missing"),
-]
+]  # fmt: skip
 
 
 def test_a_model_that_cannot_be_loaded(new_page, site, tmp_path):

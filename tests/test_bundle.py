@@ -196,10 +196,7 @@ OTHER_VERSION = "version must be 4: use the u2moe that wrote it, or export it ag
             lambda c: c["model"].update(feature_size=40),
             "feature_size of the model must be that of the features, 80, got 40",
         ),
-        (
-            lambda c: c["features"].update(frame_shift_ms=0),
-            "frame_shift_ms must be a number between 1 and 1000, got 0",
-        ),
+        (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms must be a number between 1 and 1000, got 0"),
         (
             lambda c: c["decoding"].update(reverse_weight=2),
             "decoding: reverse_weight must be a number between 0 and 1, got 2",

@@ -213,16 +213,13 @@ def test_a_graph_with_more_external_weights_than_the_manifest_says(beside, tmp_p
         bundle.load()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"file": "../data"}, r"found '\.\./data', expected a plain file name"),
-        ({"file": "other.data"}, r"encoder\.onnx: weights are in 'other\.data', which is not listed"),
-        ({"offset": -1}, "offset, length and shape must be at least 0"),
-        ({"shape": [-2, 3]}, "offset, length and shape must be at least 0"),
-        ({"shape": "x"}, "shape must be a list, got 'x'"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"file": "../data"}, r"found '\.\./data', expected a plain file name"),
+    ({"file": "other.data"}, r"encoder\.onnx: weights are in 'other\.data', which is not listed"),
+    ({"offset": -1}, "offset, length and shape must be at least 0"),
+    ({"shape": [-2, 3]}, "offset, length and shape must be at least 0"),
+    ({"shape": "x"}, "shape must be a list, got 'x'"),
+])  # fmt: skip
 def test_records_that_are_refused(beside, tmp_path, change, message):
     bundle = copied(beside[0], tmp_path)
     edit_manifest(bundle.path, lambda content: content["external"]["encoder.onnx"][0].update(change))
@@ -230,13 +227,10 @@ def test_records_that_are_refused(beside, tmp_path, change, message):
         Bundle.open(bundle.path)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"offset": 1 << 40}, r"bytes at offset 1099511627776 end after \d+"),
-        ({"shape": [1, 1]}, r"length is \d+ bytes, expected 4"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"offset": 1 << 40}, r"bytes at offset 1099511627776 end after \d+"),
+    ({"shape": [1, 1]}, r"length is \d+ bytes, expected 4"),
+])  # fmt: skip
 def test_records_that_do_not_fit_their_files(beside, tmp_path, monkeypatch, change, message):
     monkeypatch.setattr(graph_file, "_SMALL", 1 << 40)
     bundle = copied(beside[0], tmp_path)

@@ -110,21 +110,18 @@ def convolution(channels, past):
     return Cache(name="cnn_cache", num_blocks=2, shape=(channels, past))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ({}, {"streaming": True, "decoder": "bitransformer", "caches": (attention(4, 16), convolution(32, 7))}),
-        ({"encoder": "transformer"}, {"streaming": True, "caches": (attention(4, 16),)}),
-        ({"decoder": "transformer"}, {"decoder": "transformer"}),
-        ({"decoder": None}, {"decoder": "none"}),
-        ({"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"caches": (attention(2, 16), convolution(32, 7))}),
-        ({"encoder_conf": {"conv_inner_factor": 4}}, {"caches": (attention(4, 16), convolution(64, 7))}),
-        ({"encoder_conf": {"input_layer": "conv2d6"}}, {"subsampling_rate": 6, "right_context": 10}),
-        ({"encoder_conf": {"causal": False, "cnn_module_kernel": 7}}, {"streaming": False, "caches": ()}),
-        ({"encoder_conf": {"static_chunk_size": 4}}, {"static_chunk_size": 0}),
-        ({"encoder_conf": {"static_chunk_size": 4, "use_dynamic_chunk": False}}, {"static_chunk_size": 4}),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ({}, {"streaming": True, "decoder": "bitransformer", "caches": (attention(4, 16), convolution(32, 7))}),
+    ({"encoder": "transformer"}, {"streaming": True, "caches": (attention(4, 16),)}),
+    ({"decoder": "transformer"}, {"decoder": "transformer"}),
+    ({"decoder": None}, {"decoder": "none"}),
+    ({"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"caches": (attention(2, 16), convolution(32, 7))}),
+    ({"encoder_conf": {"conv_inner_factor": 4}}, {"caches": (attention(4, 16), convolution(64, 7))}),
+    ({"encoder_conf": {"input_layer": "conv2d6"}}, {"subsampling_rate": 6, "right_context": 10}),
+    ({"encoder_conf": {"causal": False, "cnn_module_kernel": 7}}, {"streaming": False, "caches": ()}),
+    ({"encoder_conf": {"static_chunk_size": 4}}, {"static_chunk_size": 0}),
+    ({"encoder_conf": {"static_chunk_size": 4, "use_dynamic_chunk": False}}, {"static_chunk_size": 4}),
+])  # fmt: skip
 def test_what_the_runtime_is_told(make, arguments, expected):
     config = make(**arguments).open().model_config()
     assert {name: getattr(config, name) for name in expected} == expected
@@ -287,18 +284,15 @@ def test_what_does_not_fit_is_named(make, arguments, change, message):
 class TestFiles:
     """The state dict as a file."""
 
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            (b"", "is empty"),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
-            (b"<!DOCTYPE html><html>404</html>", "is not a plain state dict|is damaged"),
-            (b"PK\x03\x04" + b"\0" * 100, "is damaged, truncated or not written by torch.save"),
-            (bytes(range(256)) * 8, "is not a plain state dict|is damaged"),
-            (pickle.dumps(print), "is not a plain state dict|is damaged"),
-            (pickle.dumps({"a": 1}, protocol=2), "is not a plain state dict|is damaged"),
-        ],
-    )
+    @pytest.mark.parametrize(("content", "message"), [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>404</html>", "is not a plain state dict|is damaged"),
+        (b"PK\x03\x04" + b"\0" * 100, "is damaged, truncated or not written by torch.save"),
+        (bytes(range(256)) * 8, "is not a plain state dict|is damaged"),
+        (pickle.dumps(print), "is not a plain state dict|is damaged"),
+        (pickle.dumps({"a": 1}, protocol=2), "is not a plain state dict|is damaged"),
+    ])  # fmt: skip
     def test_foreign_files(self, directory, content, message):
         (directory.path / "final.pt").write_bytes(content)
         with pytest.raises(CheckpointError, match=f"final.pt: ({message})"):
@@ -336,22 +330,19 @@ class TestFiles:
         with pytest.raises(CheckpointError, match=r"final.pt: is a TorchScript program, as .* the state dict$"):
             directory.open()
 
-    @pytest.mark.parametrize(
-        ("state", "message"),
-        [
-            ({}, "contains no tensors"),
-            ([torch.ones(1)], "contains list, expected a state dict"),
-            (torch.ones(1), "contains Tensor, expected a state dict"),
-            ({"model": {"a": torch.ones(1)}}, r"wraps its tensors in 'model', .* save checkpoint\['model'\] instead"),
-            ({"epoch": 3, "state": {"a": torch.ones(1)}}, r"wraps its tensors in 'epoch', 'state', .*\['state'\] inst"),
-            ({"epoch": 3, "a": torch.ones(1)}, "epoch is int, expected a tensor"),
-            ({"options": {"lr": 1}, "a": torch.ones(1)}, "options is dict, expected a tensor"),
-            ({3: torch.ones(1)}, "has the key 3, expected tensor names"),
-            ({"a": torch.ones(2, 2).to_sparse()}, "a is a sparse, quantized or nested tensor"),
-            ({"a": torch.ones(2, device="meta")}, "a is a meta tensor, which has no values"),
-            ({"a": torch.ones(1).expand(1 << 40)}, r"a \(1099511627776,\) has repeated"),
-        ],
-    )
+    @pytest.mark.parametrize(("state", "message"), [
+        ({}, "contains no tensors"),
+        ([torch.ones(1)], "contains list, expected a state dict"),
+        (torch.ones(1), "contains Tensor, expected a state dict"),
+        ({"model": {"a": torch.ones(1)}}, r"wraps its tensors in 'model', .* save checkpoint\['model'\] instead"),
+        ({"epoch": 3, "state": {"a": torch.ones(1)}}, r"wraps its tensors in 'epoch', 'state', .*\['state'\] inst"),
+        ({"epoch": 3, "a": torch.ones(1)}, "epoch is int, expected a tensor"),
+        ({"options": {"lr": 1}, "a": torch.ones(1)}, "options is dict, expected a tensor"),
+        ({3: torch.ones(1)}, "has the key 3, expected tensor names"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a is a sparse, quantized or nested tensor"),
+        ({"a": torch.ones(2, device="meta")}, "a is a meta tensor, which has no values"),
+        ({"a": torch.ones(1).expand(1 << 40)}, r"a \(1099511627776,\) has repeated"),
+    ])  # fmt: skip
     def test_what_is_not_a_state_dict(self, directory, state, message):
         directory.save(state)
         with pytest.raises(CheckpointError, match=f"final.pt: {message}"):
@@ -534,25 +525,19 @@ class TestStatistics:
         assert not checkpoint.architecture.encoder.normalized_input
         assert MEAN not in checkpoint.tensors
 
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("", "is not JSON or Kaldi text statistics"),
-            ("{", "is not JSON or Kaldi text statistics"),
-            ('{"mean_stat": [1]}', "is not JSON or Kaldi text statistics: 'var_stat'"),
-            ('{"mean_stat": [1], "var_stat": [2], "frame_num": 3}', "has 1 means and 1 variances, expected 80"),
-            ("[ 1 2 3 x ]", "is not JSON or Kaldi text statistics"),
-            ("[ 1 2 3 0 ]", "has 1 means and 1 variances, expected 80"),
-            (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 0}), "no frames"),
-            (json.dumps({"mean_stat": [1e999] * 80, "var_stat": [2] * 80, "frame_num": 9}), "are not finite"),
-            (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 5e-324}), "not finite in float32"),
-            (
-                json.dumps({"mean_stat": [10] * 80, "var_stat": [9] * 80, "frame_num": 10}),
-                "has sums of squares too small ",
-            ),
-            ('{"mean_stat": ' + "[" * 100_000, "is not JSON or Kaldi text statistics"),
-        ],
-    )
+    @pytest.mark.parametrize(("text", "message"), [
+        ("", "is not JSON or Kaldi text statistics"),
+        ("{", "is not JSON or Kaldi text statistics"),
+        ('{"mean_stat": [1]}', "is not JSON or Kaldi text statistics: 'var_stat'"),
+        ('{"mean_stat": [1], "var_stat": [2], "frame_num": 3}', "has 1 means and 1 variances, expected 80"),
+        ("[ 1 2 3 x ]", "is not JSON or Kaldi text statistics"),
+        ("[ 1 2 3 0 ]", "has 1 means and 1 variances, expected 80"),
+        (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 0}), "no frames"),
+        (json.dumps({"mean_stat": [1e999] * 80, "var_stat": [2] * 80, "frame_num": 9}), "are not finite"),
+        (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 5e-324}), "not finite in float32"),
+        (json.dumps({"mean_stat": [10] * 80, "var_stat": [9] * 80, "frame_num": 10}), "has sums of squares too small "),
+        ('{"mean_stat": ' + "[" * 100_000, "is not JSON or Kaldi text statistics"),
+    ])  # fmt: skip
     def test_damaged_files(self, directory, text, message):
         directory.drop(MEAN, ISTD)
         directory.write("global_cmvn", text)
@@ -583,20 +568,15 @@ class TestVocabulary:
         directory.configure(tokenizer_conf=conf)
         assert directory.open().tokens == tokens
 
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda lines: lines[:-1], "has 59 symbols, expected output_dim 60 of train.yaml"),
-            (lambda lines: [*lines, "x 60"], "has 61 symbols, expected output_dim 60 of train.yaml"),
-            (lambda lines: [*lines[:-1], "x y z"], "line 60 must be 'symbol id', got 'x y z'"),
-            (lambda lines: [*lines[:-1], "<unk> 59"], "has the symbol '<unk>' more than once"),
-            (lambda lines: ["<unk> 0", "<blank> 1", *lines[2:]], "<blank> is 1, expected 0 as in train.yaml"),
-            (
-                lambda lines: [*lines[:2], "x 2", *lines[3:-1], "<sos/eos> 59"],
-                "<sos/eos> is 59, expected 2 as <sos> and <eos> in train.yaml",
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("change", "message"), [
+        (lambda lines: lines[:-1], "has 59 symbols, expected output_dim 60 of train.yaml"),
+        (lambda lines: [*lines, "x 60"], "has 61 symbols, expected output_dim 60 of train.yaml"),
+        (lambda lines: [*lines[:-1], "x y z"], "line 60 must be 'symbol id', got 'x y z'"),
+        (lambda lines: [*lines[:-1], "<unk> 59"], "has the symbol '<unk>' more than once"),
+        (lambda lines: ["<unk> 0", "<blank> 1", *lines[2:]], "<blank> is 1, expected 0 as in train.yaml"),
+        (lambda lines: [*lines[:2], "x 2", *lines[3:-1], "<sos/eos> 59"],
+         "<sos/eos> is 59, expected 2 as <sos> and <eos> in train.yaml"),
+    ])  # fmt: skip
     def test_damaged_ones(self, directory, change, message):
         directory.write("units.txt", "\n".join(change(self.lines(directory))) + "\n")
         with pytest.raises(CheckpointError, match=f"units.txt: {message}"):

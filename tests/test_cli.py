@@ -191,19 +191,16 @@ def test_a_bad_file_does_not_stop_the_others(bundle, clips, capsys):
     assert err.endswith("u2moe: error: 2 of 4 files failed\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--beam-size", "0"], "beam_size must be at least 1, got 0"),
-        (["--providers", "RocketExecutionProvider"], "RocketExecutionProvider is not installed"),
-        (["--num-threads", "1000000"], "num_threads must be at "),
-        (["--raw", "s16le:8000:0"], "num_channels must be "),
-        (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
-        (["--hotwords", os.devnull], "holds no hotwords"),
-        (["--num-left-chunks", "4"], "--num-left-chunks needs --chunk-size or --stream"),
-        (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--beam-size", "0"], "beam_size must be at least 1, got 0"),
+    (["--providers", "RocketExecutionProvider"], "RocketExecutionProvider is not installed"),
+    (["--num-threads", "1000000"], "num_threads must be at "),
+    (["--raw", "s16le:8000:0"], "num_channels must be "),
+    (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
+    (["--hotwords", os.devnull], "holds no hotwords"),
+    (["--num-left-chunks", "4"], "--num-left-chunks needs --chunk-size or --stream"),
+    (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
+])  # fmt: skip
 def test_errors_are_one_line(bundle, clips, capsys, arguments, message):
     assert transcribe(bundle, *arguments, clips / "a.wav") == 1
     out, err = capsys.readouterr()

@@ -126,14 +126,11 @@ def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_p
 
 
 @posix
-@pytest.mark.parametrize(
-    ("arguments", "number", "status"),
-    [
-        (["-f", "json"], signal.SIGINT, 130),
-        (["-o", "OUT"], signal.SIGTERM, 143),
-        pytest.param([], signal.SIGINT, 130, marks=pytest.mark.endurance),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "number", "status"), [
+    (["-f", "json"], signal.SIGINT, 130),
+    (["-o", "OUT"], signal.SIGTERM, 143),
+    pytest.param([], signal.SIGINT, 130, marks=pytest.mark.endurance),
+])  # fmt: skip
 def test_ctrl_c_and_sigterm_keep_what_was_recognised(bundle, sound, tmp_path, arguments, number, status):
     """Ten hours that are given up after their first segments."""
     header = 44

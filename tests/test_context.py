@@ -32,30 +32,26 @@ def growing_score(graph, tokens):
     return scores
 
 
-@pytest.mark.parametrize(
-    "spelling",
-    [("\u2581CAT",), ("\u2581C", "AT"), ("\u2581C", "A", "T"), ("\u2581", "C", "AT"), ("\u2581", "\u2581CAT"), ("CAT")],
-)
+@pytest.mark.parametrize("spelling", [
+    ("\u2581CAT",), ("\u2581C", "AT"), ("\u2581C", "A", "T"), ("\u2581", "C", "AT"), ("\u2581", "\u2581CAT"), "CAT",
+])  # fmt: skip
 def test_every_spelling_of_a_word_earns_the_same(spelling):
     graph = ContextGraph([("cat", 2.0)], BPE)
     assert graph.score(ids(BPE, *spelling)) == 2.0  # one token in its shortest spelling
 
 
-@pytest.mark.parametrize(
-    ("spelling", "count"),
-    [
-        (("\u2581CAT", "S"), 0),
-        (("\u2581B", "C", "AT"), 0),
-        (("\u2581C", "A"), 0),
-        (("\u2581CAT", "\u2581A"), 1),
-        (("\u2581CAT", "\u2581CAT"), 2),
-        (("\u2581CAT", "S", "\u2581C", "AT"), 1),
-        (("\u2581CAT", "<unk>"), 0),
-        (("<unk>", "C", "AT"), 0),
-        (("<unk>", "\u2581CAT"), 1),
-        ((), 0),
-    ],
-)
+@pytest.mark.parametrize(("spelling", "count"), [
+    (("\u2581CAT", "S"), 0),
+    (("\u2581B", "C", "AT"), 0),
+    (("\u2581C", "A"), 0),
+    (("\u2581CAT", "\u2581A"), 1),
+    (("\u2581CAT", "\u2581CAT"), 2),
+    (("\u2581CAT", "S", "\u2581C", "AT"), 1),
+    (("\u2581CAT", "<unk>"), 0),
+    (("<unk>", "C", "AT"), 0),
+    (("<unk>", "\u2581CAT"), 1),
+    ((), 0),
+])  # fmt: skip
 def test_a_word_counts_only_as_a_whole_word(spelling, count):
     assert ContextGraph([("CAT", 3.0)], BPE).score(ids(BPE, *spelling)) == 3.0 * count
 
@@ -95,22 +91,19 @@ def test_weights():
     assert mapping.score(ids(BPE, "\u2581C", "A", "B")) == 3 * 0.5
 
 
-@pytest.mark.parametrize(
-    ("hotwords", "message"),
-    [
-        (["CAT", "CA\u00c9"], "hotword 'CA\u00c9': the vocabulary has no '\u00c9'"),
-        (["  "], "hotword '  ' is empty"),
-        (["<unk>"], "the vocabulary has no"),
-        ([("CAT", 0)], "hotword 'CAT': weight must be a number above 0 and at most 100, got 0"),
-        ([("CAT", math.nan)], "weight must be a number above 0 and at most 100, got nan"),
-        ([3], "a hotword must be a phrase, or a phrase and its weight, got 3"),
-        ([("CAT", 1.0, 2.0)], "a hotword must be a phrase, or a phrase and its weight"),
-        (7, "hotwords must be a list of phrases, or a mapping from phrases to weights, got 7"),
-        (b"CAT", "hotwords must be a list of phrases, or a mapping from phrases to weights, got b'CAT'"),
-        ([], "hotwords are empty"),
-        ("CAT", "must be a list of phrases"),
-    ],
-)
+@pytest.mark.parametrize(("hotwords", "message"), [
+    (["CAT", "CA\u00c9"], "hotword 'CA\u00c9': the vocabulary has no '\u00c9'"),
+    (["  "], "hotword '  ' is empty"),
+    (["<unk>"], "the vocabulary has no"),
+    ([("CAT", 0)], "hotword 'CAT': weight must be a number above 0 and at most 100, got 0"),
+    ([("CAT", math.nan)], "weight must be a number above 0 and at most 100, got nan"),
+    ([3], "a hotword must be a phrase, or a phrase and its weight, got 3"),
+    ([("CAT", 1.0, 2.0)], "a hotword must be a phrase, or a phrase and its weight"),
+    (7, "hotwords must be a list of phrases, or a mapping from phrases to weights, got 7"),
+    (b"CAT", "hotwords must be a list of phrases, or a mapping from phrases to weights, got b'CAT'"),
+    ([], "hotwords are empty"),
+    ("CAT", "must be a list of phrases"),
+])  # fmt: skip
 def test_hotwords_that_cannot_be(hotwords, message):
     with pytest.raises(ValueError, match=message):
         ContextGraph(hotwords, BPE)

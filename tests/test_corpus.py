@@ -72,17 +72,14 @@ def test_workers_that_load_the_model_themselves_give_the_same(corpus, undisturbe
     assert files_in(tmp_path) == files_in(undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"model": ToyChoice(threshold=18.0)}, "model"),
-        ({"model": ToyChoice(options=DecodingOptions(beam_size=3))}, "options"),
-        ({"model": ToyChoice(hotwords_digest="0")}, "hotwords"),
-        ({"options": dataclasses.replace(ONE, block_size=5)}, "block size 4, now it is 5"),
-        ({"options": dataclasses.replace(ONE, list_options=ListOptions(channel=0))}, "channel null, now it is 0"),
-        ({"list": {"key": "k", "wav": "0.wav"}}, "list digest"),
-    ],
-)
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"model": ToyChoice(threshold=18.0)}, "model"),
+    ({"model": ToyChoice(options=DecodingOptions(beam_size=3))}, "options"),
+    ({"model": ToyChoice(hotwords_digest="0")}, "hotwords"),
+    ({"options": dataclasses.replace(ONE, block_size=5)}, "block size 4, now it is 5"),
+    ({"options": dataclasses.replace(ONE, list_options=ListOptions(channel=0))}, "channel null, now it is 0"),
+    ({"list": {"key": "k", "wav": "0.wav"}}, "list digest"),
+])  # fmt: skip
 def test_another_run_is_refused(corpus, undisturbed, tmp_path, changed, message):
     list_path = write_list(tmp_path / "data.list", [changed["list"]]) if "list" in changed else corpus
     with pytest.raises(CorpusError, match=f"the run began with {message}"):

@@ -37,15 +37,7 @@ import u2moe
 from u2moe.export import convert_static
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.runtime import (
-    Bundle,
-    DecodingOptions,
-    EndpointConfig,
-    Grammar,
-    GrammarError,
-    Recognizer,
-    SessionSettings,
-)
+from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Grammar, GrammarError, Recognizer, SessionSettings
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
 from u2moe.runtime.decoding.phrases import PhraseGraph
@@ -208,10 +200,9 @@ def test_recordings_are_recognised_as_in_python(check, tmp_path, kind):
             assert confidences == pytest.approx([each.confidence for each in ours.words], rel=0, abs=limit)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [(8000, "PCM_16", 1), (44_100, "PCM_24", 2), (48_000, "FLOAT", 1), (16_000, "PCM_U8", 1), (22_050, "PCM_32", 3)],
-)
+@pytest.mark.parametrize("kind", [
+    (8000, "PCM_16", 1), (44_100, "PCM_24", 2), (48_000, "FLOAT", 1), (16_000, "PCM_U8", 1), (22_050, "PCM_32", 3),
+])  # fmt: skip
 def test_files_of_any_rate_and_kind(program, bundle, model, sound, tmp_path, monkeypatch, kind):
     """As Python recognises them where soxr is not installed."""
     rate, subtype, channels = kind

@@ -186,13 +186,8 @@ def test_structs_and_symbols_only_grow(programs, tmp_path):
         assert fields.items() <= found[name].items() or name == "sizes", name
     assert all(first["sizes"][name] <= found["sizes"][name] for name in first["sizes"])
     unsized = {
-        "u2moe_provider",
-        "u2moe_file",
-        "u2moe_hotword",
-        "u2moe_word",
-        "u2moe_alternative",
-        "u2moe_endpoint_rule",
-    }
+        "u2moe_provider", "u2moe_file", "u2moe_hotword", "u2moe_word", "u2moe_alternative", "u2moe_endpoint_rule",
+    }  # fmt: skip
     assert {name: found["sizes"][name] for name in unsized} == {name: first["sizes"][name] for name in unsized}
 
 

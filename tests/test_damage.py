@@ -495,10 +495,9 @@ def test_steps_come_in_the_order_of_their_gain_for_each_byte(ladder):
     assert ladder.levels(ladder.steps) == {"a": 0, "b": 0, "c": 0}
 
 
-@pytest.mark.parametrize(
-    ("enough", "expected"),
-    [({}, []), ({"c": 1}, ["c1"]), ({"a": 1}, ["a1", "c1"]), ({"a": 0}, ["a0", "c1"]), ({"b": 0}, ["a0", "b0", "c1"])],
-)
+@pytest.mark.parametrize(("enough", "expected"), [
+    ({}, []), ({"c": 1}, ["c1"]), ({"a": 1}, ["a1", "c1"]), ({"a": 0}, ["a0", "c1"]), ({"b": 0}, ["a0", "b0", "c1"]),
+])  # fmt: skip
 def test_the_fewest_steps_are_chosen(ladder, enough, expected):
     """In their order."""
     found = ladder.fewest(lambda levels: all(levels[layer] <= level for layer, level in enough.items()))

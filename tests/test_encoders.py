@@ -197,16 +197,13 @@ def test_what_needs_the_whole_utterance_refuses_chunks(exported, name):
         model.encode(features(100), chunk_size=16)
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("e_branchformer", "the encoder keeps merge_cache, which"),
-        ("branchformer", "24 channels .*half of cgmlp_linear_units. do not match output_size 32, which"),
-        ("squeezeformer", "the encoder keeps half_att_cache, which"),
-        ("efficient_conformer_stream", "the encoder keeps att_cache_2, cnn_cache_2, which"),
-        ("efficient_conformer", "looks ahead or was not trained on chunks, as .* then use the offline client"),
-    ],
-)
+@pytest.mark.parametrize(("name", "reason"), [
+    ("e_branchformer", "the encoder keeps merge_cache, which"),
+    ("branchformer", "24 channels .*half of cgmlp_linear_units. do not match output_size 32, which"),
+    ("squeezeformer", "the encoder keeps half_att_cache, which"),
+    ("efficient_conformer_stream", "the encoder keeps att_cache_2, cnn_cache_2, which"),
+    ("efficient_conformer", "looks ahead or was not trained on chunks, as .* then use the offline client"),
+])  # fmt: skip
 def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, name, reason):
     """Each is told what to do instead."""
     _, bundle = exported(name)
@@ -272,36 +269,29 @@ def test_each_layer_has_a_native_kernel_or_a_reason_for_none(exported):
     assert any(re.match("  onnxruntime  4 x ShiftedAttention, . x Attention: over whole sequences", x) for x in lines)
 
 
-@pytest.mark.parametrize(
-    ("encoder", "conf", "error", "message"),
-    [
-        ("e_branchformer", {"cgmlp_linear_units": 7}, CheckpointError, "cgmlp_linear_units must be even"),
-        ("e_branchformer", {"causal": False, "merge_conv_kernel": 4}, CheckpointError, "merge_conv_kernel must be odd"),
-        ("e_branchformer", {"gate_activation": "sine"}, UnsupportedError, "gate_activation is 'sine'"),
-        ("e_branchformer", {"cnn_module_kernel": 7}, UnsupportedError, "unknown keys cnn_module_kernel"),
-        ("branchformer", {"use_attn": False}, UnsupportedError, "use_attn is False, which is not supported"),
-        ("branchformer", {"mlp_type": "moe"}, UnsupportedError, "unknown keys mlp_type"),
-        ("branchformer", {"cgmlp_weight": [0.5]}, CheckpointError, "a number, or one for each of 2 blocks"),
-        ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "between 0 and 1"),
-        ("branchformer", {"merge_method": "sum"}, UnsupportedError, "merge_method is 'sum'"),
-        ("efficientConformer", {"mlp_type": "moe"}, UnsupportedError, "mlp_type is 'moe', which is not supported"),
-        ("efficientConformer", {"efficient_conf": {"stride": [2, 2]}}, CheckpointError, "stride must be one for each"),
-        ("efficientConformer", {"efficient_conf": {"groups": 2}}, UnsupportedError, "unknown keys groups"),
-        ("efficientConformer", {"cnn_module_kernel": 9}, CheckpointError, "such that block 2 has an odd kernel, not 4"),
-        (
-            "efficientConformer",
-            {"causal": True, "use_dynamic_chunk": False, "static_chunk_size": 4},
-            UnsupportedError,
-            "static_chunk_size is 4, which is not supported; supported: multiples of 6",
-        ),
-        ("squeezeformer", {"reduce_idx": None}, UnsupportedError, "reduce_idx is None, which is not supported"),
-        ("squeezeformer", {"recover_idx": 1}, CheckpointError, "recover_idx must be above reduce_idx 1, got 1"),
-        ("squeezeformer", {"recover_idx": 4}, CheckpointError, "recover_idx must be the number of a block from 1 to 3"),
-        ("squeezeformer", {"encoder_dim": 64}, UnsupportedError, "output_size is 32, which is not supported"),
-        ("squeezeformer", {"time_reduction_layer_type": "conv2d"}, UnsupportedError, "supported: conv1d, stream"),
-        ("squeezeformer", {"mlp_type": "moe"}, UnsupportedError, "unknown keys mlp_type"),
-    ],
-)
+@pytest.mark.parametrize(("encoder", "conf", "error", "message"), [
+    ("e_branchformer", {"cgmlp_linear_units": 7}, CheckpointError, "cgmlp_linear_units must be even"),
+    ("e_branchformer", {"causal": False, "merge_conv_kernel": 4}, CheckpointError, "merge_conv_kernel must be odd"),
+    ("e_branchformer", {"gate_activation": "sine"}, UnsupportedError, "gate_activation is 'sine'"),
+    ("e_branchformer", {"cnn_module_kernel": 7}, UnsupportedError, "unknown keys cnn_module_kernel"),
+    ("branchformer", {"use_attn": False}, UnsupportedError, "use_attn is False, which is not supported"),
+    ("branchformer", {"mlp_type": "moe"}, UnsupportedError, "unknown keys mlp_type"),
+    ("branchformer", {"cgmlp_weight": [0.5]}, CheckpointError, "a number, or one for each of 2 blocks"),
+    ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "between 0 and 1"),
+    ("branchformer", {"merge_method": "sum"}, UnsupportedError, "merge_method is 'sum'"),
+    ("efficientConformer", {"mlp_type": "moe"}, UnsupportedError, "mlp_type is 'moe', which is not supported"),
+    ("efficientConformer", {"efficient_conf": {"stride": [2, 2]}}, CheckpointError, "stride must be one for each"),
+    ("efficientConformer", {"efficient_conf": {"groups": 2}}, UnsupportedError, "unknown keys groups"),
+    ("efficientConformer", {"cnn_module_kernel": 9}, CheckpointError, "such that block 2 has an odd kernel, not 4"),
+    ("efficientConformer", {"causal": True, "use_dynamic_chunk": False, "static_chunk_size": 4}, UnsupportedError,
+     "static_chunk_size is 4, which is not supported; supported: multiples of 6"),
+    ("squeezeformer", {"reduce_idx": None}, UnsupportedError, "reduce_idx is None, which is not supported"),
+    ("squeezeformer", {"recover_idx": 1}, CheckpointError, "recover_idx must be above reduce_idx 1, got 1"),
+    ("squeezeformer", {"recover_idx": 4}, CheckpointError, "recover_idx must be the number of a block from 1 to 3"),
+    ("squeezeformer", {"encoder_dim": 64}, UnsupportedError, "output_size is 32, which is not supported"),
+    ("squeezeformer", {"time_reduction_layer_type": "conv2d"}, UnsupportedError, "supported: conv1d, stream"),
+    ("squeezeformer", {"mlp_type": "moe"}, UnsupportedError, "unknown keys mlp_type"),
+])  # fmt: skip
 def test_settings_that_are_refused(encoder, conf, error, message):
     with pytest.raises(error, match=message):
         parse_training_config(random_config(encoder=encoder, encoder_conf=conf))

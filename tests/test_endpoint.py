@@ -20,19 +20,16 @@ def log_probs(pattern, blank=0):
     return np.log(probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "num_frames", "rule"),
-    [
-        ("_" * 59, None, None),
-        ("_" * 60, 60, 1),
-        ("x" + "_" * 29, None, None),
-        ("x" + "_" * 40, 31, 2),
-        ("_" * 50 + "x" + "_" * 29 + "x" + "_" * 30, 111, 2),
-        ("x" * 499, None, None),
-        ("x" * 510, 500, 3),
-        ("x_" * 250, 500, 3),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "num_frames", "rule"), [
+    ("_" * 59, None, None),
+    ("_" * 60, 60, 1),
+    ("x" + "_" * 29, None, None),
+    ("x" + "_" * 40, 31, 2),
+    ("_" * 50 + "x" + "_" * 29 + "x" + "_" * 30, 111, 2),
+    ("x" * 499, None, None),
+    ("x" * 510, 500, 3),
+    ("x_" * 250, 500, 3),
+])  # fmt: skip
 def test_default_rules(pattern, num_frames, rule):
     endpoint = Endpointer(EndpointConfig(), FRAME_S).advance(log_probs(pattern))
     assert (endpoint and (endpoint.num_frames, endpoint.rule)) == (num_frames and (num_frames, rule))
@@ -79,17 +76,14 @@ def heard(*scores):
     return [Hypothesis(tokens=[1] * num, score=score, times=[0] * num) for num, score in enumerate(scores, start=1)]
 
 
-@pytest.mark.parametrize(
-    ("ends", "hypotheses", "num_frames"),
-    [
-        ((0, 0.3), heard(-5.0), 16),
-        ((0, 0.1), heard(-5.0), 16),
-        ((0, 0.09), heard(-5.0), 46),
-        ((0, 0.3, 0.0), heard(-5.0, -5.5), 16),
-        ((0, 0.3, 0.0), heard(-5.0, -4.0), 46),
-        ((None, 0.3), heard(-5.0), 31),
-    ],
-)
+@pytest.mark.parametrize(("ends", "hypotheses", "num_frames"), [
+    ((0, 0.3), heard(-5.0), 16),
+    ((0, 0.1), heard(-5.0), 16),
+    ((0, 0.09), heard(-5.0), 46),
+    ((0, 0.3, 0.0), heard(-5.0, -5.5), 16),
+    ((0, 0.3, 0.0), heard(-5.0, -4.0), 46),
+    ((None, 0.3), heard(-5.0), 31),
+])  # fmt: skip
 def test_the_end_of_a_turn_is_early_where_a_sentence_ends_and_late_where_it_does_not(ends, hypotheses, num_frames):
     """After half of the silence of rule 2, or half as much again; of several hypotheses by their shares."""
     asked, frames = [], log_probs("x" + "_" * 59)

@@ -137,12 +137,9 @@ def test_positions_have_no_end(moe_bundle, moe_checkpoint, offset):
         start, offset=np.array([offset]), tensors=start.tensors | {"cnn_cache": np.full((3, 1, 64, 7), 0.1, np.float32)}
     )
     feeds = {
-        "chunk": chunk,
-        "chunk_lens": np.array([67]),
-        "offset": caches.offset,
-        "required_cache_size": np.array(-1),
+        "chunk": chunk, "chunk_lens": np.array([67]), "offset": caches.offset, "required_cache_size": np.array(-1),
         **caches.tensors,
-    }
+    }  # fmt: skip
     output = encoder.session.run(feeds)["output"]
     torch_caches = [{"att_cache": torch.zeros(1, 4, 0, 32), "cnn_cache": torch.full((1, 64, 7), 0.1)} for _ in range(3)]
     with torch.inference_mode():
@@ -350,13 +347,10 @@ def test_commands(golden_checkpoint, tmp_path, capsys):
     assert "ctc.onnx" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("command", "function"),
-    [
-        (["export", "exp", "out"], "exporter.export_bundle"),
-        (["validate", "BUNDLE", "--checkpoint", "exp"], "exporter.validate_bundle"),
-    ],
-)
+@pytest.mark.parametrize(("command", "function"), [
+    (["export", "exp", "out"], "exporter.export_bundle"),
+    (["validate", "BUNDLE", "--checkpoint", "exp"], "exporter.validate_bundle"),
+])  # fmt: skip
 def test_commands_name_files(command, function, moe_bundle, monkeypatch, capsys):
     given = {}
 

@@ -181,25 +181,21 @@ DAMAGES = [
     (edited("", version=1), "BundleError: bundle.json: version: found 1, expected 4"),
     (without("", "model"), "BundleError: bundle.json: field 'model' is missing"),
     (without("model", "blank"), "BundleError: bundle.json: model: field 'blank' is missing"),
-    (
-        edited("model", right_context="6"),
-        "BundleError: bundle.json: model: right_context: found '6', expected a number",
-    ),
+    (edited("model", right_context="6"),
+     "BundleError: bundle.json: model: right_context: found '6', expected a number"),
     (edited("features", frame_shift_ms=0), "BundleError: bundle.json: features: frame_shift_ms: found 0, expected"),
     (edited("", calibration={"scale": 0}), "BundleError: bundle.json: calibration: scale: found 0, expected a number"),
     (edited("model", static={}), "BundleError: bundle.json: model: static: JavaScript runs no graphs"),
     (edited("decoding", ctc_weight="a"), "BundleError: bundle.json: decoding: ctc_weight: found 'a', expected"),
     (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files: ctc.ort: field 'sha256' is missing"),
-    (
-        edited("files", **{"../ctc.ort": {"sha256": "", "size": 1}}),
-        "BundleError: bundle.json: files: found '../ctc.ort', expected a plain file",
-    ),
+    (edited("files", **{"../ctc.ort": {"sha256": "", "size": 1}}),
+     "BundleError: bundle.json: files: found '../ctc.ort', expected a plain file"),
     (edited("files", **{"ctc.ort": {"sha256": "", "size": 1}}), "BundleError: bundle.json: files.ctc.ort: found {"),
     (edited("decoding", hotwords=["七 :"]), "BundleError: bundle.json: decoding: hotwords: hotwords line 1: weight "),
     (edited("decoding", hotwords=["七 :-2"]), "BundleError: bundle.json: decoding: hotwords: hotword '七': weight "),
     (edited("decoding", hotwords=["ẞ"]), "BundleError: bundle.json: decoding: hotwords: hotword 'ẞ': the "),
     (of_later_version("text", harmless=False), f"BundleError: bundle.json: text: {LATER_FIELD} is a field that this"),
-]
+]  # fmt: skip
 
 
 @needs_onnxruntime_web
@@ -268,10 +264,8 @@ MISUSE = [
     ("stream({ languageModel: 5 })", OTHER_MODEL + "Number]"),
     ("stream({ languageModel: {} })", OTHER_MODEL + "Object]"),
     ("other.createStream({ languageModel: model(arpa) })", OTHER_MODEL + "Object]"),
-    (
-        "stream({ search: 'beam' })",
-        "RangeError: search must be one of attention_rescoring, ctc_prefix_beam, ctc_greedy, ",
-    ),
+    ("stream({ search: 'beam' })",
+     "RangeError: search must be one of attention_rescoring, ctc_prefix_beam, ctc_greedy, "),
     ("stream({ beamSize: '5' })", "RangeError: beamSize: found '5', expected a number"),
     ("stream({ beamSize: 0 })", "RangeError: beamSize: found 0, expected "),
     ("stream({ beamSize: 9n })", "RangeError: beamSize must not be a bigint"),
@@ -280,22 +274,16 @@ MISUSE = [
     ("stream({ paddingS: 11 })", "RangeError: paddingS: found 11, expected a number from 0 to 10"),
     ("stream({ endpoint: 0 })", "RangeError: endpoint: found 0, expected true or false"),
     ("stream({ endpoint: new Map() })", "RangeError: endpoint must not be a Map"),
-    (
-        "stream({ endpoint: { rule5: null } })",
-        "RangeError: endpoint: rule5: found null, expected no field of this name",
-    ),
-    (
-        "stream({ endpoint: endless })",
-        "RangeError: endpoint: rule1: rule1: rule1: rule1: rule1: rule1: rule1: rule1: rule1 i",
-    ),
+    ("stream({ endpoint: { rule5: null } })",
+     "RangeError: endpoint: rule5: found null, expected no field of this name"),
+    ("stream({ endpoint: endless })",
+     "RangeError: endpoint: rule1: rule1: rule1: rule1: rule1: rule1: rule1: rule1: rule1 i"),
     ("stream({ beam_size: 4 })", "RangeError: there is no option beam_size"),
     ("stream({ '': 4 })", "RangeError: there is no option "),
     ("stream(null)", "RangeError: options must be an object, got [object Null]"),
     ("stream({ maxQueueS: '5' })", "RangeError: maxQueueS must be a number above 0, or null, got 5"),
-    (
-        "stream({ maxQueueS: 1 }).acceptWaveform(16000, new Float32Array(16160))",
-        "AudioOverflowError: 0.00 s of audio are waiting to be recognised: 1.01 s more would be above the limit of 1 s",
-    ),
+    ("stream({ maxQueueS: 1 }).acceptWaveform(16000, new Float32Array(16160))",
+     "AudioOverflowError: 0.00 s of audio are waiting to be recognised: 1.01 s more would be above the limit of 1 s"),
     ("stream().acceptWaveform(384001, silence)", RATE + "384001"),
     ("stream().acceptWaveform(NaN, silence)", RATE + "NaN"),
     ("stream().acceptWaveform('16000', silence)", RATE + "'16000'"),
@@ -305,10 +293,8 @@ MISUSE = [
     ("running.acceptWaveform(8000, Float32Array.of(0, 9))", "AudioError: samples are far outside [-1, 1]: divide "),
     ("recognizer.transcribe([1, 2])", SAMPLES + "Array]"),
     ("recognizer.transcribe(silence, '16000')", RATE + "'16000'"),
-    (
-        "finished.acceptWaveform(8000, silence)",
-        "StreamError: the input of this stream is finished: reset it, or create ",
-    ),
+    ("finished.acceptWaveform(8000, silence)",
+     "StreamError: the input of this stream is finished: reset it, or create "),
     ("finished.inputFinished()", "StreamError: the input of this stream is already finished"),
     ("stream({ hotwords: 'ADA' })", "RangeError: hotwords: found 'ADA', expected an array"),
     ("stream({ hotwords: ['ẞ'] })", "RangeError: hotword 'ẞ': the vocabulary has no 'ẞ'"),
@@ -320,14 +306,12 @@ MISUSE = [
     ("stream({ hotwords: [['七'], ['ADA', 'BEN']] })", "RangeError: hotwords: 1: 1: found 'BEN', expected a number"),
     ("stream({ hotwords: [['七'], ['七', 2], [1, 2]] })", "RangeError: hotwords: 2: 0: found 1, expected a string"),
     ("stream({ hotwords: [['七', NaN]] })", "RangeError: hotwords: 0: 1 must be a number, got NaN"),
-    (
-        "stream({ hotwords: [['七', -1.5]] })",
-        "RangeError: hotword '七': weight must be above 0 and at most 100, got -1.5",
-    ),
+    ("stream({ hotwords: [['七', -1.5]] })",
+     "RangeError: hotword '七': weight must be above 0 and at most 100, got -1.5"),
     ("other.release() && other.createStream()", RELEASED),
     ("other.languageModel(arpa)", RELEASED),
     ("other.transcribe(silence)", RELEASED),
-]
+]  # fmt: skip
 """What a program does, in this order, and what it is told at once."""
 
 

@@ -162,16 +162,11 @@ def test_segments_of_kaldi(clip, tmp_path):
     assert "must be utterance, recording, start and end, got 'u4 r1 0'" in fourth.source.error
 
 
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        (
-            {"wav_scp": ["b b.wav", "a a.wav"], "text": ["a A", "b B"]},
-            "text: the list next to it is not .*'a' is out of order",
-        ),
-        ({"wav_scp": ["a a.wav", "c b.wav"], "text": ["b B", "a A", "c C"]}, "text: not sorted .*'a' is out of order"),
-    ],
-)
+@pytest.mark.parametrize(("tables", "message"), [
+    ({"wav_scp": ["b b.wav", "a a.wav"], "text": ["a A", "b B"]},
+     "text: the list next to it is not .*'a' is out of order"),
+    ({"wav_scp": ["a a.wav", "c b.wav"], "text": ["b B", "a A", "c C"]}, "text: not sorted .*'a' is out of order"),
+])  # fmt: skip
 def test_tables_that_are_not_sorted_are_refused_where_that_matters(tmp_path, tables, message):
     assert len(only(kaldi(tmp_path, wav_scp=tables["wav_scp"]))) == 2
     with pytest.raises(CorpusError, match=message):
@@ -287,14 +282,9 @@ def shard(path, members, mode="w"):
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz")])
 def test_shards_are_read_in_place(tmp_path, suffix, mode):
     members = {
-        "k1.wav": wav(ramp()),
-        "k1.txt": b"ONE\n",
-        "../../k2.txt": b"TWO",
-        "../../k2.wav": wav(-ramp()),
-        "k3.txt": b"no audio",
-        "k4.wav": "/etc/passwd",
-        "k5.flac": b"no audio either",
-    }
+        "k1.wav": wav(ramp()), "k1.txt": b"ONE\n", "../../k2.txt": b"TWO", "../../k2.wav": wav(-ramp()),
+        "k3.txt": b"no audio", "k4.wav": "/etc/passwd", "k5.flac": b"no audio either",
+    }  # fmt: skip
     archive = shard(tmp_path / f"0{suffix}", members, mode)
     other = shard(tmp_path / f"1{suffix}", {"k6.wav": wav(ramp(0.2))}, mode)
     list_path = write(tmp_path / "shards.list", archive.name, str(other))
@@ -359,22 +349,19 @@ def test_names_need_not_be_utf8(tmp_path):
         assert np.array_equal(samples_of(found[0]), ramp())
 
 
-@pytest.mark.parametrize(
-    ("read", "content", "message"),
-    [
-        *((read, None, "cannot be read as a list of recordings: .*No such file") for read in (only, read_recordings)),
-        *((read, b"\n", "lists no recordings") for read in (only, read_recordings)),
-        (only, b"", "lists no recordings"),
-        (only, b"fLaC\0\0\0", "not a list of recordings, but a binary file, perhaps a recording"),
-        (only, b'{"wav": "a"', "must be a JSON object"),
-        (only, b'{"path": "a"}', r"one of audio_filepath \(nemo\), wav \(wenet\), recording \(lhotse\), got path"),
-        (only, b'{"key": 1, "wav": "a"}', "line 1: key must be a text, got 1"),
-        (only, b'{"key":"k", "wav":"a", "start":-1}', "line 1: start must be a number of seconds, at least 0, got -1"),
-        (only, b"\x1f\x8bno gzip", "cannot be read as a list"),
-        (read_recordings, b"\xff\xfe", "cannot be read as a list of recordings: "),
-        (read_recordings, b"a.wav\tA\nb.wav B\n", "line 2 must be path<TAB>transcript, got 'b.wav B'"),
-    ],
-)
+@pytest.mark.parametrize(("read", "content", "message"), [
+    *((read, None, "cannot be read as a list of recordings: .*No such file") for read in (only, read_recordings)),
+    *((read, b"\n", "lists no recordings") for read in (only, read_recordings)),
+    (only, b"", "lists no recordings"),
+    (only, b"fLaC\0\0\0", "not a list of recordings, but a binary file, perhaps a recording"),
+    (only, b'{"wav": "a"', "must be a JSON object"),
+    (only, b'{"path": "a"}', r"one of audio_filepath \(nemo\), wav \(wenet\), recording \(lhotse\), got path"),
+    (only, b'{"key": 1, "wav": "a"}', "line 1: key must be a text, got 1"),
+    (only, b'{"key":"k", "wav":"a", "start":-1}', "line 1: start must be a number of seconds, at least 0, got -1"),
+    (only, b"\x1f\x8bno gzip", "cannot be read as a list"),
+    (read_recordings, b"\xff\xfe", "cannot be read as a list of recordings: "),
+    (read_recordings, b"a.wav\tA\nb.wav B\n", "line 2 must be path<TAB>transcript, got 'b.wav B'"),
+])  # fmt: skip
 def test_what_is_no_list_is_refused(tmp_path, read, content, message):
     path = tmp_path / "data.list"
     if content is not None:

@@ -148,13 +148,10 @@ def test_it_stops_when_its_transcriber_has_ended(bundle, model, sound, sounddevi
     assert [str(error) for error in errors] == ["the device is gone"]
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (ImportError("no module"), r"needs sounddevice: pip install '\.\[microphone\]'"),
-        (OSError("PortAudio library not found"), "PortAudio library not found: install libportaudio2"),
-    ],
-)
+@pytest.mark.parametrize(("error", "message"), [
+    (ImportError("no module"), r"needs sounddevice: pip install '\.\[microphone\]'"),
+    (OSError("PortAudio library not found"), "PortAudio library not found: install libportaudio2"),
+])  # fmt: skip
 def test_what_is_not_installed_is_named(segmenting, monkeypatch, error, message):
     def import_module(name):
         raise error

@@ -53,16 +53,13 @@ def outputs(bundle, kernels="native"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("checkpoint", "name"),
-    [
-        ("moe_tiny", "int4"),
-        ("gated", "int8"),
-        ("gated", "int4"),
-        pytest.param("moe_tiny", "int8", marks=pytest.mark.endurance),
-        pytest.param("dense_tiny", "int4", marks=pytest.mark.endurance),
-    ],
-)
+@pytest.mark.parametrize(("checkpoint", "name"), [
+    ("moe_tiny", "int4"),
+    ("gated", "int8"),
+    ("gated", "int4"),
+    pytest.param("moe_tiny", "int8", marks=pytest.mark.endurance),
+    pytest.param("dense_tiny", "int4", marks=pytest.mark.endurance),
+])  # fmt: skip
 def test_the_same_to_the_last_bit(float32, tmp_path, checkpoint, name):
     folder = float32(checkpoint)
     kept = {"encoder.encoders.0.self_attn": "fp16"}

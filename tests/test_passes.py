@@ -64,22 +64,16 @@ def test_nothing_is_left_that_nothing_reads(graph_of, name, graph):
     assert changes.keys() <= model.graph.initializers.keys()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        ({}, {"CachedAttention", "CachedConvolution", "FeedForward", "AddNormalization"}),
-        ({"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"CachedAttention"}),
-        ({"encoder_conf": {"cnn_module_norm": "batch_norm"}}, {"CachedConvolution"}),
-        (
-            {"encoder_conf": {"layer_norm_type": "rms_norm", "cnn_module_norm": "rms_norm"}},
-            {"RmsNormalization", "Activation"},
-        ),
-        ({"encoder_conf": {"cnn_module_kernel": 1}}, {"Convolution"}),
-        ({"encoder_conf": {"causal": False, "cnn_module_kernel": 7}}, {"Attention", "Convolution"}),
-        ({"encoder": "transformer"}, {"CachedAttention", "FeedForward"}),
-    ],
-    ids=["conformer", "shared keys", "batch norm", "RMS norm", "kernel 1", "full context", "transformer"],
-)
+@pytest.mark.parametrize(("arguments", "names"), [
+    ({}, {"CachedAttention", "CachedConvolution", "FeedForward", "AddNormalization"}),
+    ({"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"CachedAttention"}),
+    ({"encoder_conf": {"cnn_module_norm": "batch_norm"}}, {"CachedConvolution"}),
+    ({"encoder_conf": {"layer_norm_type": "rms_norm", "cnn_module_norm": "rms_norm"}},
+     {"RmsNormalization", "Activation"}),
+    ({"encoder_conf": {"cnn_module_kernel": 1}}, {"Convolution"}),
+    ({"encoder_conf": {"causal": False, "cnn_module_kernel": 7}}, {"Attention", "Convolution"}),
+    ({"encoder": "transformer"}, {"CachedAttention", "FeedForward"}),
+], ids=["conformer", "shared keys", "batch norm", "RMS norm", "kernel 1", "full context", "transformer"])  # fmt: skip
 def test_every_layer_is_a_call(tmp_path, export_quickly, arguments, names):
     write_random_checkpoint(tmp_path / "checkpoint", random_config(**arguments))
     folder = export_quickly(tmp_path / "checkpoint", tmp_path / "bundle")

@@ -149,15 +149,12 @@ def test_the_detokenizer_gives_the_text_of_the_vocabulary(bundle):
 
 @pytest.mark.slow
 @needs_extensions
-@pytest.mark.parametrize(
-    ("profile", "operator", "other", "message"),
-    [
-        ("streaming", "Log", "Sqrt", "log_probs: largest difference"),
-        ("offline", "ArgMax", "ArgMin", "tokens: "),
-        ("clip", "ArgMax", "ArgMin", "tokens: "),
-        ("clip", "GreaterOrEqual", "Less", "REFUSED: the clip must be shorter"),
-    ],
-)
+@pytest.mark.parametrize(("profile", "operator", "other", "message"), [
+    ("streaming", "Log", "Sqrt", "log_probs: largest difference"),
+    ("offline", "ArgMax", "ArgMin", "tokens: "),
+    ("clip", "ArgMax", "ArgMin", "tokens: "),
+    ("clip", "GreaterOrEqual", "Less", "REFUSED: the clip must be shorter"),
+])  # fmt: skip
 def test_a_wrong_graph_of_each_profile_is_not_written(bundle, tmp_path, monkeypatch, profile, operator, other, message):
     original = conversion.profile_graph
 

@@ -268,17 +268,11 @@ def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--no-report", "--list", "a.tsv"], "--no-report measures nothing and cannot be combined with --list"),
-        (
-            ["--group", "experts=int4", "--group", "experts=int8"],
-            "--group must name each group once, got experts twice",
-        ),
-        (["--packed", "--recipe", "fp16"], "packed applies only to weights in int8 and int4, got whole 'fp16'"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    (["--no-report", "--list", "a.tsv"], "--no-report measures nothing and cannot be combined with --list"),
+    (["--group", "experts=int4", "--group", "experts=int8"], "--group must name each group once, got experts twice"),
+    (["--packed", "--recipe", "fp16"], "packed applies only to weights in int8 and int4, got whole 'fp16'"),
+])  # fmt: skip
 def test_options_without_use_are_refused(float32, tmp_path, capsys, options, message):
     assert main(["quantize", str(float32.path), str(tmp_path / "out"), *options]) == 1
     assert message in capsys.readouterr().err
@@ -318,10 +312,9 @@ def test_what_half_precision_does_not_hold_stays_float32(kind, exponent, float32
     assert any(name.startswith(other) and name.endswith(".half") for name in names)
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns", "expected"),
-    [(0, 0, True), (10, -10, True), (-20, 0, False), (0, -20, False), (-12, -12, False)],
-)
+@pytest.mark.parametrize(("rows", "columns", "expected"), [
+    (0, 0, True), (10, -10, True), (-20, 0, False), (0, -20, False), (-12, -12, False),
+])  # fmt: skip
 def test_rescaled_channels_do_not_hide_what_is_lost(rows, columns, expected):
     weight = np.random.default_rng(0).normal(scale=0.05, size=(64, 48))
     weight[:8] *= 2.0**rows

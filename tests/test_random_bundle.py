@@ -135,15 +135,12 @@ def test_a_bundle_says_that_it_is_for_measuring_only(written, tmp_path, capsys):
     assert Bundle.open(tmp_path / "bundle").manifest.random_weights
 
 
-@pytest.mark.parametrize(
-    ("changes", "vocab_size", "error", "message"),
-    [
-        ({"output_dim": 31}, 30, CheckpointError, r"recipe\.yaml: output_dim is 31, expected --vocab-size 30"),
-        ({"encoder": "whisper"}, None, UnsupportedError, r"recipe\.yaml: encoder is 'whisper'"),
-        ({"dataset_conf": 5}, None, CheckpointError, r"recipe\.yaml: dataset_conf"),
-        ({"vocab_size": "many"}, None, CheckpointError, r"recipe\.yaml: output_dim"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "vocab_size", "error", "message"), [
+    ({"output_dim": 31}, 30, CheckpointError, r"recipe\.yaml: output_dim is 31, expected --vocab-size 30"),
+    ({"encoder": "whisper"}, None, UnsupportedError, r"recipe\.yaml: encoder is 'whisper'"),
+    ({"dataset_conf": 5}, None, CheckpointError, r"recipe\.yaml: dataset_conf"),
+    ({"vocab_size": "many"}, None, CheckpointError, r"recipe\.yaml: output_dim"),
+])  # fmt: skip
 def test_what_is_refused(tmp_path, changes, vocab_size, error, message):
     with pytest.raises(error, match=message):
         export_random(recipe_of(tmp_path, **changes), tmp_path / "bundle", vocab_size=vocab_size)

@@ -17,10 +17,9 @@ from u2moe.export.training_config import parse_training_config
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("preset", "millions", "active"),
-    [("tiny", 1.24, 0.57), ("dense-225m", 223.5, 223.5), ("moe-1b", 1060.7, 343.1), ("dense-1b", 1061.0, 1061.0)],
-)
+@pytest.mark.parametrize(("preset", "millions", "active"), [
+    ("tiny", 1.24, 0.57), ("dense-225m", 223.5, 223.5), ("moe-1b", 1060.7, 343.1), ("dense-1b", 1061.0, 1061.0),
+])  # fmt: skip
 def test_sizes_of_the_presets(preset, millions, active):
     config = random_config(**PRESETS[preset])
     assert num_parameters(config) / 1e6 == pytest.approx(millions, rel=0.01)

@@ -11,21 +11,16 @@ from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"groups": {"routers": "int8"}}, r"routers.*always fp32"),
-        ({"groups": {"embeddings": "int3"}}, r"embeddings must be one of fp32, int8, int4.*, got 'int3'"),
-        ({"groups": {"attention": "fp32"}}, "quantizes nothing"),
-        ({"groups": {"experts": "int4"}, "block_size": 20}, "block_size"),
-        ({"groups": {"experts": "int4"}, "whole": "fp16"}, "groups applies only to weights in int8 and int4"),
-        (
-            {"whole": "fp16", "calibration": (Path("a.wav"),)},
-            "calibration applies only to weights in int8 and int4.*, got whole 'fp16'",
-        ),
-        ({"groups": {"experts": "int4"}, "exceptions": {"ctc": "int3"}}, "exceptions: ctc must be one of fp32, fp16"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"groups": {"routers": "int8"}}, r"routers.*always fp32"),
+    ({"groups": {"embeddings": "int3"}}, r"embeddings must be one of fp32, int8, int4.*, got 'int3'"),
+    ({"groups": {"attention": "fp32"}}, "quantizes nothing"),
+    ({"groups": {"experts": "int4"}, "block_size": 20}, "block_size"),
+    ({"groups": {"experts": "int4"}, "whole": "fp16"}, "groups applies only to weights in int8 and int4"),
+    ({"whole": "fp16", "calibration": (Path("a.wav"),)},
+     "calibration applies only to weights in int8 and int4.*, got whole 'fp16'"),
+    ({"groups": {"experts": "int4"}, "exceptions": {"ctc": "int3"}}, "exceptions: ctc must be one of fp32, fp16"),
+])  # fmt: skip
 def test_recipes_are_checked_at_birth(fields, message):
     with pytest.raises(ValueError, match=message):
         Recipe(name="x", **fields)

@@ -36,13 +36,10 @@ def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):
     assert recognizer.bundle.manifest.decoding.reverse_weight == 0.3
 
 
-@pytest.mark.parametrize(
-    ("options", "choose"),
-    [
-        (DecodingOptions(search="ctc_greedy"), ctc_greedy_search),
-        (DecodingOptions(search="ctc_prefix_beam", beam_size=4), lambda p: ctc_prefix_beam_search(p, 4)[0]),
-    ],
-)
+@pytest.mark.parametrize(("options", "choose"), [
+    (DecodingOptions(search="ctc_greedy"), ctc_greedy_search),
+    (DecodingOptions(search="ctc_prefix_beam", beam_size=4), lambda p: ctc_prefix_beam_search(p, 4)[0]),
+])  # fmt: skip
 def test_first_pass_searches(recognizer, sound, options, choose):
     model = recognizer.model
     log_probs = model.ctc(model.encode(fbank(sound, recognizer.bundle.manifest.features), 16, 1))

@@ -61,15 +61,12 @@ def test_confidence_is_the_geometric_mean_over_tokens_and_eos():
     assert item.token_confidences == pytest.approx([0.375, 0.5], rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("right", "reverse_weight", "probabilities", "expected"),
-    [
-        ([0.25, 0.75, 0.5], 0.5, [0.9, 0.3], [(0.5 + 0.25 + 0.9) / 3, (0.25 + 0.75 + 0.3) / 3]),
-        ([0.25, 0.75, 0.5], 0.0, [0.9, 0.3], [(0.5 + 0.9) / 2, (0.25 + 0.3) / 2]),
-        (None, 0.5, [0.9, 0.3], [(0.5 + 0.9) / 2, (0.25 + 0.3) / 2]),
-        (None, 0.5, [], [0.5, 0.25]),
-    ],
-)
+@pytest.mark.parametrize(("right", "reverse_weight", "probabilities", "expected"), [
+    ([0.25, 0.75, 0.5], 0.5, [0.9, 0.3], [(0.5 + 0.25 + 0.9) / 3, (0.25 + 0.75 + 0.3) / 3]),
+    ([0.25, 0.75, 0.5], 0.0, [0.9, 0.3], [(0.5 + 0.9) / 2, (0.25 + 0.3) / 2]),
+    (None, 0.5, [0.9, 0.3], [(0.5 + 0.9) / 2, (0.25 + 0.3) / 2]),
+    (None, 0.5, [], [0.5, 0.25]),
+])  # fmt: skip
 def test_every_head_that_counts_has_a_voice(right, reverse_weight, probabilities, expected):
     scores = TokenScores(
         left=np.log(np.array([[0.5, 0.25, 0.125]], np.float32)),

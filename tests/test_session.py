@@ -99,20 +99,17 @@ def test_session_options_of_the_caller_are_used(bundle):
     assert SessionSettings().session_options().intra_op_num_threads == 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"providers": ()}, "at least one provider"),
-        ({"provider_options": ({}, {})}, "one for each of 1 providers, got 2"),
-        ({"provider_options": ({"use_arena": "0"},)}, "CPUExecutionProvider takes no options, got 'use_arena'"),
-        ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
-        ({"num_threads": "2"}, "num_threads must be an integer, got '2'"),
-        ({"num_threads": True}, "num_threads must be an integer, got True"),
-        ({"sess_options": 0.5}, "sess_options must be onnxruntime.SessionOptions or None, got 0.5"),
-        ({"num_threads": 100_000}, r"num_threads must be at most \d+, got 100000"),
-        ({"num_threads": 1, "sess_options": onnxruntime.SessionOptions()}, "exclude each other"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"providers": ()}, "at least one provider"),
+    ({"provider_options": ({}, {})}, "one for each of 1 providers, got 2"),
+    ({"provider_options": ({"use_arena": "0"},)}, "CPUExecutionProvider takes no options, got 'use_arena'"),
+    ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
+    ({"num_threads": "2"}, "num_threads must be an integer, got '2'"),
+    ({"num_threads": True}, "num_threads must be an integer, got True"),
+    ({"sess_options": 0.5}, "sess_options must be onnxruntime.SessionOptions or None, got 0.5"),
+    ({"num_threads": 100_000}, r"num_threads must be at most \d+, got 100000"),
+    ({"num_threads": 1, "sess_options": onnxruntime.SessionOptions()}, "exclude each other"),
+])  # fmt: skip
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SessionSettings(**settings)
@@ -152,16 +149,13 @@ def test_swapped_graphs(bundle):
         session(bundle, file=bundle.path / "encoder.onnx")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": "logits"}, r"outputs are \['log_probs'\], expected \['logits'\]"),
-        ({"dtype": "int64"}, r"output log_probs: type is tensor\(float\), expected tensor\(int64\)"),
-        ({"axes": ("batch", "vocab_size")}, "expected 2 axes"),
-        ({"axes": ("batch", "time", "output_size")}, "axis output_size is 60, expected 64"),
-        ({"axes": ("batch", "time", "anything")}, "axis anything is 60, expected any"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"name": "logits"}, r"outputs are \['log_probs'\], expected \['logits'\]"),
+    ({"dtype": "int64"}, r"output log_probs: type is tensor\(float\), expected tensor\(int64\)"),
+    ({"axes": ("batch", "vocab_size")}, "expected 2 axes"),
+    ({"axes": ("batch", "time", "output_size")}, "axis output_size is 60, expected 64"),
+    ({"axes": ("batch", "time", "anything")}, "axis anything is 60, expected any"),
+])  # fmt: skip
 def test_graph_that_differs_from_its_contract(bundle, change, message):
     graph = contract.ctc()
     changed = dataclasses.replace(graph, outputs=(dataclasses.replace(graph.outputs[0], **change),))

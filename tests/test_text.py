@@ -19,21 +19,18 @@ def spell(symbols, tokenizer="bpe"):
     return vocabulary.text(tokens), [(word.text, word.begin, word.end) for word in words]
 
 
-@pytest.mark.parametrize(
-    ("symbols", "text", "words"),
-    [
-        ([], "", []),
-        (["▁HE", "LLO", "▁WORLD"], "HELLO WORLD", [("HELLO", 0, 2), ("WORLD", 2, 3)]),
-        (["▁", "A", "B", "▁", "▁C"], "AB C", [("AB", 1, 3), ("C", 4, 5)]),
-        (["LLO", "▁"], "LLO", [("LLO", 0, 1)]),
-        (["h", "i", "▁", "y", "o"], "hi yo", [("hi", 0, 2), ("yo", 3, 5)]),
-        (["h", " ", "y"], "h y", [("h", 0, 1), ("y", 2, 3)]),
-        (["你", "好"], "你好", [("你", 0, 1), ("好", 1, 2)]),
-        (["你", "▁OK", "AY", "好", "b"], "你 OKAY好b", [("你", 0, 1), ("OKAY", 1, 3), ("好", 3, 4), ("b", 4, 5)]),
-        (["▁서", "울에", "▁", "가", "자"], "서울에 가자", [("서울에", 0, 2), ("가자", 3, 5)]),
-        (["'", "S", "▁<unk>"], "'S <unk>", [("'S", 0, 2), ("<unk>", 2, 3)]),
-    ],
-)
+@pytest.mark.parametrize(("symbols", "text", "words"), [
+    ([], "", []),
+    (["▁HE", "LLO", "▁WORLD"], "HELLO WORLD", [("HELLO", 0, 2), ("WORLD", 2, 3)]),
+    (["▁", "A", "B", "▁", "▁C"], "AB C", [("AB", 1, 3), ("C", 4, 5)]),
+    (["LLO", "▁"], "LLO", [("LLO", 0, 1)]),
+    (["h", "i", "▁", "y", "o"], "hi yo", [("hi", 0, 2), ("yo", 3, 5)]),
+    (["h", " ", "y"], "h y", [("h", 0, 1), ("y", 2, 3)]),
+    (["你", "好"], "你好", [("你", 0, 1), ("好", 1, 2)]),
+    (["你", "▁OK", "AY", "好", "b"], "你 OKAY好b", [("你", 0, 1), ("OKAY", 1, 3), ("好", 3, 4), ("b", 4, 5)]),
+    (["▁서", "울에", "▁", "가", "자"], "서울에 가자", [("서울에", 0, 2), ("가자", 3, 5)]),
+    (["'", "S", "▁<unk>"], "'S <unk>", [("'S", 0, 2), ("<unk>", 2, 3)]),
+])  # fmt: skip
 def test_text_and_words(symbols, text, words):
     assert spell(symbols) == (text, words)
     assert spell(symbols, "char") == (text, words)
@@ -44,16 +41,10 @@ def test_words_always_make_the_text(symbols):
     spell([symbol for symbol in symbols if symbol != "d e"])
 
 
-@pytest.mark.parametrize(
-    ("texts", "joined"),
-    [
-        ([], ""),
-        (["GOOD", "DAY"], "GOOD DAY"),
-        (["你好", "再见"], "你好再见"),
-        (["你好", "OK", "はい"], "你好OKはい"),
-        (["서울에", "가자"], "서울에 가자"),
-    ],
-)
+@pytest.mark.parametrize(("texts", "joined"), [
+    ([], ""), (["GOOD", "DAY"], "GOOD DAY"), (["你好", "再见"], "你好再见"), (["你好", "OK", "はい"], "你好OKはい"),
+    (["서울에", "가자"], "서울에 가자"),
+])  # fmt: skip
 def test_texts_of_segments_are_joined_as_their_script_is_written(texts, joined):
     assert join_texts(texts) == joined
 
@@ -64,19 +55,16 @@ def test_tokens_file():
     assert parse_tokens("") == []
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a\n", "line 1 must be 'symbol id', got 'a'"),
-        ("a 0\nb x\n", "line 2 must be 'symbol id', got 'b x'"),
-        ("a -1\n", "must be 'symbol id'"),
-        ("a ٣\n", "must be 'symbol id'"),
-        (" 0\n", "must be 'symbol id'"),
-        ("a 0\nb 0\n", "id 0 is already that of 'a'"),
-        ("a 0\nb 2\n", "no symbol has id 1"),
-        ("a 99999999999999999999\n", "must be 'symbol id'"),
-    ],
-)
+@pytest.mark.parametrize(("content", "message"), [
+    ("a\n", "line 1 must be 'symbol id', got 'a'"),
+    ("a 0\nb x\n", "line 2 must be 'symbol id', got 'b x'"),
+    ("a -1\n", "must be 'symbol id'"),
+    ("a ٣\n", "must be 'symbol id'"),
+    (" 0\n", "must be 'symbol id'"),
+    ("a 0\nb 0\n", "id 0 is already that of 'a'"),
+    ("a 0\nb 2\n", "no symbol has id 1"),
+    ("a 99999999999999999999\n", "must be 'symbol id'"),
+])  # fmt: skip
 def test_tokens_files_that_are_refused(content, message):
     with pytest.raises(BundleError, match=message):
         parse_tokens(content)

@@ -60,15 +60,12 @@ def test_what_does_not_fit_is_named():
     assert toy_recognizer().align(samples, wrong, min_score=0).misfits == []
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (" \n…\n", "text: has no words"),
-        ("A\nb 42nd.\nE", "text: line 2, '42nd.': the vocabulary has no '4'; line 3, 'E': the vocabulary has no 'E'"),
-        ("<name>", "line 1, '<name>': the vocabulary has no '<'"),
-        ("A " * 200, r"the text needs at least 16.0 s of audio, found 2.0 s"),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    (" \n…\n", "text: has no words"),
+    ("A\nb 42nd.\nE", "text: line 2, '42nd.': the vocabulary has no '4'; line 3, 'E': the vocabulary has no 'E'"),
+    ("<name>", "line 1, '<name>': the vocabulary has no '<'"),
+    ("A " * 200, r"the text needs at least 16.0 s of audio, found 2.0 s"),
+])  # fmt: skip
 def test_texts_that_cannot_be_aligned(text, expected):
     samples, _ = say("AB", [0.2, 0.7])
     with pytest.raises(AlignmentError, match=expected):
@@ -105,15 +102,11 @@ def test_words_as_they_are_written(line, expected):
 BPE = ["<blank>", "<unk>", "▁T", "IN", "▁TH", "▁THIN", "ER", "▁I", "NER", "▁", "T", "H", "I", "N", "E", "R", "一"]
 
 
-@pytest.mark.parametrize(
-    ("symbols", "kind", "words", "expected"),
-    [
-        (BPE, "bpe", ["thin", "iner", "一", "It"], ["▁THIN", "▁", "IN", "ER", "一", "▁I", "T"]),
-        ([*BPE[:2], *sorted([*BPE[2:], "THI"])], "bpe", ["thin", "iner"], ["▁THIN", "▁I", "NER"]),
-        (["<blank>", "▁", "A", "B", "一"], "char", ["ab", "a", "一", "b"], ["A", "B", "▁", "A", "一", "B"]),
-    ],
-    ids=["in the order of merges", "in another order: as few as possible", "characters"],
-)
+@pytest.mark.parametrize(("symbols", "kind", "words", "expected"), [
+    (BPE, "bpe", ["thin", "iner", "一", "It"], ["▁THIN", "▁", "IN", "ER", "一", "▁I", "T"]),
+    ([*BPE[:2], *sorted([*BPE[2:], "THI"])], "bpe", ["thin", "iner"], ["▁THIN", "▁I", "NER"]),
+    (["<blank>", "▁", "A", "B", "一"], "char", ["ab", "a", "一", "b"], ["A", "B", "▁", "A", "一", "B"]),
+], ids=["in the order of merges", "in another order: as few as possible", "characters"])  # fmt: skip
 def test_words_are_spelled_as_the_model_writes_them(symbols, kind, words, expected):
     vocabulary = Vocabulary(symbols, TextConfig(tokenizer=kind))
     pairs = zip(["", *words], words, strict=False)

@@ -109,18 +109,15 @@ def test_a_difference_is_that_of_the_same_utterances():
     assert proof.difference(worse, worse) == {"difference": 0, "interval": [0, 0]}
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("735", ["SEVEN HUNDRED THIRTY FIVE", "SEVEN THREE FIVE", "SEVEN THIRTY FIVE"]),
-        ("It's 7:15 p.m.", ["IT'S SEVEN FIFTEEN P M", "IT'S SEVEN ONE FIVE P M"]),
-        ("in 1984", ["IN ONE THOUSAND NINE HUNDRED EIGHTY FOUR", "IN ONE NINE EIGHT FOUR", "IN NINETEEN EIGHTY FOUR"]),
-        ("007", ["ZERO ZERO SEVEN"]),
-        ("the 21st & 5%", ["THE TWENTY FIRST AND FIVE PERCENT"]),
-        ("Mr. Smith", ["MISTER SMITH"]),
-        ("", [""]),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ("735", ["SEVEN HUNDRED THIRTY FIVE", "SEVEN THREE FIVE", "SEVEN THIRTY FIVE"]),
+    ("It's 7:15 p.m.", ["IT'S SEVEN FIFTEEN P M", "IT'S SEVEN ONE FIVE P M"]),
+    ("in 1984", ["IN ONE THOUSAND NINE HUNDRED EIGHTY FOUR", "IN ONE NINE EIGHT FOUR", "IN NINETEEN EIGHTY FOUR"]),
+    ("007", ["ZERO ZERO SEVEN"]),
+    ("the 21st & 5%", ["THE TWENTY FIRST AND FIVE PERCENT"]),
+    ("Mr. Smith", ["MISTER SMITH"]),
+    ("", [""]),
+])  # fmt: skip
 def test_readings_of_what_peers_write(text, expected):
     assert [" ".join(reading) for reading in readings(text)] == expected
     assert num_errors("SEVEN THREE FIVE", "736") == 1

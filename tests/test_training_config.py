@@ -199,24 +199,14 @@ def test_unknown_keys_are_refused_by_name(path):
     )
 
 
-@pytest.mark.parametrize(
-    ("encoder", "conf", "message"),
-    [
-        ("dual_conformer", {"final_norm": True}, "final_norm is True, .* WeNet's dual conformer does not support it"),
-        (
-            "dual_conformer",
-            {"conv_inner_factor": 2},
-            "conv_inner_factor is 2, .* WeNet's dual conformer does not support it",
-        ),
-        (
-            "efficientConformer",
-            {"cnn_module_norm": "rms_norm"},
-            "cnn_module_norm is 'rms_norm', .*: batch_norm, layer_",
-        ),
-        ("branchformer", {"activation_type": "relu"}, "encoder_conf has unknown keys activation_type"),
-        ("branchformer", {"attention_layer_type": "selfattn", "selfattention_layer_type": "selfattn"}, "keys selfatt"),
-    ],
-)
+@pytest.mark.parametrize(("encoder", "conf", "message"), [
+    ("dual_conformer", {"final_norm": True}, "final_norm is True, .* WeNet's dual conformer does not support it"),
+    ("dual_conformer", {"conv_inner_factor": 2},
+     "conv_inner_factor is 2, .* WeNet's dual conformer does not support it"),
+    ("efficientConformer", {"cnn_module_norm": "rms_norm"}, "cnn_module_norm is 'rms_norm', .*: batch_norm, layer_"),
+    ("branchformer", {"activation_type": "relu"}, "encoder_conf has unknown keys activation_type"),
+    ("branchformer", {"attention_layer_type": "selfattn", "selfattention_layer_type": "selfattn"}, "keys selfatt"),
+])  # fmt: skip
 def test_what_wenet_cannot_run_is_refused(encoder, conf, message):
     with pytest.raises(UnsupportedError, match=message):
         parse_training_config(random_config(encoder=encoder, encoder_conf=conf))
@@ -229,55 +219,40 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
         parse_training_config(changed("encoder_conf.selfattention_layer_type", "rel_selfattn", encoder="transformer"))
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("input_dim", 83, r"input_dim must be equal to num_mel_bins, which is 80 \(23 if not stated\), got 83"),
-        ("vocab_size", 61, "vocab_size must be equal to output_dim 60, got 61"),
-        ("output_dim", None, "output_dim must be an integer, got None"),
-        ("encoder_conf", [1], r"encoder_conf must be an object, got \[1\]"),
-        ("encoder_conf.output_size", "256", "output_size must be an integer, got '256'"),
-        ("encoder_conf.output_size", 33, "output_size must be even"),
-        ("encoder_conf.num_blocks", True, "num_blocks must be an integer, got True"),
-        ("encoder_conf.attention_heads", 5, "attention_heads must be a divisor of the width 32"),
-        ("encoder_conf.n_kv_head", 2, "head_dim must be given together with n_kv_head, got None"),
-        ("encoder_conf.head_dim", 16, "head_dim must be output_size 32 / attention_heads 4 for rel_selfattn"),
-        ("encoder_conf.pos_enc_layer_type", "rope_pos", "must be rope_abs_selfattn with pos_enc_layer_type rope_pos"),
-        ("encoder_conf.selfattention_layer_type", "rope_abs_selfattn", "rope_pos, and only then"),
-        (
-            "encoder_conf",
-            {"pos_enc_layer_type": "rope_pos", "selfattention_layer_type": "rope_abs_selfattn", "head_dim": 12},
-            "head_dim must be even, and output_size 256 / attention_heads for rope_pos, got 12",
-        ),
-        (
-            "encoder_conf",
-            {"input_layer": "stack_n_frames", "pos_enc_layer_type": "abs_pos", "output_size": 80},
-            "output_size must be 160, the size of stacked frames, with pos_enc_layer_type abs_pos, got 80",
-        ),
-        ("encoder_conf", {"n_kv_head": 3, "head_dim": 8}, "n_kv_head must be a divisor of attention_heads 4, got 3"),
-        (
-            "encoder_conf",
-            {"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 5},
-            "activated must be at most n_expert 4",
-        ),
-        (
-            "encoder_conf",
-            {"cnn_module_kernel": 8},
-            "cnn_module_kernel must be odd for a convolution that is not causal",
-        ),
-        ("encoder_conf.causal", "yes", "causal must be true or false, got 'yes'"),
-        ("encoder_conf.norm_eps", "small", "norm_eps must be a number between 0 and 1, got 'small'"),
-        ("encoder_conf.norm_eps", -1.0, "norm_eps must be a number between 0 and 1, got -1.0"),
-        ("ctc_conf.ctc_blank_id", 5, "ctc_blank_id must be equal to tokenizer_conf.special_tokens.<blank> 0, got 5"),
-        ("ctc_conf.ctc_blank_id", 60, "ctc_blank_id must be a token id below output_dim 60, got 60"),
-        ("tokenizer_conf.special_tokens.<sos>", 60, "<sos> must be a token id below output_dim 60, got 60"),
-        ("tokenizer_conf.special_tokens.<sos>", None, "<sos> must be an integer, got None"),
-        ("model_conf.reverse_weight", 1.5, "reverse_weight must be a number between 0 and 1, got 1.5"),
-        ("dataset_conf.fbank_conf.frame_shift", 30, "dataset_conf: frame_shift_ms"),
-        ("dataset_conf.resample_conf.resample_rate", 16e3, "resample_rate must be an integer, got 16000.0"),
-        ("cmvn_conf.cmvn_file", 3, "cmvn_file must be a text or null, got 3"),
-    ],
-)
+@pytest.mark.parametrize(("path", "value", "message"), [
+    ("input_dim", 83, r"input_dim must be equal to num_mel_bins, which is 80 \(23 if not stated\), got 83"),
+    ("vocab_size", 61, "vocab_size must be equal to output_dim 60, got 61"),
+    ("output_dim", None, "output_dim must be an integer, got None"),
+    ("encoder_conf", [1], r"encoder_conf must be an object, got \[1\]"),
+    ("encoder_conf.output_size", "256", "output_size must be an integer, got '256'"),
+    ("encoder_conf.output_size", 33, "output_size must be even"),
+    ("encoder_conf.num_blocks", True, "num_blocks must be an integer, got True"),
+    ("encoder_conf.attention_heads", 5, "attention_heads must be a divisor of the width 32"),
+    ("encoder_conf.n_kv_head", 2, "head_dim must be given together with n_kv_head, got None"),
+    ("encoder_conf.head_dim", 16, "head_dim must be output_size 32 / attention_heads 4 for rel_selfattn"),
+    ("encoder_conf.pos_enc_layer_type", "rope_pos", "must be rope_abs_selfattn with pos_enc_layer_type rope_pos"),
+    ("encoder_conf.selfattention_layer_type", "rope_abs_selfattn", "rope_pos, and only then"),
+    ("encoder_conf",
+     {"pos_enc_layer_type": "rope_pos", "selfattention_layer_type": "rope_abs_selfattn", "head_dim": 12},
+     "head_dim must be even, and output_size 256 / attention_heads for rope_pos, got 12"),
+    ("encoder_conf", {"input_layer": "stack_n_frames", "pos_enc_layer_type": "abs_pos", "output_size": 80},
+     "output_size must be 160, the size of stacked frames, with pos_enc_layer_type abs_pos, got 80"),
+    ("encoder_conf", {"n_kv_head": 3, "head_dim": 8}, "n_kv_head must be a divisor of attention_heads 4, got 3"),
+    ("encoder_conf", {"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 5},
+     "activated must be at most n_expert 4"),
+    ("encoder_conf", {"cnn_module_kernel": 8}, "cnn_module_kernel must be odd for a convolution that is not causal"),
+    ("encoder_conf.causal", "yes", "causal must be true or false, got 'yes'"),
+    ("encoder_conf.norm_eps", "small", "norm_eps must be a number between 0 and 1, got 'small'"),
+    ("encoder_conf.norm_eps", -1.0, "norm_eps must be a number between 0 and 1, got -1.0"),
+    ("ctc_conf.ctc_blank_id", 5, "ctc_blank_id must be equal to tokenizer_conf.special_tokens.<blank> 0, got 5"),
+    ("ctc_conf.ctc_blank_id", 60, "ctc_blank_id must be a token id below output_dim 60, got 60"),
+    ("tokenizer_conf.special_tokens.<sos>", 60, "<sos> must be a token id below output_dim 60, got 60"),
+    ("tokenizer_conf.special_tokens.<sos>", None, "<sos> must be an integer, got None"),
+    ("model_conf.reverse_weight", 1.5, "reverse_weight must be a number between 0 and 1, got 1.5"),
+    ("dataset_conf.fbank_conf.frame_shift", 30, "dataset_conf: frame_shift_ms"),
+    ("dataset_conf.resample_conf.resample_rate", 16e3, "resample_rate must be an integer, got 16000.0"),
+    ("cmvn_conf.cmvn_file", 3, "cmvn_file must be a text or null, got 3"),
+])  # fmt: skip
 def test_what_no_checkpoint_can_have_is_an_error(path, value, message):
     with pytest.raises(CheckpointError, match=f"train.yaml: .*{message}"):
         parse_training_config(changed(path, value))
@@ -318,15 +293,12 @@ def test_numbers_that_yaml_reads_as_text():
     assert config.architecture.encoder.norm.eps == 1e-6
 
 
-@pytest.mark.parametrize(
-    ("changes", "named", "file"),
-    [
-        ({}, True, "data/train/global_cmvn"),
-        ({"cmvn": None, "cmvn_conf": {"cmvn_file": None, "is_json_cmvn": None}}, False, None),
-        ({"cmvn": None}, False, None),
-        ({"cmvn_conf": None}, True, None),
-    ],
-)
+@pytest.mark.parametrize(("changes", "named", "file"), [
+    ({}, True, "data/train/global_cmvn"),
+    ({"cmvn": None, "cmvn_conf": {"cmvn_file": None, "is_json_cmvn": None}}, False, None),
+    ({"cmvn": None}, False, None),
+    ({"cmvn_conf": None}, True, None),
+])  # fmt: skip
 def test_whether_statistics_were_used(changes, named, file):
     config = parse_training_config(random_config(changes=changes))
     assert (config.architecture.encoder.normalized_input, config.cmvn_file) == (named, file)
@@ -356,25 +328,22 @@ LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
 MERGES = f"a: &a {{{', '.join(f'k{i}: 1' for i in range(400))}}}\nb: {{<<: [{', '.join(['*a'] * 400)}]}}\n"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "must be an object, got None"),
-        ("- a\n- b", "must be an object, got .'a', 'b'."),
-        ("a: [1", "is not plain yaml"),
-        (f"{LAUGHS}output_dim: *lol19", r"output_dim must be an integer, got \[\[\["),
-        (f"{LAUGHS}predictor: *lol19", r"predictor is \[\[\["),
-        (MERGES, "is not plain yaml: ConstructorError: merges .<<. make more than 100,000 keys"),
-        ("predictor: &a [*a]", r"predictor is \[\["),
-        ("a: " + "x" * (1 << 18), "has more than 262,144 characters"),
-        ("a: " + "[" * 100_000, "is not plain yaml: RecursionError"),
-        ("a: !!timestamp x", "is not plain yaml: AttributeError"),
-        ("a: !!bool x", "is not plain yaml: KeyError"),
-        ("a: !!int ''", "is not plain yaml: IndexError"),
-        ("a: !!python/object/apply:os.system [ls]", "is not plain yaml: ConstructorError"),
-        ("? [a]\n: b", "is not plain yaml: ConstructorError"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "must be an object, got None"),
+    ("- a\n- b", "must be an object, got .'a', 'b'."),
+    ("a: [1", "is not plain yaml"),
+    (f"{LAUGHS}output_dim: *lol19", r"output_dim must be an integer, got \[\[\["),
+    (f"{LAUGHS}predictor: *lol19", r"predictor is \[\[\["),
+    (MERGES, "is not plain yaml: ConstructorError: merges .<<. make more than 100,000 keys"),
+    ("predictor: &a [*a]", r"predictor is \[\["),
+    ("a: " + "x" * (1 << 18), "has more than 262,144 characters"),
+    ("a: " + "[" * 100_000, "is not plain yaml: RecursionError"),
+    ("a: !!timestamp x", "is not plain yaml: AttributeError"),
+    ("a: !!bool x", "is not plain yaml: KeyError"),
+    ("a: !!int ''", "is not plain yaml: IndexError"),
+    ("a: !!python/object/apply:os.system [ls]", "is not plain yaml: ConstructorError"),
+    ("? [a]\n: b", "is not plain yaml: ConstructorError"),
+])  # fmt: skip
 def test_yaml_that_is_not_plain_is_refused(text, message, tmp_path):
     (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"train.yaml:? {message}"):
@@ -407,21 +376,18 @@ def test_aliases_are_read(tmp_path):
     assert read_training_config(tmp_path / "train.yaml") == parse_training_config(config)
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("encoder_conf.output_size", 10**9, "must be at most 1048576, got 1000000000"),
-        pytest.param("encoder_conf.output_size", 1 << 20_000, "must be .* thousands of digits", id="digits"),
-        ("encoder_conf.num_blocks", 1_000_000, "must be at most 256, got 1000000"),
-        ("decoder_conf.r_num_blocks", 1_000_000, "must be at most 256, got 1000000"),
-        ("encoder_conf.n_expert", 99_999_999, "must be at most 1048576, got 99999999"),
-        ("encoder_conf.n_expert", 4096, "must be at most 2048 in each of 4 layers, got 4096"),
-        ("decoder_conf.n_expert", 8192, "must be at most 4096 in each of 2 layers, got 8192"),
-        pytest.param("encoder_conf.norm_eps", 10**400, "must be a number between 0 and 1, got 1000", id="large"),
-        ("tokenizer_conf.symbol_table_path", "a\0b", "must be a text or null, got 'a.x00b'"),
-        ("cmvn_conf.cmvn_file", "\ud800", "must be a text or null, got '.ud800'"),
-    ],
-)
+@pytest.mark.parametrize(("path", "value", "message"), [
+    ("encoder_conf.output_size", 10**9, "must be at most 1048576, got 1000000000"),
+    pytest.param("encoder_conf.output_size", 1 << 20_000, "must be .* thousands of digits", id="digits"),
+    ("encoder_conf.num_blocks", 1_000_000, "must be at most 256, got 1000000"),
+    ("decoder_conf.r_num_blocks", 1_000_000, "must be at most 256, got 1000000"),
+    ("encoder_conf.n_expert", 99_999_999, "must be at most 1048576, got 99999999"),
+    ("encoder_conf.n_expert", 4096, "must be at most 2048 in each of 4 layers, got 4096"),
+    ("decoder_conf.n_expert", 8192, "must be at most 4096 in each of 2 layers, got 8192"),
+    pytest.param("encoder_conf.norm_eps", 10**400, "must be a number between 0 and 1, got 1000", id="large"),
+    ("tokenizer_conf.symbol_table_path", "a\0b", "must be a text or null, got 'a.x00b'"),
+    ("cmvn_conf.cmvn_file", "\ud800", "must be a text or null, got '.ud800'"),
+])  # fmt: skip
 def test_sizes_are_limited_before_anything_is_built(path, value, message):
     conf = {"mlp_type": "moe"}
     with pytest.raises(CheckpointError, match=f"train.yaml: {path} {message}"):

@@ -162,13 +162,10 @@ def test_an_error_in_a_callback_that_cannot_be_told_ends_the_transcriber(own, bl
         transcriber.feed(RATE, blocks[0])
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        *(({name: 5}, f"{name} must be a function, got 5") for name in ("on_partial", "on_final", "on_error")),
-        *(({"max_queue_s": limit}, "max_queue_s must be a number of seconds above 0") for limit in (0, float("inf"))),
-    ],
-)
+@pytest.mark.parametrize(("argument", "message"), [
+    *(({name: 5}, f"{name} must be a function, got 5") for name in ("on_partial", "on_final", "on_error")),
+    *(({"max_queue_s": limit}, "max_queue_s must be a number of seconds above 0") for limit in (0, float("inf"))),
+])  # fmt: skip
 def test_arguments_that_are_refused(own, argument, message):
     """Without a warning that it was not closed: it was never open."""
     with pytest.raises(ValueError, match=message):

@@ -213,33 +213,27 @@ def test_vocabularies_of_two_scripts_or_cases(symbols, text, expected):
     assert (found.committed, found.num_committed) == (expected, len(expected.split()))
 
 
-@pytest.mark.parametrize(
-    ("spoken", "expected"),
-    [
-        ("I THINK MAY FIFTH IS FINE FOR MCDONALD", "I think May 5 is fine for McDonald"),
-        ("IN NEW YORK ON MONDAY I'M OLD MCDONALD'S DOG", "In New York on Monday I'm old McDonald's dog"),
-        ("NEW SHOES MAY BE NICE", "New shoes may be nice"),
-        ("THE TWENTY FIRST OF MAY OR THE FIFTH OF MARCH", "The 21st of May or the 5th of March"),
-        ("MARCH FIFTH", "March 5"),
-        ("IN SPITE OF MAY", "In spite of may"),
-        ("TWENTY FIVE", "25"),
-        ("He lives in new York", "He lives in new York"),
-        ("He said Twenty five", "He said 25"),
-        ("\u4f60\u597d ONE HUNDRED", "\u4f60\u597d ONE HUNDRED"),
-        ("", ""),
-    ],
-)
+@pytest.mark.parametrize(("spoken", "expected"), [
+    ("I THINK MAY FIFTH IS FINE FOR MCDONALD", "I think May 5 is fine for McDonald"),
+    ("IN NEW YORK ON MONDAY I'M OLD MCDONALD'S DOG", "In New York on Monday I'm old McDonald's dog"),
+    ("NEW SHOES MAY BE NICE", "New shoes may be nice"),
+    ("THE TWENTY FIRST OF MAY OR THE FIFTH OF MARCH", "The 21st of May or the 5th of March"),
+    ("MARCH FIFTH", "March 5"),
+    ("IN SPITE OF MAY", "In spite of may"),
+    ("TWENTY FIVE", "25"),
+    ("He lives in new York", "He lives in new York"),
+    ("He said Twenty five", "He said 25"),
+    ("\u4f60\u597d ONE HUNDRED", "\u4f60\u597d ONE HUNDRED"),
+    ("", ""),
+])  # fmt: skip
 def test_capitals_are_for_what_has_them(spoken, expected):
     assert TextFormatter(TextFormat(capitalized=("McDonald",))).text(spoken) == expected
 
 
 def test_a_language_model_knows_what_has_capitals():
     text = [
-        ["The", "dog", "of", "Anna", "is", "old"],
-        ["Old", "dog", "and", "Anna"],
-        ["so", "the", "Dog"],
-        ["a", "dog"],
-    ]
+        ["The", "dog", "of", "Anna", "is", "old"], ["Old", "dog", "and", "Anna"], ["so", "the", "Dog"], ["a", "dog"],
+    ]  # fmt: skip
     model = LanguageModel(train(count_ngrams(text, 2), TrainingOptions(order=2)))
     assert model.capitalized() == ("Anna",)
 

@@ -35,12 +35,7 @@ _PROFILES = 3
 
 
 def measure_bound(
-    probes: Mapping[str, Probe],
-    samples: Samples,
-    mode: Mode,
-    rates: Mapping[str, Any],
-    *,
-    repetitions: int = 5,
+    probes: Mapping[str, Probe], samples: Samples, mode: Mode, rates: Mapping[str, Any], *, repetitions: int = 5
 ) -> list[dict[str, Any]]:
     """Times of one utterance and their bounds, for the bundles in turn.
 

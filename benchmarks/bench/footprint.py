@@ -30,11 +30,7 @@ STREAM_CHUNK = (16, 4)
 
 
 def measure_footprint(
-    bundles: Mapping[str, Bundle],
-    audio: Path,
-    *,
-    settings: SessionSettings | None = None,
-    repetitions: int = 3,
+    bundles: Mapping[str, Bundle], audio: Path, *, settings: SessionSettings | None = None, repetitions: int = 3
 ) -> dict[str, dict[str, Any]]:
     """Time to load, and memory, of processes that do nothing else; the bundles in turn.
 

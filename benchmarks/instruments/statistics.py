@@ -50,11 +50,7 @@ def show_progress(line: str) -> None:
 
 
 def interleaved(
-    cases: Mapping[Key, Callable[[], Measured]],
-    repetitions: int,
-    *,
-    warm_up: int = 1,
-    title: str = "measurements",
+    cases: Mapping[Key, Callable[[], Measured]], repetitions: int, *, warm_up: int = 1, title: str = "measurements"
 ) -> dict[Key, list[Measured]]:
     """Call all cases in turn, again and again: A B A B and not A A B B.
 

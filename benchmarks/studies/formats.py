@@ -35,11 +35,7 @@ MODES: Mapping[str, DecodingOptions] = {
 NUM_REFERENCES = 2
 HALF_STEP = 0.5 / 32768
 """Of audio in 16 bits."""
-LIMITS = {
-    ("int8", "float32"): 0.3,
-    ("int4-experts, calibrated", "int8"): 0.5,
-    ("int4, calibrated", "int8"): 1.5,
-}
+LIMITS = {("int8", "float32"): 0.3, ("int4-experts, calibrated", "int8"): 0.5, ("int4, calibrated", "int8"): 1.5}
 """Percent more word errors that a variant may make than another, with full context."""
 LIMIT_OF_TEXTS = 7.5
 """Percent of the recordings for which int8 may give another text than float32."""

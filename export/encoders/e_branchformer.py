@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.convolution import TimeDepthwise
-from u2moe.export.encoders.cgmlp import (
-    Gating,
-    TwoBranchBlock,
-    TwoBranchNodes,
-    attention_key,
-    read_gating,
-    read_kernel,
-)
+from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, attention_key, read_gating, read_kernel
 from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.encoders.nodes import next_history
 from u2moe.export.layer_config import encoder_architecture

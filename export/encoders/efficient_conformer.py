@@ -67,12 +67,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     conf.refuse(IGNORED, "WeNet ignores it for this encoder")
     conf.choice("cnn_module_norm", "batch_norm", ("batch_norm", "layer_norm"))  # WeNet fails with other norms
     shared = encoder_architecture(
-        conf,
-        top,
-        normalized=normalized,
-        attentions=("rel_selfattn",),
-        has_macaron=True,
-        has_convolution=True,
+        conf, top, normalized=normalized, attentions=("rel_selfattn",), has_macaron=True, has_convolution=True
     )
     conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
     if shared.convolution is None:

@@ -25,19 +25,8 @@ LARGEST = 65_504.0
 """The largest number of float16."""
 MOST_AXES = 4
 _ARITHMETIC = {
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "MatMul",
-    "Conv",
-    "Sqrt",
-    "Max",
-    "Min",
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceMin",
-}
+    "Add", "Sub", "Mul", "Div", "MatMul", "Conv", "Sqrt", "Max", "Min", "ReduceMean", "ReduceSum", "ReduceMin",
+}  # fmt: skip
 _FUNCTIONS = {"Relu", "Sigmoid", "Tanh", "Erf", "Clip", "Selu", "Softmax", "LogSoftmax", "LayerNormalization"}
 _PLACES = {"Concat", "Split", "Slice", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
 OPERATORS = frozenset(_ARITHMETIC | _FUNCTIONS | _PLACES)

@@ -100,11 +100,7 @@ def clip_contract() -> Graph:
     return Graph(
         name="clip",
         inputs=(Tensor(name="audio", dtype="uint8", axes=("one", "bytes")),),
-        outputs=(
-            Tensor(name="text", dtype="str", axes=("one",)),
-            _int("tokens", "tokens"),
-            _float("times", "tokens"),
-        ),
+        outputs=(Tensor(name="text", dtype="str", axes=("one",)), _int("tokens", "tokens"), _float("times", "tokens")),
     )
 
 

@@ -154,10 +154,7 @@ class _Converter:
     def _weight(self, value: ir.Value) -> ir.Value:
         name, group = f"{value.name}.fp16", group_of(value)
         self.weights.changes[name] = Change(
-            group=group,
-            original=lambda: array_of(value),
-            parts=(),
-            restored=lambda stored: stored.astype(np.float32),
+            group=group, original=lambda: array_of(value), parts=(), restored=lambda stored: stored.astype(np.float32)
         )
         return self.weights.add(name, ir.DataType.FLOAT16, shape_of(value), partial(half_of, value), group)
 

@@ -86,10 +86,7 @@ class MediaFile:
         metadata: Any = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
         try:
             self._container = av.open(
-                stream,
-                "r",
-                options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
-                **metadata,
+                stream, "r", options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}, **metadata
             )
         except self._errors as error:
             raise AudioError(_reason(error)) from error

@@ -23,19 +23,9 @@ GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
 """Metadata key of an initializer for its group, one of `WEIGHT_GROUPS`."""
 
 WEIGHT_GROUPS = (
-    "experts",
-    "routers",
-    "feed_forward",
-    "attention",
-    "depthwise_convolutions",
-    "pointwise_convolutions",
-    "convolution_state",
-    "positions",
-    "subsampling",
-    "embeddings",
-    "output_layers",
-    "normalization",
-)
+    "experts", "routers", "feed_forward", "attention", "depthwise_convolutions", "pointwise_convolutions",
+    "convolution_state", "positions", "subsampling", "embeddings", "output_layers", "normalization",
+)  # fmt: skip
 """Groups of weights, for quantization and reports. Constants of a graph have no group: "other"."""
 
 

@@ -89,10 +89,7 @@ class StaticForm:
             inputs.append(_float(rate.mask, 1, 1, num_keys))
             if rate.positions:
                 inputs.append(_float(rate.positions, num_keys, 2 * len(self.frequencies)))
-        outputs = [
-            _float("log_probs", self.chunk_size, "vocab_size"),
-            _float("output", self.chunk_size, "output_size"),
-        ]
+        outputs = [_float("log_probs", self.chunk_size, "vocab_size"), _float("output", self.chunk_size, "output_size")]
         for cache in config.caches:
             shape = self.cache_shape(config, cache)
             inputs.append(_float(cache.name, *shape[1:]))

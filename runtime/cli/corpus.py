@@ -135,9 +135,7 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
     """Write all results into one file."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.add_argument(
-        "file",
-        metavar="FILE",
-        help="one file with all rows, in the order of the list: .jsonl, .csv or .parquet",
+        "file", metavar="FILE", help="one file with all rows, in the order of the list: .jsonl, .csv or .parquet"
     )
     parser.set_defaults(run=run_merge)
 

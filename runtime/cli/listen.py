@@ -59,10 +59,7 @@ def run_listen(args: argparse.Namespace) -> int:
         complain(str(error))
 
     transcriber = Transcriber(
-        recognizer,
-        on_partial=lambda result: show_latest(result.text),
-        on_final=on_final,
-        on_error=on_error,
+        recognizer, on_partial=lambda result: show_latest(result.text), on_final=on_final, on_error=on_error
     )
     with transcriber, contextlib.closing(Microphone(transcriber, device=device)) as microphone:
         tell("listening, Ctrl-C ends")

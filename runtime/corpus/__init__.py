@@ -12,19 +12,6 @@ from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus
 
 __all__ = [
-    "CorpusOptions",
-    "Entry",
-    "GroupScore",
-    "ListOptions",
-    "ModelChoice",
-    "Outcome",
-    "OutputFolder",
-    "RunProgress",
-    "Score",
-    "Shard",
-    "merge",
-    "read_outcomes",
-    "read_utterances",
-    "run_corpus",
-    "score",
-]
+    "CorpusOptions", "Entry", "GroupScore", "ListOptions", "ModelChoice", "Outcome", "OutputFolder", "RunProgress",
+    "Score", "Shard", "merge", "read_outcomes", "read_utterances", "run_corpus", "score",
+]  # fmt: skip

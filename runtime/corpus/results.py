@@ -208,11 +208,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
         groups.setdefault(group_of(outcome), GroupScore()).add(errors, num_words)
         if num_worst and errors:
             scored = ScoredEntry(
-                key=outcome.key,
-                num_errors=errors,
-                num_words=num_words,
-                reference=outcome.reference,
-                text=outcome.text,
+                key=outcome.key, num_errors=errors, num_words=num_words, reference=outcome.reference, text=outcome.text
             )
             item = (errors, errors / max(num_words, 1), -number, scored)
             (heapq.heappush if len(worst) < num_worst else heapq.heappushpop)(worst, item)

@@ -54,13 +54,7 @@ class Sources:
         Raises:
             AudioError: the audio cannot be read, or ends early; then it is raised after the last samples.
         """
-        yield from read_blocks(
-            self.open(entry),
-            sample_rate,
-            channel=entry.channel,
-            start=entry.start,
-            end=entry.end,
-        )
+        yield from read_blocks(self.open(entry), sample_rate, channel=entry.channel, start=entry.start, end=entry.end)
 
     def open(self, entry: Entry) -> str | SoundBytes:
         """Return the audio file of an entry: a path, or its bytes.

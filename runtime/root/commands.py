@@ -24,14 +24,10 @@ GROUPS = {
     },
     "Measure": {
         "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine, or compare two"),
-        "doctor": (
-            "u2moe.benchmarks.bench.doctor",
-            "add_doctor",
-            "describe this installation, for bug reports",
-        ),
+        "doctor": ("u2moe.benchmarks.bench.doctor", "add_doctor", "describe this installation, for bug reports"),
     },
     "Serve": {
-        "serve": ("u2moe.runtime.cli.serve", "add_serve", "run a server for existing speech recognition clients"),
+        "serve": ("u2moe.runtime.cli.serve", "add_serve", "run a server for existing speech recognition clients")
     },
 }
 """Module, function and summary of each command, in groups; the module is imported only when the command is used."""

@@ -26,13 +26,9 @@ from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.transport import CONNECTION
 
 _MEDIA_TYPES = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-    ".json": "application/json",
-    ".wasm": "application/wasm",
-}
+    ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
+    ".json": "application/json", ".wasm": "application/wasm",
+}  # fmt: skip
 _JSON_TYPES = {"integer": "integer", "number": "number", "flag": "boolean", "record": "array"}
 _PAGE = resources.files("u2moe.runtime.server.page")
 _MODULE = resources.files("u2moe.runtime.server.page.u2moe")

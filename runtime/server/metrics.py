@@ -17,20 +17,14 @@ LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
 _COUNTERS = {
     "connections": ("Connections that were accepted, by protocol.", "protocol", ()),
-    "refusals": (
-        "Connections and requests that were refused.",
-        "reason",
-        ("full", "late", "stopping", "key", "host", "origin", "connections"),
-    ),
-    "failures": (
-        "Connections and requests that ended with an error.",
-        "kind",
-        ("request", "idle", "too_large", "storage", "decoder", "recognition"),
-    ),
+    "refusals": ("Connections and requests that were refused.", "reason",
+        ("full", "late", "stopping", "key", "host", "origin", "connections")),
+    "failures": ("Connections and requests that ended with an error.", "kind",
+        ("request", "idle", "too_large", "storage", "decoder", "recognition")),
     "audio_seconds": ("Seconds of audio recognised.", "source", ("stream", "file")),
     "compute_seconds": ("Seconds spent on recognition.", "source", ("stream", "file")),
     "results": ("Results sent.", "kind", ("partial", "final")),
-}
+}  # fmt: skip
 """Description, label and its values; those of `connections` are the names of the protocols."""
 _GAUGES = {
     "streams": "Live streams.",

@@ -156,13 +156,7 @@ def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
         for index, text in enumerate(texts):
             part_start, part_end = round(start + index * step), round(start + (index + 1) * step)
             parts.append(
-                _Part(
-                    text=text,
-                    space="" if index else space,
-                    width=_width(text),
-                    start_ms=part_start,
-                    end_ms=part_end,
-                )
+                _Part(text=text, space="" if index else space, width=_width(text), start_ms=part_start, end_ms=part_end)
             )
     return parts
 

@@ -60,13 +60,10 @@ def write_video(file, hours, codec):
     return count * num_words
 
 
-@pytest.mark.parametrize(
-    ("suffix", "hours"),
-    [
-        ("mkv", 0.02),
-        *(pytest.param(suffix, 3, marks=[pytest.mark.endurance, pytest.mark.timeout(7200)]) for suffix in CODECS),
-    ],
-)
+@pytest.mark.parametrize(("suffix", "hours"), [
+    ("mkv", 0.02),
+    *(pytest.param(suffix, 3, marks=[pytest.mark.endurance, pytest.mark.timeout(7200)]) for suffix in CODECS),
+])  # fmt: skip
 def test_the_second_track_is_heard_in_flat_memory(suffix, hours, tmp_path):
     num_words = write_video(tmp_path / f"video.{suffix}", hours, CODECS[suffix])
     memory = []

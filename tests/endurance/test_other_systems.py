@@ -81,12 +81,8 @@ def test_the_dll_of_windows_needs_no_other_but_onnxruntime(tmp_path):
     exported = re.findall(r"^\s*\[ *\d+\].* (\w+)$", listed.partition("[Ordinal/Name Pointer] Table")[2], re.MULTILINE)
     assert exported == (SOURCE / "u2moe.symbols").read_text(encoding="utf-8").split()
     program = [
-        prefix / "bin" / "consumer.exe",
-        "-DU2MOE_SHARED",
-        f"-I{prefix / 'include'}",
-        f"-L{prefix / 'lib'}",
-        "-lu2moe",
-    ]
+        prefix / "bin" / "consumer.exe", "-DU2MOE_SHARED", f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}", "-lu2moe",
+    ]  # fmt: skip
     subprocess.run([MINGW.replace("g++", "gcc"), CHECKS / "consumer_c" / "main.c", "-o", *program], check=True)
     environment = {**os.environ, "WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all"}
     done = subprocess.run([WINE, program[0]], env=environment, capture_output=True, text=True, check=False)
@@ -128,16 +124,8 @@ def test_small_boards_have_all_its_instructions(processor):
     """Raspberry Pi 3, 4, 5 and later. The demo is int8: other code for products rounds some activations otherwise."""
     errors = WordErrors()
     emulated = [
-        "qemu-aarch64",
-        "-L",
-        "/usr/aarch64-linux-gnu",
-        "-cpu",
-        processor,
-        AARCH64,
-        "--json",
-        "--left-chunks",
-        "4",
-    ]
+        "qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", processor, AARCH64, "--json", "--left-chunks", "4",
+    ]  # fmt: skip
     recognizer = Recognizer.load()
     for clip in find_audio([DEMO_FOLDER / "clips"]):
         samples, rate = soundfile.read(clip, dtype="int16")

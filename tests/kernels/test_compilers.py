@@ -18,14 +18,11 @@ WINDOWS = ["-DCMAKE_SYSTEM_NAME=Windows", "-DCMAKE_SYSTEM_PROCESSOR=AMD64", "-DC
 BUILDS = {
     "gcc": ("g++", [], [], {"avx2", "scalar"}),
     "clang": ("clang++", [], [], {"avx2", "scalar"}),
-    "gcc-aarch64": (
-        "aarch64-linux-gnu-g++",
+    "gcc-aarch64": ("aarch64-linux-gnu-g++",
         ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_EXE_LINKER_FLAGS=-static"],
-        ["qemu-aarch64", "-cpu", "max"],
-        {"neon-i8mm", "neon-dot", "neon", "scalar"},
-    ),
+        ["qemu-aarch64", "-cpu", "max"], {"neon-i8mm", "neon-dot", "neon", "scalar"}),
     "mingw": ("x86_64-w64-mingw32-g++-posix", WINDOWS, ["wine"], {"avx2", "scalar"}),
-}
+}  # fmt: skip
 """By name: compiler, options of CMake, what runs the program, and instruction sets that must take part."""
 FUSED = """
 #include <cstddef>

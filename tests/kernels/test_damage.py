@@ -49,27 +49,24 @@ def test_a_damaged_layer_is_an_error_or_computes_something(library, count, tmp_p
     assert set(outcomes) == {"accepted", "refused"}
 
 
-@pytest.mark.parametrize(
-    ("layer", "attribute", "value", "message"),
-    [
-        ("mixture", "top_k", 4, "top_k must be from 1 to 3, got 4"),
-        ("mixture", "num_experts", 2000, "num_experts must be from 1 to 1024, got 2000"),
-        ("mixture", "activation", "mish", "activation must be relu, .*, got 'mish'"),
-        ("mixture", "bias", 0, r"input 2 \(weight\) must be of element type 3"),
-        ("attention", "num_kv_heads", 3, "num_heads must be a multiple of num_kv_heads"),
-        ("attention", "size", 0, "attribute size must be from 1"),
-        ("attention", "relative", 0, "has 7 inputs, expected 6"),
-        ("convolution", "kernel", 1, "attribute kernel must be from 2 to 1024, got 1"),
-        ("convolution", "kernel", 6, r"input 4 \(weight\)"),
-        ("convolution", "bias", 0, "has 8 inputs, expected 7"),
-        ("convolution", "activation", "mish", "attribute activation must be"),
-        ("convolution", "epsilon", -1.0, "attribute epsilon must be from"),
-        ("front end", "bins", 2, "attribute bins is less than the kernels need"),
-        ("front end", "kernels", [3], "attribute kernels must be two numbers from 1 to 64"),
-        ("front end", "strides", [0, 2], "attribute strides must be two numbers from 1 to 64"),
-        ("front end", "kernels", [4, 3], r"first_weight\) must be of element type 1 and shape \[17, 20\]"),
-    ],
-)
+@pytest.mark.parametrize(("layer", "attribute", "value", "message"), [
+    ("mixture", "top_k", 4, "top_k must be from 1 to 3, got 4"),
+    ("mixture", "num_experts", 2000, "num_experts must be from 1 to 1024, got 2000"),
+    ("mixture", "activation", "mish", "activation must be relu, .*, got 'mish'"),
+    ("mixture", "bias", 0, r"input 2 \(weight\) must be of element type 3"),
+    ("attention", "num_kv_heads", 3, "num_heads must be a multiple of num_kv_heads"),
+    ("attention", "size", 0, "attribute size must be from 1"),
+    ("attention", "relative", 0, "has 7 inputs, expected 6"),
+    ("convolution", "kernel", 1, "attribute kernel must be from 2 to 1024, got 1"),
+    ("convolution", "kernel", 6, r"input 4 \(weight\)"),
+    ("convolution", "bias", 0, "has 8 inputs, expected 7"),
+    ("convolution", "activation", "mish", "attribute activation must be"),
+    ("convolution", "epsilon", -1.0, "attribute epsilon must be from"),
+    ("front end", "bins", 2, "attribute bins is less than the kernels need"),
+    ("front end", "kernels", [3], "attribute kernels must be two numbers from 1 to 64"),
+    ("front end", "strides", [0, 2], "attribute strides must be two numbers from 1 to 64"),
+    ("front end", "kernels", [4, 3], r"first_weight\) must be of element type 1 and shape \[17, 20\]"),
+])  # fmt: skip
 def test_an_error_says_what_was_expected(library, operators, layer, attribute, value, message):
     model = onnx.load_from_string(LAYERS[layer])
     if model.graph.node[0].op_type not in operators:

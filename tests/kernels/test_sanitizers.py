@@ -46,11 +46,8 @@ class Build:
         # the thread sanitizer of GCC 12 does not start where the system places programs at will
         self.prefix = ["setarch", "--addr-no-randomize"] if kind == "thread" else []
         options = [
-            "-DU2MOE_CHECKED=ON",
-            "-DU2MOE_AMX_EMULATED=ON",
-            "-DCMAKE_BUILD_TYPE=None",
-            "-DCMAKE_CXX_FLAGS=-O1 -g",
-        ]
+            "-DU2MOE_CHECKED=ON", "-DU2MOE_AMX_EMULATED=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -g",
+        ]  # fmt: skip
         self._run("cmake", "-S", ROOT / "runtime" / "kernels", "-B", folder, f"-DU2MOE_SANITIZE={kind}", *options)
         self._run("cmake", "--build", folder, "--target", DIGESTS, STRESS, LIBRARY)
         paths = [["g++", f"-print-file-name={name}"] for name in PRELOADED.get(kind, ())]

@@ -180,6 +180,12 @@ class RunningServer:
     def open_plain(self, speaks="http"):
         return socket.create_connection(("127.0.0.1", self.ports[speaks]), PATIENCE_S)
 
+    def answer(self, sent, speaks="http"):
+        """All that comes back for some bytes, until the server closes the connection."""
+        with self.open_plain(speaks) as plain:
+            plain.sendall(sent)
+            return b"".join(iter(lambda: plain.recv(10_000), b""))
+
     def get(self, path, **settings):
         return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S, trust_env=False, **settings)
 

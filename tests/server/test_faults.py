@@ -82,10 +82,8 @@ def test_a_stream_that_is_too_long(strict, speech, path):
 
 def test_a_wyoming_stream_that_is_too_long(strict):
     before = strict.metric("failures", "too_large")
-    with strict.open_plain("wyoming") as plain:
-        plain.sendall(wyoming_event("audio-start", WYOMING_AUDIO))
-        plain.sendall(2 * wyoming_event("audio-chunk", WYOMING_AUDIO, bytes(20_000)))
-        answer = b"".join(iter(lambda: plain.recv(1000), b""))
+    chunks = 2 * wyoming_event("audio-chunk", WYOMING_AUDIO, bytes(20_000))
+    answer = strict.answer(wyoming_event("audio-start", WYOMING_AUDIO) + chunks, "wyoming")
     assert b'"error"' in answer
     assert b"may last 1 seconds" in answer
     strict.wait_until_empty()

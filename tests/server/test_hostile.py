@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from dialects import wyoming_event
+from dialects import UPGRADE, WYOMING_AUDIO, wyoming_event
 
 from u2moe.runtime.server import accounts, log
 from u2moe.runtime.server.accounts import Connections
@@ -26,13 +26,9 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
-def upgrade(plain, path="/stream", more=b""):
+def upgrade(plain, more=b""):
     """Open a WebSocket by hand, and send more at once."""
-    plain.sendall(
-        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
-        + more
-    )
+    plain.sendall(f"{UPGRADE}\r\n".encode() + more)
 
 
 def frame_of(num_bytes, num_sent):
@@ -91,8 +87,7 @@ def test_wyoming_reads_no_payload_but_audio(small):
         for kind in ("ping", "audio-chunk"):
             plain = small.open_plain("wyoming")
             held.append(plain)
-            audio = {"rate": 16_000, "width": 2, "channels": 1}
-            send_what_is_taken(plain, wyoming_event(kind, audio, bytes(3 * MEGABYTE)))
+            send_what_is_taken(plain, wyoming_event(kind, WYOMING_AUDIO, bytes(3 * MEGABYTE)))
         assert b'"pong"' in held[0].recv(1000)
         assert b"the server is full" in b"".join(iter(lambda: held[1].recv(1000), b""))
         for plain in held:
@@ -125,18 +120,16 @@ def test_names_are_built_with_a_place_and_limited_in_all(small, monkeypatch):
     names = [f"{number:04} {'A' * 180}" for number in range(1000)]
     data = json.dumps({"transcript_names": names}).encode()
     transcribe = wyoming_event("transcribe", data_length=len(data)) + data
-    audio = {"rate": 16_000, "width": 2, "channels": 1}
     with small.connect() as client, small.open_plain("wyoming") as plain:
         client.start()
         plain.sendall(transcribe + wyoming_event("ping"))
         assert b'"pong"' in plain.recv(1000)
-        plain.sendall(wyoming_event("audio-chunk", audio, bytes(2)))
+        plain.sendall(wyoming_event("audio-chunk", WYOMING_AUDIO, bytes(2)))
         assert b"the server is full" in b"".join(iter(lambda: plain.recv(1000), b""))
         assert not built
     small.wait_until_empty()
-    with small.open_plain("wyoming") as plain:
-        plain.sendall(transcribe + wyoming_event("audio-chunk", audio, bytes(2)) + wyoming_event("audio-stop"))
-        assert b'"transcript"' in b"".join(iter(lambda: plain.recv(1000), b""))
+    request = transcribe + wyoming_event("audio-chunk", WYOMING_AUDIO, bytes(2)) + wyoming_event("audio-stop")
+    assert b'"transcript"' in small.answer(request, "wyoming")
     assert sum(map(len, built[0])) <= 30_000
     assert len(built[0]) > 100
     with small.connect() as client:
@@ -145,16 +138,13 @@ def test_names_are_built_with_a_place_and_limited_in_all(small, monkeypatch):
     small.wait_until_empty()
 
 
-@pytest.mark.parametrize(
-    ("path", "sent", "is_closed"),
-    [
-        ("/stream", r'{"\ud83d": 1}', True),
-        ("/stream", r'{"hotwords": ["\ud83d"]}', True),
-        ("/vosk", r'{"config": {"phrase_list": ["\udc00"]}}', True),
-        ("/v1/realtime", r'{"type": "nothing", "event_id": "\ud83d"}', False),
-        ("/v1/realtime", r'{"type": "session.update", "session": {"prompt": "\uDC00"}}', False),
-    ],
-)
+@pytest.mark.parametrize(("path", "sent", "is_closed"), [
+    ("/stream", r'{"\ud83d": 1}', True),
+    ("/stream", r'{"hotwords": ["\ud83d"]}', True),
+    ("/vosk", r'{"config": {"phrase_list": ["\udc00"]}}', True),
+    ("/v1/realtime", r'{"type": "nothing", "event_id": "\ud83d"}', False),
+    ("/v1/realtime", r'{"type": "session.update", "session": {"prompt": "\uDC00"}}', False),
+])  # fmt: skip
 def test_half_a_character_is_an_error_of_the_client(server, caplog, path, sent, is_closed):
     with server.connect(path) as client:
         for _ in range(2 - is_closed):
@@ -163,13 +153,9 @@ def test_half_a_character_is_an_error_of_the_client(server, caplog, path, sent, 
         assert any("surrogate" in answer for answer in answers)
     assert "Traceback" not in caplog.text
     server.wait_until_empty()
-    with server.open_plain("wyoming") as plain:
-        plain.sendall(b'{"type": "ping", "data": {"text": "\\ud83d"}}\n')
-        assert b"surrogate" in plain.recv(1000)
+    assert b"surrogate" in server.answer(b'{"type": "ping", "data": {"text": "\\ud83d"}}\n', "wyoming")
     for half in (b'{"type": "ping", "data": {"text": "\xed\xa0\xbd"}}\n', '{"type": "ping"}\n'.encode("utf-16")):
-        with server.open_plain("wyoming") as plain:  # json's own reader takes both
-            plain.sendall(half)
-            assert b"no JSON" in plain.recv(1000)
+        assert b"no JSON" in server.answer(half, "wyoming")  # json's own reader takes both
     with server.connect("/stream") as client:  # a whole pair is a character
         client.send(r'{"hotwords": ["\ud83d\ude00"]}')
         assert "surrogate" not in client.rest()[0]

@@ -79,10 +79,9 @@ def test_a_file_has_the_model_of_its_form(both, tones, tmp_path):
 
 @pytest.mark.parametrize("asked", [{"name": "tones"}, {"name": "none"}, {"language": "de"}, {"language": "en-GB"}])
 def test_wyoming_names_a_model_or_a_language(both, tones, asked):
-    with both.open_plain("wyoming") as plain:
-        plain.sendall(wyoming_event("describe") + wyoming_event("transcribe", asked))
-        plain.sendall(wyoming_event("audio-chunk", WYOMING_AUDIO, tones.tobytes()) + wyoming_event("audio-stop"))
-        answer = b"".join(iter(lambda: plain.recv(10_000), b"")).decode()
+    audio = wyoming_event("audio-chunk", WYOMING_AUDIO, tones.tobytes()) + wyoming_event("audio-stop")
+    asking = wyoming_event("describe") + wyoming_event("transcribe", asked)
+    answer = both.answer(asking + audio, "wyoming").decode()
     assert '"name": "english"' in answer
     assert '"name": "tones"' in answer
     assert ("A B C D" in answer) == (asked == {"name": "tones"})

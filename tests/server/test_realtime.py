@@ -248,26 +248,20 @@ def test_clear_forgets(connect, speech, expected):
         assert receive_until(connection, f"{TRANSCRIPTION}.completed")[-1].transcript == expected(24_000).text
 
 
-@pytest.mark.parametrize(
-    ("event", "complaint"),
-    [
-        ("{", "no JSON"),
-        (b"\0\0", "binary"),
-        ({"type": "response.create"}, "unknown event type 'response.create'"),
-        ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
-        ({"type": "input_audio_buffer.append"}, "string of base64"),
-        ({"type": "input_audio_buffer.append", "audio": "%%"}, "no base64"),
-        ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "multiple of 2"),
-        ({"type": "session.update", "session": {"type": "realtime"}}, "'transcription'"),
-        ({"type": "session.update"}, "session must be an object"),
-        ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/opus"}}}}}, "audio/pcmu"),
-        (
-            {"type": "session.update", "session": {"input_audio_format": "opus"}},
-            "pcm16, g711_ulaw, g711_alaw, got 'opus'",
-        ),
-        ({"type": "session.update", "session": {"turn_detection": {"type": "none"}}}, "server_vad"),
-    ],
-)
+@pytest.mark.parametrize(("event", "complaint"), [
+    ("{", "no JSON"),
+    (b"\0\0", "binary"),
+    ({"type": "response.create"}, "unknown event type 'response.create'"),
+    ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
+    ({"type": "input_audio_buffer.append"}, "string of base64"),
+    ({"type": "input_audio_buffer.append", "audio": "%%"}, "no base64"),
+    ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "multiple of 2"),
+    ({"type": "session.update", "session": {"type": "realtime"}}, "'transcription'"),
+    ({"type": "session.update"}, "session must be an object"),
+    ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/opus"}}}}}, "audio/pcmu"),
+    ({"type": "session.update", "session": {"input_audio_format": "opus"}}, "pcm16, g711_ulaw, g711_alaw, got 'opus'"),
+    ({"type": "session.update", "session": {"turn_detection": {"type": "none"}}}, "server_vad"),
+])  # fmt: skip
 def test_what_is_wrong_is_answered_and_the_session_goes_on(client, event, complaint):
     client.send(event if isinstance(event, str | bytes) else json.dumps({"event_id": "mine", **event}))
     answer = client.receive()

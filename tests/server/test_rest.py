@@ -164,43 +164,37 @@ def test_something_is_sent_while_a_file_is_recognised(running, held, talk, monke
         assert lines[-1]["usage"]["seconds"] == pytest.approx(wanted.duration, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("values", "parameter"),
-    [
-        ({"response_format": "docx"}, "response_format"),
-        ({"timestamp_granularities[]": "sentence"}, "timestamp_granularities"),
-        ({"language": "zh"}, "language"),
-        ({"temperature": "2"}, "temperature"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"beam_size": "-1"}, "beam_size"),
-        ({"written": "maybe"}, "written"),
-        ({"hotwords": '{"a": 1}'}, "hotwords"),
-    ],
-)
+@pytest.mark.parametrize(("values", "parameter"), [
+    ({"response_format": "docx"}, "response_format"),
+    ({"timestamp_granularities[]": "sentence"}, "timestamp_granularities"),
+    ({"language": "zh"}, "language"),
+    ({"temperature": "2"}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"beam_size": "-1"}, "beam_size"),
+    ({"written": "maybe"}, "written"),
+    ({"hotwords": '{"a": 1}'}, "hotwords"),
+])  # fmt: skip
 def test_a_form_that_asks_for_what_there_is_not(server, talk, values, parameter):
     answer = server.post(data=values, files={"file": ("talk.wav", talk.read_bytes())})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == parameter
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ({"content": b"RIFF"}, "expected a form"),
-        ({"json": {"file": "talk.wav"}}, "expected a form"),
-        ({"data": {"model": "u2moe"}, "files": {"other": b""}}, "a file named 'file'"),
-        ({"files": [("file", ("a.wav", b"")), ("file", ("b.wav", b""))]}, "number of files is 1"),
-        ({"files": {f"f{i}": (None, "x") for i in range(60)}}, "number of fields is 50"),
-        ({"files": {"prompt": (None, "x" * 100_000)}}, "maximum size of 64KB"),
-        ({"content": b"--", "headers": {"Content-Type": f"multipart/form-data; boundary={300 * 'x'}"}}, "is damaged"),
-        ({"content": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "a file named"),
-        ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "a file named"),
-        ({"content": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "the form"),
-        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "Missing boundary"),
-        ({"content": b"", "headers": {"Content-Encoding": "gzip"}}, "must not be compressed"),
-        ({"files": {"file": ("empty.wav", b"")}}, "empty.wav: cannot be read as audio"),
-    ],
-)
+@pytest.mark.parametrize(("content", "complaint"), [
+    ({"content": b"RIFF"}, "expected a form"),
+    ({"json": {"file": "talk.wav"}}, "expected a form"),
+    ({"data": {"model": "u2moe"}, "files": {"other": b""}}, "a file named 'file'"),
+    ({"files": [("file", ("a.wav", b"")), ("file", ("b.wav", b""))]}, "number of files is 1"),
+    ({"files": {f"f{i}": (None, "x") for i in range(60)}}, "number of fields is 50"),
+    ({"files": {"prompt": (None, "x" * 100_000)}}, "maximum size of 64KB"),
+    ({"content": b"--", "headers": {"Content-Type": f"multipart/form-data; boundary={300 * 'x'}"}}, "is damaged"),
+    ({"content": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "a file named"),
+    ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "a file named"),
+    ({"content": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "the form"),
+    ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "Missing boundary"),
+    ({"content": b"", "headers": {"Content-Encoding": "gzip"}}, "must not be compressed"),
+    ({"files": {"file": ("empty.wav", b"")}}, "empty.wav: cannot be read as audio"),
+])  # fmt: skip
 def test_damaged_forms(server, content, complaint):
     answer = server.post(**content)
     assert answer.status_code == 400

@@ -15,23 +15,18 @@ from importlib.metadata import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import soundfile
-from dialects import upload, wyoming_event
+from dialects import UPGRADE, upload, wyoming_event
 
 from u2moe.runtime import server as server_package
 from u2moe.runtime.decoding.context import ContextGraph
-from u2moe.runtime.server import accounts, log, workers
+from u2moe.runtime.server import accounts, log
 from u2moe.runtime.server.launch import open_sockets
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import PacedConnection
 
 PATIENCE_S = 120
-UPGRADE = (
-    "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-)
 BEYOND = {
     "a body": "Content-Length: 5\r\n\r\nhello",
     "chunks": "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -44,10 +39,6 @@ POST = (
 )
 
 
-def everything(plain):
-    return b"".join(iter(lambda: plain.recv(10_000), b""))
-
-
 @pytest.fixture
 def body(tmp_path, speech):
     soundfile.write(tmp_path / "a.wav", speech()[:32_000], 16_000)
@@ -57,29 +48,25 @@ def body(tmp_path, speech):
 @pytest.mark.parametrize("name", BEYOND)
 def test_an_upgrade_that_is_no_request_is_answered(server, name):
     before = server.metric("failures", "request")
-    with server.open_plain() as plain:
-        plain.sendall((UPGRADE + BEYOND[name]).encode())
-        assert everything(plain).startswith(b"HTTP/1.1 400 ")
+    assert server.answer((UPGRADE + BEYOND[name]).encode()).startswith(b"HTTP/1.1 400 ")
     server.wait_until(lambda: server.metric("failures", "request") == before + 1)
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (
-            POST.format(version="1.1", length=9, more="").replace("Content-Length: 9", "Transfer-Encoding: chunked")
-            + "5\r\nhelloXX",
-            400,
-        ),
-        (UPGRADE + "Origin: http://elsewhere\r\n\r\n", 403),
-        ("GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
-    ],
-)
-def test_what_is_odd_is_no_error_of_the_server(server, caplog, sent, status):
+CHUNKED = POST.format(version="1.1", length=9, more="").replace("Content-Length: 9", "Transfer-Encoding: chunked")
+
+
+@pytest.mark.parametrize(("sent", "status", "told"), [
+    (CHUNKED + "5\r\nhelloXX\r\n", 400, ""),
+    (CHUNKED.replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"), 400, "not both"),
+    (POST.format(version="1.1", length=0, more="; charset=punycode"), 400, "a form must be UTF-8"),
+    (UPGRADE + "Origin: http://elsewhere\r\n\r\n", 403, ""),
+    ("GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200, "ok"),
+])  # fmt: skip
+def test_what_is_odd_is_no_error_of_the_server(server, caplog, sent, status, told):
     num_open = server.server.connections.num_open
-    with server.open_plain() as plain:
-        plain.sendall(sent.encode() + b"\r\n")
-        assert everything(plain).startswith(f"HTTP/1.1 {status} ".encode())
+    answer = server.answer(sent.encode()).decode()
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert told in answer
     server.wait_until(lambda: server.server.connections.num_open <= num_open)
     assert not [each for each in caplog.records if each.levelname == "ERROR" or "by an error" in each.getMessage()]
 
@@ -134,21 +121,12 @@ def test_a_connection_of_tls_that_is_lost_is_left_alone():
     asyncio.run(lose())
 
 
-def test_a_form_is_utf_8(server, body):
-    head = POST.format(version="1.1", length=len(body), more="; charset=punycode")
-    with server.open_plain() as plain:
-        plain.sendall(head.encode() + body)
-        answer = everything(plain)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"a form must be UTF-8" in answer
-
-
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_who_sends_no_more_still_gets_the_answer(running, held, body, version):
     with running(held) as server, server.open_plain() as plain, ThreadPoolExecutor() as pool:
         plain.sendall(POST.format(version=version, length=len(body), more="").encode() + body)
         plain.shutdown(socket.SHUT_WR)
-        answer = pool.submit(everything, plain)
+        answer = pool.submit(lambda: b"".join(iter(lambda: plain.recv(10_000), b"")))
         assert held.is_held.wait(PATIENCE_S)
         time.sleep(1.5)  # it is looked after once a second
         held.release()
@@ -373,44 +351,6 @@ def test_a_unix_socket_of_another_stays(serving, tmp_path):
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
     assert file.read_text(encoding="utf-8") == "of another"
-
-
-class Ended:
-    """A worker that ends as soon as it is started."""
-
-    exitcode, pid = 1, None
-
-
-def test_workers_that_never_become_ready_are_started_ever_more_seldom(monkeypatch):
-    now, started = [1000.0], []
-    monkeypatch.setattr(workers, "time", type("Time", (), {"monotonic": lambda: now[0]}))
-    team = workers.Team(1, lambda *_: None)
-    team._was_ready, team._processes = True, [Ended()]
-
-    def start(number):
-        team._start_times[number] = now[0]
-        started.append(now[0])
-        return Ended()
-
-    monkeypatch.setattr(team, "_start", start)
-    for _ in range(3000):
-        now[0] += 0.1
-        team._look_after()
-    gaps = np.diff(started)
-    assert 7 < len(started) < 12
-    assert gaps[0] < 3
-    assert max(gaps) == pytest.approx(60, abs=1)
-
-
-def test_a_replaced_worker_that_still_starts_is_no_failure_at_the_end(serving):
-    with serving("--workers", "2", "--capacity", "1") as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-        worker = next(each for each in children if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes())
-        subprocess.run(["kill", "-9", worker], check=True)
-        while "another is started" not in process.stderr.readline():
-            assert process.poll() is None
-        process.terminate()
-        assert process.wait(PATIENCE_S) == 0
 
 
 def test_only_public_names_of_the_servers_below_are_used():

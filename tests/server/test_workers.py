@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from u2moe.runtime.server import workers as workers_module
 from u2moe.runtime.server.metrics import Metrics, shared_rows
 from u2moe.runtime.server.server import have_others_room
 
@@ -117,6 +119,42 @@ def test_one_that_stands_still_is_replaced(serving):
         wait_until(lambda: metric(process, "ready") == 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_replaced_worker_that_still_starts_is_no_failure_at_the_end(serving):
+    with serving("--workers", "2", "--capacity", "1") as process:
+        os.kill(workers_of(process)[0], signal.SIGKILL)
+        while "another is started" not in process.stderr.readline():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+class Ended:
+    """A worker that ends as soon as it is started."""
+
+    exitcode, pid = 1, None
+
+
+def test_workers_that_never_become_ready_are_started_ever_more_seldom(monkeypatch):
+    now, started = [1000.0], []
+    monkeypatch.setattr(workers_module, "time", type("Time", (), {"monotonic": lambda: now[0]}))
+    team = workers_module.Team(1, lambda *_: None)
+    team._was_ready, team._processes = True, [Ended()]
+
+    def start(number):
+        team._start_times[number] = now[0]
+        started.append(now[0])
+        return Ended()
+
+    monkeypatch.setattr(team, "_start", start)
+    for _ in range(3000):
+        now[0] += 0.1
+        team._look_after()
+    gaps = np.diff(started)
+    assert 7 < len(started) < 12
+    assert gaps[0] < 3
+    assert max(gaps) == pytest.approx(60, abs=1)
 
 
 def test_a_second_signal_ends_all_at_once(serving, client_of, speech):

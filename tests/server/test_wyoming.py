@@ -102,54 +102,37 @@ def test_describe_and_ping(server, demo):
     assert (odd.type, odd.data["kind"]) == ("pong", "of any")
 
 
-@pytest.mark.parametrize(
-    ("symbols", "languages"),
-    [
-        (["<blank>", "\u2581the"], ["en"]),
-        (["<blank>", "\u4e2d"], ["zh"]),
-        (["\u4e2d", "A"], ["zh", "en"]),
-        (["<unk>"], []),
-    ],
-)
+@pytest.mark.parametrize(("symbols", "languages"), [
+    (["<blank>", "\u2581the"], ["en"]), (["<blank>", "\u4e2d"], ["zh"]), (["\u4e2d", "A"], ["zh", "en"]),
+    (["<unk>"], []),
+])  # fmt: skip
 def test_languages_by_vocabulary(symbols, languages):
     assert languages_of(symbols) == languages
 
 
-@pytest.mark.parametrize(
-    ("sent", "complaint"),
-    [
-        (b"hello\n", "no JSON"),
-        (b"[]\n", "expected a JSON object"),
-        (b'{"type": 3}\n', "needs a type"),
-        (b"x" * 100_000 + b"\n", "may have"),
-        (event("audio-stop"), "audio before 'audio-stop'"),
-        (event("audio-start", {"rate": 16_000, "width": 2}), "channels must be an integer"),
-        (event("audio-start", {**RAW, "width": 3}), "1, 2 or 4 bytes"),
-        (event("audio-start", {**RAW, "rate": 7}), "sample rate must be between"),
-        (event("audio-start", RAW) + event("audio-chunk", {**RAW, "rate": 8000}), "format of the audio changed"),
-        (event("audio-start", RAW) + event("audio-chunk", RAW, b"\0"), "multiple of 2"),
-        (event("audio-chunk", {**RAW, "channels": 2}, b"\0\0"), "multiple of 4"),
-        (event("transcribe", {"transcript_names": [3]}), "lists of phrases"),
-        (event("transcribe", {"transcript_terms": 3}), "lists of phrases"),
-        (event("ping", payload_length=-1), "payload_length must be"),
-        (event("ping", payload_length=1 << 40), "payload_length may be"),
-        (event("ping", data_length="x"), "data_length must be"),
-        (event("ping", data_length=1 << 40), "data_length may be"),
-    ],
-)
+@pytest.mark.parametrize(("sent", "complaint"), [
+    (b"hello\n", "no JSON"),
+    (b"[]\n", "expected a JSON object"),
+    (b'{"type": 3}\n', "needs a type"),
+    (b"x" * 100_000 + b"\n", "may have"),
+    (event("audio-stop"), "audio before 'audio-stop'"),
+    (event("audio-start", {"rate": 16_000, "width": 2}), "channels must be an integer"),
+    (event("audio-start", {**RAW, "width": 3}), "1, 2 or 4 bytes"),
+    (event("audio-start", {**RAW, "rate": 7}), "sample rate must be between"),
+    (event("audio-start", RAW) + event("audio-chunk", {**RAW, "rate": 8000}), "format of the audio changed"),
+    (event("audio-start", RAW) + event("audio-chunk", RAW, b"\0"), "multiple of 2"),
+    (event("audio-chunk", {**RAW, "channels": 2}, b"\0\0"), "multiple of 4"),
+    (event("transcribe", {"transcript_names": [3]}), "lists of phrases"),
+    (event("transcribe", {"transcript_terms": 3}), "lists of phrases"),
+    (event("ping", payload_length=-1), "payload_length must be"),
+    (event("ping", payload_length=1 << 40), "payload_length may be"),
+    (event("ping", data_length="x"), "data_length must be"),
+    (event("ping", data_length=1 << 40), "data_length may be"),
+])  # fmt: skip
 def test_what_is_wrong_is_answered(server, sent, complaint):
-    async def talk():
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["wyoming"])
-        writer.write(sent)
-        head = json.loads(await reader.readline())
-        data = json.loads(await reader.readexactly(head["data_length"]))
-        assert await reader.read() == b""
-        writer.close()
-        return head["type"], data["text"]
-
-    kind, text = asyncio.run(talk())
-    assert kind == "error"
-    assert complaint in text
+    head, _, data = server.answer(sent, "wyoming").partition(b"\n")
+    assert json.loads(head)["type"] == "error"
+    assert complaint in json.loads(data)["text"]
     server.wait_until_empty()
 
 

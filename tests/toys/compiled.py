@@ -18,14 +18,11 @@ QUICK = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUI
 """Settings of a build whose speed does not matter."""
 NEEDED = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not all(map(shutil.which, ("c++", "cmake"))), reason="needs a C++ compiler and cmake: apt-get install cmake g++"
-    ),
-    pytest.mark.skipif(
-        not any((ONNXRUNTIME_FOLDER / "capi").glob("libonnxruntime.*")),
-        reason="needs an onnxruntime whose package has the library, as newer ones have",
-    ),
-]
+    pytest.mark.skipif(not all(map(shutil.which, ("c++", "cmake"))),
+        reason="needs a C++ compiler and cmake: apt-get install cmake g++"),
+    pytest.mark.skipif(not any((ONNXRUNTIME_FOLDER / "capi").glob("libonnxruntime.*")),
+        reason="needs an onnxruntime whose package has the library, as newer ones have"),
+]  # fmt: skip
 """Marks of tests that compile."""
 
 

@@ -262,15 +262,9 @@ def _written(case, _shared, _folder):
 
 
 COMPUTED = {
-    "search": _search,
-    "endpoint": _endpoint,
-    "partials": _partials,
-    "pauses": _pauses,
-    "padding": _padding,
-    "resampling": _resampling,
-    "rescoring": _rescoring,
-    "written": _written,
-}
+    "search": _search, "endpoint": _endpoint, "partials": _partials, "pauses": _pauses, "padding": _padding,
+    "resampling": _resampling, "rescoring": _rescoring, "written": _written,
+}  # fmt: skip
 """What Python computes of each kind: a function of a case, of what its file shares, and of a folder for files."""
 
 

@@ -12,12 +12,7 @@ START = {
     "/sherpa-offline": [],
     "/vosk": ['{"config": {"sample_rate": 16000}}'],
     "/v1/realtime": [
-        json.dumps(
-            {
-                "type": "session.update",
-                "session": {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16_000}}}},
-            }
-        )
+        '{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}}'
     ],
 }
 END = {
@@ -28,6 +23,11 @@ END = {
     "/vosk": '{"eof": 1}',
     "/v1/realtime": '{"type": "input_audio_buffer.commit"}',
 }
+UPGRADE = (
+    "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+"""The beginning of a request for a WebSocket by hand."""
 WYOMING_AUDIO = {"rate": 16_000, "width": 2, "channels": 1}
 
 

@@ -65,12 +65,11 @@ WENET = {
     "fbank": FeatureConfig(sample_rate=8000, num_mel_bins=23),
     "fbank_hamming": FeatureConfig(sample_rate=8000, num_mel_bins=40, window="hamming"),
     "fbank_hanning": FeatureConfig(sample_rate=8000, num_mel_bins=23, window="hanning"),
-    "fbank_blackman": FeatureConfig(
-        sample_rate=8000, num_mel_bins=23, window="blackman", frame_length_ms=32.0, frame_shift_ms=16.0
-    ),
+    "fbank_blackman": FeatureConfig(sample_rate=8000, num_mel_bins=23, window="blackman", frame_length_ms=32.0,
+        frame_shift_ms=16.0),
     "fbank_rectangular": FeatureConfig(sample_rate=8000, num_mel_bins=23, window="rectangular"),
     "mfcc": FeatureConfig(sample_rate=8000, num_mel_bins=23, num_ceps=23),
     "mfcc_openasr2021": FeatureConfig(sample_rate=8000, num_mel_bins=40, num_ceps=40, high_hz=-400.0),
     "mfcc_edges": FeatureConfig(sample_rate=8000, num_mel_bins=20, num_ceps=13, low_hz=0.0, high_hz=3500.0),
-}
+}  # fmt: skip
 """The front ends of golden/features.npz."""

@@ -5,12 +5,5 @@ from u2moe.runtime.corpus.lists.lines import Recording, read_recordings
 from u2moe.runtime.corpus.lists.table import FORMATS, ListFormat, digest, find_format, read_utterances
 
 __all__ = [
-    "FORMATS",
-    "ListFormat",
-    "ListOptions",
-    "Recording",
-    "digest",
-    "find_format",
-    "read_recordings",
-    "read_utterances",
-]
+    "FORMATS", "ListFormat", "ListOptions", "Recording", "digest", "find_format", "read_recordings", "read_utterances",
+]  # fmt: skip

@@ -22,13 +22,7 @@ import soundfile
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.options import EndpointConfig, EndpointRule
-from u2moe.runtime.server.connection import (
-    Connection,
-    converse,
-    int16_samples,
-    parse_object,
-    plain_number,
-)
+from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object, plain_number
 from u2moe.runtime.server.errors import (
     IdleError,
     RequestError,

@@ -17,14 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import (
-    Patience,
-    added_text,
-    converse,
-    patience_for_audio,
-    read_object,
-    send_within,
-)
+from u2moe.runtime.server.connection import Patience, added_text, converse, patience_for_audio, read_object, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
 from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import Limits
