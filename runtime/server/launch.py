@@ -19,7 +19,6 @@ from u2moe.runtime.corpus.recognition import ModelChoice
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import Keys
 from u2moe.runtime.server.accounts import allowed_connections
-from u2moe.runtime.server.event_loop import run_in_loop
 from u2moe.runtime.server.log import LOGGER, log_to_stderr, notify
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions, check_tls
@@ -181,6 +180,12 @@ def _end_without_waiting(service: Service) -> None:
         LOGGER.info("stopped")
         sys.stderr.flush()
         os._exit(0)
+
+
+def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end in a loop that can watch sockets, on Windows too."""
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(main)
 
 
 def _work(serve: Callable[[int, Any], Coroutine[Any, Any, None]], logs_json: bool, number: int, rows: Any) -> None:

@@ -21,8 +21,7 @@ from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recogni
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
-from u2moe.runtime.server.event_loop import run_in_loop
-from u2moe.runtime.server.launch import open_sockets
+from u2moe.runtime.server.launch import open_sockets, run_in_loop
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.protocols.table import PROTOCOLS
