@@ -199,7 +199,7 @@ def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, caps
     limits = ("--fail-above-words", "0.5", "--fail-above-size", "1")
     assert cli.main(["bench", *map(str, (saved, saved, "-o", copied, *limits))]) == 0
     out = capsys.readouterr().out
-    assert out.endswith("\nsize: 1.000, within --fail-above-size 1\npassed: all limits hold\n")
+    assert out.endswith("\nsize: 1.000, within --fail-above-size 1\npassed: all limits met\n")
     assert "End to end" in out
     assert out.startswith("time moe_tiny / moe_tiny = 1.000 (quartiles, not measured in turns: ")
     assert "\n".join(costs_table(report)) in out
@@ -299,7 +299,7 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
         out = capsys.readouterr().out
         assert out.startswith(f"{text}\nWhat each costs")
         last = "failed: time: 1.200 (95 %: 1.200 to 1.200), more than --fail-above 1.05"
-        assert out.splitlines()[-1] == (last if code else "passed: all limits hold")
+        assert out.splitlines()[-1] == (last if code else "passed: all limits met")
     ours["seconds"] = [1.5, 1.0, 4.0, 4.5]  # a tenth more, but by chance
     assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == 0
     assert "time: 1.100 (95 %: 0.750 to 1.375), by chance more than --fail-above 1.05\n" in capsys.readouterr().out
@@ -338,12 +338,12 @@ def test_limits_that_are_no_numbers_are_refused(value, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", "a.json", "b.json", f"--fail-above={value}"])
     assert ended.value.code == 2
-    assert f"argument --fail-above: must be a number from 0 on, got '{value}'" in capsys.readouterr().err
+    assert f"argument --fail-above: must be a number of at least 0; found '{value}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("missing", "message"), [
     ("errors", "word errors need transcripts, and reports that count them by recording"),
-    ("count", "moe_tiny: was measured in 2 rounds, a limit needs at least 4"),
+    ("count", "moe_tiny: measured in 2 rounds; a limit needs at least 4"),
     ("crash", "RuntimeError: broken"),
 ])  # fmt: skip
 def test_what_a_gate_cannot_judge_is_an_error(report, missing, message, tmp_path, capsys, monkeypatch):

@@ -153,4 +153,4 @@ def test_an_instruction_set_that_is_missing_does_not_pass(bundle):
 @pytest.mark.parametrize("option", [["--providers", "CPUExecutionProvider"], ["bundle"], ["-o", "check.json"]])
 def test_what_only_a_check_takes_is_refused_without_it(capsys, option):
     assert cli.main(["doctor", *option]) == 1
-    assert "is for --check" in capsys.readouterr().err
+    assert "requires --check" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""The command `u2moe bench`: one question per file, and its report as text."""
+"""The command `u2moe bench`: one file for each question, and the report as text."""

@@ -1,9 +1,8 @@
 """How close is a bundle to the limit of the machine? The minimum time of each part, and the actual time.
 
-The products that onnxruntime runs are counted (`operators`), and so are the bytes of the weights, keys and values that
-they read; of experts, only those with tokens. No part can be faster than its arithmetic at the best rate of the
-machine, or than reading these bytes once per call (`rates`): the larger of the two is its bound. Everything else, such
-as normalisation, activations and copies, is included in the time of a part but not in its bound.
+`operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that they read; of experts,
+only those with tokens. The bound of a part is the larger of two times: its products at the machine's best rate, and one
+read of these bytes per call (`rates`). Normalization, activations and copies count for the time of a part, not its bound.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from u2moe.runtime.model.features import fbank
 _BEAM_SIZE = 10
 _LARGE = 1 << 16
 _STAGES = {"ctc": "ctc", "decoder": "rescoring"}
-"""Under which the graphs of parts are timed; others are of the encoder."""
+"""Stages that time the graphs of other parts than the encoder."""
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 _PROFILES = 3
-"""Number of runs with the profiler; each writes a line per kernel."""
+"""Runs with the profiler; each writes a line per kernel."""
 
 
 def measure_bound(
     probes: Mapping[str, Probe], samples: Samples, mode: Mode, rates: Mapping[str, Any], *, repetitions: int = 5
 ) -> list[dict[str, Any]]:
-    """Times of one utterance and their bounds, for the bundles in turn.
+    """Measure the times of one utterance and their bounds, with the bundles in turn.
 
     Args:
         probes: loaded bundles by name, all with the number of threads that `rates` were measured with.
@@ -75,7 +74,7 @@ def measure_bound(
 
 
 def utterance(probe: Probe, samples: Samples, mode: Mode) -> Callable[[Model], None]:
-    """A function that runs every graph of a model as for one utterance: chunk by chunk, then the second pass."""
+    """Return a function that runs every graph of a model as for one utterance: chunk by chunk, then the second pass."""
     frames = fbank(samples, probe.bundle.manifest.features)
 
     def run(model: Model) -> None:
@@ -95,28 +94,27 @@ def compare(
     rates: Mapping[str, float],
     counted: Sequence[Kernel] | None = None,
 ) -> dict[str, Any]:
-    """Times and bounds by part.
+    """Compute times and bounds by part.
 
-    The profiler itself takes time, about the same for each kernel. `stages`, measured without it, give the real time of
-    a graph, and the difference is subtracted from its kernels in equal parts.
+    The profiler takes about the same time for each kernel. `stages`, measured without it, are the real times of the graphs;
+    the difference is subtracted from the kernels in equal parts.
 
     Args:
         rounds: kernels of several identical runs; the median of each counts.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
-        counted: kernels of such a run on onnxruntime alone, whose products count: those within native ones are unknown.
-            None: those of `rounds`.
+        counted: kernels of such a run without native kernels, used to count products. None: use `rounds`.
 
     Returns:
-        rates: as given.
+        rates: the argument.
         parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio`, of seconds
             to bound; and the counts behind it.
         stages: seconds of each stage, as spreads; the parts of a stage add up to its median.
         whole: seconds, as a spread; the sum of the bounds; their ratio.
         operators: share of the time by operator, largest first.
         unknown: share of the time, by name, in products of an unknown part, which count as "other".
-        not_counted: share of the time of operators that multiply or read large constants but are not understood here,
-            so that the bound of their part is too low. Both are of the run whose products count.
+        not_counted: share of the time of operators that multiply or read large constants but cannot be counted; the
+            bound of their part is too low. Both refer to the run whose products count.
     """
     kernels = [
         replace(kernel, seconds=statistics.median(each.seconds for each in same))
@@ -150,7 +148,7 @@ def compare(
 
 
 def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
-    """Kernels of a graph with the same time subtracted from (or added to) each; their sum is the measured median.
+    """Subtract the same time from each kernel (or add it), so that their sum is the measured median.
 
     No time becomes negative: the shortest end at 0.
     """
@@ -158,14 +156,14 @@ def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> li
         return []
     seconds, total = np.array([kernel.seconds for kernel in kernels]), statistics.median(measured)
     ordered = np.sort(seconds)
-    # the amount to add if the k shortest end at 0, for every k; the first that leaves no other below 0 is right
+    # For every k: the amount to add if the k shortest end at 0. The first that leaves no other below 0 is right.
     shifts = (total - ordered[::-1].cumsum()[::-1]) / np.arange(len(ordered), 0, -1)
     shift = shifts[np.argmax(ordered + shifts >= 0)]
     return [replace(kernel, seconds=max(kernel.seconds + float(shift), 0.0)) for kernel in kernels]
 
 
 def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Time of the kernels of one part, and the bound of its work."""
+    """Return the time of the kernels of one part, and the bound of its work."""
     integer = sum(kernel.multiply_adds for kernel in work if kernel.integer)
     floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in work)
@@ -191,12 +189,12 @@ def _is_not_counted(kernel: Kernel) -> bool:
 
 
 def _unknown(kernel: Kernel) -> str | None:
-    """A name without layer numbers."""
+    """Return the name without layer numbers."""
     return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
 
 
 def _shares(kernels: Sequence[Kernel], key: Callable[[Kernel], str | None]) -> dict[str, float]:
-    """Shares of the total time by key, largest first; kernels with the key None are omitted."""
+    """Return shares of the total time by key, largest first, without kernels whose key is None."""
     seconds = defaultdict[str, float](float)
     for kernel in kernels:
         if (name := key(kernel)) is not None:

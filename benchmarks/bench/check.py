@@ -1,6 +1,6 @@
-"""Does a machine compute what its CPU computes? Every graph of a bundle on a provider, beside the CPU.
+"""Does a provider compute the same results as the CPU? Compares every graph of a bundle.
 
-The work is done in a process of its own, so that a driver that ends the process is a finding as any other.
+The work runs in a separate process, so a crashing driver is reported as a failure.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ FORMAT, VERSION = "u2moe-check", 1
 CHUNKS = ((16, 4), (8, -1), (4, 0))
 """Chunk sizes and left chunks."""
 OFFSETS = (0, 1, 17, 250, 1023)
-"""Positions of a chunk, counted from the end of its left context."""
+"""Positions of a chunk, relative to the end of its left context."""
 NUM_CHUNKS, NUM_WARM = 1000, 200
-"""Chunks after which memory is read at the latest, and those before it is read for the first time."""
+"""Chunks before the last reading of memory, and before the first."""
 MOST_GROWTH = 32 << 20
-"""Bytes that chunks may add: buffers of onnxruntime and of the system settle late."""
+"""Bytes that chunks may add: buffers of onnxruntime and of the system grow for a while."""
 BEAM_SIZE = 10
 EXACT = (0.0, "the same operations in the same order")
-FLOAT = (1e-3, "float32, whose sums may be rounded in another order")
+FLOAT = (1e-3, "float32 sums may be computed in another order")
 REDUCED = (5e-2, "a provider may multiply in TF32, float16 or bfloat16, with 8 to 11 bits")
-ROUNDED = (0.5, "activations are rounded to 8 bits, and one that is rounded the other way may choose another expert")
-PROBABLE = (5e-2, "a product of inputs that are rounded to 8 bits")
-ALIKE = (2e-2, "two tokens may be about as probable")
+ROUNDED = (0.5, "activations have 8 bits, and one different rounding may select another expert")
+PROBABLE = (5e-2, "the inputs of the product have 8 bits")
+ALIKE = (2e-2, "two tokens may be almost equally probable")
 _TIMED_S, _LONGEST_S = 2.0, 45.0
 _CHILD = "import sys; from u2moe.benchmarks.bench.check import write_findings; write_findings(*sys.argv[1:])"
 _DIGEST = "import sys; from u2moe.benchmarks.bench.check import print_digest; print_digest(sys.argv[1])"
@@ -89,7 +89,7 @@ def run_check(name: str | None, providers: Sequence[str]) -> Found:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         report["failures"].append(f"{doing}: the process ended with {name}")
     report["failures"] += [
-        f"{item['step']}: {item['of']} differs by {item['difference']:.2g}, at most {item['limit']:g} is allowed"
+        f"{item['step']}: {item['of']} differs by {item['difference']:.2g}; the limit is {item['limit']:g}"
         for item in report["comparisons"]
         if not item["holds"]
     ]
@@ -97,14 +97,14 @@ def run_check(name: str | None, providers: Sequence[str]) -> Found:
 
 
 def describe_check(report: Found) -> Iterator[str]:
-    """A report as text."""
+    """Yield the lines of a report."""
     steps: dict[str, list[Found]] = {}
     for item in report["comparisons"]:
         steps.setdefault(item["step"], []).append(item)
     for step, items in steps.items():
         most = max(items, key=lambda item: item["difference"] / (item["limit"] or 1e-9))
-        yield f"{step}: {sum(item['holds'] for item in items)} of {len(items)} alike"
-        yield f"  {most['of']} differs by {most['difference']:.2g}, at most {most['limit']:g}: {most['reason']}"
+        yield f"{step}: {sum(item['holds'] for item in items)} of {len(items)} pass"
+        yield f"  {most['of']} differs by {most['difference']:.2g} (limit {most['limit']:g}: {most['reason']})"
     for key in ("digests", "native_kernels", "nodes", "real_time_factor", "memory"):
         if key in report:
             yield f"{key}: {json.dumps(report[key])}"
@@ -113,7 +113,7 @@ def describe_check(report: Found) -> Iterator[str]:
 
 
 def write_findings(file: str, name: str, *providers: str) -> None:
-    """The work of the process: appends a line of JSON for each step that begins, and for each thing found."""
+    """Run the check in this process, and append a line of JSON for each step that begins and each finding."""
 
     def tell(**found: Any) -> None:
         with Path(file).open("a", encoding="utf-8") as lines:
@@ -142,7 +142,7 @@ def write_findings(file: str, name: str, *providers: str) -> None:
 
 
 def print_digest(path: str) -> None:
-    """Print a digest of what all graphs give with native kernels."""
+    """Print a digest of the outputs of all graphs with native kernels."""
     check, digest = Check(Bundle.open(path), [DEFAULT_PROVIDER], kernels="native"), hashlib.sha256()
     for array in check.outputs(check.model).values():
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -150,7 +150,7 @@ def print_digest(path: str) -> None:
 
 
 class Check:
-    """A bundle on a provider, with its values on the device, and on the CPU, as arrays and on onnxruntime alone."""
+    """A bundle on a provider with values on the device, and on the CPU with arrays and without native kernels."""
 
     def __init__(self, bundle: Bundle, providers: Sequence[str], kernels: str | None = None) -> None:
         self.bundle, self.config, quantization = bundle, bundle.manifest.model, bundle.manifest.quantization
@@ -166,7 +166,7 @@ class Check:
         self.hypotheses = [hypothesis.tokens for hypothesis in found]
 
     def outputs(self, model: Model) -> dict[str, Array]:
-        """What each graph gives for the same input."""
+        """Return the outputs of each graph for the same input."""
         found = {_mode(*chunks): model.encode(self.frames, *chunks) for chunks in [(None, -1), *self.chunks]}
         found["probabilities of the CTC head"] = np.exp(model.ctc(self.encoder_out))
         if model.has_decoder:
@@ -179,21 +179,21 @@ class Check:
     def alike(
         self, model: Model, beside: Model, suffix: str = "", limit: tuple[float, str] | None = None
     ) -> Iterator[Found]:
-        """The outputs of two models."""
+        """Compare the outputs of two models."""
         expected = self.outputs(beside)
         for name, array in self.outputs(model).items():
             own = PROBABLE if self.limit is ROUNDED and name.startswith("probabilities") else self.limit
             yield compared(name + suffix, array, expected[name], limit or own)
 
     def graphs(self) -> Iterator[Found]:
-        """Full context, chunks, CTC head and both decoders; and from end to end the best token of each frame."""
+        """Compare full context, chunks, CTC head and both decoders, and the best token of each frame end to end."""
         yield from self.alike(self.model, self.reference)
         for chunks in [(None, -1), *self.chunks]:
             best = [own.ctc(own.encode(self.frames, *chunks)).argmax(axis=1) for own in (self.model, self.reference)]
             yield judged(f"best tokens, {_mode(*chunks)}", float(np.mean(best[0] != best[1])), ALIKE)
 
     def offsets(self) -> Iterator[Found]:
-        """A chunk at many positions, with the same caches on both sides."""
+        """Compare a chunk at many positions, with the same caches on both sides."""
         for chunks, required, windows in self._windows():
             caches = self._after(self.reference, windows[:3], required)
             for offset in OFFSETS:
@@ -206,7 +206,7 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Streams of different age in one call, the last of them with a short chunk, beside each alone on the CPU."""
+        """Compare streams of different age in one call, the last with a short chunk, with each alone on the CPU."""
         for chunks, required, windows in self._windows():
             short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
             rows, last = [], [windows[0], windows[1], windows[3], short]
@@ -226,13 +226,13 @@ class Check:
                 )
 
     def same(self) -> Iterator[Found]:
-        """Two threads, and values as arrays, give what the provider gives with one thread and values on its device."""
+        """Compare two threads, and values as arrays, with one thread and values on the device."""
         yield from self.alike(self.bundle.load(replace(self.settings, num_threads=2)), self.model, " with two threads")
         arrays = self.bundle.load(replace(self.settings, io_binding=False))
         yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)
 
     def native(self) -> Iterator[Found]:
-        """Native kernels on every instruction set of this processor, which agree to the last bit."""
+        """Compare native kernels on every instruction set of this processor; they must be bit-identical."""
         try:
             installed_kernels()
         except KernelsError as error:
@@ -244,12 +244,12 @@ class Check:
         (usual, _), *others = Counter(found.values()).most_common()
         if others:
             wrong = ", ".join(f"{isa} ({digest})" for isa, digest in found.items() if digest != usual)
-            raise KernelsError(f"u2moe-kernels compute something else with {wrong} than with the others ({usual})")
+            raise KernelsError(f"the results of u2moe-kernels with {wrong} differ from those with {usual}")
         native = self.bundle.load(SessionSettings(kernels="native"))
         yield from self.alike(native, self.reference, " with native kernels")
 
     def nodes(self) -> Iterator[Found]:
-        """The nodes that the provider runs, and those that fell to the CPU, from onnxruntime's profile."""
+        """Count the nodes on the provider and on the CPU, from onnxruntime's profile."""
         found = {}
         with tempfile.TemporaryDirectory() as folder:
             model = profiled_model(self.bundle, Path(folder), self.settings)
@@ -266,7 +266,7 @@ class Check:
         yield {"nodes": found}
 
     def speed(self) -> Iterator[Found]:
-        """Seconds of all graphs per second of audio on both sides, without features and search."""
+        """Measure the real-time factor of the graphs on both sides, without features and search."""
         factors: Found = {}
         for chunks in [(None, -1), *self.chunks[:1]]:
             for side, model in (("checked", self.model), ("cpu", self.reference)):
@@ -281,7 +281,7 @@ class Check:
             model.token_scores(output, self.hypotheses)
 
     def memory(self) -> Iterator[Found]:
-        """Memory of the process over a thousand chunks."""
+        """Check the memory of the process over a thousand chunks."""
         first = status_bytes("VmRSS")
         for _, required, windows in [] if first is None else itertools.islice(self._windows(), 1):
             caches, begin, number = self.model.encoder.start(), time.monotonic(), 0
@@ -293,10 +293,10 @@ class Check:
             growth = (status_bytes("VmRSS") or 0) - (first or 0)
             yield {"memory": {"chunks": number, "after": NUM_WARM, "bytes_more": growth, "at_most": MOST_GROWTH}}
             if growth > MOST_GROWTH:
-                raise ValueError(f"{number - NUM_WARM} chunks took {growth} bytes, expected at most {MOST_GROWTH}")
+                raise ValueError(f"{number - NUM_WARM} chunks added {growth} bytes of memory; the limit is {MOST_GROWTH}")
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
-        """Chunks, the left context that they need, and the features [1, frames, mel] of full ones."""
+        """Yield chunk settings, the left context that they need, and features [1, frames, mel] of full chunks."""
         for chunks in self.chunks:
             cutter = Windows(self.config, chunks[0])
             cutter.accept(self.frames)
@@ -307,7 +307,7 @@ class Check:
 
     @staticmethod
     def _after(model: Model, windows: Sequence[Array], required: int) -> Caches:
-        """Caches after some chunks."""
+        """Return the caches after some chunks."""
         caches = model.encoder.start()
         for window in windows:
             _, caches = model.encoder.step(window, caches, required_cache_size=required)
@@ -324,11 +324,11 @@ STEPS: dict[str, Callable[[Check], Iterator[Found]]] = {
     "speed": Check.speed,
     "memory": Check.memory,
 }
-"""What is checked, in this order."""
+"""The steps, in this order."""
 
 
 def digest_of(path: Path, isa: str) -> str:
-    """The digest that native kernels give on an instruction set, in a process of its own."""
+    """Return the digest of native kernels on an instruction set, computed in a separate process."""
     environment = {**os.environ, "U2MOE_KERNELS_ISA": isa}
     command = [sys.executable, "-c", _DIGEST, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
@@ -339,16 +339,16 @@ def digest_of(path: Path, isa: str) -> str:
 
 
 def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Found:
-    """The largest difference of two arrays, relative to the largest value if that exceeds 1; not a number: infinite."""
+    """Return the largest difference of two arrays, relative to the largest value if that exceeds 1; NaN is infinite."""
     array, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if array.shape != other.shape:
-        raise ValueError(f"{of} has shape {array.shape}, expected {other.shape}")
+        raise ValueError(f"{of} has shape {array.shape}; expected {other.shape}")
     difference = float(np.abs(array - other).max(initial=0) / max(1.0, np.abs(other).max(initial=0)))
     return judged(of, difference if np.isfinite(difference) else 1e30, limit)
 
 
 def judged(of: str, difference: float, limit: tuple[float, str]) -> Found:
-    """A difference beside its limit."""
+    """Return a difference with its limit."""
     return {"of": of, "difference": difference, "limit": limit[0], "reason": limit[1], "holds": difference <= limit[0]}
 
 

@@ -1,4 +1,4 @@
-"""The sub-command bench: parse, one call, print."""
+"""The subcommand `bench`: parse the arguments, measure, print."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ Subparsers = Any  # argparse has no public name for it
 
 
 def add_bench(subparsers: Subparsers) -> None:
-    """`u2moe bench [BUNDLE...]`."""
+    """Add `u2moe bench [BUNDLE...]`."""
     parser = subparsers.add_parser(
         "bench",
         help="measure bundles on this machine",
-        description="Measure bundles on this machine, side by side in one run: speed end to end and where the time "
-        "goes, latency in real time, loading and memory, experts, and how close each part is to the machine's bound. "
+        description="Measure bundles side by side on this machine: speed end to end and by stage, latency in real time, "
+        "loading, memory, experts, and the distance of each part from the machine's bound. "
         "docs/bench.md explains each number.",
     )
     parser.add_argument(
         "bundles",
         nargs="*",
         metavar="BUNDLE|REPORT",
-        help="folders to measure (default: demo, the demo model), or reports (.json) to show or to compare with",
+        help="folders to measure (default: demo, the demo model), or reports (.json) to show or compare",
     )
     parser.add_argument("--list", metavar="PATH", help="lines of path<TAB>transcript, or a folder of recordings")
-    parser.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
+    parser.add_argument("--quick", action="store_true", help="one thread, two modes, no latency in real time")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="write the report, as JSON; of several bundles also a picture of their costs, FILE.svg",
+        help="write the report as JSON; with several bundles, also a picture of their costs, FILE.svg",
     )
     experts = parser.add_argument_group("for experts")
     experts.add_argument(
-        "--divergence", action="store_true", help="measure only what the second of two bundles changes of the first"
+        "--divergence", action="store_true", help="measure only how the second bundle changes the tokens of the first"
     )
     add_limits(parser, experts)
     add_words(parser)
@@ -75,14 +75,14 @@ def run_bench(args: argparse.Namespace) -> int:
     reports = [Path(name) for name in args.bundles if name.endswith(".json")]
     folders = [name for name in args.bundles if not name.endswith(".json")]
     if len(reports) > (1 if folders else 2):
-        raise ValueError("no more than two reports, or bundles and a report, can be compared")
+        raise ValueError("compare at most two reports, or bundles and one report")
     if args.divergence:
         return _diverge(args, folders, reports)
     read = [read_report(file) for file in reports]
     limits = limits_in(args)
     if limits and len(folders) + len(reports) < 2:
         raise ValueError(f"{LIMITS[next(iter(limits))].flag} needs two bundles or reports")
-    if args.output:  # before anything is measured
+    if args.output:  # fail before measuring
         args.output.parent.mkdir(parents=True, exist_ok=True)
         try_to_write(args.output)
     report = _measure(args, folders, limits) if folders or not read else read.pop(0)
@@ -101,26 +101,26 @@ def run_bench(args: argparse.Namespace) -> int:
     if found:
         failed = [text for holds, text in found if not holds]
         print("\nlimits", *(text for _, text in found), sep="\n")
-        print(f"failed: {'; '.join(failed)}" if failed else "passed: all limits hold")
+        print(f"failed: {'; '.join(failed)}" if failed else "passed: all limits met")
     return 1 if any(not holds for holds, _ in found) else 0
 
 
 def _diverge(args: argparse.Namespace, folders: list[str], reports: list[Path]) -> int:
-    """Print how much two bundles differ on recordings, whatever was quantized."""
+    """Print how much the results of two bundles differ on recordings."""
     from u2moe.quantize.changes import describe_changes, what_changes
     from u2moe.quantize.features import read_features
 
     if len(folders) != 2 or reports or limits_in(args):
-        raise ValueError("--divergence needs two bundles, and takes no reports and no limits")
+        raise ValueError("--divergence needs two bundles and accepts no reports or limits")
     one, two = (Bundle.open(find_bundle(name)) for name in folders)
     if one.manifest.features != two.manifest.features or one.manifest.text != two.manifest.text:
-        raise ValueError(f"{two.path}: has other features or another vocabulary than {one.path}")
+        raise ValueError(f"{two.path}: features or vocabulary differ from those of {one.path}")
     files = [item.path for item in read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt")]
     heard = read_features(one, files, sys.maxsize)
     if not heard:
-        raise AudioError(f"{files[0]} and all others are too short for the encoder")
+        raise AudioError(f"{files[0]} and all other recordings are too short for the encoder")
     changes = what_changes((one.load(), two.load()), [frames for _, frames in heard], [file for file, _ in heard])
-    print(f"{two.path} beside {one.path}", *describe_changes(changes), sep="\n")
+    print(f"{two.path} compared with {one.path}", *describe_changes(changes), sep="\n")
     if args.output:
         write_text(args.output, json.dumps(changes, indent=1) + "\n")
     return 0
@@ -152,8 +152,8 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
-    """The numbers of an option, without duplicates."""
+    """Return the numbers of an option, without duplicates."""
     try:
         return tuple(dict.fromkeys(int(number) for number in value.split(","))) if value else None
     except ValueError as error:
-        raise ValueError(f"{option} must be numbers separated by commas, got {value!r}") from error
+        raise ValueError(f"{option} must be numbers separated by commas; found {value!r}") from error

@@ -1,4 +1,4 @@
-"""Compares two reports of `u2moe bench`: ratios, and which of them exceed the spread. Measures nothing."""
+"""Compare two reports of `u2moe bench`: ratios, and which of them exceed the spread."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _WITHIN, _UNKNOWN = "within the spread", "too few rounds"
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """A saved report.
+    """Read a saved report.
 
     Raises:
-        ValueError: not a report, or one of another version; names the file.
+        ValueError: the file is not a report of this version.
     """
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
@@ -40,17 +40,17 @@ def read_report(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: is not a report of this version of u2moe bench ({FORMAT} {VERSION})")
     missing = [name for name in _SECTIONS if name not in report]
     if missing:
-        raise ValueError(f"{file}: is not a whole report of u2moe bench: it has no {', '.join(missing)}")
+        raise ValueError(f"{file}: is not a complete report of u2moe bench: {', '.join(missing)} missing")
     return report
 
 
 def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
-    """The ratio of times with full context on the first number of threads, described, and with its 95 % interval.
+    """Return the ratio of times with full context on the first number of threads: as text, and with its 95 % interval.
 
     Args:
-        report: the times of its first bundle are divided by those of its second, with which it took turns.
-        other: or by those of the first bundle of this one, measured at another time: the interval is then that of the
-            quartiles, and what the machine did meanwhile is not in it.
+        report: divide the times of its first bundle by those of its second, with which it took turns.
+        other: divide by those of the first bundle of this report instead. The interval then comes from quartiles and does
+            not include changes of the machine between the reports.
 
     Raises:
         ValueError: there is only one bundle.
@@ -71,10 +71,10 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
 
 
 def compared(report: Report, other: Report | None = None) -> list[tuple[Report, str]]:
-    """The two bundles that are compared, each with the report that it is in, see `time_ratio`.
+    """Return the two bundles to compare, each with its report; see `time_ratio`.
 
     Raises:
-        ValueError: there is only one.
+        ValueError: there is only one bundle.
     """
     pair = [(report, 0), (report, 1) if other is None else (other, 0)]
     if any(place >= len(source["bundles"]) for source, place in pair):
@@ -83,11 +83,11 @@ def compared(report: Report, other: Report | None = None) -> list[tuple[Report, 
 
 
 def compare_reports(before: Report, after: Report) -> Iterator[str]:
-    """A line for each measurement in both reports, those that differ first, and other differences between them.
+    """Yield a line for each measurement in both reports, differences first, and other differences between the reports.
 
-    Ratios are of medians, after to before. A difference counts if the quartiles do not overlap, which is no proof: they
-    are those of the rounds of one run, and a machine also varies from run to run. With fewer than four rounds there are
-    no quartiles to speak of. Sizes and word errors have no spread.
+    Ratios are of medians, after to before. A difference counts if the quartiles do not overlap. This is not a proof: a
+    machine also varies from run to run. With fewer than four rounds, quartiles are too uncertain. Sizes and word errors
+    have no spread.
     """
     conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]
     conditions += [(name, before.get(name, {}), after.get(name, {})) for name in ("providers", "plan", "decoding")]
@@ -96,11 +96,11 @@ def compare_reports(before: Report, after: Report) -> Iterator[str]:
             conditions.append((f"{name} of {new}", before[section][old][key], after[section][new][key]))
     yield from (f"{name}: {old} -> {new}" for name, old, new in conditions if old != new)
     if before["audio"] != after["audio"]:
-        yield "the recordings are not the same: times per second of audio may differ for that reason alone"
+        yield "the recordings differ, which alone may change times per second of audio"
     roles = dict(zip(before["bundles"], after["bundles"], strict=False))
     for name, new_name in roles.items():
         if name != new_name:
-            yield f"{name} is compared with {new_name}, which has its place in the other report"
+            yield f"{name} is compared with {new_name}, at the same position in the other report"
     old_values = {tuple(roles.get(part, part) for part in key): value for key, value in values(before).items()}
     new_values = values(after)
     rows = [
@@ -131,9 +131,9 @@ def _verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 
 
 def values(report: Report) -> Values:
-    """Every comparable measurement of a report, by its name, bundle, mode and threads.
+    """Return every comparable measurement of a report, by name, bundle, mode and threads.
 
-    A value without spread, such as a size, is its own median and quartiles, without a count.
+    A value without spread, such as a size, is its own median and quartiles, and has no count.
     """
     found: Values = {}
     for entry in in_order(report):

@@ -1,4 +1,4 @@
-"""What does each of several bundles cost beside the first: parameters, bytes, and time by kind of work?"""
+"""The cost of each bundle relative to the first: parameters, bytes, and time by kind of work."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ WORK = {
 
 
 def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], repetitions: int) -> dict[str, Any]:
-    """Times of encoder with CTC head and of the second pass, without features and search, with the bundles in turn.
+    """Measure encoder with CTC head and second pass, without features and search, with the bundles in turn.
 
     Returns:
-        By bundle `parameters`, `total` and `active` for a token (None: weights are packed, or the extra tools are
-        missing), and `work`, real-time factors by kind, without kinds that a bundle does not do.
+        By bundle: `parameters`, `total` and `active` for a token (None if weights are packed or the extra [tools] is
+        missing), and `work`, real-time factors by kind of work that the bundle supports.
     """
     found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
     for kind, title in WORK.items():
@@ -64,7 +64,7 @@ def _does(probe: Probe, kind: str) -> bool:
 
 
 def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run, float]:
-    """A round of a kind of work, and the seconds of audio in it."""
+    """Return a round of a kind of work, and the seconds of audio in it."""
     manifest = probe.bundle.manifest
     chunk_s, num_chunks = CHUNK_SIZE * manifest.frame_s, NUM_CHUNKS.get(kind, 0)
     audio_s = max(UTTERANCE_S, (NUM_WARM_CHUNKS + num_chunks + 2) * chunk_s if num_chunks else 0)
@@ -74,7 +74,7 @@ def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run,
 
 
 def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
-    """By kind of cost, with its unit, and by bundle: the value, and its share of the first bundle's; what is known."""
+    """Return known values and their share of the first bundle's, by kind of cost (with its unit) and bundle."""
     bundles = list(report["bundles"])
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for name in bundles:
@@ -94,21 +94,21 @@ def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def costs_table(report: Report) -> list[str]:
-    """Each cost of each bundle, and its share of the first one's in brackets."""
+    """Return a table of the costs of each bundle, with the share of the first bundle's in brackets."""
     found = costs_of(report)
     rows = []
     for name in report["bundles"]:
         own = [found[title].get(name) for title in found]
         rows.append([name, *("-" if cost is None else f"{cost[0]:.3g} ({cost[1]:.2f})" for cost in own)])
-    return ["What each costs, and its share of the first (RTF: seconds for one of speech, without search)",
+    return ["Costs, and shares of the first bundle's (RTF: seconds per second of speech, without search)",
             *table(["bundle", *found], rows)]  # fmt: skip
 
 
 def costs_picture(report: Report) -> str:
-    """Bars for the costs of each bundle, as shares of the first one's."""
+    """Return a bar chart of the costs of each bundle, as shares of the first bundle's."""
     names = list(report["bundles"])
     rows = [
         (title, [(names.index(name), share, f"{share:.2f} ({value:.3g})") for name, (value, share) in found.items()])
         for title, found in costs_of(report).items()
     ]
-    return bar_picture(f"Costs as shares of those of {names[0]} (values): less is better", names, rows)
+    return bar_picture(f"Costs as shares of {names[0]} (values): less is better", names, rows)

@@ -1,4 +1,4 @@
-"""The sub-command doctor: what a report of a problem needs to say about an installation, on one page."""
+"""The subcommand `doctor`: the details of an installation for a bug report, on one page."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _LONGEST_S = 3.0
 
 
 def add_doctor(subparsers: Any) -> None:
-    """`u2moe doctor`."""
+    """Add `u2moe doctor`."""
     parser = subparsers.add_parser(
         "doctor",
-        help="describe this installation, for a report of a problem",
-        description="Print versions, processor, kernels and providers, and try the demo model for three seconds. "
-        "With --check, compare every graph of a bundle on a provider with the CPU, in minutes for the demo model; "
-        "the exit code is 1 if anything differs by more than it may. Holds no names of files or of this machine.",
+        help="describe this installation for a bug report",
+        description="Print versions, processor, kernels and providers, and run the demo model for three seconds. "
+        "With --check, compare every graph of a bundle on a provider with the CPU, which takes minutes for the demo model; "
+        "exit with status 1 if a difference exceeds its limit. The output contains no names of files or of this machine.",
     )
     parser.add_argument(
         "bundle", nargs="?", metavar="BUNDLE", help="with --check: the bundle (default: the demo model)"
     )
-    parser.add_argument("--check", action="store_true", help="compare what this machine computes with its CPU")
+    parser.add_argument("--check", action="store_true", help="compare the results of a provider with the CPU")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="with --check: the report, as JSON (default: check.json)"
+        "-o", "--output", type=Path, metavar="FILE", help="with --check: write the report as JSON (default: check.json)"
     )
     experts = parser.add_argument_group("for experts")
     experts.add_argument("--providers", metavar="NAMES", help="with --check: execution providers, separated by commas")
@@ -51,7 +51,7 @@ def add_doctor(subparsers: Any) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Print the page; exit code 1 if the demo model cannot be tried, or the check fails."""
+    """Print the page; return exit status 1 if the demo model does not run or the check fails."""
     lines, code = list(_installation()), 0
     if args.check:
         file = args.output or Path("check.json")
@@ -63,7 +63,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         return 0 if report["passed"] else 1
     for name in ("bundle", "providers", "output"):
         if getattr(args, name) is not None:
-            raise ValueError(f"{name if name == 'bundle' else f'--{name}'} is for --check")
+            raise ValueError(f"{name if name == 'bundle' else f'--{name}'} requires --check")
     try:
         lines += _trial()
     except BundleError as error:
@@ -90,7 +90,7 @@ def _version(package: str) -> str:
 
 
 def _trial() -> Iterator[str]:
-    """The demo model's text on this machine, and its speed."""
+    """Run the demo model, and yield a digest of its tokens and its speed."""
     recognizer = Recognizer.from_pretrained(find_bundle(None))
     kernels = recognizer.model.kernels
     library = f", sha256 {hashlib.sha256(kernels.library.read_bytes()).hexdigest()[:16]}" if kernels.library else ""

@@ -1,4 +1,4 @@
-"""Time, memory and disk space that a bundle takes before it recognises anything, measured in fresh processes."""
+"""Load time, memory and disk space of a bundle, measured in fresh processes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from u2moe.benchmarks.bench.footprint import report
 report(import_s, *sys.argv[1:])
 """
 STREAM_CHUNK = (16, 4)
-"""Chunk size and left chunks of the stream in the fresh process, where the bundle can stream."""
+"""Chunk size and left chunks of the stream in the fresh process, if the bundle can stream."""
 
 
 def measure_footprint(
     bundles: Mapping[str, Bundle], audio: Path, *, settings: SessionSettings | None = None, repetitions: int = 3
 ) -> dict[str, dict[str, Any]]:
-    """Time to load, and memory, of processes that do nothing else; the bundles in turn.
+    """Measure load time and memory of fresh processes, with the bundles in turn.
 
     Args:
         bundles: by name.
-        audio: a recording that each process recognises as a whole and, if the bundle can stream, as a stream.
-        settings: where and how the graphs run, without `sess_options`.
-        repetitions: processes per bundle; an extra one before them brings the files into the system's cache.
+        audio: a recording that each process recognises whole and, if the bundle can stream, as a stream.
+        settings: how the graphs run, without `sess_options`.
+        repetitions: processes per bundle; one more runs first and loads the files into the system's cache.
 
     Returns:
         By bundle: spreads of what `report` prints, and `disk`: bytes of all `files`.
@@ -61,12 +61,11 @@ def measure_footprint(
 
 
 def report(import_s: float, path: str, audio: str, settings: str) -> None:
-    """The work of a fresh process; prints JSON.
+    """Measure in a fresh process, and print JSON.
 
-    import_s: of the runtime with onnxruntime and numpy; verify_s: to check the digests of the bundle's files; load_s:
-    to make the sessions, with the files in the system's cache; start_s: both; first_s: to recognise the recording
-    whole, for the first time. imported_bytes, loaded_bytes, peak_bytes: largest resident memory until then; Linux alone
-    reports it.
+    import_s: importing the runtime with onnxruntime and numpy; verify_s: checking the digests of the bundle's files;
+    load_s: creating the sessions, with the files in the system's cache; start_s: both; first_s: recognising the recording
+    whole for the first time. imported_bytes, loaded_bytes, peak_bytes: peak resident memory up to each point (Linux only).
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415

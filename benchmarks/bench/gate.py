@@ -1,4 +1,4 @@
-"""Limits on what the first of two bundles may cost more than the second: time, word errors, size and memory."""
+"""Limits on the cost of the first of two bundles relative to the second: time, word errors, size and memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from u2moe.runtime.cli.options import Options
 
 @dataclass(frozen=True)
 class Limit:
-    """Of a kind of cost.
+    """A limit on one kind of cost.
 
     Attributes:
-        flag: its option; `unit` of its value.
-        about: what the option's help says after "exit code 1 if the first".
+        flag: its option.
+        unit: the unit of its value.
+        about: the end of the option's help, after "exit with status 1 if the first".
     """
 
     flag: str
@@ -30,32 +31,32 @@ class Limit:
 
 
 LIMITS = {
-    "time": Limit("--fail-above", "RATIO", "takes more than so many times as long as the second"),
-    "words": Limit("--fail-above-words", "POINTS", "has a word error rate of so many percentage points more"),
-    "size": Limit("--fail-above-size", "RATIO", "has more than so many times the bytes"),
-    "memory": Limit("--fail-above-memory", "RATIO", "needs more than so many times the memory"),
+    "time": Limit("--fail-above", "RATIO", "takes more than RATIO times as long as the second"),
+    "words": Limit("--fail-above-words", "POINTS", "has a word error rate more than POINTS percentage points higher"),
+    "size": Limit("--fail-above-size", "RATIO", "has more than RATIO times the bytes"),
+    "memory": Limit("--fail-above-memory", "RATIO", "needs more than RATIO times the memory"),
 }
-"""By the name of the argument."""
+"""Limits by the name of their argument."""
 
 
 def add_limits(parser: Options, experts: Options) -> None:
-    """An option for each limit, that on time for everybody."""
+    """Add an option for each limit; only that on time appears in the short help."""
     for name, limit in LIMITS.items():
         chance = "" if name == "size" else ", beyond chance"
-        about = f"exit code 1 if the first {limit.about}{chance}"
+        about = f"exit with status 1 if the first {limit.about}{chance}"
         place = parser if name == "time" else experts
         place.add_argument(limit.flag, dest=f"most_{name}", type=_number, metavar=limit.unit, help=about)
 
 
 def limits_in(args: argparse.Namespace) -> dict[str, float]:
-    """The limits that were given, by name."""
+    """Return the given limits by name."""
     return {name: value for name in LIMITS if (value := getattr(args, f"most_{name}")) is not None}
 
 
 def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
-    """Raise ValueError unless a run with so many rounds, of recordings with these transcripts, can tell."""
+    """Raise ValueError if this number of rounds or these transcripts cannot decide a limit."""
     if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
-        raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for limits, got {repetitions}")
+        raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for limits; found {repetitions}")
     if "words" in limits and not any(transcripts):
         raise ValueError(f"{LIMITS['words'].flag} needs recordings with transcripts")
 
@@ -66,22 +67,22 @@ def _number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 on, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0; found {text!r}")
     return value
 
 
 def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
-    """For each limit whether it holds, and a description.
+    """Yield for each limit whether it passes, and a description.
 
-    A cost counts as more only if its 95 % interval lies above none, or above equality: chance alone seldom fails.
+    A limit fails only if the 95 % interval also excludes equality, so chance rarely fails it.
 
     Args:
         limits: by their names in `LIMITS`.
-        report: of both bundles or, with `other`, of the first.
-        other: of the second bundle, which is its first.
+        report: the report of both bundles or, with `other`, of the first.
+        other: the report whose first bundle is the second to compare.
 
     Raises:
-        ValueError: a report does not have what a limit needs, or too few rounds.
+        ValueError: a report lacks the data of a limit, or has too few rounds.
     """
     for name, most in limits.items():
         for what, found, is_points in _COSTS[name](report, other):
@@ -95,7 +96,7 @@ def verdicts(limits: Mapping[str, float], report: Report, other: Report | None =
 
 
 Costs = Iterator[tuple[str, Spread, bool]]
-"""What is compared, the ratio or the difference, and whether it is a difference in points."""
+"""The name of a cost, its ratio or difference, and whether it is a difference in points."""
 
 
 def _time(report: Report, other: Report | None) -> Costs:
@@ -108,7 +109,7 @@ def _time(report: Report, other: Report | None) -> Costs:
 def _words(report: Report, other: Report | None) -> Costs:
     pair = compared(report, other)
     if report["audio"] != pair[1][0]["audio"]:
-        raise ValueError("word errors can be compared on the same recordings only")
+        raise ValueError("word errors can only be compared on the same recordings")
     threads = [source["speed"][0]["threads"] for source, _ in pair]
     modes = [
         {entry["mode"]: entry.get("words", {}) for entry in source["speed"]
@@ -118,7 +119,7 @@ def _words(report: Report, other: Report | None) -> Costs:
     for mode in [mode for mode in modes[0] if mode in modes[1]]:
         one, two = (each[mode] for each in modes)
         if not {"errors", "lengths"} <= one.keys() & two.keys():
-            raise ValueError("word errors need transcripts, and reports that count them by recording")
+            raise ValueError("word errors need transcripts, and reports that count errors by recording")
         yield f"word errors, {mode}", difference_of_rates(one["errors"], two["errors"], one["lengths"]), True
 
 
@@ -132,7 +133,7 @@ def _memory(report: Report, other: Report | None) -> Costs:
     for source, name in compared(report, other):
         entry = source["footprint"][name]
         if "peak_bytes" not in entry:
-            raise ValueError(f"{name}: its memory is not known, since the system does not tell it")
+            raise ValueError(f"{name}: memory is unknown on this system")
         _check_rounds(entry["peak_bytes"]["count"], name)
         found.append(entry["peak_bytes"])
     one, two = found
@@ -145,4 +146,4 @@ _COSTS = {"time": _time, "words": _words, "size": _size, "memory": _memory}
 
 def _check_rounds(count: int, name: str) -> None:
     if count < FEWEST_ROUNDS:
-        raise ValueError(f"{name}: was measured in {count} rounds, a limit needs at least {FEWEST_ROUNDS}")
+        raise ValueError(f"{name}: measured in {count} rounds; a limit needs at least {FEWEST_ROUNDS}")

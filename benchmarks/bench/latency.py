@@ -1,9 +1,8 @@
 """How long does a user wait? Chunks, first partial result, words and final result of a source in real time.
 
 Each wait has two parts. The algorithmic part is audio that must arrive first: the rest of the chunk, the look-ahead of
-the convolutions, the buffers in which audio is delivered. No faster machine shortens it. The compute part lasts from
-the arrival of that audio to the result, including queueing behind earlier chunks. The time of a word is the one that
-the model gives in the final result.
+the convolutions, the audio buffers. A faster machine does not shorten it. The compute part lasts from
+the arrival of that audio to the result, including queueing behind earlier chunks. Word times are those of the final result.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ Wait = tuple[float, float]
 
 
 def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], mode: Mode) -> list[dict[str, Any]]:
-    """Recognise recordings as if live, with the bundles in turn, recording by recording; those that can stream.
+    """Recognise recordings in real time with each streaming bundle in turn.
 
     Returns:
         One entry for each bundle; see `summary`.
     """
     able = {name: probe for name, probe in probes.items() if probe.model.config.streaming}
     observed: dict[str, list[Observation]] = {name: [] for name in able}
-    # One chunk at full speed first, so that a running process is measured and not one that has just started.
+    # Warm up with one chunk at full speed.
     for probe in able.values():
         probe.recognise(recordings[0], mode)
     for number, samples in enumerate(recordings, start=1):
@@ -55,16 +54,16 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
         chunk_latency_s: compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one chunk to
             the next.
         first_partial_s: from the start of the first word to the first partial result with a word.
-        word_s: from the end of each word to the partial (or final) result from which on it is shown permanently;
-            first_word_s, last_word_s: the same of the first and the last word of each utterance.
+        word_s: from the end of each word to the result after which it no longer changes; first_word_s, last_word_s: the
+            same for the first and the last word of each utterance.
         committed_s: from the end of each word to the result that commits it.
         finalisation_s: from the end of the last word of an utterance to its final result. Audio after that word is
             algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and the
             second pass are compute.
-        flicker: share of the words shown in partial results that changed afterwards.
-        revised: share of the words that the second pass changed although they were committed.
+        flicker: share of the words in partial results that changed afterwards.
+        revised: share of the committed words that the second pass changed.
 
-        The waits have percentiles of "algorithmic", "compute" and "total"; keys without any speech are missing.
+        The waits have percentiles of "algorithmic", "compute" and "total". Without speech, keys are missing.
     """
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:
@@ -94,7 +93,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
 
 
 def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) -> tuple[int, int]:
-    """How many words of an utterance partial results showed, and how many of them changed or went afterwards."""
+    """Count the words in partial results of an utterance, and how many of them later changed or disappeared."""
     texts = [[word.text for word in vocabulary.words(tokens)] for tokens in (e.tokens for e in events)]
     texts.append([word.text for word in vocabulary.words(segment.tokens)])
     num_shown = max((len(words) for words in texts[:-1]), default=0)
@@ -107,7 +106,7 @@ def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) ->
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """The wait for the first tokens of an utterance, given the chunks within it and the one that ended it."""
+    """Return the wait for the first tokens of an utterance, given its chunks and the one that ended it."""
     if not segment.words:
         return []
     shown = next((event for event in events if event.tokens), final)
@@ -115,7 +114,7 @@ def first_partial(segment: Result, events: Sequence[Event], final: Event) -> lis
 
 
 def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary: Vocabulary) -> list[Wait]:
-    """The waits for the words of an utterance, each until it is shown permanently with all words before it."""
+    """Return the waits for the words of an utterance, each until it and all earlier words no longer change."""
     waits = []
     for word, result in zip(vocabulary.words(segment.tokens), segment.words, strict=True):
         settled = final
@@ -128,7 +127,7 @@ def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary
 
 
 def commitments(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """The waits for the words of an utterance, each until it is committed, unless some of these were revised."""
+    """Return the waits for the words of an utterance, each until it is committed; empty if any were revised."""
     waits = []
     for number, word in enumerate([] if segment.revised else segment.words):
         event = next((event for event in events if event.num_committed > number), final)
@@ -145,5 +144,5 @@ def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
 
 
 def _silence(endpoint: EndpointConfig | None) -> float | None:
-    """Seconds of silence after speech that end an utterance (endpoint rule 2); None if no rule does."""
+    """Return the seconds of silence after speech that end an utterance (endpoint rule 2); None without a rule."""
     return endpoint.rule2.min_trailing_silence if endpoint and endpoint.rule2 else None
