@@ -15,7 +15,19 @@ import numpy as np
 import onnxruntime
 import pytest
 import soundfile
-from compiled import CHECKS, EXAMPLES, NEEDED, ONNXRUNTIME, ROOT, SOURCE, built_kernels, cmake, installed_library
+from compiled import (
+    CHECKS,
+    EXAMPLES,
+    HAS_OPENSSL,
+    NEEDED,
+    ONNXRUNTIME,
+    ROOT,
+    SIGNATURES,
+    SOURCE,
+    built_kernels,
+    cmake,
+    shared_library,
+)
 from manifests import (
     LATER,
     LATER_FIELD,
@@ -49,7 +61,6 @@ BAD_GRAMMARS = (
     ["<x> = a", "<y>"], ["[" * 9000], ["(<b0>)", *(f"<b{n}> = (a | <b{n + 1}>)" for n in range(60)), "<b60> = a"],
     ["<x> = a <x>", "<x>"], ["<x> = a", "<x> = b"], ["<x> ="], ["[" + "a" * 30000],
 )  # fmt: skip
-HAS_OPENSSL = Path("/usr/include/openssl/evp.h").is_file()
 PROGRAM = ROOT / "examples" / "cpp"
 CONSUMER = CHECKS / "consumer"
 VALGRIND = shutil.which("valgrind")
@@ -68,17 +79,17 @@ def build(folder, target, *settings, source):
 class Installed:
     """The library, compiled and installed, and the programs of the tests that link to it."""
 
-    def __init__(self, folder, sanitizers):
+    def __init__(self, factory, sanitizers):
+        folder = factory.mktemp("installed")
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g1" if sanitizers else ""
         kernels = "ON" if sanitizers else built_kernels()
-        signatures = "-DU2MOE_SIGNATURES=ON" if HAS_OPENSSL else "-DU2MOE_SIGNATURES=OFF"
         common = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", ONNXRUNTIME]
-        settings = ["-DBUILD_SHARED_LIBS=ON", f"-DU2MOE_KERNELS={kernels}", signatures]
-        self.prefix = installed_library(folder, *settings, flags=f"-O1 {flags}")
+        compiled = shared_library(factory, f"-DU2MOE_KERNELS={kernels}", SIGNATURES, flags=f"-O1 {flags}".strip())
+        self.prefix = compiled / "prefix"
         self.library = self.prefix / "lib" / "libu2moe.so"
-        found = [f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DBUILD={folder / 'library'}"]
+        found = [f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DBUILD={compiled / 'library'}"]
         linked = "" if kernels in ("ON", "OFF") else kernels
-        programs = [*common, *found, f"-DKERNELS={linked}", f"-DCMAKE_CXX_FLAGS={flags}", signatures]
+        programs = [*common, *found, f"-DKERNELS={linked}", f"-DCMAKE_CXX_FLAGS={flags}", SIGNATURES]
         build(folder / "programs", "all", *programs, source=CHECKS)
         self.checks = [folder / "programs" / "checks"]
         self.program = [folder / "programs" / "example" / "u2moe_transcribe"]
@@ -90,7 +101,7 @@ class Installed:
 )
 def installed(request, tmp_path_factory):
     """With the sanitizers an invalid access, undefined behaviour or a leak ends a program with an error."""
-    return Installed(tmp_path_factory.mktemp("installed"), request.param)
+    return Installed(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ LIBRARIES = f"lib/{platform.machine()}-linux-gnu"
 NOT_OPENED = b"U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read\n"
 
 
-@pytest.fixture(scope="module", params=["shared", "static"])
+@pytest.fixture(scope="module", params=[pytest.param("shared", marks=pytest.mark.endurance), "static"])
 def prefix(request, tmp_path_factory):
     """Where the library lies after it was installed elsewhere, and the tree of its build was removed."""
     folder = tmp_path_factory.mktemp("package")

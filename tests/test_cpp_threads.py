@@ -11,7 +11,7 @@ import onnx
 import onnx.parser
 import pytest
 import soundfile
-from compiled import CHECKS, EXAMPLES, NEEDED, built_kernels, installed_library
+from compiled import CHECKS, EXAMPLES, NEEDED, SIGNATURES, built_kernels, shared_library
 from manifests import flipped
 from silero import VAD, WINDOWS, write_vad
 
@@ -24,9 +24,11 @@ CANCELLED = "U2MOE_CANCELLED: this stream was cancelled: reset it, or create ano
 
 
 class Programs:
-    def __init__(self, folder, flags):
-        shared = ["-DBUILD_SHARED_LIBS=ON", f"-DU2MOE_KERNELS={built_kernels()}"]
-        prefix = installed_library(folder, *shared, flags=f"-O1 -g1 {flags}")
+    def __init__(self, factory, flags):
+        folder = factory.mktemp("programs")
+        settings = [f"-DU2MOE_KERNELS={built_kernels()}", SIGNATURES]
+        compiled = shared_library(factory, *settings, flags=f"-O1 {flags}".strip())
+        prefix = compiled / "prefix"
         libraries = f"{flags} -g1 -I{prefix}/include -L{prefix}/lib -lu2moe -lpthread -Wl,-rpath,{prefix}/lib".split()
         strict = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
         for command in (
@@ -52,7 +54,7 @@ class Programs:
 )
 def programs(request, tmp_path_factory):
     """With the sanitizer a race of two threads ends a program with an error."""
-    return Programs(tmp_path_factory.mktemp("programs"), request.param)
+    return Programs(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -73,10 +73,8 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units elsewhere")
-@pytest.mark.parametrize(
-    "limits", [{"export": 0.75}, pytest.param({"export": 0.75, "quantize": 1.5}, marks=pytest.mark.endurance)]
-)
-def test_memory_does_not_grow_with_the_weights(tmp_path, limits):
+@pytest.mark.endurance
+def test_memory_does_not_grow_with_the_weights(tmp_path):
     """But for one copy in float32 and one in int8 that run side by side, with a report, recordings and a limit."""
     (tmp_path / "sounds").mkdir()
     for name, hidden in (("small", 32), ("large", 3072)):
@@ -85,7 +83,7 @@ def test_memory_does_not_grow_with_the_weights(tmp_path, limits):
         config = random_config(**sizes, decoder=None)
         recipe_of(tmp_path / name, **{key: config[key] for key in ("encoder_conf", "decoder")})
     sounds = sorted(write_noise(tmp_path / "sounds", 4, 32_000).iterdir())
-    for step, most in limits.items():
+    for step, most in {"export": 0.75, "quantize": 1.5}.items():
         command = [sys.executable, "-c", MEMORY, step, *sounds]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         written = sum(file.stat().st_size for file in (tmp_path / "large" / "bundle").iterdir())

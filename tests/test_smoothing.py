@@ -19,6 +19,9 @@ HYPOTHESES = [[1, 2, 3], [4], []]
 PARTS = [slice(0, 1), slice(2, 4)]
 """Of `outputs`: log-probabilities, and scores of the decoders."""
 
+KINDS = ("norms", "heads", "front", "projection", "output")
+"""Rescalings that "all" combines."""
+
 
 @pytest.fixture(scope="module", params=["moe_tiny", pytest.param("dense_tiny", marks=pytest.mark.endurance)])
 def plain(request, exported):
@@ -89,7 +92,7 @@ def calibrated_plain(plain, recordings, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["norms", "heads", "front", "projection", "output", "all", "tiny"])
+@pytest.mark.parametrize("kind", ["all", "tiny", *(pytest.param(kind, marks=pytest.mark.endurance) for kind in KINDS)])
 def test_rescalings_that_change_nothing_in_float32_cost_nothing(kind, plain, calibrated_plain, recordings, tmp_path):
     """Written without `sites_of`: gains of norms, values of heads, channels of the front end, encoder output."""
     rescaled = rewritten_together(plain, tmp_path / "rescaled", lambda models: rescale(models, kind))

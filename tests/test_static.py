@@ -156,7 +156,7 @@ OTHERS = (
 
 
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize(("multiple", "left"), [(1, 3), (5, 1)])
+@pytest.mark.parametrize(("multiple", "left"), [pytest.param(1, 3, marks=pytest.mark.endurance), (5, 1)])
 def test_other_encoders(name, multiple, left, export_quickly, tmp_path):
     """Small chunks, whose history is longer than they are, and odd ones as long as their left context."""
     bundle = Bundle.open(export_quickly(write_configuration(name, tmp_path / "checkpoint"), tmp_path / "bundle"))

@@ -103,6 +103,7 @@ def test_a_resumed_run_takes_the_same_steps(work_dir):
     assert torch.equal(*(next(iter(run["optimizer"]["average"].values())) for run in (whole, parts)))
 
 
+@pytest.mark.endurance
 @pytest.mark.usefixtures("no_easy_phase")
 def test_two_views_are_heard_by_any_number_of_processes(work_dir, monkeypatch):
     seen, losses = [], gradients.losses
@@ -112,6 +113,7 @@ def test_two_views_are_heard_by_any_number_of_processes(work_dir, monkeypatch):
     assert differences(two, run(work_dir, "views-shared", 16, "--views", 2, "--processes", 2)) == 0
 
 
+@pytest.mark.endurance
 @pytest.mark.usefixtures("no_easy_phase")
 def test_a_run_may_get_a_teacher_and_goes_on_with_it(work_dir, capsys):
     rng = np.random.default_rng(2)

@@ -44,7 +44,7 @@ def written(text):
     return " ".join(part.text for part in write(text.split()))
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.integers(1, 10**12 - 1), st.sampled_from(["", "and"]))
 def test_every_number_is_read_as_it_is_spelled(number, join):
     words = spell(number, join).split()
@@ -149,7 +149,7 @@ def result_of(words, confidences=None):
     )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from(VOCABULARY), max_size=12), st.booleans(), st.booleans())
 def test_words_keep_their_times_whatever_is_said(words, numbers, capitals):
     spoken = result_of([word.upper() if capitals else word for word in words])
@@ -179,7 +179,7 @@ READ_ON = (
 )  # fmt: skip
 
 
-@settings(max_examples=1000)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from([*READ_ON, *VOCABULARY]), max_size=9),
     st.sampled_from([TextFormat(capitalized=PHRASES), TextFormat(numbers=False), TextFormat(casing=False)]),

@@ -9,6 +9,7 @@ nothing about a trained model. Routers spread tokens evenly, the worst case.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,13 @@ BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNK
 START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 
+@functools.cache
+def _parameters(model: str) -> tuple[float, float]:
+    """Return a model's parameters, and those active for a token, in millions; counting them builds the network."""
+    config = random_config(**SIZES[model])
+    return num_parameters(config) / 1e6, num_parameters(config, active=True) / 1e6
+
+
 @dataclass(frozen=True)
 class Case:
     """A model in a format, and what computes it."""
@@ -76,8 +84,7 @@ class Case:
     @property
     def parameters(self) -> tuple[float, float]:
         """Millions of parameters, and of those that are active for a token."""
-        config = random_config(**SIZES[self.model])
-        return num_parameters(config) / 1e6, num_parameters(config, active=True) / 1e6
+        return _parameters(self.model)
 
     @property
     def size(self) -> str:

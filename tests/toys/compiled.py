@@ -1,6 +1,9 @@
 """Compiles the C++ library and programs that use it."""
 
+import fcntl
+import hashlib
 import importlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +17,8 @@ CHECKS = ROOT / "tests" / "cpp"
 EXAMPLES = ROOT / "examples" / "c"
 ONNXRUNTIME_FOLDER = Path(onnxruntime.__file__).parent
 ONNXRUNTIME = f"-DONNXRUNTIME_ROOT={ONNXRUNTIME_FOLDER}"
+HAS_OPENSSL = Path("/usr/include/openssl/evp.h").is_file()
+SIGNATURES = f"-DU2MOE_SIGNATURES={'ON' if HAS_OPENSSL else 'OFF'}"
 QUICK = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10"]
 """Settings of a build whose speed does not matter."""
 NEEDED = [
@@ -39,6 +44,18 @@ def built_kernels():
         return importlib.import_module("u2moe_kernels").library_path()
     except ModuleNotFoundError:
         return "OFF"
+
+
+def shared_library(factory, *settings, flags):
+    """Return the folder of a shared library, compiled once for all workers and tests with these settings."""
+    root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder = root / hashlib.sha256(repr([settings, flags]).encode()).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "prefix").exists():
+            installed_library(folder, "-DBUILD_SHARED_LIBS=ON", *settings, flags=flags)
+    return folder
 
 
 def installed_library(folder, *settings, flags="-O1"):
