@@ -35,6 +35,7 @@ struct Product {
   const uint32_t* token;  // [rows]
   const float* share;     // [rows]
   const uint8_t* next;  // what several tiles of rows prefetch; null: the next block
+  const uint8_t* after;  // what a single tile of rows prefetches after the last block; null: what lies behind it
   // int4 only
   size_t group;
   uint8_t* room;  // for kUnpacked blocks in int8

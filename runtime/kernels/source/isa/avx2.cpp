@@ -42,7 +42,7 @@ void tile(const Product& p, const uint8_t* codes, const uint8_t* steps, const ui
           float* unit) {
   const size_t depth = depth8(p.k);
   Sums<Plain, M> total;
-  start_sums<Plain, M>(total, constants);
+  start_sums<Plain, M>(total);
   for (size_t first = 0; first < p.k; first += p.group, steps += kBlock) {
     const auto own = Plain::steps(steps);
     for (size_t k = first; k < first + p.group && k < depth; k += kRowsOfSum) {
@@ -51,7 +51,7 @@ void tile(const Product& p, const uint8_t* codes, const uint8_t* steps, const ui
       U2MOE_UNROLL for (size_t i = k; i < k + kRowsOfSum; i += kRows4) {
         Plain::Weights low, high;
         if constexpr (kIsPacked) {
-          prefetch4(weights);
+          prefetch4(weights + kFar);
           Plain::unpack(weights, own, low, high);
         } else {
           low = Plain::load_weights(weights + i * kBlock);

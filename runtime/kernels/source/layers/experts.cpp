@@ -10,7 +10,7 @@ namespace u2moe {
 namespace {
 
 constexpr size_t kHiddenBytes = 384 << 10;  // of hidden activations at a time: they should stay in the cache
-constexpr size_t kLeastRows = 64;          // of an expert that are worth reading its weights again
+constexpr size_t kLeastRows = 96;          // of an expert that are worth reading its weights again
 
 // Rows of one expert, which are multiplied together.
 struct Segment {
@@ -131,17 +131,19 @@ class Experts {
     const size_t parts = std::max<size_t>(1, std::min((kTasks + count - 1) / count, blocks / kBlocksOfTask));
     threads_.each(count * parts, [&](size_t task) {
       const Segment& s = group[task / parts];
-      const uint8_t* weights = expert(s.expert);
-      Product p = product_of(rows, s.first - first_row, s.rows, weights, dim, hidden, size);
+      const Range own = part_of(blocks, task % parts, parts);
+      Product p = product_of(rows, s.first - first_row, s.rows, expert(s.expert), dim, hidden, size);
       p.then = Then::hidden;
       p.activation = layer_.activation;
       p.out = h + (s.first - first_row) * hidden;
       p.out_stride = hidden;
-      const Range own = part_of(blocks, task % parts, parts);
-      multiply(isa_, p, own);
-      if (layer_.gate_bytes == 0) return;
-      p.weights = weights + layer_.gate_bytes;
-      p.then = Then::gated;
+      if (layer_.gate_bytes > 0) {
+        multiply(isa_, p, own);
+        p.weights += layer_.gate_bytes;
+        p.then = Then::gated;
+      }
+      if (own.last == blocks)
+        p.after = task + 1 < count * parts ? expert(group[task / parts + 1].expert) : second(group[0].expert);
       multiply(isa_, p, own);
     });
     const Rows inner = rows_of(scratch_, isa_, num_rows, hidden, kHiddenCodes, kHiddenScale);
@@ -149,18 +151,21 @@ class Experts {
     for (size_t row = 0; row < num_rows; row++) inner.scale[row] *= share_of_[first_row + row];
     const size_t out_blocks = blocks_of(dim);
     const size_t out_parts = std::max<size_t>(1, std::min(kTasks, out_blocks / kBlocksOfTask));
+    const size_t block_bytes = layer_.second_bytes / out_blocks;
     threads_.each(out_parts, [&](size_t task) {
+      const Range own = part_of(out_blocks, task, out_parts);
       for (size_t i = 0; i < count; i++) {
         const Segment& s = group[i];
         const size_t row = s.first - first_row;
-        const uint8_t* weights = expert(s.expert) + layer_.gate_bytes + layer_.first_bytes;
-        Product p = product_of(inner, row, s.rows, weights, hidden, dim, size);
+        Product p = product_of(inner, row, s.rows, second(s.expert), hidden, dim, size);
+        p.after = i + 1 < count ? second(group[i + 1].expert) + own.first * block_bytes
+                                : second(group[0].expert) + own.last * block_bytes;
         p.then = Then::scatter;
         p.out = y_;
         p.out_stride = dim;
         p.token = token + row;
         p.share = share_of_ + s.first;
-        multiply(isa_, p, part_of(out_blocks, task, out_parts));
+        multiply(isa_, p, own);
       }
     });
   }
@@ -175,6 +180,7 @@ class Experts {
     return rows;
   }
 
+  const uint8_t* second(size_t number) const { return expert(number) + layer_.gate_bytes + layer_.first_bytes; }
   const uint8_t* expert(size_t number) const { return layer_.weights.data() + number * layer_.expert_bytes(); }
 
   const InstructionSet& isa_;

@@ -7,21 +7,25 @@ namespace {
 constexpr size_t kRows4 = 8;  // of a step: four in the low halves of bytes, four in the high ones
 
 // Unpacking is too slow for processors to see what comes next: weights are prefetched into the second-level cache.
-inline void prefetch4(const uint8_t* weights) { U2MOE_PREFETCH(weights + 2 * kNear, 2); }
+constexpr ptrdiff_t kFar = 2 * kNear;
+inline void prefetch4(const uint8_t* weights) { U2MOE_PREFETCH(weights, 2); }
 
-// All M rows with the columns of a tile.
+// All M rows with the columns of a tile; blocks reach to `end`.
 template <class V, int M>
-inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t* block, size_t column, float* unit) {
+inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t* block, size_t column,
+                  const uint8_t* end, float* unit) {
   constexpr int P = V::kPanels;
   const size_t depth = depth8(p.k), groups = groups4(p.k, p.group), step_bytes = step_bytes4(p.k, p.group);
   const uint8_t* weights = block + step_bytes + column * 4;
   const uint8_t* ahead = block + column * 4;
+  const ptrdiff_t jump = p.after ? p.after - end : 0;
   const uint8_t* constants = block + block_bytes4(p.k, p.group) - 12 * kBlock + column * 4;
   typename V::Ints sum[M][P];
-  start_sums<V, M>(sum, constants);
+  start_sums<V, M>(sum);
   for (size_t g = 0; g < groups; g++) {
     typename V::Steps steps[P];
-    prefetch4(ahead);  // for a share of the steps and constants, which a block has beside its weights
+    const ptrdiff_t far = end - ahead > kFar ? kFar : kFar + jump;
+    prefetch4(ahead + far);  // for a share of the steps and constants, which a block has beside its weights
     ahead += kBlock * 4 / P;
     U2MOE_UNROLL for (int i = 0; i < P; i++) steps[i] = V::steps(block + g * kBlock + column + i * kPanel);
     const auto* own = codes + g * p.group;
@@ -29,7 +33,7 @@ inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t
     for (size_t k = 0; k < rows; k += kRows4) {
       typename V::Weights low[P], high[P];
       U2MOE_UNROLL for (int i = 0; i < P; i++) {
-        prefetch4(ahead + i * kLine);
+        prefetch4(ahead + far + i * kLine);
         V::unpack(weights + i * kPanel * 4, steps[i], low[i], high[i]);
       }
       ahead += kBlock * 4;
@@ -42,11 +46,11 @@ inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t
 }
 
 template <class V, int M = static_cast<int>(V::kRows)>
-inline void rows4(const Product& p, const uint8_t* block, size_t column, float* unit) {
+inline void rows4(const Product& p, const uint8_t* block, size_t column, const uint8_t* end, float* unit) {
   if constexpr (M > 1) {
-    if (p.rows < M) return rows4<V, M - 1>(p, block, column, unit);
+    if (p.rows < M) return rows4<V, M - 1>(p, block, column, end, unit);
   }
-  tile4<V, M>(p, static_cast<const typename V::Code*>(p.codes), block, column, unit);
+  tile4<V, M>(p, static_cast<const typename V::Code*>(p.codes), block, column, end, unit);
 }
 
 // A block in int4 to one in int8.
@@ -59,7 +63,7 @@ void unpack_block(const Product& p, const uint8_t* block, uint8_t* to) {
     for (size_t i = 0; i < 2; i++) steps[i] = V::steps(block + first / p.group * kBlock + i * kPanel);
     for (size_t k = first; k < first + p.group && k < depth; k += kRows4, weights += kBlock * 4) {
       for (size_t i = 0; i < 2; i++) {
-        prefetch4(weights + i * kLine);
+        prefetch4(weights + kFar + i * kLine);
         typename V::Weights low, high;
         V::unpack(weights + i * kPanel * 4, steps[i], low, high);
         V::store_weights(low, to + k * kBlock + i * kPanel * 4);
@@ -84,7 +88,7 @@ void multiply4(const Product& p, size_t first, size_t last) {
       const uint8_t* weights = p.weights + block * bytes;
       const auto* bias = reinterpret_cast<const float*>(weights + bytes - 4 * kBlock);
       for (size_t c = 0; c < kBlock; c += kWidth) {
-        rows4<V>(p, weights, c, unit);
+        rows4<V>(p, weights, c, p.weights + last * bytes, unit);
         finish<V>(p, 0, p.rows, block * kBlock + c, kWidth, unit, bias + c);
       }
     }

@@ -6,7 +6,7 @@ namespace {
 
 // How weights come into the cache before they are needed: if there are several tiles of rows, they spread the lines of the
 // next block among them. A single tile reads fast enough for processors to see by themselves what comes next, and is
-// slower if it prefetches.
+// slower if it prefetches more than the constants and the first lines after a jump.
 struct Ahead {
   const uint8_t* next;
   size_t mask;  // a line of `next` at steps whose number has none of these bits
@@ -15,14 +15,10 @@ struct Ahead {
 template <class V, int M>
 using Sums = typename V::Ints[M][V::kPanels];
 
-// `constants` are the scales of the panels and what follows.
 template <class V, int M>
-inline void start_sums(Sums<V, M>& sum, const uint8_t* constants) {
+inline void start_sums(Sums<V, M>& sum) {
   U2MOE_UNROLL for (int p = 0; p < static_cast<int>(V::kPanels); p++) {
-    auto start = V::seti(0);
-    if constexpr (V::kZero != 0)
-      start = V::loadi(reinterpret_cast<const int32_t*>(constants + kBlock * 4) + p * kPanel);
-    U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m][p] = start;
+    U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m][p] = V::seti(0);
   }
 }
 
@@ -36,10 +32,16 @@ inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPan
   }
 }
 
+// `constants` are the scales of the panels and what follows. They lie behind the weights: sums that began with the
+// correction would wait for memory.
 template <class V, int M>
-inline void store_sums(const Sums<V, M>& sum, const uint8_t* constants, float* unit) {
+inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
   U2MOE_UNROLL for (int p = 0; p < static_cast<int>(V::kPanels); p++) {
     const auto scale = V::load(reinterpret_cast<const float*>(constants) + p * kPanel);
+    if constexpr (V::kZero != 0) {
+      const auto correction = V::loadi(reinterpret_cast<const int32_t*>(constants + kBlock * 4) + p * kPanel);
+      U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m][p] = V::addi(sum[m][p], correction);
+    }
     U2MOE_UNROLL for (int m = 0; m < M; m++)
       V::store(unit + m * kBlock + p * kPanel, V::mul(V::to_float(sum[m][p]), scale));
   }
@@ -51,7 +53,7 @@ inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* w
                   const uint8_t* constants, Ahead ahead, float* unit) {
   constexpr int P = V::kPanels;
   typename V::Ints sum[M][P];
-  start_sums<V, M>(sum, constants);
+  start_sums<V, M>(sum);
   for (size_t s = 0; s < steps; s++) {
     if ((s & ahead.mask) == 0) {
       U2MOE_PREFETCH(ahead.next, 2);
@@ -88,7 +90,8 @@ void multiply8(const Product& p, size_t first, size_t last) {
   if (p.rows == 0) return;
   const auto* codes = static_cast<const typename V::Code*>(p.codes);
   const size_t each = tile_rows(p.rows, V::kRows), tiles = (p.rows + each - 1) / each;
-  const size_t steps = (p.k + 3) / 4, bytes = block_bytes8(p.k);
+  // a single tile reads the zeros after the last row, too: processors see better what comes next without a gap
+  const size_t steps = tiles == 1 ? depth8(p.k) / 4 : (p.k + 3) / 4, bytes = block_bytes8(p.k);
   constexpr size_t kWidth = V::kPanels * kPanel;  // columns of a tile
   // all tiles of a block together have this many steps for its bytes / 64 lines
   size_t interval = 1;
@@ -98,6 +101,9 @@ void multiply8(const Product& p, size_t first, size_t last) {
   for (size_t block = first; block < last; block++) {
     const uint8_t* weights = p.weights + block * bytes;
     const uint8_t* constants = weights + depth8(p.k) * kBlock;
+    for (size_t i = 0; i < 12 * kBlock + kLine; i += kLine) U2MOE_PREFETCH(constants + i, 3);
+    if (tiles == 1 && block + 1 == last && p.after != nullptr)
+      for (size_t i = 0; i < kNear; i += kLine) U2MOE_PREFETCH(p.after + i, 2);
     const bool pairs_fit = pairs_fit8(constants);
     Ahead ahead{p.next ? p.next + (block - first) * bytes : weights + bytes, mask};
     const auto* bias = reinterpret_cast<const float*>(constants + kBlock * 8);

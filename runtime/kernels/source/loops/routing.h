@@ -5,20 +5,28 @@
 
 namespace {
 
-// Logits of one token; four sums, of every fourth input each, hide the latency of additions.
-template <class V>
+// Logits of M tokens, which read the gate together, kMostExperts apart; four sums of a token, of every fourth input each,
+// hide the latency of additions.
+template <class V, int M>
 inline void logits_of(const Routing& r, const float* x, float* logits) {
   const size_t width = rounded_up(r.experts, kPanel);
   for (size_t e = 0; e < width; e += kPanel) {
     const float* gate = r.gate + e;
-    typename V::Floats sum[4];
-    U2MOE_UNROLL for (int i = 0; i < 4; i++) sum[i] = V::set(0.0f);
+    typename V::Floats sum[M][4];
+    U2MOE_UNROLL for (int m = 0; m < M; m++) {
+      U2MOE_UNROLL for (int i = 0; i < 4; i++) sum[m][i] = V::set(0.0f);
+    }
+    const auto add = [&](size_t d, int i) {
+      const auto weights = V::load(gate + d * width);
+      U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m][i] = V::fma(V::set(x[m * r.dim + d]), weights, sum[m][i]);
+    };
     size_t d = 0;
     for (; d + 4 <= r.dim; d += 4) {
-      U2MOE_UNROLL for (int i = 0; i < 4; i++) sum[i] = V::fma(V::set(x[d + i]), V::load(gate + (d + i) * width), sum[i]);
+      U2MOE_UNROLL for (int i = 0; i < 4; i++) add(d + i, i);
     }
-    for (; d < r.dim; d++) sum[0] = V::fma(V::set(x[d]), V::load(gate + d * width), sum[0]);
-    V::store(logits + e, V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
+    for (; d < r.dim; d++) add(d, 0);
+    U2MOE_UNROLL for (int m = 0; m < M; m++)
+      V::store(logits + m * kMostExperts + e, V::add(V::add(sum[m][0], sum[m][1]), V::add(sum[m][2], sum[m][3])));
   }
 }
 
@@ -37,11 +45,19 @@ inline void choose(const Routing& r, float* logits, uint32_t* expert, float* val
 
 template <class V>
 void route(const Routing& r, size_t first, size_t last) {
-  alignas(64) float logits[kMostExperts], shares[kMostExperts];
+  constexpr int kTogether = V::kRows > 8 ? 4 : 1;  // tokens whose sums fit in registers
+  alignas(64) float logits[kTogether * kMostExperts], shares[kMostExperts];
+  size_t known = first;  // tokens before have logits
   for (size_t token = first; token < last; token++) {
     uint32_t* expert = r.expert + token * r.top_k;
-    logits_of<V>(r, r.x + token * r.dim, logits);
-    choose(r, logits, expert, shares);
+    float* own = logits + (token - first) % kTogether * kMostExperts;
+    if (token == known) {
+      const float* x = r.x + token * r.dim;
+      const bool is_whole = last - token >= kTogether;
+      is_whole ? logits_of<V, kTogether>(r, x, own) : logits_of<V, 1>(r, x, own);
+      known += is_whole ? kTogether : 1;
+    }
+    choose(r, own, expert, shares);
     const auto highest = V::set(shares[0]);
     for (size_t j = 0; j < r.top_k; j += kPanel) {
       const auto values = load_part<V>(shares + j, r.top_k - j);
