@@ -28,7 +28,7 @@ class Programs:
         folder = factory.mktemp("programs")
         settings = [f"-DU2MOE_KERNELS={built_kernels()}", SIGNATURES]
         compiled = shared_library(factory, *settings, flags=f"-O1 {flags}".strip())
-        prefix = compiled / "prefix"
+        self.prefix = prefix = compiled / "prefix"
         libraries = f"{flags} -g1 -I{prefix}/include -L{prefix}/lib -lu2moe -lpthread -Wl,-rpath,{prefix}/lib".split()
         strict = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
         for command in (
@@ -139,7 +139,7 @@ FIRST = CHECKS / "first"
 
 
 def compiled_c(folder, include, programs, source):
-    prefix = programs.threads.parent / "prefix"
+    prefix = programs.prefix
     flags = [f"-I{include}", f"-L{prefix}/lib", "-lu2moe", f"-Wl,-rpath,{prefix}/lib"]
     subprocess.run(
         ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", source, "-o", folder / "program", *flags], check=True
@@ -159,7 +159,7 @@ def test_a_program_for_the_first_header_runs_with_this_library(programs, clips, 
 def test_a_program_for_a_later_header_is_told_so(programs, tmp_path):
     if programs.wrapper:
         pytest.skip("it has no sanitizer")
-    header = (programs.threads.parent / "prefix" / "include" / "u2moe.h").read_text(encoding="utf-8")
+    header = (programs.prefix / "include" / "u2moe.h").read_text(encoding="utf-8")
     structs = ("u2moe_stream_options", "u2moe_result_view")
     for name in structs:
         header = header.replace(f"}} {name};", f"double of_a_later_version; }} {name};")
@@ -179,7 +179,7 @@ def test_structs_and_symbols_only_grow(programs, tmp_path):
     """What is released stays where it is; a new version adds lines to the list."""
     if programs.wrapper:
         pytest.skip("layouts are the same")
-    found = layouts(programs.threads.parent / "prefix" / "include", tmp_path)
+    found = layouts(programs.prefix / "include", tmp_path)
     listed = json.loads((CHECKS / "layouts.json").read_text(encoding="utf-8"))
     assert found == listed, f"python {CHECKS / 'layouts.py'} writes the list; nothing in it may change but by additions"
     first = layouts(FIRST, tmp_path)

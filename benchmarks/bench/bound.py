@@ -1,8 +1,9 @@
 """How close is a bundle to the limit of the machine? The minimum time of each part, and the actual time.
 
-`operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that they read; of experts,
-only those with tokens. The bound of a part is the larger of two times: its products at the machine's best rate, and one
-read of these bytes per call (`rates`). Normalization, activations and copies count for the time of a part, not its bound.
+`operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that they read; of
+experts, only those with tokens. The bound of a part is the larger of two times: its products at the machine's best
+rate, and one read of these bytes per call (`rates`). Normalization, activations and copies count for the time of a
+part, not its bound.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compute times and bounds by part.
 
-    The profiler takes about the same time for each kernel. `stages`, measured without it, are the real times of the graphs;
-    the difference is subtracted from the kernels in equal parts.
+    The profiler takes about the same time for each kernel. `stages`, measured without it, are the real times of the
+    graphs; the difference is subtracted from the kernels in equal parts.
 
     Args:
         rounds: kernels of several identical runs; the median of each counts.

@@ -293,7 +293,7 @@ class Check:
             growth = (status_bytes("VmRSS") or 0) - (first or 0)
             yield {"memory": {"chunks": number, "after": NUM_WARM, "bytes_more": growth, "at_most": MOST_GROWTH}}
             if growth > MOST_GROWTH:
-                raise ValueError(f"{number - NUM_WARM} chunks added {growth} bytes of memory; the limit is {MOST_GROWTH}")
+                raise ValueError(f"{number - NUM_WARM} chunks added {growth} bytes; the limit is {MOST_GROWTH}")
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
         """Yield chunk settings, the left context that they need, and features [1, frames, mel] of full chunks."""

@@ -49,8 +49,8 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
 
     Args:
         report: divide the times of its first bundle by those of its second, with which it took turns.
-        other: divide by those of the first bundle of this report instead. The interval then comes from quartiles and does
-            not include changes of the machine between the reports.
+        other: divide by those of the first bundle of this report instead. The interval then comes from quartiles and
+            does not include changes of the machine between the reports.
 
     Raises:
         ValueError: there is only one bundle.

@@ -64,8 +64,10 @@ def report(import_s: float, path: str, audio: str, settings: str) -> None:
     """Measure in a fresh process, and print JSON.
 
     import_s: importing the runtime with onnxruntime and numpy; verify_s: checking the digests of the bundle's files;
-    load_s: creating the sessions, with the files in the system's cache; start_s: both; first_s: recognising the recording
-    whole for the first time. imported_bytes, loaded_bytes, peak_bytes: peak resident memory up to each point (Linux only).
+    load_s: creating the sessions, with the files in the system's cache; start_s: both; first_s: recognising the
+        recording
+    whole for the first time. imported_bytes, loaded_bytes, peak_bytes: peak resident memory up to each point (Linux
+    only).
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415

@@ -2,7 +2,8 @@
 
 Each wait has two parts. The algorithmic part is audio that must arrive first: the rest of the chunk, the look-ahead of
 the convolutions, the audio buffers. A faster machine does not shorten it. The compute part lasts from
-the arrival of that audio to the result, including queueing behind earlier chunks. Word times are those of the final result.
+the arrival of that audio to the result, including queueing behind earlier chunks. Word times are those of the final
+result.
 """
 
 from __future__ import annotations
