@@ -1,4 +1,4 @@
-"""The files for clusters are valid, and the commands in them are understood."""
+"""The files for clusters are valid, and their commands can be parsed."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ CLUSTER = Path(__file__).parent.parent / "examples" / "cluster"
 
 
 def understood(command, **variables):
-    """The options of a `u2moe corpus` command with these variables."""
+    """Parse a `u2moe corpus` command with these variables."""
     text = re.sub(r"\$\{?(\w+)\}?", lambda found: variables[found[1]], command.replace('"$@"', ""))
     program, *arguments = shlex.split(text)
     assert program == "u2moe"
@@ -38,7 +38,7 @@ def test_slurm():
     directives = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE))
     assert re.fullmatch(r"0-\d+", directives["array"])
     assert {"cpus-per-task", "time", "requeue", "signal"} <= directives.keys()
-    assert text.rindex("#SBATCH") < text.index("\nset ")  # sbatch reads none after the first command
+    assert text.rindex("#SBATCH") < text.index("\nset ")  # sbatch ignores directives after the first command
     shard = re.search(r'--shard "(\S+)"', text)[1]
     assert shard == "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
 

@@ -1,4 +1,4 @@
-"""Runs over corpora: each utterance exactly once, whatever is damaged, killed, repeated or divided."""
+"""Runs over corpora: each utterance gets one row, even with damaged files, kills, repetitions and shards."""
 
 import dataclasses
 import os
@@ -130,7 +130,7 @@ def test_what_fails_becomes_a_row(corpus, tmp_path):
 
 @pytest.fixture
 def stereo(tmp_path):
-    """Two utterances of which the left channel says one thing, the right one another, or the contrary."""
+    """Write two utterances whose channels contain different words, swapped in the second."""
     left, right = (say(words, [0.15] * 2)[0] for words in ("AB", "BC"))
     left, right = (channel[: min(len(left), len(right))] for channel in (left, right))
     soundfile.write(tmp_path / "two.wav", np.stack([left, right], axis=1), RATE)
@@ -170,7 +170,7 @@ def test_warnings_about_audio_are_in_its_row(stereo, tmp_path):
 
 
 def test_other_warnings_go_where_they_went(stereo, recwarn):
-    """As those of onnxruntime: only what is about the audio belongs to a row."""
+    """Only warnings about audio belong to a row, not those of onnxruntime, for example."""
 
     class Warner(RowMaker):
         def of_transcript(self, *arguments):
@@ -232,7 +232,7 @@ def test_short_utterances_are_decoded_together(corpus):
     utterances = list(read_utterances(corpus))
     rows = BlockRecognizer(recognizer, RowMaker(model="m", options={})).recognize(utterances)
     assert 1 < max(recognizer.model.session.batches) <= 8
-    recognizer.model.session.fails = True  # then each is tried alone
+    recognizer.model.session.fails = True  # then each is decoded separately
     failed = BlockRecognizer(recognizer, RowMaker(model="m", options={})).recognize(utterances)
     assert [row["text"] for row in rows] == [line["txt"] for line in listed(corpus)]
     assert {row["error"] for row in failed} == {"the device is gone"}
@@ -246,7 +246,7 @@ def test_a_claim_holds_while_its_owner_lives(tmp_path, monkeypatch):
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "True"]
     assert [(claim.number, claim.process) for claim in claims.held() if claim.number == 3] == [(3, os.getpid())]
-    assert claims.take(4)  # whose owner has ended
+    assert claims.take(4)  # the owner has ended
     claims.release(3)
     assert Claims(tmp_path).take(3)
 
@@ -256,7 +256,7 @@ def test_a_claim_holds_while_its_owner_lives(tmp_path, monkeypatch):
     claims.renew()
     os.utime(tmp_path / f"{4:012}", (time.time() - LEASE_S - 5,) * 2)
     assert other.take(4)
-    other.close({3})  # whose owner lives
+    other.close({3})  # the owner is alive
     assert [claim.number for claim in other.held()] == [3]
     os.utime(tmp_path / f"{3:012}", (time.time() - LEASE_S - 5,) * 2)
     other.close({4})
@@ -304,7 +304,7 @@ def test_a_worker_that_is_killed_is_replaced(corpus, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_audio_of_a_worker_that_is_killed_is_counted_once(corpus, tmp_path):
-    """It dies at the last utterance, when all others of its block are recognised."""
+    """The worker dies at the last utterance of its block."""
     lines = listed(corpus)
     folder, once = tmp_path / "kaldi", tmp_path / "once"
     folder.mkdir()
@@ -323,7 +323,7 @@ def test_audio_of_a_worker_that_is_killed_is_counted_once(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_a_program_that_is_not_guarded_is_told_so(corpus, tmp_path):
-    """Workers that load the model themselves import the program; without the guard each would begin a run."""
+    """Spawned workers import the program. Without the guard, each would start a run."""
     (tmp_path / "program.py").write_text(
         "import sys; from corpora import ToyChoice; from u2moe.runtime.corpus.runner import *\n"
         "run_corpus(sys.argv[1], sys.argv[2], ToyChoice(can_be_forked=False), CorpusOptions(num_workers=1))"
@@ -340,7 +340,7 @@ def test_a_program_that_is_not_guarded_is_told_so(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_machine_fails_goes_on_elsewhere(corpus, tmp_path):
-    """All processes of a run are killed at once; nothing of a block that was not finished is left."""
+    """All processes of a run are killed at the same time; unfinished blocks leave nothing."""
     script = (
         "import sys; from corpora import ToyChoice; from u2moe.runtime.corpus.runner import *\n"
         "run_corpus(sys.argv[1], sys.argv[2], ToyChoice(), CorpusOptions(block_size=2, num_workers=2, "

@@ -1,4 +1,4 @@
-"""Runs on Ray Data, and folders on S3. Needs ray, moto and s3fs, as the extra `dev` has them."""
+"""Runs on Ray Data, and folders on S3. Needs ray, moto and s3fs (extra `dev`)."""
 
 import contextlib
 import importlib
@@ -20,7 +20,7 @@ from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
 pytestmark = [
     pytest.mark.slow,
-    # Ray's settings warn about each other's old names when they are made.
+    # Ray's settings warn about old names of each other on creation.
     pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning:ray.data.context"),
 ]
 
@@ -28,14 +28,14 @@ OPTIONS = CorpusOptions(block_size=4, num_workers=1)
 
 
 def needed(name):
-    """A module that CI has, and other machines perhaps."""
+    """Import a module that is always installed in CI; elsewhere, skip the test if it is missing."""
     return importlib.import_module(name) if "CI" in os.environ else pytest.importorskip(name)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings():
-    """For Ray and S3: neither sends what it knows to others, nor leaves files; workers find what tests import."""
-    # not in pytest's folder: the names of sockets have at most 107 bytes
+    """Prepare Ray and S3: no telemetry, no files left behind, and workers find the modules of the tests."""
+    # not in pytest's folder: socket names are limited to 107 bytes
     with tempfile.TemporaryDirectory(prefix="ray") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -47,7 +47,7 @@ def surroundings():
 
 @pytest.fixture(scope="module")
 def cluster(surroundings):
-    """Ray on this machine, with two CPUs."""
+    """Start Ray on this machine, with two CPUs."""
     ray = needed("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     yield ray
@@ -96,7 +96,7 @@ def test_actors_that_are_killed_and_files_that_kill_them(cluster, corpus, tmp_pa
 
 
 def test_a_driver_that_is_killed(corpus, undisturbed, tmp_path):
-    """With all that Ray started for it; a second run does what is missing."""
+    """It is killed with all Ray processes; a second run does the missing blocks."""
     needed("ray")
     script = (
         "import sys, ray; from corpora import ToyChoice; from u2moe.runtime.corpus.ray import *\n"
@@ -123,7 +123,7 @@ def test_a_step_of_a_pipeline(cluster, corpus, tmp_path):
 
 @pytest.fixture(scope="module")
 def bucket():
-    """The URL of a bucket on an S3 server in this process."""
+    """Start an S3 server in this process; return the URL of a bucket."""
     server, s3fs = needed("moto.server"), needed("s3fs")
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -167,7 +167,7 @@ def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
 
 
 def test_list_audio_and_results_of_fsspec(corpus, undisturbed, tmp_path):
-    """Without a server: fsspec has local files, too."""
+    """Without a server: fsspec also supports local files."""
     needed("fsspec")
     urls = f"file://{corpus}", f"file://{tmp_path}/out"
     progress = run_corpus(*urls, ToyChoice(), OPTIONS)
@@ -180,7 +180,7 @@ def test_list_audio_and_results_of_fsspec(corpus, undisturbed, tmp_path):
 
 
 def test_a_folder_of_fsspec(tmp_path):
-    """Without a server: what `OutputFolder` needs of any file system."""
+    """Without a server: the operations that `OutputFolder` needs on any file system."""
     needed("fsspec")
     folder = OutputFolder("memory://corpus-test/out")
     assert (folder.finished_blocks(), folder.num_utterances, folder.claims) == ({}, None, None)

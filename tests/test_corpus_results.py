@@ -1,4 +1,4 @@
-"""What becomes of the results of a run: status, one file, word errors; and the command line."""
+"""Results of a run: status, merging, word errors, and the command line."""
 
 import csv
 import dataclasses
@@ -72,7 +72,7 @@ def test_scores_add_up(pairs):
 
 
 def test_intervals_are_those_of_resampled_utterances():
-    """Against the plain bootstrap, and the standard error of a mean."""
+    """Compare with a plain bootstrap, and with the standard error of a mean."""
     rng = np.random.default_rng(1)
     errors, lengths = rng.binomial(10, 0.2, 400), np.full(400, 10)
     group = GroupScore()
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_named_and_done_again(results, tmp_path, capsys):
 
 
 def as_parquet(file, rows):
-    """The rows of a Parquet file that was written from these."""
+    """Write rows to a Parquet file, and read them back."""
     pq = pytest.importorskip("pyarrow.parquet")
     from u2moe.runtime.corpus.parquet import write  # noqa: PLC0415 - an extra
 

@@ -119,7 +119,7 @@ def test_without_word_times_the_segment_is_shared():
 
 @st.composite
 def segments(draw):
-    """Segments with words in order; times may be equal or meet."""
+    """Draw segments with words in order; times may be equal or touch."""
     result, time = [], 0.0
     for _ in range(draw(st.integers(0, 4))):
         words = []
@@ -161,7 +161,7 @@ def test_times_are_exact(ms):
 
 
 def test_the_work_grows_as_the_length(monkeypatch):
-    """Each of the words of twenty minutes may begin only those subtitles that are short enough: 7 s hold 28 of them."""
+    """Each word can begin only subtitles of up to 7 s, which contain 28 words."""
     letters = [(chr(0x4E00 + i % 50), i * 0.25, i * 0.25 + 0.2) for i in range(4_800)]
     fits, tried = subtitles._fits, itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""Language models in the search against brute force: all token sequences and alignments, n-grams by definition."""
+"""Language models in the search, compared with brute force over all token sequences and alignments."""
 
 import dataclasses
 import gzip
@@ -40,7 +40,7 @@ def opened(tmp_path, arpa, name="toy.arpa"):
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """Models of words by order, each with its definition in the vocabulary's letter case."""
+    """Make word models by order, each with its definition in the vocabulary's letter case."""
     folder = tmp_path_factory.mktemp("toys")
     arpas = {order: random_arpa(order, WORDS, order) for order in (1, 2, 3, 4)}
     return {
@@ -53,7 +53,7 @@ def toys(tmp_path_factory):
 
 
 def brute_force(log_probs, vocabulary, definition, scores):
-    """The score of every token sequence: the sum over all alignments, plus that of its words."""
+    """Score every token sequence: the sum over all alignments, plus the score of its words."""
     totals = defaultdict(lambda: -math.inf)
     for alignment in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
         tokens = tuple(token for token, _ in itertools.groupby(alignment) if token)
@@ -105,7 +105,7 @@ def test_a_model_of_tokens_equals_brute_force(tmp_path):
 
 
 class Unpruned(PrefixBeamSearch):
-    """Tries every extension in every frame, by leaving no room for what cannot be."""
+    """A search that tries every extension in every frame."""
 
     def __init__(self, beam_size, blank, context, fusion):
         fusion.losses = lambda state: (1e9, 1e9, 1e9)
@@ -152,7 +152,7 @@ def test_look_ahead_is_the_best_of_all_ways_to_the_words(toys, order):
     ids = {word: number for number, word in enumerate(ngrams.words)}
 
     def ways(history, word):
-        """The n-grams that give the word, each with the backoffs before it."""
+        """Yield the n-grams that predict the word, each with the backoffs before it."""
         penalty = 0.0
         for start in range(len(history) + 1):
             suffix = history[start:]
@@ -196,8 +196,8 @@ def test_the_words_of_a_class_share_its_probability(tmp_path):
     for name in (f"{B}B B", f"{B}B A", f"{B}B A B"):
         assert fusion.score(tokens(f"{B}A {name} {B}A")) == pytest.approx(expected)
     expected = definition.score(["A", "X", "A"], **SCORES)
-    assert fusion.score(tokens(f"{B}A {B}B {B}A")) == pytest.approx(expected)  # the beginning of one is none
-    # Before it ends it is at least what it will be.
+    assert fusion.score(tokens(f"{B}A {B}B {B}A")) == pytest.approx(expected)  # the beginning of a word is not a word
+    # Before the word ends, the score is an upper bound.
     state, _ = fusion.advance(fusion.start, tokens(f"{B}B")[0])
     assert state.open >= 0.7 * LN10 * definition.log10(["<s>"], "<name>") + 0.7 * math.log(1 / 3) + 0.4 - 1e-6
 
@@ -217,7 +217,7 @@ def test_the_second_pass_adds_the_score_of_the_model():
 
 
 def test_models_for_letters_in_either_case_and_both(tmp_path):
-    """One spelling of the model's may stand for several of its words: the most probable counts."""
+    """If several words of the model have the same spelling, the most probable one counts."""
     arpa = "\\data\\\nngram 1=5\n\n\\1-grams:\n-1 the\n-2 The\n-1.5 Ab\n-3 <unk>\n-2 </s>\n\n\\end\\\n"
     model = opened(tmp_path, arpa)
     for text in ("THE", "the"):
@@ -256,7 +256,7 @@ def test_files_give_the_same_probabilities(tmp_path, order, bits):
 
 
 def test_a_file_may_lack_what_others_have(tmp_path):
-    """No markers, a lower order pruned away, remarks before the data, a highest order without n-grams."""
+    """No markers, a pruned lower order, comments before the data, and an empty highest order."""
     arpa = (
         "made by hand\n\\data\\\nngram 1=3\nngram 2=2\nngram 3=1\nngram 4=0\n\n"
         "\\1-grams:\n-1\ta\t-0.5\n-2\tb\n-3\tc\t-0.25\n\n"
@@ -266,7 +266,7 @@ def test_a_file_may_lack_what_others_have(tmp_path):
     a, b, c = range(3)
     _, history = ngrams.step(ngrams.begin, c)
     _, history = ngrams.step(history, a)
-    assert ngrams.step(history, b)[0] == pytest.approx(-0.25)  # c a b, though there is no a b
+    assert ngrams.step(history, b)[0] == pytest.approx(-0.25)  # "c a b", although "a b" is missing
     assert ngrams.step(ngrams.step(history, b)[1], a)[0] == pytest.approx(-1)
     assert ngrams.step(ngrams.step(0, a)[1], b)[0] == pytest.approx(-2.5)
     assert ngrams.end is None

@@ -1,4 +1,4 @@
-"""`u2moe lm`: from text to a model, from one file format to another, and to its weights."""
+"""`u2moe lm`: training, converting, tuning and attaching models."""
 
 import dataclasses
 import errno
@@ -29,7 +29,7 @@ def lm(*arguments):
         ("  ... 12 34 !", []),
         ("the dogs' bone", [["the", "dogs'", "bone"]]),
         ("a 'big' house, \u2018nice\u2019", [["a", "big", "house", "nice"]]),
-        ("'the dogs' bone'", [["the", "dogs", "bone'"]]),  # the quotation could end with either
+        ("'the dogs' bone'", [["the", "dogs", "bone'"]]),  # either apostrophe could end the quotation
         (
             "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e",
             [["\u0939\u093f\u0928\u094d\u0926\u0940", "\u092d\u093e\u0937\u093e"]],
@@ -45,7 +45,7 @@ def test_text_is_kept_as_it_is_on_request(tmp_path):
     (tmp_path / "a.txt").write_text("\u2581THE CAT.\n\nDog\n", encoding="utf-8")
     assert list(read_sentences([tmp_path / "a.txt"], TextOptions(raw=True))) == [["\u2581THE", "CAT."], ["Dog"]]
     assert list(read_sentences([tmp_path / "a.txt"], TextOptions(keep_case=True)))[-1] == ["Dog"]
-    (tmp_path / "marked.txt").write_text("THE CAT.", encoding="utf-8-sig")  # as by Notepad
+    (tmp_path / "marked.txt").write_text("THE CAT.", encoding="utf-8-sig")  # as Notepad writes it
     assert list(read_sentences([tmp_path / "marked.txt"], TextOptions(raw=True))) == [["THE", "CAT."]]
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(LanguageModelError, match=r"b\.txt"):
@@ -56,7 +56,7 @@ def test_a_text_becomes_a_model(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("The cat sat. The cat ran.\nA dog ran!\n" * 3, encoding="utf-8")
     assert lm("train", tmp_path / "text.txt", "-o", tmp_path / "a.arpa", "--order", 2) == 0
     err = capsys.readouterr().err
-    assert "9 sentences, 36 words" in err  # with the ends of the sentences
+    assert "9 sentences, 36 words" in err  # including the ends of sentences
     assert "8 1-grams" in err.splitlines()[-1] or "9 1-grams" in err.splitlines()[-1]
     assert lm("train", tmp_path / "text.txt", "-o", tmp_path / "a.lm", "--order", 2) == 0
     assert lm("build", tmp_path / "a.lm", "-o", tmp_path / "b.arpa.gz") == 0
@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeyp
 
 @pytest.fixture
 def recordings(bundle, model, sound):
-    """Three recordings of the tiny model, whose transcripts are what it recognises, with changes."""
+    """Make three recordings. Their transcripts are the tiny model's results, with changes."""
     encoded = EncodedRecordings(bundle, model, dataclasses.replace(bundle.manifest.decoding, beam_size=4))
     for start in range(3):
         encoded.add("", sound[start * 8000 : 40_000 + start * 8000])
@@ -131,7 +131,7 @@ def test_tuning_finds_the_best_of_its_grid(recordings, tmp_path):
 def test_the_penalty_of_the_blank_is_tuned_with_and_without_a_model(recordings, model, monkeypatch, tmp_path):
     (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
     ctc, outputs = model.ctc, [recording.encoder_out for recording in recordings.recordings]
-    monkeypatch.setattr(model, "ctc", lambda output: penalize_blank(ctc(output), -8.0))  # hears little but silence
+    monkeypatch.setattr(model, "ctc", lambda output: penalize_blank(ctc(output), -8.0))  # recognises mostly silence
     recordings.recordings.clear()
     for output in outputs:
         recordings.add_encoded("", output)
@@ -168,7 +168,7 @@ def test_recordings_that_are_encoded_once_give_what_a_recogniser_gives(recording
 @pytest.mark.slow
 def test_the_command_tunes_on_a_list(bundle, clips, capsys, tmp_path):
     (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
-    (clips / "dev.tsv").write_text("a.wav\tA B\nmissing.wav\tA\n", encoding="utf-8-sig")  # as by Notepad
+    (clips / "dev.tsv").write_text("a.wav\tA B\nmissing.wav\tA\n", encoding="utf-8-sig")  # as Notepad writes it
     assert lm("tune", clips / "dev.tsv", "--lm", tmp_path / "toy.arpa", "--model", bundle.path) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"--lm {tmp_path / 'toy.arpa'},weight=")

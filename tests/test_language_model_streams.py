@@ -1,4 +1,4 @@
-"""Language models of a recogniser and of single streams, through the public face and the command line."""
+"""Language models of recognisers and streams, through the public API and the command line."""
 
 import dataclasses
 import gc
@@ -25,7 +25,7 @@ def arpa_of(**log_probs):
 
 @pytest.fixture
 def options(tmp_path):
-    """A function from word probabilities to options with that model."""
+    """Return a function from word probabilities to options with that model."""
 
     def options(*, weight=1.0, **log_probs):
         path = tmp_path / "words.arpa"

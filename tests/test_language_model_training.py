@@ -1,4 +1,4 @@
-"""Training against the formulas of modified Kneser-Ney, written out n-gram by n-gram, and against numbers of lmplz."""
+"""Training, compared with the formulas of modified Kneser-Ney for each n-gram, and with results of lmplz."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ FALLBACK = {1: 0.5, 2: 1.0, 3: 1.5}
 
 
 class ByTheBook:
-    """Interpolated modified Kneser-Ney, every number from its definition."""
+    """Interpolated modified Kneser-Ney, computed from the definitions."""
 
     def __init__(self, sentences, order, prune):
         self.order = order
@@ -59,7 +59,7 @@ class ByTheBook:
         return freed / sum(following.values()) if following else 1.0
 
     def probability(self, word, history):
-        """P(word | history) of the model: the longest n-gram that is in it, with the backoffs before."""
+        """Return P(word | history) of the model: its longest n-gram, with the backoffs before it."""
         ngram = (*history, word)
         if ngram in self.kept or not history:
             total = sum(self.following(history).values())
@@ -97,7 +97,7 @@ def test_every_probability_is_that_of_the_book(text, order, prune):
 
 
 def random_text(seed, num_sentences=400):
-    """A text in which some words often follow others, large enough to estimate discounts."""
+    """Return a text with frequent word pairs, large enough to estimate discounts."""
     random = np.random.default_rng(seed)
     words = np.array([f"w{number}" for number in range(2000)])
     lengths = random.integers(1, 12, num_sentences)
@@ -105,7 +105,7 @@ def random_text(seed, num_sentences=400):
 
 
 def test_the_numbers_are_those_of_lmplz():
-    """`golden/language_model` has what KenLM's lmplz makes of this text, with and without pruning."""
+    """`golden/language_model` contains the results of KenLM's lmplz for this text, with and without pruning."""
     text = random_text(3, 300)
     for name, options in {"all": TrainingOptions(order=3), "pruned": TrainingOptions(order=4, prune=(0, 0, 1))}.items():
         expected = read_arpa(Path(__file__).parent / f"golden/language_model/{name}.arpa.gz")

@@ -1,4 +1,4 @@
-"""Lists of every format as streams of utterances, and the audio that they point to."""
+"""Lists of every format as streams of utterances, and their audio."""
 
 import dataclasses
 import gzip
@@ -292,7 +292,7 @@ def test_shards_are_read_in_place(tmp_path, suffix, mode):
     found = only(list_path)
     assert [(item.key, item.text) for item in found] == [
         ("k1", "ONE"),
-        ("../../k2", "TWO"),  # a name, never a place
+        ("../../k2", "TWO"),  # a name, never used as a path
         ("k3", "no audio"),
         ("k5", None),
         ("k6", None),

@@ -24,7 +24,7 @@ def test_spans_are_in_order_and_within_the_audio(times):
 
 
 def test_a_text_without_times_of_words_moves_as_a_whole():
-    assert not hasattr(Result, "moved")  # of the runtime, not of its users
+    assert not hasattr(Result, "moved")  # internal to the runtime
     found = moved(Result(text="here", is_final=True, start=0.5, end=2.0, times=[0.75]), 60.0, 3)
     assert (found.segment, found.start, found.end, found.times) == (3, 60.5, 62.0, [60.75])
     silent = moved(Result(text="", is_final=True), 60.0, 3)

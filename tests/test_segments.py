@@ -1,4 +1,4 @@
-"""Endpoints and segments, on a toy model that recognises tones as words, and on the tiny one."""
+"""Endpoints and segments, with a toy model that recognises tones as words, and with the tiny model."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ OPTIONS = [
 @settings(max_examples=30)
 @given(data=st.data())
 def test_full_context_does_not_depend_on_when_the_end_is_known(data):
-    """Not even where the recording ends with a window, or with less than an encoder frame more."""
+    """Also if the recording ends at the end of a window, or less than an encoder frame later."""
     words = data.draw(st.lists(st.sampled_from("ABCD"), min_size=12, max_size=12))
     pauses = data.draw(st.lists(st.sampled_from([0.0, 0.05, 0.3]), min_size=12, max_size=12))
     window = 32_720  # samples of 50 encoder frames
@@ -64,7 +64,7 @@ def test_every_word_of_a_recording_is_found_once(options, data):
     tones = [(start, start + 0.3) for start in starts]
     for word, (start, end) in zip(found, tones, strict=True):
         assert word.start <= end
-        assert word.end >= start  # the word's time has something of its tone
+        assert word.end >= start  # the word's time overlaps its tone
         assert 0.9 < word.confidence <= 1
     peaks = [time for segment in transcript.segments for time in segment.times]
     assert all(start - 0.1 <= peak <= end + 0.1 for peak, (start, end) in zip(peaks, tones, strict=True))
@@ -78,7 +78,7 @@ def test_segments_end_where_speakers_pause(toy):
 
 
 def test_a_long_utterance_is_cut_between_words(toy):
-    # No rule but the third can fire: after 6 s, amid a tone.
+    # Only the third rule can fire: after 6 s, within a tone.
     samples, starts = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
     assert any(start + 0.2 < 6.0 < start + 0.3 for start in starts)
     for options in OPTIONS[:4]:
@@ -97,7 +97,7 @@ def test_portions_do_not_matter(splits, options):
 
 
 def num_frames_held(stream):
-    """Encoder frames that a stream holds, as output or as features."""
+    """Count the encoder frames that a stream keeps, as output or as features."""
     return sum(map(len, stream.state.utterance._outputs)) + stream.state.extractor._windows._num_frames // 4
 
 
@@ -114,7 +114,7 @@ def test_minutes_in_flat_memory(toy):
                 caches, stream.state.caches.num_cached, stream.state.caches.offset if options.chunk_size else 0
             )
             held = max(held, num_frames_held(stream))
-        assert caches <= 6 * 25 + 32  # an utterance, and the chunk in which it ended
+        assert caches <= 6 * 25 + 32  # an utterance, and the chunk in which it ends
         assert held <= 30 * 25 + 10 * 25
         stream.input_finished()
         toy.decode_streams([stream])
@@ -141,7 +141,7 @@ def test_hotwords_of_streams_and_recognisers(toy):
         each.input_finished()
     named.decode_streams([stream, plain, other])
     scores = [each.get_result().score for each in (stream, plain, other)]
-    # Other prefixes are followed with hotwords, so that sums over alignments are not quite the same.
+    # With hotwords the search follows other prefixes, so sums over alignments differ slightly.
     assert scores[0] - scores[1] == pytest.approx(3.0, abs=0.01)
     assert scores[2] - scores[1] == pytest.approx(2.0, abs=0.01)
     assert toy.transcribe(samples, hotwords={"B": 2.0}) == toy.transcribe(samples, hotwords=[("B", 2.0)])

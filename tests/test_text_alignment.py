@@ -1,4 +1,4 @@
-"""Texts and recordings: times of words, what does not fit, and what cannot be aligned."""
+"""Alignment of texts with recordings: word times, misfits, and errors."""
 
 import dataclasses
 import itertools
@@ -116,7 +116,7 @@ def test_words_are_spelled_as_the_model_writes_them(symbols, kind, words, expect
 
 
 def test_a_list_of_transcripts(tmp_path):
-    """`u2moe corpus --align`: rows have the transcript with times, and warnings of what does not fit."""
+    """`u2moe corpus --align`: rows have the transcript with times, and warnings about misfits."""
     samples, starts = say("AB", [0.2, 0.7])
     soundfile.write(tmp_path / "a.wav", samples, RATE)
     lines = [
@@ -143,7 +143,7 @@ def test_a_list_of_transcripts(tmp_path):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Runs `u2moe align` with the toy model in a folder with a.wav, of A and B; exit code, output and errors."""
+    """Run `u2moe align` with the toy model and a.wav ("A B"); return exit code, output and errors."""
     samples, _ = say("AB", [0.2, 0.7])
     for name in ("a.wav", "deep/b.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Word errors by kind, and the most confused words; checked against jiwer."""
+"""Word errors by kind, and the most confused words, compared with jiwer."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ def test_numbers_are_those_of_jiwer(pairs):
         errors.add(transcript, text)
     expected = jiwer.process_words(*map(list, zip(*pairs, strict=True)))
     assert report.rate == errors.rate == pytest.approx(expected.wer)
-    # Several alignments may have the fewest errors: the kinds of errors may then differ, but not their difference.
+    # If several alignments have the fewest errors, kinds may differ, but not insertions minus deletions.
     assert report.num_errors == expected.insertions + expected.deletions + expected.substitutions
     assert report.num_insertions - report.num_deletions == expected.insertions - expected.deletions
 

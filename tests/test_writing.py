@@ -1,4 +1,4 @@
-"""Numbers, times, dates and money as digits, sentences with small letters; scores and times stay."""
+"""Written text: numbers, times, dates and money as digits, and sentence case; scores and times are kept."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", 
 
 
 def spell(number, join=""):
-    """A number from 1 in words, with `join` (such as "and") before tens and units."""
+    """Return a number from 1 in words, with `join` (such as "and") before tens and units."""
     for scale, size in reversed(SCALES.items()):
         if number >= size:
             rest = number % size
@@ -200,7 +200,7 @@ def test_what_follows_does_not_change_what_is_committed(words, text_format):
     ("symbols", "text", "expected"),
     [
         (["▁TEN", "▁DOGS", "<unk>"], "TEN DOGS", "10 dogs"),
-        (["▁TEN", "▁DOGS", "中"], "TEN DOGS", ""),  # 中 may follow, and then all of it stays as it is spoken
+        (["▁TEN", "▁DOGS", "中"], "TEN DOGS", ""),  # if 中 follows, everything stays as spoken
         (["▁TEN", "▁DOGS", "中"], "TEN DOGS 中", "TEN DOGS 中"),
         (["▁I", "▁am"], "I", ""),
         (["▁I", "▁am"], "I am", "I am"),
@@ -277,14 +277,14 @@ def test_the_command_line_writes_on_request(capsys, tmp_path):
     assert formatted["text"] == TextFormatter().text(plain["text"]) != plain["text"]
     for name in ("tokens", "times", "score"):
         assert formatted["segments"][0][name] == plain["segments"][0][name]
-    (tmp_path / "names.txt").write_text("Work :0.1\n", encoding="utf-8")  # a hotword keeps its capitals
+    (tmp_path / "names.txt").write_text("Work :0.1\n", encoding="utf-8")  # a hotword keeps its letter case
     options = ["--format-text", "--hotwords", str(tmp_path / "names.txt")]
     assert cli.main(["transcribe", *options, str(DEMO_FOLDER / "clips" / "command.flac")]) == 0
     assert capsys.readouterr().out == "Now get back to Work\n"
 
 
 def test_every_word_is_looked_at_once():
-    """A text may be that of hours."""
+    """A text may cover hours of speech."""
     calls = []
 
     class Word(str):
@@ -301,14 +301,14 @@ def test_every_word_is_looked_at_once():
 @pytest.mark.parametrize(
     ("language", "spoken", "expected"),
     [
-        # A date and a time stay apart, and the time has neither zeros nor seconds that nobody said.
+        # A space separates date and time, and the time has no zeros or seconds that were not spoken.
         ("zh", "二零二三年五月三十一日下午三点半", "2023/05/31 3:30p.m."),
         ("zh", "我有一百二十块五毛钱", "我有120块5毛钱"),
         ("zh", "百分之六十五点三", "65.3%"),
         ("zh", "他 HELLO 有一百个", "他 HELLO 有100个"),
         ("zh", "电话是一三八零零一二三四五六", "电话是13800123456"),
         ("zh", "十一点十分", "11:10"),
-        # What wetext gets wrong: approximate numbers, quarters of hours, words that begin with a numeral.
+        # Errors of wetext: approximate numbers, quarters of hours, words that begin with a numeral.
         ("zh", "十有八九五六个人九点一刻十分好", "十有八九五六个人九点一刻十分好"),
         ("ja", "二千二十三年五月三十一日午後三時半", "2023年5月31日午後3時半"),
         ("ja", "八百屋で百二十五円", "八百屋で125円"),

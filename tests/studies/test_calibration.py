@@ -14,7 +14,7 @@ from u2moe.runtime.decoding.second_pass import word_confidence
 
 
 def drawn(shape=lambda confidence: confidence, num=20_000):
-    """Words that are right as often as `shape` of their confidence says."""
+    """Draw words that are correct with probability `shape` of their confidence."""
     random = np.random.default_rng(0)
     confidences = random.random(num)
     return confidences, random.random(num) < shape(confidences)
@@ -46,7 +46,7 @@ def test_the_fit_finds_what_was_done_to_honest_confidences():
     scale, bias = fit((1 / (1 + np.exp(-(odds + 1) / 2)), right))
     assert (scale, bias) == (pytest.approx(2, abs=0.1), pytest.approx(-1, abs=0.1))
     scale, _ = fit((np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])))
-    assert 0 < scale < 10  # it ends where all are told apart
+    assert 0 < scale < 10  # the search ends when all are separated
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_the_fit_is_written_into_the_bundle_on_top_of_what_it_says(bundle, tmp_p
 
 @pytest.mark.slow
 def test_the_report_of_the_command(bundle, recognizer, sound, tmp_path, capsys):
-    """All words are right but the one that is least sure."""
+    """All words are correct, except the one with the lowest confidence."""
     soundfile.write(tmp_path / "a.wav", sound, 16_000)
     recognized = [word for segment in recognizer.transcribe(tmp_path / "a.wav").segments for word in segment.words]
     wrong = min(recognized, key=lambda word: word.confidence)

@@ -1,4 +1,4 @@
-"""What the study of committed words says, on results that are made up."""
+"""The report of the study of committed words, on invented results."""
 
 from u2moe.benchmarks.studies.committed import values
 

@@ -18,7 +18,7 @@ def test_the_interval_of_a_ratio_is_as_wide_as_recordings_differ():
     assert (mixed.median, mixed.count) == (1.5, NUM_DRAWN)
     assert mixed.high - mixed.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
     errors = np.arange(1, 200)
-    found = ratio_of_sums(2 * errors, errors)  # recordings are drawn for both alike
+    found = ratio_of_sums(2 * errors, errors)  # both use the same drawn recordings
     assert (found.low, found.high) == (2, 2)
     with pytest.raises(ValueError, match="whose sum is not 0"):
         ratio_of_sums(np.array([1]), np.array([0]))

@@ -49,7 +49,7 @@ def test_a_round_of_streaming_is_what_a_stream_computes_in_steady_state(tiny, mo
     alone, again = (streaming_round(model.encoder, frames, 1, 3) for _ in range(2))
     for run in (alone, again):
         np.testing.assert_allclose(np.concatenate([output[0] for output in run()]), expected, atol=1e-5)
-    np.testing.assert_array_equal(np.stack(alone()), np.stack(again()))  # the same chunks, at the positions that follow
+    np.testing.assert_array_equal(np.stack(alone()), np.stack(again()))  # the same chunks, at later positions
     together = streaming_round(model.encoder, frames, 2, 3)()
     np.testing.assert_allclose(np.concatenate([output[0] for output in together]), expected, atol=1e-4)
 
@@ -74,7 +74,7 @@ def test_ratios_are_of_rounds_and_factors_of_audio():
     case, other = full_size.PLAIN_INT8, full_size.PLAIN_LARGE
     rounds = {case.key: [2.0, 30.0, 4.0], other.key: [1.0, 10.0, 1.0]}
     content = {"seconds": {"full": rounds, "second-pass": rounds}}
-    assert full_size.ratio(content, "full", case, other).median == 3  # of medians it would be 4
+    assert full_size.ratio(content, "full", case, other).median == 3  # the ratio of medians would be 4
     assert full_size.factor(content, "full", case).median == pytest.approx(0.4)
     assert full_size.factor(content, "second-pass", case).median == 4
     assert full_size.factor(content, "streaming", case) is full_size.ratio(content, "streaming", case, other) is None
@@ -94,7 +94,7 @@ def test_kernels_at_their_bound_would_be_faster_by_what_is_measured_beyond_it():
 @pytest.mark.endurance
 @pytest.mark.parametrize("native", [False, True])
 def test_a_machine_is_measured_with_native_kernels_and_without(native, tiny, tmp_path, monkeypatch, capsys):
-    """With the tiny model in the place of all."""
+    """With the tiny model in place of all models."""
     if native:
         pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
     else:

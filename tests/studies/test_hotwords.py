@@ -17,7 +17,7 @@ RECORDINGS = [
 
 
 class Hearer:
-    """In the place of a recogniser: hears "OLD" only, and of hotwords those that `hears` says."""
+    """A fake recogniser that hears only "OLD" and the hotwords in `hears`."""
 
     vocabulary = Vocabulary(["<blank>", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"], TextConfig())
 
@@ -53,7 +53,7 @@ def test_names_that_are_not_said_and_heard_are_counted():
         Hearer(lambda word, said: word not in said), RECORDINGS, 1.25, hotwords.lists_of_each(RECORDINGS, 100)
     )
     assert found["with"]["num_rare_found"] == 0
-    assert found["num_changed_by_unrelated"] == 5  # for the third there are no others
+    assert found["num_changed_by_unrelated"] == 5  # the third has no others
     assert found["unrelated"]["num_false"] == 2 + 2 + 3 * 3
     assert found["unrelated"]["num_errors"] > found["without"]["num_errors"]
 
@@ -87,7 +87,7 @@ def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
 
 
 def test_commands_are_counted_in_each_condition():
-    """Hears "OLD" without commands, and with them the first."""
+    """The recogniser hears "OLD" without commands, and the first command with them."""
     found = hotwords.measure_commands(Hearer(lambda *_: False), RECORDINGS[2:], RECORDINGS[:2])
     assert found["num_groups"] == 1
     assert found["hours"] == 1.0

@@ -17,7 +17,7 @@ MACHINE = {"processor": "P", "usable_cores": 2, "onnxruntime": "1.2"}
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A folder with results and pages, and modules that say little of them."""
+    """Make a folder with results and pages, and modules with few values."""
 
     class Module:
         def __init__(self, name):

@@ -1,4 +1,4 @@
-"""The picture at the top of the README: what it shows is what was measured."""
+"""The picture at the top of the README shows the measured values."""
 
 import re
 from pathlib import Path

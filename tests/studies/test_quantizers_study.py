@@ -40,7 +40,7 @@ def test_the_tables_leave_a_place_for_what_is_missing():
 
 @pytest.mark.slow
 def test_limits_are_judged_on_two_lists(bundle, tmp_path, monkeypatch):
-    """A limit that is kept is a row of numbers; one that cannot be is what the error says."""
+    """A limit that is met becomes a row of numbers; one that cannot be met becomes its error."""
     runs = {
         "size": (quantizers.PLAIN, "int8", Goal(max_bytes=1e9)),
         "none": (quantizers.PLAIN, "int4", Goal(max_bytes=1)),

@@ -1,4 +1,4 @@
-"""The study of the runtimes: what counts as different, and times."""
+"""The study of the runtimes: differences and times."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Torch, as WeNet uses it, computes the same as ours, on a tiny model."""
+"""Torch, as used by WeNet, computes the same as our runtime, on a tiny model."""
 
 import json
 
@@ -26,9 +26,9 @@ def test_all_compute_the_same_and_are_reported(tmp_path, monkeypatch, capsys):
         runs = {key: one_round(encoder, mode, frames, bundle) for key, encoder in own.items()}
         found = {key: np.concatenate([output[0] for output in run()]) for key, run in runs.items()}
         assert len(found[FLOAT32]) >= 16
-        # sums have another order
+        # sums have a different order
         assert relative_error(found[FLOAT32], found[TORCH]) <= 1e-4
-        # activations and weights are rounded, so that a router near a tie may choose another expert
+        # activations and weights are rounded, so a router near a tie may choose another expert
         assert 1e-4 < relative_error(found[FLOAT32], found[INT8]) <= 0.06
     results = tmp_path / "results.json"
     same_weights.main([str(tmp_path), "--prepare"])

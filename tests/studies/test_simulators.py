@@ -5,7 +5,7 @@ from u2moe.benchmarks.studies.simulators import FIXED, PLAIN, QDQ
 
 
 def test_variants_are_compared_with_the_float_graph(bundle, clips, tmp_path, monkeypatch, capsys):
-    """Those of onnxruntime; what has no environment is left out, what does not compile is told, and work is kept."""
+    """Variants of onnxruntime. Missing environments are skipped, compile errors reported, and work is kept."""
     files = sorted(clips.glob("*.wav"))
     (tmp_path / "list.tsv").write_text("".join(f"{file}\tone two\n" for file in files))
     refused = {"litert int8": ("litert", "int8")}

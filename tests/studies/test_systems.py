@@ -1,4 +1,4 @@
-"""Other recognisers behind one interface, and their environments."""
+"""Other recognisers with a common interface, and their environments."""
 
 import sys
 import zipfile

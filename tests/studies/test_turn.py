@@ -1,4 +1,4 @@
-"""The study of ends of turns: pauses within sentences, and what it says, on results that are made up."""
+"""The study of turn ends: pauses within sentences, and its report on invented results."""
 
 import numpy as np
 import pytest

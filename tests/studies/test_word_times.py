@@ -11,7 +11,7 @@ from u2moe.runtime.corpus.lists import read_recordings
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Tones of half a second, a quarter after the beginning of each recording."""
+    """Write recordings with a tone of half a second, which begins after a quarter of a second."""
     lines = []
     for number, word in enumerate(("ONE", "TWO", "TWO WORDS")):
         tone = 0.3 * np.sin(np.arange(8000) * (0.2 + 0.1 * number))
