@@ -181,8 +181,8 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
     Args:
         counts: counts of the highest order.
         options: options of the estimation.
-        warn: called with a message if the text is too small or too regular to estimate discounts. The fallback is
-            lmplz's `--discount_fallback`.
+        warn: called with a message if the text is too small or too regular to estimate discounts. Then those of lmplz's
+            `--discount_fallback` are used.
 
     Raises:
         ValueError: the text contains no words.

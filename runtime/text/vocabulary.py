@@ -133,7 +133,7 @@ class Vocabulary:
         return words
 
     def complete_words(self, tokens: Sequence[int], *, ends: bool) -> list[Word]:
-        """Return the words of token ids, except a last one that may continue; with `ends`, the last is complete."""
+        """Return the words of token ids, without a last word that may continue. With `ends`, it cannot continue."""
         words = self.words(tokens)
         if words and words[-1].end == len(tokens) and not (ends or self._parts[tokens[-1]][2]):
             words.pop()

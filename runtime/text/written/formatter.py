@@ -142,7 +142,7 @@ class TextFormatter:
 
 
 def _covered(parts: Sequence[Replaced], text: str, spoken: Sequence[str]) -> Iterator[Written]:
-    """Yield words as written, from the parts of a text that change and its spoken words."""
+    """Yield the written words, given the parts of a text that change, and its spoken words."""
     position, places = 0, []
     for word in spoken:
         places.append(text.find(word, position))
