@@ -191,7 +191,7 @@ def test_the_recipe_runs_from_its_readme(recipe, run):
             run(line)
     assert (recipe / "exp/features/queen-fragments.tsv").stat().st_size
     assert "WHAT ONE FINDS IN IT" in (recipe / "exp/features/pico-us-dictionaries.tsv").read_text()
-    resumed, compacted, copied, started, scored, *_ = commands("Going on with the run")
+    resumed, compacted, copied, started, scored, *_ = commands("Resuming the run")
     run(copied)
     run("python train.py --name dense --until-step 1 --batch-frames 1200 --report-steps 1")
     run(compacted)  # a state of training, which the repository does not hold

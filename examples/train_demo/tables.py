@@ -123,7 +123,7 @@ def chosen(results: Results) -> str:
 
     return (
         f"{total('')} of words are wrong with both, {total(NARROW)} with the language model and a beam of 10, "
-        f"{total(UNGUIDED)} with the beam of 40 alone and {total(UNGUIDED + NARROW)} with neither"
+        f"{total(UNGUIDED)} with only the beam of 40, and {total(UNGUIDED + NARROW)} with neither"
     )
 
 
@@ -131,8 +131,8 @@ def costs(results: Results) -> str:
     """Return the cost of the language model: size of the bundle and time of loading."""
     own = results["int8"]["costs"]
     return (
-        f"{own['bytes'] / 1e6:.1f} MB beside {own['rest_bytes'] / 1e6:.1f} MB, and loading takes "
-        f"{own['language_model_s']:.2f} s of processor time beside {own['rest_s']:.2f} s"
+        f"{own['bytes'] / 1e6:.1f} MB in addition to {own['rest_bytes'] / 1e6:.1f} MB, and loads in "
+        f"{own['language_model_s']:.2f} s of processor time in addition to {own['rest_s']:.2f} s"
     )
 
 
@@ -154,7 +154,7 @@ def overlap_table(report: Results) -> str:
     header = ("test set", *(f"{length} word{'s' * (length != '1')}" for length in lengths))
     rows = ((SETS[name], *(percent(share) for share in shares.values())) for name, shares in report["overlap"].items())
     used, words, left_out = (report[f"num_{name}"] for name in ("training_texts", "training_words", "withheld_texts"))
-    trained = f"{used:,} different texts with {words:,} different words are trained on, {left_out:,} were left out."
+    trained = f"Training uses {used:,} distinct texts with {words:,} distinct words; {left_out:,} texts are excluded."
     return f"{trained}\n\n{table(header, rows)}"
 
 
@@ -215,7 +215,7 @@ def specialists(results: Results) -> str:
     def most(label: str) -> str:
         layer, found = max(results["layers"].items(), key=lambda item: item[1][label]["bits"])
         own = found[label]
-        return f"{own['bits']:.2f} bits of the {label} in layer {layer_name(layer)} (by chance {own['chance']:.2f})"
+        return f"{own['bits']:.2f} bits about the {label} in layer {layer_name(layer)} (by chance {own['chance']:.2f})"
 
     found = ", ".join(most(label) for label in ("phone", "speaker", "band"))
-    return f"At most it holds {found}; {results['num_recordings']} recordings in three bands"
+    return f"The most are {found}, over {results['num_recordings']} recordings in three bands"
