@@ -75,10 +75,10 @@ _PRETRAINED = (
     "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, then export the result"
 )
 OTHER_MODELS = {
-    "transducer": "is a transducer: train its encoder as asr_model, or use a transducer of icefall with sherpa-onnx",
+    "transducer": "is a transducer: train its encoder as asr_model, or use icefall and sherpa-onnx",
     "paraformer": f"is not a CTC network: {_FUNASR}",
     "sensevoice_small": f"takes tasks and languages as inputs: {_FUNASR}",
-    "whisper": "uses its own features and prompts: whisper.cpp, faster-whisper and sherpa-onnx run Whisper",
+    "whisper": "uses its own features and prompts: use whisper.cpp, faster-whisper or sherpa-onnx",
     "firered": "has no CTC head: sherpa-onnx runs FireRedASR",
     "k2_model": "is trained for a decoding graph of k2: train it as asr_model",
     "causal_lm": "is a language model: llama.cpp and onnxruntime-genai run it",

@@ -65,7 +65,7 @@ def judged(config):
         return f"refused: {str(error).removeprefix('train.yaml: ')}", False
     if not worst <= LIMIT:
         return f"DIFFERS by {worst:.2g}", False
-    return "accepted and equal" if streaming else "accepted and equal, full context only", True
+    return "equal" if streaming else "equal, full context only", True
 
 
 def difference(bundle, model):
@@ -105,14 +105,13 @@ def table(checkout):
     old = sum(not set(SECTIONS) <= config.keys() for config in configs if config.get("model", "asr_model") in MODELS)
     efficient = sum(config.get("encoder") == "efficientConformer" for config in configs)
     count = (
-        f"{accepted} of WeNet's {len(paths) - others} recipes for CTC and attention are accepted, whole and in chunks "
-        f"equal to WeNet within {LIMIT:g}; {others} recipes train other kinds of model. All were completed with "
-        f"`input_dim` and `output_dim`, as training does; {old} are in the layout before the end of 2023, without "
-        f"{', '.join(f'`{key}`' for key in SECTIONS)}, and WeNet's own programs need these keys added. The {efficient} "
-        "Efficient Conformers were compared through [an adapter](#efficient-conformers), without which WeNet fails at "
-        "that commit:\n\n"
+        f"{accepted} of WeNet's {len(paths) - others} recipes for CTC and attention are accepted, and equal to WeNet "
+        f"within {LIMIT:g}, whole and in chunks. {others} recipes train other kinds of model. All were completed with "
+        f"`input_dim` and `output_dim`, as training does. {old} are in the layout before the end of 2023, without "
+        f"{', '.join(f'`{key}`' for key in SECTIONS)}. The {efficient} Efficient Conformers were compared through "
+        "[an adapter](#efficient-conformers):\n\n"
     )
-    return "".join([count, "| recipe | what `u2moe export` does |\n| --- | --- |\n", *rows])
+    return "".join([count, "| recipe | result of `u2moe export` |\n| --- | --- |\n", *rows])
 
 
 if __name__ == "__main__":

@@ -170,8 +170,8 @@ def page(proved):
             f"| `{value}` | {' | '.join(cell(key, value, other) for other in SHOWN[1:])} |"
             for value in sorted(values[key])
         ]
-    number = f"{len(proved):,} pairs of settings are proved, by {len(CONFIGURATIONS)} networks."
-    return f"{number} Of those that decide most:\n\n" + "\n".join(lines) + "\n"
+    number = f"{len(proved):,} pairs of settings are proved by {len(CONFIGURATIONS)} networks."
+    return f"{number} The most important ones:\n\n" + "\n".join(lines) + "\n"
 
 
 def text_of(found):
