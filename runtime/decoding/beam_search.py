@@ -153,7 +153,7 @@ class BeamSearch:
         self.context = context
         self.fusion = fusion
         self._grammar = grammar
-        self._rest = -2 if grammar is None or grammar.rest is None else grammar.rest
+        self._rest = None if grammar is None else grammar.rest
         self._rest_start = _NEVER
         self._ranking = context if ranks_by_bonus else None
         self._most_bonus = 0.0 if self._ranking is None else self._ranking.most_gain
@@ -252,7 +252,7 @@ class BeamSearch:
 
         `merged` are those, as index of the prefix and rank of the token, that lead to a prefix that stays.
         """
-        fusion, grammar = self.fusion, self._grammar
+        fusion, follow = self.fusion, None if self._grammar is None else self._grammar.advance
         # The best so far, as a heap. What is below the least of them is not among the best. (What equals it may be: the
         # order decides.)
         best = sorted([_NEVER] * self.beam_size + [-stays[0] for stays in kept])[-self.beam_size :]
@@ -269,16 +269,16 @@ class BeamSearch:
         for index, beam in enumerate(self.beams):
             if not likely or beam.rank + self._most_gain + likely[0][2] < best[0]:
                 break  # and so are those that follow
-            prefix = beam.prefix
+            prefix, phrase = beam.prefix, beam.prefix.phrase
             losses = (0.0, 0.0, 0.0) if fusion is None else fusion.losses(prefix.language)
             most = beam.rank + losses[2] + self._most_bonus
             for rank, token, log_prob, gain, ends in likely:
                 if most + log_prob < best[0]:
                     break
-                if (index, rank) in merged or (grammar and not self._allows(prefix, token)):
+                if (index, rank) in merged or (follow and phrase and follow(phrase, token) is None):
                     continue
                 total = (beam.blank if token == prefix.token else beam.total) + (
-                    log_prob if grammar is None else self._entered(prefix, token, log_prob)
+                    self._entered(prefix, token, log_prob) if follow else log_prob
                 )
                 score = total if self._ranking is None else total + self._bonus(prefix, token)
                 if fusion is not None and prefix.language is not None:
@@ -340,12 +340,6 @@ class BeamSearch:
         if new.best_token < best + score:
             new.best_token = best + score
             new.token_times = (times, self.num_frames, score)
-
-    def _allows(self, prefix: Prefix, token: int) -> bool:
-        """Whether the grammar allows to extend a prefix by a token."""
-        if self._grammar is None or prefix.phrase is None:
-            return True
-        return not token == prefix.token == self._rest and self._grammar.advance(prefix.phrase, token) is not None
 
     def _entered(self, prefix: Prefix, token: int, score: float) -> float:
         """The log-probability `score` of a token that extends a prefix; the words of `rest` begin as words do."""

@@ -18,10 +18,8 @@ from u2moe.runtime.decoding.beam_search import Beam, BeamSearch
 from u2moe.runtime.decoding.commitment import Commitment
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.fusion import Fusion
-from u2moe.runtime.decoding.phrases import MIN_TOKENS, REST_PENALTY, PhraseGraph
-
-_NUM_BLOCKS = 8
-"""Blocks per wanted token into which the vocabulary is divided: few enough to save work."""
+from u2moe.runtime.decoding.likely_tokens import most_probable
+from u2moe.runtime.decoding.phrases import PhraseGraph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +210,8 @@ class PrefixBeamSearch:
         check_log_probs(log_probs, self.blank)
         if len(log_probs):
             log_probs = penalize_blank(log_probs, self.blank_penalty, self.blank)
-            if self._grammar is not None:
-                self.advance_by(*_allowed(self._grammar, log_probs, self.beam_size))
-                return
-            self.advance_by(*most_probable(log_probs, min(self.beam_size, log_probs.shape[1])))
+            source = most_probable if self._grammar is None else self._grammar.most_probable
+            self.advance_by(*source(log_probs, self.beam_size))
 
     def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], *more: list[float]) -> None:
         """Continue the search with the most probable tokens of the next frames and their log-probabilities.
@@ -284,22 +280,6 @@ class PrefixBeamSearch:
         return beams
 
 
-def _allowed(
-    grammar: PhraseGraph, log_probs: npt.NDArray[np.float32], beam_size: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
-    """As `most_probable`, of the tokens that a grammar may allow, with its `rest`; and that where it begins a word."""
-    tokens, starts = grammar.tokens, [-math.inf] * len(log_probs)
-    rows = log_probs[:, tokens]
-    if grammar.rest is not None:
-        words = log_probs - np.float32(REST_PENALTY)
-        words[:, grammar.blank] = -math.inf
-        rows = np.concatenate([rows, words.max(axis=1, keepdims=True)], axis=1)
-        tokens = np.append(tokens, grammar.rest)
-        starts = words[:, grammar.word_starts].max(axis=1).tolist()
-    places, scores = most_probable(rows, min(max(beam_size, MIN_TOKENS), len(tokens)))
-    return tokens[places], scores, starts
-
-
 def _hypothesis(beam: Beam) -> Hypothesis:
     times, probabilities = beam.peaks()
     return Hypothesis(
@@ -320,22 +300,3 @@ def check_log_probs(log_probs: npt.NDArray[np.float32], blank: int) -> None:
     """Raise ValueError unless log-probabilities are [time, vocab], and `blank` is an id below vocab."""
     if log_probs.ndim != 2 or not 0 <= blank < log_probs.shape[1]:
         raise ValueError(f"log_probs must be [time, vocab] with blank {blank} below vocab, got {log_probs.shape}")
-
-
-def most_probable(
-    log_probs: npt.NDArray[np.float32], num: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The `num` most probable tokens of each frame and their scores, descending, ties by id: both [time, num]."""
-    num_frames, vocab = log_probs.shape
-    width = max(vocab // (_NUM_BLOCKS * num), 1)
-    num_blocks = vocab // width
-    peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
-    if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
-        raise ValueError("log_probs hold NaN")
-    # At least `num` tokens are as probable as the lowest of the `num` highest peaks, and few others.
-    least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
-    places = np.flatnonzero(log_probs >= least)
-    frames, scores = places // vocab, log_probs.reshape(-1)[places]
-    order = np.lexsort((-scores, frames))
-    firsts = order[np.searchsorted(frames, np.arange(num_frames))[:, np.newaxis] + np.arange(num)]
-    return places[firsts] % vocab, scores[firsts]

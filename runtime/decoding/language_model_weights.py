@@ -20,8 +20,9 @@ from u2moe.runtime.bundle.signature import SIGNATURE_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.declarations import options_of
-from u2moe.runtime.decoding.ctc import PrefixBeamSearch, most_probable, penalize_blank
+from u2moe.runtime.decoding.ctc import PrefixBeamSearch, penalize_blank
 from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.likely_tokens import most_probable
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.errors import BundleError, IntegrityError
 from u2moe.runtime.language.files import write_compact
@@ -119,7 +120,7 @@ class EncodedRecordings:
         """Add a recording, given encoder output [time, dim]."""
         if len(encoder_out):
             log_probs = self._model.ctc(encoder_out)
-            tokens, scores = most_probable(log_probs, min(self.decoding.beam_size + 1, log_probs.shape[1]))
+            tokens, scores = most_probable(log_probs, self.decoding.beam_size + 1)
             blank_scores = log_probs[:, self._model.config.blank].copy()
             self.recordings.append(
                 EncodedRecording(

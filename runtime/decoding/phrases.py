@@ -8,10 +8,13 @@ The automaton is made deterministic where searches come by. Phrases share the st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+from u2moe.runtime.decoding.likely_tokens import most_probable
 from u2moe.runtime.errors import GrammarError
 from u2moe.runtime.text.grammar import UNKNOWN, Expression, Grammar, check_nested
 from u2moe.runtime.text.spelling import Spelling
@@ -101,12 +104,27 @@ class PhraseGraph:
             pass
         following: PhraseState | None = state
         if token == self.rest:
-            following = self._outside if state.accepts else None
+            following = self._outside if state.accepts and state is not self._outside else None
         else:
             for character in self._spellings[token]:
                 following = following and self._step(following, character)
         state.moves[token] = following
         return following
+
+    def most_probable(
+        self, log_probs: npt.NDArray[np.float32], beam_size: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
+        """The likely tokens of those that may be allowed, and the score of `rest` where it begins a word."""
+        tokens, starts = self.tokens, [-math.inf] * len(log_probs)
+        rows = log_probs[:, tokens]
+        if self.rest is not None:
+            words = log_probs - np.float32(REST_PENALTY)
+            words[:, self.blank] = -math.inf
+            rows = np.concatenate([rows, words.max(axis=1, keepdims=True)], axis=1)
+            tokens = np.append(tokens, self.rest)
+            starts = words[:, self.word_starts].max(axis=1).tolist()
+        places, scores = most_probable(rows, max(beam_size, MIN_TOKENS))
+        return tokens[places], scores, starts
 
     def is_whole(self, state: PhraseState) -> bool:
         """Whether the last word is complete, whatever follows."""
