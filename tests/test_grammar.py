@@ -145,6 +145,11 @@ def test_each_phrase_is_one_event(tmp_path, capsys):
         ("GET BACK TO WORK", 0), ("SEVEN THREE FIVE", 0), ("TWO ONE SIX", 0)]  # fmt: skip
     assert [event["phrase"] for event in said] == [
         phrase["phrase"] for event in events if event["type"] == "segment" for phrase in event["phrases"]]  # fmt: skip
+    assert cli.main(["transcribe", "--stream", "--grammar", str(file), *clips]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "confidence" in line]
+    assert told == [
+        "{phrase} ({start:.2f} to {end:.2f} s, confidence {confidence:.2f})".format(**each) for each in said
+    ]
 
 
 DOUBLED = [f"<{'a' * n}> = <{'a' * (n + 1)}> (a | b) <{'a' * (n + 1)}>" for n in range(1, 20)]

@@ -1,6 +1,7 @@
 import _thread
 import importlib
 import importlib.metadata
+import json
 import threading
 import time
 
@@ -230,6 +231,19 @@ def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsy
     assert lines[0] == "listening, Ctrl-C ends"
     assert len(lines) > 2  # partial results
     assert sounddevice.settings["device"] == 1
+
+
+@pytest.mark.slow
+def test_listen_says_each_phrase_when_it_is_certain(bundle, spoken, sounddevice, capsys, tmp_path):
+    letters = [symbol.strip("▁") for symbol in bundle.tokens if symbol.strip("▁").isalpha()]
+    (tmp_path / "grammar.txt").write_text("\n".join([*letters, "[unk]"]), encoding="utf-8")
+    assert listen(bundle, "-f", "events", "--grammar", str(tmp_path / "grammar.txt")) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    said = [(event["segment"], event["phrase"]) for event in events if event["type"] == "phrase"]
+    ends = [event for event in events if event["type"] == "segment"]
+    assert said == [(end["segment"], phrase["phrase"]) for end in ends for phrase in end["phrases"]]
+    assert said
+    assert events[-1] is ends[-1]
 
 
 def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice, sound, capsys):

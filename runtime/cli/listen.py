@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
+from functools import partial
 
 from u2moe.runtime.audio.microphone import Microphone, input_devices
+from u2moe.runtime.cli.inputs import STDIN, Input
 from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
-from u2moe.runtime.cli.outputs import TEXT
-from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
+from u2moe.runtime.cli.outputs import EVENTS, TEXT, make_output
+from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
 from u2moe.runtime.installation import install_command
-from u2moe.runtime.result import Result
 from u2moe.runtime.text.formats import FORMATS
 from u2moe.runtime.transcriber import Transcriber
 
@@ -26,7 +27,8 @@ def add_listen(subparsers: Subparsers) -> None:
         f"Needs sounddevice: {install_command('microphone')}.",
     )
     choices = [name for name, each in FORMATS.items() if each.segment is not None]
-    parser.add_argument("-f", "--format", choices=choices, default=TEXT, help="json: one segment per line")
+    told = f"json: one segment per line; {EVENTS}: partial results and phrases of a grammar, too"
+    parser.add_argument("-f", "--format", choices=[*choices, EVENTS], default=TEXT, help=told)
     experts = add_decoding(parser, chunk_size="as in training, or 16")
     experts.add_argument(
         "--device",
@@ -46,12 +48,8 @@ def run_listen(args: argparse.Namespace) -> int:
     recognizer.warm_up()
     device = int(args.device) if args.device and args.device.isdecimal() else args.device
 
-    file_format = FORMATS[args.format]
-
-    def on_final(segment: Result) -> None:
-        show_progress("")
-        if file_format.segment is not None:
-            (print_json if file_format.is_json else print_result)(file_format.segment(segment, "microphone"))
+    source = Input(name="microphone", file=STDIN, place=STDIN, audio=STDIN, channel=None, track=None)
+    output = make_output(None, args.format, [source])
 
     def on_error(error: Exception) -> None:
         if not isinstance(error, AudioOverflowError):
@@ -59,11 +57,14 @@ def run_listen(args: argparse.Namespace) -> int:
         complain(str(error))
 
     transcriber = Transcriber(
-        recognizer, on_partial=lambda result: show_latest(result.text), on_final=on_final, on_error=on_error
+        recognizer,
+        on_partial=partial(output.take, source),
+        on_final=partial(output.take, source),
+        on_error=on_error,
     )
     with transcriber, contextlib.closing(Microphone(transcriber, device=device)) as microphone:
         tell("listening, Ctrl-C ends")
-        print_result(file_format.header or "")
+        output.begin()
         with contextlib.suppress(KeyboardInterrupt):
             microphone.start()
             while microphone.is_active:

@@ -15,7 +15,7 @@ from u2moe.runtime.cli.inputs import STDIN, Input
 from u2moe.runtime.cli.options import Options
 from u2moe.runtime.cli.terminal import escaped, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.result import PhraseResult, Result, Transcript
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, write_bytes
 
@@ -46,9 +46,26 @@ def add_output(parser: Options, formats: Iterable[str], default: str, about: str
 class Output:
     """Takes the results of recordings."""
 
+    _told = ("", 0, 0)  # recording, segment, and how many of its phrases
+
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
         """The recordings that remain to be recognised."""
         return inputs
+
+    def begin(self) -> None:
+        """Segments are written as they are found, in any format that has them, after what is before all of them."""
+
+    def take(self, item: Input, result: Result) -> None:
+        """A partial or final result, after the phrases of a grammar that have become certain."""
+        place = (item.name, result.segment)
+        num = self._told[2] if self._told[:2] == place else 0
+        for phrase in result.phrases[num:]:
+            self.phrase(item, result, phrase)
+        self._told = (*place, max(num, len(result.phrases)))
+        (self.segment if result.is_final else self.partial)(item, result)
+
+    def phrase(self, item: Input, result: Result, phrase: PhraseResult) -> None:
+        """A phrase of a result, once."""
 
     def partial(self, _item: Input, result: Result) -> None:
         """A new partial result of a stream."""
@@ -100,10 +117,18 @@ class _Stdout(Output):
         self._name = file_format
         self._format = FORMATS[file_format]
         self._is_single = is_single
+        self._is_live = is_single and self._format.header is not None
         self._header = self._format.header or ""  # until it is printed
 
+    def begin(self) -> None:
+        self._is_live = True
+        self._print("")
+
+    def phrase(self, _item: Input, _result: Result, phrase: PhraseResult) -> None:
+        tell(f"{phrase.phrase} ({phrase.start:.2f} to {phrase.end:.2f} s, confidence {phrase.confidence:.2f})")
+
     def segment(self, item: Input, segment: Result) -> None:
-        if self._is_single and self._format.header is not None and self._format.segment is not None:
+        if self._is_live and self._format.segment is not None:
             show_progress("")
             self._print(self._format.segment(segment, item.name))
 
@@ -128,15 +153,14 @@ class _Stdout(Output):
 class _Events(Output):
     """Prints a line of JSON for every event."""
 
-    _told = ("", 0, 0)  # recording, segment, and how many of its phrases
+    def phrase(self, item: Input, result: Result, phrase: PhraseResult) -> None:
+        _print_event("phrase", item, {"segment": result.segment, **dataclasses.asdict(phrase)})
 
     def partial(self, item: Input, result: Result) -> None:
-        self._phrases(item, result)
         names = ("segment", "text", "words", "committed", "num_committed", "committed_end")
         _print_event("partial", item, {name: getattr(result, name) for name in names})
 
     def segment(self, item: Input, segment: Result) -> None:
-        self._phrases(item, segment)
         _print_event("segment", item, dataclasses.asdict(segment))
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
@@ -145,14 +169,6 @@ class _Events(Output):
 
     def failure(self, item: Input, message: str) -> None:
         _print_event("error", item, {"error": message})
-
-    def _phrases(self, item: Input, result: Result) -> None:
-        """Each phrase once, as soon as it is certain."""
-        place = (item.name, result.segment)
-        num = self._told[2] if self._told[:2] == place else 0
-        for phrase in result.phrases[num:]:
-            _print_event("phrase", item, {"segment": result.segment, **dataclasses.asdict(phrase)})
-        self._told = (*place, max(num, len(result.phrases)))
 
 
 def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:

@@ -154,9 +154,7 @@ def _transcript(
         for result in results:
             if result.is_final:
                 segments.append(result)
-                output.segment(item, result)
-            else:
-                output.partial(item, result)
+            output.take(item, result)
 
     def follow() -> None:
         nonlocal seconds
