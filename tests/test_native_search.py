@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from language_models import random_arpa
 from searches import HOTWORDS, VOCABULARY, random_frames
 
-from u2moe.runtime import LanguageModelOptions, Recognizer
+from u2moe.runtime import Grammar, LanguageModelOptions, Recognizer
 from u2moe.runtime.decoding import native_search
 from u2moe.runtime.decoding.context import ContextGraph, parse_hotwords
 from u2moe.runtime.decoding.ctc import PrefixBeamSearch
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.native_search import NativeSearch, new_search
+from u2moe.runtime.decoding.phrases import PhraseGraph
 
 WORDS = ("A", "AB", "CAB", "中", "文中", "É", "CAA")
 TOKENS = ("▁A", "A", "B", "▁CA", "中", "文")
@@ -44,11 +45,22 @@ def fusions(tmp_path_factory):
     return found
 
 
-def assert_same_commitment(native, python):
-    found = [search.settled(VOCABULARY.word_starts) for search in (native, python)]
-    assert found[0] == found[1]
-    for search in (native, python):
-        search.commit(found[0][0][:2])
+GRAMMARS = {
+    name: PhraseGraph(Grammar(lines=lines), VOCABULARY)
+    for name, lines in {
+        "phrases": ("a b", "<x> [cab]", "<x> = (é | ba) d", "中文"),
+        "phrases, other words": ("ab (a | b)", "a", "中", "[unk]"),
+        "one": ("cab",),
+    }.items()
+}
+
+
+def assert_same_commitment(native, python, vocabulary=VOCABULARY):
+    if python.hypotheses():
+        found = [search.settled(vocabulary.word_starts) for search in (native, python)]
+        assert found[0] == found[1]
+        for search in (native, python):
+            search.commit(found[0][0][:2])
     assert native.best() == python.best()
     assert native.next_peak() == python.next_peak()
 
@@ -59,21 +71,24 @@ def assert_same_commitment(native, python):
     sizes=st.lists(st.integers(0, 9), max_size=6),
     penalty=st.sampled_from((0.0, 1.5)),
     has_hotwords=st.booleans(),
-    model=st.sampled_from(("", "word", "token", "classes")),
+    model=st.sampled_from(("", "word", "token", "classes", *GRAMMARS)),
 )
 def test_hypotheses_equal_those_of_python(library, fusions, seed, beam_size, sizes, penalty, has_hotwords, model):
-    context = ContextGraph(parse_hotwords(HOTWORDS), VOCABULARY) if has_hotwords else None
-    given = (beam_size, 0, context, fusions[model])
-    searches = new_search(library, *given, blank_penalty=penalty), PrefixBeamSearch(*given, blank_penalty=penalty)
+    grammar = GRAMMARS.get(model)
+    context = ContextGraph(parse_hotwords(HOTWORDS), VOCABULARY) if has_hotwords and grammar is None else None
+    given = (beam_size, 0, context, fusions.get(model))
+    chosen = {"grammar": grammar, "blank_penalty": penalty}
+    vocabulary = VOCABULARY if grammar is None else grammar.vocabulary
+    searches = new_search(library, *given, **chosen), PrefixBeamSearch(*given, **chosen)
     assert isinstance(searches[0], NativeSearch)
     for number, size in enumerate(sizes):
         frames = random_frames(seed + number, size)
         found = [(search.advance(frames), search.hypotheses(), search.hypotheses(1))[1:] for search in searches]
         assert found[0] == found[1]
-        assert_same_commitment(*searches)
+        assert_same_commitment(*searches, vocabulary)
     for search in searches:
         search.finish()
-    assert_same_commitment(*searches)
+    assert_same_commitment(*searches, vocabulary)
     assert searches[0].hypotheses() == searches[1].hypotheses()
 
 
@@ -118,7 +133,7 @@ def test_a_message_of_the_library_reaches_python(library):
 def test_hotwords_are_freed_with_their_searches(library):
     context = ContextGraph(["A"], VOCABULARY)
     search = new_search(library, 3, 0, context)
-    handle = weakref.ref(native_search._hotwords[context])
+    handle = weakref.ref(native_search._handles[context])
     del context
     gc.collect()
     assert handle() is None

@@ -23,7 +23,8 @@ _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "hotwords": (ctypes.c_char_p, _POINTER, _POINTER, _SIZE),
     "fusion": (*[ctypes.c_char_p] * 2, *[_POINTER] * 4, _SIZE, _POINTER, ctypes.c_int, ctypes.c_char_p),
-    "create": (_SIZE, ctypes.c_int, ctypes.c_double, _POINTER, _POINTER),
+    "grammar": (ctypes.c_char_p, _POINTER, _SIZE, ctypes.c_int),
+    "begin": (_SIZE, ctypes.c_int, ctypes.c_double, *[_POINTER] * 3),
     "advance": (_POINTER, _POINTER, _SIZE, _SIZE),
     "finish": (_POINTER,),
     "commit": (_POINTER, _POINTER, _SIZE),
@@ -108,11 +109,11 @@ def new_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """A prefix beam search by the library in `file`; by Python without one, and for a grammar."""
+    """A prefix beam search by the library in `file`; by Python without one."""
     library = None if file is None else _library(file)
-    if library is None or grammar is not None:
+    if library is None:
         return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)
-    return NativeSearch(library, beam_size, blank, context, fusion, blank_penalty=blank_penalty)
+    return NativeSearch(library, beam_size, blank, (context, fusion, grammar), blank_penalty=blank_penalty)
 
 
 class NativeSearch:
@@ -123,8 +124,7 @@ class NativeSearch:
         library: _Library,
         beam_size: int,
         blank: int,
-        context: ContextGraph | None,
-        fusion: Fusion | None,
+        needs: tuple[ContextGraph | None, Fusion | None, PhraseGraph | None],
         *,
         blank_penalty: float,
     ) -> None:
@@ -132,9 +132,8 @@ class NativeSearch:
             raise ValueError(f"beam_size must be at least 1, got {beam_size}")
         self._library = library
         self._blank = blank
-        hotwords = None if context is None else _hotwords_of(library, context).value
-        model = None if fusion is None else _model_of(library, fusion).value
-        self._handle = _Handle(library, "create", beam_size, blank, blank_penalty, hotwords, model)
+        handles = (None if each is None else _handle_of(library, each).value for each in needs)
+        self._handle = _Handle(library, "begin", beam_size, blank, blank_penalty, *handles)
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with the next log-probabilities [time, vocab]."""
@@ -194,37 +193,42 @@ def _parsed(values: list[float]) -> list[Hypothesis]:
     return found
 
 
-_hotwords: weakref.WeakKeyDictionary[ContextGraph, _Handle] = weakref.WeakKeyDictionary()
-_models: weakref.WeakKeyDictionary[Fusion, _Handle] = weakref.WeakKeyDictionary()
+_handles: weakref.WeakKeyDictionary[ContextGraph | Fusion | PhraseGraph, _Handle] = weakref.WeakKeyDictionary()
 
 
-def _hotwords_of(library: _Library, context: ContextGraph) -> _Handle:
-    handle = _hotwords.get(context)
+def _handle_of(library: _Library, given: ContextGraph | Fusion | PhraseGraph) -> _Handle:
+    """What searches need, in the library; made once."""
+    handle = _handles.get(given)
     if handle is None:
-        phrases = (ctypes.c_char_p * len(context.hotwords))(*(phrase.encode() for phrase, _ in context.hotwords))
-        weights = np.array([weight for _, weight in context.hotwords])
-        tokens = _tokens(context.symbols)
-        handle = _Handle(library, "hotwords", tokens, phrases, weights.ctypes.data, len(weights))
-        _hotwords[context] = handle
+        if isinstance(given, ContextGraph):
+            weights = np.array([weight for _, weight in given.hotwords])
+            phrases = _strings([phrase for phrase, _ in given.hotwords])
+            handle = _Handle(library, "hotwords", _tokens(given.symbols), phrases, weights.ctypes.data, len(weights))
+        elif isinstance(given, Fusion):
+            handle = _model(library, given)
+        else:
+            tokens, lines = _tokens(given.vocabulary.symbols[: given.rest]), given.lines
+            handle = _Handle(library, "grammar", tokens, _strings(lines), len(lines), given.blank)
+        _handles[given] = handle
     return handle
 
 
-def _model_of(library: _Library, fusion: Fusion) -> _Handle:
-    handle = _models.get(fusion)
-    if handle is None:
-        ngrams = fusion.ngrams
-        arrays = ngrams.num_children().astype(np.uint64), ngrams.word, ngrams.log_prob, ngrams.backoff
-        rows = [np.ascontiguousarray(array) for array in arrays]
-        numbers = np.array(fusion.numbers)
-        words = "\n".join(ngrams.words).encode()
-        handle = _Handle(
-            library, "fusion", _tokens(fusion.symbols), words, *(row.ctypes.data for row in rows),
-            len(ngrams.word), numbers.ctypes.data, fusion.is_by_token, json.dumps({"classes": fusion.classes}).encode(),
-        )  # fmt: skip
-        _models[fusion] = handle
-    return handle
+def _model(library: _Library, fusion: Fusion) -> _Handle:
+    ngrams = fusion.ngrams
+    arrays = ngrams.num_children().astype(np.uint64), ngrams.word, ngrams.log_prob, ngrams.backoff
+    rows = [np.ascontiguousarray(array) for array in arrays]
+    numbers = np.array(fusion.numbers)
+    words = "\n".join(ngrams.words).encode()
+    return _Handle(
+        library, "fusion", _tokens(fusion.symbols), words, *(row.ctypes.data for row in rows), len(ngrams.word),
+        numbers.ctypes.data, fusion.is_by_token, json.dumps({"classes": fusion.classes}).encode(),
+    )  # fmt: skip
 
 
-def _tokens(symbols: tuple[str, ...]) -> bytes:
+def _strings(texts: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * len(texts))(*(text.encode() for text in texts))
+
+
+def _tokens(symbols: Sequence[str]) -> bytes:
     """The vocabulary as a tokens.txt."""
     return "".join(f"{symbol} {number}\n" for number, symbol in enumerate(symbols)).encode()

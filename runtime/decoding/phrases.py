@@ -55,6 +55,7 @@ class PhraseGraph:
 
     Attributes:
         start: state of an empty hypothesis.
+        lines: of the grammar.
         rest: token that stands for other words, the one after the vocabulary's; None: they are not allowed.
         vocabulary: the vocabulary, with that token.
         blank: id of the blank token.
@@ -68,6 +69,7 @@ class PhraseGraph:
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary, blank: int = 0) -> None:
         self.blank = blank
+        self.lines = grammar.lines
         self.rest = len(vocabulary) if grammar.has_rest else None
         symbols = [*vocabulary.symbols, f"{WORD_BOUNDARY}{UNKNOWN}{WORD_BOUNDARY}"] if grammar.has_rest else None
         self.vocabulary = Vocabulary(symbols, vocabulary.config) if symbols else vocabulary

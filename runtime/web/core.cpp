@@ -18,6 +18,7 @@ struct Model {
   Manifest manifest;
   Vocabulary vocabulary;
   std::shared_ptr<const ContextGraph> hotwords = nullptr;  // the bundle's; null: none
+  mutable PhraseGraphs grammars = {};
 };
 
 using LanguageModel = std::shared_ptr<const Fusion>;
@@ -66,7 +67,7 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   if (json.given("grammar")) {
     std::vector<std::string> lines;
     for (const Json& each : json["grammar"].array()) lines.push_back(each.string());
-    options.grammar = std::make_shared<PhraseGraph>(lines, model.vocabulary, model.manifest.blank);
+    options.grammar = model.grammars.find(lines, model.vocabulary, model.manifest.blank);
   }
   if (json.given("hotwords")) {
     std::vector<Hotword> hotwords;

@@ -77,11 +77,11 @@ std::string search(const Json& json, const Json& shared) {
   const std::vector<float> frames = matrix(json["frames"]);
   std::shared_ptr<const ContextGraph> context;
   if (!json["hotwords"].is_null()) context = std::make_shared<const ContextGraph>(parse_hotwords(json["hotwords"].string()), vocabulary);
-  std::shared_ptr<PhraseGraph> grammar;
+  std::shared_ptr<const PhraseGraph> grammar;
   if (json.given("grammar")) {
     std::vector<std::string> lines;
     for (const Json& each : json["grammar"].array()) lines.push_back(each.string());
-    grammar = std::make_shared<PhraseGraph>(lines, vocabulary, 0);
+    grammar = std::make_shared<const PhraseGraph>(lines, vocabulary, 0);
     vocabulary = grammar->vocabulary();
   }
   const double penalty = json["blank_penalty"].number();

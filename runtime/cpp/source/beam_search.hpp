@@ -147,8 +147,8 @@ class BeamSearch {
   /// @param ranks_by_bonus prefixes are ranked with the bonus of hotwords.
   /// @param grammar in place of both; null: none.
   BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, std::shared_ptr<FusionStates> states,
-                         bool ranks_by_bonus, PhraseGraph* grammar = nullptr)
-      : beam_size_(beam_size), blank_(blank), grammar_(grammar), rest_(grammar ? grammar->rest() : kNoRest), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
+                         bool ranks_by_bonus, PhraseStates* grammar = nullptr)
+      : beam_size_(beam_size), blank_(blank), grammar_(grammar), rest_(grammar ? grammar->graph().rest() : kNoRest), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
         most_bonus_(ranking_ ? ranking_->most_gain() : 0), most_gain_(most_bonus_ + (states_ ? states_->fusion().most_gain() : 0)) {
     Beam root;
     root.prefix = prefixes_.add({});
@@ -156,7 +156,7 @@ class BeamSearch {
     root.prefix->place = 0;
     if (context_) root.prefix->state = context_->start();
     if (states_) root.prefix->language = states_->start();
-    if (grammar_) root.prefix->phrase = grammar_->begin();
+    if (grammar_) root.prefix->phrase = grammar_->start();
     root.blank = root.total = root.rank = root.best = root.best_blank = root.best_token = 0;
     beams_.push_back(root);
   }
@@ -249,11 +249,6 @@ class BeamSearch {
     for (std::size_t index = 0; index < beams_.size(); ++index) beams_[index].prefix->place = index;
   }
 
-  // Whether the grammar allows to extend a prefix by a token.
-  bool allows(const Prefix& prefix, int token) {
-    return !grammar_ || (!(token == rest_ && prefix.token == rest_) && grammar_->advance(*prefix.phrase, token));
-  }
-
   // The log-probability of a token that extends a prefix: other words begin as words do.
   double entered(const Prefix& prefix, int token, double score) const {
     return token != rest_ || prefix.phrase->is_apart ? score : rest_start_;
@@ -291,7 +286,7 @@ class BeamSearch {
       for (std::size_t rank = first; rank < tokens.size() && most + likely.scores[rank] >= best_.front(); ++rank) {
         const int token = tokens[rank];
         const Prefix* known = prefix.extension(token);
-        if (token == blank_ || (known && known->place != kNone) || !allows(prefix, token)) continue;  // it stays, or is forbidden
+        if (token == blank_ || (known && known->place != kNone) || (grammar_ && !grammar_->advance(*prefix.phrase, token))) continue;  // it stays, or is forbidden
         const double total = (token == prefix.token ? beam.blank : beam.total) + entered(prefix, token, likely.scores[rank]);
         double score = total;
         if (known) {
@@ -416,7 +411,7 @@ class BeamSearch {
 
   std::size_t beam_size_;
   int blank_;
-  PhraseGraph* grammar_;
+  PhraseStates* grammar_;
   int rest_;
   double rest_start_ = kNever;
   std::shared_ptr<const ContextGraph> context_;

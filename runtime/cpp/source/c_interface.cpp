@@ -275,7 +275,10 @@ StreamOptions options_of(const u2moe_stream_options& options, const Model& model
     found.rules[i] = own;
     if (own.min_trailing_silence == 0 && own.min_utterance_length == 0) found.rules[i] = std::nullopt;
   }
-  if (options.grammar) found.grammar = std::make_shared<PhraseGraph>(grammar_lines(options.grammar), model.bundle.vocabulary(), m.blank);
+  if (options.grammar) {
+    const std::lock_guard<std::mutex> lock(model.mutex);
+    found.grammar = model.grammars.find(grammar_lines(options.grammar), model.bundle.vocabulary(), m.blank);
+  }
   if (found.has_beam() && !found.grammar) found.hotwords = model.hotwords;
   if (found.has_beam() && !found.grammar) found.language_model = model.language_model;
   if (options.hotwords == U2MOE_NO_HOTWORDS) found.hotwords = nullptr;

@@ -112,15 +112,15 @@ class PrefixBeamSearch : public CtcSearch {
  public:
   /// @param context null: no hotwords.
   /// @param fusion null: no language model.
-  /// @param grammar all that may be said, in place of both, and of no other search that goes on; null: anything.
+  /// @param grammar all that may be said, in place of both; null: anything.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
-                   const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0, std::shared_ptr<PhraseGraph> grammar = nullptr)
-      : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty, std::move(grammar)) {}
+                   const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
+      : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty, grammar) {}
 
   /// @param states of a language model, which no other search uses meanwhile; null: none.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
-                   const std::shared_ptr<FusionStates>& states, double blank_penalty = 0, std::shared_ptr<PhraseGraph> grammar = nullptr)
-      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(std::move(grammar)) {
+                   const std::shared_ptr<FusionStates>& states, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
+      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(grammar ? std::make_unique<PhraseStates>(grammar) : nullptr) {
     searches_.emplace_back(beam_size, blank, context, states, false, grammar_.get());
     if (context) searches_.emplace_back(beam_size, blank, context, states, true);
     for (const BeamSearch& search : searches_) commitments_.emplace_back(search);
@@ -130,7 +130,7 @@ class PrefixBeamSearch : public CtcSearch {
     for (std::size_t frame = 0; frame < num_frames; ++frame) {
       const float* const row = log_probs + frame * vocab_size;
       double rest_start = kNever;
-      if (grammar_) rest_start = grammar_->find(row, beam_size_, likely_);
+      if (grammar_) rest_start = grammar_->graph().find(row, beam_size_, likely_);
       else likely_.find(row, vocab_size, beam_size_);
       for (BeamSearch& search : searches_) search.advance(likely_, rest_start);
     }
@@ -150,6 +150,7 @@ class PrefixBeamSearch : public CtcSearch {
 
   Hypothesis best() const override {
     const std::vector<const Beam*> beams = ranked();
+    if (beams.empty()) return {};  // a grammar allows none
     const auto holds = [this](const Beam* beam) {
       return std::any_of(commitments_.begin(), commitments_.end(), [&](const Commitment& each) { return each.holds_for(*beam->prefix); });
     };
@@ -162,7 +163,7 @@ class PrefixBeamSearch : public CtcSearch {
     tokens.erase(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(commitments_[0].num_tokens()));
     std::size_t least = 2 * tokens.size();
     for (std::size_t i = 0; i < searches_.size(); ++i) least = std::min(least, commitments_[i].num_settled(searches_[i], tokens, word_starts));
-    const bool is_whole = grammar_ && least == 2 * tokens.size() && grammar_->is_whole(*searches_[0].beams()[0].prefix->phrase);
+    const bool is_whole = grammar_ && least == 2 * tokens.size() && grammar_->graph().is_whole(*searches_[0].beams()[0].prefix->phrase);
     tokens.resize(least / 2);
     return {std::move(tokens), least % 2 > 0 || is_whole};
   }
@@ -207,7 +208,7 @@ class PrefixBeamSearch : public CtcSearch {
 
   std::size_t beam_size_;
   bool sorts_;
-  std::shared_ptr<PhraseGraph> grammar_;
+  std::unique_ptr<PhraseStates> grammar_;
   int num_frames_ = 0;
   LikelyTokens likely_;
   std::deque<BeamSearch> searches_;

@@ -18,7 +18,7 @@ struct PhraseState {
   }
 };
 
-/// The automaton of a grammar for a vocabulary, made deterministic where a search comes by. Of one thread at a time.
+/// The automaton of a grammar for a vocabulary.
 class PhraseGraph {
  public:
   /// @param lines see u2moe_stream_options.
@@ -49,23 +49,6 @@ class PhraseGraph {
 
   /// The token that stands for other words; negative: they are not allowed.
   int rest() const { return rest_; }
-
-  /// State of an empty hypothesis. Older states may be forgotten: no search may go on.
-  const PhraseState* begin() {
-    if (states_.size() > kMostStates) states_.clear();
-    outside_ = state({0}, false, true);
-    return state(after({0}, kWordBoundary), true, true);
-  }
-
-  /// State after `token`; null: it is not allowed.
-  const PhraseState* advance(const PhraseState& from, int token) {
-    const auto [move, is_new] = from.moves.try_emplace(token, &from);
-    if (!is_new) return move->second;
-    const PhraseState*& following = move->second;
-    if (token == rest_) return following = from.accepts ? outside_ : nullptr;
-    for (const char32_t character : spellings_[static_cast<std::size_t>(token)]) following = following ? step(*following, character) : nullptr;
-    return following;
-  }
 
   /// Whether the last word is complete, whatever follows.
   bool is_whole(const PhraseState& state) const {
@@ -109,13 +92,14 @@ class PhraseGraph {
   }
 
  private:
+  friend class PhraseStates;
   using Places = std::vector<std::size_t>;
   using Parts = std::vector<std::u32string>;  // words, slots, brackets and |
   struct Phrase {
     std::string name;  // for messages
     Parts parts;
   };
-  static constexpr std::size_t kMostStates = 1 << 16, kMostNested = 100;
+  static constexpr std::size_t kMostNested = 100;
 
   [[noreturn]] static void fail(const std::string& what) { runtime::fail<GrammarError>("grammar: " + what); }
 
@@ -272,17 +256,6 @@ class PhraseGraph {
     return std::any_of(places.begin(), places.end(), [this](std::size_t place) { return is_end_[place]; });
   }
 
-  const PhraseState* state(Places places, bool is_apart, bool accepts) { return &*states_.insert({std::move(places), is_apart, accepts}).first; }
-
-  const PhraseState* step(const PhraseState& from, char32_t character) {
-    const bool is_apart = character == kWordBoundary;
-    if (is_apart && from.is_apart) return &from;
-    Places places = after(from.places, character);
-    const bool is_complete = has_end(places);
-    if (is_complete) places.insert(places.begin(), 0);
-    return places.empty() ? nullptr : state(std::move(places), is_apart, is_complete || (is_apart && from.accepts));
-  }
-
   // ---- Phrases in tokens ----
 
   // Whether a token is no part of a phrase where none has begun.
@@ -320,8 +293,64 @@ class PhraseGraph {
   std::vector<bool> is_part_;                      // by token, whether a phrase may need it
   std::vector<std::map<char32_t, Places>> arcs_;   // by place
   std::vector<bool> is_single_, is_end_;           // by place: one way leads to it; a phrase ends there
+};
+
+/// The states of a grammar that a search comes by: the automaton, made deterministic there. Of one thread at a time.
+class PhraseStates {
+ public:
+  explicit PhraseStates(std::shared_ptr<const PhraseGraph> graph) : graph_(std::move(graph)) {}
+
+  const PhraseGraph& graph() const { return *graph_; }
+
+  /// State of an empty hypothesis.
+  const PhraseState* start() const { return start_; }
+
+  /// State after `token`; null: it is not allowed.
+  const PhraseState* advance(const PhraseState& from, int token) {
+    const auto [move, is_new] = from.moves.try_emplace(token, &from);
+    if (!is_new) return move->second;
+    const PhraseState*& following = move->second;
+    if (token == graph_->rest_) return following = from.accepts && &from != outside_ ? outside_ : nullptr;
+    for (const char32_t character : graph_->spellings_[static_cast<std::size_t>(token)]) following = following ? step(*following, character) : nullptr;
+    return following;
+  }
+
+ private:
+  using Places = PhraseGraph::Places;
+
+  const PhraseState* state(Places places, bool is_apart, bool accepts) { return &*states_.insert({std::move(places), is_apart, accepts}).first; }
+
+  const PhraseState* step(const PhraseState& from, char32_t character) {
+    const bool is_apart = character == kWordBoundary;
+    if (is_apart && from.is_apart) return &from;
+    Places places = graph_->after(from.places, character);
+    const bool is_complete = graph_->has_end(places);
+    if (is_complete) places.insert(places.begin(), 0);
+    return places.empty() ? nullptr : state(std::move(places), is_apart, is_complete || (is_apart && from.accepts));
+  }
+
+  std::shared_ptr<const PhraseGraph> graph_;
   std::set<PhraseState> states_;
-  const PhraseState* outside_ = nullptr;  // after other words
+  const PhraseState* const outside_ = state({0}, false, true);  // after other words
+  const PhraseState* const start_ = state(graph_->after({0}, kWordBoundary), true, true);
+};
+
+/// The automata of a recogniser's last grammars, which streams share. Of one thread at a time.
+class PhraseGraphs {
+ public:
+  /// See `PhraseGraph`.
+  std::shared_ptr<const PhraseGraph> find(const std::vector<std::string>& lines, const Vocabulary& vocabulary, int blank) {
+    const auto known = std::find_if(known_.begin(), known_.end(), [&](const auto& each) { return each.first == lines; });
+    if (known == known_.end()) known_.emplace_front(lines, std::make_shared<const PhraseGraph>(lines, vocabulary, blank));
+    else std::rotate(known_.begin(), known, known + 1);
+    known_.resize(std::min(known_.size(), kMost));
+    return known_[0].second;
+  }
+
+ private:
+  static constexpr std::size_t kMost = 4;
+
+  std::deque<std::pair<std::vector<std::string>, std::shared_ptr<const PhraseGraph>>> known_;  // by lines, the last one first
 };
 
 /// The lines of a file of a grammar, without "# ..." and empty ones.

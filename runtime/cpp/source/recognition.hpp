@@ -30,7 +30,7 @@ struct StreamOptions : StreamNumbers {
   double pause, turn;
   std::shared_ptr<const ContextGraph> hotwords = nullptr;
   std::shared_ptr<const Fusion> language_model = nullptr;
-  std::shared_ptr<PhraseGraph> grammar = nullptr;  ///< of this stream alone
+  std::shared_ptr<const PhraseGraph> grammar = nullptr;
   bool written = false;
 
   bool has_beam() const {
@@ -283,7 +283,6 @@ class Recognition {
       alone_.emplace(m(), num_frames_, static_cast<std::size_t>(options_.beam_size), options_.length_penalty);
       return search_alone();
     }
-    if (options_.grammar && !partial_) partial_ = result();  // the end may leave nothing of it
     search_->finish();
     hypotheses_ = search_->hypotheses();
     if (options_.search == Search::kAttentionRescoring && !output_.empty() && !hypotheses_.empty()) {

@@ -24,6 +24,8 @@ struct Model {
   const Graphs graphs;
   const std::shared_ptr<const ContextGraph> hotwords;  ///< the bundle's; null: none
   const std::shared_ptr<const Fusion> language_model;  ///< the bundle's; null: none
+  mutable std::mutex mutex;                            ///< of the grammars
+  mutable PhraseGraphs grammars;
 };
 
 /// Any thread may feed, cancel and take results, while one decodes. Keeps the model alive. After an error during recognition audio

@@ -1,4 +1,4 @@
-// The first pass for Python: prefix beam search with hotwords and a language model, by the C++ runtime's own files, so that both
+// The first pass for Python: prefix beam search with hotwords and a language model, or a grammar, by the C++ runtime's own files, so that both
 // give the same hypotheses to the last bit. Each handle belongs to one thread at a time; searches keep what they were made with.
 #include <algorithm>
 #include <cstddef>
@@ -64,6 +64,7 @@ struct Model {
 };
 
 using HotwordsHandle = Holding<std::shared_ptr<const ContextGraph>>;
+using GrammarHandle = Holding<std::shared_ptr<const PhraseGraph>>;
 using ModelHandle = Holding<std::shared_ptr<Model>>;
 using SearchHandle = Holding<std::unique_ptr<CtcSearch>>;
 
@@ -134,12 +135,21 @@ U2MOE_EXPORT Handle* u2moe_search_fusion(const char* tokens, const char* words, 
   });
 }
 
-/// A search; hotwords and the model may be null.
-U2MOE_EXPORT Handle* u2moe_search_create(size_t beam_size, int blank, double blank_penalty, Handle* hotwords, Handle* model) {
+/// A grammar from its lines, for the vocabulary of a tokens.txt.
+U2MOE_EXPORT Handle* u2moe_search_grammar(const char* tokens, const char* const* lines, size_t num, int blank) {
+  return guarded([&]() -> Handle* {
+    const Vocabulary vocabulary = Vocabulary::parse(tokens, "vocabulary");
+    return new GrammarHandle(std::make_shared<const PhraseGraph>(std::vector<std::string>(lines, lines + num), vocabulary, blank));
+  });
+}
+
+/// A search; hotwords, the model and the grammar may be null.
+U2MOE_EXPORT Handle* u2moe_search_begin(size_t beam_size, int blank, double blank_penalty, Handle* hotwords, Handle* model, Handle* grammar) {
   return guarded([&]() -> Handle* {
     const auto context = hotwords ? static_cast<HotwordsHandle*>(hotwords)->content : nullptr;
     const auto states = model ? Model::lend(static_cast<ModelHandle*>(model)->content) : nullptr;
-    return new SearchHandle(std::make_unique<PrefixBeamSearch>(beam_size, blank, context, states, blank_penalty));
+    const auto graph = grammar ? static_cast<GrammarHandle*>(grammar)->content : nullptr;
+    return new SearchHandle(std::make_unique<PrefixBeamSearch>(beam_size, blank, context, states, blank_penalty, graph));
   });
 }
 
