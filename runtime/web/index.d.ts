@@ -109,11 +109,11 @@ export interface LanguageModelOptions {
   // declared: LanguageModelOptions
   /** Weight of its log-probabilities relative to those of the CTC head, 0 to 100. Default: 0.5. */
   weight?: number;
-  /** Added per word, -100 to 100. Default: 0.5. */
+  /** Bonus per word, -100 to 100. Default: 0.5. */
   wordBonus?: number;
   /** Added to the log-probability of out-of-vocabulary words before weight, -1000 to 0. Default: -5.0. */
   unknownScore?: number;
-  /** Factor on the score of the model in the second pass. Default: 1.0. */
+  /** Factor on the model's score in the second pass, 0 to 100. Default: 1.0. */
   rescoringWeight?: number;
   /** Default: tokens if any of its words contains U+2581, else words. */
   level?: 'word' | 'token' | null;

@@ -181,9 +181,9 @@ U2MOE_API u2moe_error u2moe_hotwords_free(u2moe_hotwords hotwords);
 typedef struct u2moe_language_model_options {
   size_t size;
   double weight;             /* weight of its log-probabilities relative to those of the CTC head, 0 to 100; 0.5 */
-  double word_bonus;         /* added per word, -100 to 100; 0.5 */
+  double word_bonus;         /* bonus per word, -100 to 100; 0.5 */
   double unknown_score;      /* added to the log-probability of out-of-vocabulary words before weight, -1000 to 0; -5 */
-  double rescoring_weight;   /* factor on the score of the model in the second pass; 1 */
+  double rescoring_weight;   /* factor on the model's score in the second pass, 0 to 100; 1 */
   const char *level;         /* "word", "token", or NULL: as the model */
 } u2moe_language_model_options;
 
