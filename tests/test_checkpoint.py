@@ -1,4 +1,4 @@
-"""WeNet's directories are read strictly: what is missing, damaged, foreign or unused is an error that names it."""
+"""WeNet's directories are read strictly: missing, damaged, foreign or unused parts are errors that name them."""
 
 import io
 import json
@@ -29,7 +29,7 @@ VARIANCE = "encoder.encoders.0.conv_module.norm.running_var"
 
 
 class Directory:
-    """A small checkpoint that a test may change before it is opened."""
+    """A small checkpoint that a test can change before opening it."""
 
     def __init__(self, path, config):
         self.path = path
@@ -178,7 +178,7 @@ def test_tensors_that_older_releases_saved_without_need(directory):
 
 @pytest.mark.parametrize(("stated", "missing"), [((), "decoder_conf and encoder_conf"), (("encoder",), "decoder_conf")])
 def test_an_eps_that_nothing_tells_is_asked_for(make, stated, missing):
-    """Of the months in which WeNet saved layers without need, and had either eps, in the same layout."""
+    """In those months WeNet saved superfluous layers and used either eps, with the same layout."""
     directory = make(old=True)
     sections = {
         f"{name}_conf": directory.config[f"{name}_conf"] | {"norm_eps": "1e-12"} for name in ("encoder", "decoder")
@@ -207,7 +207,7 @@ def test_tied_embeddings_replace_the_output_weights(make):
 
 
 def set_to(name, value):
-    """Replaces a tensor, or the last number of it."""
+    """Replace a tensor, or its last number."""
 
     def change(directory):
         tensor = directory.state().get(name)
@@ -232,7 +232,7 @@ def with_statistics_in(write):
 
 
 def prefixed(place, added):
-    """Without `encoder.` there are no statistics, either, which is not what is told."""
+    """Without `encoder.` the statistics are also missing, but the error must not say so."""
 
     def change(directory):
         directory.save({re.sub(place, added, name): tensor for name, tensor in directory.state().items()})
@@ -282,7 +282,7 @@ def test_what_does_not_fit_is_named(make, arguments, change, message):
 
 
 class TestFiles:
-    """The state dict as a file."""
+    """The file of the state dict."""
 
     @pytest.mark.parametrize(("content", "message"), [
         (b"", "is empty"),
@@ -323,7 +323,7 @@ class TestFiles:
     @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
     @pytest.mark.parametrize("compressed", [False, True])
     def test_programs(self, directory, compressed):
-        """Nothing advises to run them."""
+        """The error must not advise to run them."""
         file = io.BytesIO()
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
         (directory.path / "final.pt").write_bytes(lzma.compress(file.getvalue()) if compressed else file.getvalue())
@@ -356,7 +356,7 @@ class TestFiles:
             directory.open()
 
     def test_compressed(self, directory):
-        """Its name need not be given, and its tensors are the same; what is damaged says so."""
+        """The compressed file needs no option and has the same tensors; damage is reported."""
         path, tensors = directory.path / "final.pt", directory.open().tensors
         packed = path.with_name("final.pt.xz")
         packed.write_bytes(lzma.compress(path.read_bytes()))
@@ -369,10 +369,10 @@ class TestFiles:
 
 
 class TestWhatTrainingLeaves:
-    """Directories as WeNet's training leaves them, not as somebody has tidied them up for publication."""
+    """Directories as WeNet's training writes them, not tidied up for publication."""
 
     def test_the_link_of_the_last_epoch(self, directory):
-        """WeNet links final.pt to 2.pt; what it has written is epoch_2.pt."""
+        """WeNet links final.pt to 2.pt, but writes epoch_2.pt."""
         (directory.path / "final.pt").rename(directory.path / "epoch_2.pt")
         (directory.path / "final.pt").symlink_to("2.pt")
         assert directory.open().weights == directory.path / "epoch_2.pt"
@@ -402,7 +402,7 @@ class TestWhatTrainingLeaves:
         assert directory.open(f"{name}.pt").architecture.vocab_size == 60
         (directory.path / "final.pt").symlink_to(f"{name}.pt")
         assert directory.open().architecture.vocab_size == 60
-        directory.write("train.yaml", "input_dim: 3")  # which counts more
+        directory.write("train.yaml", "input_dim: 3")  # which takes precedence
         with pytest.raises(CheckpointError, match=r"train.yaml: output_dim must be"):
             directory.open(f"{name}.pt")
 
@@ -428,7 +428,7 @@ class TestWhatTrainingLeaves:
         assert Checkpoint.open(directory.path, units="other.txt").tokens == tokens
 
     def test_paths_from_here_and_names_in_the_directory(self, directory, monkeypatch):
-        """`u2moe export exp --weights exp/avg_5.pt` is what completion in a shell writes."""
+        """Shells complete to `u2moe export exp --weights exp/avg_5.pt`."""
         torch.save(directory.state(), directory.path / "avg_5.pt")
         monkeypatch.chdir(directory.path.parent)
         for name in ("avg_5.pt", "checkpoint/avg_5.pt", directory.path / "avg_5.pt"):
@@ -438,7 +438,7 @@ class TestWhatTrainingLeaves:
 
 
 class TestTensors:
-    """Each tensor of the state dict."""
+    """The tensors of the state dict."""
 
     @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
     def test_tables_of_positions_may_be_rounded_and_not_wrong(self, directory, kind):
@@ -467,7 +467,7 @@ class TestTensors:
 
 
 class TestStatistics:
-    """A network that was trained with normalised features is never read without."""
+    """A network that was trained with normalised features is never read without them."""
 
     def kaldi(self, stats):
         rows = [*stats["mean_stat"], stats["frame_num"]], [*stats["var_stat"], 0]
@@ -481,7 +481,7 @@ class TestStatistics:
 
     @pytest.mark.parametrize("cmvn", [None, "null"])
     def test_a_yaml_that_says_null_counts_more_than_the_state_dict(self, directory, cmvn):
-        """As in WeNet, which then builds a network without them and passes over those of the file."""
+        """WeNet builds a network without statistics and ignores those of the file."""
         normalized = encoded(directory.open())
         directory.configure(cmvn=cmvn)
         checkpoint = directory.open()
@@ -510,7 +510,7 @@ class TestStatistics:
         assert torch.equal(encoded(checkpoint), exact)
 
     def test_the_file_lies_in_the_directory(self, directory):
-        """Paths of the machine of the training mean nothing here, and lead nowhere else."""
+        """Paths of the training machine have no meaning here and must not be followed."""
         directory.drop(MEAN, ISTD)
         directory.configure(cmvn_conf={"cmvn_file": "../../etc/stats", "is_json_cmvn": True})
         with pytest.raises(CheckpointError, match=r"checkpoint/stats: cannot be read"):

@@ -32,7 +32,7 @@ def features_by_size():
 
 
 def stream(encoder, features, chunk_size, num_left_chunks):
-    """Chunk by chunk with caches, as WeNet's forward_chunk_by_chunk: the size counts frames after the subsampling."""
+    """Process chunks with caches, like WeNet's forward_chunk_by_chunk; the size counts frames after subsampling."""
     rate, context = encoder.config.subsampling_rate // encoder.config.frame_reduction, encoder.config.right_context
     caches, outputs, offset = None, [], 0
     for start in range(0, features.shape[1] - context, rate * chunk_size):
@@ -45,7 +45,7 @@ def stream(encoder, features, chunk_size, num_left_chunks):
 
 
 def outputs_of(network, features):
-    """What the golden files hold, computed by our network."""
+    """Return the content of a golden file, computed by our network."""
     full, _ = network.encoder(features, torch.tensor([features.shape[1]]))
     results = {"full": full[0], "ctc_log_probs": network.ctc(full[:, :4])[0]}
     if network.config.encoder.streaming:
@@ -80,7 +80,7 @@ def test_the_network_equals_wenet(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """The script that writes the table of what is proved."""
+    """The script that writes the table of proved pairs."""
     spec = importlib.util.spec_from_file_location("pairs", GOLDEN / "pairs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -94,7 +94,7 @@ def test_the_tables_list_what_is_compared(pairs):
 
 
 def test_each_pair_that_is_accepted_is_proved(pairs):
-    """By other networks than those that were compared."""
+    """From networks other than the compared ones."""
     drawn = pairs.networks(random.Random(2), 60)
     assert {arguments["encoder"] for arguments, _ in drawn} == set(pairs.KINDS)
     for arguments, _ in drawn:

@@ -23,7 +23,7 @@ def ids(vocabulary, *symbols):
 
 
 def growing_score(graph, tokens):
-    """What a search ranks by: earned bonus and open share, after each token."""
+    """Return the ranking score of a search: earned bonus and open share, after each token."""
     state, earned, scores = graph.start, 0.0, []
     for token in tokens:
         state, bonus = graph.advance(state, token)
@@ -116,7 +116,7 @@ def test_a_word_that_pieces_cannot_tile():
 
 
 def words_of(vocabulary, tokens):
-    """Words by string operations alone."""
+    """Return words, computed only with string operations."""
     text = "".join("\0" if vocabulary.symbols[token].startswith("<") else vocabulary.symbols[token] for token in tokens)
     for character in "\u4e00\u4e01\u4e02":
         text = text.replace(character, f" {character} ")
@@ -185,7 +185,7 @@ def test_moves_are_forgotten_not_hoarded(monkeypatch):
 
 
 def plain_search(log_probs, beam_size, bonus_of):
-    """The algorithm without shortcuts: prefixes as tuples, ranked by score and bonus. Prefixes and their scores."""
+    """Return prefixes and scores, by the algorithm without shortcuts: tuples ranked by score and bonus."""
     beams = {(): (0.0, -math.inf)}
     for row in log_probs.tolist():
         following = defaultdict(lambda: [-math.inf, -math.inf])
@@ -205,7 +205,7 @@ def plain_search(log_probs, beam_size, bonus_of):
 
 
 def plain_searches(log_probs, beam_size, graph):
-    """All that is found without hotwords, and what is found with them and holds one: tokens by score."""
+    """Return all hypotheses without hotwords, and those with hotwords that contain one: tokens by score."""
     found = plain_search(log_probs, beam_size, lambda prefix: (growing_score(graph, prefix) or [0.0])[-1])
     found = {prefix: score for prefix, score in found.items() if graph.score(prefix)}
     found |= plain_search(log_probs, beam_size, lambda _: 0.0)
@@ -238,7 +238,7 @@ def test_portions_do_not_matter(seed, size):
 
 
 def test_a_name_that_would_be_missed_is_found():
-    """B is a little more likely than C: "BAT" wins, unless CAT is a hotword."""
+    """B is slightly more likely than C: "BAT" wins unless CAT is a hotword."""
     wanted = ids(BPE, "\u2581C", "AT")
     log_probs = np.full((6, len(BPE)), -12.0, np.float32)
     log_probs[[0, 2, 4, 5], 0] = 0.0
@@ -255,7 +255,7 @@ def test_a_name_that_would_be_missed_is_found():
 
 @given(st.integers(0, 10_000))
 def test_hotwords_that_are_not_said_change_nothing(seed):
-    """Tokens of a hotword come up everywhere, but it never does as a whole."""
+    """Tokens of a hotword occur everywhere, but never the whole hotword."""
     log_probs = random_log_probs(seed, 40, len(BPE))
     log_probs[:, ids(BPE, "T", "AT", "\u2581CAT")] = -30.0
     graph = ContextGraph([("CABAT", 3.0), ("BACAT", 3.0), ("A CAT", 3.0), ("CAT", 3.0)], BPE)

@@ -16,7 +16,7 @@ def features(num_frames, seed=0):
 
 
 def upstream_windows(num_frames, chunk_size, subsampling, right_context):
-    """Start and end of every window, as WeNet's forward_chunk_by_chunk has them."""
+    """Return start and end of every window, as in WeNet's forward_chunk_by_chunk."""
     context = right_context + 1
     window, stride = (chunk_size - 1) * subsampling + context, chunk_size * subsampling
     return [(s, min(s + window, num_frames)) for s in range(0, num_frames - context + 1, stride)]
@@ -60,7 +60,7 @@ def test_whole_utterance_is_one_window(bundle):
 
 
 def test_cache_of_bounded_left_context_may_be_padded_at_the_front(model):
-    """Cached frames at negative positions do not exist: that is how streams of different age share a batch."""
+    """Cached frames at negative positions do not exist; streams of different age can therefore share a batch."""
     chunk = features(67)[None]
     _output, caches = model.encoder.step(chunk, model.encoder.start(), required_cache_size=32)
     att = caches.tensors["att_cache"]
@@ -132,7 +132,7 @@ def test_a_stream_that_begins_anew_forgets_what_was_before():
     rows[1].begin_anew(5)
     joined = join_rows(rows)
     assert joined.offset.tolist() == [3, 5]
-    # five frames: nobody needs those before
+    # five frames: earlier ones are not needed
     assert np.array_equal(joined.tensors["att_cache"], caches.tensors["att_cache"][:, :, :, 3:])
     assert np.array_equal(joined.tensors["half_cache"], caches.tensors["half_cache"][:, :, :, 1:])
     rows[0].begin_anew(20)
@@ -141,7 +141,7 @@ def test_a_stream_that_begins_anew_forgets_what_was_before():
 
 @pytest.fixture
 def limited(export_quickly, golden_checkpoint, tmp_path):
-    """A function from a largest position to an encoder of moe_tiny that has it."""
+    """A function from a largest position to a moe_tiny encoder with that limit."""
 
     def encoder(max_position):
         folder = export_quickly(golden_checkpoint("moe_tiny"), tmp_path / str(max_position), max_position=max_position)

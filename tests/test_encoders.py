@@ -1,4 +1,4 @@
-"""What only some kinds of encoder have: their caches, streams, quantization and damaged weights."""
+"""Features of only some kinds of encoder: caches, streams, quantization and damaged weights."""
 
 import functools
 import re
@@ -100,7 +100,7 @@ def features(num_frames, seed=0):
 
 @pytest.mark.parametrize(("name", "weight"), CHANGED)
 def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
-    """As in test_export: one value is moved by a third of the largest of its tensor."""
+    """As in test_export, one value moves by a third of the largest value."""
     checkpoint, bundle = exported(name)
     for file in bundle.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -108,7 +108,7 @@ def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
     model = ir.load(tmp_path / graph)
     value = model.graph.initializers[weight]
     array = value.const_value.numpy().copy()
-    # of learned positions the last that any utterance has
+    # the last learned position that an utterance can reach
     array.flat[-1 if weight.endswith(".pe") else array.size // 2] += np.abs(array).max() / 3 + 1e-2
     value.const_value = ir.tensor(array, name=weight)
     ir.save(model, tmp_path / graph)
@@ -117,7 +117,7 @@ def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
 
 
 def test_more_positions_than_were_learned_are_refused(exported):
-    """A stream with limited left context moves back before."""
+    """A stream with limited left context is moved back before it exceeds them."""
     _, bundle = exported("learned_positions")
     model, most = bundle.load(), bundle.manifest.model.num_features(448)
     assert len(model.encode(features(most))) == 448
@@ -150,7 +150,7 @@ def test_damaged_checkpoints_are_named(tmp_path, name, weight):
         with pytest.raises(CheckpointError, match=message):
             Checkpoint.open(folder, averaged)
 
-    # as WeNet's average_model.py makes it: counters are no whole numbers
+    # like WeNet's average_model.py, which makes counters fractional
     good = {key: torch.true_divide(value, 1) for key, value in state.items()}
     for where in (folder / "avg_5.pt", tmp_path / "elsewhere.pt"):
         others = {key: value for key, value in good.items() if key != weight}
@@ -205,7 +205,7 @@ def test_what_needs_the_whole_utterance_refuses_chunks(exported, name):
     ("efficient_conformer", "looks ahead or was not trained on chunks, as .* then use the offline client"),
 ])  # fmt: skip
 def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, name, reason):
-    """Each is told what to do instead."""
+    """Each refusal names an alternative."""
     _, bundle = exported(name)
     said = []
     graphs = supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(), said.append)
@@ -245,7 +245,7 @@ def test_every_expert_is_reached(exported):
     ],
 )
 def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp_path, name, recipe):
-    """All large weights are quantized, and the output stays close to that in float32, as the report says."""
+    """All large weights are quantized, and the report shows that the output stays close to float32."""
     _, bundle = exported(name)
     soundfile.write(tmp_path / "sound.wav", sound[:16_000], 16_000)
     path, audio = tmp_path / "quantized", [tmp_path / "sound.wav"]

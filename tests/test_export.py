@@ -1,4 +1,4 @@
-"""Exported graphs against torch: every accepted configuration and expert, far positions, faults that must show."""
+"""Exported graphs against torch: accepted configurations, experts, distant positions, and faults that must be found."""
 
 import dataclasses
 import re
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def fewer_streams(monkeypatch):
-    """Two chunk sizes are enough here; all are compared where `moe_bundle` is made."""
+    """Use two chunk sizes, which are enough here; `moe_bundle` compares all."""
     monkeypatch.setattr(parity, "CHUNKS", ((8, 2), (4, -1)))
 
 
@@ -43,7 +43,7 @@ def moe_checkpoint(golden_checkpoint):
 
 @pytest.fixture(scope="module")
 def said():
-    """What the export of `moe_bundle` tells of its progress."""
+    """Progress messages of the export of `moe_bundle`."""
     return []
 
 
@@ -58,15 +58,15 @@ COMBINED = {
     "non_blank_memory_one_decoder", "shaw_linear", "kernel_31", "convolution_factor_3", "transformer_moe", "post_norm",
     "moe_gqa_rms_norm", "relu", "linear",
 }  # fmt: skip
-"""Of settings that others have alone, or one of EACH_SETTING."""
+"""Networks with settings that no other has, or with one of EACH_SETTING."""
 EACH_SETTING = {f"pair_{number}" for number in (1, 3, 4, 5, 9, 12, 15, 17, 28, 38, 42, 52, 56, 73)}
-"""Pairs that together have each setting once."""
+"""Pairs that together contain each setting once."""
 
 
 def configurations():
-    """All of them; `make test` compares each setting once, and test_configurations compares all of them with WeNet.
+    """Return all of them; `make test` compares each setting once, and test_configurations all of them with WeNet.
 
-    Those of test_golden_recordings are compared there: graphs with WeNet, in recordings and their chunks.
+    Those of test_golden_recordings are compared there: graphs with WeNet, on recordings and their chunks.
     """
     for name in CONFIGURATIONS:
         combined = name.startswith("release_") or name.endswith(("_moe", "_in_the_decoder")) or name in COMBINED
@@ -122,14 +122,14 @@ def test_mixture_of_experts_of_any_number_of_tokens(moe_bundle, moe_checkpoint, 
     tokens = torch.randn(num_tokens, 64, generator=torch.Generator().manual_seed(num_tokens))
     block = moe_checkpoint.network().encoder.encoders[1]
     with torch.inference_mode():
-        expected = block.scale * block.feed_forward(tokens).numpy()  # as a half of the two of a macaron
+        expected = block.scale * block.feed_forward(tokens).numpy()  # as one half of the two macaron layers
     assert block.scale == 0.5
     np.testing.assert_allclose(session.run(None, {"x": tokens.numpy()})[0], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("offset", [4990, 200_000, 3_000_000])
 def test_positions_have_no_end(moe_bundle, moe_checkpoint, offset):
-    """WeNet's table ends at 5000 frames, 200 seconds; ours are computed. 3 million frames are 33 hours."""
+    """WeNet's table ends at 5000 frames, 200 seconds; ours is computed. 3 million frames are 33 hours."""
     encoder = moe_bundle[0].load().encoder
     chunk = np.random.default_rng(0).normal(8, 2, (1, 67, 80)).astype(np.float32)
     start = encoder.start()
@@ -190,7 +190,7 @@ WEIGHTS = [
 
 @pytest.mark.parametrize(("graph", "weight"), WEIGHTS)
 def test_a_changed_weight_is_found(graph, weight, moe_bundle, moe_checkpoint, tmp_path):
-    """Parity must fail for each kind of weight: one value is moved by a third of the largest of its tensor."""
+    """Parity must fail for each kind of weight: one value moves by a third of the tensor's largest value."""
     bundle, _ = moe_bundle
     for file in bundle.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -215,7 +215,7 @@ def test_routers_that_cannot_choose_are_named(moe_bundle, moe_checkpoint):
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """Tied embeddings as torch initialises them: the decoders are sure that the last token comes again."""
+    """Tied embeddings as initialised by torch: the decoders are certain that the last token is repeated."""
     folder = tmp_path_factory.mktemp("untrained") / "checkpoint"
     encoder_conf = {"output_size": 256, "num_blocks": 1, "linear_units": 64}
     decoder_conf = {"tie_word_embedding": True, "num_blocks": 1, "linear_units": 64}
@@ -236,7 +236,7 @@ def test_parity_is_relative_to_large_log_probabilities(untrained, tmp_path):
     network = Checkpoint.open(untrained).network()
 
     def parity_after(shift):
-        """Of a graph whose bias of the end of the sentence, part of each score once, is larger by so much."""
+        """Compare a graph with a larger bias for the end of the sentence, which every score includes once."""
         model = ir.load(bundle.path / "decoder.onnx")
         weight = model.graph.initializers["decoder.left_decoder.output_layer.bias"]
         bias = weight.const_value.numpy() + shift * np.eye(1, 60, bundle.manifest.model.eos, dtype=np.float32)[0]
@@ -291,7 +291,7 @@ def test_a_failed_export_leaves_nothing(golden_checkpoint, monkeypatch, tmp_path
     monkeypatch.setattr(exporter, "build_graphs", shifted)
     with pytest.raises(ParityError, match="log_probs") as error:
         export_bundle(golden_checkpoint("moe_tiny"), tmp_path / "new" / "folders" / "bundle")
-    # the folder that was compared is gone
+    # the compared folder no longer exists
     assert str(error.value).startswith(f"{golden_checkpoint('moe_tiny') / 'final.pt'}: full context")
     assert str(tmp_path) not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -308,7 +308,7 @@ def test_validate_compares_with_the_right_checkpoint(golden_checkpoint, moe_bund
 
 
 def write_like_moe_tiny(checkpoint, folder):
-    """moe_tiny with other weights."""
+    """Write moe_tiny with other weights."""
     folder.mkdir()
     for file in checkpoint.iterdir():
         if file.name in ("train.yaml", "units.txt", "global_cmvn"):

@@ -20,7 +20,7 @@ from u2moe.runtime.model.settings import SessionSettings
 
 CLIPS = [soundfile.read(file, dtype="float32")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
 LAST_BIT = 2e-6
-"""Between neighbours in single precision, for features up to 32. Sums in another order may round to either."""
+"""Distance of neighbours in single precision, for features up to 32. Sums in another order may round to either."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def front_end(bundle):
 def check_equal(found, expected):
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BIT)
-    # MFCC of silence are sums that vanish but for their rounding
+    # MFCC of silence are sums of zero except for rounding
     assert (np.abs(found - expected) > 1e-12).mean() < 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Kinds of subsampling and of positions beside those of the golden bundles: int8, and weights that matter."""
+"""Kinds of subsampling and positions that the golden bundles lack: int8, and weights that matter."""
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +26,7 @@ NETWORKS = {
     },
 }
 ROUNDING = 0.15
-"""Of int8: the root of its mean square error relative to the deviation of the output, in networks of random weights."""
+"""Limit for int8: root mean square error relative to the deviation of the output, in networks of random weights."""
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -58,7 +58,7 @@ def test_int8_is_near(exported, features, tmp_path):
 
 
 def test_each_weight_of_these_layers_counts(exported, features, tmp_path):
-    """One value is moved by a third of the largest of its tensor."""
+    """One value moves by a third of the tensor's largest value."""
     network, bundle = exported
     wanted = expected(network, features)
     graph = ir.load(bundle.path / "encoder.onnx")

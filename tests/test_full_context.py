@@ -1,4 +1,4 @@
-"""Full context: windows of long recordings, the pauses amid which they end, and what is encoded again."""
+"""Full context: windows of long recordings, the pauses where they end, and the frames that are encoded again."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule
 
 @pytest.fixture
 def short_windows(monkeypatch):
-    """Recordings of more than four seconds are long ones."""
+    """Recordings of more than four seconds count as long."""
     monkeypatch.setattr("u2moe.runtime.decoding.stream_state.LONGEST_WINDOW_S", 4.0)
 
 
@@ -26,7 +26,7 @@ def test_a_recording_that_fits_one_window_is_encoded_whole(toy):
 
 @pytest.mark.usefixtures("short_windows")
 def test_silence_around_a_recording_makes_it_no_long_one(toy):
-    """3.9 s that begin and end in the middle of a sound, with pauses at which a long one would be cut."""
+    """3.9 s that begin and end within a sound, with pauses at which a long recording would be cut."""
     samples, starts = say("ABC", [0.3, 1.0, 1.0], tone_s=0.7)
     samples = samples[round((starts[0] + 0.1) * RATE) : round((starts[-1] + 0.6) * RATE)]
     options = DecodingOptions(endpoint=EndpointConfig(), padding_s=1.0)
@@ -39,7 +39,7 @@ def test_silence_around_a_recording_makes_it_no_long_one(toy):
 @pytest.mark.usefixtures("short_windows")
 @pytest.mark.parametrize("pause", [0.4, 0.9])
 def test_full_context_ends_amid_pauses(toy, pause):
-    """What is said after a pause, in a long recording, is encoded without what was said before."""
+    """In a long recording, words after a pause are encoded without the words before it."""
     pauses = [0.3, 0.2, 0.6, 0.2, 1.1, 0.3]
     samples, starts = say("ABCDAB", pauses)
     late = EndpointRule(min_utterance_length=20.0)
@@ -63,7 +63,7 @@ def test_without_pause_windows_are_full(toy):
 
 @pytest.mark.usefixtures("short_windows")
 def test_what_a_window_ends_amid_is_encoded_again(toy):
-    """A word at the end of the window, in an utterance that began in its second half: heard once, and whole."""
+    """A word at the end of the window, in an utterance from its second half, is recognised once and in full."""
     samples, starts = say("ABCD", [0.9, 2.5, 0.2, 0.2], tone_s=0.4)
     assert starts[1] + 0.1 < 4.0 < starts[1] + 0.3
     transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=dataclasses.replace(RULES, pause=None)))
@@ -73,7 +73,7 @@ def test_what_a_window_ends_amid_is_encoded_again(toy):
 
 @pytest.mark.usefixtures("short_windows")
 def test_a_pause_in_which_somebody_speaks_quietly_is_none():
-    """A loud speaker and one 50 dB below, whose words are longer than a pause: none of them is cut."""
+    """A loud speaker and one 50 dB below, whose words are longer than a pause: no word is cut."""
     loud, _ = say("ABC", [0.3, 0.3, 0.3])
     quiet, _ = say("DADAD", [0.05] * 5, tone_s=0.7)
     samples = np.concatenate([loud[: -RATE // 2], 10 ** (-50 / 20) * quiet[: -RATE // 2], loud])

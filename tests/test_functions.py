@@ -1,4 +1,4 @@
-"""What graphs, quantization and native kernels share is declared once: other places are made from the tables."""
+"""Declarations shared by graphs, quantization and native kernels: other places are derived from the tables."""
 
 import re
 import runpy
@@ -62,7 +62,7 @@ def test_an_activation_is_that_of_torch_in_graphs(kind):
 
 @pytest.mark.parametrize("kind", sorted(LOWEST))
 def test_no_activation_is_lower_than_what_its_rows_are_quantized_for(kind):
-    """The integers of a row reach as far below zero as above it: what is lower would be cut off."""
+    """The integers of a row reach equally far below and above zero, because lower values would be cut off."""
     lowest = float(IN_TORCH[kind](torch.linspace(-20, 1, 200_001, dtype=torch.float64)).min())
     assert LOWEST[kind] - 1e-3 < -lowest <= LOWEST[kind]
 
@@ -76,7 +76,7 @@ def test_an_unknown_activation_is_an_error():
 
 @given(st.lists(st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=3, max_size=3), min_size=1, max_size=3))
 def test_prefixes_are_there_once_in_each_utterance(utterances):
-    """Hypotheses that begin alike, that are equal, or empty, or of which one begins another."""
+    """Hypotheses with a common beginning, equal or empty ones, and one that begins another."""
     session = session_with(layer_model(shared_prefixes(), dict.fromkeys(("tokens", "lens"), np.int64), {}, {}))
     tokens = np.array([[[9, *own, *[1] * (4 - len(own))] for own in each] for each in utterances])
     lens = np.array([[[len(own)] for own in each] for each in utterances])

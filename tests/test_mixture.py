@@ -1,4 +1,4 @@
-"""What a mixture of experts is, as a graph says it: written and read."""
+"""The attributes of a mixture of experts in a graph: written and read."""
 
 import numpy as np
 import onnx_ir as ir

@@ -1,4 +1,4 @@
-"""The runners of examples/npu with the calls of each vendor's package; onnxruntime computes for the device."""
+"""The runners of examples/npu with the calls of each vendor's package; onnxruntime computes in place of the device."""
 
 import json
 import runpy
@@ -24,7 +24,7 @@ def folder(bundle, tmp_path_factory):
 
 @pytest.fixture
 def device(folder):
-    """What a vendor's runtime does: arrays in the order of the inputs to those of the outputs."""
+    """A vendor's runtime: from arrays in the order of the inputs to those of the outputs."""
     session = onnxruntime.InferenceSession(folder / "static.onnx")
     names = [each.name for each in session.get_inputs()]
     return types.SimpleNamespace(
@@ -119,7 +119,7 @@ def qualcomm(folder, device, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("vendor", ["rockchip", "litert", "qualcomm"])
 def test_runners(folder, device, sound, vendor, monkeypatch, tmp_path, capsys):
-    """The text that a command prints is that of the CPU."""
+    """A command prints the same text as the CPU."""
     soundfile.write(tmp_path / "talk.wav", sound, 16_000)
     expected = Recognizer.from_pretrained(folder).transcribe(tmp_path / "talk.wav").text
     assert expected
@@ -150,7 +150,7 @@ simulated = Runner
 
 
 def test_a_runner_in_another_process(folder, sound, tmp_path):
-    """Gives what it gives here; if it ends, its last words are the error."""
+    """It returns the same outputs as in this process; if it exits, its last words are in the error."""
     (tmp_path / "example.py").write_text(EXAMPLE)
     remote = runpy.run_path(str(EXAMPLES / "remote.py"))["RemoteRunner"]
     runner = remote(sys.executable, tmp_path / "example.py", folder, "static")
@@ -165,7 +165,7 @@ def test_a_runner_in_another_process(folder, sound, tmp_path):
 
 
 def test_calibration_of_rockchip(bundle, clips, tmp_path, monkeypatch):
-    """The compiler gets the files that dataset.txt lists, from where it lists them."""
+    """The compiler runs in the folder of dataset.txt, so that it finds the listed files."""
     files = sorted(clips.glob("*.wav"))
     written = convert_static(bundle.path, tmp_path / "calibrated", num_left_chunks=2, recordings=files).path
     calls = []

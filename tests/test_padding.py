@@ -1,4 +1,4 @@
-"""Silence around sources that begin or end in the middle of a sound."""
+"""Silence around sources that begin or end within a sound."""
 
 import dataclasses
 import threading
@@ -22,7 +22,7 @@ PADDING_S = 0.3
 FEATURES = FeatureConfig()
 NUM = round(PADDING_S * RATE)
 QUIET = np.full(RATE // 10, 0.25, np.float32)
-"""Any offset is quiet."""
+"""A constant offset is quiet."""
 LOUD = np.resize(np.float32([0.25, 0.26]), RATE // 10)
 
 
@@ -34,7 +34,7 @@ def with_padding(options, padding_s=PADDING_S):
 @pytest.mark.parametrize(("last", "num_after"), [(QUIET, 0), (LOUD, NUM)])
 @given(st.lists(st.integers(0, 700), max_size=5))
 def test_silence_comes_where_a_source_is_in_the_middle_of_a_sound(first, num_before, last, num_after, lengths):
-    """What counts are the first and the last 25 ms, however the samples are split."""
+    """Only the first and the last 25 ms count, however the samples are split."""
     samples = np.concatenate([first, LOUD, QUIET, LOUD, last])
     padding = Padding(PADDING_S, FEATURES.sample_rate, FEATURES.frame_len)
     parts = [padding.accept(part) for part in np.split(samples, np.cumsum(lengths))]
@@ -47,14 +47,14 @@ def test_silence_comes_where_a_source_is_in_the_middle_of_a_sound(first, num_bef
 @pytest.mark.parametrize("num_samples", [0, 1, 2, 399, 400, 401])
 def test_a_short_source_is_one_edge(num_samples):
     samples = LOUD[:num_samples]
-    expected = np.pad(samples, NUM) if num_samples > 1 else samples  # a single sample is no sound
+    expected = np.pad(samples, NUM) if num_samples > 1 else samples  # a single sample is not a sound
     assert np.array_equal(padded(samples, PADDING_S, FEATURES.sample_rate, FEATURES.frame_len), expected)
     assert np.array_equal(padded(samples, 0, FEATURES.sample_rate, FEATURES.frame_len), samples)
 
 
 @given(st.lists(st.integers(0, 9000), max_size=6), st.sampled_from(["ctc_prefix_beam", "ctc_greedy"]))
 def test_a_source_is_heard_with_its_padding(lengths, search):
-    """However the samples are split, it is as if they came with zeros around them; only the times differ."""
+    """However the samples are split, the result is as if they had zeros around them; only the times differ."""
     toy, options = toy_recognizer(), dataclasses.replace(CHUNKED, search=search)
     samples, starts = say("AB", [0.4, 2.0])
     samples = samples[round((starts[0] + 0.1) * RATE) : round((starts[1] + 0.2) * RATE)]
@@ -65,7 +65,7 @@ def test_a_source_is_heard_with_its_padding(lengths, search):
 
 
 def test_times_stay_within_the_source(recognizer, sound):
-    """Even if words are heard in the silence around it, as random weights may."""
+    """Even if random weights find words in the silence around it."""
     for options in (DecodingOptions(), DecodingOptions(chunk_size=4), DecodingOptions(search="attention")):
         transcript = recognizer.transcribe(sound[:24_000], options=with_padding(options, 1.0))
         assert transcript.duration == 1.5
@@ -77,7 +77,7 @@ def test_times_stay_within_the_source(recognizer, sound):
 @pytest.mark.parametrize("padding_s", [0.0, 0.18, 0.6, 2.0])
 @given(st.lists(st.integers(1, 3000), max_size=8), st.booleans())
 def test_what_is_missing_is_never_too_much(padding_s, lengths, is_loud):
-    """There is no window before that much more has come, if possibly later; so nobody waits too long."""
+    """No window comes before that much more audio, but possibly later, so nothing waits too long."""
     toy = toy_recognizer()
     stream = toy.create_stream(with_padding(CHUNKED, padding_s))
     for length in [*lengths, *[160] * 150]:
@@ -86,7 +86,7 @@ def test_what_is_missing_is_never_too_much(padding_s, lengths, is_loud):
         assert not stream.is_ready or length / RATE >= missing_s
         if stream.is_ready:
             return
-    raise AssertionError("there is no window at all")
+    raise AssertionError("no window was found")
 
 
 def test_weights_of_a_language_model_are_found_with_the_padding_of_the_bundle(recognizer):
@@ -100,7 +100,7 @@ def test_weights_of_a_language_model_are_found_with_the_padding_of_the_bundle(re
 
 
 def test_a_result_has_the_times_of_its_own_source(toy, monkeypatch):
-    """No other thread may reset the stream between the two."""
+    """No other thread may reset the stream in between."""
     stream = toy.create_stream(with_padding(CHUNKED))
     source, locked = stream.state, []
 

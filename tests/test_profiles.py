@@ -33,7 +33,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """A function from a profile to the folder that the demo bundle gives, made once."""
+    """A function from a profile to the folder converted from the demo bundle, made once."""
     folders = {}
 
     def convert(profile):
@@ -46,7 +46,7 @@ def converted(tmp_path_factory):
 
 
 def streamed(run, manifest, samples, chunk_size=16, left=4):
-    """Log-probabilities of a stream, as a program in any language would compute them."""
+    """Return log-probabilities of a stream, as a program in any language would compute them."""
     step = samples_per_frame(manifest)
     caches = {cache.name: np.zeros((cache.num_blocks, 1, *cache.shape), np.float32) for cache in manifest.model.caches}
     state = {"offset": np.zeros(1, np.int64), **caches}
@@ -83,14 +83,14 @@ def test_clips_as_recordings(converted, demo, suffix):
         found, expected = run({"samples": samples[None]}), recognizer.transcribe(clip)
         assert demo.vocabulary.text(found["tokens"]) == expected.text
         moved = np.abs(found["times"] - expected.segments[0].times)
-        # a token begins one frame earlier or later where blank and it are equally likely: roundings of int8 decide
+        # a token begins one frame earlier or later if it and the blank are equally likely: roundings of int8 decide
         assert moved.max() < samples_per_frame(demo.manifest) / demo.manifest.features.sample_rate + 1e-3
         assert np.count_nonzero(moved > 1e-3) <= 1
 
 
 @pytest.mark.slow
 def test_recordings_have_the_padding_of_the_bundle(bundle, model, sound, tmp_path):
-    """Where they begin or end in a sound, and nowhere else; times are those of the recording."""
+    """Padding is added only where they begin or end within a sound; times are those of the original recording."""
     adjusted(bundle, bundle.path, tmp_path / "bundle")
     padded = Bundle.open(tmp_path / "bundle")
     assert padded.manifest.decoding.padding_s > 0
@@ -120,7 +120,7 @@ def test_clips_as_files(converted, suffix, tmp_path):
             soundfile.write(tmp_path / name, stereo, rate)
             found = run({"audio": np.frombuffer((tmp_path / name).read_bytes(), np.uint8)[None]})
             assert found["text"].tolist() == [recognizer.transcribe(tmp_path / name).text]
-        # AudioDecoder keeps the silence that MP3 encoders put in front, which libsndfile removes: words may differ.
+        # AudioDecoder keeps the silence that MP3 encoders add in front, which libsndfile removes: words may differ.
         soundfile.write(tmp_path / "c.mp3", stereo, rate)
         content = (tmp_path / "c.mp3").read_bytes()
         tagged = b"ID3\x03\x00\x00\x00\x00\x00\x0a" + bytes(10) + content
@@ -130,7 +130,7 @@ def test_clips_as_files(converted, suffix, tmp_path):
 
 @needs_extensions
 def test_the_detokenizer_gives_the_text_of_the_vocabulary(bundle):
-    """Symbols of all kinds that vocabularies have, and all that Python takes for spaces."""
+    """Symbols of all kinds in vocabularies, and all characters that Python treats as spaces."""
     spaces = [chr(code) for code in range(0x3001) if chr(code).isspace() and chr(code) != "\n"]
     symbols = ["<blank>", "<unk>", "▁", "▁A", "B", "$1", "\\1", "^ ", " $", "中", "é", "a\u0301", "😀", "▁▁", *spaces]
 
@@ -212,7 +212,7 @@ def test_a_bundle_in_ort_format(bundle, tmp_path):
 def test_quantized_graphs_in_ort_format_need_no_native_kernels(quantized, tmp_path):
     found = convert_bundle(quantized("int8").path, tmp_path / "ort", "ort")
     for file in sorted(found.path.glob("*.ort")):
-        onnxruntime.InferenceSession(file)  # as programs do that know nothing of them
+        onnxruntime.InferenceSession(file)  # like programs that do not know the functions
 
 
 def test_targets_and_names(bundle, tmp_path):

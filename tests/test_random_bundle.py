@@ -1,4 +1,4 @@
-"""Bundles of random weights from a train.yaml alone: the weights of the random checkpoint, even routers, and marks."""
+"""Bundles of random weights from a train.yaml: the weights of the random checkpoint, even routers, and warnings."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ MIXTURE = {"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 1}
 
 
 def recipe_of(folder, **changes):
-    """A train.yaml as a recipe has it: without the sizes that training adds."""
+    """Write a train.yaml like a recipe's: without the sizes that training adds."""
     config = random_config(encoder_conf=MIXTURE, decoder_conf=MIXTURE)
     for name in ("input_dim", "output_dim", "vocab_size"):
         del config[name]
@@ -39,7 +39,7 @@ def written(tmp_path_factory):
 
 
 def test_weights_are_those_of_the_random_checkpoint(tmp_path):
-    """Which is compared with torch; without experts nothing is adjusted."""
+    """The random checkpoint is compared with torch; without experts nothing is adjusted."""
     checkpoint = tmp_path / "checkpoint"
     write_random_checkpoint(checkpoint, random_config(), seed=3)
     exported, _ = export_bundle(checkpoint, tmp_path / "exported")
@@ -65,7 +65,7 @@ def quantize(name):
     quantize_bundle(f"{name}/bundle", f"{name}/int8", own, audio=files[:1], goal=goal)
 
 step = globals()[sys.argv[1]]
-step("small")  # with all that is imported
+step("small")  # includes imports
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 step("large")
 print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
@@ -75,7 +75,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units elsewhere")
 @pytest.mark.endurance
 def test_memory_does_not_grow_with_the_weights(tmp_path):
-    """But for one copy in float32 and one in int8 that run side by side, with a report, recordings and a limit."""
+    """Allow one copy in float32 and one in int8 at the same time, with a report, recordings and a limit."""
     (tmp_path / "sounds").mkdir()
     for name, hidden in (("small", 32), ("large", 3072)):
         (tmp_path / name).mkdir()
@@ -92,7 +92,7 @@ def test_memory_does_not_grow_with_the_weights(tmp_path):
 
 
 def largest_shares(network, features):
-    """For each mixture, the share of the tokens that its most popular expert gets."""
+    """Return for each mixture the share of the tokens of its most popular expert."""
     shares = []
 
     def count(layer, inputs, _):

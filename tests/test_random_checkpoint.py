@@ -46,7 +46,7 @@ def test_a_seed_decides_every_value():
 
 
 def test_activations_and_routers_stay_healthy_through_many_blocks(tmp_path):
-    """Outputs of size about 1, frames that differ, and hardly an expert without a token, after twelve blocks."""
+    """Outputs have size about 1, frames differ, and hardly any expert has no token, after twelve blocks."""
     conf = {"num_blocks": 12, "mlp_type": "moe", "output_size": 64, "linear_units": 96}
     write_random_checkpoint(tmp_path, random_config(encoder_conf=conf))
     network = Checkpoint.open(tmp_path).network()

@@ -1,4 +1,4 @@
-"""What a bundle holds depends on the checkpoint alone: the same bytes whatever computes them, and those of the demo."""
+"""A bundle depends only on the checkpoint: the same bytes on every processor, equal to those of the demo."""
 
 import hashlib
 import os
@@ -37,7 +37,7 @@ quantize_bundle(*sys.argv[1:], RECIPES["int8"])
 
 
 def write(write_bundle, folder):
-    """The demo checkpoint's float32 bundle, and its int8 bundle."""
+    """Write the demo checkpoint's float32 bundle, and its int8 bundle."""
     quantize_bundle(write_bundle(CHECKPOINT, folder / "fp32"), folder / "int8", RECIPES["int8"])
 
 
@@ -53,7 +53,7 @@ def run(*command, **environment):
 
 @pytest.fixture(scope="module")
 def here(export_quickly, tmp_path_factory):
-    """The folder of both, as this processor makes them."""
+    """The folder of both, as made on this processor."""
     folder = tmp_path_factory.mktemp("here")
     write(export_quickly, folder)
     return folder
@@ -76,7 +76,7 @@ def test_the_demo_is_what_its_checkpoint_gives(here):
     np.testing.assert_array_equal(again.load().encode(features), demo.load().encode(features))
     for graph in demo.manifest.model.graphs():
         written, shipped = (ir.load(bundle.path / graph.file) for bundle in (again, demo))
-        # functions that native kernels replace: an older form gives the same numbers, but gains less
+        # native kernels replace these functions: an older form yields the same numbers with a smaller gain
         assert [node.op_type for node in written.graph] == [node.op_type for node in shipped.graph]
         found, expected = written.graph.initializers, shipped.graph.initializers
         assert set(found) == set(expected)
@@ -87,6 +87,6 @@ def test_the_demo_is_what_its_checkpoint_gives(here):
 @pytest.mark.endurance
 @pytest.mark.skipif(EMULATOR is None, reason="needs Debian's qemu-user")
 def test_an_emulated_processor_quantizes_to_the_same_bytes(here, tmp_path):
-    """Where numpy and onnxruntime have other code, too; to import torch takes an emulator longer than all the rest."""
+    """numpy and onnxruntime also use other code there; importing torch in the emulator takes most of the time."""
     run(EMULATOR, "-cpu", "Haswell-noTSX", sys.executable, "-c", QUANTIZE, here / "fp32", tmp_path / "int8")
     assert digests(tmp_path / "int8") == digests(here / "int8")

@@ -1,6 +1,6 @@
 """Graphs for sherpa-onnx: equal to torch and to our streaming, refused by name, and loaded by the real wheel.
 
-The wheel runs in a process of its own: what it dislikes in a file ends the process.
+The wheel runs in a separate process, because it ends the process if it rejects a file.
 """
 
 import dataclasses
@@ -32,24 +32,24 @@ pytestmark = pytest.mark.slow
 
 DEMO_CHECKPOINT = Path(__file__).parents[1] / "examples" / "train_demo" / "checkpoint"
 TAIL_S = 1.2
-"""Silence behind a recording: sherpa-onnx drops what fills no whole chunk."""
+"""Silence after a recording: sherpa-onnx drops an incomplete chunk."""
 
 
 @pytest.fixture(scope="module")
 def written(exported, tmp_path_factory):
-    """moe_tiny for sherpa-onnx."""
+    """moe_tiny converted for sherpa-onnx."""
     return export_sherpa(exported("moe_tiny"), tmp_path_factory.mktemp("sherpa") / "moe")
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo model, which is quantized, for sherpa-onnx."""
+    """The demo model, which is quantized, converted for sherpa-onnx."""
     return export_sherpa(DEMO_FOLDER, tmp_path_factory.mktemp("sherpa") / "demo")
 
 
 @pytest.fixture(scope="module")
 def demo_float32(export_quickly, tmp_path_factory):
-    """The bundle of the demo model before it was quantized."""
+    """The bundle of the demo model before quantization."""
     return export_quickly(DEMO_CHECKPOINT, tmp_path_factory.mktemp("float32") / "bundle")
 
 
@@ -58,7 +58,7 @@ def session(folder, graph=ONLINE):
 
 
 def sherpa_features(samples):
-    """The features of sherpa-onnx's WeNet clients, but for the noise that the offline one adds."""
+    """Return the features of sherpa-onnx's WeNet clients, without the noise that the offline one adds."""
     options = kaldi_native_fbank.FbankOptions()
     options.frame_opts.dither = 0.0
     options.frame_opts.snip_edges = False
@@ -72,7 +72,7 @@ def sherpa_features(samples):
 
 
 def clips():
-    """The clips of the demo over a noise that hides the one of sherpa-onnx's offline client, of a 16-bit step."""
+    """The clips of the demo, with noise of a 16-bit step that hides the noise of sherpa-onnx's offline client."""
     random = np.random.default_rng(0)
     for file in sorted((DEMO_FOLDER / "clips").glob("*.flac")):
         samples, _ = soundfile.read(file, dtype="float32")
@@ -80,17 +80,17 @@ def clips():
 
 
 def rounded(samples):
-    """As a WAV file of 16 bits holds it."""
+    """Round as a 16-bit WAV file does."""
     return (np.clip(np.round(samples * 32768), -32768, 32767) / 32768).astype(np.float32)
 
 
 def tokens_of(bundle, found):
-    """Symbols and frames of a hypothesis as sherpa-onnx gives them."""
+    """Return symbols and frames of a hypothesis in sherpa-onnx's form."""
     return [bundle.tokens[token].replace("\u2581", " ") for token in found.tokens], list(found.times)
 
 
 def online_frames(client, features):
-    """The frames that the C++ client takes: whole chunks, and it waits for one frame more than a chunk needs."""
+    """Return the frames that the C++ client uses: whole chunks, each after one more frame than it needs."""
     num_chunks = len(range(0, len(features) - client.length, client.stride))
     return features[: (num_chunks - 1) * client.stride + client.length]
 
@@ -105,7 +105,7 @@ def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
     model, tokens = bundle.load(), str(found.path / "tokens.txt")
     sounds = [rounded(samples) for samples in ([sound] if source == "written" else clips())]
     client = OnlineClient(session(found.path), found.options)
-    # The demo model is int8: the wheel's own onnxruntime rounds some activations otherwise, so that some words differ.
+    # The demo model is int8: the wheel's own onnxruntime rounds some activations differently, so some words differ.
     errors, limit = WordErrors(), 0.5 if source == "demo" else 0
 
     def compare(heard, frame_s, ours):
@@ -160,7 +160,7 @@ def test_what_the_wheel_dislikes_ends_its_process_and_is_told(written, tmp_path)
 
 
 def test_a_long_stream_goes_on_as_ours_does(export_quickly, golden_checkpoint, tmp_path):
-    """Positions go round several times, where published exports end."""
+    """Positions wrap around several times, where published exports end."""
     short = Bundle.open(export_quickly(golden_checkpoint("moe_tiny"), tmp_path / "bundle", max_position=60))
     model = short.load()
     options = SherpaOptions(chunk_size=8, num_left_chunks=3)
@@ -180,7 +180,7 @@ def test_a_long_stream_goes_on_as_ours_does(export_quickly, golden_checkpoint, t
 
 
 def test_any_chunks_may_be_asked_of_the_graph(written, bundle, model):
-    """The client is told its chunks apart from the graph: a graph of fixed ones would end its process."""
+    """The client receives its chunk size separately; a graph of a fixed size would end its process."""
     features = parity_features(bundle.manifest, 8)
     for chunk_size, left in ((4, 1), (16, 4), (25, 2)):
         client = OnlineClient(session(written.path), SherpaOptions(chunk_size=chunk_size, num_left_chunks=left))

@@ -1,4 +1,4 @@
-"""The recipe of the demo model, on seconds of noise: it trains, and a run that is resumed takes the same steps."""
+"""The recipe of the demo model, on seconds of noise: it trains, and a resumed run takes the same steps."""
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
 import sys
@@ -54,7 +54,7 @@ def small_config(experts=0):
 
 @pytest.fixture(scope="module")
 def work_dir(tmp_path_factory):
-    """Packs of noise that say something, a vocabulary, a test set and a small network's configuration."""
+    """Packs of noise with texts, a vocabulary, a test set and a small network's configuration."""
     folder = tmp_path_factory.mktemp("exp")
     rng = np.random.default_rng(1)
     for name, count in (("hibari", 24), ("pico-us", 24), ("espeak", 12), ("queen-dev", 4), ("heldout", 4)):
@@ -73,7 +73,7 @@ def work_dir(tmp_path_factory):
 
 
 def run(folder, name, until_step, *more):
-    """Trains up to a step and returns the last checkpoint."""
+    """Train up to a step and return the last checkpoint."""
     arguments = ["--work-dir", folder, "--config", folder / "small.yaml", "--name", name, "--until-step", until_step]
     options = ["--batch-frames", 800, "--num-batches", 2, "--report-steps", 2]
     train.main([str(argument) for argument in [*arguments, *options, *more]])
@@ -81,7 +81,7 @@ def run(folder, name, until_step, *more):
 
 
 def differences(first, second):
-    """Largest difference of the masters of two checkpoints."""
+    """Return the largest difference between the masters of two checkpoints."""
     pairs = ((value, second["optimizer"]["masters"][name]) for name, value in first["optimizer"]["masters"].items())
     return max(float((a - b).abs().max()) for a, b in pairs)
 

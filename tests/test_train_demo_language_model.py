@@ -1,4 +1,4 @@
-"""The script that makes the language model of the package, on a few sentences in the places of the Debian packages."""
+"""The script for the language model of the package, on a few sentences in place of the Debian packages."""
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
 import gzip

@@ -26,7 +26,7 @@ COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
 PACKED = bytes.fromhex(
     "524e43010000000f0000002400000000000140011000000000000808200000000000000101400000000000200400361d616263646566"
 )
-"""`abcdef`, then 9 bytes of what came 3 before, in the format of RNC's method 1."""
+"""`abcdef`, then 9 bytes that repeat those 3 before, in the format of RNC's method 1."""
 
 
 def test_packed_clips_are_unpacked():
@@ -39,7 +39,7 @@ def test_packed_clips_are_unpacked():
 
 @pytest.fixture
 def debian(tmp_path, monkeypatch):
-    """Two games: one with an archive of clips, of which one is packed, and one with a file for each clip."""
+    """Two games: one with an archive of clips, one of them compressed, and one with a file for each clip."""
     monkeypatch.setattr(games, "TABLES", tmp_path)
     clips = [bytes(22) + bytes(range(100)), bytes(22) + PACKED]
     folder = tmp_path / "debian/usr/share/scummvm"

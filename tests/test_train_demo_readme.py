@@ -1,4 +1,4 @@
-"""The commands of the recipe's README, run in their order on seconds of noise that say something."""
+"""The commands of the recipe's README, run in order on seconds of noise with texts."""
 
 import gzip
 import importlib.util
@@ -32,7 +32,7 @@ RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
 SMALL = '''"""Runs scripts of the recipe with less of everything, and with noise for voices and foreign formats.
 
-Each line of standard input is a script and its arguments, for a process that has what it needs imported; what it prints
+Each line of standard input is a script with its arguments, run in a process with all imports. Its output
 goes to the file `printed`, and its exit code to standard output.
 """
 import importlib, multiprocessing, os, sys
@@ -84,7 +84,7 @@ for line in sys.stdin:
 
 
 def commands(heading):
-    """The command lines below a heading of the README, without comments."""
+    """Return the command lines below a heading of the README, without comments."""
     text = (RECIPE / "README.md").read_text(encoding="utf-8")
     section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", section, re.DOTALL))
@@ -92,7 +92,7 @@ def commands(heading):
 
 
 def game(folder, table, archive):
-    """A game of six clips of noise, as FLAC files in one archive, and its table."""
+    """Write a game of six clips of noise, as FLAC files in one archive, and its table."""
     rng = np.random.default_rng(1)
     archive.parent.mkdir(parents=True)
     rows, offset = [], 0
@@ -107,7 +107,7 @@ def game(folder, table, archive):
 
 
 def write_monologues(content, table):
-    """The Ur-Quan Masters with one clip of one line of noise."""
+    """Write The Ur-Quan Masters with one clip of one line of noise."""
     for name in ("packages", "addons"):
         (content / name).mkdir(parents=True)
     noise = io.BytesIO()
@@ -121,7 +121,7 @@ def write_monologues(content, table):
 
 
 def write_packages(folder):
-    """What the recipe reads of the Debian packages, in a few lines each."""
+    """Write the files that the recipe reads from the Debian packages, with a few lines each."""
     share = folder / "usr/share"
     write_wordnet(share)
     (share / "dictd").mkdir()
@@ -161,7 +161,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(recipe):
-    """A function that runs a line of the README, scripts through `small.py`, and returns what it prints."""
+    """A function that runs a line of the README, scripts through `small.py`, and returns their output."""
     command = [sys.executable, "-W", "ignore", "small.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
@@ -194,7 +194,7 @@ def test_the_recipe_runs_from_its_readme(recipe, run):
     resumed, compacted, copied, started, scored, *_ = commands("Resuming the run")
     run(copied)
     run("python train.py --name dense --until-step 1 --batch-frames 1200 --report-steps 1")
-    run(compacted)  # a state of training, which the repository does not hold
+    run(compacted)  # a training state, which the repository does not contain
     shutil.rmtree(recipe / "exp/dense")
     begun = torch.load(recipe / "run/dense.pt", weights_only=True)["progress"]["step"]
     run(f"{started} --until-step {begun + 1} --batch-frames 1200 --report-steps 1")

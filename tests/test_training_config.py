@@ -172,7 +172,7 @@ def test_other_models_are_refused_with_what_to_use_instead(model):
 
 
 def test_features_that_kaldi_wrote_are_refused():
-    """Their settings were never in the file. Later releases of WeNet, which compute them, ignore the key."""
+    """Their settings were never in the file. Later releases of WeNet compute features and ignore the key."""
     config = random_config()
     assert parse_training_config({**config, "raw_wav": False}).features.num_mel_bins == 80
     del config["dataset_conf"]
@@ -268,7 +268,7 @@ def test_subsampling_needs_frequencies(kind, smallest):
 
 
 def test_fixed_chunks_need_a_causal_convolution():
-    """WeNet masks chunks and then lets the convolution see beyond them: no streaming gives the same."""
+    """WeNet masks chunks, but its convolution sees beyond them: no stream can reproduce that."""
     conf = {"static_chunk_size": 16, "use_dynamic_chunk": False, "causal": False, "cnn_module_kernel": 7}
     with pytest.raises(UnsupportedError, match="static_chunk_size is 16"):
         parse_training_config(random_config(encoder_conf=conf))
@@ -288,7 +288,7 @@ def test_chunks_that_were_trained_for_decide_about_streaming():
 
 
 def test_numbers_that_yaml_reads_as_text():
-    """yaml 1.1 has no 1e-5: it reads a text."""
+    """yaml 1.1 reads 1e-5 as text."""
     config = parse_training_config(random_config(encoder_conf={"norm_eps": "1e-6"}))
     assert config.architecture.encoder.norm.eps == 1e-6
 
@@ -322,7 +322,7 @@ def test_files_that_are_not_text(tmp_path):
 LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
     f"lol{i}: &lol{i} [{', '.join([f'*lol{i - 1}'] * 10)}]\n" for i in range(1, 20)
 )
-"""Aliases that expand to more than any memory holds, if something expands them."""
+"""Aliases that would exceed any memory if expanded."""
 
 
 MERGES = f"a: &a {{{', '.join(f'k{i}: 1' for i in range(400))}}}\nb: {{<<: [{', '.join(['*a'] * 400)}]}}\n"
@@ -351,7 +351,7 @@ def test_yaml_that_is_not_plain_is_refused(text, message, tmp_path):
 
 
 def test_merges_are_read_as_yaml_reads_them(tmp_path):
-    """Recipes share a section with `<<`; of a mapping with such a key, its own counts."""
+    """Recipes share a section with `<<`; a mapping's own keys take precedence."""
     config = random_config()
     shared = {"dropout_rate": 0.1, "attention_heads": 3, "linear_units": 48}
     texts = [yaml.dump({"optim_conf": shared}).replace("optim_conf:", "optim_conf: &shared")]
@@ -367,7 +367,7 @@ def test_merges_are_read_as_yaml_reads_them(tmp_path):
 
 
 def test_aliases_are_read(tmp_path):
-    """yaml.dump writes them where two settings were one object."""
+    """yaml.dump writes aliases where two settings were one object."""
     config = random_config()
     config["optim_conf"] = config["scheduler_conf"] = {"lr": [0.1]}
     text = yaml.dump(config)

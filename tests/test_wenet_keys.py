@@ -1,4 +1,4 @@
-"""What this project writes as a train.yaml is one for WeNet too: a checkpoint that is published runs there unchanged.
+"""Our train.yaml files are also valid for WeNet: a published checkpoint runs there unchanged.
 
 The keys are those that wenet/bin/recognize.py of WeNet's main branch (December 2025) reads without a default, and those
 that it passes on as keyword arguments, where any other is a TypeError.
@@ -76,7 +76,7 @@ def test_wenet_finds_its_keys(name):
 
 @pytest.mark.parametrize("directory", ["published", "random"])
 def test_wenet_finds_its_files(directory, tmp_path):
-    """recognize.py opens them by these names, from the directory in which it is run."""
+    """recognize.py opens them by these names, relative to its working directory."""
     folder = PUBLISHED
     if directory == "random":
         folder = tmp_path

@@ -1,6 +1,6 @@
 """Alignments by torchaudio's `forced_align`, which WeNet's `force_align` calls: python alignments.py
 
-Writes `alignments.json`, or compares it.
+Writes `alignments.json`, or compares it if it exists.
 """
 
 import json
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
 from log_probs import random_log_probs
 
 CASES = ((3, 4, 2), (40, 5, 12), (60, 3, 25), (200, 30, 60), (90, 4, 2))
-"""Frames, tokens of the vocabulary, tokens to align."""
+"""Frames, size of the vocabulary, tokens to align."""
 
 
 def main() -> None:

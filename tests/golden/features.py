@@ -20,11 +20,11 @@ FRONT_ENDS = {
 }
 """Arguments of WeNet's compute_fbank and compute_mfcc."""
 DEFAULTS = {"mfcc": {"num_ceps": 23}}
-"""WeNet's own default asks for more coefficients than there are bands by default, which fails."""
+"""WeNet's own default requests more coefficients than its default number of bands, which fails."""
 
 
 def samples():
-    """Seeded noise that swells [n]: a third of a second at 8 kHz, as 16-bit integers."""
+    """Return seeded noise that swells [n]: a third of a second at 8 kHz, as 16-bit integers."""
     random = np.random.default_rng(11)
     swell = np.abs(np.sin(np.arange(2700) / 400)) * 3000
     return (random.uniform(-1, 1, 2700) * swell).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Which golden networks have a graph of fixed shape: writes the table of docs/npu.md, which takes some minutes.
+"""Writes the table of golden networks with a graph of fixed shape in docs/npu.md. It takes some minutes.
 
 PYTHONPATH=tests:tests/toys python tests/golden/fixed_shapes.py
 """
@@ -18,7 +18,7 @@ BEGIN, END = "<!-- by tests/golden/fixed_shapes.py -->\n", "<!-- end -->\n"
 
 
 def outcome(name):
-    """The largest difference of log-probabilities, or why the network is refused."""
+    """Return the largest difference of log-probabilities, or the reason for a refusal."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_bundle(write_configuration(name, Path(folder, "checkpoint")), Path(folder, "bundle"))
         config = Bundle.open(bundle).manifest.model
@@ -31,7 +31,7 @@ def outcome(name):
 
 
 def rows(names):
-    """Lines of the table, a line for each kind of encoder."""
+    """Yield the lines of the table, one for each kind of encoder."""
     found = defaultdict(dict)
     for name in names:
         found[configured(CONFIGURATIONS[name])[0]["encoder"]][name] = outcome(name)

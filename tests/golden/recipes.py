@@ -1,7 +1,7 @@
-"""Runs over WeNet's recipes and writes the table in docs/export.md: python recipes.py WENET.
+"""Runs WeNet's recipes and writes the table in docs/export.md: python recipes.py WENET.
 
-Each recipe is completed as WeNet's training does, its layers are made narrow, and a checkpoint of random weights is
-exported. What the bundle computes is compared with what WeNet's own code computes from the same features.
+Each recipe is completed as in WeNet's training, its layers are narrowed, and a checkpoint of random weights is
+exported. The bundle's output is compared with that of WeNet's own code on the same features.
 """
 
 import math
@@ -23,15 +23,15 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 START, END = "<!-- recipes: written by tests/golden/recipes.py -->\n", "<!-- end of recipes -->\n"
 VOCAB_SIZE = 31
 NARROW = {"linear_units": 48, "cgmlp_linear_units": 48, "gate_linear_units": 24, "num_blocks": 2, "r_num_blocks": 1}
-"""Sizes that nothing depends on. Encoders whose blocks are told apart by number keep `num_blocks`."""
+"""Sizes without influence on the result. Encoders with blocks selected by number keep `num_blocks`."""
 BY_NUMBER = ("efficientConformer", "squeezeformer")
 SECTIONS = ("model", "tokenizer", "ctc", "cmvn")
 LIMIT = 1e-4
-"""Largest difference of log-probabilities: single precision through a network of this size gives a tenth of it."""
+"""Largest difference of log-probabilities; single precision through a network of this size causes a tenth of it."""
 
 
 def completed(path):
-    """A recipe as training saves it, beside the weights."""
+    """Return a recipe as training saves it beside the weights."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     dataset, collate = config.get("dataset_conf") or {}, config.get("collate_conf") or {}
     sections = ("fbank_conf", "mfcc_conf", "log_mel_spectrogram_conf")
@@ -42,7 +42,7 @@ def completed(path):
 
 
 def narrowed(config):
-    """The same network with narrow layers."""
+    """Return the same network with narrow layers."""
     encoder, decoder = dict(config["encoder_conf"]), dict(config["decoder_conf"])
     dim = 8 * math.lcm(encoder["attention_heads"], decoder["attention_heads"])
     for conf in (encoder, decoder):
@@ -54,7 +54,7 @@ def narrowed(config):
 
 
 def judged(config):
-    """What becomes of a recipe, in a few words, and whether it was accepted."""
+    """Return the result of a recipe as text, and whether it was accepted."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint, bundle = Path(folder) / "checkpoint", Path(folder) / "bundle"
@@ -69,7 +69,7 @@ def judged(config):
 
 
 def difference(bundle, model):
-    """The largest difference of log-probabilities from WeNet's, whole and in chunks, and whether there are chunks."""
+    """Return the largest difference of log-probabilities from WeNet's, in both modes, and whether there are chunks."""
     ours = bundle.load()
     random = np.random.default_rng(7)
     features = (11 + 3 * random.standard_normal((203, bundle.manifest.model.feature_size))).astype(np.float32)
@@ -92,7 +92,7 @@ def difference(bundle, model):
 
 
 def table(checkout):
-    """The lines of the table, and those that count."""
+    """Return the table with its caption."""
     rows, accepted = [], 0
     paths = sorted(Path(checkout).glob("examples/*/*/conf/*.yaml"))
     for path in paths:

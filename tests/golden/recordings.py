@@ -1,7 +1,8 @@
-"""Writes what WeNet's own searches find in twenty recordings: python recordings.py WENET [NAME...].
+"""Writes the results of WeNet's own searches for twenty recordings: python recordings.py WENET [NAME...].
 
-The configurations are those of `configurations/`, networks and recordings those of `tests/toys/golden_recordings.py`.
-A recording in which two hypotheses are nearly as likely is left out: rounding would choose between them.
+The configurations are those of `configurations/`; networks and recordings are those of
+`tests/toys/golden_recordings.py`. Recordings with two nearly equally likely hypotheses are left out, because rounding
+would choose between them.
 """
 
 import itertools
@@ -22,11 +23,11 @@ from wenet_directories import write_configuration
 from u2moe.export.checkpoint import Checkpoint
 
 NEAR = 1e-3
-"""Log-probabilities of a sequence differ by less between implementations, whose frames differ by 1e-5."""
+"""Log-probabilities of a sequence differ by less between implementations; those of frames differ by 1e-5."""
 
 
 def heard(model, encoded):
-    """Hypotheses, their times and the decoder's choice; None where two are nearly as likely."""
+    """Return hypotheses, their times and the decoder's choice; None if two are nearly equally likely."""
     from wenet.models.transformer import search  # noqa: PLC0415 - after `import_from`
 
     lengths = torch.tensor([encoded.shape[1]])
@@ -47,7 +48,7 @@ def heard(model, encoded):
 
 @torch.no_grad()
 def found_by(name):
-    """What `golden_recordings.known` holds of one configuration."""
+    """Return the entry of one configuration in `golden_recordings.known`."""
     with tempfile.TemporaryDirectory() as folder:
         directory = write_configuration(name, Path(folder), blank_bias=golden.BLANK_BIAS)
         model, checkpoint = wenet_model.load(directory), Checkpoint.open(directory)

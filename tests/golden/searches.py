@@ -1,6 +1,6 @@
 """Computes `reference.npz` and `reference.json.gz` with WeNet's own code: python searches.py WENET, see README.md.
 
-Where they are there already, they are compared, not written.
+Existing files are compared, not written.
 """
 
 import gzip
@@ -21,15 +21,15 @@ from wenet_directories import write_golden  # noqa: E402
 MODES = {"full": None, "stream16_-1": -1, "stream16_4": 4, "stream16_1": 1, "stream16_0": 0}
 WEIGHTS = [(ctc, reverse) for ctc in (0.0, 0.3, 0.5) for reverse in (0.0, 0.3)]
 LONGEST_BY_TOKEN = 131
-"""Frames of features up to which there is an attention beam search, which runs the decoder for each token."""
+"""Largest number of feature frames for attention beam search, which runs the decoder for each token."""
 
 
 @torch.no_grad()
 def references(model, features):
-    """Arrays and results of one utterance; features [frames, bins]."""
+    """Return arrays and results of one utterance; features [frames, bins]."""
     from wenet.utils.ctc_utils import gen_ctc_peak_time, gen_timestamps_from_peak  # noqa: PLC0415 - after `import_from`
 
-    try:  # where it was at commit 0154699, and where it is now
+    try:  # its place at commit 0154699, and its present one
         from wenet.transformer import search  # noqa: PLC0415
     except ImportError:
         from wenet.models.transformer import search  # noqa: PLC0415
@@ -67,7 +67,7 @@ def references(model, features):
 
 
 def numbers(value):
-    """All numbers in a structure, in order."""
+    """Yield all numbers in a structure, in order."""
     if isinstance(value, dict):
         return [number for key in sorted(value) for number in numbers(value[key])]
     if isinstance(value, (list, tuple)):
@@ -76,13 +76,13 @@ def numbers(value):
 
 
 def difference(known, found):
-    """The largest difference of two structures; infinite where one has more numbers."""
+    """Return the largest difference of two structures; infinite if one has more numbers."""
     pairs = numbers(known), numbers(found)
     return float("inf") if len(pairs[0]) != len(pairs[1]) else float(np.abs(np.subtract(*pairs)).max())
 
 
 def make(name):
-    """Write or compare the files of one network; returns a line that says which."""
+    """Write or compare the files of one network, and return a line that reports it."""
     with tempfile.TemporaryDirectory() as folder:
         model = wenet_model.load(write_golden(name, Path(folder)))
     arrays, results = {}, {}
@@ -103,7 +103,7 @@ def make(name):
 
 
 def distinct(arrays):
-    """Those that do not equal what full context, or all left chunks, give."""
+    """Return the arrays that do not equal full context, or all left chunks."""
     kept = {}
     for key, array in arrays.items():
         utterance, _, name = key.split("/")

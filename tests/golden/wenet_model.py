@@ -1,6 +1,6 @@
-"""WeNet's own code on a checkpoint, for the scripts beside this file: needs a checkout of WeNet and what it imports.
+"""WeNet's own code on a checkpoint, for the scripts beside this file; needs a checkout of WeNet and its imports.
 
-WeNet, not ours: nothing here computes anything with code of this repository.
+Nothing here computes with code of this repository.
 """
 
 import contextlib
@@ -16,30 +16,30 @@ HYPOTHESES = [[5, 9, 3, 11, 4], [7, 6, 5], [], [12]]
 
 
 def import_from(checkout):
-    """Make `wenet` importable from a checkout; ValueError if it is none."""
+    """Make `wenet` importable from a checkout; ValueError if it is not one."""
     if not (Path(checkout) / "wenet" / "utils" / "checkpoint.py").is_file():
         raise ValueError(f"{checkout}: is not a checkout of WeNet")
     sys.path.insert(0, str(checkout))
 
 
 def load(directory):
-    """WeNet's model with the weights in a checkpoint directory; every tensor is used."""
+    """Return WeNet's model with the weights in a checkpoint directory; every tensor is used."""
     configs = yaml.safe_load((directory / "train.yaml").read_text(encoding="utf-8"))
     if configs.get("cmvn_file") or configs.get("cmvn_conf", {}).get("cmvn_file"):  # old layouts have no cmvn_conf
         configs |= {"cmvn": "global_cmvn"}
         configs["cmvn_conf"] = {"cmvn_file": str(directory / "global_cmvn"), "is_json_cmvn": True}
-        configs |= configs["cmvn_conf"]  # where old releases have it
+        configs |= configs["cmvn_conf"]  # its place in old releases
     for section in ("encoder_conf", "decoder_conf"):
         configs.get(section, {}).pop("use_sdpa", None)  # with it, WeNet cannot stream
     model = built(configs)
     state = torch.load(directory / "final.pt", weights_only=True)
-    # old releases do not save what they compute
+    # old releases do not save computed tensors
     model.load_state_dict(
         {name: state[name] for name in state if not name.endswith(".pe") or name in model.state_dict()}
     )
     if model.decoder is not None and hasattr(model, "tie_or_clone_weights"):
         model.tie_or_clone_weights(jit_mode=False)
-    if type(model.encoder).__module__ == "wenet.models.efficient_conformer.encoder":  # its releases do not fail
+    if type(model.encoder).__module__ == "wenet.models.efficient_conformer.encoder":  # releases do not fail
         for layer in model.encoder.encoders:
             layer.self_attn.register_forward_pre_hook(as_read)
             layer.self_attn.register_forward_hook(as_kept)
@@ -47,7 +47,7 @@ def load(directory):
 
 
 def built(configs):
-    """The model, by the function of the release that is imported."""
+    """Return the model, built by the function of the imported release."""
     for module, function in (("utils.init_model", "init_model"), ("transformer.asr_model", "init_asr_model")):
         with contextlib.suppress(ModuleNotFoundError):
             make = getattr(importlib.import_module(f"wenet.{module}"), function)
@@ -60,7 +60,7 @@ def built(configs):
 
 
 def as_read(layer, inputs):
-    """At commit 0154699 this encoder gives some of its attentions a cache of the other's form, and they fail."""
+    """Convert a cache: at commit 0154699 this encoder passes some attentions the other's form, and they fail."""
     cache = inputs[5]
     if type(layer).__name__ == "GroupedRelPositionMultiHeadedAttention":
         return (*inputs[:5], torch.zeros(0, 0, 0, 0) if isinstance(cache, tuple) else cache)
@@ -68,14 +68,14 @@ def as_read(layer, inputs):
 
 
 def as_kept(_, __, outputs):
-    """The new cache in the form in which this encoder carries it."""
+    """Return the new cache in the form that this encoder carries."""
     x, cache = outputs
     return x, torch.cat(cache, dim=-1) if isinstance(cache, tuple) else cache
 
 
 @torch.no_grad()
 def outputs(model, features):
-    """What configurations/README.md lists, of features [frames, bins]; numpy arrays by name."""
+    """Return the outputs listed in configurations/README.md for features [frames, bins], as numpy arrays by name."""
     batch = torch.from_numpy(features).unsqueeze(0)
     full, _ = model.encoder(batch, torch.tensor([len(features)]), -1, -1)
     log_probs = model.ctc.log_softmax(full)
@@ -92,9 +92,9 @@ def outputs(model, features):
 
 
 def streams(encoder):
-    """Whether chunks with caches are what the encoder was trained for: masks of chunks, and no convolution ahead."""
+    """Return whether the encoder was trained for chunks with caches: chunk masks, and no look-ahead."""
     if type(encoder.embed).__name__ == "Conv1dSubsampling2":
-        return False  # it pads each chunk, and gives more frames than there are
+        return False  # it pads each chunk and returns too many frames
     causal = all(part.lorder > 0 or kernel == (1,) for part, kernel in _convolutions(encoder))
     averaged = any(getattr(layer, "merge_method", "") == "learned_ave" for layer in encoder.encoders)  # over all time
     ahead = any(
@@ -105,9 +105,9 @@ def streams(encoder):
 
 
 def streamed(encoder, batch, chunk_size, num_left_chunks):
-    """Chunks with some before [1, time, dim]; under a mask where WeNet's streaming fails or counts wrongly."""
+    """Return the output in chunks [1, time, dim]; by a mask if WeNet's streaming fails or miscounts."""
     is_rotary = any(type(part).__name__ == "RopeMultiHeadedAttention" for part in encoder.modules())
-    # forward_chunk forgets what the merging convolution of E-Branchformers has seen; the mask does not
+    # forward_chunk forgets the past of E-Branchformers' merging convolution; the mask does not
     merges = any(getattr(layer, "lorder", 0) for layer in encoder.encoders)
     if merges or is_rotary or type(encoder.embed).__name__ == "StackNFramesSubsampling":
         return encoder(batch, torch.tensor([batch.shape[1]]), chunk_size, num_left_chunks)[0]
@@ -115,14 +115,14 @@ def streamed(encoder, batch, chunk_size, num_left_chunks):
 
 
 def _convolutions(encoder):
-    """The parts with a convolution over time, and its kernel."""
+    """Yield the parts with a convolution over time, with its kernel."""
     names = ("depthwise_conv", "conv", "depthwise_conv_fusion")
     parts = [part for part in encoder.modules() if hasattr(part, "lorder")]
     return [(part, getattr(part, name).kernel_size) for part in parts for name in names if hasattr(part, name)]
 
 
 def scores(model, memory, texts=HYPOTHESES):
-    """Scores of hypotheses as the decoder graph gives them, on `memory` [1, time, dim]."""
+    """Return scores of hypotheses in the layout of the decoder graph, on `memory` [1, time, dim]."""
     rows, length = len(texts), max(map(len, texts))
     hypotheses = torch.full((rows, length + 1), model.eos)
     hypotheses[:, 0] = model.sos

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 PATIENCE_MS = 120_000
-"""How long anything may take before it counts as hanging: the machine may be busy."""
+"""Maximum time of any step in ms before it counts as hanging: the machine may be busy."""
 ROOT = Path(__file__).parents[2]
 BROWSER = ROOT / "examples" / "browser"
 WEB = ROOT / "runtime" / "web"
 
 
 def find_chromium():
-    """The system's Chromium."""
+    """Return the system's Chromium."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((found for name in names if (found := shutil.which(name))), None)
 
@@ -32,7 +32,7 @@ needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs a Chr
 
 
 def wait_for(page, question):
-    """Until a function in JavaScript has a promise of true: `page.wait_for_function` takes any promise for a yes."""
+    """Wait until a JavaScript function's promise resolves to true; `page.wait_for_function` accepts any promise."""
     deadline = time.monotonic() + PATIENCE_MS / 1000
     while not page.evaluate(question):
         assert time.monotonic() < deadline, question
@@ -41,8 +41,10 @@ def wait_for(page, question):
 
 @contextlib.contextmanager
 def opened_pages(browser):
-    """A function from a URL to its page. Other hosts, errors of scripts, and unless they may fail requests without an
-    answer, make the test fail."""
+    """A function from a URL to its page.
+
+    The test fails on requests to other hosts, script errors and, unless `may_fail`, unanswered requests.
+    """
     contexts, problems, is_closing = [], [], False
 
     def open_page(url, *, may_fail=False, **settings):
@@ -61,21 +63,21 @@ def opened_pages(browser):
 
     yield open_page
     for context in contexts:
-        context.cookies()  # by its answer what has failed before is known
-    is_closing = True  # which ends requests that are still under way, such as the rest of an upload
+        context.cookies()  # its response ensures that earlier failures are known
+    is_closing = True  # closing aborts pending requests, such as the rest of an upload
     for context in contexts:
         context.close()
     assert not problems, problems
 
 
 def make_site(site, bundle):
-    """Put the page together; see examples/browser/make_site.py."""
+    """Assemble the page; see examples/browser/make_site.py."""
     runpy.run_path(str(BROWSER / "make_site.py"))["make_site"](site, bundle)
 
 
 @contextlib.contextmanager
 def host(folder, *, max_age=None):
-    """A static host for a folder, with its URL. It lets browsers keep answers for `max_age` seconds without asking."""
+    """Host a folder statically and yield its URL. Browsers may cache responses for `max_age` seconds."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -94,7 +96,7 @@ def host(folder, *, max_age=None):
 
 
 def fake_microphone(file, *, again=False):
-    """Arguments for Chromium: a microphone that plays a WAV file once or again and again, and that pages are given."""
+    """Return arguments for Chromium: a permitted microphone that plays a WAV file once or repeatedly."""
     return [
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
@@ -105,8 +107,8 @@ def fake_microphone(file, *, again=False):
 
 @contextlib.contextmanager
 def chromium(*arguments):
-    """The system's Chromium, without a window."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - of tests of pages alone
+    """Run the system's Chromium, without a window."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - needed only by tests of pages
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox", *arguments])

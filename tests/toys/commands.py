@@ -4,5 +4,5 @@ from u2moe.runtime import cli
 
 
 def transcribe(bundle, *arguments):
-    """The exit status of `u2moe transcribe` with the model of a bundle."""
+    """Return the exit status of `u2moe transcribe` with the model of a bundle."""
     return cli.main(["transcribe", "--model", str(bundle.path), *map(str, arguments)])

@@ -20,7 +20,7 @@ ONNXRUNTIME = f"-DONNXRUNTIME_ROOT={ONNXRUNTIME_FOLDER}"
 HAS_OPENSSL = Path("/usr/include/openssl/evp.h").is_file()
 SIGNATURES = f"-DU2MOE_SIGNATURES={'ON' if HAS_OPENSSL else 'OFF'}"
 QUICK = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10"]
-"""Settings of a build whose speed does not matter."""
+"""Settings of a build that need not be fast."""
 NEEDED = [
     pytest.mark.slow,
     pytest.mark.skipif(not all(map(shutil.which, ("c++", "cmake"))),
@@ -39,7 +39,7 @@ def cmake(*arguments):
 
 
 def built_kernels():
-    """The native kernels that Python has: to compile them again would take as long as all else."""
+    """Return Python's native kernels; compiling them again would take as long as everything else."""
     try:
         return importlib.import_module("u2moe_kernels").library_path()
     except ModuleNotFoundError:
@@ -59,7 +59,7 @@ def shared_library(factory, *settings, flags):
 
 
 def installed_library(folder, *settings, flags="-O1"):
-    """The library, compiled in a folder and installed beside it, in `prefix`; returns that."""
+    """Compile the library in a folder, install it beside it in `prefix`, and return that."""
     common = [*QUICK, ONNXRUNTIME, "-DCMAKE_INSTALL_LIBDIR=lib", f"-DCMAKE_CXX_FLAGS={flags}"]
     cmake("-B", folder / "library", *common, *settings, SOURCE)
     cmake("--build", folder / "library", "--target", "u2moe")

@@ -1,7 +1,7 @@
-"""The cases of tests/conformance, which every runtime runs: how Python computes them, and how results are compared.
+"""The cases of tests/conformance, which every runtime runs: Python's results, and their comparison.
 
-A file of cases has `cases`, each with its input and its `result`, and what they share. Those of recordings have no
-result: int8 rounds differently on other processors, so that what Python recognises there and then is the result.
+A file of cases has `cases`, each with its input and its `result`, and shared fields. Cases of recordings have no
+result, because int8 rounds differently on other processors. Their result is what Python recognises in the same run.
 """
 
 import dataclasses
@@ -53,12 +53,12 @@ FOLDER = Path(__file__).parents[1] / "conformance"
 
 
 def load(kind):
-    """The content of a file of cases."""
+    """Return the content of a file of cases."""
     return json.loads((FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
 
 
 def frames_of(case):
-    """Log-probabilities [frames, symbols]."""
+    """Return log-probabilities [frames, symbols]."""
     return np.array(case["frames"], np.float32).reshape(-1, len(SYMBOLS))
 
 
@@ -102,14 +102,14 @@ def _search(case, shared, folder):
 
 
 def rules_of(options):
-    """An EndpointConfig from JSON."""
+    """Return an EndpointConfig from JSON."""
     return EndpointConfig(
         **{name: EndpointRule(**value) if isinstance(value, dict) else value for name, value in options.items()}
     )
 
 
 def demo_with_defaults(kind, folder):
-    """The demo model; for cases that have `decoding` a copy in `folder` with that and its language model."""
+    """Return the demo model; for cases with `decoding`, a copy in `folder` with that and its language model."""
     decoding = load(kind).get("decoding")
     if decoding is None:
         return DEMO_FOLDER
@@ -123,15 +123,15 @@ def demo_with_defaults(kind, folder):
 
 
 def clips():
-    """The demo's clips with pauses between them, from the middle of a sound on, int16 at 16 kHz."""
+    """Return the demo's clips with pauses between them, starting within a sound, int16 at 16 kHz."""
     read = [soundfile.read(file, dtype="int16")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
     return np.concatenate([np.append(clip, np.zeros(8000, np.int16)) for clip in read])[4000:]
 
 
 def recognized_case(recognizer, case, samples, model, networks):
-    """Segments of a case: samples at 16 kHz, the file of a language model, and a folder of networks by `write_vad`.
+    """Return the segments of a case: samples at 16 kHz, a language model file, and a folder of networks by `write_vad`.
 
-    Options that a case does not have are those of the bundle.
+    Options that a case lacks are those of the bundle.
     """
     options = dict(case["options"])
     hotwords, speech = (options.pop(name, None) for name in ("hotwords", "vad"))
@@ -170,7 +170,7 @@ def _endpoint(case, _shared, _folder):
 
 
 class NumberedModel(ToySession):
-    """Its encoder numbers frames from 0, for which its CTC head has given log-probabilities."""
+    """Its encoder numbers frames from 0; its CTC head returns the given log-probabilities for these numbers."""
 
     has_decoder, search_library = False, None
 
@@ -265,11 +265,11 @@ COMPUTED = {
     "search": _search, "endpoint": _endpoint, "partials": _partials, "pauses": _pauses, "padding": _padding,
     "resampling": _resampling, "rescoring": _rescoring, "written": _written,
 }  # fmt: skip
-"""What Python computes of each kind: a function of a case, of what its file shares, and of a folder for files."""
+"""Python's result for each kind: a function of a case, of its file's shared fields, and of a folder for files."""
 
 
 def assert_same(kind, found, names=None):
-    """Results are those of the cases: sums in double precision to 1e-9, resampled samples to 2e-7, all else equal.
+    """Check that results equal the cases: sums in double precision to 1e-9, resampled samples to 2e-7, others exactly.
 
     Args:
         kind: the file of cases.

@@ -1,4 +1,4 @@
-"""Small corpora of tones, and the toy model as the workers of a run load it."""
+"""Small corpora of tones, and the toy model as loaded by the workers of a run."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class ToyRunBundle(ToyBundle):
 
 @dataclass(frozen=True, kw_only=True)
 class ToyChoice:
-    """In the place of a `ModelChoice`."""
+    """A substitute for `ModelChoice`."""
 
     threshold: float = 19.0
     options: DecodingOptions = field(default_factory=DecodingOptions)
@@ -41,7 +41,7 @@ class ToyChoice:
 
 
 def write_corpus(folder, num=10, seed=0):
-    """A data.list of `num` utterances of tones with their transcripts, of different lengths and speakers."""
+    """Write a data.list of `num` utterances of tones with transcripts, of different lengths and speakers."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
@@ -59,23 +59,23 @@ def write_list(path, lines):
 
 
 def rows_in(output):
-    """The rows of a folder of results, in order."""
+    """Return the rows of a folder of results, in order."""
     files = sorted(output.glob("blocks/*/*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def files_in(output):
-    """Names and contents of all results."""
+    """Return names and contents of all results."""
     return {file.name: file.read_bytes() for file in output.glob("blocks/*/*")}
 
 
 def listed(corpus):
-    """The lines of a data.list."""
+    """Return the lines of a data.list."""
     return [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
 
 
 def crashing(corpus, folder, command):
-    """A Kaldi folder of six, in which the third is a command that does something to the worker which runs it."""
+    """Write a Kaldi folder of six utterances; the third is a command that affects the worker that runs it."""
     folder.mkdir()
     lines = [f"{line['key']} {corpus.with_name(line['wav'])}\n" for line in listed(corpus)[:6]]
     lines[2] = f"k2 {command} |\n"
@@ -84,9 +84,9 @@ def crashing(corpus, folder, command):
 
 
 def assert_survives_kill(script, corpus, folder):
-    """Kill a run with all its processes while it waits at the third utterance; a second run does what is missing.
+    """Kill a run with all its processes while it waits at the third utterance; a second run completes it.
 
-    The script gets a list, whose commands it has to allow, and the folder of the results.
+    The script receives a list, whose commands it must allow, and the folder of the results.
     """
     marker, out = folder / "once", folder / "out"
     command = f"test -e {marker} || {{ touch {marker}; sleep 60; }}; cat {corpus.with_name('2.wav')}"

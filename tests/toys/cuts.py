@@ -1,6 +1,6 @@
-"""Is anything lost or duplicated where a long recording was cut? Compares utterances with the graphs alone, unstreamed.
+"""Checks that cutting a long recording loses and duplicates nothing, by recognising each utterance unstreamed.
 
-Each utterance is encoded and decoded again from its samples in the recording: if the stream had dropped, repeated or
+Each utterance is encoded and decoded again from its samples in the recording. If the stream had dropped, repeated or
 moved frames, or mixed up utterances, the words would differ.
 """
 
@@ -39,12 +39,12 @@ class LoggedUtterance:
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts:
-    """How a recording was cut.
+    """The cuts of a recording.
 
     Attributes:
         num_utterances: number of utterances, including those without words.
         num_lost: encoder frames in no utterance; `num_doubled`: in two.
-        num_different: utterances whose text or times differ from those of the graphs alone; None if not checked.
+        num_different: utterances whose text or times differ when recognised unstreamed; None if not checked.
     """
 
     num_utterances: int
@@ -54,7 +54,7 @@ class Cuts:
 
 
 def logged(recognizer: Recognizer) -> tuple[Recognizer, list[LoggedUtterance]]:
-    """The same recogniser without padding, with a list to which it appends every utterance that it concludes."""
+    """Return the same recogniser without padding, with a list to which it appends every utterance that it concludes."""
     rate = recognizer.model.config.subsampling_rate
     log: list[LoggedUtterance] = []
 
@@ -75,13 +75,13 @@ def logged(recognizer: Recognizer) -> tuple[Recognizer, list[LoggedUtterance]]:
 def cuts_of(
     recognizer: Recognizer, utterances: Sequence[LoggedUtterance], num_samples: int, file: Path | None = None
 ) -> Cuts:
-    """Check where a recording was cut.
+    """Check the cuts of a recording.
 
     Args:
-        recognizer: the recogniser that was used.
+        recognizer: the recogniser.
         utterances: its utterances in order.
         num_samples: samples of the recording at the model's rate.
-        file: the recording at that rate, to recognise utterances again, which is possible only with full context.
+        file: the recording at that rate, to recognise utterances again; only possible with full context.
     """
     config = recognizer.model.config
     features = _num_features(recognizer, num_samples)
@@ -103,14 +103,14 @@ def _num_features(recognizer: Recognizer, num_samples: int) -> int:
 
 
 def _frame_samples(recognizer: Recognizer) -> tuple[int, int]:
-    """Samples in a feature frame, and from one frame to the next."""
+    """Return the samples in a feature frame, and from one frame to the next."""
     config = recognizer.bundle.manifest.features
     per_ms = config.sample_rate / 1000
     return round(config.frame_length_ms * per_ms), round(config.frame_shift_ms * per_ms)
 
 
 def _recognized_alone(recognizer: Recognizer, utterance: LoggedUtterance, file: Path) -> LoggedUtterance:
-    """An utterance recognised from its samples alone: features, encoder, search and rescoring."""
+    """Return an utterance recognised from only its samples: features, encoder, search and rescoring."""
     length, shift = _frame_samples(recognizer)
     model, manifest = recognizer.model, recognizer.bundle.manifest
     with soundfile.SoundFile(file) as source:

@@ -1,4 +1,4 @@
-"""Damage to bytes, and odd values: the building blocks of fuzz inputs; and what tries these, each from its seed."""
+"""Damage to bytes, and odd values: the building blocks of fuzz inputs, and a loop that tries them from seeds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 NUM_INPUTS = int(os.environ.get("U2MOE_TEST_INPUTS", "3000"))
-"""Inputs of each kind that `make check-all` tries."""
+"""Number of inputs of each kind for `make check-all`."""
 
 
 def tried(
     use: Callable[[np.random.Generator], str], refusals: tuple[type[Exception], ...], count: int, folder: Path
 ) -> Counter[str]:
-    """How often inputs were "refused" with a documented error, or what `use` returns.
+    """Count inputs that were "refused" with a documented error, or by the result of `use`.
 
-    The seed of the last input is left in `folder`, should it end the process. Raises any other error with its seed.
+    The seed of the last input stays in `folder` in case it ends the process. Any other error is raised with its seed.
     """
     outcomes: Counter[str] = Counter()
     early_mb = 0.0
@@ -49,19 +49,19 @@ def tried(
 
 
 def resident_mb() -> float:
-    """Resident memory of this process in megabytes; 0 except on Linux."""
+    """Return the resident memory of this process in megabytes; 0 except on Linux."""
     gc.collect()
     file = Path("/proc/self/statm")
     return int(file.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if file.exists() else 0.0
 
 
 def one_of(values: Sequence[Any], random: np.random.Generator) -> Any:
-    """One of the values."""
+    """Return one of the values."""
     return values[int(random.integers(len(values)))]
 
 
 def damaged(content: bytes, random: np.random.Generator) -> bytes:
-    """Bytes truncated, overwritten, inserted, removed or repeated; half of the time among the first hundred."""
+    """Truncate, overwrite, insert, remove or repeat bytes; half of the time among the first hundred."""
     data = bytearray(content)
     for _ in range(int(random.integers(1, 4))):
         end = len(data) if random.random() < 0.5 else min(100, len(data))

@@ -1,4 +1,4 @@
-"""Clips in many formats with some of their bytes changed, recognised or decoded: sound files, and media files."""
+"""Clips in many formats with changed bytes, recognised or decoded: sound files, and media files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from u2moe.runtime import Recognizer
 from u2moe.runtime.audio.decoder import DecoderError, FileDecoder
 from u2moe.runtime.errors import TruncatedAudioError
 
-with contextlib.suppress(ModuleNotFoundError):  # an extra
+with contextlib.suppress(ModuleNotFoundError):  # an optional dependency
     import av
 
 RATES = {"libopus": 48_000, "libopencore_amrnb": 8000}
-"""Of codecs that know no other."""
+"""Codecs with a fixed rate."""
 
 FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"),
            ("AIFF", "PCM_24"), ("MP3", "MPEG_LAYER_III"), ("CAF", "PCM_16"), ("W64", "PCM_16"),
@@ -38,7 +38,7 @@ MORE_CONTAINERS = (("aiff", "pcm_s16be"), ("amr", "libopencore_amrnb"), ("au", "
                    ("mpegts", "ac3"), ("mxf", "pcm_s16le"), ("nut", "pcm_s24le"), ("ogg", "flac"), ("ogg", "libopus"),
                    ("ogg", "libvorbis"), ("rm", "ac3"), ("tta", "tta"), ("voc", "pcm_u8"), ("w64", "pcm_s16le"),
                    ("wav", "adpcm_ms"), ("wav", "pcm_s16le"), ("webm", "libvorbis"), ("wv", "wavpack"))  # fmt: skip
-"""Further pairs, of which PyAV may not write all, nor for each number of channels."""
+"""Further pairs; PyAV may not write all, or not for each number of channels."""
 OTHER_BYTES = 0.02
 """Share of files that are random bytes."""
 
@@ -46,7 +46,7 @@ OTHER_BYTES = 0.02
 def use_damaged_audio(
     recognizer: Recognizer, clips: list[npt.NDArray[np.float32]], folder: Path
 ) -> Callable[[np.random.Generator], str]:
-    """A function that recognises a damaged file, and returns whether it was "accepted", or "partly" read."""
+    """Return a function that recognises a damaged file, and reports whether it was "accepted" or "partly" read."""
     rate = recognizer.bundle.manifest.features.sample_rate
     originals = [encoded(clip, rate, *file_format) for clip in clips for file_format in FORMATS]
     return _use(recognizer, originals, folder / "audio")
@@ -55,7 +55,7 @@ def use_damaged_audio(
 def use_damaged_media(
     recognizer: Recognizer, clips: list[npt.NDArray[np.float32]], folder: Path
 ) -> Callable[[np.random.Generator], str]:
-    """The same with media files; needs the extra [media]."""
+    """Return the same for media files; needs the extra [media]."""
     rate = recognizer.bundle.manifest.features.sample_rate
     originals = [encoded_media(clip, rate, *container) for clip in clips for container in CONTAINERS]
     return _use(recognizer, originals, folder / "media")
@@ -64,16 +64,16 @@ def use_damaged_media(
 def use_damaged_uploads(
     clips: list[npt.NDArray[np.float32]], rate: int, decoder: FileDecoder
 ) -> Callable[[np.random.Generator], str]:
-    """A function that decodes a damaged file of any format and of up to eight channels in a process of its own.
+    """Return a function that decodes a damaged file, of any format and up to eight channels, in a separate process.
 
-    It returns whether that was "accepted" or "partly" read, or what became of the process.
+    It reports whether the file was "accepted" or "partly" read, or how the process ended.
     """
     originals = []
     for clip, num_channels in itertools.product(clips, LAYOUTS):
         samples = np.repeat(clip[:, None], num_channels, axis=1)
         for make, forms in ((encoded, FORMATS), (encoded_media, CONTAINERS + MORE_CONTAINERS)):
             for form in forms:
-                with contextlib.suppress(av.FFmpegError, soundfile.SoundFileError, ValueError):  # it does not exist
+                with contextlib.suppress(av.FFmpegError, soundfile.SoundFileError, ValueError):  # no such pair
                     originals.append(make(samples, rate, *form))
 
     def use(random: np.random.Generator) -> str:
@@ -100,7 +100,7 @@ def _use(recognizer: Recognizer, originals: Sequence[bytes], file: Path) -> Call
 
 
 def encoded(clip: npt.NDArray[np.float32], rate: int, file_format: str, subtype: str) -> bytes:
-    """A clip as a file; libsndfile draws the serial numbers of Ogg streams itself."""
+    """Return a clip as a file; libsndfile draws the serial numbers of Ogg streams itself."""
     with tempfile.TemporaryFile() as file:
         soundfile.write(file, clip, rate, subtype=subtype, format=file_format)
         file.seek(0)
@@ -108,7 +108,7 @@ def encoded(clip: npt.NDArray[np.float32], rate: int, file_format: str, subtype:
 
 
 def encoded_media(clip: npt.NDArray[np.float32], rate: int, container_format: str, codec: str) -> bytes:
-    """A clip [n] or [n, channels] as a media file."""
+    """Return a clip [n] or [n, channels] as a media file."""
     content = io.BytesIO()
     layout = LAYOUTS[clip.size // len(clip)]
     with av.open(content, "w", format=container_format) as container:
@@ -131,7 +131,7 @@ def encoded_media(clip: npt.NDArray[np.float32], rate: int, container_format: st
 
 
 def damaged_audio(originals: Sequence[bytes], random: np.random.Generator) -> bytes:
-    """One of the files with some bytes changed, or random bytes."""
+    """Return one of the files with some bytes changed, or random bytes."""
     if random.random() < OTHER_BYTES:
         return random.bytes(int(random.integers(0, 5000)))
     return damaged(one_of(originals, random), random)

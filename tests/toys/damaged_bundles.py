@@ -22,7 +22,7 @@ from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 def use_damaged_bundles(
     bundle: Path, clip: npt.NDArray[np.float32], folder: Path
 ) -> Callable[[np.random.Generator], str]:
-    """A function that damages a copy of a bundle, and recognises a clip with it."""
+    """Return a function that damages a copy of a bundle, and recognises a clip with it."""
     original, target = folder / "original", folder / "bundle"
     shutil.copytree(bundle, original, ignore=shutil.ignore_patterns("clips", "*.py", "__pycache__", "*.md"))
 
@@ -37,7 +37,7 @@ def use_damaged_bundles(
 
 
 def damage_bundle(original: Path, target: Path, random: np.random.Generator) -> None:
-    """A damaged copy; changed files have their old digest or a correct one."""
+    """Write a damaged copy; changed files keep their old digest or get a correct one."""
     target.mkdir()
     for file in original.iterdir():
         os.link(file, target / file.name)
@@ -82,7 +82,7 @@ def _special(_original: Path, target: Path, name: str, random: np.random.Generat
 
 
 def with_odd_value(manifest: Any, random: np.random.Generator) -> Any:
-    """A manifest in which a value is replaced by an odd one, removed or added."""
+    """Return a manifest with a value replaced by an odd one, removed or added."""
     changed = copy.deepcopy(manifest)
     place = changed
     while True:
@@ -101,6 +101,6 @@ def with_odd_value(manifest: Any, random: np.random.Generator) -> Any:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Write a new file rather than through the link, so that the original stays."""
+    """Write a new file instead of writing through the link, so that the original does not change."""
     file.unlink()
     file.write_bytes(content)

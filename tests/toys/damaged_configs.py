@@ -31,7 +31,7 @@ _ENCODINGS = ("utf-8-sig", "utf-16", "utf-32", "latin-1", "gbk", "cp037")
 
 
 def use_damaged_configs(originals: Sequence[Path], folder: Path) -> Callable[[np.random.Generator], str]:
-    """A function that reads a damaged file and builds the network that it describes, without weights."""
+    """Return a function that reads a damaged file and builds its network, without weights."""
     texts, file = [original.read_text(encoding="utf-8") for original in originals], folder / "train.yaml"
 
     def use(random: np.random.Generator) -> str:
@@ -44,7 +44,7 @@ def use_damaged_configs(originals: Sequence[Path], folder: Path) -> Callable[[np
 
 
 def damaged_config(originals: Sequence[str], random: np.random.Generator) -> bytes:
-    """One of the originals with changed values, then changed text, encoding or bytes."""
+    """Return one of the originals with changed values, then changed text, encoding or bytes."""
     config = yaml.safe_load(one_of(originals, random))
     for _ in range(int(random.integers(0, 4))):
         one_of((_replace, _replace, _replace, _delete, _add, _share, _nest), random)(config, random)
@@ -58,7 +58,7 @@ def damaged_config(originals: Sequence[str], random: np.random.Generator) -> byt
 
 
 def _place(config: dict[Any, Any], random: np.random.Generator) -> tuple[dict[Any, Any], Any]:
-    """A mapping anywhere in the file, and one of its keys."""
+    """Return a mapping anywhere in the file, and one of its keys."""
     place = config
     while True:
         key = one_of(list(place), random)
@@ -79,7 +79,7 @@ def _delete(config: dict[Any, Any], random: np.random.Generator) -> None:
 
 
 def _add(config: dict[Any, Any], random: np.random.Generator) -> None:
-    """A key that is unknown there, or that belongs elsewhere."""
+    """Add a key that is unknown there, or that belongs elsewhere."""
     place, _ = _place(config, random)
     _, key = _place(config, random)
     value = copy.deepcopy(one_of(_ODD_VALUES, random))
@@ -87,7 +87,7 @@ def _add(config: dict[Any, Any], random: np.random.Generator) -> None:
 
 
 def _share(config: dict[Any, Any], random: np.random.Generator) -> None:
-    """One value in two places: yaml.dump writes an alias."""
+    """Put one value in two places: yaml.dump writes an alias."""
     (source, key), (target, other) = _place(config, random), _place(config, random)
     target[other] = source[key]
 
@@ -99,7 +99,7 @@ def _nest(config: dict[Any, Any], random: np.random.Generator) -> None:
 
 
 def _with_odd_text(text: str, random: np.random.Generator) -> str:
-    """Odd text instead of a value or a line."""
+    """Put odd text in place of a value or a line."""
     lines = text.split("\n")
     number = int(random.integers(len(lines)))
     key, colon, _ = lines[number].partition(": ")
@@ -108,7 +108,7 @@ def _with_odd_text(text: str, random: np.random.Generator) -> str:
 
 
 def _with_laughs(text: str, random: np.random.Generator) -> str:
-    """Aliases of aliases, in lists or merged mappings, which grow exponentially."""
+    """Add aliases of aliases, in lists or merged mappings, which grow exponentially."""
     width, depth = int(random.integers(2, 20)), int(random.integers(1, 40))
     form: Callable[[str], str] = one_of((lambda inner: f"[{inner}]", lambda inner: f"{{<<: [{inner}]}}"), random)
     lines = ["a0: &a0 {x: 1}"]
@@ -117,14 +117,14 @@ def _with_laughs(text: str, random: np.random.Generator) -> str:
 
 
 def _repeated(text: str, random: np.random.Generator) -> str:
-    """A line or the whole file, repeated many times."""
+    """Repeat a line or the whole file many times."""
     lines = text.split("\n")
     part = one_of((*lines, text), random)
     return text + f"\n{part}" * int(2 ** random.uniform(0, 12))
 
 
 def _deep(text: str, random: np.random.Generator) -> str:
-    """A value inside many brackets, closed or not."""
+    """Put a value inside many brackets, closed or not."""
     depth, bracket = int(2 ** random.uniform(0, 17)), one_of(("[", "{a: ", "- ", "? "), random)
     closing = {"[": "]", "{a: ": "}"}.get(bracket, "") * depth
     return f"{text}\nodd: {bracket * depth}1{closing if random.random() < 0.5 else ''}\n"

@@ -1,4 +1,4 @@
-"""Language models with changed numbers, words and lines, and changed bytes, also under a digest that is right again."""
+"""Language models with changed numbers, words and lines, and changed bytes, some with a recomputed digest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORDS = 30
 
 
 def use_damaged_models(vocabulary: Vocabulary, folder: Path) -> Callable[[np.random.Generator], str]:
-    """A function that reads a damaged model and searches random log-probabilities with it."""
+    """Return a function that reads a damaged model and searches random log-probabilities with it."""
     originals = _originals(vocabulary, folder)
     file = folder / "damaged.lm"
 
@@ -42,7 +42,7 @@ def use_damaged_models(vocabulary: Vocabulary, folder: Path) -> Callable[[np.ran
 
 
 def damaged_model(original: bytes, random: np.random.Generator) -> bytes:
-    """A file with damage to its bytes, or to its content, in which case its digest is computed again."""
+    """Return a file with damage to its bytes, or to its content with a recomputed digest."""
     if random.random() < 0.3:
         return damaged(original, random)
     if original.startswith(MAGIC):
@@ -70,7 +70,7 @@ def damaged_model(original: bytes, random: np.random.Generator) -> bytes:
 
 
 def _originals(vocabulary: Vocabulary, folder: Path) -> list[bytes]:
-    """A small model in every format."""
+    """Return a small model in every format."""
     random = np.random.default_rng(0)
     drawn = [random.integers(3, len(vocabulary), random.integers(1, 4)).tolist() for _ in range(_WORDS)]
     words = [vocabulary.text(tokens).replace(" ", "") or "A" for tokens in drawn]

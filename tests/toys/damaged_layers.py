@@ -1,7 +1,7 @@
 """Malformed layers for the native kernels: wrong attributes, weights, shapes and inputs, loaded and run.
 
-Whatever the graph says, onnxruntime must give a result or an error. A seed makes other layers for each instruction set
-that U2MOE_KERNELS_ISA names.
+For every graph, onnxruntime must return a result or an error. A seed makes different layers for each instruction set in
+U2MOE_KERNELS_ISA.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ ODD_FLOATS = (np.nan, np.inf, -np.inf, 3e38, -1e38, 1e-44, 0.0, -1.0)
 ODD_TEXTS = ("", "relu", "Swish", "gelu", "x" * 300, "a\0b")
 DTYPES = (np.int8, np.uint8, np.float32, np.int64, np.float16)
 HUGE = 2**24
-"""Size of an axis of an array that is empty by another. With more, onnxruntime asks for memory of which the address
-sanitizer says, unlike the system, that there is none by ending the process."""
+"""Size of an axis of an array that another axis makes empty. With a larger size, onnxruntime would request memory that
+makes the address sanitizer end the process, unlike the system."""
 _DATA_FILE = "weights.bin"
 
 
 def use_damaged_layers(library: Path, folder: Path) -> Callable[[Random], str]:
-    """A function that damages a layer, and runs it with the kernels of `library` on one or two threads."""
+    """Return a function that damages a layer, and runs it with the kernels of `library` on one or two threads."""
     isa = zlib.crc32(os.environ.get("U2MOE_KERNELS_ISA", "").encode())
 
     def use(random: Random) -> str:
@@ -59,7 +59,7 @@ def use_damaged_layers(library: Path, folder: Path) -> Callable[[Random], str]:
 
 
 def _change_attribute(model: Model, random: Random) -> None:
-    """An attribute that is missing, of another type or value, or one more."""
+    """Remove an attribute, change its type or value, or add one."""
     node = model.graph.node[0]
     own = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     name = one_of([*own, *own, "layout", "in", "out", "hidden", "bias"], random)
@@ -70,7 +70,7 @@ def _change_attribute(model: Model, random: Random) -> None:
 
 
 def _odd_value(kind: str, before: Any, random: Random) -> Any:
-    """A value of an attribute of this kind, or of the type that it had before; None: no attribute."""
+    """Return a value of an attribute of this kind, or of its former type; None: no attribute."""
     if kind == "same":
         kind = {bytes: "text", float: "float", list: "list"}.get(type(before), "number")
     if kind == "number":
@@ -87,12 +87,12 @@ def _odd_value(kind: str, before: Any, random: Random) -> Any:
 
 
 def _change_weight(model: Model, random: Random) -> None:
-    """Another shape, type or size; a shape that its bytes do not have; or numbers at the limits."""
+    """Change shape, type or size; use a shape that does not fit the bytes; or use numbers at the limits."""
     if not model.graph.initializer:
         return
     tensor = one_of(model.graph.initializer, random)
     if len(tensor.raw_data) != math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize:
-        return  # it lies already
+        return  # already external
     action = one_of(("replace", "sizes", "more", "fewer", "shape", "numbers", "numbers"), random)
     if action == "replace":
         shape = [one_of(ODD_SIZES, random) for _ in range(int(random.integers(0, 5)))]
@@ -129,7 +129,7 @@ def _set_numbers(tensor: onnx.TensorProto, random: Random) -> None:
 
 
 def _change_inputs(model: Model, random: Random) -> None:
-    """Inputs missing, exchanged or repeated; constants that become inputs of the graph, and the other way round."""
+    """Remove, exchange or repeat inputs; swap constants and inputs of the graph."""
     inputs = model.graph.node[0].input
     if not inputs:
         return
@@ -152,7 +152,7 @@ def _change_inputs(model: Model, random: Random) -> None:
 
 
 def _make_variable(model: Model, name: str) -> None:
-    """A constant becomes an input of the graph."""
+    """Turn a constant into an input of the graph."""
     for index, tensor in enumerate(model.graph.initializer):
         if tensor.name == name:
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
@@ -161,7 +161,7 @@ def _make_variable(model: Model, name: str) -> None:
 
 
 def _make_constant(model: Model, random: Random) -> None:
-    """An input of the graph becomes a constant. With constants alone, onnxruntime computes the node at creation."""
+    """Turn an input of the graph into a constant. A node of only constants is computed at creation."""
     if not model.graph.input:
         return
     value = model.graph.input.pop(int(random.integers(len(model.graph.input))))
@@ -173,7 +173,7 @@ def _make_constant(model: Model, random: Random) -> None:
 
 
 def _change_node(model: Model, random: Random) -> None:
-    """Another operator, number, domain or number of outputs; the function goes."""
+    """Change operator, number, domain or number of outputs; drop the function."""
     node = model.graph.node[0]
     action = one_of(("operator", "number", "domain", "outputs", "function", "twice"), random)
     if action == "operator":
@@ -194,7 +194,7 @@ def _change_node(model: Model, random: Random) -> None:
 
 
 def _change_declaration(model: Model, random: Random) -> None:
-    """The graph says other types or shapes of its inputs and outputs."""
+    """Declare other types or shapes of the graph's inputs and outputs."""
     value = one_of([*model.graph.input, *model.graph.output], random)
     kind = one_of((value.type.tensor_type.elem_type, *_DECLARED), random)
     shape = [one_of((*ODD_SIZES, "n", -1), random) for _ in range(int(random.integers(0, 4)))]
@@ -210,7 +210,7 @@ DAMAGES: Sequence[Callable[[Model, Random], None]] = (
 
 
 def _with_external_data(model: Model, folder: Path, random: Random) -> Path:
-    """The model as a file, with weights in another, at places where they may or may not be."""
+    """Write the model as a file, with weights in another, at offsets that may be invalid."""
     data = bytearray()
     for tensor in model.graph.initializer:
         content = bytes(tensor.raw_data)
@@ -241,7 +241,7 @@ _KINDS = {
 
 
 def _feeds(session: Any, shapes: Shapes, random: Random) -> dict[str, Array]:
-    """Inputs of the types that the session wants, in these shapes, of which one may be changed."""
+    """Return inputs of the session's types, in these shapes, one of them possibly changed."""
     feeds, values = {}, session.get_inputs()
     odd = int(random.integers(len(values))) if values and random.random() < 0.2 else -1
     for index, value in enumerate(values):
@@ -253,7 +253,7 @@ def _feeds(session: Any, shapes: Shapes, random: Random) -> dict[str, Array]:
 
 
 def _change_shape(shape: list[int], random: Random) -> None:
-    """Another size of an axis, axes missing or one more, or empty with an axis that is huge."""
+    """Change the size of an axis, remove or add axes, or make the array empty with a huge axis."""
     action = one_of(("size", "size", "cut", "more", "huge"), random)
     if action == "more" or not shape:
         shape.insert(0, one_of(ODD_SIZES, random))
@@ -267,7 +267,7 @@ def _change_shape(shape: list[int], random: Random) -> None:
 
 
 def _numbers(shape: Sequence[int], kind: Any, random: Random) -> Array:
-    """Random numbers, sometimes with odd ones among them; integers are small, so that they may count something."""
+    """Return random numbers, sometimes with odd ones; integers are small, because they may be counts."""
     if kind == np.int64:
         return np.full(shape, one_of(ODD_NUMBERS, random) if random.random() < 0.2 else random.integers(-1, 3))
     array = np.asarray(random.standard_normal(shape) * 10.0 ** random.integers(-3, 4))

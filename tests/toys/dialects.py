@@ -1,4 +1,4 @@
-"""What clients of each protocol of the server send, by the path of its WebSocket; and Wyoming's events."""
+"""Messages of clients of each server protocol, by the path of its WebSocket; and Wyoming's events."""
 
 import base64
 import json
@@ -27,22 +27,22 @@ UPGRADE = (
     "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
 )
-"""The beginning of a request for a WebSocket by hand."""
+"""The beginning of a handwritten WebSocket request."""
 WYOMING_AUDIO = {"rate": 16_000, "width": 2, "channels": 1}
 
 
 def float32(samples):
-    """Samples as the protocols of sherpa-onnx have them."""
+    """Return samples in the form of sherpa-onnx's protocols."""
     return (samples.astype(np.float32) / np.float32(32768)).tobytes()
 
 
 def realtime_audio(data):
-    """An event with audio, for OpenAI's protocol."""
+    """Return an event with audio, for OpenAI's protocol."""
     return json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(data).decode()})
 
 
 def audio_messages(path, samples, block_len=8000):
-    """int16 samples as messages of a protocol."""
+    """Return int16 samples as messages of a protocol."""
     blocks = [samples[start : start + block_len] for start in range(0, len(samples), block_len)]
     match path:
         case "/sherpa":
@@ -71,12 +71,12 @@ WITH_OPTIONS = {
 
 
 def conversation(path, samples):
-    """All messages of a client that uses options."""
+    """Return all messages of a client that uses options."""
     return [*WITH_OPTIONS.get(path, START[path]), *audio_messages(path, samples, 3200), END[path]]
 
 
 def wyoming_request(samples):
-    """A whole request to the port of Wyoming."""
+    """Return a whole request to the port of Wyoming."""
     begin = [wyoming_event("describe"), wyoming_event("transcribe"), wyoming_event("audio-start", WYOMING_AUDIO)]
     blocks = (samples[start : start + 3200].tobytes() for start in range(0, len(samples), 3200))
     chunks = (wyoming_event("audio-chunk", WYOMING_AUDIO, block) for block in blocks)
@@ -84,7 +84,7 @@ def wyoming_request(samples):
 
 
 def upload(content, fields=(("response_format", "verbose_json"),)):
-    """The body of a request to `/v1/audio/transcriptions`, whose boundary is "x"."""
+    """Return the body of a request to `/v1/audio/transcriptions`, with the boundary "x"."""
     parts = [
         f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields
     ]

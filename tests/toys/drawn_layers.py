@@ -1,4 +1,4 @@
-"""Random layers of the native operators, with shapes of inputs that fit them; `damaged_layers` damages them."""
+"""Random layers of the native operators, with matching input shapes; `damaged_layers` damages them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Layer:
 
     Attributes:
         model: the graph.
-        shapes: draws shapes for its inputs, which fit each other, by name.
+        shapes: draws matching shapes for its inputs, by name.
     """
 
     model: onnx.ModelProto
@@ -57,7 +57,7 @@ class Layer:
 
 
 def draw_layer(library: Path, random: Random) -> Layer:
-    """A layer of any operator; where the operator can have them, with weights packed as `library` packs them."""
+    """Return a layer of any operator; weights are packed for `library` if the operator supports it."""
     operator = one_of(NATIVE, random)
     if operator == "CachedAttention":
         return _attention(random)
@@ -78,7 +78,7 @@ def draw_layer(library: Path, random: Random) -> Layer:
 
 
 def _of_rows(content: bytes, dim: int) -> Layer:
-    """A layer for rows of size `dim`."""
+    """Return a layer for rows of size `dim`."""
 
     def shapes(random: Random) -> Shapes:
         rows = [one_of((0, 1, 2, 3, 17), random) for _ in range(int(random.integers(0, 3)))]
@@ -179,7 +179,7 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
 
 
 def _products(library: Path, operator: str, sizes: tuple[int, int], random: Random) -> bytes:
-    """A product, or a feed-forward layer, which is two or with a gate three."""
+    """Return a product, or a feed-forward layer of two products, or three with a gate."""
     kind, bias = one_of((*ACTIVATIONS,), random), random.random() < 0.5
     is_layer, block_size = operator.endswith("FeedForward"), 0
     fed = {"q": np.uint8, "row_scale": np.float32} if operator == "Int8MatMul" else {"x": np.float32}
@@ -213,7 +213,7 @@ def _products(library: Path, operator: str, sizes: tuple[int, int], random: Rand
 
 
 def _packed_bytes(library: Path, rows: int, columns: int, block_size: int = 0) -> int:
-    """Bytes of a packed weight, as the library says."""
+    """Return the number of bytes of a packed weight according to the library."""
     pack = ctypes.CDLL(str(library))[f"u2moe_kernels_pack_int{4 if block_size else 8}"]
     pack.restype = ctypes.c_size_t
     sizes = [ctypes.c_size_t(size) for size in (rows, columns, *([block_size] if block_size else []))]
@@ -222,14 +222,14 @@ def _packed_bytes(library: Path, rows: int, columns: int, block_size: int = 0) -
 
 @cache
 def _layout(library: Path) -> int:
-    """Version of the layout of packed weights that the library reads."""
+    """Return the version of the layout of packed weights that the library reads."""
     text = ctypes.create_string_buffer(4096)
     ctypes.CDLL(str(library)).u2moe_kernels_describe(text, ctypes.c_size_t(len(text)))
     return int(json.loads(text.value)["layout"])
 
 
 def _any_bytes(size: int, random: Random) -> Array:
-    """Packed weights, scales and biases: any bytes, of which some are NaN or infinite as floats, or floats near 0."""
+    """Return packed weights, scales and biases: random bytes; as floats, some are NaN, infinite or near 0."""
     if random.random() < 0.5:
         return np.frombuffer(random.bytes(size), np.uint8)
     floats = random.standard_normal(-(-size // 4)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Kaldi's filter banks in double precision, and front ends to try them with."""
+"""Kaldi's filter banks in double precision, and front ends to try them on."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ def mel(frequency):
 
 
 def plain_banks(config, padded_len):
-    """Triangles on the mel scale [mel, points]."""
+    """Return triangles on the mel scale [mel, points]."""
     points = np.linspace(mel(20.0), mel(config.sample_rate / 2), config.num_mel_bins + 2)
     bins = mel(np.arange(padded_len // 2) * config.sample_rate / padded_len)
     rising = (bins - points[:-2, None]) / (points[1:-1] - points[:-2])[:, None]
@@ -22,7 +22,7 @@ def plain_banks(config, padded_len):
 
 
 def plain_fbank(samples, config):
-    """Kaldi's filter banks as torchaudio.compliance.kaldi.fbank defines them, in double precision."""
+    """Return Kaldi's filter banks as defined by torchaudio.compliance.kaldi.fbank, in double precision."""
     samples = samples.astype(np.float64) * 32768
     window_len = int(config.sample_rate * config.frame_length_ms / 1000)
     shift = int(config.sample_rate * config.frame_shift_ms / 1000)
@@ -51,8 +51,8 @@ CONFIGS = [
 
 @st.composite
 def any_config(draw):
-    """Any front end that a manifest can state, of frames that are soon computed."""
-    length = draw(st.integers(4, 240)) / 4  # kaldi-native-fbank keeps it in single precision
+    """Draw a front end that a manifest can contain, with frames that are fast to compute."""
+    length = draw(st.integers(4, 240)) / 4  # kaldi-native-fbank stores it in single precision
     return FeatureConfig(
         sample_rate=draw(st.integers(1000, 48_000)),
         num_mel_bins=draw(st.integers(3, 128)),

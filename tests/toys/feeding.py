@@ -1,4 +1,4 @@
-"""Streams fed in portions, alone and together, and what holds of their segments."""
+"""Streams fed in portions, alone and together, and properties of their segments."""
 
 import threading
 
@@ -8,7 +8,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule
 
 RATE = 16_000
 LIMIT_S = 60
-"""What must not hang ends by this, as a failure."""
+"""A test that might hang fails after this time."""
 
 RULES = EndpointConfig(
     rule1=EndpointRule(min_trailing_silence=2.4),
@@ -20,11 +20,11 @@ TINY = DecodingOptions(
     chunk_size=16, num_left_chunks=2,
     endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5)),
 )  # fmt: skip
-"""Utterances of a second and a half, for the tiny model and noise."""
+"""Utterances of 1.5 seconds, for the tiny model and noise."""
 
 
 def feed(recognizer, samples, splits=(), options=CHUNKED):
-    """Segments of a stream that is fed in portions and decoded after each."""
+    """Return the segments of a stream that is fed in portions and decoded after each."""
     stream, segments, start = recognizer.create_stream(options), [], 0
     for length in [*splits, len(samples)]:
         stream.accept_waveform(RATE, samples[start : start + length])
@@ -41,7 +41,7 @@ def feed(recognizer, samples, splits=(), options=CHUNKED):
 
 
 def feed_together(recognizer, sounds, options=None, step=7000):
-    """Segments of each of many streams, which begin one after the other."""
+    """Return the segments of many streams, which begin one after another."""
     options = options or [CHUNKED] * len(sounds)
     streams = [recognizer.create_stream(item) for item in options]
     segments = [[] for _ in sounds]
@@ -60,9 +60,9 @@ def feed_together(recognizer, sounds, options=None, step=7000):
 
 
 def check_equal(found, expected):
-    """The same tokens at the same times; floats but for what products of other heights round otherwise.
+    """Check for the same tokens at the same times; floats may differ by rounding in products of other heights.
 
-    For real models in batches of another composition: some processors then round the last bits differently.
+    With real models in batches of another composition, some processors round the last bits differently.
     """
     assert [(each.text, each.tokens, each.times) for each in found] == [
         (each.text, each.tokens, each.times) for each in expected
@@ -89,7 +89,7 @@ def check_segments(segments, duration):
 
 
 class Gate:
-    """A callback that keeps the thread in which it is called until it is opened; it collects what it is called with."""
+    """A callback that blocks its thread until it is opened; it collects its arguments."""
 
     def __init__(self):
         self.calls, self.reached, self.open = [], threading.Event(), threading.Event()
@@ -101,7 +101,7 @@ class Gate:
 
 
 def partials(recognizer, samples, splits, options, others=()):
-    """What is committed after each chunk that was seen, by segment and by encoder frame; and the final results."""
+    """Return the committed words after each chunk, by segment and by encoder frame; and the final results."""
     stream, seen, finals, start = recognizer.create_stream(options), {}, [], 0
     for length in (*splits, len(samples)):
         stream.accept_waveform(RATE, samples[start : start + length])

@@ -1,4 +1,4 @@
-"""Recordings of speech, and what WeNet hears in them with networks of each kind, as `golden/recordings.py` finds it."""
+"""Recordings of speech, and WeNet's results for them with networks of each kind, from `golden/recordings.py`."""
 
 import json
 import lzma
@@ -17,17 +17,20 @@ BEAM_SIZE = 10
 WEIGHTS = {"ctc_weight": 0.5, "reverse_weight": 0.3}
 CHUNK_SIZE, NUM_LEFT_CHUNKS = 6, 2
 BLANK_BIAS = 3.0
-"""Added to the score of the blank: as in trained networks, it is the likeliest token of most frames."""
+"""Added to the score of the blank: as in trained networks, most frames are blank."""
 
 
 def known():
-    """By the name of a configuration: numbers of `recordings`; "whole" and perhaps "chunks", what was found in each:
-    tokens and times of all hypotheses, and which of them the decoder chooses (null: there is no decoder)."""
+    """Return the results by name of a configuration, with numbers of `recordings`.
+
+    "whole" and possibly "chunks" contain tokens and times of all hypotheses, and the decoder's choice (null: there is
+    no decoder).
+    """
     return json.loads(lzma.decompress(FILE.read_bytes())) if FILE.exists() else {}
 
 
 def features(number, front_end):
-    """Features [frames, size] of a recording: 0.7 to 1.6 s out of the clips of the demo, some faster and louder."""
+    """Return features [frames, size] of a recording: 0.7 to 1.6 s from the demo's clips, some faster and louder."""
     speech = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in sorted(CLIPS.glob("*.flac"))])
     length = 11200 + 720 * (number % 21)
     start = number * 33331 % (len(speech) - 2 * length)

@@ -16,7 +16,7 @@ needs_node = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get instal
 
 
 def run_module(code, data=None, *flags):
-    """What a module prints as JSON that reads `input`; `part` imports a file of the package."""
+    """Return the JSON output of a module that reads `input`; `part` imports a file of the package."""
     script = f"{_PRELUDE}\n{code}"
     command = [NODE, *flags, "--input-type=module", "-e", script]
     done = subprocess.run(

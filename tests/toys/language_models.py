@@ -1,4 +1,4 @@
-"""Small random n-gram models as ARPA text, and their probabilities by the definition."""
+"""Small random n-gram models as ARPA text, and their probabilities by definition."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def random_arpa(seed, words, order, *, share=0.4, markers=("<s>", "</s>", "<unk>"), positive_backoffs=False):
-    """Each n-gram whose beginning is in the model is in it with probability `share`; probabilities are random."""
+    """Return a model that contains each n-gram with a known beginning with probability `share`; values are random."""
     random = np.random.default_rng(seed)
     ngrams = [[(word,) for word in (*markers, *words)]]
     for _ in range(order - 1):
@@ -28,7 +28,7 @@ def random_arpa(seed, words, order, *, share=0.4, markers=("<s>", "</s>", "<unk>
 
 
 class Definition:
-    """P(word | history) of an ARPA file, word for word as its definition has it."""
+    """P(word | history) of an ARPA file, following the definition word for word."""
 
     def __init__(self, arpa):
         self.log_probs, self.backoffs = {}, {}
@@ -47,7 +47,7 @@ class Definition:
         return self.backoffs.get(history, 0.0) + self.log10(history[1:], word)
 
     def score(self, words, *, weight, word_bonus, unknown_score):
-        """The score that a search adds for a finished hypothesis that is not empty."""
+        """Return the score that a search adds for a finished, non-empty hypothesis."""
         total, history = 0.0, ["<s>"]
         for word in words:
             known = (word,) in self.log_probs

@@ -24,19 +24,19 @@ Attributes = Mapping[str, int | float | str | list[int]]
 _CPU = ("CPUExecutionProvider",)
 _OPSETS = {"": 18, "u2moe": 1, "com.microsoft": 1}
 _NUM_BLOCKS = 3
-"""Of the cache of an attention."""
+"""Blocks of an attention cache."""
 
 
 def layer_model(
     function: ir.Function, inputs: Mapping[str, npt.DTypeLike], weights: Mapping[str, Array], attributes: Attributes
 ) -> bytes:
-    """One call of a function as an ONNX file.
+    """Return one call of a function as an ONNX file.
 
     Args:
-        function: what is called.
-        inputs: dtypes of what is fed, by name; of any shape.
-        weights: constants after these, in order.
-        attributes: of the call.
+        function: the called function.
+        inputs: dtypes of the inputs, by name; of any shape.
+        weights: constants after the inputs, in order.
+        attributes: attributes of the call.
     """
     names = [output.name or "" for output in function.outputs]
     return _model(function.name, names, inputs, weights, attributes, [function])
@@ -46,7 +46,7 @@ def packed_layer_model(
     operator: str, outputs: Sequence[str], inputs: Mapping[str, npt.DTypeLike], weights: Mapping[str, Array],
     attributes: Attributes,
 ) -> bytes:  # fmt: skip
-    """The same for a native operator that no function stands for, as those with packed weights."""
+    """Return the same for a native operator without a function, such as those with packed weights."""
     return _model(operator, outputs, inputs, weights, attributes, [])
 
 
@@ -72,7 +72,7 @@ def _model(
 
 
 def streamed_convolution_model(form: TimeConvolution, channels: int, random: np.random.Generator) -> bytes:
-    """The convolution of a streamed block between its projections, with random weights."""
+    """Return the convolution of a streamed block between its projections, with random weights."""
     shapes: dict[str, tuple[int, ...]] = {"weight": (channels, 1, 1, form.kernel)}
     shapes |= {"bias": (channels,)} if form.bias else {}
     shapes |= dict.fromkeys(("norm_weight", "norm_bias"), (channels,)) if form.norm else {}
@@ -84,7 +84,7 @@ def streamed_convolution_model(form: TimeConvolution, channels: int, random: np.
 def session_with(
     model: bytes | Path, library: Path | None = None, num_threads: int = 1
 ) -> onnxruntime.InferenceSession:
-    """A session of a model, with native kernels if a library is named."""
+    """Return a session of a model, with native kernels if a library is given."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 4
@@ -94,13 +94,13 @@ def session_with(
 
 
 def random_matrix(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.float32]:
-    """A weight [rows, columns] that keeps the size of its input."""
+    """Return a weight [rows, columns] that preserves the size of its input."""
     matrix: npt.NDArray[np.float32] = random.standard_normal((rows, columns), np.float32) / np.float32(np.sqrt(rows))
     return matrix
 
 
 def mixture_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden: int) -> dict[str, Array]:
-    """Weights of a mixture, by name in the order of its inputs after x."""
+    """Return the weights of a mixture, by name in the order of its inputs after x."""
     made = conversion(mixture.weights, mixture.block_size)
     weights: dict[str, Array] = {"gate": random_matrix(random, dim, mixture.num_experts)}
     if mixture.bias and made.joins_biases:
@@ -115,7 +115,7 @@ def mixture_weights(random: np.random.Generator, mixture: Mixture, dim: int, hid
 
 
 def mixture_model(mixture: Mixture, weights: Mapping[str, Array], dim: int, hidden: int) -> bytes:
-    """A mixture with these weights."""
+    """Return a mixture with these weights."""
     function = conversion(mixture.weights, mixture.block_size).mixture(mixture, dim, hidden)
     return layer_model(function, {"x": np.float32}, weights, mixture.attributes())
 
@@ -123,7 +123,7 @@ def mixture_model(mixture: Mixture, weights: Mapping[str, Array], dim: int, hidd
 def convolutions_model(
     both: FirstConvolutions, num_outputs: int, random: np.random.Generator, changed: Attributes | None = None
 ) -> bytes:
-    """Both convolutions of the front end with random weights, with some attributes changed."""
+    """Return both convolutions of the front end with random weights, with some attributes changed."""
     first, second = (window.kernel**2 for window in (both.first, both.second))
     weight, scale = int8_columns(random.standard_normal((second * both.channels, num_outputs)).astype(np.float32))
     weights: dict[str, Array] = {
@@ -136,7 +136,7 @@ def convolutions_model(
 
 
 def attention_model(heads: Heads, *, relative: bool, changed: Attributes | None = None) -> bytes:
-    """An attention with a cache, with some attributes changed."""
+    """Return an attention with a cache, with some attributes changed."""
     function = cached_attention(heads, "relative" if relative else "")
     kinds: dict[str, npt.DTypeLike] = {node.name or "": np.float32 for node in function.inputs}
     kinds |= {"block": np.int64, "first_kept": np.int64}
@@ -144,7 +144,7 @@ def attention_model(heads: Heads, *, relative: bool, changed: Attributes | None 
 
 
 def next_cache_model(num_blocks: int) -> bytes:
-    """The cache of the next chunk."""
+    """Return the node for the next chunk's cache."""
     function = next_cache(num_blocks)
     kinds = {node.name or "": np.int64 if node.name == "first" else np.float32 for node in function.inputs}
     return layer_model(function, kinds, {}, {})
@@ -153,9 +153,9 @@ def next_cache_model(num_blocks: int) -> bytes:
 def attention_shapes(
     heads: Heads, batch: int, time: int, past: int, *, relative: bool, wide: Sequence[bool]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the inputs in float32 of an attention, whose cache has three blocks.
+    """Return shapes of the float32 inputs of an attention, with a cache of three blocks.
 
-    `wide` says which axes of the bias (batch, heads, time), and whether that of the batch of the positions, are not 1.
+    `wide` selects the axes that are not 1: those of the bias (batch, heads, time), and the batch of the positions.
     """
     axes = (size if own else 1 for own, size in zip(wide, (batch, heads.num_heads, time), strict=True))
     width, keys = heads.num_heads * heads.size, past + time

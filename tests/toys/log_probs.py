@@ -1,4 +1,4 @@
-"""Log-probabilities as a CTC head gives them, of random values."""
+"""Random log-probabilities in the form of a CTC head's output."""
 
 import numpy as np
 
@@ -9,5 +9,5 @@ def log_softmax(scores):
 
 
 def random_log_probs(seed, num_frames, vocab_size, scale=2.0):
-    """[frames, vocabulary]; the larger `scale`, the more one token stands out in each frame."""
+    """Return [frames, vocabulary]; the larger `scale`, the more one token stands out in each frame."""
     return log_softmax(np.random.default_rng(seed).standard_normal((num_frames, vocab_size)) * scale)

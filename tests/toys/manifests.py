@@ -1,4 +1,4 @@
-"""Manifests of bundles, changed as no program of ours would."""
+"""Manifests of bundles with changes that our programs do not make."""
 
 import copy
 import dataclasses
@@ -13,9 +13,9 @@ from u2moe.runtime.bundle.manifest import Calibration
 
 
 def adjusted(bundle, folder, target):
-    """A bundle with what is chosen after its export, and a copy of `folder`, another form of it, with the same.
+    """Return a bundle with settings chosen after its export, and a copy of `folder`, another form of it, with the same.
 
-    That is a calibration of confidences, and silence around audio that is cut in a sound.
+    The settings are a calibration of confidences, and silence around cut audio.
     """
     scale, bias, padding_s = 0.7, -0.4, 0.3
     shutil.copytree(folder, target)
@@ -29,7 +29,7 @@ def adjusted(bundle, folder, target):
 
 
 def with_decoding(manifest, **changes):
-    """A manifest with other defaults of decoding."""
+    """Return a manifest with other defaults of decoding."""
     return dataclasses.replace(manifest, decoding=dataclasses.replace(manifest.decoding, **changes))
 
 
@@ -47,12 +47,12 @@ def edit_manifest(folder, change):
 
 
 def edited(section, **values):
-    """A function that changes fields of a section of a bundle's manifest, or of the manifest for no section."""
+    """Return a function that changes fields of a section of a bundle's manifest, or top-level fields."""
     return lambda folder: edit_manifest(folder, lambda manifest: manifest.get(section, manifest).update(values))
 
 
 def without(section, field):
-    """A function that takes a field out of a section."""
+    """Return a function that removes a field from a section."""
     return lambda folder: edit_manifest(folder, lambda manifest: manifest.get(section, manifest).pop(field))
 
 
@@ -61,7 +61,7 @@ LATER_FIELD, LOST = "pace", "words come at their usual pace"
 
 
 def of_later_version(section, *, harmless):
-    """A function that adds a field of a later version to a section, or to the manifest for no section."""
+    """Return a function that adds a field of a later version to a section, or at the top level."""
 
     def add(manifest):
         part = manifest.get(section, manifest)
@@ -72,7 +72,7 @@ def of_later_version(section, *, harmless):
 
 
 def flipped(name):
-    """A function that changes a bit of a file in a bundle."""
+    """Return a function that changes a bit of a file in a bundle."""
 
     def flip(folder):
         content = bytearray((folder / name).read_bytes())
@@ -83,7 +83,7 @@ def flipped(name):
 
 
 def with_activation(bundle, name, target):
-    """A copy of a bundle in int8 whose experts have an activation of this name, which its functions do not look at."""
+    """Return a copy of an int8 bundle whose experts have an activation of this name; its functions ignore it."""
     model = ir.load(bundle.path / "encoder.onnx")
     for node in model.graph:
         if node.op_type == "Int8MixtureOfExperts":

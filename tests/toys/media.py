@@ -7,15 +7,15 @@ CODECS = {
     "m4a": "aac", "aac": "aac", "mp4": "alac", "webm": "libopus", "mkv": "flac", "wma": "wmav2", "avi": "pcm_u8",
     "mov": "pcm_s16le", "mka": "pcm_s32le", "ac3": "ac3", "flv": "aac", "wv": "wavpack",
 }  # fmt: skip
-"""The codec of the files of each suffix."""
+"""The codec for each suffix."""
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-"""The layout of so many channels."""
+"""The layout for each number of channels."""
 
 
 def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), gaps=None, **options):
-    """A file with an audio track for each array, encoded by PyAV as its suffix asks for.
+    """Write a file with an audio track for each array, encoded by PyAV according to its suffix.
 
-    `gaps` has the samples of silence that are not in the file, only in its time stamps, by the place where they are.
+    `gaps` maps positions to numbers of silent samples that exist only in the time stamps, not in the file.
     """
     av = pytest.importorskip("av")
     container_format = {"m4a": "mp4", "mka": "matroska", "mkv": "matroska", "wma": "asf", "aac": "adts"}

@@ -5,7 +5,7 @@ import soundfile
 
 
 def write_noise(folder, number, length):
-    """Recordings of noise that rises and falls at another rate in each; returns the folder."""
+    """Write recordings of noise that rises and falls at another rate in each, and return the folder."""
     for index in range(number):
         noise = np.random.default_rng(index).standard_normal(length)
         samples = noise * np.abs(np.sin(np.arange(length) / (1000 + 900 * index))) * 0.2

@@ -1,4 +1,4 @@
-"""Options, hotwords, sample rates and samples, odd or not: constructed, and used where they are accepted."""
+"""Options, hotwords, sample rates and samples, odd or not: constructed, and used if they are accepted."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Samples = npt.NDArray[np.float32]
 _RATES = (8000, 16_000, 44_100, 11_025.5, 1, 1e9)
 _DTYPES = ("float32", "float64", "int16", "int32", "uint8", "bool", "complex64", "O", "U4", "float16")
 ODD = 0.15
-"""Share of values that are odd."""
+"""Share of odd values."""
 _LOADS = 0.02
-"""Share of option sets that load the bundle anew, which takes a fifth of a second."""
+"""Share of option sets that load the bundle again, which takes a fifth of a second."""
 
 
 def use_odd_options(recognizer: Recognizer, clip: Samples) -> Callable[[np.random.Generator], str]:
-    """A function that draws options, and recognises a clip with them, as a whole or as a stream."""
+    """Return a function that draws options, and recognises a clip with them, as a whole or as a stream."""
     transcript = recognizer.transcribe(clip)
 
     def transcribe(random: np.random.Generator) -> None:
@@ -75,7 +75,7 @@ def use_odd_options(recognizer: Recognizer, clip: Samples) -> Callable[[np.rando
 
 
 def drawn(options: type[Any], random: np.random.Generator, **fields: Any) -> Any:
-    """Options with some of their fields odd or near what they are by default, and some given."""
+    """Return options with some fields odd or near their defaults, and some given."""
     for field in dataclasses.fields(options):
         if field.name not in fields and random.random() < 0.3:
             is_odd = random.random() < ODD
@@ -84,7 +84,7 @@ def drawn(options: type[Any], random: np.random.Generator, **fields: Any) -> Any
 
 
 def _near(default: object, random: np.random.Generator) -> object:
-    """A value of the same type, of the same size."""
+    """Return a value of the same type and magnitude."""
     if isinstance(default, bool):
         return bool(random.random() < 0.5)
     if isinstance(default, int):
@@ -94,7 +94,7 @@ def _near(default: object, random: np.random.Generator) -> object:
 
 
 def decoding_options(random: np.random.Generator) -> DecodingOptions:
-    """Options of a search, with endpoints of any kind."""
+    """Return options of a search, with endpoints of any kind."""
     fields: dict[str, Any] = {"search": one_of((None, *SEARCHES) if random.random() > ODD else ODD_VALUES, random)}
     if random.random() < 0.5:
         fields["chunk_size"] = one_of((None, 1, 3, 4, 16, 16, 100, 1000, 10**6, -1), random)
@@ -106,14 +106,14 @@ def decoding_options(random: np.random.Generator) -> DecodingOptions:
 
 
 def endpoints(random: np.random.Generator) -> EndpointConfig:
-    """Rules by which utterances end."""
+    """Return endpoint rules."""
     rules = {f"rule{number}": drawn(EndpointRule, random) for number in (1, 2, 3) if random.random() < 0.5}
     found: EndpointConfig = drawn(EndpointConfig, random, **rules)
     return found
 
 
 def hotwords(random: np.random.Generator) -> Any:
-    """Hotwords as lists, mappings or something else; None half of the time."""
+    """Return hotwords as lists, mappings or something else; None half of the time."""
     if random.random() < 0.5:
         return None
     words = ("SEVEN", "the old harbour", "SEVEN FIFTEEN", "x" * 1000)
@@ -126,7 +126,7 @@ def hotwords(random: np.random.Generator) -> Any:
 
 
 def odd_samples(clip: Samples, random: np.random.Generator) -> Any:
-    """Samples of some type and shape, with odd values among them."""
+    """Return samples of some type and shape, with odd values among them."""
     if random.random() < 0.2:
         return one_of(ODD_VALUES, random)
     values = clip.copy()

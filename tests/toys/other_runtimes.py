@@ -1,4 +1,4 @@
-"""What other runtimes recognise, beside the Python runtime."""
+"""Comparison of other runtimes with the Python runtime."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 
 
 def recognized(bundle, model, samples, rate=16_000, hotwords=None, endpoint=None, **options):
-    """Segments that Python finds in a stream of samples; other options default to those of the programs."""
+    """Return the segments that Python finds in a stream of samples; other options default to those of the programs."""
     options = {"chunk_size": 16, "num_left_chunks": 4, "endpoint": endpoint or EndpointConfig()} | options
     recognizer = Recognizer(bundle, model, DecodingOptions(**options))
     stream = recognizer.create_stream(hotwords=hotwords)
@@ -17,7 +17,7 @@ def recognized(bundle, model, samples, rate=16_000, hotwords=None, endpoint=None
 
 
 def assert_same_segments(found, expected):
-    """Segments from JSON are those of Python; scores and confidences to single precision."""
+    """Check that segments from JSON equal Python's; scores and confidences to single precision."""
     assert len(found) == len(expected)
     for theirs, ours in zip(found, expected, strict=True):
         for field in ("text", "tokens", "segment", "times", "committed", "revised"):

@@ -1,4 +1,4 @@
-"""What quantized products compute, in plain numpy, and the activations in front of them, in torch."""
+"""Quantized products in plain numpy, and the activations before them in torch."""
 
 import numpy as np
 
@@ -10,6 +10,6 @@ LOWEST = {kind: declared.lowest for kind, declared in ACTIVATIONS.items() if dec
 
 
 def rounded_rows(x, least=1e-20):
-    """Activations after quantization to int8 and back: one scale per row, of values of at least `least`."""
+    """Return activations after quantization to int8 and back: one scale per row, for values of at least `least`."""
     peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), least)
     return np.clip(np.rint(x / peak * 127), -128, 127) / 127 * peak

@@ -11,7 +11,7 @@ VOCABULARY = Vocabulary(SYMBOLS, TextConfig(tokenizer="bpe"))
 
 
 def random_frames(seed, num_frames):
-    """Log-probabilities [frames, symbols]: half of the frames are sure of blank, and some hold equal values."""
+    """Return log-probabilities [frames, symbols]: half of the frames are confident blanks, some have equal values."""
     random = np.random.default_rng(seed)
     scores = random.normal(0, 2, (num_frames, len(SYMBOLS))).round(1)
     scores[random.random(num_frames) < 0.5, 0] += 6

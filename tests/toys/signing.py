@@ -1,10 +1,10 @@
-"""Keys to sign bundles with."""
+"""Keys for signing bundles."""
 
 import pytest
 
 
 def written_key(folder, name):
-    """Files of a private and a public key, as openssl writes them; the text of the public one."""
+    """Return files of a private and a public key, as written by openssl, and the text of the public one."""
     ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
     serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
     key = ed25519.Ed25519PrivateKey.from_private_bytes(name.ljust(32).encode())

@@ -1,4 +1,4 @@
-"""A network with silero VAD's inputs and outputs that hears by loudness."""
+"""A network with silero VAD's inputs and outputs that detects speech by loudness."""
 
 import onnx
 import onnx.parser
@@ -33,13 +33,13 @@ vad (float[windows, 576] input, {inputs}) => (float[windows, 1] output, float[a,
     {further}
 }}
 """
-"""A window is speech where it is loud, if its first 64 samples are the last of the one before, as the state says."""
+"""A window is speech if it is loud and its first 64 samples equal the last ones of the previous window in the state."""
 WINDOWS = {"inputs": "float[2, b, 128] state, int64 sr", "outputs": "", "copies": 2, "state": "state", "further": ""}
 SEQUENCES = {
     "inputs": "float[1, 1, 128] h, float[1, 1, 128] c", "outputs": ", float[1, 1, 128] cn", "copies": 1, "state": "h",
     "further": "cn = Identity(c)",
 }  # fmt: skip
-"""As silero's file for many windows in one run, but only the first row is compared with the state."""
+"""Like silero's file for many windows in one run, but only the first row is compared with the state."""
 
 
 def write_vad(file, sequence=False):

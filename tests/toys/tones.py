@@ -1,4 +1,4 @@
-"""A toy model that recognises tones as words, in the place of a bundle and its graphs."""
+"""A toy model that recognises tones as words, in place of a bundle and its graphs."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ MANIFEST = Manifest(
 
 
 class ToySession:
-    """In the place of the encoder: an encoder frame is the mean of its seven frames, whatever the caches hold."""
+    """A substitute for the encoder: an encoder frame is the mean of its seven frames, regardless of the caches."""
 
     def __init__(self):
         self.batches, self.durations = [], []
@@ -38,14 +38,14 @@ class ToySession:
         time = (chunk.shape[1] - 7) // 4 + 1
         output = np.stack([chunk[:, 4 * i : 4 * i + 7].mean(axis=1) for i in range(time)], axis=1)
         cache, num = feeds["att_cache"], feeds["required_cache_size"]
-        # What is cached are ones, so that padding shows: it must be where positions are negative, and only there.
+        # Cached values are ones, so that padding shows: it must be exactly at negative positions.
         following = np.concatenate([cache, np.ones((1, len(chunk), 1, time, 2), np.float32)], axis=3)
         following = following[:, :, :, max(following.shape[3] - num, 0) if num >= 0 else 0 :]
         for row, offset in enumerate(feeds["offset"].tolist()):
             positions = offset + np.arange(-cache.shape[3], 0)
             cached = cache[0, row, 0, :, 0]
             assert cached[positions >= 0].all()
-            # In a batch, what a row held before it began anew may stay there: the graphs mask negative positions.
+            # In a batch, old values of a restarted row may remain: the graphs mask negative positions.
             assert len(chunk) > 1 or not cached[positions < 0].any()
         times = (lengths - 7) // 4 + 1
         after = feeds["offset"] + times
@@ -53,7 +53,7 @@ class ToySession:
 
 
 class ToyModel:
-    """Tones of 200 ms and more are words, the loudest of several; all else is blank."""
+    """Tones of at least 200 ms are words, the loudest of several; everything else is blank."""
 
     def __init__(self, threshold=19.0):
         self.threshold = threshold
@@ -77,7 +77,7 @@ class ToyBundle:
 
 
 def say(words, pauses, tone_s=0.3):
-    """Tones with pauses before each, and the times at which they begin."""
+    """Return tones with pauses before each, and the times at which they begin."""
     parts, starts, time = [], [], 0.0
     for word, pause in zip(words, pauses, strict=True):
         starts.append(time + pause)
@@ -90,5 +90,5 @@ def say(words, pauses, tone_s=0.3):
 
 
 def toy_recognizer(threshold=19.0):
-    """A recogniser of tones that are louder than `threshold`."""
+    """Return a recogniser of tones louder than `threshold`."""
     return Recognizer(ToyBundle(), ToyModel(threshold))

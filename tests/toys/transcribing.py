@@ -1,4 +1,4 @@
-"""What tests of transcribers share: options with short utterances, and what a stream gives."""
+"""Shared parts of the tests of transcribers: options with short utterances, and the results of a stream."""
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule
 
@@ -15,7 +15,7 @@ def feed_each(transcriber, blocks):
 
 
 def results_of(recognizer, blocks):
-    """Texts of partial results that change, and segments, as a stream gives them."""
+    """Return the texts of changing partial results, and the segments, of a stream."""
     stream, shown, partial, segments = recognizer.create_stream(OPTIONS), "", [], []
     for block in blocks:
         stream.accept_waveform(16_000, block)
@@ -32,7 +32,7 @@ def results_of(recognizer, blocks):
 
 
 def fail_at(recognizer, number, error):
-    """Let the recogniser fail after it has decoded for the `number`th time."""
+    """Make the recogniser fail after its `number`th decoding."""
     calls, decode = [], recognizer.decode_streams
 
     def decode_streams(streams):

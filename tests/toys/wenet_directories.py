@@ -16,14 +16,14 @@ CONFIGURATIONS = yaml.safe_load((FOLDER / "configurations.yaml").read_text(encod
 
 
 def write_golden(name, folder):
-    """Write the checkpoint of `moe_tiny` or `dense_tiny`; returns its folder."""
+    """Write the checkpoint of `moe_tiny` or `dense_tiny`, and return its folder."""
     config = yaml.safe_load((GOLDEN / name / "train.yaml").read_text(encoding="utf-8"))
-    write_random_checkpoint(folder, config, seed=2)  # of twelve the one with the widest margins of routers and searches
+    write_random_checkpoint(folder, config, seed=2)  # the one of twelve with the widest margins in routers and searches
     return folder
 
 
 def configured(arguments):
-    """The train.yaml of the network of one configuration, and what else there is to it."""
+    """Return the train.yaml of one configuration's network, and its other settings."""
     arguments, others = dict(arguments), {"blank_bias": 0.0, "release": "", "stated": {}, "old_layout": False}
     others |= {key: arguments.pop(key) for key in others if key in arguments}
     config = random_config(**arguments)
@@ -32,7 +32,7 @@ def configured(arguments):
 
 
 def write_configuration(name, folder, **defaults):
-    """Write the checkpoint of one configuration; `defaults` are arguments of `random_config`. Returns its folder."""
+    """Write the checkpoint of one configuration, and return its folder; `defaults` are arguments of `random_config`."""
     config, others = configured({**defaults, **CONFIGURATIONS[name]})
     write_random_checkpoint(folder, config, seed=1)
     if others["blank_bias"]:
@@ -47,7 +47,7 @@ def write_configuration(name, folder, **defaults):
 
 
 def write_as_released(folder, config, release, stated):
-    """Change a checkpoint into what a release of WeNet wrote: `stated` in encoder_conf, and the layout of its time."""
+    """Change a checkpoint to a WeNet release's form: `stated` in encoder_conf, and the layout of its time."""
     conf = {key: value for key, value in {**config["encoder_conf"], **stated}.items() if value is not None}
     config = {**config, "encoder_conf": conf}
     if release < "v2":
@@ -64,7 +64,7 @@ def write_as_released(folder, config, release, stated):
 
 
 def add_adapters(folder, conf):
-    """LoRA adapters beside the weights that `lora_conf` names, in a file as training writes it after some steps."""
+    """Add LoRA adapters for the weights in `lora_conf`, in a file as training writes it after some steps."""
     generator, state = torch.Generator().manual_seed(5), torch.load(folder / "final.pt", weights_only=True)
     for name in [name.removesuffix(".weight") for name in state if name.endswith(".weight")]:
         parts = name.split(".")
@@ -78,7 +78,7 @@ def add_adapters(folder, conf):
 
 
 def digest(directory):
-    """Of a state dict, as golden/configurations/README.md says."""
+    """Return the digest of a state dict, as golden/configurations/README.md defines it."""
     state = torch.load(directory / "final.pt", weights_only=True)
     result = hashlib.sha256()
     for name in sorted(state):

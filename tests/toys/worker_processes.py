@@ -1,4 +1,4 @@
-"""What worker processes call: they import it, which test modules do not allow however pytest is started."""
+"""Functions for worker processes, which cannot always import test modules."""
 
 
 def fail(kind, arguments):

@@ -1,6 +1,6 @@
 """Computes golden files of configurations with WeNet's own code: python make.py WENET NAME..., see README.md.
 
-Where a file is there already, it is compared, not written.
+Existing files are compared, not written.
 """
 
 import json
@@ -21,7 +21,7 @@ FRAMES, CTC_FRAMES = 99, 4
 
 
 def make(name, digests):
-    """Write or compare one file; returns a line that says which."""
+    """Write or compare one file, and return a line that reports it."""
     with tempfile.TemporaryDirectory() as folder:
         directory = write_configuration(name, Path(folder), vocab_size=31)
         digests[name] = digest(directory)
@@ -40,7 +40,7 @@ def make(name, digests):
 
 
 def input_size(name):
-    """Width of the features of a configuration."""
+    """Return the width of the features of a configuration."""
     return CONFIGURATIONS[name].get("num_mel_bins", 80)
 
 

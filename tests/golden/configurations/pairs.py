@@ -1,4 +1,4 @@
-"""Every pair of settings that is accepted, in small networks: python pairs.py design | table, see README.md."""
+"""Covers every accepted pair of settings with small networks: python pairs.py design | table, see README.md."""
 
 import json
 import random
@@ -43,7 +43,7 @@ CHUNKS = {
 
 
 def choices(encoder):
-    """The values to choose from for each key of the encoder_conf of a kind."""
+    """Return the possible values of each key of a kind's encoder_conf."""
     if encoder.removeprefix("dual_") == "transformer":
         return TRANSFORMER
     if encoder.removeprefix("dual_") == "conformer":
@@ -70,11 +70,11 @@ SIZES = {
     "branchformer": {"cgmlp_linear_units": 12, "cgmlp_conv_kernel": 5},
     "e_branchformer": {"cgmlp_linear_units": 12, "cgmlp_conv_kernel": 5, "linear_units": 12},
 }
-"""Of encoders that have others than `linear_units`."""
+"""Keys of encoders that do not have `linear_units`."""
 
 
 def drawn(chance, encoder):
-    """Arguments of `random_config` for a small network with settings chosen by chance, accepted or not."""
+    """Return arguments of `random_config` for a small network with random settings, accepted or not."""
     decoder = chance.choice(("bitransformer", "transformer"))
     tables = choices(encoder), DECODER | (SOURCE if decoder == "transformer" else {})
     conf, other = ({key: chance.choice(values) for key, values in table.items()} for table in tables)
@@ -100,7 +100,7 @@ def drawn(chance, encoder):
 
 
 def pairs_of(arguments):
-    """All pairs of settings of the network that a configuration describes; none if it is refused."""
+    """Return all pairs of settings of a configuration's network; none if it is refused."""
     try:
         architecture = parse_training_config(configured(arguments)[0]).architecture
     except (CheckpointError, UnsupportedError):
@@ -113,19 +113,19 @@ def pairs_of(arguments):
 
 
 def proved_pairs():
-    """Those of all configurations of which there are outputs of WeNet."""
+    """Return the pairs of all configurations that have outputs of WeNet."""
     known = [name for name in CONFIGURATIONS if (FOLDER / f"{name}.npz").exists()]
     return frozenset().union(*(pairs_of({"vocab_size": 31, **CONFIGURATIONS[name]}) for name in known))
 
 
 def networks(chance, draws):
-    """Configurations that are accepted, so many drawn of each kind of encoder, and the pairs of each."""
+    """Return accepted configurations from `draws` draws for each kind of encoder, with the pairs of each."""
     every = [drawn(chance, encoder) for encoder in KINDS for _ in range(draws)]
     return [(arguments, pairs) for arguments in every if (pairs := pairs_of(arguments))]
 
 
 def designed(seed=1):
-    """Configurations that have, with those there are, every pair that is accepted: each has most of what is missing."""
+    """Return configurations that complete the accepted pairs; each has the most missing pairs."""
     known = networks(random.Random(seed), 2000)
     missing, chosen = frozenset().union(*(pairs for _, pairs in known)) - proved_pairs(), []
     while missing:
@@ -136,7 +136,7 @@ def designed(seed=1):
 
 
 def table(pairs):
-    """The pairs as `proofs.proved` reads them."""
+    """Return the pairs in the form that `proofs.proved` reads."""
     found = {}
     for part, key, value, other, wanted in sorted(pairs):
         row = found.setdefault(part, {}).setdefault(f"{key} {value}", {})
@@ -148,7 +148,7 @@ SHOWN = ("encoder", "input_layer", "pos_enc_layer_type", "selfattention_layer_ty
 
 
 def page(proved):
-    """The table of the page: which values of the settings that decide most occur with each other."""
+    """Return the table of the page: values of the most important settings that occur together."""
     values, together = {key: set() for key in SHOWN}, {}
     for part, key, value, other, wanted in proved:
         if part == "encoder" and key in SHOWN and other in SHOWN:
@@ -175,7 +175,7 @@ def page(proved):
 
 
 def text_of(found):
-    """The content of `proved.json`, a row for each setting."""
+    """Return the content of `proved.json`, one row for each setting."""
     parts = []
     for part, rows in found.items():
         lines = (f"  {json.dumps(first)}: {json.dumps(row)}" for first, row in rows.items())
