@@ -44,7 +44,7 @@ def test_paths_that_cannot_be_looked_up(bundle, clips, capsys, into_folder):
         assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.txt", "b.txt"]
     else:
         assert [line.split("\t")[0] for line in out.splitlines()] == [str(clips / "a.wav"), str(clips / "b.wav")]
-    for expected in ("File name too long", "embedded null", "empty: holds no audio files", "3 of 5 files failed"):
+    for expected in ("File name too long", "embedded null", "empty: contains no audio files", "3 of 5 files failed"):
         assert expected in err
 
 
@@ -177,7 +177,7 @@ def test_a_file_that_was_cut_off_is_recognised_and_told(bundle, clips, capsys):
     assert transcribe(bundle, clips) == 1
     out, err = capsys.readouterr()
     assert re.match(r".*a\.wav\t.+\n.*b\.wav\t.+\n$", out)
-    assert "a.wav: holds 63978 of the 128000 bytes of audio that its header states: it was cut off" in err
+    assert "a.wav: contains 63978 of the 128000 bytes of audio stated in its header: it is truncated" in err
     assert err.endswith("1 of 2 files failed\n")
 
 

@@ -95,10 +95,10 @@ def test_errors_name_the_file(own):
         read(own, vorbis.getvalue())
 
 
-DEATHS = {"crash": "it ended the process that decodes files", "exit": r"it ended the process that decodes files \(7\)"}
+DEATHS = {"crash": "the decoder process died", "exit": r"the decoder process died \(7\)"}
 LIMITED = {
-    "spin": "it takes too long",
-    "memory": "it takes too much memory",
+    "spin": "decoding takes too long",
+    "memory": "decoding takes too much memory",
     "descriptors": "it ended the process",
     "disk": "it ended the process",
 }
@@ -125,7 +125,7 @@ def test_a_process_of_little_starts_all_the_same(own, monkeypatch):
 def test_what_stands_still_is_ended(own, monkeypatch):
     monkeypatch.setattr(decoder, "_CODE", ODD.replace("-1.5", "1000"))
     monkeypatch.setattr(decoder, "_PATIENCE_S", 3.0)
-    with pytest.raises(DecoderError, match="spin: cannot be decoded: it takes too long"):
+    with pytest.raises(DecoderError, match="spin: cannot be decoded: decoding takes too long"):
         read(own, CLIP.read_bytes(), "spin")
 
 

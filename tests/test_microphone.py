@@ -117,7 +117,7 @@ def test_numbers_that_are_none_are_told_and_left_out(segmenting, sound, sounddev
         sounddevice.play(np.full(1600, np.nan, np.float32))
         sounddevice.play(sound[8000:])
     assert [type(error) for error in errors] == [MicrophoneError]
-    assert str(errors[0]) == "lost 0.10 s of audio from the microphone: samples hold NaN or infinity"
+    assert str(errors[0]) == "lost 0.10 s of audio from the microphone: samples contain NaN or infinity"
     assert (microphone.num_overflows, microphone.lost_s) == (1, pytest.approx(0.1))
     assert finals == segments_of(segmenting, sound)
 
@@ -129,7 +129,7 @@ def test_a_microphone_that_goes_away_is_told(segmenting, sound, sounddevice):
         sounddevice.play(sound)
         sounddevice.end()
         assert not microphone.is_active
-    assert [str(error) for error in errors] == ["the microphone has stopped: is it still there?"]
+    assert [str(error) for error in errors] == ["the microphone has stopped: is it connected?"]
     assert isinstance(errors[0], MicrophoneError)
     assert finals == segments_of(segmenting, sound)
 
@@ -253,7 +253,7 @@ def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice,
 
     sounddevice.on_start = lambda: threading.Thread(target=speak).start()
     assert listen(bundle) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "u2moe: error: the microphone has stopped: is it still there?"
+    assert capsys.readouterr().err.splitlines()[-1] == "u2moe: error: the microphone has stopped: is it connected?"
 
 
 def test_listen_says_what_was_lost_and_goes_on(bundle, sounddevice, sound, capsys):

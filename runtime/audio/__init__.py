@@ -1,1 +1,1 @@
-"""From anything that holds audio to float32 samples of one channel at the model's rate."""
+"""Reading audio from any source as float32 samples of one channel at the model's sample rate."""

@@ -1,7 +1,7 @@
-"""Arrays of samples: checked, scaled to float32, and resampled. No files.
+"""Check arrays of samples, scale them to float32, and resample them.
 
-soxr's stream gives the same samples to the last bit for any split, and exactly as many as the ratio of the rates says.
-Where soxr has no wheel, `SincResampler` takes its place.
+soxr's stream returns bit-identical samples for any split, and exactly as many as the ratio of the rates requires. On
+systems for which soxr has no wheel, `SincResampler` replaces it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from u2moe.runtime.errors import AudioError
 Samples = npt.NDArray[np.float32]
 """Samples of one channel [n] in [-1, 1]."""
 LOUDEST = 8.0
-"""Floats may exceed 1 (after resampling or decoding), but beyond this they are unscaled integers."""
+"""Floats may exceed 1 after resampling or decoding. Larger values are taken for unscaled integers."""
 _LOWEST_RATE = 1000
 _HIGHEST_RATE = 384_000
 
 
 def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """One channel as float32 [n] in [-1, 1]; int16 is scaled.
+    """Return samples of one channel as float32 [n] in [-1, 1]; int16 is scaled.
 
     Raises:
         AudioError: more than one axis, another element type, NaN or infinity, or values far outside [-1, 1].
@@ -48,17 +48,17 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
         raise AudioError(f"samples must be float32 in [-1, 1] or int16, got {array.dtype}")
     loudest = np.abs(array).max()
     if not np.isfinite(loudest):
-        raise AudioError("samples hold NaN or infinity")
+        raise AudioError("samples contain NaN or infinity")
     if loudest > LOUDEST:
-        raise AudioError(f"samples reach {loudest:g}, expected floats in [-1, 1]: divide by the largest integer first")
+        raise AudioError(f"samples reach {loudest:g}, expected floats in [-1, 1]: divide integers by their full scale")
     return array.astype(np.float32)
 
 
 def checked_rate(sample_rate: object) -> float:
-    """A sample rate in Hz.
+    """Check a sample rate in Hz.
 
     Raises:
-        AudioError: not a number, or none that audio has.
+        AudioError: not a number, or out of range.
     """
     if isinstance(sample_rate, list | tuple | np.ndarray) and np.size(sample_rate) != 1:
         raise AudioError("sample rate first: the arguments are (sample_rate, samples)")
@@ -70,10 +70,10 @@ def checked_rate(sample_rate: object) -> float:
 
 
 class Resampler:
-    """Resamples one channel incrementally: any split gives the same samples.
+    """Incremental resampler of one channel. Its output does not depend on the split into buffers.
 
     Raises:
-        AudioError: an invalid sample rate.
+        AudioError: invalid sample rate.
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
@@ -82,14 +82,14 @@ class Resampler:
         self._stream = _stream(source_rate, target_rate) if source_rate != target_rate else None
 
     def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The next samples at the target rate; some are held back for the filter."""
+        """Return the next samples at the target rate. The filter holds back some."""
         if self._stream is None:
             return samples
         resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(samples)
         return resampled
 
     def finish(self) -> npt.NDArray[np.float32]:
-        """The samples that were held back."""
+        """Return the samples that were held back."""
         if self._stream is None:
             return np.zeros(0, np.float32)
         resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
@@ -97,7 +97,7 @@ class Resampler:
 
 
 def _stream(source_rate: float, target_rate: int) -> Any:
-    """A resampler: soxr's, or our own on systems for which soxr has no wheel."""
+    """Create a soxr resampler, or a `SincResampler` if soxr is not installed."""
     try:
         import soxr  # noqa: PLC0415
     except ModuleNotFoundError:
@@ -108,10 +108,10 @@ def _stream(source_rate: float, target_rate: int) -> Any:
 def convert(
     samples: npt.ArrayLike, source_rate: float, sample_rate: int, block_s: float = 10.0
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Samples of one channel at `sample_rate`, in buffers of about `block_s` seconds.
+    """Yield samples of one channel at `sample_rate`, in buffers of about `block_s` seconds.
 
     Raises:
-        AudioError: invalid samples or rate; raised before the first buffer.
+        AudioError: invalid samples or sample rate; raised before the first buffer.
     """
     resampler = Resampler(source_rate, sample_rate)
     accepted = as_samples(samples)
@@ -122,23 +122,22 @@ def convert(
 
 
 _NUM_CROSSINGS = 32
-"""Zero crossings of the sinc on either side."""
+"""Zero crossings of the sinc on each side."""
 _ROLL_OFF = 0.945
-"""Share of the band that passes; the rest is the transition, above which nothing is left to fold back."""
+"""Fraction of the band that passes. The rest is the transition band, which prevents aliasing."""
 _KAISER_BETA = 9.0
 _MOST_AT_ONCE = 2048
-"""New samples per matrix of products."""
+"""Output samples per matrix of products."""
 
 
 class SincResampler:
-    """Resamples one channel incrementally, for systems that soxr has no wheel for: slower, and as good (90 dB).
+    """Incremental resampler of one channel for systems without a soxr wheel: slower, with the same quality (90 dB).
 
-    A windowed sinc is evaluated at the time of each new sample, as one sum of the same products in the same order,
-    however the samples arrive: that makes the results of any split equal to the last bit. n samples become
-    round(n * target_rate / source_rate).
+    Each output sample is a windowed sinc, evaluated as one sum of the same products in the same order. The output is
+    therefore bit-identical for any split of the input. n samples become round(n * target_rate / source_rate).
 
     Args:
-        source_rate: sample rate of the input in Hz, rounded to whole ones.
+        source_rate: sample rate of the input in Hz, rounded to an integer.
         target_rate: sample rate of the output in Hz.
     """
 
@@ -154,7 +153,7 @@ class SincResampler:
         self._filters: dict[int, Samples] = {}
 
     def resample_chunk(self, samples: Samples, *, last: bool = False) -> Samples:
-        """The next new samples; those near the end are held back until more come, or until `last`."""
+        """Return the next output samples. Holds back those near the end until more input arrives, or until `last`."""
         self._num_received += len(samples)
         if last:
             samples = np.concatenate([samples, np.zeros(2 * self._reach, np.float32)])
@@ -168,7 +167,7 @@ class SincResampler:
         return np.concatenate(parts)
 
     def _resampled(self, num: int) -> Samples:
-        """The next `num` new samples, and forgets old ones that none needs any more."""
+        """Return the next `num` output samples, and drop input samples that are no longer needed."""
         places = np.arange(self._num_returned, self._num_returned + num, dtype=np.int64) * self._numerator
         whole, phases = np.divmod(places, self._denominator)
         firsts = whole - self._reach + 1 - self._first
@@ -183,7 +182,7 @@ class SincResampler:
         return taken
 
     def _filter(self, phase: int) -> Samples:
-        """Factors [taps] for a new sample that lies phase / denominator after an old one."""
+        """Return filter taps [taps] for an output sample that lies phase / denominator after an input sample."""
         found = self._filters.get(phase)
         if found is None:
             distances = np.arange(1 - self._reach, self._reach + 1) - phase / self._denominator

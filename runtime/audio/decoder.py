@@ -1,7 +1,7 @@
-"""Decodes strangers' files in a process of its own: what C libraries do with them ends there, as an error for one file.
+"""Decode untrusted files in a child process, so that a crash of a C library affects only one file.
 
-`FileDecoder` is the side of the program, `main` that of the process. They exchange messages over its stdin and stdout.
-The process has no file itself: it asks for the bytes that it reads, and is asked for each buffer of samples.
+`FileDecoder` runs in the program, `main` in the child process. They exchange messages over the child's stdin and
+stdout. The child does not open files: it requests the bytes that it needs. The program requests each buffer of samples.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ if TYPE_CHECKING:
     from u2moe.runtime.audio.files import Sound
 
 _OPEN, _NEXT, _DATA = b"o", b"n", b"d"
-"""Messages of the program: read another file, its next buffer, bytes of it."""
+"""Messages of the program: open a file, request its next buffer, send bytes of it."""
 _READ, _LENGTH, _BUFFER, _ERROR, _TRUNCATED = b"r", b"l", b"b", b"e", b"t"
-"""Messages of the process: bytes are wanted, the length by the header, samples (none at the end), and two errors."""
+"""Messages of the child: request bytes, the length stated in the header, samples (none at the end), and two errors."""
 _HEAD, _PLACE, _SECONDS = struct.Struct("<cI"), struct.Struct("<QI"), struct.Struct("<d")
-"""Kind and length of a message, place and number of bytes that are wanted, a length."""
+"""Kind and length of a message; position and number of requested bytes; a length in seconds."""
 _MOST_MESSAGE = 1 << 26
 _READ_BYTES = 256 << 10
-"""Bytes that are read of a file at once."""
+"""Bytes read from a file at once."""
 _PATIENCE_S = 120.0
-"""Seconds of waiting for a buffer: for systems without limits of processor time, and for whatever may stand still."""
+"""Maximum seconds to wait for a buffer, for systems without CPU time limits and for a child that hangs."""
 
 _CPU_S, _CPU_SHARE = 5.0, 0.25
-"""Seconds of processor time that decoding may take, and seconds more for each second of audio."""
+"""Maximum CPU seconds of decoding, and additional CPU seconds per second of audio."""
 _BUFFER_S = 10.0
 _MEMORY = 512 << 20
-"""Bytes of address space that a file may take."""
+"""Maximum bytes of address space for a file."""
 _DESCRIPTORS = 32
 _NICENESS = 10
-"""Beyond that of the thread that starts it: several may decode what takes long, beside work that is urgent."""
+"""Added to the niceness of the starting thread, because decoding is less urgent than other work."""
 _MOST_CHANNELS = 64
 _NO_MEMORY = 3
-"""Exit status of a process that has no memory left."""
+"""Exit status of a child that is out of memory."""
 _CODE = f"import {__name__} as decoder; decoder.main()"
 _KEPT = ("PYTHON", "PATH", "LD_", "DYLD_", "LANG", "LC_", "SYSTEM", "TEMP", "TMP")
-"""What the process needs of the environment, by beginnings of names: others may be secrets."""
+"""Prefixes of environment variables that the child receives. Others may contain secrets."""
 
 
 class DecoderError(AudioError):
-    """A file ended the process that decoded it, or took more than it may; the next one gets another process."""
+    """A file made the decoder process crash or exceed its limits. The next file gets a new process."""
 
     kind = "decoder"
 
@@ -70,7 +70,7 @@ class _EndedError(Exception):
 
 
 class _Channel:
-    """Messages over two pipes; raises _EndedError."""
+    """Message channel over two pipes. Methods raise _EndedError."""
 
     def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self._source, self._sink = source, sink
@@ -95,24 +95,25 @@ class _Channel:
 
 
 class FileDecoder:
-    """Decodes files one at a time, each in the same process while that lives; `stop` it at the end.
+    """Decodes files one at a time in a child process. Call `stop` at the end.
 
-    The process has little memory, processor time and descriptors (where there is `resource`, which Windows lacks), and
-    neither files, output nor secrets of this one. It starts with `start` or the first file, nicer than the thread.
+    The child has limited memory, CPU time and file descriptors, except on Windows. It has no access to the files,
+    output and secrets of this process. It starts with `start` or the first file, at a lower priority. It decodes all
+    files until it dies; the next file starts a new child.
 
     Attributes:
-        stated_s: seconds that the header of the latest file states, once it has a buffer; 0: none.
+        stated_s: duration in seconds stated in the header of the latest file, after its first buffer; 0: not stated.
     """
 
     def __init__(self) -> None:
         self.stated_s = 0.0
-        self._num_reads = 0  # of the latest exchange
+        self._num_reads = 0  # in the latest exchange
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
-        self._lock = threading.RLock()  # of whoever talks to the process
+        self._lock = threading.RLock()  # held while talking to the child
 
     def start(self) -> None:
-        """Start the process unless it runs, without waiting for it; not while a file is decoded."""
+        """Start the child if it is not running. Does not wait for it. Must not be called while a file is decoded."""
         with self._lock:
             if (self._process is not None and self._process.poll() is None) or self._is_stopped:
                 return
@@ -120,30 +121,30 @@ class FileDecoder:
             environment = {name: value for name, value in os.environ.items() if name.upper().startswith(_KEPT)}
             environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
             command, pipe = [sys.executable, "-P", "-c", _CODE], subprocess.PIPE
-            self._process = subprocess.Popen(  # noqa: S603 - this program
+            self._process = subprocess.Popen(  # noqa: S603 - runs this program
                 command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment
             )
 
     def stop(self) -> None:
-        """End the process; a file that it decodes ends with an error. From any thread."""
+        """Stop the child. A file that it is decoding fails. May be called from any thread."""
         self._is_stopped = True
         if (process := self._process) is not None:
-            process.kill()  # whoever waits for it has the lock
+            process.kill()  # before locking, because the thread that waits for the child holds the lock
         with self._lock:
             self._release()
 
     def read(self, file: IO[bytes], name: str, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Samples of a file at `sample_rate`, one channel, in buffers of about ten seconds; see `read_blocks`.
+        """Yield the samples of a file at `sample_rate`, one channel, in buffers of ten seconds; see `read_blocks`.
 
         Args:
-            file: open for reading, can seek.
-            name: its name in messages.
+            file: seekable file, open for reading.
+            name: name of the file in messages.
             sample_rate: sample rate of the buffers in Hz.
 
         Raises:
             AudioError: not audio, damaged, or with too many channels; names the file.
             TruncatedAudioError: the file is truncated; raised after its last samples.
-            DecoderError: it crashed the process, or took too long or too much memory.
+            DecoderError: the child crashed, or decoding took too long or too much memory.
         """
         size = file.seek(0, os.SEEK_END)
         message = _OPEN, json.dumps({"name": name, "size": size, "sample_rate": sample_rate}).encode()
@@ -157,7 +158,7 @@ class FileDecoder:
             message = _NEXT, b""
 
     def _ask(self, file: IO[bytes], name: str, message: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-        """The answer to a message. A process that ended before it read any of a file did so for another reason."""
+        """Return the answer to a message. Retries once if the child died before it read from the file."""
         may_repeat = is_first = message[0] == _OPEN
         with self._lock:
             while True:
@@ -166,7 +167,7 @@ class FileDecoder:
                         self.start()
                     return self._exchange(file, message)
                 except BaseException as error:
-                    self._release()  # it has ended, or waits for bytes that cannot be read
+                    self._release()  # it has died, or waits for bytes that cannot be read
                     if not isinstance(error, _EndedError):
                         raise
                     if self._num_reads or not may_repeat:
@@ -176,7 +177,7 @@ class FileDecoder:
     def _exchange(self, file: IO[bytes], message: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
         process, begin, self._num_reads = self._process, time.monotonic(), 0
         if process is None or process.stdin is None or process.stdout is None:
-            raise _EndedError("the process that decodes files has ended")
+            raise _EndedError("the decoder process has ended")
         channel, timer = _Channel(process.stdout, process.stdin), threading.Timer(_PATIENCE_S, process.kill)
         timer.start()
         try:
@@ -195,12 +196,12 @@ class FileDecoder:
         except (_EndedError, struct.error):
             process.kill()
             is_late = time.monotonic() - begin >= _PATIENCE_S
-            raise _EndedError("it takes too long" if is_late else _reason(process.wait())) from None
+            raise _EndedError("decoding takes too long" if is_late else _reason(process.wait())) from None
         finally:
             timer.cancel()
 
     def _release(self) -> None:
-        """End the process, if there is one, and let go of its pipes."""
+        """Kill the child if it exists, and close its pipes."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -208,25 +209,25 @@ class FileDecoder:
 
 
 def _reason(code: int) -> str:
-    """Why a process has ended with an exit status."""
+    """Return the reason for an exit status."""
     if code == _NO_MEMORY:
-        return "it takes too much memory"
+        return "decoding takes too much memory"
     if code == -getattr(signal, "SIGXCPU", 0):
-        return "it takes too long"
+        return "decoding takes too long"
     named = next((each.name for each in signal.Signals if each == -code), code)
-    return f"it ended the process that decodes files ({named})"
+    return f"the decoder process died ({named})"
 
 
-# The rest runs in the process.
+# The code below runs in the child process.
 
 
 def main() -> None:
-    """Answer messages until the program ends; it alone decides when, whatever signals its group gets."""
+    """Answer messages until the program ends. Signals to the process group are ignored."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     channel = _Channel(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
-    os.dup2(2, 1)  # what libraries print is no message
+    os.dup2(2, 1)  # keep output of libraries out of the message channel
     warnings.simplefilter("ignore")
     if sys.platform != "win32":
         os.nice(_NICENESS)
@@ -240,8 +241,8 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Load all that decoding needs, then limit what a file may take."""
-    import soundfile  # noqa: PLC0415 - only this process needs it here
+    """Load everything that decoding needs, then set the resource limits."""
+    import soundfile  # noqa: PLC0415 - only the child needs it
 
     sound = io.BytesIO()
     soundfile.write(sound, np.zeros(800), 8000, format="WAV")
@@ -256,9 +257,9 @@ def _prepare() -> None:
 
 
 def _limit(name: str, most: int) -> None:
-    """Limit what the system gives this process, where it can; the limit for good stays, as that of time is raised."""
+    """Set a resource limit if the system supports it. The hard limit stays, because the CPU limit is raised later."""
     if sys.platform != "win32":
-        import resource  # noqa: PLC0415 - there is none on Windows
+        import resource  # noqa: PLC0415 - not available on Windows
 
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
@@ -281,7 +282,7 @@ def _answer(channel: _Channel) -> None:
 
 
 def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The buffers of a file that are not empty, each within the processor time that it may take."""
+    """Yield the non-empty buffers of a file, each within its CPU time limit."""
     begin_s, num_samples = time.process_time(), 0
 
     def allow() -> None:
@@ -302,7 +303,7 @@ def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Itera
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file whose bytes the program sends."""
+    """A file that requests its bytes from the program."""
 
     def __init__(self, channel: _Channel, name: str, size: int) -> None:
         self.name = name

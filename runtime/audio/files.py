@@ -1,6 +1,7 @@
-"""Opens audio from a path, bytes, a file object or raw samples, with libsndfile or else with PyAV; finds it in folders.
+"""Open audio files, and find them in folders.
 
-Detects truncated and unfinished sound files, which libsndfile does not report.
+libsndfile reads what it can, PyAV the rest. This module detects truncated and unfinished sound files, which libsndfile
+does not report.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _MEDIA = re.compile(
 
 
 def has_media() -> bool:
-    """Whether the extra [media] is installed."""
+    """Return whether the extra [media] is installed."""
     return importlib.util.find_spec("av") is not None
 
 
@@ -50,7 +51,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
 
     Args:
         file: a path, bytes, a binary file object, or raw audio.
-        track: index among the audio tracks of a media file, counted from 0; None: the default one.
+        track: index of the audio track of a media file, from 0; None: the default track.
 
     Raises:
         AudioError: missing, unreadable, not audio, or without such a track; names the file.
@@ -58,14 +59,14 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
     with contextlib.ExitStack() as stack:
         if isinstance(file, RawAudio):
             if track:
-                raise AudioError(f"{file}: there is no audio track {track}: raw audio has one")
+                raise AudioError(f"{file}: audio track {track} does not exist: raw audio has one")
             yield stack.enter_context(file.open())
         else:
             yield stack.enter_context(_open(name_of(file), stack.enter_context(_readable(file)), track))
 
 
 def name_of(file: File | RawAudio) -> str:
-    """The name of a file in messages."""
+    """Return the name of a file for messages."""
     if isinstance(file, bytes | bytearray | memoryview):
         return f"{len(file)} bytes"
     if isinstance(file, str | os.PathLike | SoundBytes | RawAudio):
@@ -75,14 +76,14 @@ def name_of(file: File | RawAudio) -> str:
 
 
 def damage(sound: Sound, num_read: int) -> str | None:
-    """Evidence that a file, read to its end with `num_read` frames, is damaged or cut off; None if there is none."""
+    """Describe the damage of a file that was read to its end with `num_read` frames. Returns None if it is intact."""
     return sound.damage(num_read) if isinstance(sound, MediaFile | RawFile) else cut_off(sound, num_read)
 
 
 @contextlib.contextmanager
 def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sound]:
-    """With libsndfile if it can, otherwise with PyAV."""
-    import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
+    """Open a file with libsndfile if possible, otherwise with PyAV."""
+    import soundfile  # noqa: PLC0415 - programs that feed arrays do not need libsndfile
 
     refused: Exception | None = None
     if not track:
@@ -95,8 +96,8 @@ def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sou
                 position = stream.tell()
                 is_chain = sound.format in ("OGG", "MP3") and _is_chain(stream)
                 stream.seek(position)
-            # Otherwise soundfile seeks after each read, and libsndfile then decodes some of an MP3 file again: nearly
-            # twice the time, and complaints on stderr about the frames before that.
+            # If the file is seekable, soundfile seeks after each read. For MP3, libsndfile then decodes some frames
+            # again, which takes nearly twice the time and prints errors to stderr.
             sound.seekable = lambda: False
             with sound:
                 if not is_chain:
@@ -123,7 +124,10 @@ def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sou
 
 
 def _is_chain(stream: BinaryIO) -> bool:
-    """Whether an Ogg or MP3 file is several ones in a row, as from radio stations: libsndfile ends with the first."""
+    """Return whether an Ogg or MP3 file is a concatenation of files, such as a recording of a radio stream.
+
+    libsndfile reads only the first of them.
+    """
     stream.seek(0)
     head = stream.read(_LONGEST_HEADER)
     if head.startswith(b"OggS"):
@@ -142,13 +146,13 @@ def _is_chain(stream: BinaryIO) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The message of libsndfile without the name of the file."""
+    """Return the message of libsndfile without the name of the file."""
     return str(getattr(error, "error_string", error))
 
 
 @contextlib.contextmanager
 def _readable(file: File) -> Iterator[Any]:
-    """The path, or an open seekable file, for soundfile."""
+    """Yield the path or an open seekable file for soundfile."""
     name = name_of(file)
     with contextlib.ExitStack() as stack:
         if isinstance(file, bytes | bytearray | memoryview):
@@ -158,7 +162,7 @@ def _readable(file: File) -> Iterator[Any]:
             yield _readable_path(Path(file), stack)
             return
         try:
-            memoryview(file.read(0))  # a file of text is a TypeError
+            memoryview(file.read(0))  # raises TypeError for a text file
             stream = cast("BinaryIO", file)
             can_seek = stream.seekable() and stream.tell() == 0
             source = repaired(stream if can_seek else _copied(stream, stack), name)
@@ -180,13 +184,13 @@ def _readable_path(file: Path, stack: contextlib.ExitStack) -> Path | BinaryIO:
         raise AudioError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         os.fspath(file).encode()
-    except UnicodeEncodeError:  # a name that is not UTF-8, which soundfile refuses
+    except UnicodeEncodeError:  # soundfile refuses names that are not UTF-8
         return source
     return file if source is stream else source
 
 
 def _copied(stream: BinaryIO, stack: contextlib.ExitStack) -> BinaryIO:
-    """A temporary file with the rest of a stream."""
+    """Return a temporary file with the rest of a stream."""
     copy = cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the stack closes it
     shutil.copyfileobj(stream, copy)
     copy.seek(0)
@@ -208,21 +212,21 @@ if TYPE_CHECKING:
 _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's log message about a WAV, AIFF, AU, W64 or RF64 file that is shorter than its header states."""
 _UNKNOWN_SIZE = 0x7FFF0000
-"""Lengths from this value on mean "until the end", as written by programs that write to pipes."""
+"""Lengths from this value on mean "until the end". Programs that write to pipes use them."""
 _LONGEST_HEADER = 1 << 20
 _MOST_CHUNKS = 1000
-"""Chunks of a WAV file before its audio; libsndfile takes half a minute for 20 MB of empty ones."""
+"""Maximum chunks of a WAV file before its audio. libsndfile takes half a minute for 20 MB of empty chunks."""
 _OGG_TAIL = 1 << 17
-"""Bytes at the end of an Ogg file that contain its last page, which has at most 65307."""
+"""Bytes at the end of an Ogg file that contain its last page. A page has at most 65307 bytes."""
 _OGG_HEADER = 27
-"""Bytes of a page header before the segment lengths; the last is their number, the sixth holds flags."""
+"""Bytes of a page header before the segment lengths. The last byte is their number, the sixth byte has flags."""
 _OGG_FIRST_PAGE, _OGG_LAST_PAGE = b"OggS\0\2", 4
 _XING_PLACES = (13, 21, 36)
-"""Bytes from the start of an MP3 file's first frame to its length, as mono or stereo of MPEG 1 and 2 have them."""
+"""Bytes from the first frame of an MP3 file to its Xing header, for mono and stereo in MPEG 1 and 2."""
 
 
 class SoundBytes(io.BytesIO):
-    """The bytes of a sound file that is not on a disk, with a name for messages."""
+    """Content of a sound file that is not on disk, with a name for messages."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -233,21 +237,21 @@ class SoundBytes(io.BytesIO):
 
 
 def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
-    """Evidence that a file, read to its end with `num_read` frames, is truncated; None if there is none."""
+    """Describe how a file, read to its end with `num_read` frames, is truncated. Returns None if it is not."""
     for stated, found in _STATED_SIZE.findall(sound.extra_info):
         if int(found) < int(stated) < _UNKNOWN_SIZE:
-            return f"holds {found} of the {stated} bytes of audio that its header states: it was cut off"
+            return f"contains {found} of the {stated} bytes of audio stated in its header: it is truncated"
     missing_s = (sound.frames - num_read) / sound.samplerate
     if missing_s > 0.1:  # an MP3 file may be a frame or two shorter
         stated_s = sound.frames / sound.samplerate
-        return f"holds {stated_s - missing_s:.1f} of the {stated_s:.1f} s that its header states: it was cut off"
+        return f"contains {stated_s - missing_s:.1f} of the {stated_s:.1f} s stated in its header: it is truncated"
     if sound.format == "OGG" and not _ends_with_last_ogg_page(sound.name):
-        return "ends without the last page of its Ogg stream: it was cut off"
+        return "ends without the last page of its Ogg stream: it is truncated"
     return None
 
 
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
-    """The stream or, with a warning, one with a repaired header if its header states no audio."""
+    """Return the stream. If its header states no audio, warn and return a stream with a repaired header."""
     try:
         position = _unfinished(stream)
     except AudioError as error:
@@ -255,7 +259,7 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
     if position is None:
         return stream
     warnings.warn(
-        f"{name}: its header states no audio, as where a recorder crashed: read to the end of the file",
+        f"{name}: its header states no audio, as after a crash of the recorder: read to the end of the file",
         AudioWarning,
         stacklevel=2,
     )
@@ -263,7 +267,7 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
 
 
 def _unfinished(stream: BinaryIO) -> int | None:
-    """Position of the audio length in a WAV file that states 0 although audio follows; None for other files."""
+    """Return the position of the audio length in a WAV file if it is 0 although audio follows, otherwise None."""
     head = stream.read(_LONGEST_HEADER)
     stream.seek(0)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
@@ -282,7 +286,7 @@ def _unfinished(stream: BinaryIO) -> int | None:
 
 
 class _Repaired(io.RawIOBase):
-    """A WAV file as if its header stated that the audio continues to the end of the file."""
+    """View of a WAV file whose header states that the audio continues to the end of the file."""
 
     def __init__(self, stream: BinaryIO, position: int) -> None:
         self._stream = stream
@@ -310,7 +314,7 @@ class _Repaired(io.RawIOBase):
 
 
 def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
-    """Whether the last page of an Ogg file is whole and marked as the last; it has been read to its end."""
+    """Return whether the last page of an Ogg file is complete and marked as the last. Moves the file position."""
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(Path(file).open("rb")) if isinstance(file, str | os.PathLike) else file
         stream.seek(max(stream.seek(0, os.SEEK_END) - _OGG_TAIL, 0))
@@ -323,23 +327,23 @@ def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
 
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
-"""Suffixes of files that count as audio when a folder is searched."""
+"""Suffixes of audio files when a folder is searched."""
 APPLE_DOUBLE = "._"
-"""Prefix of the metadata files that macOS writes beside others, with the same suffix; they hold no audio."""
+"""Prefix of the metadata files of macOS, which have the suffix of an audio file but contain no audio."""
 _MOST_NAMED = 5
 
 
 def find_audio(paths: list[Path]) -> list[Path]:
-    """Files as given, and the audio files below every folder, sorted by name.
+    """Return the given files and the audio files below every given folder, sorted by name.
 
-    An AudioWarning names recordings that need the extra [media], and folders that cannot be read.
+    Issues an AudioWarning that names recordings that need the extra [media], and unreadable folders.
 
     Raises:
-        AudioError: a folder has no audio files.
+        AudioError: a folder contains no audio files.
     """
     found: list[Path] = []
     for path in paths:
-        if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir it raises for no name
+        if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it never raises
             found.append(path)
             continue
         inside, passed_over = _search(path)
@@ -349,20 +353,20 @@ def find_audio(paths: list[Path]) -> list[Path]:
             needs = f" (media files need: {EXTRA})" if any(_is_media(file) for file in passed_over) else ""
             warnings.warn(f"{path}: cannot read {named}{more}{needs}", AudioWarning, stacklevel=2)
         if not inside:
-            raise AudioError(f"{path}: holds no audio files")
+            raise AudioError(f"{path}: contains no audio files")
         found += inside
     return found
 
 
 def _search(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Audio files below a folder, and files and folders that cannot be read."""
+    """Return the audio files below a folder, and the files and folders that cannot be read."""
     inside: list[Path] = []
     passed_over: list[Path] = []
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(
         folder, onerror=lambda error: passed_over.append(Path(error.filename)), followlinks=True
     ):
-        # A folder is searched once, even if links to it form a circle.
+        # Search each folder once, even if symbolic links form a cycle.
         targets = {os.path.realpath(Path(place, name)): name for name in sorted(folders, reverse=True)}
         folders[:] = sorted(name for target, name in targets.items() if target not in seen)
         seen.update(targets)

@@ -1,6 +1,6 @@
-"""Reads one audio track of a media file (m4a, mp4, webm, mkv, wma, amr, video and more) with PyAV, the extra [media].
+"""Read an audio track of a media file (m4a, mp4, webm, mkv, wma, amr, video and more) with PyAV, the extra [media].
 
-A `MediaFile` has the members of `soundfile.SoundFile` that `reading` uses. Samples equal those that ffmpeg decodes.
+`MediaFile` has the members of `soundfile.SoundFile` that `reading` uses. Its samples equal those from ffmpeg.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ _CONTAINERS = (
     "3gp,aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,matroska,mov,mp3,mp4,mpc,mpc8,mpeg,"
     "mpegts,mxf,nut,ogg,oma,rm,tak,tta,voc,w64,wav,webm,wtv,wv"
 )
-"""Formats that are opened. Others of ffmpeg's refer to further files and addresses (hls, concat) or accept anything."""
+"""Allowed formats. Other formats of ffmpeg refer to further files and addresses (hls, concat) or accept anything."""
 _STATES_LENGTH = re.compile("mov|matroska|asf")
-"""Containers whose header states the length; that of others is an estimate."""
+"""Containers whose header states the length. For others, ffmpeg estimates it."""
 _TAGGED_LENGTH = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _MOST_CHANNELS = 64
-"""So many ffmpeg converts."""
+"""Maximum that ffmpeg converts."""
 _CUT_OFF_S = 0.5
 _LONGEST_PACKET_S = 2.0
-"""A damaged packet may state any duration."""
+"""Longest duration accepted from a damaged packet, which may state any value."""
 _LEAST_GAP_S = 0.25
-"""Shorter gaps between time stamps are those of encoders and rounding."""
+"""Shorter gaps between time stamps are artefacts of encoders and rounding."""
 _LONGEST_GAP_S = 3600.0
-"""Limit where the file does not state its length, since a damaged time stamp may have any value."""
+"""Limit if the file does not state its length, because a damaged time stamp may have any value."""
 
 
 class _Packer:
-    """Samples of frames, converted by ffmpeg: PyAV itself reads planes that are not there where there are eight."""
+    """Converts frames with ffmpeg, because PyAV reads invalid memory for eight or more planes."""
 
     def __init__(self) -> None:
         self._form: tuple[str, str, int] | None = None
 
     def __call__(self, frame: av.AudioFrame) -> npt.NDArray[np.float32]:
-        """Samples of a frame [frames, channels], float32 in [-1, 1]."""
+        """Return the samples of a frame [frames, channels], float32 in [-1, 1]."""
         num_channels = frame.layout.nb_channels
         if num_channels > _MOST_CHANNELS:
             raise AudioError(f"has {num_channels} channels, expected at most {_MOST_CHANNELS}")
@@ -61,16 +61,16 @@ class _Packer:
 
 
 class MediaFile:
-    """One audio track of an open media file, with silence where it begins late or pauses: times are those of the file.
+    """An audio track of an open media file. Silence fills gaps and a late start, so times are those of the file.
 
     Attributes:
-        samplerate: in Hz.
+        samplerate: sample rate in Hz.
         channels: number of channels.
-        frames: length by the header, in samples of each channel; `sys.maxsize` if it does not state one.
+        frames: length stated in the header, in samples per channel; `sys.maxsize` if not stated.
 
     Args:
-        stream: the file, open for reading; can seek.
-        track: index among its audio tracks; None: the one that is marked as the default, or the first.
+        stream: seekable file, open for reading.
+        track: index of the audio track; None: the track marked as default, or else the first.
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
@@ -82,7 +82,7 @@ class MediaFile:
 
         self._av = av
         self._errors = (av.FFmpegError, ValueError, OSError)
-        # of titles that are not UTF-8; PyAV 19 has no such option, and reads them as they are
+        # Ignore titles that are not UTF-8. PyAV 19 accepts them and has no such option.
         metadata: Any = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
         try:
             self._container = av.open(
@@ -114,12 +114,12 @@ class MediaFile:
         self._container.close()
 
     def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
-        """Up to `size` frames [frames, channels], float32 in [-1, 1]; none at the end.
+        """Read up to `size` frames [frames, channels], float32 in [-1, 1]. Returns none at the end.
 
         Raises:
             AudioError: the file is damaged here.
         """
-        del dtype, always_2d  # always these
+        del dtype, always_2d  # only the defaults are supported
         parts = []
         while size > 0 and self._rest is not None:
             parts.append(self._rest[:size])
@@ -129,46 +129,46 @@ class MediaFile:
         return np.concatenate(parts) if parts else np.zeros((0, self.channels), np.float32)
 
     def seek(self, frame: int) -> None:
-        """Move forward to a frame, counted from here, by decoding what lies before."""
+        """Skip a number of frames by decoding them."""
         while frame > 0 and (buffer := self.read(min(frame, self.samplerate))).size:
             frame -= len(buffer)
 
     def damage(self, num_read: int) -> str | None:
-        """A description of what is missing after `num_read` frames were read to the end; None: nothing is."""
+        """Describe the missing audio after reading `num_read` frames to the end. Returns None if nothing is missing."""
         if self.frames < sys.maxsize and (self.frames - num_read) / self.samplerate > _CUT_OFF_S:
             stated_s, found_s = self.frames / self.samplerate, num_read / self.samplerate
-            return f"holds {found_s:.1f} of the {stated_s:.1f} s that its header states: it was cut off"
+            return f"contains {found_s:.1f} of the {stated_s:.1f} s stated in its header: it is truncated"
         if self.num_damaged:
-            return f"{self.num_damaged} packets of its audio ({self.lost_s:.1f} s) are damaged: silence in their place"
+            return f"{self.num_damaged} audio packets ({self.lost_s:.1f} s) are damaged and were replaced by silence"
         return None
 
     def _track(self, track: int | None) -> Any:
         tracks = self._container.streams.audio
         if not tracks:
-            raise AudioError("holds no audio track")
+            raise AudioError("contains no audio track")
         if track is not None and not 0 <= track < len(tracks):
             known = ", ".join(f"{index} ({_describe(item)})" for index, item in enumerate(tracks))
-            raise AudioError(f"there is no audio track {track}: it has {known}")
+            raise AudioError(f"audio track {track} does not exist: the file has {known}")
         found = self._container.streams.best("audio") if track is None else tracks[track]
         found = found or tracks[0]
         if found.codec_context is None:
-            raise AudioError("the format of its audio track is not known")
+            raise AudioError("its audio track has an unknown format")
         found.codec_context.thread_count = 1
-        if discard := getattr(self._av.stream, "Discard", None):  # not in older versions
+        if discard := getattr(self._av.stream, "Discard", None):  # missing in older versions
             for other in self._container.streams:
                 if other.index != found.index:
                     other.discard = discard.all
         return found
 
     def _decode(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Buffers [frames, channels]. Silence takes the place of a packet that cannot be decoded: times stay right."""
+        """Yield buffers [frames, channels]. Silence replaces undecodable packets, so times stay correct."""
         packets = self._container.demux(self._stream)
         self.samplerate = num_channels = num_frames = 0
         samples_of = _Packer()
         while True:
             try:
                 packet = next(packets, None)
-            except IndexError:  # of a stream that begins late, which PyAV does not know: go on behind its packet
+            except IndexError:  # PyAV does not know a stream that begins late: continue after its packet
                 packets = self._container.demux(self._stream)
                 continue
             except self._errors as error:
@@ -204,7 +204,7 @@ class MediaFile:
                     yield samples
 
     def _gap(self, frame: av.AudioFrame, num_before: int, num_channels: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Silence [frames, channels] up to the time of a frame, if it comes clearly later than those before it end."""
+        """Yield silence [frames, channels] up to a frame if there is a clear gap before it."""
         if frame.pts is None or frame.time_base is None:
             return
         begin_s = num_before / self.samplerate
@@ -214,12 +214,12 @@ class MediaFile:
         if not _LEAST_GAP_S < gap_s <= longest_s:
             return
         left = round(gap_s * self.samplerate)
-        while left > 0:  # in parts of a second: it may be long
+        while left > 0:  # one second at a time, because the gap may be long
             yield np.zeros((min(left, self.samplerate), num_channels), np.float32)
             left -= self.samplerate
 
     def _stated_s(self) -> float | None:
-        """Length of the track in seconds by the header."""
+        """Return the length of the track in seconds as stated in the header, or None."""
         codec = self._stream.codec_context.name
         if self._container.format.name == "caf" and codec.startswith("pcm") and self._stream.frames:
             return float(self._stream.frames / self._stream.rate)

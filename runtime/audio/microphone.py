@@ -1,4 +1,4 @@
-"""Feeds a transcriber live from a microphone. Recognises nothing itself."""
+"""Feed a transcriber with live audio from a microphone."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ class Recipient(Protocol):
 
     @property
     def sample_rate(self) -> float:
-        """The rate that it expects, in Hz."""
+        """Expected sample rate in Hz."""
 
     def feed(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
         """Accept samples [n] without waiting."""
 
     def report(self, error: Exception) -> None:
-        """Accept an error of the device."""
+        """Accept an error from the device."""
 
 
 class Microphone:
-    """Feeds a transcriber with the audio of an input device, from `start` to `close` or within a `with` block.
+    """An input device that feeds a transcriber, from `start` to `close` or within a `with` block.
 
-    The device is opened at the model's sample rate if it supports that, else at its own. The audio callback never
-    waits: audio that the transcriber does not accept is lost, counted, and reported to the transcriber's `on_error` as
-    an AudioOverflowError, as is audio lost by the audio system; a device that disappears is reported as a
-    MicrophoneError. Times of results count only accepted audio.
+    The device is opened at the model's sample rate if it supports that, otherwise at its own. The audio callback never
+    waits. Audio that the transcriber rejects is lost and counted. The transcriber's `on_error` receives an
+    AudioOverflowError for lost audio, also if the audio system lost it, and a MicrophoneError if the device
+    disappears. Times of results count only accepted audio.
 
     Attributes:
-        sample_rate: in Hz.
+        sample_rate: sample rate in Hz.
         num_overflows: number of gaps in the audio.
-        lost_s: seconds lost, except those lost by the audio system.
+        lost_s: seconds of lost audio, without audio lost by the audio system.
 
     Args:
-        transcriber: the transcriber to feed; to be closed separately, after the microphone.
+        transcriber: the transcriber to feed. The caller closes it, after the microphone.
         device: number of an input device, or part of its name; None: the system's default. See `input_devices`.
         block_s: seconds of audio per call of `feed`.
 
     Raises:
-        MicrophoneError: sounddevice or its PortAudio library is not installed, or there is no such device.
+        MicrophoneError: sounddevice or its PortAudio library is not installed, or the device does not exist.
     """
 
     def __init__(self, transcriber: Recipient, *, device: int | str | None = None, block_s: float = 0.05) -> None:
@@ -79,7 +79,7 @@ class Microphone:
             MicrophoneError: the device does not start, or the microphone is closed.
         """
         if self._is_closed:
-            raise MicrophoneError("this microphone is closed: open another")
+            raise MicrophoneError("this microphone is closed: create a new one")
         with _device_errors(self._sounddevice):
             self._stream.start()
 
@@ -93,7 +93,7 @@ class Microphone:
 
     @property
     def is_active(self) -> bool:
-        """Whether it is recording; False once the device has disappeared or the transcriber has ended."""
+        """Whether the device is recording. False if the device has disappeared or the transcriber has ended."""
         with _device_errors(self._sounddevice):
             return not self._is_closed and bool(self._stream.active)
 
@@ -101,7 +101,7 @@ class Microphone:
         try:
             self.start()
         except BaseException:
-            self.close()  # there is no `__exit__` after this
+            self.close()  # Python does not call `__exit__` after an error here
             raise
         return self
 
@@ -117,14 +117,14 @@ class Microphone:
             return float(self._sounddevice.query_devices(settings["device"], "input")["default_samplerate"])
         return self._transcriber.sample_rate
 
-    # The rest runs in PortAudio's thread, which must not wait and where exceptions are lost.
+    # The methods below run in PortAudio's thread, which must not wait and in which exceptions are lost.
 
     def _on_audio(self, buffer: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
         if status.input_overflow:
             self._lose(0.0, AudioOverflowError("the audio system dropped it before it was delivered", 0.0))
         try:
             self._transcriber.feed(self.sample_rate, buffer[:, 0])
-        except StreamError:  # the transcriber is closed, or has ended and reported why
+        except StreamError:  # the transcriber is closed, or has ended and reported the reason
             raise self._sounddevice.CallbackStop from None
         except AudioError as error:  # the queue is full, or the samples are not finite
             self._lose(num_frames / self.sample_rate, error)
@@ -140,7 +140,7 @@ class Microphone:
         self.lost_s += seconds
 
     def _report_loss(self) -> None:
-        """Report a gap once it is over, so that the queue never holds more reports than buffers."""
+        """Report a gap when it is over, so that the queue never contains more reports than buffers."""
         if self._cause is None:
             return
         amount = f"{self._cause_s:.2f} s of audio" if self._cause_s else "audio"
@@ -153,7 +153,7 @@ class Microphone:
 
     def _finish(self) -> None:
         if not self._is_closed:
-            self._report(MicrophoneError("the microphone has stopped: is it still there?"))
+            self._report(MicrophoneError("the microphone has stopped: is it connected?"))
 
     def _report(self, error: AudioError) -> None:
         with contextlib.suppress(StreamError):  # the transcriber has ended and accepts no reports
@@ -161,7 +161,7 @@ class Microphone:
 
 
 def input_devices() -> list[tuple[int, str]]:
-    """Number and name of each input device.
+    """Return the number and the name of each input device.
 
     Raises:
         MicrophoneError: sounddevice or its PortAudio library is not installed.
@@ -176,7 +176,7 @@ def _import_sounddevice() -> Any:
         return importlib.import_module("sounddevice")
     except ImportError as error:
         raise MicrophoneError(f"a microphone needs sounddevice: {install_command('microphone')}") from error
-    except OSError as error:  # its Linux wheels come without the library that they load
+    except OSError as error:  # the Linux wheels do not include the PortAudio library
         raise MicrophoneError(f"sounddevice: {error}: install libportaudio2 (Debian) or portaudio") from error
 
 

@@ -1,4 +1,4 @@
-"""Raw audio: samples without a header, read from a file, a pipe or a device as they arrive."""
+"""Raw audio: samples without a header, read from a file, pipe or device as they arrive."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ from u2moe.runtime.errors import AudioError
 from u2moe.runtime.validation import checked_number
 
 File = str | os.PathLike[str] | bytes | IO[bytes]
-"""An audio file: its path (or that of a pipe), its content as bytes, or an open binary file object."""
+"""An audio file: the path of a file or pipe, the content as bytes, or an open binary file object."""
 ENCODINGS = {"s16le": ("<i2", 2.0**-15), "s32le": ("<i4", 2.0**-31), "f32le": ("<f4", 1.0)}
-"""Element type and scale of each encoding, by ffmpeg's name for it."""
+"""Element type and scale of each encoding, by the name that ffmpeg uses."""
 _MOST_CHANNELS = 1024
 _POLL_S = 0.01
-"""Seconds between two reads of an empty non-blocking pipe."""
+"""Seconds between reads of an empty non-blocking pipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawAudio:
-    """Raw audio and its format, which has no header; validated at construction.
+    """Raw audio without a header, and its format.
 
     Attributes:
         file: a path, bytes, or a binary file object, read as its samples arrive.
-        sample_rate: in Hz.
-        encoding: `s16le`, `s32le` or `f32le`: little-endian integers or floats, as ffmpeg names them.
+        sample_rate: sample rate in Hz.
+        encoding: `s16le`, `s32le` or `f32le`: little-endian integers or floats, with the names that ffmpeg uses.
         num_channels: number of interleaved channels.
+
+    Raises:
+        ValueError: an argument is invalid.
     """
 
     file: File
@@ -62,7 +65,7 @@ class RawAudio:
         """Open the file.
 
         Raises:
-            AudioError: it cannot be opened; names it.
+            AudioError: the file cannot be opened; the message names it.
         """
         with contextlib.ExitStack() as stack:
             stream: Any = self.file
@@ -89,8 +92,8 @@ class RawFile:
         self._rest = b""
 
     def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
-        """Up to `size` frames [frames, channels], as soon as there is one; none at the end."""
-        del dtype, always_2d  # always these
+        """Read up to `size` frames [frames, channels], as soon as one is available. Returns none at the end."""
+        del dtype, always_2d  # only the defaults are supported
         frame = self._kind.itemsize * self.channels
         content = self._rest
         while len(content) < frame and size > 0:
@@ -104,29 +107,29 @@ class RawFile:
         return samples.astype(np.float32) * np.float32(self._scale)
 
     def _read_some(self, num_bytes: int) -> bytes:
-        """The bytes available now, at least one; none at the end."""
-        read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all of it
+        """Read the available bytes, at least one. Returns none at the end."""
+        read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all bytes
         more: bytes | None = read(num_bytes)
         if more is None or (not more and _is_non_blocking(self._stream)):
-            read = getattr(self._stream, "raw", self._stream).read  # whose None is "not yet", and b"" is the end
+            read = getattr(self._stream, "raw", self._stream).read  # None: nothing yet; b"": the end
             while (more := read(num_bytes)) is None:
                 time.sleep(_POLL_S)
         return more or b""
 
     def seek(self, frame: int) -> None:
-        """Move forward to a frame, counted from here."""
+        """Skip a number of frames."""
         while frame > 0 and (buffer := self.read(frame)).size:
             frame -= len(buffer)
 
     def damage(self, num_read: int) -> str | None:
-        """A description of the incomplete sample at the end; None: there is none."""
+        """Describe an incomplete sample at the end. Returns None if there is none."""
         del num_read
-        return f"ends with {len(self._rest)} bytes of an unfinished sample: it was cut off" if self._rest else None
+        return f"ends with {len(self._rest)} bytes of an incomplete sample: it is truncated" if self._rest else None
 
 
 def _is_non_blocking(stream: Any) -> bool:
-    """Whether the stream is non-blocking, as a parent process may have left a pipe."""
+    """Return whether the stream is non-blocking, such as a pipe that a parent process has set so."""
     try:
         return not os.get_blocking(stream.fileno())
-    except (AttributeError, OSError, ValueError):  # not of the system, closed, or Windows before Python 3.12
+    except (AttributeError, OSError, ValueError):  # not a system file, closed, or Windows before Python 3.12
         return False

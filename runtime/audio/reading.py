@@ -1,8 +1,8 @@
-"""Reads any file as float32 samples of one channel at the model's rate, in buffers.
+"""Read any file as float32 samples of one channel at the model's sample rate, in buffers.
 
-soundfile (libsndfile) reads WAV, FLAC, MP3, Ogg, AIFF and more, at any rate and channel count; PyAV, the extra [media],
-reads the rest. onnxruntime-extensions' AudioDecoder is no help: it reports no sample rate, cannot upsample,
-and decodes a file only as a whole.
+soundfile (libsndfile) reads WAV, FLAC, MP3, Ogg, AIFF and more, at any sample rate and channel count. PyAV, the extra
+[media], reads the rest. The AudioDecoder of onnxruntime-extensions is not suitable: it does not report the sample rate,
+cannot upsample, and decodes only whole files.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from u2moe.runtime.audio.files import Sound
 
 _READ_S = 0.25
-"""Seconds that are read at once: so much is lost before damage."""
+"""Seconds read at once. At most this much audio is lost before a damaged place."""
 _MOST_BYTES = 1 << 24
-"""Largest buffer of all channels together, however many there are."""
+"""Largest size of a buffer in bytes, for all channels together."""
 _CANCELLED = 0.01
 """If averaging leaves less than this share of the energy, the channels cancel each other."""
 
@@ -45,26 +45,26 @@ def read_blocks(
     end: float | None = None,
     on_open: Callable[[Sound], object] = lambda _: None,
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Samples of a file at `sample_rate`, one channel, in buffers of about `block_s` seconds.
+    """Yield the samples of a file at `sample_rate`, one channel, in buffers of about `block_s` seconds.
 
     Args:
-        file: a path, the bytes of a file, a binary file object, or `RawAudio`, which is read as it comes. What cannot
-            seek (pipes) is first read to its end, unless it is raw.
+        file: a path, the bytes of a file, a binary file object, or `RawAudio`. `RawAudio` is read as it arrives; other
+            pipes are first read to their end.
         sample_rate: sample rate of the buffers in Hz.
         block_s: seconds per buffer.
-        channel: index of the only channel to read, 0 for the left one; None: the average of all. If the channels cancel
-            each other in the average, there is an AudioWarning.
-        track: index among the audio tracks of a media file, counted from 0; None: the default one.
+        channel: index of the channel to read, 0 for the left one. None: the average of all, with an AudioWarning if the
+            channels cancel each other.
+        track: index of the audio track of a media file, from 0; None: the default track.
         start: seconds of the file to skip.
-        end: seconds into the file at which to stop; None, or beyond its end: the end.
-        on_open: called with the open file before any of it is read; may refuse it with an AudioError.
+        end: time in seconds at which to stop; None, or beyond the end: at the end.
+        on_open: called with the open file before it is read; may refuse it with an AudioError.
 
     Raises:
-        AudioError: no such file, not audio, damaged, an invalid rate, no such channel or track, or nothing between
-            `start` and `end`; names the file.
+        AudioError: the file is missing, damaged or not audio; its rate is invalid; the channel or track does not exist;
+            or there is no audio between `start` and `end`. Names the file.
         TruncatedAudioError: the file is truncated, or parts of it are damaged; raised after its last samples.
     """
-    import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
+    import soundfile  # noqa: PLC0415 - programs that feed arrays do not need libsndfile
 
     name = name_of(file)
     with open_audio(file, track) as source:
@@ -99,14 +99,14 @@ def read_blocks(
 
 
 def _read_buffer(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exception | None]:
-    """Up to `size` frames [frames, channels], at once what a pipe has; and the error at which the file breaks off."""
+    """Read up to `size` frames [frames, channels], fewer from a pipe. Also returns the error at a damaged place."""
     parts = [np.zeros((0, source.channels), np.float32)]
     unit = max(int(_READ_S * source.samplerate), 1)
     while size > 0:
         asked = min(size, unit)
         try:
             parts.append(source.read(asked, dtype="float32", always_2d=True))
-        except (RuntimeError, AudioError) as error:  # soundfile's are RuntimeError
+        except (RuntimeError, AudioError) as error:  # errors of soundfile are RuntimeErrors
             return np.concatenate(parts), error
         size -= len(parts[-1])
         if len(parts[-1]) < asked:
@@ -115,7 +115,7 @@ def _read_buffer(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exc
 
 
 def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
-    """The first frame to read, to which the file is moved, and the one to stop before, which may be beyond its end."""
+    """Seek to `start`. Returns the first frame to read and the frame to stop before, which may be beyond the end."""
     first = round(start * source.samplerate)
     stop = sys.maxsize if end is None else round(end * source.samplerate)
     if first >= stop or (first > 0 and first >= source.frames):
@@ -129,21 +129,21 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
 
 
 class _Mixer:
-    """Mixes channels to one, and detects whether they cancel each other."""
+    """Mixer of several channels to one. It warns if the channels cancel each other."""
 
     def __init__(self, name: str, num_channels: int, sample_rate: float, channel: int | None) -> None:
         if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):
-            raise AudioError(f"channel must be a number, got {channel!r:.80}")
+            raise AudioError(f"channel must be an integer, got {channel!r:.80}")
         if channel is not None and not 0 <= channel < num_channels:
-            raise AudioError(f"there is no channel {channel}: it has {num_channels}, counted from 0")
+            raise AudioError(f"channel {channel} does not exist: the file has {num_channels}, counted from 0")
         self._name = name
         self._channel = channel
         self._unit = max(int(_READ_S * sample_rate), 1)
         self._energies = np.zeros(2)
-        """Energy of the average, and average energy of the channels."""
+        """Energy of the average, and average of the channels' energies."""
 
     def mix(self, buffer: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
-        """One channel [n] from frames [n, channels], up to what cannot be used; and the error about that."""
+        """Mix frames [n, channels] to one channel [n]. Stops before invalid samples, and also returns their error."""
         is_chosen = self._channel is not None or buffer.shape[1] == 1
         mixed, error = self._usable(buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1))
         if not is_chosen:
@@ -154,7 +154,7 @@ class _Mixer:
         try:
             return as_samples(samples), None
         except AudioError as error:
-            first = int(np.argmin(np.abs(samples) <= LOUDEST))  # NaN is not, either
+            first = int(np.argmin(np.abs(samples) <= LOUDEST))  # the comparison is also false for NaN
             return as_samples(samples[: max(first - self._unit, 0)]), error
 
     def _look_for_cancelling(self, mixed: npt.NDArray[np.float32], buffer: npt.NDArray[np.float32]) -> None:
@@ -175,7 +175,7 @@ class _Mixer:
 def read_audio(
     file: File | RawAudio, sample_rate: int, *, channel: int | None = None, track: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """All samples of a file, or with an AudioWarning those of a truncated file; see `read_blocks`."""
+    """Return all samples of a file; see `read_blocks`. For a truncated file, warn and return the samples it has."""
     buffers = [np.zeros(0, np.float32)]
     try:
         buffers += read_blocks(file, sample_rate, channel=channel, track=track)
@@ -185,14 +185,14 @@ def read_audio(
 
 
 def stated_s(sound: Sound) -> float:
-    """Duration of an open file in seconds by its header; 0 if not stated."""
+    """Return the duration of an open file in seconds, as stated in its header; 0 if not stated."""
     return sound.frames / sound.samplerate if 0 < sound.frames < sys.maxsize and sound.samplerate > 0 else 0.0
 
 
 def duration_of(file: str | os.PathLike[str] | IO[bytes]) -> float:
-    """Duration of a file in seconds by its header; 0 if unreadable or not stated, and for pipes.
+    """Return the duration of a file in seconds, as stated in its header; 0 if not stated.
 
-    An open file has to be at its start, and is there again afterwards.
+    It is also 0 for pipes and unreadable files. An open file must be at its start, and is rewound.
     """
     try:
         if isinstance(file, str | os.PathLike) and not Path(file).is_file():

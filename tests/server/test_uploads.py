@@ -64,7 +64,7 @@ def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, talk,
         assert {answer.json()["text"] for answer in answers[::2]} == {text}
         error = answers[1].json()["error"]
         assert error["param"] == "file"
-        assert error["message"].startswith("crash.mp3: cannot be decoded: it ended the process that decodes files")
+        assert error["message"].startswith("crash.mp3: cannot be decoded: the decoder process died")
         assert server.metric("failures", "decoder") == 2
     assert sum("crashed the process that decodes files" in record.getMessage() for record in caplog.records) == 1
 
