@@ -284,7 +284,7 @@ def test_all_is_read_up_to_the_damage(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize(("value", "message"), [(np.nan, "hold NaN or infinity"), (9.0, "reach 9")])
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "contain NaN or infinity"), (9.0, "reach 9")])
 def test_all_is_read_up_to_a_sample_that_is_none(tmp_path, channels, value, message):
     samples = np.stack([tone(RATE, 3.0)] * channels, axis=1)
     samples[2 * RATE] = value

@@ -196,7 +196,7 @@ def test_a_track_is_chosen(tmp_path):
     np.testing.assert_allclose(
         np.concatenate(list(read_blocks(file, RATE, start=0.5, end=1))), SPEECH[8000:16000], atol=1e-4
     )
-    with pytest.raises(AudioError, match=r"a\.mkv: .* track 2 does not exist: the file has 0 \(eng, flac\), 1 \(deu, flac\)"):
+    with pytest.raises(AudioError, match=r"a\.mkv: .* 2 does not exist: the file has 0 \(eng, flac\), 1 \(deu, flac\)"):
         read_audio(file, RATE, track=2)
     soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
     assert len(read_audio(tmp_path / "a.wav", RATE, track=0)) == len(SPEECH)

@@ -60,8 +60,8 @@ def read_blocks(
         on_open: called with the open file before it is read; may refuse it with an AudioError.
 
     Raises:
-        AudioError: the file is missing, damaged or not audio; its rate is invalid; the channel or track does not exist;
-            or there is no audio between `start` and `end`. Names the file.
+        AudioError: the file is missing, damaged or not audio, or has no audio between `start` and `end`. Or its sample
+            rate, the channel or the track is invalid. Names the file.
         TruncatedAudioError: the file is truncated, or parts of it are damaged; raised after its last samples.
     """
     import soundfile  # noqa: PLC0415 - programs that feed arrays do not need libsndfile

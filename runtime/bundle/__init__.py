@@ -1,1 +1,1 @@
-"""A bundle on disk: graphs, vocabulary and the manifest that describes them."""
+"""Bundles on disk: graphs, vocabulary and the manifest that describes them."""

@@ -1,8 +1,8 @@
-"""Names, types and axes of every graph's tensors, written here and nowhere else.
+"""The contract: names, types and axes of the tensors of every graph, defined only here.
 
-Exporters derive dynamic axes from a `Graph`; sessions reject a file that differs from it. Names follow WeNet's own
-ONNX export where the meaning is the same. Axes given as a string are symbolic: those of `ModelConfig` are fixed by the
-checkpoint, all others are dynamic.
+Exporters derive dynamic axes from a `Graph`. Sessions reject a file that differs from it. If the meaning is the same,
+names follow WeNet's ONNX export. Axes given as strings are symbolic: the checkpoint fixes those that are fields of
+`ModelConfig`; all others are dynamic.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 FORMAT_VERSION = 4
 METADATA_PREFIX = "u2moe."
 MOE_DOMAIN = "u2moe"
-"""Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
+"""Domain of the model-local functions. Each MoE layer is one call of a function of this domain."""
 
 PACKED = "packed"
-"""Key of `Manifest.quantization` where weights are packed for native kernels; its value: the version of the layout."""
+"""Key of `Manifest.quantization` if weights are packed for native kernels. The value is the version of the layout."""
 
 GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
-"""Metadata key of an initializer for its group, one of `WEIGHT_GROUPS`."""
+"""Metadata key of an initializer for its weight group, one of `WEIGHT_GROUPS`."""
 
 WEIGHT_GROUPS = (
     "experts", "routers", "feed_forward", "attention", "depthwise_convolutions", "pointwise_convolutions",
@@ -41,36 +41,36 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """A tensor that a streaming encoder carries from chunk to chunk: zeros [num_blocks, batch, *shape] at the start.
+    """A tensor that a streaming encoder carries from chunk to chunk. Zeros [num_blocks, batch, *shape] at the start.
 
-    The input `name` of a chunk is the output `r_<name>` of the chunk before.
+    The input `name` of a chunk is the output `r_<name>` of the previous chunk.
     """
 
     name: str
     num_blocks: int
-    """Blocks that have a part in it."""
+    """Encoder blocks that share the cache."""
     shape: tuple[int, ...]
-    """The last axes at the start of a stream. The one of size 0, if there is one, grows with the cached frames."""
+    """Last axes at the start of a stream. An axis of size 0 grows with the cached frames."""
     rate: float = 1.0
-    """Cached frames per encoder frame, where an axis grows."""
+    """Cached frames per encoder frame, if an axis grows."""
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1 or not self.shape or min(self.shape) < 0 or self.shape.count(0) > 1:
-            raise ValueError(f"a cache needs blocks, and axes of which at most one grows, got {self}")
+            raise ValueError(f"a cache needs blocks and axes, and at most one axis may grow, got {self}")
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be above 0, got {self.rate}")
 
     @property
     def time_axis(self) -> int | None:
-        """The axis that grows with the cached frames, counted in the whole tensor; None: its size is fixed."""
+        """Index of the axis that grows with the cached frames, in the whole tensor; None: the size is fixed."""
         return 2 + self.shape.index(0) if 0 in self.shape else None
 
     def num_frames(self, num_cached: int) -> int:
-        """Frames along `time_axis` for `num_cached` encoder frames."""
+        """Return the frames along `time_axis` for `num_cached` encoder frames."""
         return math.ceil(num_cached * self.rate)
 
     def tensor(self, prefix: str = "") -> Tensor:
-        """The input, or with a prefix the output, of an encoder graph."""
+        """Return the input of an encoder graph, or with a prefix its output."""
         axes = (size or f"{prefix}{self.name}_time" for size in self.shape)
         return Tensor(name=f"{prefix}{self.name}", dtype="float32", axes=(self.num_blocks, "batch", *axes))
 
@@ -98,10 +98,10 @@ def _int(name: str, *axes: str) -> Tensor:
 
 
 def features() -> Graph:
-    """Front end, for programs in other languages: in Python, `features` computes the same to the last bit.
+    """Return the contract of the front end for programs in other languages. `model.features` is bit-identical.
 
     Inputs:
-        samples: one channel at the model's rate, in [-1, 1] [batch, samples]. Frames are complete windows.
+        samples: one channel at the model's sample rate, in [-1, 1] [batch, samples]. Frames are complete windows.
 
     Outputs:
         features: features of the front end, not normalised [batch, frames, size]; no frames for less than a window.
@@ -114,25 +114,28 @@ def features() -> Graph:
 
 
 def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
-    """Encoder: features and caches to encoder output and new caches.
+    """Return the contract of the encoder: features and caches to encoder output and new caches.
 
     Inputs:
         chunk: features, not normalised [batch, frames, size].
         chunk_lens: valid feature frames of each row [batch]; rows are padded at the end.
-        offset: position of each stream [batch]: 0, then `next_offset` of the chunk before. Cached frames at negative
-            positions are masked: streams at different positions share a batch by padding their caches at the front.
+        offset: position of each stream [batch]: 0, then `next_offset` of the previous chunk. Cached frames at negative
+            positions are masked, so streams at different positions share a batch if their caches are padded at the
+            front.
         required_cache_size: cached frames to keep for the next call; negative: all. Scalar.
-        one input for each of `caches`, float32. Most encoders have these two:
+        one float32 input for each of `caches`. Most encoders have these two:
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
         cnn_cache: last input frames of the depthwise convolution, after the gated linear unit
-            [blocks, batch, conv_dim, kernel-1]. Frames before the start are filled in by the graph.
+            [blocks, batch, conv_dim, kernel-1]. The graph fills in frames before the start.
 
     Outputs:
-        output: [batch, time, dim]; output_lens: valid encoder frames of each row [batch]; the new caches.
-        next_offset: `offset` for the next call [batch]. With limited left context, a chunk whose positions would exceed
-            `ModelConfig.max_position` is moved back first. Keys are cached without positions, so cached frames and
-            their distances do not change. A program that counts frames itself, without limit, gets the same output if
-            its chunks are equally long.
+        output: encoder output [batch, time, dim].
+        output_lens: valid encoder frames of each row [batch].
+        next_offset: `offset` for the next call [batch]. With limited left context, the graph moves back the positions
+            of a chunk that would exceed `ModelConfig.max_position`. Keys are cached without positions, so cached frames
+            and their distances do not change. If all chunks are equally long, the caller may also count frames without
+            limit; the output is the same.
+        the new caches.
 
     A graph that cannot stream has only `chunk, chunk_lens -> output, output_lens`.
     """
@@ -149,7 +152,7 @@ def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
 
 
 def ctc() -> Graph:
-    """CTC head: `encoder_out` [batch, time, dim] to `log_probs` [batch, time, vocab]."""
+    """Return the contract of the CTC head: `encoder_out` [batch, time, dim] to `log_probs` [batch, time, vocab]."""
     return Graph(
         name="ctc",
         inputs=(_float("encoder_out", "batch", "time", "output_size"),),
@@ -158,19 +161,20 @@ def ctc() -> Graph:
 
 
 def decoder(*, bidirectional: bool) -> Graph:
-    """Attention decoder: scores of given hypotheses, for several utterances and all their hypotheses in one call.
+    """Return the contract of the attention decoder, which scores hypotheses of several utterances in one call.
 
-    What hypotheses of an utterance begin with is computed once, and so is what they end with from right to left.
+    Common prefixes of an utterance's hypotheses are computed once. From right to left, common suffixes are.
 
     Inputs:
         hyps: tokens without sos and eos, padded at the end with any valid id [batch, nbest, length].
         hyps_lens: valid tokens of each hypothesis [batch, nbest].
-        encoder_out: [batch, time, dim]; encoder_lens: valid frames of each utterance [batch].
+        encoder_out: encoder output [batch, time, dim].
+        encoder_lens: valid frames of each utterance [batch].
 
     Outputs (log-probabilities):
-        score: score of each token by the left-to-right decoder; position `hyps_lens` is for eos, later ones are zero
-            [batch, nbest, length+1]. The sum over the last axis is the score of the hypothesis.
-        r_score: the same by the right-to-left decoder, in reading order (with eos at position `hyps_lens`, too).
+        score: score of each token by the left-to-right decoder [batch, nbest, length+1]. Position `hyps_lens` is for
+            eos, later positions are zero. The sum over the last axis is the score of the hypothesis.
+        r_score: the same by the right-to-left decoder, in reading order, also with eos at position `hyps_lens`.
         next_log_probs: left-to-right distribution of the token after each hypothesis [batch, nbest, vocab].
     """
     scores = ("batch", "nbest", "length_and_eos")

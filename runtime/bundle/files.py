@@ -1,4 +1,4 @@
-"""Files of one folder, compared with their digests, and refused if they change afterwards. Knows no formats."""
+"""Files of a folder, compared with their digests and rejected if they change afterwards."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from u2moe.runtime.errors import BundleError, IntegrityError
 
 BLOCK = 16 << 20
-"""Bytes of a larger file that have a digest of their own, so that all cores of the processor compare it at once."""
+"""Block size in bytes. Larger files have a digest per block, so that all cores can verify them in parallel."""
 _PIECE = 1 << 20
-"""Bytes of it that are in memory at a time."""
+"""Bytes of a block in memory at a time."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 """Names that mean devices on Windows, with any suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """Size and sha256 of one file of a bundle, and if it is larger than `BLOCK`, the sha256 of each of its blocks.
+    """Size and SHA-256 of a file of a bundle. If it is larger than `BLOCK`, also the SHA-256 of each of its blocks.
 
     Raises:
-        ValueError: the number of blocks is another one.
+        ValueError: the number of blocks does not match the size.
     """
 
     sha256: str
@@ -40,7 +40,7 @@ class FileDigest:
 
     @classmethod
     def of(cls, file: Path) -> FileDigest:
-        """The digest of a file."""
+        """Compute the digest of a file."""
         size = file.stat().st_size
         with file.open("rb") as stream:
             whole = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -48,11 +48,11 @@ class FileDigest:
 
 
 class BundleFiles:
-    """Files of a folder, each compared with its digest once; afterwards it must stay as it was.
+    """Files of a folder. Each is compared with its digest once, and must not change afterwards.
 
     Args:
         folder: the folder.
-        digests: size and sha256 of each file, by name; None: unknown, any file may be read.
+        digests: size and SHA-256 of each file by name; None: unknown, any file may be read.
     """
 
     def __init__(self, folder: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
@@ -62,11 +62,11 @@ class BundleFiles:
         self._compared: set[str] = set()
 
     def look_at(self, name: str) -> int:
-        """Check that a file is there, has the size that it must have, and is as it was; returns its size.
+        """Check that a file exists, has the listed size and has not changed. Returns its size.
 
         Raises:
-            BundleError: missing, unreadable, not listed, not a regular file of this folder, or not of a plain name.
-            IntegrityError: its size differs from its digest, or it was replaced or modified.
+            BundleError: missing, unreadable, not listed, not a regular file of this folder, or without a plain name.
+            IntegrityError: its size differs from the listed size, or it was replaced or modified.
         """
         path = self.folder / plain_name(name, str(self.folder))
         digest = self._digest(name)
@@ -91,11 +91,11 @@ class BundleFiles:
         return status.st_size
 
     def read(self, name: str, limit: int) -> bytes:
-        """The whole content of a file, compared with its digest.
+        """Read the whole content of a file and compare it with its digest.
 
         Raises:
-            BundleError: as for `look_at`; or more than `limit` bytes.
-            IntegrityError: as for `look_at`; or it differs from its digest.
+            BundleError: as for `look_at`; or the file is larger than `limit` bytes.
+            IntegrityError: as for `look_at`; or the file differs from its digest.
         """
         if self.look_at(name) > limit:
             raise BundleError(f"{self.folder / name}: is larger than {limit} bytes")
@@ -107,7 +107,7 @@ class BundleFiles:
         return content
 
     def verify(self, name: str) -> None:
-        """Compare the content of a file with its digest, unless that has been done; errors as for `read`."""
+        """Compare the content of a file with its digest, unless that has been done. Raises the errors of `read`."""
         size, digest = self.look_at(name), self._digest(name)
         if digest is None or name in self._compared:
             return
@@ -128,7 +128,7 @@ class BundleFiles:
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[BufferedReader]:
-        """A file that was looked at, open for reading; BundleError: it cannot be read."""
+        """Open a file for reading after `look_at`. Raises BundleError if it cannot be read."""
         try:
             with (self.folder / name).open("rb") as stream:
                 yield stream
@@ -139,25 +139,25 @@ class BundleFiles:
 
     def _compare(self, name: str, what: str, found: str, expected: str) -> None:
         if found != expected:
-            self.look_at(name)  # if it was modified, that is the reason
+            self.look_at(name)  # raises a clearer error if the file was modified
             raise IntegrityError(f"{self.folder / name}: {what} is {found}, expected {expected}")
 
 
 def plain_name(name: str, where: str) -> str:
-    """`name`, if it can only mean a file directly inside a folder, on any system.
+    """Return `name` if it is a plain file name, without folders, on any operating system.
 
     Raises:
-        BundleError: it may mean another file; begins with `where`.
+        BundleError: the name may refer to another file; the message begins with `where`.
     """
     plain = not any(char in '/\\:*?"<>|' or ord(char) < 32 for char in name) and not _DEVICE.match(name)
-    if not plain or not name or name[-1] in ". ":  # which Windows leaves out
+    if not plain or not name or name[-1] in ". ":  # Windows drops these at the end
         raise BundleError(f"{where}: found {name!r:.200}, expected a plain file name without folders")
     return name
 
 
 def _digests_of_blocks(file: Path, size: int) -> Iterator[str]:
-    """The sha256 of each block of a file."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - brings logging, for large bundles alone
+    """Yield the SHA-256 of each block of a file."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - imports logging; only large bundles need it
 
     def digest(begin: int) -> str:
         found = hashlib.sha256()

@@ -1,7 +1,7 @@
-"""The functions that graphs call, and which of them have native kernels: declared here and nowhere else.
+"""Declarations of all functions that graphs call, and of those that have native kernels.
 
-A graph calls each layer as a model-local function of domain `u2moe`. `runtime.graph` and `quantize` write no other, and
-`python runtime/kernels/declare.py` writes their names into the kernels' header.
+A graph calls each layer as a model-local function of domain `u2moe`. `runtime.graph` and `quantize` write only the
+functions declared here. `python runtime/kernels/declare.py` writes their names to the header of the kernels.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import MappingProxyType
 from u2moe.runtime.bundle.weight_formats import LAYERS, WEIGHT_FORMATS
 
 KERNELS_CONTRACT = 3
-"""Version of the operators' inputs, attributes and results that the graphs of this version of u2moe rely on."""
+"""Version of the operators' inputs, attributes and results that graphs of this version of u2moe need."""
 PACKED_LAYOUT = 4
-"""Version of the layout of weights that `u2moe quantize --packed` writes and native kernels map."""
+"""Version of the weight layout that `u2moe quantize --packed` writes and native kernels map into memory."""
 MOST_NUMBERS = 9
-"""Functions of one name in a graph that native kernels replace: the first has no number, the others 2 to 9."""
+"""Functions of the same name in a graph that native kernels replace. The first has no number, the others 2 to 9."""
 
 _NUMBER = re.compile(r"_\d+$")
 _DIGITS = re.compile(r"\d+")
@@ -29,11 +29,11 @@ class Function:
     """A function that graphs call.
 
     Attributes:
-        name: its name; if a graph has two of one name, a number follows it.
-        inputs: names of all that it may have; none: any. `w1` and `w2` are `w#`, `e0_w1` and so on are `e#_w#`.
-        attributes: names of those of its calls.
-        exported: whether export writes it; the others come from quantization.
-        without_kernel: why native kernels do not compute it; "": they do.
+        name: name of the function. If a graph has several of the same name, a number follows it.
+        inputs: names of all allowed inputs; empty: any. `#` stands for a number: `w1` is `w#`, `e0_w1` is `e#_w#`.
+        attributes: names of the attributes of its calls.
+        exported: whether export writes it; if not, quantization does.
+        without_kernel: why native kernels do not compute it; empty: they do.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Function:
         """Check that a layer has these inputs and attributes.
 
         Raises:
-            ValueError: it has others than the table says.
+            ValueError: the inputs or attributes differ from the declaration.
         """
         if not self.inputs:
             return
@@ -60,7 +60,7 @@ class Function:
 
 
 def _all(names: str, inputs: str, attributes: str = "", why: str = "", *, exported: bool = True) -> list[Function]:
-    """Functions that differ by their names alone."""
+    """Declare functions that differ only in their names."""
     return [
         Function(
             name=name,
@@ -155,22 +155,22 @@ _OF_FORMATS = (
     for item in WEIGHT_FORMATS.values()
     for layer in LAYERS
 )
-"""Layers with weights in formats of which nothing more is declared here."""
+"""Layers in weight formats without a detailed declaration above."""
 FUNCTIONS: Mapping[str, Function] = MappingProxyType(
     {function.name: function for function in (*_OF_FORMATS, *_DECLARED)}
 )
 """All functions of graphs, by name."""
 NATIVE = tuple(name for name, function in FUNCTIONS.items() if not function.without_kernel)
-"""Those that native kernels compute."""
+"""Names of the functions that native kernels compute."""
 
 
 def plain_name(function: str) -> str:
-    """The name of a function without the number that distinguishes it from others of that name in a graph."""
+    """Return the name of a function without the number that distinguishes functions of the same name in a graph."""
     return _NUMBER.sub("", function)
 
 
 def is_replaced(function: str, operators: Collection[str]) -> bool:
-    """Whether native operators replace a function; each is registered with the numbers 2 to `MOST_NUMBERS`, too."""
+    """Return whether native operators replace a function. They are also registered with numbers 2 to `MOST_NUMBERS`."""
     name, _, number = function.rpartition("_")
     is_twin = number.isdecimal() and 2 <= int(number) <= MOST_NUMBERS
     return (name if is_twin else function) in operators

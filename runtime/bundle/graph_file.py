@@ -1,8 +1,8 @@
-"""A graph file and its external weight files, checked before onnxruntime opens them.
+"""Check a graph file and its external weight files before onnxruntime opens them.
 
-onnxruntime maps weight files into memory. Its kernels copy matrices into their own layout, but vectors and embeddings
-are read from the mapping as long as the session exists. These are therefore read here and handed over, so that no file
-remains mapped once a session has been created, whatever happens to the file.
+onnxruntime maps weight files into memory. Its kernels copy matrices into their own layout, but read vectors and
+embeddings from the mapping as long as the session exists. Therefore, this module reads these weights and passes them to
+the session. No file stays mapped after a session is created, so later changes to the files are harmless.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from u2moe.runtime.bundle.manifest import ExternalTensor
 
 _GRAPH_LIMIT = (1 << 31) - 1
-"""Largest protobuf message in bytes; a graph with larger weights has them in a separate file."""
+"""Largest protobuf message in bytes. A graph with larger weights stores them in a separate file."""
 _SMALL = 1 << 16
-"""Weights up to this many bytes are always handed over: a second copy in memory costs little."""
+"""Weights up to this size in bytes are always passed to the session, because a second copy in memory costs little."""
 _MATRIX = re.compile(r"\.weight(\.u?int\d+)?$")
 """Names of matrices, quantized or not; associated weights, such as scales, have longer names."""
 _READ_IN_PLACE = ("embeddings", "routers")
-"""Groups of weights whose matrices are also read in place."""
+"""Weight groups whose matrices are also read in place."""
 _TYPES = (
     "float16",
     "float32",
@@ -38,21 +38,21 @@ _TYPES = (
     "bool",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
-"""Element types of weights that numpy has, too."""
+"""Element types of weights that numpy also has."""
 
 
 class GraphFile:
-    """One graph of a bundle, and the files with its weights; all of them verified.
+    """A verified graph of a bundle with its weight files.
 
     Attributes:
-        path: the graph.
-        content: its content.
+        path: path of the graph.
+        content: content of the graph file.
         has_external: whether weights are in other files, which onnxruntime finds by the path of the graph.
 
     Args:
-        path: the graph.
-        tensors: its weights in other files, as the manifest lists them.
-        files: the files of its folder.
+        path: path of the graph.
+        tensors: weights in other files, as listed in the manifest.
+        files: files of the bundle.
 
     Raises:
         BundleError: a file is missing or unreadable, or the graph differs from the manifest.
@@ -78,11 +78,11 @@ class GraphFile:
                 )
 
     def weights(self, is_native: Callable[[str], bool]) -> dict[str, npt.NDArray[Any]]:
-        """Weights to hand over to a session, by name; they must live as long as it does.
+        """Read the weights to pass to a session, by name. They must live as long as the session.
 
         Args:
-            is_native: whether a native operator takes the place of a function: these copy what they alone read, or use
-                it where it is.
+            is_native: returns whether a native operator replaces a function. Native operators copy or map the weights
+                that only they read.
         """
         found = {}
         with contextlib.ExitStack() as opened:
@@ -99,7 +99,7 @@ class GraphFile:
         return found
 
     def check_unchanged(self) -> None:
-        """Check that no file was replaced or modified since it was read: the session might have read something else.
+        """Check that no file was replaced or modified since it was read, because the session may have read it later.
 
         Raises:
             IntegrityError: a file was replaced or modified.
@@ -111,8 +111,8 @@ class GraphFile:
 def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None:
     """Check that a graph has as many external tensors as the manifest lists, each in one of these files.
 
-    An external tensor names its file in an entry with the key "location", as protobuf writes it: the field's tag and
-    length, the key, the value. No name of ours contains that word.
+    An external tensor names its file in a protobuf entry with the key "location": the field's tag and length, the key,
+    the value. Names in our graphs do not contain that word.
     """
     names = {name.encode("utf-8", "surrogatepass") for name in files}
     allowed = [b"j%c\n\x08location\x12%c%s" % (12 + len(name), len(name), name) for name in names if len(name) < 116]
@@ -122,7 +122,7 @@ def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None
 
 
 def _is_read_in_place(tensor: ExternalTensor) -> bool:
-    """Whether kernels may use a weight in place: all except the matrices of products, which they copy."""
+    """Return whether kernels may use a weight in place. They copy only the matrices of products."""
     if tensor.type not in _TYPES:
         return False
     is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: sizes, features, text, files. Data and validation only, no reading or writing."""
+"""Data and validation of a bundle's manifest: sizes, features, text and files."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Decoder = Literal["bitransformer", "transformer", "none"]
 
 
 MASKED = -24.0
-"""In a mask, of a key that does not exist. Small, because quantized scores share its range: with -30000 int8 attends to
-all keys alike, and -1e6 is infinite in float16. What is left of such a key is 4e-11."""
+"""Mask value of a key that does not exist; its remaining weight is 4e-11. The magnitude is small because quantized
+scores share its range: with -30000, int8 attends to all keys equally, and -1e6 is infinite in float16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StaticRate:
-    """The frames of one rate: those of a cache of keys and values, then those of the chunk."""
+    """Frames at one rate: those of a cache of keys and values, then those of the chunk."""
 
     step: int = option("integer", 1, least=1)
-    """Frames after the subsampling from one to the next."""
+    """Distance between these frames, in frames after the subsampling."""
     mask: str = "mask"
     """Name of the input [1, 1, 1, keys]: 0 for keys that exist, `MASKED` for others."""
     positions: str = ""
-    """Name of the input with the encodings of the keys' positions [1, keys, dim]; "": the graph needs none."""
+    """Name of the input with the encodings of the keys' positions [1, keys, dim]; "": the graph has no such input."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -46,42 +46,48 @@ class StaticHistory:
     """A cache of frames before a convolution."""
 
     cache: str
-    """Its name."""
+    """Name of the cache."""
     start: str
-    """The file with the cache before the first chunk, an array of numpy in the graph's shape."""
+    """File with the cache before the first chunk, a numpy array in the graph's shape."""
     steps: tuple[int, ...]
-    """Of each block, the frames after the subsampling from one frame to the next."""
+    """Distance between frames in each block, in frames after the subsampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StaticForm:
-    """The fixed shape of `static.onnx`, which a bundle has in the place of an encoder of any shape."""
+    """Fixed shape of `static.onnx`, which replaces the dynamic encoder graph in a bundle."""
 
     chunk_size: int = option("integer", 16, least=1)
-    """Encoder frames of a chunk."""
+    """Encoder frames per chunk."""
     num_left_chunks: int = option("integer", 4, least=1)
-    """Chunks of left context, which masks hide as long as there are fewer."""
+    """Chunks of left context. Masks hide those that do not exist yet."""
     first_position: int = option("integer", 0, least=0)
     """Encoder frame to which positions are moved back after `ModelConfig.max_position`."""
     rates: tuple[StaticRate, ...] = (StaticRate(),)
-    """Of the frames that attend, the highest first."""
+    """Frame rates of attention, from the highest."""
     histories: tuple[StaticHistory, ...] = ()
-    """Of the caches whose size is fixed in other bundles, too."""
+    """Caches whose size is also fixed in dynamic bundles."""
     frequencies: tuple[float, ...] = ()
-    """By which positions are multiplied before their sines and cosines, in float32."""
+    """Float32 factors of positions before their sines and cosines."""
     interleaved: bool = True
-    """Whether sines and cosines take turns; otherwise all sines come first."""
+    """Whether sines and cosines alternate; otherwise all sines come first."""
 
     def __post_init__(self) -> None:
         check_options(self)
 
     def graph(self, config: ModelConfig) -> contract.Graph:
-        """The contract of `static.onnx`.
+        """Return the contract of `static.onnx`.
 
-        Inputs: `chunk` [1, window, feature_size], features, with zeros after the end; masks and encodings of positions
-        of `rates`; caches of keys and values [1, blocks * kv_heads, frames, 2 * head_dim] with the newest last, and of
-        frames before a convolution [1, blocks * frames, channels].
-        Outputs: `log_probs` [1, chunk, vocab]; `output` [1, chunk, dim]; the caches for the next chunk, `r_<name>`.
+        Inputs:
+            chunk: features [1, window, feature_size], with zeros after the end.
+            masks and position encodings of `rates`.
+            caches of keys and values [1, blocks * kv_heads, frames, 2 * head_dim], the newest last.
+            caches of frames before a convolution [1, blocks * frames, channels].
+
+        Outputs:
+            log_probs: [1, chunk, vocab].
+            output: encoder output [1, chunk, dim].
+            r_<name>: the caches for the next chunk.
         """
         inputs = [_float("chunk", config.num_features(self.chunk_size), "feature_size")]
         for rate in self.rates:
@@ -97,15 +103,15 @@ class StaticForm:
         return contract.Graph(name="static", inputs=tuple(inputs), outputs=tuple(outputs))
 
     def frames(self, config: ModelConfig, step: int) -> int:
-        """Frames of a chunk, `step` frames after the subsampling apart."""
+        """Return the frames of a chunk if each covers `step` frames after the subsampling."""
         return math.ceil(self.chunk_size * config.frame_reduction / step)
 
     def left_frames(self, config: ModelConfig, step: int) -> int:
-        """The same of the left context."""
+        """Return the frames of the left context in the same way."""
         return self.num_left_chunks * self.frames(config, step)
 
     def cache_shape(self, config: ModelConfig, cache: contract.Cache) -> tuple[int, ...]:
-        """The shape of a cache in the graph."""
+        """Return the shape of a cache in the graph."""
         if cache.time_axis is None:
             channels, past = cache.shape
             return (1, cache.num_blocks * past, channels)
@@ -114,7 +120,7 @@ class StaticForm:
 
 
 def step_of(config: ModelConfig, cache: contract.Cache) -> int:
-    """Frames after the subsampling for one of a cache of keys and values."""
+    """Return the frames after the subsampling per frame of a cache of keys and values."""
     return round(config.frame_reduction / cache.rate)
 
 
@@ -124,10 +130,10 @@ def _float(name: str, *axes: str | int) -> contract.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes and kinds that the runtime needs to run the graphs; axis names of `contract` are fields of it."""
+    """Sizes and types that the runtime needs to run the graphs. Its fields include the axis names of `contract`."""
 
     streaming: bool
-    """False: the encoder looks ahead or was not trained on chunks; it can only transcribe whole utterances."""
+    """Whether the encoder can stream. If it looks ahead or was not trained on chunks, it needs whole utterances."""
     decoder: Decoder = option("choice", MISSING, choices=get_args(Decoder))
     feature_size: int = option("integer", MISSING, least=1)
     output_size: int = option("integer", MISSING, least=1)
@@ -143,13 +149,13 @@ class ModelConfig:
     caches: tuple[contract.Cache, ...] = ()
     """Caches that a stream keeps from chunk to chunk; none if the encoder cannot stream."""
     chunk_multiple: int = option("integer", 1, least=1)
-    """Chunk sizes must be multiples of it: layers at a lower frame rate take several encoder frames at a time."""
+    """Factor of all chunk sizes, because layers at a lower frame rate take several encoder frames at a time."""
     frame_reduction: int = option("integer", 1, least=1)
-    """Frames after the subsampling for one of the output: chunks need features for all of them."""
+    """Frames after the subsampling per encoder frame. Chunks need features for all of them."""
     max_position: int = option("integer", 5000, least=1)
     """Encoder frames after which a stream with limited left context moves its positions back."""
     static: StaticForm | None = None
-    """The shapes of the graph in the place of the encoder's, if they are fixed."""
+    """Fixed shape of the graph that replaces the encoder; None: the shape is dynamic."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -169,24 +175,24 @@ class ModelConfig:
 
     @property
     def window(self) -> int:
-        """Feature frames without which there is no encoder frame."""
+        """Feature frames that the first encoder frame needs."""
         return self.right_context + 1
 
     def num_features(self, num_frames: int) -> int:
-        """Feature frames that so many encoder frames are computed from."""
+        """Return the feature frames needed for `num_frames` encoder frames."""
         return num_frames * self.subsampling_rate - self.subsampling_rate // self.frame_reduction + self.window
 
     def whole_chunk(self, size: int) -> int:
-        """The smallest chunk size that the encoder supports and that is at least `size`."""
+        """Return the smallest supported chunk size that is at least `size`."""
         return -(-size // self.chunk_multiple) * self.chunk_multiple
 
     @property
     def stream_chunk_size(self) -> int:
-        """Encoder frames per chunk of a stream, if nothing else is chosen."""
+        """Default encoder frames per chunk of a stream."""
         return self.static_chunk_size or self.whole_chunk(STREAM_CHUNK_SIZE)
 
     def graphs(self) -> tuple[contract.Graph, ...]:
-        """The graphs that a bundle of this model holds."""
+        """Return the contracts of the graphs in a bundle of this model."""
         encoder = contract.encoder(streaming=self.streaming, caches=self.caches)
         encoder = encoder if self.static is None else self.static.graph(self)
         if self.decoder == "none":
@@ -194,7 +200,7 @@ class ModelConfig:
         return (encoder, contract.ctc(), contract.decoder(bidirectional=self.bidirectional))
 
     def axis(self, name: str | int) -> int | None:
-        """Size of an axis of the contract; None when it is dynamic."""
+        """Return the size of an axis of the contract, or None if it is dynamic."""
         value = name if isinstance(name, int) else getattr(self, name, None)
         return value if isinstance(value, int) else None
 
@@ -205,7 +211,7 @@ WINDOWS = ("povey", "hamming", "hanning", "blackman", "rectangular")
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """The front end of the checkpoint's training: Kaldi's log-mel filter banks or MFCC of samples times 32768."""
+    """Front end of the training: Kaldi's log-mel filter banks or MFCC of samples times 32768."""
 
     sample_rate: int = option("integer", 16000, least=1000, most=384_000, unit="Hz")
     num_mel_bins: int = option("integer", 80, least=3, most=1000)
@@ -213,11 +219,11 @@ class FeatureConfig:
     frame_shift_ms: float = option("number", 10.0, least=1, most=1000)
     window: str = option("choice", "povey", choices=WINDOWS)
     num_ceps: int = option("integer", 0, least=0, most=1000)
-    """Cepstral coefficients of a frame (MFCC), C0 first and liftered; 0: the log-mel energies themselves."""
+    """Cepstral coefficients per frame (MFCC), C0 first and liftered; 0: log-mel energies instead."""
     low_hz: float = 20.0
     """Lower edge of the mel bands."""
     high_hz: float = 0.0
-    """Upper edge of the mel bands; 0 or below: added to the Nyquist frequency."""
+    """Upper edge of the mel bands. If it is 0 or negative, it is added to the Nyquist frequency."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -233,7 +239,7 @@ class FeatureConfig:
 
     @property
     def size(self) -> int:
-        """Values of a frame."""
+        """Values per frame."""
         return self.num_ceps or self.num_mel_bins
 
     @property
@@ -243,7 +249,7 @@ class FeatureConfig:
 
     @property
     def frame_len(self) -> int:
-        """Samples of a frame, rounded down as in Kaldi."""
+        """Samples per frame, rounded down as in Kaldi."""
         return int(self.sample_rate * self.frame_length_ms / 1000)
 
     @property
@@ -254,23 +260,23 @@ class FeatureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BundledLanguageModel(FusionWeights):
-    """A language model in a file of the bundle, and its weights."""
+    """Language model in a file of the bundle, and its weights."""
 
     file: str
-    """A compact file, as `u2moe lm attach` writes it."""
+    """Compact language model, written by `u2moe lm attach`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig(BundledOptions[Never]):
-    """Defaults of the decoding options; fields that are missing have the library's defaults.
+    """Defaults of the decoding options. Missing fields have the library's defaults.
 
-    Not in the graphs' metadata, because most of it is chosen after the export.
+    Not in the graphs' metadata, because most of them are set after the export.
     """
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-    """Where utterances end, if they end before the audio."""
+    """Rules that end utterances."""
     hotwords: tuple[str, ...] = ()
-    """Lines as of a file of hotwords: "phrase" or "phrase :weight"."""
+    """Lines of a hotword file: "phrase" or "phrase :weight"."""
     language_model: BundledLanguageModel | None = None
 
     def __post_init__(self) -> None:
@@ -280,7 +286,7 @@ class DecodingConfig(BundledOptions[Never]):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Calibration of word confidences, as fitted by `u2moe.benchmarks.studies.calibration --fit`."""
+    """Calibration of word confidences, fitted by `u2moe.benchmarks.studies.calibration --fit`."""
 
     scale: float = option("number", 1.0, above=0)
     """Factor of the log-odds of a confidence."""
@@ -293,7 +299,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalTensor:
-    """A weight whose values are in a file beside its graph."""
+    """A weight whose values are in a separate file next to its graph."""
 
     name: str
     file: str
@@ -301,12 +307,12 @@ class ExternalTensor:
     length: int
     """Number of bytes."""
     type: str
-    """Element type by its name in numpy or ml_dtypes: "float32", "int8", "int4"."""
+    """Element type, as named by numpy or ml_dtypes: "float32", "int8", "int4"."""
     shape: tuple[int, ...]
     group: str
     """One of `contract.WEIGHT_GROUPS`, or "other"."""
     read_by: tuple[str, ...]
-    """Functions of ours whose calls read it; "" stands for all other nodes."""
+    """Functions of domain `u2moe` whose calls read it; "" stands for all other nodes."""
 
     def __post_init__(self) -> None:
         plain_name(self.file, "file")
@@ -325,17 +331,18 @@ class Manifest:
     producer: str
     """Name and version of the program that wrote the bundle."""
     files: dict[str, FileDigest]
-    """Every file of the bundle except the manifest, by plain name."""
+    """Digest of every file of the bundle except the manifest, by plain name."""
     external: dict[str, tuple[ExternalTensor, ...]] = field(default_factory=dict)
-    """The weights beside each graph, by its file; see `graph.file`. No entry for graphs that hold all of theirs."""
+    """External weights of each graph, by the graph's file; see `graph.file`. Graphs without external weights have no
+    entry."""
     architecture: dict[str, Any] = field(default_factory=dict)
-    """A description of the network for people: blocks, heads, experts; not used by the runtime."""
+    """Description of the network for readers: blocks, heads, experts. The runtime ignores it."""
     quantization: dict[str, Any] = field(default_factory=dict)
-    """Recipe of a quantized bundle; empty in fp32."""
+    """Recipe of a quantized bundle; empty for fp32."""
     calibration: Calibration | None = None
     """Calibration of confidences; None: uncalibrated. Not in the graphs' metadata, because it is fitted later."""
-    random_weights: bool = option("flag", default=False, lost="nothing tells that its weights are random")
-    """Whether its weights are random, so that it is for measuring only."""
+    random_weights: bool = option("flag", default=False, lost="the warning that its weights are random")
+    """Whether the weights are random, which makes the bundle suitable only for measurements."""
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -344,16 +351,16 @@ class Manifest:
             if found != kind.version:
                 raise ValueError(
                     f"{kind.name}_version of the quantization must be {kind.version}, got {found!r}: weights in "
-                    f"{kind.bits} bits of another version of u2moe; quantize the float32 bundle again"
+                    f"{kind.bits} bits by another version of u2moe; quantize the float32 bundle again"
                 )
         if self.model.feature_size != self.features.size:
             raise ValueError(
-                f"feature_size of the model must be that of the features, {self.features.size}, "
+                f"feature_size of the model must match the features, {self.features.size}, "
                 f"got {self.model.feature_size}"
             )
         model = self.decoding.language_model
         if self.files and model is not None and model.file not in self.files:
-            raise ValueError(f"decoding: language_model: file is {model.file!r:.200}, which files does not list")
+            raise ValueError(f"decoding: language_model: file is {model.file!r:.200}, which is not listed in files")
 
     @property
     def frame_s(self) -> float:
@@ -361,12 +368,12 @@ class Manifest:
         return self.model.subsampling_rate * self.features.frame_shift_ms / 1000
 
     def metadata(self) -> dict[str, str]:
-        """Runtime-critical values as `metadata_props` of each graph, without those at their default."""
+        """Return the values that the runtime depends on as `metadata_props` of each graph, without defaults."""
         stated = {"version": contract.FORMAT_VERSION, **plain(self.model), **plain(self.features), **plain(self.text)}
-        stated.pop(HARMLESS, None)  # what the manifest says, which is read with every graph
+        stated.pop(HARMLESS, None)  # the manifest, which is read with every graph, has it
         return {f"{contract.METADATA_PREFIX}{name}": as_text(value) for name, value in stated.items()}
 
 
 def as_text(value: Any) -> str:
-    """A value as metadata of a graph."""
+    """Return a value as graph metadata."""
     return value if isinstance(value, str) else json.dumps(plain(value))

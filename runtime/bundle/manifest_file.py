@@ -1,8 +1,8 @@
-"""Converts the text of bundle.json to and from a `Manifest`. Opens no files.
+"""Convert the text of bundle.json to and from a `Manifest`. Does not open files.
 
-Bundles live longer than programs. A field that is at its default is not written: a program that does not know it reads
-the bundle all the same. If it is written, the bundle says whether that matters: an object has under `harmless` those of
-its fields without which older programs still work, each with what they lose.
+Older programs can read newer bundles. A field with its default value is not written, so a program that does not know
+the field reads the bundle. For other new fields, the key `harmless` of an object lists those that older programs may
+ignore, and what they lose by it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,17 @@ _SCALARS = {bool: "true or false", int: "an integer", str: "a text"}
 
 
 def format_manifest(manifest: Manifest) -> str:
-    """The content of bundle.json."""
+    """Return the content of bundle.json."""
     content = {"format": FORMAT, "version": contract.FORMAT_VERSION, **plain(manifest)}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse_manifest(text: str, where: Path) -> Manifest:
-    """The manifest in the content of bundle.json.
-
-    A BundleWarning tells of each field that is unknown and harmless.
+    """Parse the content of bundle.json. Issues a BundleWarning for each unknown harmless field.
 
     Args:
         text: the content.
-        where: the file, for messages.
+        where: path of the file, for messages.
 
     Raises:
         BundleError: not JSON, another format or version, or unknown, missing or invalid fields.
@@ -53,7 +51,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         content = checked_object("", content)
         if (found := content.pop("format", None)) != FORMAT:
             raise wrong("format", repr(FORMAT), found)
-        # First of all: a manifest of another version may have any fields.
+        # Check the version first, because other versions may have any fields.
         version = content.pop("version", None)
         if version != contract.FORMAT_VERSION or isinstance(version, bool):
             expected = f"{contract.FORMAT_VERSION}: use the u2moe that wrote it, or export it again"
@@ -63,10 +61,12 @@ def parse_manifest(text: str, where: Path) -> Manifest:
 
 
 def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path) -> None:
-    """Compare the metadata of a graph, if it has ours, with the manifest: this detects a graph from another bundle.
+    """Compare the metadata of a graph with the manifest, which detects a graph from another bundle.
+
+    Graphs without metadata of u2moe are accepted.
 
     Raises:
-        BundleError: a value differs; names it.
+        BundleError: a value differs; the message names it.
     """
     if f"{contract.METADATA_PREFIX}version" not in metadata:
         return
@@ -81,11 +81,11 @@ def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path)
 
 
 class _Reader:
-    """Builds the classes of the manifest from JSON. ValueErrors name the field.
+    """Builder of the manifest's classes from JSON. ValueErrors name the field.
 
     Args:
-        where: the file, for warnings.
-        producer: the program that wrote it.
+        where: path of the file, for warnings.
+        producer: name of the program that wrote the file.
     """
 
     def __init__(self, where: Path, producer: object) -> None:
@@ -93,7 +93,7 @@ class _Reader:
         self._by = f"the bundle is by {producer!s:.80}"
 
     def parsed(self, kind: Any, text: str) -> Any:
-        """The value in a text of JSON; None: it has another type."""
+        """Parse a value from a JSON text. Returns None if it has another type."""
         try:
             return self.built(kind, json.loads(text), "")
         except ValueError:

@@ -1,4 +1,4 @@
-"""The description of a mixture of experts, stored in and read from the attributes of its node in a graph."""
+"""Description of a mixture of experts, stored in the attributes of its node in a graph."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class Mixture:
 
     @property
     def function(self) -> str:
-        """Name of the function in domain `MOE_DOMAIN`; if a graph has two of one name, a number follows it."""
+        """Name of the function in domain `MOE_DOMAIN`. If a graph has several of the same name, a number follows it."""
         return WEIGHT_FORMATS[self.weights].function(_LAYER)
 
     def attributes(self) -> dict[str, int | str]:
-        """The attributes of its node."""
+        """Return the attributes of its node."""
         return {**asdict(self), "bias": int(self.bias)}
 
 
 def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mixture | None:
-    """The mixture of experts that a node calls, or None if it calls something else.
+    """Return the mixture of experts that a node calls, or None if it calls something else.
 
     Args:
         domain: domain of the node.

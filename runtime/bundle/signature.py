@@ -1,4 +1,4 @@
-"""Signatures of bundles by Ed25519: of the manifest, and so of each file whose digest it lists. Says who, not when."""
+"""Ed25519 signatures of bundles. They cover the manifest and, through its digests, all files. They have no date."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from u2moe.runtime.validation import checked_object, checked_text, refused_as, w
 
 SIGNATURE_FILE = "bundle.sig"
 PREFIX = b"u2moe bundle signature 1\n"
-"""Signed before the manifest, so that a signature of anything else, or of another version, is not one of a bundle."""
+"""Prefix of the signed content, so that signatures of other data or versions are not valid for a bundle."""
 _FORMAT, _VERSION, _LIMIT = "u2moe-signature", 1, 1 << 20
 _PEM = re.compile(r"\s*-----BEGIN PUBLIC KEY-----\s*MCowBQYDK2VwAyEA([A-Za-z0-9+/]{43}=)\s*-----END PUBLIC KEY-----\s*")
-"""A public key, whose 32 bytes follow 12 that are the same for all of Ed25519 (RFC 8410)."""
+"""A public key: 12 bytes that are the same for all Ed25519 keys (RFC 8410), then the 32 bytes of the key."""
 
 
 def public_key(text: str) -> bytes:
-    """The 32 bytes of a public key in PEM, as `openssl pkey -pubout` writes it.
+    """Return the 32 bytes of a public key in PEM, the format of `openssl pkey -pubout`.
 
     Raises:
-        ValueError: not a public key of Ed25519.
+        ValueError: not an Ed25519 public key.
     """
     if isinstance(text, str) and (found := _PEM.fullmatch(text)):
         return base64.b64decode(found[1])
-    shown = text.strip().partition("\n")[0] if isinstance(text, str) else text  # never all: it may be a private key
+    shown = text.strip().partition("\n")[0] if isinstance(text, str) else text  # not all: may be a private key
     raise wrong("public key", "Ed25519 in PEM, as 'openssl pkey -pubout' writes it", shown)
 
 
 def key_id(key: bytes) -> str:
-    """What messages and signature files call a public key: the first half of its sha256, in hexadecimal."""
+    """Return the id of a public key in messages and signature files: the first half of its SHA-256 in hexadecimal."""
     return hashlib.sha256(key).hexdigest()[:32]
 
 
 def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
-    """The content of a signature file for the content of a manifest.
+    """Return the content of a signature file for a manifest.
 
     Args:
-        manifest: the content.
-        private_keys: keys in PEM, without a password, by what messages call them.
+        manifest: content of the manifest.
+        private_keys: keys in PEM, without a password, by their names in messages.
 
     Raises:
-        ValueError: a key is of another kind, or has a password.
+        ValueError: a key is not an Ed25519 key, or has a password.
         ModuleNotFoundError: cryptography, of the extra [sign], is not installed.
     """
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - an extra
@@ -68,10 +68,10 @@ def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
 
 
 def signatures_in(folder: Path) -> dict[str, bytes]:
-    """The signatures of a bundle by the ids of their keys, none of them verified.
+    """Return the unverified signatures of a bundle by the ids of their keys.
 
     Raises:
-        SignatureError: there is no signature file, or it is damaged.
+        SignatureError: the signature file is missing or damaged.
     """
     where = folder / SIGNATURE_FILE
     try:
@@ -89,11 +89,16 @@ def signatures_in(folder: Path) -> dict[str, bytes]:
 
 
 def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
-    """The id of the first of these public keys that has signed a bundle with this content of its manifest.
+    """Verify the signature of a bundle. Returns the id of the first of the public keys that signed the manifest.
+
+    Args:
+        folder: folder of the bundle.
+        manifest: content of the manifest.
+        public_keys: accepted public keys in PEM.
 
     Raises:
-        SignatureError: none has, or cryptography is not installed.
-        ValueError: there are no public keys, or one of them is none.
+        SignatureError: none of the keys signed it, or cryptography is not installed.
+        ValueError: `public_keys` is empty, or one of them is invalid.
     """
     where, keys = folder / SIGNATURE_FILE, {key_id(key): key for key in map(public_key, public_keys)}
     if not keys:

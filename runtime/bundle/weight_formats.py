@@ -1,6 +1,6 @@
-"""The formats of weights, each declared once; recipes, passes, packing, checks and tests follow from the table.
+"""Weight formats, each declared once. Recipes, passes, packing, checks and tests use this table.
 
-How the numbers of a format are made and multiplied is in the file of its name in `quantize/formats`.
+The file of the same name in `quantize/formats` implements a format.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from types import MappingProxyType
 MATRICES = (
     "experts", "feed_forward", "attention", "subsampling", "pointwise_convolutions", "embeddings", "output_layers",
 )  # fmt: skip
-"""The groups whose weights can be quantized. Routers, biases, norms and depthwise convolutions are always fp32."""
+"""Groups whose weights can be quantized. Routers, biases, norms and depthwise convolutions are always fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFormat:
-    """What a bundle says of weights in a format.
+    """A weight format.
 
     Attributes:
-        name: in recipes, manifests and reports, such as "int4".
-        prefix: of the names of functions that read such weights: "Int4" of "Int4Linear".
-        bits: of a weight in a file.
-        groups: the groups of weights that recipes may give it, of `MATRICES`.
-        block_sizes: numbers of rows that may share a step; empty: none do.
-        version: of the numbers in files, which manifests hold; None: they have been the same since the first release.
-        halves: whether files hold the scales and biases of its layers in float16.
-        needs_constants: whether onnxruntime must compute constants before it runs a graph, an optimisation.
-        not_native: why native kernels have none of its functions; "": they have its products.
+        name: name in recipes, manifests and reports, such as "int4".
+        prefix: prefix of the functions that read such weights, such as "Int4" in "Int4Linear".
+        bits: bits per weight in a file.
+        groups: groups of `MATRICES` that recipes may store in this format.
+        block_sizes: allowed numbers of rows that share a step; empty: rows do not share steps.
+        version: version of the stored numbers, which the manifest states; None: unchanged since the first release.
+        halves: whether files store the scales and biases of its layers in float16.
+        needs_constants: whether onnxruntime must fold constants before it runs a graph, which is an optimisation.
+        not_native: why native kernels do not compute its functions; empty: they compute its products.
     """
 
     name: str
@@ -42,7 +42,7 @@ class WeightFormat:
     not_native: str = ""
 
     def function(self, layer: str) -> str:
-        """The name of the function that computes a kind of layer, such as "Linear", with such weights."""
+        """Return the name of the function that computes a kind of layer, such as "Linear", with such weights."""
         return f"{self.prefix}{layer}"
 
 
@@ -59,28 +59,28 @@ WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
                 bits=4,
                 groups=MATRICES,
                 block_sizes=(16, 32, 64, 128),
-                version=2,  # 1 had a scale in float32 for every block
+                version=2,  # version 1 had a float32 scale per block
                 halves=True,
                 needs_constants=True,
             ),
         )
     }
 )
-"""By name, the best first."""
+"""Formats by name, from the most to the least accurate."""
 FLOAT32, HALF, INT8 = (WEIGHT_FORMATS[name] for name in ("fp32", "fp16", "int8"))
 
 
 LAYERS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts", "Embedding")
-"""Kinds of layers that may read weights in any format, as functions of a graph name them."""
+"""Kinds of layers that support every weight format, as used in function names."""
 _FORMATS = {item.function(layer): item for item in WEIGHT_FORMATS.values() for layer in LAYERS}
 
 
 def format_of(function: str) -> WeightFormat | None:
-    """The format of the weights that a function of this name reads; None: it is no layer of `LAYERS`."""
+    """Return the weight format that a function reads. Returns None if the function is not a layer of `LAYERS`."""
     return _FORMATS.get(function)
 
 
 def quantized(groups: Mapping[str, str] | None) -> list[WeightFormat]:
-    """The formats with fewer bits than floats among those of a manifest's groups; names of others are left out."""
+    """Return the formats with fewer than 16 bits among those of a manifest's groups. Ignores unknown names."""
     found = set(dict(groups or {}).values())
     return [item for item in WEIGHT_FORMATS.values() if item.name in found and item.bits < HALF.bits]
