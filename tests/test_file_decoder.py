@@ -86,7 +86,7 @@ def test_errors_name_the_file(own):
     with pytest.raises(AudioError, match=r"^odd\.mp3: cannot be read as audio"):
         read(own, b"no sound", "odd.mp3")
     sound = encoded(np.zeros(RATE, np.float32), RATE, "WAV", "PCM_16")
-    with pytest.raises(TruncatedAudioError, match=r"^cut\.wav: holds 11\d+ of the 32000 bytes"):
+    with pytest.raises(TruncatedAudioError, match=r"^cut\.wav: contains 11\d+ of the 32000 bytes"):
         read(own, sound[:12_000], "cut.wav")
     vorbis = io.BytesIO()
     with soundfile.SoundFile(vorbis, "w", 48_000, 255, "VORBIS", format="OGG") as file:
