@@ -654,7 +654,7 @@ def test_a_function_that_the_kernels_refuse_leaves_the_others_native(program, qu
     expected = recognized(later, model, soundfile.read(talk, dtype="int16")[0])
     assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, later.path, talk)), expected)
     message = problem(program, "--kernels", "native", later.path, talk)
-    assert "encoder.onnx: native kernels cannot run it, onnxruntime alone can: " in message
+    assert "encoder.onnx: native kernels cannot run it, but onnxruntime can: " in message
 
 
 @pytest.fixture(scope="module")

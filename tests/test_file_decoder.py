@@ -99,8 +99,8 @@ DEATHS = {"crash": "the decoder process died", "exit": r"the decoder process die
 LIMITED = {
     "spin": "decoding takes too long",
     "memory": "decoding takes too much memory",
-    "descriptors": "it ended the process",
-    "disk": "it ended the process",
+    "descriptors": "the decoder process died",
+    "disk": "the decoder process died",
 }
 
 

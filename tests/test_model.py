@@ -232,5 +232,5 @@ def test_what_is_no_probability_is_refused(bundle, monkeypatch, output, value):
         return outputs
 
     monkeypatch.setattr(session, "run", damaged)
-    with pytest.raises(ProviderError, match=r"gave (nan|inf|800\.0) as a log-probability"):
+    with pytest.raises(ProviderError, match=r"returned (nan|inf|800\.0) as a log-probability"):
         model.ctc(encoder_out) if output == "log_probs" else model.rescore(encoder_out, [[5, 6], [7]])

@@ -126,7 +126,7 @@ def test_options_of_the_caller_stay_as_they_are(registered):
     options = onnxruntime.SessionOptions()
     assert SessionSettings(sess_options=options).session_options() is options
     assert registered == []
-    with pytest.raises(ValueError, match=r"exclude each other: .*register_custom_ops_library"):
+    with pytest.raises(ValueError, match=r"cannot be combined: .*register_custom_ops_library"):
         SessionSettings(sess_options=options, kernels="native")
 
 

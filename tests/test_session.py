@@ -101,14 +101,14 @@ def test_session_options_of_the_caller_are_used(bundle):
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"providers": ()}, "at least one provider"),
-    ({"provider_options": ({}, {})}, "one for each of 1 providers, got 2"),
+    ({"provider_options": ({}, {})}, "an entry for each of 1 providers, got 2"),
     ({"provider_options": ({"use_arena": "0"},)}, "CPUExecutionProvider takes no options, got 'use_arena'"),
     ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
     ({"num_threads": "2"}, "num_threads must be an integer, got '2'"),
     ({"num_threads": True}, "num_threads must be an integer, got True"),
     ({"sess_options": 0.5}, "sess_options must be onnxruntime.SessionOptions or None, got 0.5"),
     ({"num_threads": 100_000}, r"num_threads must be at most \d+, got 100000"),
-    ({"num_threads": 1, "sess_options": onnxruntime.SessionOptions()}, "exclude each other"),
+    ({"num_threads": 1, "sess_options": onnxruntime.SessionOptions()}, "cannot be combined"),
 ])  # fmt: skip
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -139,7 +139,7 @@ def test_other_chunks_are_refused(folder, bundle):
     for options in (DecodingOptions(chunk_size=8), DecodingOptions(chunk_size=16, num_left_chunks=3)):
         with pytest.raises(StreamError, match="chunks of 16 frames and 2 chunks of left context"):
             recognizer.create_stream(options)
-    with pytest.raises(ValueError, match="runner is for a bundle of fixed shape"):
+    with pytest.raises(ValueError, match="runner needs a bundle of fixed shape"):
         bundle.load(runner=recognizer.model.encoder.runner)
 
 

@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: features, the graphs in their onnxruntime sessions, and the encoder's caches."""
+"""The model on arrays: features, graphs in onnxruntime sessions, and the encoder's caches."""

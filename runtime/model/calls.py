@@ -1,4 +1,4 @@
-"""Calls into onnxruntime that run while the interpreter exits."""
+"""Safe calls into onnxruntime while the interpreter exits."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import threading
 from types import TracebackType
 
 _LONGEST_S = 60.0
-"""Seconds to wait at exit for calls that run."""
+"""Seconds to wait at exit for running calls."""
 
 
 class _NativeCalls:
-    """A context for each call that releases the GIL within C++, so that the interpreter can exit meanwhile.
+    """Context manager for calls that release the GIL within C++.
 
-    A thread that comes back from onnxruntime after the interpreter has begun to finalise is ended by CPython, by
-    unwinding the C++ frames below it, which calls std::terminate: the process dies of SIGABRT. So calls that run are
-    waited for at exit, and daemon threads begin none after that.
+    If a thread returns from onnxruntime after the interpreter has begun to finalise, CPython ends it by unwinding its
+    C++ frames. That calls std::terminate, and the process dies of SIGABRT. Therefore, the exit waits for running calls,
+    and daemon threads start none after that.
     """
 
     def __init__(self) -> None:
         self._reset()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)  # threads that were in a call are not in the child
+            os.register_at_fork(after_in_child=self._reset)  # the child has no threads in a call
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -45,11 +45,11 @@ class _NativeCalls:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for the calls that run; daemon threads begin no more."""
+        """Wait for running calls, and prevent daemon threads from starting more."""
         with self._changed:
             self._is_closed = True
             self._changed.wait_for(lambda: self._num_running == 0, _LONGEST_S)
 
 
 NATIVE_CALLS = _NativeCalls()
-"""`with NATIVE_CALLS:` around each run of a session."""
+"""Every run of a session is inside `with NATIVE_CALLS:`."""

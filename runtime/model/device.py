@@ -1,4 +1,4 @@
-"""Values that stay in the memory of a device between graphs, and are cut and joined there."""
+"""Values that stay in device memory between graphs, and are sliced and joined there."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _MEMORIES = {
     "NvTensorRTRTXExecutionProvider": ("cuda", _CUDA),
     "DmlExecutionProvider": ("dml", "DmlExecutionProvider"),
 }
-"""Providers with memory of their own: its name in onnxruntime, and which provider cuts and joins values there. All
-others take values in the memory of the CPU."""
+"""Providers with device memory: its name in onnxruntime, and the provider that slices and joins values there. All other
+providers take values in CPU memory."""
 _FAN_IN = 8
-"""Values that one call joins."""
+"""Maximum values that one call joins."""
 
 Index = int | slice | None
 
 
 class DeviceArray:
-    """A float32 tensor on a device, or a part of one, which nobody modifies.
+    """An immutable float32 tensor on a device, or a part of one.
 
-    It is indexed as an array is, by integers, slices without steps, and None, with at least one axis left; nothing is
-    copied before a graph reads the part. `np.asarray` copies it to the host.
+    It can be indexed like an array, with integers, slices without steps, and None; at least one axis must remain. A
+    part is copied only when a graph reads it. `np.asarray` copies it to the host.
 
     Attributes:
-        shape: its sizes.
+        shape: sizes of the axes.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class DeviceArray:
         ranges: Sequence[tuple[int, int]] | None = None,
         axes: Sequence[int | None] | None = None,
     ) -> None:
-        """Take `ranges` of all axes of a tensor, and of these `axes`, where None is a new one of size 1."""
+        """Create a part of a tensor: `ranges` of all its axes, and the visible `axes`, where None is a new axis."""
         self.memory = memory
         self.tensor = tensor
         self._sizes = tuple(tensor.shape())
@@ -65,7 +65,7 @@ class DeviceArray:
             if not isinstance(item, int):
                 axes.append(axis)
             if axis is None and item not in (None, 0, slice(None)):
-                raise IndexError("a new axis is taken as a whole")
+                raise IndexError("a new axis cannot be sliced")
             if item is not None and axis is not None:
                 start, end = ranges[axis]
                 own = range(start, end)
@@ -79,7 +79,7 @@ class DeviceArray:
         return np.asarray(self.whole().tensor.numpy(), dtype)
 
     def whole(self) -> DeviceArray:
-        """The same as a tensor of exactly this shape; a part is copied, so that the rest can be freed."""
+        """Return the same values as a tensor of exactly this shape. A part is copied, so the rest can be freed."""
         return self if self.shape == self._sizes else self.memory.join([self], 0, self.shape)
 
     copy = whole
@@ -87,7 +87,7 @@ class DeviceArray:
     def cut(
         self, shape: Sequence[int], axis: int, *, at_front: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Starts and ends in the tensor, and the zeros around that part which make `shape` of it, but along `axis`."""
+        """Return the starts and ends of this part, and the zeros that pad it to `shape` on all axes except `axis`."""
         pads = np.zeros((2, len(self._sizes)), np.int64)
         for of_tensor, size, wanted, number in zip(self._axes, self.shape, shape, range(len(shape)), strict=True):
             if of_tensor is not None and number != axis:
@@ -97,16 +97,16 @@ class DeviceArray:
 
 
 Value = npt.NDArray[np.float32] | DeviceArray
-"""What graphs take and give: an array on the host, or one that stays on the device."""
+"""Input or output of a graph: an array on the host, or one on the device."""
 
 
 class DeviceMemory:
-    """The memory of the device that a session computes on.
+    """Memory of the device on which a session runs.
 
     Args:
-        session: the session; it lives as long as values of it.
-        provider: its first execution provider.
-        device_id: which of several devices that is.
+        session: the session, which lives as long as its values.
+        provider: first execution provider of the session.
+        device_id: index of the device.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, provider: str, device_id: int = 0) -> None:
@@ -117,7 +117,7 @@ class DeviceMemory:
     def run(
         self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray], outputs: Sequence[str], stay: Collection[str]
     ) -> dict[str, Any]:
-        """Run the session: arrays are copied in, and `outputs` are copied out, but for those that `stay`."""
+        """Run the session. Copies arrays to the device and `outputs` to the host, except for those in `stay`."""
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, DeviceArray):
@@ -133,7 +133,7 @@ class DeviceMemory:
         return {name: DeviceArray(self, value) if name in stay else value.numpy() for name, value in found}
 
     def join(self, parts: Sequence[Value], axis: int, shape: Sequence[int], *, at_front: bool = False) -> DeviceArray:
-        """Parts in a row along an axis, each first padded with zeros to `shape` along all others.
+        """Concatenate parts along an axis, after padding each with zeros to `shape` along all other axes.
 
         Raises:
             ProviderError: the provider failed.
@@ -165,7 +165,7 @@ class DeviceMemory:
 
 
 def joined(parts: Sequence[Value], axis: int, *, padded: int | None = None, at_front: bool = False) -> Value:
-    """Parts in a row along an axis; along another one, `padded`, shorter ones get zeros, behind or `at_front`."""
+    """Concatenate parts along an axis. Along the axis `padded`, zeros fill shorter parts at the end or `at_front`."""
     filled = [part for part in parts if part.shape[axis]] or parts[:1]
     shape = list(filled[0].shape)
     if padded is not None:
@@ -202,7 +202,7 @@ def _of_host(array: npt.NDArray[np.float32]) -> onnxruntime.OrtValue:
 
 @functools.cache
 def _joining(provider: str, device_id: int) -> DeviceMemory:
-    """A session that cuts `_FAN_IN` tensors, pads them, and joins them as the second of three axes."""
+    """Create a session that slices and pads `_FAN_IN` tensors, and concatenates them along the second of three axes."""
     nodes = []
     for number in range(_FAN_IN):
         tensor, starts, ends, pads, flat = (f"{name}{number}" for name in _OPERANDS)
@@ -224,7 +224,8 @@ def _joining(provider: str, device_id: int) -> DeviceMemory:
     return DeviceMemory(session, provider, device_id)
 
 
-# A model in the wire format of protobuf: the runtime does without the package onnx. Numbers are those of onnx.proto.
+# The model is encoded in protobuf's wire format, because the runtime does not depend on the package onnx. Field numbers
+# are those of onnx.proto.
 
 
 def _field(number: int, content: bytes | str | int) -> bytes:

@@ -1,4 +1,4 @@
-"""The encoder on arrays: windows of features, one step with explicit caches, and whole utterances. Keeps no state."""
+"""The encoder on arrays, without state: windows of features, one step with explicit caches, and whole utterances."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from u2moe.runtime.model.session import Session
 
 
 class Encoder:
-    """Encoder graph: features and caches in, encoder output and new caches out."""
+    """The encoder graph, from features and caches to encoder output and new caches."""
 
     def __init__(self, session: Session, config: ModelConfig) -> None:
         self.session = session
@@ -26,7 +26,7 @@ class Encoder:
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """What runs the graph; none: somebody else's runner."""
+        """Sessions that run the graph; empty for an external runner."""
         return (self.session,)
 
     @property
@@ -35,7 +35,7 @@ class Encoder:
         return self.session.providers
 
     def start(self, batch: int = 1) -> Caches:
-        """Caches of streams before their first chunk."""
+        """Return the caches of `batch` streams before their first chunk."""
         layout = self.config.caches
         tensors: dict[str, Value] = {
             cache.name: np.zeros((cache.num_blocks, batch, *cache.shape), np.float32) for cache in layout
@@ -59,7 +59,7 @@ class Encoder:
             chunk_lens: valid frames of each row [batch]; None: all.
 
         Returns:
-            Encoder output [batch, time, dim], and the caches for the next step, both where the session keeps values.
+            Encoder output [batch, time, dim] and the caches for the next step, both on the host or the device.
         """
         config = self.config
         num_rows, num_frames = chunk.shape[:2]
@@ -76,7 +76,7 @@ class Encoder:
         return result["output"], Caches(offset=result["next_offset"], tensors=tensors, layout=caches.layout)
 
     def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Encode one utterance [frames, mel] with full context in one call: [time, dim]."""
+        """Encode one utterance [frames, mel] with full context in one call. Returns [time, dim]."""
         if len(features) < self.config.window:
             return np.zeros((0, self.config.output_size), np.float32)
         output, _ = self.step(features[np.newaxis], self.start(), required_cache_size=0)
@@ -85,7 +85,7 @@ class Encoder:
     def chunked(
         self, features: npt.NDArray[np.float32], chunk_size: int, num_left_chunks: int
     ) -> npt.NDArray[np.float32]:
-        """Encode one utterance [frames, mel] chunk by chunk, as a stream does: [time, dim]."""
+        """Encode one utterance [frames, mel] chunk by chunk, as in a stream. Returns [time, dim]."""
         windows = Windows(self.config, chunk_size)
         windows.accept(features)
         windows.finish()
@@ -100,7 +100,7 @@ class Encoder:
 
 
 def required_cache_size(chunk_size: int, num_left_chunks: int) -> int:
-    """Encoder frames of left context; -1: all."""
+    """Return the encoder frames of left context; -1: all."""
     return chunk_size * num_left_chunks if num_left_chunks >= 0 else -1
 
 
@@ -124,20 +124,20 @@ def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> 
 
 
 class Windows:
-    """Cuts features into the overlapping windows that chunks of `chunk_size` encoder frames are computed from.
+    """Divides features into overlapping windows, one for each chunk of `chunk_size` encoder frames.
 
-    Windows start every `chunk_size * subsampling_rate` frames and are `config.num_features(chunk_size)` frames long;
-    the last may be shorter, but less than `config.window` yields nothing.
-    With `chunk_size` None there is one window: all features, once they are finished.
+    Windows start every `chunk_size * subsampling_rate` frames and are `config.num_features(chunk_size)` frames long.
+    The last window may be shorter, but not shorter than `config.window` frames. If `chunk_size` is None, there is one
+    window with all features, available when the input is finished.
 
     Args:
-        config: the model's.
+        config: configuration of the model.
         chunk_size: encoder frames per chunk; None: one chunk.
-        knows_last: a full window waits until there is another after it, or the end, so that it is known whether it is
+        knows_last: whether a full window waits until the next one or the end, so that the caller knows whether it is
             the last.
 
     Attributes:
-        length: frames per window, except the last one.
+        length: frames per window, except for the last one.
         stride: frames from the start of one window to the start of the next.
     """
 
@@ -161,16 +161,16 @@ class Windows:
         self._finished = True
 
     def ready(self, num_more: int = 0) -> bool:
-        """Whether `take` would return a window after `num_more` more frames."""
+        """Return whether `take` would return a window after `num_more` more frames."""
         return self._num_frames + num_more >= (self._shortest if self._finished else self._needed)
 
     @property
     def num_missing(self) -> int:
-        """Frames without which there is no next window."""
+        """Frames missing for the next window."""
         return max(self._needed - self._num_frames, 0)
 
     def take(self) -> npt.NDArray[np.float32] | None:
-        """The next window [frames, mel], or None if there is none yet."""
+        """Return the next window [frames, mel], or None if it is not complete yet."""
         if not self.ready():
             return None
         frames = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
@@ -179,7 +179,7 @@ class Windows:
         return frames[: self.length]
 
     def put_back(self, features: npt.NDArray[np.float32]) -> None:
-        """Put features [frames, mel] before the remaining ones: the next window begins with them."""
+        """Put features [frames, mel] before the remaining ones, so that the next window begins with them."""
         self._parts.insert(0, features)
         self._num_frames += len(features)
 
@@ -190,9 +190,9 @@ class Caches:
 
     Attributes:
         offset: position of the next chunk in encoder frames, int64 [batch].
-        tensors: what the manifest lists, by name, float32 [blocks, batch, ...].
-        layout: the manifest's list.
-        log_probs: of the chunk before [batch, time, vocab], if the graph has computed them, too.
+        tensors: caches listed in the manifest, by name, float32 [blocks, batch, ...].
+        layout: their descriptions in the manifest.
+        log_probs: log-probabilities of the previous chunk [batch, time, vocab], if the graph also computes them.
     """
 
     offset: npt.NDArray[np.int64]
@@ -201,7 +201,7 @@ class Caches:
     log_probs: npt.NDArray[np.float32] | None = None
 
     def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, Value]:
-        """Views of some rows, where an axis grows with time of its frames for the last `num_cached` encoder frames."""
+        """Return views of some rows. Growing axes are limited to the frames of the last `num_cached` encoder frames."""
         views = {}
         for cache in self.layout:
             view = self.tensors[cache.name][:, rows]
@@ -213,30 +213,30 @@ class Caches:
 
 
 class CacheRow:
-    """Caches of one stream, as a row in the caches of its batch for as long as the batch stays the same.
+    """Caches of one stream, stored as a row in the caches of its batch while the batch does not change.
 
     An unchanged batch is neither split nor joined between chunks, which took a tenth of the time with eight streams.
-    When it changes, `join_rows` copies the rows, including those of streams that have left, so that no stream keeps
-    the memory of others alive.
+    When the batch changes, `join_rows` copies all rows, also those of streams that have left. Otherwise, a stream would
+    keep the memory of others alive.
 
     Attributes:
         offset: encoder frames before the next chunk.
-        num_cached: frames of keys and values. The batch may hold padding before them, at negative positions.
+        num_cached: cached frames of keys and values. The batch may have padding before them, at negative positions.
     """
 
     def __init__(self, caches: Caches, index: int, num_cached: int, mates: Sequence[weakref.ref[CacheRow]]) -> None:
-        """Start as row `index` of `caches`, whose rows are `mates`."""
+        """Create row `index` of `caches`, whose rows are `mates`."""
         self.place = (caches, index, mates)  # a single attribute, because another thread may move the row during a read
         self.offset = int(caches.offset[index])
         self.num_cached = num_cached
 
     def begin_anew(self, num_frames: int) -> None:
-        """Continue as if the stream had begun with its last `num_frames` frames, the first at position zero."""
+        """Continue as if the stream had begun with its last `num_frames` frames, the first of them at position zero."""
         self.offset = num_frames
         self.num_cached = min(num_frames, self.num_cached)
 
     def views(self) -> dict[str, Value]:
-        """Views of `Caches.tensors` for this stream."""
+        """Return views of `Caches.tensors` for this stream."""
         caches, index, _ = self.place
         return caches.last(self.num_cached, slice(index, index + 1))
 
@@ -247,7 +247,7 @@ class CacheRow:
 
 
 def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
-    """Caches of each stream of a batch, given the number of cached frames of each. Copies nothing."""
+    """Return the caches of each stream of a batch, given the number of cached frames of each. Does not copy."""
     mates: list[weakref.ref[CacheRow]] = []
     rows = [CacheRow(caches, index, num, mates) for index, num in enumerate(num_cached)]
     mates += map(weakref.ref, rows)
@@ -255,11 +255,11 @@ def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
 
 
 def join_rows(rows: Sequence[CacheRow]) -> Caches:
-    """Caches of several streams as a batch. Copies nothing if they are exactly the rows of one batch.
+    """Return the caches of several streams as a batch. Does not copy if they are exactly the rows of one batch.
 
     Shorter caches of keys and values are padded at the front. This is valid only if they reach back to the start of
-    their stream: the padding is then at negative positions, which the graph masks. The streams of a batch must
-    therefore have the same left context.
+    their stream: the padding is then at negative positions, which the graph masks. Therefore, the streams of a batch
+    must have the same left context.
     """
     offset = np.array([row.offset for row in rows], np.int64)
     longest = max(row.num_cached for row in rows)

@@ -1,8 +1,8 @@
-"""Log-mel filter banks and MFCC as in WeNet's training (Kaldi's), in numpy. No normalisation.
+"""Log-mel filter banks and MFCC as in WeNet's training (Kaldi's), in numpy, without normalisation.
 
-All is computed in double precision, and of one frame alone. The features, which are rounded to single precision, are
-therefore the same to the last bit for any split of the samples, on any processor, and in `graph.features`: the same
-equations for programs in other languages.
+Each frame is computed separately, in double precision, and rounded to single precision. Features are therefore
+bit-identical for any split of the samples and on any processor. `graph.features` has the same equations for programs in
+other languages.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from u2moe.runtime.errors import BundleError
 
 PREEMPHASIS = 0.97
 FLOOR = float(np.finfo(np.float32).eps)
-"""Least energy of a band."""
+"""Minimum energy of a band."""
 _LIFTER = 22.0
 _SCALE = 32768.0
 _BLOCK = 32
-"""Frames at a time. More are hardly faster, but what malloc gives back to the system costs a page fault each 4 KB."""
+"""Frames at a time. With more, malloc returns the memory to the system, which costs a page fault per 4 KB."""
 
 Floats = npt.NDArray[np.float64]
 
 
 def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
-    """Features [frames, `config.size`] of samples [n] in [-1, 1].
+    """Compute features [frames, `config.size`] of samples [n] in [-1, 1].
 
-    A frame needs a full window of samples (Kaldi's snip_edges): an incomplete window at the end is dropped.
+    A frame needs a full window of samples, as with Kaldi's snip_edges. An incomplete window at the end is dropped.
 
     Raises:
         BundleError: the configuration is impossible, for example with more mel bins than the spectrum has.
@@ -50,17 +50,17 @@ def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
 
 
 class FeatureStream:
-    """Features of a source whose samples arrive in parts. They are computed when they are taken, many at once.
+    """Incremental features of a source. `take` computes many frames at once.
 
     Raises:
         BundleError: the configuration is impossible.
     """
 
     def __init__(self, config: FeatureConfig) -> None:
-        constants_of(config)  # fails here rather than with the first frame
+        constants_of(config)  # fail here, not at the first frame
         self._config = config
-        self._parts: list[Samples] = []  # from the first sample of the next frame on
-        self._num_samples = 0  # in them
+        self._parts: list[Samples] = []  # starting with the first sample of the next frame
+        self._num_samples = 0  # in `_parts`
         self._num_taken = 0
 
     @property
@@ -70,7 +70,7 @@ class FeatureStream:
         return max(self._num_samples - self._config.frame_len + shift, 0) // shift
 
     def num_needed(self, num_frames: int) -> int:
-        """Number of samples, from the first on, that `num_frames` frames need after those that were taken."""
+        """Return the number of samples since the start that are needed to take `num_frames` more frames."""
         return self._config.frame_len + (self._num_taken + num_frames - 1) * self._config.shift_len
 
     def accept(self, samples: Samples) -> None:
@@ -79,7 +79,7 @@ class FeatureStream:
         self._num_samples += len(samples)
 
     def take(self, num_frames: int) -> npt.NDArray[np.float32]:
-        """The next frames [frames, `size`], up to `num_frames`."""
+        """Compute the next frames [frames, `size`], up to `num_frames`."""
         num_frames = min(num_frames, self.num_ready)
         if num_frames == 0:
             return np.empty((0, self._config.size), np.float32)
@@ -96,18 +96,18 @@ class FeatureStream:
 class Constants:
     """Constants derived from a configuration.
 
-    The centres of the mel bands divide the spectrum into intervals: band b rises in interval b and falls in interval
-    b + 1. At each point the weights of the band that falls and of the one that rises sum to 1.
+    The centres of the mel bands divide the spectrum into intervals. Band b rises in interval b and falls in interval
+    b + 1. At each point, the weights of the rising and the falling band sum to 1.
 
     Attributes:
         num_points: length of the Fourier transform: the frame, padded with zeros to a power of two.
-        window: for samples on the scale of 16-bit integers [frame_len].
-        lowest: the lowest point of the spectrum in a band.
-        weights: of each point from there to the first above the bands, in the band that rises and in the one that falls
-            [2, points]. The last point, at most the Nyquist frequency, has none, as in Kaldi.
-        starts: first point after `lowest` of each interval [mel + 1].
-        is_filled: 1 for an interval with points in it, else 0 [mel + 1].
-        cepstra: the liftered cosine transform of MFCC [mel, num_ceps]; None without.
+        window: window function for samples on the scale of 16-bit integers [frame_len].
+        lowest: lowest point of the spectrum in a band.
+        weights: weights of the rising and the falling band [2, points], for points from `lowest` to the first above the
+            bands. The weights of the last point, at most the Nyquist frequency, are 0, as in Kaldi.
+        starts: first point of each interval, relative to `lowest` [mel + 1].
+        is_filled: 1 for an interval with points in it, otherwise 0 [mel + 1].
+        cepstra: liftered cosine transform of MFCC [mel, num_ceps]; None for log-mel energies.
     """
 
     num_points: int
@@ -119,10 +119,10 @@ class Constants:
     cepstra: Floats | None
 
     def banks(self) -> Floats:
-        """Weights of all points below the Nyquist frequency in each band [num_points / 2, mel]."""
+        """Return the weights of all points below the Nyquist frequency in each band [num_points / 2, mel]."""
         intervals = np.searchsorted(self.starts, np.arange(self.weights.shape[1] - 1), side="right") - 1
         rows = np.arange(self.lowest, self.lowest + self.weights.shape[1] - 1)
-        banks = np.zeros((self.num_points // 2, len(self.starts) + 1))  # with a band before the first
+        banks = np.zeros((self.num_points // 2, len(self.starts) + 1))  # includes a band before the first
         banks[rows, intervals + 1] = self.weights[0, :-1]
         banks[rows, intervals] = self.weights[1, :-1]
         return banks[:, 1:-1]
@@ -130,10 +130,10 @@ class Constants:
 
 @functools.lru_cache(maxsize=16)
 def constants_of(config: FeatureConfig) -> Constants:
-    """The constants of a configuration.
+    """Return the constants of a configuration.
 
     Raises:
-        BundleError: the configuration is impossible: a band has no point of the spectrum.
+        BundleError: the configuration is impossible, because a band has no point of the spectrum.
     """
     length, num_intervals = config.frame_len, config.num_mel_bins + 1
     num_points = 1 << (length - 1).bit_length()
@@ -161,7 +161,7 @@ def constants_of(config: FeatureConfig) -> Constants:
     )
 
 
-# numpy's vectorized functions differ from processor to processor in the last bit, and bundles should not.
+# The last bit of numpy's vectorized functions depends on the processor. Bundles must not, so `math` is used here.
 
 
 def _window(kind: str, length: int) -> Floats:
@@ -177,7 +177,7 @@ def _window(kind: str, length: int) -> Floats:
 
 
 def _cepstra(num_mel_bins: int, num_ceps: int) -> Floats:
-    """The orthonormal cosine transform, each coefficient times its lifter [mel, num_ceps]."""
+    """Return the orthonormal cosine transform, with each coefficient multiplied by its lifter [mel, num_ceps]."""
     scales = [math.sqrt((2 if index else 1) / num_mel_bins) for index in range(num_ceps)]
     lifters = [1 + 0.5 * _LIFTER * math.sin(math.pi * index / _LIFTER) for index in range(num_ceps)]
     return np.array(
@@ -196,7 +196,7 @@ def _mel(frequency: float) -> float:
 
 
 def _log_energies(samples: Samples, num_frames: int, config: FeatureConfig, constants: Constants) -> Floats:
-    """Log-mel energies [frames, mel] of the first frames of samples."""
+    """Compute log-mel energies [frames, mel] of the first frames of samples."""
     length, shift = config.frame_len, config.shift_len
     signal = samples[: (num_frames - 1) * shift + length].astype(np.float64)
     offsets = _frames(signal, num_frames, length, shift).sum(axis=1, keepdims=True) * ((1 - PREEMPHASIS) / length)
@@ -204,25 +204,25 @@ def _log_energies(samples: Samples, num_frames: int, config: FeatureConfig, cons
     padded = np.zeros((num_frames, constants.num_points))
     frames = padded[:, :length]
     np.subtract(_frames(emphasised, num_frames, length - 1, shift), offsets, out=frames[:, 1:])
-    # The first sample of a frame counts as the one before it. Most windows give it no weight.
+    # The first sample of a frame also stands for the one before it. In most windows, its weight is 0.
     frames[:, 0] = signal[: num_frames * shift : shift] * (1 - PREEMPHASIS) - offsets[:, 0]
     frames *= constants.window
-    parts = np.fft.rfft(padded).view(np.float64)  # real and imaginary parts in turn
+    parts = np.fft.rfft(padded).view(np.float64)  # alternating real and imaginary parts
     parts *= parts
     begin, end = 2 * constants.lowest, 2 * (constants.lowest + constants.weights.shape[1])
     power = parts[:, begin:end:2] + parts[:, begin + 1 : end : 2]
-    # Not a product of matrices: BLAS would use all cores, and rounds a frame by the number of frames beside it.
+    # Not a matrix product: BLAS would use all cores, and its rounding depends on the number of frames.
     sums = np.add.reduceat(power[:, np.newaxis] * constants.weights, constants.starts, axis=2) * constants.is_filled
     return np.log(np.maximum(sums[:, 0, :-1] + sums[:, 1, 1:], FLOOR))
 
 
 def _products(x: Floats, matrix: Floats) -> Floats:
-    """X [frames, n] @ matrix [n, m], each frame rounded as if it were alone."""
+    """Compute x [frames, n] @ matrix [n, m]. The rounding of a frame does not depend on other frames."""
     products: Floats = (x[:, :, np.newaxis] * matrix).sum(axis=1)
     return products
 
 
 def _frames(signal: Floats, num_frames: int, length: int, shift: int) -> Floats:
-    """Overlapping frames [frames, length] of a signal, not copied."""
+    """Return a view of overlapping frames [frames, length] of a signal."""
     step = signal.itemsize
     return np.ndarray((num_frames, length), signal.dtype, signal, strides=(shift * step, step))

@@ -1,4 +1,4 @@
-"""The graphs of a bundle as functions on arrays, for engineers who compare numbers. No state and no text."""
+"""The graphs of a bundle as stateless functions on arrays, for example to compare numbers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.model.static_encoder import Runner, StaticEncoder
 
 Utterance = tuple["npt.ArrayLike | DeviceArray", "Sequence[Sequence[int]]"]
-"""Encoder output [time, dim] and the hypotheses for it."""
+"""Encoder output [time, dim] and its hypotheses."""
 
 _MOST_TOKENS = 512
-"""Limit on the tokens of all hypotheses in a decoder call, with padding: larger calls are no faster per token."""
+"""Limit on the tokens of all hypotheses in a decoder call, with padding. Larger calls are not faster per token."""
 _MOST_PAIRS = 1 << 22
-"""Limit on the pairs of a token and a frame, or of two tokens, in a decoder call: attention needs memory for each."""
+"""Limit on the pairs of a token and a frame, or of two tokens, in a decoder call. Attention needs memory for each."""
 _MOST_LOG_PROB = 1e-2
-"""How far log-probabilities may exceed 0 in low precision."""
+"""Largest log-probability accepted in low precision."""
 _LEAST_ALIKE = 0.85
-"""Utterances share a decoder call if none is shorter than this fraction of the longest: padding would cost more."""
+"""Utterances share a decoder call if none is shorter than this fraction of the longest. Padding would cost more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Model:
     """The sessions of a bundle. Stateless and thread-safe.
 
     Attributes:
-        search_library: the library that does the first pass for it; None: Python does.
+        search_library: native library that performs the first pass; None: Python performs it.
     """
 
     def __init__(
@@ -90,30 +90,30 @@ class Model:
         encoder: Session | StaticEncoder
         if config.static is not None:
             encoder = StaticEncoder(runner or session(first, settings), config, config.static, files)
-            # what is for a device is for the first graph alone, which its compiler knows
+            # Device settings apply only to the first graph, because the compiler of the device knows only that one.
             settings = replace(settings, providers=(DEFAULT_PROVIDER,), provider_options=(), sess_options=None)
         elif runner is None:
             encoder = session(first, settings)
         else:
-            raise ValueError(f"runner is for a bundle of fixed shape, which {files.folder} is not")
+            raise ValueError(f"runner needs a bundle of fixed shape, which {files.folder} is not")
         sessions = {graph.name: session(graph, settings) for graph in rest}
         three = (encoder, sessions["ctc"], sessions.get("decoder"))
         return cls(manifest, *three, search_library=settings.search_library)
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Execution providers of the encoder; for a runner of somebody else, its name."""
+        """Execution providers of the encoder, or the name of an external runner."""
         return self.encoder.providers
 
     @property
     def kernels(self) -> Kernels:
-        """The kernels that compute the functions of the encoder, with those that they refuse, of all graphs."""
+        """Kernels of the encoder, with the functions that kernels refuse in any graph."""
         sessions = [*self.encoder.sessions, self._ctc, *([self._decoder] if self._decoder else [])]
         return sessions[0].kernels.with_refused_of({session.graph.name: session.kernels for session in sessions})
 
     @property
     def has_decoder(self) -> bool:
-        """Whether the model has an attention decoder for the second pass; a CTC-only model has none."""
+        """Whether the model has an attention decoder for the second pass. CTC-only models have none."""
         return self._decoder is not None
 
     def encode(
@@ -123,12 +123,12 @@ class Model:
 
         Args:
             features: log-mel filter banks, not normalised, float32 [frames, mel].
-            chunk_size: encoder frames per chunk, as in a stream; None: full context. An encoder trained with a static
-                chunk size has no full context: None then means that chunk size, as in WeNet.
+            chunk_size: encoder frames per chunk, as in a stream; None: full context. For an encoder trained with a
+                static chunk size, None means that chunk size, as in WeNet.
             num_left_chunks: chunks of left context; -1: all.
 
         Returns:
-            float32 [time, dim]; time is 0 if there are fewer frames than one encoder frame needs.
+            float32 [time, dim]; time is 0 if there are not enough feature frames for one encoder frame.
 
         Raises:
             StreamError: chunks from a bundle that cannot stream.
@@ -142,7 +142,7 @@ class Model:
         return self.encoder.chunked(frames, chunk_size, num_left_chunks)
 
     def ctc(self, encoder_out: npt.ArrayLike | DeviceArray) -> npt.NDArray[np.float32]:
-        """Log-probabilities [time, vocab] of encoder output [time, dim].
+        """Return the log-probabilities [time, vocab] of encoder output [time, dim].
 
         Raises:
             ProviderError: running the graph failed, or its output is not log-probabilities.
@@ -164,8 +164,8 @@ class Model:
             hypotheses: token ids without sos and eos; they may be empty.
 
         Returns:
-            Sums of log-probabilities, eos included, by the left-to-right and by the right-to-left decoder, each [n].
-            Without a right-to-left decoder the second are zeros, as in WeNet.
+            Sums of log-probabilities, including eos, by the left-to-right and the right-to-left decoder, each [n].
+            Without a right-to-left decoder, the second array is zeros, as in WeNet.
 
         Raises:
             StreamError: the model has no decoder.
@@ -180,16 +180,16 @@ class Model:
     def token_scores(
         self, encoder_out: npt.ArrayLike | DeviceArray, hypotheses: Sequence[Sequence[int]]
     ) -> TokenScores:
-        """Like `rescore`, with the score of every token."""
+        """Return the score of every token. Arguments and errors are those of `rescore`."""
         return self.token_scores_of([(encoder_out, hypotheses)])[0]
 
     def token_scores_of(self, utterances: Sequence[Utterance]) -> list[TokenScores]:
-        """`token_scores` for several utterances; those of similar length share a decoder call."""
+        """Return `token_scores` of several utterances. Those of similar length share a decoder call."""
         if self._decoder is None:
             raise StreamError("this bundle has no attention decoder (CTC only): use search 'ctc_prefix_beam'")
         outputs = [self._matrix("encoder_out", output, self.config.output_size) for output, _ in utterances]
         if any(len(output) == 0 for output in outputs):
-            raise ValueError("encoder_out has no frames: there is nothing to attend to")
+            raise ValueError("encoder_out must have at least one frame, got none")
         empty = np.zeros((0, 1), np.float32)
         right = empty if self.config.bidirectional else None
         nothing = TokenScores(left=empty, right=right, next=np.zeros((0, self.config.vocab_size), np.float32))
@@ -209,7 +209,7 @@ class Model:
     def _decode(
         self, decoder: Session, utterances: Sequence[tuple[Value, Sequence[Sequence[int]]]]
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs of the decoder for utterances with the same number of hypotheses, shorter ones padded."""
+        """Run the decoder for utterances with the same number of hypotheses. Pads shorter ones."""
         sizes = [_Size.of(output, hypotheses) for output, hypotheses in utterances]
         num_frames, length = max(size.num_frames for size in sizes), max(size.length for size in sizes)
         hyps = np.full((len(utterances), sizes[0].num_hypotheses, length), self.config.eos, np.int64)
@@ -218,7 +218,7 @@ class Model:
             for column, tokens in enumerate(hypotheses):
                 hyps[row, column, : len(tokens)] = tokens
         if not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
-            raise ValueError(f"hypotheses hold token ids outside 0..{self.config.vocab_size - 1}")
+            raise ValueError(f"hypotheses contain token ids outside 0..{self.config.vocab_size - 1}")
         hyps_lens = np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64)
         encoder_lens = np.array([size.num_frames for size in sizes], np.int64)
         at_once = max(_MOST_PAIRS // (len(utterances) * length * max(num_frames, length)), 1)
@@ -252,13 +252,13 @@ def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
     most = values.max(initial=-np.inf)
     if not most <= _MOST_LOG_PROB:
         raise ProviderError(
-            f"{graph} gave {most} as a log-probability: its weights are damaged, or the device computes incorrectly"
+            f"{graph} returned {most} as a log-probability: its weights are damaged, or the device computes incorrectly"
         )
 
 
 @dataclass(frozen=True, order=True)
 class _Size:
-    """Size of an utterance in the decoder: hypotheses, tokens of the longest of them, encoder frames."""
+    """Size of an utterance in the decoder: hypotheses, tokens of the longest hypothesis, encoder frames."""
 
     num_hypotheses: int
     length: int
@@ -266,11 +266,11 @@ class _Size:
 
     @classmethod
     def of(cls, output: Value, hypotheses: Sequence[Sequence[int]]) -> _Size:
-        """The size of an utterance; at least one token, because for Reshape an axis of 0 means "as in the input"."""
+        """Return the size of an utterance. The length is at least 1, because Reshape treats 0 specially."""
         return cls(len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1, len(output))
 
     def joins(self, others: Sequence[_Size]) -> bool:
-        """Whether it may share a call with others that are no longer than it."""
+        """Return whether the utterance may share a call with others that are not longer."""
         frames = [size.num_frames for size in (*others, self)]
         return (
             self.num_hypotheses == others[0].num_hypotheses
@@ -281,7 +281,7 @@ class _Size:
 
 
 def _batches(sizes: Sequence[_Size]) -> list[list[int]]:
-    """Indices of the utterances that have hypotheses, divided into shared calls."""
+    """Group the indices of the utterances that have hypotheses into shared calls."""
     indices = [index for index in sorted(range(len(sizes)), key=sizes.__getitem__) if sizes[index].num_hypotheses]
     return batches_of(indices, lambda batch, index: sizes[index].joins([sizes[other] for other in batch]))
 
@@ -290,7 +290,7 @@ T = TypeVar("T")
 
 
 def batches_of(items: Iterable[T], joins: Callable[[list[T], T], bool]) -> list[list[T]]:
-    """Batches of items, in order: each item joins the batch before it if `joins(batch, item)`, or begins another."""
+    """Group items into batches, in order. An item joins the last batch if `joins(batch, item)`, or starts a new one."""
     batches: list[list[T]] = []
     for item in items:
         if batches and joins(batches[-1], item):

@@ -1,7 +1,7 @@
-"""The native kernels of the distribution u2moe-kernels: found, checked, and registered with sessions.
+"""Find and check the native kernels of the distribution u2moe-kernels, and register them with sessions.
 
-Its library defines operators with the names of the functions in our graphs. Where it is registered, onnxruntime runs
-these operators instead of the functions, so that the same bundle runs with and without it.
+Its library defines operators with the names of the functions in our graphs. If it is registered, onnxruntime runs these
+operators instead of the functions. The same bundle therefore runs with and without the library.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from u2moe.runtime.errors import KernelsError
 from u2moe.runtime.installation import install_command
 
 KERNELS = ("auto", "native", "onnxruntime")
-"""Kernels for the functions of a graph: `native`, the installed library, or an error; `onnxruntime` alone; or
-`auto`, the library if it is installed and can run the graph."""
+"""Kernels for the functions of a graph. `native`: the installed library, or an error. `onnxruntime`: onnxruntime only.
+`auto`: the library if it is installed and can run the graph."""
 VARIABLE = "U2MOE_KERNELS"
-"""Environment variable with the default, one of `KERNELS`."""
+"""Environment variable with the default choice, one of `KERNELS`."""
 CPU = "CPUExecutionProvider"
 ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
-    # The exceptions of onnxruntime's C++ side have no public base class.
+    # Exceptions from onnxruntime's C++ code have no public base class.
     *(
         kind
         for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
@@ -38,7 +38,7 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ),
 )
 _WITHOUT = "u2moe.without"
-"""Entry of a session's configuration: names of operators that the library leaves to the functions of the graph."""
+"""Session configuration entry with the operators that the library does not replace."""
 _REFUSAL = re.compile(r"\b([A-Z]\w+): (.*)")
 _LONGEST_ENTRY = 2000
 
@@ -49,13 +49,13 @@ class Kernels:
 
     Attributes:
         native: whether the library of u2moe-kernels is registered.
-        version: version of u2moe-kernels, "" without it.
-        isa: instruction set that it uses on this processor, "" without it.
-        layout: version of the layout in which it reads packed weights; 0 without it.
-        operators: names of the functions that it replaces, without numbers; see `replaces`.
+        version: version of u2moe-kernels; "" without it.
+        isa: instruction set that the library uses on this processor; "" without it.
+        layout: version of the packed weight layout that the library reads; 0 without it.
+        operators: names of the functions that the library replaces, without numbers; see `replaces`.
         library: file of the library; None without it.
-        reason: why it is not registered, "" if it is.
-        refused: functions of a graph that it cannot run, although it has operators of their names, and why.
+        reason: why the library is not registered; "" if it is.
+        refused: functions that the library has operators for but cannot run, with the reasons.
     """
 
     native: bool
@@ -68,30 +68,30 @@ class Kernels:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """As commands print it."""
+        """Return the description that commands print."""
         if self.native:
             refused = "".join(f"; not native: {name} ({reason})" for name, reason in self.refused.items())
             return f"u2moe-kernels {self.version} ({self.isa}), onnxruntime {onnxruntime.__version__}{refused}"
         return f"onnxruntime {onnxruntime.__version__} ({self.reason})"
 
     def data(self) -> dict[str, Any]:
-        """As JSON, with a `description`, the text of `str`."""
+        """Return the fields as JSON values, with a `description`, the text of `str`."""
         library = self.library and self.library.name
         return {"description": str(self), **asdict(self), "operators": sorted(self.operators), "library": library}
 
     def register(self, options: onnxruntime.SessionOptions) -> None:
-        """Make sessions with these options use the library, if there is one."""
+        """Register the library, if available, for sessions with these options."""
         if self.library is not None:
             if self.refused:
                 options.add_session_config_entry(_WITHOUT, ",".join(self.refused))
             options.register_custom_ops_library(str(self.library))
 
     def replaces(self, function: str) -> bool:
-        """Whether it computes a function of a graph, named with its number if it has one."""
+        """Return whether the library computes a function of a graph, named with its number if it has one."""
         return is_replaced(function, self.operators) and function not in self.refused
 
     def without_refused(self, error: BaseException) -> Kernels | None:
-        """The same without the function that an error of onnxruntime says it cannot run; None: the error names none."""
+        """Return the kernels without the function that an onnxruntime error names. Returns None if it names none."""
         for found in _REFUSAL.finditer(str(error)):
             name, reason = found.groups()
             refused = {**self.refused, name: reason}
@@ -100,26 +100,26 @@ class Kernels:
         return None
 
     def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
-        """For a model: these are the encoder's; with what the kernels of each graph refuse, by the graph's name."""
+        """Return these kernels (the encoder's) with the refused functions of all graphs, given by graph name."""
         refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
         alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
         return replace(self, refused={**refused, **alone})
 
     def without(self, reason: str) -> Kernels:
-        """Onnxruntime alone, for this reason."""
+        """Return kernels without the library, for this reason."""
         return replace(self, native=False, layout=0, library=None, operators=frozenset(), reason=reason, refused={})
 
 
 def of_graph(function: str, graph: str) -> str:
-    """A function of one of the graphs of a model, as `Model.kernels` has it in `refused`."""
+    """Return the name of a function of a graph in the `refused` of `Model.kernels`."""
     return f"{function} of {graph}"
 
 
 def checked_kernels(kernels: str | None) -> str:
-    """One of `KERNELS`; None: the default, from the environment.
+    """Check a choice of kernels and return it. For None, return the default from the environment.
 
     Raises:
-        ValueError: unknown.
+        ValueError: the choice is not one of `KERNELS`.
     """
     name, value = ("kernels", kernels) if kernels is not None else (VARIABLE, os.environ.get(VARIABLE, KERNELS[0]))
     if value not in KERNELS:
@@ -128,11 +128,11 @@ def checked_kernels(kernels: str | None) -> str:
 
 
 def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
-    """The kernels to use with these execution providers.
+    """Return the kernels to use with these execution providers.
 
     Args:
         kernels: one of `KERNELS`.
-        providers: execution providers; the library is for the CPU alone.
+        providers: execution providers. The library supports only the CPU.
 
     Raises:
         KernelsError: "native" was requested, but the library is not installed or cannot run here.
@@ -141,7 +141,7 @@ def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
         return Kernels(native=False, reason="as requested")
     try:
         if tuple(providers) != (CPU,):
-            raise KernelsError(f"native kernels run on the CPU alone, not on {', '.join(providers)}")  # noqa: TRY301
+            raise KernelsError(f"native kernels run only on the CPU, not on {', '.join(providers)}")  # noqa: TRY301
         return installed_kernels()
     except KernelsError as error:
         if kernels == "native":
@@ -151,10 +151,10 @@ def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
 
 @cache
 def installed_kernels() -> Kernels:
-    """The installed library, which has been tried once with this onnxruntime.
+    """Return the installed library, after a test with the installed onnxruntime.
 
     Raises:
-        KernelsError: it is not installed, is of another version, or cannot be loaded.
+        KernelsError: the library is not installed, has an incompatible version, or cannot be loaded.
     """
     try:
         package = importlib.import_module("u2moe_kernels")
@@ -185,15 +185,15 @@ def installed_kernels() -> Kernels:
 
 
 def check_layout(kernels: Kernels, layout: int, where: str) -> None:
-    """Check that weights that were packed in this layout can be used.
+    """Check that the kernels can read weights packed in this layout.
 
     Args:
-        kernels: what is to compute the graph.
+        kernels: kernels for the graph.
         layout: version of the layout.
         where: beginning of the message.
 
     Raises:
-        KernelsError: there are no native kernels, or they read another layout.
+        KernelsError: native kernels are missing, or read another layout.
     """
     if not kernels.native:
         raise KernelsError(f"{where}: weights are packed for native kernels, but onnxruntime runs it: {kernels.reason}")
@@ -210,6 +210,6 @@ def _check_contract(version: str, contract: Any) -> None:
     is_older = not isinstance(contract, int) or contract < KERNELS_CONTRACT
     remedy = install_command("kernels" if is_older else "cpu")
     raise KernelsError(
-        f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators are of contract {contract}, "
+        f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators have contract {contract}, "
         f"this version of u2moe needs {KERNELS_CONTRACT}: {remedy}"
     )

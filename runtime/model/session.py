@@ -1,4 +1,4 @@
-"""One onnxruntime session, checked against its contract and run by tensor name. Stateless and thread-safe."""
+"""An onnxruntime session, checked against its contract and run by tensor name. Stateless and thread-safe."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 OPENVINO = "OpenVINOExecutionProvider"
 _OPENVINO_REFUSED = (1, 24)
-"""The newest onnxruntime-openvino that is known to take the scales of quantized rows for those of columns: the first
-chunk fails for its shapes, or, on some processors, ends the process (SIGFPE)."""
+"""Newest onnxruntime-openvino known to interpret the scales of quantized rows as those of columns. The first chunk then
+fails because of its shapes or, on some processors, crashes the process (SIGFPE)."""
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 class Session:
-    """A graph file as an onnxruntime session.
+    """An onnxruntime session of a graph file.
+
+    The file may change afterwards, because the session does not read it again. There are two exceptions: settings with
+    `sess_options`, to which weights cannot be passed, and packed weights.
 
     Attributes:
-        graph: its contract.
-        kernels: what computes its functions.
-
-    The file may change afterwards: no part of it is read again, unless the settings have `sess_options`, to which
-    weights cannot be handed over, or the weights are packed.
+        graph: contract of the graph.
+        kernels: kernels that compute its functions.
 
     Args:
-        file: the graph.
-        graph: its contract.
-        manifest: manifest of its bundle.
-        settings: where and how it runs.
-        files: the open files of its folder; None: opened here, and compared with nothing.
+        file: path of the graph.
+        graph: contract of the graph.
+        manifest: manifest of the bundle.
+        settings: settings of the session.
+        files: files of the bundle; None: read without comparing digests.
 
     Raises:
         ProviderError: a provider did not start.
-        KernelsError: native kernels were requested, and cannot run the graph.
+        KernelsError: native kernels were requested, but cannot run the graph.
         BundleError: onnxruntime rejects the file, or it differs from `graph` or from the manifest.
         IntegrityError: a file differs from its digest, or was changed while it was loaded.
     """
@@ -77,12 +77,12 @@ class Session:
         if is_reference:
             self.kernels = self.kernels.without("weights are in float32")
         opened.check_unchanged()
-        self._session.disable_fallback()  # for runs; in older versions only possible here
+        self._session.disable_fallback()  # for runs; older versions can disable it only here
         self._memory = settings.memory(self._session)
         active = self._session.get_providers()
         for provider in settings.providers:
             if provider not in active:
-                raise ProviderError(f"{file}: {provider} did not start; running would use {', '.join(active)}")
+                raise ProviderError(f"{file}: {provider} did not start; onnxruntime would use {', '.join(active)}")
         try:
             _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
             _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
@@ -96,10 +96,10 @@ class Session:
         return tuple(self._session.get_providers())
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
-        """Outputs by name for inputs by name, as in the contract.
+        """Run the graph with inputs by name. Returns the outputs by name, as in the contract.
 
-        With a device's memory (`SessionSettings.io_binding`) what the encoder gives stays there, as `DeviceArray`, but
-        for integers. All else is arrays.
+        With a device's memory (`SessionSettings.io_binding`), float outputs of the encoder stay there as `DeviceArray`.
+        All other outputs are arrays.
 
         Raises:
             ProviderError: the provider failed.
@@ -122,24 +122,24 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
     for kind in formats:
         if own is not None and own.graph_optimization_level == level and kind.needs_constants:
             raise ProviderError(
-                f"{file}: weights in {kind.bits} bits need onnxruntime's optimisations, but sess_options has none"
+                f"{file}: weights in {kind.bits} bits need onnxruntime's optimisations, but sess_options disables them"
             )
     if OPENVINO not in settings.providers or not formats:
         return
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) <= _OPENVINO_REFUSED:
         raise ProviderError(
-            f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot run integer products, and ends the "
-            "process on some processors; use a bundle in float32 with it, or CPUExecutionProvider"
+            f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot run integer products, and crashes "
+            "the process on some processors; use a float32 bundle with it, or CPUExecutionProvider"
         )
 
 
 def _load(
     opened: GraphFile, settings: SessionSettings, layout: int | None
 ) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]], Kernels]:
-    """A session with the chosen kernels, but for functions that they refuse; see `_inference_session`.
+    """Load a session with the chosen kernels, except for functions that they refuse; see `_inference_session`.
 
-    They refuse what they do not know: an activation of another version of u2moe, for example. Where they do not say in
-    which function that is, onnxruntime runs all.
+    Kernels refuse functions that they do not know, for example with an activation of another version of u2moe. If the
+    error does not name the function, onnxruntime runs all functions.
     """
     kernels = settings.chosen
     if layout is not None and settings.sess_options is None:
@@ -154,14 +154,14 @@ def _load(
             others = kernels.without_refused(error.__cause__ or error) or kernels.without(f"{message}: {error}")
             if checked_kernels(settings.kernels) == "native":
                 _inference_session(opened, settings, others)  # fails if the graph itself is damaged
-                raise KernelsError(f"{message}, onnxruntime alone can: {error}") from error
+                raise KernelsError(f"{message}, but onnxruntime can: {error}") from error
             kernels = others
 
 
 def _inference_session(
     opened: GraphFile, settings: SessionSettings, kernels: Kernels
 ) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]]]:
-    """A session, and the weights whose memory it uses."""
+    """Create a session. Also returns the weights whose memory it uses."""
     file, options = opened.path, settings.session_options(kernels)
     weights = {} if options is settings.sess_options else opened.weights(kernels.replaces)
     try:
@@ -179,7 +179,7 @@ def _inference_session(
             enable_fallback=False,  # otherwise it prints a message and retries
         )
     except ONNXRUNTIME_ERRORS as error:
-        opened.check_unchanged()  # if not, that is the reason
+        opened.check_unchanged()  # raises a clearer error if a file changed
         message = str(error).strip().splitlines()[0][:300]
         if settings.providers != (DEFAULT_PROVIDER,):
             raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
@@ -188,7 +188,7 @@ def _inference_session(
 
 
 def _without_functions(content: bytes) -> bytes:
-    """A graph with the nodes that its functions consist of: OpenVINO takes calls of some, and then knows none."""
+    """Inline the functions of a graph, because OpenVINO accepts calls of some functions but cannot run them."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4

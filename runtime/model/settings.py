@@ -1,4 +1,4 @@
-"""Settings of onnxruntime sessions: execution providers, threads, kernels. Opens no session."""
+"""Settings of onnxruntime sessions: execution providers, threads and kernels."""
 
 from __future__ import annotations
 
@@ -27,34 +27,35 @@ WHEELS = {
     "MIGraphXExecutionProvider": "onnxruntime-migraphx",
     "ROCMExecutionProvider": "onnxruntime-rocm",
 }
-"""Packages on PyPI that have a provider. Most take the place of onnxruntime: install only one."""
+"""PyPI package of each provider. Most replace onnxruntime, so only one of them can be installed."""
 _THREADS_PER_PROCESSOR = 4
 _ALWAYS_ALLOWED_THREADS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
-    """Settings of the sessions of a model, validated at construction.
+    """Settings of the sessions of a model.
 
     Attributes:
         providers: execution providers in order of preference. All must be installed and start.
-        provider_options: options of each provider, in the order of `providers`; empty: none. The CPU's takes none.
+        provider_options: options of each provider, in the order of `providers`; empty: none. The CPU provider takes
+            none.
         num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or as in
-            `sess_options`. The default is one thread because results are then reproducible to the last bit, and other
-            cores stay free.
-        sess_options: used unchanged instead of our own (which disable spinning after a run and memory patterns, since
-            shapes change from chunk to chunk and a pattern would be kept for each). Weight files then stay mapped.
-        kernels: "native" for those of u2moe-kernels, "onnxruntime" for its own alone, or "auto" for native
-            ones where they are installed and can run a graph; a bundle in float32 then stays with onnxruntime, so that
-            its numbers do not depend on what is installed. None: the environment variable U2MOE_KERNELS, or "auto".
-            The caller's `sess_options` are not changed: register the library yourself.
-        io_binding: whether what the encoder gives stays in the memory of the provider's device, where the next chunk
-            and the other graphs read it. None: on all providers but the CPU. It changes no result.
-        public_keys: one of these keys, in PEM, must have signed the bundle that `Recognizer.load` opens, see
-            `Bundle.open`; None: any bundle is loaded.
+            `sess_options`. With one thread, results are bit-identical and other cores stay free.
+        sess_options: replaces our session options and is used unchanged. Ours disable spinning after a run, and memory
+            patterns, because shapes change from chunk to chunk and onnxruntime would keep a pattern for each. With
+            `sess_options`, weight files stay mapped.
+        kernels: "native": the kernels of u2moe-kernels. "onnxruntime": those of onnxruntime only. "auto": native
+            kernels if they are installed and can run the graph, except for float32 bundles, whose numbers must not
+            depend on installed packages. None: the environment variable U2MOE_KERNELS, or "auto". The caller's
+            `sess_options` are not changed: register the library yourself.
+        io_binding: whether encoder outputs stay in the memory of the provider's device, where the next chunk and the
+            other graphs read them. None: on all providers except the CPU. Results do not change.
+        public_keys: accepted public keys in PEM, one for each allowed signer of a bundle that `Recognizer.load` opens;
+            see `Bundle.open`. None: any bundle is loaded.
 
     Raises:
-        ValueError: a value is out of range or of the wrong type, or two exclude each other.
+        ValueError: a value is out of range or of the wrong type, or two values cannot be combined.
         ProviderError: a provider is not installed.
         KernelsError: native kernels were requested, but are not installed or cannot run here.
     """
@@ -76,7 +77,7 @@ class SessionSettings:
             raise ValueError("providers must name at least one provider")
         if self.provider_options and len(self.provider_options) != len(self.providers):
             raise ValueError(
-                f"provider_options must be one for each of {len(self.providers)} providers, "
+                f"provider_options must have an entry for each of {len(self.providers)} providers, "
                 f"got {len(self.provider_options)}"
             )
         most = _most_threads()
@@ -85,7 +86,7 @@ class SessionSettings:
         if self.sess_options is not None and not isinstance(self.sess_options, onnxruntime.SessionOptions):
             raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
         if self.num_threads is not None and self.sess_options is not None:
-            raise ValueError("num_threads and sess_options exclude each other: set intra_op_num_threads yourself")
+            raise ValueError("num_threads and sess_options cannot be combined: set intra_op_num_threads yourself")
         for provider, options in zip(self.providers, self.provider_options, strict=False):
             if provider == DEFAULT_PROVIDER and options:  # onnxruntime would ignore them
                 raise ValueError(f"{provider} takes no options, got {next(iter(options))!r}; see sess_options")
@@ -93,18 +94,18 @@ class SessionSettings:
         for provider in self.providers:
             if provider not in available:
                 wheel = WHEELS.get(provider)
-                remedy = f"it is in the package {wheel}" if wheel else "no package on PyPI is known to have it"
+                remedy = f"it is in the package {wheel}" if wheel else "no known package on PyPI has it"
                 raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}; {remedy}")
         if self.kernels == "native" and self.sess_options is not None:
             raise ValueError(
-                "kernels and sess_options exclude each other: "
+                "kernels and sess_options cannot be combined: "
                 "sess_options.register_custom_ops_library(str(u2moe_kernels.library_path()))"
             )
-        self.chosen  # noqa: B018 - fails here rather than with the first session
+        self.chosen  # noqa: B018 - fail here, not at the first session
 
     @property
     def chosen(self) -> Kernels:
-        """The kernels to use where they can run a graph.
+        """Kernels to use for graphs that they can run.
 
         Raises:
             ValueError: `kernels` is unknown.
@@ -112,11 +113,11 @@ class SessionSettings:
         """
         kernels = checked_kernels(self.kernels)
         if self.sess_options is not None:
-            return Kernels(native=False, reason="or as in sess_options")
+            return Kernels(native=False, reason="or kernels registered in sess_options")
         return choose_kernels(kernels, self.providers)
 
     def memory(self, session: onnxruntime.InferenceSession) -> DeviceMemory | None:
-        """The memory of a session's device; None: its values are arrays on the host."""
+        """Return the memory of a session's device, or None if values are arrays on the host."""
         provider, options = self.providers[0], (self.provider_options or ({},))[0]
         if not (provider != DEFAULT_PROVIDER if self.io_binding is None else self.io_binding):
             return None
@@ -124,7 +125,7 @@ class SessionSettings:
 
     @property
     def search_library(self) -> Path | None:
-        """The library of native kernels for the search, which needs no provider; None: not wanted, or not installed."""
+        """Native library for the first pass, which works with any provider; None: not requested or not installed."""
         if checked_kernels(self.kernels) == "onnxruntime":
             return None
         try:
@@ -133,7 +134,7 @@ class SessionSettings:
             return None
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
-        """Options for onnxruntime, with these kernels; None: those that are `chosen`."""
+        """Return session options with these kernels; None: the `chosen` kernels."""
         if self.sess_options is not None:
             return self.sess_options
         options = onnxruntime.SessionOptions()
@@ -141,13 +142,13 @@ class SessionSettings:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 4  # a library does not print; errors reach the caller as exceptions
+        options.log_severity_level = 4  # a library must not print; the caller gets errors as exceptions
         (kernels or self.chosen).register(options)
         return options
 
 
 def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
-    """An option that is a sequence of names or of mappings."""
+    """Check an option that is a sequence of names or of mappings."""
     if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(one, kind) for one in values):
         expected = "names" if kind is str else "mappings, one for each provider"
         raise ValueError(f"{name} must be a sequence of {expected}, got {values!r}")
@@ -155,5 +156,5 @@ def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
 
 
 def _most_threads() -> int:
-    """More threads gain nothing, and onnxruntime takes minutes to start a thousand."""
+    """Return the limit on threads. More are not faster, and onnxruntime takes minutes to start a thousand."""
     return max(_ALWAYS_ALLOWED_THREADS, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))

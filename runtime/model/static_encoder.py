@@ -1,4 +1,4 @@
-"""The encoder of a bundle of fixed shape: feeds chunks of streams to `static.onnx`, or to somebody's own runner."""
+"""Encoder of a bundle of fixed shape, which runs `static.onnx` or an external runner."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ Array = npt.NDArray[Any]
 
 
 class Runner(Protocol):
-    """Runs the graph `static.onnx` in whatever form a device has it."""
+    """Interface of an external runner of `static.onnx`, for example in the compiled form of a device."""
 
     def run(self, inputs: dict[str, npt.NDArray[np.float32]], /) -> Mapping[str, npt.NDArray[np.float32]]:
-        """All outputs by name for all inputs by name; both as `static.json` lists them."""
+        """Run the graph with all inputs by name. Returns all outputs by name. `static.json` lists both."""
         ...
 
 
 class StaticEncoder(Encoder):
-    """As `Encoder`, for chunks of one size with a left context of fixed size; computes log-probabilities, too.
+    """An `Encoder` with fixed sizes of chunks and left context. It also computes log-probabilities.
 
-    Caches have the layout of other bundles between calls, so that streams come and go as ever. Each stream of a batch
-    is a run of its own.
+    Between calls, caches have the layout of other bundles, so streams can join and leave batches as usual. Each stream
+    of a batch is a separate run.
 
     Args:
         runner: runs the graph.
-        config: the model's; `form`: its shapes.
-        files: of the bundle, with the caches before the first chunk.
+        config: configuration of the model.
+        form: fixed shapes of the graph.
+        files: files of the bundle, with the caches before the first chunk.
     """
 
     def __init__(self, runner: Runner, config: ModelConfig, form: StaticForm, files: BundleFiles) -> None:
@@ -56,7 +57,7 @@ class StaticEncoder(Encoder):
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """See `Encoder`; of a runner of somebody else, its name."""
+        """See `Encoder`; for an external runner, its name."""
         return self.runner.providers if isinstance(self.runner, Session) else (type(self.runner).__name__,)
 
     def step(
@@ -64,10 +65,10 @@ class StaticEncoder(Encoder):
         chunk: npt.NDArray[np.float32],
         caches: Caches,
         *,
-        required_cache_size: int,  # noqa: ARG002 - it is that of the form
+        required_cache_size: int,  # noqa: ARG002 - the form fixes it
         chunk_lens: npt.NDArray[np.int64] | None = None,
     ) -> tuple[npt.NDArray[np.float32], Caches]:
-        """See `Encoder`; the caches also hold the log-probabilities [batch, time, vocab]."""
+        """Encode a chunk; see `Encoder`. The caches also contain the log-probabilities [batch, time, vocab]."""
         rows = []
         for row, features in enumerate(chunk):
             length = len(features) if chunk_lens is None else int(chunk_lens[row])
@@ -83,12 +84,12 @@ class StaticEncoder(Encoder):
         output: npt.NDArray[np.float32] = found["output"][0]
         return output, following
 
-    def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # noqa: ARG002 - no chunk
-        """Fails: the graph has chunks of one size."""
-        raise StreamError(f"this bundle has chunks of {self.form.chunk_size} frames alone: it has no full context")
+    def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # noqa: ARG002 - always fails
+        """Raise StreamError, because the graph has chunks of one size."""
+        raise StreamError(f"this bundle supports only chunks of {self.form.chunk_size} frames, not full context")
 
     def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-        """Outputs for a window [frames, mel] of one stream, caches as [blocks, ...], and its next offset."""
+        """Run a window [frames, mel] of one stream. Returns outputs, caches as [blocks, ...], and the next offset."""
         config = self.config
         frames = (len(features) - config.window) // self._rate + 1
         position = self.position(offset, frames)
@@ -101,7 +102,7 @@ class StaticEncoder(Encoder):
         return outputs, position // config.frame_reduction + -(-frames // config.frame_reduction)
 
     def position(self, offset: int, frames: int) -> int:
-        """The position of a chunk of `frames` after the subsampling, as `contract.encoder` says of `next_offset`."""
+        """Return the position of a chunk of `frames` frames after the subsampling; see `next_offset` of the encoder."""
         reduction = self.config.frame_reduction
         offset, limit, base = (
             each * reduction for each in (offset, self.config.max_position, self.form.first_position)
@@ -113,12 +114,13 @@ class StaticEncoder(Encoder):
         return base + (offset - limit // frames * frames) % max((limit - base) // frames * frames, 1)
 
     def feeds(self, features: Array, position: int, tensors: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
-        """The inputs of the graph by name, in its order.
+        """Return the inputs of the graph by name, in its order.
 
         Args:
-            features: the window [frames, mel], shorter at the end of a stream.
-            position: of the chunk, in frames after the subsampling.
-            tensors: caches as other bundles have them [blocks, ...]; keys and values may be fewer than the graph has.
+            features: window [frames, mel]; may be shorter at the end of a stream.
+            position: position of the chunk, in frames after the subsampling.
+            tensors: caches in the layout of other bundles [blocks, ...]. Those of keys and values may be shorter than
+                in the graph.
         """
         config, form = self.config, self.form
         chunk = np.zeros((1, config.num_features(form.chunk_size), config.feature_size), np.float32)
@@ -140,7 +142,7 @@ class StaticEncoder(Encoder):
         return {tensor.name: feeds[tensor.name] for tensor in form.graph(config).inputs}
 
     def _of_rate(self, rate: StaticRate, position: int, num_frames: int, num_cached: int) -> dict[str, Array]:
-        """Mask and positions of the keys of one rate."""
+        """Return the mask and the positions of the keys of one rate."""
         left, own = self.form.left_frames(self.config, rate.step), self.form.frames(self.config, rate.step)
         places = np.arange(-left, own)
         positions = position + places * rate.step
@@ -153,7 +155,7 @@ class StaticEncoder(Encoder):
         return feeds
 
     def _history(self, history: StaticHistory, tensor: Array, position: int) -> Array:
-        """The frames before a chunk, in the graph's shape; what stands for those before the first is in the bundle."""
+        """Return the frames before a chunk in the graph's shape. The bundle has those before the first chunk."""
         blocks, channels, past = tensor.shape
         steps = np.array(history.steps)[:, np.newaxis]
         exists = position + np.arange(-past, 0) * steps >= 0
@@ -162,7 +164,7 @@ class StaticEncoder(Encoder):
         return frames.reshape(1, blocks * past, channels)
 
     def _taken(self, found: Array, tensor: Array) -> Array:
-        """A cache of the graph as other bundles have it, without frames that do not exist; `tensor`: the one before."""
+        """Convert a cache of the graph to the layout of other bundles, given the old cache. Drops missing frames."""
         if found.ndim == 3:
             return found.reshape(len(tensor), -1, tensor.shape[1]).transpose(0, 2, 1)
         left = found.shape[2]
@@ -171,7 +173,7 @@ class StaticEncoder(Encoder):
 
 
 def _checked(name: str, value: object, shape: tuple[int | None, ...]) -> Array:
-    """An output of a runner, if it is as the contract says."""
+    """Return an output of a runner if it matches the contract."""
     array = np.asarray(value)
     if value is None or array.dtype != np.float32 or array.shape != shape:
         seen = "nothing" if value is None else f"{array.dtype} {list(array.shape)}"
@@ -180,10 +182,10 @@ def _checked(name: str, value: object, shape: tuple[int | None, ...]) -> Array:
 
 
 def _read_starts(files: BundleFiles, config: ModelConfig, form: StaticForm) -> dict[str, npt.NDArray[np.float32]]:
-    """The caches before the first chunk, by name.
+    """Read the caches before the first chunk, by name.
 
     Raises:
-        BundleError: not an array of numpy, or of another type or shape.
+        BundleError: a file is not a numpy array, or has another type or shape.
     """
     starts, caches = {}, {cache.name: cache for cache in config.caches}
     for history in form.histories:
@@ -192,7 +194,7 @@ def _read_starts(files: BundleFiles, config: ModelConfig, form: StaticForm) -> d
         try:
             array = np.load(BytesIO(files.read(history.start, 1 << 30)), allow_pickle=False)
         except ValueError as error:
-            raise BundleError(f"{where}: is no array of numpy: {error}") from error
+            raise BundleError(f"{where}: is not a numpy array: {error}") from error
         if array.dtype != np.float32 or array.shape != shape:
             raise BundleError(f"{where}: found {array.dtype} {list(array.shape)}, expected float32 {list(shape)}")
         starts[history.cache] = array

@@ -76,7 +76,7 @@ DAMAGED_SHAPES = [
         lambda file: np.save(file, np.zeros((1, 42, 64))),
         (
             "cnn_cache0.npy: found float64",
-            "cnn_cache0.npy: is no array of numpy with {'descr': '<f4', 'fortran_order': F",
+            "cnn_cache0.npy: is not a numpy array with {'descr': '<f4', 'fortran_order': F",
         ),
     ),
     (

@@ -338,7 +338,7 @@ class Graphs {
           if (!graph.kernels.leave_out(error.whole)) graph.kernels = {false, "", 0, std::string("native kernels cannot run it: ") + error.what()};
         }
       }
-      if (!refusal.empty() && !is_automatic) throw KernelsError(graph.path + ": native kernels cannot run it, onnxruntime alone can: " + refusal);
+      if (!refusal.empty() && !is_automatic) throw KernelsError(graph.path + ": native kernels cannot run it, but onnxruntime can: " + refusal);
       check(graph);
     } catch (const ort::Failure& error) {
       if (!settings.is_cpu()) throw ProviderError(graph.path + ": " + settings.providers()[0].name + " did not start: " + error.what());

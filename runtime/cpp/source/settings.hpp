@@ -163,7 +163,7 @@ class Settings {
   static Kernels chosen(const std::string& wanted, bool is_cpu) {
     if (wanted == "onnxruntime") return {false, "", 0, "as requested"};
     try {
-      if (!is_cpu) throw KernelsError("native kernels run on the CPU alone");
+      if (!is_cpu) throw KernelsError("native kernels run only on the CPU");
       return built_in();
     } catch (const KernelsError& error) {
       if (wanted == "native") throw;

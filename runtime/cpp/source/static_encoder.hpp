@@ -134,7 +134,7 @@ class StaticEncoder {
     const std::size_t size = found.size() * sizeof(float), begin = content.size() < size ? 0 : content.size() - size;
     const std::string header = content.substr(std::min<std::size_t>(content.size(), 10), std::min<std::size_t>(begin, 200));
     if (content.compare(0, 6, "\x93NUMPY") != 0 || header.compare(0, expected.size(), expected) != 0) {
-      throw BundleError(bundle.path(file) + ": is no array of numpy with " + expected);
+      throw BundleError(bundle.path(file) + ": is not a numpy array with " + expected);
     }
     std::memcpy(found.data(), content.data() + begin, size);
     return found;
