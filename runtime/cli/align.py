@@ -27,7 +27,7 @@ def add_align(subparsers: Subparsers) -> None:
     """`u2moe align FILES...`."""
     parser = subparsers.add_parser(
         "align",
-        help="find when the words of a text are said",
+        help="find the times of the words of a text",
         description="Find when the words of texts are said in their recordings, of any length: for subtitles, editors "
         "and training. Words that do not fit are reported. 'u2moe corpus --align' does it for lists.",
     )

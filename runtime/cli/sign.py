@@ -21,7 +21,7 @@ def add_sign(subparsers: Subparsers) -> None:
     """`u2moe sign`."""
     parser = subparsers.add_parser(
         "sign",
-        help="sign a bundle, so that programs can demand yours",
+        help="sign a bundle, so that programs can check its origin",
         description=f"Sign the manifest of a bundle by Ed25519, and so each file that it lists, in {SIGNATURE_FILE} of "
         "its folder, which is replaced. 'openssl genpkey -algorithm ed25519 -out private.pem' makes a key, and "
         "'openssl pkey -in private.pem -pubout -out public.pem' its public half. Needs the extra sign.",
@@ -42,8 +42,8 @@ def add_verify(subparsers: Subparsers) -> None:
     """`u2moe verify`."""
     parser = subparsers.add_parser(
         "verify",
-        help="compare the files of a bundle with their digests, and see who signed it",
-        description="Compare the files of a bundle with their digests, and see who signed it. Loads no graph.",
+        help="compare the files of a bundle with their digests, and show its signers",
+        description="Compare the files of a bundle with their digests, and show its signers. Does not load graphs.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle; demo: the demo model")
     add_public_key(parser)

@@ -1,1 +1,1 @@
-"""Builds, reads and saves ONNX graphs with onnx-ir, for export and quantize; the runtime itself never imports it."""
+"""Building, reading and saving ONNX graphs with onnx-ir, for export and quantize. The runtime does not import it."""

@@ -1,6 +1,6 @@
-"""Activations, declared once: for export and its torch, for quantization, and for native kernels.
+"""Activations, declared once for export, PyTorch, quantization and native kernels.
 
-`python runtime/kernels/declare.py` writes their names and bounds into the kernels' header.
+`python runtime/kernels/declare.py` writes their names and bounds to the header of the kernels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ class Activation:
     """An element-wise non-linearity.
 
     Attributes:
-        module: name of its class in `torch.nn`; `arguments`: of that class.
-        nodes: builds it in float32.
-        lowest: the absolute value of its minimum, where negative outputs are small compared with the largest: rows are
-            then scaled by their largest value or this. None: by their largest magnitude.
+        module: name of its class in `torch.nn`.
+        arguments: arguments of that class.
+        nodes: adds its nodes, in float32.
+        lowest: absolute value of its minimum, if negative outputs are small compared with the largest. Rows are then
+            scaled by the larger of this and their largest value. None: they are scaled by their largest magnitude.
     """
 
     module: str
@@ -48,16 +49,16 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
         "selu": Activation(module="SELU", nodes=lambda g, x: g.op("Selu", x)),
     }
 )
-"""By the names that WeNet's train.yaml has for them."""
+"""Activations by their names in WeNet's train.yaml."""
 
 
 def activation(g: GraphBuilder, x: ir.Value, kind: str) -> ir.Value:
-    """Y = kind(x), for one of `ACTIVATIONS`; x is float32."""
+    """Add nodes for kind(x), one of `ACTIVATIONS`. x is float32."""
     return _named(kind).nodes(g, x)
 
 
 def lowest_of(kind: str) -> float | None:
-    """`Activation.lowest` of one of `ACTIVATIONS`; of "", which is none of them, None."""
+    """Return `Activation.lowest` of one of `ACTIVATIONS`, or None for ""."""
     return _named(kind).lowest if kind else None
 
 

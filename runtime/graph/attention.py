@@ -1,4 +1,4 @@
-"""Attention between its projections as a model-local function, with and without a cache of keys and values."""
+"""Attention without its projections as a model-local function, with and without a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import onnx_ir as ir
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
 END = 2**63 - 1
-"""As the end of a slice: everything to the end of the axis."""
+"""End of a slice that extends to the end of the axis."""
 _LANES = 16
-"""Numbers that onnxruntime adds at once, at most: one in each lane of a vector."""
+"""Maximum numbers that onnxruntime adds at once, one in each lane of a vector."""
 _BLOCK = 16_384
-"""Keys times channels of a head (a power of two, 16 or more) whose products onnxruntime adds without a break."""
+"""Keys times channels of a head (a power of two, at least 16) whose products onnxruntime adds in one block."""
 
 PositionUse = Literal["", "relative", "rotary", "distance"]
-"""How scores depend on positions: not at all; by what is added to the keys; by rotation of queries and keys; by learned
-vectors for the distance from query to key."""
+"""How scores depend on positions. "": not at all. "relative": encodings added to the keys. "rotary": rotation of
+queries and keys. "distance": learned vectors for the distance from query to key."""
 POSITION_INPUTS: dict[PositionUse, tuple[str, ...]] = {
     "": (),
     "relative": ("positions",),  # [batch or 1, keys, num_heads * size]
-    "rotary": ("cosines", "sines"),  # of the angles of the keys [batch or 1, keys, size / 2]
+    "rotary": ("cosines", "sines"),  # of the keys' angles [batch or 1, keys, size / 2]
     "distance": ("vectors",),  # [FURTHEST_LEFT + FURTHEST_RIGHT + 1, size]
 }
 FURTHEST_LEFT, FURTHEST_RIGHT = 64, 8
-"""Keys that are further away have the vector of this distance; WeNet's numbers."""
+"""Largest distances with their own vectors, as in WeNet. Keys further away use the vector of the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,9 @@ class Heads:
     """The heads of an attention layer.
 
     Attributes:
-        num_heads: heads of queries; `num_kv_heads`: of keys and values, each for a group of the former.
-        size: channels of a head.
+        num_heads: number of query heads.
+        num_kv_heads: number of key/value heads. A group of query heads shares each.
+        size: channels per head.
     """
 
     num_heads: int
@@ -55,16 +56,16 @@ class Heads:
         *,
         cache: ir.Value | None = None,
     ) -> ir.Value:
-        """Context [batch, time, num_heads * size], as nodes.
+        """Add nodes for the context [batch, time, num_heads * size].
 
         Args:
-            g: builds the nodes.
-            query: [batch, time, num_heads * size].
+            g: builder of the graph.
+            query: queries [batch, time, num_heads * size].
             key_value: keys and values [batch, num_kv_heads, keys, 2 * size].
-            bias: is added to the scores.
+            bias: added to the scores.
             use: how scores depend on positions.
-            positions: its `POSITION_INPUTS`.
-            cache: the first keys and values are from this cache, which may begin with padding.
+            positions: the `POSITION_INPUTS` of `use`.
+            cache: cache from which the first keys and values come. It may begin with padding.
         """
         if self.num_heads > self.num_kv_heads:
             key_value = self.repeated(g, key_value)
@@ -75,7 +76,7 @@ class Heads:
             keys = self._rotated(g, keys, positions)
         if cache is not None:
             before = self._alignment(g, cache, bias)
-            # Of all axes: onnxruntime's optimizer moves transpositions past a Pad and does not heed its input `axes`.
+            # Pad all axes: onnxruntime's optimizer moves transpositions past a Pad and ignores its input `axes`.
             of_keys = g.op("Concat", [0, 0], before, [0] * 5, axis=0)
             keys, values = (g.op("Pad", each, of_keys, 0.0) for each in (keys, values))
             bias = g.op("Pad", bias, g.op("Concat", [0] * 3, before, [0] * 4, axis=0), -np.inf)
@@ -91,11 +92,11 @@ class Heads:
         return g.op("Reshape", joined, [0, 0, self.num_heads * self.size])
 
     def _alignment(self, g: GraphBuilder, cache: ir.Value, bias: ir.Value) -> ir.Value:
-        """Padding [1] of the axis of keys, at its front: what padding a cache begins with then changes no bit.
+        """Return the padding [1] before the keys that makes results independent of the padding in the cache.
 
-        Sums of float32 depend on where among the lanes and blocks of the processor a number stands. So the chunk always
-        begins with a vector and, if there are more keys than one block has, ends with a block. Without a cache nothing
-        is padded. Computed from what all layers of a graph share, so that it is computed once.
+        The last bits of float32 sums depend on the positions of numbers in the processor's vectors and blocks.
+        Therefore, the chunk always begins at a vector boundary. If the keys exceed one block, it ends at a block
+        boundary. Without a cache, the padding is 0. All layers of a graph share its inputs, so it is computed once.
         """
         block = _BLOCK // max(16, 1 << (self.size - 1).bit_length())
         past, keys = g.op("Shape", cache, start=3, end=4), g.op("Shape", bias, start=3, end=4)
@@ -105,7 +106,7 @@ class Heads:
         return g.op("Mod", g.op("Neg", end), step)
 
     def _rotated(self, g: GraphBuilder, x: ir.Value, angles: Sequence[ir.Value]) -> ir.Value:
-        """[batch, heads, time, size], each channel of the first half rotated with its fellow in the second."""
+        """Rotate x [batch, heads, time, size]: each channel of the first half with its counterpart in the second."""
         first, second = g.ops("Split", x, [self.size // 2] * 2, axis=-1, num_outputs=2)
         cosines, sines = (g.op("Unsqueeze", each, [1]) for each in angles)
         upper = g.op("Sub", g.op("Mul", first, cosines), g.op("Mul", second, sines))
@@ -113,7 +114,7 @@ class Heads:
         return g.op("Concat", upper, lower, axis=-1)
 
     def scores_of_distances(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, vectors: ir.Value) -> ir.Value:
-        """Products [batch, heads, time, keys] of queries with the vectors of the distances of the keys."""
+        """Return the products [batch, heads, time, keys] of queries with the vectors of the keys' distances."""
         products = g.op("MatMul", queries, g.op("Transpose", vectors, perm=[1, 0]))
         time, num_keys = g.op("Shape", queries, start=2, end=3), g.op("Shape", keys, start=2, end=3)
         places = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
@@ -124,7 +125,7 @@ class Heads:
         return g.op("GatherElements", products, g.op("Expand", index, shape), axis=3)
 
     def repeated(self, g: GraphBuilder, key_value: ir.Value) -> ir.Value:
-        """Repeat each key/value head for the heads of its group: [batch, kv_heads, t, e] to [batch, heads, t, e]."""
+        """Repeat each key/value head for its group of query heads: [batch, kv_heads, t, e] to [batch, heads, t, e]."""
         shape = g.op("Shape", key_value)
         batch, rest = g.op("Slice", shape, [0], [1]), g.op("Slice", shape, [2], [4])
         wide = g.op("Concat", batch, [self.num_kv_heads, self.num_heads // self.num_kv_heads], rest, axis=0)
@@ -133,16 +134,20 @@ class Heads:
 
 
 def to_heads(g: GraphBuilder, x: ir.Value, num_heads: int, size: int) -> ir.Value:
-    """[batch, time, heads * size] to [batch, heads, time, size]."""
+    """Reshape [batch, time, heads * size] to [batch, heads, time, size]."""
     return g.op("Transpose", g.op("Reshape", x, [0, 0, num_heads, size]), perm=[0, 2, 1, 3])
 
 
 def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
-    """Attention of queries to keys and values.
+    """Build the attention of queries to keys and values.
 
-    Inputs: `query` [batch, time, heads * size], `key_value` [batch, keys, kv_heads * 2 * size], `bias` [batch, heads,
-    time, keys], where each of the first three axes may be 1, and `POSITION_INPUTS`. Output: `context` [batch, time,
-    heads * size].
+    Inputs:
+        query: [batch, time, heads * size].
+        key_value: [batch, keys, kv_heads * 2 * size].
+        bias: [batch, heads, time, keys]; each of the first three axes may be 1.
+        `POSITION_INPUTS`.
+
+    Output: `context` [batch, time, heads * size].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -155,7 +160,7 @@ def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 
 
 def _name(name: str, use: PositionUse) -> str:
-    """Variants that differ by more than an addition have names of their own, by which kernels are found."""
+    """Return the name of a variant. Variants that differ by more than an addition have separate kernels and names."""
     return f"{use.capitalize()}{name}" if use in ("rotary", "distance") else name
 
 
@@ -164,13 +169,20 @@ def _attributes(heads: Heads, use: PositionUse) -> dict[str, int]:
 
 
 def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
-    """Attention of a chunk to a cache and to itself.
+    """Build the attention of a chunk to a cache and to itself.
 
-    Inputs: `query` [batch, time, heads * size], `key_value` [batch, time, kv_heads * 2 * size], `cache` [blocks, batch,
-    kv_heads, past, 2 * size], `block` (), `first_kept` [1], `bias` [batch, heads, time, past + time], where each of the
-    first three axes may be 1, and `POSITION_INPUTS` for past + time keys.
-    Outputs: `context` [batch, time, heads * size]; `kept` [1, batch, kv_heads, kept, 2 * size], keys and values of this
-    chunk from frame `first_kept` on, as they are cached.
+    Inputs:
+        query: [batch, time, heads * size].
+        key_value: [batch, time, kv_heads * 2 * size].
+        cache: [blocks, batch, kv_heads, past, 2 * size].
+        block: index of the block ().
+        first_kept: first frame of the chunk to cache [1].
+        bias: [batch, heads, time, past + time]; each of the first three axes may be 1.
+        `POSITION_INPUTS` for past + time keys.
+
+    Outputs:
+        context: [batch, time, heads * size].
+        kept: keys and values of this chunk for the cache, from `first_kept` on [1, batch, kv_heads, kept, 2 * size].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
@@ -185,10 +197,14 @@ def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 
 
 def next_cache(num_blocks: int) -> ir.Function:
-    """The cache of the next chunk, from the past and from what `num_blocks` layers keep of this one.
+    """Build the function that joins the old cache and the new frames of `num_blocks` layers to the next cache.
 
-    Inputs: `cache` [num_blocks, batch, kv_heads, past, 2 * size]; `first` [1], of its frames the first that stays; of
-    each layer what `cached_attention` calls `kept`. Output: [num_blocks, batch, kv_heads, frames, 2 * size].
+    Inputs:
+        cache: [num_blocks, batch, kv_heads, past, 2 * size].
+        first: first frame of the cache that is kept [1].
+        kept.N: output `kept` of `cached_attention` in each layer.
+
+    Output: [num_blocks, batch, kv_heads, frames, 2 * size].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -200,12 +216,18 @@ def next_cache(num_blocks: int) -> ir.Function:
 
 
 def shifted_attention(heads: Heads) -> ir.Function:
-    """Attention whose position scores are shifted as in Transformer-XL (arXiv 1901.02860), for whole utterances.
+    """Build attention with position scores shifted as in Transformer-XL (arXiv 1901.02860), for whole utterances.
 
-    Inputs: `query` [batch, time, heads * size], `key_value` [batch, time, heads * 2 * size], `bias` [batch, heads,
-    time, time], where each of the first three axes may be 1, `positions` [1, time, heads * size], `content_bias` and
-    `position_bias` [heads * size], added to the query for keys and for positions, `places` [batch, time * time], see
-    `shifted_places`. Output: `context` [batch, time, heads * size].
+    Inputs:
+        query: [batch, time, heads * size].
+        key_value: [batch, time, heads * 2 * size].
+        bias: [batch, heads, time, time]; each of the first three axes may be 1.
+        positions: [1, time, heads * size].
+        content_bias: added to the query for keys [heads * size].
+        position_bias: added to the query for positions [heads * size].
+        places: [batch, time * time], see `shifted_places`.
+
+    Output: `context` [batch, time, heads * size].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -217,7 +239,7 @@ def shifted_attention(heads: Heads) -> ir.Function:
         located = g.op("Transpose", to_heads(g, positions, heads.num_heads, heads.size), perm=[0, 1, 3, 2])
         scores = g.op("MatMul", by_position, located)
         shape = g.op("Shape", scores)
-        # a zero before each row: the scores of the shifted matrix, read row by row
+        # With a zero before each row, the flattened matrix contains the scores of the shifted matrix in order.
         flat = g.op("Reshape", g.op("Pad", scores, [0, 0, 0, 1, 0, 0, 0, 0]), [0, heads.num_heads, -1])
         index = g.op("Concat", g.op("Slice", shape, [0], [2]), g.op("Shape", places, start=1, end=2), axis=0)
         shifted = g.op("GatherElements", flat, g.op("Expand", g.op("Unsqueeze", places, [1]), index), axis=2)
@@ -231,10 +253,10 @@ def shifted_attention(heads: Heads) -> ir.Function:
 
 
 def shifted_places(g: GraphBuilder, time: ir.Value, lens: ir.Value) -> ir.Value:
-    """Where a shifted matrix [time, time] finds its values in one with a column of zeros before the first.
+    """Return the indices of a shifted matrix [time, time] in the matrix with a column of zeros before the first.
 
-    Each row of a batch is shifted by its own length, so that padding does not matter. From `time` [1] and `lens`
-    [batch] to [batch, time * time].
+    Each row of a batch is shifted by its own length, so padding does not matter. From `time` [1] and `lens` [batch] to
+    [batch, time * time].
     """
     frames = g.op("Range", 0, g.op("Squeeze", time, [0]), 1)
     length = g.op("Unsqueeze", lens, [1, 2])
@@ -242,5 +264,5 @@ def shifted_places(g: GraphBuilder, time: ir.Value, lens: ir.Value) -> ir.Value:
     width = g.op("Add", length, 1)
     row, column = g.op("Div", flat, width), g.op("Mod", flat, width)
     found = g.op("Add", g.op("Mul", row, g.op("Add", time, 1)), column)
-    last = g.op("Sub", g.op("Mul", time, g.op("Add", time, 1)), 1)  # frames that do not exist may find anything
+    last = g.op("Sub", g.op("Mul", time, g.op("Add", time, 1)), 1)  # padding may have any index
     return g.op("Reshape", g.op("Min", found, last), [0, -1])

@@ -1,4 +1,4 @@
-"""Builds ONNX graphs and functions node by node, with names that follow the network. Knows nothing of layers."""
+"""Build ONNX graphs and functions node by node, with names that follow the network. Independent of layers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from u2moe.runtime.bundle.functions import FUNCTIONS
 
 OPSET = 18
 IR_VERSION = 8
-"""The first version with model-local functions; onnxruntime 1.17 is the oldest release it is tested with."""
+"""First version with model-local functions. The oldest tested release is onnxruntime 1.17."""
 
 CONTRIB = "com.microsoft"
-"""Domain of operators that are in every onnxruntime build: no custom operator library is needed."""
+"""Domain of operators that every onnxruntime build has, without a custom operator library."""
 
 Array = npt.NDArray[Any]
 Operand = ir.Value | npt.NDArray[Any] | Sequence[int] | int | float
-"""An input of a node: a value, or a constant (integers become int64, floats float32)."""
+"""Input of a node: a value or a constant. Integers become int64, floats become float32."""
 
 
 class GraphBuilder:
-    """Collects nodes, constants, weights and functions, and closes them into a model.
+    """Builder of a model from nodes, constants, weights and functions.
 
-    Node and value names consist of the open scopes, the operator and a number, so that they are the same in every
-    export and show a reader where they belong.
+    Names of nodes and values consist of the open scopes, the operator and a number. They are the same in every export,
+    and show where a node belongs.
     """
 
     def __init__(self, name: str, *, constants_as_nodes: bool = False) -> None:
@@ -48,9 +48,9 @@ class GraphBuilder:
 
     @contextmanager
     def scope(self, *names: str, group: str | None = None) -> Iterator[None]:
-        """Prefix the names of nodes built inside; weights there belong to `group`, one of `contract.WEIGHT_GROUPS`.
+        """Prefix the names of nodes built inside, and set the group of their weights.
 
-        Without a group they belong to that of the enclosing scope.
+        `group` is one of `contract.WEIGHT_GROUPS`. Without it, weights belong to the group of the enclosing scope.
         """
         self._scopes.extend(names)
         self._groups.extend([group] if group else [])
@@ -59,7 +59,7 @@ class GraphBuilder:
         del self._groups[len(self._groups) - bool(group) :]
 
     def path(self, name: str) -> str:
-        """`name` after the open scopes, dotted as in a state dict."""
+        """Return `name` with the open scopes as prefix, dotted as in a state dict."""
         return ".".join((*self._scopes, name))
 
     def op(self, op_type: str, *inputs: Operand | None, domain: str = "", **attributes: Any) -> ir.Value:
@@ -84,13 +84,13 @@ class GraphBuilder:
         return tuple(outputs)
 
     def call(self, function: ir.Function, *inputs: ir.Value) -> tuple[ir.Value, ...]:
-        """Add a call of a function that `build_function` has made; returns its outputs."""
+        """Add a call of a function built by `build_function`. Returns its outputs."""
         called, attributes = define(self.functions, function), function.meta[ATTRIBUTES]
         num_outputs = len(called.outputs)
         return self.ops(called.name, *inputs, num_outputs=num_outputs, domain=called.domain, **attributes)
 
     def constant(self, value: npt.NDArray[Any] | Sequence[int] | float) -> ir.Value:
-        """A small constant; equal ones are shared."""
+        """Return a small constant. Equal constants are shared."""
         if not isinstance(value, np.ndarray):
             is_float = isinstance(value, float)
             value = np.asarray(value, dtype=np.float32 if is_float else np.int64)
@@ -106,16 +106,16 @@ class GraphBuilder:
         return self._constants[name]
 
     def constant_strings(self, values: Sequence[str]) -> ir.Value:
-        """A constant of strings [n]."""
+        """Return a constant of strings [n]."""
         name = f"const_strings_{self.path(str(len(self._constants)))}"
         tensor = ir.StringTensor([value.encode() for value in values], shape=ir.Shape([len(values)]), name=name)
         self._constants[name] = self._tape.initializer(tensor)
         return self._constants[name]
 
     def weight(self, name: str, shape: Sequence[int], read: Callable[[], Array]) -> ir.Value:
-        """A float32 weight named by its path in the state dict, read when the graph is saved and not kept in memory.
+        """Return a float32 weight named by its path in the state dict. It is read when the graph is saved.
 
-        Its metadata records its group: that of the innermost scope that has one.
+        Its metadata contains the group of the innermost scope that has one.
         """
         path = self.path(name)
         if path not in self._initializers:
@@ -137,7 +137,7 @@ class GraphBuilder:
         return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
 
     def input(self, tensor: contract.Tensor, axes: Callable[[str | int], int | None]) -> ir.Value:
-        """The graph input that the contract describes; `axes` gives the size of a fixed axis."""
+        """Return the graph input of a tensor of the contract. `axes` returns the size of a fixed axis."""
         return ir.val(tensor.name, dtype=ir.DataType[_TYPES[tensor.dtype]], shape=_shape(tensor, axes))
 
     def model(
@@ -148,7 +148,7 @@ class GraphBuilder:
         axes: Callable[[str | int], int | None],
         metadata: dict[str, str],
     ) -> ir.Model:
-        """Close the graph with the outputs that the contract names, in its order."""
+        """Complete the graph with the outputs of the contract, in its order."""
         results = []
         for tensor in graph.outputs:
             with self.scope("outputs"):
@@ -180,7 +180,7 @@ def build_model(
     metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], dict[str, ir.Value]],
 ) -> ir.Model:
-    """The graph of a contract; `body` builds its nodes from the inputs, by name, and returns the outputs."""
+    """Build the graph of a contract. `body` adds nodes, given the inputs by name, and returns the outputs by name."""
     g = GraphBuilder(graph.name)
     inputs = {tensor.name: g.input(tensor, axes) for tensor in graph.inputs}
     return g.model(graph, inputs, body(g, inputs), axes, metadata)
@@ -189,21 +189,21 @@ def build_model(
 ATTRIBUTES = "attributes"
 """Key of a function's `meta` for the attributes of its calls."""
 Body = Callable[[GraphBuilder, list[ir.Value]], ir.Value | Sequence[ir.Value]]
-"""Builds the nodes of a function from its parameters; returns its outputs."""
+"""Adds the nodes of a function, given its parameters, and returns its outputs."""
 
 
 def build_function(
     name: str, parameters: Sequence[str], body: Body, attributes: Mapping[str, Any] | None = None
 ) -> ir.Function:
-    """A model-local function in the project's domain, not yet part of a model.
+    """Build a model-local function in the domain `u2moe`, not yet part of a model.
 
     Args:
         name: name of the operator that nodes call, one of `FUNCTIONS`.
-        parameters: names of its inputs.
-        body: builds the computation.
-        attributes: attributes of its calls, for readers of the graph and for native operators that replace the
-            function. The body is built for these values and does not read them; the function keeps them as
-            `meta[ATTRIBUTES]` for whoever writes a call.
+        parameters: names of the inputs.
+        body: adds the nodes.
+        attributes: attributes of calls, for readers of the graph and for native operators that replace the function.
+            The body is built for these values and does not read them. The function keeps them as `meta[ATTRIBUTES]`
+            for its calls.
     """
     FUNCTIONS[name].check(parameters, attributes or {})
     g = GraphBuilder(name, constants_as_nodes=True)
@@ -218,9 +218,9 @@ def build_function(
 
 
 def define(functions: MutableMapping[ir.OperatorIdentifier, ir.Function], function: ir.Function) -> ir.Function:
-    """Add a function to those of a model, unless an equal one is there; returns the one to call.
+    """Add a function to those of a model, unless an equal one exists. Returns the function to call.
 
-    If there is a function of the same name with another body, the new one gets a number after its name.
+    If a function of the same name with another body exists, the new one gets a number after its name.
     """
     name = function.name
     for number in itertools.count(1):

@@ -1,4 +1,4 @@
-"""The part of a convolution module between its projections, as a model-local function, with and without a cache."""
+"""Convolution modules without their projections as model-local functions, with and without a cache."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_function
 from u2moe.runtime.graph.layers import layer_normalization
 
 Around = Literal["cached", "causal", "centred"]
-"""What a convolution sees beside a frame: those before it, cached in a stream, or as many after it as before."""
+"""Context of a convolution. "cached": earlier frames, cached in a stream; "causal": earlier frames; "centred": both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverTime(ABC):
-    """A depthwise convolution over time and what belongs to it.
+    """Base of layers with a depthwise convolution over time.
 
     Attributes:
-        kernel: frames that the convolution sees.
+        kernel: kernel size in frames.
     """
 
     NAME: ClassVar[str]
@@ -32,30 +32,33 @@ class OverTime(ABC):
 
     @abstractmethod
     def parameters(self) -> list[str]:
-        """Names of its weights."""
+        """Return the names of the weights."""
 
     @abstractmethod
     def convolved(
         self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int
     ) -> ir.Value:
-        """From the convolution on."""
+        """Add the convolution and the nodes after it."""
 
-    def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:  # noqa: ARG002 - one input is as it is
-        """What the convolution reads [batch, time, channels]."""
+    def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:  # noqa: ARG002 - a single input needs no nodes
+        """Return the input of the convolution [batch, time, channels]."""
         return inputs[0]
 
     def attributes(self) -> dict[str, int | float | str]:
-        """Of the function's calls, but for `causal`."""
+        """Return the attributes of the function's calls, except `causal`."""
         return {name: int(value) if isinstance(value, bool) else value for name, value in asdict(self).items()}
 
     def function(self, around: Around, channels: int) -> ir.Function:
-        """The function of `INPUTS` [batch, time, channels], of what is around them, and of weights, to the same shape.
+        """Build the function from `INPUTS` [batch, time, channels] to the same shape.
 
-        Around them: `cached` has `cache` [blocks, batch, kernel - 1, channels], `block` (), and the further output
-        `kept` [1, batch, kernel - 1, channels], the last frames that are seen, as they are cached. `causal` has
-        both inputs, too, unless the kernel is 1, but its `cache` [blocks, 1, 1, channels] is the frame that stands for
-        all before the first one. `centred` has `valid` [batch, time, 1], 1 for frames that exist and 0 for padding,
-        which must look like the end of the audio.
+        Its inputs are `INPUTS`, those of the context, and the weights. Inputs of the context:
+
+        - `cached`: `cache` [blocks, batch, kernel - 1, channels] and `block` (). The function also returns `kept`
+          [1, batch, kernel - 1, channels], the last frames for the cache.
+        - `causal`: the same, unless the kernel is 1. Here, `cache` [blocks, 1, 1, channels] is the frame that stands
+          for all frames before the first.
+        - `centred`: `valid` [batch, time, 1], 1 for real frames and 0 for padding, which must look like the end of the
+          audio.
         """
         past, own = self.kernel - 1, len(self.INPUTS)
         others = ["valid"] if around == "centred" else ["cache", "block"] if past or around == "cached" else []
@@ -86,13 +89,14 @@ class OverTime(ABC):
 class TimeConvolution(OverTime):
     """A gated linear unit, a depthwise convolution over time, a normalisation and an activation.
 
-    Weights: `weight` [channels, 1, 1, kernel], with a bias `bias` [channels], with a normalisation `norm_weight` and
-    `norm_bias` [channels].
+    Weights: `weight` [channels, 1, 1, kernel]; `bias` [channels] with a bias; `norm_weight` and `norm_bias` [channels]
+    with a normalisation.
 
     Attributes:
         activation: one of `ACTIVATIONS`; "": none.
         bias: whether the convolution has a bias.
-        norm: whether a layer normalisation follows; `epsilon`: of it.
+        norm: whether a layer normalisation follows.
+        epsilon: epsilon of the normalisation.
     """
 
     NAME: ClassVar[str] = "Convolution"
@@ -123,7 +127,7 @@ class TimeConvolution(OverTime):
 
 @dataclass(frozen=True, kw_only=True)
 class DepthwiseConvolution(OverTime):
-    """A depthwise convolution over time with `weight` [channels, 1, 1, kernel] and `bias` [channels], alone."""
+    """Only a depthwise convolution over time, with `weight` [channels, 1, 1, kernel] and `bias` [channels]."""
 
     NAME: ClassVar[str] = "DepthwiseConvolution"
     INPUTS: ClassVar[tuple[str, ...]] = ("x",)
@@ -141,11 +145,13 @@ class DepthwiseConvolution(OverTime):
 
 @dataclass(frozen=True, kw_only=True)
 class ReducingConvolution:
-    """A depthwise convolution over time with a bias that leaves one of several frames.
+    """A strided depthwise convolution over time with a bias, which reduces the frame rate.
 
     Attributes:
-        kernel: frames that it sees; `stride`: from one to the next.
-        before: zeros before the first frame; `after`: after the last.
+        kernel: kernel size in frames.
+        stride: stride in frames.
+        before: zeros before the first frame.
+        after: zeros after the last frame.
     """
 
     kernel: int
@@ -154,9 +160,9 @@ class ReducingConvolution:
     after: int
 
     def function(self, channels: int) -> ir.Function:
-        """The function of `x` [batch, time, channels], `valid` [batch, time, 1], `weight` and `bias`.
+        """Build the function of `x` [batch, time, channels], `valid` [batch, time, 1], `weight` and `bias`.
 
-        Frames that do not exist (`valid` 0) look like the end. `weight` is [channels, 1, 1, kernel].
+        Padding (`valid` 0) looks like the end of the audio. `weight` is [channels, 1, 1, kernel].
         """
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -172,10 +178,10 @@ class ReducingConvolution:
 def depthwise(
     g: GraphBuilder, seen: ir.Value, channels: int, kernel: int, taps: Sequence[ir.Value], padding: int = 0
 ) -> ir.Value:
-    """A depthwise convolution over [batch, time, channels] as nodes; `taps` are its weight and perhaps a bias.
+    """Add nodes for a depthwise convolution over [batch, time, channels]. `taps` are its weight and optionally a bias.
 
-    Built as a 2-d convolution between two transpositions of four axes: onnxruntime has no fast 1-d convolution and
-    merges the transpositions into its own change of layout.
+    It is built as a 2-D convolution between two transpositions of four axes. onnxruntime has no fast 1-D convolution,
+    but it merges the transpositions into its own layout changes.
     """
     image, pads = g.op("Transpose", g.op("Unsqueeze", seen, [1]), perm=[0, 3, 1, 2]), [0, padding, 0, padding]
     y = g.op("Conv", image, *taps, group=channels, kernel_shape=[1, kernel], pads=pads)

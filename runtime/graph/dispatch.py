@@ -1,7 +1,7 @@
-"""The sparse dispatch: a mixture of experts as a model-local function, for experts of any format.
+"""Sparse dispatch: a mixture of experts as a model-local function, for experts of any format.
 
-Assignments of tokens to experts are sorted by expert: each expert then processes its tokens as one matrix, and one
-look-up returns all rows to their tokens. An expert without tokens processes an empty matrix.
+Assignments of tokens to experts are sorted by expert. Each expert then processes its tokens as one matrix, and one
+Gather returns all rows to their tokens. An expert without tokens processes an empty matrix.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from u2moe.runtime.graph.layers import affine
 
 
 class SparseDispatch:
-    """The nodes that send tokens to their experts and combine the results.
+    """Nodes that send tokens to their experts and combine the results.
 
     Attributes:
-        tokens: [tokens, dim].
+        tokens: inputs of the layer [tokens, dim].
         logits: router logits [tokens, experts], float32 for tokens of any precision.
-        experts: the experts of each token [tokens, k], most likely first.
-        probabilities: their weights [tokens, k], which sum to 1.
+        experts: experts of each token [tokens, k], most likely first.
+        probabilities: weights of these experts [tokens, k], which sum to 1.
         counts: number of rows of each expert [experts].
-        token: token of each row, in the order of the experts [rows].
+        token: token of each row, sorted by expert [rows].
     """
 
     def __init__(self, g: GraphBuilder, x: ir.Value, gate: ir.Value, mixture: Mixture) -> None:
@@ -39,7 +39,7 @@ class SparseDispatch:
             self._sort()
 
     def _route(self, gate: ir.Value) -> None:
-        """Experts and weights of each token."""
+        """Choose the experts of each token and their weights."""
         g = self.g
         single = g.op("Cast", self.tokens, to=ir.DataType.FLOAT) if self.half else self.tokens
         self.logits = g.op("MatMul", single, gate)
@@ -60,25 +60,25 @@ class SparseDispatch:
         self.token = g.op("Div", order, top_k)
 
     def gather(self, values: ir.Value) -> ir.Value:
-        """The values for each row, from values for each token [tokens, ...]."""
+        """Return the values of each row, given values of each token [tokens, ...]."""
         return self.g.op("Gather", values, self.token, axis=0)
 
     def split(self, rows: ir.Value) -> list[ir.Value]:
-        """The rows of each expert, from [rows, ...]."""
+        """Split values of all rows [rows, ...] by expert."""
         return list(self.g.ops("Split", rows, self.counts, axis=0, num_outputs=self.mixture.num_experts))
 
     def merge(self, parts: Sequence[ir.Value]) -> ir.Value:
-        """The inverse of `split`."""
+        """Concatenate the rows of all experts, the inverse of `split`."""
         return self.g.op("Concat", *parts, axis=0)
 
     def of_tokens(self, rows: ir.Value) -> ir.Value:
-        """The values [rows, ...] arranged by token: [tokens, k, ...]."""
+        """Arrange values [rows, ...] by token: [tokens, k, ...]."""
         return self.g.op("Gather", rows, self._places, axis=0)
 
     def weigh(self, rows: ir.Value, factors: ir.Value | None = None) -> ir.Value:
-        """The sum of the rows of each token [tokens, dim], times `factors` [tokens, k], by default `probabilities`.
+        """Return the weighted sum of each token's rows [tokens, dim]. `factors` [tokens, k] default to `probabilities`.
 
-        Computed as a vector-matrix product per token, which is less work than multiplying and then summing.
+        This is a vector-matrix product per token, which is faster than multiplying and then summing.
         """
         g = self.g
         weights = g.op("Unsqueeze", self.probabilities if factors is None else factors, [1])
@@ -86,11 +86,11 @@ class SparseDispatch:
 
 
 Experts = Callable[[SparseDispatch, Sequence[ir.Value]], ir.Value]
-"""Computes the experts' weighted sum for each token [tokens, dim], from a dispatch and the weights of all experts."""
+"""Computes the weighted sum of the experts for each token [tokens, dim], given a dispatch and all experts' weights."""
 
 
 def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Experts) -> ir.Function:
-    """The function of a mixture of experts; its inputs: x [..., dim], the router [dim, experts], and `parameters`."""
+    """Build the function of a mixture of experts. Its inputs: x [..., dim], router [dim, experts] and `parameters`."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         x, gate, *weights = inputs
@@ -103,7 +103,7 @@ def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Exper
 
 
 def float_mixture(mixture: Mixture) -> ir.Function:
-    """In float32 or half precision; the router and the activations, whose constants are float32, stay in float32."""
+    """Build a mixture in float32 or float16. The router and the activations stay in float32."""
     parts = ("w1", "w1_bias", "w2", "w2_bias") if mixture.bias else ("w1", "w2")
     names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
     return mixture_function(mixture, names, _float_experts)
@@ -127,7 +127,7 @@ def _float_experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.
 
 
 def mixture_of(node: ir.Node) -> Mixture | None:
-    """The mixture of experts that a node calls, or None; see `read_mixture`."""
+    """Return the mixture of experts that a node calls, or None; see `read_mixture`."""
     return read_mixture(
         node.domain, node.op_type, {name: attribute.value for name, attribute in node.attributes.items()}
     )

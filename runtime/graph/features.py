@@ -1,6 +1,6 @@
-"""The front end of a bundle as a graph, for programs in other languages: the equations of `model.features`.
+"""Front end of a bundle as a graph, for programs in other languages: the equations of `model.features`.
 
-In double precision, too: the features are those of Python to the last bit, on any processor.
+It also computes in double precision, so the features are bit-identical to those of Python on any processor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from u2moe.runtime.model.features import FLOOR, PREEMPHASIS, constants_of
 
 
 def features_graph(manifest: Manifest) -> ir.Model:
-    """`contract.features` for a manifest: any rate, any number of bins, and any frames that it can state."""
+    """Build the graph of `contract.features` for the feature configuration of a manifest."""
 
     def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
         return {"features": fbank(g, inputs["samples"], manifest.features)}
@@ -28,7 +28,7 @@ def features_graph(manifest: Manifest) -> ir.Model:
 
 
 def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value:
-    """Features [batch, frames, mel] of samples [batch, samples] in [-1, 1], as nodes.
+    """Add nodes for the features [batch, frames, mel] of samples [batch, samples] in [-1, 1].
 
     Raises:
         BundleError: the configuration is impossible.
@@ -49,19 +49,19 @@ def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value
 
 
 def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is_first_used: bool) -> ir.Value:
-    """Frames [batch, frames, frame_len] without their mean, after pre-emphasis, in double precision.
+    """Return frames [batch, frames, frame_len] after removal of the mean and pre-emphasis, in double precision.
 
-    The first sample of a frame is right only if it is used; most windows give it no weight.
+    The first sample of a frame is correct only if `is_first_used`; in most windows, its weight is 0.
     """
     length, shift = config.frame_len, config.shift_len
-    # Frames overlap by whole blocks, which are gathered much faster than samples.
+    # Frames overlap by whole blocks. Gathering blocks is much faster than gathering samples.
     block = math.gcd(length, shift)
     num_samples = g.op("Shape", samples, start=1, end=2)
     in_blocks = g.op("Mul", g.op("Div", num_samples, [block]), [block])
     signal = g.op("Cast", g.op("Slice", samples, [0], in_blocks, [1]), to=ir.DataType.DOUBLE)
     before = g.op("Pad", signal, [0, 1, 0, -1])
     emphasised = g.op("Sub", signal, g.op("Mul", before, np.array(PREEMPHASIS)))
-    # One more than the whole shifts between the first frame and the last; none for less than a frame.
+    # One more than the complete shifts between the first and the last frame; none for less than a frame.
     room = g.op("Max", g.op("Add", num_samples, [shift - length]), [0])
     num_frames = g.op("Div", room, [shift])
     starts = g.op("Mul", g.op("Range", _scalar(0), g.op("Squeeze", num_frames, [0]), _scalar(1)), [shift // block])
@@ -71,7 +71,7 @@ def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is
     frames = g.op("Gather", g.op("Reshape", emphasised, [0, -1, block]), places, axis=1)
     shape = g.op("Concat", g.op("Shape", samples, start=0, end=1), num_frames, [length], axis=0)
     frames = g.op("Reshape", frames, shape, allowzero=1)
-    if is_first_used:  # it counts as the one before it
+    if is_first_used:  # it also stands for the sample before it
         first = g.op("Gather", signal, g.op("Mul", starts, [block]), axis=1)
         first = g.op("Unsqueeze", g.op("Mul", first, np.array(1 - PREEMPHASIS)), [2])
         frames = g.op("Concat", first, g.op("Slice", frames, [1], [END], [2]), axis=2)

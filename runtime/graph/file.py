@@ -1,4 +1,4 @@
-"""Reading the weights of graphs, saving graphs with their weights inside or in a separate file, and listing these."""
+"""Read the weights of graphs, save graphs with internal or external weights, and list external weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from u2moe.runtime.bundle.manifest import ExternalTensor, Manifest
 from u2moe.runtime.errors import BundleError
 
 EXTERNAL_DATA_LIMIT = 16_000_000
-"""Bytes of weights above which they are saved in a separate file. onnxruntime maps that file and packs the weights one
-at a time; a graph with its weights inside it reads as a whole, and holds it in memory besides the packed weights."""
+"""Weights larger than this in bytes are saved in a separate file. onnxruntime maps that file and packs the weights one
+at a time. It reads a graph with internal weights as a whole, and keeps it in memory along with the packed weights."""
 
 
 def save_graph(
@@ -27,8 +27,8 @@ def save_graph(
 
     Args:
         model: the graph.
-        file: file to write; weights of more than `limit` bytes in total go into a second file, with ".data" appended.
-        limit: None: `EXTERNAL_DATA_LIMIT`.
+        file: file to write. If the weights exceed `limit`, they go into a second file, with ".data" appended.
+        limit: limit in bytes; None: `EXTERNAL_DATA_LIMIT`.
         progress: called with a line for every hundredth weight written to the separate file.
     """
 
@@ -39,22 +39,22 @@ def save_graph(
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     external = f"{file.name}.data" if size > (EXTERNAL_DATA_LIMIT if limit is None else limit) else None
     if external is None:
-        ir.external_data.load_to_model(model)  # weights of a graph that was read may be in a file beside that one
+        ir.external_data.load_to_model(model)  # a graph that was read may have external weights
     ir.save(model, file, external_data=external, callback=report)
 
 
 def group_of(value: ir.Value) -> str:
-    """The group of an initializer, one of `contract.WEIGHT_GROUPS`; "other" for constants."""
+    """Return the weight group of an initializer, one of `contract.WEIGHT_GROUPS`, or "other" for constants."""
     return value.metadata_props.get(contract.GROUP_METADATA, "other")
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """The shape of an initializer."""
+    """Return the shape of an initializer."""
     return tuple(_tensor(value).shape.numpy())
 
 
 def array_of(value: ir.Value) -> npt.NDArray[Any]:
-    """The float32 values of an initializer; a mapped file does not stay in memory."""
+    """Return the values of an initializer as float32. Releases a mapped file."""
     tensor = _tensor(value)
     if isinstance(tensor, ir.ExternalTensor):
         array = np.array(tensor.numpy(), np.float32)
@@ -70,13 +70,13 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
 
 
 def with_external(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with the external weights of the graphs in `folder`, as `BundleWriter` needs it."""
+    """Add the external weights of the graphs in `folder` to the manifest, for `BundleWriter`."""
     found = {file.name: external_of(ir.load(file)) for file in sorted(folder.glob("*.onnx"))}
     return dataclasses.replace(manifest, external={file: tensors for file, tensors in found.items() if tensors})
 
 
 def external_of(model: ir.Model) -> tuple[ExternalTensor, ...]:
-    """The weights in other files, of a graph that has been read from a file."""
+    """List the external weights of a graph that was read from a file."""
     return tuple(
         ExternalTensor(
             name=name,

@@ -1,6 +1,6 @@
-"""Layers for a chunk of one stream at fixed shapes, without operators that compilers for NPUs lack.
+"""Layers for one chunk of one stream with fixed shapes and only operators that NPU compilers support.
 
-No axis is found out at run time, no tensor has more than four axes, and no number is too large for float16.
+All axes are known in advance, tensors have at most four axes, and all numbers fit into float16.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from u2moe.runtime.graph.convolution import OverTime
 from u2moe.runtime.graph.layers import affine
 
 SHARPNESS = 256.0
-"""Factor of each step from a difference of logits to "chosen or not". Three steps tell 1e-6 apart, and no number is
-larger than this one, so that float16 and int8 can hold them all."""
+"""Factor of each step that turns a difference of logits into "chosen or not". Three steps distinguish differences of
+1e-6, and no number exceeds this factor, so all fit into float16 and int8."""
 STEPS = 3
 PENALTY = 16.0
-"""Taken from the logits of experts that are not chosen: their shares are below 2e-7."""
+"""Subtracted from the logits of experts that are not chosen, which makes their weights less than 2e-7."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class FixedHeads(Heads):
     """Heads that attend to a cache of fixed size and to the chunk after it.
 
     Attributes:
-        past: frames of the cache; `time`: of the chunk.
+        past: frames in the cache.
+        time: frames in the chunk.
     """
 
     past: int
@@ -47,9 +48,9 @@ class FixedHeads(Heads):
         use: PositionUse,
         positions: Sequence[ir.Value],
     ) -> tuple[ir.Value, ir.Value]:
-        """As `cached_attention`, with the cache of this block [1, kv_heads, past, 2 * size].
+        """Add nodes as in `cached_attention`, with the cache of this block [1, kv_heads, past, 2 * size].
 
-        Returns the context, and keys and values of the chunk as they are cached [1, kv_heads, kept, 2 * size].
+        Returns the context, and keys and values of the chunk for the cache [1, kv_heads, kept, 2 * size].
         """
         own = to_heads(g, key_value, self.num_kv_heads, 2 * self.size)
         both = g.op("Concat", past, own, axis=2)
@@ -60,10 +61,10 @@ class FixedHeads(Heads):
         self,
         g: GraphBuilder,
         queries: ir.Value,
-        keys: ir.Value,  # noqa: ARG002 - their number is known
+        keys: ir.Value,  # noqa: ARG002 - only their number matters
         vectors: ir.Value,
     ) -> ir.Value:
-        """See `Heads`: the vectors of all pairs of a query and a key are a constant."""
+        """See `Heads`. The vectors of all pairs of a query and a key are constants."""
         places = np.arange(self.past + self.time) - (self.past + np.arange(self.time))[:, np.newaxis]
         rows = np.clip(places, -FURTHEST_LEFT, FURTHEST_RIGHT) + FURTHEST_LEFT
         located = g.op("Unsqueeze", g.op("Transpose", g.op("Gather", vectors, rows), perm=[0, 2, 1]), [1])
@@ -82,9 +83,9 @@ class FixedHeads(Heads):
 def fixed_convolution(
     g: GraphBuilder, form: OverTime, inputs: Sequence[ir.Value], past: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """As the function of `form` with a cache, whose inputs it has but for `past` [1, kernel - 1, channels].
+    """Add nodes for the cached function of `form`, with the same inputs except for `past` [1, kernel - 1, channels].
 
-    Returns what that does, and the last frames seen [1, kernel - 1, channels].
+    Returns the output of that function and the last input frames [1, kernel - 1, channels].
     """
     own = len(form.INPUTS)
     parameters = list(inputs[own + 2 :])
@@ -96,9 +97,9 @@ def fixed_convolution(
 def fixed_mixture(
     g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value, weights: Sequence[ir.Value]
 ) -> ir.Value:
-    """A mixture of experts on [1, time, dim] whose experts are one wide layer; those not chosen get no share of it.
+    """Add nodes for a mixture on [1, time, dim] with all experts as one wide layer. Unchosen experts have weight 0.
 
-    `weights` are those of the experts in turn, as `float_mixture` takes them.
+    `weights` are the weights of each expert in turn, as in `float_mixture`.
     """
     parts = 4 if mixture.bias else 2
     joined = [weights[part::parts] for part in range(parts)]
@@ -124,9 +125,9 @@ def _shape(weight: ir.Value) -> tuple[int, ...]:
 
 
 def _shares(g: GraphBuilder, mixture: Mixture, logits: ir.Value) -> ir.Value:
-    """The weight of each expert, 0 for all but the best [1, time, experts]."""
+    """Return the weight of each expert, 0 for experts that are not chosen [1, time, experts]."""
     if mixture.top_k < mixture.num_experts:
-        below = g.op("Sub", _least_chosen(g, mixture, logits), logits)  # above 0 for those that are not chosen
+        below = g.op("Sub", _least_chosen(g, mixture, logits), logits)  # positive for experts that are not chosen
         for step in range(STEPS):
             most = PENALTY if step == STEPS - 1 else 1.0
             below = g.op("Mul", g.op("Clip", below, 0.0, most / SHARPNESS), SHARPNESS)
@@ -135,12 +136,12 @@ def _shares(g: GraphBuilder, mixture: Mixture, logits: ir.Value) -> ir.Value:
 
 
 def _least_chosen(g: GraphBuilder, mixture: Mixture, logits: ir.Value) -> ir.Value:
-    """The logit of the last expert that is chosen [1, time, 1]: halves of the lanes are merged until one is left.
+    """Return the lowest logit of the chosen experts [1, time, 1]. Merges halves of the lanes until one is left.
 
-    `best` holds the best logits of each lane in descending order; a bitonic network merges those of two lanes.
+    `best` contains the best logits of each lane in descending order. A bitonic network merges those of two lanes.
     """
     lanes, most = 1 << (mixture.num_experts - 1).bit_length(), 1 << (mixture.top_k - 1).bit_length()
-    if lanes > mixture.num_experts:  # more of the worst change nothing
+    if lanes > mixture.num_experts:  # padding with the worst logit does not change the result
         worst = g.op("ReduceMin", logits, [-1], keepdims=1)
         logits = g.op("Concat", logits, *[worst] * (lanes - mixture.num_experts), axis=-1)
     best = [logits]
@@ -157,7 +158,7 @@ def _least_chosen(g: GraphBuilder, mixture: Mixture, logits: ir.Value) -> ir.Val
 
 
 def _sort(g: GraphBuilder, values: list[ir.Value]) -> None:
-    """Sort a bitonic sequence in place, the largest first."""
+    """Sort a bitonic sequence in place, in descending order."""
     stride = len(values) // 2
     while stride:
         for index in range(len(values)):

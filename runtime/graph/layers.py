@@ -1,6 +1,6 @@
-"""The layers of the networks as model-local functions, in float32: what export calls and quantize replaces.
+"""Float32 layers of the networks as model-local functions, which export calls and quantize replaces.
 
-A layer's weights are inputs of its call, and its attributes say what it is; see `builder.build_function`.
+The weights of a layer are inputs of its call; the attributes describe it. See `builder.build_function`.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
 PLAIN_LAYERS = frozenset(name for name, function in FUNCTIONS.items() if function.exported) - {"MixtureOfExperts"}
-"""Names of the layers in float32 except `dispatch.float_mixture`."""
+"""Names of the float32 layers except for `dispatch.float_mixture`."""
 
 
 def affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.Value:
-    """X @ weight + bias as nodes; `parameters` are the weight [in, out] and the bias [out] if there is one."""
+    """Add nodes for x @ weight + bias. `parameters` are the weight [in, out] and optionally the bias [out]."""
     weight, *biases = parameters
     y = g.op("MatMul", x, weight)
     return g.op("Add", y, biases[0]) if biases else y
 
 
 def halves(parameters: list[ir.Value]) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Inputs of two products with or without a bias, first and second."""
+    """Divide the inputs of two products, with or without biases, into those of the first and the second."""
     return parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
 
 
 def linear(*, bias: bool) -> ir.Function:
-    """Y = x @ weight + bias, for x [..., in]."""
+    """Build the function y = x @ weight + bias for x [..., in]."""
     return build_function(
         "Linear", ["x", *_parameters("", bias=bias)], lambda g, inputs: affine(g, inputs[0], inputs[1:])
     )
 
 
 def feed_forward(kind: str, *, bias: bool, gated: bool = False) -> ir.Function:
-    """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`.
+    """Build the function y = kind(x @ w1 + w1_bias) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`.
 
-    With a gate, what `w2` multiplies is kind(x @ gate) * (x @ w1 + w1_bias).
+    With a gate, y = (kind(x @ gate) * (x @ w1 + w1_bias)) @ w2 + w2_bias.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -64,12 +64,12 @@ def _parameters(prefix: str, *, bias: bool) -> list[str]:
 
 
 def activation_layer(kind: str) -> ir.Function:
-    """Y = kind(x), where it is part of no other layer."""
+    """Build the function y = kind(x), for an activation that is not part of another layer."""
     return build_function("Activation", ["x"], lambda g, inputs: activation(g, inputs[0], kind), {"activation": kind})
 
 
 def normalization(epsilon: float) -> ir.Function:
-    """Y [..., dim] = the layer normalisation of x [..., dim], with weight and bias [dim]."""
+    """Build the layer normalisation of x [..., dim], with weight and bias [dim]."""
     return build_function(
         "Normalization",
         ["x", "weight", "bias"],
@@ -79,7 +79,7 @@ def normalization(epsilon: float) -> ir.Function:
 
 
 def add_normalization(epsilon: float) -> ir.Function:
-    """The sum of x and a branch, both [..., dim], and its layer normalisation."""
+    """Build a function that returns the sum of x and a branch, both [..., dim], and its layer normalisation."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
         x, branch, *parameters = inputs
@@ -90,12 +90,12 @@ def add_normalization(epsilon: float) -> ir.Function:
 
 
 def layer_normalization(g: GraphBuilder, inputs: Sequence[ir.Value], epsilon: float) -> ir.Value:
-    """As a node, over the last axis; `inputs` are x, weight and bias."""
+    """Add a node for the layer normalisation over the last axis. `inputs` are x, weight and bias."""
     return g.op("LayerNormalization", *inputs, axis=-1, epsilon=epsilon)
 
 
 def rms_normalization(epsilon: float) -> ir.Function:
-    """Y = x / rms(x) * weight over the last axis."""
+    """Build the function y = x / rms(x) * weight over the last axis."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         x, weight = inputs
@@ -106,14 +106,14 @@ def rms_normalization(epsilon: float) -> ir.Function:
 
 
 def embedding() -> ir.Function:
-    """Rows of a table [vocab, dim] for tokens [...]."""
+    """Build a function that returns the rows of a table [vocab, dim] for tokens [...]."""
     return build_function("Embedding", ["table", "tokens"], lambda g, inputs: g.op("Gather", *inputs, axis=0))
 
 
 def sinusoids(frequencies: Sequence[float]) -> ir.Function:
-    """Positional encodings [..., dim] of int64 positions [...], sine in even, cosine in odd channels.
+    """Build the positional encodings [..., dim] of int64 positions [...]: sine in even, cosine in odd channels.
 
-    They are computed, not looked up, so that positions never end.
+    They are computed instead of looked up, so that positions are unlimited.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -128,7 +128,7 @@ def sinusoids(frequencies: Sequence[float]) -> ir.Function:
 
 
 def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
-    """The sines, then the cosines of int64 positions [...] times each frequency [..., 2 * frequencies]."""
+    """Build the sines, then the cosines of int64 positions [...] times each frequency [..., 2 * frequencies]."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         single = g.op("Cast", inputs[0], to=ir.DataType.FLOAT)
@@ -139,7 +139,10 @@ def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
 
 
 def stacked_frames(num_frames: int, bins: int) -> ir.Function:
-    """Features [batch, frames, bins] as [batch, time, num_frames * bins]; what is left at the end is dropped."""
+    """Build a function that stacks features [batch, frames, bins] to [batch, time, num_frames * bins].
+
+    It drops frames at the end that do not fill a stack.
+    """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         (x,) = inputs
@@ -151,10 +154,10 @@ def stacked_frames(num_frames: int, bins: int) -> ir.Function:
 
 
 def time_windows(stride: int) -> ir.Function:
-    """Frames beside those before and after them, for a convolution of kernel 3 as a product.
+    """Build a function that concatenates each frame with its neighbours, for a convolution of kernel 3 as a product.
 
-    Inputs: `x` [batch, frames, channels], `valid` [batch, frames, 1], 1 for frames that exist and 0 for padding, which
-    is zeros as what lies beyond both ends. Output: [batch, ceil(frames / stride), 3 * channels].
+    Inputs: `x` [batch, frames, channels]; `valid` [batch, frames, 1], 1 for real frames and 0 for padding. Padding and
+    frames beyond both ends are zeros. Output: [batch, ceil(frames / stride), 3 * channels].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -167,11 +170,12 @@ def time_windows(stride: int) -> ir.Function:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsamplingLayer:
-    """Convolutions over time and frequency, each with relu, and a projection.
+    """Convolutions over time and frequency, each followed by ReLU, and a projection.
 
     Attributes:
-        kernels: of each convolution, which is square and has no padding; `strides`: of each.
-        bins: frequencies of the features.
+        kernels: kernel size of each convolution. Kernels are square, without padding.
+        strides: stride of each convolution.
+        bins: frequency bins of the features.
     """
 
     kernels: Sequence[int]
@@ -179,10 +183,10 @@ class SubsamplingLayer:
     bins: int
 
     def function(self, flat_size: int) -> ir.Function:
-        """The function of features [batch, frames, bins] to [batch, time, dim].
+        """Build the function from features [batch, frames, bins] to [batch, time, dim].
 
-        Its further inputs are `conv0` [channels, 1, kernel, kernel], `conv0_bias` [channels] and so on, and `weight`
-        [flat_size, dim] and `bias` of the projection, which reads channel by channel.
+        Further inputs are `conv0` [channels, 1, kernel, kernel], `conv0_bias` [channels] and so on. The last are
+        `weight` [flat_size, dim] and `bias` of the projection, whose input is ordered by channel.
         """
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -191,7 +195,7 @@ class SubsamplingLayer:
         return build_function("Subsampling", [*self._names(), "weight", "bias"], body, self._attributes())
 
     def convolutions(self, flat_size: int) -> ir.Function:
-        """The same without the projection: to [batch, time, flat_size]."""
+        """Build the same function without the projection, to [batch, time, flat_size]."""
         attributes = {**self._attributes(), "activation": "relu"}
         return build_function(
             "SubsamplingConvolutions",

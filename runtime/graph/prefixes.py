@@ -1,4 +1,4 @@
-"""Which hypotheses begin with the same tokens, as a model-local function: the decoder computes each prefix once."""
+"""Shared prefixes of hypotheses as a model-local function, so that the decoder computes each prefix once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
 
 class Prefixes(NamedTuple):
-    """The prefixes of the hypotheses [batch, nbest, length], each once, those of an utterance one after another.
+    """Unique prefixes of the hypotheses [batch, nbest, length], ordered by utterance.
 
     Attributes:
-        ends: where each ends among all tokens [prefixes].
-        of_tokens: the prefix that ends with each token [batch, nbest, length]; padding has any.
-        of_utterances: those of each utterance, as many as the one with most has [batch, most]; padding has any.
-        places: where each stands there, row by row [prefixes].
+        ends: index of the last token of each prefix among all tokens [prefixes].
+        of_tokens: prefix that ends with each token [batch, nbest, length]; any value for padding.
+        of_utterances: prefixes of each utterance, padded with any value [batch, most].
+        places: index of each prefix in the flattened `of_utterances` [prefixes].
     """
 
     ends: ir.Value
@@ -26,7 +26,7 @@ class Prefixes(NamedTuple):
 
 
 def shared_prefixes() -> ir.Function:
-    """The `Prefixes` of `tokens` [batch, nbest, length], of which `lens` [batch, nbest, 1] exist after the first."""
+    """Build the `Prefixes` of `tokens` [batch, nbest, length]. `lens` [batch, nbest, 1]: valid tokens minus 1."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
         tokens, lens = inputs

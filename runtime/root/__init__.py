@@ -1,13 +1,13 @@
-"""Speech recognition with U2++ Mixture-of-Experts models on ONNX: the names of `u2moe.runtime`, loaded at first use."""
+"""Speech recognition with U2++ mixture-of-experts models on ONNX. Names of `u2moe.runtime` are loaded at first use."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
 
-# onnxruntime reads this when it is imported, and every import of u2moe, including `u2moe.runtime`, executes this file
-# first. Otherwise it would collect telemetry (a device id and a database below the home folder, network look-ups), and
-# forked processes would hang on exit. A value set by the user is kept.
+# onnxruntime reads this variable when it is imported. Every import of u2moe, including `u2moe.runtime`, executes this
+# file first. Without the variable, onnxruntime would collect telemetry: it creates a device id and a database in the
+# home folder, and looks up network addresses. Forked processes would hang on exit. A value set by the user is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Look up a name in `u2moe.runtime` (PEP 562), so that `import u2moe`, part of every import, loads nothing."""
+    """Look up a name in `u2moe.runtime` (PEP 562), so that `import u2moe` is fast."""
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The commands of `u2moe` and their help, for which nothing that computes is imported."""
+"""The commands of `u2moe` and their help, without slow imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GROUPS = {
     "Recognise": {
         "transcribe": ("u2moe.runtime.cli.transcribe", "add_transcribe", "recognise audio files"),
         "listen": ("u2moe.runtime.cli.listen", "add_listen", "recognise speech from a microphone"),
-        "align": ("u2moe.runtime.cli.align", "add_align", "find when the words of a text are said"),
+        "align": ("u2moe.runtime.cli.align", "add_align", "find the times of the words of a text"),
         "corpus": ("u2moe.runtime.cli.corpus", "add_corpus", "recognise a corpus, each utterance exactly once"),
     },
     "Your own model": {
@@ -17,8 +17,8 @@ GROUPS = {
         "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
         "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
         "convert": ("u2moe.export.cli", "add_convert", "convert a bundle to fewer graphs or another format"),
-        "sign": ("u2moe.runtime.cli.sign", "add_sign", "sign a bundle, so that programs can demand yours"),
-        "verify": ("u2moe.runtime.cli.sign", "add_verify", "compare a bundle with its digests, and see who signed it"),
+        "sign": ("u2moe.runtime.cli.sign", "add_sign", "sign a bundle, so that programs can check its origin"),
+        "verify": ("u2moe.runtime.cli.sign", "add_verify", "compare a bundle with its digests, and show its signers"),
         "push": ("u2moe.runtime.cli.push", "add_push", "publish a bundle on the Hugging Face hub"),
         "lm": ("u2moe.runtime.cli.lm", "add_lm", "make language models for a domain"),
     },
@@ -30,7 +30,7 @@ GROUPS = {
         "serve": ("u2moe.runtime.cli.serve", "add_serve", "run a server for existing speech recognition clients")
     },
 }
-"""Module, function and summary of each command, in groups; the module is imported only when the command is used."""
+"""Module, function and summary of each command, in groups. The module is imported when the command is used."""
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 EXAMPLES = """\
@@ -40,7 +40,7 @@ EXAMPLES = """\
 
 
 def help_text() -> str:
-    """The help that `u2moe` prints without a command."""
+    """Return the help that `u2moe` prints without a command."""
     groups = "\n".join(
         f"{title}:\n" + "".join(f"  {name:10}  {summary}\n" for name, (_, _, summary) in group.items())
         for title, group in GROUPS.items()
