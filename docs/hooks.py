@@ -1,8 +1,8 @@
-"""What mkdocs fills in while it builds, so that nothing is written twice.
+"""Hooks of mkdocs that replace marks in pages, so that nothing is written twice.
 
-A line `{{ page FILE }}` becomes a page that lies elsewhere, such as the README, `{{ packages }}` tables of all packaged
-files with the first paragraph of their docstrings, `{{ help COMMAND }}` what `u2moe COMMAND --help` prints, and
-`{{ options PLACE }}` rows of a table of options, as they are declared.
+`{{ page FILE }}` becomes a page from elsewhere, such as the README. `{{ packages }}` becomes tables of all packaged
+files with the first paragraphs of their docstrings. `{{ help COMMAND }}` becomes the output of `u2moe COMMAND --help`.
+`{{ options PLACE }}` becomes rows of a table of declared options.
 """
 
 import ast
@@ -32,7 +32,7 @@ HELP_WIDTH = "100"
 
 @event_priority(100)  # before mkdocstrings reads its options
 def on_config(config: Any) -> None:
-    """Let mkdocstrings read the files of this clone, whatever is installed, through links arranged as imports are."""
+    """Let mkdocstrings read this clone instead of an installed u2moe, through links arranged like the packages."""
     tree = Path(tempfile.mkdtemp(prefix="u2moe-docs-"))
     atexit.register(shutil.rmtree, tree)
     (tree / "u2moe").mkdir()
@@ -44,12 +44,12 @@ def on_config(config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with its marks filled in; mkdocs calls it for each."""
+    """Replace the marks of a page. mkdocs calls this for each page."""
     return MARK.sub(lambda match: filled(match[1], match[2]), markdown)
 
 
 def filled(mark: str, argument: str) -> str:
-    """What stands in the place of a mark."""
+    """Return the replacement of a mark."""
     if mark == "help":
         return help_of(argument)
     if mark == "packages":
@@ -62,7 +62,7 @@ def filled(mark: str, argument: str) -> str:
 
 
 def options_in(place: str) -> str:
-    """Rows of a table of options: name, meaning, default. `place`: where they are by name, such as MODULE.OPTIONS."""
+    """Return the rows of an options table: name, meaning, default. `place` is MODULE.OPTIONS, a mapping by name."""
     module, _, name = place.rpartition(".")
     found = getattr(importlib.import_module(module), name)
     rows = []
@@ -73,7 +73,7 @@ def options_in(place: str) -> str:
 
 
 def page_of(file: Path) -> str:
-    """A page from outside docs/: its links into docs/ lead to the pages of the site, those to other files are text."""
+    """Return a page from outside docs/. Links into docs/ become links within the site; other links become text."""
 
     def link(match: re.Match[str]) -> str:
         target = (file.parent / match["target"]).resolve()
@@ -85,22 +85,22 @@ def page_of(file: Path) -> str:
 
 
 def package_folders() -> dict[str, str]:
-    """The folder of each package, by its name, as pyproject.toml says."""
+    """Return the folder of each package by name, from pyproject.toml."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     folders: dict[str, str] = settings["tool"]["setuptools"]["package-dir"]
     return folders
 
 
 def files_of(folder: str) -> str:
-    """A table of the modules of a folder, such as runtime, and what each is for."""
+    """Return a table of the modules of a folder, such as runtime, with their summaries."""
     modules = [file for file in sorted((ROOT / folder).glob("*.py")) if file.name != "__init__.py"]
     rows = [f"| `{file.name}` | {summary(file)} |" for file in modules]
-    head = [f"## {folder}/", summary(ROOT / folder / "__init__.py"), "", "| file | what it is |", "| --- | --- |"]
+    head = [f"## {folder}/", summary(ROOT / folder / "__init__.py"), "", "| file | purpose |", "| --- | --- |"]
     return "\n".join([*head, *rows])
 
 
 def summary(file: Path) -> str:
-    """The first paragraph of a module's docstring, without the command that follows in scripts."""
+    """Return the first paragraph of a module's docstring."""
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     if not docstring:
         raise ValueError(f"{file}: has no docstring")
@@ -108,7 +108,7 @@ def summary(file: Path) -> str:
 
 
 def help_of(command: str) -> str:
-    """What `u2moe COMMAND --help` prints, folded."""
+    """Return the output of `u2moe COMMAND --help` as a collapsed section."""
     done = subprocess.run(
         [sys.executable, "-m", "u2moe", *command.split(), "--help"],
         env={**os.environ, "COLUMNS": HELP_WIDTH, "NO_COLOR": "1"},

@@ -106,7 +106,7 @@ def test_a_library_that_cannot_be_loaded_is_refused_by_name_and_auto_goes_withou
 
 def test_other_providers_than_the_cpu_have_no_native_kernels(registered):
     providers = ("CUDAExecutionProvider", *CPU)
-    with pytest.raises(KernelsError, match="run on the CPU alone, not on CUDAExecutionProvider, CPUExecution"):
+    with pytest.raises(KernelsError, match="run only on the CPU, not on CUDAExecutionProvider, CPUExecution"):
         choose_kernels("native", providers)
     assert not choose_kernels("auto", providers).native
 

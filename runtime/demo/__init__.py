@@ -1,1 +1,1 @@
-"""The demo model: a folder of data, which u2moe finds by the name of this package."""
+"""Data of the demo model, which u2moe finds through this package."""
