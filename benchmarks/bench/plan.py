@@ -72,18 +72,18 @@ class Plan:
             raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
 
     def modes(self, bundle: Bundle) -> list[Mode]:
-        """The modes of the plan that a bundle supports."""
+        """Return the modes of the plan that a bundle supports."""
         streaming = [
             Mode(chunk_size=size, num_left_chunks=left) for size in self.chunk_sizes for left in self.left_chunks
         ]
         return [Mode(), *(streaming if bundle.manifest.model.streaming else ())]
 
     def live_modes(self) -> list[Mode]:
-        """The modes that are measured in real time."""
+        """Return the modes to measure in real time."""
         return [Mode(chunk_size=size, num_left_chunks=self.left_chunks[0]) for size in self.chunk_sizes]
 
     def main_modes(self) -> list[Mode]:
-        """The modes for which the bound and the experts are told."""
+        """Return the modes for which to measure the bound and the experts."""
         return [Mode(), *self.live_modes()[:1]]
 
 
@@ -189,7 +189,7 @@ def run_suite(
 
 
 def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
-    """Samples of a recording that is long enough for every bundle to give at least one encoder frame."""
+    """Return the samples of a recording; raise if it is too short for an encoder frame of any bundle."""
     samples: Samples = read_audio(path, next(iter(bundles)).manifest.features.sample_rate)
     for bundle in bundles:
         features, window = FeatureStream(bundle.manifest.features), bundle.manifest.model.window
@@ -202,7 +202,7 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
 
 
 def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
-    """The first `left` samples of recordings, one after the other."""
+    """Return the first `left` samples of the concatenated recordings."""
     found: list[Samples] = []
     for samples in recordings:
         if left > 0:
@@ -226,7 +226,7 @@ def _add_bound(
 
 
 def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan: Plan) -> dict[str, Any]:
-    """The routers' choices in the main modes, by bundle."""
+    """Return the routers' choices in the main modes, by bundle."""
     from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra tools
 
     found = {}
@@ -255,7 +255,7 @@ def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _decoding(options: DecodingOptions, hotwords: Hotwords | None) -> dict[str, Any]:
-    """What was chosen instead of the defaults of bundles."""
+    """Return the options that differ from the defaults of bundles."""
     return changed_options(options_as_json(options)) | ({} if hotwords is None else {"hotwords": hotwords})
 
 

@@ -123,7 +123,7 @@ def _chunks(report: Report) -> Iterator[str]:
 
 
 def _latency(report: Report) -> Iterator[str]:
-    """The same in real time, and what a user waits for."""
+    """Yield the latency in real time, and the waits of a user."""
     if not report["latency"]:
         return
     rows = [
@@ -140,7 +140,7 @@ def _latency(report: Report) -> Iterator[str]:
 
 
 def _of_chunks(entry: Mapping[str, Any]) -> list[str]:
-    """The cells under `_CHUNKS`."""
+    """Return the cells under `_CHUNKS`."""
     if chunk := entry.get("chunk_latency_s"):
         budget = [f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"]
         return [*where(entry), *_milliseconds(chunk, "p50", "p90", "p95", "p99"), *budget]
@@ -218,7 +218,7 @@ def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
 
 
 def _times(ratio: float | None) -> str:
-    """The ratio, if there is one: a part without products has no bound."""
+    """Return the ratio as text; empty for a part without products, which has no bound."""
     return f" {ratio:5.1f}x" if ratio else "       "
 
 
@@ -228,7 +228,7 @@ def in_order(report: Report) -> list[Mapping[str, Any]]:
 
 
 def where(entry: Mapping[str, Any]) -> list[str]:
-    """The cells that identify an entry."""
+    """Return the cells that identify an entry."""
     return [entry["mode"], str(entry["threads"]), entry["bundle"]]
 
 

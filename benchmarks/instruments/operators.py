@@ -90,7 +90,7 @@ def profile(
     num_threads: int = 1,
     repetitions: int = 3,
 ) -> list[list[Kernel]]:
-    """The kernels of several runs of `run` on the model, after a warm-up run.
+    """Return the kernels of several runs of `run` on the model, after a warm-up run.
 
     Args:
         bundle: bundle to load.
@@ -122,7 +122,7 @@ def profile(
 def profiled_model(
     bundle: Bundle, folder: Path, settings: SessionSettings, kernels: Mapping[str, Kernels] | None = None
 ) -> Model:
-    """A model that writes the profile of each graph into `folder`, as NUMBER_GRAPH_TIME.json, when it is destroyed.
+    """Load a model that, when destroyed, writes the profile of each graph to `folder` as NUMBER_GRAPH_TIME.json.
 
     Each gets its own name: onnxruntime adds only the time in milliseconds, and small graphs load faster than that.
     """
@@ -162,7 +162,7 @@ def call_sites(file: Path, replaces: Callable[[str], bool]) -> list[Site]:
 
 
 def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ()) -> Iterator[Kernel]:
-    """The kernels of one graph, from node events of onnxruntime's profile in the order in which they ran.
+    """Yield the kernels of one graph from node events of onnxruntime's profile, in the order of execution.
 
     A node without a meaningful name is looked up in `sites`, the `call_sites` of the encoder. One that onnxruntime
     created while optimising the graph counts with the node before it.
@@ -190,7 +190,7 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
 
 
 def part_of(name: str) -> str | None:
-    """The part of the encoder that a node of this name belongs to; None if the name does not say."""
+    """Return the part of the encoder that a node belongs to by its name, or None."""
     for part, words in _SCOPES:
         if any(word in name for word in words):
             return part
@@ -202,7 +202,7 @@ def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tuple[str, S
 
 
 def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[str, Shape]]) -> dict[str, Any]:
-    """Counts of a kernel. The right matrix is missing from the inputs if onnxruntime packed it earlier.
+    """Count the work of a kernel. The right matrix is missing from the inputs if onnxruntime packed it earlier.
 
     [..., m, k] times [..., k, n] to [..., m, n]; either may be transposed by the kernel itself.
     """

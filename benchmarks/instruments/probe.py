@@ -140,7 +140,7 @@ class TimedSession(Session):
         self._watch = watch
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
-        """Outputs by name for inputs by name."""
+        """Return outputs by name for inputs by name."""
         with self._watch(self._stage):
             return super().run(feeds)
 

@@ -123,18 +123,18 @@ def _session(op_type: str, weights: Sequence[Array], num_threads: int) -> onnxru
 
 
 def session_of(content: bytes, kernels: str, num_threads: int = 1) -> onnxruntime.InferenceSession:
-    """A session of an ONNX file with these kernels."""
+    """Return a session of an ONNX file with these kernels."""
     options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
     return onnxruntime.InferenceSession(content, options, providers=[CPU])
 
 
 def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: int) -> float:
-    """The rate per second of sessions that do the `amount` of work together."""
+    """Return the rate per second of sessions that share the `amount` of work."""
     return amount / mean_seconds(lambda: [session.run(None, {"x": x}) for session in sessions], _CALL_S)
 
 
 def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
-    """An ONNX file with inputs "x" [rows, in] and output "y" [rows, out]: the sum of the products of x and each weight.
+    """Return an ONNX file that adds the products of input "x" [rows, in] and each weight: output "y" [rows, out].
 
     Args:
         op_type: "MatMul"; or with int8 weights and one scale per column, as quantized bundles have them,

@@ -35,7 +35,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of at least one value."""
+        """Return the spread of at least one value."""
         low, median, high = np.percentile(values, (25, 50, 75)).tolist()
         return cls(median=median, low=low, high=high, count=len(values))
 
@@ -96,7 +96,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
-    """A spread from JSON, in another unit."""
+    """Return a spread from JSON, scaled to another unit."""
     return Spread(**{name: scale * found[name] for name in ("median", "low", "high")}, count=found["count"])
 
 
@@ -106,7 +106,7 @@ def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
 
 
 def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
-    """The sum of values over the sum of others of the same recordings [n], with its 95 % interval as low and high.
+    """Return the ratio of two sums over the same recordings [n], with its 95 % interval as low and high.
 
     Recordings are drawn again and again, the same ones for both (paired bootstrap).
 
@@ -132,7 +132,7 @@ def difference_of_rates(errors: npt.ArrayLike, others: npt.ArrayLike, sizes: npt
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """A function that calls another and returns the seconds it took."""
+    """Return a function that calls another and returns its seconds."""
 
     def seconds() -> float:
         begin = time.perf_counter()

@@ -43,7 +43,7 @@ NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
 
 
 def clips() -> list[Path]:
-    """The real recordings that come with the package."""
+    """Return the recordings of the demo model."""
     return find_audio([DEMO_FOLDER / "clips"])
 
 
@@ -74,7 +74,7 @@ def audio_seconds(mode: str) -> float:
 
 
 def one_round(mode: str, model: Model, frames: Frames) -> Run:
-    """A function that does one round of a mode, without search and features.
+    """Return a function that runs one round of a mode, without search and features.
 
     Args:
         mode: "streaming" or "streaming-8", chunks of one stream or of eight in steady state; "full", full context;
@@ -104,7 +104,7 @@ def nbest(vocab_size: int) -> list[list[int]]:
 
 
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
-    """A function that encodes `num_chunks` chunks of every stream, starting with a full left context.
+    """Return a function that encodes `num_chunks` chunks of every stream, starting with a full left context.
 
     Positions go on from call to call, as those of a stream do: native kernels keep what they have computed of them.
     """

@@ -15,7 +15,7 @@ from u2moe.runtime.whole_file import write_text
 
 
 def repository() -> Path:
-    """The clone that scripts work in: the current folder.
+    """Return the clone in which scripts work: the current folder.
 
     Raises:
         FileNotFoundError: it is not a clone. Scripts in an installed package have no other way to find one.
@@ -32,7 +32,7 @@ def results_file(name: str) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The content of a results file; empty if there is none."""
+    """Read a results file; return an empty dictionary if it does not exist."""
     if not file.exists():
         return {}
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -46,12 +46,12 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def measured_here() -> dict[str, Any]:
-    """The `machine` and the `date` of results."""
+    """Return the `machine` and the `date` of results."""
     return {"machine": describe_machine(), "date": dt.datetime.now(dt.UTC).date().isoformat()}
 
 
 def kind_of(machine: Mapping[str, Any]) -> str:
-    """The kind of a machine of `describe_machine`: its processor with family and model, which virtual machines show.
+    """Return the kind of a machine of `describe_machine`: its processor with family and model.
 
     The name alone may be shared, as by all generations of AMD EPYC.
     """
@@ -61,7 +61,7 @@ def kind_of(machine: Mapping[str, Any]) -> str:
 
 
 def machine_key(content: Mapping[str, Any]) -> str:
-    """The kind of the machine of results, and the instruction set that the native `kernels` use on it."""
+    """Return the kind of the machine of results, and the instruction set of its native `kernels`."""
     return f"{kind_of(content['machine'])}, {content['kernels']['isa'] or 'without native kernels'}"
 
 
@@ -86,7 +86,7 @@ def record(file: Path, content: dict[str, Any]) -> None:
 
 
 def of_bundle(folder: Path) -> dict[str, str]:
-    """The `bundle` of results: the sha256 of its manifest, which has those of all its files."""
+    """Return the `bundle` of results: the sha256 of its manifest, which contains those of all its files."""
     return {"bundle": hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()}
 
 
@@ -123,7 +123,7 @@ def publish(
 
 
 def measured(content: Mapping[str, Any]) -> str:
-    """A sentence: processor, cores, onnxruntime, commit and date of results with `measured_here`.
+    """Return a sentence: processor, cores, onnxruntime, commit and date of results with `measured_here`.
 
     A "+" behind a commit: with changes that were not in it.
     """

@@ -12,18 +12,18 @@ from u2moe.benchmarks.instruments.statistics import Spread
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> str:
-    """A table; the first `left` columns are aligned left, the others right."""
+    """Return a table whose first `left` columns are aligned left, the others right."""
     marks = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (header, marks, *rows))
 
 
 def quartiles(spread: Spread, digits: int = 2) -> str:
-    """A median, and the quartiles behind it: "1.20 (1.15-1.31)"."""
+    """Return a median with quartiles: "1.20 (1.15-1.31)"."""
     return f"{spread.median:.{digits}f} ({spread.low:.{digits}f}-{spread.high:.{digits}f})"
 
 
 def short(value: float) -> str:
-    """A number with three significant digits, or all digits before the point."""
+    """Return a number with three significant digits, or all digits before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -32,7 +32,7 @@ _MARKED = re.compile(r"<!-- begin (?P<name>[\w.-]+) -->(?P<old>.*?)<!-- end (?P=
 
 
 def names(text: str, page: str) -> list[str]:
-    """The names of the marks of a page.
+    """Return the names of the marks of a page.
 
     Raises:
         ValueError: a mark without an end, which would swallow the rest of the page.
@@ -45,7 +45,7 @@ def names(text: str, page: str) -> list[str]:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """The page with the values between their marks, on separate lines if the marks are; other marks stay.
+    """Return the page with the values between their marks, on separate lines if the marks are; keep other marks.
 
     What stands before the end mark on its line stays too, such as the sign of a comment in YAML.
     """

@@ -30,7 +30,7 @@ Values = dict[str, dict[str, str]]
 
 
 def all_values(folder: Path) -> Values:
-    """The values from each results file in `folder`, and from the targets."""
+    """Return the values of each results file in `folder`, and of the targets."""
     found: Values = {}
     targets: list[target_page.Target] = []
     for name in study_names():
@@ -47,7 +47,7 @@ def all_values(folder: Path) -> Values:
 
 
 def study_names() -> list[str]:
-    """The studies, each a file in `studies/`; results/NAME.json holds what NAME found."""
+    """Return the names of the studies, the files in `studies/`; results/NAME.json holds the results of NAME."""
     return sorted(module.name for module in pkgutil.iter_modules(studies.__path__) if not module.ispkg)
 
 
@@ -74,7 +74,7 @@ def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tup
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.results.pages", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
     args = parser.parse_args(arguments)

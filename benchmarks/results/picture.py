@@ -40,12 +40,12 @@ Bar = tuple[str, Spread, str]
 
 
 def machine() -> str:
-    """The kind of machine on which torch was measured; all rows are of it."""
+    """Return the kind of machine on which torch was measured, which all rows share."""
     return kind_of(read_json(results_file("same_weights"))["machine"])
 
 
 def bars(mode: str) -> list[Bar]:
-    """The rows of one panel, from top to bottom.
+    """Return the rows of one panel, from top to bottom.
 
     Ours and torch are the encoder and the CTC head alone. sherpa-onnx is timed from samples to text, which adds its
     features and its greedy search: some percent at this size.
@@ -109,7 +109,7 @@ def _panel(axes: Axes, title: str, rows: list[Bar]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     draw(repository() / PICTURE)
     print(f"wrote {PICTURE}")
 

@@ -9,7 +9,7 @@ from u2moe.benchmarks.bench.terminal import Report, describe
 
 
 def values(report: Report) -> dict[str, str]:
-    """The tables as the terminal shows them, and their main numbers: with full context, and in chunks of 16."""
+    """Return the tables of the terminal, and their main numbers with full context and in chunks of 16."""
     first = report["plan"]["threads"][0]
     speed = {entry["mode"]: entry for entry in report["speed"] if entry["threads"] == first}
     (footprint,) = report["footprint"].values()

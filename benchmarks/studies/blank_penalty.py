@@ -51,7 +51,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("blank_penalty", __doc__)
     parser.add_argument("bundles", nargs="+", type=named, metavar="NAME=FOLDER")
     parser.add_argument("--list", nargs="+", type=Path, required=True, help="lists of recordings: path<TAB>transcript")

@@ -155,7 +155,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = recognition_parser("calibration", __doc__)
     parser.add_argument(
         "--fit", action="store_true", help="write a calibration fitted to these recordings into the bundle"

@@ -58,7 +58,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     args = recognition_parser("committed", __doc__).parse_args(argv)
     probe = Probe(Bundle.open(args.bundle))
     sets: dict[str, Any] = {}

@@ -120,7 +120,7 @@ def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """A table for each format and engine: in brackets shares of what Dense-225M takes."""
+    """Return a table for each format and engine, with ratios to Dense-225M in brackets."""
     yield f"## {machine_key(content)}"
     yield measured(content)
     for cases in groups():
@@ -143,7 +143,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("edge", __doc__)
     parser.add_argument("folder", type=Path, help="folder of bundles and of what was measured, created if missing")
     parser.add_argument("--prepare", action="store_true", help="make what is missing in FOLDER, and measure nothing")

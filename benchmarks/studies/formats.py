@@ -60,7 +60,7 @@ class Variant(NamedTuple):
 
 
 def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
-    """The texts of all recordings, in each mode; with noise of at most `HALF_STEP` the same for each variant."""
+    """Return the texts of all recordings in each mode; noise of at most `HALF_STEP` is the same for each variant."""
     rate = recognizer.bundle.manifest.features.sample_rate
     texts: Texts = {mode: [] for mode in MODES}
     random = np.random.default_rng(0)
@@ -160,7 +160,7 @@ def _cost(beside: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("formats", __doc__)
     parser.add_argument("variants", nargs="+", type=named, metavar="NAME=FOLDER[@KERNELS][+noise]")
     parser.add_argument("--list", nargs="+", type=Path, required=True, help="lists of recordings: path<TAB>transcript")

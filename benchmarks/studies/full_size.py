@@ -191,20 +191,20 @@ def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any
 
 
 def factor(content: Mapping[str, Any], mode: str, case: Case) -> Spread | None:
-    """The real-time factor of a case; of the second pass, seconds. None if it was not measured."""
+    """Return the real-time factor of a case, or the seconds of the second pass; None if not measured."""
     seconds = content["seconds"].get(mode, {}).get(case.key)
     scale = 1.0 if mode == SECOND_PASS else audio_seconds(mode)
     return Spread.of([value / scale for value in seconds]) if seconds else None
 
 
 def both_passes(content: Mapping[str, Any], mode: str, case: Case) -> float | None:
-    """The real-time factor of encoder, CTC head and second pass of ten seconds; None: not measured."""
+    """Return the real-time factor of encoder, CTC head and second pass for ten seconds; None if not measured."""
     first, second = factor(content, mode, case), factor(content, SECOND_PASS, case)
     return first.median + second.median / UTTERANCE_S if first and second else None
 
 
 def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spread | None:
-    """The time of a case over that of another in the same rounds; None if one of them was not measured."""
+    """Return the ratio of the times of two cases in the same rounds; None if one was not measured."""
     seconds = content["seconds"].get(mode, {})
     return ratios(seconds[case.key], seconds[other.key]) if {case.key, other.key} <= seconds.keys() else None
 
@@ -244,7 +244,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """The tables of one machine: real-time factors; bounds, starts and threads."""
+    """Return the tables of one machine: real-time factors; bounds, starts and threads."""
     yield f"### {machine_key(content)}"
     yield measured(content)
     rows = []
@@ -275,7 +275,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """The limits, on each machine.
+    """Return the limits, on each machine.
 
     Equals come first: where products decide, a mixture may take as much longer as it has more active parameters, 1.54
     times; a stream, which reads nearly all experts in each chunk, twice as long.
@@ -312,7 +312,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("full_size", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
     parser.add_argument("--prepare", action="store_true", help="create what is missing in FOLDER, and measure nothing")

@@ -163,7 +163,7 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
 
 
 def key_of(name: str) -> str:
-    """The API key of an attack."""
+    """Return the API key of an attack."""
     return f"key-of-{name.replace(' ', '-')}"
 
 
@@ -292,7 +292,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """The p95 of partial results during an attack, the median of its rounds, to that before."""
+    """Return the ratio of the p95 of partial results during an attack, the median of its rounds, to that before it."""
     found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
     return float(found / cell["before"]["partial"]["p95"])
 
@@ -320,7 +320,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("hostile", __doc__)
     kinds = [*ATTACKS, *SLOWER, MIXTURE]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))

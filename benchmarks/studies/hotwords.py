@@ -52,7 +52,7 @@ GROUP = 50
 
 
 def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
-    """Counts of one recording; `num_false`: words of the list that were recognised but not said."""
+    """Count the words of one recording; `num_false`: words of the list that were recognised but not spoken."""
     said, recognised = words(transcript), words(text)
     false = Counter(word for word in recognised if word in hotwords) - Counter(said)
     return {
@@ -65,7 +65,7 @@ def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str])
 
 
 def rare_words(recordings: Sequence[Recording]) -> list[set[str]]:
-    """The rare words of each recording."""
+    """Return the rare words of each recording."""
     said = [set(words(recording.transcript)) for recording in recordings]
     counts = Counter(word for one in said for word in one)
     return [{word for word in one if len(word) >= SHORTEST and counts[word] <= MOST_RECORDINGS} for one in said]
@@ -82,7 +82,7 @@ Lists = dict[str, Sequence[str]]
 
 
 def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Lists]:
-    """Lists for each recording: of its rare words, and of those of others."""
+    """Return lists for each recording: its rare words, and those of other recordings."""
     random = np.random.default_rng(0)
     rare = rare_words(recordings)
     everywhere = sorted(set().union(*rare))
@@ -92,7 +92,7 @@ def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Li
 
 
 def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Iterable[str]) -> Lists:
-    """The same lists for all recordings, filled up with words that are in no transcript."""
+    """Return one list for all recordings, filled with words that no transcript contains."""
     said = {word for recording in recordings for word in words(recording.transcript)}
     unsaid = sorted({word.upper() for word in vocabulary if word.isalpha() and len(word) >= SHORTEST} - said)
     fillers = [unsaid[place] for place in np.random.default_rng(0).permutation(len(unsaid)).tolist()]
@@ -258,7 +258,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = recognition_parser("hotwords", __doc__)
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
     parser.add_argument("--commands", action="store_true", help="measure the first list as commands, not hotwords")

@@ -76,12 +76,12 @@ class Layers:
         return mean_seconds(lambda: session.run(None, {"x": x}), CALL_S) / len(self.gates)
 
     def touched(self, x: Array) -> float:
-        """Number of experts with at least one token, averaged over the layers."""
+        """Return the number of experts with at least one token, averaged over the layers."""
         chosen = [np.argpartition(-(x @ gate), TOP_K - 1, axis=1)[:, :TOP_K] for gate in self.gates]
         return statistics.fmean(len(np.unique(experts)) for experts in chosen)
 
     def bound(self, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
-        """The bound for these tokens, and its components."""
+        """Return the bound for these tokens, and its components."""
         read_s = self.touched(x) * self.bytes_per_expert / read_rate(dict(rates), NUM_BYTES)
         rate = best_rate(dict(rates), "float" if self.recipe == FLOAT else "integer")
         arithmetic_s = len(x) * TOP_K * 2 * DIM * HIDDEN / rate
@@ -92,7 +92,7 @@ class Layers:
 
 
 def moe_graph(num_layers: int) -> ir.Model:
-    """A graph of `num_layers` layers on the same input "x" [tokens, dim], each with its own output."""
+    """Return a graph of `num_layers` layers with the same input "x" [tokens, dim], each with its own output."""
     config = FeedForward(
         kind="moe", hidden=HIDDEN, activation="swish", bias=True, num_experts=NUM_EXPERTS, num_experts_per_token=TOP_K
     )
@@ -179,7 +179,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     args = study_parser("moe_layer", __doc__).parse_args(arguments)
     publish(args.results, measure(), values, per_machine=True)
 

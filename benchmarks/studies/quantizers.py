@@ -59,7 +59,7 @@ class Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
         self.rewind()
 
     def get_next(self) -> Mapping[str, Any] | None:
-        """The next, or None."""
+        """Return the next item, or None."""
         return next(self._feeds, None)
 
     def rewind(self) -> None:
@@ -133,7 +133,7 @@ class _Plain:
 
 
 def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Plain]]:
-    """Encoder and CTC head in files of plain operators as a model, and their sessions, which keep their `feeds`."""
+    """Load encoder and CTC head from files of plain operators; return a model and its sessions, which keep `feeds`."""
     sessions = [_Plain(file) for file in files]
     encoder, ctc = (cast("Session", session) for session in sessions)
     return Model(bundle.manifest, encoder, ctc, None), sessions
@@ -169,7 +169,7 @@ Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
-    """The same network with large channels at every site that can be scaled."""
+    """Return the same network with large channels at every site that can be scaled."""
     random = np.random.default_rng(0)
 
     def add(models: Sequence[ir.Model]) -> None:
@@ -291,7 +291,7 @@ def _size(bundle: Bundle) -> int:
 
 
 def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iterator[tuple[str, Bundle]]:
-    """The demo model, it with outliers and with near ties, and others with outliers, by name."""
+    """Yield names and networks: the demo model plain, with outliers and with near ties, and other networks with outliers."""
     yield PLAIN, bundle
     yield HARD, with_outliers(bundle, folder / HARD)
     yield "near ties", with_near_ties(bundle, folder / "ties")
@@ -300,7 +300,7 @@ def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iter
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each quantizer, one for each other network, and the errors of our int8."""
+    """Return the values of pages: a row for each quantizer and each other network, and the errors of our int8."""
     found = results["networks"]
 
     def errors(own: Mapping[str, float] | None) -> list[str]:
@@ -358,7 +358,7 @@ def _kept(own: Mapping[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("quantizers", __doc__)
     for name, kind in (("bundle", "folder"), ("speech", "list of recordings"), ("dev", "list of recordings")):
         parser.add_argument(name, type=Path, help=kind)

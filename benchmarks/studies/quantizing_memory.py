@@ -44,14 +44,14 @@ def peak(bundle: Path, options: Sequence[str]) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: the bundle's size, and a row for each way."""
+    """Return the values of pages: the bundle's size, and a row for each command."""
     rows = [(f"`u2moe quantize {title}`".replace(" `", "`"), f"{most / 1e6:,.0f}")
             for title, most in results["peaks"].items()]  # fmt: skip
     return {"float32": f"{results['bytes'] / 1e6:.0f}", "table": table(("command", "peak memory, MB"), rows)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("quantizing_memory", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a float32 bundle")
     parser.add_argument("speech", type=Path, help="list of recordings")

@@ -59,7 +59,7 @@ def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
 
 
 def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
-    """The segments of each file, which a program prints in one line or in several."""
+    """Return the segments of each file, which a program prints in one or several lines."""
     found = []
     for file in files:
         own = [line for line in lines if line["file"] == str(file)]
@@ -68,7 +68,7 @@ def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
 
 
 def compared(expected: Found, found: Found) -> dict[str, Any]:
-    """The number of recordings in which segments differ, by aspect, and `num_recordings`.
+    """Count the recordings whose segments differ, by aspect, and `num_recordings`.
 
     `score` is the largest difference between scores of the best hypothesis, where its tokens are equal.
     """
@@ -182,7 +182,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("runtimes", __doc__)
     parser.add_argument("--bundle", type=named, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--list", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")

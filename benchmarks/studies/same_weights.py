@@ -106,7 +106,7 @@ class TorchEncoder:
 
 
 def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchEncoder]]:
-    """The bundle of a preset in float32, created in `root` if missing; and the encoder by each of `PEERS`."""
+    """Return the float32 bundle of a preset, created in `root` if missing, and its encoder in each of `PEERS`."""
     bundle, settings = make_bundle(model, FLOAT, root), SessionSettings(num_threads=1, kernels="onnxruntime")
     source = random_source(root / model)
     tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in source.tensors.items()}  # drawn once
@@ -121,7 +121,7 @@ def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchE
 
 
 def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle: Bundle) -> Run:
-    """A function that does one round of "streaming" or "full" and returns the encoder output, chunk by chunk."""
+    """Return a function that runs a round of "streaming" or "full" and returns the encoder output by chunk."""
     if mode == "full":
         return lambda: [encoder.whole(frames)[None]]
     if isinstance(encoder, Encoder):
@@ -173,7 +173,7 @@ def values(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("same_weights", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
     parser.add_argument("--prepare", action="store_true", help="create what is missing, and measure nothing")

@@ -68,7 +68,7 @@ MOST_SLOWER = 1.2
 def measure(
     server: RunningServer, buffers: Sequence[bytes], count: int, first: dict[Key, int], num_slots: int | None = None
 ) -> dict[str, Any]:
-    """The cell of results for so many speakers; see `speak_together`."""
+    """Return the results for a number of speakers; see `speak_together`."""
     before = cpu_s(server.pid)
     received = asyncio.run(speak_together(server.url, buffers, count, first, num_slots=num_slots))
     spoken_s = (count - received.num_refused) * len(buffers) * BUFFER_S
@@ -155,7 +155,7 @@ def slowdown(crowd: Mapping[str, Any]) -> float:
 
 
 def held(cells: Mapping[str, Any], model: str, server: str) -> int:
-    """The largest number of speakers up to which all were held."""
+    """Return the largest number of speakers up to which all numbers were held."""
     own = [cell for name, cell in cells.items() if name.startswith(f"{model}/{server}/")]
     most = 0
     for cell in sorted(own, key=itemgetter("streams")):
@@ -210,7 +210,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("serving", __doc__)
     parser.add_argument("folder", type=Path, help="where sherpa-onnx's server and its graphs are kept")
     parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")

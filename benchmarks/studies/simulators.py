@@ -79,7 +79,7 @@ class Beside:
 
 
 def positions(folder: Path) -> dict[str, Array]:
-    """The encodings of the positions of a chunk that has its left context before it, and begins a stream with that."""
+    """Return the position encodings of a stream's first chunk after its left context."""
     encoder = Recognizer.load(folder).model.encoder
     if not isinstance(encoder, StaticEncoder):
         raise TypeError(f"{folder}: is not of fixed shape")
@@ -90,7 +90,7 @@ def positions(folder: Path) -> dict[str, Array]:
 
 
 def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
-    """What runs a variant, and the operators that it leaves to the CPU.
+    """Return the runner of a variant, and the operators that it leaves to the CPU.
 
     Raises:
         OSError: the toolchain does not compile the graph.
@@ -133,7 +133,7 @@ def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recordi
 
 
 def summary(lines: Sequence[str], plain: Sequence[str], recordings: Sequence[Recording]) -> dict[str, Any]:
-    """What the lines of a variant say, beside those of `PLAIN`."""
+    """Compare the results of a variant with those of `PLAIN`."""
     about: dict[str, Any] = json.loads(lines[0])
     rows = [json.loads(line) for line in lines[1:]]
     if "refused" in about:
@@ -195,7 +195,7 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = recognition_parser("simulators", __doc__)
     parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="recordings to quantize by")
     parser.add_argument("--work-dir", type=Path, required=True, help="folder that keeps the work")

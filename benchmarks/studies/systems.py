@@ -120,7 +120,7 @@ def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
 
 
 def environment(name: str, work: Path) -> dict[str, Any]:
-    """The environment of a recogniser, see `make_environment`; ours anew for each commit."""
+    """Return the environment of a recogniser, see `make_environment`; ours is rebuilt for each commit."""
     peer = PEERS[name]
     if peer.requirements != OURS:
         return make_environment(work / "environments" / name, peer.requirements)
@@ -151,7 +151,7 @@ def measure(
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
-    """The results of one recogniser, from the lines and the memory of each round, which has every file twice.
+    """Return the results of one recogniser from the lines and memory of each round, which has every file twice.
 
     `load_s` of each round and `versions`; of the second time `audio_s` of all files, `compute_s` of all in each round,
     percentiles of `first_partial_s` (from the start of a recording to the first text) and `final_s` (from its end to
@@ -208,7 +208,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = study_parser("systems", __doc__)
     parser.add_argument("work", type=Path, help="folder for environments, bundles and recordings")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)

@@ -38,7 +38,7 @@ SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)
 
 
 def rules() -> dict[str, EndpointConfig]:
-    """Configurations to compare, by name."""
+    """Return the configurations to compare, by name."""
     found = {f"silence of {each:g} s": EndpointConfig(rule2=_rule(each)) for each in SILENCES}
     return found | {f"turn={each:g}": EndpointConfig(turn=each) for each in TURNS}
 
@@ -50,7 +50,7 @@ def _rule(silence: float) -> EndpointRule:
 def with_pause(
     recognizer: Recognizer, recording: Recording, random: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], float] | None:
-    """Samples of a sentence with a pause and silence after it, and when its last word ends; None: it is too short."""
+    """Return a sentence with a pause and final silence, and the end time of its last word; None if too short."""
     samples = read_audio(recording.path, RATE)
     words = [word for segment in recognizer.align(samples, recording.transcript).segments for word in segment.words]
     if len(words) < SHORTEST:
@@ -122,7 +122,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = recognition_parser("turn", __doc__)
     parser.add_argument("--most", type=int, help="recordings of each list (default: all)")
     args = parser.parse_args(argv)

@@ -52,7 +52,7 @@ JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]
 
 
 def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[JoinedWords]:
-    """Recordings of single words, drawn at random and joined with pauses of quiet noise."""
+    """Return utterances of single words, drawn at random and joined with pauses of quiet noise."""
     random = np.random.default_rng(seed)
     clips = [(read_audio(item.path, RATE), item.transcript) for item in recordings if len(words(item.transcript)) == 1]
     utterances = []
@@ -84,7 +84,7 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
 def compare(
     recognizer: Recognizer, utterances: Iterable[JoinedWords], options: DecodingOptions | None
 ) -> dict[str, Any]:
-    """Timing errors of the words that were recognised; without options, of words that were given."""
+    """Return timing errors of recognised words; without options, of given words."""
     starts: list[float] = []
     ends: list[float] = []
     num_words = 0
@@ -105,7 +105,7 @@ def compare(
 
 
 def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, Any]:
-    """What `u2moe align` makes of an hour of sentences at known times, beside each of them alone; and its memory."""
+    """Compare `u2moe align` of an hour of sentences at known times with each sentence alone; measure its memory."""
     random, time = np.random.default_rng(seed), 0.0
     clips = [read_audio(item.path, RATE) for item in recordings]
     alone = [recognizer.align(clip, item.transcript) for clip, item in zip(clips, recordings, strict=True)]
@@ -133,7 +133,7 @@ def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Record
 
 
 def find_misfits(recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, int]:
-    """What `align` says of right texts, of texts with another word in one place, and of those that lack three."""
+    """Measure `align` on correct texts, on texts with one wrong word, and on texts that lack three words."""
     random = np.random.default_rng(seed)
     known = sorted({word for item in recordings for word in words(item.transcript)})
     counts: Counter[str] = Counter()
@@ -204,7 +204,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="of each set (default: 100)")
     parser.add_argument("--sentences", type=Path, help="list of sentences, for an hour and for texts that do not fit")

@@ -27,14 +27,14 @@ none before the end, and returns the final `text` and what else is known."""
 
 
 def floats(samples: Samples) -> Any:
-    """Samples as float32 in [-1, 1], numpy's."""
+    """Return samples as a numpy array of float32 in [-1, 1]."""
     import numpy as np  # noqa: PLC0415 - not all environments have it
 
     return np.frombuffer(samples, np.int16).astype(np.float32) / np.float32(32768)
 
 
 def whole(recognise: Callable[[Any, int], dict[str, Any]]) -> Recognise:
-    """A recogniser of whole recordings, given as float32 with their sample rate."""
+    """Return a recogniser of whole recordings, given as float32 with their sample rate."""
 
     def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         samples = array("h")

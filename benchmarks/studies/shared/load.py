@@ -122,7 +122,7 @@ def cpu_s(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -133,7 +133,7 @@ def free_port() -> int:
 def _process(
     command: Sequence[str], cores: str | None, is_ready: Callable[[str], bool], folder: Path | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A process that is ready, as `is_ready` tells from what it has said; and all that it said so far."""
+    """Start a process, wait until `is_ready` accepts its output, and yield both."""
     command = [*(["taskset", "-c", cores] if cores else []), *command]
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)  # noqa: S603 - one of two servers
@@ -201,7 +201,7 @@ class Received:
 
 
 def speech_buffers(seconds: float) -> list[bytes]:
-    """The clips of the demo model with pauses between them, again and again, in buffers of 100 ms of float32."""
+    """Return the demo recordings with pauses, repeated, in buffers of 100 ms of float32."""
     clips = [read_audio(clip, SAMPLE_RATE) for clip in sorted((DEMO_FOLDER / "clips").glob("*.flac"))]
     pause = np.zeros(round(1.5 * SAMPLE_RATE), np.float32)
     speech = np.concatenate([part for clip in clips for part in (clip, pause)])
@@ -211,7 +211,7 @@ def speech_buffers(seconds: float) -> list[bytes]:
 
 
 async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """The number of the buffer after which each result comes, of one who speaks alone; that of the end is the last."""
+    """Return the number of the buffer after which each result arrives for a single speaker; the last is the end's."""
     found: dict[Key, int] = {}
     async with connect(url, proxy=None) as websocket:
         for number, buffer in enumerate(buffers):
@@ -230,7 +230,7 @@ async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
 
 
 def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """The results that are measured, from `first_buffers`."""
+    """Return the results to measure, from `first_buffers`."""
     first = asyncio.run(first_buffers(url, buffers))
     return {key: number for key, number in first.items() if number < len(buffers) - _END_BUFFERS}
 
@@ -295,6 +295,6 @@ async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Ke
 
 
 def key_of(message: str | bytes) -> Key:
-    """The meaning of a message."""
+    """Return the meaning of a message."""
     result: dict[str, Any] = json.loads(message)
     return result["segment"], bool(result["is_final"]), result["text"]

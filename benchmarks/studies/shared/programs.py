@@ -40,7 +40,7 @@ def json_lines(output: str, _errors: str) -> list[Line]:
 
 
 def sherpa_lines(output: str, errors: str) -> list[Line]:
-    """Times that sherpa-onnx's program prints, with two digits."""
+    """Return the times that sherpa-onnx's program prints with two digits."""
     load = 1000 * float(re.findall(r"Recognizer created in (\S+) s", output)[0])
     took = re.findall(r"Elapsed seconds: ([^,]+),", errors)
     return [{"load_ms": load, "ms": 1000 * float(seconds)} for seconds in took]
@@ -55,7 +55,7 @@ class Program:
     read: Callable[[str, str], list[Line]] = json_lines
 
     def run(self, files: Sequence[Path]) -> tuple[list[Line], float]:
-        """The lines that it prints, and the peak of its resident memory in MB.
+        """Return the printed lines, and the peak resident memory in MB.
 
         Raises:
             RuntimeError: it failed; with the end of what it printed.
@@ -82,7 +82,7 @@ def engine(
 
 
 def on_one_core(program: Program) -> Program:
-    """The same with one core and one thread: by default most of these libraries start a thread for every core."""
+    """Return the command limited to one core and one thread; by default most libraries start one thread per core."""
     threads = [f"{name}_NUM_THREADS=1" for name in ("OMP", "OPENBLAS")]
     core = str(min(os.sched_getaffinity(0)))
     return replace(program, command=["taskset", "-c", core, "env", *threads, *program.command])
@@ -95,7 +95,7 @@ def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) ->
 
 
 def make_environment(folder: Path, requirements: Sequence[str], version: str | None = "") -> dict[str, Any]:
-    """The environment in `folder`, created if it is missing or was made from something else.
+    """Return the environment in `folder`, created if it is missing or was made from other packages.
 
     Args:
         folder: folder of the environment.
@@ -132,7 +132,7 @@ def _size(folder: Path) -> int:
 
 
 def sherpa_graphs(bundle: Path, folder: Path) -> Path:
-    """A bundle's graphs for sherpa-onnx in `folder`, made if they are missing."""
+    """Return a bundle's graphs for sherpa-onnx in `folder`, created if missing."""
     if not folder.is_dir():
         show_progress("graphs for sherpa-onnx")
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def is_mixture(name: str) -> bool:
 
 
 def make_bundle(name: str, kind: str, root: Path) -> Bundle:
-    """The bundle `root`/`name`/`kind` of a model of `SIZES`, created if it is missing.
+    """Return the bundle `root`/`name`/`kind` of a model of `SIZES`, created if missing.
 
     Args:
         name: the model.

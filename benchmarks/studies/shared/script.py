@@ -13,7 +13,7 @@ from u2moe.runtime import U2moeError
 
 
 def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a study, described by the first line of the module's docstring, with the option --results."""
+    """Return the parser of a study, with the first line of the module's docstring and the option --results."""
     prog, file = f"python -m u2moe.benchmarks.studies.{name}", results_file(name)
     parser = argparse.ArgumentParser(prog=prog, description=(doc or "").split("\n")[0])
     parser.add_argument(
@@ -23,7 +23,7 @@ def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def recognition_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a study of one bundle on recordings."""
+    """Return the parser of a study of one bundle on recordings."""
     parser = study_parser(name, doc)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("lists", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
@@ -31,7 +31,7 @@ def recognition_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def named(text: str) -> tuple[str, str]:
-    """The type of arguments NAME=VALUE."""
+    """Parse an argument NAME=VALUE."""
     name, separator, value = text.partition("=")
     if not (name and separator and value):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
