@@ -291,7 +291,7 @@ def _size(bundle: Bundle) -> int:
 
 
 def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iterator[tuple[str, Bundle]]:
-    """Yield names and networks: the demo model plain, with outliers and with near ties, and other networks with outliers."""
+    """Yield networks by name: the demo model plain, with outliers and with near ties, and others with outliers."""
     yield PLAIN, bundle
     yield HARD, with_outliers(bundle, folder / HARD)
     yield "near ties", with_near_ties(bundle, folder / "ties")
