@@ -14,19 +14,15 @@ import u2moe.runtime
 ROOT = Path(__file__).parent.parent
 
 PUBLIC = [
-    "Alignment", "AlignmentError",
-    "Alternative", "AudioError", "AudioOverflowError", "AudioWarning", "Bundle", "BundleError", "BundleWarning",
-    "BundleWriter",
-    "CheckpointError", "ContextGraph", "CorpusError", "DecodingOptions", "EndpointConfig", "EndpointRule", "Fusion",
-    "Grammar", "GrammarError",
-    "Hypothesis", "IntegrityError", "Kernels", "KernelsError", "LanguageModel", "LanguageModelError",
-    "LanguageModelOptions", "Microphone", "MicrophoneError", "Model", "ParityError", "PhraseResult", "PrefixBeamSearch",
-    "ProviderError", "QuantizationError", "RawAudio", "Recognizer", "Rescored", "RescoringWeights", "Result", "Runner",
-    "SessionSettings", "SignatureError", "Stream", "StreamError", "SubtitleOptions", "TextFormat", "TextFormatter",
-    "Transcriber",
-    "Transcript", "TruncatedAudioError", "U2moeError", "UnsupportedError", "VadOptions", "VoiceActivityDetector",
-    "WordResult", "attention_beam_search", "attention_rescoring", "ctc_greedy_search", "ctc_prefix_beam_search",
-    "format_transcript", "parse_hotwords",
+    "Alignment", "AlignmentError", "Alternative", "AudioError", "AudioOverflowError", "AudioWarning", "Bundle",
+    "BundleError", "BundleWarning", "BundleWriter", "CheckpointError", "ContextGraph", "CorpusError", "DecodingOptions",
+    "EndpointConfig", "EndpointRule", "Fusion", "Grammar", "GrammarError", "Hypothesis", "IntegrityError", "Kernels",
+    "KernelsError", "LanguageModel", "LanguageModelError", "LanguageModelOptions", "Microphone", "MicrophoneError",
+    "Model", "ParityError", "PhraseResult", "PrefixBeamSearch", "ProviderError", "QuantizationError", "RawAudio",
+    "Recognizer", "Rescored", "RescoringWeights", "Result", "Runner", "SessionSettings", "SignatureError", "Stream",
+    "StreamError", "SubtitleOptions", "TextFormat", "TextFormatter", "Transcriber", "Transcript", "TruncatedAudioError",
+    "U2moeError", "UnsupportedError", "VadOptions", "VoiceActivityDetector", "WordResult", "attention_beam_search",
+    "attention_rescoring", "ctc_greedy_search", "ctc_prefix_beam_search", "format_transcript", "parse_hotwords",
 ]  # fmt: skip
 
 

@@ -16,10 +16,9 @@ RECIPES = {
 }
 """The first column of each recipe's table, by title."""
 LEFT_OUT = (
-    "*.json", "*.npz", "*.onnx", "*.lm", "*.png", "*.wasm", "tests/golden/*",
-    "runtime/kernels/source/declared.h", "runtime/cpp/source/declared.hpp", "runtime/cpp/include/u2moe.h",
-    "runtime/web/declared.js", "runtime/web/index.d.ts",
-    "CHANGELOG.md", "docs/change.md", "tests/test_change.py",
+    "*.json", "*.npz", "*.onnx", "*.lm", "*.png", "*.wasm", "tests/golden/*", "runtime/kernels/source/declared.h",
+    "runtime/cpp/source/declared.hpp", "runtime/cpp/include/u2moe.h", "runtime/web/declared.js",
+    "runtime/web/index.d.ts", "CHANGELOG.md", "docs/change.md", "tests/test_change.py",
 )  # fmt: skip
 """What scripts or WeNet wrote, and what names everything."""
 

@@ -11,11 +11,9 @@ import u2moe.runtime
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
 ORDER = (
-    "errors", "log", "installation", "bundle_location", "validation", "declarations", "whole_file", "result",
-    "text", "language", "options", "audio", "bundle", "model", "bundle_folder", "bundle_writer",
-    "graph", "decoding", "stream", "recognition", "recognizer",
-    "transcriber_thread", "transcriber", "__init__",
-    "corpus", "server", "cli", "root",
+    "errors", "log", "installation", "bundle_location", "validation", "declarations", "whole_file", "result", "text",
+    "language", "options", "audio", "bundle", "model", "bundle_folder", "bundle_writer", "graph", "decoding", "stream",
+    "recognition", "recognizer", "transcriber_thread", "transcriber", "__init__", "corpus", "server", "cli", "root",
 )  # fmt: skip
 """Rooms, and files beside them, from the bottom to the top: each imports only what stands before it."""
 SEPARATE = {"kernels", "cpp", "web", "demo"}

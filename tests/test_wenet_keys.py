@@ -15,10 +15,9 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "examples" / "train_demo" / "checkpoint"
 
 NEEDED = (
-    "input_dim", "output_dim", "encoder_conf", "decoder_conf", "model_conf", "tokenizer",
-    "dataset_conf.filter_conf", "dataset_conf.batch_conf", "dataset_conf.fbank_conf",
-    "tokenizer_conf.symbol_table_path", "tokenizer_conf.non_lang_syms_path", "tokenizer_conf.bpe_path",
-    "cmvn_conf.cmvn_file", "cmvn_conf.is_json_cmvn",
+    "input_dim", "output_dim", "encoder_conf", "decoder_conf", "model_conf", "tokenizer", "dataset_conf.filter_conf",
+    "dataset_conf.batch_conf", "dataset_conf.fbank_conf", "tokenizer_conf.symbol_table_path",
+    "tokenizer_conf.non_lang_syms_path", "tokenizer_conf.bpe_path", "cmvn_conf.cmvn_file", "cmvn_conf.is_json_cmvn",
 )  # fmt: skip
 FEED_FORWARD = {"mlp_type", "mlp_bias", "n_expert", "n_expert_activated"}
 ATTENTION = {"attention_heads", "query_bias", "key_bias", "value_bias", "n_kv_head", "head_dim", "use_sdpa"}

@@ -170,20 +170,6 @@ def test_the_log_quotes_no_client():
     assert re.fullmatch(r"a connection was ended KeyError at test_hostile.py:\d+ test_the_log_quotes_no_client", line)
 
 
-def test_junk_leaves_a_line_in_a_minute(server, caplog):
-    before = server.metric("failures", "request")
-    for junk in (
-        b"\x16\x03\x01\x02\0\x01\0",
-        b"GET\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: b\r\n\r\n",
-    ) * 5:
-        with server.open_plain() as plain:
-            plain.sendall(junk)
-            assert plain.recv(1000).startswith(b"HTTP/1.1 400 ")
-    server.wait_until(lambda: server.metric("failures", "request") == before + 15)
-    assert len(caplog.records) <= 1
-
-
 def test_frames_that_come_with_the_handshake(small, caplog):
     """Too long a one, from clients that do not wait for the answer, whether they have a place or are refused."""
     before = small.metric("failures", "recognition")

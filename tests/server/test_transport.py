@@ -56,6 +56,9 @@ CHUNKED = POST.format(version="1.1", length=9, more="").replace("Content-Length:
 
 
 @pytest.mark.parametrize(("sent", "status", "told"), [
+    ("\x16\x03\x01\x02\0\x01\0", 400, ""),
+    ("GET\r\n\r\n", 400, ""),
+    ("GET / HTTP/1.1\r\nHost: localhost\r\nHost: b\r\n\r\n", 400, ""),
     (CHUNKED + "5\r\nhelloXX\r\n", 400, ""),
     (CHUNKED.replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"), 400, "not both"),
     (POST.format(version="1.1", length=0, more="; charset=punycode"), 400, "a form must be UTF-8"),
