@@ -16,7 +16,7 @@ from tones import say, toy_recognizer
 from u2moe.runtime import DecodingOptions, Grammar, GrammarError, cli
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.ctc import ctc_prefix_beam_search
-from u2moe.runtime.decoding.phrases import REST_PENALTY, PhraseGraph
+from u2moe.runtime.decoding.phrases import REST_COST, REST_PENALTY, PhraseGraph
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 SYMBOLS = ["<blank>", "▁A", "A", "▁B", "B", "▁", "中", "<sos/eos>"]
@@ -77,7 +77,7 @@ def score_of(tokens, log_probs):
                 )
                 last[place] = (before[place] + was[place]) * stays.max() + (
                     before[place - 1] + was[place - 1]
-                ) * enters.max()
+                ) * enters.max() * np.exp(-REST_COST)
             else:
                 reached = before[place - 1] + (was[place - 1] if token != previous else 0.0)
                 last[place] = (was[place] + reached) * row[token]

@@ -94,6 +94,7 @@ constexpr double kShortestPauseS = {options.SHORTEST_PAUSE_S};
 constexpr double kHotwordWeight = {context.DEFAULT_WEIGHT}, kMostHotwordWeight = {context.MOST_WEIGHT:g};
 constexpr std::size_t kLongestHotword = {context.LONGEST_PHRASE};
 constexpr float kRestPenalty = {phrases.REST_PENALTY}F;
+constexpr double kRestCost = {phrases.REST_COST};
 constexpr std::size_t kMinGrammarTokens = {phrases.MIN_TOKENS}, kMostPlaces = {phrases.MOST_PLACES};
 constexpr std::size_t kLongestGrammarLine = {grammar.LONGEST_LINE};
 

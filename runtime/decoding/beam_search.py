@@ -15,7 +15,7 @@ from heapq import heappushpop
 
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.fusion import Fusion, FusionState
-from u2moe.runtime.decoding.phrases import PhraseGraph, PhraseState
+from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
@@ -331,19 +331,21 @@ class BeamSearch:
 
     def _grow(self, new: Beam, parent: Beam, score: float) -> None:
         """Add to `new` the alignments of `parent` extended by a token with log-probability `score` in this frame."""
-        score = self._entered(parent.prefix, new.prefix.token, score)
+        entered = self._entered(parent.prefix, new.prefix.token, score)
         if parent.prefix.token == new.prefix.token:  # the same token again: only after a blank
             total, best, times = parent.blank, parent.best_blank, parent.blank_times
         else:
             total, best, times = parent.total, parent.best, parent.times
-        new.token = _log_add(new.token, total + score)
-        if new.best_token < best + score:
-            new.best_token = best + score
+        new.token = _log_add(new.token, total + entered)
+        if new.best_token < best + entered:
+            new.best_token = best + entered
             new.token_times = (times, self.num_frames, score)
 
     def _entered(self, prefix: Prefix, token: int, score: float) -> float:
         """The log-probability `score` of a token that extends a prefix; the words of `rest` begin as words do."""
-        return score if token != self._rest or (prefix.phrase and prefix.phrase.is_apart) else self._rest_start
+        if token != self._rest:
+            return score
+        return (score if prefix.phrase and prefix.phrase.is_apart else self._rest_start) - REST_COST
 
     def _bonus(self, prefix: Prefix, token: int) -> float:
         """The hotword bonus in the rank of a prefix extended by a token."""

@@ -20,8 +20,9 @@ from u2moe.runtime.text.grammar import UNKNOWN, Expression, Grammar, check_neste
 from u2moe.runtime.text.spelling import Spelling
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_boundaries
 
-REST_PENALTY = 1.0
-"""Taken from the log-probability of the most probable token of a frame where it counts as a part of `[unk]`."""
+REST_PENALTY, REST_COST = 0.5, 3.0
+"""Taken from the log-probability of the most probable token of a frame where it counts as a part of `[unk]`, and of its
+beginning: a phrase among other words makes two of them."""
 MOST_PLACES = 1 << 18
 """Places in all phrases, characters that they do not share: memory grows with them."""
 MIN_TOKENS = 32

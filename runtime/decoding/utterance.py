@@ -15,7 +15,7 @@ from u2moe.runtime.decoding.confidence import word_confidence
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
 from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
 from u2moe.runtime.decoding.native_search import NativeSearch
-from u2moe.runtime.decoding.phrases import REST_PENALTY, PhraseGraph
+from u2moe.runtime.decoding.phrases import REST_COST, REST_PENALTY, PhraseGraph
 from u2moe.runtime.model.device import Value, joined
 from u2moe.runtime.result import PhraseResult, Result
 from u2moe.runtime.text.vocabulary import Vocabulary
@@ -162,7 +162,7 @@ class Utterance:
     def heard(self, found: Hypothesis) -> tuple[Hypothesis, list[int]]:
         """A hypothesis with the most probable tokens where it has a grammar's `rest`, and where its tokens begin then.
 
-        Each of them has its penalty in `context_score`; times and probabilities are left out.
+        Their penalties and costs are in `context_score`; times and probabilities are left out.
         """
         rest = None if self._grammar is None else self._grammar.rest
         if rest not in found.tokens:
@@ -180,7 +180,8 @@ class Utterance:
                 runs.pop()  # of the token that follows
             tokens += [each for each in runs if each >= 0]
             num += len(tokens) - begins[-1]
-        return Hypothesis(tokens=tokens, score=found.score, times=[], context_score=-num * REST_PENALTY), begins
+        lost = num * REST_PENALTY + found.tokens.count(rest) * REST_COST
+        return Hypothesis(tokens=tokens, score=found.score, times=[], context_score=-lost), begins
 
     def _advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         self._search.advance(log_probs)

@@ -251,7 +251,7 @@ class BeamSearch {
 
   // The log-probability of a token that extends a prefix: other words begin as words do.
   double entered(const Prefix& prefix, int token, double score) const {
-    return token != rest_ || prefix.phrase->is_apart ? score : rest_start_;
+    return token != rest_ ? score : (prefix.phrase->is_apart ? score : rest_start_) - kRestCost;
   }
 
   static double log_add(double a, double b) {
@@ -353,12 +353,12 @@ class BeamSearch {
 
   // Add to a beam the alignments of its parent extended by its token.
   void grow(Beam& beam, const Beam& parent, double score) {
-    score = entered(*parent.prefix, beam.prefix->token, score);
+    const double from = entered(*parent.prefix, beam.prefix->token, score);
     const bool again = parent.prefix->token == beam.prefix->token;  // the same token again: only after a blank
     const double total = again ? parent.blank : parent.total, best = again ? parent.best_blank : parent.best;
-    beam.token = log_add(beam.token, total + score);
-    if (beam.best_token < best + score) {
-      beam.best_token = best + score;
+    beam.token = log_add(beam.token, total + from);
+    if (beam.best_token < best + from) {
+      beam.best_token = best + from;
       beam.token_times = peaks_.add({again ? parent.blank_times : parent.times, num_frames_, score});
     }
   }

@@ -12,7 +12,8 @@ constexpr int kStreamChunkSize = 16;
 constexpr double kShortestPauseS = 0.4;
 constexpr double kHotwordWeight = 1.5, kMostHotwordWeight = 100;
 constexpr std::size_t kLongestHotword = 200;
-constexpr float kRestPenalty = 1.0F;
+constexpr float kRestPenalty = 0.5F;
+constexpr double kRestCost = 3.0;
 constexpr std::size_t kMinGrammarTokens = 32, kMostPlaces = 262144;
 constexpr std::size_t kLongestGrammarLine = 20000;
 

@@ -359,6 +359,7 @@ class Recognition {
         found.tokens.push_back(tokens[i]);
         continue;
       }
+      found.context_score -= kRestCost;
       const auto begin = static_cast<std::size_t>(found.times[i]);
       const bool is_last = i + 1 == tokens.size();
       const std::size_t end = is_last ? loudest_.size() : static_cast<std::size_t>(found.times[i + 1]) + 1;
