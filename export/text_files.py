@@ -36,7 +36,7 @@ class PlainLoader(yaml.SafeLoader):
         super().flatten_mapping(node)
         self.num_keys += len(node.value)
         if self.num_keys > LARGEST_MERGE:
-            message = f"merges (<<) make more than {LARGEST_MERGE:,} keys"
+            message = f"merges (<<) expand to more than {LARGEST_MERGE:,} keys"
             raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
 

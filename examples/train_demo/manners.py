@@ -21,7 +21,7 @@ Track = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Manner:
-    """Differences of a variant: factors on the frequencies of the vocal tract, on the pitch, and on its movement."""
+    """How a variant differs: factors for the vocal tract's frequencies, the pitch, and the movement of the pitch."""
 
     tract: float
     pitch: float

@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
     parser.add_argument("--packs", nargs="*", default=list(HOURS))
-    parser.add_argument("--minutes", type=float, default=30, help="stop starting new utterances after this time")
+    parser.add_argument("--minutes", type=float, default=30, help="start no new utterances after this many minutes")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     deadline = time.time() + 60 * args.minutes

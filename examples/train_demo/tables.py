@@ -218,4 +218,4 @@ def specialists(results: Results) -> str:
         return f"{own['bits']:.2f} bits about the {label} in layer {layer_name(layer)} (by chance {own['chance']:.2f})"
 
     found = ", ".join(most(label) for label in ("phone", "speaker", "band"))
-    return f"The most are {found}, over {results['num_recordings']} recordings in three bands"
+    return f"The maxima are {found}, over {results['num_recordings']} recordings in three bands"

@@ -46,13 +46,13 @@ def decoded(path: Path, *options: str) -> Samples:
 
 
 def queen(debian: Path) -> Iterator[Item]:
-    """Yield game characters that speak in no training clip."""
+    """Yield clips of game characters that training does not use."""
     for line in read_lines("queen", "test", debian):
         yield line.clip.removesuffix(".SB"), line.wideband, line.text
 
 
 def asterisk(debian: Path, *, words: bool) -> Iterator[Item]:
-    """Yield the telephone voice: isolated words and letters, or sentences, from the package's own list."""
+    """Yield recordings of the telephone voice: isolated words and letters, or sentences, from the package's own list."""
     listing = gzip.decompress((debian / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz").read_bytes())
     for line in listing.decode("utf-8", errors="replace").splitlines():
         name, separator, text = line.partition(":")

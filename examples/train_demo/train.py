@@ -207,7 +207,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("dense.yaml"))
     parser.add_argument("--name", default="dense", help="folder for checkpoints and log, inside the work directory")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this many minutes")
     parser.add_argument("--until-step", type=int, default=1 << 60, help="stop at this step")
     parser.add_argument("--save-every", type=float, default=5, help="minutes between checkpoints")
     parser.add_argument("--validate-every", type=float, default=15, help="minutes between validations")
@@ -216,7 +216,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="processes that share the batches of a step")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this name")
     parser.add_argument("--start", type=Path, help="continue from this checkpoint, exact or compact, under a new name")
-    parser.add_argument("--model", type=Path, help="WeNet directory with the weights of a checkpoint that has none")
+    parser.add_argument("--model", type=Path, help="WeNet directory with the weights, for a checkpoint without them")
     for name, kind, text in (
         ("lr", float, "peak learning rate"),
         ("decay-steps", int, "decay the learning rate to zero in this many steps, then stop"),

@@ -44,7 +44,7 @@ class SqueezeformerNodes(EncoderNodes):
 
     @property
     def longest_history(self) -> int:
-        """See `EncoderNodes`. It is that of the blocks at half the frame rate."""
+        """See `EncoderNodes`. The blocks at half the frame rate have the longest history."""
         return 2 * super().longest_history
 
     def embed(self, x: ir.Value) -> ir.Value:

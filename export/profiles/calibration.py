@@ -55,7 +55,7 @@ def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[st
 
 
 def write_samples(samples: Samples, folder: Path) -> None:
-    """Write each input of all chunks as one array, for onnx2tf, and of each chunk, as listed in dataset.txt."""
+    """Write each input as one array for onnx2tf, and as one file per chunk, listed in dataset.txt."""
     folder.mkdir()
     lines = []
     for number, sample in enumerate(samples):
