@@ -52,7 +52,7 @@ def queen(debian: Path) -> Iterator[Item]:
 
 
 def asterisk(debian: Path, *, words: bool) -> Iterator[Item]:
-    """Yield recordings of the telephone voice: isolated words and letters, or sentences, from the package's own list."""
+    """Yield recordings of the telephone voice: isolated words and letters, or sentences, from the package's list."""
     listing = gzip.decompress((debian / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz").read_bytes())
     for line in listing.decode("utf-8", errors="replace").splitlines():
         name, separator, text = line.partition(":")
