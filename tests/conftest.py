@@ -1,4 +1,4 @@
-"""What tests share: golden files of WeNet, bundles made from them, and sounds."""
+"""Shared fixtures: WeNet's golden files, bundles made from them, and sounds."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ import sys
 import types
 from pathlib import Path
 
-# Before torch and numpy are imported, here and in processes that tests start: with more threads than free cores they
-# wait for each other most of the time.
+# Set before PyTorch and numpy are imported, here and in child processes. With more threads than free cores, they mostly
+# wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["XDG_CONFIG_HOME"] = os.devnull  # nobody's own options
-# A shell's background jobs, and all that they start, ignore Ctrl-C: tests press it.
+os.environ["XDG_CONFIG_HOME"] = os.devnull  # ignore the user's options
+# Background jobs of a shell and their children ignore Ctrl-C, which tests send.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -32,8 +32,8 @@ from transcribing import OPTIONS
 from u2moe.runtime import Bundle, BundleWriter, Recognizer
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
-# A deadline would measure what else the machine does. Examples are few: searches of hours belong to the benchmarks.
-# CI judges a change by the same examples each time; new ones are searched for wherever people work.
+# No deadline, because it would measure the load of the machine. Few examples: long searches belong to the benchmarks.
+# CI uses the same examples each time; developers' machines search for new ones.
 settings.register_profile(
     "u2moe",
     deadline=None,
@@ -48,13 +48,13 @@ _ALL_SLOW = re.compile(r"^pytestmark = .*mark\.slow\b", re.MULTILINE)
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Files that are slow as a whole are not read where slow tests are left out: their imports take seconds."""
+    """Skip slow test files if slow tests are deselected, because their imports take seconds."""
     is_python = collection_path.suffix == ".py" and "not slow" in config.option.markexpr
     return True if is_python and _ALL_SLOW.search(collection_path.read_text(encoding="utf-8")) else None
 
 
 def pytest_collection_finish():
-    """Garbage is looked for less often, and not in what was imported: a pause of half a second disturbs servers."""
+    """Collect garbage less often, and not in imported modules: a pause of half a second disturbs servers."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
@@ -65,7 +65,7 @@ CHECKPOINTS = ("moe_tiny", "dense_tiny")
 
 
 class GoldenArrays(dict):
-    """By "utterance/mode/name"; modes that are not stored equal all left chunks or full context."""
+    """Arrays by "utterance/mode/name". Modes that are not stored equal all left chunks or full context."""
 
     def __missing__(self, key):
         utterance, _, name = key.split("/")
@@ -73,7 +73,7 @@ class GoldenArrays(dict):
 
 
 class Golden:
-    """What WeNet computed for one checkpoint; see golden/README.md."""
+    """WeNet's results for one checkpoint; see golden/README.md."""
 
     def __init__(self, name):
         self.path = GOLDEN / name
@@ -83,7 +83,7 @@ class Golden:
             self.arrays = GoldenArrays(arrays)
 
     def cases(self):
-        """Utterance, mode ("full" or "stream16_L") and WeNet's results."""
+        """Yield utterance, mode ("full" or "stream16_L") and WeNet's results."""
         for utterance, modes in self.results.items():
             for mode, results in modes.items():
                 yield utterance, mode, results
@@ -112,11 +112,11 @@ def golden(request):
 
 
 def write_bundle(directory, target, **model):
-    """Export a checkpoint without the comparison with torch: here the graphs are compared with WeNet.
+    """Export a checkpoint without the comparison with PyTorch, because tests compare the graphs with WeNet.
 
-    `model` replaces fields of the manifest's description of the network.
+    `model` replaces fields of the model in the manifest.
     """
-    # Imported here: what tests the runtime without a bundle needs no torch.
+    # Imported here, because tests of the runtime without a bundle do not need PyTorch.
     from u2moe.export.checkpoint import Checkpoint  # noqa: PLC0415
     from u2moe.export.exporter import build_graphs, bundle_manifest  # noqa: PLC0415
     from u2moe.runtime.graph.file import save_graph, with_external  # noqa: PLC0415
@@ -133,7 +133,7 @@ def write_bundle(directory, target, **model):
 
 @pytest.fixture(scope="session")
 def golden_checkpoint(tmp_path_factory):
-    """A function from the name of a golden network to the folder of its checkpoint, made once per session."""
+    """Return a function from the name of a golden network to the folder of its checkpoint, made once per session."""
     from wenet_directories import write_golden  # noqa: PLC0415 - as in `write_bundle`
 
     return functools.cache(lambda name: write_golden(name, tmp_path_factory.mktemp(name) / name))
@@ -141,13 +141,13 @@ def golden_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(golden_checkpoint, tmp_path_factory):
-    """A function from the name of a golden network to the folder of its bundle, made once per session."""
+    """Return a function from the name of a golden network to the folder of its bundle, made once per session."""
     return functools.cache(lambda name: write_bundle(golden_checkpoint(name), tmp_path_factory.mktemp(name) / "bundle"))
 
 
 @pytest.fixture(scope="session")
 def export_quickly():
-    """`write_bundle`, for tests that make checkpoints of their own."""
+    """Return `write_bundle`, for tests that make their own checkpoints."""
     return write_bundle
 
 
@@ -157,12 +157,12 @@ def bundle(exported):
 
 
 OTHER_NETWORKS = ("mfcc", "branchformer", "e_branchformer_moe", "squeezeformer", "efficient_conformer_stream")
-"""With features, caches, frame rates or chunk sizes that other networks of the tests do not have."""
+"""Networks with features, caches, frame rates or chunk sizes that the tests' other networks do not have."""
 
 
 @pytest.fixture(scope="session", params=OTHER_NETWORKS)
 def other_bundle(request, tmp_path_factory):
-    """A network of random weights of another kind than those of the golden checkpoints."""
+    """Return a bundle with random weights of another kind of network than the golden checkpoints."""
     from wenet_directories import write_configuration  # noqa: PLC0415 - as in `write_bundle`
 
     folder = tmp_path_factory.mktemp(request.param)
@@ -172,7 +172,7 @@ def other_bundle(request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quantized(bundle, tmp_path_factory):
-    """A function from the name of a recipe to the tiny bundle quantized by it, made once per session."""
+    """Return a function from the name of a recipe to the tiny bundle quantized with it, made once per session."""
     # Imported here, as in `write_bundle`.
     from u2moe.quantize import quantize_bundle, recipe  # noqa: PLC0415
 
@@ -185,7 +185,7 @@ def quantized(bundle, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ort_bundle(bundle, tmp_path_factory):
-    """The folder of the tiny bundle with graphs in ORT format."""
+    """Return the folder of the tiny bundle with graphs in ORT format."""
     # Imported here, as in `write_bundle`.
     from u2moe.export.profiles.conversion import convert_bundle  # noqa: PLC0415
 
@@ -204,32 +204,32 @@ def recognizer(bundle, model):
 
 @pytest.fixture
 def own(bundle, model):
-    """A recogniser of the tiny bundle with short utterances, which a test may break."""
+    """Return a recogniser of the tiny bundle with short utterances, which a test may break."""
     return Recognizer(bundle, model, OPTIONS)
 
 
 @pytest.fixture
 def toy():
-    """A recogniser of tones: see toys/tones.py."""
+    """Return a recogniser of tones; see toys/tones.py."""
     return toy_recognizer()
 
 
 @pytest.fixture(scope="session")
 def blocks(sound):
-    """The sound in portions of 100 ms."""
+    """Return the sound in buffers of 100 ms."""
     return np.array_split(sound, 40)
 
 
 @pytest.fixture(scope="session")
 def sound():
-    """Four seconds of modulated noise at 16 kHz: the tiny models find some tokens in it."""
+    """Return four seconds of modulated noise at 16 kHz, in which the tiny models find some tokens."""
     noise = np.random.default_rng(0).standard_normal(64_000)
     return (noise * np.abs(np.sin(np.arange(64_000) / 3000)) * 0.2).astype(np.float32)
 
 
 @pytest.fixture
 def clips(tmp_path, sound):
-    """A folder with two recordings, a.wav and b.wav."""
+    """Return a folder with two recordings, a.wav and b.wav."""
     for name, samples in (("a", sound), ("b", sound[::-1])):
         soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
     return tmp_path
@@ -237,13 +237,13 @@ def clips(tmp_path, sound):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A data.list of ten utterances of tones."""
+    """Return a data.list of ten utterances of tones."""
     return write_corpus(tmp_path_factory.mktemp("corpus"), 10)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(corpus, tmp_path_factory):
-    """The folder of the results of a run over it."""
+    """Return the results folder of a run over `corpus`."""
     output = tmp_path_factory.mktemp("undisturbed")
     run_corpus(corpus, output, ToyChoice(), CorpusOptions(block_size=4, num_workers=2))
     return output
@@ -251,7 +251,7 @@ def undisturbed(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fits_16_bits():
-    """A function: whether rows 2k and 2k + 1 of an int8 weight, times any uint8, have sums that 16 bits hold."""
+    """Return a check that rows 2k and 2k + 1 of an int8 weight, times any uint8, have sums that fit into 16 bits."""
 
     def fits(integers):
         padded = np.zeros((len(integers) + len(integers) % 2, integers.shape[1]), int)
@@ -265,9 +265,9 @@ def fits_16_bits():
 
 @pytest.fixture(scope="session")
 def session_of():
-    """A function: an onnxruntime session of calls in a row, each on what the one before gave, the last on weights too.
+    """Return a function that builds an onnxruntime session of consecutive calls; the last call also takes the weights.
 
-    It takes the functions, the ranks of the inputs by name, and the weights by name.
+    Its arguments are the functions, the ranks of the inputs by name, and the weights by name.
     """
     return _session_of
 
@@ -297,9 +297,9 @@ def _session_of(chain, inputs, initial, dtype=np.float32):
 
 
 class FakeSounddevice(types.ModuleType):
-    """In the place of sounddevice: a loudspeaker, and a microphone that records what a test plays.
+    """Replacement of sounddevice: a loudspeaker, and a microphone that records what a test plays.
 
-    Like PortAudio it reuses its buffer, and ends the stream where the callback raises CallbackStop.
+    Like PortAudio, it reuses its buffer, and ends the stream when the callback raises CallbackStop.
     """
 
     class PortAudioError(Exception):
@@ -369,7 +369,7 @@ def sounddevice(monkeypatch):
 
 @pytest.fixture
 def handed_options(monkeypatch):
-    """The options of providers that onnxruntime gets with each session; providers without a device do not tell them."""
+    """Return the provider options passed to each session, because providers without a device do not report them."""
     import onnxruntime  # noqa: PLC0415
 
     create, handed = onnxruntime.InferenceSession, []
@@ -384,6 +384,6 @@ def handed_options(monkeypatch):
 
 @pytest.fixture
 def new_page(browser):
-    """Opens pages in the `browser` of the test's module, which says what its microphone hears; see `opened_pages`."""
+    """Open pages in the `browser` fixture of the module, which sets the microphone's input; see `opened_pages`."""
     with opened_pages(browser) as open_page:
         yield open_page

@@ -1,4 +1,4 @@
-"""Numbers to integers and back."""
+"""Rounding numbers to integers, and restoring them."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_int8_is_within_half_a_step_and_symmetric(weight):
 
 @given(MATRICES)
 def test_int8_pairs_of_rows_leave_room_for_any_activations(fits_16_bits, weight):
-    """And a column uses what there is of 8 bits, or of a pair."""
+    """A column also uses the full range of 8 bits, or of a pair."""
     integers, _ = int8_columns(weight)
     assert fits_16_bits(integers)
     pairs = [integers[index : index + 2].sum(axis=0, dtype=int) for index in range(0, len(integers), 2)]
@@ -48,7 +48,7 @@ def test_int8_rows_have_a_scale_each_and_all_levels(weight):
 @settings(deadline=None)
 @given(MATRICES, st.sampled_from([16, 32, 64]))
 def test_int4_is_at_least_as_good_as_plain_rounding(weight, block_size):
-    """In every block, whose step is that of its weights, rounded up to the steps of its column."""
+    """This is checked in every block. Its step is that of its weights, rounded up to the steps of its column."""
     made = int4_blocks(weight, block_size)
     restored = from_int4_blocks(made, len(weight))
     for block in range(made.steps.shape[1]):
@@ -59,7 +59,7 @@ def test_int4_is_at_least_as_good_as_plain_rounding(weight, block_size):
 
 
 def test_int4_is_better_than_a_float_for_every_block():
-    """Symmetric weights with the best of six scales in float32 for each block of 32 have 0.0824."""
+    """Symmetric weights with the best of six float32 scales per block of 32 have an error of 0.0824."""
     weight = np.random.default_rng(1).standard_normal((576, 100)).astype(np.float32)
     made = int4_blocks(weight, 32)
     assert relative_error(weight, from_int4_blocks(made, 576)) < 0.0815

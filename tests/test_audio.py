@@ -42,7 +42,7 @@ def test_lossless_files(tmp_path, suffix, subtype, limit):
 
 
 def test_mp3_files_are_decoded_once(tmp_path, monkeypatch, capfd):
-    """soundfile seeks after each read, for which libsndfile decodes frames again that depend on those before."""
+    """If soundfile seeks after each read, libsndfile decodes frames again that depend on earlier ones."""
     speech, rate = soundfile.read(DEMO_FOLDER / "clips" / "question.flac")
     soundfile.write(tmp_path / "speech.mp3", speech, rate)
     seeks = []
@@ -59,7 +59,7 @@ def test_any_rate_and_channel_count(tmp_path, rate, num_channels):
     soundfile.write(tmp_path / "a.wav", channels, rate, subtype="FLOAT")
     samples = read_audio(tmp_path / "a.wav", RATE)
     assert len(samples) == RATE
-    # Away from the ends, where the filter has samples on both sides: the channels' mean at the new rate.
+    # Not near the ends, where the filter lacks samples on one side: the mean of the channels at the new rate.
     assert np.abs(samples - tone(RATE))[800:-800].max() < 1e-3
 
 
@@ -145,7 +145,7 @@ def header_of(content):
 
 
 def test_a_wav_that_states_no_audio_is_read_to_its_end(tmp_path):
-    """As a recorder leaves it that crashed before it could write the length."""
+    """A recorder that crashes before it writes the length leaves such a file."""
     soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
     content = bytearray((tmp_path / "a.wav").read_bytes())
     position = header_of(content)
@@ -155,7 +155,7 @@ def test_a_wav_that_states_no_audio_is_read_to_its_end(tmp_path):
         samples = read_audio(tmp_path / "crashed.wav", RATE)
     assert np.array_equal(samples, read_audio(tmp_path / "a.wav", RATE))
     content[position + 4 :] = b"LIST\4\0\0\0INFO"
-    (tmp_path / "empty.wav").write_bytes(content)  # really without audio: another chunk follows
+    (tmp_path / "empty.wav").write_bytes(content)  # really without audio, because another chunk follows
     assert len(read_audio(tmp_path / "empty.wav", RATE)) == 0
     soundfile.write(tmp_path / "none.wav", np.zeros(0), RATE)
     assert len(read_audio(tmp_path / "none.wav", RATE)) == 0
@@ -176,7 +176,7 @@ def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path, stated):
     ("mp3", {}),
 ])  # fmt: skip
 def test_files_that_were_cut_off(tmp_path, suffix, settings):
-    """Their samples come, and then an error; FLAC fails by itself."""
+    """Readers yield their samples, then raise an error. libsndfile itself detects truncated FLAC."""
     file = tmp_path / f"a.{suffix}"
     noise = np.random.default_rng(0).normal(0, 0.1, 3 * RATE)  # several pages of Ogg
     soundfile.write(file, noise, RATE, **settings)
@@ -214,7 +214,7 @@ def test_channels_that_cancel_each_other_are_noticed(tmp_path):
     assert len(caught) == 1
     assert np.array_equal(read_audio(tmp_path / "anti.wav", RATE, channel=1), -voice)
     soundfile.write(tmp_path / "one.wav", np.stack([voice, 0 * voice], axis=1), RATE, subtype="FLOAT")
-    assert np.abs(read_audio(tmp_path / "one.wav", RATE)).max() > 0.2  # half, and no warning
+    assert np.abs(read_audio(tmp_path / "one.wav", RATE)).max() > 0.2  # half the amplitude, and no warning
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
@@ -254,7 +254,7 @@ def test_names_that_are_no_text(tmp_path):
 
 
 def test_what_is_passed_over_in_a_folder_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)  # as where the extra is not installed
+    monkeypatch.setitem(sys.modules, "av", None)  # as if the extra were not installed
     monkeypatch.setattr("u2moe.runtime.audio.files.has_media", lambda: False)
     for name in ("a.wav", "b.au", "c.m4a", "d.MP4", "notes.txt"):
         (tmp_path / name).write_text("x")
@@ -269,7 +269,7 @@ def test_what_is_passed_over_in_a_folder_is_named(tmp_path, monkeypatch):
 def test_all_is_read_up_to_the_damage(tmp_path):
     soundfile.write(tmp_path / "a.flac", np.random.default_rng(0).normal(0, 0.1, 8 * RATE).astype(np.float32), RATE)
     content = bytearray((tmp_path / "a.flac").read_bytes())
-    place = len(content) * 7 // 8  # seven of the eight seconds, all of which are one block
+    place = len(content) * 7 // 8  # after seven of eight seconds; all eight are in one buffer
     content[place : place + 2000] = bytes(2000)
     (tmp_path / "a.flac").write_bytes(content)
     blocks = read_blocks(tmp_path / "a.flac", RATE)
@@ -292,7 +292,7 @@ def test_all_is_read_up_to_a_sample_that_is_none(tmp_path, channels, value, mess
         assert 1.6 * RATE < len(read) <= 2 * RATE
         assert np.array_equal(read, samples[: len(read), 0])
     soundfile.write(tmp_path / "b.wav", np.full(RATE, value), RATE, subtype="FLOAT")
-    with pytest.raises(AudioError, match=rf"b\.wav: samples {message}"):  # nothing is kept of what is wrong throughout
+    with pytest.raises(AudioError, match=rf"b\.wav: samples {message}"):  # all samples are invalid
         next(filter(len, read_blocks(tmp_path / "b.wav", RATE)))
 
 
@@ -328,7 +328,7 @@ def test_raw_audio_from_a_pipe_that_does_not_block(buffering):
 
 
 def test_raw_audio_of_a_device_that_has_nothing_yet():
-    """As `io.RawIOBase` has it: None is "not yet", and no bytes are the end."""
+    """As in `io.RawIOBase`, None means "nothing yet", and empty bytes mean the end."""
     portions = iter([None, b"\1\0", None, b"\2\0", b""])
     audio = RawAudio(file=SimpleNamespace(read=lambda _: next(portions)), sample_rate=RATE)
     assert (read_audio(audio, RATE) * 32768).tolist() == [1, 2]

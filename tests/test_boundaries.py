@@ -1,4 +1,4 @@
-"""What may import what, what is public, and what is packaged."""
+"""Allowed imports, public names and packaged files."""
 
 import re
 import subprocess
@@ -63,7 +63,7 @@ def test_what_builds_graphs_is_for_export_and_quantize_alone():
 
 
 def test_importing_the_runtime_loads_only_what_recognising_needs():
-    """What takes long to load, or serves something else, is imported where it is used."""
+    """Slow or optional modules are imported only where they are used."""
     needed = ("numpy", "onnxruntime", "soxr")
     code = f"import sys, pathlib, {', '.join(needed)}; before = {{*sys.modules}}; import u2moe.runtime;"
     loaded = set(python("-c", f"{code} print(*({{*sys.modules}} - before))").split())
@@ -82,7 +82,7 @@ def test_public_names():
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["repository", "elsewhere"])
 def test_the_package_itself_has_the_names_of_the_runtime(place, tmp_path):
-    """In the repository's root, too, where folders of the working directory come first."""
+    """This also works in the repository's root, where folders of the working directory take precedence."""
     cwd = ROOT if place == "repository" else tmp_path
     code = (
         "import sys, u2moe; assert 'u2moe.runtime' not in sys.modules and 'numpy' not in sys.modules;"
@@ -101,7 +101,7 @@ def test_the_package_itself_has_the_names_of_the_runtime(place, tmp_path):
 
 
 def test_a_stream_shows_what_programs_use():
-    """What the recogniser needs of it is behind `source`."""
+    """Internals that the recogniser needs are behind `state`."""
     shown = {name for name in dir(u2moe.runtime.Stream) if not name.startswith("_")}
     assert shown == {
         "accept_waveform", "duration", "failure", "get_result", "input_finished", "is_endpoint", "is_ready",
@@ -126,12 +126,12 @@ def test_every_folder_of_a_package_is_packaged():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     tracked_folders = {(ROOT / name).parent for name in tracked.splitlines()}
     packaged = {ROOT / folder for folder in config["package-dir"].values()} - {ROOT / "runtime/web"}
-    others = {ROOT / "runtime" / name for name in ("cpp", "demo", "kernels", "web")}  # distributions of their own
-    others |= {ROOT / "benchmarks" / name for name in ("studies", "results")}  # they run in a clone
+    others = {ROOT / "runtime" / name for name in ("cpp", "demo", "kernels", "web")}  # separate distributions
+    others |= {ROOT / "benchmarks" / name for name in ("studies", "results")}  # they only run in a clone
     own = {folder for folder in on_disk & tracked_folders if others.isdisjoint((folder, *folder.parents))}
     assert own == packaged
 
 
 def test_the_kernels_have_the_licence_of_the_project():
-    """They are a distribution of their own."""
+    """They are a separate distribution."""
     assert (ROOT / "runtime" / "kernels" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

@@ -227,7 +227,7 @@ def test_manifests_that_are_refused(folder, change, message):
 
 
 def test_a_manifest_with_every_field_is_read_as_one_without_those_at_their_default():
-    """That of the demo bundle before defaults were left out; runs of a corpus know a bundle by its fingerprint."""
+    """The demo bundle's manifest with and without defaults has the same fingerprint, which corpus runs compare."""
     text = (Path(__file__).parent / "golden" / "bundle_of_version_4.json").read_text(encoding="utf-8")
     manifest = parse_manifest(text, Path("bundle.json"))
     assert (manifest.decoding.beam_size, manifest.decoding.padding_s, manifest.model.max_position) == (40, 0.18, 5000)
@@ -241,7 +241,7 @@ def test_a_manifest_with_every_field_is_read_as_one_without_those_at_their_defau
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaterConfig(DecodingConfig):
-    """As a later version may have it."""
+    """A configuration of a later version."""
 
     pace: float = option("number", 1.0, least=0, lost="words come at their usual pace")
     order: str = option("choice", "forwards", choices=("forwards", "backwards"))

@@ -1,4 +1,4 @@
-"""Bundles that change on disk while, or after, they are loaded: a recogniser has one of them, whole, or none."""
+"""Bundles that change on disk during or after loading: a recogniser gets one complete bundle or none."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ MAPS = Path("/proc/self/maps")
 
 @pytest.fixture(scope="module")
 def beside(bundle, tmp_path_factory):
-    """A bundle whose weights lie beside its graphs, and one that differs in each of them."""
+    """Return a bundle with external weights, and another in which each of them differs."""
     result = []
     for factor in (1.0, 1.25):
         with BundleWriter(tmp_path_factory.mktemp("beside") / "bundle") as staging:
@@ -57,7 +57,7 @@ REPLACED = r"was replaced while it was being read: load again"
 
 
 def test_a_bundle_that_is_replaced_after_it_was_opened_is_refused(beside, tmp_path):
-    """What is opened is looked at again whenever it is read, so that it is all of one bundle."""
+    """Files are checked again whenever they are read, so that all come from one bundle."""
     write(beside[0], tmp_path / "bundle")
     opened = Bundle.open(tmp_path / "bundle")
     write(beside[1], tmp_path / "bundle")
@@ -98,7 +98,7 @@ def test_files_that_change_between_the_comparison_and_the_session_are_refused(be
 
 
 def test_each_byte_is_compared_once(beside, monkeypatch):
-    """Those of files that are open: with the digest when the bundle is opened, or else when it is loaded."""
+    """Each file is compared with its digest when the bundle is opened or, otherwise, when it is loaded."""
     num_bytes = []
 
     def counted(content=b""):
@@ -131,7 +131,7 @@ from u2moe.runtime import Bundle
 from u2moe.runtime.bundle import graph_file
 
 folder, damage = Path(sys.argv[1]), sys.argv[2]
-graph_file._SMALL = 0  # else all weights of so small a model are handed over, whatever they are
+graph_file._SMALL = 0  # otherwise all weights of so small a model are passed to the session
 model = Bundle.open(folder).load()
 
 def outputs():
@@ -152,7 +152,7 @@ print([bool(np.array_equal(one, other)) for one, other in zip(before, outputs(),
 
 @pytest.mark.parametrize("damage", ["shortened", "overwritten", "removed"])
 def test_a_loaded_recogniser_survives_what_becomes_of_its_files(beside, tmp_path, damage):
-    """In a process of its own: reading a mapped file that was shortened ends it."""
+    """It runs in a separate process, because reading a mapped file that was shortened kills the process."""
     folder = copied(beside[0], tmp_path).path
     done = subprocess.run(
         [sys.executable, "-c", SURVIVE, str(folder), damage], capture_output=True, text=True, check=False
@@ -176,13 +176,13 @@ def test_nothing_of_a_loaded_bundle_is_mapped(float32, tmp_path, monkeypatch, na
     assert str(bundle.path) not in MAPS.read_text(encoding="utf-8")
     mapped = bundle.load(
         SessionSettings(sess_options=onnxruntime.SessionOptions())
-    )  # to which nothing can be handed over
+    )  # no weights can be passed to these
     assert (str(bundle.path) in MAPS.read_text(encoding="utf-8")) == (name != "fp16")
     assert recognizer.model.providers == mapped.providers
 
 
 def changed(bundle, tmp_path, change):
-    """A copy with another graph of the encoder, of which the manifest says what it said of the first."""
+    """Return a copy with another encoder graph and the old manifest."""
     model = onnx.load(bundle.path / "encoder.onnx", load_external_data=False)
     change(model.graph.initializer)
     with BundleWriter(tmp_path / "changed") as staging:
@@ -196,7 +196,7 @@ def changed(bundle, tmp_path, change):
     "location", ["../encoder.onnx.data", "/etc/passwd", "a/b", "", "..", "ctc.onnx.data", "n" * 200]
 )
 def test_a_graph_with_weights_elsewhere_than_the_manifest_says(beside, tmp_path, location):
-    """onnxruntime 1.17 loads them from anywhere."""
+    """onnxruntime 1.17 would load them from anywhere."""
 
     def moved(initializers):
         (entry,) = (entry for entry in initializers[0].external_data if entry.key == "location")

@@ -57,7 +57,7 @@ def test_what_a_killed_writer_leaves_is_no_bundle_and_goes_with_the_next(bundle,
 
 
 def test_a_bundle_that_was_taken_away_is_put_back(bundle, tmp_path):
-    """As where a writer was killed between its two moves."""
+    """The state is that after a writer was killed between its two renames."""
     write(tmp_path / ".out.replaced", bundle)
     (tmp_path / ".other.partial").mkdir()
     with BundleWriter(tmp_path / "out", overwrite=True):
@@ -84,7 +84,7 @@ def test_a_bundle_that_cannot_be_replaced_stays(bundle, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows renames no folder with open files")
 def test_a_reader_finds_a_whole_bundle_or_none(bundle, tmp_path):
-    """While it is replaced again and again; another process that would replace it, too, is told."""
+    """The bundle is replaced repeatedly. Another process that tries to replace it at the same time gets an error."""
     write(tmp_path / "out", bundle)
     with writer(tmp_path / "out", bundle, "often") as process:
         while process.poll() is None:

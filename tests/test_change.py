@@ -1,4 +1,4 @@
-"""The recipes of docs/change.md name all files of a change: those that an existing thing of the kind is named in."""
+"""The instructions of docs/change.md name all files of a change: those that mention an existing example."""
 
 import re
 import subprocess
@@ -14,24 +14,24 @@ RECIPES = {
     text.partition("\n")[0]: re.findall(r"^\| (?!file|---)(.*?) \|", text, re.MULTILINE)
     for text in PAGE.split("\n## ")[1:]
 }
-"""The first column of each recipe's table, by title."""
+"""First column of each section's table, by title."""
 LEFT_OUT = (
     "*.json", "*.npz", "*.onnx", "*.lm", "*.png", "*.wasm", "tests/golden/*", "runtime/kernels/source/declared.h",
     "runtime/cpp/source/declared.hpp", "runtime/cpp/include/u2moe.h", "runtime/web/declared.js",
     "runtime/web/index.d.ts", "CHANGELOG.md", "docs/change.md", "tests/test_change.py",
 )  # fmt: skip
-"""What scripts or WeNet wrote, and what names everything."""
+"""Files written by scripts or WeNet, and files that name everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One of the things that a recipe adds.
+    """An existing example of a change.
 
     Attributes:
-        words: an expression for its names, as whole words.
-        name: what stands for the placeholder in names of files.
-        most: files that such a change may touch at most, pages and tests included.
-        uses: where it is named as one that there is, and another of its kind would not have to be.
+        words: regular expression for its names, as whole words.
+        name: replacement of the placeholder in file names.
+        most: maximum number of files that such a change may touch, including pages and tests.
+        uses: files that mention the example, but would not have to mention another one.
     """
 
     words: str
@@ -75,7 +75,7 @@ EXAMPLES = {
 
 
 def files_of(title):
-    """The files and folders that a recipe names; a name without a folder lies in that of the name before it."""
+    """Yield the files and folders that a section names. A name without a folder is in the folder of the name before."""
     for cell in RECIPES[title]:
         folder = ""
         for name in re.findall("`(.*?)`", cell):

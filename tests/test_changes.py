@@ -1,4 +1,4 @@
-"""A bundle that quantization broke is told, with or without recordings, and so is what repairs it."""
+"""Reports about a bundle that quantization broke, with or without recordings, and about its repair."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def recordings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(exported, tmp_path_factory):
-    """The same network in float32, of which int8 leaves the CTC head nothing: its inputs are of two sizes."""
+    """Return a float32 network whose CTC head int8 destroys, because its inputs have two magnitudes."""
 
     def add_outlier(models):
         for name, factor in {"encoder.after_norm.weight": 4096, "encoder.after_norm.bias": 4096}.items():

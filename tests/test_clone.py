@@ -1,4 +1,4 @@
-"""What a clone downloads: small files, and few large ones, each for a reason."""
+"""The size of a clone: large files need a reason."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LARGEST_TREE, LARGE = 45e6, 1e6
-"""Bytes of all files, and those from which on a file must be listed here."""
+"""Maximum bytes of all files, and the size from which a file must be listed here."""
 LISTED = {
     "examples/train_demo/checkpoint/final.pt.xz": "the demo model in WeNet's form, from which its bundle is made",
     "runtime/demo/encoder.onnx": "the demo model",
@@ -17,7 +17,7 @@ LISTED = {
 
 
 def test_a_clone_is_small_and_large_files_have_reasons():
-    """States of training and results of runs belong elsewhere: history keeps every version for ever."""
+    """Training states and results of runs belong elsewhere, because the history keeps every version forever."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip("not a clone")

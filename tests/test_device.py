@@ -1,4 +1,4 @@
-"""Values on a device are cut and joined as arrays are; here in the CPU's own memory, by the same code."""
+"""Values on a device are sliced and joined like arrays. The tests run the same code in CPU memory."""
 
 import numpy as np
 import onnxruntime
@@ -18,7 +18,7 @@ def on_device(array):
 
 @st.composite
 def indices(draw, shape, *, with_new):
-    """An index of an array of this shape: integers, slices, new axes; some axes are left out."""
+    """Draw an index for an array of this shape: integers, slices, new axes; it may omit axes."""
     found = []
     for size in shape[: draw(st.integers(0, len(shape) - 1))]:
         found += [None] * (with_new and draw(st.integers(0, 1)))

@@ -19,12 +19,12 @@ ARGUMENTS = {
     AudioOverflowError: ("0.50 s of audio wait", 0.5),
     QuantizationError: ("more word errors", {"text": {"ctc_greedy": {"wer_after": 0.5}}}),
 }
-"""Of the errors that carry more than a message."""
+"""Arguments of errors that carry more than a message."""
 
 
 @contextlib.contextmanager
 def suppress_missing_extra():
-    """What needs an extra that is not installed adds no errors of its own. CI installs all."""
+    """Skip modules that need a missing extra. They define no errors. CI installs all extras."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -33,7 +33,7 @@ def suppress_missing_extra():
 
 
 def errors():
-    """Every class of the tree, those that any of our modules adds included."""
+    """Return every class of the tree, including those defined in other modules."""
     for package in (u2moe.runtime, u2moe.export, u2moe.quantize, u2moe.benchmarks):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
@@ -64,7 +64,7 @@ def test_errors_are_pickled_with_all_they_carry(kind, protocol):
 
 
 def test_errors_come_out_of_worker_processes():
-    """A pool whose worker raises what cannot be unpickled never answers."""
+    """A process pool hangs if its worker raises an error that cannot be unpickled."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for kind, arguments in ARGUMENTS.items():
             with pytest.raises(kind, match=arguments[0]):

@@ -15,7 +15,7 @@ from u2moe.runtime.model.features import FeatureStream, fbank
 ALL_CONFIGS = [*CONFIGS, *WENET.values()]
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "features.npz"))
 LAST_BIT = 2e-6
-"""Between neighbours in single precision, for features up to 32. Sums in another order may round to either."""
+"""Distance between neighbouring float32 values up to 32. Sums in another order may round to either."""
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -28,10 +28,10 @@ def test_features_equal_kaldis_definition(config, sound):
 
 @pytest.mark.parametrize("name", WENET)
 def test_features_equal_wenets(name):
-    """Windows, MFCC and the edges of bands, as WeNet's own front end computes them: see golden/README.md."""
+    """The golden values of windows, MFCC and band edges come from WeNet's front end; see golden/README.md."""
     found = fbank((GOLDEN["samples"] / 32768).astype(np.float32), WENET[name])
     assert found.shape == GOLDEN[name].shape
-    # WeNet's weights of bands are of single precision. MFCC sums such errors, and multiplies them by 12 at most.
+    # WeNet's band weights are float32. MFCC sums their errors and multiplies them by at most 12.
     np.testing.assert_allclose(found, GOLDEN[name], rtol=0, atol=1e-3 if WENET[name].num_ceps else 1e-4)
 
 
@@ -46,7 +46,7 @@ def test_all_front_ends_that_a_manifest_can_state(config):
         return
     expected = plain_fbank(samples, config)
     assert found.shape == expected.shape == (3, config.num_mel_bins)
-    # Kaldi keeps a point on the edge of a band out, which has no weight there.
+    # Kaldi excludes points on the edge of a band, where their weight is 0.
     np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BIT)
 
 
@@ -61,7 +61,7 @@ def test_silence_and_constants_are_the_floor(level):
     config=st.sampled_from(ALL_CONFIGS),
 )
 def test_any_split_gives_the_same_frames(steps, config, sound):
-    """Samples in any portions, frames in any portions, to the last bit."""
+    """Results are bit-identical for any split of samples and frames."""
     stream, parts, start = FeatureStream(config), [], 0
     for num_samples, num_frames in [*steps, (len(sound), len(sound))]:
         stream.accept(sound[start : start + num_samples])
@@ -128,7 +128,7 @@ def test_front_ends_that_are_refused_unseen(values, message):
 
 
 def test_no_thread_is_started(sound):
-    """BLAS would start one for each core, and leave them running."""
+    """BLAS would start a thread per core and keep them running."""
     before = threads()
     fbank(np.tile(sound, 4), CONFIG)
     assert threads() <= before

@@ -1,4 +1,4 @@
-"""The process that decodes files: it gives what reading them here gives, and whatever they do to it ends there."""
+"""The decoder process: its results equal those of reading in this process, and crashes do not leave it."""
 
 import contextlib
 import io
@@ -56,7 +56,7 @@ decoder.read_blocks = odd
 decoder._CPU_S = -1.5
 decoder.main()
 """
-"""A process in which files do what their names say."""
+"""Code of a decoder process in which the name of a file determines the fault."""
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_samples_are_those_of_reading_here(own):
         np.testing.assert_array_equal(read(own, content), np.concatenate(list(read_blocks(content, RATE))))
         assert own.stated_s == duration_of(io.BytesIO(content))
     blocks = own.read(sound, "a", RATE)
-    assert len(next(blocks)) > 9 * RATE  # of ten seconds; the rest is abandoned
+    assert len(next(blocks)) > 9 * RATE  # a buffer of ten seconds; the rest is abandoned
     np.testing.assert_array_equal(read(own, CLIP.read_bytes()), soundfile.read(CLIP, dtype="float32")[0])
 
 
@@ -115,7 +115,7 @@ def test_what_a_file_does_to_the_process_ends_there(own, monkeypatch):
 
 @pytest.mark.skipif(not HAS_LIMITS, reason="Windows has no limits")
 def test_a_process_of_little_starts_all_the_same(own, monkeypatch):
-    """Where the system already gives less than the limits."""
+    """The system's limits may already be lower than ours."""
     few = "import resource\nfor kind, most in ((resource.RLIMIT_AS, 400 << 20), (resource.RLIMIT_CPU, 4), "
     few += "(resource.RLIMIT_NOFILE, 20)):\n    resource.setrlimit(kind, (most, most))\n"
     monkeypatch.setattr(decoder, "_CODE", few + decoder._CODE)
@@ -131,13 +131,13 @@ def test_what_stands_still_is_ended(own, monkeypatch):
 
 @pytest.mark.slow
 def test_headers_without_end_take_limited_time(own, monkeypatch):
-    """Empty chunks, for which libsndfile takes seconds: before the audio they are counted, after it time is limited."""
+    """libsndfile takes seconds for empty chunks. Their number is limited before the audio, and the time after it."""
     monkeypatch.setattr(decoder, "_CODE", ODD)
     chunks, sound = b"junk\0\0\0\0" * (3 << 20), encoded(np.zeros(RATE, np.float32), RATE, "WAV", "PCM_16")
     begin = os.times()
     with pytest.raises(AudioError, match="a: has more than 1000 chunks before its audio"):
         read(own, sound[:36] + chunks + sound[36:])
-    with contextlib.suppress(DecoderError):  # whether that takes too long depends on the machine
+    with contextlib.suppress(DecoderError):  # depends on the speed of the machine
         read(own, sound + chunks)
     assert os.times().children_user - begin.children_user < 4
 
@@ -151,7 +151,7 @@ def test_a_process_that_ended_between_files_is_no_files_fault(own):
     next(blocks)
     own._process.kill()
     own._process.wait()
-    with pytest.raises(DecoderError):  # not the end of the file
+    with pytest.raises(DecoderError):  # instead of the end of the file
         next(blocks)
 
 
@@ -170,14 +170,14 @@ def test_the_process_has_no_files_secrets_or_output_of_this_one(own, monkeypatch
     monkeypatch.setenv("U2MOE_API_KEY", "secret")
     monkeypatch.setattr(decoder, "_CODE", ODD)
     with (tmp_path / "open").open("wb") as file:
-        os.set_inheritable(file.fileno(), True)  # noqa: FBT003 - of the system
+        os.set_inheritable(file.fileno(), True)  # noqa: FBT003 - a system function
         assert len(read(own, CLIP.read_bytes(), "print")) > RATE
         place = Path(f"/proc/{own._process.pid}")
         assert b"secret" not in (place / "environ").read_bytes()
         inherited = {str(link.readlink()) for link in (place / "fd").iterdir()}
         assert str(tmp_path / "open") not in inherited
         assert all(each.startswith("pipe:") or each == os.devnull for each in inherited)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # its group is told to end, or Ctrl-C was pressed
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # signals to the process group, such as Ctrl-C
         os.kill(own._process.pid, number)
     process = own._process
     assert len(read(own, CLIP.read_bytes())) > RATE

@@ -1,4 +1,4 @@
-"""Bundles from and to a hub, a server on this machine that speaks its API: whole, broken off, changed and absent."""
+"""Downloads and uploads of bundles with a local server that has the hub's API, including interruptions and changes."""
 
 import base64
 import hashlib
@@ -28,9 +28,9 @@ print(Recognizer.from_pretrained(name, revision=revision or None).bundle.path.na
 
 @pytest.fixture
 def hub(bundle):
-    """A repository "org/name" with the files of a bundle; `files` may be changed, `limit` cuts answers off.
+    """Serve a repository "org/name" with the files of a bundle. Tests may change `files`; `limit` truncates responses.
 
-    What is pushed there takes the place of the files, unless it `breaks`.
+    A push replaces the files, unless it `breaks`.
     """
 
     class Hub(BaseHTTPRequestHandler):
@@ -103,7 +103,7 @@ def hub(bundle):
 
 
 def run(address, home, *arguments, program=("-c", PROGRAM), **environment):
-    """In a process of its own, as the client reads its environment when it is imported."""
+    """Run a program in a child process, because the client reads its environment when it is imported."""
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     command = [sys.executable, *program, *arguments]
     return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
@@ -119,7 +119,7 @@ def test_a_bundle_comes_from_a_hub_and_is_kept(hub, tmp_path):
     again = run(address, tmp_path, "org/name@v1", HF_HUB_OFFLINE="1")
     assert again.stdout == done.stdout
     tokens = server.files["tokens.txt"]
-    server.files["tokens.txt"] = tokens[:-1] + b" "  # of the same size
+    server.files["tokens.txt"] = tokens[:-1] + b" "  # same size
     done = run(address, tmp_path, "org/name")
     assert done.returncode == 1
     assert "IntegrityError" in done.stderr
@@ -133,7 +133,7 @@ def test_what_breaks_off_or_is_not_there_is_an_error(hub, tmp_path):
     done = run(address, tmp_path, "org/name")
     assert "BundleError: org/name: no such folder, and cannot be fetched from the hub: " in done.stderr
     server.limit = None
-    assert run(address, tmp_path, "org/name").returncode == 0  # what is missing is fetched
+    assert run(address, tmp_path, "org/name").returncode == 0  # fetches missing files
     done = run(address, tmp_path, "org/other")
     assert "BundleError: org/other: no such folder, and cannot be fetched from the hub: " in done.stderr
 
@@ -141,12 +141,12 @@ def test_what_breaks_off_or_is_not_there_is_an_error(hub, tmp_path):
 @needs_client
 @pytest.mark.slow
 def test_a_bundle_is_pushed_whole_or_not_at_all(hub, quantized, tmp_path):
-    """With a card where there is none, in one commit, from which the bundle comes back."""
+    """A push adds a card if there is none and is one commit, from which the same bundle can be loaded."""
     server, address = hub
     before, bundle = dict(server.files), quantized("int8").path
 
     def push(folder, name="org/name@v1"):
-        settings = {"HF_TOKEN": "hf_any", "HF_HUB_DISABLE_XET": "1"}  # over what the server above speaks
+        settings = {"HF_TOKEN": "hf_any", "HF_HUB_DISABLE_XET": "1"}  # the server above does not support Xet
         return run(address, tmp_path / "home", "push", folder, name, program=("-m", "u2moe"), **settings)
 
     server.breaks = True
@@ -178,7 +178,7 @@ def test_without_the_client_the_extra_is_named(monkeypatch, tmp_path):
         Recognizer.from_pretrained("org/name")
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert str(bundle_location.find_bundle("org/name")) == os.path.join("org", "name")  # noqa: PTH118 - a folder goes first
+    assert str(bundle_location.find_bundle("org/name")) == os.path.join("org", "name")  # noqa: PTH118 - a folder takes precedence
 
 
 @pytest.mark.parametrize("name", ["bundle", "/exp/bundle", "./bundle", "a/b/c", "../bundle", "org/name@"])

@@ -1,4 +1,4 @@
-"""The rooms of the runtime: imports between them and within them run downhill, and private names stay at home."""
+"""Packages of the runtime: imports go one way between and within them, and private names are not used outside."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -15,14 +15,14 @@ ORDER = (
     "language", "options", "audio", "bundle", "model", "bundle_folder", "bundle_writer", "graph", "decoding", "stream",
     "recognition", "recognizer", "transcriber_thread", "transcriber", "__init__", "corpus", "server", "cli", "root",
 )  # fmt: skip
-"""Rooms, and files beside them, from the bottom to the top: each imports only what stands before it."""
+"""Packages and top-level files, from the lowest layer to the highest. Each imports only earlier ones."""
 SEPARATE = {"kernels", "cpp", "web", "demo"}
-"""Folders of `runtime/` that are distributions of their own, or data."""
+"""Folders of `runtime/` that are separate distributions, or data."""
 EXAMPLES = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples" / "cluster").glob("*.py")]
 
 
 def modules(folder=RUNTIME):
-    """Files by the name by which they are imported below `u2moe.runtime`."""
+    """Return the files by their module names below `u2moe.runtime`."""
     found = {}
     for file in sorted(folder.rglob("*.py")):
         parts = file.relative_to(folder).with_suffix("").parts
@@ -32,7 +32,7 @@ def modules(folder=RUNTIME):
 
 
 def imports(name, known):
-    """(module, name) of everything that a module imports from the runtime, also for types alone or within functions."""
+    """Yield (module, name) of all imports from the runtime, including those for types and within functions."""
     for node in ast.walk(ast.parse(known[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[:2] == ["u2moe", "runtime"]:
             module = ".".join(node.module.split(".")[2:])
@@ -84,7 +84,7 @@ def test_private_names_stay_in_their_file():
 
 
 def defined_in(tree):
-    """Names that a file gives to functions, classes, variables and attributes."""
+    """Return the names of functions, classes, variables and attributes defined in a file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -113,7 +113,7 @@ def test_private_attributes_stay_in_their_file():
 
 
 def documented():
-    """Modules and names that the pages of `docs/api/` describe."""
+    """Return the modules and names that `docs/api/` describes."""
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
     return {line.removeprefix("::: ").strip() for line in pages.splitlines() if line.startswith("::: ")}
 

@@ -1,4 +1,4 @@
-"""Lists of every format as streams of utterances, and their audio."""
+"""Lists of every format, read as streams of utterances, and their audio."""
 
 import dataclasses
 import gzip

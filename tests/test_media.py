@@ -23,7 +23,7 @@ av = pytest.importorskip("av")
 
 RATE = 16_000
 FFMPEG = shutil.which("ffmpeg")
-ENCODER_FRAME = 1024  # samples, of AAC
+ENCODER_FRAME = 1024  # samples per AAC frame
 SPEECH = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
 
 
@@ -37,13 +37,13 @@ def test_files_give_their_samples(tmp_path, suffix):
     spectrum = np.abs(np.fft.rfft(read[: 2 * RATE]))
     assert abs(spectrum.argmax() * RATE / min(len(read), 2 * RATE) - 440) < 2
     assert 0.3 < np.sqrt(np.mean(read**2)) < 0.4
-    assert abs(duration_of(file) - 2) < 0.1 or suffix in ("aac", "avi", "ac3", "flv", "wv")  # they do not state it
+    assert abs(duration_of(file) - 2) < 0.1 or suffix in ("aac", "avi", "ac3", "flv", "wv")  # these do not state it
     if suffix in ("mp4", "mkv", "mov"):
         np.testing.assert_allclose(read[: len(samples)], samples, atol=2**-15)
 
 
 def test_files_of_many_channels(tmp_path):
-    """In planes of 8 bits (WavPack) and packed (mov); in a process of its own, which PyAV has ended for 8 planes."""
+    """Planes of 8 bits (WavPack) and packed samples (mov), in a child process, which PyAV crashed for 8 planes."""
     files = {
         write_media(tmp_path / f"{num_channels}.{suffix}", [np.resize(SPEECH, (9000, num_channels))]): num_channels
         for num_channels in LAYOUTS
@@ -84,12 +84,12 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before_kb + 300_000
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory")
 def test_recordings_that_have_ended_programs(tmp_path):
-    """7.1 Opus, AAC whose headers state eight channels, and Ogg Vorbis of 255 at 192 kHz: in this program's process."""
+    """7.1 Opus, AAC with headers for 8 channels, and Ogg Vorbis with 255 channels at 192 kHz, read in one process."""
     opus = write_media(tmp_path / "opus.webm", [np.resize(SPEECH, (3 * 48_000, 8))], rate=48_000)
     aac = write_media(tmp_path / "fuzzed.aac", [SPEECH])
     content = bytearray(aac.read_bytes())
     for place in range(len(content) - 3):
-        if content[place] == 0xFF and content[place + 1] & 0xF6 == 0xF0:  # ADTS: 7 is eight channels
+        if content[place] == 0xFF and content[place + 1] & 0xF6 == 0xF0:  # ADTS: configuration 7 means 8 channels
             content[place + 2 : place + 4] = content[place + 2] | 1, content[place + 3] | 0xC0
     aac.write_bytes(content)
     with soundfile.SoundFile(tmp_path / "many.ogg", "w", 192_000, 255, "VORBIS", format="OGG") as file:
@@ -119,10 +119,10 @@ def test_blocks_of_many_channels_are_short(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", ["mkv", "mp4"])
 def test_silence_takes_the_place_of_what_is_not_in_the_file(tmp_path, suffix):
-    """Of an audio track that begins after the picture, and of one that pauses: times are those of the file."""
+    """If an audio track begins after the video, or has a gap, times are those of the file."""
     late, gap, place = 3 * RATE, 10 * RATE, 16_384
     file = write_media(tmp_path / f"a.{suffix}", [SPEECH], with_video=True, gaps={0: late, place: gap})
-    with warnings.catch_warnings(action="error"):  # it is not damaged
+    with warnings.catch_warnings(action="error"):  # the file is not damaged
         read = read_audio(file, RATE)
     expected = np.concatenate([np.zeros(late), SPEECH[:place], np.zeros(gap), SPEECH[place:]])
     assert abs(len(read) - len(expected)) < 0.15 * RATE  # whole frames, and time stamps in milliseconds
@@ -161,7 +161,7 @@ def test_samples_are_those_of_ffmpeg(tmp_path, suffix):
             blocks.append(block)
         read = np.concatenate(blocks)
         media.close()
-    # Another version of ffmpeg may round lossy formats differently, or leave out the encoder's padding in m4a.
+    # Another version of ffmpeg may round lossy formats differently, or omit the encoder's padding in m4a.
     length = min(len(read), len(expected)) if suffix == "m4a" else len(expected)
     assert abs(len(read) - len(expected)) < (ENCODER_FRAME if suffix == "m4a" else 1)
     tolerance = 0 if suffix in ("mkv", "mov", "mka", "mp4", "avi") else 1e-5
@@ -215,7 +215,7 @@ def test_a_video_without_sound_is_refused(tmp_path):
 
 
 def test_lists_of_other_files_are_not_followed(tmp_path):
-    """A playlist may name any file or address: an upload must not make a server read them."""
+    """A playlist may name any file or address. An upload must not make a server read them."""
     write_media(tmp_path / "a.m4a", [SPEECH])
     (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXTINF:2,\na.m4a\n#EXT-X-ENDLIST\n")
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.m4a\n")
@@ -239,7 +239,7 @@ def test_what_was_cut_off_gives_what_is_there(tmp_path, suffix):
 @pytest.mark.parametrize(("form", "kind"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")])
 @pytest.mark.parametrize("num_channels", [1, 2])
 def test_files_in_a_row_are_read_to_the_last(form, kind, num_channels):
-    """libsndfile ends with the first, as if it were all."""
+    """libsndfile stops after the first file."""
     files = [io.BytesIO() for _ in range(2)]
     for file in files:
         soundfile.write(file, np.stack(num_channels * [SPEECH], axis=1), RATE, format=form, subtype=kind)
@@ -303,7 +303,7 @@ def test_raw_audio_comes_as_it_is_written():
     with os.fdopen(reader, "rb") as file:
         blocks = read_blocks(RawAudio(file=file, sample_rate=RATE), RATE)
         os.write(writer, content[:2001])
-        assert len(next(blocks)) == 1000  # before the rest, and before the end
+        assert len(next(blocks)) == 1000  # before the rest has arrived
         os.write(writer, content[2001:4001])
         assert len(next(blocks)) == 1000
         os.close(writer)

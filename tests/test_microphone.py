@@ -72,7 +72,7 @@ def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmentin
     ):
         transcriber.report(AudioError("stop here"))
         assert gate.reached.wait(LIMIT_S)
-        sounddevice.play(sound[:24_000])  # returns although recognition stands still
+        sounddevice.play(sound[:24_000])  # returns although recognition is blocked
         assert (microphone.num_overflows, microphone.lost_s) == (1, pytest.approx(0.5))
         gate.open.set()
         while transcriber.queued_s:
@@ -207,7 +207,7 @@ def listen(bundle, *arguments):
 
 @pytest.fixture
 def spoken(sounddevice, sound):
-    """Someone says something as soon as the microphone is open, and then presses Ctrl-C."""
+    """Play speech as soon as the microphone is open, then press Ctrl-C."""
 
     def speak():
         sounddevice.play(sound)

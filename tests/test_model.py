@@ -32,10 +32,10 @@ def encode(model, golden, utterance, mode):
 
 
 def test_everything_equals_wenet(golden, golden_model):
-    """Every utterance and mode of the golden files, from features to the scores of each search."""
+    """All utterances and modes of the golden files are compared, from features to the scores of each search."""
     for utterance, mode, results in golden.cases():
         encoder_out, expected_out = encode(golden_model, golden, utterance, mode)
-        # Single precision on outputs of size 1 through three blocks.
+        # Single precision for outputs of magnitude 1 after three blocks.
         np.testing.assert_allclose(encoder_out, expected_out, atol=1e-5)
         log_probs = golden_model.ctc(encoder_out)
         np.testing.assert_allclose(log_probs, golden.arrays[f"{utterance}/{mode}/ctc_logprobs"], atol=5e-5)
@@ -59,7 +59,7 @@ def test_everything_equals_wenet(golden, golden_model):
 @pytest.mark.parametrize("length_penalty", [0.0, 0.6])
 def test_attention_beam_search_equals_wenet(golden, golden_model, length_penalty):
     for utterance, mode, results in golden.cases():
-        if utterance not in ("u131", "u15"):  # the decoder runs once per token: the shorter ones are enough
+        if utterance not in ("u131", "u15"):  # the decoder runs once per token, so use only short utterances
             continue
         encoder_out, _ = encode(golden_model, golden, utterance, mode)
         best = attention_beam_search(
@@ -80,19 +80,19 @@ def test_rescore_sums_the_token_scores(golden, golden_model):
     np.testing.assert_allclose(left, scores.left.sum(axis=1), rtol=1e-6)
     np.testing.assert_allclose(right, scores.right.sum(axis=1), rtol=1e-6)
     assert np.all(scores.left[1, 1:] == 0)
-    # One by one, or among others of other lengths: the same.
+    # Scores are equal alone and together with utterances of other lengths.
     for row, tokens in enumerate(hypotheses):
         alone, alone_right = golden_model.rescore(encoder_out, [tokens])
         assert alone[0] == pytest.approx(left[row], abs=1e-4)
         assert alone_right[0] == pytest.approx(right[row], abs=1e-4)
-    # The distribution after a prefix gives the score of its extension.
+    # The distribution after a prefix contains the score of its extension.
     extended = golden_model.token_scores(encoder_out, [[5, 6], [5, 6, 7]])
     assert extended.next[0, 7] == pytest.approx(extended.left[1, 2], abs=1e-5)
     assert extended.left[0, 2] == pytest.approx(extended.next[0, golden_model.config.eos], abs=1e-5)
 
 
 def same_number(num):
-    """Hypotheses of one to three utterances, as many of each: equal, empty, with eos, or one begins or ends another."""
+    """Draw equally many hypotheses for one to three utterances: equal, empty, with eos, or with shared ends."""
     hypotheses = st.lists(st.lists(st.integers(1, 3), max_size=6), min_size=num, max_size=num)
     return st.lists(hypotheses, min_size=1, max_size=3)
 
@@ -125,7 +125,7 @@ class Counted:
 
 
 def test_utterances_of_like_length_share_a_decoder_call(golden_model):
-    """Whatever they share it with, and in any order, they get the scores that they get alone."""
+    """Scores are the same for an utterance alone and with any others, in any order."""
     random = np.random.default_rng(0)
     vocab, dim = golden_model.config.vocab_size, golden_model.config.output_size
     sizes = [
@@ -145,7 +145,7 @@ def test_utterances_of_like_length_share_a_decoder_call(golden_model):
     for scores, utterance in zip(found, utterances, strict=True):
         alone = golden_model.token_scores(*utterance)
         assert scores.left.shape == alone.left.shape
-        # Rows of a matrix product may be summed in another order when there are more of them.
+        # A matrix product with more rows may sum them in another order.
         np.testing.assert_allclose(scores.left, alone.left, atol=1e-4)
         np.testing.assert_allclose(scores.next, alone.next, atol=1e-4)
         assert (scores.right is None) == (alone.right is None)
@@ -154,7 +154,7 @@ def test_utterances_of_like_length_share_a_decoder_call(golden_model):
 
 
 def test_hypotheses_of_a_long_utterance_are_scored_in_several_calls(golden_model, monkeypatch):
-    """Attention takes memory for each pair of a token and a frame: ten minutes in one call took six gigabytes."""
+    """Attention needs memory for each pair of a token and a frame. Ten minutes in one call took 6 GB."""
     random = np.random.default_rng(0)
     output = random.standard_normal((90, golden_model.config.output_size), np.float32)
     hypotheses = [random.integers(1, golden_model.config.vocab_size - 1, 12 - i).tolist() for i in range(5)]
@@ -218,7 +218,7 @@ def test_model_without_decoder(model):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 800.0])
 @pytest.mark.parametrize("output", ["log_probs", "score", "r_score", "next_log_probs"])
 def test_what_is_no_probability_is_refused(bundle, monkeypatch, output, value):
-    """As damaged weights give it: NaN would order hypotheses at random, and more than 1 overflow."""
+    """Damaged weights cause such outputs. NaN would order hypotheses at random, and values above 1 would overflow."""
     model = bundle.load()
     encoder_out = model.encode(np.zeros((40, model.config.feature_size), np.float32))
     assert np.isfinite(model.ctc(encoder_out)).all()

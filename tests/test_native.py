@@ -1,4 +1,4 @@
-"""Which kernels a model gets; another package stands in for u2moe-kernels, which may or may not be installed."""
+"""Choice of kernels. Another package replaces u2moe-kernels, which may or may not be installed."""
 
 import sys
 import types
@@ -21,7 +21,7 @@ CPU = ("CPUExecutionProvider",)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """The environment of a user who has set nothing, and nothing known of what is installed."""
+    """Reset the environment and the cache of installed kernels."""
     monkeypatch.delenv(native.VARIABLE, raising=False)
     native.installed_kernels.cache_clear()
     yield
@@ -35,7 +35,7 @@ def missing(monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
-    """A function that puts a package in the place of u2moe_kernels; its library is no library."""
+    """Return a function that replaces u2moe_kernels by a package with an invalid library."""
 
     def install(contract=KERNELS_CONTRACT, library=b"no library"):
         file = tmp_path / "library.so"
@@ -52,7 +52,7 @@ def installed(monkeypatch, tmp_path):
 
 @pytest.fixture
 def registered(installed, monkeypatch):
-    """An installed library that onnxruntime accepts; the files that are registered."""
+    """Install a library that onnxruntime accepts. Returns the registered files."""
     installed()
     files = []
     monkeypatch.setattr(
@@ -143,7 +143,7 @@ def test_the_default_comes_from_the_environment(monkeypatch):
 
 
 class Refusing:
-    """onnxruntime with a library that refuses every graph."""
+    """An onnxruntime session with a library that refuses every graph."""
 
     def __init__(self, real, registered):
         self.real = real

@@ -1,4 +1,4 @@
-"""The search of u2moe-kernels equals Python's, hypothesis by hypothesis and bit by bit."""
+"""The search of u2moe-kernels is bit-identical to Python's for each hypothesis."""
 
 import gc
 import threading
@@ -32,7 +32,7 @@ def library():
 
 @pytest.fixture(scope="module")
 def fusions(tmp_path_factory):
-    """By name, the language model of a search."""
+    """Return the language models of searches by name."""
     folder, found = tmp_path_factory.mktemp("models"), {"": None}
     for name, words, level in (("word", WORDS, None), ("token", TOKENS, "token")):
         file = folder / f"{name}.arpa"
@@ -93,7 +93,7 @@ def test_hypotheses_equal_those_of_python(library, fusions, seed, beam_size, siz
 
 
 def test_long_hypotheses_and_many_of_them(library):
-    """More numbers than there is room for at first, from rows that are not contiguous."""
+    """More numbers than the initial capacity, from rows that are not contiguous."""
     frames = np.asfortranarray(random_frames(3, 400))
     native, python = new_search(library, 20), PrefixBeamSearch(20)
     for search in (native, python):
@@ -137,7 +137,7 @@ def test_hotwords_are_freed_with_their_searches(library):
     del context
     gc.collect()
     assert handle() is None
-    search.advance(random_frames(1, 20))  # the search keeps what it needs
+    search.advance(random_frames(1, 20))  # the search keeps its own copies
     assert search.hypotheses()
 
 

@@ -1,4 +1,4 @@
-"""Sessions with native kernels side by side, in threads, after a fork, and in any order of their ends."""
+"""Several sessions with native kernels: in threads, after a fork, and released in any order."""
 
 import os
 import re
@@ -28,7 +28,7 @@ SHAPE = (1024, 2048)
 
 @pytest.mark.slow
 def test_texts_are_about_those_of_onnxruntime_alone():
-    """Sums of floats differ in the last bits, so that some activations are rounded to another integer."""
+    """Float sums differ in the last bits, so some activations are rounded to another integer."""
     native, alone = (Recognizer.from_pretrained(kernels=kernels) for kernels in ("native", "onnxruntime"))
     assert native.model.kernels.native
     errors = WordErrors()
@@ -40,7 +40,7 @@ def test_texts_are_about_those_of_onnxruntime_alone():
 
 @pytest.mark.slow
 def test_what_streams_leave_behind_changes_no_bit():
-    """Projected positions are kept: a model that has encoded with other contexts encodes as a fresh one does."""
+    """Kernels keep projected positions. A model that has encoded with other contexts still equals a new one."""
     features = Bundle.open(DEMO_FOLDER).manifest.features
     frames = fbank(speech(6.0, features.sample_rate), features)
     contexts = [(16, 4), (None, -1), (5, 2), (16, -1), (1, 3)]
@@ -55,7 +55,7 @@ def test_what_streams_leave_behind_changes_no_bit():
 
 
 def test_a_function_that_the_kernels_cannot_run_leaves_the_others_native(quantized, tmp_path, monkeypatch, caplog):
-    """As with an activation of a later version; onnxruntime runs the function's body."""
+    """An activation of a later version is an example. onnxruntime runs the function's body."""
     bundle = quantized("int8")
     later = with_activation(bundle, "cube", tmp_path / "later")
     monkeypatch.delenv("U2MOE_KERNELS", raising=False)
@@ -79,7 +79,7 @@ def test_a_function_that_the_kernels_cannot_run_leaves_the_others_native(quantiz
 
 
 def resident(file):
-    """Bytes of a mapped file that are in memory; None: it is not mapped."""
+    """Return the resident bytes of a mapped file, or None if it is not mapped."""
     text = Path("/proc/self/smaps").read_text(encoding="utf-8")
     found = re.findall(rf"{re.escape(str(file))}\nSize:.*?\nRss: +(\d+) kB", text, re.DOTALL)
     return sum(map(int, found)) << 10 if found else None
@@ -87,7 +87,7 @@ def resident(file):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 def test_what_is_packed_leaves_the_memory_of_the_file(tmp_path):
-    """And the file may then change: it is not read again."""
+    """The file may then change, because it is not read again."""
     random = np.random.default_rng(0)
     values = {
         "weight": random.integers(-127, 128, SHAPE, np.int8),

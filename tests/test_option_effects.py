@@ -1,6 +1,6 @@
-"""Every option of decoding that is declared changes results: in Python, as a default of a bundle, and as a flag.
+"""Every declared decoding option changes results: in Python, as a default of a bundle, and as a flag.
 
-Clients of the server: `tests/server/test_models.py`. The other runtimes: `tests/conformance`.
+`tests/server/test_models.py` tests clients of the server, `tests/conformance` the other runtimes.
 """
 
 import copy
@@ -36,13 +36,13 @@ OTHERS = {
     "grammar": Grammar(lines=("back to work", "[unk]")),
     "text_format": TextFormat(),
 }
-"""For each option a value that is not its default; a new one fails here until it has its own."""
+"""A value other than the default for each option. A new option without one fails a test."""
 BESIDE = {
     "length_penalty": {"search": "attention"},
     "num_left_chunks": {"chunk_size": 4},
     "endpoint": {"chunk_size": 16},
 }
-"""What must be chosen, too, for an option to mean something."""
+"""Other options that must be set for an option to take effect."""
 VALUES = {"--lm": ["none"], "--format-text": [], "--grammar": [str(Path(__file__).parent / "toys" / "commands.txt")]}
 OPTIONS = options_of(DecodingOptions)
 
@@ -115,7 +115,7 @@ def test_no_command_lacks_the_options_of_bundles(command, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", options_of(RescoringOptions))
 def test_loops_that_search_again_have_all_weights_of_the_bundle(name, recognizer, sound, monkeypatch):
-    """Tuning of language models, and the damage of quantization."""
+    """These loops are tuning of language models, and measuring the damage of quantization."""
     bundle, used = copy.copy(recognizer.bundle), []
     bundle.manifest = with_decoding(bundle.manifest, **{name: OTHERS[name]})
 

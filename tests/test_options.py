@@ -1,4 +1,4 @@
-"""Options are checked for types and ranges when they are constructed, not in the middle of a stream."""
+"""Options are checked for types and ranges at construction, not in the middle of a stream."""
 
 import dataclasses
 import json

@@ -17,7 +17,7 @@ LOUD, SOFT = 18.0, 3.0
 
 
 def levels_of(*parts):
-    """Loudness of stretches of (level, frames), with a little change from frame to frame."""
+    """Return the loudness of stretches of (level, frames), with small changes from frame to frame."""
     flat = np.concatenate([np.full(frames, level) for level, frames in parts])
     return (flat + 0.3 * np.random.default_rng(0).standard_normal(len(flat))).astype(np.float32)
 
@@ -42,8 +42,8 @@ def test_nothing_has_no_pauses():
 @pytest.mark.parametrize(
     ("parts", "after_s", "expected"),
     [
-        ([(LOUD, 50), (SOFT, 30), (LOUD, 50), (SOFT, 60), (LOUD, 50)], 0.0, (1.3, 1.9)),  # the first was too short
-        ([(SOFT, 60), (LOUD, 50), (SOFT, 50), (LOUD, 50)], 0.0, (1.1, 1.6)),  # with the first it begins
+        ([(LOUD, 50), (SOFT, 30), (LOUD, 50), (SOFT, 60), (LOUD, 50)], 0.0, (1.3, 1.9)),  # the first is too short
+        ([(SOFT, 60), (LOUD, 50), (SOFT, 50), (LOUD, 50)], 0.0, (1.1, 1.6)),  # the first is at the beginning
         ([(LOUD, 50), (SOFT, 60), (LOUD, 50), (SOFT, 70)], 0.0, (0.5, 1.1)),
         ([(LOUD, 50), (SOFT, 60), (LOUD, 50), (SOFT, 70)], 0.85, (1.6, 2.3)),
         ([(LOUD, 50), (SOFT, 49), (LOUD, 50)], 0.0, None),
@@ -64,7 +64,7 @@ def test_the_first_pause_that_is_long_enough(parts, after_s, expected):
         ([(0.45, 0.7)], [(0.0, 0.45), (0.7, 1.5)]),  # the first word peaks after its end
         ([(0.7, 1.1)], [(0.0, 0.7), (1.1, 1.5)]),  # the second one before its start
         ([(0.1, 0.3)], [(0.3, 0.75), (0.75, 1.5)]),
-        ([(0.0, 1.5)], [(0.0, 0.75), (0.75, 1.5)]),  # nothing can be heard
+        ([(0.0, 1.5)], [(0.0, 0.75), (0.75, 1.5)]),  # silence only
     ],
 )
 def test_words_end_at_pauses(pauses, expected):
@@ -87,7 +87,7 @@ def test_words_stay_in_order_and_apart(peaks, seed):
 
 
 def joined_words(samples, rate=16_000):
-    """Where the words of a clip lie that were joined with exact silence in between."""
+    """Return the times of words that were joined with exact silence between them."""
     zero = np.concatenate(([False], samples == 0, [False]))
     gaps = [(a, b) for a, b in np.flatnonzero(np.diff(zero)).reshape(-1, 2).tolist() if b - a >= 0.1 * rate]
     begins, ends = [0, *(b for _, b in gaps)], [*(a for a, _ in gaps), len(samples)]
@@ -97,7 +97,7 @@ def joined_words(samples, rate=16_000):
 
 @pytest.mark.parametrize("chunk_size", [None, 16])
 def test_times_are_those_of_the_sound(chunk_size):
-    """Digits spoken by a person and joined: most words begin and end within 80 ms of where they were put."""
+    """The clip has spoken digits, joined at known times. Most words begin and end within 80 ms of these."""
     clip = DEMO_FOLDER / "clips" / "phone_number.flac"
     text = next(item.transcript for item in read_recordings(clip.with_name("transcripts.txt")) if item.path == clip)
     spoken = joined_words(read_audio(clip, 16_000))
@@ -105,7 +105,7 @@ def test_times_are_those_of_the_sound(chunk_size):
     recognizer = Recognizer.from_pretrained(options=DecodingOptions(chunk_size=chunk_size))
     found = [word for segment in recognizer.transcribe(clip).segments for word in segment.words]
     pairs = matches(text.split(), [word.word for word in found])
-    # What was misheard takes time from the words beside it: those are judged whose neighbours are right too.
+    # A wrong word shifts the times of its neighbours, so judge only words with correct neighbours.
     known = {(-1, -1), *pairs, (len(spoken), len(found))}
     judged = [(place, i) for place, i in pairs if {(place - 1, i - 1), (place + 1, i + 1)} <= known]
     assert len(judged) >= len(spoken) / 2
@@ -116,7 +116,7 @@ def test_times_are_those_of_the_sound(chunk_size):
 
 
 def test_a_recording_is_recognised_alike_beside_others():
-    """Clips of three people with pauses between them; encoded together the demo model hears them otherwise."""
+    """The recording has clips of three people with pauses. Encoded together, the demo model recognises other words."""
     rate, random = 16_000, np.random.default_rng(0)
     recognizer = Recognizer.from_pretrained()
     clips = {
@@ -128,7 +128,7 @@ def test_a_recording_is_recognised_alike_beside_others():
     together = np.concatenate([part for path in order for part in (clips[path], quiet)])
     expected = [word for path in order for word in alone[path]]
     found = words_of(recognizer.transcribe(together))
-    assert unlikeness(expected, found) <= 0.1  # the noise between clips reaches into their first and last frames
+    assert unlikeness(expected, found) <= 0.1  # the first and last frames include noise between clips
 
 
 def words_of(transcript):
@@ -136,7 +136,7 @@ def words_of(transcript):
 
 
 def unlikeness(expected, found):
-    """How far the confidences of words differ in the mean; a word that is not found differs by 1."""
+    """Return the mean difference of word confidences. A missing word counts as 1."""
     pairs = matches([word.word for word in expected], [word.word for word in found])
     differences = [abs(expected[place].confidence - found[i].confidence) for place, i in pairs]
     return (sum(differences) + len(expected) - len(pairs)) / len(expected)

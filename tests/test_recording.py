@@ -1,4 +1,4 @@
-"""Recordings whole and segment by segment, and those that break off."""
+"""Recognition of recordings, as a whole and by segment, and of damaged recordings."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def long(sound):
 
 @pytest.fixture
 def damaged(monkeypatch):
-    """A function after which files break off when so many seconds of them are read."""
+    """Return a function that makes files fail after a number of seconds."""
 
     def break_off(seconds):
         read_blocks = recognition_module.read_blocks
@@ -61,7 +61,7 @@ def test_segments_are_those_of_the_transcript(recognizer, file, long):
 
 
 def test_segments_come_while_the_recording_is_read(recognizer, file):
-    """The first long before the end, and nothing is read that nobody asks for."""
+    """The first segment comes long before the end, and audio is read only on request."""
     read = []
     segments = recognizer.segments(file, options=TINY, on_progress=read.append)
     assert read == []

@@ -1,4 +1,4 @@
-"""What a release writes, and what is done on other machines: checked as far as one without network can."""
+"""Files written by a release, and steps on other machines, as far as they can be tested offline."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="no make")
 
 @pytest.fixture
 def clone(tmp_path):
-    """The files that a release changes, below a Makefile."""
+    """Return a folder with the files that a release changes and a Makefile."""
     for name in ("Makefile", *WRITTEN, *(f"{place}/pyproject.toml" for place in DISTRIBUTIONS)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -86,7 +86,7 @@ def test_workflows_cover_what_is_promised():
 
 
 def test_an_older_python_is_refused_and_a_half_made_environment_is_made_anew(clone):
-    """With programs in the place of Python: one that is too old, and one that writes down what it is to do."""
+    """Scripts replace Python: one pretends to be too old, the other records its arguments."""
     old, new = clone / "old", clone / "new"
     old.write_text("#!/bin/sh\necho 'needs Python 3.11' >&2\nexit 1\n", encoding="utf-8")
     new.write_text('#!/bin/sh\necho "$*" >>asked\ntest "$1" = -c\n', encoding="utf-8")
@@ -95,7 +95,7 @@ def test_an_older_python_is_refused_and_a_half_made_environment_is_made_anew(clo
     done = make(clone, ".venv-demo/ready", "PYTHON=./old", "SOURCES=", "DEMO=")
     assert (done.returncode, "needs Python 3.11" in done.stderr) == (2, True)
     assert not (clone / ".venv-demo").exists()
-    (clone / ".venv-demo").mkdir()  # as one that broke off
+    (clone / ".venv-demo").mkdir()  # as after an interruption
     make(clone, ".venv-demo/ready", "PYTHON=./new", "SOURCES=", "DEMO=")
     checked, made = (clone / "asked").read_text(encoding="utf-8").splitlines()
     assert "version_info < (3, 11)" in checked

@@ -55,7 +55,7 @@ def test_provider_that_does_not_start_is_an_error(bundle, monkeypatch):
 
 @pytest.mark.parametrize("recipe", ["int8", "int8-experts"])
 def test_openvino_never_gets_what_it_crashes_on(quantized, monkeypatch, recipe):
-    """Not even a session is made: the crash would be the application's."""
+    """No session is created, because a crash would end the application."""
     bundle = quantized(recipe)
     available = [*onnxruntime.get_available_providers(), "OpenVINOExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
@@ -66,7 +66,7 @@ def test_openvino_never_gets_what_it_crashes_on(quantized, monkeypatch, recipe):
 
 
 def test_openvino_gets_graphs_without_functions(bundle, model, monkeypatch):
-    """It claims the calls of some of them, and then does not know them."""
+    """OpenVINO accepts calls of some functions, but cannot run them."""
     provider, make, loaded = "OpenVINOExecutionProvider", onnxruntime.InferenceSession, []
 
     def made(graph, *args, providers, **options):
@@ -126,12 +126,12 @@ def test_providers_are_a_sequence_of_names(bundle, providers):
 def test_provider_options_reach_the_provider(bundle, handed_options):
     providers, options = ("AzureExecutionProvider", "CPUExecutionProvider"), [{"device_id": "1"}, {}]
     if providers[0] not in onnxruntime.get_available_providers():
-        pytest.skip(f"this onnxruntime has no {providers[0]}")  # which starts everywhere where it is built in
+        pytest.skip(f"this onnxruntime has no {providers[0]}")  # if it is built in, it always starts
     bundle.load(SessionSettings(providers=providers, provider_options=options))
     assert handed_options == [options] * 3
 
 
-# For native kernels, where they are installed, a graph is read before onnxruntime sees it.
+# If native kernels are installed, the graph is read before onnxruntime loads it.
 REFUSALS = [("onnxruntime", "onnxruntime refuses it"), ("auto", "onnxruntime refuses it|is not a graph")]
 
 
@@ -176,7 +176,7 @@ def test_failing_run_is_a_typed_error(bundle, capfd):
 
 
 def test_names_that_are_no_text(bundle, tmp_path):
-    """Found by the fuzzer: onnxruntime loads such a file, and fails where its metadata is asked for."""
+    """Found by the fuzzer: onnxruntime loads such a file, but fails when its metadata is requested."""
     content = (bundle.path / "ctc.onnx").read_bytes()
     assert b"u2moe.version" in content
     (tmp_path / "ctc.onnx").write_bytes(content.replace(b"u2moe.version", b"u2m\xf7e.version"))
@@ -186,7 +186,7 @@ def test_names_that_are_no_text(bundle, tmp_path):
 
 @pytest.mark.parametrize(("kernels", "reason"), REFUSALS)
 def test_a_name_that_onnxruntime_cannot_tell_prints_nothing(bundle, tmp_path, capfd, kernels, reason):
-    """Found by the fuzzer: onnxruntime's Python printed the error and tried once more."""
+    """Found by the fuzzer: onnxruntime's Python code printed the error and tried again."""
     content = (bundle.path / "ctc.onnx").read_bytes()
     (tmp_path / "ctc.onnx").write_bytes(content.replace(b"LogSoftmax", b"LogSoftm\xf7x"))
     with pytest.raises(BundleError, match=rf"ctc\.onnx: ({reason})"):

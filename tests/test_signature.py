@@ -1,4 +1,4 @@
-"""Signatures of bundles: what is made here is demanded in Python, C and JavaScript, and by openssl."""
+"""Signatures of bundles: Python signs; Python, C, JavaScript and openssl verify."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def signed(bundle, keys, tmp_path_factory):
-    """A bundle that the old key and the new one have signed, by the command line."""
+    """Return a bundle signed with the old and the new key on the command line."""
     folder = shutil.copytree(bundle.path, tmp_path_factory.mktemp("signed") / "bundle")
     by = [f"--key={keys['folder'] / name}" for name in ("old", "new")]
     assert main(["sign", str(folder), *by]) == 0
@@ -30,7 +30,7 @@ def signed(bundle, keys, tmp_path_factory):
 
 
 def changed_signature(change):
-    """A function that changes the content of a signature file."""
+    """Return a function that changes the content of a signature file."""
 
     def damage(folder):
         file = folder / "bundle.sig"
@@ -59,11 +59,11 @@ WRONG = [
      ["new"], "bundle.sig: is not of this bundle.json"),
     (lambda folder: edit_manifest(folder, lambda manifest: manifest.update(producer="me")), ["old"],
      "bundle.sig: is not of this bundle.json"),
-    # Nothing of a manifest is read that nobody signed, so that it matters little what it is.
+    # The content does not matter, because an unsigned manifest is not parsed.
     (lambda folder: (folder / "bundle.json").write_bytes(b"{"), ["old"], "bundle.sig: is not of this bundle.json"),
     (lambda folder: None, ["other"], "bundle.sig: is signed by "),
 ]  # fmt: skip
-"""What somebody did to a signed bundle, the keys that a program demands, and what it is told."""
+"""Change of a signed bundle, the keys that a program requires, and the error that it gets."""
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def damaged(signed, tmp_path):
 
 @pytest.mark.slow
 def test_a_demanded_key_must_have_signed(signed, keys, damaged):
-    for names in (["old"], ["new"], ["other", "new"]):  # programs with older, newer and with several keys
+    for names in (["old"], ["new"], ["other", "new"]):  # programs with an older key, a newer key, and several keys
         bundle = Bundle.open(signed, public_keys=[keys[name] for name in names])
         assert bundle.signer == key_id(public_key(keys[names[-1]]))
     for folder, (_, names, message) in zip(damaged, WRONG, strict=True):
@@ -88,7 +88,7 @@ def test_a_demanded_key_must_have_signed(signed, keys, damaged):
         Recognizer.load(signed, settings)
     Recognizer.from_pretrained(signed, public_keys=[keys["old"]])
     flipped("ctc.onnx")(folder := damaged[-1])
-    with pytest.raises(IntegrityError, match=r"ctc\.onnx: sha256 is"):  # whose digest is signed
+    with pytest.raises(IntegrityError, match=r"ctc\.onnx: sha256 is"):  # its digest is signed
         Bundle.open(folder, public_keys=[keys["old"]])
     with pytest.raises(ValueError, match="public_keys must name at least one key"):
         Bundle.open(signed, public_keys=[])
@@ -99,7 +99,7 @@ def test_a_demanded_key_must_have_signed(signed, keys, damaged):
 
 
 def test_openssl_verifies_it(signed, keys, tmp_path):
-    """What is signed is the prefix and the manifest, nothing of ours."""
+    """The signed content is the prefix and the manifest, in a standard format."""
     (tmp_path / "message").write_bytes(PREFIX + (signed / "bundle.json").read_bytes())
     key = keys["folder"] / "new.pub"
     (tmp_path / "signature").write_bytes(signatures_in(signed)[key_id(public_key(keys["new"]))])
@@ -111,7 +111,7 @@ def test_openssl_verifies_it(signed, keys, tmp_path):
 
 
 def test_the_command_line(signed, keys, ort_bundle, capsys, tmp_path):
-    folder = shutil.copytree(ort_bundle, tmp_path / "bundle")  # which Python does not load
+    folder = shutil.copytree(ort_bundle, tmp_path / "bundle")  # Python cannot load it
     assert main(["verify", str(folder)]) == 0
     assert main(["sign", str(folder), f"--key={keys['folder'] / 'new'}"]) == 0
     by_new, by_other = (f"--public-key={keys['folder'] / name}.pub" for name in ("new", "other"))
@@ -134,7 +134,7 @@ def test_the_command_line(signed, keys, ort_bundle, capsys, tmp_path):
 
 
 def test_what_is_written_anew_is_not_signed(signed, keys, tmp_path):
-    """The signature is of what was there before."""
+    """The signature belongs to the old content."""
     bundle = Bundle.open(signed)
     with BundleWriter(tmp_path / "bundle") as staging:
         for name in (*bundle.manifest.files, "bundle.sig"):
@@ -145,7 +145,7 @@ def test_what_is_written_anew_is_not_signed(signed, keys, tmp_path):
 
 @needs_node
 def test_javascript_demands_the_same(signed, keys, damaged):
-    """Before anything else is read; where WebCrypto cannot verify, a function of the program does."""
+    """It verifies before it reads other files. If WebCrypto cannot verify, it calls a function of the program."""
     demanded = [(str(signed), ["old"]), (str(signed), ["other", "new"])]
     demanded += [(str(folder), names) for folder, (_, names, _) in zip(damaged, WRONG, strict=True)]
     found = run_module(

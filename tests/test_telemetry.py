@@ -1,4 +1,4 @@
-"""onnxruntime's telemetry is off before it is imported: nobody's speech recogniser phones home."""
+"""onnxruntime's telemetry is disabled before onnxruntime is imported."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(code, home, *arguments, **environment):
-    """Output of a program whose home is the folder `home`, without the variable that the tests' own process has."""
+    """Return the output of a program with the home folder `home`, without the variable set for the tests."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -78,7 +78,7 @@ def test_the_variable_is_set_before_anything_of_ours_is_loaded(tmp_path):
 
 
 def test_nobody_sets_it_elsewhere():
-    """One place, the package that every import passes: others could come too late."""
+    """Only the top-level package sets it, because every import executes it. Other places may be too late."""
     found = [
         str(file.relative_to(ROOT))
         for folder in ("runtime", "export", "quantize", "benchmarks")

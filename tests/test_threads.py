@@ -94,7 +94,7 @@ def test_after_a_failure_a_stream_must_be_reset(toy):
 
 
 def test_a_stream_fails_alone_at_every_step(toy, monkeypatch):
-    """Those decoded with it give what they give without it."""
+    """Streams decoded together with it have the same results as without it."""
     samples, _ = say("AB", [0.3, 0.3])
     for step in ("advance", "conclude"):
         streams = [toy.create_stream(CHUNKED) for _ in range(5)]

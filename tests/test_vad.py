@@ -1,4 +1,4 @@
-"""Speech in recordings, by a network with silero's inputs and outputs that hears by loudness."""
+"""Voice activity detection by a network with silero's inputs and outputs that measures loudness."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ def vad(request, tmp_path_factory):
 
 
 def recording(*parts):
-    """Noise and silence in turn, of so many seconds."""
+    """Return alternating noise and silence of the given seconds."""
     random = np.random.default_rng(0)
     sounds = [
         (0.1 if place % 2 else 1e-4) * random.standard_normal(round(seconds * RATE))
@@ -35,7 +35,7 @@ def recording(*parts):
 
 
 def stretches_of(vad, samples, splits=()):
-    """Start and samples of each stretch."""
+    """Return the start and the samples of each stretch."""
     found = []
     for speech in vad.speech(np.split(samples, np.sort(np.array(splits, int)))):
         if speech.begins:
@@ -50,7 +50,7 @@ def test_speech_is_found_with_its_padding(vad):
     samples = recording(1.0, 0.8, 1.5, 0.3, 0.4, 0.5, 0.7)
     found = stretches_of(vad, samples)
     spans = [(start / RATE, (start + len(part)) / RATE) for start, part in found]
-    assert np.allclose(spans, [(0.7, 2.1), (3.0, 4.8)], atol=0.04)  # a pause of 0.4 s ends nothing
+    assert np.allclose(spans, [(0.7, 2.1), (3.0, 4.8)], atol=0.04)  # a pause of 0.4 s does not end a stretch
     for start, part in found:
         assert np.array_equal(part, samples[start : start + len(part)])
 
@@ -107,7 +107,7 @@ def test_options_that_cannot_be(options):
 
 
 def test_words_are_those_of_each_stretch_at_its_time(vad, recognizer, sound):
-    """Each stretch is recognised as if it were alone, in order, at the time where it lies in the recording."""
+    """Each stretch is recognised separately, in order. Its times are those of the recording."""
     quiet = 1e-5 * np.random.default_rng(1).standard_normal(2 * RATE)
     samples = np.concatenate([quiet, sound, quiet, sound[::-1], quiet]).astype(np.float32)
     transcript = recognizer.transcribe(samples, vad=vad)
@@ -163,6 +163,6 @@ def test_the_installed_package_is_used_without_importing_it(bundle, recognizer, 
     assert transcribe(bundle, "--vad", "silero", clip) == 0
     expected = recognizer.transcribe(clip, vad=VoiceActivityDetector(package / "data" / "silero_vad.onnx"))
     assert capsys.readouterr().out == expected.text + "\n"
-    (package / "data" / "silero_vad_16k_sequence.onnx").touch()  # preferred, and here no network
+    (package / "data" / "silero_vad_16k_sequence.onnx").touch()  # preferred, but here not a network
     with pytest.raises(BundleError, match="sequence"):
         VoiceActivityDetector()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: in one place, for transcripts, corpora, models and reports."""
+"""Atomic writing of files, used for transcripts, corpora, models and reports."""
 
 import errno
 import os
@@ -64,7 +64,7 @@ def test_content_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch)
 
 @posix
 def test_a_pipe_that_has_only_a_number_is_written_to():
-    """As /dev/stdout in a pipeline, or the argument that a shell makes of `>(gzip)`."""
+    """Examples are /dev/stdout in a pipeline, and the argument that a shell makes of `>(gzip)`."""
     reading, writing = os.pipe()
     try:
         write_text(Path(f"/dev/fd/{writing}"), "said")

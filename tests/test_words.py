@@ -1,4 +1,4 @@
-"""One word, one thing: names of classes, and the words that docs/how/words.md explains."""
+"""Class names are unique, and docs/how/words.md explains each word once."""
 
 import ast
 import re
