@@ -42,7 +42,7 @@ def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[st
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Values for the pages: a row for each set and chunk size, and the medians of the first set."""
-    header = ("set", "in chunks of", "shown for good, p50, p95", "committed, p50, p95", "revised")
+    header = ("set", "chunk", "final text shown, p50, p95", "committed, p50, p95", "revised")
     rows: list[Sequence[object]] = []
     numbers: dict[str, str] = {}
     for name, modes in results["sets"].items():

@@ -150,7 +150,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
                 shown[f"{key}.{other}.texts"] = f"{beside['num_other_texts'] / results['num_recordings']:.0%}"
                 shown[f"{key}.{other}.words"] = f"{beside['num_other_words'] / total:.1%}"
     sizes = [f"{name} ({count})" for name, count in num_words.items()]
-    header = ("context", "variant", "MB", *sizes, "all", *(f"errors beside {name}" for name in references))
+    header = ("context", "variant", "MB", *sizes, "all", *(f"errors vs. {name}" for name in references))
     return {"table": table(header, rows, left=2), **shown}
 
 

@@ -203,7 +203,7 @@ def command_values(found: Mapping[str, Any]) -> dict[str, str]:
         rows.append((told[name], f"{own.get('num_errors', 0)} of {found['num_recordings']}",
                      "" if name == "grammar" else f"{false:.0f}"))  # fmt: skip
     return {
-        "commands": table(("commands as", "wrong", "false alarms in an hour of other speech"), rows),
+        "commands": table(("commands as", "wrong", "false alarms per hour of other speech"), rows),
         "commands_group": f"{found['group']}",
         "commands_minutes": f"{60 * found['hours']:.0f}",
     }
@@ -231,8 +231,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             )
         )  # fmt: skip
     header = (
-        "set", "list", "rare words found without, with", "word errors without, with", "texts changed by others",
-        "word errors then", "others recognised", "times as long",
+        "set", "list", "rare words found: without, with", "word errors: without, with",
+        "texts changed by unrelated list", "word errors with it", "its words recognised", "relative time",
     )  # fmt: skip
 
     def share(num: int | str, condition: str, key: str, of: str) -> float:

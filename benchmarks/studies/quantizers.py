@@ -313,7 +313,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         (f"u2moe {title}" if title in OURS else title, *errors(own), *errors(found[HARD].get(title)), *costs(own))
         for title, own in found[PLAIN].items()
     ]
-    header = ("quantizer", "log-prob. error", "tokens", "with outliers", "tokens", "MB", "encoder, ms", "made in, s")
+    header = ("quantizer", "log-prob. error", "tokens", "with outliers", "tokens", "MB", "encoder, ms", "time, s")
     others = [
         (TITLES.get(name, name), *itertools.chain(*(errors(own.get(title)) for title in OURS)), *_kept(own))
         for name, own in found.items()
@@ -321,7 +321,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     ]
     return {
         "limits": table(
-            ("run", "claimed, at most", "two minutes", "kept back: greedy", "second pass", "MB", "made in, s"),
+            ("run", "claimed, at most", "two minutes", "held out: greedy", "second pass", "MB", "time, s"),
             [(f"`{title}`", *_limit(own)) for title, own in results.get("limits", {}).items()],
         ),
         "table": table(header, rows),

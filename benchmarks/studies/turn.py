@@ -107,7 +107,7 @@ def _percentiles(delays: Sequence[float]) -> dict[str, float]:
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Values for the pages: a row for each set and rule, and numbers of all sets for the rules that pages name."""
-    header = ("set", "rule", "delay of the end, median, 90 %", "cut within the sentence")
+    header = ("set", "rule", "delay: median, 90 %", "cut in sentence")
     rows = [
         (name, rule, f"{own['p50']:.2f}, {own['p90']:.2f} s", f"{own['num_cut']} of {own['num_sentences']}")
         for name, found in results["sets"].items()
