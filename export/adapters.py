@@ -56,8 +56,8 @@ def _use_by_name(path: Path) -> AdapterUse:
     if re.fullmatch(r"(step_\d+|init|lora_init)\.pt", name):
         return "add"
     raise CheckpointError(
-        f"{path}: has LoRA adapters, but its name does not tell whether the weights contain them, as epoch_N.pt and "
-        "step_N.pt do: use --lora contained or --lora add"
+        f"{path}: has LoRA adapters, but its name does not show whether the weights contain them (epoch_N.pt: yes, "
+        "step_N.pt: no): use --lora contained or --lora add"
     )
 
 

@@ -1,4 +1,4 @@
-"""Reads a WeNet checkpoint directory (train.yaml, final.pt, units.txt, global_cmvn) strictly into one value."""
+"""Reads and strictly checks a WeNet checkpoint directory (train.yaml, final.pt, units.txt, global_cmvn)."""
 
 from __future__ import annotations
 

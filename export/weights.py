@@ -115,7 +115,7 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
         if tensor.device.type != "cpu":
             raise CheckpointError(f"{path}: {name} is a {tensor.device.type} tensor, which has no values")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            # a few bytes would expand to its whole shape
+            # a few bytes could expand to a huge tensor
             raise CheckpointError(
                 f"{path}: {name} {tuple(tensor.shape)} has repeated (expanded) elements, expected a plain tensor"
             )

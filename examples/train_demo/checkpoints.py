@@ -11,7 +11,7 @@ import torch
 KEPT = 5
 WEIGHTS, PACKED = "final.pt", "final.pt.xz"
 TWO_BYTES = {"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1}
-"""Filter for xz that distinguishes the two bytes of a float16: a sixth smaller instead of a tenth."""
+"""Filter for xz that treats the two bytes of a float16 separately: it saves a sixth instead of a tenth."""
 STATISTICS = "encoder.global_cmvn."
 
 

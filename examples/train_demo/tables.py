@@ -110,7 +110,7 @@ def real_time_factors(results: Results) -> str:
 
     return (
         f"{factors('')} of real time (full context, and chunks of 16), {factors(NARROW)} with a beam of 10, "
-        f"{factors(UNGUIDED)} without the language model and {factors(UNGUIDED + NARROW)} with both"
+        f"{factors(UNGUIDED)} without the language model and {factors(UNGUIDED + NARROW)} with both changes"
     )
 
 

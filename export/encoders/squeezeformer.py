@@ -257,7 +257,7 @@ class TimeReduction(nn.Module):
 
     KERNELS: ClassVar = {"conv1d": 5, "stream": 1}
     BEFORE: ClassVar = {"conv1d": 3, "stream": 0}
-    """Frames that it sees before the one that it keeps. WeNet drops the outputs after the last frame."""
+    """Number of frames that it sees before the kept one. WeNet drops the outputs after the last frame."""
 
     def __init__(self, dim: int, kind: Reduction) -> None:
         super().__init__()
