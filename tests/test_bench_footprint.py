@@ -83,13 +83,10 @@ Model\t\t: Raspberry Pi 5 Model B
 """
 
 
-@pytest.mark.parametrize(
-    ("text", "name", "sets"),
-    [
-        (X86, "AMD EPYC", ["avx2", "avx512_vnni"]),
-        (ARM, "Raspberry Pi 5 Model B, CPU implementer 0x41 CPU part 0xd0b", ["asimd", "i8mm"]),
-    ],
-)
+@pytest.mark.parametrize(("text", "name", "sets"), [
+    (X86, "AMD EPYC", ["avx2", "avx512_vnni"]),
+    (ARM, "Raspberry Pi 5 Model B, CPU implementer 0x41 CPU part 0xd0b", ["asimd", "i8mm"]),
+])  # fmt: skip
 def test_processors_are_told(monkeypatch, tmp_path, text, name, sets):
     (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
     monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")

@@ -81,7 +81,7 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
         _check(name, options)
     with contextlib.ExitStack() as opened:
         ports = {HTTP: options.port, **options.protocol_ports}
-        sockets = {speaks: opened.enter_context(_listen(options, port)) for speaks, port in ports.items()}
+        sockets = {speaks: _listen(options, port, opened) for speaks, port in ports.items()}
         opened.pop_all()
         return sockets
 
@@ -94,31 +94,29 @@ def _check(name: str, options: ServerOptions) -> None:
         raise ValueError(f"{name} knows no API key: with one, its port may only be opened on the loopback address")
 
 
-def _listen(options: ServerOptions, port: int) -> socket.socket:
+def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> socket.socket:
     file, host = options.socket_file, options.host
     address: Any = (host, port) if file is None else str(file)
     try:
         family = socket.AF_UNIX if file else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with contextlib.ExitStack() as opened:
-            # with its name asyncio knows that answers need not wait for each other (TCP_NODELAY)
-            kind = 0 if file else socket.IPPROTO_TCP
-            listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, kind))
-            if sys.platform != "win32":
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                listening.setsockopt(socket.SOL_SOCKET, direction, _SYSTEM_BUFFER)
-            if file is not None and file.is_socket() and not _is_listening(address):
-                file.unlink()  # of a server that was killed
-            listening.bind(address)
-            if file is not None:
-                file.chmod(_FOR_ALL)
-            listening.listen(_BACKLOG)
-            listening.setblocking(False)  # noqa: FBT003
-            opened.pop_all()
-            return listening
+        # with its name asyncio knows that answers need not wait for each other (TCP_NODELAY)
+        kind = 0 if file else socket.IPPROTO_TCP
+        listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, kind))
+        if sys.platform != "win32":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            listening.setsockopt(socket.SOL_SOCKET, direction, _SYSTEM_BUFFER)
+        if file is not None and file.is_socket() and not _is_listening(address):
+            file.unlink()  # of a server that was killed
+        listening.bind(address)
+        if file is not None:
+            file.chmod(_FOR_ALL)
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)  # noqa: FBT003
     except OSError as error:
         where = f"{host} port {port}" if file is None else f"{file}"
         raise OSError(error.errno, f"cannot listen at {where}: {error.strerror}") from error
+    return listening
 
 
 def _identity(file: Path | None) -> tuple[int, int] | None:
@@ -171,12 +169,7 @@ async def _serve(
 
     server = Server(service, ready, number)
     await server.run_on(sockets)
-    _end_without_waiting(service)
-
-
-def _end_without_waiting(service: Service) -> None:
-    """End the process if a file does not let go: the interpreter would wait for its thread."""
-    if not service.files.join(_AFTER_STOP_S):
+    if not service.files.join(_AFTER_STOP_S):  # the interpreter would wait for the thread of a file
         LOGGER.info("stopped")
         sys.stderr.flush()
         os._exit(0)
