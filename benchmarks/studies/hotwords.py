@@ -10,8 +10,9 @@ filled up with words of the bundle's language model, and such words alone. The l
 weight, and with only those of its words that sound like what is recognised without hotwords.
 
 Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
-its group as hotwords, as a grammar, and as one with `[unk]`; so are those of the other lists, with the first group,
-for false alarms: commands that are recognised more often than they are said.
+its group as hotwords, as a grammar, and as one with `[unk]`; so are those of the other lists or folders, with the first
+group, for false alarms: commands that are recognised more often than they are said. To these it adds noise, white and
+pink, and babble: six voices of the second list at a time, backwards.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from u2moe.benchmarks.results.files import publish, read_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
-from u2moe.runtime import Recognizer, Transcript
+from u2moe.runtime import Grammar, Recognizer, Transcript
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph
 from u2moe.runtime.text.grammar import UNKNOWN
@@ -49,6 +52,9 @@ BY_SOUND, AT_HALF = (f"{LONG_LISTS[-1]} {how}" for how in ("by sound", "at half 
 
 GROUP = 50
 """Commands in a grammar."""
+CONDITIONS = {"without": "none", "hotwords": "hotwords", "grammar": "grammar", "with_rest": "grammar with [unk]"}
+RATE = 16_000
+Samples = npt.NDArray[np.float32]
 
 
 def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
@@ -159,32 +165,52 @@ def measure(
     }
 
 
+def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
+    """Samples without speech by kind, each 24 times 15 seconds: noise, and babble of speakers that talk backwards."""
+    random = np.random.default_rng(0)
+    spoken = np.concatenate([read_audio(recording.path, RATE)[::-1] for recording in recordings])
+    found: dict[str, list[Samples]] = {"noise": [], "babble": []}
+    for number in range(24):
+        white = random.standard_normal(15 * RATE)
+        pink = np.fft.irfft(np.fft.rfft(white) / np.sqrt(np.arange(len(white) // 2 + 1) + 1))
+        starts = random.integers(0, len(spoken) - len(white), 6)
+        babble = np.sum([spoken[start : start + len(white)] for start in starts], axis=0)
+        for name, samples in (("noise", (white, pink)[number % 2]), ("babble", babble)):
+            found[name].append((0.05 * samples / samples.std()).astype(np.float32))
+    return found
+
+
 def measure_commands(
-    recognizer: Recognizer, recordings: Sequence[Recording], others: Sequence[Recording]
+    recognizer: Recognizer, recordings: Sequence[Recording], others: Mapping[str, Sequence[tuple[Any, str]]]
 ) -> dict[str, Any]:
-    """Errors and false alarms of commands under four conditions."""
+    """Errors of commands under four conditions, and false alarms in other sounds, each with what is said in it."""
     named = sorted({recording.transcript for recording in recordings})
     order = np.random.default_rng(0).permutation(len(named))
     groups = [[named[place] for place in part] for part in np.array_split(order, max(round(len(named) / GROUP), 1))]
-    counts = {name: Counter[str]() for name in ("without", "hotwords", "grammar", "with_rest")}
-    duration = 0.0
+    seconds = dict.fromkeys(others, 0.0)
+    conditions = {name: {"num_errors": 0, **dict.fromkeys(others, 0)} for name in CONDITIONS}
     for number, group in enumerate(groups):
-        chosen: dict[str, Any] = {"without": {}, "hotwords": {"hotwords": group}, "grammar": {"grammar": group},
-                                  "with_rest": {"grammar": [*group, UNKNOWN]}}  # fmt: skip
+        chosen: dict[str, dict[str, Any]] = {
+            "without": {},
+            "hotwords": {"hotwords": group},
+            "grammar": {"grammar": Grammar(lines=tuple(group))},
+            "with_rest": {"grammar": Grammar(lines=(*group, UNKNOWN))},
+        }  # each grammar is made once
         for recording in recordings:
-            for name, count in counts.items() if recording.transcript in group else ():
+            for name, found in conditions.items() if recording.transcript in group else ():
                 text = recognizer.transcribe(recording.path, **chosen[name]).text
-                count["num_errors"] += text != recording.transcript
-        for recording in others if number == 0 else ():
-            said = Counter({command: f" {recording.transcript} ".count(f" {command} ") for command in group})
-            for name in ("without", "hotwords", "with_rest"):
-                transcript = recognizer.transcribe(recording.path, **chosen[name])
-                counts[name]["num_false"] += (phrases_in(transcript, group) - said).total()
-            duration += transcript.duration
+                found["num_errors"] += text != recording.transcript
+        sounds = others.items() if number == 0 else ()
+        for kind, audio, said in ((name, *each) for name, own in sounds for each in own):
+            num_said = Counter({command: f" {said} ".count(f" {command} ") for command in group})
+            for name, found in conditions.items():
+                transcript = recognizer.transcribe(audio, **chosen[name])
+                found[kind] += (phrases_in(transcript, group) - num_said).total()
+            seconds[kind] += transcript.duration
     return {
         "num_recordings": len(recordings), "num_groups": len(groups), "group": max(map(len, groups)),
-        "hours": round(duration / 3600, 3),
-        "conditions": {name: dict(count) for name, count in counts.items()},
+        "hours": {kind: round(num / 3600, 3) for kind, num in seconds.items()},
+        "conditions": conditions,
     }  # fmt: skip
 
 
@@ -196,16 +222,14 @@ def phrases_in(transcript: Transcript, group: Sequence[str]) -> Counter[str]:
 
 def command_values(found: Mapping[str, Any]) -> dict[str, str]:
     """Values for the pages: a row for each condition."""
-    told = {"without": "none", "hotwords": "hotwords", "grammar": "grammar", "with_rest": "grammar with [unk]"}
     rows = []
     for name, own in found["conditions"].items():
-        false = own.get("num_false", 0) / max(found["hours"], 1e-9)
-        rows.append((told[name], f"{own.get('num_errors', 0)} of {found['num_recordings']}",
-                     "" if name == "grammar" else f"{false:.0f}"))  # fmt: skip
+        rates = [f"{own[kind] / hours:.0f}" for kind, hours in found["hours"].items()]
+        rows.append((CONDITIONS[name], f"{own['num_errors']} of {found['num_recordings']}", *rates))
     return {
-        "commands": table(("commands as", "wrong", "false alarms per hour of other speech"), rows),
+        "commands": table(("commands as", "wrong", *found["hours"]), rows),
         "commands_group": f"{found['group']}",
-        "commands_minutes": f"{60 * found['hours']:.0f}",
+        "commands_minutes": ", ".join(f"{60 * hours:.0f} minutes of {kind}" for kind, hours in found["hours"].items()),
     }
 
 
@@ -266,8 +290,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     if args.commands:
-        named, *others = map(read_recordings, args.lists)
-        found = measure_commands(recognizer, list(named), [recording for each in others for recording in each])
+        (_, *names), (named, *others) = args.lists, map(read_recordings, args.lists)
+        sounds: dict[str, list[tuple[Any, str]]] = {
+            path.stem: [(each.path, each.transcript) for each in own[: args.most]]
+            for path, own in zip(names, others, strict=True)
+        }
+        sounds |= {kind: [(samples, "") for samples in own] for kind, own in noises(others[0]).items()}
+        found = measure_commands(recognizer, named, sounds)
         publish(args.results, found, values, bundle=args.bundle, part="commands")
         return
     model = recognizer.bundle.language_model()

@@ -26,7 +26,7 @@ class Hearer:
 
     def transcribe(self, path, *, hotwords=None, grammar=None):
         if grammar or isinstance(hotwords, list):
-            return Transcript(text=next(iter(grammar or hotwords)), duration=1800.0, segments=[])
+            return Transcript(text=grammar.lines[0] if grammar else hotwords[0], duration=1800.0, segments=[])
         said = RECORDINGS[int(path)].transcript.split()
         named = [
             word
@@ -88,10 +88,19 @@ def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
 
 def test_commands_are_counted_in_each_condition():
     """The recogniser hears "OLD" without commands, and the first command with them."""
-    found = hotwords.measure_commands(Hearer(lambda *_: False), RECORDINGS[2:], RECORDINGS[:2])
+    said = [(recording.path, recording.transcript) for recording in RECORDINGS[:2]]
+    found = hotwords.measure_commands(Hearer(lambda *_: False), RECORDINGS[2:], {"speech": said})
     assert found["num_groups"] == 1
-    assert found["hours"] == 1.0
-    assert found["conditions"]["without"] == {"num_errors": 4, "num_false": 0}
+    assert found["hours"] == {"speech": 1.0}
+    assert found["conditions"]["without"] == {"num_errors": 4, "speech": 0}
     assert found["conditions"]["grammar"]["num_errors"] == found["conditions"]["hotwords"]["num_errors"] in (1, 3)
-    assert found["conditions"]["with_rest"]["num_false"] == 2 * (found["conditions"]["grammar"]["num_errors"] == 3)
+    assert found["conditions"]["with_rest"]["speech"] == 2 * (found["conditions"]["grammar"]["num_errors"] == 3)
     assert "grammar with [unk]" in hotwords.values({"commands": found})["commands"]
+
+
+def test_noise_is_as_loud_as_babble(tmp_path, sound):
+    soundfile.write(tmp_path / "a.wav", np.tile(sound, 5), 16_000)
+    made = hotwords.noises([Recording(path=tmp_path / "a.wav", transcript="")])
+    assert {kind: len(own) for kind, own in made.items()} == {"noise": 24, "babble": 24}
+    assert {round(float(each.std()), 3) for own in made.values() for each in own} == {0.05}
+    assert all(len(each) == 15 * hotwords.RATE for own in made.values() for each in own)
