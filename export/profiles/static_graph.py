@@ -24,7 +24,6 @@ from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.fixed import FixedHeads, fixed_convolution, fixed_mixture
 
 Array = npt.NDArray[Any]
-MOST_EXPERTS_OF_A_FRAME = 4
 _ATTENTIONS: Mapping[str, PositionUse] = {
     "CachedAttention": "",
     "RotaryCachedAttention": "rotary",
@@ -179,11 +178,6 @@ class StaticGraph:
         g, kind = self._g, _kind(node)
         read = next((value for value in node.inputs if value in self._reads), None)
         if (mixture := mixture_of(node)) is not None:
-            if mixture.top_k > MOST_EXPERTS_OF_A_FRAME:
-                raise UnsupportedError(
-                    f"{self.bundle.path}: {node.name}: top_k is {mixture.top_k}: in a graph of fixed shape a frame has "
-                    f"at most {MOST_EXPERTS_OF_A_FRAME} experts"
-                )
             x, gate, *weights = (_value(each) for each in node.inputs)
             _replace(node.outputs[0], fixed_mixture(g, mixture, x, gate, weights))
         elif read is None:

@@ -19,7 +19,7 @@ from u2moe.runtime.graph.convolution import OverTime
 from u2moe.runtime.graph.layers import affine
 
 SHARPNESS = 256.0
-"""Factor of each step that turns a difference of logits into "chosen or not". Three steps distinguish differences of
+"""Factor of each step that turns a difference of logits into "above or not". Three steps distinguish differences of
 1e-6, and no number exceeds this factor, so all fit into float16 and int8."""
 STEPS = 3
 PENALTY = 16.0
@@ -105,7 +105,7 @@ def fixed_mixture(
     joined = [weights[part::parts] for part in range(parts)]
     first, second = joined[: parts // 2], joined[parts // 2 :]
     with g.scope("router"):
-        share = _shares(g, mixture, g.op("MatMul", x, gate))
+        share = _shares(g, mixture, x, gate)
     with g.scope("experts"):
         wide = [g.op("Concat", *each, axis=1 - index) for index, each in enumerate(first)]
         hidden = activation(g, affine(g, x, wide), mixture.activation)
@@ -124,45 +124,21 @@ def _shape(weight: ir.Value) -> tuple[int, ...]:
     return tuple(weight.shape.numpy())
 
 
-def _shares(g: GraphBuilder, mixture: Mixture, logits: ir.Value) -> ir.Value:
-    """Return the weight of each expert, 0 for experts that are not chosen [1, time, experts]."""
-    if mixture.top_k < mixture.num_experts:
-        below = g.op("Sub", _least_chosen(g, mixture, logits), logits)  # positive for experts that are not chosen
-        for step in range(STEPS):
-            most = PENALTY if step == STEPS - 1 else 1.0
-            below = g.op("Mul", g.op("Clip", below, 0.0, most / SHARPNESS), SHARPNESS)
-        logits = g.op("Sub", logits, below)
-    return g.op("Softmax", logits, axis=-1)
+def _shares(g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value) -> ir.Value:
+    """Return the weight of each expert, 0 for experts that are not chosen [1, time, experts].
 
-
-def _least_chosen(g: GraphBuilder, mixture: Mixture, logits: ir.Value) -> ir.Value:
-    """Return the lowest logit of the chosen experts [1, time, 1]. Merges halves of the lanes until one is left.
-
-    `best` contains the best logits of each lane in descending order. A bitonic network merges those of two lanes.
+    A term that all logits share has no effect, and is removed. Products with differences of columns compare experts:
+    float16 rounds logits of 4 to multiples of 0.004, but keeps the sign of a small difference.
     """
-    lanes, most = 1 << (mixture.num_experts - 1).bit_length(), 1 << (mixture.top_k - 1).bit_length()
-    if lanes > mixture.num_experts:  # padding with the worst logit does not change the result
-        worst = g.op("ReduceMin", logits, [-1], keepdims=1)
-        logits = g.op("Concat", logits, *[worst] * (lanes - mixture.num_experts), axis=-1)
-    best = [logits]
-    while lanes > 1:
-        lanes //= 2
-        halves = [g.ops("Split", each, [lanes] * 2, axis=-1, num_outputs=2) for each in best]
-        one, other = [half[0] for half in halves], [half[1] for half in halves][::-1]
-        if 2 * len(best) <= most:
-            best = [*one, *other]
-        else:
-            best = [g.op("Max", *pair) for pair in zip(one, other, strict=True)]
-        _sort(g, best)
-    return best[mixture.top_k - 1]
-
-
-def _sort(g: GraphBuilder, values: list[ir.Value]) -> None:
-    """Sort a bitonic sequence in place, in descending order."""
-    stride = len(values) // 2
-    while stride:
-        for index in range(len(values)):
-            if not index & stride:
-                pair = values[index], values[index + stride]
-                values[index], values[index + stride] = g.op("Max", *pair), g.op("Min", *pair)
-        stride //= 2
+    gate, num = g.op("Sub", gate, g.op("ReduceMean", gate, [-1], keepdims=1)), mixture.num_experts
+    logits = g.op("MatMul", x, gate)
+    if mixture.top_k < num:
+        each = np.eye(num, dtype=np.float32)
+        pairs = np.tile(each, num) - np.repeat(each, num, axis=1)  # column num * i + j: by how much j is above i
+        above = g.op("MatMul", x, g.op("MatMul", gate, g.constant(pairs)))
+        for _ in range(STEPS):
+            above = g.op("Mul", g.op("Clip", above, 0.0, 1 / SHARPNESS), SHARPNESS)
+        better = g.op("MatMul", above, g.constant(np.repeat(each, num, axis=0)))  # how many are above each
+        late = g.op("Clip", g.op("Sub", better, float(mixture.top_k - 1)), 0.0, 1.0)
+        logits = g.op("Sub", logits, g.op("Mul", late, PENALTY))
+    return g.op("Softmax", logits, axis=-1)
