@@ -221,7 +221,7 @@ def mixture_session(build, num_experts, weights):
 )
 @pytest.mark.parametrize("common", [0.0, 1e6])
 def test_mixture_without_choosing(num_experts, top_k, bias, common):
-    """All experts as one layer give what the chosen ones give, for any number; what their logits share rounds nothing."""
+    """All experts as one layer give what the chosen ones do, for any number; what logits share rounds nothing."""
     random = np.random.default_rng(num_experts * 10 + top_k)
     shapes = {"w1": (6, 5), "w1_bias": (5,), "w2": (5, 6), "w2_bias": (6,)}
     shapes = {name: shape for name, shape in shapes.items() if bias or not name.endswith("bias")}
