@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from u2moe.export.profiles.parity import Run, session_of
 from u2moe.runtime.bundle_folder import Bundle
@@ -21,6 +22,8 @@ from u2moe.runtime.text.word_errors import edit_distance
 
 Samples = list[Mapping[str, npt.NDArray[np.float32]]]
 """Inputs of chunks, by name."""
+FEED_FORWARD = ("feed_forward", "ffn")
+"""In names of nodes whose weights have 8 bits."""
 MOST_SAMPLES = 100
 """Number of chunks to keep, evenly spaced over all recordings."""
 
@@ -79,8 +82,16 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
         def get_next(self) -> dict[str, Any] | None:
             return next(map(dict, self._rest), None)
 
-    types = {"activation_type": quantization.QuantType.QUInt16, "weight_type": quantization.QuantType.QUInt8}
-    config = get_qnn_qdq_config(str(graph), Reader(), **types, nodes_to_exclude=float_nodes)
+    model, kinds = ir.load(graph), quantization.QuantType
+    wide = {
+        str(value.name): [{"quant_type": kinds.QInt16, "symmetric": True}]
+        for node in model.graph
+        if node.name not in float_nodes and not any(name in str(node.name) for name in FEED_FORWARD)
+        for value in node.inputs
+        if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT and len(value.shape) > 1
+    }
+    types = {"activation_type": kinds.QUInt16, "weight_type": kinds.QUInt8}
+    config = get_qnn_qdq_config(str(graph), Reader(), **types, init_overrides=wide, nodes_to_exclude=float_nodes)
     logging.disable(logging.WARNING)  # it gives advice that does not apply to QNN
     try:
         quantization.quantize(str(graph), str(target), config)
