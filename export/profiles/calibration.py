@@ -82,18 +82,18 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
         def get_next(self) -> dict[str, Any] | None:
             return next(map(dict, self._rest), None)
 
-    model, kinds = ir.load(graph), quantization.QuantType
+    kinds = quantization.QuantType
     wide = {
-        str(value.name): [{"quant_type": kinds.QInt16, "symmetric": True}]
-        for node in model.graph
-        if node.name not in float_nodes and not any(name in str(node.name) for name in FEED_FORWARD)
-        for value in node.inputs
-        if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT and len(value.shape) > 1
+        name: [{"quant_type": kinds.QInt16, "symmetric": True}]
+        for name, value in ir.load(graph).graph.initializers.items()
+        if value.dtype == ir.DataType.FLOAT
+        and len(value.shape or ()) > 1
+        and not any(part in str(use.node.name) for use in value.uses() for part in FEED_FORWARD)
     }
     types = {"activation_type": kinds.QUInt16, "weight_type": kinds.QUInt8}
-    config = get_qnn_qdq_config(str(graph), Reader(), **types, init_overrides=wide, nodes_to_exclude=float_nodes)
     logging.disable(logging.WARNING)  # it gives advice that does not apply to QNN
     try:
+        config = get_qnn_qdq_config(str(graph), Reader(), **types, init_overrides=wide, nodes_to_exclude=float_nodes)
         quantization.quantize(str(graph), str(target), config)
     finally:
         logging.disable(logging.NOTSET)
