@@ -92,6 +92,6 @@ DAMAGED_SHAPES = [
         edited_form(num_left_chunks=0),
         ("num_left_chunks must be at least 1, got 0", "bundle.json: model: static: num_left_chunks: found 0"),
     ),
-    ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), ("cnn_cache0.npy: is no array",) * 2),
+    ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), ("cnn_cache0.npy: is not a numpy array",) * 2),
 ]
 """Of a file, how it is changed, and what Python and C++ say."""
